@@ -1,0 +1,92 @@
+"""The spiking neuron: a threshold whose reset is a decaying trace of its own spikes.
+
+V[t] = I[t] - R[t]                   (membrane_filter off: the paper's experiments)
+V[t] = lambda V[t-1] + I[t] - R[t]   (membrane_filter on)
+S[t] = 1 if V[t] > 1 else 0
+R[t+1] = theta R[t] + v_reset S[t],  R[0] = 0
+with theta = lambda = exp(-1 / tau_m).
+
+Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from snn_lib.containers import StatefulModule
+from snn_lib.functional import NeuronState, spiking_neuron
+from snn_lib.surrogate import FastSigmoid, Gaussian
+
+
+class SpikingNeuron(StatefulModule):
+    """A layer of spiking neurons, driven by the output of an ``nn.Linear`` or ``nn.Conv2d``.
+
+    Args:
+        shape: the neurons: their number, or the feature shape such as ``(C, H, W)``.
+        tau_m: time constant of the reset, and of the membrane if it filters, in steps.
+        membrane_filter: whether the membrane potential leaks with ``tau_m`` or has no memory.
+        reset_strength: v_reset, by how much a spike lowers the next potential.
+        surrogate: the surrogate gradient of the spike.
+        dropout: in training, the probability that a spike is not passed on to the next layer,
+            drawn for every neuron and time step; the others are scaled by 1 / (1 - dropout). The
+            neuron's own reset sees all its spikes.
+
+    Attributes:
+        reset_decay, reset_strength, membrane_decay: theta, v_reset and lambda of every neuron,
+            buffers of the neurons' shape. The paper does not train them.
+
+    Shape:
+        - current: ``(T, B, *shape)``.
+        - state: ``(membrane, reset)``, both ``(B, *shape)``: V of the last step and R of the next.
+        - returns spikes ``(T, B, *shape)`` and the new state.
+
+    Raises:
+        ValueError: ``tau_m`` is not positive, dropout lies outside [0, 1), or a shape is wrong.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        tau_m: float,
+        membrane_filter: bool = False,
+        reset_strength: float = 1.0,
+        surrogate: Gaussian | FastSigmoid = Gaussian(),  # noqa: B008 (immutable)
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if tau_m <= 0:
+            raise ValueError(f"tau_m is {tau_m}, expected a positive number of steps")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.tau_m, self.surrogate, self.dropout = tau_m, surrogate, dropout
+        self.membrane_filter = membrane_filter
+        decay = math.exp(-1.0 / tau_m)
+        self.register_buffer("reset_decay", torch.full(self.shape, decay))
+        self.register_buffer("reset_strength", torch.full(self.shape, float(reset_strength)))
+        self.register_buffer(
+            "membrane_decay", torch.full(self.shape, decay if membrane_filter else 0.0)
+        )
+
+    def forward(
+        self, current: Tensor, state: NeuronState | None = None
+    ) -> tuple[Tensor, NeuronState]:
+        """Runs all time steps; see the class for shapes."""
+        return spiking_neuron(
+            current,
+            self.reset_decay,
+            self.reset_strength,
+            self.membrane_decay,
+            state,
+            self.surrogate,
+            self.dropout if self.training else 0.0,
+        )
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return (
+            f"{self.shape}, tau_m={self.tau_m}, membrane_filter={self.membrane_filter}, "
+            f"surrogate={self.surrogate}, dropout={self.dropout}"
+        )

@@ -1,0 +1,61 @@
+"""Surrogate gradients: what stands in for the derivative of the spike's step function.
+
+The forward pass of a neuron is a step, S = 1 if V > 1 else 0, whose derivative is zero almost
+everywhere. Training replaces it, in the backward pass only, by a smooth bump around the threshold.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+THRESHOLD = 1.0
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The paper's surrogate, the density of a normal distribution around the threshold.
+
+    dS/dV = exp(-(V - 1)^2 / (2 sigma^2)) / (sqrt(2 pi) sigma)
+
+    Args:
+        width: sigma, in units of the threshold.
+
+    Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
+    """
+
+    name: ClassVar[str] = "gaussian"
+    width: float = 0.4
+
+    def derivative(self, membrane: Tensor) -> Tensor:
+        """dS/dV at every element of ``membrane``."""
+        distance = membrane - THRESHOLD
+        scale = 1.0 / (math.sqrt(2.0 * math.pi) * self.width)
+        return scale * torch.exp(distance * distance * (-0.5 / self.width**2))
+
+
+@dataclass(frozen=True)
+class FastSigmoid:
+    """SuperSpike's surrogate, whose tails fall with the square of the distance.
+
+    dS/dV = 1 / (1 + |V - 1| / width)^2
+
+    Args:
+        width: distance from the threshold at which the derivative has fallen to 1/4, in units of
+            the threshold.
+
+    Source: Zenke and Ganguli, Neural Computation 2018, doi 10.1162/neco_a_01086.
+    """
+
+    name: ClassVar[str] = "fast_sigmoid"
+    width: float = 0.1
+
+    def derivative(self, membrane: Tensor) -> Tensor:
+        """dS/dV at every element of ``membrane``."""
+        distance = torch.abs(membrane - THRESHOLD)
+        return 1.0 / (1.0 + distance * (1.0 / self.width)) ** 2
+
+
+SURROGATES = {surrogate.name: surrogate for surrogate in (Gaussian, FastSigmoid)}
