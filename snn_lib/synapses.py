@@ -82,9 +82,11 @@ class IIRSynapse(StatefulModule):
         lie inside the unit circle.
         """
         order = len(self.alpha)
+        if order == 0:
+            return torch.zeros(*self.shape, 0, dtype=torch.complex128)
         companion = torch.zeros(*self.shape, order, order, dtype=torch.float64)
         companion[..., 0, :] = self.alpha.detach().movedim(0, -1).double().cpu()
-        companion[..., 1:, :-1] = torch.eye(order)[1:, :-1] if order > 1 else 0.0
+        companion[..., 1:, :-1] = torch.eye(order - 1)
         return torch.linalg.eigvals(companion)
 
     def pole_radius(self) -> float:

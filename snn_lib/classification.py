@@ -1,0 +1,171 @@
+"""Digit classification: MNIST as input over time, read out by counting the output spikes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from snn_lib import encoding
+from snn_lib.activity import Activity
+from snn_lib.config import ExperimentConfig, Hyperparameters, require
+from snn_lib.data_loaders import (
+    CLASSES,
+    PIXELS,
+    DigitBatches,
+    TransformConfig,
+    batch_generator,
+    load_mnist,
+    split_indices,
+)
+
+__all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
+
+TRAIN_IMAGES = 60_000
+EVALUATION_BATCH = 250
+
+
+@dataclass
+class DigitHyperparameters(Hyperparameters):
+    """What digit classification adds to the shared hyperparameters."""
+
+    dropout: float = 0.3
+    encoding: Literal["constant", "poisson"] = "constant"
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.label_smoothing < 1,
+            f"hyperparameters.label_smoothing is {self.label_smoothing}, expected in [0, 1)",
+        )
+
+
+@dataclass
+class MNISTOptions:
+    """How MNIST is used."""
+
+    max_rate: float = 1.0  # input of a white pixel: current, or probability of a spike a step
+    use_transform: bool = True  # augmentation on or off
+    validation_size: int = 5_000  # training images held out to choose the best epoch
+    training_size: int = 55_000  # the first so many of the others are trained on
+    test_size: int = 10_000  # the first so many of the test images
+
+    def __post_init__(self) -> None:
+        require(self.max_rate > 0, f"mnist_config.max_rate is {self.max_rate}, expected > 0")
+        require(
+            min(self.validation_size, self.training_size, self.test_size) >= 1,
+            "mnist_config: validation_size, training_size and test_size must be at least 1",
+        )
+        require(
+            self.validation_size + self.training_size <= TRAIN_IMAGES,
+            f"mnist_config: validation_size + training_size is "
+            f"{self.validation_size + self.training_size}, MNIST has {TRAIN_IMAGES}",
+        )
+
+
+@dataclass
+class DigitConfig(ExperimentConfig):
+    """The configuration of snn_mlp_1 and snn_mlp_2."""
+
+    hyperparameters: DigitHyperparameters = field(default_factory=DigitHyperparameters)
+    mnist_config: MNISTOptions = field(default_factory=MNISTOptions)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+
+
+class DigitClassification:
+    """The task of snn_mlp_1 and snn_mlp_2, see :class:`snn_lib.experiment.Task`."""
+
+    config_class = DigitConfig
+    unit = "images"
+
+    def __init__(self, config: DigitConfig, device: torch.device, rank: int, world: int) -> None:
+        self.config, self.device = config, device
+        self.rank, self.world = rank, world
+        options = config.mnist_config
+        images, labels = load_mnist(Path(config.dataset_path), train=True)
+        training, validation = split_indices(len(labels), options.validation_size, config.seed)
+        training = training[: options.training_size]
+        self.training = DigitBatches(
+            images[training],
+            labels[training],
+            config.hyperparameters.batch_size,
+            options.max_rate,
+            config.seed,
+            shuffle=True,
+            transform=config.transform if options.use_transform else None,
+            rank=rank,
+            world=world,
+        )
+        self.batches_per_epoch = len(self.training)
+        self.validation = self._evaluation(images[validation], labels[validation])
+
+    def _evaluation(self, images: Tensor, labels: Tensor) -> DigitBatches:
+        return DigitBatches(
+            images,
+            labels,
+            EVALUATION_BATCH,
+            self.config.mnist_config.max_rate,
+            rank=self.rank,
+            world=self.world,
+        )
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Encoded images ``(T, B, 784)`` and labels, from batch ``start`` of an epoch."""
+        return self._encoded(self.training, epoch, start)
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for the ``validation`` or the ``test`` images, always with the same spikes."""
+        batches = self.validation
+        if split == "test":  # read when asked for and not before
+            images, labels = load_mnist(Path(self.config.dataset_path), train=False)
+            size = self.config.mnist_config.test_size
+            batches = self._evaluation(images[:size], labels[:size])
+        return self._encoded(batches, -1, 0)
+
+    def _encoded(
+        self, batches: DigitBatches, epoch: int, start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        length = self.config.hyperparameters.length
+        for batch, (images, labels) in enumerate(batches.epoch(epoch, start), start):
+            if self.config.hyperparameters.encoding == "poisson":
+                generator = batch_generator(self.config.seed + self.rank + 1, epoch, batch)
+                x = encoding.poisson(images, length, generator).to(self.device)
+            else:
+                x = encoding.constant(images.to(self.device), length)
+            yield x, labels.to(self.device)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
+        """Cross-entropy of the output spike counts, and the sums that metrics are made of."""
+        x, labels = batch
+        spikes, _ = model(x)
+        counts = spikes.sum(0)  # (B, 10)
+        smoothing = self.config.hyperparameters.label_smoothing if model.training else 0.0
+        loss = F.cross_entropy(counts, labels, label_smoothing=smoothing)
+        sums = {
+            "samples": len(labels),
+            "loss": loss.detach() * len(labels),
+            "correct": (counts.detach().argmax(1) == labels).sum(),
+        }
+        return loss, sums
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Mean loss and accuracy."""
+        return {
+            "loss": sums["loss"] / sums["samples"],
+            "accuracy": sums["correct"] / sums["samples"],
+        }
+
+    def score(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """What the best epoch is chosen by, higher is better: accuracy, then a lower loss."""
+        return metrics["accuracy"], -metrics["loss"]
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Synaptic operations beside the operations of a dense network of the same size."""
+        yield (
+            f"{activity.synaptic_operations():,.0f} synaptic operations per image; a dense "
+            f"network of this size takes {activity.dense_operations:,} multiply-accumulates"
+        )

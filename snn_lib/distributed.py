@@ -1,0 +1,55 @@
+"""Several processes, as ``torchrun`` starts them; without it, one process of rank 0."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start() -> None:
+    """Joins the process group that ``torchrun`` announces, if it does."""
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def total(sums: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The sums over all processes, as floats."""
+    if not sums:
+        return {}
+    values = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in sums.values()])
+    if dist.is_initialized():
+        values = values.to(device)
+        dist.all_reduce(values)
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    return flag if not dist.is_initialized() else total({"flag": float(flag)}, device)["flag"] > 0

@@ -1,0 +1,124 @@
+"""Records what happens inside a model: PSPs, membrane potentials, resets and spikes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.neurons import SpikingNeuron
+from snn_lib.synapses import IIRSynapse
+
+
+@dataclass(frozen=True)
+class SynapseRecord:
+    """The PSP of a synapse layer, ``(T, B, *features)``."""
+
+    psp: Tensor
+
+
+@dataclass(frozen=True)
+class NeuronRecord:
+    """Spikes S, membrane potential V and reset R of a neuron layer, each ``(T, B, *features)``.
+
+    The spikes are those that the neurons fired, dropout or not, and V[t] > 1 is where they did:
+    V[t] has R[t] subtracted already, and the spike at t is first felt in R[t+1].
+    """
+
+    spikes: Tensor
+    membrane: Tensor
+    reset: Tensor
+
+
+class Monitor:
+    """Records layers of a model while it runs inside this context, and leaves the model as it was.
+
+        with Monitor(model) as monitor:
+            model(x)
+        monitor["2"].membrane  # (T, B, N)
+
+    Args:
+        model: any module with synapses and neurons of this package inside.
+        layers: names of the layers to record, as ``model.named_modules()`` has them; ``None`` for
+            all synapses and neurons.
+
+    Attributes:
+        records: for each layer that has run, its :class:`SynapseRecord` or :class:`NeuronRecord`
+            of the last run, without gradient, kept when the context is left.
+
+    Raises:
+        ValueError: a name is not that of a synapse or neuron layer.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
+        self._modules = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, (IIRSynapse, SpikingNeuron))
+        }
+        if layers is not None:
+            for name in layers:
+                if name not in self._modules:
+                    raise ValueError(
+                        f"there is no synapse or neuron layer {name!r}, choose from "
+                        f"{', '.join(map(repr, self._modules))}"
+                    )
+            self._modules = {name: self._modules[name] for name in layers}
+        self.records: dict[str, SynapseRecord | NeuronRecord] = {}
+
+    def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
+        return self.records[layer]
+
+    def __enter__(self) -> "Monitor":
+        self._hooks = [
+            module.register_forward_hook(self._recorder(name), with_kwargs=True)
+            for name, module in self._modules.items()
+        ]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _recorder(self, name: str) -> Any:
+        def record(module: nn.Module, args: tuple, kwargs: dict, result: tuple) -> None:
+            with torch.no_grad():
+                if isinstance(module, SpikingNeuron):
+                    self.records[name] = record_neuron(module, *args, **kwargs)
+                else:
+                    self.records[name] = SynapseRecord(result[0].detach())
+
+        return record
+
+
+def record_neuron(
+    neuron: SpikingNeuron, current: Tensor, state: tuple[Tensor, Tensor] | None = None
+) -> NeuronRecord:
+    """Spikes, membrane potential and reset that an input current causes.
+
+    The reset is a first-order filter of the spikes, and the membrane potential one of current minus
+    reset, so the traces are filtered again instead of being kept in every forward pass.
+
+    Args:
+        neuron: the layer, of features ``shape``.
+        current: ``(T, B, *shape)``.
+        state: as in :class:`snn_lib.neurons.SpikingNeuron`.
+    """
+    theta, strength, decay = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
+    current = current.to(theta.dtype)
+    spikes, _ = spiking_neuron(current, theta, strength, decay, state)
+    if state is None:
+        state = (torch.zeros_like(current[0]),) * 2
+    membrane_before, reset_at_start = (part[None] for part in state)  # (1, B, *shape)
+    no_inputs = current.new_empty(0, *current.shape[1:])
+
+    # R[t+1] = theta R[t] + v_reset S[t], which the filter returns at t
+    resets_after, _ = iir_filter(spikes, theta[None], strength[None], (reset_at_start, no_inputs))
+    reset = torch.cat([reset_at_start, resets_after])[:-1]
+    # V[t] = lambda V[t-1] + I[t] - R[t]
+    membrane, _ = iir_filter(
+        current - reset, decay[None], torch.ones_like(decay)[None], (membrane_before, no_inputs)
+    )
+    return NeuronRecord(spikes, membrane, reset)
