@@ -232,13 +232,13 @@ def config_from_dict(
 
 def _typed(schema: type[Config], values: Any, overrides: Sequence[str], source: str) -> Config:
     config = OmegaConf.structured(schema)
-    layers = [(source, lambda: values)]
+    parts = [(source, lambda: values)]
     for override in overrides:
         require("=" in override, f"{override!r} is not an override, expected key=value")
-        layers.append((f"override {override!r}", lambda text=override: parse_override(text)))
+        parts.append((f"override {override!r}", lambda text=override: parse_override(text)))
     try:
-        for source, layer in layers:
-            config = OmegaConf.merge(config, layer())
+        for source, part in parts:  # noqa: B007 (named in the messages below)
+            config = OmegaConf.merge(config, part())
         source = "the configuration"
         return OmegaConf.to_object(config)
     except KeyError as error:

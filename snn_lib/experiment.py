@@ -148,7 +148,7 @@ class Experiment:
         total_batches = self.settings.epoch * self.task.batches_per_epoch
         self.scheduler = get_scheduler(self.optimizer, self.config, total_batches)
         if self.settings.weight_averaging:
-            averaging = get_ema_multi_avg_fn(self.settings.weight_averaging)
+            averaging = warmed_up_average(self.settings.weight_averaging)
             self.average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.progress = Progress()
         if checkpoint is not None:
@@ -456,6 +456,19 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"device={name} is not available here, use device=cpu") from None
     return device
+
+
+def warmed_up_average(decay: float) -> Callable[..., None]:
+    """An exponential moving average that forgets faster at first, when it has seen little.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)).
+    """
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        seen = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + seen) / (10 + seen)))(averaged, current, count)
+
+    return update
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

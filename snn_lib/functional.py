@@ -56,8 +56,8 @@ def iir_filter(
     if state is None:
         past_output, past_input = (x.new_zeros(()).expand(shape) for shape in past_shapes)
     else:
-        past_output, past_input = state
         _check_state(("past_output", "past_input"), state, past_shapes)
+        past_output, past_input = (tensor.to(x.dtype) for tensor in state)
 
     output = torch.ops.snn.iir_filter(
         _fold(x, 2),
@@ -123,6 +123,7 @@ def spiking_neuron(
         state = (current.new_zeros(()).expand(state_shape),) * 2
     else:
         _check_state(("membrane", "reset"), state, (state_shape, state_shape))
+        state = tuple(tensor.to(current.dtype) for tensor in state)
 
     # Drawn from PyTorch's generator on the tensor's device: reproducible, and no synchronisation.
     seed = (
@@ -166,10 +167,13 @@ def _fold(tensor: Tensor, leading: int) -> Tensor:
 
 
 def _last(past: Tensor, sequence: Tensor) -> Tensor:
-    """The last len(past) steps of ``past`` followed by ``sequence``."""
-    order, steps = len(past), len(sequence)
+    """The last len(past) steps of ``past`` followed by ``sequence``.
+
+    A copy: the state keeps neither the whole sequence alive nor changes with it.
+    """
+    order, steps = past.shape[0], sequence.shape[0]  # len() would fix T in torch.export
     if steps >= order:
-        return sequence[steps - order :]
+        return sequence[steps - order :].clone()
     return torch.cat([past[steps:], sequence])
 
 

@@ -56,7 +56,7 @@ class SpikingNeuron(StatefulModule):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if tau_m <= 0:
+        if not tau_m > 0:  # nan too
             raise ValueError(f"tau_m is {tau_m}, expected a positive number of steps")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")

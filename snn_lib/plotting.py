@@ -6,6 +6,7 @@ Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,12 @@ from snn_lib.functional import iir_filter
 from snn_lib.surrogate import THRESHOLD
 from snn_lib.synapses import IIRSynapse
 
+DAMAGE_LABELS = {
+    "rows_removed": "rows removed",
+    "block_size": "side of the removed block",
+    "jitter_sigma": "jitter (s.d. in steps)",
+    "noise_probability": "noise spikes per cell",
+}
 BLACK, GREY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN, BLUE, VERMILION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 
@@ -112,7 +119,8 @@ def neuron_traces(
         ax.plot(
             time, [0.95] * len(time), "|", c=BLACK, ms=9, mew=1.2, transform=edge, label="spike S"
         )
-        ax.margins(y=0.2)
+        bottom, top = ax.get_ylim()
+        ax.set_ylim(bottom, top + 0.25 * (top - bottom))
         ax.set(ylabel=f"neuron {neuron}", xlim=(-0.5, len(spikes) - 0.5))
     axes[-1].set_xlabel("time step")
     axes[0].legend(
@@ -161,7 +169,8 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
         ax: where to draw.
     """
     ax = ax or plt.subplots(figsize=(4.5, 4.5), layout="constrained")[1]
-    ax.add_patch(plt.Circle((0, 0), 1, fill=False, color=GREY, label="unit circle"))
+    angle = np.linspace(0, 2 * np.pi, 200)
+    ax.plot(np.cos(angle), np.sin(angle), color=GREY, lw=1, label="unit circle")
     for synapse, style in (
         (learned, {"s": 6, "c": BLUE, "alpha": 0.5, "lw": 0, "label": "learned"}),
         (initial, {"s": 60, "c": VERMILION, "marker": "x", "label": "initial"}),
@@ -171,7 +180,7 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
     limit = 1.1 * max(1.0, learned.pole_radius())
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set(xlabel="real part", ylabel="imaginary part")
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="center", bbox_to_anchor=(0.3, 0.5))
     return ax
 
 
@@ -210,6 +219,36 @@ def damage_sweep(
     return np.asarray(axes)
 
 
+def damage_sweeps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Error and retrieval against the strength of every kind of damage, a column each.
+
+    Args:
+        rows: with ``damage``, ``strength``, ``error`` and ``retrieval``, as
+            :meth:`snn_lib.association.Association.sweep` returns them.
+
+    Returns:
+        The axes, two rows of them.
+    """
+    kinds = list(dict.fromkeys(row["damage"] for row in rows))
+    _, axes = plt.subplots(
+        2,
+        len(kinds),
+        figsize=(3 * len(kinds), 5),
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    for kind, column in zip(kinds, axes.T, strict=True):
+        of_kind = [row for row in rows if row["damage"] == kind]
+        strengths, errors, retrievals = (
+            [row[key] for row in of_kind] for key in ("strength", "error", "retrieval")
+        )
+        damage_sweep(strengths, errors, retrievals, DAMAGE_LABELS.get(kind, kind), column)
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    return axes
+
+
 def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     """Mean firing rate of every layer, as bars.
 
@@ -236,4 +275,4 @@ def _impulse_response(synapse: IIRSynapse, steps: int) -> Tensor:
 
 def _integer_ticks(ax: Axes) -> None:
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))

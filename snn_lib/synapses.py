@@ -90,7 +90,12 @@ class IIRSynapse(StatefulModule):
         return torch.linalg.eigvals(companion)
 
     def pole_radius(self) -> float:
-        """The largest magnitude of any channel's pole: below 1, all filters are stable."""
+        """The largest magnitude of any channel's pole: below 1, all filters are stable.
+
+        Infinite if a coefficient is not finite.
+        """
+        if not torch.isfinite(self.alpha).all():
+            return math.inf
         return self.poles().abs().amax().item() if len(self.alpha) else 0.0
 
     @torch.no_grad()
@@ -115,6 +120,8 @@ class IIRSynapse(StatefulModule):
             scale = (bound / radius).clamp(max=1.0).to(self.alpha)
             powers = torch.arange(1, len(self.alpha) + 1).view(-1, *[1] * len(self.shape))
             self.alpha.mul_(scale ** powers.to(self.alpha))
+            if self.pole_radius() >= 1.0:  # rounding can move a cluster of poles out again
+                self.project_()
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
@@ -194,7 +201,7 @@ class LowPassSynapse(IIRSynapse):
         constraint: str = "none",
         margin: float = 1e-3,
     ) -> None:
-        if tau <= 0:
+        if not tau > 0:  # nan too
             raise ValueError(f"tau is {tau}, expected a positive number of steps")
         super().__init__(
             shape,

@@ -1,0 +1,60 @@
+"""An associative memory: reconstructs whole spatio-temporal spike patterns from damaged ones.
+
+    python associative_memory.py --train
+    python associative_memory.py --test
+
+The settings are in associative_memory.yaml; --help lists them all, and associative_memory.ipynb
+shows what the trained network does. The model follows the first experiment of Fang, Shrestha,
+Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
+"""
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from snn_lib import DualExponentialSynapse, Gaussian, Sequential, SpikingNeuron
+from snn_lib.association import Association, AssociationConfig
+from snn_lib.command_line import main
+
+SIZES = (300, 500, 200, 500, 300)
+
+
+class SNN(nn.Module):
+    """300-500-200-500-300: four layers that filter their input spikes, weigh them, and spike.
+
+    Shape:
+        Damaged patterns ``(T, B, 300)`` to output spikes ``(T, B, 300)`` and the state.
+    """
+
+    def __init__(self, config: AssociationConfig) -> None:
+        super().__init__()
+        options = config.hyperparameters
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(SIZES):
+            synapse = DualExponentialSynapse(
+                inputs,
+                options.tau_m,
+                options.tau_s,
+                train_coefficients=options.train_coefficients,
+                constraint=options.constraint,
+            )
+            weights = nn.Linear(inputs, outputs, bias=options.train_bias)
+            nn.init.normal_(weights.weight, std=options.weight_gain / math.sqrt(inputs))
+            neurons = SpikingNeuron(
+                outputs,
+                options.tau_m,
+                membrane_filter=options.membrane_filter,
+                surrogate=Gaussian(options.surrogate_width),
+                dropout=options.dropout if outputs != SIZES[-1] else 0.0,
+            )
+            layers += [synapse, weights, neurons]
+        self.layers = Sequential(*layers)
+
+    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Runs all time steps; see the class for shapes."""
+        return self.layers(x, state)
+
+
+if __name__ == "__main__":
+    main(__file__, SNN, Association)

@@ -1,0 +1,17 @@
+"""Settings of the whole suite: the random seed, and how many cases Hypothesis tries.
+
+``pytest --hypothesis-profile=nightly`` tries many more, new ones each time.
+"""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=1000, deadline=None)
+settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,292 @@
+"""Whole networks: against a plain step by step implementation, in chunks, compiled, exported."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from snn_lib.containers import PerStep, Sequential
+from snn_lib.neurons import SpikingNeuron
+from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
+
+TAU_M, TAU_S = 4.0, 1.0
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+
+def dual_exponential(channels):
+    return DualExponentialSynapse(channels, TAU_M, TAU_S)
+
+
+def low_pass(channels):
+    return LowPassSynapse(channels, TAU_M)
+
+
+def two_layers(synapse=dual_exponential, membrane_filter=False, dropout=0.0):
+    """12-10-5, with weights large enough for both layers to fire."""
+    network = Sequential(
+        synapse(12),
+        nn.Linear(12, 10),
+        SpikingNeuron(10, TAU_M, membrane_filter, dropout=dropout),
+        synapse(10),
+        nn.Linear(10, 5),
+        SpikingNeuron(5, TAU_M, membrane_filter, dropout=dropout),
+    )
+    for index in (1, 4):
+        nn.init.normal_(network[index].weight, 0.1, 0.5)
+    return network
+
+
+def spike_trains(steps=25, batch=8, channels=12):
+    return (torch.rand(steps, batch, channels) > 0.6).float()
+
+
+class Spike(torch.autograd.Function):
+    """A step at 1 whose derivative is the paper's Gaussian."""
+
+    @staticmethod
+    def forward(ctx, membrane):
+        ctx.save_for_backward(membrane)
+        return (membrane > 1).to(membrane)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (membrane,) = ctx.saved_tensors
+        return grad * torch.exp(-((membrane - 1) ** 2) / 0.32) / (math.sqrt(2 * math.pi) * 0.4)
+
+
+def step_by_step(x, layers, membrane_filter):
+    """The paper's network, one time step after the other; a layer is alpha, beta, weight, bias."""
+    theta = math.exp(-1 / TAU_M)
+    psps = [[x.new_zeros(x.shape[1], alpha.shape[1])] * len(alpha) for alpha, *_ in layers]
+    membranes = [x.new_zeros(x.shape[1], len(bias)) for *_, bias in layers]
+    resets = list(membranes)
+    output = []
+    for spikes in x:
+        for i, (alpha, beta, weight, bias) in enumerate(layers):
+            psp = beta[0] * spikes + sum(a * past for a, past in zip(alpha, psps[i], strict=True))
+            psps[i] = [psp, *psps[i][:-1]]
+            current = F.linear(psp, weight, bias)
+            membranes[i] = (theta * membranes[i] if membrane_filter else 0) + current - resets[i]
+            spikes = Spike.apply(membranes[i])
+            resets[i] = theta * resets[i] + spikes
+        output.append(spikes)
+    return torch.stack(output)
+
+
+@pytest.mark.parametrize("membrane_filter", [False, True])
+@pytest.mark.parametrize("synapse", [dual_exponential, low_pass])
+def test_a_network_equals_the_step_by_step_implementation(synapse, membrane_filter):
+    network = two_layers(synapse, membrane_filter)
+    layers = [
+        (network[i].alpha, network[i].beta, network[i + 1].weight, network[i + 1].bias)
+        for i in (0, 3)
+    ]
+    x = spike_trains().requires_grad_()
+    results = network(x)[0], step_by_step(x, layers, membrane_filter)
+    assert 0.05 < results[1].mean() < 0.95
+    torch.testing.assert_close(*results, **EXACT)
+
+    labels = torch.arange(8) % 5
+    gradients = [
+        torch.autograd.grad(F.cross_entropy(spikes.sum(0), labels), [x, *network.parameters()])
+        for spikes in results
+    ]
+    for gradient, reference in zip(*gradients, strict=True):
+        assert reference.norm() > 0
+        assert (gradient - reference).norm() <= 1e-5 * reference.norm()
+
+
+# Chunks
+
+
+@given(cuts=st.lists(st.integers(0, 10), max_size=3), seed=st.integers(0, 2**32 - 1))
+def test_a_network_in_chunks_is_the_whole_run(cuts, seed):
+    """Dyadic coefficients and weights make the products exact in whatever order BLAS sums them."""
+    torch.manual_seed(seed)
+    network = Sequential(
+        IIRSynapse(6, (0.5, -0.25), (0.5,)),
+        nn.Linear(6, 5),
+        SpikingNeuron(5, TAU_M),
+        Sequential(LowPassSynapse(5, 1 / math.log(2)), nn.Linear(5, 4), nn.ReLU(inplace=True)),
+        IIRSynapse(4, (), (1.0, 0.5)),
+        SpikingNeuron(4, TAU_M, membrane_filter=True),
+    ).double()
+    network[3][0].alpha.data.fill_(0.5)
+    for linear in (network[1], network[3][1]):
+        for parameter in linear.parameters():
+            parameter.data = torch.randint(-16, 24, parameter.shape).double() / 16
+    x = spike_trains(10, 2, 6).double()
+    with torch.no_grad():
+        whole, end = network(x)
+        chunks, state, cuts = [], None, [0, *sorted(cuts), 10]
+        for start, stop in pairwise(cuts):
+            chunk, state = network(x[start:stop], state)
+            chunks.append(chunk)
+    torch.testing.assert_close(torch.cat(chunks), whole, **EXACT)
+    torch.testing.assert_close(state, end, **EXACT)
+    assert end[1] is None
+    assert len(end[3]) == 3
+
+
+def test_a_state_survives_what_later_modules_do_in_place():
+    network = Sequential(IIRSynapse(3, (0.5,), (1.0, 0.5)), nn.ReLU(inplace=True))
+    x = torch.randn(6, 2, 3)
+    with torch.no_grad():
+        whole, _ = network(x.clone())
+        buffer = x[:3].clone()
+        first, state = network(buffer)
+        buffer.copy_(x[3:])  # a streaming user refills the same memory
+        second, _ = network(buffer, state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, **EXACT)
+
+
+@pytest.mark.parametrize("recurrent", [nn.RNN, nn.GRU, nn.LSTM])
+def test_pytorch_s_recurrent_layers_are_stateful_modules_too(recurrent):
+    network = Sequential(LowPassSynapse(3, TAU_M), recurrent(3, 4), nn.Linear(4, 2))
+    x = torch.randn(7, 2, 3)
+    whole, _ = network(x)
+    expected = network[2](network[1](network[0](x)[0])[0])
+    torch.testing.assert_close(whole, expected, **EXACT)
+    first, state = network(x[:3])
+    second, _ = network(x[3:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+
+
+# The container itself
+
+
+def test_sequential_is_indexed_and_named_as_in_pytorch():
+    modules = [LowPassSynapse(3, TAU_M), nn.Linear(3, 2), SpikingNeuron(2, TAU_M)]
+    network = Sequential(*modules)
+    assert len(network) == 3
+    assert [network[index] for index in (0, 1, -1)] == modules
+    assert {"0.alpha", "1.weight", "1.bias", "2.reset_decay"} < set(network.state_dict())
+
+
+@pytest.mark.parametrize("entries", [0, 2, 4])
+def test_a_state_of_the_wrong_length_is_refused(entries):
+    network = Sequential(LowPassSynapse(3, TAU_M), nn.Linear(3, 2), SpikingNeuron(2, TAU_M))
+    with pytest.raises(ValueError, match=f"{entries} entries.* 3 modules"):
+        network(torch.randn(5, 2, 3), (None,) * entries)
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (0, 2), (4, 0)])
+def test_odd_sizes(steps, batch):
+    network = two_layers()
+    spikes, state = network(torch.zeros(steps, batch, 12))
+    assert spikes.shape == (steps, batch, 5)
+    assert state[2][0].shape == (batch, 10)
+    spikes.sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+
+
+def test_under_autocast_neurons_keep_their_precision():
+    network = two_layers()
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes, state = network(spike_trains())
+    assert spikes.dtype == torch.float32
+    assert state[2][0].dtype == torch.float32
+    spikes.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in network.parameters())
+
+
+# PerStep
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Sequential(nn.Conv2d(2, 3, 3), nn.AvgPool2d(2))],
+)
+def test_per_step_equals_a_loop_over_time(module):
+    x = torch.randn(5, 3, 2, 8, 8)
+    expected = torch.stack([module(x_t) for x_t in x])
+    torch.testing.assert_close(PerStep(module)(x), expected)
+
+
+def test_per_step_calls_the_module_once():
+    calls = []
+    conv = nn.Conv2d(2, 4, 3)
+    conv.register_forward_hook(lambda *_: calls.append(1))
+    PerStep(conv)(torch.randn(5, 3, 2, 8, 8))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (0, 2), (4, 0)])
+def test_per_step_of_odd_sizes(steps, batch):
+    output = PerStep(nn.Conv2d(2, 4, 3))(torch.randn(steps, batch, 2, 8, 8))
+    assert output.shape == (steps, batch, 4, 6, 6)
+
+
+def test_a_convolutional_network_in_chunks_is_the_whole_run():
+    network = Sequential(
+        DualExponentialSynapse((1, 8, 8), TAU_M, TAU_S),
+        PerStep(nn.Conv2d(1, 4, 3)),
+        SpikingNeuron((4, 6, 6), TAU_M),
+        PerStep(nn.MaxPool2d(2)),
+        nn.Flatten(start_dim=2),
+        LowPassSynapse(36, TAU_M),
+        nn.Linear(36, 5),
+        SpikingNeuron(5, TAU_M),
+    )
+    nn.init.normal_(network[1].module.weight, 0.2, 0.5)
+    x = (torch.rand(10, 3, 1, 8, 8) > 0.5).float()
+    whole, _ = network(x)
+    first, state = network(x[:4])
+    second, _ = network(x[4:], state)
+    torch.testing.assert_close(torch.cat([first, second]), whole)
+    whole.sum().backward()
+    assert (network[1].module.weight.grad != 0).any()
+
+
+# One operator to the compiler
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_network_gives_the_same_numbers(backend):
+    torch.compiler.reset()
+    network = two_layers()
+    compiled = torch.compile(network, backend=backend, fullgraph=True)
+    x = spike_trains()
+    results = []
+    for function in (network, compiled):
+        spikes, state = function(x)
+        gradients = torch.autograd.grad(
+            spikes.sum() + state[2][0].sum(), list(network.parameters())
+        )
+        results.append((spikes, state, gradients))
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[1][0], results[0][0], **EXACT)
+
+
+def test_a_compiled_network_draws_its_dropout():
+    torch.compiler.reset()
+    compiled = torch.compile(two_layers(dropout=0.5), backend="aot_eager", fullgraph=True)
+    x = spike_trains()
+    spikes = [compiled(x)[0] for _ in range(2)]
+    assert (spikes[0] != spikes[1]).any()
+    assert set(spikes[0].unique().tolist()) == {0.0, 2.0}
+
+
+def operators(program):
+    return [str(node.target) for node in program.graph.nodes if str(node.target).startswith("snn.")]
+
+
+def test_an_exported_network_has_one_node_an_operator():
+    network, x = two_layers(), spike_trains()
+    program = torch.export.export(network, (x,))
+    assert operators(program) == ["snn.iir_filter.default", "snn.spiking_neuron.default"] * 2
+    torch.testing.assert_close(program.module()(x), network(x))
+
+
+def test_an_exported_network_takes_any_number_of_time_steps_and_samples():
+    network = two_layers()
+    dynamic = {0: torch.export.Dim("steps", min=2), 1: torch.export.Dim("batch", min=2)}
+    program = torch.export.export(network, (spike_trains(),), dynamic_shapes=(dynamic,))
+    assert len(operators(program)) == 4
+    for x in (spike_trains(40, 3), spike_trains(3, 20)):
+        torch.testing.assert_close(program.module()(x), network(x))

@@ -1,0 +1,589 @@
+"""The two operators against definitions written here, one time step after the other."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.signal import lfilter
+from torch.library import opcheck
+
+from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.surrogate import FastSigmoid, Gaussian
+
+FLOAT64 = torch.float64
+EXACT = {"rtol": 0.0, "atol": 0.0}
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def filter_per_step(x, alpha, beta, past_output, past_input):
+    outputs, inputs = [*past_output], [*past_input]
+    for x_t in x:
+        inputs.append(x_t)
+        f = sum(beta[q] * inputs[-1 - q] for q in range(len(beta)))
+        outputs.append(f + sum(alpha[p - 1] * outputs[-p] for p in range(1, len(alpha) + 1)))
+    return torch.stack(outputs[len(past_output) :])
+
+
+class Spike(torch.autograd.Function):
+    """A step at 1 whose derivative is the surrogate."""
+
+    @staticmethod
+    def forward(ctx, membrane, derivative):
+        ctx.save_for_backward(membrane)
+        ctx.derivative = derivative
+        return (membrane > 1).to(membrane)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.derivative(*ctx.saved_tensors), None
+
+
+def gaussian(membrane, sigma=0.4):
+    return torch.exp(-((membrane - 1) ** 2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma)
+
+
+def fast_sigmoid(membrane, width=0.1):
+    return (1 + (membrane - 1).abs() / width) ** -2
+
+
+def neuron_per_step(current, theta, strength, decay, membrane, reset, derivative=gaussian):
+    spikes = []
+    for current_t in current:
+        membrane = decay * membrane + current_t - reset
+        spikes.append(Spike.apply(membrane, derivative))
+        reset = theta * reset + strength * spikes[-1]
+    return torch.stack(spikes), membrane, reset
+
+
+def filter_inputs(order_p, order_q, steps=6, batch=2, features=(3,), dtype=FLOAT64):
+    """x, alpha, beta, past_output, past_input; sum |alpha_p| < 1, so the filters are stable."""
+    return (
+        torch.randn(steps, batch, *features, dtype=dtype),
+        (2 * torch.rand(order_p, *features, dtype=dtype) - 1) / max(order_p, 1),
+        torch.randn(order_q + 1, *features, dtype=dtype),
+        torch.randn(order_p, batch, *features, dtype=dtype),
+        torch.randn(order_q, batch, *features, dtype=dtype),
+    )
+
+
+def neuron_inputs(steps=20, batch=3, features=(4,), dtype=FLOAT64):
+    """current, theta, v_reset, lambda, membrane, reset; neurons that fire now and then."""
+    return (
+        2 * torch.randn(steps, batch, *features, dtype=dtype),
+        *(torch.rand(features, dtype=dtype) for _ in range(3)),
+        *(torch.randn(batch, *features, dtype=dtype) for _ in range(2)),
+    )
+
+
+def run_filter(x, alpha, beta, past_output, past_input):
+    """The operator with its outputs in one flat tuple: F, and the state."""
+    output, state = iir_filter(x, alpha, beta, (past_output, past_input))
+    return output, *state
+
+
+def run_neuron(current, theta, strength, decay, membrane, reset, **settings):
+    spikes, state = spiking_neuron(current, theta, strength, decay, (membrane, reset), **settings)
+    return spikes, *state
+
+
+def gradients(function, inputs, which=None):
+    """Gradients of a random projection of all outputs, for the inputs in ``which`` (all)."""
+    which = range(len(inputs)) if which is None else which
+    inputs = [
+        tensor.detach().clone().requires_grad_(index in which)
+        for index, tensor in enumerate(inputs)
+    ]
+    outputs = function(*inputs)
+    generator = torch.Generator().manual_seed(1)
+    loss = sum(
+        (torch.randn(output.shape, dtype=output.dtype, generator=generator) * output).sum()
+        for output in outputs
+    )
+    return torch.autograd.grad(loss, [inputs[index] for index in which])
+
+
+def nodes_behind(tensor):
+    """The number of autograd nodes that the backward pass from ``tensor`` visits."""
+    seen, todo = set(), [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    return len(seen)
+
+
+sizes = st.integers(1, 4)
+seeds = st.integers(0, 2**32 - 1)
+orders = {"order_p": st.integers(0, 3), "order_q": st.integers(0, 3)}
+
+
+# The filter
+
+
+@given(steps=st.integers(0, 8), batch=sizes, channels=sizes, seed=seeds, **orders)
+def test_filter_follows_its_equation(order_p, order_q, steps, batch, channels, seed):
+    torch.manual_seed(seed)
+    inputs = filter_inputs(order_p, order_q, steps, batch, (channels,))
+    output, past_output, past_input = run_filter(*inputs)
+    x, *_, old_output, old_input = inputs
+    if steps:
+        torch.testing.assert_close(output, filter_per_step(*inputs), **CLOSE)
+    assert output.shape == x.shape
+    outputs, seen = torch.cat([old_output, output]), torch.cat([old_input, x])
+    torch.testing.assert_close(past_output, outputs[len(outputs) - order_p :], **EXACT)
+    torch.testing.assert_close(past_input, seen[len(seen) - order_q :], **EXACT)
+
+
+@given(steps=st.integers(0, 5), batch=st.integers(1, 2), seed=seeds, **orders)
+def test_filter_passes_gradcheck(order_p, order_q, steps, batch, seed):
+    torch.manual_seed(seed)
+    inputs = filter_inputs(order_p, order_q, steps, batch, (2,))
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    assert torch.autograd.gradcheck(run_filter, inputs)
+
+
+@given(seed=seeds, **orders)
+def test_filter_equals_scipy(order_p, order_q, seed):
+    torch.manual_seed(seed)
+    x, alpha, beta, *_ = filter_inputs(order_p, order_q, steps=30)
+    output, _ = iir_filter(x, alpha, beta)
+    for channel in range(x.shape[2]):
+        denominator = np.concatenate([[1.0], -alpha[:, channel].numpy()])
+        expected = lfilter(beta[:, channel].numpy(), denominator, x[..., channel].numpy(), axis=0)
+        np.testing.assert_allclose(output[..., channel], expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(cuts=st.lists(st.integers(0, 12), max_size=4), seed=seeds, **orders)
+def test_filter_in_chunks_is_the_whole_run(dtype, order_p, order_q, cuts, seed):
+    torch.manual_seed(seed)
+    x, alpha, beta, *state = filter_inputs(order_p, order_q, steps=12, dtype=dtype)
+    whole, whole_state = iir_filter(x, alpha, beta, state)
+    cuts, chunks = [0, *sorted(cuts), 12], []
+    for start, stop in pairwise(cuts):
+        chunk, state = iir_filter(x[start:stop], alpha, beta, state)
+        chunks.append(chunk)
+    torch.testing.assert_close(torch.cat(chunks), whole, **EXACT)
+    torch.testing.assert_close(state, whole_state, **EXACT)
+
+
+def test_filter_starts_at_rest_without_a_state():
+    x, alpha, beta, *state = filter_inputs(2, 1)
+    at_rest, _ = iir_filter(x, alpha, beta)
+    from_zeros, _ = iir_filter(x, alpha, beta, [torch.zeros_like(past) for past in state])
+    torch.testing.assert_close(at_rest, from_zeros, **EXACT)
+
+
+def test_filter_state_is_a_copy():
+    x, alpha, beta, *_ = filter_inputs(2, 2)
+    output, state = iir_filter(x, alpha, beta)
+    kept = [past.clone() for past in state]
+    output.zero_()
+    x.zero_()
+    torch.testing.assert_close(list(state), kept, **EXACT)
+
+
+@pytest.mark.parametrize("t", [0, 3, 5])
+def test_filter_is_causal(t):
+    inputs = filter_inputs(2, 2)
+    output = run_filter(*inputs)[0]
+    changed = [tensor.clone() for tensor in inputs]
+    changed[0][t] += 1.0
+    difference = run_filter(*changed)[0] - output
+    assert (difference[:t] == 0).all()
+    assert (difference[t:] != 0).any(0).all()
+    (grad_x,) = gradients(lambda *tensors: run_filter(*tensors)[0][t : t + 1], inputs, [0])
+    assert (grad_x[t + 1 :] == 0).all()
+    assert (grad_x[: t + 1] != 0).all()
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_filter_gradient_alone_is_the_one_among_all(index):
+    inputs = filter_inputs(2, 2)
+    (alone,) = gradients(run_filter, inputs, [index])
+    torch.testing.assert_close(alone, gradients(run_filter, inputs)[index], **CLOSE)
+
+
+def test_filter_of_a_constant_input_needs_no_copy():
+    image = torch.randn(1, 2, 3, dtype=FLOAT64)
+    _, alpha, beta, *state = filter_inputs(2, 1)
+
+    def expanded(image, *others):
+        return run_filter(image.expand(7, -1, -1), *others)
+
+    def copied(image, *others):
+        return run_filter(image.repeat(7, 1, 1), *others)
+
+    inputs = (image, alpha, beta, *state)
+    torch.testing.assert_close(expanded(*inputs), copied(*inputs), **CLOSE)
+    torch.testing.assert_close(gradients(expanded, inputs), gradients(copied, inputs), **CLOSE)
+
+
+# The neuron
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "derivative"),
+    [
+        (Gaussian(), gaussian),
+        (Gaussian(1.0), lambda v: gaussian(v, 1.0)),
+        (FastSigmoid(), fast_sigmoid),
+    ],
+)
+@given(steps=st.integers(1, 20), batch=sizes, channels=sizes, seed=seeds)
+def test_neuron_follows_its_equation(surrogate, derivative, steps, batch, channels, seed):
+    torch.manual_seed(seed)
+    inputs = neuron_inputs(steps, batch, (channels,))
+
+    def operator(*tensors):
+        return run_neuron(*tensors, surrogate=surrogate)
+
+    def definition(*tensors):
+        return neuron_per_step(*tensors, derivative)
+
+    torch.testing.assert_close(operator(*inputs)[0], definition(*inputs)[0], **EXACT)
+    torch.testing.assert_close(operator(*inputs)[1:], definition(*inputs)[1:], **CLOSE)
+    torch.testing.assert_close(gradients(operator, inputs), gradients(definition, inputs), **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(cuts=st.lists(st.integers(0, 12), max_size=4), seed=seeds)
+def test_neuron_in_chunks_is_the_whole_run(dtype, cuts, seed):
+    torch.manual_seed(seed)
+    current, *coefficients, membrane, reset = neuron_inputs(steps=12, dtype=dtype)
+    whole, whole_state = spiking_neuron(current, *coefficients, (membrane, reset))
+    cuts, chunks, state = [0, *sorted(cuts), 12], [], (membrane, reset)
+    for start, stop in pairwise(cuts):
+        chunk, state = spiking_neuron(current[start:stop], *coefficients, state)
+        chunks.append(chunk)
+    torch.testing.assert_close(torch.cat(chunks), whole, **EXACT)
+    torch.testing.assert_close(state, whole_state, **EXACT)
+
+
+def test_neuron_fires_above_the_threshold_only():
+    current = torch.tensor([1.0, math.nextafter(1.0, 2.0)], dtype=FLOAT64).view(1, 1, 2)
+    zero = torch.zeros(2, dtype=FLOAT64)
+    spikes, _ = spiking_neuron(current, zero, zero, zero)
+    assert spikes.flatten().tolist() == [0.0, 1.0]
+
+
+def test_neuron_starts_at_rest_without_a_state():
+    current, *coefficients, membrane, _ = neuron_inputs()
+    at_rest, _ = spiking_neuron(current, *coefficients)
+    zeros = torch.zeros_like(membrane)
+    torch.testing.assert_close(
+        at_rest, spiking_neuron(current, *coefficients, (zeros, zeros))[0], **EXACT
+    )
+
+
+def test_neuron_is_causal():
+    current, *others = neuron_inputs()
+    spikes = run_neuron(current, *others)[0]
+    changed = current.clone()
+    changed[10:] = 5.0 - changed[10:]
+    changed_spikes = run_neuron(changed, *others)[0]
+    assert (spikes[:10] == changed_spikes[:10]).all()
+    assert (spikes[10] != changed_spikes[10]).any()
+    (grad_current,) = gradients(
+        lambda *tensors: run_neuron(*tensors)[0][10:11], (current, *others), [0]
+    )
+    assert (grad_current[11:] == 0).all()
+    assert (grad_current[10] != 0).all()
+    assert (grad_current[9] != 0).any()  # through the reset
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_neuron_gradient_alone_is_the_one_among_all(index):
+    inputs = neuron_inputs()
+    (alone,) = gradients(run_neuron, inputs, [index])
+    torch.testing.assert_close(alone, gradients(run_neuron, inputs)[index], **CLOSE)
+
+
+# Dropout. A neuron driven hard fires at every step, so that its output is the mask itself.
+
+
+def mask(shape, dropout, seed):
+    torch.manual_seed(seed)
+    current, zeros = torch.full(shape, 100.0, dtype=FLOAT64), torch.zeros(shape[2:], dtype=FLOAT64)
+    return spiking_neuron(current, zeros, zeros, zeros, dropout=dropout)[0]
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.3, 0.8])
+def test_dropout_keeps_its_share_and_the_mean(dropout):
+    passed = mask((25, 16, 100), dropout, seed=0)
+    torch.testing.assert_close(
+        passed.unique(), torch.tensor([0.0, 1.0 / (1.0 - dropout)], dtype=FLOAT64), **CLOSE
+    )
+    deviation = math.sqrt(dropout * (1 - dropout) / passed.numel())
+    assert abs((passed == 0).double().mean() - dropout) < 4 * deviation
+    assert abs(passed.mean() - 1.0) < 4 * deviation / (1 - dropout)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_dropout_is_independent_along_time_batch_and_channels(dim):
+    kept = mask((50, 40, 30), 0.3, seed=0) > 0
+    length = kept.shape[dim]
+    for lag in (1, 2, 7):
+        pair = kept.narrow(dim, 0, length - lag) & kept.narrow(dim, lag, length - lag)
+        # about 60,000 pairs, each both kept with probability 0.49
+        assert abs(pair.double().mean() - 0.7**2) < 5 * 0.5 / math.sqrt(pair.numel() / 2)
+
+
+def test_dropout_is_drawn_from_pytorch_s_generator():
+    first, again = mask((5, 4, 30), 0.5, seed=1), mask((5, 4, 30), 0.5, seed=1)
+    torch.testing.assert_close(first, again, **EXACT)
+    assert (first != mask((5, 4, 30), 0.5, seed=2)).any()
+    torch.manual_seed(1)
+    inputs = neuron_inputs(features=(30,))
+    calls = [run_neuron(*inputs, dropout=0.5)[0] for _ in range(2)]
+    assert (calls[0] != calls[1]).any()
+
+
+def test_dropout_is_hidden_from_the_reset():
+    inputs = neuron_inputs()
+    with_dropout, without = run_neuron(*inputs, dropout=0.5), run_neuron(*inputs)
+    torch.testing.assert_close(with_dropout[1:], without[1:], **EXACT)
+    assert (with_dropout[0] != 0).sum() < (without[0] != 0).sum()
+    assert ((with_dropout[0] == 0) | (without[0] == 1)).all()
+
+
+def test_dropout_s_backward_draws_the_same_mask():
+    inputs = neuron_inputs()
+    passed = mask(inputs[0].shape, 0.4, seed=3)
+
+    def operator(*tensors):
+        torch.manual_seed(3)
+        return run_neuron(*tensors, dropout=0.4)
+
+    def definition(*tensors):
+        spikes, *state = neuron_per_step(*tensors)
+        return spikes * passed, *state
+
+    torch.testing.assert_close(operator(*inputs), definition(*inputs), **CLOSE)
+    torch.testing.assert_close(gradients(operator, inputs), gradients(definition, inputs), **CLOSE)
+
+
+# Both operators
+
+OPERATORS = [
+    pytest.param(run_filter, lambda **sizes: filter_inputs(2, 2, **sizes), id="filter"),
+    pytest.param(run_neuron, neuron_inputs, id="neuron"),
+]
+both = pytest.mark.parametrize(("operator", "make"), OPERATORS)
+
+
+@both
+@pytest.mark.parametrize(
+    ("steps", "batch", "features"),
+    [(1, 1, (1,)), (0, 2, (3,)), (4, 0, (3,)), (4, 2, (0,)), (0, 0, (0,)), (1, 2, (3,))],
+)
+def test_odd_sizes(operator, make, steps, batch, features):
+    inputs = make(steps=steps, batch=batch, features=features)
+    output, *state = operator(*inputs)
+    assert output.shape == (steps, batch, *features)
+    assert [part.shape for part in state] == [old.shape for old in inputs[-2:]]
+    for gradient, tensor in zip(gradients(operator, inputs), inputs, strict=True):
+        assert gradient.shape == tensor.shape
+        assert torch.isfinite(gradient).all()
+    if steps == 0:
+        torch.testing.assert_close(state, list(inputs[-2:]), **EXACT)
+
+
+@both
+@given(features=st.lists(sizes, min_size=2, max_size=3), seed=seeds)
+def test_features_of_any_shape_are_as_many_channels(operator, make, features, seed):
+    torch.manual_seed(seed)
+    inputs = make(features=tuple(features))
+    flat = [tensor.reshape(*tensor.shape[: tensor.dim() - len(features)], -1) for tensor in inputs]
+    for result, flat_result in zip(operator(*inputs), operator(*flat), strict=True):
+        torch.testing.assert_close(result.flatten(-len(features)), flat_result, **EXACT)
+    for result, flat_result in zip(
+        gradients(operator, inputs), gradients(operator, flat), strict=True
+    ):
+        torch.testing.assert_close(result.flatten(-len(features)), flat_result, **CLOSE)
+
+
+@both
+def test_memory_layout_does_not_matter(operator, make):
+    inputs = make()
+
+    def strided(*tensors):
+        return operator(*(tensor.movedim(0, -1).contiguous().movedim(-1, 0) for tensor in tensors))
+
+    torch.testing.assert_close(strided(*inputs), operator(*inputs), **EXACT)
+    torch.testing.assert_close(gradients(strided, inputs), gradients(operator, inputs), **CLOSE)
+
+
+@both
+def test_memory_layout_of_the_gradient_does_not_matter(operator, make):
+    inputs = [tensor.requires_grad_() for tensor in make()]
+    output = operator(*inputs)[0]
+    upstream = torch.randn(output.shape[::-1], dtype=FLOAT64).permute(2, 1, 0)
+    strided = torch.autograd.grad(output, inputs, upstream, retain_graph=True)
+    contiguous = torch.autograd.grad(output, inputs, upstream.contiguous())
+    torch.testing.assert_close(strided, contiguous, **CLOSE)
+
+
+@both
+def test_gradient_of_a_sum(operator, make):
+    """``sum`` sends an expanded gradient back."""
+    inputs = make()
+    ones = gradients(lambda *tensors: (operator(*tensors)[0].sum().view(1),), inputs)
+    generator = torch.Generator().manual_seed(1)
+    factor = torch.randn(1, dtype=FLOAT64, generator=generator)
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    output = operator(*leaves)[0]
+    torch.testing.assert_close(
+        ones, torch.autograd.grad(output, leaves, factor * torch.ones_like(output)), **CLOSE
+    )
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.bool])
+def test_input_is_converted_to_the_dtype_of_the_coefficients(operator, make, dtype):
+    x, *others = make(dtype=torch.float32)
+    x = x.abs().to(dtype)
+    output, *state = operator(x, *others)
+    expected, *expected_state = operator(x.float(), *others)
+    torch.testing.assert_close(output, expected, **EXACT)
+    torch.testing.assert_close(state, expected_state, **EXACT)
+    assert output.dtype == torch.float32
+    if dtype.is_floating_point:
+        (gradient,) = torch.autograd.grad(operator(x.requires_grad_(), *others)[0].sum(), x)
+        assert gradient.dtype == dtype
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_throughout(operator, make, dtype):
+    inputs = [tensor.to(dtype) for tensor in make(steps=5)]
+    results = operator(*inputs)
+    assert {result.dtype for result in results} == {dtype}
+    assert {gradient.dtype for gradient in gradients(operator, inputs)} == {dtype}
+
+
+@both
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_autograd(operator, make, context):
+    inputs = [tensor.requires_grad_() for tensor in make()]
+    expected = operator(*inputs)
+    with context():
+        results = operator(*inputs)
+    torch.testing.assert_close(results, tuple(t.detach() for t in expected), **EXACT)
+    assert not any(result.requires_grad for result in results)
+
+
+@both
+def test_no_autograd_node_per_time_step(operator, make):
+    counts = {
+        nodes_behind(operator(*(tensor.requires_grad_() for tensor in make(steps=steps)))[0])
+        for steps in (2, 50)
+    }
+    assert len(counts) == 1
+
+
+@both
+def test_second_derivatives_are_refused(operator, make):
+    x, *others = make()
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(operator(x, *others)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="backward through snn"):
+        first.sum().backward()
+
+
+@both
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_equals_a_loop(operator, make):
+    stacked = [torch.stack(pair) for pair in zip(make(), make(), strict=True)]
+    loop = [operator(*(tensor[i] for tensor in stacked)) for i in range(2)]
+    expected = tuple(torch.stack(pair) for pair in zip(*loop, strict=True))
+    torch.testing.assert_close(torch.func.vmap(operator)(*stacked), expected, **EXACT)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_neuron_is_a_well_behaved_operator(dtype, dropout):
+    *tensors, membrane, reset = (tensor.requires_grad_() for tensor in neuron_inputs(dtype=dtype))
+    settings = ("gaussian", 0.4, dropout, torch.tensor(7))
+    opcheck(torch.ops.snn.spiking_neuron.default, (*tensors, membrane, reset, *settings))
+    current, *rest = (tensor.detach() for tensor in (*tensors, membrane, reset))
+    for needed in ([True] * 6, [True] + [False] * 5):
+        opcheck(
+            torch.ops.snn.spiking_neuron_backward.default,
+            (torch.randn_like(current), rest[-1], rest[-2], current, *rest, *settings, needed),
+        )
+
+
+@pytest.mark.parametrize("orders", [(0, 0), (1, 0), (2, 0), (3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_filter_is_a_well_behaved_operator(dtype, orders):
+    inputs = [tensor.requires_grad_() for tensor in filter_inputs(*orders, dtype=dtype)]
+    opcheck(torch.ops.snn.iir_filter.default, tuple(inputs))
+    x, alpha, beta, *past = (tensor.detach() for tensor in inputs)
+    for needed in ([True] * 5, [True] + [False] * 4):
+        opcheck(
+            torch.ops.snn.iir_filter_backward.default,
+            (torch.randn_like(x), x, alpha, beta, torch.randn_like(x), *past, needed),
+        )
+
+
+# Wrong shapes: each error names the shape given and the one expected, or those it does not fit.
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "fits"),
+    [
+        (0, (6, 3), "(T, B, *features)"),
+        (0, (6,), "(T, B, *features)"),
+        (1, (2, 4), "(6, 2, 3)"),
+        (1, (2,), "(6, 2, 3)"),
+        (1, (), "(6, 2, 3)"),
+        (2, (3, 1), "(6, 2, 3)"),
+        (2, (0, 3), "(6, 2, 3)"),
+        (3, (1, 2, 3), "(2, 2, 3)"),
+        (3, (2, 1, 3), "(2, 2, 3)"),
+        (3, (2, 2, 1), "(2, 2, 3)"),
+        (4, (2, 3), "(1, 2, 3)"),
+        (4, (0, 2, 3), "(1, 2, 3)"),
+    ],
+)
+def test_filter_names_both_shapes(index, shape, fits):
+    inputs = list(filter_inputs(2, 1))
+    inputs[index] = torch.zeros(shape)
+    name = ("x", "alpha", "beta", "past_output", "past_input")[index]
+    with pytest.raises(ValueError, match=name) as error:
+        run_filter(*inputs)
+    assert str(shape) in str(error.value)
+    assert fits in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "fits"),
+    [
+        (0, (20, 4), "(T, B, *features)"),
+        (1, (1,), "(4,)"),
+        (2, (), "(4,)"),
+        (3, (4, 1), "(4,)"),
+        (4, (1, 4), "(3, 4)"),
+        (5, (4,), "(3, 4)"),
+    ],
+)
+def test_neuron_names_both_shapes(index, shape, fits):
+    inputs = list(neuron_inputs())
+    inputs[index] = torch.zeros(shape)
+    names = ("current", "reset_decay", "reset_strength", "membrane_decay", "membrane", "reset")
+    with pytest.raises(ValueError, match=names[index]) as error:
+        run_neuron(*inputs)
+    assert str(shape) in str(error.value)
+    assert fits in str(error.value)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])
+def test_dropout_outside_its_range_is_refused(dropout):
+    with pytest.raises(ValueError, match=r"dropout .* \[0, 1\)"):
+        run_neuron(*neuron_inputs(), dropout=dropout)
