@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ from scipy import signal
 
 from snn_lib.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
 from snn_lib.spike_patterns import Damage, damage_patterns, load_patterns
+
+DATASET = Path(__file__).parent.parent / "dataset"
 
 
 def spikes_at(*times, steps=20):
@@ -83,7 +86,7 @@ def test_nearest_pattern_keeps_its_digits_under_autocast():
 
 
 def test_damaged_patterns_are_nearest_to_their_own():
-    patterns = load_patterns("dataset/associative_target.npy")
+    patterns = load_patterns(DATASET / "associative_target.npy")
     labels = torch.arange(30) % 10
     damage = Damage(modify_probability=1.0, removal_probability=1.0)
     damaged = damage_patterns(patterns, labels, damage, torch.Generator().manual_seed(0))

@@ -1,0 +1,618 @@
+"""The GPU backend, in Triton: one kernel over the whole sequence for each of the four functions.
+
+A program owns a tile of (batch, channel) lanes, one to a thread, and walks through time with the
+recurrence's state in registers. Neighbouring lanes are neighbouring channels, so loads and stores
+coalesce. Sequences come with their strides: an input that is expanded over time or not contiguous
+is read in place. A coefficient's gradient is summed in each lane over time, then in each program
+over its batch rows, then by PyTorch over the programs: no atomics, the same bits every time.
+
+Spikes must be ``eager``'s, so the operations keep its order and are not fused into multiply-adds,
+which round differently. Arguments and equations are in ``snn_lib.kernels.eager``.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from snn_lib import surrogate as surrogates
+
+LANES = 128  # of a program
+LANES_PER_WARP = 32
+# Memory's latency is hidden by loading ahead of the recurrence: UNROLL steps at once, while the
+# UNROLL before them are computed. No loop may therefore read what it writes itself. Filters of an
+# order above UNROLL go without: Triton does not where a value is handed on over several passes.
+UNROLL, STAGES = tl.constexpr(4), tl.constexpr(2)
+THRESHOLD = tl.constexpr(surrogates.THRESHOLD)
+SQRT_2_PI = tl.constexpr(math.sqrt(2.0 * math.pi))
+
+
+def filter_forward(
+    x: Tensor, alpha: Tensor, beta: Tensor, past_output: Tensor, past_input: Tensor
+) -> Tensor:
+    """The filter's output; see ``eager.filter_forward``."""
+    output = x.new_empty(x.shape)
+    _launch(
+        _filter_forward,
+        output,
+        *_strided(x),
+        alpha.contiguous(),
+        beta.contiguous(),
+        *_strided(past_output),
+        *_strided(past_input),
+        output,
+        P=len(past_output),
+        Q=len(past_input),
+    )
+    return output
+
+
+def filter_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    output: Tensor,
+    past_output: Tensor,
+    past_input: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for x, alpha, beta, past_output, past_input; see ``eager.filter_backward``."""
+    need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
+    grad_x = grad_output.new_empty(grad_output.shape if need_x else 0)
+    grad_alpha = _partial_sums(grad_output, alpha, need_alpha)
+    grad_beta = _partial_sums(grad_output, beta, need_beta)
+    grad_past_output = grad_output.new_empty(past_output.shape if need_past_output else 0)
+    grad_past_input = grad_output.new_empty(past_input.shape if need_past_input else 0)
+    _launch(
+        _filter_backward,
+        grad_output,
+        *_strided(grad_output),
+        *_strided(x),
+        alpha.contiguous(),
+        beta.contiguous(),
+        *_strided(output),
+        *_strided(past_output),
+        *_strided(past_input),
+        grad_x,
+        grad_alpha,
+        grad_beta,
+        grad_past_output,
+        grad_past_input,
+        P=len(past_output),
+        Q=len(past_input),
+        NEED_X=need_x,
+        NEED_ALPHA=need_alpha,
+        NEED_BETA=need_beta,
+        NEED_PAST_OUTPUT=need_past_output,
+        NEED_PAST_INPUT=need_past_input,
+    )
+    return grad_x, grad_alpha.sum(-2), grad_beta.sum(-2), grad_past_output, grad_past_input
+
+
+def neuron_forward(
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    membrane: Tensor,
+    reset: Tensor,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, last membrane potential and next reset; see ``eager.neuron_forward``."""
+    spikes = current.new_empty(current.shape)
+    last_membrane, next_reset = (current.new_empty(current.shape[1:]) for _ in range(2))
+    _launch(
+        _neuron_forward,
+        current,
+        *_strided(current),
+        reset_decay.contiguous(),
+        reset_strength.contiguous(),
+        membrane_decay.contiguous(),
+        *_strided(membrane),
+        *_strided(reset),
+        seed,
+        spikes,
+        last_membrane,
+        next_reset,
+        **_dropout_constants(dropout),
+    )
+    return spikes, last_membrane, next_reset
+
+
+def neuron_backward(
+    grad_spikes: Tensor,
+    grad_membrane: Tensor,
+    grad_reset: Tensor,
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    membrane: Tensor,
+    reset: Tensor,
+    surrogate: str,
+    width: float,
+    dropout: float,
+    seed: Tensor,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for the six tensors of ``neuron_forward``; see ``eager.neuron_backward``."""
+    need_current, need_theta, need_strength, need_lambda, need_membrane, need_reset = needed
+    grad_current = current.new_empty(current.shape if need_current else 0)
+    grad_theta = _partial_sums(current, reset_decay, need_theta)
+    grad_strength = _partial_sums(current, reset_strength, need_strength)
+    grad_lambda = _partial_sums(current, membrane_decay, need_lambda)
+    grad_first_membrane = current.new_empty(membrane.shape if need_membrane else 0)
+    grad_first_reset = current.new_empty(reset.shape if need_reset else 0)
+    # V[t-1] and R[t], which the neuron's second run leaves for the way back
+    membranes = current.new_empty(current.shape)
+    resets = current.new_empty(current.shape if need_theta else 0)
+    _launch(
+        _neuron_backward,
+        current,
+        *_strided(grad_spikes),
+        *_strided(grad_membrane),
+        *_strided(grad_reset),
+        *_strided(current),
+        reset_decay.contiguous(),
+        reset_strength.contiguous(),
+        membrane_decay.contiguous(),
+        *_strided(membrane),
+        *_strided(reset),
+        seed,
+        membranes,
+        resets,
+        grad_current,
+        grad_theta,
+        grad_strength,
+        grad_lambda,
+        grad_first_membrane,
+        grad_first_reset,
+        SURROGATE=surrogate,
+        WIDTH=width,
+        **_dropout_constants(dropout),
+        NEED_CURRENT=need_current,
+        NEED_THETA=need_theta,
+        NEED_STRENGTH=need_strength,
+        NEED_LAMBDA=need_lambda,
+        NEED_MEMBRANE=need_membrane,
+        NEED_RESET=need_reset,
+    )
+    sums = (partial.sum(-2) for partial in (grad_theta, grad_strength, grad_lambda))
+    return grad_current, *sums, grad_first_membrane, grad_first_reset
+
+
+def _launch(kernel, sequence: Tensor, *arguments, **constants) -> None:
+    """Runs a kernel with enough programs to cover every lane of ``sequence``."""
+    steps, batch, channels = sequence.shape
+    rows, columns = _tile_shape(channels)
+    programs = triton.cdiv(batch, rows) * triton.cdiv(channels, columns)
+    with torch.cuda.device_of(sequence):
+        kernel[(programs,)](
+            *arguments,
+            steps,
+            batch,
+            channels,
+            BLOCK_B=rows,
+            BLOCK_N=columns,
+            **constants,
+            num_warps=LANES // LANES_PER_WARP,
+            enable_fp_fusion=False,
+        )
+
+
+def _tile_shape(channels: int) -> tuple[int, int]:
+    """Batch rows and channels of a program: a warp's lanes share a row where there are so many."""
+    columns = min(triton.next_power_of_2(max(channels, 1)), LANES_PER_WARP)
+    return LANES // columns, columns
+
+
+def _strided(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    return tensor, tensor.stride()
+
+
+def _partial_sums(sequence: Tensor, coefficients: Tensor, need: bool) -> Tensor:
+    """Room for a coefficient's gradient, one batch block a row, ``(..., blocks, N)``."""
+    if not need:
+        return sequence.new_empty(0, 0)
+    _, batch, channels = sequence.shape
+    rows, _ = _tile_shape(channels)
+    return sequence.new_empty(*coefficients.shape[:-1], triton.cdiv(batch, rows), channels)
+
+
+def _dropout_constants(dropout: float) -> dict[str, int | float]:
+    return {"DROPPED_BELOW": int(dropout * 2**32), "KEPT_SCALE": 1.0 / (1.0 - dropout)}
+
+
+# A kernel compiled anew for sizes that happen to be 1 or divisible by 16 would gain nothing.
+_jit = triton.jit(do_not_specialize=["steps", "batch", "channels"])
+
+
+@_jit
+def _filter_forward(
+    x,
+    x_stride,
+    alpha,
+    beta,
+    past_output,
+    past_output_stride,
+    past_input,
+    past_input_stride,
+    output,
+    steps,
+    batch,
+    channels,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+):
+    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    alphas = _load_each(alpha + n, channels, n < channels, P)
+    betas = _load_each(beta + n, channels, n < channels, Q + 1)
+    # outputs[k] is F[t-1-k] and inputs[k] is x[t-1-k]
+    past_output = _at(past_output, past_output_stride, P - 1, b, n)
+    past_input = _at(past_input, past_input_stride, Q - 1, b, n)
+    outputs = _load_each(past_output, -past_output_stride[0], lane, P)
+    inputs = _load_each(past_input, -past_input_stride[0], lane, Q)
+
+    x = _at(x, x_stride, 0, b, n)
+    output += b * channels + n
+    for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        newest = tl.load(x, lane, 0.0)
+        f = _add_products(betas[0] * newest, betas, 1, inputs, 0, Q)
+        f = _add_products(f, alphas, 0, outputs, 0, P)
+        tl.store(output, f, lane)
+        inputs = _push(newest, inputs, Q)
+        outputs = _push(f, outputs, P)
+        x += x_stride[0]
+        output += step
+
+
+@_jit
+def _filter_backward(
+    grad_output,
+    grad_output_stride,
+    x,
+    x_stride,
+    alpha,
+    beta,
+    output,
+    output_stride,
+    past_output,
+    past_output_stride,
+    past_input,
+    past_input_stride,
+    grad_x,
+    grad_alpha,
+    grad_beta,
+    grad_past_output,
+    grad_past_input,
+    steps,
+    batch,
+    channels,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    P: tl.constexpr,
+    Q: tl.constexpr,
+    NEED_X: tl.constexpr,
+    NEED_ALPHA: tl.constexpr,
+    NEED_BETA: tl.constexpr,
+    NEED_PAST_OUTPUT: tl.constexpr,
+    NEED_PAST_INPUT: tl.constexpr,
+):
+    ORDER: tl.constexpr = P if P > Q else Q
+    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    alphas = _load_each(alpha + n, channels, n < channels, P)
+    betas = _load_each(beta + n, channels, n < channels, Q + 1)
+    zero = tl.zeros((BLOCK_B, BLOCK_N), alpha.dtype.element_ty)
+    alpha_sums, beta_sums = _repeat(zero, P), _repeat(zero, Q + 1)
+
+    last = steps.to(tl.int64) - 1
+    grad_output = _at(grad_output, grad_output_stride, last, b, n)
+    if NEED_ALPHA:
+        output = _at(output, output_stride, last, b, n)
+    if NEED_BETA:
+        x = _at(x, x_stride, last, b, n)
+    grad_x += last * step + b * channels + n
+    adjoints = _repeat(zero, ORDER + 1)  # once A[t] is pushed, adjoints[k] is A[t+k]
+    for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        a = _add_products(tl.load(grad_output, lane, 0.0), alphas, 0, adjoints, 0, P)
+        adjoints = _push(a, adjoints, ORDER + 1)
+        if NEED_X:
+            tl.store(grad_x, _add_products(betas[0] * a, betas, 1, adjoints, 1, Q), lane)
+        # F[t] went into F[t+p] through alpha_p, and x[t] into F[t+q] through beta_q
+        if NEED_ALPHA:
+            alpha_sums = _add_scaled(alpha_sums, adjoints, 1, tl.load(output, lane, 0.0), P)
+            output -= output_stride[0]
+        if NEED_BETA:
+            beta_sums = _add_scaled(beta_sums, adjoints, 0, tl.load(x, lane, 0.0), Q + 1)
+            x -= x_stride[0]
+        grad_output -= grad_output_stride[0]
+        grad_x -= step
+
+    # On into the past, where A[t] is zero: past_output[P - k] and past_input[Q - k] are at t = -k.
+    for k in tl.static_range(1, ORDER + 1):
+        adjoints = _push(zero, adjoints, ORDER + 1)
+        if k <= P:
+            if NEED_ALPHA:
+                f = tl.load(_at(past_output, past_output_stride, P - k, b, n), lane, 0.0)
+                alpha_sums = _add_scaled(alpha_sums, adjoints, 1, f, P)
+            if NEED_PAST_OUTPUT:
+                gradient = _add_products(zero, alphas, 0, adjoints, 1, P)
+                tl.store(grad_past_output + (P - k) * step + b * channels + n, gradient, lane)
+        if k <= Q:
+            if NEED_BETA:
+                value = tl.load(_at(past_input, past_input_stride, Q - k, b, n), lane, 0.0)
+                beta_sums = _add_scaled(beta_sums, adjoints, 0, value, Q + 1)
+            if NEED_PAST_INPUT:
+                gradient = _add_products(zero, betas, 1, adjoints, 1, Q)
+                tl.store(grad_past_input + (Q - k) * step + b * channels + n, gradient, lane)
+
+    if NEED_ALPHA:
+        _store_partial_sums(grad_alpha, alpha_sums, batch, channels, n, P)
+    if NEED_BETA:
+        _store_partial_sums(grad_beta, beta_sums, batch, channels, n, Q + 1)
+
+
+@_jit
+def _neuron_forward(
+    current,
+    current_stride,
+    reset_decay,
+    reset_strength,
+    membrane_decay,
+    membrane,
+    membrane_stride,
+    reset,
+    reset_stride,
+    seed,
+    spikes,
+    last_membrane,
+    next_reset,
+    steps,
+    batch,
+    channels,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DROPPED_BELOW: tl.constexpr,
+    KEPT_SCALE: tl.constexpr,
+):
+    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    theta = tl.load(reset_decay + n, n < channels, 0.0)
+    strength = tl.load(reset_strength + n, n < channels, 0.0)
+    decay = tl.load(membrane_decay + n, n < channels, 0.0)
+    v = tl.load(membrane + b * membrane_stride[0] + n * membrane_stride[1], lane, 0.0)
+    r = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
+    key = tl.load(seed)
+    lane_index = b * channels + n
+    index = lane_index.to(tl.uint32)  # of the element, row-major, modulo 2^32
+
+    current = _at(current, current_stride, 0, b, n)
+    spikes += lane_index
+    for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        v = decay * v + tl.load(current, lane, 0.0) - r
+        spike = (v > THRESHOLD).to(v.dtype)
+        r = theta * r + strength * spike
+        tl.store(spikes, _dropped(spike, index, key, DROPPED_BELOW, KEPT_SCALE), lane)
+        current += current_stride[0]
+        spikes += step
+        index += step.to(tl.uint32)
+    tl.store(last_membrane + lane_index, v, lane)
+    tl.store(next_reset + lane_index, r, lane)
+
+
+@_jit
+def _neuron_backward(
+    grad_spikes,
+    grad_spikes_stride,
+    grad_membrane,
+    grad_membrane_stride,
+    grad_reset,
+    grad_reset_stride,
+    current,
+    current_stride,
+    reset_decay,
+    reset_strength,
+    membrane_decay,
+    membrane,
+    membrane_stride,
+    reset,
+    reset_stride,
+    seed,
+    membranes,
+    resets,
+    grad_current,
+    grad_theta,
+    grad_strength,
+    grad_lambda,
+    grad_first_membrane,
+    grad_first_reset,
+    steps,
+    batch,
+    channels,
+    BLOCK_B: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DROPPED_BELOW: tl.constexpr,
+    KEPT_SCALE: tl.constexpr,
+    NEED_CURRENT: tl.constexpr,
+    NEED_THETA: tl.constexpr,
+    NEED_STRENGTH: tl.constexpr,
+    NEED_LAMBDA: tl.constexpr,
+    NEED_MEMBRANE: tl.constexpr,
+    NEED_RESET: tl.constexpr,
+):
+    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    theta = tl.load(reset_decay + n, n < channels, 0.0)
+    strength = tl.load(reset_strength + n, n < channels, 0.0)
+    decay = tl.load(membrane_decay + n, n < channels, 0.0)
+    lane_index = b * channels + n
+
+    # The neuron once more. V[t-1] and R[t], of which step t is made, go to scratch memory.
+    potential = tl.load(membrane + b * membrane_stride[0] + n * membrane_stride[1], lane, 0.0)
+    trace = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
+    current = _at(current, current_stride, 0, b, n)
+    membranes += lane_index
+    resets += lane_index
+    for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        tl.store(membranes, potential, lane)
+        if NEED_THETA:
+            tl.store(resets, trace, lane)
+        potential = decay * potential + tl.load(current, lane, 0.0) - trace
+        spike = (potential > THRESHOLD).to(potential.dtype)
+        trace = theta * trace + strength * spike
+        current += current_stride[0]
+        membranes += step
+        resets += step
+    tl.debug_barrier()  # makes the scratch memory visible to all threads of the program
+
+    # Back through time: v and r are what flows into V[t] and R[t+1] from the steps after t.
+    v = tl.load(
+        grad_membrane + b * grad_membrane_stride[0] + n * grad_membrane_stride[1], lane, 0.0
+    )
+    r = tl.load(grad_reset + b * grad_reset_stride[0] + n * grad_reset_stride[1], lane, 0.0)
+    theta_sum = tl.zeros((BLOCK_B, BLOCK_N), v.dtype)
+    strength_sum = tl.zeros((BLOCK_B, BLOCK_N), v.dtype)
+    lambda_sum = tl.zeros((BLOCK_B, BLOCK_N), v.dtype)
+    key = tl.load(seed)
+    last = steps.to(tl.int64) - 1
+    index = (last * step + lane_index).to(tl.uint32)
+    grad_spikes = _at(grad_spikes, grad_spikes_stride, last, b, n)
+    grad_current += last * step + lane_index
+    for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
+        membranes -= step
+        resets -= step
+        spike = (potential > THRESHOLD).to(v.dtype)
+        grad_spike = tl.load(grad_spikes, lane, 0.0)
+        grad_spike = _dropped(grad_spike, index, key, DROPPED_BELOW, KEPT_SCALE)
+        if NEED_THETA:
+            theta_sum += r * tl.load(resets, lane, 0.0)
+        strength_sum += r * spike
+        v = (grad_spike + strength * r) * _derivative(potential, SURROGATE, WIDTH) + v
+        potential = tl.load(membranes, lane, 0.0)
+        lambda_sum += v * potential
+        if NEED_CURRENT:
+            tl.store(grad_current, v, lane)
+        r = theta * r - v
+        v = decay * v
+        grad_spikes -= grad_spikes_stride[0]
+        grad_current -= step
+        index -= step.to(tl.uint32)
+
+    if NEED_THETA:
+        _store_partial_sums(grad_theta, (theta_sum,), batch, channels, n, 1)
+    if NEED_STRENGTH:
+        _store_partial_sums(grad_strength, (strength_sum,), batch, channels, n, 1)
+    if NEED_LAMBDA:
+        _store_partial_sums(grad_lambda, (lambda_sum,), batch, channels, n, 1)
+    if NEED_MEMBRANE:
+        tl.store(grad_first_membrane + lane_index, v, lane)
+    if NEED_RESET:
+        tl.store(grad_first_reset + lane_index, r, lane)
+
+
+@triton.jit
+def _lanes(batch, channels, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
+    """This program's batch rows, channels and mask, and the elements in a time step, B * N.
+
+    In 64 bits, as is everything made of them: a sequence may have more than 2^31 elements.
+    """
+    blocks_n = tl.cdiv(channels, BLOCK_N)
+    b = tl.program_id(0) // blocks_n * BLOCK_B + tl.arange(0, BLOCK_B)[:, None].to(tl.int64)
+    n = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
+    return b, n, (b < batch) & (n < channels), batch.to(tl.int64) * channels
+
+
+@triton.jit
+def _at(sequence, stride, t, b, n):
+    return sequence + t * stride[0] + b * stride[1] + n * stride[2]
+
+
+@triton.jit
+def _store_partial_sums(partial, sums, batch, channels, n, COUNT: tl.constexpr):
+    """Sums over the program's batch rows, into its own place of ``(COUNT, blocks, N)``."""
+    for k in tl.static_range(COUNT):
+        block = tl.program_id(0) // tl.cdiv(channels, sums[k].shape[1])
+        row = k * tl.cdiv(batch, sums[k].shape[0]) + block
+        total = tl.sum(sums[k], 0, keep_dims=True)
+        tl.store(partial + row.to(tl.int64) * channels + n, total, n < channels)
+
+
+# Triton's tuples are indexed at compile time: what they hold lives in registers.
+
+
+@triton.jit
+def _load_each(pointer, stride, mask, COUNT: tl.constexpr):
+    values = ()
+    for k in tl.static_range(COUNT):
+        values += (tl.load(pointer + k * stride, mask, 0.0),)
+    return values
+
+
+@triton.jit
+def _repeat(value, COUNT: tl.constexpr):
+    values = ()
+    for _ in tl.static_range(COUNT):
+        values += (value,)
+    return values
+
+
+@triton.jit
+def _push(newest, values, COUNT: tl.constexpr):
+    """``newest``, then the first of ``values``: COUNT in all."""
+    pushed = ()
+    for k in tl.static_range(COUNT):
+        pushed += (newest if k == 0 else values[k - 1],)
+    return pushed
+
+
+@triton.jit
+def _add_products(total, weights, i: tl.constexpr, values, j: tl.constexpr, COUNT: tl.constexpr):
+    """``total`` and the products of ``weights`` from the i-th on with ``values`` from the j-th."""
+    for k in tl.static_range(COUNT):
+        total = total + weights[i + k] * values[j + k]
+    return total
+
+
+@triton.jit
+def _add_scaled(sums, values, j: tl.constexpr, scale, COUNT: tl.constexpr):
+    """Each of ``sums`` and ``scale`` times its one of ``values``, from the j-th on."""
+    added = ()
+    for k in tl.static_range(COUNT):
+        added += (sums[k] + values[j + k] * scale,)
+    return added
+
+
+@triton.jit
+def _derivative(membrane, SURROGATE: tl.constexpr, WIDTH: tl.constexpr):
+    """The surrogate gradients of ``snn_lib.surrogate``."""
+    distance = membrane - THRESHOLD
+    if SURROGATE == "gaussian":
+        return 1.0 / (SQRT_2_PI * WIDTH) * tl.exp(distance * distance * (-0.5 / (WIDTH * WIDTH)))
+    else:
+        tl.static_assert(SURROGATE == "fast_sigmoid")
+        slope = 1.0 + tl.abs(distance) * (1.0 / WIDTH)
+        return 1.0 / (slope * slope)
+
+
+@triton.jit
+def _dropped(value, index, seed, DROPPED_BELOW: tl.constexpr, KEPT_SCALE: tl.constexpr):
+    """``value`` times ``eager.dropout_scale``."""
+    if KEPT_SCALE == 1.0:
+        return value
+    else:
+        mixed = _mix(_mix(index ^ seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32))
+        return tl.where(mixed >= DROPPED_BELOW, value * KEPT_SCALE, 0.0)
+
+
+@triton.jit
+def _mix(h):
+    """32-bit finaliser of MurmurHash3 (Appleby, public domain)."""
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)

@@ -1,0 +1,219 @@
+"""Every backend computes what ``eager`` computes, on the same cases.
+
+The cases of the ``cuda`` backend run on the GPU. Where there is none they run in a process of their
+own, through Triton's interpreter, which has to be chosen before triton is imported.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from snn_lib import FastSigmoid, Gaussian, use_backend
+from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.kernels import eager
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the tensor's largest magnitude
+GPU = torch.cuda.is_available()
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
+DROPOUT_SEED = 0x1234_5678_9ABC_DEF0
+
+ORDERS = [(0, 0), (1, 0), (2, 0), (2, 1), (3, 2)]
+LAYOUTS = [  # (T, B, N) and how the input lies in memory
+    ((25, 3, 7), "contiguous"),
+    ((5, 3, 70), "constant in time"),
+    ((2, 5, 70), "transposed"),
+    ((1, 2, 1), "contiguous"),
+    ((2, 17, 7), "constant in time"),
+]
+EMPTY = [((0, 2, 7), "contiguous"), ((3, 0, 7), "contiguous")]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def backend(name):
+    package = {"cpu": "numba", "cuda": "triton"}[name]
+    pytest.importorskip(package, exc_type=ImportError)
+    if name == "cuda" and not (GPU or INTERPRETER):
+        pytest.skip("no GPU; runs through Triton's interpreter in test_triton_interpreter")
+    return importlib.import_module(f"snn_lib.kernels.{name}")
+
+
+@pytest.fixture
+def draw(name, dtype):
+    """Draws normally distributed tensors, on the backend's device, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    device = "cuda" if name == "cuda" and GPU else "cpu"
+
+    def draw(*shape, layout="contiguous"):
+        if layout == "constant in time":
+            return draw(1, *shape[1:]).expand(shape)
+        if layout == "transposed":
+            return draw(*reversed(shape)).permute(2, 1, 0)
+        return torch.randn(shape, generator=generator, dtype=dtype).to(device)
+
+    return draw
+
+
+def assert_agree(actual, expected):
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        scale = e.abs().max().item() if e.numel() else 0.0
+        torch.testing.assert_close(a, e, rtol=0.0, atol=TOLERANCE[e.dtype] * scale)
+
+
+def filter_case(draw, order, shape, layout, zero_state=False):
+    """Arguments of ``filter_forward``: a stable filter, its input and state."""
+    (p, q), (_, batch, channels) = order, shape
+    alpha = 0.9 * torch.tanh(draw(p, channels)) / max(p, 1)
+    state = draw(p, batch, channels), draw(q, batch, channels)
+    if zero_state:
+        state = tuple(draw(1)[0].mul(0.0).expand(past.shape) for past in state)
+    return draw(*shape, layout=layout), alpha, draw(q + 1, channels), *state
+
+
+def neuron_case(draw, shape, layout, zero_state=False):
+    """The first six arguments of ``neuron_forward``, with currents around the threshold.
+
+    The membrane filters in every other channel.
+    """
+    _, batch, channels = shape
+    theta, strength, decay = (torch.sigmoid(draw(channels)) for _ in range(3))
+    state = draw(batch, channels), draw(batch, channels)
+    if zero_state:
+        state = (draw(1)[0].mul(0.0).expand(batch, channels),) * 2
+    decay[1::2] = 0.0
+    return 1.0 + draw(*shape, layout=layout), theta, strength, decay, *state
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("case", LAYOUTS + EMPTY, ids=str)
+def test_filter(backend, draw, order, case):
+    shape, layout = case
+    arguments = x, alpha, beta, *past = filter_case(draw, order, shape, layout, order == (2, 0))
+    output = eager.filter_forward(*arguments)
+    assert_agree([backend.filter_forward(*arguments)], [output])
+    grad_output = draw(*shape, layout=layout)
+    arguments = grad_output, x, alpha, beta, output, *past, [True] * 5
+    assert_agree(backend.filter_backward(*arguments), eager.filter_backward(*arguments))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("surrogate", [Gaussian(), FastSigmoid()], ids=lambda s: s.name)
+@pytest.mark.parametrize("case", LAYOUTS + EMPTY, ids=str)
+def test_neuron(backend, draw, surrogate, dropout, case):
+    shape, layout = case
+    neuron = neuron_case(draw, shape, layout, zero_state=shape[1] == 3)
+    seed = torch.tensor(DROPOUT_SEED, device=neuron[0].device)
+    spikes, *state = backend.neuron_forward(*neuron, dropout, seed)
+    expected_spikes, *expected_state = eager.neuron_forward(*neuron, dropout, seed)
+    assert torch.equal(spikes, expected_spikes)
+    assert_agree(state, expected_state)
+
+    gradients = draw(*shape, layout=layout), draw(*shape[1:]), draw(*shape[1:])
+    settings = surrogate.name, surrogate.width, dropout, seed, [True] * 6
+    arguments = *gradients, *neuron, *settings
+    assert_agree(backend.neuron_backward(*arguments), eager.neuron_backward(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+@pytest.mark.parametrize("wanted", range(6))
+def test_gradients_not_needed_are_empty(backend, draw, wanted):
+    """Each gradient alone; the tensors that it does not depend on may then be anything."""
+    shape = (3, 2, 7)
+    neuron, grad = neuron_case(draw, shape, "contiguous"), draw(*shape)
+    needed = [index == wanted for index in range(6)]
+    seed = torch.tensor(0, device=grad.device)
+    arguments = grad, *draw(2, 2, 7), *neuron, "gaussian", 0.4, 0.0, seed, needed
+    assert_agree(backend.neuron_backward(*arguments), eager.neuron_backward(*arguments))
+
+    needed = needed[:5]  # none of them, the last time
+    x, alpha, beta, *past = filter_case(draw, (2, 1), shape, "contiguous")
+    output = draw(*shape) if needed[1] else beta
+    x = x if needed[2] else beta
+    arguments = grad, x, alpha, beta, output, *past, needed
+    assert_agree(backend.filter_backward(*arguments), eager.filter_backward(*arguments))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dropout", [0.25, 0.7])
+def test_dropout_mask(backend, draw, dropout):
+    """Neurons that always fire show the whole mask."""
+    shape = (9, 5, 70)
+    one, zero = torch.ones_like(draw(70)), torch.zeros_like(draw(70))
+    state = (zero.expand(5, 70),) * 2
+    seed = torch.tensor(DROPOUT_SEED, device=one.device)
+    spikes, *_ = backend.neuron_forward(
+        2.0 * one.expand(shape), one, zero, zero, *state, dropout, seed
+    )
+    mask = eager.dropout_scale(spikes.shape, dropout, seed)
+    assert torch.equal(spikes, mask.to(spikes))
+    assert 0.0 < mask.count_nonzero() / mask.numel() < 1.0
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_threshold_is_strict(backend, draw, dtype):
+    above = torch.nextafter(torch.ones((), dtype=dtype), torch.full((), 2.0, dtype=dtype))
+    current = torch.stack([torch.ones_like(above), above]).view(1, 1, 2).to(draw(1).device)
+    zero = torch.zeros_like(current[0, 0])
+    seed = torch.tensor(0, device=current.device)
+    spikes, *_ = backend.neuron_forward(current, *[zero] * 3, *[zero[None]] * 2, 0.0, seed)
+    assert spikes.flatten().tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("with_state", [False, True])
+def test_public_functions(name, backend, draw, with_state):
+    """Forward and backward through autograd, with features of two dimensions."""
+    x, alpha, beta, *past = filter_case(draw, (2, 1), (4, 3, 6), "transposed")
+    current, *coefficients, membrane, reset = neuron_case(draw, (4, 3, 6), "constant in time")
+    sequences = [tensor.unflatten(-1, (2, 3)) for tensor in (x, current)]
+    filters = [tensor.unflatten(-1, (2, 3)) for tensor in (alpha, beta)]
+    neurons = [tensor.unflatten(-1, (2, 3)) for tensor in coefficients]
+    states = [tensor.unflatten(-1, (2, 3)) for tensor in (*past, membrane, reset)]
+    inputs = [*sequences, *filters, *neurons, *(states if with_state else ())]
+
+    def run(backend_name):
+        x, current, alpha, beta, *coefficients = leaves = [
+            tensor.detach().requires_grad_() for tensor in inputs
+        ]
+        filter_state = neuron_state = None
+        if with_state:
+            *coefficients, past_output, past_input, membrane, reset = coefficients
+            filter_state, neuron_state = (past_output, past_input), (membrane, reset)
+        torch.manual_seed(0)  # for dropout
+        with use_backend(backend_name):
+            psp, filter_state = iir_filter(x, alpha, beta, filter_state)
+            spikes, neuron_state = spiking_neuron(
+                current, *coefficients, neuron_state, FastSigmoid(), dropout=0.3
+            )
+            outputs = psp, *filter_state, spikes, *neuron_state
+            loss = sum((output * output).sum() for output in outputs)
+            return outputs, torch.autograd.grad(loss, leaves)
+
+    for actual, expected in zip(run(name), run("eager"), strict=True):
+        assert_agree(actual, expected)
+
+
+@pytest.mark.skipif(GPU or INTERPRETER, reason="the cuda cases run in this process")
+def test_triton_interpreter():
+    """The cuda cases on a machine without a GPU."""
+    pytest.importorskip("triton", exc_type=ImportError)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
+    assert "skipped" not in result.stdout, result.stdout
