@@ -2,11 +2,14 @@
 
 Keys: ``epoch, snn_state_dict, optimizer_state_dict, scheduler_state_dict, rng, config, metrics``
 and what ``experiment`` adds to resume in the middle of an epoch. Finished models hold
-``epoch, snn_state_dict, config, metrics``.
+``epoch, snn_state_dict, config, environment, metrics``.
 """
 
+import io
 import os
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +17,36 @@ import torch
 from torch import nn
 
 from snn_lib.config import one_line
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, RunError
 
 
-def write_atomically(path: Path, write: Any) -> None:
-    """Calls ``write`` with a binary file beside ``path``, then renames that to ``path``.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file beside ``path``, then renames it to ``path``.
 
     The file is synced before the renaming, so whatever happens, ``path`` holds its old content or
     the new, never part of one.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            write(file)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; what was there before is untouched"
+        ) from None
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what a process that was killed while it wrote ``path`` has left beside it."""
+    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
@@ -38,9 +54,11 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes a checkpoint atomically.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; an older file stays as it was.
+        RunError: the disk is full or the folder cannot be written; an older file stays as it was.
     """
-    write_atomically(path, lambda file: torch.save(checkpoint, file))
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -51,7 +69,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             checkpoint.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise InputError(f"checkpoint {path} is damaged: its checksums do not match")
+        with warnings.catch_warnings():  # about files that are refused anyway
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"there is no checkpoint {path}") from None
     except pickle.UnpicklingError:
@@ -85,4 +111,13 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
     if differences:
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise InputError(f"checkpoint {path} belongs to another model: {min(differences)}{more}")
-    model.load_state_dict(loaded)
+    try:
+        model.load_state_dict(loaded)
+    except RuntimeError as error:  # tensors of a kind that cannot be copied
+        raise InputError(f"checkpoint {path} cannot be used: {one_line(error)}") from None
+
+
+if __name__ == "__main__":
+    from snn_lib.conversion import main  # which imports this module
+
+    main()

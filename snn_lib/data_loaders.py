@@ -5,18 +5,25 @@ resumes in the middle of an epoch sees the batches that an undisturbed one would
 of several draws the same batch and takes its own share.
 """
 
+import gzip
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-from snn_lib.config import one_line, require
+from snn_lib import encoding
+from snn_lib.checkpoints import write_atomically
+from snn_lib.config import one_line, require, setting
 from snn_lib.errors import InputError
 
 CLASSES = 10
@@ -27,31 +34,31 @@ PIXELS = 28 * 28
 class RandomResizedCropConfig:
     """Crop of a random share of the area and a random aspect ratio, resized to the full image."""
 
-    scale: list[float] = field(default_factory=lambda: [0.85, 1.0])
-    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
+    scale: list[float] = setting([0.85, 1.0], "share of the area, lowest and highest")
+    ratio: list[float] = setting([0.75, 1.3333], "width over height, lowest and highest")
 
 
 @dataclass
 class RandomRotationConfig:
     """Rotation about the centre by up to so many degrees either way."""
 
-    degrees: float = 15.0
+    degrees: float = setting(15.0, "largest angle")
 
 
 @dataclass
 class ElasticConfig:
     """Smooth random displacement: noise blurred over sigma pixels, of alpha pixels' strength."""
 
-    alpha: float = 0.0  # root mean square of the displacement in pixels, 0: off
-    sigma: float = 4.0
+    alpha: float = setting(0.0, "root mean square in each direction, in pixels, 0: off")
+    sigma: float = setting(4.0, "how smooth it is, in pixels")
 
 
 @dataclass
 class TransformConfig:
     """Augmentation of the training images: with ``probability``, ``repeat`` times crop and turn."""
 
-    probability: float = 0.5
-    repeat: int = 2
+    probability: float = setting(0.5, "that an image is augmented at all")
+    repeat: int = setting(2, "how often it is cropped and turned")
     RandomResizedCrop: RandomResizedCropConfig = field(default_factory=RandomResizedCropConfig)
     RandomRotation: RandomRotationConfig = field(default_factory=RandomRotationConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
@@ -61,7 +68,7 @@ class TransformConfig:
             0 <= self.probability <= 1,
             f"transform.probability is {self.probability}, expected a probability in [0, 1]",
         )
-        require(self.repeat >= 0, f"transform.repeat is {self.repeat}, expected >= 0")
+        require(0 <= self.repeat <= 100, f"transform.repeat is {self.repeat}, expected 0 to 100")
         for key, highest in (("scale", 1.0), ("ratio", math.inf)):
             values = getattr(self.RandomResizedCrop, key)
             require(
@@ -69,6 +76,10 @@ class TransformConfig:
                 f"transform.RandomResizedCrop.{key} is {values}, expected [low, high] with "
                 f"0 < low <= high" + (" <= 1" if highest == 1.0 else ""),
             )
+        require(
+            self.RandomRotation.degrees >= 0,
+            f"transform.RandomRotation.degrees is {self.RandomRotation.degrees}, expected >= 0",
+        )
         require(
             self.elastic.alpha >= 0 and self.elastic.sigma > 0,
             f"transform.elastic has alpha {self.elastic.alpha} and sigma {self.elastic.sigma}, "
@@ -79,8 +90,8 @@ class TransformConfig:
 def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     """MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``.
 
-    The archives under ``root/MNIST/raw`` are verified and unpacked by torchvision; where they are
-    missing it downloads them.
+    The archives under ``root/MNIST/raw`` are verified and unpacked; where they are missing,
+    torchvision downloads them.
 
     Raises:
         InputError: a file is corrupt, or there is neither data nor a network.
@@ -90,19 +101,24 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
         archive = raw / name
         if archive.exists() and not check_integrity(str(archive), md5):
             raise InputError(
-                f"{archive} is corrupt: restore it, for example with 'git checkout {archive}'"
+                f"{archive} is corrupt: restore it with 'git checkout {archive}', or delete it to "
+                "have it downloaded"
             )
+        unpacked = archive.with_suffix("")
+        if archive.exists() and not unpacked.exists():
+            # torchvision would do it, but not so that another process or a crash may come between
+            write_atomically(unpacked, gzip.decompress(archive.read_bytes()))
     try:
         digits = MNIST(str(root), train=train, download=True)
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         if raw.exists() and any(raw.glob("*-ubyte")):
             raise InputError(
-                f"MNIST under {raw} cannot be read ({one_line(error)}): delete the unpacked "
-                "*-ubyte files there, they are unpacked again"
+                f"MNIST under {raw} cannot be read ({one_line(error)}): delete the *-ubyte files "
+                "there to have them unpacked again"
             ) from None
         raise InputError(
-            f"there is no MNIST under {raw} and it cannot be downloaded ({one_line(error)}): "
-            "put the four .gz files there or set dataset_path"
+            f"there is no MNIST under {raw} and it cannot be downloaded "
+            f"({one_line(error).rstrip(':')}): put the four .gz files there or set dataset_path"
         ) from None
     return digits.data, digits.targets
 
@@ -224,3 +240,74 @@ def elastic_shift(count: int, elastic: ElasticConfig, generator: torch.Generator
 def warp(images: Tensor, grids: Tensor) -> Tensor:
     """Images ``(B, 28, 28)`` resampled bilinearly at the grids, zero outside."""
     return F.grid_sample(images[:, None], grids, align_corners=False)[:, 0]
+
+
+class MNISTDataset(Dataset):
+    """Digits one by one, for a ``DataLoader``, as in the authors' 2020 release.
+
+    Args:
+        torchvision_mnist: gives ``(image, label)``, the image a PIL image or integers of 0 to 255,
+            or floats in [0, 1] as torchvision's ``ToTensor`` makes them.
+        length: number of time steps, kept as an attribute.
+        max_rate: the value of a white pixel.
+        flatten: whether images are ``(784,)`` instead of ``(28, 28)``.
+        transform: called with each image as it comes, such as :func:`get_rand_transform`.
+
+    Returns (by index):
+        The image in [0, max_rate], float32, and its label.
+    """
+
+    def __init__(
+        self,
+        torchvision_mnist: Any,
+        length: int,
+        max_rate: float = 1,
+        flatten: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.dataset, self.length, self.max_rate = torchvision_mnist, length, max_rate
+        self.flatten, self.transform = flatten, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, label = self.dataset[index]
+        if self.transform is not None:
+            image = self.transform(image)
+        values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+        white = 1.0 if values.is_floating_point() else 255.0
+        values = values.float() * (self.max_rate / white)
+        return values.flatten() if self.flatten else values, label
+
+
+class MNISTDataset_Poisson_Spike(MNISTDataset):
+    """As :class:`MNISTDataset`, each image as spike trains ``(*image, length)``.
+
+    A pixel's value is its probability of a spike at every step, independently.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        rates, label = super().__getitem__(index)
+        return encoding.poisson(rates, self.length).movedim(0, -1), label
+
+
+def get_rand_transform(transform_config: Any) -> transforms.RandomApply:
+    """torchvision's random crops and rotations of PIL images, from the ``transform`` of the YAML.
+
+    With ``RandomApply.probability``, or ``probability``, an image is cropped, turned, and both
+    again.
+
+    Args:
+        transform_config: mapping with the sections ``RandomResizedCrop`` (``scale``, ``ratio``,
+            and ``size``, by default 28) and ``RandomRotation`` (``degrees`` or ``angle``).
+    """
+    crop, turn = transform_config["RandomResizedCrop"], transform_config["RandomRotation"]
+    apply = transform_config.get("RandomApply", transform_config)
+    steps = [
+        transforms.RandomResizedCrop(
+            crop.get("size", 28), scale=tuple(crop["scale"]), ratio=tuple(crop["ratio"])
+        ),
+        transforms.RandomRotation(turn["degrees"] if "degrees" in turn else turn["angle"]),
+    ]
+    return transforms.RandomApply(steps * 2, p=apply["probability"])

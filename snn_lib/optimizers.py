@@ -24,12 +24,11 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
         ValueError: the choice is none of them.
     """
     choice = conf.optimizer.optimizer_choice
+    if choice not in ("Adam", "AdamW", "SGD"):
+        raise ValueError(f"optimizer_choice is {choice!r}, expected Adam, AdamW or SGD")
     options = dict(_items(conf.optimizer, choice))
-    if choice in ("Adam", "AdamW"):
-        return getattr(torch.optim, choice)(params, fused=True, **options)
-    if choice == "SGD":
-        return torch.optim.SGD(params, **options)
-    raise ValueError(f"optimizer_choice is {choice!r}, expected Adam, AdamW or SGD")
+    fused = {} if choice == "SGD" else {"fused": True}
+    return getattr(torch.optim, choice)(params, **fused, **options)
 
 
 def parameter_groups(model: nn.Module, conf: Any) -> list[dict[str, Any]]:

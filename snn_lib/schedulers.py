@@ -7,13 +7,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 __all__ = ["get_scheduler", "steps_every_batch"]
 
+CHOICES = ("MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none")
+
 
 def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LRScheduler | None:
     """The chosen scheduler, or ``None`` for the choice ``none``.
 
     Args:
         optimizer: whose learning rates it drives. A group's learning rate that differs from the
-            first group's keeps its ratio to it.
+            first group's keeps its ratio to it (but for eta_min, which all groups have alike).
         conf: a configuration with ``scheduler.scheduler_choice`` (MultiStepLR,
             CosineAnnealingWarmRestarts, CyclicLR, OneCycleLR or none) and a section of that name
             with its options.
@@ -25,9 +27,9 @@ def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LR
     choice = conf.scheduler.scheduler_choice
     if choice in (None, "none"):
         return None
-    section = getattr(conf.scheduler, choice, None)
-    if section is None or not hasattr(lr_scheduler, choice):
-        raise ValueError(f"scheduler_choice is {choice!r}, which is no known scheduler")
+    if choice not in CHOICES:
+        raise ValueError(f"scheduler_choice is {choice!r}, expected one of {', '.join(CHOICES)}")
+    section = getattr(conf.scheduler, choice)
     options = dict(section if hasattr(section, "items") else vars(section))
     scales = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
     for bound in ("base_lr", "max_lr"):

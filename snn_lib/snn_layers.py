@@ -13,7 +13,6 @@ live in a cell, whose name is part of their state-dict keys.
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.metrics import OutputFilter
 from snn_lib.monitor import record_neuron
 from snn_lib.surrogate import THRESHOLD, Gaussian
 from snn_lib.synapses import DualExponentialSynapse, LowPassSynapse
@@ -52,19 +50,11 @@ __all__ = [
 States = tuple[Tensor, ...]
 
 
-def _time_first(x: Tensor) -> Tensor:
-    return x.movedim(-1, 0)
-
-
-def _time_last(x: Tensor) -> Tensor:
-    return x.movedim(0, -1)
-
-
 # ---------------------------------------------------------------------------------------------
 # The threshold
 
 
-class threshold(torch.autograd.Function):  # noqa: N801
+class threshold(torch.autograd.Function):
     """``threshold.apply(v, sigma)``: 1 where v > 1, else 0, with the Gaussian surrogate gradient.
 
     Args:
@@ -356,6 +346,14 @@ class _NeuronLayer(_Layer):
     def _current(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @torch.no_grad()
+    def _traces(self, x: Tensor, states: States | None = None) -> dict[str, Tensor]:
+        """What :class:`SNN_Monitor` records, ``(B, *features, T)``."""
+        cell = getattr(self, self._cell_name)
+        record = record_neuron(cell, self._current(x.movedim(-1, 0)), states)
+        traces = {"v": record.membrane, "reset_v": record.reset, "spike": record.spikes}
+        return {name: trace.movedim(0, -1) for name, trace in traces.items()}
+
 
 class neuron_layer(_NeuronLayer):
     """Fully connected neurons: weights on the PSP, threshold 1, filtered reset.
@@ -573,7 +571,7 @@ class filter_layer(nn.Module):
     """The filter through which spike trains are compared, :class:`snn_lib.metrics.OutputFilter`.
 
     Args:
-        device: accepted; the filter runs where its parameters are.
+        device: where the coefficients are.
 
     Shape:
         ``(B, input_size, T)`` to the same.
@@ -593,6 +591,7 @@ class filter_layer(nn.Module):
         self.filter_v0 = _v_0(filter_tau_m, filter_tau_s)
         self.filter_decay_m = _decay((), filter_tau_m)
         self.filter_decay_s = _decay((), filter_tau_s)
+        self.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters all time steps; see the class for shapes."""
@@ -604,7 +603,7 @@ class exponential_filter_layer(nn.Module):
     """y[t] = (1 - alpha) y[t-1] + alpha x[t].
 
     Args:
-        device: accepted; the filter runs where its input is.
+        device: where the coefficient is.
 
     Shape:
         ``(B, input_size, T)`` to the same.
@@ -615,18 +614,18 @@ class exponential_filter_layer(nn.Module):
     ) -> None:
         super().__init__()
         self.step_num, self.batch_size, self.input_size = step_num, batch_size, input_size
-        self.alpha = alpha
+        self.register_buffer("alpha", torch.tensor(float(alpha), device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Filters all time steps; see the class for shapes."""
-        return _same_for_all(x, (x.new_tensor(1 - self.alpha),), (x.new_tensor(self.alpha),))
+        return _same_for_all(x, (1 - self.alpha,), (self.alpha,))
 
 
-def _same_for_all(x: Tensor, alpha: Sequence[Tensor], beta: Sequence[Tensor]) -> Tensor:
+def _same_for_all(x: Tensor, alpha: States, beta: States) -> Tensor:
     """Every channel of the time-last ``x`` through one filter, with scalar coefficients."""
     x = x.movedim(-1, 0)
     alpha, beta = (
-        torch.stack(list(values)).view(-1, *[1] * (x.dim() - 2)).expand(-1, *x.shape[2:])
+        torch.stack(values).view(-1, *[1] * (x.dim() - 2)).expand(-1, *x.shape[2:])
         for values in (alpha, beta)
     )
     return iir_filter(x, alpha, beta)[0].movedim(0, -1)
@@ -660,11 +659,12 @@ class SNN_Monitor:
         self._hook = module.register_forward_hook(self._store, with_kwargs=True)
 
     def _store(self, module: _Layer, args: tuple, kwargs: dict, result: tuple) -> None:
-        traces = {"psp": result[0]}
         if isinstance(module, _NeuronLayer):
             traces = module._traces(*args, **kwargs)
+        else:
+            traces = {"psp": result[0].detach()}
         for name, trace in traces.items():
-            trace = trace.detach().cpu().numpy()[None]
-            self.record[name] = np.concatenate([*self.record.get(name, ())[:, None], trace])
-        if len(trace) == self.max_iteration:
+            earlier = self.record.get(name, ())
+            self.record[name] = np.stack([*earlier, trace.cpu().numpy()])
+        if len(earlier) + 1 == self.max_iteration:
             self._hook.remove()

@@ -1,0 +1,205 @@
+"""The 2020 utilities and digit data sets against definitions written here."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from snn_lib import utilities
+from snn_lib.data_loaders import MNISTDataset, MNISTDataset_Poisson_Spike, get_rand_transform
+
+matplotlib.use("agg")
+
+
+def test_random_patterns():
+    x, one_hot, labels = utilities.generate_rand_pattern(5, 40, 30, 2, 6)
+    assert x.shape == (5, 40, 30)
+    assert set(np.unique(x)) == {0, 1}
+    assert set(np.unique(x.sum(-1))) == {2, 3, 4, 5, 6}  # both ends included
+    assert (x.sum((0, 1)) > 0).all()  # any time can be drawn
+    assert np.array_equal(one_hot, np.eye(5))
+    assert np.array_equal(labels, np.arange(5))
+    torch.manual_seed(0)
+    again = utilities.generate_rand_pattern(5, 40, 30, 2, 6)[0]
+    assert np.array_equal(x, again)
+    full, *_ = utilities.generate_rand_pattern(1, 3, 4, 4, 4)
+    assert full.all()
+
+
+@pytest.mark.parametrize("numbers", [(-1, 2), (3, 2), (0, 11)])
+def test_impossible_numbers_of_spikes_are_refused(numbers):
+    with pytest.raises(ValueError, match="min <= max <= length"):
+        utilities.generate_rand_pattern(2, 3, 10, *numbers)
+
+
+def test_mutation_moves_every_spike():
+    template = np.zeros((400, 100))
+    template[:, 50] = 1
+    moved = utilities.mutate_spike_pattern(template, 3, 2)
+    assert moved.shape == template.shape
+    assert (moved.sum(1) == 1).all()
+    shift = moved.argmax(1) - 50
+    assert abs(shift.mean() - 3) < 0.4
+    # a normal deviate of variance 4, and rounding's 1/12
+    assert abs(shift.var() - 4 - 1 / 12) < 1.0
+
+
+def test_mutation_stays_in_time():
+    template = np.zeros((2, 10), dtype=np.uint8)
+    template[0, 8] = template[1, 1] = 1
+    assert np.array_equal(
+        np.nonzero(utilities.mutate_spike_pattern(template, 50, 0)), [[0, 1], [9, 9]]
+    )
+    assert np.array_equal(
+        np.nonzero(utilities.mutate_spike_pattern(template, -50, 0)), [[0, 1], [0, 0]]
+    )
+    assert np.array_equal(utilities.mutate_spike_pattern(template, 0, 0), template)
+
+
+@pytest.mark.parametrize(
+    ("filter_type", "normalize"), [("exp", True), ("dual_exp", True), ("dual_exp", False)]
+)
+def test_filters(filter_type, normalize):
+    trains = np.random.default_rng(0).random((3, 50)) < 0.2
+    expected = np.zeros((3, 50))
+    m = s = np.zeros(3)
+    for t in range(50):
+        m = m * math.exp(-1 / 10) + trains[:, t]
+        s = s * math.exp(-1 / 2.5) + trains[:, t]
+        expected[:, t] = m if filter_type == "exp" else m - s
+    if filter_type == "dual_exp" and normalize:
+        expected *= 4 ** (4 / 3) / 3
+    options = {"filter_type": filter_type, "normalize": normalize}
+    found = utilities.filter_spike_multiple(trains, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    one = utilities.filter_spike(trains[1], **options)
+    assert one.shape == (1, 50)
+    np.testing.assert_allclose(one[0], expected[1], atol=1e-5)
+
+
+def test_unknown_filter_is_refused():
+    with pytest.raises(ValueError, match="expected 'exp' or 'dual_exp'"):
+        utilities.filter_spike(np.zeros(5), "gaussian")
+
+
+def test_gaussian_filter():
+    train = np.zeros(81)
+    train[[40, 45]] = 1
+    time = np.arange(81)
+    expected = sum(np.exp(-((time - t) ** 2) / (2 * 3**2)) for t in (40, 45))
+    expected /= 3 * math.sqrt(2 * math.pi)
+    smooth = utilities.gaussian_filter_spike_train(train, 3)
+    np.testing.assert_allclose(smooth, expected, atol=1e-4)
+    batch = np.stack([np.stack([train, np.roll(train, 7)]), np.zeros((2, 81))])
+    found = utilities.gaussian_filter_spike_train_batch(batch, 3)
+    np.testing.assert_allclose(found[0, 0], smooth, atol=1e-7)
+    np.testing.assert_allclose(found[0, 1], np.roll(smooth, 7), atol=1e-7)
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize(
+    ("value", "times"),
+    [(0, []), (0.05, []), (0.1, [0]), (0.4, [0, 2, 5, 7]), (0.5, [0, 2, 4, 6, 8]), (1, range(10))],
+)
+def test_float_to_spike_train(value, times):
+    assert np.array_equal(np.flatnonzero(utilities.float_to_spike_train(value, 10)), times)
+
+
+def test_float_to_spike_train_refuses_other_rates():
+    with pytest.raises(ValueError, match="rate in"):
+        utilities.float_to_spike_train(1.5, 10)
+
+
+def test_pattern_data_set():
+    x, one_hot, labels = utilities.generate_rand_pattern(6, 4, 10, 1, 3)
+    batches = torch.utils.data.DataLoader(utilities.RandPatternDataset(x, one_hot), batch_size=4)
+    sizes = [(pattern.shape, label.shape) for pattern, label in batches]
+    assert sizes == [((4, 4, 10), (4, 6)), ((2, 4, 10), (2, 6))]
+    pattern, label = utilities.RandPatternDataset(x, labels, lambda p: 2 * p)[3]
+    assert np.array_equal(pattern, 2 * x[3])
+    assert label == 3
+
+
+@pytest.mark.parametrize("plot", [utilities.plot_raster, utilities.plot_raster_dot])
+def test_raster_has_time_along_x(plot):
+    spikes = np.zeros((3, 20))
+    spikes[2, 15] = 1
+    ax = plot(spikes)
+    assert ax.collections[0].get_offsets().tolist() == [[15, 2]]
+    matplotlib.pyplot.close(ax.figure)
+
+
+# Digits
+
+
+def digits(transform=lambda image: image):
+    values = np.arange(2 * 28 * 28, dtype=np.int64).reshape(2, 28, 28) % 256
+    images = [Image.fromarray(array.astype(np.uint8)) for array in values]
+    return [(transform(image), label) for label, image in enumerate(images)], values / 255
+
+
+def test_digits_are_scaled():
+    mnist, values = digits()
+    dataset = MNISTDataset(mnist, 25, max_rate=0.5)
+    assert len(dataset) == 2
+    image, label = dataset[1]
+    assert label == 1
+    np.testing.assert_allclose(image, 0.5 * values[1], atol=1e-6)
+    flat, _ = MNISTDataset(mnist, 25, flatten=True)[1]
+    np.testing.assert_allclose(flat, values[1].reshape(-1), atol=1e-6)
+
+
+def test_digits_as_tensors_are_scaled_alike():
+    mnist, values = digits(lambda image: torch.from_numpy(np.array(image)).float()[None] / 255)
+    np.testing.assert_allclose(MNISTDataset(mnist, 25)[0][0], values[:1], atol=1e-6)
+
+
+def test_digits_as_poisson_spikes():
+    mnist, values = digits()
+    spikes, label = MNISTDataset_Poisson_Spike(mnist, 4000, max_rate=0.5)[1]
+    assert spikes.shape == (28, 28, 4000)
+    assert label == 1
+    assert set(np.unique(spikes)) == {0, 1}
+    assert np.abs(spikes.mean(-1).numpy() - 0.5 * values[1]).max() < 0.05
+    assert not torch.equal(spikes[..., 0], spikes[..., 1])
+    flat, _ = MNISTDataset_Poisson_Spike(mnist, 7, flatten=True)[1]
+    assert flat.shape == (784, 7)
+
+
+def test_transform_is_applied_to_the_image():
+    mnist, values = digits()
+    dataset = MNISTDataset(mnist, 25, transform=lambda image: image.rotate(90))
+    np.testing.assert_allclose(dataset[0][0], np.rot90(values[0]), atol=1e-6)
+
+
+CROP = {"scale": [0.3, 0.4], "ratio": [0.75, 1.33]}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"probability": 0.5, "RandomResizedCrop": CROP, "RandomRotation": {"degrees": 15}},
+        {
+            "RandomApply": {"probability": 0.5},
+            "RandomResizedCrop": {"size": 28, **CROP},
+            "RandomRotation": {"angle": 15},
+        },
+    ],
+)
+def test_random_transform_changes_half_of_the_images(config):
+    transform = get_rand_transform(OmegaConf.create(config))
+    image = digits()[0][0][0]
+    images = [transform(image) for _ in range(100)]
+    assert {image.size for image in images} == {(28, 28)}
+    changed = [not np.array_equal(np.array(other), np.array(image)) for other in images]
+    assert 30 <= sum(changed) <= 70
+
+
+def test_no_image_is_changed_with_probability_0():
+    options = {"probability": 0.0, "RandomResizedCrop": CROP, "RandomRotation": {"degrees": 15}}
+    image = digits()[0][0][0]
+    assert np.array_equal(np.array(get_rand_transform(options)(image)), np.array(image))
