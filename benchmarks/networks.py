@@ -1,0 +1,177 @@
+"""The networks that the benchmarks run: this library's and those it is compared with.
+
+Every variant has the same layer sizes, input, loss, dropout and optimiser. What a variant computes
+between its matrix products, and what it leaves out, is its ``note``.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib, from any folder
+import snn_lib
+
+SIGMA = 0.4  # width of the Gaussian surrogate
+GAIN = 5.0  # of the weights: every layer of every variant fires from the start
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layer sizes, time steps T, batch B and constants of one experiment.
+
+    With ``images``, the input is one image per sample, repeated at every step, and the loss the
+    cross-entropy of the output spike counts; otherwise input and target are spike trains.
+    """
+
+    sizes: tuple[int, ...]
+    steps: int
+    tau_m: float
+    tau_s: float
+    images: bool
+    batch: int = 64
+    dropout: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{'-'.join(map(str, self.sizes))}, T = {self.steps}"
+
+    def small(self) -> "Network":
+        """As many layers, but tiny."""
+        return replace(self, sizes=(8,) * len(self.sizes), steps=min(self.steps, 3), batch=2)
+
+    def layers(self) -> Iterator[tuple[int, int, float]]:
+        """Inputs, outputs and output dropout of every layer."""
+        for index, (inputs, outputs) in enumerate(pairwise(self.sizes)):
+            yield inputs, outputs, 0.0 if index == len(self.sizes) - 2 else self.dropout
+
+    def data(self, device: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The input ``(T, B, N)``, and the loss of an output ``(T, B, M)``."""
+        shape = (self.steps, self.batch, self.sizes[0])
+        if self.images:  # a fifth of the pixels are bright, as in a handwritten digit
+            image = torch.rand(shape[1:], device=device) * (
+                torch.rand(shape[1:], device=device) < 0.2
+            )
+            labels = torch.randint(self.sizes[-1], (self.batch,), device=device)
+            return image.expand(shape), lambda output: nn.functional.cross_entropy(
+                output.float().sum(0), labels
+            )
+        spikes = (torch.rand(shape, device=device) < 0.02).float()
+        target = torch.rand(*shape[:2], self.sizes[-1], device=device) < 0.02
+        target = target.float()
+        return spikes, lambda output: nn.functional.mse_loss(output.float(), target)
+
+
+DIGITS = Network((784, 500, 500, 10), steps=25, tau_m=4, tau_s=1, images=True, dropout=0.3)
+MEMORY = Network((300, 500, 200, 500, 300), steps=300, tau_m=8, tau_s=2, images=False)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: how to build the network, and how to run it."""
+
+    name: str
+    build: Callable[[Network], nn.Module]
+    note: str
+    precision: str = "float32"
+    backend: str | None = None  # of this library
+    rows: bool = False  # the input is T * B separate rows, even if it is constant over time
+    input_gradient: bool = False
+    package: str | None = None
+    longest: int | None = None  # more time steps would take minutes
+
+
+def linear(inputs: int, outputs: int, gain: float = GAIN) -> nn.Linear:
+    """Random weights, of standard deviation gain / sqrt(inputs)."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
+    return layer
+
+
+def decays(network: Network) -> tuple[float, float]:
+    """exp(-1 / tau_m) and exp(-1 / tau_s)."""
+    return math.exp(-1.0 / network.tau_m), math.exp(-1.0 / network.tau_s)
+
+
+class SNN(nn.Module):
+    """The network of the experiments, from this library."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs, dropout in network.layers():
+            layers += [
+                snn_lib.DualExponentialSynapse(inputs, network.tau_m, network.tau_s),
+                linear(inputs, outputs),
+                snn_lib.SpikingNeuron(
+                    outputs, network.tau_m, surrogate=snn_lib.Gaussian(SIGMA), dropout=dropout
+                ),
+            ]
+        self.layers = snn_lib.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)[0]
+
+
+class GaussianSpike(torch.autograd.Function):
+    """The threshold, with the Gaussian surrogate."""
+
+    @staticmethod
+    def forward(ctx, membrane):
+        ctx.save_for_backward(membrane)
+        return (membrane > 1.0).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (membrane,) = ctx.saved_tensors
+        bump = torch.exp((membrane - 1.0) ** 2 * (-0.5 / SIGMA**2))
+        return grad * bump / (math.sqrt(2.0 * math.pi) * SIGMA)
+
+
+class LoopLayer(nn.Module):
+    """One time step of one layer, as one would write it from the equations."""
+
+    def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
+        super().__init__()
+        p, q = decays(network)
+        self.alpha_1 = nn.Parameter(torch.full((inputs,), p + q))
+        self.alpha_2 = nn.Parameter(torch.full((inputs,), -p * q))
+        self.beta_0 = nn.Parameter(torch.full((inputs,), p - q))
+        self.weights = linear(inputs, outputs)
+        self.theta = p
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
+        f_1, f_2, reset = state  # F[t-1], F[t-2], R[t]; a number before the first step
+        f = self.alpha_1 * f_1 + self.alpha_2 * f_2 + self.beta_0 * x
+        spikes = GaussianSpike.apply(self.weights(f).float() - reset)
+        return self.dropout(spikes), (f, f_1, self.theta * reset + spikes)
+
+
+class Loop(nn.Module):
+    """The same network as :class:`SNN`, one time step after the other, under plain autograd."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LoopLayer(*layer, network) for layer in network.layers())
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [(0.0, 0.0, 0.0)] * len(self.layers)
+        outputs = []
+        for step in x.unbind():  # x[t] would cost O(T^2) in the backward pass
+            for index, layer in enumerate(self.layers):
+                step, states[index] = layer(step, states[index])
+            outputs.append(step)
+        return torch.stack(outputs)
+
+
+def dense(network: Network) -> nn.Module:
+    """The floor: the matrix products of the SNN and nothing else but ReLU."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, _ in network.layers():
+        layers += [linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,134 @@
+"""The same networks built from other libraries, where they are installed.
+
+Each runs as fast as its library offers on plain PyTorch: layer by layer, one matrix product over
+all steps, then the neurons. Each has the neuron and the learned filter closest to the model's, one
+dropout mask a step, and a surrogate of its own. None computes the model itself; the notes say what
+is missing.
+"""
+
+import importlib.util
+
+import torch
+from networks import DIGITS, GAIN, Network, Variant, decays, linear
+from torch import Tensor, nn
+
+
+class SnnTorchLayer(nn.Module):
+    def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
+        super().__init__()
+        import snntorch
+
+        p, q = decays(network)
+        self.weights, self.dropout = linear(inputs, outputs), nn.Dropout(dropout)
+        self.neuron = snntorch.Synaptic(
+            alpha=torch.full((outputs,), q),
+            beta=torch.full((outputs,), p),
+            learn_alpha=True,
+            learn_beta=True,
+            spike_grad=snntorch.surrogate.atan(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        synapse, membrane = self.neuron.reset_mem()
+        outputs = []
+        for current in self.weights(x).unbind():
+            spikes, synapse, membrane = self.neuron(current, synapse, membrane)
+            outputs.append(spikes)
+        return self.dropout(torch.stack(outputs))
+
+
+class NorseLayer(nn.Module):
+    def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
+        super().__init__()
+        # Euler steps of 1 ms: dt / tau is 1 - decay, and scales the input current as well.
+        rate_m, rate_s = (1.0 - decay for decay in decays(network))
+        self.weights = linear(inputs, outputs, gain=GAIN / rate_m)
+        self.dropout = nn.Dropout(dropout)
+        self.tau_mem_inv = nn.Parameter(torch.full((outputs,), 1e3 * rate_m))
+        self.tau_syn_inv = nn.Parameter(torch.full((outputs,), 1e3 * rate_s))
+
+    def forward(self, x: Tensor) -> Tensor:
+        from norse.torch.functional.lif import (
+            LIFFeedForwardState,
+            LIFParameters,
+            lif_feed_forward_step,
+        )
+        from norse.torch.functional.lift import lift
+
+        currents = self.weights(x)
+        rest = torch.zeros_like(currents[0])
+        parameters = LIFParameters(self.tau_syn_inv, self.tau_mem_inv)
+        neuron = lift(lif_feed_forward_step, parameters)
+        return self.dropout(neuron(currents, state=LIFFeedForwardState(v=rest, i=rest))[0])
+
+
+class SpikingJelly(nn.Module):
+    def __init__(self, network: Network, synapse_filter: bool = False) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import layer, neuron, surrogate
+
+        layers: list[nn.Module] = []
+        for inputs, outputs, dropout in network.layers():
+            if synapse_filter:
+                layers.append(layer.SynapseFilter(network.tau_m, learnable=True, step_mode="m"))
+            plif = neuron.ParametricLIFNode(
+                float(network.tau_m),
+                decay_input=False,
+                v_reset=None,  # subtract the threshold
+                surrogate_function=surrogate.ATan(),
+                step_mode="m",
+            )
+            layers += [linear(inputs, outputs), plif, nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from spikingjelly.activation_based.functional import reset_net
+
+        reset_net(self.layers)
+        return self.layers(x)
+
+
+def spikingjelly_filter(network: Network) -> nn.Module:
+    return SpikingJelly(network, synapse_filter=True)
+
+
+def snntorch_network(network: Network) -> nn.Module:
+    return nn.Sequential(*(SnnTorchLayer(*layer, network) for layer in network.layers()))
+
+
+def norse_network(network: Network) -> nn.Module:
+    return nn.Sequential(*(NorseLayer(*layer, network) for layer in network.layers()))
+
+
+VARIANTS = [
+    Variant(
+        "snnTorch Synaptic",
+        snntorch_network,
+        "2 learned decays a neuron, after the weights; reset not filtered, detached",
+        package="snntorch",
+    ),
+    Variant(
+        "SpikingJelly PLIF",
+        SpikingJelly,
+        "1 learned decay a layer, after the weights; reset not filtered",
+        package="spikingjelly",
+    ),
+    Variant(
+        "SpikingJelly SynapseFilter + PLIF",
+        spikingjelly_filter,
+        "1 learned first-order filter a layer before the weights, then as above",
+        package="spikingjelly",
+        longest=DIGITS.steps,
+    ),
+    Variant(
+        "Norse LIF, lifted",
+        norse_network,
+        "2 learned decays a neuron, after the weights; reset to 0, not filtered",
+        package="norse",
+    ),
+]
+
+
+def installed() -> list[Variant]:
+    """Those whose package is there."""
+    return [variant for variant in VARIANTS if importlib.util.find_spec(variant.package)]

@@ -1,0 +1,141 @@
+"""How long a training step takes: this library, a per-step loop, a dense network, other libraries.
+
+    pip install -r requirements-bench.txt
+    python benchmarks/training_step.py
+
+Prints one table, all rows of which were measured in the same run, in turns, and saves it as CSV and
+as a chart. The floor is a dense ReLU network of the same matrix products on T * B rows: the SNN's
+trained input filters need the gradient of its first product's input, so the floor computes it as
+well, and a second row does not. All take an AdamW step.
+
+Columns: ratio to the floor of the same precision, to the float32 floor, and how many times faster
+than the float32 loop; the same for inference; memory at its peak beyond what the process held
+before the network was built (Linux: resident set; GPU: allocated by PyTorch).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from measuring import interleave, machine, options, quartiles, save_csv
+from networks import DIGITS, MEMORY, SNN, Loop, Network, Variant, dense
+from other_libraries import installed
+
+FLOOR, LOOP = "dense floor", "per-step loop"
+ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
+
+
+def variants(device: str) -> list[Variant]:
+    """The rows of the table for one network."""
+    native = "cuda" if device == "cuda" else "cpu"
+    ours = Variant(f"SNN-IIR {native}", SNN, "the model", backend=native)
+    floor = Variant(FLOOR, dense, "products and ReLU only", rows=True, input_gradient=True)
+    both = [
+        floor,
+        replace(
+            floor,
+            name=f"{FLOOR}, no input gradient",
+            note="one product less",
+            input_gradient=False,
+        ),
+        ours,
+        Variant(LOOP, Loop, "the model, an operator at a time"),
+    ]
+    half = [replace(variant, precision="bfloat16") for variant in both]
+    return [*both, replace(ours, name="SNN-IIR eager", backend="eager"), *half, *installed()]
+
+
+def table(network: Network, rows: list[Variant], results: list[dict], where: str) -> list[dict]:
+    """Medians, quartiles and ratios of one network."""
+    found = {(row.name, row.precision): result for row, result in zip(rows, results, strict=True)}
+
+    def median(name: str, precision: str, kind: str) -> float:
+        return quartiles(found[name, precision][kind])[1]
+
+    lines = []
+    for row in rows:
+        result = found[row.name, row.precision]
+        line = {"network": str(network), "variant": row.name, "precision": row.precision}
+        for kind in ("training", "inference"):
+            first, middle, third = quartiles(result[kind])
+            line |= {
+                f"{kind}_ms": round(middle, 3),
+                f"{kind}_q25": round(first, 3),
+                f"{kind}_q75": round(third, 3),
+                f"{kind}/floor": round(middle / median(FLOOR, row.precision, kind), 3),
+                f"{kind}/floor_float32": round(middle / median(FLOOR, "float32", kind), 3),
+                f"loop/{kind}": round(median(LOOP, "float32", kind) / middle, 3),
+            }
+        loop_memory = found[LOOP, "float32"]["memory"]
+        line |= {
+            "memory_MB": round(result["memory"] / 1e6, 1),
+            "memory/loop": round(result["memory"] / max(loop_memory, 1), 3),
+            "note": row.note,
+            "machine": where,
+        }
+        lines.append(line)
+    return lines
+
+
+def show(lines: list[dict]) -> None:
+    """Prints the table of one network."""
+    print(f"\n{lines[0]['network']}   ({lines[0]['machine']})")
+    print(
+        f"{'':42}{'training step, ms':>26}{'/floor':>8}{'/fp32':>7}{'loop/':>7}"
+        f"{'inference':>11}{'/floor':>8}{'memory':>11}{'/loop':>7}"
+    )
+    for line in lines:
+        spread = f"({line['training_q25']:.1f} to {line['training_q75']:.1f})"
+        print(
+            f"{line['variant']:33} {line['precision']:8}{line['training_ms']:9.1f}{spread:>17}"
+            f"{line['training/floor']:8.2f}{line['training/floor_float32']:7.2f}"
+            f"{line['loop/training']:7.2f}{line['inference_ms']:11.1f}"
+            f"{line['inference/floor']:8.2f}{line['memory_MB']:8.0f} MB{line['memory/loop']:7.2f}"
+        )
+
+
+def chart(path: Path, tables: list[list[dict]]) -> None:
+    """Draws training time and memory of every variant, one row of axes a network."""
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(len(tables), 2, figsize=(13, 4.2 * len(tables)), squeeze=False)
+    for axes, lines in zip(grid, tables, strict=True):
+        names = [f"{line['variant']}, {line['precision']}" for line in lines]
+        colors = ["tab:orange" if name.startswith("SNN-IIR") else "tab:gray" for name in names]
+        medians = [line["training_ms"] for line in lines]
+        spread = [
+            [line["training_ms"] - line["training_q25"] for line in lines],
+            [line["training_q75"] - line["training_ms"] for line in lines],
+        ]
+        axes[0].barh(names, medians, xerr=spread, color=colors, capsize=2)
+        axes[0].axvline(medians[0], color="black", linestyle=":", linewidth=1)
+        axes[0].set(title=lines[0]["network"], xlabel="training step, ms (median, quartiles)")
+        axes[1].barh(names, [line["memory_MB"] for line in lines], color=colors)
+        axes[1].set(xlabel="peak memory beyond start-up, MB", yticklabels=[])
+        axes[0].set_xscale("log")
+        for one in axes:
+            one.invert_yaxis()
+    figure.suptitle(tables[0][0]["machine"], fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def main() -> None:
+    chosen = options(__doc__, "training_step")
+    tables = []
+    for network in (DIGITS, MEMORY):
+        rows = [row for row in variants(chosen.device) if network.steps <= (row.longest or 1e9)]
+        network = network.small() if chosen.smoke else network
+        rounds, seconds = (1, 0.0) if chosen.smoke else (ROUNDS, SECONDS)
+        results = interleave([(row, network) for row in rows], chosen, rounds, seconds)
+        tables.append(table(network, rows, results, machine(chosen)))
+        show(tables[-1])
+    save_csv(chosen.output, [line for lines in tables for line in lines])
+    chart(chosen.output, tables)
+    print("\nWhat is computed:")
+    for variant, note in dict.fromkeys((row.name, row.note) for row in variants(chosen.device)):
+        print(f"{variant:33} {note}")
+    print(f"\nsaved {chosen.output}.csv and .png")
+
+
+if __name__ == "__main__":
+    main()

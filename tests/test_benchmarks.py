@@ -1,0 +1,95 @@
+"""The benchmarks run, in a tiny setting, and write what they say. Nothing here looks at timings."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def run_smoke(name, folder):
+    """Rows of the CSV, and what was printed."""
+    output = folder / "new" / name
+    script = str(BENCHMARKS / f"{name}.py")
+    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output)]
+    run = subprocess.run(
+        [sys.executable, script, *options],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    with output.with_suffix(".csv").open(newline="") as file:
+        return list(csv.DictReader(file)), run.stdout
+
+
+def test_training_step_compares_every_variant_on_both_networks(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("training_step", tmp_path)
+    networks = {row["network"] for row in rows}
+    assert len(networks) == 2
+    for network in networks:
+        measured = {(r["variant"], r["precision"]) for r in rows if r["network"] == network}
+        assert measured >= {
+            (variant, precision)
+            for variant in (
+                "SNN-IIR cpu",
+                "per-step loop",
+                "dense floor",
+                "dense floor, no input gradient",
+            )
+            for precision in ("float32", "bfloat16")
+        } | {("SNN-IIR eager", "float32")}
+    for row in rows:
+        assert row["variant"] in printed
+        assert float(row["training_q25"]) <= float(row["training_ms"]) <= float(row["training_q75"])
+        assert float(row["inference_ms"]) > 0
+        assert "1 threads" in row["machine"]
+    floor = next(r for r in rows if (r["variant"], r["precision"]) == ("dense floor", "float32"))
+    assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
+
+
+def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("scaling", tmp_path)
+    for sweep in ("time steps", "batch", "width"):
+        for variant in ("SNN-IIR cpu", "dense floor"):
+            points = [r for r in rows if (r["sweep"], r["variant"]) == (sweep, variant)]
+            assert len({r["size"] for r in points}) == len(points) == 2
+            assert len({r["slope_training_ms"] for r in points}) == 1
+            assert f"{variant} against {sweep}" in printed
+
+
+def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from scaling import slope
+
+    assert slope([1, 10, 100], [3.0, 300.0, 30000.0]) == pytest.approx(2.0)
+
+
+def test_the_loop_computes_what_this_library_computes(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from networks import MEMORY, SNN, Loop
+
+    network = MEMORY.small()
+    x, loss = network.data("cpu")
+    x = (torch.rand_like(x) < 0.5).float()  # enough of them to fire
+    found = []
+    for build in (SNN, Loop):
+        torch.manual_seed(0)
+        model = build(network)
+        output = model(x)
+        loss(output).backward()
+        found.append((output, [p.grad for p in model.parameters() if p.dim() == 2 and len(p) == 8]))
+    (ours, ours_grad), (loops, loops_grad) = found
+    assert ours.any()
+    assert torch.equal(ours, loops)
+    for one, other in zip(ours_grad, loops_grad, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
