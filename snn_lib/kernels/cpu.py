@@ -3,44 +3,245 @@
 Every kernel works through tiles, a few batch rows by some channels, and runs all time steps of one
 tile before the next, so that what the recurrence carries along stays in the cache and every
 sequence is read or written once. The innermost loops run over channels, which lie side by side in
-memory, and are vectorised by LLVM. Threads share the tiles out; the tiles depend on the shape
-alone, so results do not depend on the number of threads.
+memory, and are vectorised by LLVM; their operations and order are those of ``eager``. Threads share
+the tiles out. Tiles depend on the shape alone, so results do not depend on the number of threads.
 
 Whatever a recurrence carries on is set to zero below ``TINY``: a decaying trace would otherwise end
 in denormal numbers, which a CPU computes ten times slower.
 """
 
+import ctypes
 import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import llvmlite.binding
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from snn_lib.surrogate import Gaussian
 
 TINY = 1e-30
-TILE = 4096  # elements of a tile at one time step
+TILE = 2048  # elements of a tile at one time step
 TILE_CHANNELS = 1024
-SMALL = (
-    32768  # elements of a sequence below which handing work to a thread costs more than it saves
-)
+GROUPS = 16  # the least number of groups a batch is cut into where it has the rows
+SMALL = 16384  # elements of a sequence up to which the calling thread does the work alone
+# Without Numba's memory manager: every view of a row would count its references, and threads that
+# count on the same array take longer over it than over the arithmetic.
+OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 def _compile(function: Callable) -> Callable:
-    """Numba's ``njit``, without the GIL, with its cache on disk where a folder can be written."""
+    """Numba's ``njit`` without the GIL, and with its cache on disk where a folder can be written.
+
+    Products and sums may be contracted only where a function says so: spikes are those of
+    ``eager`` bit for bit.
+    """
     try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder for the cache
-        return njit(nogil=True, error_model="numpy")(function)
+        return njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no such folder
+        return njit(**OPTIONS)(function)
 
 
-# ---------------------------------------------------------------------------------------------
-# Rows: the loops over channels that LLVM vectorises. Operations and their order are eager's.
+def _keep_freed_memory() -> None:
+    """Lets the C library's allocator reuse large buffers instead of returning them to the system.
+
+    By default glibc maps every buffer over 32 MB anew and unmaps it when it is freed, and clearing
+    the fresh pages costs as much as filling them: a third of a training step over 300 time steps.
+    This holds for the whole process, whose memory then stays at its peak.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:  # glibc
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+_keep_freed_memory()
+
+
+# --------------------------------------------------------------------------------------------------
+# Threads. PyTorch's OpenMP threads spin for a while after every matrix product, so threads of our
+# own would compete with them for the cores: the kernels run on these very threads instead.
+
+
+def _openmp() -> bool:
+    """Makes the OpenMP library that PyTorch runs on callable from compiled code, if it is GNU's."""
+    torch_library = ctypes.CDLL(torch._C.__file__)
+    for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
+        if not hasattr(torch_library, name):
+            return False
+        address = ctypes.cast(getattr(torch_library, name), ctypes.c_void_p).value
+        llvmlite.binding.add_symbol(f"snn_{name}", address)
+    return True
+
+
+_openmp_usable = _openmp()
+
+
+def _after_fork() -> None:
+    """GNU's OpenMP does not survive a fork: a forked process that calls it hangs."""
+    global _openmp_usable
+    _openmp_usable = False
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@intrinsic
+def _in_parallel(typing_context, kernel, threads, items, arguments):
+    """Calls ``kernel(first, last, arguments)`` on every thread, with its share of range(items)."""
+    kernel_signature = kernel.get_call_type(typing_context, (types.intp, types.intp, arguments), {})
+
+    def generate(context, builder, signature, values):
+        _, threads, items, arguments = values
+        compiled = kernel.dispatcher.get_compile_result(kernel_signature)
+        context.active_code_library.add_linking_library(compiled.library)
+        void, pointer, i32 = ir.VoidType(), cgutils.voidptr_t, ir.IntType(32)
+
+        def external(name, result, *parameters):
+            return cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(result, parameters), f"snn_{name}"
+            )
+
+        # What each thread runs, with what it needs packed into a struct as OpenMP asks.
+        packed = cgutils.alloca_once_value(
+            builder, cgutils.pack_struct(builder, [items, arguments])
+        )
+        share = ir.Function(
+            builder.module,
+            ir.FunctionType(void, [pointer]),
+            builder.module.get_unique_name("snn_share"),
+        )
+        share.linkage = "internal"
+        inside = ir.IRBuilder(share.append_basic_block())
+        items, arguments = cgutils.unpack_tuple(
+            inside, inside.load(inside.bitcast(share.args[0], packed.type)), 2
+        )
+        number, team = (
+            inside.zext(inside.call(external(name, i32), []), items.type)
+            for name in ("omp_get_thread_num", "omp_get_num_threads")
+        )
+        first, last = (
+            inside.udiv(inside.mul(items, n), team)
+            for n in (number, inside.add(number, number.type(1)))
+        )
+        context.call_conv.call_function(
+            inside,
+            context.declare_function(builder.module, compiled.fndesc),
+            types.none,
+            kernel_signature.args,
+            (first, last, arguments),
+        )
+        inside.ret_void()
+
+        builder.call(
+            external("GOMP_parallel", void, share.type, pointer, i32, i32),
+            [share, builder.bitcast(packed, pointer), builder.trunc(threads, i32), i32(0)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(kernel, threads, items, arguments), generate
+
+
+def _tile_shape(shape: torch.Size) -> tuple[int, int]:
+    """Batch rows and channels of a tile."""
+    columns = max(1, min(shape[2], TILE_CHANNELS))
+    return max(1, min(shape[1] // GROUPS, TILE // columns)), columns
+
+
+def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *arguments) -> None:
+    """Runs ``kernel`` on all tiles of sequences of this shape."""
+    rows, columns = _tile_shape(shape)
+    items = -(-shape[1] // rows) * -(-shape[2] // columns)
+    arguments = (rows, columns, *map(_array, arguments))
+    threads = min(torch.get_num_threads(), items)
+    if threads <= 1 or shape.numel() <= SMALL:
+        kernel(0, items, arguments)
+    elif _openmp_usable:
+        parallel(threads, items, arguments)
+    else:
+        bounds = [items * i // threads for i in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda *share: kernel(*share, arguments), bounds[:-1], bounds[1:]))
+
+
+def _array(value):
+    """A tensor as a C-contiguous array; a leading dimension that repeats itself has length 1."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    for dim in range(value.dim() - 1):
+        if value.stride(dim) == 0 and value.shape[dim] > 1:
+            value = value.narrow(dim, 0, 1)
+    return value.contiguous().numpy()
+
+
+# --------------------------------------------------------------------------------------------------
+# Tiles and rows
+
+
+@_compile
+def _tile(item, rows, columns, batch, channels):
+    """Batch rows and channels of tile number ``item``."""
+    across = (channels + columns - 1) // columns
+    b, c = item // across * rows, item % across * columns
+    return range(b, min(b + rows, batch)), slice(c, min(c + columns, channels))
+
+
+@njit(inline="always")
+def _row(sequence, t, b, channels):
+    """Row (t, b) of a sequence; one of length 1 in time or batch holds the same for all."""
+    return sequence[min(t, sequence.shape[0] - 1), min(b, sequence.shape[1] - 1), channels]
+
+
+@intrinsic
+def _prefetch_line(typing_context, row, n):
+    """Asks for the cache line of row[n]."""
+
+    def generate(context, builder, signature, values):
+        view, i32 = context.make_array(row)(context, builder, values[0]), ir.IntType(32)
+        pointer = builder.bitcast(builder.gep(view.data, [values[1]]), cgutils.voidptr_t)
+        prefetch = builder.module.declare_intrinsic(
+            "llvm.prefetch",
+            [cgutils.voidptr_t],
+            ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, i32, i32, i32]),
+        )
+        read, keep, data = i32(0), i32(3), i32(1)
+        builder.call(prefetch, [pointer, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(row, types.intp), generate
+
+
+@_compile
+def _prefetch(sequence, t, b, channels):
+    """Asks for a row that the next time step needs: the CPU does not guess jumps of this size."""
+    if 0 <= t < sequence.shape[0]:
+        row = _row(sequence, t, b, channels)
+        for n in range(0, len(row), 64 // row.itemsize):
+            _prefetch_line(row, n)
+
+
+@njit(inline="always")
+def _past(sequence, before, order, t, b, channels):
+    """Row (t, b) of a sequence that goes back to t = -order."""
+    # One exit: Numba inlines no function with two.
+    row = _row(sequence, t, b, channels) if t >= 0 else _row(before, order + t, b, channels)
+    return row
+
+
+@_compile
+def _assign(out, x):
+    for n in range(len(out)):
+        out[n] = x[n]
 
 
 @_compile
@@ -56,7 +257,8 @@ def _multiply_add(out, a, x):
 
 
 @_compile
-def _multiply_add_double(total, a, x):
+def _correlate(total, a, x):
+    """In double precision, for sums over many steps and for products of small numbers."""
     for n in range(len(total)):
         total[n] += np.float64(a[n]) * np.float64(x[n])
 
@@ -68,47 +270,33 @@ def _flush(out):
         out[n] = zero if abs(out[n]) < tiny else out[n]
 
 
-@_compile
-def _row(sequence, t, b, channels):
-    """Row (t, b) of a sequence; one of length 1 in time or batch holds the same for all."""
-    return sequence[min(t, sequence.shape[0] - 1), min(b, sequence.shape[1] - 1), channels]
-
-
-@_compile
-def _tile(item, rows, columns, batch, channels):
-    """Batch rows and channels of tile number ``item``."""
-    across = (channels + columns - 1) // columns
-    b, c = item // across * rows, item % across * columns
-    return range(b, min(b + rows, batch)), slice(c, min(c + columns, channels))
-
-
-# ---------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The filter
 
 
 @_compile
-def _filter_forward(first, last, rows, columns, x, alpha, beta, past_output, past_input, output):
+def _filter_forward(first, last, arguments):
+    rows, columns, x, alpha, beta, past_output, past_input, output = arguments
     steps, batch, channels = output.shape
     order_p, order_q = len(alpha), len(beta) - 1
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
         for t in range(steps):
             for b in tile:
+                _prefetch(x, t + 1, b, cut)
                 f = output[t, b, cut]
                 _multiply(f, beta[0, cut], _row(x, t, b, cut))
                 for q in range(1, order_q + 1):
-                    if t >= q:
-                        _multiply_add(f, beta[q, cut], _row(x, t - q, b, cut))
-                    else:
-                        _multiply_add(f, beta[q, cut], _row(past_input, order_q + t - q, b, cut))
+                    _multiply_add(f, beta[q, cut], _past(x, past_input, order_q, t - q, b, cut))
                 for p in range(1, order_p + 1):
-                    if t >= p:
-                        _multiply_add(f, alpha[p - 1, cut], output[t - p, b, cut])
-                    else:
-                        _multiply_add(
-                            f, alpha[p - 1, cut], _row(past_output, order_p + t - p, b, cut)
-                        )
+                    f_past = _past(output, past_output, order_p, t - p, b, cut)
+                    _multiply_add(f, alpha[p - 1, cut], f_past)
                 _flush(f)
+
+
+@_compile
+def _filter_forward_parallel(threads, items, arguments):
+    _in_parallel(_filter_forward, threads, items, arguments)
 
 
 def filter_forward(
@@ -116,80 +304,89 @@ def filter_forward(
 ) -> Tensor:
     """See ``eager.filter_forward``."""
     output = torch.empty(x.shape, dtype=x.dtype)
-    _share_out(_filter_forward, output.shape, x, alpha, beta, past_output, past_input, output)
+    _share_out(
+        _filter_forward,
+        _filter_forward_parallel,
+        x.shape,
+        x,
+        alpha,
+        beta,
+        past_output,
+        past_input,
+        output,
+    )
     return output
 
 
 @_compile
-def _filter_backward(
-    first,
-    last,
-    rows,
-    columns,
-    grad_output,
-    x,
-    alpha,
-    beta,
-    output,
-    past_output,
-    past_input,
-    grad_x,
-    grad_alpha,
-    grad_beta,
-    grad_past_output,
-    grad_past_input,
-    shape,
-):
-    steps, batch, channels = shape
-    order_p, order_q = len(alpha), len(beta) - 1
-    kept = max(order_p, order_q) + 1
-    adjoint = np.empty((kept, rows, columns), alpha.dtype)  # A[t] is at t % kept
+def _filter_backward(first, last, arguments):
+    """Gradients that are not needed have length 0 and cost nothing."""
+    (
+        rows,
+        columns,
+        steps,
+        batch,
+        grad_output,
+        x,
+        alpha,
+        beta,
+        output,
+        past_output,
+        past_input,
+        adjoint,
+        grad_x,
+        grad_alpha,
+        grad_beta,
+        grad_past_output,
+        grad_past_input,
+    ) = arguments
+    order_p, order_q, channels = len(alpha), len(beta) - 1, alpha.shape[1]
+    kept = len(adjoint)
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
-        width, group = slice(0, cut.stop - cut.start), tile.start // rows
+        group = tile.start // rows
         for t in range(steps - 1, -1, -1):
             for b in tile:
-                row = b - tile.start
-                a = adjoint[t % kept, row, width]
-                a[:] = _row(grad_output, t, b, cut)
+                _prefetch(grad_output, t - 1, b, cut)
+                _prefetch(grad_x, t - 1, b, cut)
+                a = adjoint[t % kept, b, cut]
+                _assign(a, _row(grad_output, t, b, cut))
                 for p in range(1, min(order_p, steps - 1 - t) + 1):
-                    _multiply_add(a, alpha[p - 1, cut], adjoint[(t + p) % kept, row, width])
+                    _multiply_add(a, alpha[p - 1, cut], adjoint[(t + p) % kept, b, cut])
                 _flush(a)
-                if grad_x.shape[0]:
-                    _multiply(grad_x[t, b, cut], beta[0, cut], a)
+                if len(grad_x):
+                    g = grad_x[t, b, cut]
+                    _multiply(g, beta[0, cut], a)
                     for q in range(1, min(order_q, steps - 1 - t) + 1):
-                        _multiply_add(
-                            grad_x[t, b, cut], beta[q, cut], adjoint[(t + q) % kept, row, width]
-                        )
-                for p in range(1, grad_alpha.shape[1] + 1):
-                    if t >= p:
-                        f = _row(output, t - p, b, cut)
-                    else:
-                        f = _row(past_output, order_p + t - p, b, cut)
-                    _multiply_add_double(grad_alpha[group, p - 1, cut], a, f)
-                for q in range(grad_beta.shape[1]):
-                    if t >= q:
-                        i = _row(x, t - q, b, cut)
-                    else:
-                        i = _row(past_input, order_q + t - q, b, cut)
-                    _multiply_add_double(grad_beta[group, q, cut], a, i)
-        # The value at time past - order is carried t + order - past steps on, to time t.
+                        _multiply_add(g, beta[q, cut], adjoint[(t + q) % kept, b, cut])
+                if len(grad_alpha):
+                    _prefetch(output, t - order_p - 1, b, cut)
+                    for p in range(1, order_p + 1):
+                        f_past = _past(output, past_output, order_p, t - p, b, cut)
+                        _correlate(grad_alpha[group, p - 1, cut], a, f_past)
+                if len(grad_beta):
+                    _prefetch(x, t - order_q - 1, b, cut)
+                    for q in range(order_q + 1):
+                        x_past = _past(x, past_input, order_q, t - q, b, cut)
+                        _correlate(grad_beta[group, q, cut], a, x_past)
+        # Step 0 <= t <= past hears of the value at time past - order through the coefficient of
+        # lag t + order - past.
         for b in tile:
-            row = b - tile.start
-            for past in range(grad_past_output.shape[0]):
+            for past in range(len(grad_past_output)):
                 for t in range(min(past + 1, steps)):
-                    _multiply_add(
-                        grad_past_output[past, b, cut],
-                        alpha[t + order_p - past - 1, cut],
-                        adjoint[t % kept, row, width],
-                    )
-            for past in range(grad_past_input.shape[0]):
+                    a = adjoint[t % kept, b, cut]
+                    weight = alpha[t + order_p - past - 1, cut]
+                    _multiply_add(grad_past_output[past, b, cut], weight, a)
+            for past in range(len(grad_past_input)):
                 for t in range(min(past + 1, steps)):
-                    _multiply_add(
-                        grad_past_input[past, b, cut],
-                        beta[t + order_q - past, cut],
-                        adjoint[t % kept, row, width],
-                    )
+                    a = adjoint[t % kept, b, cut]
+                    weight = beta[t + order_q - past, cut]
+                    _multiply_add(grad_past_input[past, b, cut], weight, a)
+
+
+@_compile
+def _filter_backward_parallel(threads, items, arguments):
+    _in_parallel(_filter_backward, threads, items, arguments)
 
 
 def filter_backward(
@@ -204,67 +401,71 @@ def filter_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.filter_backward``."""
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
-    shape = grad_output.shape
+    shape, dtype = grad_output.shape, alpha.dtype
     groups = -(-shape[1] // _tile_shape(shape)[0])
-
-    def empty(need: bool, *sizes: int, dtype: torch.dtype = alpha.dtype) -> Tensor:
-        return torch.zeros(sizes if need else [0] * len(sizes), dtype=dtype)
-
-    grad_x = torch.empty(shape if need_x else (0, 0, 0), dtype=alpha.dtype)
-    # sums over the batch rows of every tile
-    grad_alpha = empty(need_alpha, groups, *alpha.shape, dtype=torch.float64)
-    grad_beta = empty(need_beta, groups, *beta.shape, dtype=torch.float64)
-    grad_past_output = empty(need_past_output, *past_output.shape)
-    grad_past_input = empty(need_past_input, *past_input.shape)
-    x = x if need_beta else grad_x[:0]
-    output = output if need_alpha else grad_x[:0]
+    none = torch.empty(0, 0, 0, dtype=dtype)
+    # The steps of the adjoint that are still needed, A[t] at t % len(adjoint).
+    adjoint = torch.empty(max(len(alpha), len(beta) - 1) + 1, *shape[1:], dtype=dtype)
+    grad_x = torch.empty(shape, dtype=dtype) if need_x else none
+    # One sum for every group of batch rows, so that no two threads write to the same.
+    grad_alpha, grad_beta = (
+        torch.zeros(groups if need else 0, *coefficients.shape, dtype=torch.float64)
+        for coefficients, need in ((alpha, need_alpha), (beta, need_beta))
+    )
+    grad_past_output, grad_past_input = (
+        torch.zeros(past.shape, dtype=dtype) if need else none
+        for past, need in ((past_output, need_past_output), (past_input, need_past_input))
+    )
     _share_out(
         _filter_backward,
+        _filter_backward_parallel,
         shape,
+        *shape[:2],
         grad_output,
-        x,
+        x if need_beta else none,
         alpha,
         beta,
-        output,
+        output if need_alpha else none,
         past_output,
         past_input,
+        adjoint,
         grad_x,
         grad_alpha,
         grad_beta,
         grad_past_output,
         grad_past_input,
-        tuple(shape),
     )
-    return (
-        grad_x if need_x else grad_x.view(0),
-        grad_alpha.sum(0).to(alpha.dtype) if need_alpha else alpha.new_empty(0),
-        grad_beta.sum(0).to(alpha.dtype) if need_beta else alpha.new_empty(0),
-        grad_past_output if need_past_output else alpha.new_empty(0),
-        grad_past_input if need_past_input else alpha.new_empty(0),
+    gradients = (
+        grad_x,
+        grad_alpha.sum(0).to(dtype),
+        grad_beta.sum(0).to(dtype),
+        grad_past_output,
+        grad_past_input,
     )
+    return _needed(gradients, needed)
 
 
-# ---------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The neuron
 
 
 @_compile
-def _advance(membrane, reset, current, membrane_decay, reset_decay, reset_strength):
-    """One step: ``membrane`` goes from V[t-1] to V[t], ``reset`` from R[t] to R[t+1]."""
-    one, zero, tiny = current.dtype.type(1), current.dtype.type(0), current.dtype.type(TINY)
-    for n in range(len(membrane)):
-        v = membrane_decay[n] * membrane[n] + current[n] - reset[n]
-        membrane[n] = zero if abs(v) < tiny else v
-        spike = one if v > one else zero
-        r = reset_decay[n] * reset[n] + reset_strength[n] * spike
-        reset[n] = zero if abs(r) < tiny else r
+def _advance(v, r, current, membrane_decay, reset_decay, reset_strength):
+    """One step: ``v`` goes from V[t-1] to V[t], ``r`` from R[t] to R[t+1]."""
+    one, zero, tiny = v.dtype.type(1), v.dtype.type(0), v.dtype.type(TINY)
+    for n in range(len(v)):
+        v_next = membrane_decay[n] * v[n] + current[n] - r[n]
+        spike = one if v_next > one else zero
+        r_next = reset_decay[n] * r[n] + reset_strength[n] * spike
+        v[n] = zero if abs(v_next) < tiny else v_next
+        r[n] = zero if abs(r_next) < tiny else r_next
 
 
 @_compile
-def _fire(spikes, potential):
-    one, zero = spikes.dtype.type(1), spikes.dtype.type(0)
+def _fire(spikes, v):
+    one, zero = v.dtype.type(1), v.dtype.type(0)
     for n in range(len(spikes)):
-        spikes[n] = one if potential[n] > one else zero
+        spikes[n] = one if v[n] > one else zero
 
 
 @_compile
@@ -277,45 +478,51 @@ def _mix(h):
 
 @_compile
 def _drop(values, start, low, high, threshold, scale):
-    """Drops and scales ``values``, of which the first is element ``start`` of the sequence."""
+    """Scales ``values`` as ``eager.dropout_scale``; the first is element ``start`` of them all."""
     zero, scale = values.dtype.type(0), values.dtype.type(scale)
+    index = np.uint32(start)  # counted by hand in 32 bits: half as wide, twice as fast
     for n in range(len(values)):
-        index = np.uint32(np.uint32(start) + np.uint32(n))
-        h = _mix(np.uint32(_mix(np.uint32(index ^ low)) ^ high))
-        values[n] = values[n] * scale if h >= threshold else values[n] * zero
+        kept = _mix(np.uint32(_mix(np.uint32(index ^ low)) ^ high)) >= threshold
+        values[n] *= scale if kept else zero
+        index = np.uint32(index + np.uint32(1))
 
 
 @_compile
-def _neuron_forward(
-    first,
-    last,
-    rows,
-    columns,
-    current,
-    reset_decay,
-    reset_strength,
-    membrane_decay,
-    membrane,
-    reset,
-    spikes,
-    dropping,
-    low,
-    high,
-    threshold,
-    scale,
-):
+def _neuron_forward(first, last, arguments):
+    (
+        rows,
+        columns,
+        current,
+        reset_decay,
+        reset_strength,
+        membrane_decay,
+        membrane,
+        reset,
+        spikes,
+        dropping,
+        low,
+        high,
+        threshold,
+        scale,
+    ) = arguments
     steps, batch, channels = spikes.shape
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
         theta, strength, decay = reset_decay[cut], reset_strength[cut], membrane_decay[cut]
         for t in range(steps):
             for b in tile:
-                v = membrane[b, cut]
+                _prefetch(current, t + 1, b, cut)
+                v, spike = membrane[b, cut], spikes[t, b, cut]
                 _advance(v, reset[b, cut], _row(current, t, b, cut), decay, theta, strength)
-                _fire(spikes[t, b, cut], v)
+                _fire(spike, v)
                 if dropping:
                     start = (t * batch + b) * channels + cut.start
-                    _drop(spikes[t, b, cut], start, low, high, threshold, scale)
+                    _drop(spike, start, low, high, threshold, scale)
+
+
+@_compile
+def _neuron_forward_parallel(threads, items, arguments):
+    _in_parallel(_neuron_forward, threads, items, arguments)
 
 
 def neuron_forward(
@@ -330,10 +537,11 @@ def neuron_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``eager.neuron_forward``."""
     spikes = torch.empty(current.shape, dtype=current.dtype)
-    membrane, reset = (t.clone(memory_format=torch.contiguous_format) for t in (membrane, reset))
+    membrane, reset = _copy(membrane), _copy(reset)
     _share_out(
         _neuron_forward,
-        spikes.shape,
+        _neuron_forward_parallel,
+        current.shape,
         current,
         reset_decay,
         reset_strength,
@@ -346,141 +554,164 @@ def neuron_forward(
     return spikes, membrane, reset
 
 
-def _exp(y):
-    """exp(y) for y <= 0."""
+def _exp2(y):
+    """2^y for -126 < y <= 0."""
 
 
-@overload(_exp)
+@overload(_exp2, jit_options={"fastmath": {"contract"}})
 def _(y):
     if y != types.float32:
-        return lambda y: math.exp(y)
+        return lambda y: math.exp(y * math.log(2.0))
 
-    def exp32(y):
-        # y = k ln 2 + r with |r| <= ln 2 / 2, k and the power of two by way of the bits of a float:
-        # LLVM vectorises this, and not the call of the C library's exp.
-        y = max(y, np.float32(-87.0))
-        shifted = y * np.float32(1.4426950408889634) + np.float32(12582912.0)
-        k = shifted - np.float32(12582912.0)
-        r = y - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
-        e = np.float32(1.0 / 720)
-        e = e * r + np.float32(1.0 / 120)
-        e = e * r + np.float32(1.0 / 24)
-        e = e * r + np.float32(1.0 / 6)
-        e = e * r + np.float32(0.5)
-        e = e * r + np.float32(1.0)
-        e = e * r + np.float32(1.0)
-        power = np.int32(np.int32(k) + np.int32(127)) << np.int32(23)
-        return e * np.int32(power).view(np.float32)
+    def exp2(y):
+        # y = k + r with integer k and |r| <= 1/2: the Taylor series for 2^r, and k added to the
+        # exponent. Adding 1.5 * 2^23 rounds y to k and leaves k in the last bits of the sum.
+        # Unlike a call of the C library's function, LLVM vectorises this.
+        magic = np.float32(12582912.0)
+        shifted = np.float32(y + magic)
+        r = y - (shifted - magic)
+        e = np.float32(1.5403530e-4)
+        e = e * r + np.float32(1.3333558e-3)
+        e = e * r + np.float32(9.6181291e-3)
+        e = e * r + np.float32(5.5504109e-2)
+        e = e * r + np.float32(2.4022651e-1)
+        e = e * r + np.float32(6.9314718e-1)
+        e = np.float32(e * r + np.float32(1.0))
+        exponent = shifted.view(np.int32) << np.int32(23)
+        return np.int32(e.view(np.int32) + exponent).view(np.float32)
 
-    return exp32
-
-
-@_compile
-def _gaussian(derivative, potential, width):
-    one = potential.dtype.type(1)
-    scale = potential.dtype.type(1.0 / (math.sqrt(2.0 * math.pi) * width))
-    steepness = potential.dtype.type(-0.5 / (width * width))
-    for n in range(len(derivative)):
-        distance = potential[n] - one
-        derivative[n] = scale * _exp(distance * distance * steepness)
+    return exp2
 
 
 @_compile
-def _fast_sigmoid(derivative, potential, width):
-    one, steepness = potential.dtype.type(1), potential.dtype.type(1.0 / width)
+def _gaussian(derivative, v, width):
+    """``surrogate.Gaussian``, with its tails cut at about ``TINY``."""
+    one, zero, lowest = v.dtype.type(1), v.dtype.type(0), v.dtype.type(math.log2(TINY))
+    scale = v.dtype.type(1.0 / (math.sqrt(2.0 * math.pi) * width))
+    steepness = v.dtype.type(-0.5 / (width * width * math.log(2.0)))
     for n in range(len(derivative)):
-        reach = one + abs(potential[n] - one) * steepness
+        distance = v[n] - one
+        y = distance * distance * steepness
+        derivative[n] = scale * _exp2(y) if y > lowest else zero
+
+
+@_compile
+def _fast_sigmoid(derivative, v, width):
+    """``surrogate.FastSigmoid``."""
+    one, steepness = v.dtype.type(1), v.dtype.type(1.0 / width)
+    for n in range(len(derivative)):
+        reach = one + abs(v[n] - one) * steepness
         derivative[n] = one / (reach * reach)
 
 
 @_compile
-def _retreat(v, r, through, derivative, grad_spike, membrane_decay, reset_decay, reset_strength):
-    """One step back; ``v`` and ``r`` are what flows into V[t] and R[t+1] from the steps after t."""
-    tiny, zero = v.dtype.type(TINY), v.dtype.type(0)
-    for n in range(len(v)):
-        g = (grad_spike[n] + reset_strength[n] * r[n]) * derivative[n] + v[n]
+def _retreat(
+    grad_v,
+    grad_r,
+    grad_current,
+    derivative,
+    grad_spike,
+    membrane_decay,
+    reset_decay,
+    reset_strength,
+):
+    """One step back: ``grad_v`` and ``grad_r`` are what reaches V[t] and R[t+1] from later on."""
+    zero, tiny = grad_v.dtype.type(0), grad_v.dtype.type(TINY)
+    for n in range(len(grad_v)):
+        g = (grad_spike[n] + reset_strength[n] * grad_r[n]) * derivative[n] + grad_v[n]
         g = zero if abs(g) < tiny else g
-        through[n] = g
-        r_next = reset_decay[n] * r[n] - g
-        r[n] = zero if abs(r_next) < tiny else r_next
-        v_next = membrane_decay[n] * g
-        v[n] = zero if abs(v_next) < tiny else v_next
+        r = reset_decay[n] * grad_r[n] - g
+        v = membrane_decay[n] * g
+        grad_current[n] = g
+        grad_r[n] = zero if abs(r) < tiny else r
+        grad_v[n] = zero if abs(v) < tiny else v
 
 
 @_compile
-def _neuron_backward(
-    first,
-    last,
-    rows,
-    columns,
-    grad_spikes,
-    current,
-    reset_decay,
-    reset_strength,
-    membrane_decay,
-    membrane,
-    reset,
-    gaussian,
-    width,
-    grad_current,
-    grad_theta,
-    grad_strength,
-    grad_lambda,
-    v,
-    r,
-    resets,
-    dropping,
-    low,
-    high,
-    threshold,
-    scale,
-):
+def _neuron_backward(first, last, arguments):
+    """Gradients of coefficients that are not needed have length 0 and cost nothing."""
+    (
+        rows,
+        columns,
+        grad_spikes,
+        current,
+        reset_decay,
+        reset_strength,
+        membrane_decay,
+        membrane,
+        state,
+        work,
+        gaussian,
+        surrogate_width,
+        grad_current,
+        grad_theta,
+        grad_strength,
+        grad_lambda,
+        grad_v,
+        grad_r,
+        resets,
+        dropping,
+        low,
+        high,
+        threshold,
+        scale,
+    ) = arguments
     steps, batch, channels = grad_current.shape
-    running = np.empty((2, rows, columns), v.dtype)
-    work = np.empty((2, columns), v.dtype)
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
-        span, group = slice(0, cut.stop - cut.start), tile.start // rows
+        group = tile.start // rows
         theta, strength, decay = reset_decay[cut], reset_strength[cut], membrane_decay[cut]
-        grad_spike, derivative = work[0, span], work[1, span]
+        grad_spike, derivative = work[0, tile.start, cut], work[1, tile.start, cut]
 
-        # Forwards again: grad_current holds V until the way back replaces it.
+        # Forwards again. grad_current holds V until the way back overwrites it.
         for t in range(steps):
             for b in tile:
-                v_now, r_now = running[0, b - tile.start, span], running[1, b - tile.start, span]
-                if t == 0:
-                    v_now[:] = membrane[min(b, len(membrane) - 1), cut]
-                    r_now[:] = reset[min(b, len(reset) - 1), cut]
-                if resets.shape[0]:
-                    resets[t, b, cut] = r_now
-                _advance(v_now, r_now, _row(current, t, b, cut), decay, theta, strength)
-                grad_current[t, b, cut] = v_now
+                _prefetch(current, t + 1, b, cut)
+                v, r = state[0, b, cut], state[1, b, cut]
+                if len(resets):
+                    _assign(resets[t, b, cut], r)
+                _advance(v, r, _row(current, t, b, cut), decay, theta, strength)
+                _assign(grad_current[t, b, cut], v)
 
         for t in range(steps - 1, -1, -1):
             for b in tile:
-                through = grad_current[t, b, cut]
-                if grad_theta.shape[0]:
-                    _multiply_add_double(grad_theta[group, cut], r[b, cut], resets[t, b, cut])
-                if grad_strength.shape[0]:
-                    _fire(grad_spike, through)
-                    _multiply_add_double(grad_strength[group, cut], r[b, cut], grad_spike)
-                grad_spike[:] = _row(grad_spikes, t, b, cut)
+                _prefetch(grad_spikes, t - 1, b, cut)
+                _prefetch(grad_current, t - 1, b, cut)
+                v = grad_current[t, b, cut]
+                if len(grad_theta):
+                    _correlate(grad_theta[group, cut], grad_r[b, cut], resets[t, b, cut])
+                if len(grad_strength):
+                    _fire(derivative, v)
+                    _correlate(grad_strength[group, cut], grad_r[b, cut], derivative)
+                _assign(grad_spike, _row(grad_spikes, t, b, cut))
                 if dropping:
                     start = (t * batch + b) * channels + cut.start
                     _drop(grad_spike, start, low, high, threshold, scale)
                 if gaussian:
-                    _gaussian(derivative, through, width)
+                    _gaussian(derivative, v, surrogate_width)
                 else:
-                    _fast_sigmoid(derivative, through, width)
+                    _fast_sigmoid(derivative, v, surrogate_width)
                 _retreat(
-                    v[b, cut], r[b, cut], through, derivative, grad_spike, decay, theta, strength
+                    grad_v[b, cut],
+                    grad_r[b, cut],
+                    v,
+                    derivative,
+                    grad_spike,
+                    decay,
+                    theta,
+                    strength,
                 )
-                if grad_lambda.shape[0]:
+                if len(grad_lambda):
                     if t > 0:
-                        before = grad_current[t - 1, b, cut]
+                        v_past = grad_current[t - 1, b, cut]
                     else:
-                        before = membrane[min(b, len(membrane) - 1), cut]
-                    _multiply_add_double(grad_lambda[group, cut], through, before)
+                        v_past = membrane[min(b, len(membrane) - 1), cut]
+                    _correlate(grad_lambda[group, cut], v, v_past)
+
+
+@_compile
+def _neuron_backward_parallel(threads, items, arguments):
+    _in_parallel(_neuron_backward, threads, items, arguments)
 
 
 def neuron_backward(
@@ -500,16 +731,17 @@ def neuron_backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.neuron_backward``."""
-    shape = current.shape
+    shape, dtype = current.shape, current.dtype
     groups = -(-shape[1] // _tile_shape(shape)[0])
-    grad_current = torch.empty(shape, dtype=current.dtype)
+    grad_current = torch.empty(shape, dtype=dtype)
+    grad_v, grad_r = _copy(grad_membrane), _copy(grad_reset)
     sums = [
         torch.zeros(groups if need else 0, shape[2], dtype=torch.float64) for need in needed[1:4]
     ]
-    v, r = (t.clone(memory_format=torch.contiguous_format) for t in (grad_membrane, grad_reset))
-    resets = torch.empty(shape if needed[1] else (0, 0, 0), dtype=current.dtype)
+    resets = torch.empty(shape if needed[1] else (0, 0, 0), dtype=dtype)
     _share_out(
         _neuron_backward,
+        _neuron_backward_parallel,
         shape,
         grad_spikes,
         current,
@@ -517,25 +749,35 @@ def neuron_backward(
         reset_strength,
         membrane_decay,
         membrane,
-        reset,
+        torch.stack([membrane, reset]),
+        torch.empty(2, *shape[1:], dtype=dtype),
         surrogate == Gaussian.name,
         width,
         grad_current,
         *sums,
-        v,
-        r,
+        grad_v,
+        grad_r,
         resets,
         *_dropout_arguments(dropout, seed),
     )
-    gradients = (grad_current, *(total.sum(0).to(current.dtype) for total in sums), v, r)
+    gradients = (grad_current, *(total.sum(0).to(dtype) for total in sums), grad_v, grad_r)
+    return _needed(gradients, needed)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _needed(gradients: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
+    """The gradients, those that are not needed empty."""
     return tuple(
-        gradient if need else current.new_empty(0)
+        gradient if need else gradient.new_empty(0)
         for gradient, need in zip(gradients, needed, strict=True)
     )
 
 
 def _dropout_arguments(dropout: float, seed: Tensor) -> tuple:
-    """Whether to drop, the halves of the seed, the threshold and the survivors' scale."""
+    """Whether to drop, the halves of the seed, the threshold of the hash, the survivors' scale."""
     seed = int(seed)
     return (
         dropout > 0.0,
@@ -544,51 +786,3 @@ def _dropout_arguments(dropout: float, seed: Tensor) -> tuple:
         np.uint32(int(dropout * 2**32)),
         1.0 / (1.0 - dropout),
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# Threads
-
-
-def _tile_shape(shape: torch.Size) -> tuple[int, int]:
-    """Batch rows and channels of a tile."""
-    columns = max(1, min(shape[2], TILE_CHANNELS))
-    return max(1, min(shape[1], TILE // columns)), columns
-
-
-def _array(value):
-    """A tensor as a C-contiguous array; a leading dimension that repeats itself has length 1."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach()
-    for dim in range(value.dim() - 1):
-        if value.stride(dim) == 0 and value.shape[dim] > 1:
-            value = value.narrow(dim, 0, 1)
-    return value.contiguous().numpy()
-
-
-def _share_out(kernel: Callable, shape: torch.Size, *arguments) -> None:
-    """Runs ``kernel`` on all tiles of sequences of this shape."""
-    rows, columns = _tile_shape(shape)
-    items = -(-shape[1] // rows) * -(-shape[2] // columns)
-    arguments = (rows, columns, *map(_array, arguments))
-    threads = 1 if shape.numel() < SMALL else max(1, min(torch.get_num_threads(), items))
-    bounds = [items * i // threads for i in range(threads + 1)]
-    others = [
-        _pool(threads - 1).submit(kernel, bounds[i], bounds[i + 1], *arguments)
-        for i in range(1, threads)
-    ]
-    kernel(0, bounds[1], *arguments)
-    for other in others:
-        other.result()
-
-
-_pools: dict[int, ThreadPoolExecutor] = {}
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return _pools.setdefault(workers, ThreadPoolExecutor(workers, thread_name_prefix="snn"))
-
-
-# A fork copies the pools but not their threads.
-os.register_at_fork(after_in_child=_pools.clear)

@@ -1,0 +1,262 @@
+"""What surrounds the CPU kernels: threads, forks, the compile cache, denormals.
+
+That their results are those of the reference is tested in ``test_agreement.py``.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+pytest.importorskip("numba")
+
+from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.kernels import cpu, eager
+
+ROOT = Path(__file__).parents[2]
+T, B, N = 12, 64, 50  # large enough for several threads
+
+
+def network(x, alpha, beta):
+    """A filter and a neuron with dropout drawn from a fixed seed, N channels."""
+    torch.manual_seed(0)
+    decay = torch.full((x.shape[2],), 0.7)
+    psp, _ = iir_filter(x, alpha, beta)
+    return spiking_neuron(psp, decay, torch.ones_like(decay), decay, dropout=0.3)[0]
+
+
+def leaves():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(T, B, N, generator=generator)
+    alpha = torch.tensor([0.8, -0.2])[:, None].repeat(1, N)
+    beta = torch.tensor([0.9, 0.3])[:, None].repeat(1, N)
+    return [tensor.requires_grad_() for tensor in (x, alpha, beta)]
+
+
+def gradients(output, inputs):
+    weights = torch.linspace(-1, 1, output.numel()).view(output.shape)
+    return torch.autograd.grad((output * weights).sum(), inputs)
+
+
+def outcome():
+    """Spikes and gradients of a whole forward and backward pass."""
+    inputs = leaves()
+    output = network(*inputs)
+    return [output.detach(), *gradients(output, inputs)]
+
+
+def same(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.fixture
+def threads():
+    """Sets PyTorch's number of threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not cpu._openmp_usable, reason="PyTorch runs on another OpenMP than GNU's")
+def test_as_many_threads_as_pytorch_has_are_at_work(threads, monkeypatch):
+    teams, parallel = [], cpu._filter_forward_parallel
+
+    def spy(team, items, arguments):
+        teams.append(team)
+        parallel(team, items, arguments)
+
+    monkeypatch.setattr(cpu, "_filter_forward_parallel", spy)
+    for count in (1, 2, 3):
+        threads(count)
+        iir_filter(*leaves())
+    assert teams == [2, 3]  # one thread needs no team
+
+
+def test_results_do_not_depend_on_the_number_of_threads(threads):
+    threads(1)
+    expected = outcome()
+    for count in (2, 3, 7):
+        threads(count)
+        assert same(outcome(), expected)
+
+
+def test_without_openmp_a_thread_pool_gives_the_same(threads, monkeypatch):
+    threads(3)
+    expected = outcome()
+    monkeypatch.setattr(cpu, "_openmp_usable", False)
+    assert same(outcome(), expected)
+
+
+def test_tiles_of_channels_give_the_same(monkeypatch):
+    expected = outcome()
+    monkeypatch.setattr(cpu, "TILE_CHANNELS", 16)
+    assert same(outcome()[:2], expected[:2])
+
+
+def test_many_threads_may_call_at_once(threads):
+    threads(2)
+    x, alpha, beta = (tensor.detach() for tensor in leaves())
+    past = torch.zeros(2, B, N), torch.zeros(1, B, N)
+    expected = cpu.filter_forward(x, alpha, beta, *past)
+    start = threading.Barrier(4)
+
+    def call(_):
+        torch.set_num_threads(2)
+        start.wait()
+        return [cpu.filter_forward(x, alpha, beta, *past) for _ in range(20)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(call, range(4)):
+            assert all(torch.equal(result, expected) for result in results)
+
+
+def test_backward_may_run_on_another_thread(threads):
+    threads(2)
+    expected = outcome()
+    inputs = leaves()
+    output = network(*inputs)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(gradients, output, inputs).result(timeout=60)
+    assert same([output.detach(), *found], expected)
+
+
+def _filter_in_child(arrays, queue):
+    x, alpha, beta, past_output, past_input = (torch.from_numpy(array) for array in arrays)
+    torch.set_num_threads(2)
+    queue.put(cpu.filter_forward(x, alpha, beta, past_output, past_input).numpy())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_computes_with_threads(threads):
+    threads(2)
+    x, alpha, beta = (tensor.detach() for tensor in leaves())
+    tensors = (x, alpha, beta, torch.zeros(2, B, N), torch.zeros(1, B, N))
+    expected = cpu.filter_forward(*tensors)  # the OpenMP threads are up before the fork
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(
+        target=_filter_in_child, args=([tensor.numpy() for tensor in tensors], queue)
+    )
+    child.start()
+    try:
+        found = torch.from_numpy(queue.get(timeout=60))
+        child.join(60)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+    assert torch.equal(found, expected)
+    assert torch.equal(cpu.filter_forward(*tensors), expected)  # the parent is none the worse
+
+
+class Filtered(Dataset):
+    """Samples that pass through a filter on their way."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        x = torch.full((T, B, N), float(index))
+        return iir_filter(x, torch.full((1, N), 0.5), torch.ones(1, N))[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_data_workers_can_filter(threads):
+    threads(2)
+    outcome()
+    loader = DataLoader(
+        Filtered(), num_workers=2, multiprocessing_context="fork", timeout=60, batch_size=None
+    )
+    for index, found in enumerate(loader):
+        assert torch.equal(found, Filtered()[index])
+
+
+def run_python(code, **environment):
+    """Runs code in a fresh process from the checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+FILTER = """
+import torch
+from snn_lib.kernels import cpu
+x, zero = torch.ones(3, 2, 4), torch.zeros(())
+output = cpu.filter_forward(
+    x, torch.full((1, 4), 0.5), torch.ones(1, 4), zero.expand(1, 2, 4), zero.expand(0, 2, 4)
+)
+assert output[:, 0, 0].tolist() == [1.0, 1.5, 1.75]
+"""
+
+
+def test_first_use_is_silent_and_later_ones_read_the_cache(tmp_path):
+    hits = (
+        "import os; os.write(1, str(sum(cpu._filter_forward.stats.cache_hits.values())).encode())"
+    )
+    for expected in ("0", "1"):
+        run = run_python(FILTER + hits, NUMBA_CACHE_DIR=str(tmp_path))
+        assert (run.returncode, run.stdout, run.stderr) == (0, expected, "")
+
+
+def test_works_silently_where_no_cache_can_be_written(tmp_path):
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    run = run_python(
+        FILTER,
+        NUMBA_CACHE_DIR=str(no_folder / "cache"),
+        NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator",
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_repeated_steps_are_not_unpacked():
+    image = torch.rand(B, N)
+    array = cpu._array(image.expand(1000, B, N))
+    assert array.shape == (1, B, N)
+    assert array.ctypes.data == image.data_ptr()
+    assert cpu._array(torch.zeros(()).expand(1000, B, N)).shape == (1, 1, N)
+
+
+def denormal(tensor):
+    """Whether a value is not zero and yet smaller than a recurrence may carry on."""
+    return bool(((tensor != 0) & (tensor.abs() < cpu.TINY)).any())
+
+
+def test_decaying_traces_end_in_zero():
+    steps, none = 400, torch.zeros(())
+    x = torch.zeros(steps, 2, 8)
+    x[0] = 1.0
+    alpha, beta = torch.full((1, 8), 0.7), torch.ones(1, 8)
+    past = none.expand(1, 2, 8), none.expand(0, 2, 8)
+    assert denormal(eager.filter_forward(x, alpha, beta, *past))
+    output = cpu.filter_forward(x, alpha, beta, *past)
+    assert not denormal(output)
+    assert output[150].min() > 0
+    assert output[-1].max() == 0
+
+    grad_x = cpu.filter_backward(x.flip(0), x, alpha, beta, output, *past, [True] * 5)[0]
+    assert not denormal(grad_x)
+    assert grad_x[-150].min() > 0
+    assert grad_x[0].max() == 0
+
+    decay, strength, seed = torch.full((8,), 0.7), torch.ones(8), torch.tensor(0)
+    state = none.expand(2, 8), none.expand(2, 8)
+    neuron = (2 * x, decay, strength, decay, *state)
+    assert denormal(eager.neuron_forward(*neuron, 0.0, seed)[2])
+    assert not any(denormal(tensor) for tensor in cpu.neuron_forward(*neuron, 0.0, seed))
+    surrogate = ("gaussian", 0.4, 0.0, seed, [True] * 6)
+    for gradient in cpu.neuron_backward(x.flip(0), *state, *neuron, *surrogate):
+        assert not denormal(gradient)
