@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from snn_lib import distributed
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
 
@@ -54,6 +55,12 @@ class Activity:
         """
         total = sum(float(self.events[name]) * fan for name, fan in self.fan_out.items())
         return total / self.sequences
+
+    def sum_over_processes(self, device: torch.device) -> None:
+        """Makes the counts those of all processes."""
+        self.events = distributed.total(self.events, device)
+        self.elements = distributed.total(self.elements, device)
+        self.sequences = distributed.total({"": self.sequences}, device)[""]
 
     def count(self, name: str, sequence: Tensor) -> None:
         """Adds a layer's ``(T, B, *features)``."""

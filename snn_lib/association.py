@@ -1,7 +1,7 @@
 """Association: a network learns to answer damaged spike patterns with the patterns themselves."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ class Association:
         """Sweeps the damage, and writes the results as a table and as a plot."""
         folder = Path(self.config.runs_path) / self.config.name
         rows = self.sweep(model)
-        write_sweep(rows, folder)
+        write_sweep(rows, folder, vars(self.config.damage))
         for kind in SWEEP:
             text = ", ".join(
                 f"{row['strength']:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
@@ -190,10 +190,13 @@ class Association:
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
 
     @torch.inference_mode()
-    def sweep(self, model: nn.Module) -> list[dict[str, Any]]:
+    def sweep(
+        self, model: nn.Module, samples: int = SWEEP_SAMPLES_PER_PATTERN
+    ) -> list[dict[str, Any]]:
         """Metrics of the model under each kind and strength of damage in ``SWEEP``, one row each.
 
-        Sizes beyond the patterns' own are left out.
+        Each is measured on so many ``samples`` of every pattern. Sizes beyond the patterns' own
+        are left out.
         """
         model.eval()
         steps, _, trains = self.patterns.shape
@@ -205,15 +208,18 @@ class Association:
                     continue
                 sums: dict[str, Any] = {}
                 damage = single_damage(kind, strength)
-                for batch in self._damaged(SWEEP_SAMPLES_PER_PATTERN, damage, SWEEPS):
+                for batch in self._damaged(samples, damage, SWEEPS):
                     for key, value in self.loss(model, batch)[1].items():
                         sums[key] = sums.get(key, 0.0) + float(value)
                 rows.append({"damage": kind, "strength": strength, **self.metrics(sums)})
         return rows
 
 
-def write_sweep(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Writes the rows of :meth:`Association.sweep` as damage_sweep.csv and damage_sweep.png."""
+def write_sweep(rows: Sequence[dict[str, Any]], folder: Path, trained: Mapping[str, float]) -> None:
+    """Writes the rows of :meth:`Association.sweep` as damage_sweep.csv and damage_sweep.png.
+
+    The picture marks the ``trained`` strength of each kind of damage.
+    """
     import matplotlib.pyplot as plt  # only here: training does without it
 
     from snn_lib.plotting import damage_sweeps
@@ -223,6 +229,6 @@ def write_sweep(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    axes = damage_sweeps(rows)
+    axes = damage_sweeps(rows, trained)
     axes.flat[0].figure.savefig(folder / "damage_sweep.png", dpi=120)
     plt.close(axes.flat[0].figure)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
 from snn_lib.functional import iir_filter
@@ -53,6 +53,41 @@ def raster(
     return ax
 
 
+def rasters(
+    samples: Sequence[Tensor], titles: Sequence[str], columns: int = 5, color: str = BLACK
+) -> np.ndarray:
+    """A raster of each of several samples or layers, in reading order.
+
+    Args:
+        samples: each ``(T, N)``; N may differ.
+        titles: one for each.
+        columns: panels in a row.
+        color: of the dots.
+
+    Returns:
+        The axes, one for each sample.
+    """
+    rows = -(-len(samples) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.4 * columns, 0.3 + 2.4 * rows),
+        sharex=True,
+        sharey=len({spikes.shape for spikes in samples}) == 1,
+        squeeze=False,
+        layout="constrained",
+    )
+    for ax in grid.flat[len(samples) :]:
+        ax.set_axis_off()
+    axes = grid.flat[: len(samples)]
+    for ax, spikes, title in zip(axes, samples, titles, strict=True):
+        raster(spikes, ax, title, color)
+        ax.set(xlabel="", ylabel="")
+    figure.supxlabel("time step", fontsize="medium")
+    figure.supylabel("train index", fontsize="medium")
+    return axes
+
+
 def reconstruction(
     damaged: Tensor, output: Tensor, target: Tensor, axes: Sequence[Axes] | None = None
 ) -> np.ndarray:
@@ -79,6 +114,35 @@ def reconstruction(
     for ax in axes[1:]:
         ax.set_ylabel("")
     return np.asarray(axes)
+
+
+def reconstructions(
+    damaged: Tensor, output: Tensor, target: Tensor, names: Sequence[str]
+) -> np.ndarray:
+    """Damaged input, output and target of several samples, a row each.
+
+    Args:
+        damaged, output, target: ``(T, B, N)``.
+        names: what was done to each sample, written over its input.
+
+    Returns:
+        The axes, ``(B, 3)``.
+    """
+    _, axes = plt.subplots(
+        len(names),
+        3,
+        figsize=(9, 0.4 + 3 * len(names)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for b, (name, row) in enumerate(zip(names, axes, strict=True)):
+        reconstruction(damaged[:, b], output[:, b], target[:, b], row)
+        row[0].set_title(f"input: {name}")
+        for ax in row:
+            ax.label_outer()
+    return axes
 
 
 def neuron_traces(
@@ -142,19 +206,19 @@ def synapse_kernels(
     """
     ax = ax or plt.subplots(figsize=(6, 4), layout="constrained")[1]
     kernels = _impulse_response(learned, steps)
+    start = _impulse_response(initial, steps)[:, 0]
     time = np.arange(steps)
-    ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 30 / kernels.shape[1]))
-    ax.plot([], [], color=SKY, label=f"learned, each of {kernels.shape[1]} channels")
+    ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 100 / kernels.shape[1]))
+    ax.plot([], [], color=SKY, label="learned, each channel")
     ax.plot(time, kernels.median(1).values, color=BLUE, lw=2, label="learned, median")
-    ax.plot(
-        time, _impulse_response(initial, steps)[:, 0], color=VERMILION, ls="--", label="initial"
-    )
+    ax.plot(time, start, color=VERMILION, ls="--", label="initial")
     # One channel in a hundred may leave the panel, so that the others can be seen.
     low, high = np.quantile(kernels, (0.005, 0.995), axis=1)
-    span = high.max() - low.min()
-    ax.set(ylim=(low.min() - 0.05 * span, high.max() + 0.05 * span), xlim=(0, steps - 1))
+    bottom, top = min(low.min(), start.min().item()), max(high.max(), start.max().item())
+    margin = 0.05 * (top - bottom)
+    ax.set(ylim=(bottom - margin, top + margin), xlim=(0, steps - 1))
     ax.set(xlabel="time step after a spike", ylabel="PSP")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize="small", loc="upper right")
     return ax
 
 
@@ -172,16 +236,40 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
     angle = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(angle), np.sin(angle), color=GREY, lw=1, label="unit circle")
     for synapse, style in (
-        (learned, {"s": 6, "c": BLUE, "alpha": 0.5, "lw": 0, "label": "learned"}),
-        (initial, {"s": 60, "c": VERMILION, "marker": "x", "label": "initial"}),
+        (learned, {"s": 6, "c": BLUE, "alpha": 0.3, "lw": 0, "label": "learned"}),
+        (initial, {"s": 40, "c": VERMILION, "marker": "x", "label": "initial"}),
     ):
         z = synapse.poles().flatten()
         ax.scatter(z.real, z.imag, **style)
     limit = 1.1 * max(1.0, learned.pole_radius())
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set(xlabel="real part", ylabel="imaginary part")
-    ax.legend(frameon=False, loc="center", bbox_to_anchor=(0.3, 0.5))
+    ax.legend(frameon=False, fontsize="small", loc="center", bbox_to_anchor=(0.3, 0.5))
     return ax
+
+
+def synapse_layers(
+    learned: Sequence[IIRSynapse], initial: Sequence[IIRSynapse], titles: Sequence[str]
+) -> np.ndarray:
+    """Kernels and, below them, poles of several synapse layers, learned against initial.
+
+    Args:
+        learned: the trained layers.
+        initial: layers as training began with, one for each.
+        titles: one for each.
+
+    Returns:
+        The axes, two rows of them.
+    """
+    count = len(titles)
+    _, axes = plt.subplots(2, count, figsize=(3 * count, 6.2), squeeze=False, layout="constrained")
+    for trained, fresh, title, column in zip(learned, initial, titles, axes.T, strict=True):
+        synapse_kernels(trained, fresh, ax=column[0]).set_title(title)
+        poles(trained, fresh, ax=column[1])
+    for ax in axes[:, 1:].flat:  # the first column's hold for all
+        ax.set_ylabel("")
+        ax.get_legend().remove()
+    return axes
 
 
 def damage_sweep(
@@ -189,15 +277,18 @@ def damage_sweep(
     errors: Sequence[float],
     retrievals: Sequence[float],
     xlabel: str,
+    trained: float | None = None,
     axes: Sequence[Axes] | None = None,
 ) -> np.ndarray:
-    """Error and retrieval against the strength of one kind of damage.
+    """Error, on a logarithmic axis, and retrieval against the strength of one kind of damage.
 
     Args:
         strengths: of the damage, ascending.
-        errors: loss as a share of the target's power, at each strength.
+        errors: loss as a share of the target's power, at each strength; an output without spikes
+            has 100 %, where a line is drawn.
         retrievals: share of samples recognised, at each strength.
         xlabel: the kind of damage with its unit, such as ``"rows removed"``.
+        trained: the strength in training, where a line is drawn.
         axes: two axes, for the error and for the retrieval.
 
     Returns:
@@ -205,26 +296,34 @@ def damage_sweep(
     """
     if axes is None:
         _, axes = plt.subplots(2, 1, figsize=(4, 5), sharex=True, layout="constrained")
+    axes[0].axhline(1.0, color=GREY, lw=1, ls="--", label="silence")
     for ax, values, ylabel, color, marker in (
         (axes[0], errors, "error / target's power", VERMILION, "s"),
         (axes[1], retrievals, "retrieval", BLUE, "o"),
     ):
+        if trained is not None:
+            ax.axvline(trained, color=GREY, lw=1, ls=":", label="as in training")
         ax.plot(strengths, values, color=color, marker=marker, ms=4)
         ax.set_ylabel(ylabel)
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.grid(alpha=0.3)
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[1].set_ylim(-0.05, 1.05)
+    for ax in axes:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[1].set_xlabel(xlabel)
     return np.asarray(axes)
 
 
-def damage_sweeps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def damage_sweeps(
+    rows: Sequence[Mapping[str, Any]], trained: Mapping[str, float] | None = None
+) -> np.ndarray:
     """Error and retrieval against the strength of every kind of damage, a column each.
 
     Args:
         rows: with ``damage``, ``strength``, ``error`` and ``retrieval``, as
             :meth:`snn_lib.association.Association.sweep` returns them.
+        trained: strengths in training, by the kind of damage.
 
     Returns:
         The axes, two rows of them.
@@ -233,19 +332,20 @@ def damage_sweeps(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
     _, axes = plt.subplots(
         2,
         len(kinds),
-        figsize=(3 * len(kinds), 5),
+        figsize=(2.8 * len(kinds), 5),
+        sharex="col",
         sharey="row",
         squeeze=False,
         layout="constrained",
     )
     for kind, column in zip(kinds, axes.T, strict=True):
         of_kind = [row for row in rows if row["damage"] == kind]
-        strengths, errors, retrievals = (
-            [row[key] for row in of_kind] for key in ("strength", "error", "retrieval")
-        )
-        damage_sweep(strengths, errors, retrievals, DAMAGE_LABELS.get(kind, kind), column)
-    for ax in axes[:, 1:].flat:
-        ax.set_ylabel("")
+        values = ([row[key] for row in of_kind] for key in ("strength", "error", "retrieval"))
+        label, strength = DAMAGE_LABELS.get(kind, kind), (trained or {}).get(kind)
+        damage_sweep(*values, label, strength, column)
+    for ax in axes.flat:
+        ax.label_outer()
+    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
     return axes
 
 
@@ -260,7 +360,8 @@ def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     bars = ax.barh(list(rates), list(rates.values()), color=BLUE)
     ax.bar_label(bars, fmt="%.4f", padding=3)
     ax.invert_yaxis()
-    ax.margins(x=0.15)
+    ax.margins(x=0.25)  # room for the numbers
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.set(xlabel="spikes per neuron and time step", ylabel="layer")
     return ax
 

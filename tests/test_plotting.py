@@ -64,6 +64,34 @@ def test_reconstruction_shows_three_rasters(spikes):
     assert list(plotting.reconstruction(spikes, spikes, spikes, given)) == list(given)
 
 
+def test_rasters_in_reading_order(spikes):
+    samples = [spikes, spikes[:, :7], spikes[:20]]
+    axes = plotting.rasters(samples, ["a", "b", "c"], columns=2)
+    assert [ax.get_title() for ax in axes] == ["a", "b", "c"]
+    for ax, sample in zip(axes, samples, strict=True):
+        assert points(ax.collections[0]) == {
+            tuple(map(float, spike)) for spike in sample.nonzero().tolist()
+        }
+    assert [ax.get_ylim()[0] for ax in axes] == [29.5, 6.5, 29.5]
+    figure = axes[0].figure
+    assert (figure.get_supxlabel(), figure.get_supylabel()) == ("time step", "train index")
+    columns, rows = {ax.get_subplotspec().colspan.start for ax in axes}, len(axes) // 2 + 1
+    assert columns == {0, 1}
+    assert [ax.get_subplotspec().rowspan.start for ax in axes] == [0, 0, rows - 1]
+    assert [ax.axison for ax in figure.axes] == [True, True, True, False]
+
+
+def test_reconstructions_have_a_row_for_each_sample(spikes):
+    damaged, output, target = (torch.stack([spikes.roll(k), spikes.roll(-k)], 1) for k in (0, 1, 2))
+    axes = plotting.reconstructions(damaged, output, target, ["noise", "jitter"])
+    assert [ax.get_title() for ax in axes[:, 0]] == ["input: noise", "input: jitter"]
+    for b, row in enumerate(axes):
+        for ax, shown in zip(row, (damaged, output, target), strict=True):
+            assert points(ax.collections[0]) == {
+                tuple(map(float, spike)) for spike in shown[:, b].nonzero().tolist()
+            }
+
+
 def test_neuron_traces(spikes):
     membrane, reset = torch.randn(40, 30), torch.rand(40, 30)
     axes = plotting.neuron_traces(spikes, membrane, reset, [3, 17])
@@ -92,8 +120,17 @@ def test_synapse_kernels_are_impulse_responses(learned):
     shown = {line.get_label(): line.get_ydata() for line in ax.lines}
     expected = np.exp(-(k + 1) / 8) - np.exp(-(k + 1) / 2)
     np.testing.assert_allclose(shown["initial"], expected, rtol=1e-4, atol=1e-5)
-    assert texts(ax) == ["learned, each of 20 channels", "learned, median", "initial"]
+    assert texts(ax) == ["learned, each channel", "learned, median", "initial"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("time step after a spike", "PSP")
+
+
+def test_synapse_kernels_keep_the_initial_one_in_view(learned):
+    with torch.no_grad():
+        learned.beta *= 0.01
+    ax = plotting.synapse_kernels(learned, DualExponentialSynapse(20, 8.0, 2.0))
+    bottom, top = ax.get_ylim()
+    assert bottom < 0
+    assert top > ax.lines[-1].get_ydata().max() > 0.4
 
 
 def test_synapse_kernels_of_a_layer_with_a_feature_shape():
@@ -124,19 +161,55 @@ def test_poles_outside_the_circle_are_still_in_view():
     assert ax.get_xlim()[0] < -1.5
 
 
+def test_synapse_layers_show_kernels_above_poles(learned):
+    initial = DualExponentialSynapse(20, 8.0, 2.0)
+    axes = plotting.synapse_layers([learned, initial], [initial, initial], ["one", "two"])
+    assert [ax.get_title() for ax in axes[0]] == ["one", "two"]
+    for column, synapse in zip(axes.T, (learned, initial), strict=True):
+        kernels, plane = plt.subplots(1, 2)[1]
+        plotting.synapse_kernels(synapse, initial, ax=kernels)
+        plotting.poles(synapse, initial, ax=plane)
+        for line, expected in zip(column[0].lines, kernels.lines, strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), expected.get_xydata())
+        assert points(column[1].collections[0]) == points(plane.collections[0])
+    assert [ax.get_legend() is not None for ax in axes.flat] == [True, False, True, False]
+
+
 def test_damage_sweep():
-    strengths, errors, retrievals = [0, 10, 20], [0.02, 0.05, 0.3], [1.0, 1.0, 0.8]
-    axes = plotting.damage_sweep(strengths, errors, retrievals, "rows removed")
+    strengths, errors, retrievals = [0, 10, 20], [0.02, 0.05, 3.0], [1.0, 1.0, 0.8]
+    axes = plotting.damage_sweep(strengths, errors, retrievals, "rows removed", trained=4)
     for ax, values in zip(axes, (errors, retrievals), strict=True):
-        assert list(ax.lines[0].get_xdata()) == strengths
-        assert list(ax.lines[0].get_ydata()) == values
+        *_, trained, curve = ax.lines
+        assert list(curve.get_xdata()) == strengths
+        assert list(curve.get_ydata()) == values
+        assert set(trained.get_xdata()) == {4}
+    assert set(axes[0].lines[0].get_ydata()) == {1.0}
     assert [ax.get_ylabel() for ax in axes] == ["error / target's power", "retrieval"]
     assert axes[1].get_xlabel() == "rows removed"
-    assert axes[0].get_ylim()[0] == 0
+    assert axes[0].get_yscale() == "log"
+    axes[0].figure.canvas.draw()
+    assert {"10%", "100%"} <= {label.get_text() for label in axes[0].get_yticklabels()}
     _, grid = plt.subplots(2, 4)
-    assert list(plotting.damage_sweep(strengths, errors, retrievals, "x", grid[:, 2])) == list(
-        grid[:, 2]
-    )
+    given = plotting.damage_sweep(strengths, errors, retrievals, "x", axes=grid[:, 2])
+    assert list(given) == list(grid[:, 2])
+
+
+def test_damage_sweeps_have_a_column_for_each_kind():
+    rows = [
+        {"damage": kind, "strength": strength, "error": error, "retrieval": 1 - error}
+        for kind, strength, error in (
+            ("rows_removed", 0, 0.1),
+            ("rows_removed", 9, 0.4),
+            ("x", 1, 0.2),
+        )
+    ]
+    axes = plotting.damage_sweeps(rows, {"x": 3, "y": 4})
+    curves = [[ax.lines[-1].get_xydata().tolist() for ax in row] for row in axes]
+    assert curves[0] == [[[0, 0.1], [9, 0.4]], [[1, 0.2]]]
+    assert curves[1] == [[[0, 0.9], [9, 0.6]], [[1, 0.8]]]
+    assert [ax.get_xlabel() for ax in axes[1]] == ["rows removed", "x"]
+    assert [len(ax.lines) for ax in axes[1]] == [1, 2]  # training showed "x" alone
+    assert plotting.damage_sweeps(rows).shape == (2, 2)
 
 
 def test_firing_rates_are_bars_with_the_first_layer_at_the_top():
