@@ -14,9 +14,7 @@ import ctypes
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
-import llvmlite.binding
 import numpy as np
 import torch
 from llvmlite import ir
@@ -25,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from snn_lib.kernels import openmp
 from snn_lib.surrogate import Gaussian
 
 TINY = 1e-30
@@ -67,88 +66,7 @@ _keep_freed_memory()
 
 
 # --------------------------------------------------------------------------------------------------
-# Threads. PyTorch's OpenMP threads spin for a while after every matrix product, so threads of our
-# own would compete with them for the cores: the kernels run on these very threads instead.
-
-
-def _openmp() -> bool:
-    """Makes the OpenMP library that PyTorch runs on callable from compiled code, if it is GNU's."""
-    torch_library = ctypes.CDLL(torch._C.__file__)
-    for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
-        if not hasattr(torch_library, name):
-            return False
-        address = ctypes.cast(getattr(torch_library, name), ctypes.c_void_p).value
-        llvmlite.binding.add_symbol(f"snn_{name}", address)
-    return True
-
-
-_openmp_usable = _openmp()
-
-
-def _after_fork() -> None:
-    """GNU's OpenMP does not survive a fork: a forked process that calls it hangs."""
-    global _openmp_usable
-    _openmp_usable = False
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-@intrinsic
-def _in_parallel(typing_context, kernel, threads, items, arguments):
-    """Calls ``kernel(first, last, arguments)`` on every thread, with its share of range(items)."""
-    kernel_signature = kernel.get_call_type(typing_context, (types.intp, types.intp, arguments), {})
-
-    def generate(context, builder, signature, values):
-        _, threads, items, arguments = values
-        compiled = kernel.dispatcher.get_compile_result(kernel_signature)
-        context.active_code_library.add_linking_library(compiled.library)
-        void, pointer, i32 = ir.VoidType(), cgutils.voidptr_t, ir.IntType(32)
-
-        def external(name, result, *parameters):
-            return cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(result, parameters), f"snn_{name}"
-            )
-
-        # What each thread runs, with what it needs packed into a struct as OpenMP asks.
-        packed = cgutils.alloca_once_value(
-            builder, cgutils.pack_struct(builder, [items, arguments])
-        )
-        share = ir.Function(
-            builder.module,
-            ir.FunctionType(void, [pointer]),
-            builder.module.get_unique_name("snn_share"),
-        )
-        share.linkage = "internal"
-        inside = ir.IRBuilder(share.append_basic_block())
-        items, arguments = cgutils.unpack_tuple(
-            inside, inside.load(inside.bitcast(share.args[0], packed.type)), 2
-        )
-        number, team = (
-            inside.zext(inside.call(external(name, i32), []), items.type)
-            for name in ("omp_get_thread_num", "omp_get_num_threads")
-        )
-        first, last = (
-            inside.udiv(inside.mul(items, n), team)
-            for n in (number, inside.add(number, number.type(1)))
-        )
-        context.call_conv.call_function(
-            inside,
-            context.declare_function(builder.module, compiled.fndesc),
-            types.none,
-            kernel_signature.args,
-            (first, last, arguments),
-        )
-        inside.ret_void()
-
-        builder.call(
-            external("GOMP_parallel", void, share.type, pointer, i32, i32),
-            [share, builder.bitcast(packed, pointer), builder.trunc(threads, i32), i32(0)],
-        )
-        return context.get_dummy_value()
-
-    return types.void(kernel, threads, items, arguments), generate
+# Tiles and rows
 
 
 def _tile_shape(shape: torch.Size) -> tuple[int, int]:
@@ -162,15 +80,8 @@ def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *argumen
     rows, columns = _tile_shape(shape)
     items = -(-shape[1] // rows) * -(-shape[2] // columns)
     arguments = (rows, columns, *map(_array, arguments))
-    threads = min(torch.get_num_threads(), items)
-    if threads <= 1 or shape.numel() <= SMALL:
-        kernel(0, items, arguments)
-    elif _openmp_usable:
-        parallel(threads, items, arguments)
-    else:
-        bounds = [items * i // threads for i in range(threads + 1)]
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda *share: kernel(*share, arguments), bounds[:-1], bounds[1:]))
+    threads = 1 if shape.numel() <= SMALL else max(1, min(torch.get_num_threads(), items))
+    openmp.run(kernel, parallel, threads, items, arguments)
 
 
 def _array(value):
@@ -182,10 +93,6 @@ def _array(value):
         if value.stride(dim) == 0 and value.shape[dim] > 1:
             value = value.narrow(dim, 0, 1)
     return value.contiguous().numpy()
-
-
-# --------------------------------------------------------------------------------------------------
-# Tiles and rows
 
 
 @_compile
@@ -296,7 +203,7 @@ def _filter_forward(first, last, arguments):
 
 @_compile
 def _filter_forward_parallel(threads, items, arguments):
-    _in_parallel(_filter_forward, threads, items, arguments)
+    openmp.in_parallel(_filter_forward, threads, items, arguments)
 
 
 def filter_forward(
@@ -386,7 +293,7 @@ def _filter_backward(first, last, arguments):
 
 @_compile
 def _filter_backward_parallel(threads, items, arguments):
-    _in_parallel(_filter_backward, threads, items, arguments)
+    openmp.in_parallel(_filter_backward, threads, items, arguments)
 
 
 def filter_backward(
@@ -522,7 +429,7 @@ def _neuron_forward(first, last, arguments):
 
 @_compile
 def _neuron_forward_parallel(threads, items, arguments):
-    _in_parallel(_neuron_forward, threads, items, arguments)
+    openmp.in_parallel(_neuron_forward, threads, items, arguments)
 
 
 def neuron_forward(
@@ -711,7 +618,7 @@ def _neuron_backward(first, last, arguments):
 
 @_compile
 def _neuron_backward_parallel(threads, items, arguments):
-    _in_parallel(_neuron_backward, threads, items, arguments)
+    openmp.in_parallel(_neuron_backward, threads, items, arguments)
 
 
 def neuron_backward(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 pytest.importorskip("numba")
 
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.kernels import cpu, eager
+from snn_lib.kernels import cpu, eager, openmp
 
 ROOT = Path(__file__).parents[2]
 T, B, N = 12, 64, 50  # large enough for several threads
@@ -64,7 +64,7 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not cpu._openmp_usable, reason="PyTorch runs on another OpenMP than GNU's")
+@pytest.mark.skipif(not openmp._usable, reason="PyTorch runs on another OpenMP than GNU's")
 def test_as_many_threads_as_pytorch_has_are_at_work(threads, monkeypatch):
     teams, parallel = [], cpu._filter_forward_parallel
 
@@ -90,7 +90,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
 def test_without_openmp_a_thread_pool_gives_the_same(threads, monkeypatch):
     threads(3)
     expected = outcome()
-    monkeypatch.setattr(cpu, "_openmp_usable", False)
+    monkeypatch.setattr(openmp, "_usable", False)
     assert same(outcome(), expected)
 
 
@@ -193,7 +193,7 @@ def run_python(code, **environment):
 
 FILTER = """
 import torch
-from snn_lib.kernels import cpu
+from snn_lib.kernels import cpu, openmp
 x, zero = torch.ones(3, 2, 4), torch.zeros(())
 output = cpu.filter_forward(
     x, torch.full((1, 4), 0.5), torch.ones(1, 4), zero.expand(1, 2, 4), zero.expand(0, 2, 4)

@@ -1,0 +1,120 @@
+"""Compiled kernels on the very OpenMP threads that PyTorch computes on.
+
+PyTorch's OpenMP threads spin for a while after every matrix product, so threads of our own would
+compete with them for the cores, and Numba's own OpenMP layer does not survive a fork. Kernels
+therefore call PyTorch's OpenMP library themselves; where it is not GNU's, or after a fork, a thread
+pool serves.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import llvmlite.binding
+import torch
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+def _link() -> bool:
+    """Makes the OpenMP library that PyTorch runs on callable from compiled code, if it is GNU's."""
+    torch_library = ctypes.CDLL(torch._C.__file__)
+    for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
+        if not hasattr(torch_library, name):
+            return False
+        address = ctypes.cast(getattr(torch_library, name), ctypes.c_void_p).value
+        llvmlite.binding.add_symbol(f"snn_{name}", address)
+    return True
+
+
+_usable = _link()
+
+
+def _after_fork() -> None:
+    """GNU's OpenMP does not survive a fork: a forked process that calls it hangs."""
+    global _usable
+    _usable = False
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@intrinsic
+def in_parallel(typing_context, kernel, threads, items, arguments):
+    """Calls ``kernel(first, last, arguments)`` on every thread, with its share of range(items)."""
+    kernel_signature = kernel.get_call_type(typing_context, (types.intp, types.intp, arguments), {})
+
+    def generate(context, builder, signature, values):
+        _, threads, items, arguments = values
+        compiled = kernel.dispatcher.get_compile_result(kernel_signature)
+        context.active_code_library.add_linking_library(compiled.library)
+        void, pointer, i32 = ir.VoidType(), cgutils.voidptr_t, ir.IntType(32)
+
+        def external(name, result, *parameters):
+            return cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(result, parameters), f"snn_{name}"
+            )
+
+        # What each thread runs, with what it needs packed into a struct as OpenMP asks.
+        packed = cgutils.alloca_once_value(
+            builder, cgutils.pack_struct(builder, [items, arguments])
+        )
+        share = ir.Function(
+            builder.module,
+            ir.FunctionType(void, [pointer]),
+            builder.module.get_unique_name("snn_share"),
+        )
+        share.linkage = "internal"
+        inside = ir.IRBuilder(share.append_basic_block())
+        items, arguments = cgutils.unpack_tuple(
+            inside, inside.load(inside.bitcast(share.args[0], packed.type)), 2
+        )
+        number, team = (
+            inside.zext(inside.call(external(name, i32), []), items.type)
+            for name in ("omp_get_thread_num", "omp_get_num_threads")
+        )
+        first, last = (
+            inside.udiv(inside.mul(items, n), team)
+            for n in (number, inside.add(number, number.type(1)))
+        )
+        context.call_conv.call_function(
+            inside,
+            context.declare_function(builder.module, compiled.fndesc),
+            types.none,
+            kernel_signature.args,
+            (first, last, arguments),
+        )
+        inside.ret_void()
+
+        builder.call(
+            external("GOMP_parallel", void, share.type, pointer, i32, i32),
+            [share, builder.bitcast(packed, pointer), builder.trunc(threads, i32), i32(0)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(kernel, threads, items, arguments), generate
+
+
+def run(kernel: Callable, parallel: Callable, threads: int, items: int, arguments: tuple) -> None:
+    """Runs ``kernel(first, last, arguments)`` on ``threads`` threads that share ``range(items)``.
+
+    Args:
+        kernel: a compiled function without the GIL.
+        parallel: a compiled ``(threads, items, arguments)`` that hands ``kernel`` to
+            :func:`in_parallel`.
+        threads: at least 1.
+        items: number of items.
+        arguments: a tuple.
+    """
+    if threads == 1:
+        kernel(0, items, arguments)
+    elif _usable:
+        parallel(threads, items, arguments)
+    else:
+        bounds = [items * i // threads for i in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda *share: kernel(*share, arguments), bounds[:-1], bounds[1:]))
