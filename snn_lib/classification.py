@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lib import encoding
 from snn_lib.activity import Activity
-from snn_lib.config import ExperimentConfig, Hyperparameters, require
+from snn_lib.config import ExperimentConfig, Hyperparameters, require, setting
 from snn_lib.data_loaders import (
     CLASSES,
     PIXELS,
@@ -24,17 +24,17 @@ from snn_lib.data_loaders import (
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
 
-TRAIN_IMAGES = 60_000
+TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 EVALUATION_BATCH = 250
 
 
 @dataclass
 class DigitHyperparameters(Hyperparameters):
-    """What digit classification adds to the shared hyperparameters."""
+    """Hyperparameters of digit classification: the model and its training."""
 
-    dropout: float = 0.3
-    encoding: Literal["constant", "poisson"] = "constant"
-    label_smoothing: float = 0.0
+    dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
+    encoding: Literal["constant", "poisson"] = setting("constant", "a pixel as current or spikes")
+    label_smoothing: float = setting(0.0, "share of the target that all classes have alike")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,11 +48,11 @@ class DigitHyperparameters(Hyperparameters):
 class MNISTOptions:
     """How MNIST is used."""
 
-    max_rate: float = 1.0  # input of a white pixel: current, or probability of a spike a step
-    use_transform: bool = True  # augmentation on or off
-    validation_size: int = 5_000  # training images held out to choose the best epoch
-    training_size: int = 55_000  # the first so many of the others are trained on
-    test_size: int = 10_000  # the first so many of the test images
+    max_rate: float = setting(1.0, "a white pixel's current, or spike probability a step")
+    use_transform: bool = setting(True, "augment the training images")
+    validation_size: int = setting(5_000, "training images held out to choose the best epoch")
+    training_size: int = setting(55_000, "of the others, the first so many are trained on")
+    test_size: int = setting(10_000, "the first so many of the test images")
 
     def __post_init__(self) -> None:
         require(self.max_rate > 0, f"mnist_config.max_rate is {self.max_rate}, expected > 0")
@@ -64,6 +64,10 @@ class MNISTOptions:
             self.validation_size + self.training_size <= TRAIN_IMAGES,
             f"mnist_config: validation_size + training_size is "
             f"{self.validation_size + self.training_size}, MNIST has {TRAIN_IMAGES}",
+        )
+        require(
+            self.test_size <= TEST_IMAGES,
+            f"mnist_config.test_size is {self.test_size}, MNIST has {TEST_IMAGES}",
         )
 
 
@@ -164,8 +168,25 @@ class DigitClassification:
         return metrics["accuracy"], -metrics["loss"]
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Synaptic operations beside the operations of a dense network of the same size."""
+        """Synaptic operations beside those of a dense network, and accuracy against steps."""
         yield (
             f"{activity.synaptic_operations():,.0f} synaptic operations per image; a dense "
             f"network of this size takes {activity.dense_operations:,} multiply-accumulates"
         )
+        accuracy = self.accuracy_over_time(model).tolist()
+        early = ", ".join(
+            f"{step}: {100 * accuracy[step - 1]:.2f} %" for step in range(5, len(accuracy) + 1, 5)
+        )
+        if early:
+            yield f"accuracy if the output is read after so many steps: {early}"
+
+    @torch.inference_mode()
+    def accuracy_over_time(self, model: nn.Module) -> Tensor:
+        """Accuracy on the test images if the spikes are counted up to each step, ``(T,)``."""
+        model.eval()
+        correct, images = torch.zeros((), device=self.device), 0
+        for x, labels in self.evaluation_batches("test"):
+            decisions = model(x)[0].cumsum(0).argmax(2)  # (T, B)
+            correct = correct + (decisions == labels).sum(1)
+            images += len(labels)
+        return correct / images

@@ -1,24 +1,35 @@
 """The settings of an experiment: typed dataclasses, filled from YAML and the command line.
 
-OmegaConf reads and merges, these dataclasses say which keys exist, of which type and range. What
-an experiment sees is a plain dataclass: ``config.hyperparameters.tau_m``.
+OmegaConf reads and merges, these dataclasses say which keys exist, of which type and range, and
+what ``--help`` tells about them. What an experiment sees is a plain dataclass:
+``config.hyperparameters.tau_m``.
 """
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from snn_lib.errors import InputError
 
 Config = TypeVar("Config")
+LARGEST = 2**31 - 1  # of counts such as batch_size
+
+
+def setting(default: Any, doc: str) -> Any:
+    """A dataclass field with its default and the words that ``--help`` has for it."""
+    metadata = {"doc": doc}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def require(condition: bool, message: str) -> None:
@@ -31,42 +42,44 @@ def require(condition: bool, message: str) -> None:
 class AdamOptions:
     """Options of Adam and AdamW, as PyTorch names them."""
 
-    lr: float = 1e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    lr: float = setting(1e-4, "learning rate; OneCycleLR and CyclicLR set their own")
+    betas: list[float] = setting([0.9, 0.999], "decay of the two moments of the gradient")
+    eps: float = setting(1e-8, "added to the denominator")
+    weight_decay: float = setting(0.0, "of the weights; filter coefficients never decay")
 
 
 @dataclass
 class SGDOptions:
     """Options of SGD, as PyTorch names them."""
 
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    nesterov: bool = False
+    lr: float = setting(0.1, "learning rate; OneCycleLR and CyclicLR set their own")
+    momentum: float = setting(0.9, "share of the last step that is taken again")
+    weight_decay: float = setting(0.0, "of the weights; filter coefficients never decay")
+    nesterov: bool = setting(False, "look ahead by the momentum")
 
 
 @dataclass
 class OptimizerConfig:
     """Which optimiser, and the options of each."""
 
-    optimizer_choice: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    optimizer_choice: Literal["Adam", "AdamW", "SGD"] = setting("Adam", "the optimiser")
     Adam: AdamOptions = field(default_factory=AdamOptions)
     AdamW: AdamOptions = field(default_factory=lambda: AdamOptions(weight_decay=0.01))
     SGD: SGDOptions = field(default_factory=SGDOptions)
-    coefficient_lr_scale: float = 1.0  # learning rate of the filter coefficients, relative
-    gradient_clipping: float = 0.0  # largest norm of the whole gradient, 0: not clipped
+    coefficient_lr_scale: float = setting(1.0, "learning rate of filter coefficients, relative")
+    gradient_clipping: float = setting(0.0, "largest norm of the whole gradient, 0: not clipped")
 
     def __post_init__(self) -> None:
         for name in ("Adam", "AdamW", "SGD"):
             options = getattr(self, name)
-            for key in ("lr", "weight_decay"):
-                value = getattr(options, key)
-                require(
-                    value >= 0 and math.isfinite(value),
-                    f"optimizer.{name}.{key} is {value}, expected a number >= 0",
-                )
+            require(options.lr > 0, f"optimizer.{name}.lr is {options.lr}, expected > 0")
+            require(
+                options.weight_decay >= 0,
+                f"optimizer.{name}.weight_decay is {options.weight_decay}, expected >= 0",
+            )
+        for name in ("Adam", "AdamW"):
+            betas = getattr(self, name).betas
+            require(len(betas) == 2, f"optimizer.{name}.betas is {betas}, expected two numbers")
         require(
             self.coefficient_lr_scale >= 0,
             f"optimizer.coefficient_lr_scale is {self.coefficient_lr_scale}, expected >= 0",
@@ -81,36 +94,36 @@ class OptimizerConfig:
 class MultiStepLROptions:
     """Learning rate times gamma at each milestone (epochs)."""
 
-    milestones: list[int] = field(default_factory=lambda: [15, 90])
-    gamma: float = 0.1
+    milestones: list[int] = setting([15, 90], "epochs after which the rate drops")
+    gamma: float = setting(0.1, "factor by which it drops")
 
 
 @dataclass
 class CosineAnnealingWarmRestartsOptions:
-    """Cosine from lr to eta_min over T_0 epochs, then again over T_0 T_mult, ..."""
+    """Cosine from lr to eta_min over T_0 epochs, then again over T_0 T_mult, and so on."""
 
-    T_0: int = 10
-    T_mult: int = 1
-    eta_min: float = 0.0
+    T_0: int = setting(10, "epochs of the first cycle")
+    T_mult: int = setting(1, "how many times longer each next cycle is")
+    eta_min: float = setting(0.0, "lowest learning rate")
 
 
 @dataclass
 class CyclicLROptions:
     """Triangle between base_lr and max_lr, step_size_up batches up and as many down."""
 
-    base_lr: float = 1e-5
-    max_lr: float = 1e-3
-    step_size_up: int = 2000
+    base_lr: float = setting(1e-5, "lowest learning rate")
+    max_lr: float = setting(1e-3, "highest learning rate")
+    step_size_up: int = setting(2000, "batches from the lowest to the highest")
 
 
 @dataclass
 class OneCycleLROptions:
     """One rise to max_lr over pct_start of the run, then a cosine fall to almost zero."""
 
-    max_lr: float = 1e-3
-    pct_start: float = 0.3
-    div_factor: float = 25.0
-    final_div_factor: float = 1e4
+    max_lr: float = setting(1e-3, "highest learning rate")
+    pct_start: float = setting(0.3, "share of the run in which it rises")
+    div_factor: float = setting(25.0, "the run starts at max_lr / div_factor")
+    final_div_factor: float = setting(1e4, "and ends at the start / final_div_factor")
 
 
 @dataclass
@@ -119,7 +132,7 @@ class SchedulerConfig:
 
     scheduler_choice: Literal[
         "MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none"
-    ] = "none"
+    ] = setting("none", "the scheduler")
     MultiStepLR: MultiStepLROptions = field(default_factory=MultiStepLROptions)
     CosineAnnealingWarmRestarts: CosineAnnealingWarmRestartsOptions = field(
         default_factory=CosineAnnealingWarmRestartsOptions
@@ -138,8 +151,8 @@ class SchedulerConfig:
             "scheduler.OneCycleLR: max_lr, div_factor and final_div_factor must be positive",
         )
         require(
-            0 <= cycle.pct_start <= 1,
-            f"scheduler.OneCycleLR.pct_start is {cycle.pct_start}, expected a share in [0, 1]",
+            0 <= cycle.pct_start < 1,
+            f"scheduler.OneCycleLR.pct_start is {cycle.pct_start}, expected a share in [0, 1)",
         )
 
 
@@ -147,24 +160,25 @@ class SchedulerConfig:
 class Hyperparameters:
     """The model and its training, as far as all experiments share them. Times are in steps."""
 
-    length: int = 25  # time steps T
-    batch_size: int = 64
-    epoch: int = 100
-    dropout: float = 0.0
-    tau_m: float = 4.0
-    tau_s: float = 1.0
-    train_coefficients: bool = True
-    train_bias: bool = True
-    membrane_filter: bool = False
-    surrogate_width: float = 0.4  # sigma of the Gaussian
-    constraint: Literal["none", "stable"] = "none"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    weight_averaging: float = 0.0  # decay of the evaluated moving average, 0: the weights as is
+    length: int = setting(25, "time steps of a sequence")
+    batch_size: int = setting(64, "sequences a batch, over all processes")
+    epoch: int = setting(100, "epochs of the run")
+    dropout: float = setting(0.0, "probability that a hidden spike is not passed on")
+    tau_m: float = setting(4.0, "slow time constant of PSP and membrane, in steps")
+    tau_s: float = setting(1.0, "fast time constant of the PSP, in steps")
+    train_coefficients: bool = setting(True, "train the filters of the synapses too")
+    train_bias: bool = setting(True, "give the layers a trained bias")
+    membrane_filter: bool = setting(False, "let the membrane potential leak with tau_m")
+    surrogate_width: float = setting(0.4, "sigma of the Gaussian surrogate gradient")
+    constraint: Literal["none", "stable"] = setting("none", "keep trained filters stable")
+    precision: Literal["float32", "bfloat16"] = setting("float32", "of the matrix products")
+    weight_averaging: float = setting(0.0, "decay of the moving average that is evaluated, 0: off")
 
     def __post_init__(self) -> None:
         for key in ("length", "batch_size", "epoch"):
             value = getattr(self, key)
             require(value >= 1, f"hyperparameters.{key} is {value}, expected at least 1")
+            require(value <= LARGEST, f"hyperparameters.{key} is {value}, expected below 2^31")
         require(
             0 <= self.dropout < 1,
             f"hyperparameters.dropout is {self.dropout}, expected a probability in [0, 1)",
@@ -188,23 +202,43 @@ class Hyperparameters:
 class ExperimentConfig:
     """What every experiment has; each adds its data (see ``classification``, ``association``)."""
 
-    name: str = "???"  # of the run: names its folder under runs/ and its checkpoints
-    seed: int = 2
-    device: str = "auto"  # auto: CUDA where there is one, else CPU
-    dataset_path: str = "dataset"
-    checkpoint_base_path: str = "checkpoint"
-    test_checkpoint_path: str = "???"
-    runs_path: str = "runs"
-    tensorboard: bool = False
+    name: str = setting("experiment", "of the run, in its logs and checkpoints")
+    seed: int = setting(2, "of first weights, order, augmentation, dropout and spikes")
+    device: str = setting("auto", "cpu, cuda, ...; auto: CUDA where there is one")
+    dataset_path: str = setting("dataset", "where the data is")
+    checkpoint_base_path: str = setting("checkpoint", "folder for NAME_last and NAME_best")
+    test_checkpoint_path: str = setting("", "what --test evaluates; empty: NAME_best")
+    runs_path: str = setting("runs", "folder for NAME/TIME/ with metrics.csv and settings")
+    tensorboard: bool = setting(False, "write TensorBoard events there too")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
         require(
-            bool(self.name) and Path(self.name).name == self.name,
-            f"name is {self.name!r}, expected a plain name for folders and files",
+            re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
+            f"name is {self.name!r}, expected letters, digits and . _ + - (it names files)",
         )
+        for key in ("dataset_path", "checkpoint_base_path", "test_checkpoint_path", "runs_path"):
+            value = getattr(self, key)
+            usable = value.isprintable() and (value or key == "test_checkpoint_path")
+            require(bool(usable), f"{key} is {value!r}, which is no usable path")
         require(0 <= self.seed < 2**32, f"seed is {self.seed}, expected 0 to 2^32 - 1")
+        for key, value in flattened(self):
+            for number in value if isinstance(value, list) else [value]:
+                finite = not isinstance(number, float) or math.isfinite(number)
+                require(finite, f"{key} is {value}, expected finite numbers")
+
+
+# What OmegaConf and PyYAML raise at text and values that they cannot use.
+UNREADABLE = (
+    IndexError,
+    OSError,
+    OmegaConfBaseException,
+    RecursionError,
+    TypeError,
+    ValueError,
+    YAMLError,
+)
 
 
 def load_config(schema: type[Config], yaml_path: Path, overrides: Sequence[str]) -> Config:
@@ -218,7 +252,7 @@ def load_config(schema: type[Config], yaml_path: Path, overrides: Sequence[str])
         loaded = OmegaConf.load(yaml_path)
     except FileNotFoundError:
         raise InputError(f"there is no configuration file {yaml_path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise InputError(f"{yaml_path} cannot be read as YAML: {one_line(error)}") from None
     return _typed(schema, loaded, overrides, str(yaml_path))
 
@@ -234,7 +268,8 @@ def _typed(schema: type[Config], values: Any, overrides: Sequence[str], source: 
     config = OmegaConf.structured(schema)
     parts = [(source, lambda: values)]
     for override in overrides:
-        require("=" in override, f"{override!r} is not an override, expected key=value")
+        key, sign, _ = override.partition("=")
+        require(bool(key and sign), f"{override!r} is not an override, expected key=value")
         parts.append((f"override {override!r}", lambda text=override: parse_override(text)))
     try:
         for source, part in parts:  # noqa: B007 (named in the messages below)
@@ -242,13 +277,20 @@ def _typed(schema: type[Config], values: Any, overrides: Sequence[str], source: 
         source = "the configuration"
         return OmegaConf.to_object(config)
     except KeyError as error:
-        key = getattr(error, "full_key", None) or str(error)
-        nearest = difflib.get_close_matches(key, _keys(schema), n=1, cutoff=0.0)
-        raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest[0]!r}?") from None
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError) as error:
+        key = str(getattr(error, "full_key", error))
+        known = [name for name, _ in flattened(schema())]
+        nearest = max(known, key=lambda name: _likeness(key, name))
+        raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
+    except UNREADABLE as error:
         key = getattr(error, "full_key", None)
         where = f" ({key})" if key else ""
         raise InputError(f"{source}{where}: {one_line(error)}") from None
+
+
+def _likeness(key: str, known: str) -> float:
+    """How like two dotted keys are: as wholes, and in their last parts (a section is forgotten)."""
+    pairs = ((key, known), (key.rsplit(".")[-1], known.rsplit(".")[-1]))
+    return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
 
 def parse_override(text: str) -> Any:
@@ -256,14 +298,13 @@ def parse_override(text: str) -> Any:
     return OmegaConf.from_dotlist([text])
 
 
-def _keys(schema: type, prefix: str = "") -> list[str]:
-    """All dotted keys of a dataclass, sections among them."""
-    keys = []
-    for entry in dataclasses.fields(schema):
-        keys.append(prefix + entry.name)
-        if dataclasses.is_dataclass(entry.type):
-            keys += _keys(entry.type, f"{prefix}{entry.name}.")
-    return keys
+def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All dotted keys of a configuration with their values, sections among them."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        yield prefix + entry.name, value
+        if dataclasses.is_dataclass(value):
+            yield from flattened(value, f"{prefix}{entry.name}.")
 
 
 def one_line(error: BaseException) -> str:

@@ -7,10 +7,18 @@ import torch
 import torch.distributed as dist
 
 
+def launched() -> bool:
+    """Whether ``torchrun`` or the like started this process."""
+    return "RANK" in os.environ
+
+
 def start() -> None:
     """Joins the process group that ``torchrun`` announces, if it does."""
-    if "RANK" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if launched():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local < torch.cuda.device_count():
+            torch.cuda.set_device(local)
+        dist.init_process_group()  # gloo for tensors on the CPU, NCCL for those on a GPU
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -22,6 +30,11 @@ def stop() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_contact(error: Exception) -> bool:
+    """Whether an error tells that another process is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def total(sums: dict[str, float], device: torch.device) -> dict[str, float]:

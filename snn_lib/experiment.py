@@ -1,6 +1,7 @@
 """The experiment: trains and evaluates any model on any task, and can stop and resume anywhere."""
 
 import dataclasses
+import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,17 +17,26 @@ from tqdm import tqdm
 
 from snn_lib import distributed
 from snn_lib.activity import Activity, count_activity
-from snn_lib.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from snn_lib.config import ExperimentConfig
+from snn_lib.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    remove_leftovers,
+    save_checkpoint,
+)
+from snn_lib.config import ExperimentConfig, one_line, require
 from snn_lib.errors import InputError, RunError
 from snn_lib.optimizers import get_optimizer, parameter_groups
-from snn_lib.run_log import Row, RunLog, new_folder
+from snn_lib.run_log import Row, RunLog, environment, new_folder
 from snn_lib.schedulers import get_scheduler, steps_every_batch
 from snn_lib.synapses import IIRSynapse
 
 Batch = tuple[Tensor, Tensor]
 Checkpoint = dict[str, Any]
 BATCHES_PER_DISPLAY = 25
+REMEDY = (
+    "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
+    "hyperparameters.constraint=stable: the checkpoints of the last good epoch are untouched"
+)
 
 
 class Task(Protocol):
@@ -67,12 +77,25 @@ class Progress:
 
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the epoch under way
+    batches: int = 0  # that an epoch has
     sums: dict[str, float] = field(default_factory=dict)  # of those batches
     seconds: float = 0.0  # that they took
     data_seconds: float = 0.0  # of which until their data was there
     history: list[Row] = field(default_factory=list)  # a row of metrics an epoch
     warned: list[str] = field(default_factory=list)  # what was warned of, once a run
     folder: str = ""  # of the run's logs
+
+    def check(self) -> None:
+        """Raises TypeError unless everything is of its type, which a file does not promise."""
+        for name, value in vars(Progress()).items():
+            if not isinstance(getattr(self, name), type(value)):
+                raise TypeError(f"{name} is no {type(value).__name__}")
+        for row in (self.sums, *self.history):
+            if not all(isinstance(value, (int, float)) for value in row.values()):
+                raise TypeError("a metric is no number")
+        for row in self.history:
+            if row.keys() != self.history[0].keys() | {"seconds", "data_seconds"}:
+                raise TypeError("epochs have different metrics")
 
 
 class Experiment:
@@ -109,6 +132,7 @@ class Experiment:
             if isinstance(module, IIRSynapse)
         }
         self.average: AveragedModel | None = None
+        self.environment = environment(self.device, self.world)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         share = f", {self.world} processes" if self.world > 1 else ""
         self.say(
@@ -138,19 +162,25 @@ class Experiment:
         Raises:
             InputError: the checkpoint does not fit, or nothing can be written where the
                 configuration says.
-            RunError: a loss or gradient is not finite.
+            RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
         """
         self.trained = self.model
         if self.world > 1:
             self.trained = DistributedDataParallel(self.model)
-        self.optimizer = get_optimizer(parameter_groups(self.model, self.config), self.config)
         total_batches = self.settings.epoch * self.task.batches_per_epoch
-        self.scheduler = get_scheduler(self.optimizer, self.config, total_batches)
+        try:
+            self.optimizer = get_optimizer(parameter_groups(self.model, self.config), self.config)
+            self.scheduler = get_scheduler(self.optimizer, self.config, total_batches)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise InputError(
+                f"PyTorch refuses the options of optimizer.{self.config.optimizer.optimizer_choice}"
+                f" or scheduler.{self.config.scheduler.scheduler_choice}: {one_line(error)}"
+            ) from None
         if self.settings.weight_averaging:
             averaging = warmed_up_average(self.settings.weight_averaging)
             self.average = AveragedModel(self.model, multi_avg_fn=averaging)
-        self.progress = Progress()
+        self.progress = Progress(batches=self.task.batches_per_epoch)
         if checkpoint is not None:
             self._restore(checkpoint, source, total_batches)
         self._open_log()
@@ -171,8 +201,8 @@ class Experiment:
         self.say(
             f"best epoch {best['epoch']}: validation {described(split_of(best, 'validation'))}; "
             f"test {described(test)}\n"
-            f"trained for {seconds:.0f} s, {100 * data_seconds / seconds:.1f} % of it preparing "
-            f"data; metrics in {self.progress.folder}, model in {path}"
+            f"trained for {seconds:.0f} s, {100 * data_seconds / max(seconds, 1e-9):.1f} % of it "
+            f"preparing data; metrics in {self.progress.folder}, model in {path}"
         )
         return {"best": best, "test": test}
 
@@ -184,7 +214,8 @@ class Experiment:
         sums: dict[str, Any] = {}
         with count_activity(model) as activity, self._autocast():
             for batch in self.task.evaluation_batches(split):
-                add(sums, self.task.loss(model, batch)[1])
+                add(sums, self._loss(model, batch)[1])
+        activity.sum_over_processes(self.device)
         return self.task.metrics(distributed.total(sums, self.device)), activity
 
     def test(self, checkpoint: Checkpoint, source: Path) -> dict[str, float]:
@@ -203,6 +234,12 @@ class Experiment:
             self.say(line)
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
         return metrics
+
+    def _loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        loss, sums = self.task.loss(model, batch)
+        if sums["samples"] == 0:  # this process's share of a small last batch: a mean of nothing
+            return loss.nan_to_num(), dict.fromkeys(sums, 0.0)
+        return loss, sums
 
     def _evaluated_model(self) -> nn.Module:
         return self.model if self.average is None else self.average.module
@@ -246,7 +283,7 @@ class Experiment:
     def _train_batch(self, batch: Batch) -> dict[str, Any]:
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss, sums = self.task.loss(self.trained, batch)
+            loss, sums = self._loss(self.trained, batch)
         if self.world > 1:  # the last batch may not divide equally: weight each process's mean
             samples = distributed.total({"samples": sums["samples"]}, self.device)["samples"]
             loss = loss * (sums["samples"] * self.world / samples)
@@ -269,21 +306,22 @@ class Experiment:
 
     def _explain_numbers(self, loss: Tensor, norm: Tensor) -> str:
         """Where the numbers went wrong, and what to change."""
-        broken = [
-            name
-            for name, parameter in self.model.named_parameters()
-            for values in (parameter, parameter.grad)
-            if values is not None and not torch.isfinite(values).all()
-        ]
-        radii = {name: synapse.pole_radius() for name, synapse in self.synapses.items()}
-        widest = max(radii, key=radii.get)
+        weights = dict(self.model.named_parameters())
+        gradients = {f"gradient of {k}": p.grad for k, p in weights.items() if p.grad is not None}
+        broken = not_finite({**weights, **gradients})
+        radii = {
+            name: synapse.pole_radius()
+            for name, synapse in self.synapses.items()
+            if torch.isfinite(synapse.alpha).all()
+        }
+        widest = max(radii, key=radii.get, default=None)
+        poles = (
+            f"; the largest pole radius is {radii[widest]:.4f}, in layer {widest}" if widest else ""
+        )
         return (
             f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}: the loss is "
             f"{loss.item():g} and the gradient's norm {norm.item():g} (not finite: "
-            f"{', '.join(broken) or 'the loss alone'}); the largest pole radius is "
-            f"{radii[widest]:.4f}, in layer {widest}. Lower the learning rate, set "
-            "optimizer.gradient_clipping or hyperparameters.constraint=stable; the checkpoints "
-            "of the last good epoch are untouched"
+            f"{broken or 'the loss alone'}){poles}. {REMEDY}"
         )
 
     def _finish_epoch(self) -> None:
@@ -292,6 +330,9 @@ class Experiment:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
+        broken = not_finite(self.model.state_dict())
+        if broken:  # of the last batch, which no gradient has met
+            raise RunError(f"epoch {progress.epoch + 1}: {broken} not finite. {REMEDY}")
         validation, activity = self.evaluate("validation")
         rates = activity.firing_rates()
         radii = {name: synapse.pole_radius() for name, synapse in self.synapses.items()}
@@ -317,6 +358,7 @@ class Experiment:
                 "epoch": row["epoch"],
                 "snn_state_dict": self._evaluated_model().state_dict(),
                 "config": dataclasses.asdict(self.config),
+                "environment": self.environment,
                 "metrics": row,
             }
             save_checkpoint(self.checkpoint_path("best"), finished)
@@ -364,15 +406,17 @@ class Experiment:
         progress, runs = self.progress, Path(self.config.runs_path)
         try:
             Path(self.config.checkpoint_base_path).mkdir(parents=True, exist_ok=True)
+            for which in ("last", "best"):
+                self._check_writable(self.checkpoint_path(which))
             if not progress.folder:
                 progress.folder = str(new_folder(runs / self.config.name))
             self.log = RunLog(
                 Path(progress.folder),
                 dataclasses.asdict(self.config),
+                self.environment,
                 self.config.tensorboard,
                 progress.epoch,
             )
-            self._check_writable(self.checkpoint_path("last"))
         except OSError as error:
             raise InputError(
                 f"cannot write to {error.filename}: {error.strerror}; set runs_path and "
@@ -383,6 +427,9 @@ class Experiment:
 
     @staticmethod
     def _check_writable(path: Path) -> None:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        remove_leftovers(path)
         probe = path.with_name(f"{path.name}.probe.tmp")
         probe.touch()
         probe.unlink()
@@ -403,6 +450,7 @@ class Experiment:
                 "scheduler_state_dict": self.scheduler.state_dict() if self.scheduler else None,
                 "rng": rng,
                 "config": dataclasses.asdict(self.config),
+                "environment": self.environment,
                 "metrics": self.progress.history,
                 "progress": {**vars(self.progress), "sums": sums},
             },
@@ -417,6 +465,7 @@ class Experiment:
         load_weights(self.model, checkpoint, source)
         try:
             self.progress = Progress(**checkpoint["progress"])
+            self.progress.check()
             self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -424,16 +473,35 @@ class Experiment:
                 self.average.load_state_dict(checkpoint["average_state_dict"])
             if self.rank < len(checkpoint["rng"]) == self.world:
                 set_rng_state(checkpoint["rng"][self.rank], self.device)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            if self.progress.history:
+                self._best_row()
+            own = learning_settings(checkpoint["config"])
+        except Exception as error:  # whatever a file holds that is no checkpoint of such a run
             raise InputError(
                 f"{source} cannot be resumed with this configuration: its optimiser, scheduler or "
-                "progress do not fit"
+                f"progress do not fit ({type(error).__name__}: {one_line(error)})"
             ) from None
-        if getattr(self.scheduler, "total_steps", total_batches) != total_batches:
-            raise InputError(
-                "OneCycleLR plans the whole run: hyperparameters.epoch and batch_size cannot "
-                "change when it is resumed"
-            )
+        require(
+            own == learning_settings(dataclasses.asdict(self.config)),
+            "the options of optimizer and scheduler cannot change when a run is resumed, as their "
+            "state goes on: start a new one (optimizer.gradient_clipping may change)",
+        )
+        require(
+            getattr(self.scheduler, "total_steps", total_batches) == total_batches,
+            "OneCycleLR plans the whole run: hyperparameters.epoch, hyperparameters.batch_size and "
+            "the number of samples cannot change when it is resumed",
+        )
+        require(
+            self.progress.batch == 0 or self.progress.batches == self.task.batches_per_epoch,
+            f"{source} stopped in the middle of an epoch of {self.progress.batches} batches: "
+            "hyperparameters.batch_size and the number of samples cannot change now",
+        )
+        self.progress.batches = self.task.batches_per_epoch
+        best = self.checkpoint_path("best")
+        require(
+            not self.progress.history or best.exists(),
+            f"the best epoch so far is not at {best}: put it there, or set checkpoint_base_path",
+        )
         if self.rank:  # the sums of all processes go on in the first
             self.progress.sums = dict.fromkeys(self.progress.sums, 0.0)
         self.say(
@@ -452,9 +520,9 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"device={name} is not available here, use device=cpu") from None
+        torch.zeros(1, device=device).item()
+    except Exception:  # every backend fails in its own way
+        raise InputError(f"device={name!r} is not available here, use device=cpu") from None
     return device
 
 
@@ -490,6 +558,19 @@ def add(sums: dict[str, Any], more: dict[str, Any]) -> None:
     """Adds ``more`` to ``sums``, in place and without waiting for the device."""
     for key, value in more.items():
         sums[key] = sums.get(key, 0.0) + value
+
+
+def learning_settings(config: dict[str, Any]) -> tuple[Any, ...]:
+    """The settings that the states of optimiser and scheduler depend on."""
+    optimizer, scheduler = config["optimizer"], config["scheduler"]
+    choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
+    scale = optimizer["coefficient_lr_scale"]
+    return choice, optimizer[choice], scale, plan, scheduler.get(plan)
+
+
+def not_finite(tensors: dict[str, Tensor]) -> str:
+    """The names of those that have an infinite or undefined element, separated by commas."""
+    return ", ".join(k for k, values in tensors.items() if not torch.isfinite(values).all())
 
 
 def split_of(row: Row, split: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import platform
+import shutil
 import subprocess
 import time
 import warnings
@@ -19,7 +20,7 @@ import torch
 import torchvision
 import yaml
 
-from snn_lib.checkpoints import write_atomically
+from snn_lib.checkpoints import remove_leftovers, write_atomically
 
 Row = dict[str, Any]
 
@@ -44,16 +45,20 @@ class RunLog:
     Args:
         folder: made if it does not exist.
         config: the resolved configuration, a plain dict.
+        environment: what :func:`environment` returns.
         tensorboard: whether to write TensorBoard events, if the package is there.
         epochs: how many epochs the run has behind it, if it is resumed.
     """
 
-    def __init__(self, folder: Path, config: Row, tensorboard: bool, epochs: int = 0) -> None:
+    def __init__(
+        self, folder: Path, config: Row, environment: Row, tensorboard: bool, epochs: int = 0
+    ) -> None:
         self.folder, self.writer = folder, None
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (("config.yaml", config), ("environment.yaml", environment())):
-            text = yaml.safe_dump(content, sort_keys=False)
-            write_atomically(folder / name, lambda file, text=text: file.write(text.encode()))
+        for name in ("config.yaml", "environment.yaml", "metrics.csv"):
+            remove_leftovers(folder / name)
+        for name, content in (("config.yaml", config), ("environment.yaml", environment)):
+            write_atomically(folder / name, yaml.safe_dump(content, sort_keys=False).encode())
         if tensorboard and find_spec("tensorboard") is None:
             warnings.warn(
                 "tensorboard is true but the package is not installed: no events are written",
@@ -71,24 +76,22 @@ class RunLog:
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        write_atomically(
-            self.folder / "metrics.csv", lambda file: file.write(text.getvalue().encode())
-        )
+        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
         if self.writer is not None:
             for key, value in history[-1].items():
                 self.writer.add_scalar(key, value, history[-1]["epoch"])
             self.writer.flush()
 
 
-def environment() -> Row:
+def environment(device: torch.device, processes: int) -> Row:
     """What besides the configuration decides a run's numbers: versions, revision, threads."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    revision = None
+    if shutil.which("git"):
+        git = ["git", "describe", "--always", "--dirty"]
+        folder = Path(__file__).parent
+        revision = subprocess.run(
+            git, cwd=folder, capture_output=True, text=True, check=False
+        ).stdout.strip()
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -96,6 +99,8 @@ def environment() -> Row:
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "revision": git.stdout.strip() or None,
+        "processes": processes,
+        "device": str(device),
+        "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "revision": revision or None,
     }

@@ -1,0 +1,197 @@
+"""Runs experiments for the tests: in this process, or in one of their own where signals matter.
+
+Processes are forked from a server that has imported PyTorch once, so that each starts at once.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import snn_lib.kernels.cpu  # noqa: F401 (imported late otherwise, by every process)
+import snn_mlp_1
+from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
+from snn_lib.classification import DigitClassification
+from snn_lib.command_line import main
+
+tqdm.get_lock()  # of the server too: a process that is killed would leave its own behind
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "snn_mlp_1.py"
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+TINY = (
+    "mnist_config.training_size=256",
+    "mnist_config.validation_size=100",
+    "mnist_config.test_size=100",
+    "hyperparameters.length=6",
+    "hyperparameters.epoch=2",
+    "scheduler.OneCycleLR.max_lr=0.01",
+    "device=cpu",
+    f"dataset_path={ROOT / 'dataset'}",
+)
+
+
+def tiny(folder, *overrides):
+    """Overrides for a run of a second on real digits, which writes under ``folder``."""
+    paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
+    best = f"test_checkpoint_path={folder}/checkpoint/snn_mlp_1_best"
+    return [*TINY, *paths, best, *overrides]
+
+
+class SmallSNN(nn.Module):
+    """784-20-10, quicker than the scripts' model."""
+
+    def __init__(self, config):
+        super().__init__()
+        options = config.hyperparameters
+        self.layers = Sequential(
+            DualExponentialSynapse(
+                784, options.tau_m, options.tau_s, constraint=options.constraint
+            ),
+            nn.Linear(784, 20),
+            SpikingNeuron(20, options.tau_m, dropout=options.dropout),
+            DualExponentialSynapse(20, options.tau_m, options.tau_s, constraint=options.constraint),
+            nn.Linear(20, 10),
+            SpikingNeuron(10, options.tau_m),
+        )
+
+    def forward(self, x, state=None):
+        return self.layers(x, state)
+
+
+@dataclass
+class Finished:
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments, model=snn_mlp_1.SNN, task=DigitClassification, script=SCRIPT):
+    """Runs the script in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(str(script), model, task, list(map(str, arguments)))
+    except SystemExit as end:
+        return Finished(end.code, out.getvalue(), err.getvalue())
+    finally:
+        torch.set_num_threads(threads)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def train(*arguments, **options):
+    """Trains in this process and expects no trouble."""
+    finished = run("--train", *arguments, **options)
+    assert finished.code == 0, finished.err
+    return finished
+
+
+def refused(*arguments, **options):
+    """The one line with which bad input is refused, without the script's name."""
+    finished = run(*arguments, **options)
+    assert finished.code == 2, finished
+    assert finished.err.startswith("snn_mlp_1.py: ")
+    assert finished.err.count("\n") == 1
+    return finished.err.removeprefix("snn_mlp_1.py: ").rstrip("\n")
+
+
+class Process:
+    """A script with SmallSNN in a process of its own; ``prepare`` is called there first."""
+
+    _context = multiprocessing.get_context("forkserver")
+    _context.set_forkserver_preload(["running"])
+
+    def __init__(self, folder, *arguments, environment=None, prepare=None):
+        self.files = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the server's, for all its processes
+        self.process = self._context.Process(
+            target=_script, args=(self.files, arguments, environment or {}, prepare)
+        )
+        self.process.start()
+        self.pid = self.process.pid
+
+    def send(self, number):
+        """Sends a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self, timeout=120):
+        """Waits for its end; a negative exit code is the signal that ended it."""
+        self.process.join(timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            raise TimeoutError(f"no end after {timeout} s: {self.out}{self.err}")
+        return Finished(self.process.exitcode, self.out, self.err)
+
+    def wait_for(self, text, times=1):
+        """Waits until it has printed the text so many times."""
+        deadline = time.monotonic() + 120
+        while self.out.count(text) < times:
+            assert self.process.is_alive(), self.out + self.err
+            assert time.monotonic() < deadline, self.out + self.err
+            time.sleep(0.005)
+
+    @property
+    def out(self):
+        """What it has printed so far."""
+        return self.files[0].read_text() if self.files[0].exists() else ""
+
+    @property
+    def err(self):
+        """The same of its error stream."""
+        return self.files[1].read_text() if self.files[1].exists() else ""
+
+
+def _script(files, arguments, environment, prepare):
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    for number, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    # multiprocessing gives its children no standard streams of their own.
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
+    if prepare is not None:
+        prepare()
+    main(str(SCRIPT), SmallSNN, DigitClassification, list(map(str, arguments)))
+
+
+def shell(*command, **options):
+    """Runs a command as a user would, from the folder of the scripts."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 240, **options}
+    done = subprocess.run(list(map(str, command)), env=ONE_THREAD, check=False, **options)
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def load(path):
+    """A checkpoint, as PyTorch reads it."""
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_weights(one, other):
+    """Whether two checkpoints hold the same weights, bit for bit."""
+    one, other = load(one)["snn_state_dict"], load(other)["snn_state_dict"]
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def metrics_of(folder):
+    """The one metrics.csv under ``folder``, as rows without the columns that tell time."""
+    (path,) = Path(folder).glob("runs/*/*/metrics.csv")
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    kept = [i for i, name in enumerate(header) if name not in ("seconds", "data_seconds")]
+    return [[row[i] for i in kept] for row in (header, *rows)]

@@ -1,0 +1,150 @@
+"""Faults: killed at any moment, asked to stop, a full disk, numbers that explode. Nothing is lost.
+
+SNN_KILLS sets how often the run is killed before it may finish (default 4), for a longer test:
+
+    SNN_KILLS=20 python -m pytest tests/test_faults.py
+"""
+
+import errno
+import functools
+import itertools
+import os
+import random
+import resource
+import shlex
+import signal
+import time
+
+import pytest
+from running import Process, assert_same_weights, load, metrics_of, tiny
+
+KILLS = int(os.environ.get("SNN_KILLS", "4"))
+LAST, BEST = "checkpoint/snn_mlp_1_last", "checkpoint/snn_mlp_1_best"
+
+
+def settings(folder, *overrides):
+    """Enough epochs for every kill to find the run under way."""
+    images = ("mnist_config.training_size=128", "mnist_config.validation_size=50")
+    return tiny(folder, f"hyperparameters.epoch={6 + 6 * KILLS}", *images, *overrides)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert Process(folder, "--train", *settings(folder)).wait().code == 0
+    return folder
+
+
+def assert_nothing_lost(undisturbed, folder):
+    for checkpoint in (LAST, BEST):
+        assert_same_weights(undisturbed / checkpoint, folder / checkpoint)
+    assert metrics_of(undisturbed) == metrics_of(folder)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def die_at_write(number):
+    """Kills this process in the middle of its n-th write of a file."""
+    calls, sync = itertools.count(1), os.fsync
+
+    def fsync(file):
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(file)
+
+    os.fsync = fsync
+
+
+def fill_disk_at_write(number):
+    """The disk is full at this process's n-th write of a file and from then on."""
+    calls, sync = itertools.count(1), os.fsync
+
+    def fsync(file):
+        if next(calls) >= number:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    os.fsync = fsync
+
+
+def limit_files():
+    """No file of this process may grow beyond 20 kB, as on a disk with no more left."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, undisturbed):
+    # An epoch writes its best checkpoint, its last one and metrics.csv, after two files of the
+    # run's start: the first kills hit each of the three, the others come at any time.
+    writes = [functools.partial(die_at_write, number) for number in (3, 4, 5)]
+    for kill in range(KILLS):
+        resume = ["--resume"] if (tmp_path / LAST).exists() else []
+        prepare = writes[kill] if kill < len(writes) else None
+        process = Process(tmp_path, "--train", *resume, *settings(tmp_path), prepare=prepare)
+        if prepare is None:
+            process.wait_for("\n", times=random.randint(1, 4))
+            time.sleep(random.uniform(0.0, 0.1))
+            process.send(signal.SIGKILL)
+        assert process.wait().code == -signal.SIGKILL, process.err
+        for checkpoint in (LAST, BEST):  # whatever is there is whole
+            if (tmp_path / checkpoint).exists():
+                load(tmp_path / checkpoint)
+    finished = Process(tmp_path, "--train", "--resume", *settings(tmp_path)).wait()
+    assert finished.code == 0, finished
+    assert_nothing_lost(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_asked_to_stop_writes_a_checkpoint_and_tells_how_to_go_on(
+    tmp_path, undisturbed, number
+):
+    process = Process(tmp_path, "--train", *settings(tmp_path))
+    process.wait_for("epoch 2/")
+    process.send(number)
+    stopped = process.wait()
+    assert stopped.code == 128 + number
+    assert stopped.err == "stopping after this batch; once more stops at once\n"
+    *_, line = stopped.out.splitlines()
+    assert line.startswith("stopped; continue with: python snn_mlp_1.py --train --resume ")
+    arguments = shlex.split(line.partition("snn_mlp_1.py ")[2])
+    finished = Process(tmp_path, *arguments).wait()
+    assert finished.code == 0, finished
+    assert_nothing_lost(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (functools.partial(fill_disk_at_write, 4), "No space left on device"),
+        (limit_files, "File too large"),
+    ],
+)
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
+    tmp_path, undisturbed, fault, reason
+):
+    process = Process(tmp_path, "--train", *settings(tmp_path))
+    process.wait_for("epoch 1/")
+    process.send(signal.SIGTERM)
+    process.wait()
+    # The run's start writes three files, the fourth is a checkpoint.
+    before = (tmp_path / LAST).read_bytes()
+    full = Process(tmp_path, "--train", "--resume", *settings(tmp_path), prepare=fault).wait()
+    assert full.code == 1
+    assert full.err.count("\n") == 1
+    assert full.err.startswith(f"snn_mlp_1.py: the run failed: cannot write {tmp_path}/checkpoint/")
+    assert f"{reason}; what was there before is untouched" in full.err
+    assert (tmp_path / LAST).read_bytes() == before
+    finished = Process(tmp_path, "--train", "--resume", *settings(tmp_path)).wait()
+    assert finished.code == 0, finished
+    assert_nothing_lost(undisturbed, tmp_path)
+
+
+def test_numbers_that_explode_end_the_run_with_one_line(tmp_path):
+    overrides = ("optimizer.optimizer_choice=SGD", "optimizer.SGD.lr=1e30", "seed=3")
+    plan = ("scheduler.scheduler_choice=none", "hyperparameters.constraint=none")
+    finished = Process(tmp_path, "--train", *settings(tmp_path, *overrides, *plan)).wait()
+    assert finished.code == 1
+    assert len(finished.out.splitlines()) == 1, finished.out  # none of the library's own noise
+    assert finished.err.count("\n") == 1
+    assert "the run failed: epoch 1, batch " in finished.err
+    assert "not finite: " in finished.err
+    assert not list((tmp_path / "checkpoint").iterdir())
