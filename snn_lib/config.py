@@ -283,7 +283,7 @@ def _typed(schema: type[Config], values: Any, overrides: Sequence[str], source: 
         raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
     except UNREADABLE as error:
         key = getattr(error, "full_key", None)
-        where = f" ({key})" if key else ""
+        where = f" ({key!r})" if key else ""
         raise InputError(f"{source}{where}: {one_line(error)}") from None
 
 

@@ -90,6 +90,8 @@ class Progress:
         for name, value in vars(Progress()).items():
             if not isinstance(getattr(self, name), type(value)):
                 raise TypeError(f"{name} is no {type(value).__name__}")
+        if len(self.history) != self.epoch:
+            raise TypeError(f"{self.epoch} epochs have {len(self.history)} rows of metrics")
         for row in (self.sums, *self.history):
             if not all(isinstance(value, (int, float)) for value in row.values()):
                 raise TypeError("a metric is no number")

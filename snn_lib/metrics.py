@@ -12,14 +12,32 @@ from torch import Tensor
 from snn_lib.synapses import IIRSynapse
 
 
+def peak_scale(tau_m: float, tau_s: float) -> float:
+    """v0, which gives a difference of two exponentials the peak 1 in continuous time.
+
+    v0 = eta^(eta / (eta - 1)) / (eta - 1),  eta = tau_m / tau_s
+
+    Args:
+        tau_m: the slow time constant, in steps.
+        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
+
+    Raises:
+        ValueError: the time constants are not in that order.
+    """
+    if not 0 < tau_s < tau_m:
+        raise ValueError(f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m")
+    eta = tau_m / tau_s
+    return eta ** (eta / (eta - 1)) / (eta - 1)
+
+
 class OutputFilter(IIRSynapse):
     """The filter through which spike trains are compared: v0 (m[t] - s[t]), not trained.
 
     m[t] = p m[t-1] + x[t],  s[t] = q s[t-1] + x[t],  p = exp(-1 / tau_m),  q = exp(-1 / tau_s)
     is the second-order filter
         alpha_1 = p + q,  alpha_2 = -p q,  beta_0 = 0,  beta_1 = v0 (p - q),
-    one step later than :class:`snn_lib.synapses.DualExponentialSynapse`. With
-    v0 = eta^(eta / (eta - 1)) / (eta - 1) and eta = tau_m / tau_s the peak in continuous time is 1.
+    one step later than :class:`snn_lib.synapses.DualExponentialSynapse`, with v0 from
+    :func:`peak_scale`.
     As the filter is linear, the difference of two filtered spike trains is their filtered
     difference: the loss of the associative memory is
     ``output_filter(output - target)[0].square().mean()``.
@@ -39,10 +57,8 @@ class OutputFilter(IIRSynapse):
     """
 
     def __init__(self, tau_m: float, tau_s: float, channels: int) -> None:
-        if not 0 < tau_s < tau_m:
-            raise ValueError(f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m")
-        p, q, eta = math.exp(-1.0 / tau_m), math.exp(-1.0 / tau_s), tau_m / tau_s
-        v0 = eta ** (eta / (eta - 1)) / (eta - 1)
+        v0 = peak_scale(tau_m, tau_s)
+        p, q = math.exp(-1.0 / tau_m), math.exp(-1.0 / tau_s)
         super().__init__(
             channels,
             alpha=(p + q, -p * q),

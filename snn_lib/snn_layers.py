@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.metrics import peak_scale
 from snn_lib.monitor import record_neuron
 from snn_lib.surrogate import THRESHOLD, Gaussian
 from snn_lib.synapses import DualExponentialSynapse, LowPassSynapse
@@ -134,14 +135,6 @@ def _decay(shape: Sequence[int], tau: float, train: bool = False) -> nn.Paramete
     return _parameter(LowPassSynapse(shape, tau).alpha[0], train)
 
 
-def _v_0(tau_m: float, tau_s: float) -> nn.Parameter:
-    """The factor that gives the difference of two exponentials the peak 1, a scalar."""
-    if not 0 < tau_s < tau_m:
-        raise ValueError(f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m")
-    eta = tau_m / tau_s
-    return _parameter(eta ** (eta / (eta - 1)) / (eta - 1))
-
-
 def _trace(x: Tensor, decay: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
     """y[t] = decay y[t-1] + x[t], and its last value; ``past``, ``(B, *features)``, precedes it."""
     state = None if past is None else (past[None], x.new_empty(0, *x.shape[1:]))
@@ -181,7 +174,7 @@ class dual_exp_iir_layer(_Layer):
         super().__init__(step_num, batch_size, shape, shape)
         initial = DualExponentialSynapse(shape, tau_m, tau_s)
         self.dual_exp_iir_cell = _Cell(
-            v_0=_v_0(tau_m, tau_s),  # stored, not applied
+            v_0=_parameter(peak_scale(tau_m, tau_s)),  # stored, not applied
             alpha_1=_parameter(initial.alpha[0], train_coefficients),
             alpha_2=_parameter(initial.alpha[1], train_coefficients),
             beta_1=_parameter(initial.beta[0], train_coefficients),
@@ -245,7 +238,7 @@ class axon_layer(_Layer):
         shape = tuple(input_shape)
         super().__init__(step_num, batch_size, shape, shape)
         self.axon_cell = _Cell(
-            v_0=_v_0(tau_m, tau_s),
+            v_0=_parameter(peak_scale(tau_m, tau_s)),
             decay_m=_decay(shape, tau_m, train_tau_m),
             decay_s=_decay(shape, tau_s, train_tau_s),
         )
@@ -276,7 +269,7 @@ class synapse_layer(_Layer):
         shape = (input_size, output_size)
         super().__init__(step_num, batch_size, shape, shape)
         self.synapse_cell = _Cell(
-            v_0=_v_0(tau_m, tau_s),
+            v_0=_parameter(peak_scale(tau_m, tau_s)),
             decay_m=_decay(shape, tau_m, train_tau_m),
             decay_s=_decay(shape, tau_s, train_tau_s),
         )
@@ -492,7 +485,7 @@ class snn_layer(_Layer):
             neurons,
             tau_m,
             membrane_filter=False,
-            v_0=_v_0(tau_m, tau_s),
+            v_0=_parameter(peak_scale(tau_m, tau_s)),
             decay_m=_decay(inputs, tau_m, train_tau_m),
             decay_s=_decay(inputs, tau_s, train_tau_s),
             weight=nn.Linear(input_size, neuron_number),
@@ -588,7 +581,7 @@ class filter_layer(nn.Module):
     ) -> None:
         super().__init__()
         self.step_num, self.batch_size, self.input_size = step_num, batch_size, input_size
-        self.filter_v0 = _v_0(filter_tau_m, filter_tau_s)
+        self.filter_v0 = _parameter(peak_scale(filter_tau_m, filter_tau_s))
         self.filter_decay_m = _decay((), filter_tau_m)
         self.filter_decay_s = _decay((), filter_tau_s)
         self.to(device)

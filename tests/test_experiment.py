@@ -372,6 +372,8 @@ def test_a_finished_model_cannot_be_resumed(trained):
     [
         {"progress": {"epoch": "two"}},
         {"progress": {"surprise": 1}},
+        {"progress": {"epoch": 1, "history": []}},
+        {"progress": {"epoch": 1, "history": [{"validation_loss": "low"}]}},
         {"progress": None},
         {"optimizer_state_dict": {}},
         {"scheduler_state_dict": 3},

@@ -79,6 +79,7 @@ def check(*arguments):
 
 KEYS = [key for key, _ in flattened(DigitConfig()) if key not in ("runs_path", "dataset_path")]
 SAFE = ["device=cpu", "checkpoint_base_path=c", "name=n"]  # last, where a case may write anywhere
+REAL_YAML = SCRIPT.with_suffix(".yaml").read_bytes()
 CODE = "!!python/object/apply:os.system ['touch touched']"
 numbers = st.sampled_from(
     [-1, 0, 1, 2, 3, 10**25, 0.0, -0.5, 0.5, 1e-3, float("nan"), float("inf")]
@@ -130,7 +131,7 @@ def texts(draw):
     if kind == 0:
         return yaml.safe_dump(nested(draw(st.lists(st.tuples(keys, values), max_size=6)))).encode()
     if kind == 1:
-        return damaged(draw, SCRIPT.with_suffix(".yaml").read_bytes())
+        return damaged(draw, REAL_YAML)
     return draw(
         st.one_of(
             st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace"))
