@@ -35,6 +35,10 @@ TINY = (
     "mnist_config.test_size=100",
     "hyperparameters.length=6",
     "hyperparameters.epoch=2",
+    # The default recipe may change, what the tests count on may not.
+    "hyperparameters.weight_averaging=0",
+    "optimizer.optimizer_choice=AdamW",
+    "scheduler.scheduler_choice=OneCycleLR",
     "scheduler.OneCycleLR.max_lr=0.01",
     "device=cpu",
     f"dataset_path={ROOT / 'dataset'}",

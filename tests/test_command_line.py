@@ -14,7 +14,7 @@ from torchvision.datasets import MNIST
 import snn_mlp_2
 from snn_lib import distributed
 from snn_lib.classification import DigitClassification, DigitConfig
-from snn_lib.config import flattened
+from snn_lib.config import flattened, load_config
 from snn_lib.experiment import Experiment
 
 
@@ -59,7 +59,9 @@ def test_help_explains_every_setting():
         (line,) = [line for line in lines if line.startswith(f"  {key}=")]
         explanation = re.fullmatch(r"  \S+=(?:\[.*\]|\S*) +(.*)", line).group(1)
         assert len(explanation.split()) > 1, line
-    assert "hyperparameters.epoch=60 " in finished.out  # the YAML file's, not the default's
+    own = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), [])
+    assert own.hyperparameters.epoch != DigitConfig().hyperparameters.epoch
+    assert f"hyperparameters.epoch={own.hyperparameters.epoch} " in finished.out
     assert "(constant, poisson)" in finished.out
     for option in ("--train", "--test", "--config_file", "--resume", "key=value", "exit codes"):
         assert option in finished.out
