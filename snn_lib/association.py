@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.activity import Activity
-from snn_lib.config import ExperimentConfig, Hyperparameters, require
+from snn_lib.config import ExperimentConfig, Hyperparameters, require, setting
 from snn_lib.data_loaders import batch_generator
 from snn_lib.errors import InputError
 from snn_lib.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
@@ -35,13 +35,13 @@ VALIDATION, TEST, SWEEPS = -1, -2, -3  # stand for the epoch in the seeds of eva
 
 @dataclass
 class AssociationHyperparameters(Hyperparameters):
-    """What association adds to the shared hyperparameters."""
+    """Hyperparameters of association: the model and its training."""
 
-    length: int = 300
-    tau_m: float = 8.0
-    tau_s: float = 2.0
-    delay: int = 4  # steps by which the target is later than the input
-    weight_gain: float = 1.0  # standard deviation of the first weights, times sqrt(fan-in)
+    length: int = setting(300, "time steps T, those of the patterns")
+    tau_m: float = setting(8.0, "slow time constant of synapse and reset, in steps")
+    tau_s: float = setting(2.0, "fast time constant of the synapse, in steps")
+    delay: int = setting(4, "steps by which the target is later than the input")
+    weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,9 +59,9 @@ class AssociationHyperparameters(Hyperparameters):
 class PatternOptions:
     """How many damaged samples of each pattern are drawn."""
 
-    training_samples: int = 100  # an epoch and pattern
-    validation_samples: int = 20
-    test_samples: int = 100
+    training_samples: int = setting(100, "of each pattern in an epoch")
+    validation_samples: int = setting(20, "of each pattern")
+    test_samples: int = setting(100, "of each pattern")
 
     def __post_init__(self) -> None:
         for key, value in vars(self).items():
@@ -72,7 +72,9 @@ class PatternOptions:
 class AssociationConfig(ExperimentConfig):
     """The configuration of associative_memory."""
 
-    dataset_path: str = "dataset/associative_target.npy"
+    dataset_path: str = setting(
+        "dataset/associative_target.npy", "array [patterns, trains, time] of 0 and 1"
+    )
     hyperparameters: AssociationHyperparameters = field(default_factory=AssociationHyperparameters)
     pattern_config: PatternOptions = field(default_factory=PatternOptions)
     damage: Damage = field(default_factory=Damage)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.config import setting
+
 
 def load_patterns(path: str | Path) -> Tensor:
     """Reads spike patterns from a ``.npy`` file.
@@ -77,15 +79,15 @@ class Damage:
         ValueError: a probability lies outside [0, 1], or a size or the deviation is negative.
     """
 
-    modify_probability: float = 0.4
-    jitter_probability: float = 0.7
-    jitter_mean: float = 0.0
-    jitter_sigma: float = 1.0
-    removal_probability: float = 0.5
-    block_probability: float = 0.5
-    block_size: int = 40
-    rows_removed: int = 40
-    noise_probability: float = 0.005
+    modify_probability: float = setting(0.4, "that a sample is modified at all")
+    jitter_probability: float = setting(0.7, "that the spikes of a modified sample move in time")
+    jitter_mean: float = setting(0.0, "mean of their shift, in steps")
+    jitter_sigma: float = setting(1.0, "standard deviation of their shift, in steps")
+    removal_probability: float = setting(0.5, "that a modified sample loses a block or rows")
+    block_probability: float = setting(0.5, "that it loses a block then, and not rows")
+    block_size: int = setting(40, "trains and steps of the block")
+    rows_removed: int = setting(40, "spike trains silenced otherwise")
+    noise_probability: float = setting(0.005, "of a noise spike in every cell of every sample")
 
     def __post_init__(self) -> None:
         for field in fields(self):
