@@ -232,8 +232,9 @@ class Experiment:
         self.say(f"{source}, epoch {checkpoint.get('epoch', 'unknown')}: test {described(metrics)}")
         for name, rate in activity.firing_rates().items():
             self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
-        for line in self.task.report(self.model, activity):
-            self.say(line)
+        with self._autocast():
+            for line in self.task.report(self.model, activity):
+                self.say(line)
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
         return metrics
 
