@@ -135,13 +135,13 @@ class Association:
         self, samples: int, damage: Damage, epoch: int, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         seed, size = self.config.seed, self.config.hyperparameters.batch_size
-        count = self.patterns.shape[1]
+        patterns = self.patterns.cpu()  # so that a seed draws the same damage whatever the device
+        count = patterns.shape[1]
         order = torch.randperm(samples * count, generator=batch_generator(seed, epoch, 0)) % count
         for batch, labels in enumerate(order.split(size)):
             if batch >= start:
-                # On the CPU, so that a seed draws the same damage whatever the device.
                 generator = batch_generator(seed, epoch, batch + 1)
-                x = damage_patterns(self.patterns.cpu(), labels, damage, generator)
+                x = damage_patterns(patterns, labels, damage, generator)
                 mine = slice(self.rank, None, self.world)
                 yield x[:, mine].to(self.device), labels[mine].to(self.device)
 

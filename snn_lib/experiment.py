@@ -377,15 +377,11 @@ class Experiment:
     def _warn(self, rates: dict[str, float], radii: dict[str, float]) -> None:
         """Tells, once a run, of each layer that has gone silent, saturated or unstable."""
         every = ", ".join(f"{name} {rate:.4f}" for name, rate in rates.items())
-        warnings = {
-            f"layer {name} {'is silent' if rate == 0 else 'fires at almost every step'}": every
-            for name, rate in rates.items()
-            if rate == 0 or rate > 0.95
-        }
-        warnings = {
-            key: f"{key}; firing rates, in spikes per neuron and step: {every}"
-            for key, every in warnings.items()
-        }
+        warnings = {}
+        for name, rate in rates.items():
+            if rate == 0 or rate > 0.95:
+                key = f"layer {name} {'is silent' if rate == 0 else 'fires at almost every step'}"
+                warnings[key] = f"{key}; firing rates, in spikes per neuron and step: {every}"
         for name, radius in radii.items():
             if radius >= 1:
                 warnings[f"layer {name} is unstable"] = (
