@@ -38,7 +38,9 @@ def iir_filter(
             Q inputs ``(Q, B, *features)`` before the first step, oldest first; zeros if ``None``.
 
     Returns:
-        F, ``(T, B, *features)``, and the state after the last step.
+        F, ``(T, B, *features)``, and the state after the last step. Under autocast to bfloat16 F
+        is handed out in bfloat16, as the matrix product after it would round it; the recurrence
+        and the state keep the dtype of ``alpha``.
 
     Raises:
         ValueError: a shape does not fit the others.
@@ -59,12 +61,13 @@ def iir_filter(
         _check_state(("past_output", "past_input"), state, past_shapes)
         past_output, past_input = (tensor.to(x.dtype) for tensor in state)
 
-    output = torch.ops.snn.iir_filter(
+    output, last_output = torch.ops.snn.iir_filter(
         _fold(x, 2),
         *(_fold(tensor, 1) for tensor in (alpha, beta)),
         *(_fold(tensor, 2) for tensor in (past_output, past_input)),
-    ).view(x.shape)
-    return output, (_last(past_output, output), _last(past_input, x))
+        torch.bfloat16 if _rounds_products(x) else x.dtype,
+    )
+    return output.view(x.shape), (last_output.view(past_shapes[0]), _last(past_input, x))
 
 
 def spiking_neuron(
@@ -85,8 +88,8 @@ def spiking_neuron(
     The backward pass uses the surrogate gradient for dS/dV and flows through the reset as well.
 
     Args:
-        current: I, ``(T, B, *features)``. It is converted to the dtype of ``reset_decay``, so the
-            membrane keeps its precision under autocast.
+        current: I, ``(T, B, *features)``. The membrane is computed in the dtype of
+            ``reset_decay``, under autocast too.
         reset_decay: theta, ``features``.
         reset_strength: v_reset, ``features``.
         membrane_decay: lambda, ``features``; 0 for a membrane without memory.
@@ -117,13 +120,15 @@ def spiking_neuron(
             )
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
-    current = current.to(reset_decay.dtype)
+    dtype = reset_decay.dtype
+    if (current.dtype, dtype) != (torch.bfloat16, torch.float32):  # which the kernels read as it is
+        current = current.to(dtype)
     state_shape = current.shape[1:]
     if state is None:
-        state = (current.new_zeros(()).expand(state_shape),) * 2
+        state = (reset_decay.new_zeros(()).expand(state_shape),) * 2
     else:
         _check_state(("membrane", "reset"), state, (state_shape, state_shape))
-        state = tuple(tensor.to(current.dtype) for tensor in state)
+        state = tuple(tensor.to(dtype) for tensor in state)
 
     # Drawn from PyTorch's generator on the tensor's device: reproducible, and no synchronisation.
     seed = (
@@ -166,6 +171,16 @@ def _fold(tensor: Tensor, leading: int) -> Tensor:
     return tensor if tensor.dim() == leading + 1 else tensor.flatten(leading)
 
 
+def _rounds_products(x: Tensor) -> bool:
+    """Whether a matrix product of ``x`` would be computed in bfloat16, by autocast."""
+    device = x.device.type
+    return (
+        x.dtype == torch.float32
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device) == torch.bfloat16
+    )
+
+
 def _last(past: Tensor, sequence: Tensor) -> Tensor:
     """The last len(past) steps of ``past`` followed by ``sequence``.
 
@@ -179,19 +194,28 @@ def _last(past: Tensor, sequence: Tensor) -> Tensor:
 
 @torch.library.custom_op("snn::iir_filter", mutates_args=())
 def _iir_filter(
-    x: Tensor, alpha: Tensor, beta: Tensor, past_output: Tensor, past_input: Tensor
-) -> Tensor:
-    return backend_for(x).filter_forward(x, alpha, beta, past_output, past_input)
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    past_output: Tensor,
+    past_input: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return backend_for(alpha).filter_forward(x, alpha, beta, past_output, past_input, dtype)
 
 
 @_iir_filter.register_fake
-def _(x, alpha, beta, past_output, past_input):
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def _(x, alpha, beta, past_output, past_input, dtype):
+    return (
+        torch.empty(x.shape, dtype=dtype, device=x.device),
+        torch.empty(past_output.shape, dtype=alpha.dtype, device=x.device),
+    )
 
 
 @torch.library.custom_op("snn::iir_filter_backward", mutates_args=())
 def _iir_filter_backward(
     grad_output: Tensor,
+    grad_last: Tensor,
     x: Tensor,
     alpha: Tensor,
     beta: Tensor,
@@ -200,19 +224,22 @@ def _iir_filter_backward(
     past_input: Tensor,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return backend_for(grad_output).filter_backward(
-        grad_output, x, alpha, beta, output, past_output, past_input, needed
+    return backend_for(alpha).filter_backward(
+        grad_output, grad_last, x, alpha, beta, output, past_output, past_input, needed
     )
 
 
 @_iir_filter_backward.register_fake
-def _(grad_output, x, alpha, beta, output, past_output, past_input, needed):
-    like = (grad_output, alpha, beta, past_output, past_input)
-    return _fake_gradients(like, needed)
+def _(grad_output, grad_last, x, alpha, beta, output, past_output, past_input, needed):
+    shapes = (tensor.shape for tensor in (grad_output, alpha, beta, past_output, past_input))
+    return tuple(
+        alpha.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True)
+    )
 
 
 def _filter_setup_context(ctx, inputs, output):
-    x, alpha, beta, past_output, past_input = inputs
+    x, alpha, beta, past_output, past_input, _ = inputs
+    output, _ = output
     _, need_alpha, need_beta, *_ = ctx.needs_input_grad
     # Kept only where a gradient reads them: the output for alpha's, the input for beta's.
     # What stands in for the other is never read.
@@ -221,13 +248,13 @@ def _filter_setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, alpha, beta, output, past_output, past_input)
 
 
-def _filter_backward(ctx, grad_output):
+def _filter_backward(ctx, grad_output, grad_last):
     x, alpha, beta, output, past_output, past_input = ctx.saved_tensors
-    needed = list(ctx.needs_input_grad)
+    needed = list(ctx.needs_input_grad[:5])
     gradients = torch.ops.snn.iir_filter_backward(
-        grad_output, x, alpha, beta, output, past_output, past_input, needed
+        grad_output, grad_last, x, alpha, beta, output, past_output, past_input, needed
     )
-    return _only(gradients, needed)
+    return *_only(gradients, needed), None
 
 
 _iir_filter.register_autograd(_filter_backward, setup_context=_filter_setup_context)
@@ -246,7 +273,7 @@ def _spiking_neuron(
     dropout: float,
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backend_for(current).neuron_forward(
+    return backend_for(reset_decay).neuron_forward(
         current, reset_decay, reset_strength, membrane_decay, membrane, reset, dropout, seed
     )
 
@@ -254,7 +281,7 @@ def _spiking_neuron(
 @_spiking_neuron.register_fake
 def _(current, reset_decay, reset_strength, membrane_decay, membrane, reset, *_):
     return tuple(
-        torch.empty(shape, dtype=current.dtype, device=current.device)
+        reset_decay.new_empty(shape)
         for shape in (current.shape, current.shape[1:], current.shape[1:])
     )
 
@@ -276,7 +303,7 @@ def _spiking_neuron_backward(
     seed: Tensor,
     needed: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return backend_for(current).neuron_backward(
+    return backend_for(reset_decay).neuron_backward(
         grad_spikes,
         grad_membrane,
         grad_reset,
@@ -312,7 +339,10 @@ def _(
     needed,
 ):
     like = (current, reset_decay, reset_strength, membrane_decay, membrane, reset)
-    return _fake_gradients(like, needed)
+    return tuple(
+        tensor.new_empty(tensor.shape if need else (0,))
+        for tensor, need in zip(like, needed, strict=True)
+    )
 
 
 def _neuron_setup_context(ctx, inputs, output):
@@ -338,13 +368,6 @@ def _neuron_backward(ctx, grad_spikes, grad_membrane, grad_reset):
 
 
 _spiking_neuron.register_autograd(_neuron_backward, setup_context=_neuron_setup_context)
-
-
-def _fake_gradients(like: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.empty(tensor.shape if need else (0,), dtype=tensor.dtype, device=tensor.device)
-        for tensor, need in zip(like, needed, strict=True)
-    )
 
 
 def _only(gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:

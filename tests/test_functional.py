@@ -523,12 +523,21 @@ def test_neuron_is_a_well_behaved_operator(dtype, dropout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_filter_is_a_well_behaved_operator(dtype, orders):
     inputs = [tensor.requires_grad_() for tensor in filter_inputs(*orders, dtype=dtype)]
-    opcheck(torch.ops.snn.iir_filter.default, tuple(inputs))
+    opcheck(torch.ops.snn.iir_filter.default, (*inputs, dtype))
     x, alpha, beta, *past = (tensor.detach() for tensor in inputs)
     for needed in ([True] * 5, [True] + [False] * 4):
         opcheck(
             torch.ops.snn.iir_filter_backward.default,
-            (torch.randn_like(x), x, alpha, beta, torch.randn_like(x), *past, needed),
+            (
+                torch.randn_like(x),
+                torch.randn_like(past[0]),
+                x,
+                alpha,
+                beta,
+                torch.randn_like(x),
+                *past,
+                needed,
+            ),
         )
 
 

@@ -85,14 +85,19 @@ def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *argumen
 
 
 def _array(value):
-    """A tensor as a C-contiguous array; a leading dimension that repeats itself has length 1."""
+    """A tensor as a C-contiguous array; a leading dimension that repeats itself has length 1.
+
+    NumPy has no bfloat16: its bits come as uint16, to be read by ``_read`` and written by
+    ``_write``.
+    """
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
     for dim in range(value.dim() - 1):
         if value.stride(dim) == 0 and value.shape[dim] > 1:
             value = value.narrow(dim, 0, 1)
-    return value.contiguous().numpy()
+    value = value.contiguous()
+    return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
 @_compile
@@ -145,10 +150,53 @@ def _past(sequence, before, order, t, b, channels):
     return row
 
 
+def _read(value):
+    """An element of a sequence as a number: the bits of a bfloat16 are the upper half of float32's."""
+
+
+@overload(_read)
+def _(value):
+    if value == types.uint16:
+
+        def read_bfloat16(value):
+            bits = np.uint32(np.uint32(value) << np.uint32(16))
+            return bits.view(np.float32)
+
+        return read_bfloat16
+    return lambda value: value
+
+
+def _write(out, x):
+    """Stores numbers in a row of a sequence, rounded to the nearest, even one on a tie."""
+
+
+@overload(_write)
+def _(out, x):
+    if out.dtype != types.uint16:
+        return lambda out, x: _assign(out, x)
+
+    def write_bfloat16(out, x):
+        half, one, nan = np.uint32(0x7FFF), np.uint32(1), np.uint16(0x7FC0)
+        for n in range(len(out)):
+            value = np.float32(x[n])
+            bits = value.view(np.uint32)
+            odd = np.uint32(np.uint32(bits >> np.uint32(16)) & one)
+            rounded = np.uint16(np.uint32(bits + half + odd) >> np.uint32(16))
+            out[n] = rounded if value == value else nan
+
+    return write_bfloat16
+
+
 @_compile
 def _assign(out, x):
     for n in range(len(out)):
-        out[n] = x[n]
+        out[n] = _read(x[n])
+
+
+@_compile
+def _add(out, x):
+    for n in range(len(out)):
+        out[n] += x[n]
 
 
 @_compile
@@ -167,7 +215,7 @@ def _multiply_add(out, a, x):
 def _correlate(total, a, x):
     """In double precision, for sums over many steps and for products of small numbers."""
     for n in range(len(total)):
-        total[n] += np.float64(a[n]) * np.float64(x[n])
+        total[n] += np.float64(a[n]) * np.float64(_read(x[n]))
 
 
 @_compile
@@ -183,22 +231,28 @@ def _flush(out):
 
 @_compile
 def _filter_forward(first, last, arguments):
-    rows, columns, x, alpha, beta, past_output, past_input, output = arguments
+    rows, columns, x, alpha, beta, past_output, past_input, output, last_output, recent = arguments
     steps, batch, channels = output.shape
-    order_p, order_q = len(alpha), len(beta) - 1
+    order_p, order_q, kept = len(alpha), len(beta) - 1, len(recent)
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
+        for p in range(order_p):
+            for b in tile:
+                _assign(recent[(p - order_p) % kept, b, cut], _row(past_output, p, b, cut))
         for t in range(steps):
             for b in tile:
                 _prefetch(x, t + 1, b, cut)
-                f = output[t, b, cut]
+                f = recent[t % kept, b, cut]
                 _multiply(f, beta[0, cut], _row(x, t, b, cut))
                 for q in range(1, order_q + 1):
                     _multiply_add(f, beta[q, cut], _past(x, past_input, order_q, t - q, b, cut))
                 for p in range(1, order_p + 1):
-                    f_past = _past(output, past_output, order_p, t - p, b, cut)
-                    _multiply_add(f, alpha[p - 1, cut], f_past)
+                    _multiply_add(f, alpha[p - 1, cut], recent[(t - p) % kept, b, cut])
                 _flush(f)
+                _write(output[t, b, cut], f)
+        for p in range(order_p):
+            for b in tile:
+                _assign(last_output[p, b, cut], recent[(steps + p - order_p) % kept, b, cut])
 
 
 @_compile
@@ -207,10 +261,18 @@ def _filter_forward_parallel(threads, items, arguments):
 
 
 def filter_forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, past_output: Tensor, past_input: Tensor
-) -> Tensor:
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    past_output: Tensor,
+    past_input: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
     """See ``eager.filter_forward``."""
-    output = torch.empty(x.shape, dtype=x.dtype)
+    output = torch.empty(x.shape, dtype=dtype)
+    last_output = torch.empty(past_output.shape, dtype=x.dtype)
+    # The outputs that are still needed, F[t] at t % len(recent).
+    recent = torch.empty(len(alpha) + 1, *x.shape[1:], dtype=x.dtype)
     _share_out(
         _filter_forward,
         _filter_forward_parallel,
@@ -221,8 +283,10 @@ def filter_forward(
         past_output,
         past_input,
         output,
+        last_output,
+        recent,
     )
-    return output
+    return output, last_output
 
 
 @_compile
@@ -234,6 +298,7 @@ def _filter_backward(first, last, arguments):
         steps,
         batch,
         grad_output,
+        grad_last,
         x,
         alpha,
         beta,
@@ -258,6 +323,8 @@ def _filter_backward(first, last, arguments):
                 _prefetch(grad_x, t - 1, b, cut)
                 a = adjoint[t % kept, b, cut]
                 _assign(a, _row(grad_output, t, b, cut))
+                if t >= steps - order_p:
+                    _add(a, _row(grad_last, t - (steps - order_p), b, cut))
                 for p in range(1, min(order_p, steps - 1 - t) + 1):
                     _multiply_add(a, alpha[p - 1, cut], adjoint[(t + p) % kept, b, cut])
                 _flush(a)
@@ -269,8 +336,11 @@ def _filter_backward(first, last, arguments):
                 if len(grad_alpha):
                     _prefetch(output, t - order_p - 1, b, cut)
                     for p in range(1, order_p + 1):
-                        f_past = _past(output, past_output, order_p, t - p, b, cut)
-                        _correlate(grad_alpha[group, p - 1, cut], a, f_past)
+                        total = grad_alpha[group, p - 1, cut]
+                        if t >= p:  # two calls, since the rows may differ in dtype
+                            _correlate(total, a, _row(output, t - p, b, cut))
+                        else:
+                            _correlate(total, a, _row(past_output, order_p + t - p, b, cut))
                 if len(grad_beta):
                     _prefetch(x, t - order_q - 1, b, cut)
                     for q in range(order_q + 1):
@@ -298,6 +368,7 @@ def _filter_backward_parallel(threads, items, arguments):
 
 def filter_backward(
     grad_output: Tensor,
+    grad_last: Tensor,
     x: Tensor,
     alpha: Tensor,
     beta: Tensor,
@@ -312,7 +383,8 @@ def filter_backward(
     groups = -(-shape[1] // _tile_shape(shape)[0])
     none = torch.empty(0, 0, 0, dtype=dtype)
     # The steps of the adjoint that are still needed, A[t] at t % len(adjoint).
-    adjoint = torch.empty(max(len(alpha), len(beta) - 1) + 1, *shape[1:], dtype=dtype)
+    order_p, steps = len(alpha), len(grad_output)
+    adjoint = torch.empty(max(order_p, len(beta) - 1) + 1, *shape[1:], dtype=dtype)
     grad_x = torch.empty(shape, dtype=dtype) if need_x else none
     # One sum for every group of batch rows, so that no two threads write to the same.
     grad_alpha, grad_beta = (
@@ -323,12 +395,15 @@ def filter_backward(
         torch.zeros(past.shape, dtype=dtype) if need else none
         for past, need in ((past_output, need_past_output), (past_input, need_past_input))
     )
+    if need_past_output:  # those that are among the last P because there are fewer steps than that
+        grad_past_output[steps:] = grad_last[: order_p - steps] if steps < order_p else 0.0
     _share_out(
         _filter_backward,
         _filter_backward_parallel,
         shape,
         *shape[:2],
         grad_output,
+        grad_last,
         x if need_beta else none,
         alpha,
         beta,
@@ -361,7 +436,7 @@ def _advance(v, r, current, membrane_decay, reset_decay, reset_strength):
     """One step: ``v`` goes from V[t-1] to V[t], ``r`` from R[t] to R[t+1]."""
     one, zero, tiny = v.dtype.type(1), v.dtype.type(0), v.dtype.type(TINY)
     for n in range(len(v)):
-        v_next = membrane_decay[n] * v[n] + current[n] - r[n]
+        v_next = membrane_decay[n] * v[n] + _read(current[n]) - r[n]
         spike = one if v_next > one else zero
         r_next = reset_decay[n] * r[n] + reset_strength[n] * spike
         v[n] = zero if abs(v_next) < tiny else v_next
@@ -443,7 +518,7 @@ def neuron_forward(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``eager.neuron_forward``."""
-    spikes = torch.empty(current.shape, dtype=current.dtype)
+    spikes = torch.empty(current.shape, dtype=reset_decay.dtype)
     membrane, reset = _copy(membrane), _copy(reset)
     _share_out(
         _neuron_forward,
@@ -550,7 +625,9 @@ def _neuron_backward(first, last, arguments):
         work,
         gaussian,
         surrogate_width,
+        potentials,
         grad_current,
+        rounds,
         grad_theta,
         grad_strength,
         grad_lambda,
@@ -570,7 +647,7 @@ def _neuron_backward(first, last, arguments):
         theta, strength, decay = reset_decay[cut], reset_strength[cut], membrane_decay[cut]
         grad_spike, derivative = work[0, tile.start, cut], work[1, tile.start, cut]
 
-        # Forwards again. grad_current holds V until the way back overwrites it.
+        # Forwards again, for V, which the way back overwrites with its gradient.
         for t in range(steps):
             for b in tile:
                 _prefetch(current, t + 1, b, cut)
@@ -578,13 +655,13 @@ def _neuron_backward(first, last, arguments):
                 if len(resets):
                     _assign(resets[t, b, cut], r)
                 _advance(v, r, _row(current, t, b, cut), decay, theta, strength)
-                _assign(grad_current[t, b, cut], v)
+                _assign(potentials[t, b, cut], v)
 
         for t in range(steps - 1, -1, -1):
             for b in tile:
                 _prefetch(grad_spikes, t - 1, b, cut)
-                _prefetch(grad_current, t - 1, b, cut)
-                v = grad_current[t, b, cut]
+                _prefetch(potentials, t - 1, b, cut)
+                v = potentials[t, b, cut]
                 if len(grad_theta):
                     _correlate(grad_theta[group, cut], grad_r[b, cut], resets[t, b, cut])
                 if len(grad_strength):
@@ -610,10 +687,12 @@ def _neuron_backward(first, last, arguments):
                 )
                 if len(grad_lambda):
                     if t > 0:
-                        v_past = grad_current[t - 1, b, cut]
+                        v_past = potentials[t - 1, b, cut]
                     else:
                         v_past = membrane[min(b, len(membrane) - 1), cut]
                     _correlate(grad_lambda[group, cut], v, v_past)
+                if rounds:
+                    _write(grad_current[t, b, cut], v)
 
 
 @_compile
@@ -638,9 +717,11 @@ def neuron_backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.neuron_backward``."""
-    shape, dtype = current.shape, current.dtype
+    shape, dtype = current.shape, reset_decay.dtype
     groups = -(-shape[1] // _tile_shape(shape)[0])
-    grad_current = torch.empty(shape, dtype=dtype)
+    potentials = torch.empty(shape, dtype=dtype)
+    rounds = current.dtype != dtype
+    grad_current = torch.empty(shape, dtype=current.dtype) if rounds else potentials
     grad_v, grad_r = _copy(grad_membrane), _copy(grad_reset)
     sums = [
         torch.zeros(groups if need else 0, shape[2], dtype=torch.float64) for need in needed[1:4]
@@ -660,7 +741,9 @@ def neuron_backward(
         torch.empty(2, *shape[1:], dtype=dtype),
         surrogate == Gaussian.name,
         width,
+        potentials,
         grad_current,
+        rounds,
         *sums,
         grad_v,
         grad_r,

@@ -30,10 +30,16 @@ SQRT_2_PI = tl.constexpr(math.sqrt(2.0 * math.pi))
 
 
 def filter_forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, past_output: Tensor, past_input: Tensor
-) -> Tensor:
-    """The filter's output; see ``eager.filter_forward``."""
-    output = x.new_empty(x.shape)
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    past_output: Tensor,
+    past_input: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The filter's output and its last values; see ``eager.filter_forward``."""
+    output = torch.empty(x.shape, dtype=dtype, device=x.device)
+    last_output = x.new_empty(past_output.shape)
     _launch(
         _filter_forward,
         output,
@@ -43,14 +49,16 @@ def filter_forward(
         *_strided(past_output),
         *_strided(past_input),
         output,
+        last_output,
         P=len(past_output),
         Q=len(past_input),
     )
-    return output
+    return output, last_output
 
 
 def filter_backward(
     grad_output: Tensor,
+    grad_last: Tensor,
     x: Tensor,
     alpha: Tensor,
     beta: Tensor,
@@ -61,15 +69,16 @@ def filter_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for x, alpha, beta, past_output, past_input; see ``eager.filter_backward``."""
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
-    grad_x = grad_output.new_empty(grad_output.shape if need_x else 0)
+    grad_x = alpha.new_empty(grad_output.shape if need_x else 0)
     grad_alpha = _partial_sums(grad_output, alpha, need_alpha)
     grad_beta = _partial_sums(grad_output, beta, need_beta)
-    grad_past_output = grad_output.new_empty(past_output.shape if need_past_output else 0)
-    grad_past_input = grad_output.new_empty(past_input.shape if need_past_input else 0)
+    grad_past_output = alpha.new_empty(past_output.shape if need_past_output else 0)
+    grad_past_input = alpha.new_empty(past_input.shape if need_past_input else 0)
     _launch(
         _filter_backward,
         grad_output,
         *_strided(grad_output),
+        *_strided(grad_last),
         *_strided(x),
         alpha.contiguous(),
         beta.contiguous(),
@@ -103,8 +112,8 @@ def neuron_forward(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, last membrane potential and next reset; see ``eager.neuron_forward``."""
-    spikes = current.new_empty(current.shape)
-    last_membrane, next_reset = (current.new_empty(current.shape[1:]) for _ in range(2))
+    spikes = reset_decay.new_empty(current.shape)
+    last_membrane, next_reset = (reset_decay.new_empty(current.shape[1:]) for _ in range(2))
     _launch(
         _neuron_forward,
         current,
@@ -145,11 +154,11 @@ def neuron_backward(
     grad_theta = _partial_sums(current, reset_decay, need_theta)
     grad_strength = _partial_sums(current, reset_strength, need_strength)
     grad_lambda = _partial_sums(current, membrane_decay, need_lambda)
-    grad_first_membrane = current.new_empty(membrane.shape if need_membrane else 0)
-    grad_first_reset = current.new_empty(reset.shape if need_reset else 0)
+    grad_first_membrane = membrane.new_empty(membrane.shape if need_membrane else 0)
+    grad_first_reset = reset.new_empty(reset.shape if need_reset else 0)
     # V[t-1] and R[t], which the neuron's second run leaves for the way back
-    membranes = current.new_empty(current.shape)
-    resets = current.new_empty(current.shape if need_theta else 0)
+    membranes = membrane.new_empty(current.shape)
+    resets = reset.new_empty(current.shape if need_theta else 0)
     _launch(
         _neuron_backward,
         current,
@@ -217,10 +226,10 @@ def _strided(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 def _partial_sums(sequence: Tensor, coefficients: Tensor, need: bool) -> Tensor:
     """Room for a coefficient's gradient, one batch block a row, ``(..., blocks, N)``."""
     if not need:
-        return sequence.new_empty(0, 0)
+        return coefficients.new_empty(0, 0)
     _, batch, channels = sequence.shape
     rows, _ = _tile_shape(channels)
-    return sequence.new_empty(*coefficients.shape[:-1], triton.cdiv(batch, rows), channels)
+    return coefficients.new_empty(*coefficients.shape[:-1], triton.cdiv(batch, rows), channels)
 
 
 def _dropout_constants(dropout: float) -> dict[str, int | float]:
@@ -242,6 +251,7 @@ def _filter_forward(
     past_input,
     past_input_stride,
     output,
+    last_output,
     steps,
     batch,
     channels,
@@ -270,12 +280,16 @@ def _filter_forward(
         outputs = _push(f, outputs, P)
         x += x_stride[0]
         output += step
+    for k in tl.static_range(P):
+        tl.store(last_output + (P - 1 - k) * step + b * channels + n, outputs[k], lane)
 
 
 @_jit
 def _filter_backward(
     grad_output,
     grad_output_stride,
+    grad_last,
+    grad_last_stride,
     x,
     x_stride,
     alpha,
@@ -313,6 +327,9 @@ def _filter_backward(
 
     last = steps.to(tl.int64) - 1
     grad_output = _at(grad_output, grad_output_stride, last, b, n)
+    # pending[k] is what the state after the last step adds to the k-th of the F[t] still to come
+    grad_last = _at(grad_last, grad_last_stride, P - 1, b, n)
+    pending = _load_each(grad_last, -grad_last_stride[0], lane, P)
     if NEED_ALPHA:
         output = _at(output, output_stride, last, b, n)
     if NEED_BETA:
@@ -320,13 +337,18 @@ def _filter_backward(
     grad_x += last * step + b * channels + n
     adjoints = _repeat(zero, ORDER + 1)  # once A[t] is pushed, adjoints[k] is A[t+k]
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
-        a = _add_products(tl.load(grad_output, lane, 0.0), alphas, 0, adjoints, 0, P)
+        a = tl.load(grad_output, lane, 0.0).to(zero.dtype)
+        if P > 0:
+            a += pending[0]
+            pending = _pop(pending, zero, P)
+        a = _add_products(a, alphas, 0, adjoints, 0, P)
         adjoints = _push(a, adjoints, ORDER + 1)
         if NEED_X:
             tl.store(grad_x, _add_products(betas[0] * a, betas, 1, adjoints, 1, Q), lane)
         # F[t] went into F[t+p] through alpha_p, and x[t] into F[t+q] through beta_q
         if NEED_ALPHA:
-            alpha_sums = _add_scaled(alpha_sums, adjoints, 1, tl.load(output, lane, 0.0), P)
+            f = tl.load(output, lane, 0.0).to(zero.dtype)
+            alpha_sums = _add_scaled(alpha_sums, adjoints, 1, f, P)
             output -= output_stride[0]
         if NEED_BETA:
             beta_sums = _add_scaled(beta_sums, adjoints, 0, tl.load(x, lane, 0.0), Q + 1)
@@ -342,7 +364,8 @@ def _filter_backward(
                 f = tl.load(_at(past_output, past_output_stride, P - k, b, n), lane, 0.0)
                 alpha_sums = _add_scaled(alpha_sums, adjoints, 1, f, P)
             if NEED_PAST_OUTPUT:
-                gradient = _add_products(zero, alphas, 0, adjoints, 1, P)
+                gradient = _add_products(pending[0], alphas, 0, adjoints, 1, P)
+                pending = _pop(pending, zero, P)
                 tl.store(grad_past_output + (P - k) * step + b * channels + n, gradient, lane)
         if k <= Q:
             if NEED_BETA:
@@ -394,7 +417,7 @@ def _neuron_forward(
     current = _at(current, current_stride, 0, b, n)
     spikes += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
-        v = decay * v + tl.load(current, lane, 0.0) - r
+        v = decay * v + tl.load(current, lane, 0.0).to(v.dtype) - r
         spike = (v > THRESHOLD).to(v.dtype)
         r = theta * r + strength * spike
         tl.store(spikes, _dropped(spike, index, key, DROPPED_BELOW, KEPT_SCALE), lane)
@@ -463,7 +486,7 @@ def _neuron_backward(
         tl.store(membranes, potential, lane)
         if NEED_THETA:
             tl.store(resets, trace, lane)
-        potential = decay * potential + tl.load(current, lane, 0.0) - trace
+        potential = decay * potential + tl.load(current, lane, 0.0).to(decay.dtype) - trace
         spike = (potential > THRESHOLD).to(potential.dtype)
         trace = theta * trace + strength * spike
         current += current_stride[0]
@@ -569,6 +592,15 @@ def _push(newest, values, COUNT: tl.constexpr):
     for k in tl.static_range(COUNT):
         pushed += (newest if k == 0 else values[k - 1],)
     return pushed
+
+
+@triton.jit
+def _pop(values, fill, COUNT: tl.constexpr):
+    """``values`` without the first, and ``fill`` at the end: COUNT in all."""
+    rest = ()
+    for k in tl.static_range(1, COUNT):
+        rest += (values[k],)
+    return rest + (fill,)
 
 
 @triton.jit

@@ -12,9 +12,14 @@ from snn_lib.surrogate import SURROGATES, THRESHOLD
 
 
 def filter_forward(
-    x: Tensor, alpha: Tensor, beta: Tensor, past_output: Tensor, past_input: Tensor
-) -> Tensor:
-    """F[t] = sum_q beta_q x[t-q] + sum_p alpha_p F[t-p].
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    past_output: Tensor,
+    past_input: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """F[t] = sum_q beta_q x[t-q] + sum_p alpha_p F[t-p], and its last P values.
 
     Args:
         x: ``(T, B, N)``.
@@ -22,6 +27,10 @@ def filter_forward(
         beta: ``(Q + 1, N)``.
         past_output: ``(P, B, N)``, F before the first step, oldest first.
         past_input: ``(Q, B, N)``, x before the first step, oldest first.
+        dtype: F is rounded to it when it is handed out; the recurrence goes on unrounded.
+
+    Returns:
+        F, ``(T, B, N)`` in ``dtype``, and what the next call takes as ``past_output``.
     """
     order_p, order_q = len(past_output), len(past_input)
     inputs = [*past_input.unbind(), *x.unbind()]
@@ -33,11 +42,14 @@ def filter_forward(
         for p in range(1, order_p + 1):
             f = f + alpha[p - 1] * outputs[order_p + t - p]
         outputs.append(f)
-    return torch.stack(outputs[order_p:]) if len(x) else torch.empty(x.shape).to(x)
+    output = torch.stack(outputs[order_p:]) if len(x) else torch.empty(x.shape).to(x)
+    last = torch.stack(outputs[len(x) :]) if order_p else past_output.clone()
+    return output.to(dtype), last
 
 
 def filter_backward(
     grad_output: Tensor,
+    grad_last: Tensor,
     x: Tensor,
     alpha: Tensor,
     beta: Tensor,
@@ -54,14 +66,17 @@ def filter_backward(
         dL/dx[t]    = sum_q beta_q A[t+q]
         dL/dalpha_p = sum_{t,b} A[t] F[t-p]
         dL/dbeta_q  = sum_{t,b} A[t] x[t-q]
+    dL/dF[t] is ``grad_output[t]`` and, for the last P steps, what ``grad_last`` adds.
     ``x`` is read for beta's gradient only and ``output`` for alpha's; pass anything otherwise.
     """
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
     steps, order_p, order_q = len(grad_output), len(past_output), len(past_input)
 
-    adjoint = torch.empty(grad_output.shape).to(grad_output)
+    direct = torch.cat([torch.zeros(past_output.shape).to(alpha), grad_output.to(alpha)])
+    direct[steps:] += grad_last  # direct[order_p + t] is dL/dF[t], from t = -P on
+    adjoint = torch.empty(grad_output.shape).to(alpha)
     for t in reversed(range(steps)):
-        a = grad_output[t]
+        a = direct[order_p + t]
         for p in range(1, min(order_p, steps - 1 - t) + 1):
             a = a + alpha[p - 1] * adjoint[t + p]
         adjoint[t] = a
@@ -74,7 +89,7 @@ def filter_backward(
         for q in range(1, min(order_q, steps) + 1):
             grad_x[: steps - q] += beta[q] * adjoint[q:]
     if need_alpha:
-        outputs = torch.cat([past_output, output])
+        outputs = torch.cat([past_output, output.to(past_output)])
         grad_alpha = torch.empty(alpha.shape).to(alpha)
         for p in range(1, order_p + 1):
             grad_alpha[p - 1] = (adjoint * outputs[order_p - p :][:steps]).sum((0, 1))
@@ -84,7 +99,7 @@ def filter_backward(
         for q in range(order_q + 1):
             grad_beta[q] = (adjoint * inputs[order_q - q :][:steps]).sum((0, 1))
     if need_past_output:
-        grad_past_output = _past_gradient(adjoint, alpha)
+        grad_past_output = direct[:order_p] + _past_gradient(adjoint, alpha)
     if need_past_input:
         grad_past_input = _past_gradient(adjoint, beta[1:])
     return grad_x, grad_alpha, grad_beta, grad_past_output, grad_past_input
@@ -115,13 +130,13 @@ def neuron_forward(
     V[t] = lambda V[t-1] + I[t] - R[t],   S[t] = V[t] > 1,   R[t+1] = theta R[t] + v_reset S[t]
 
     Args:
-        current: I, ``(T, B, N)``.
+        current: I, ``(T, B, N)``, in the dtype of the others or in bfloat16.
         reset_decay, reset_strength, membrane_decay: theta, v_reset and lambda, ``(N,)``.
         membrane, reset: V before the first step and R at it, ``(B, N)``.
         dropout, seed: each spike that is passed on is dropped with this probability, the others
             scaled by 1 / (1 - dropout); the reset sees all of them.
     """
-    spikes = torch.empty(current.shape).to(current)
+    spikes = torch.empty(current.shape).to(reset_decay)
     for t, i in enumerate(current):
         membrane = membrane_decay * membrane + i - reset
         spikes[t] = membrane > THRESHOLD
@@ -164,7 +179,7 @@ def neuron_backward(
     membranes, resets = [membrane], [reset]  # membranes[t] is V[t-1], resets[t] is R[t]
     for i in current:
         membranes.append(membrane_decay * membranes[-1] + i - resets[-1])
-        spike = (membranes[-1] > THRESHOLD).to(current)
+        spike = (membranes[-1] > THRESHOLD).to(reset_decay)
         resets.append(reset_decay * resets[-1] + reset_strength * spike)
 
     grad_current = torch.empty(current.shape).to(current)
@@ -172,7 +187,7 @@ def neuron_backward(
     # what flows into V[t] and R[t+1] from the steps after t
     v, r = grad_membrane, grad_reset
     for t in reversed(range(steps)):
-        spike = (membranes[t + 1] > THRESHOLD).to(current)
+        spike = (membranes[t + 1] > THRESHOLD).to(reset_decay)
         grad_theta += (r * resets[t]).sum(0)
         grad_strength += (r * spike).sum(0)
         v = (grad_spikes[t] + reset_strength * r) * derivative(membranes[t + 1]) + v
@@ -183,7 +198,7 @@ def neuron_backward(
 
     gradients = (grad_current, grad_theta, grad_strength, grad_lambda, v.clone(), r.clone())
     return tuple(
-        gradient if need else current.new_empty(0)
+        gradient if need else gradient.new_empty(0)
         for gradient, need in zip(gradients, needed, strict=True)
     )
 

@@ -66,12 +66,15 @@ def assert_agree(actual, expected):
     assert len(actual) == len(expected)
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype
+        if e.dtype == torch.bfloat16:  # the neighbouring number where the sums round differently
+            torch.testing.assert_close(a, e, rtol=2**-7, atol=1e-5)
+            continue
         scale = e.abs().max().item() if e.numel() else 0.0
         torch.testing.assert_close(a, e, rtol=0.0, atol=TOLERANCE[e.dtype] * scale)
 
 
 def filter_case(draw, order, shape, layout, zero_state=False):
-    """Arguments of ``filter_forward``: a stable filter, its input and state."""
+    """Arguments of ``filter_forward`` but the last: a stable filter, its input and state."""
     (p, q), (_, batch, channels) = order, shape
     alpha = 0.9 * torch.tanh(draw(p, channels)) / max(p, 1)
     state = draw(p, batch, channels), draw(q, batch, channels)
@@ -100,10 +103,24 @@ def neuron_case(draw, shape, layout, zero_state=False):
 def test_filter(backend, draw, order, case):
     shape, layout = case
     arguments = x, alpha, beta, *past = filter_case(draw, order, shape, layout, order == (2, 0))
-    output = eager.filter_forward(*arguments)
-    assert_agree([backend.filter_forward(*arguments)], [output])
-    grad_output = draw(*shape, layout=layout)
-    arguments = grad_output, x, alpha, beta, output, *past, [True] * 5
+    output, last = eager.filter_forward(*arguments, x.dtype)
+    assert_agree(backend.filter_forward(*arguments, x.dtype), [output, last])
+    gradients = draw(*shape, layout=layout), draw(*last.shape)
+    arguments = *gradients, x, alpha, beta, output, *past, [True] * 5
+    assert_agree(backend.filter_backward(*arguments), eager.filter_backward(*arguments))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+@pytest.mark.parametrize("case", LAYOUTS + EMPTY, ids=str)
+def test_filter_between_products_in_bfloat16(backend, draw, case):
+    """What goes to the matrix product and comes back from it is in bfloat16."""
+    shape, layout = case
+    arguments = x, alpha, beta, *past = filter_case(draw, (2, 1), shape, layout)
+    output, last = eager.filter_forward(*arguments, torch.bfloat16)
+    assert output.dtype == torch.bfloat16 and last.dtype == torch.float32
+    assert_agree(backend.filter_forward(*arguments, torch.bfloat16), [output, last])
+    gradients = draw(*shape, layout=layout).bfloat16(), draw(*last.shape)
+    arguments = *gradients, x, alpha, beta, output, *past, [True] * 5
     assert_agree(backend.filter_backward(*arguments), eager.filter_backward(*arguments))
 
 
@@ -127,6 +144,38 @@ def test_neuron(backend, draw, surrogate, dropout, case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+@pytest.mark.parametrize("case", LAYOUTS + EMPTY, ids=str)
+def test_neuron_between_products_in_bfloat16(backend, draw, case):
+    shape, layout = case
+    current, *neuron = neuron_case(draw, shape, layout)
+    neuron = current.bfloat16(), *neuron
+    seed = torch.tensor(DROPOUT_SEED, device=current.device)
+    spikes, *state = backend.neuron_forward(*neuron, 0.3, seed)
+    expected_spikes, *expected_state = eager.neuron_forward(*neuron, 0.3, seed)
+    assert torch.equal(spikes, expected_spikes) and spikes.dtype == torch.float32
+    assert_agree(state, expected_state)
+
+    gradients = draw(*shape, layout=layout), draw(*shape[1:]), draw(*shape[1:])
+    arguments = *gradients, *neuron, "gaussian", 0.4, 0.3, seed, [True] * 6
+    expected = eager.neuron_backward(*arguments)
+    assert expected[0].dtype == torch.bfloat16
+    assert_agree(backend.neuron_backward(*arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+def test_rounding_to_bfloat16_is_that_of_pytorch(backend, draw):
+    """To the nearest, to the even one on a tie, and neither nan nor infinity is lost."""
+    if backend.__name__.endswith("cuda") and INTERPRETER:
+        pytest.skip("Triton's interpreter cuts bfloat16 off instead of rounding it")
+    values = torch.tensor([1.0, 1.00390625, 1.01171875, 3.3895314e38, torch.inf, torch.nan])
+    bits = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)  # nans
+    x = torch.cat([values, -values, bits, draw(50).cpu()]).view(1, 1, -1).to(draw(1).device)
+    one, none = torch.ones_like(x[0]), x[:0]
+    output, _ = backend.filter_forward(x, one[:0], one, none, none, torch.bfloat16)
+    torch.testing.assert_close(output, x.bfloat16(), rtol=0.0, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
 @pytest.mark.parametrize("wanted", range(6))
 def test_gradients_not_needed_are_empty(backend, draw, wanted):
     """Each gradient alone; the tensors that it does not depend on may then be anything."""
@@ -141,7 +190,7 @@ def test_gradients_not_needed_are_empty(backend, draw, wanted):
     x, alpha, beta, *past = filter_case(draw, (2, 1), shape, "contiguous")
     output = draw(*shape) if needed[1] else beta
     x = x if needed[2] else beta
-    arguments = grad, x, alpha, beta, output, *past, needed
+    arguments = grad, draw(2, 2, 7), x, alpha, beta, output, *past, needed
     assert_agree(backend.filter_backward(*arguments), eager.filter_backward(*arguments))
 
 
@@ -216,4 +265,4 @@ def test_triton_interpreter():
         text=True,
     )
     assert result.returncode == 0, result.stdout
-    assert "skipped" not in result.stdout, result.stdout
+    assert "1 skipped" in result.stdout, result.stdout  # the rounding to bfloat16

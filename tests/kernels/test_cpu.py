@@ -104,13 +104,13 @@ def test_many_threads_may_call_at_once(threads):
     threads(2)
     x, alpha, beta = (tensor.detach() for tensor in leaves())
     past = torch.zeros(2, B, N), torch.zeros(1, B, N)
-    expected = cpu.filter_forward(x, alpha, beta, *past)
+    expected, _ = cpu.filter_forward(x, alpha, beta, *past, x.dtype)
     start = threading.Barrier(4)
 
     def call(_):
         torch.set_num_threads(2)
         start.wait()
-        return [cpu.filter_forward(x, alpha, beta, *past) for _ in range(20)]
+        return [cpu.filter_forward(x, alpha, beta, *past, x.dtype)[0] for _ in range(20)]
 
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(call, range(4)):
@@ -130,7 +130,7 @@ def test_backward_may_run_on_another_thread(threads):
 def _filter_in_child(arrays, queue):
     x, alpha, beta, past_output, past_input = (torch.from_numpy(array) for array in arrays)
     torch.set_num_threads(2)
-    queue.put(cpu.filter_forward(x, alpha, beta, past_output, past_input).numpy())
+    queue.put(cpu.filter_forward(x, alpha, beta, past_output, past_input, x.dtype)[0].numpy())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -139,7 +139,7 @@ def test_a_forked_process_computes_with_threads(threads):
     threads(2)
     x, alpha, beta = (tensor.detach() for tensor in leaves())
     tensors = (x, alpha, beta, torch.zeros(2, B, N), torch.zeros(1, B, N))
-    expected = cpu.filter_forward(*tensors)  # the OpenMP threads are up before the fork
+    expected, _ = cpu.filter_forward(*tensors, x.dtype)  # the OpenMP threads are up before the fork
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(
@@ -153,7 +153,8 @@ def test_a_forked_process_computes_with_threads(threads):
     finally:
         child.kill()
     assert torch.equal(found, expected)
-    assert torch.equal(cpu.filter_forward(*tensors), expected)  # the parent is none the worse
+    found, _ = cpu.filter_forward(*tensors, x.dtype)
+    assert torch.equal(found, expected)  # the parent is none the worse
 
 
 class Filtered(Dataset):
@@ -195,8 +196,9 @@ FILTER = """
 import torch
 from snn_lib.kernels import cpu, openmp
 x, zero = torch.ones(3, 2, 4), torch.zeros(())
-output = cpu.filter_forward(
-    x, torch.full((1, 4), 0.5), torch.ones(1, 4), zero.expand(1, 2, 4), zero.expand(0, 2, 4)
+past = zero.expand(1, 2, 4), zero.expand(0, 2, 4)
+output, _ = cpu.filter_forward(
+    x, torch.full((1, 4), 0.5), torch.ones(1, 4), *past, torch.float32
 )
 assert output[:, 0, 0].tolist() == [1.0, 1.5, 1.75]
 """
@@ -241,13 +243,14 @@ def test_decaying_traces_end_in_zero():
     x[0] = 1.0
     alpha, beta = torch.full((1, 8), 0.7), torch.ones(1, 8)
     past = none.expand(1, 2, 8), none.expand(0, 2, 8)
-    assert denormal(eager.filter_forward(x, alpha, beta, *past))
-    output = cpu.filter_forward(x, alpha, beta, *past)
+    assert denormal(eager.filter_forward(x, alpha, beta, *past, x.dtype)[0])
+    output, last = cpu.filter_forward(x, alpha, beta, *past, x.dtype)
     assert not denormal(output)
     assert output[150].min() > 0
     assert output[-1].max() == 0
 
-    grad_x = cpu.filter_backward(x.flip(0), x, alpha, beta, output, *past, [True] * 5)[0]
+    gradients = x.flip(0), torch.zeros_like(last)
+    grad_x = cpu.filter_backward(*gradients, x, alpha, beta, output, *past, [True] * 5)[0]
     assert not denormal(grad_x)
     assert grad_x[-150].min() > 0
     assert grad_x[0].max() == 0

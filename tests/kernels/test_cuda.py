@@ -40,8 +40,8 @@ def test_kernels_compile_without_fused_multiply_add(dtype, monkeypatch, tmp_path
     past = sequence[:order_p], sequence[:order_q]
     neuron = sequence, *alpha, *sequence[:2]
     seed = torch.tensor(0)
-    cuda.filter_forward(sequence, alpha, beta, *past)
-    cuda.filter_backward(sequence, sequence, alpha, beta, sequence, *past, [True] * 5)
+    cuda.filter_forward(sequence, alpha, beta, *past, dtype)
+    cuda.filter_backward(sequence, past[0], sequence, alpha, beta, sequence, *past, [True] * 5)
     cuda.neuron_forward(*neuron, 0.3, seed)
     cuda.neuron_backward(
         sequence, *sequence[:2], *neuron, "gaussian", 0.4, 0.3, seed, needed=[True] * 6
