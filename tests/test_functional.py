@@ -188,6 +188,30 @@ def test_filter_state_is_a_copy():
     torch.testing.assert_close(list(state), kept, **EXACT)
 
 
+def test_under_autocast_the_filter_rounds_what_it_hands_out_and_no_more():
+    x, alpha, beta, *_ = filter_inputs(2, 1, dtype=torch.float32)
+    exact, exact_state = iir_filter(x, alpha, beta)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, state = iir_filter(x, alpha, beta)
+        first, between = iir_filter(x[:2], alpha, beta)
+        second, end = iir_filter(x[2:], alpha, beta, between)
+    torch.testing.assert_close(output, exact.bfloat16(), **EXACT)
+    torch.testing.assert_close(state, exact_state, **EXACT)
+    torch.testing.assert_close(torch.cat([first, second]), output, **EXACT)
+    torch.testing.assert_close(end, exact_state, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_autocasts_leave_the_filter_alone(dtype):
+    """float16 has too little range for it, and float64 is asked for by who needs the digits."""
+    low = dtype == torch.float16
+    x, alpha, beta, *_ = filter_inputs(2, 1, dtype=torch.float32 if low else dtype)
+    exact, _ = iir_filter(x, alpha, beta)
+    with torch.autocast("cpu", torch.float16 if low else torch.bfloat16):
+        output, _ = iir_filter(x, alpha, beta)
+    torch.testing.assert_close(output, exact, **EXACT)
+
+
 @pytest.mark.parametrize("t", [0, 3, 5])
 def test_filter_is_causal(t):
     inputs = filter_inputs(2, 2)

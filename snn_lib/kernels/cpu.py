@@ -151,7 +151,7 @@ def _past(sequence, before, order, t, b, channels):
 
 
 def _read(value):
-    """An element of a sequence as a number: the bits of a bfloat16 are the upper half of float32's."""
+    """An element of a sequence as a number: bfloat16 is the upper half of a float32's bits."""
 
 
 @overload(_read)

@@ -598,9 +598,9 @@ def _push(newest, values, COUNT: tl.constexpr):
 def _pop(values, fill, COUNT: tl.constexpr):
     """``values`` without the first, and ``fill`` at the end: COUNT in all."""
     rest = ()
-    for k in tl.static_range(1, COUNT):
-        rest += (values[k],)
-    return rest + (fill,)
+    for k in tl.static_range(1, COUNT + 1):
+        rest += (values[k] if k < COUNT else fill,)
+    return rest
 
 
 @triton.jit

@@ -117,7 +117,8 @@ def test_filter_between_products_in_bfloat16(backend, draw, case):
     shape, layout = case
     arguments = x, alpha, beta, *past = filter_case(draw, (2, 1), shape, layout)
     output, last = eager.filter_forward(*arguments, torch.bfloat16)
-    assert output.dtype == torch.bfloat16 and last.dtype == torch.float32
+    assert output.dtype == torch.bfloat16
+    assert last.dtype == torch.float32
     assert_agree(backend.filter_forward(*arguments, torch.bfloat16), [output, last])
     gradients = draw(*shape, layout=layout).bfloat16(), draw(*last.shape)
     arguments = *gradients, x, alpha, beta, output, *past, [True] * 5
@@ -152,7 +153,8 @@ def test_neuron_between_products_in_bfloat16(backend, draw, case):
     seed = torch.tensor(DROPOUT_SEED, device=current.device)
     spikes, *state = backend.neuron_forward(*neuron, 0.3, seed)
     expected_spikes, *expected_state = eager.neuron_forward(*neuron, 0.3, seed)
-    assert torch.equal(spikes, expected_spikes) and spikes.dtype == torch.float32
+    assert torch.equal(spikes, expected_spikes)
+    assert spikes.dtype == torch.float32
     assert_agree(state, expected_state)
 
     gradients = draw(*shape, layout=layout), draw(*shape[1:]), draw(*shape[1:])
