@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snn_lib.functional import FilterState
 from snn_lib.synapses import IIRSynapse
 
 
@@ -67,6 +68,11 @@ class OutputFilter(IIRSynapse):
             train_beta=False,
         )
 
+    def forward(self, x: Tensor, state: FilterState | None = None) -> tuple[Tensor, FilterState]:
+        """Filters all time steps, unrounded under autocast too: distances need their digits."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x, state)
+
 
 def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:
     """Which pattern every sample is nearest to, by Euclidean distance over all steps and trains.
@@ -82,7 +88,7 @@ def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:
         int64, ``(B,)``.
     """
     # |o - c|^2 = |o|^2 - 2 o c + |c|^2, of which |o|^2 does not depend on the pattern
-    with torch.autocast(output.device.type, enabled=False):  # distances need all their digits
+    with torch.autocast(output.device.type, enabled=False):
         overlap = torch.bmm(output, patterns.transpose(1, 2)).sum(0)  # (B, patterns)
     power = patterns.square().sum((0, 2))
     return (power - 2 * overlap).argmin(1)

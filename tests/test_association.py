@@ -80,10 +80,12 @@ def test_targets_are_the_patterns_later(task, pattern_file):
     assert not task.targets[:4].any()
 
 
-def test_loss_and_power_are_mean_squares_behind_the_output_filter(task):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_loss_and_power_are_mean_squares_behind_the_output_filter(task, autocast):
     labels = torch.tensor([2, 0, 1, 2])
     output = random_output(labels).requires_grad_()
-    loss, sums = task.loss(answer(output), (task.patterns[:, labels], labels))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, sums = task.loss(answer(output), (task.patterns[:, labels], labels))
     target = task.targets[:, labels].double().numpy()
     filtered, wanted = output_filter(output.detach().double().numpy()), output_filter(target)
     expected = np.square(filtered - wanted).mean()
