@@ -34,6 +34,7 @@ class DigitHyperparameters(Hyperparameters):
 
     dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
     encoding: Literal["constant", "poisson"] = setting("constant", "a pixel as current or spikes")
+    logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit")
     label_smoothing: float = setting(0.0, "share of the target that all classes have alike")
 
     def __post_init__(self) -> None:
@@ -41,6 +42,10 @@ class DigitHyperparameters(Hyperparameters):
         require(
             0 <= self.label_smoothing < 1,
             f"hyperparameters.label_smoothing is {self.label_smoothing}, expected in [0, 1)",
+        )
+        require(
+            self.logit_per_spike > 0,
+            f"hyperparameters.logit_per_spike is {self.logit_per_spike}, expected > 0",
         )
 
 
@@ -145,10 +150,11 @@ class DigitClassification:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
         """Cross-entropy of the output spike counts, and the sums that metrics are made of."""
         x, labels = batch
+        options = self.config.hyperparameters
         spikes, _ = model(x)
         counts = spikes.sum(0)  # (B, 10)
-        smoothing = self.config.hyperparameters.label_smoothing if model.training else 0.0
-        loss = F.cross_entropy(counts, labels, label_smoothing=smoothing)
+        smoothing = options.label_smoothing if model.training else 0.0
+        loss = F.cross_entropy(counts * options.logit_per_spike, labels, label_smoothing=smoothing)
         sums = {
             "samples": len(labels),
             "loss": loss.detach() * len(labels),

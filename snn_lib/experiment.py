@@ -214,7 +214,7 @@ class Experiment:
         model = self._evaluated_model()
         model.eval()
         sums: dict[str, Any] = {}
-        with count_activity(model) as activity, self._autocast():
+        with count_activity(model) as activity, self.autocast():
             for batch in self.task.evaluation_batches(split):
                 add(sums, self._loss(model, batch)[1])
         activity.sum_over_processes(self.device)
@@ -232,7 +232,7 @@ class Experiment:
         self.say(f"{source}, epoch {checkpoint.get('epoch', 'unknown')}: test {described(metrics)}")
         for name, rate in activity.firing_rates().items():
             self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
-        with self._autocast():
+        with self.autocast():
             for line in self.task.report(self.model, activity):
                 self.say(line)
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
@@ -247,7 +247,8 @@ class Experiment:
     def _evaluated_model(self) -> nn.Module:
         return self.model if self.average is None else self.average.module
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The context of ``hyperparameters.precision`` for the matrix products."""
         enabled = self.settings.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
@@ -285,7 +286,7 @@ class Experiment:
 
     def _train_batch(self, batch: Batch) -> dict[str, Any]:
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.autocast():
             loss, sums = self._loss(self.trained, batch)
         if self.world > 1:  # the last batch may not divide equally: weight each process's mean
             samples = distributed.total({"samples": sums["samples"]}, self.device)["samples"]

@@ -138,6 +138,7 @@ def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
         ("hyperparameters.surrogate_width=inf", "surrogate_width is inf, expected finite"),
         ("hyperparameters.weight_averaging=1", "weight_averaging is 1.0, expected in [0, 1)"),
         ("hyperparameters.label_smoothing=1", "label_smoothing is 1.0"),
+        ("hyperparameters.logit_per_spike=0", "logit_per_spike is 0.0, expected > 0"),
         ("mnist_config.max_rate=0", "mnist_config.max_rate is 0.0"),
         ("mnist_config.max_rate=inf", "mnist_config.max_rate is inf, expected finite"),
         ("mnist_config.test_size=0", "must be at least 1"),

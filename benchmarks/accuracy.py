@@ -1,0 +1,94 @@
+"""What the pretrained MNIST networks reach, what it costs, and how early they can be stopped.
+
+    python benchmarks/accuracy.py
+
+Prints and saves, as CSV and as a chart, the accuracy if the
+output spikes are counted up to each time step, and spikes and synaptic operations per image.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from measuring import ROOT, options, save_csv
+
+sys.path.insert(0, str(ROOT))
+from snn_lib.checkpoints import load_checkpoint, load_weights
+from snn_lib.classification import DigitClassification, DigitConfig
+from snn_lib.config import config_from_dict
+from snn_lib.experiment import Experiment
+
+MODELS = {  # and the script that has the model
+    "snn_mlp_1": "snn_mlp_1",
+    "snn_mlp_2": "snn_mlp_2",
+    "snn_mlp_1_poisson": "snn_mlp_1",
+    "snn_mlp_2_poisson": "snn_mlp_2",
+}
+
+
+def measure(name: str, chosen: argparse.Namespace) -> dict:
+    """Accuracy after each step, and activity, of one pretrained model."""
+    path = ROOT / "checkpoint" / f"pretrained_{name}"
+    checkpoint = load_checkpoint(path)
+    config = config_from_dict(DigitConfig, checkpoint["config"], [])
+    config.dataset_path, config.device = str(ROOT / "dataset"), chosen.device
+    if chosen.smoke:
+        config.mnist_config.test_size = 10
+    model = importlib.import_module(MODELS[name]).SNN
+    experiment = Experiment(model, DigitClassification, config)
+    load_weights(experiment.model, checkpoint, path)
+    metrics, activity = experiment.evaluate("test")
+    with experiment.autocast():
+        accuracy = experiment.task.accuracy_over_time(experiment.model)
+    spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
+    return {
+        "model": name,
+        "encoding": config.hyperparameters.encoding,
+        "accuracy": round(metrics["accuracy"], 4),
+        "spikes_per_image": round(spikes / activity.sequences),
+        "synaptic_operations_per_image": round(activity.synaptic_operations()),
+        **{f"accuracy_{step}": round(float(value), 4) for step, value in enumerate(accuracy, 1)},
+    }
+
+
+def show(row: dict) -> None:
+    """Prints one model's."""
+    early = ", ".join(f"{step}: {100 * row[f'accuracy_{step}']:.2f} %" for step in (5, 10, 15, 20))
+    print(
+        f"{row['model']}: {100 * row['accuracy']:.2f} % (after fewer steps {early}), "
+        f"{row['spikes_per_image']:,} spikes and {row['synaptic_operations_per_image']:,} synaptic "
+        "operations per image"
+    )
+
+
+def chart(path: Path, rows: list[dict]) -> None:
+    """Draws the error over the number of time steps, a line for each model."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+    for row in rows:
+        steps = range(1, sum(key.startswith("accuracy_") for key in row) + 1)
+        errors = [100 * (1 - row[f"accuracy_{step}"]) for step in steps]
+        style = "--" if row["encoding"] == "poisson" else "-"
+        axes.semilogy(steps, errors, style, label=f"{row['model']}: {100 * row['accuracy']:.2f} %")
+    axes.set(xlabel="time steps at inference", ylabel="test images not recognised, %")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(title="after all steps")
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def main() -> None:
+    chosen = options(__doc__, "accuracy")
+    torch.set_num_threads(chosen.threads)
+    rows = [measure(name, chosen) for name in MODELS]
+    for row in rows:
+        show(row)
+    save_csv(chosen.output, rows)
+    chart(chosen.output, rows)
+    print(f"\nsaved {chosen.output}.csv and .png")
+
+
+if __name__ == "__main__":
+    main()
