@@ -1,6 +1,5 @@
 """Association: a network learns to answer damaged spike patterns with the patterns themselves."""
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,14 @@ from snn_lib.activity import Activity
 from snn_lib.config import ExperimentConfig, Hyperparameters, require, setting
 from snn_lib.data_loaders import batch_generator
 from snn_lib.errors import InputError
-from snn_lib.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
+from snn_lib.metrics import (
+    OutputFilter,
+    add_sums,
+    match_spikes,
+    nearest_pattern,
+    spike_scores,
+)
+from snn_lib.run_log import write_csv
 from snn_lib.spike_patterns import (
     Damage,
     damage_patterns,
@@ -211,9 +217,9 @@ class Association:
                 sums: dict[str, Any] = {}
                 damage = single_damage(kind, strength)
                 for batch in self._damaged(samples, damage, SWEEPS):
-                    for key, value in self.loss(model, batch)[1].items():
-                        sums[key] = sums.get(key, 0.0) + float(value)
-                rows.append({"damage": kind, "strength": strength, **self.metrics(sums)})
+                    add_sums(sums, self.loss(model, batch)[1])
+                totals = {key: float(value) for key, value in sums.items()}
+                rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})
         return rows
 
 
@@ -227,10 +233,7 @@ def write_sweep(rows: Sequence[dict[str, Any]], folder: Path, trained: Mapping[s
     from snn_lib.plotting import damage_sweeps
 
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "damage_sweep.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "damage_sweep.csv", rows)
     axes = damage_sweeps(rows, trained)
     axes.flat[0].figure.savefig(folder / "damage_sweep.png", dpi=120)
     plt.close(axes.flat[0].figure)

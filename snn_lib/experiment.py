@@ -25,6 +25,7 @@ from snn_lib.checkpoints import (
 )
 from snn_lib.config import ExperimentConfig, one_line, require
 from snn_lib.errors import InputError, RunError
+from snn_lib.metrics import add_sums
 from snn_lib.optimizers import get_optimizer, parameter_groups
 from snn_lib.run_log import Row, RunLog, environment, new_folder
 from snn_lib.schedulers import get_scheduler, steps_every_batch
@@ -216,7 +217,7 @@ class Experiment:
         sums: dict[str, Any] = {}
         with count_activity(model) as activity, self.autocast():
             for batch in self.task.evaluation_batches(split):
-                add(sums, self._loss(model, batch)[1])
+                add_sums(sums, self._loss(model, batch)[1])
         activity.sum_over_processes(self.device)
         return self.task.metrics(distributed.total(sums, self.device)), activity
 
@@ -270,7 +271,7 @@ class Experiment:
                 begin = time.perf_counter()
                 batch = next(batches)
                 progress.data_seconds += time.perf_counter() - begin
-                add(progress.sums, self._train_batch(batch))
+                add_sums(progress.sums, self._train_batch(batch))
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
                 bar.update()
@@ -552,12 +553,6 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def add(sums: dict[str, Any], more: dict[str, Any]) -> None:
-    """Adds ``more`` to ``sums``, in place and without waiting for the device."""
-    for key, value in more.items():
-        sums[key] = sums.get(key, 0.0) + value
 
 
 def learning_settings(config: dict[str, Any]) -> tuple[Any, ...]:

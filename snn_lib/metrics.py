@@ -1,16 +1,23 @@
-"""Likeness of spike patterns: the filtered difference, retrieval, and spikes that coincide.
+"""What batches add up to; likeness of spike patterns: filtered difference, retrieval, coincidence.
 
 All spike trains are time first, ``(T, B, N)``.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from snn_lib.functional import FilterState
 from snn_lib.synapses import IIRSynapse
+
+
+def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds the sums of one more batch, in place and without waiting for the device."""
+    for key, value in more.items():
+        sums[key] = sums.get(key, 0.0) + value
 
 
 def peak_scale(tau_m: float, tau_s: float) -> float:

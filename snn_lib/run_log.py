@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,20 @@ class RunLog:
 
     def write(self, history: list[Row]) -> None:
         """Writes all epochs' metrics, and the last one's to TensorBoard."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
+        write_csv(self.folder / "metrics.csv", history)
         if self.writer is not None:
             for key, value in history[-1].items():
                 self.writer.add_scalar(key, value, history[-1]["epoch"])
             self.writer.flush()
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Writes the rows atomically, with the keys of the first as the header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def environment(device: torch.device, processes: int) -> Row:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 from torch.library import opcheck
 
+from snn_lib import use_backend
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
 
@@ -399,6 +400,16 @@ OPERATORS = [
     pytest.param(run_neuron, neuron_inputs, id="neuron"),
 ]
 both = pytest.mark.parametrize(("operator", "make"), OPERATORS)
+
+
+@both
+def test_ten_thousand_steps(operator, make):
+    inputs = make(steps=10_000, batch=1, features=(2,))
+    with use_backend("eager"):
+        expected, expected_gradients = operator(*inputs), gradients(operator, inputs)
+    loose = {"rtol": 1e-9, "atol": 1e-9}  # the coefficients' gradients are sums over all steps
+    torch.testing.assert_close(operator(*inputs), expected, **CLOSE)
+    torch.testing.assert_close(gradients(operator, inputs), expected_gradients, **loose)
 
 
 @both
