@@ -76,7 +76,11 @@ def _tile_shape(shape: torch.Size) -> tuple[int, int]:
 
 
 def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *arguments) -> None:
-    """Runs ``kernel`` on all tiles of sequences of this shape."""
+    """Runs ``kernel`` on all tiles of sequences of this shape.
+
+    What repeats itself in time or batch arrives there once, see ``_array``: coefficients, whose
+    length tells the order, are to be contiguous.
+    """
     rows, columns = _tile_shape(shape)
     items = -(-shape[1] // rows) * -(-shape[2] // columns)
     arguments = (rows, columns, *map(_array, arguments))
@@ -278,8 +282,8 @@ def filter_forward(
         _filter_forward_parallel,
         x.shape,
         x,
-        alpha,
-        beta,
+        alpha.contiguous(),
+        beta.contiguous(),
         past_output,
         past_input,
         output,
@@ -405,8 +409,8 @@ def filter_backward(
         grad_output,
         grad_last,
         x if need_beta else none,
-        alpha,
-        beta,
+        alpha.contiguous(),
+        beta.contiguous(),
         output if need_alpha else none,
         past_output,
         past_input,
@@ -574,7 +578,7 @@ def _gaussian(derivative, v, width):
     for n in range(len(derivative)):
         distance = v[n] - one
         y = distance * distance * steepness
-        derivative[n] = scale * _exp2(y) if y > lowest else zero
+        derivative[n] = zero if y < lowest else scale * _exp2(y)  # nan stays nan
 
 
 @_compile
