@@ -23,7 +23,11 @@ NeuronState = tuple[Tensor, Tensor]
 
 
 def iir_filter(
-    x: Tensor, alpha: Tensor, beta: Tensor, state: FilterState | None = None
+    x: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    state: FilterState | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, FilterState]:
     """Filters every channel of ``x`` along time, each with its own coefficients.
 
@@ -36,14 +40,16 @@ def iir_filter(
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
         state: ``(past_output, past_input)``, the last P outputs ``(P, B, *features)`` and the last
             Q inputs ``(Q, B, *features)`` before the first step, oldest first; zeros if ``None``.
+        dtype: what F is handed out in, that of ``alpha`` if ``None``; with coefficients in float32
+            it may be ``torch.bfloat16``, for a matrix product that would round F anyway.
 
     Returns:
-        F, ``(T, B, *features)``, and the state after the last step. Under autocast to bfloat16 F
-        is handed out in bfloat16, as the matrix product after it would round it; the recurrence
-        and the state keep the dtype of ``alpha``.
+        F, ``(T, B, *features)``, and the state after the last step. The recurrence and the state
+        have the dtype of ``alpha`` whatever F is rounded to; the gradient of ``alpha`` is taken
+        from the rounded F.
 
     Raises:
-        ValueError: a shape does not fit the others.
+        ValueError: a shape does not fit the others, or F cannot be handed out in ``dtype``.
     """
     features = x.shape[2:]
     _check_time_first(x, "x")
@@ -53,6 +59,9 @@ def iir_filter(
                 f"{name} has shape {tuple(coefficients.shape)}, expected (order, *features) "
                 f"for x of shape {tuple(x.shape)} (T, B, *features)"
             )
+    dtype = dtype or alpha.dtype
+    if dtype != alpha.dtype and (alpha.dtype, dtype) != (torch.float32, torch.bfloat16):
+        raise ValueError(f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 for float32")
     x = x.to(alpha.dtype)
     past_shapes = [(order, x.shape[1], *features) for order in (len(alpha), len(beta) - 1)]
     if state is None:
@@ -65,7 +74,7 @@ def iir_filter(
         _fold(x, 2),
         *(_fold(tensor, 1) for tensor in (alpha, beta)),
         *(_fold(tensor, 2) for tensor in (past_output, past_input)),
-        torch.bfloat16 if _rounds_products(x) else x.dtype,
+        dtype,
     )
     return output.view(x.shape), (last_output.view(past_shapes[0]), _last(past_input, x))
 
@@ -121,8 +130,8 @@ def spiking_neuron(
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
     dtype = reset_decay.dtype
-    if (current.dtype, dtype) != (torch.bfloat16, torch.float32):  # which the kernels read as it is
-        current = current.to(dtype)
+    if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
+        current = current.to(dtype)  # but the kernels read bfloat16 into a float32 membrane
     state_shape = current.shape[1:]
     if state is None:
         state = (reset_decay.new_zeros(()).expand(state_shape),) * 2
@@ -169,16 +178,6 @@ def _check_state(
 def _fold(tensor: Tensor, leading: int) -> Tensor:
     """Folds the feature dimensions, those after the ``leading`` ones, into a single one."""
     return tensor if tensor.dim() == leading + 1 else tensor.flatten(leading)
-
-
-def _rounds_products(x: Tensor) -> bool:
-    """Whether a matrix product of ``x`` would be computed in bfloat16, by autocast."""
-    device = x.device.type
-    return (
-        x.dtype == torch.float32
-        and torch.is_autocast_enabled(device)
-        and torch.get_autocast_dtype(device) == torch.bfloat16
-    )
 
 
 def _last(past: Tensor, sequence: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class IIRSynapse(StatefulModule):
         - x: ``(T, B, *shape)``.
         - state: ``(past_output, past_input)``: the last P outputs ``(P, B, *shape)`` and Q inputs
           ``(Q, B, *shape)``, oldest first.
-        - returns the PSP ``(T, B, *shape)`` and the new state.
+        - returns the PSP ``(T, B, *shape)`` and the new state. Under autocast to bfloat16 the PSP
+          of a float32 synapse is in bfloat16, as the matrix product after it would round it.
 
     Raises:
         ValueError: ``beta`` is empty, the constraint is unknown, or a shape is wrong.
@@ -73,7 +74,10 @@ class IIRSynapse(StatefulModule):
 
     def forward(self, x: Tensor, state: FilterState | None = None) -> tuple[Tensor, FilterState]:
         """Filters all time steps; see the class for shapes."""
-        return iir_filter(x, self.alpha, self.beta, state)
+        rounded = self.alpha.dtype == torch.float32 and _autocasts_to_bfloat16(x.device.type)
+        return iir_filter(
+            x, self.alpha, self.beta, state, dtype=torch.bfloat16 if rounded else None
+        )
 
     def poles(self) -> Tensor:
         """The poles of every channel's filter, complex, ``(*shape, P)``.
@@ -129,6 +133,14 @@ class IIRSynapse(StatefulModule):
             f"{self.shape}, P={len(self.alpha)}, Q={len(self.beta) - 1}, "
             f"constraint={self.constraint}"
         )
+
+
+def _autocasts_to_bfloat16(device: str) -> bool:
+    return (
+        torch.amp.is_autocast_available(device)  # not on the meta device, for one
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device) == torch.bfloat16
+    )
 
 
 class DualExponentialSynapse(IIRSynapse):

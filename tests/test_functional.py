@@ -189,28 +189,26 @@ def test_filter_state_is_a_copy():
     torch.testing.assert_close(list(state), kept, **EXACT)
 
 
-def test_under_autocast_the_filter_rounds_what_it_hands_out_and_no_more():
+def test_the_filter_rounds_what_it_hands_out_and_no_more():
     x, alpha, beta, *_ = filter_inputs(2, 1, dtype=torch.float32)
     exact, exact_state = iir_filter(x, alpha, beta)
-    with torch.autocast("cpu", torch.bfloat16):
-        output, state = iir_filter(x, alpha, beta)
-        first, between = iir_filter(x[:2], alpha, beta)
-        second, end = iir_filter(x[2:], alpha, beta, between)
+    output, state = iir_filter(x, alpha, beta, dtype=torch.bfloat16)
+    first, between = iir_filter(x[:2], alpha, beta, dtype=torch.bfloat16)
+    second, end = iir_filter(x[2:], alpha, beta, between, dtype=torch.bfloat16)
     torch.testing.assert_close(output, exact.bfloat16(), **EXACT)
     torch.testing.assert_close(state, exact_state, **EXACT)
     torch.testing.assert_close(torch.cat([first, second]), output, **EXACT)
     torch.testing.assert_close(end, exact_state, **EXACT)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_other_autocasts_leave_the_filter_alone(dtype):
-    """float16 has too little range for it, and float64 is asked for by who needs the digits."""
-    low = dtype == torch.float16
-    x, alpha, beta, *_ = filter_inputs(2, 1, dtype=torch.float32 if low else dtype)
-    exact, _ = iir_filter(x, alpha, beta)
-    with torch.autocast("cpu", torch.float16 if low else torch.bfloat16):
-        output, _ = iir_filter(x, alpha, beta)
-    torch.testing.assert_close(output, exact, **EXACT)
+@pytest.mark.parametrize(
+    ("own", "dtype"),
+    [(torch.float32, torch.float16), (torch.float64, torch.bfloat16), (torch.float32, torch.int64)],
+)
+def test_the_filter_rounds_from_float32_to_bfloat16_only(own, dtype):
+    x, alpha, beta, *_ = filter_inputs(2, 1, dtype=own)
+    with pytest.raises(ValueError, match=f"dtype is {dtype}, expected {own}"):
+        iir_filter(x, alpha, beta, dtype=dtype)
 
 
 @pytest.mark.parametrize("t", [0, 3, 5])

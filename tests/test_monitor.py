@@ -73,8 +73,9 @@ def test_traces_are_those_of_the_definition(model, x):
     assert monitor["5"].spikes.equal(output)
 
 
-def test_spikes_are_where_the_membrane_is_above_the_threshold(model, x):
-    with Monitor(model) as monitor:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_spikes_are_where_the_membrane_is_above_the_threshold(model, x, autocast):
+    with Monitor(model) as monitor, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model(x)
     for name in ("2", "5"):
         assert monitor[name].spikes.bool().equal(monitor[name].membrane > 1)

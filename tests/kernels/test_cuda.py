@@ -12,8 +12,16 @@ import torch
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the agreement tests compile and run them")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is compiled")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_kernels_compile_without_fused_multiply_add(dtype, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "rounded"),  # of the coefficients and states; of what goes to matrix products
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.float32, torch.bfloat16),
+    ],
+    ids=str,
+)
+def test_kernels_compile_without_fused_multiply_add(dtype, rounded, monkeypatch, tmp_path):
     triton = pytest.importorskip("triton", exc_type=ImportError)
     from triton.backends.compiler import GPUTarget
 
@@ -38,10 +46,11 @@ def test_kernels_compile_without_fused_multiply_add(dtype, monkeypatch, tmp_path
     sequence = torch.ones(1, batch, channels, dtype=dtype).expand(steps, -1, -1)
     alpha, beta = sequence[:1, 0].expand(order_p, -1), sequence[:1, 0].expand(order_q + 1, -1)
     past = sequence[:order_p], sequence[:order_q]
-    neuron = sequence, *alpha, *sequence[:2]
+    product = sequence.to(rounded)
+    neuron = product, *alpha, *sequence[:2]
     seed = torch.tensor(0)
-    cuda.filter_forward(sequence, alpha, beta, *past, dtype)
-    cuda.filter_backward(sequence, past[0], sequence, alpha, beta, sequence, *past, [True] * 5)
+    cuda.filter_forward(sequence, alpha, beta, *past, rounded)
+    cuda.filter_backward(product, past[0], sequence, alpha, beta, product, *past, [True] * 5)
     cuda.neuron_forward(*neuron, 0.3, seed)
     cuda.neuron_backward(
         sequence, *sequence[:2], *neuron, "gaussian", 0.4, 0.3, seed, needed=[True] * 6
