@@ -1,8 +1,8 @@
 """Checkpoints: plain dicts of tensors and built-in types, written so that a crash leaves none half.
 
-Keys: ``epoch, snn_state_dict, optimizer_state_dict, scheduler_state_dict, rng, config, metrics``
-and what ``experiment`` adds to resume in the middle of an epoch. Finished models hold
-``epoch, snn_state_dict, config, environment, metrics``.
+Keys: ``epoch, snn_state_dict, optimizer_state_dict, rng, config, environment, metrics`` and what
+``experiment`` adds to resume in the middle of an epoch; a scheduler's state follows from the number
+of steps. Finished models hold ``epoch, snn_state_dict, config, environment, metrics``.
 """
 
 import io

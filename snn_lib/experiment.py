@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -36,7 +37,7 @@ Checkpoint = dict[str, Any]
 BATCHES_PER_DISPLAY = 25
 REMEDY = (
     "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
-    "hyperparameters.constraint=stable: the checkpoints of the last good epoch are untouched"
+    "hyperparameters.constraint=stable: checkpoints of earlier epochs are untouched"
 )
 
 
@@ -87,18 +88,22 @@ class Progress:
     folder: str = ""  # of the run's logs
 
     def check(self) -> None:
-        """Raises TypeError unless everything is of its type, which a file does not promise."""
+        """Raises ValueError unless it makes sense, which a file does not promise."""
         for name, value in vars(Progress()).items():
             if not isinstance(getattr(self, name), type(value)):
-                raise TypeError(f"{name} is no {type(value).__name__}")
+                raise ValueError(f"{name} is no {type(value).__name__}")
         if len(self.history) != self.epoch:
-            raise TypeError(f"{self.epoch} epochs have {len(self.history)} rows of metrics")
+            raise ValueError(f"{self.epoch} epochs have {len(self.history)} rows of metrics")
+        if not 0 <= self.batch <= self.batches:
+            raise ValueError(f"batch {self.batch} of {self.batches}")
         for row in (self.sums, *self.history):
             if not all(isinstance(value, (int, float)) for value in row.values()):
-                raise TypeError("a metric is no number")
+                raise ValueError("a metric is no number")
         for row in self.history:
-            if row.keys() != self.history[0].keys() | {"seconds", "data_seconds"}:
-                raise TypeError("epochs have different metrics")
+            if row.keys() != self.history[0].keys() | {"epoch", "seconds", "data_seconds"}:
+                raise ValueError("epochs have different metrics")
+        if not min(self.seconds, self.data_seconds, self.sums.get("samples", 0)) >= 0:  # nor nan
+            raise ValueError("a time or the number of samples is negative")
 
 
 class Experiment:
@@ -186,6 +191,11 @@ class Experiment:
         self.progress = Progress(batches=self.task.batches_per_epoch)
         if checkpoint is not None:
             self._restore(checkpoint, source, total_batches)
+        elif self.checkpoint_path("last").exists():
+            self.say(
+                f"{self.checkpoint_path('last')} and _best are of an earlier run and are going to "
+                "be overwritten: stop now to go on with it (--resume) or to keep it (name=another)"
+            )
         self._open_log()
 
         while self.progress.epoch < self.settings.epoch:
@@ -195,7 +205,10 @@ class Experiment:
         best = self._best_row()
         path = self.checkpoint_path("best")
         distributed.barrier()
-        load_weights(self.model, load_checkpoint(path), path)
+        finished = load_checkpoint(path)
+        if finished.get("epoch") != best["epoch"]:
+            raise RunError(f"{path} is not of this run: the best epoch was {best['epoch']}")
+        load_weights(self.model, finished, path)
         self.average = None
         test, _ = self.evaluate("test")
         seconds, data_seconds = (
@@ -314,6 +327,13 @@ class Experiment:
         weights = dict(self.model.named_parameters())
         gradients = {f"gradient of {k}": p.grad for k, p in weights.items() if p.grad is not None}
         broken = not_finite({**weights, **gradients})
+        if broken:
+            cause = f"not finite: {broken}"
+        elif not torch.isfinite(loss):
+            cause = "not finite: the loss alone"
+        else:  # its sum of squares overflows
+            largest = max(gradients, key=lambda name: gradients[name].abs().max().item())
+            cause = f"the largest is {gradients[largest].abs().max().item():g}, in the {largest}"
         radii = {
             name: synapse.pole_radius()
             for name, synapse in self.synapses.items()
@@ -325,8 +345,7 @@ class Experiment:
         )
         return (
             f"epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}: the loss is "
-            f"{loss.item():g} and the gradient's norm {norm.item():g} (not finite: "
-            f"{broken or 'the loss alone'}){poles}. {REMEDY}"
+            f"{loss.item():g} and the gradient's norm {norm.item():g} ({cause}){poles}. {REMEDY}"
         )
 
     def _finish_epoch(self) -> None:
@@ -409,7 +428,8 @@ class Experiment:
             Path(self.config.checkpoint_base_path).mkdir(parents=True, exist_ok=True)
             for which in ("last", "best"):
                 self._check_writable(self.checkpoint_path(which))
-            if not progress.folder:
+            folder = Path(progress.folder)
+            if folder.parent != runs / self.config.name or not folder.is_dir():
                 progress.folder = str(new_folder(runs / self.config.name))
             self.log = RunLog(
                 Path(progress.folder),
@@ -448,7 +468,6 @@ class Experiment:
                 "snn_state_dict": self.model.state_dict(),
                 "average_state_dict": self.average.state_dict() if self.average else None,
                 "optimizer_state_dict": self.optimizer.state_dict(),
-                "scheduler_state_dict": self.scheduler.state_dict() if self.scheduler else None,
                 "rng": rng,
                 "config": dataclasses.asdict(self.config),
                 "environment": self.environment,
@@ -463,20 +482,27 @@ class Experiment:
                 f"{source} is a finished model, without the state of its training: resume from "
                 "the checkpoint that ends in _last"
             )
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.optimizer.step()  # shows what its state looks like; the weights come next
         load_weights(self.model, checkpoint, source)
         try:
             self.progress = Progress(**checkpoint["progress"])
             self.progress.check()
-            self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+            optimizer = self.optimizer.state_dict()
+            state = checkpoint["optimizer_state_dict"]["state"]
+            for number, values in state.items():
+                check_alike(values, optimizer["state"][number], f"the optimiser's state {number}")
+            self.optimizer.load_state_dict({**optimizer, "state": state})
             if self.average is not None:
                 self.average.load_state_dict(checkpoint["average_state_dict"])
             if self.rank < len(checkpoint["rng"]) == self.world:
                 set_rng_state(checkpoint["rng"][self.rank], self.device)
             if self.progress.history:
                 self._best_row()
-            own = learning_settings(checkpoint["config"])
+            begun_with = dict(checkpoint["config"])
+            planned = begun_with["hyperparameters"]["epoch"] * self.progress.batches
+            own = learning_settings(begun_with)
         except Exception as error:  # whatever a file holds that is no checkpoint of such a run
             raise InputError(
                 f"{source} cannot be resumed with this configuration: its optimiser, scheduler or "
@@ -488,7 +514,7 @@ class Experiment:
             "state goes on: start a new one (optimizer.gradient_clipping may change)",
         )
         require(
-            getattr(self.scheduler, "total_steps", total_batches) == total_batches,
+            planned == total_batches or not isinstance(self.scheduler, OneCycleLR),
             "OneCycleLR plans the whole run: hyperparameters.epoch, hyperparameters.batch_size and "
             "the number of samples cannot change when it is resumed",
         )
@@ -498,6 +524,12 @@ class Experiment:
             "hyperparameters.batch_size and the number of samples cannot change now",
         )
         self.progress.batches = self.task.batches_per_epoch
+        if self.scheduler is not None:  # its state is how often it stepped
+            steps = self.progress.epoch
+            if steps_every_batch(self.scheduler):
+                steps = steps * self.progress.batches + self.progress.batch
+            for _ in range(min(steps, total_batches)):
+                self.scheduler.step()
         best = self.checkpoint_path("best")
         require(
             not self.progress.history or best.exists(),
@@ -566,6 +598,19 @@ def learning_settings(config: dict[str, Any]) -> tuple[Any, ...]:
 def not_finite(tensors: dict[str, Tensor]) -> str:
     """The names of those that have an infinite or undefined element, separated by commas."""
     return ", ".join(k for k, values in tensors.items() if not torch.isfinite(values).all())
+
+
+def check_alike(state: Any, own: Any, name: str) -> None:
+    """Raises ValueError unless both have the same keys, types and shapes, and finite numbers."""
+    if isinstance(own, dict) and isinstance(state, dict) and state.keys() == own.keys():
+        for key, value in own.items():
+            check_alike(state[key], value, f"{name}, {key}")
+    elif isinstance(own, Tensor) and isinstance(state, Tensor):
+        kinds = [(tensor.shape, tensor.dtype, tensor.layout) for tensor in (state, own)]
+        if kinds[0] != kinds[1] or not torch.isfinite(state).all():
+            raise ValueError(f"{name} has another shape or type, or is not finite")
+    elif own is not None or state is not None:
+        raise ValueError(f"{name} is not what it should be")
 
 
 def split_of(row: Row, split: str) -> dict[str, float]:

@@ -81,9 +81,10 @@ class RunLog:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Writes the rows atomically, with the keys of the first as the header."""
+    """Writes the rows atomically; a column for every key, empty where a row lacks it."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())

@@ -3,6 +3,7 @@
 import csv
 import functools
 import math
+import shutil
 
 import pytest
 import torch
@@ -111,7 +112,7 @@ def test_a_run_that_stops_and_resumes_equals_one_that_does_not(tmp_path, undistu
     resumed = experiment(overrides).train(load(last), last)
 
     one, other = (load(folder / "checkpoint/snn_mlp_1_last") for folder in (whole, tmp_path))
-    for part in ("snn", "average", "optimizer", "scheduler"):
+    for part in ("snn", "average", "optimizer"):
         assert_equal_states(one[f"{part}_state_dict"], other[f"{part}_state_dict"])
     assert_equal_states(one["rng"], other["rng"])
     assert_same_weights(*(folder / "checkpoint/snn_mlp_1_best" for folder in (whole, tmp_path)))
@@ -376,7 +377,8 @@ def test_a_finished_model_cannot_be_resumed(trained):
         {"progress": {"epoch": 1, "history": [{"validation_loss": "low"}]}},
         {"progress": None},
         {"optimizer_state_dict": {}},
-        {"scheduler_state_dict": 3},
+        {"optimizer_state_dict": {"state": {77: {}}}},
+        {"optimizer_state_dict": {"state": {0: {"step": torch.tensor(6.0)}}}},
         {"rng": [{"cpu": torch.zeros(3)}]},
         {"config": {}},
         {"config": {"hyperparameters": {"length": "long"}}},
@@ -387,6 +389,77 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
     torch.save({**load(trained / "checkpoint/snn_mlp_1_last"), **change}, path)
     message = refused("--train", "--resume", path, *small(trained), model=SmallSNN)
     assert "cannot be resumed" in message or "the checkpoint's configuration" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("progress", {"batch": -3}),
+        ("progress", {"batch": 5}),
+        ("progress", {"seconds": math.nan}),
+        ("progress", {"sums": {"samples": -16}}),
+        ("exp_avg", torch.zeros(3)),
+        ("exp_avg", torch.zeros(20, 784).to_sparse()),
+        ("exp_avg", torch.full((20, 784), math.nan)),
+        ("exp_avg", 0.5),
+        ("step", torch.zeros(2, 3)),
+    ],
+)
+def test_a_state_that_cannot_be_that_of_the_run_is_refused(trained, tmp_path, part, values):
+    """PyTorch would compute with it, or crash."""
+    checkpoint = load(trained / "checkpoint/snn_mlp_1_last")
+    states = checkpoint["optimizer_state_dict"]["state"].values()
+    (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
+    if part == "progress":
+        checkpoint["progress"].update(values)
+    else:
+        weights[part] = values
+    torch.save(checkpoint, tmp_path / "changed_last")
+    arguments = "--train", "--resume", tmp_path / "changed_last", *small(trained)
+    assert "cannot be resumed" in refused(*arguments, model=SmallSNN)
+
+
+@pytest.mark.parametrize("folder", ["{}/elsewhere", "\0", "", "{}/runs/snn_mlp_1/gone"])
+def test_a_resumed_run_writes_under_its_own_runs_path_only(trained, tmp_path, folder):
+    for path in (trained / "checkpoint").iterdir():
+        checkpoint = load(path)
+        if "progress" in checkpoint:
+            checkpoint["progress"]["folder"] = folder.format(tmp_path)
+        (tmp_path / "checkpoint").mkdir(exist_ok=True)
+        torch.save(checkpoint, tmp_path / "checkpoint" / path.name)
+    (tmp_path / "elsewhere").mkdir()
+    train("--resume", *small(tmp_path), model=SmallSNN)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(metrics_of(tmp_path)) == 1 + 3
+
+
+def test_a_run_that_would_overwrite_another_says_so(tmp_path):
+    first, second = (train(*small(tmp_path), model=SmallSNN).out for _ in range(2))
+    assert "overwritten" not in first
+    assert "snn_mlp_1_last and _best are of an earlier run and are going to be overw" in second
+
+
+def test_the_best_checkpoint_of_another_run_is_not_taken_for_its_own(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    best = tmp_path / "checkpoint/snn_mlp_1_best"
+    torch.save({**load(best), "epoch": 77}, best)
+    trial = experiment(small(tmp_path, "optimizer.gradient_clipping=1e-9"))
+    trial.task.score = lambda metrics: (0.0,)  # so that the first epoch stays the best
+    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    with pytest.raises(RunError, match="snn_mlp_1_best is not of this run: the best epoch was 1"):
+        trial.train(load(last), last)
+
+
+def test_gradients_that_only_together_are_too_large_are_traced_to_the_largest(tmp_path):
+    class Steep(DigitClassification):
+        def loss(self, model, batch):
+            loss, sums = super().loss(model, batch)
+            return loss * 1e25, sums
+
+    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Steep)
+    assert finished.code == 1
+    assert "the gradient's norm inf (the largest is " in finished.err
+    assert "in the gradient of layers." in finished.err
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained):

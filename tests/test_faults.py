@@ -147,4 +147,5 @@ def test_numbers_that_explode_end_the_run_with_one_line(tmp_path):
     assert finished.err.count("\n") == 1
     assert "the run failed: epoch 1, batch " in finished.err
     assert "not finite: " in finished.err
+    assert "layers." in finished.err
     assert not list((tmp_path / "checkpoint").iterdir())

@@ -32,6 +32,11 @@ def test_metrics_are_written_as_a_whole_each_time(tmp_path):
     assert [row["epoch"] for row in rows(tmp_path)] == ["1", "2"]
 
 
+def test_a_column_that_came_later_is_empty_before(tmp_path):
+    log(tmp_path).write([HISTORY[0], {**HISTORY[1], "rate": 0.1}])
+    assert [row["rate"] for row in rows(tmp_path)] == ["", "0.1"]
+
+
 def test_configuration_and_environment_are_readable_yaml(tmp_path):
     log(tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
