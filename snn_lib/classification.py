@@ -127,7 +127,10 @@ class DigitClassification:
         return self._encoded(self.training, epoch, start)
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for the ``validation`` or the ``test`` images, always with the same spikes."""
+        """The same for the ``validation`` or the ``test`` images, with the same spikes every time.
+
+        Of several processes, each draws Poisson spikes of its own for its share.
+        """
         batches = self.validation
         if split == "test":  # read when asked for and not before
             images, labels = load_mnist(Path(self.config.dataset_path), train=False)

@@ -91,6 +91,10 @@ def _run(
         options.resume = ""
     require(options.train != options.test, "choose one of --train and --test (see --help)")
     require(options.train or options.resume is None, "--resume goes with --train")
+    require(
+        options.train or not distributed.launched(),
+        "--test takes one process: start the script with python instead of torchrun",
+    )
     yaml_file = options.config_file or script.with_suffix(".yaml")
     config = load_config(task_class.config_class, yaml_file, options.overrides)
 
