@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py
 
-Prints and saves, as CSV and as a chart, the accuracy if the
-output spikes are counted up to each time step, and spikes and synaptic operations per image.
+Prints and saves the accuracy on the test images if the output spikes are counted up to each time
+step (CSV and a chart), and spikes and synaptic operations per image (CSV).
 """
 
 import argparse
@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 import torch
-from measuring import ROOT, options, save_csv
+from measuring import ROOT, options
 
 sys.path.insert(0, str(ROOT))
 from snn_lib.checkpoints import load_checkpoint, load_weights
 from snn_lib.classification import DigitClassification, DigitConfig
 from snn_lib.config import config_from_dict
 from snn_lib.experiment import Experiment
+from snn_lib.run_log import write_csv
 
 MODELS = {  # and the script that has the model
     "snn_mlp_1": "snn_mlp_1",
@@ -54,7 +55,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
 
 
 def show(row: dict) -> None:
-    """Prints one model's."""
+    """Prints the row of a model."""
     early = ", ".join(f"{step}: {100 * row[f'accuracy_{step}']:.2f} %" for step in (5, 10, 15, 20))
     print(
         f"{row['model']}: {100 * row['accuracy']:.2f} % (after fewer steps {early}), "
@@ -85,7 +86,7 @@ def main() -> None:
     rows = [measure(name, chosen) for name in MODELS]
     for row in rows:
         show(row)
-    save_csv(chosen.output, rows)
+    write_csv(chosen.output.with_suffix(".csv"), rows)
     chart(chosen.output, rows)
     print(f"\nsaved {chosen.output}.csv and .png")
 

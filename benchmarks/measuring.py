@@ -7,7 +7,6 @@ a drift of the machine hits all alike.
 
 import argparse
 import contextlib
-import csv
 import multiprocessing
 import os
 import random
@@ -173,11 +172,3 @@ def machine(options: argparse.Namespace) -> str:
         name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
         cpu = f"{name} ({cpu})"
     return f"{cpu}, {options.threads} threads, PyTorch {torch.__version__}"
-
-
-def save_csv(path: Path, rows: Sequence[dict]) -> None:
-    """Writes the rows, with the keys of the first as the header."""
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from measuring import interleave, machine, options, quartiles, save_csv
+from measuring import interleave, machine, options, quartiles
 from networks import MEMORY, SNN, Network, Variant, dense
+
+from snn_lib.run_log import write_csv
 
 ROUNDS, SECONDS = 8, 0.2  # visits to each point, and how long one lasts at least
 
@@ -125,7 +127,7 @@ def main() -> None:
         swept = sweep(name, chosen)
         show(swept)
         rows += swept
-    save_csv(chosen.output, rows)
+    write_csv(chosen.output.with_suffix(".csv"), rows)
     chart(chosen.output, rows)
     print(f"\nsaved {chosen.output}.csv and .png")
 

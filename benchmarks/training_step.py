@@ -16,9 +16,11 @@ before the network was built (Linux: resident set; GPU: allocated by PyTorch).
 from dataclasses import replace
 from pathlib import Path
 
-from measuring import interleave, machine, options, quartiles, save_csv
+from measuring import interleave, machine, options, quartiles
 from networks import DIGITS, MEMORY, SNN, Loop, Network, Variant, dense
 from other_libraries import installed
+
+from snn_lib.run_log import write_csv
 
 FLOOR, LOOP = "dense floor", "per-step loop"
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
@@ -129,7 +131,7 @@ def main() -> None:
         results = interleave([(row, network) for row in rows], chosen, rounds, seconds)
         tables.append(table(network, rows, results, machine(chosen)))
         show(tables[-1])
-    save_csv(chosen.output, [line for lines in tables for line in lines])
+    write_csv(chosen.output.with_suffix(".csv"), [line for lines in tables for line in lines])
     chart(chosen.output, tables)
     print("\nWhat is computed:")
     for variant, note in dict.fromkeys((row.name, row.note) for row in variants(chosen.device)):

@@ -67,6 +67,16 @@ def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
             assert f"{variant} against {sweep}" in printed
 
 
+def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("accuracy", tmp_path)
+    assert [row["encoding"] for row in rows] == ["constant"] * 2 + ["poisson"] * 2
+    for row in rows:
+        assert row["model"] in printed
+        assert float(row["accuracy"]) == float(row["accuracy_25"]) >= 0.9  # of ten images
+        assert float(row["spikes_per_image"]) > 0
+
+
 def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from scaling import slope

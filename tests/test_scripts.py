@@ -68,6 +68,16 @@ def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
+@pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("snn_mlp_*.yaml")))
+def test_the_pretrained_model_of_each_config_file(config):
+    script = config[: len("snn_mlp_1")] + ".py"
+    few = "mnist_config.test_size=500"
+    tested = shell(sys.executable, script, "--test", "--config_file", config, few)
+    assert tested.code == 0, tested.err
+    assert f"checkpoint/pretrained_{config.removesuffix('.yaml')}" in tested.out
+    assert float(accuracy(tested.out)) > 97
+
+
 def test_help(tmp_path):
     shown = shell(sys.executable, ROOT / "snn_mlp_2.py", "--help", cwd=tmp_path)
     assert (shown.code, shown.err) == (0, "")
