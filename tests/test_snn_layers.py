@@ -291,7 +291,7 @@ def test_chunks_with_states_equal_the_whole(name):
     second, states = layer(x[..., 5:], states)
     assert torch.equal(torch.cat([first, second], -1), whole)
     for found, expected in zip(as_tuple(states), as_tuple(last), strict=True):
-        assert torch.equal(found, expected)
+        torch.testing.assert_close(found, expected)  # products of fewer rows round differently
 
 
 @pytest.mark.parametrize("name", LAYERS)
