@@ -1,8 +1,10 @@
 """Settings: read from YAML, overridden, and refused with one line where they make no sense."""
 
 import dataclasses
+import shlex
 
 import pytest
+from running import ROOT
 
 from snn_lib.classification import DigitConfig
 from snn_lib.config import config_from_dict, flattened, load_config
@@ -202,3 +204,16 @@ def test_flattened_has_every_key_once():
     keys = [key for key, _ in flattened(DigitConfig())]
     assert len(keys) == len(set(keys))
     assert {"seed", "optimizer", "optimizer.AdamW.lr", "transform.elastic.sigma"} <= set(keys)
+
+
+def test_the_readmes_command_has_the_constants_of_the_2020_release():
+    """They are the defaults, so whatever our YAML file sets otherwise has to be in the command."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (command,) = (line for line in lines if "optimizer_choice=Adam " in line)
+    script, train, *overrides = shlex.split(command)[1:]
+    assert (script, train) == ("snn_mlp_1.py", "--train")
+    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
+    for section in ("hyperparameters", "mnist_config", "transform"):
+        assert getattr(config, section) == getattr(DigitConfig(), section)
+    assert config.optimizer.Adam == DigitConfig().optimizer.Adam
+    assert config.scheduler.MultiStepLR == DigitConfig().scheduler.MultiStepLR
