@@ -397,6 +397,7 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
         ("progress", {"batch": -3}),
         ("progress", {"batch": 5}),
         ("progress", {"seconds": math.nan}),
+        ("progress", {"data_seconds": math.nan}),
         ("progress", {"sums": {"samples": -16}}),
         ("exp_avg", torch.zeros(3)),
         ("exp_avg", torch.zeros(20, 784).to_sparse()),
