@@ -8,13 +8,11 @@ step (CSV and a chart), and spikes and synaptic operations per image (CSV).
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
 
 import torch
 from measuring import ROOT, options
 
-sys.path.insert(0, str(ROOT))
 from snn_lib.checkpoints import load_checkpoint, load_weights
 from snn_lib.classification import DigitClassification, DigitConfig
 from snn_lib.config import config_from_dict

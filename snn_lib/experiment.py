@@ -158,12 +158,9 @@ class Experiment:
         self.progress = Progress(batches=self.task.batches_per_epoch)
         if checkpoint is not None:
             self._restore(checkpoint, source, total_batches)
-        elif self.checkpoint_path("last").exists():
-            self.say(
-                f"{self.checkpoint_path('last')} and _best are of an earlier run and are going to "
-                "be overwritten: stop now to go on with it (--resume) or to keep it (name=another)"
-            )
-        self._open_log()
+        self._open_log(resumed=checkpoint is not None)
+        if self._ends_with_best_epoch():  # a resumed run, maybe killed before it had written that
+            self._save_best()
 
         while self.progress.epoch < self.settings.epoch:
             self._train_epoch()
@@ -172,10 +169,9 @@ class Experiment:
         best = self._best_row()
         path = self.checkpoint_path("best")
         distributed.barrier()
-        finished = load_checkpoint(path)
-        if finished.get("epoch") != best["epoch"]:
+        if not self._has_best():
             raise RunError(f"{path} is not of this run: the best epoch was {best['epoch']}")
-        load_weights(self.model, finished, path)
+        load_weights(self.model, load_checkpoint(path), path)
         self.average = None
         test, _ = self.evaluate("test")
         seconds, data_seconds = (
@@ -262,6 +258,7 @@ class Experiment:
                     bar.set_postfix_str(text)
                 stop = distributed.any_process(self.stop_requested(), self.device)
                 if stop and progress.batch < total:  # else the epoch is finished first
+                    self._check_weights()
                     self._save_last()
                     raise Stopped
 
@@ -321,9 +318,7 @@ class Experiment:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
-        broken = not_finite(self.model.state_dict())
-        if broken:  # of the last batch, which no gradient has met
-            raise RunError(f"epoch {progress.epoch + 1}: {broken} not finite. {REMEDY}")
+        self._check_weights()
         validation, activity = self.evaluate("validation")
         rates = activity.firing_rates()
         radii = {name: synapse.pole_radius() for name, synapse in self.synapses.items()}
@@ -342,18 +337,11 @@ class Experiment:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.sums, progress.seconds, progress.data_seconds = {}, 0.0, 0.0
 
-        is_best = self._best_row() is row
-        # The best first: a run killed between the two does this epoch again and comes by here.
-        if is_best and self.rank == 0:
-            finished = {
-                "epoch": row["epoch"],
-                "snn_state_dict": self._evaluated_model().state_dict(),
-                "config": dataclasses.asdict(self.config),
-                "environment": self.environment,
-                "metrics": row,
-            }
-            save_checkpoint(self.checkpoint_path("best"), finished)
+        # The last first: of it the best can be written again, should the run be killed in between.
         self._save_last()
+        is_best = self._ends_with_best_epoch()
+        if is_best:
+            self._save_best()
         if self.rank == 0:
             self.log.write(progress.history)
         self.say(
@@ -387,7 +375,26 @@ class Experiment:
             self.progress.history, key=lambda row: self.task.score(split_of(row, "validation"))
         )
 
-    def _open_log(self) -> None:
+    def _ends_with_best_epoch(self) -> bool:
+        """Whether the weights are those of the best epoch so far."""
+        history = self.progress.history
+        return self.progress.batch == 0 and bool(history) and self._best_row() is history[-1]
+
+    def _has_best(self) -> bool:
+        """Whether the best checkpoint is that of this run's best epoch."""
+        path = self.checkpoint_path("best")
+        # Compared as text: a file may hold anything, and nan differs from itself.
+        return path.exists() and repr(load_checkpoint(path).get("metrics")) == repr(
+            self._best_row()
+        )
+
+    def _check_weights(self) -> None:
+        """Raises RunError if the last batch broke the weights, which no gradient has met since."""
+        broken = not_finite(self.model.state_dict())
+        if broken:
+            raise RunError(f"epoch {self.progress.epoch + 1}: {broken} not finite. {REMEDY}")
+
+    def _open_log(self, resumed: bool) -> None:
         if self.rank:
             return
         progress, runs = self.progress, Path(self.config.runs_path)
@@ -395,6 +402,8 @@ class Experiment:
             Path(self.config.checkpoint_base_path).mkdir(parents=True, exist_ok=True)
             for which in ("last", "best"):
                 self._check_writable(self.checkpoint_path(which))
+            if not resumed:
+                self._set_earlier_run_aside()
             folder = Path(progress.folder)
             if folder.parent != runs / self.config.name or not folder.is_dir():
                 progress.folder = str(new_folder(runs / self.config.name))
@@ -413,6 +422,22 @@ class Experiment:
         if progress.history:
             self.log.write(progress.history)
 
+    def _set_earlier_run_aside(self) -> None:
+        """Renames what an earlier run of this name left, so that this one does not overwrite it."""
+        paths = [self.checkpoint_path(which) for which in ("last", "best")]
+        if not any(path.exists() for path in paths):
+            return
+        name = f"{self.config.name}_previous"
+        for path, which in zip(paths, ("last", "best"), strict=True):
+            previous = path.with_name(f"{name}_{which}")
+            previous.unlink(missing_ok=True)
+            if path.exists():
+                path.rename(previous)
+        self.say(
+            f"the earlier run of this name is {name} now: --train --resume name={name} goes on "
+            f"with it, --test test_checkpoint_path={previous} tests it"
+        )
+
     @staticmethod
     def _check_writable(path: Path) -> None:
         if path.is_dir():
@@ -421,6 +446,22 @@ class Experiment:
         probe = path.with_name(f"{path.name}.probe.tmp")
         probe.touch()
         probe.unlink()
+
+    def _save_best(self) -> None:
+        """Writes the finished model as it is after this epoch."""
+        if self.rank:
+            return
+        row = self.progress.history[-1]
+        save_checkpoint(
+            self.checkpoint_path("best"),
+            {
+                "epoch": row["epoch"],
+                "snn_state_dict": self._evaluated_model().state_dict(),
+                "config": dataclasses.asdict(self.config),
+                "environment": self.environment,
+                "metrics": row,
+            },
+        )
 
     def _save_last(self) -> None:
         """Writes the checkpoint from which the run resumes to the same numbers."""
@@ -457,12 +498,14 @@ class Experiment:
             self.progress = Progress(**checkpoint["progress"])
             self.progress.check()
             optimizer = self.optimizer.state_dict()
-            state = checkpoint["optimizer_state_dict"]["state"]
+            state = dict(checkpoint["optimizer_state_dict"])["state"]
             for number, values in state.items():
                 check_alike(values, optimizer["state"][number], f"the optimiser's state {number}")
             self.optimizer.load_state_dict({**optimizer, "state": state})
             if self.average is not None:
-                self.average.load_state_dict(checkpoint["average_state_dict"])
+                average = checkpoint["average_state_dict"]
+                check_alike(average, self.average.state_dict(), "the average")
+                self.average.load_state_dict(average)
             if self.rank < len(checkpoint["rng"]) == self.world:
                 set_rng_state(checkpoint["rng"][self.rank], self.device)
             if self.progress.history:
@@ -486,9 +529,11 @@ class Experiment:
             "the number of samples cannot change when it is resumed",
         )
         require(
-            self.progress.batch == 0 or self.progress.batches == self.task.batches_per_epoch,
-            f"{source} stopped in the middle of an epoch of {self.progress.batches} batches: "
-            "hyperparameters.batch_size and the number of samples cannot change now",
+            self.progress.batches == self.task.batches_per_epoch
+            or (self.progress.batch == 0 and not steps_every_batch(self.scheduler)),
+            f"{source} stopped in the middle of an epoch of {self.progress.batches} batches, or "
+            "its scheduler counts them: hyperparameters.batch_size and the number of samples "
+            "cannot change now",
         )
         self.progress.batches = self.task.batches_per_epoch
         if self.scheduler is not None:  # its state is how often it stepped
@@ -497,10 +542,10 @@ class Experiment:
                 steps = steps * self.progress.batches + self.progress.batch
             for _ in range(min(steps, total_batches)):
                 self.scheduler.step()
-        best = self.checkpoint_path("best")
         require(
-            not self.progress.history or best.exists(),
-            f"the best epoch so far is not at {best}: put it there, or set checkpoint_base_path",
+            not self.progress.history or self._ends_with_best_epoch() or self._has_best(),
+            f"the best epoch so far is not at {self.checkpoint_path('best')}: put it there, or set "
+            "checkpoint_base_path",
         )
         if self.rank:  # the sums of all processes go on in the first
             self.progress.sums = dict.fromkeys(self.progress.sums, 0.0)

@@ -38,7 +38,11 @@ class Progress:
         for row in (self.sums, *self.history):
             if not all(isinstance(value, (int, float)) for value in row.values()):
                 raise ValueError("a metric is no number")
-        for row in self.history:
+        if not all(abs(value) <= 2**53 for value in self.sums.values()):  # nor nan
+            raise ValueError("a sum is not finite, or too large to be counted with")
+        for number, row in enumerate(self.history, 1):
+            if row.get("epoch") != number:
+                raise ValueError("epochs are not in order")
             if row.keys() != self.history[0].keys() | {"epoch", "seconds", "data_seconds"}:
                 raise ValueError("epochs have different metrics")
         amounts = self.seconds, self.data_seconds, self.sums.get("samples", 0)

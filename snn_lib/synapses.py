@@ -110,7 +110,7 @@ class IIRSynapse(StatefulModule):
         - Order 2: |alpha_2| <= 1 - m and |alpha_1| <= 1 - alpha_2 - m, the triangle of all stable
           second-order filters, those with complex poles among them.
         - Higher orders: a filter whose largest pole radius r exceeds 1 - m has all its poles scaled
-          by (1 - m) / r, that is alpha_p by ((1 - m) / r)^p.
+          by (1 - m) / r, that is alpha_p by ((1 - m) / r)^p. Coefficients that are not finite stay.
         """
         if self.constraint == "none" or len(self.alpha) == 0:
             return
@@ -119,7 +119,7 @@ class IIRSynapse(StatefulModule):
             alpha_2 = self.alpha[1].clamp_(-bound, bound) if len(self.alpha) == 2 else 0.0
             limit = torch.as_tensor(bound - alpha_2).to(self.alpha)
             self.alpha[0].clamp_(-limit, limit)
-        else:
+        elif torch.isfinite(self.alpha).all():  # others have no poles
             radius = self.poles().abs().amax(-1)
             scale = (bound / radius).clamp(max=1.0).to(self.alpha)
             powers = torch.arange(1, len(self.alpha) + 1).view(-1, *[1] * len(self.shape))

@@ -270,13 +270,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert len(metrics_of(tmp_path / "bad")) == 1 + 1
 
 
-def test_weights_that_the_last_batch_made_infinite_are_not_saved(tmp_path, monkeypatch):
-    trial = experiment(small(tmp_path))
+@pytest.mark.parametrize("batches", [2, 4])
+def test_weights_that_the_last_batch_made_infinite_are_not_saved(tmp_path, monkeypatch, batches):
+    trial = experiment(small(tmp_path), stop_after=batches)  # of 4 in an epoch
     step = Experiment._train_batch
 
     def explode(self, batch):
         sums = step(self, batch)
-        if self.progress.batch == self.task.batches_per_epoch - 1:
+        if self.progress.batch == batches - 1:
             self.model.layers[1].weight.data[0, 0] = math.inf
         return sums
 
@@ -327,6 +328,18 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.raises(Stopped):
         experiment(small(folder), stop_after=6).train()
+    return folder
+
+
+AVERAGING = "hyperparameters.weight_averaging=0.9"
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """The same, with a moving average of the weights."""
+    folder = tmp_path_factory.mktemp("averaged")
+    with pytest.raises(Stopped):
+        experiment(small(folder, AVERAGING), stop_after=6).train()
     return folder
 
 
@@ -399,6 +412,9 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
         ("progress", {"seconds": math.nan}),
         ("progress", {"data_seconds": math.nan}),
         ("progress", {"sums": {"samples": -16}}),
+        ("progress", {"sums": {"loss": 10**25}}),
+        ("history", {"epoch": 2}),
+        ("average", math.nan),
         ("exp_avg", torch.zeros(3)),
         ("exp_avg", torch.zeros(20, 784).to_sparse()),
         ("exp_avg", torch.full((20, 784), math.nan)),
@@ -406,17 +422,21 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
         ("step", torch.zeros(2, 3)),
     ],
 )
-def test_a_state_that_cannot_be_that_of_the_run_is_refused(trained, tmp_path, part, values):
+def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, part, values):
     """PyTorch would compute with it, or crash."""
-    checkpoint = load(trained / "checkpoint/snn_mlp_1_last")
+    checkpoint = load(averaged / "checkpoint/snn_mlp_1_last")
     states = checkpoint["optimizer_state_dict"]["state"].values()
     (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
     if part == "progress":
         checkpoint["progress"].update(values)
+    elif part == "history":
+        checkpoint["progress"]["history"][0].update(values)
+    elif part == "average":
+        checkpoint["average_state_dict"]["module.layers.1.weight"][0, 0] = values
     else:
         weights[part] = values
     torch.save(checkpoint, tmp_path / "changed_last")
-    arguments = "--train", "--resume", tmp_path / "changed_last", *small(trained)
+    arguments = "--train", "--resume", tmp_path / "changed_last", *small(averaged, AVERAGING)
     assert "cannot be resumed" in refused(*arguments, model=SmallSNN)
 
 
@@ -434,21 +454,87 @@ def test_a_resumed_run_writes_under_its_own_runs_path_only(trained, tmp_path, fo
     assert len(metrics_of(tmp_path)) == 1 + 3
 
 
-def test_a_run_that_would_overwrite_another_says_so(tmp_path):
-    first, second = (train(*small(tmp_path), model=SmallSNN).out for _ in range(2))
-    assert "overwritten" not in first
-    assert "snn_mlp_1_last and _best are of an earlier run and are going to be overw" in second
+def test_a_run_sets_an_earlier_one_of_its_name_aside(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(Stopped):
+        experiment(small(tmp_path), stop_after=1).train()
+    for which in ("last", "best"):
+        previous = tmp_path / f"checkpoint/snn_mlp_1_previous_{which}"
+        assert previous.read_bytes() == (trained / f"checkpoint/snn_mlp_1_{which}").read_bytes()
+    assert not (tmp_path / "checkpoint/snn_mlp_1_best").exists()
+
+    said = train(*small(tmp_path), model=SmallSNN).out
+    assert "the earlier run of this name is snn_mlp_1_previous now" in said
+    assert load(tmp_path / "checkpoint/snn_mlp_1_previous_last")["progress"]["batch"] == 1
+    assert not (tmp_path / "checkpoint/snn_mlp_1_previous_best").exists()
+
+
+def test_an_earlier_run_goes_on_under_its_new_name(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    train("--resume", *small(tmp_path), model=SmallSNN)
+    shutil.copytree(trained, tmp_path / "again")
+    train(*small(tmp_path / "again"), model=SmallSNN)
+    train("--resume", "name=snn_mlp_1_previous", *small(tmp_path / "again"), model=SmallSNN)
+    assert_same_weights(
+        tmp_path / "checkpoint/snn_mlp_1_last",
+        tmp_path / "again/checkpoint/snn_mlp_1_previous_last",
+    )
+
+
+class FirstIsBest(DigitClassification):
+    def score(self, metrics):
+        return (0.0,)
+
+
+class LastIsBest(DigitClassification):
+    scored = 0.0
+
+    def score(self, metrics):
+        self.scored += 1
+        return (self.scored,)
 
 
 def test_the_best_checkpoint_of_another_run_is_not_taken_for_its_own(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    best = tmp_path / "checkpoint/snn_mlp_1_best"
-    torch.save({**load(best), "epoch": 77}, best)
-    trial = experiment(small(tmp_path, "optimizer.gradient_clipping=1e-9"))
-    trial.task.score = lambda metrics: (0.0,)  # so that the first epoch stays the best
-    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
+    content = load(best)
+    torch.save({**content, "metrics": {**content["metrics"], "validation_loss": 0.1}}, best)
+    with pytest.raises(InputError, match=r"the best epoch so far is not at .*snn_mlp_1_best"):
+        experiment(small(tmp_path)).train(load(last), last)
+
+
+def test_two_runs_of_one_name_at_a_time_are_noticed(tmp_path):
+    class Twofold(FirstIsBest):
+        def train_batches(self, epoch, start):
+            if epoch == 2:
+                best = tmp_path / "checkpoint/snn_mlp_1_best"
+                torch.save({**load(best), "metrics": {}}, best)
+            return super().train_batches(epoch, start)
+
     with pytest.raises(RunError, match="snn_mlp_1_best is not of this run: the best epoch was 1"):
-        trial.train(load(last), last)
+        experiment(small(tmp_path), task=Twofold).train()
+
+
+def test_a_best_checkpoint_that_a_kill_prevented_is_written_on_resuming(tmp_path):
+    settings = small(tmp_path, AVERAGING)
+    experiment(settings, task=LastIsBest).train()
+    best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
+    written = load(best)
+    best.unlink()
+    experiment(settings, task=LastIsBest).train(load(last), last)
+    for key in ("epoch", "metrics", "snn_state_dict"):
+        assert_equal_states(load(best)[key], written[key])
+
+
+def test_a_scheduler_that_counts_batches_needs_as_many_an_epoch(tmp_path):
+    settings = small(tmp_path, "scheduler.scheduler_choice=CyclicLR", "hyperparameters.epoch=1")
+    experiment(settings).train()
+    longer = [*settings, "hyperparameters.epoch=2"]
+    message = refused(
+        "--train", "--resume", *longer, "hyperparameters.batch_size=32", model=SmallSNN
+    )
+    assert "or its scheduler counts them" in message
+    train("--resume", *longer, model=SmallSNN)
 
 
 def test_gradients_that_only_together_are_too_large_are_traced_to_the_largest(tmp_path):

@@ -1,6 +1,6 @@
 """Faults: killed at any moment, asked to stop, a full disk, numbers that explode. Nothing is lost.
 
-SNN_KILLS sets how often the run is killed before it may finish (default 4), for a longer test:
+SNN_KILLS sets how often the run is killed before it may finish (default 5), for a longer test:
 
     SNN_KILLS=20 python -m pytest tests/test_faults.py
 """
@@ -18,7 +18,7 @@ import time
 import pytest
 from running import Process, assert_same_weights, load, metrics_of, tiny
 
-KILLS = int(os.environ.get("SNN_KILLS", "4"))
+KILLS = int(os.environ.get("SNN_KILLS", "5"))
 LAST, BEST = "checkpoint/snn_mlp_1_last", "checkpoint/snn_mlp_1_best"
 
 
@@ -73,9 +73,10 @@ def limit_files():
 
 
 def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, undisturbed):
-    # An epoch writes its best checkpoint, its last one and metrics.csv, after two files of the
-    # run's start: the first kills hit each of the three, the others come at any time.
-    writes = [functools.partial(die_at_write, number) for number in (3, 4, 5)]
+    # After two files of the run's start an epoch writes its last checkpoint, its best one and
+    # metrics.csv; a resumed run's start writes metrics.csv too, and the best checkpoint once more.
+    # The first kills hit each of them, the others come at any time.
+    writes = [functools.partial(die_at_write, number) for number in (3, 4, 4, 7)]
     for kill in range(KILLS):
         resume = ["--resume"] if (tmp_path / LAST).exists() else []
         prepare = writes[kill] if kill < len(writes) else None

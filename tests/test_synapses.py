@@ -301,6 +301,17 @@ def test_projection_keeps_the_parameter_and_its_training():
     assert synapse.pole_radius() < 1.0
 
 
+@pytest.mark.parametrize(
+    ("order", "value"), [(1, math.nan), (2, math.nan), (3, math.nan), (3, math.inf)]
+)
+def test_projection_hides_no_coefficient_that_is_not_finite_and_ends(order, value):
+    synapse = IIRSynapse(2, (0.5,) * order, (1.0,), constraint="stable")
+    with torch.no_grad():
+        synapse.alpha[-1, 0] = value
+    synapse.project_()
+    assert not torch.isfinite(synapse.alpha[-1, 0])
+
+
 def test_projection_of_a_filter_without_poles_does_nothing():
     IIRSynapse(3, (), (1.0,), constraint="stable").project_()
 
