@@ -72,6 +72,7 @@ def chart(path: Path, rows: list[dict]) -> None:
         errors = [100 * (1 - row[f"accuracy_{step}"]) for step in steps]
         style = "--" if row["encoding"] == "poisson" else "-"
         axes.semilogy(steps, errors, style, label=f"{row['model']}: {100 * row['accuracy']:.2f} %")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="time steps at inference", ylabel="test images not recognised, %")
     axes.grid(which="both", alpha=0.3)
     axes.legend(title="after all steps")
