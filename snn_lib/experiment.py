@@ -383,10 +383,13 @@ class Experiment:
     def _has_best(self) -> bool:
         """Whether the best checkpoint is that of this run's best epoch."""
         path = self.checkpoint_path("best")
-        # Compared as text: a file may hold anything, and nan differs from itself.
-        return path.exists() and repr(load_checkpoint(path).get("metrics")) == repr(
-            self._best_row()
-        )
+        row = {k: v for k, v in self._best_row().items() if k not in ("seconds", "data_seconds")}
+        if not path.exists():
+            return False
+        found = load_checkpoint(path).get("metrics")
+        # Without the times, which each process measures by itself; as text, since a file may hold
+        # anything and nan differs from itself.
+        return isinstance(found, dict) and repr({key: found.get(key) for key in row}) == repr(row)
 
     def _check_weights(self) -> None:
         """Raises RunError if the last batch broke the weights, which no gradient has met since."""
