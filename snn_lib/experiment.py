@@ -27,7 +27,14 @@ from snn_lib.config import ExperimentConfig, one_line, require
 from snn_lib.errors import InputError, RunError
 from snn_lib.metrics import add_sums
 from snn_lib.optimizers import get_optimizer, parameter_groups
-from snn_lib.resuming import Progress, check_alike, learning_settings, rng_state, set_rng_state
+from snn_lib.resuming import (
+    TIMES,
+    Progress,
+    check_alike,
+    learning_settings,
+    rng_state,
+    set_rng_state,
+)
 from snn_lib.run_log import Row, RunLog, environment, new_folder
 from snn_lib.schedulers import get_scheduler, steps_every_batch
 from snn_lib.synapses import IIRSynapse
@@ -169,14 +176,13 @@ class Experiment:
         best = self._best_row()
         path = self.checkpoint_path("best")
         distributed.barrier()
-        if not self._has_best():
+        finished = self._load_best()
+        if finished is None:
             raise RunError(f"{path} is not of this run: the best epoch was {best['epoch']}")
-        load_weights(self.model, load_checkpoint(path), path)
+        load_weights(self.model, finished, path)
         self.average = None
         test, _ = self.evaluate("test")
-        seconds, data_seconds = (
-            sum(row[key] for row in self.progress.history) for key in ("seconds", "data_seconds")
-        )
+        seconds, data_seconds = (sum(row[key] for row in self.progress.history) for key in TIMES)
         self.say(
             f"best epoch {best['epoch']}: validation {described(split_of(best, 'validation'))}; "
             f"test {described(test)}\n"
@@ -380,16 +386,18 @@ class Experiment:
         history = self.progress.history
         return self.progress.batch == 0 and bool(history) and self._best_row() is history[-1]
 
-    def _has_best(self) -> bool:
-        """Whether the best checkpoint is that of this run's best epoch."""
+    def _load_best(self) -> Checkpoint | None:
+        """The best checkpoint, if it is there and that of this run's best epoch."""
         path = self.checkpoint_path("best")
-        row = {k: v for k, v in self._best_row().items() if k not in ("seconds", "data_seconds")}
         if not path.exists():
-            return False
-        found = load_checkpoint(path).get("metrics")
+            return None
+        checkpoint = load_checkpoint(path)
+        found = checkpoint.get("metrics")
         # Without the times, which each process measures by itself; as text, since a file may hold
         # anything and nan differs from itself.
-        return isinstance(found, dict) and repr({key: found.get(key) for key in row}) == repr(row)
+        row = {key: value for key, value in self._best_row().items() if key not in TIMES}
+        same = isinstance(found, dict) and repr({key: found.get(key) for key in row}) == repr(row)
+        return checkpoint if same else None
 
     def _check_weights(self) -> None:
         """Raises RunError if the last batch broke the weights, which no gradient has met since."""
@@ -512,7 +520,7 @@ class Experiment:
             if self.rank < len(checkpoint["rng"]) == self.world:
                 set_rng_state(checkpoint["rng"][self.rank], self.device)
             if self.progress.history:
-                self._best_row()
+                self._best_row()  # fails on the metrics of another task
             begun_with = dict(checkpoint["config"])
             planned = begun_with["hyperparameters"]["epoch"] * self.progress.batches
             own = learning_settings(begun_with)
@@ -546,7 +554,9 @@ class Experiment:
             for _ in range(min(steps, total_batches)):
                 self.scheduler.step()
         require(
-            not self.progress.history or self._ends_with_best_epoch() or self._has_best(),
+            not self.progress.history
+            or self._ends_with_best_epoch()
+            or self._load_best() is not None,
             f"the best epoch so far is not at {self.checkpoint_path('best')}: put it there, or set "
             "checkpoint_base_path",
         )

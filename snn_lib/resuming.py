@@ -11,6 +11,8 @@ from torch import Tensor
 
 from snn_lib.run_log import Row
 
+TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
+
 
 @dataclass
 class Progress:
@@ -43,7 +45,7 @@ class Progress:
         for number, row in enumerate(self.history, 1):
             if row.get("epoch") != number:
                 raise ValueError("epochs are not in order")
-            if row.keys() != self.history[0].keys() | {"epoch", "seconds", "data_seconds"}:
+            if row.keys() != self.history[0].keys() | {"epoch", *TIMES}:
                 raise ValueError("epochs have different metrics")
         amounts = self.seconds, self.data_seconds, self.sums.get("samples", 0)
         if not all(amount >= 0 for amount in amounts):  # nor nan

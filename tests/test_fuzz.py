@@ -174,7 +174,7 @@ def test_any_yaml_file(content):
 
 @pytest.fixture(scope="module")
 def good(folder):
-    """Resumes or tests a file ``any`` that is like a real checkpoint, whose path it returns too."""
+    """The path of a real checkpoint, and a function that resumes or tests the file ``any``."""
     settings = ["name=good", "checkpoint_base_path=c", "device=cpu", "hyperparameters.epoch=3"]
     finished = check("--train", *settings, task=Interrupted)
     assert finished.code == 128 + signal.SIGTERM, finished
