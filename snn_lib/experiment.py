@@ -435,18 +435,18 @@ class Experiment:
 
     def _set_earlier_run_aside(self) -> None:
         """Renames what an earlier run of this name left, so that this one does not overwrite it."""
-        paths = [self.checkpoint_path(which) for which in ("last", "best")]
-        if not any(path.exists() for path in paths):
+        paths = {which: self.checkpoint_path(which) for which in ("last", "best")}
+        if not any(path.exists() for path in paths.values()):
             return
         name = f"{self.config.name}_previous"
-        for path, which in zip(paths, ("last", "best"), strict=True):
+        for which, path in paths.items():
             previous = path.with_name(f"{name}_{which}")
             previous.unlink(missing_ok=True)
             if path.exists():
                 path.rename(previous)
         self.say(
             f"the earlier run of this name is {name} now: --train --resume name={name} goes on "
-            f"with it, --test test_checkpoint_path={previous} tests it"
+            "with it"
         )
 
     @staticmethod
