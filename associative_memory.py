@@ -14,8 +14,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, Sequential, SpikingNeuron
-from snn_lib.association import Association, AssociationConfig
-from snn_lib.command_line import main
+from snn_lib.tasks.association import Association, AssociationConfig
+from snn_lib.training.command_line import main
 
 SIZES = (300, 500, 200, 500, 300)
 

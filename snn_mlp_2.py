@@ -10,8 +10,8 @@ Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 from torch import Tensor, nn
 
 from snn_lib import Gaussian, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.classification import CLASSES, PIXELS, DigitClassification, DigitConfig
-from snn_lib.command_line import main
+from snn_lib.tasks.digits import CLASSES, PIXELS, DigitClassification, DigitConfig
+from snn_lib.training.command_line import main
 
 
 class SNN(nn.Module):

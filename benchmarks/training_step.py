@@ -20,7 +20,7 @@ from measuring import interleave, machine, options, quartiles
 from networks import DIGITS, MEMORY, SNN, Loop, Network, Variant, dense
 from other_libraries import installed
 
-from snn_lib.run_log import write_csv
+from snn_lib.training.run_log import write_csv
 
 FLOOR, LOOP = "dense floor", "per-step loop"
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least

@@ -1,123 +1,136 @@
-"""Checkpoints: plain dicts of tensors and built-in types, written so that a crash leaves none half.
+"""Turns checkpoints of the authors' 2020 release into this project's.
 
-Keys: ``epoch, snn_state_dict, optimizer_state_dict, rng, config, environment, metrics`` and what
-``experiment`` adds to resume in the middle of an epoch; a scheduler's state follows from the number
-of steps. Finished models hold ``epoch, snn_state_dict, config, environment, metrics``.
+    python -m snn_lib.checkpoints convert IN OUT --model snn_mlp_1
+
+The three networks of that release are chains of synapses ``axon1``, ``axon2``, ... and neurons
+``snn1``, ``snn2``, ...; here they are a ``Sequential`` of synapse, ``nn.Linear`` and neurons for
+each pair. OUT holds the weights alone, for ``--test`` and as a start for work of one's own: the
+state of the optimiser belongs to other tensors and is left behind.
 """
 
-import io
-import os
-import pickle
-import warnings
-import zipfile
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from snn_lib.config import one_line
 from snn_lib.errors import InputError, RunError
+from snn_lib.snn_layers import dual_exp_iir_layer, first_order_low_pass_layer, neuron_layer
+from snn_lib.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+
+__all__ = ["MODELS", "convert", "network_2020"]
+
+# The synapses of each model, and the neurons of its input and of its layers.
+MODELS = {
+    "snn_mlp_1": ("dual_exp", (784, 500, 500, 10)),
+    "snn_mlp_2": ("low_pass", (784, 500, 500, 10)),
+    "associative_memory": ("dual_exp", (300, 500, 200, 500, 300)),
+}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file beside ``path``, then renames it to ``path``.
+def network_2020(
+    synapse: str, sizes: Sequence[int], bias: bool = True, membrane_filter: bool = False
+) -> nn.ModuleDict:
+    """The layers of a 2020 network under its attribute names, with the release's state-dict keys.
 
-    The file is synced before the renaming, so whatever happens, ``path`` holds its old content or
-    the new, never part of one.
+    The time constants are placeholders, for a checkpoint to overwrite.
+    """
+    layers = nn.ModuleDict()
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), 1):
+        layers[f"axon{number}"] = (
+            dual_exp_iir_layer((inputs,), 1, 1, 4, 1, True)
+            if synapse == "dual_exp"
+            else first_order_low_pass_layer((inputs,), 1, 1, 4, True)
+        )
+        layers[f"snn{number}"] = neuron_layer(inputs, outputs, 1, 1, 4, bias, membrane_filter)
+    return layers
+
+
+def native_state_dict(layers: nn.ModuleDict) -> dict[str, Tensor]:
+    """The state dict of this project's model with the parameters of :func:`network_2020`'s."""
+    state = {}
+    for number in range(len(layers) // 2):
+        axon, cell = layers[f"axon{number + 1}"], layers[f"snn{number + 1}"].neuron_cell
+        synapse, weights, neurons = (f"layers.{3 * number + index}" for index in range(3))
+        if isinstance(axon, dual_exp_iir_layer):
+            filters = axon.dual_exp_iir_cell
+            state[f"{synapse}.alpha"] = torch.stack([filters.alpha_1, filters.alpha_2])
+            state[f"{synapse}.beta"] = filters.beta_1[None]
+        else:
+            filters = axon.first_order_low_pass_cell
+            state[f"{synapse}.alpha"] = filters.alpha_1[None]
+            state[f"{synapse}.beta"] = torch.ones_like(filters.alpha_1)[None]
+        for name, value in cell.weight.named_parameters():
+            state[f"{weights}.{name}"] = value
+        for name in ("reset_decay", "reset_strength", "membrane_decay"):
+            state[f"{neurons}.{name}"] = getattr(cell, name)
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def convert(source: Path, target: Path, model: str, membrane_filter: bool = False) -> None:
+    """Reads a 2020 checkpoint of ``model`` and writes this project's.
+
+    Args:
+        source: a file with ``snn_state_dict``, and ``epoch`` if it has one.
+        target: where to write.
+        model: a key of ``MODELS``.
+        membrane_filter: whether the model was trained with the membrane filter, which a 2020
+            checkpoint does not say.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        InputError: ``source`` cannot be read or belongs to another model.
+        RunError: ``target`` cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    checkpoint = load_checkpoint(source)
+    synapse, sizes = MODELS[model]
+    bias = "snn1.neuron_cell.weight.bias" in checkpoint["snn_state_dict"]
+    layers = network_2020(synapse, sizes, bias, membrane_filter)
+    load_weights(layers, checkpoint, source)
+    # Without a configuration of its own, the script's YAML is that of the model.
+    converted = {"snn_state_dict": native_state_dict(layers)}
+    if isinstance(checkpoint.get("epoch"), int):
+        converted["epoch"] = checkpoint["epoch"]
+    save_checkpoint(target, converted)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``python -m snn_lib.checkpoints``; exits with the code of the outcome."""
+    parser = _Parser(prog="python -m snn_lib.checkpoints", description="Works on checkpoints.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("convert", help="read a checkpoint of the 2020 release")
+    command.add_argument("source", type=Path, metavar="IN", help="the checkpoint of that release")
+    command.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+    command.add_argument("--model", choices=MODELS, required=True)
+    command.add_argument(
+        "--membrane_filter",
+        action="store_true",
+        help="the model was trained with membrane_filter on, which the checkpoint does not say",
+    )
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; what was there before is untouched"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Removes what a process that was killed while it wrote ``path`` has left beside it."""
-    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
-
-
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; an older file stays as it was.
-    """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU, running no code from it (``weights_only``).
-
-    Raises:
-        InputError: the file is missing, damaged, holds objects that would run code, or is no
-            checkpoint.
-    """
-    try:
-        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    raise InputError(f"checkpoint {path} is damaged: its checksums do not match")
-        with warnings.catch_warnings():  # about files that are refused anyway
-            warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}") from None
-    except pickle.UnpicklingError:
-        raise InputError(
-            f"checkpoint {path} is refused: it is damaged, or holds other objects than tensors "
-            "and built-in types, which could run code"
-        ) from None
-    except Exception as error:  # bytes of no checkpoint can fail in the reader in any way
-        raise InputError(
-            f"checkpoint {path} cannot be read: {type(error).__name__}: {one_line(error)}"
-        ) from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("snn_state_dict"), dict):
-        raise InputError(f"{path} is no checkpoint of this project: it has no snn_state_dict")
-    return checkpoint
-
-
-def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
-    """Puts a checkpoint's weights into the model.
-
-    Raises:
-        InputError: the checkpoint belongs to another model; the message names what differs.
-    """
-    own, loaded = model.state_dict(), checkpoint["snn_state_dict"]
-    differences = [f"it lacks {key}" for key in own.keys() - loaded.keys()]
-    differences += [f"it has {key}, the model has not" for key in loaded.keys() - own.keys()]
-    for key in own.keys() & loaded.keys():
-        shape = getattr(loaded[key], "shape", None)
-        if shape != own[key].shape:
-            found = "no tensor" if shape is None else tuple(shape)
-            differences.append(f"{key} is {found}, the model's is {tuple(own[key].shape)}")
-    if differences:
-        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-        raise InputError(f"checkpoint {path} belongs to another model: {min(differences)}{more}")
-    try:
-        model.load_state_dict(loaded)
-    except RuntimeError as error:  # tensors of a kind that cannot be copied
-        raise InputError(f"checkpoint {path} cannot be used: {one_line(error)}") from None
+        options = parser.parse_args(arguments)
+        convert(**vars(options))
+        print(
+            f"wrote {options.target}; test it with: "
+            f"python {options.model}.py --test test_checkpoint_path={options.target}"
+        )
+        code = 0
+    except InputError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        code = 2
+    except RunError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    from snn_lib.conversion import main  # which imports this module
-
     main()

@@ -7,3 +7,9 @@ class InputError(Exception):
 
 class RunError(Exception):
     """The run failed though the input was fine (exit code 1)."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.metrics import peak_scale
-from snn_lib.monitor import record_neuron
+from snn_lib.inspection.metrics import peak_scale
+from snn_lib.inspection.monitor import record_neuron
 from snn_lib.surrogate import THRESHOLD, Gaussian
 from snn_lib.synapses import DualExponentialSynapse, LowPassSynapse
 
@@ -561,7 +561,7 @@ class maxpooling2d_layer(nn.Module):
 
 
 class filter_layer(nn.Module):
-    """The filter through which spike trains are compared, :class:`snn_lib.metrics.OutputFilter`.
+    """The filter through which spike trains are compared, as in :class:`OutputFilter`.
 
     Args:
         device: where the coefficients are.

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
-from snn_lib.metrics import OutputFilter
-from snn_lib.plotting import raster
-from snn_lib.spike_patterns import Damage, damage_patterns
+from snn_lib.data.patterns import Damage, damage_patterns
+from snn_lib.inspection.metrics import OutputFilter
+from snn_lib.inspection.plotting import raster
 from snn_lib.synapses import IIRSynapse, LowPassSynapse
 
 __all__ = [
@@ -202,7 +202,7 @@ class RandPatternDataset(Dataset):
 
 
 def plot_raster(spike_mat: ArrayLike, **options: Any) -> Axes:
-    """A raster plot of spikes ``(train, time)``; options as in :func:`snn_lib.plotting.raster`."""
+    """A raster plot of spikes ``(train, time)``, with the options of ``plotting.raster``."""
     return raster(torch.as_tensor(np.asarray(spike_mat)).T, **options)
 
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 import snn_lib.kernels.cpu  # noqa: F401 (imported late otherwise, by every process)
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
-from snn_lib.classification import DigitClassification
-from snn_lib.command_line import main
+from snn_lib.tasks.digits import DigitClassification
+from snn_lib.training.command_line import main
 
 tqdm.get_lock()  # of the server too: a process that is killed would leave its own behind
 

@@ -1,173 +1,299 @@
-"""Checkpoints: whole or not there, plain, and never a way for a file to run code."""
+"""The 2020 networks, written with that release's names, beside this project's own."""
 
-import errno
-import os
-import pickle
-import re
-import zipfile
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
-from snn_lib.checkpoints import (
-    load_checkpoint,
-    load_weights,
-    remove_leftovers,
-    save_checkpoint,
-    write_atomically,
+import associative_memory
+import snn_mlp_1
+import snn_mlp_2
+from snn_lib.checkpoints import MODELS, convert, main
+from snn_lib.errors import InputError
+from snn_lib.optimizers import get_optimizer
+from snn_lib.schedulers import get_scheduler
+from snn_lib.snn_layers import *  # noqa: F403 (as the scripts of the release do)
+from snn_lib.tasks.association import AssociationConfig
+from snn_lib.tasks.digits import DigitConfig
+from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.config import load_config
+
+ROOT = Path(__file__).parents[1]
+STEPS, BATCH = 10, 4
+
+# As in the YAML of the release, with options that this project's schema does not list.
+CONF = OmegaConf.create(
+    """
+    optimizer:
+      optimizer_choice: Adam
+      Adam: {lr: 1.0e-4, betas: [0.9, 0.99], amsgrad: true}
+      AdamW: {lr: 1.0e-4, weight_decay: 0.01}
+      SGD: {lr: 0.1, momentum: 0.9, dampening: 0.1}
+    scheduler:
+      scheduler_choice: none
+      MultiStepLR: {milestones: [1, 2], gamma: 0.1}
+      CosineAnnealingWarmRestarts: {T_0: 2, T_mult: 1, eta_min: 0}
+      CyclicLR: {base_lr: 1.0e-5, max_lr: 1.0e-3, step_size_up: 2, mode: triangular2}
+    """
 )
-from snn_lib.errors import InputError, RunError
-
-CHECKPOINT = {
-    "epoch": 3,
-    "snn_state_dict": {"weight": torch.arange(2000.0), "count": torch.tensor(7)},
-    "metrics": [{"loss": 0.5, "name": "x"}],
-    "rng": None,
-}
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "model_last"
+class MLP(nn.Module):
+    """784-500-500-10, as a script of the release writes it."""
+
+    def __init__(self, low_pass, train_bias, membrane_filter):
+        super().__init__()
+
+        def axon(size):
+            if low_pass:
+                return first_order_low_pass_layer((size,), STEPS, BATCH, 4, True)  # noqa: F405
+            return dual_exp_iir_layer((size,), STEPS, BATCH, 4, 1, True)  # noqa: F405
+
+        def snn(inputs, outputs):
+            return neuron_layer(  # noqa: F405
+                inputs, outputs, STEPS, BATCH, 4, train_bias, membrane_filter
+            )
+
+        self.axon1 = axon(784)
+        self.snn1 = snn(784, 500)
+        self.axon2 = axon(500)
+        self.snn2 = snn(500, 500)
+        self.axon3 = axon(500)
+        self.snn3 = snn(500, 10)
+        self.dropout1 = nn.Dropout(p=0.3)
+        self.dropout2 = nn.Dropout(p=0.3)
+
+    def forward(self, inputs):
+        axon1_out, _ = self.axon1(inputs, self.axon1.create_init_states())
+        spike_l1, _ = self.snn1(axon1_out, self.snn1.create_init_states())
+        axon2_out, _ = self.axon2(self.dropout1(spike_l1))
+        spike_l2, _ = self.snn2(axon2_out)
+        axon3_out, _ = self.axon3(self.dropout2(spike_l2))
+        spike_l3, _ = self.snn3(axon3_out)
+        return spike_l3
 
 
-def test_what_is_saved_is_loaded(path):
-    save_checkpoint(path, CHECKPOINT)
-    loaded = load_checkpoint(path)
-    assert loaded.keys() == CHECKPOINT.keys()
-    assert torch.equal(loaded["snn_state_dict"]["weight"], torch.arange(2000.0))
-    assert (loaded["epoch"], loaded["metrics"], loaded["rng"]) == (
-        3,
-        [{"loss": 0.5, "name": "x"}],
-        None,
-    )
-    assert os.listdir(path.parent) == ["model_last"]
+class Memory(nn.Module):
+    """300-500-200-500-300, as a script of the release writes it."""
+
+    def __init__(self, train_bias, membrane_filter):
+        super().__init__()
+        sizes = (300, 500, 200, 500, 300)
+        for i in range(4):
+            axon = dual_exp_iir_layer((sizes[i],), STEPS, BATCH, 8, 2, True)  # noqa: F405
+            snn = neuron_layer(  # noqa: F405
+                sizes[i], sizes[i + 1], STEPS, BATCH, 8, train_bias, membrane_filter
+            )
+            setattr(self, f"axon{i + 1}", axon)
+            setattr(self, f"snn{i + 1}", snn)
+
+    def forward(self, inputs):
+        spikes = inputs
+        for i in range(1, 5):
+            psp, _ = getattr(self, f"axon{i}")(spikes)
+            spikes, _ = getattr(self, f"snn{i}")(psp)
+        return spikes
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, call):
-    save_checkpoint(path, CHECKPOINT)
-    before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, call, full)
-    with pytest.raises(RunError, match=f"cannot write {re.escape(str(path))}: No space left"):
-        save_checkpoint(path, {**CHECKPOINT, "epoch": 4})
-    assert path.read_bytes() == before
-    assert os.listdir(path.parent) == ["model_last"]
+def release_network(model, train_bias=True, membrane_filter=False):
+    if model == "associative_memory":
+        return Memory(train_bias, membrane_filter)
+    return MLP(model == "snn_mlp_2", train_bias, membrane_filter)
 
 
-def test_a_file_is_synced_before_it_takes_its_name(path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(os, "fsync", lambda number: calls.append("synced"))
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda *a: (calls.append("renamed"), replace(*a)))
-    write_atomically(path, b"content")
-    assert calls == ["synced", "renamed"]
-    assert path.read_bytes() == b"content"
+def native_network(model, *overrides):
+    script = {
+        "snn_mlp_1": snn_mlp_1,
+        "snn_mlp_2": snn_mlp_2,
+        "associative_memory": associative_memory,
+    }[model]
+    schema = AssociationConfig if script is associative_memory else DigitConfig
+    return script.SNN(load_config(schema, ROOT / f"{model}.yaml", overrides))
 
 
-def test_leftovers_of_killed_processes_are_removed_and_no_other_file(path):
-    kept = [path, path.with_name("model_best"), path.with_name("other_last.12.tmp")]
-    for file in (*kept, path.with_name("model_last.12.tmp"), path.with_name("model_last.9.tmp")):
-        file.write_bytes(b"")
-    remove_leftovers(path)
-    assert sorted(path.parent.iterdir()) == sorted(kept)
+def trained(model, conf=CONF, steps=3, **options):
+    """The network after a few steps that make all layers fire, its optimiser and an input."""
+    network = release_network(model, **options)
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if name.endswith("weight.weight"):
+                value.mul_(8)
+    optimizer = get_optimizer(network.parameters(), conf)
+    scheduler = get_scheduler(optimizer, conf)
+    x = (torch.rand(BATCH, MODELS[model][1][0], STEPS) < 0.3).float()
+    if model == "associative_memory":
+        compare = filter_layer(300, STEPS, BATCH, 8, 2, "cpu")  # noqa: F405
+        target = compare(x)
 
-
-def test_a_missing_checkpoint_is_named(path):
-    with pytest.raises(InputError, match=f"there is no checkpoint {re.escape(str(path))}"):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_checkpoint_is_refused(path, share):
-    save_checkpoint(path, CHECKPOINT)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        load_checkpoint(path)
-
-
-def test_a_flipped_bit_among_the_weights_is_refused(path):
-    save_checkpoint(path, CHECKPOINT)
-    content = bytearray(path.read_bytes())
-    content[content.find(torch.tensor(1234.0).numpy().tobytes())] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="is damaged: its checksums do not match"):
-        load_checkpoint(path)
-
-
-class Malicious:
-    """A pickle that would make a file when it is read."""
-
-    def __init__(self, touched):
-        self.touched = str(touched)
-
-    def __reduce__(self):
-        return open, (self.touched, "w")
-
-
-@pytest.mark.parametrize("pickled", ["zip", "legacy", "bare"])
-def test_a_malicious_pickle_is_refused_and_its_code_not_run(path, tmp_path, pickled):
-    touched = tmp_path / "touched"
-    content = {"snn_state_dict": {"weight": Malicious(touched)}}
-    if pickled == "bare":
-        path.write_bytes(pickle.dumps(content))
+        def criterion(spikes):
+            return nn.functional.mse_loss(compare(spikes), target)
     else:
-        torch.save(content, path, _use_new_zipfile_serialization=pickled == "zip")
-    with pytest.raises(InputError, match="which could run code"):
-        load_checkpoint(path)
-    assert not touched.exists()
-    if pickled == "bare":  # it is malicious indeed
-        pickle.loads(path.read_bytes())
-        assert touched.exists()
+        labels = torch.arange(BATCH)
+
+        def criterion(spikes):
+            return nn.functional.cross_entropy(spikes.sum(2), labels)
+
+    network.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = criterion(network(x))
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return network.eval(), optimizer, x, loss.item()
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 1}, {"snn_state_dict": 3}, torch.zeros(2)])
-def test_a_file_without_weights_is_no_checkpoint(path, content):
-    torch.save(content, path)
-    with pytest.raises(InputError, match="is no checkpoint of this project"):
-        load_checkpoint(path)
-
-
-def test_an_archive_of_something_else_is_refused(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        load_checkpoint(path)
-
-
-def test_a_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: IsADirectoryError"):
-        load_checkpoint(tmp_path)
-
-
-def test_weights_come_into_the_model(path):
-    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    load_weights(model, {"snn_state_dict": other.state_dict()}, path)
-    assert torch.equal(model.weight, other.weight)
-    assert torch.equal(model.bias, other.bias)
+def saved(path, network, optimizer, loss):
+    """As the scripts of the release do it."""
+    state = {
+        "epoch": 7,
+        "snn_state_dict": network.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "loss": loss,
+    }
+    torch.save(state, path)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("optimizer", "scheduler"),
     [
-        ({"weight": torch.zeros(2, 4)}, r"weight is \(2, 4\), the model's is \(2, 3\)"),
-        ({"weight": "text"}, "weight is no tensor"),
-        ({"bias": None}, "it lacks bias"),
-        ({"more": torch.zeros(1)}, "it has more, the model has not"),
-        ({"bias": None, "more": torch.zeros(1)}, "and 1 more"),
+        ("Adam", "MultiStepLR"),
+        ("AdamW", "CosineAnnealingWarmRestarts"),
+        ("SGD", "CyclicLR"),
+        ("Adam", "none"),
     ],
 )
-def test_weights_of_another_model_are_refused_and_the_model_kept(path, change, message):
-    model = nn.Linear(3, 2)
-    before = model.weight.clone()
-    weights = {**nn.Linear(3, 2).state_dict(), **change}
-    weights = {key: value for key, value in weights.items() if value is not None}
-    with pytest.raises(InputError, match=f"belongs to another model: .*{message}"):
-        load_weights(model, {"snn_state_dict": weights}, path)
-    assert torch.equal(model.weight, before)
+def test_a_script_of_the_release_trains(optimizer, scheduler):
+    choice = {
+        "optimizer": {"optimizer_choice": optimizer},
+        "scheduler": {"scheduler_choice": scheduler},
+    }
+    torch.manual_seed(1)
+    before, *_ = trained("snn_mlp_1", OmegaConf.merge(CONF, choice), steps=1)
+    torch.manual_seed(1)
+    after, *_ = trained("snn_mlp_1", OmegaConf.merge(CONF, choice), steps=3)
+    first, last = before.state_dict(), after.state_dict()
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    learned = ("alpha_1", "alpha_2", "beta_1", "weight.weight", "weight.bias")
+    assert moved == {name for name in first if name.endswith(learned)}
+
+
+@pytest.mark.parametrize("membrane_filter", [False, True])
+@pytest.mark.parametrize("train_bias", [True, False])
+@pytest.mark.parametrize("model", MODELS)
+def test_same_outputs_after_save_and_load_and_conversion(
+    model, train_bias, membrane_filter, tmp_path
+):
+    options = {"train_bias": train_bias, "membrane_filter": membrane_filter}
+    network, optimizer, x, loss = trained(model, **options)
+    spikes = network(x)
+    assert 0.02 < spikes.mean() < 0.9
+    source = saved(tmp_path / "of_the_release", network, optimizer, loss)
+
+    checkpoint = torch.load(source, weights_only=True)
+    again = release_network(model, **options).eval()
+    again.load_state_dict(checkpoint["snn_state_dict"])
+    get_optimizer(again.parameters(), CONF).load_state_dict(checkpoint["optimizer_state_dict"])
+    assert torch.equal(again(x), spikes)
+
+    converted = tmp_path / "converted"
+    convert(source, converted, model, membrane_filter)
+    native = native_network(
+        model,
+        f"hyperparameters.train_bias={train_bias}",
+        f"hyperparameters.membrane_filter={membrane_filter}",
+    ).eval()
+    load_weights(native, load_checkpoint(converted), converted)
+    assert torch.equal(native(x.movedim(-1, 0))[0], spikes.movedim(-1, 0))
+    assert load_checkpoint(converted)["epoch"] == 7
+
+
+def test_gradients_are_those_of_the_native_network(tmp_path):
+    network, optimizer, x, loss = trained("snn_mlp_1")
+    converted = tmp_path / "converted"
+    convert(saved(tmp_path / "of_the_release", network, optimizer, loss), converted, "snn_mlp_1")
+    native = native_network("snn_mlp_1").eval()
+    load_weights(native, load_checkpoint(converted), converted)
+    optimizer.zero_grad()
+    for spikes, time in ((network(x), -1), (native(x.movedim(-1, 0))[0], 0)):
+        nn.functional.cross_entropy(spikes.sum(time), torch.arange(BATCH)).backward()
+    for index, number in ((0, 1), (3, 2), (6, 3)):
+        cell = getattr(network, f"axon{number}").dual_exp_iir_cell
+        alpha, beta = native.layers[index].alpha.grad, native.layers[index].beta.grad
+        torch.testing.assert_close(torch.stack([cell.alpha_1.grad, cell.alpha_2.grad]), alpha)
+        torch.testing.assert_close(cell.beta_1.grad, beta[0])
+        weight = getattr(network, f"snn{number}").neuron_cell.weight.weight
+        torch.testing.assert_close(weight.grad, native.layers[index + 1].weight.grad)
+        assert weight.grad.abs().max() > 0
+
+
+def test_command_converts_and_the_script_tests_it(tmp_path):
+    network, optimizer, _, loss = trained("snn_mlp_2")
+    source = saved(tmp_path / "of_the_release", network, optimizer, loss)
+    target = tmp_path / "converted"
+    for command in (
+        ["-m", "snn_lib.checkpoints", "convert", source, target, "--model", "snn_mlp_2"],
+        [
+            "snn_mlp_2.py",
+            "--test",
+            f"test_checkpoint_path={target}",
+            "mnist_config.test_size=20",
+            "device=cpu",
+        ],
+    ):
+        run = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+    assert "epoch 7: test" in run.stdout
+
+
+def command(capsys, *arguments):
+    """Exit code and what went to standard error."""
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return end.value.code, capsys.readouterr().err
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    network, optimizer, _, loss = trained("snn_mlp_2", steps=1)
+    source = saved(tmp_path / "of_the_release", network, optimizer, loss)
+    target = tmp_path / "converted"
+    broken = tmp_path / "broken"
+    broken.write_bytes(source.read_bytes()[:1000])
+    for arguments, message in (
+        (("convert", source, target, "--model", "snn_mlp_1"), "belongs to another model"),
+        (("convert", tmp_path / "none", target, "--model", "snn_mlp_2"), "no checkpoint"),
+        (("convert", broken, target, "--model", "snn_mlp_2"), "cannot be read"),
+        (("convert", source, target, "--model", "snn_mlp_3"), "invalid choice"),
+        (("convert", source, target), "--model"),
+        ((), "COMMAND"),
+    ):
+        code, error = command(capsys, *arguments)
+        assert code == 2
+        assert message in error
+        assert len(error.splitlines()) == 1
+    assert not target.exists()
+
+
+def test_a_failed_write_is_exit_code_1(tmp_path, capsys):
+    network, optimizer, _, loss = trained("snn_mlp_2", steps=1)
+    source = saved(tmp_path / "of_the_release", network, optimizer, loss)
+    arguments = ("convert", source, tmp_path / "nowhere" / "converted", "--model", "snn_mlp_2")
+    code, error = command(capsys, *arguments)
+    assert code == 1
+    assert len(error.splitlines()) == 1
+
+
+def test_other_keys_are_named(tmp_path):
+    network, optimizer, _, loss = trained("snn_mlp_1", steps=1)
+    network.snn4 = nn.Linear(2, 2)
+    source = saved(tmp_path / "of_the_release", network, optimizer, loss)
+    with pytest.raises(InputError, match=r"it has snn4\.bias"):
+        convert(source, tmp_path / "converted", "snn_mlp_1")

@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.classification import DigitConfig
 from snn_lib.optimizers import get_optimizer, parameter_groups
+from snn_lib.tasks.digits import DigitConfig
 
 
 def network():

@@ -1,0 +1,1 @@
+"""What becomes a batch: reading data sets, augmenting and damaging samples, sharing them out."""

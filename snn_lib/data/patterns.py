@@ -1,0 +1,220 @@
+"""Spatio-temporal spike patterns: reading them, delaying them, and damaging them.
+
+A pattern file holds ``(patterns, trains, time)``, a picture per pattern. In memory patterns are
+time first like everything else, ``(T, patterns, N)`` for N spike trains, so that
+``patterns[:, labels]`` is a batch ``(T, B, N)``.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn_lib.settings import setting
+
+
+def load_patterns(path: str | Path) -> Tensor:
+    """Reads spike patterns from a ``.npy`` file.
+
+    Args:
+        path: an array ``(patterns, trains, time)`` of 0 and 1, of any numeric type.
+
+    Returns:
+        float32, ``(T, patterns, N)``.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no such array.
+    """
+    try:
+        # Mapped, not read: a header that promises more than the file holds costs no memory, and
+        # pickled objects are refused.
+        array = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python text: any error can come
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a .npy file of numbers ({reason})") from None
+    if array.ndim != 3 or array.size == 0:
+        raise ValueError(
+            f"{path} holds an array of shape {array.shape}, expected (patterns, trains, time)"
+        )
+    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{path} holds values other than 0 and 1")
+    return torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32, order="C"))
+
+
+def delayed(spikes: Tensor, steps: int) -> Tensor:
+    """The spikes ``steps`` steps later, ``(T, B, N)``; silence before them, the last ones lost."""
+    late = torch.zeros_like(spikes)
+    late[steps:] = spikes[: len(spikes) - steps]
+    return late
+
+
+@dataclass(frozen=True)
+class Damage:
+    """How the patterns of a batch are damaged, each sample independently of the others.
+
+    A sample is modified with ``modify_probability``. A modified one has all its spikes jittered
+    with ``jitter_probability``, and loses a part with ``removal_probability``: a block with
+    ``block_probability``, otherwise whole rows. Every sample, modified or not, gets noise.
+
+    Attributes:
+        modify_probability: that a sample is modified at all.
+        jitter_probability: that the spikes of a modified sample move in time, each on its own, by
+            a normal deviate rounded to steps; they stay within the pattern, and those that meet
+            become one.
+        jitter_mean, jitter_sigma: mean and standard deviation of that deviate, in steps.
+        removal_probability: that a modified sample loses a block or rows.
+        block_probability: that it loses a block then, and not rows.
+        block_size: the block is so many trains high and so many steps wide, anywhere in the
+            pattern.
+        rows_removed: number of spike trains silenced, chosen at random.
+        noise_probability: of a noise spike in every cell, after the other damage.
+
+    Raises:
+        ValueError: a probability lies outside [0, 1], or a size or the deviation is negative.
+    """
+
+    modify_probability: float = setting(0.4, "that a sample is modified at all")
+    jitter_probability: float = setting(0.7, "that the spikes of a modified sample move in time")
+    jitter_mean: float = setting(0.0, "mean of their shift, in steps")
+    jitter_sigma: float = setting(1.0, "standard deviation of their shift, in steps")
+    removal_probability: float = setting(0.5, "that a modified sample loses a block or rows")
+    block_probability: float = setting(0.5, "that it loses a block then, and not rows")
+    block_size: int = setting(40, "trains and steps of the block")
+    rows_removed: int = setting(40, "spike trains silenced otherwise")
+    noise_probability: float = setting(0.005, "of a noise spike in every cell of every sample")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_probability") and not 0.0 <= value <= 1.0:
+                raise ValueError(f"{field.name} is {value}, expected a probability in [0, 1]")
+        for name in ("jitter_sigma", "block_size", "rows_removed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+
+
+DAMAGE_KINDS = ("block_size", "rows_removed", "jitter_sigma", "noise_probability")
+
+
+def single_damage(kind: str, strength: float) -> Damage:
+    """Damage that does one thing, to every sample: how strongly is the field ``kind``'s value.
+
+    Raises:
+        ValueError: ``kind`` is none of ``DAMAGE_KINDS``.
+    """
+    if kind not in DAMAGE_KINDS:
+        raise ValueError(f"damage {kind!r} is unknown, choose one of {', '.join(DAMAGE_KINDS)}")
+    always = {
+        "modify_probability": 1.0,
+        "jitter_probability": float(kind == "jitter_sigma"),
+        "removal_probability": float(kind in ("block_size", "rows_removed")),
+        "block_probability": float(kind == "block_size"),
+        "block_size": 0,
+        "rows_removed": 0,
+        "noise_probability": 0.0,
+    }
+    return Damage(**{**always, kind: strength})
+
+
+def damage_patterns(
+    patterns: Tensor, labels: Tensor, damage: Damage, generator: torch.Generator
+) -> Tensor:
+    """The batch ``patterns[:, labels]``, damaged.
+
+    Works on the list of spikes, which is short, and writes the dense batch once.
+
+    Args:
+        patterns: spikes of 0 and 1, ``(T, patterns, N)``.
+        labels: which pattern each sample is, int64 ``(B,)``.
+        damage: what may happen to a sample.
+        generator: draws all random numbers; of the patterns' device.
+
+    Returns:
+        ``(T, B, N)``, in the dtype of ``patterns``.
+
+    Raises:
+        ValueError: a block or the rows to be removed are larger than a pattern.
+    """
+    steps, _, trains = patterns.shape
+    size, device = len(labels), patterns.device
+    if damage.block_size > min(steps, trains):
+        raise ValueError(
+            f"block_size is {damage.block_size}, patterns have {trains} trains of {steps} steps"
+        )
+    if damage.rows_removed > trains:
+        raise ValueError(f"rows_removed is {damage.rows_removed}, patterns have {trains} trains")
+
+    def happens(probability: float) -> Tensor:  # (B,)
+        return torch.rand(size, device=device, generator=generator) < probability
+
+    modified = happens(damage.modify_probability)
+    jittered = modified & happens(damage.jitter_probability)
+    removed = modified & happens(damage.removal_probability)
+    block = happens(damage.block_probability)
+
+    time, sample, train = _spikes(patterns, labels)
+    deviate = torch.randn(len(time), device=device, generator=generator)
+    shift = (damage.jitter_mean + damage.jitter_sigma * deviate).round().long()
+    time = (time + shift * jittered[sample]).clamp_(0, steps - 1)
+
+    # The part removed is the cells of some trains at some times: (B, T) and (B, N).
+    times, of_trains = _block(size, steps, trains, damage.block_size, generator)
+    rows = torch.rand(size, trains, device=device, generator=generator).argsort(1)
+    times = removed[:, None] & (times | ~block[:, None])
+    of_trains = torch.where(block[:, None], of_trains, rows < damage.rows_removed)
+    kept = ~(times[sample, time] & of_trains[sample, train])
+
+    damaged = patterns.new_zeros(steps * size * trains)
+    damaged[((time * size + sample) * trains + train)[kept]] = 1.0
+    damaged[_bernoulli(len(damaged), damage.noise_probability, generator)] = 1.0
+    return damaged.view(steps, size, trains)
+
+
+def _spikes(patterns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Time, sample and train of every spike of ``patterns[:, labels]``."""
+    pattern, time, train = patterns.transpose(0, 1).nonzero(as_tuple=True)  # sorted by pattern
+    number = pattern.bincount(minlength=patterns.shape[1])
+    first = number.cumsum(0) - number
+    # Sample b takes the number[labels[b]] spikes from first[labels[b]] on.
+    of_sample = number[labels]
+    sample = torch.arange(len(labels), device=labels.device).repeat_interleave(of_sample)
+    begins = of_sample.cumsum(0) - of_sample
+    spike = torch.arange(len(sample), device=labels.device) + (first[labels] - begins)[sample]
+    return time[spike], sample, train[spike]
+
+
+def _block(
+    size: int, steps: int, trains: int, side: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The times ``(B, T)`` and trains ``(B, N)`` of a block anywhere in the pattern."""
+    spans = []
+    for extent in (steps, trains):
+        first = torch.randint(
+            extent - side + 1, (size, 1), device=generator.device, generator=generator
+        )
+        index = torch.arange(extent, device=generator.device)
+        spans.append((index >= first) & (index < first + side))
+    return spans[0], spans[1]
+
+
+def _bernoulli(cells: int, probability: float, generator: torch.Generator) -> Tensor:
+    """The sorted indices below ``cells`` at which independent events of a probability happen.
+
+    The gaps between them are geometric, 1 + floor(log U / log(1 - p)): one random number an event
+    instead of one a cell.
+    """
+    if probability == 0.0:
+        return torch.empty(0, dtype=torch.int64, device=generator.device)
+    mean = cells * probability
+    # Ten standard deviations more than expected, so that they always reach past the last cell.
+    enough = int(mean + 10 * math.sqrt(mean) + 10)
+    uniform = torch.rand(enough, dtype=torch.float64, device=generator.device, generator=generator)
+    log_failure = math.log1p(-probability) if probability < 1.0 else -math.inf
+    index = (1 + (torch.log1p(-uniform) / log_failure).floor()).cumsum(0).long() - 1
+    return index[index < cells]

@@ -1,0 +1,1 @@
+"""What a batch becomes: loss, metrics, and what ``--test`` reports."""

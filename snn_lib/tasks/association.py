@@ -1,0 +1,239 @@
+"""Association: a network learns to answer damaged spike patterns with the patterns themselves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.data.batches import batch_generator
+from snn_lib.data.patterns import (
+    Damage,
+    damage_patterns,
+    delayed,
+    load_patterns,
+    single_damage,
+)
+from snn_lib.errors import InputError
+from snn_lib.files import write_csv
+from snn_lib.inspection.activity import Activity
+from snn_lib.inspection.metrics import (
+    OutputFilter,
+    add_sums,
+    match_spikes,
+    nearest_pattern,
+    spike_scores,
+)
+from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
+
+# One kind of damage at a time, from none to far beyond what training shows.
+SWEEP = {
+    "rows_removed": (0, 40, 80, 120, 150, 180, 210),
+    "block_size": (0, 40, 80, 120, 160, 200, 240),
+    "jitter_sigma": (0, 1, 2, 4, 8, 16),
+    "noise_probability": (0, 0.005, 0.01, 0.02, 0.04, 0.08),
+}
+SWEEP_SAMPLES_PER_PATTERN = 10
+VALIDATION, TEST, SWEEPS = -1, -2, -3  # stand for the epoch in the seeds of evaluations
+
+
+@dataclass
+class AssociationHyperparameters(Hyperparameters):
+    """Hyperparameters of association: the model and its training."""
+
+    length: int = setting(300, "time steps T, those of the patterns")
+    tau_m: float = setting(8.0, "slow time constant of synapse and reset, in steps")
+    tau_s: float = setting(2.0, "fast time constant of the synapse, in steps")
+    delay: int = setting(4, "steps by which the target is later than the input")
+    weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.delay < self.length,
+            f"hyperparameters.delay is {self.delay}, expected 0 to length - 1",
+        )
+        require(
+            self.weight_gain > 0,
+            f"hyperparameters.weight_gain is {self.weight_gain}, expected > 0",
+        )
+
+
+@dataclass
+class PatternOptions:
+    """How many damaged samples of each pattern are drawn."""
+
+    training_samples: int = setting(100, "of each pattern in an epoch")
+    validation_samples: int = setting(20, "of each pattern")
+    test_samples: int = setting(100, "of each pattern")
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            require(value >= 1, f"pattern_config.{key} is {value}, expected at least 1")
+
+
+@dataclass
+class AssociationConfig(ExperimentConfig):
+    """The configuration of associative_memory."""
+
+    dataset_path: str = setting(
+        "dataset/associative_target.npy", "array [patterns, trains, time] of 0 and 1"
+    )
+    hyperparameters: AssociationHyperparameters = field(default_factory=AssociationHyperparameters)
+    pattern_config: PatternOptions = field(default_factory=PatternOptions)
+    damage: Damage = field(default_factory=Damage)
+
+
+class Association:
+    """The task of associative_memory, see :class:`snn_lib.training.experiment.Task`.
+
+    Attributes:
+        patterns: the patterns, spikes ``(T, patterns, N)``.
+        targets: the same, later by the configured delay.
+    """
+
+    config_class = AssociationConfig
+    unit = "samples"
+
+    def __init__(
+        self, config: AssociationConfig, device: torch.device, rank: int = 0, world: int = 1
+    ) -> None:
+        self.config, self.device, self.rank, self.world = config, device, rank, world
+        options = config.hyperparameters
+        try:
+            patterns = load_patterns(config.dataset_path)
+        except FileNotFoundError:
+            raise InputError(f"there is no pattern file {config.dataset_path}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(str(error)) from None
+        require(
+            len(patterns) == options.length,
+            f"{config.dataset_path} has {len(patterns)} time steps, hyperparameters.length is "
+            f"{options.length}",
+        )
+        self.patterns = patterns.to(device)
+        self.targets = delayed(self.patterns, options.delay)
+        trains = self.patterns.shape[2]
+        self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
+        self.filtered_targets, _ = self.filter(self.targets)
+        samples = config.pattern_config.training_samples * self.patterns.shape[1]
+        self.batches_per_epoch = -(-samples // options.batch_size)
+        try:  # refuses damage that does not fit the patterns before anything is trained
+            next(self.train_batches(0, 0))
+        except ValueError as error:
+            raise InputError(f"damage: {error}") from None
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Damaged patterns ``(T, B, N)`` and their numbers ``(B,)``, from batch ``start`` on."""
+        samples = self.config.pattern_config.training_samples
+        return self._damaged(samples, self.config.damage, epoch, start)
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for the ``validation`` or ``test`` samples, always the same ones."""
+        options = self.config.pattern_config
+        if split == "test":
+            return self._damaged(options.test_samples, self.config.damage, TEST)
+        return self._damaged(options.validation_samples, self.config.damage, VALIDATION)
+
+    def _damaged(
+        self, samples: int, damage: Damage, epoch: int, start: int = 0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        seed, size = self.config.seed, self.config.hyperparameters.batch_size
+        patterns = self.patterns.cpu()  # so that a seed draws the same damage whatever the device
+        count = patterns.shape[1]
+        order = torch.randperm(samples * count, generator=batch_generator(seed, epoch, 0)) % count
+        for batch, labels in enumerate(order.split(size)):
+            if batch >= start:
+                generator = batch_generator(seed, epoch, batch + 1)
+                x = damage_patterns(patterns, labels, damage, generator)
+                mine = slice(self.rank, None, self.world)
+                yield x[:, mine].to(self.device), labels[mine].to(self.device)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        """Mean squared difference of output and target through the output filter, and sums."""
+        x, labels = batch
+        output, _ = model(x)  # (T, B, N)
+        target = self.targets[:, labels]
+        difference, _ = self.filter(output - target)
+        loss = difference.square().mean()
+        with torch.no_grad():
+            filtered_target = self.filtered_targets[:, labels]
+            nearest = nearest_pattern(difference + filtered_target, self.filtered_targets)
+            sums = {
+                "samples": len(labels),
+                "loss": loss.detach() * len(labels),
+                "power": filtered_target.square().mean() * len(labels),
+                "retrieved": (nearest == labels).sum(),
+                **match_spikes(output, target),
+            }
+        return loss, sums
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Loss, its share of the target's power, retrieval, and how spikes coincide."""
+        return {
+            "loss": sums["loss"] / sums["samples"],
+            "error": sums["loss"] / sums["power"],
+            "retrieval": sums["retrieved"] / sums["samples"],
+            **spike_scores(sums),
+        }
+
+    def score(self, metrics: dict[str, float]) -> tuple[float]:
+        """What the best epoch is chosen by, higher is better: a low loss."""
+        return (-metrics["loss"],)
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Sweeps the damage, and writes the results as a table and as a plot."""
+        folder = Path(self.config.runs_path) / self.config.name
+        rows = self.sweep(model)
+        write_sweep(rows, folder, vars(self.config.damage))
+        for kind in SWEEP:
+            text = ", ".join(
+                f"{row['strength']:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
+                for row in rows
+                if row["damage"] == kind
+            )
+            yield f"error / retrieval at {kind} {text}"
+        yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
+
+    @torch.inference_mode()
+    def sweep(
+        self, model: nn.Module, samples: int = SWEEP_SAMPLES_PER_PATTERN
+    ) -> list[dict[str, Any]]:
+        """Metrics of the model under each kind and strength of damage in ``SWEEP``, one row each.
+
+        Each is measured on so many ``samples`` of every pattern. Sizes beyond the patterns' own
+        are left out.
+        """
+        model.eval()
+        steps, _, trains = self.patterns.shape
+        limits = {"rows_removed": trains, "block_size": min(steps, trains)}
+        rows = []
+        for kind, strengths in SWEEP.items():
+            for strength in strengths:
+                if strength > limits.get(kind, strength):
+                    continue
+                sums: dict[str, Any] = {}
+                damage = single_damage(kind, strength)
+                for batch in self._damaged(samples, damage, SWEEPS):
+                    add_sums(sums, self.loss(model, batch)[1])
+                totals = {key: float(value) for key, value in sums.items()}
+                rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})
+        return rows
+
+
+def write_sweep(rows: Sequence[dict[str, Any]], folder: Path, trained: Mapping[str, float]) -> None:
+    """Writes the rows of :meth:`Association.sweep` as damage_sweep.csv and damage_sweep.png.
+
+    The picture marks the ``trained`` strength of each kind of damage.
+    """
+    import matplotlib.pyplot as plt  # only here: training does without it
+
+    from snn_lib.inspection.plotting import damage_sweeps
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "damage_sweep.csv", rows)
+    axes = damage_sweeps(rows, trained)
+    axes.flat[0].figure.savefig(folder / "damage_sweep.png", dpi=120)
+    plt.close(axes.flat[0].figure)

@@ -1,0 +1,1 @@
+"""Running an experiment: the loop, what a user types, and the files that a run leaves."""

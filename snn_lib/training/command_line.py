@@ -1,0 +1,221 @@
+"""The command line that every experiment has, and what its exit codes mean.
+
+0: done. 1: the run failed. 2: the user's input was wrong; one line says what and how to mend it.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+from torch import nn
+
+from snn_lib.errors import InputError, RunError
+from snn_lib.settings import ExperimentConfig, require
+from snn_lib.training import distributed
+from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.config import config_from_dict, load_config
+from snn_lib.training.experiment import Experiment, Stopped, Task
+
+# A checkpoint brings its own configuration along; these keys are about where it runs now.
+LOCAL_KEYS = (
+    "device",
+    "dataset_path",
+    "checkpoint_base_path",
+    "test_checkpoint_path",
+    "runs_path",
+    "tensorboard",
+)
+INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
+
+
+def main(
+    script: str,
+    build_model: Callable[[Any], nn.Module],
+    task_class: type[Task],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Runs an experiment's script and exits.
+
+    Args:
+        script: the script's ``__file__``; the YAML file of the same name is its configuration.
+        build_model: makes the model from the configuration.
+        task_class: the task that the model learns.
+        arguments: the command line, by default the process's.
+    """
+    try:
+        code, message = _run(Path(script), build_model, task_class, arguments), None
+    except InputError as error:
+        code, message = 2, error
+    except KeyboardInterrupt:
+        code, message = INTERRUPTED, "stopped at once"
+    except (RunError, OSError) as error:
+        code, message = 1, f"the run failed: {error}"
+    except (RuntimeError, MemoryError) as error:
+        if _out_of_memory(error):
+            remedy = "lower hyperparameters.batch_size or hyperparameters.length"
+            code, message = 1, f"the run failed: out of memory; {remedy}"
+        elif distributed.lost_contact(error):
+            code, message = 1, "the run failed: another process ended, or cannot be reached"
+        else:
+            raise
+    finally:
+        distributed.stop()
+    if message is not None:
+        process = f" process {os.environ['RANK']}:" if distributed.launched() else ""
+        print(f"{Path(script).name}:{process} {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        "can't allocate memory" in str(error)  # PyTorch on a CPU
+    )
+
+
+def _run(
+    script: Path,
+    build_model: Callable[[Any], nn.Module],
+    task_class: type[Task],
+    arguments: Sequence[str] | None,
+) -> int:
+    options = _parser(script, task_class.config_class).parse_intermixed_args(arguments)
+    if "=" in (options.resume or "") and not Path(options.resume).exists():
+        options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
+        options.resume = ""
+    require(options.train != options.test, "choose one of --train and --test (see --help)")
+    require(options.train or options.resume is None, "--resume goes with --train")
+    require(
+        options.train or not distributed.launched(),
+        "--test takes one process: start the script with python instead of torchrun",
+    )
+    yaml_file = options.config_file or script.with_suffix(".yaml")
+    config = load_config(task_class.config_class, yaml_file, options.overrides)
+
+    checkpoint = source = None
+    own = f"{config.checkpoint_base_path}/{config.name}"
+    if options.test:
+        source = Path(config.test_checkpoint_path or f"{own}_best")
+    elif options.resume is not None:
+        source = Path(options.resume or f"{own}_last")
+    if source is not None:
+        checkpoint = load_checkpoint(source)
+        config = _with_own_settings(config, checkpoint, options.overrides)
+
+    distributed.start()
+    stop_signals: list[int] = []
+    experiment = Experiment(build_model, task_class, config, lambda: bool(stop_signals))
+    if options.test:
+        experiment.test(checkpoint, source)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: _request_stop(number, stop_signals))
+    try:
+        experiment.train(checkpoint, source)
+    except Stopped:
+        last = experiment.checkpoint_path("last")
+        command = _resume_command(script, options, last, experiment.world)
+        experiment.say(f"stopped; continue with: {command}")
+        return 128 + stop_signals[0] if stop_signals else INTERRUPTED
+    return 0
+
+
+def _request_stop(number: int, stop_signals: list[int]) -> None:
+    # torchrun passes on what the terminal sends to all processes too, so twice is once.
+    if stop_signals and not distributed.launched():
+        raise KeyboardInterrupt
+    if not stop_signals:
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"stopping after this batch; once more stops at once\n")
+    stop_signals.append(number)
+
+
+def _resume_command(script: Path, options: argparse.Namespace, last: Path, processes: int) -> str:
+    """What continues the run where it was started, with the same overrides."""
+    launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
+    config_file = ["--config_file", str(options.config_file)] if options.config_file else []
+    flags = ["--train", "--resume", str(last), *config_file, *options.overrides]
+    return shlex.join([*launcher, os.path.relpath(script), *flags])
+
+
+def _with_own_settings(
+    config: ExperimentConfig, checkpoint: dict[str, Any], overrides: Sequence[str]
+) -> ExperimentConfig:
+    """The checkpoint's configuration at this place, with the overrides."""
+    own = checkpoint.get("config")
+    if not isinstance(own, dict):
+        return config
+    here = {key: getattr(config, key) for key in LOCAL_KEYS}
+    return config_from_dict(type(config), {**own, **here}, overrides)
+
+
+def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> None:
+            raise InputError(f"{message} (see --help)")
+
+        def format_help(self) -> str:
+            return f"{super().format_help()}\n{_explained_settings(script, config_class)}\n"
+
+    parser = Parser(
+        prog=f"python {script.name}",
+        description="Trains a network, or tests a trained one.",
+        epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
+    )
+    parser.add_argument("--train", action="store_true", help="train, then test the best epoch")
+    parser.add_argument(
+        "--test", action="store_true", help="evaluate test_checkpoint_path on the test data"
+    )
+    parser.add_argument(
+        "--config_file",
+        type=Path,
+        metavar="FILE",
+        help=f"the YAML file with the settings (default: {script.with_suffix('.yaml').name})",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="CHECKPOINT",
+        help="with --train: go on from this checkpoint, by default the run's last one, "
+        "with the settings it was trained with",
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings, such as hyperparameters.epoch=10 or device=cpu",
+    )
+    return parser
+
+
+def _explained_settings(script: Path, config_class: type[ExperimentConfig]) -> str:
+    """The settings with their values in the script's YAML file, what they mean and may be."""
+    yaml_file = script.with_suffix(".yaml")
+    config = load_config(config_class, yaml_file, []) if yaml_file.exists() else config_class()
+    title = f"settings, with the values that {yaml_file.name} and the defaults give them:"
+    return "\n".join([title, *_explained(config, "")])
+
+
+def _explained(section: Any, prefix: str) -> Iterator[str]:
+    nested = []
+    for entry in dataclasses.fields(section):
+        value = getattr(section, entry.name)
+        if dataclasses.is_dataclass(value):
+            nested.append((value, f"{prefix}{entry.name}."))
+            continue
+        shown = value if isinstance(value, str) else json.dumps(value)
+        doc = entry.metadata.get("doc", "")
+        if get_origin(entry.type) is Literal:
+            doc += f" ({', '.join(get_args(entry.type))})"
+        yield f"  {f'{prefix}{entry.name}={shown}':<50} {doc}".rstrip()
+    for value, prefix in nested:
+        yield f"\n{value.__doc__.splitlines()[0]}"
+        yield from _explained(value, prefix)

@@ -1,0 +1,343 @@
+import math
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from snn_lib.data.patterns import (
+    DAMAGE_KINDS,
+    Damage,
+    damage_patterns,
+    delayed,
+    load_patterns,
+    single_damage,
+)
+
+STEPS, TRAINS = 60, 50
+NO_DAMAGE = Damage(modify_probability=0.0, noise_probability=0.0)
+
+
+@pytest.fixture
+def patterns():
+    generator = torch.Generator().manual_seed(1)
+    return (torch.rand(STEPS, 3, TRAINS, generator=generator) < 0.1).float()
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def only(**values):
+    """Certain damage of the kinds given, none of the others."""
+    nothing = {"jitter_probability": 0.0, "removal_probability": 0.0, "noise_probability": 0.0}
+    return Damage(
+        **{"modify_probability": 1.0, "block_size": 10, "rows_removed": 10} | nothing | values
+    )
+
+
+# reading
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64, np.float16, np.float32, np.float64])
+def test_load_returns_float32_time_first(tmp_path, dtype):
+    array = (np.random.default_rng(0).random((4, 5, 6)) < 0.3).astype(dtype)
+    np.save(tmp_path / "p.npy", array)
+    patterns = load_patterns(tmp_path / "p.npy")
+    assert patterns.dtype == torch.float32
+    assert patterns.shape == (6, 4, 5)
+    assert patterns.is_contiguous()
+    for pattern, train, time in np.ndindex(array.shape):
+        assert patterns[time, pattern, train] == array[pattern, train, time]
+
+
+def test_load_reads_an_array_in_fortran_order(tmp_path):
+    array = (np.random.default_rng(0).random((4, 5, 6)) < 0.3).astype(np.uint8)
+    np.save(tmp_path / "p.npy", np.asfortranarray(array))
+    np.testing.assert_array_equal(load_patterns(tmp_path / "p.npy"), array.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 4)), r"shape \(3, 4\), expected \(patterns, trains, time\)"),
+        (np.zeros((1, 2, 3, 4)), r"shape \(1, 2, 3, 4\)"),
+        (np.zeros((0, 4, 4)), r"shape \(0, 4, 4\)"),
+        (np.full((1, 2, 2), 2), "values other than 0 and 1"),
+        (np.full((1, 2, 2), 0.5, np.float32), "values other than 0 and 1"),
+        (np.full((1, 2, 2), np.nan), "values other than 0 and 1"),
+        (np.full((1, 2, 2), -1), "values other than 0 and 1"),
+        (np.full((1, 2, 2), "1"), "values other than 0 and 1"),
+        (np.full((1, 2, 2), None), "not a .npy file of numbers"),
+    ],
+)
+def test_load_refuses_other_arrays_in_one_line(tmp_path, array, message):
+    path = tmp_path / "p.npy"
+    np.save(path, array, allow_pickle=True)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_patterns(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_refuses_a_broken_file_wherever_it_is_cut_or_changed(tmp_path):
+    path = tmp_path / "p.npy"
+    np.save(path, np.ones((2, 3, 4), np.uint8))
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"p\.npy"):
+            load_patterns(path)
+    for position in range(len(whole) - 24):
+        path.write_bytes(whole[:position] + b"(" + whole[position + 1 :])
+        try:  # a change of the header may be without consequence
+            assert load_patterns(path).eq(1).all()
+        except ValueError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_load_reports_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_patterns(tmp_path / "none.npy")
+
+
+# delay
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_delay_shifts_in_time(patterns, steps):
+    late = delayed(patterns, steps)
+    assert late.shape == patterns.shape
+    for t in range(STEPS):
+        expected = patterns[t - steps] if t >= steps else torch.zeros_like(patterns[0])
+        assert late[t].equal(expected)
+
+
+# damage
+
+
+def test_defaults_are_the_authors():
+    assert Damage() == Damage(0.4, 0.7, 0.0, 1.0, 0.5, 0.5, 40, 40, 0.005)
+    with pytest.raises(FrozenInstanceError):
+        Damage().block_size = 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modify_probability": 1.1}, "modify_probability is 1.1"),
+        ({"noise_probability": -0.1}, "noise_probability is -0.1"),
+        ({"jitter_probability": math.nan}, "jitter_probability is nan"),
+        ({"jitter_sigma": -1.0}, "jitter_sigma is -1.0"),
+        ({"block_size": -1}, "block_size is -1"),
+        ({"rows_removed": -2}, "rows_removed is -2"),
+    ],
+)
+def test_impossible_damage_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Damage(**values)
+
+
+def test_no_damage_gives_the_patterns_themselves(patterns):
+    labels = torch.tensor([2, 0, 0, 1, 2])
+    damage = replace(NO_DAMAGE, block_size=5, rows_removed=5)
+    damaged = damage_patterns(patterns, labels, damage, seeded())
+    assert damaged.dtype == patterns.dtype
+    assert damaged.equal(patterns[:, labels])
+
+
+def test_empty_batch_and_silent_patterns(patterns):
+    damage = replace(Damage(), block_size=5, rows_removed=5)
+    none = torch.empty(0, dtype=torch.int64)
+    assert damage_patterns(patterns, none, damage, seeded()).shape == (STEPS, 0, TRAINS)
+    silent = torch.zeros_like(patterns)
+    damage = only(jitter_probability=1.0, removal_probability=1.0)
+    assert not damage_patterns(silent, torch.zeros(4, dtype=torch.int64), damage, seeded()).any()
+
+
+def test_same_seed_same_damage_and_samples_differ(patterns):
+    labels = torch.zeros(8, dtype=torch.int64)
+    damage = only(jitter_probability=1.0, removal_probability=1.0, noise_probability=0.01)
+    one = damage_patterns(patterns, labels, damage, seeded(3))
+    assert one.equal(damage_patterns(patterns, labels, damage, seeded(3)))
+    assert not one.equal(damage_patterns(patterns, labels, damage, seeded(4)))
+    for first in range(8):
+        for second in range(first):
+            assert not one[:, first].equal(one[:, second])
+
+
+def test_damage_leaves_the_patterns_alone(patterns):
+    before = patterns.clone()
+    damage_patterns(patterns, torch.arange(3), only(jitter_probability=1.0), seeded())
+    assert patterns.equal(before)
+
+
+def test_jitter_moves_every_spike_by_a_rounded_normal_deviate():
+    patterns = torch.zeros(STEPS, 1, TRAINS)
+    patterns[30] = 1.0  # one spike a train, far from the edges
+    damage = only(jitter_probability=1.0, jitter_mean=2.0, jitter_sigma=1.5)
+    damaged = damage_patterns(patterns, torch.zeros(400, dtype=torch.int64), damage, seeded())
+    assert damaged.sum(0).eq(1).all()
+    shift = (damaged.argmax(0) - 30).flatten().numpy()
+    values = np.arange(-3, 8)
+    edges = np.concatenate([[-np.inf], values[:-1] + 0.5, [np.inf]])
+    expected = np.diff(stats.norm(2.0, 1.5).cdf(edges)) * shift.size
+    counted = np.bincount(np.clip(shift, -3, 7) + 3, minlength=len(values))
+    assert stats.chisquare(counted, expected).pvalue > 1e-3
+
+
+def test_jittered_spikes_stay_in_their_train_and_in_time():
+    patterns = torch.zeros(STEPS, 1, TRAINS)
+    patterns[[0, STEPS - 1], 0, 7] = 1.0
+    damage = only(jitter_probability=1.0, jitter_sigma=1e6)
+    damaged = damage_patterns(patterns, torch.zeros(200, dtype=torch.int64), damage, seeded())
+    assert damaged.sum(0)[:, 7].min() >= 1
+    assert damaged.sum() == damaged[[0, -1], :, 7].sum()  # so far that all end at an edge
+
+
+def test_spikes_that_meet_become_one():
+    patterns = torch.ones(2, 1, TRAINS)
+    damage = only(jitter_probability=1.0, jitter_sigma=3.0, block_size=1)
+    damaged = damage_patterns(patterns, torch.zeros(50, dtype=torch.int64), damage, seeded())
+    assert set(damaged.unique().tolist()) == {0.0, 1.0}
+    assert set(damaged.sum(0).unique().tolist()) == {1.0, 2.0}
+
+
+def test_block_is_a_square_anywhere_inside():
+    patterns, size = torch.ones(STEPS, 1, TRAINS), 12
+    damage = only(removal_probability=1.0, block_probability=1.0, block_size=size)
+    damaged = damage_patterns(patterns, torch.zeros(1500, dtype=torch.int64), damage, seeded())
+    first_steps, first_trains = set(), set()
+    for hole in (damaged == 0).unbind(1):
+        times, trains = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
+        assert hole.sum() == size * size
+        assert times.equal(torch.arange(times[0], times[0] + size))
+        assert trains.equal(torch.arange(trains[0], trains[0] + size))
+        first_steps.add(times[0].item())
+        first_trains.add(trains[0].item())
+    assert first_steps == set(range(STEPS - size + 1))
+    assert first_trains == set(range(TRAINS - size + 1))
+
+
+def test_rows_are_whole_trains_each_as_likely_as_the_other():
+    patterns = torch.ones(STEPS, 1, TRAINS)
+    damage = only(removal_probability=1.0, block_probability=0.0, rows_removed=7)
+    damaged = damage_patterns(patterns, torch.zeros(2000, dtype=torch.int64), damage, seeded())
+    removed = damaged[0] == 0
+    assert (damaged == damaged[0]).all()
+    assert removed.sum(1).eq(7).all()
+    # without replacement, so the counts vary less than a chi-squared test expects
+    assert stats.chisquare(removed.sum(0).numpy()).pvalue > 1e-3
+
+
+def test_noise_is_a_bernoulli_draw_in_every_cell():
+    patterns, probability, size = torch.zeros(STEPS, 1, TRAINS), 0.03, 300
+    damaged = damage_patterns(
+        patterns,
+        torch.zeros(size, dtype=torch.int64),
+        only(noise_probability=probability),
+        seeded(),
+    )
+    cells = damaged.numel()
+    assert abs(damaged.sum() - cells * probability) < 4 * math.sqrt(cells * probability)
+    for counts in (damaged.sum((1, 2)), damaged.sum((0, 2)), damaged.sum((0, 1))):
+        assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    after = damaged.flatten()[1:][damaged.flatten()[:-1] == 1].mean()  # no memory
+    assert abs(after - probability) < 4 * math.sqrt(probability / damaged.sum())
+
+
+@pytest.mark.parametrize("probability", [1e-9, 0.5, 1.0])
+def test_noise_at_extreme_probabilities(patterns, probability):
+    labels = torch.zeros(20, dtype=torch.int64)
+    damage = only(noise_probability=probability)
+    damaged = damage_patterns(patterns, labels, damage, seeded())
+    expected = patterns[:, labels].mean().item() * (1 - probability) + probability
+    assert damaged.mean().item() == pytest.approx(expected, abs=0.01)
+
+
+def test_how_often_samples_are_modified():
+    patterns, size = torch.ones(20, 1, 20), 6000
+    damage = Damage(
+        modify_probability=0.6,
+        jitter_probability=0.0,
+        removal_probability=0.7,
+        block_probability=0.25,
+        block_size=10,
+        rows_removed=10,
+        noise_probability=0.0,
+    )
+    damaged = damage_patterns(patterns, torch.zeros(size, dtype=torch.int64), damage, seeded())
+    lost = 400 - damaged.sum((0, 2))
+    counted = [lost.eq(value).sum().item() for value in (0, 100, 200)]
+    expected = np.array([1 - 0.42, 0.42 * 0.25, 0.42 * 0.75]) * size
+    assert sum(counted) == size
+    assert stats.chisquare(counted, expected).pvalue > 1e-3
+
+
+def test_jitter_and_removal_are_independent():
+    patterns, size = torch.zeros(41, 1, 40), 4000
+    patterns[20] = 1.0
+    damage = only(
+        jitter_probability=0.7,
+        jitter_sigma=3.0,
+        removal_probability=0.5,
+        block_probability=0.0,
+    )
+    damaged = damage_patterns(patterns, torch.zeros(size, dtype=torch.int64), damage, seeded())
+    rows_lost = damaged.sum((0, 2)) < 40
+    moved = damaged[20].sum(1) < damaged.sum((0, 2))
+    counted = [
+        (rows_lost.eq(r) & moved.eq(m)).sum().item() for r in (True, False) for m in (True, False)
+    ]
+    expected = np.array([0.5 * 0.7, 0.5 * 0.3, 0.5 * 0.7, 0.5 * 0.3]) * size
+    assert stats.chisquare(counted, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"block_size": TRAINS + 1}, f"block_size is 51, patterns have 50 trains of {STEPS} steps"),
+        ({"rows_removed": TRAINS + 1}, "rows_removed is 51, patterns have 50 trains"),
+    ],
+)
+def test_damage_larger_than_a_pattern_is_refused(patterns, values, message):
+    with pytest.raises(ValueError, match=message):
+        damage_patterns(patterns, torch.arange(3), only(**values), seeded())
+
+
+@pytest.mark.parametrize("kind", DAMAGE_KINDS)
+def test_single_damage_does_that_and_nothing_else(kind):
+    strength = {"block_size": 20, "rows_removed": 20, "jitter_sigma": 2.0}.get(kind, 0.02)
+    patterns = torch.zeros(100, 1, 80)
+    patterns[10:90:4, :, ::2] = 1.0
+    damage = single_damage(kind, strength)
+    assert getattr(damage, kind) == strength
+    labels = torch.zeros(50, dtype=torch.int64)
+    damaged = damage_patterns(patterns, labels, damage, seeded())
+    before = patterns[:, labels]
+    lost, new = (before > damaged).sum((0, 2)), (damaged > before).sum((0, 2))
+    if kind == "block_size":
+        assert not new.any()
+        assert lost.le(20 * 20 / 8).all()
+    elif kind == "rows_removed":
+        assert not new.any()
+        assert lost.min() > 0
+        assert (damaged.any(0) | damaged.eq(0).all(0)).all()
+    elif kind == "jitter_sigma":
+        assert new.min() > 0
+        assert damaged[:, :, 1::2].sum() == 0
+    else:
+        assert not lost.any()
+        assert new.min() > 0
+
+
+def test_zero_strength_is_no_damage(patterns):
+    for kind in DAMAGE_KINDS:
+        damaged = damage_patterns(patterns, torch.arange(3), single_damage(kind, 0), seeded())
+        assert damaged.equal(patterns)
+
+
+def test_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="damage 'blocks' is unknown, choose one of block_size"):
+        single_damage("blocks", 3)

@@ -1,0 +1,169 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import signal
+
+from snn_lib.data.patterns import Damage, damage_patterns, load_patterns
+from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
+
+DATASET = Path(__file__).parents[2] / "dataset"
+
+
+def spikes_at(*times, steps=20):
+    train = torch.zeros(steps, 1, 1)
+    train[list(times)] = 1.0
+    return train
+
+
+def counts(output, target, **options):
+    return tuple(count.item() for count in match_spikes(output, target, **options).values())
+
+
+# output filter
+
+
+def test_output_filter_is_the_normalised_difference_of_two_leaky_integrators():
+    x = torch.rand(60, 2, 3, dtype=torch.float64)
+    output, _ = OutputFilter(8.0, 2.0, 3).double()(x)
+    v0 = 4 ** (4 / 3) / 3
+    m = s = torch.zeros(2, 3, dtype=torch.float64)
+    for t in range(60):
+        m = math.exp(-1 / 8) * m + x[t]
+        s = math.exp(-1 / 2) * s + x[t]
+        torch.testing.assert_close(output[t], v0 * (m - s), rtol=1e-6, atol=1e-6)
+
+
+def test_output_filter_in_scipys_form_is_one_step_late():
+    p, q = math.exp(-1 / 8), math.exp(-1 / 2)
+    v0 = 4 ** (4 / 3) / 3
+    impulse = torch.zeros(40, 1, 1)
+    impulse[0] = 1.0
+    expected = signal.lfilter([0, v0 * (p - q)], [1, -(p + q), p * q], impulse.flatten().numpy())
+    response = OutputFilter(8, 2, 1)(impulse)[0].flatten()
+    torch.testing.assert_close(response.double(), torch.as_tensor(expected), rtol=1e-5, atol=1e-6)
+    assert response[0] == 0
+
+
+def test_output_filter_peaks_at_one():
+    impulse = torch.zeros(4000, 1, 1)
+    impulse[0] = 1.0
+    peak = OutputFilter(800, 200, 1)(impulse)[0].max().item()  # steps fine enough to find it
+    assert peak == pytest.approx(1.0, abs=1e-3)
+
+
+def test_output_filter_is_not_trained_but_lets_gradients_through():
+    output_filter = OutputFilter(8, 2, 3)
+    assert list(output_filter.parameters()) == []
+    x = torch.rand(10, 2, 3, requires_grad=True)
+    output_filter(x)[0].square().mean().backward()
+    assert x.grad[:-1].abs().min() > 0
+    assert not x.grad[-1].any()  # felt one step later, after the end
+
+
+@pytest.mark.parametrize(("tau_m", "tau_s"), [(2, 2), (2, 8), (2, 0), (2, -1)])
+def test_output_filter_refuses_time_constants_out_of_order(tau_m, tau_s):
+    with pytest.raises(ValueError, match="expected 0 < tau_s < tau_m"):
+        OutputFilter(tau_m, tau_s, 3)
+
+
+# retrieval
+
+
+def test_nearest_pattern_has_the_least_euclidean_distance():
+    output, patterns = torch.randn(7, 40, 5), torch.randn(7, 6, 5) * torch.rand(6, 1)
+    nearest = nearest_pattern(output, patterns)
+    for sample in range(40):
+        distances = [(output[:, sample] - patterns[:, k]).norm() for k in range(6)]
+        assert nearest[sample] == torch.stack(distances).argmin()
+
+
+def test_nearest_pattern_keeps_its_digits_under_autocast():
+    patterns = 1 + 1e-2 * torch.randn(7, 6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert nearest_pattern(patterns, patterns).tolist() == list(range(6))
+
+
+def test_damaged_patterns_are_nearest_to_their_own():
+    patterns = load_patterns(DATASET / "associative_target.npy")
+    labels = torch.arange(30) % 10
+    damage = Damage(modify_probability=1.0, removal_probability=1.0)
+    damaged = damage_patterns(patterns, labels, damage, torch.Generator().manual_seed(0))
+    output_filter = OutputFilter(8, 2, patterns.shape[2])
+    filtered = [output_filter(x)[0] for x in (damaged, patterns)]
+    assert nearest_pattern(*filtered).equal(labels)
+
+
+# coincident spikes
+
+
+@pytest.mark.parametrize(
+    ("output", "target", "pairs"),
+    [
+        ((5,), (5,), 1),
+        ((3,), (5,), 1),
+        ((7,), (5,), 1),
+        ((2,), (5,), 0),
+        ((8,), (5,), 0),
+        ((), (5,), 0),
+        ((5,), (), 0),
+        ((), (), 0),
+        ((4, 5, 6), (5,), 1),  # a burst counts once
+        ((5,), (4, 5, 6), 1),
+        ((4, 6), (5,), 1),
+        ((5, 6), (5, 6), 2),
+        ((6, 7), (5, 6), 2),
+        ((6, 8), (4, 6), 1),  # 6 goes with 6, which leaves 8 and 4
+        ((0, 19), (2, 17), 2),  # at both ends
+        ((0,), (19,), 0),  # nothing wraps around
+    ],
+)
+def test_pairs_of_spikes(output, target, pairs):
+    expected = (pairs, len(output), len(target))
+    assert counts(spikes_at(*output), spikes_at(*target)) == expected
+
+
+def greedy_pairs(output, target, tolerance):
+    """The definition, one train after the other, on lists of times."""
+    pairs = 0
+    for sample in range(output.shape[1]):
+        for train in range(output.shape[2]):
+            outputs = set(output[:, sample, train].nonzero().flatten().tolist())
+            targets = set(target[:, sample, train].nonzero().flatten().tolist())
+            for distance in range(tolerance + 1):
+                for sign in (1, -1):
+                    found = {t for t in targets if t + sign * distance in outputs}
+                    targets -= found
+                    outputs -= {t + sign * distance for t in found}
+                    pairs += len(found)
+    return pairs
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, 2, 5, 100])
+def test_pairs_agree_with_the_definition(tolerance):
+    generator = torch.Generator().manual_seed(tolerance)
+    output = (torch.rand(30, 4, 6, generator=generator) < 0.3).float()
+    target = (torch.rand(30, 4, 6, generator=generator) < 0.2).float()
+    before = output.clone(), target.clone()
+    expected = (greedy_pairs(output, target, tolerance), output.sum().item(), target.sum().item())
+    assert counts(output, target, tolerance=tolerance) == expected
+    assert output.equal(before[0])
+    assert target.equal(before[1])
+
+
+def test_pairs_lie_in_one_train_of_one_sample():
+    output, target = torch.zeros(5, 2, 2), torch.zeros(5, 2, 2)
+    output[2, 0, 0] = target[2, 0, 1] = target[2, 1, 0] = 1.0
+    assert counts(output, target) == (0, 1, 2)
+
+
+def test_scores():
+    scores = spike_scores({"pairs": 6, "output_spikes": 8, "target_spikes": 12, "samples": 3})
+    assert scores == pytest.approx({"precision": 0.75, "recall": 0.5, "f1": 0.6})
+
+
+def test_scores_of_silence_are_zero():
+    silence = torch.zeros(5, 2, 2)
+    for output, target in ((silence, silence), (silence, silence + 1), (silence + 1, silence)):
+        assert set(spike_scores(match_spikes(output, target)).values()) == {0.0}

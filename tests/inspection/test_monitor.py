@@ -1,0 +1,161 @@
+import pytest
+import torch
+from torch import nn
+
+from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.inspection.monitor import Monitor, NeuronRecord, SynapseRecord
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = Sequential(
+        DualExponentialSynapse(6, 4.0, 1.0),
+        nn.Linear(6, 5),
+        SpikingNeuron(5, 4.0, dropout=0.4),
+        LowPassSynapse(5, 3.0),
+        nn.Linear(5, 4),
+        SpikingNeuron(4, 3.0, membrane_filter=True, reset_strength=0.7),
+    )
+    with torch.no_grad():
+        model[1].weight *= 6
+        model[4].weight *= 4
+    return model.eval()
+
+
+@pytest.fixture
+def x():
+    return (torch.rand(30, 3, 6, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+
+
+def neuron_by_definition(neuron, current, membrane, reset):
+    """Spikes, membrane potential and reset, step by step."""
+    traces = [], [], []
+    for i in current:
+        membrane = neuron.membrane_decay * membrane + i - reset
+        spike = (membrane > 1).float()
+        for trace, value in zip(traces, (spike, membrane, reset), strict=True):
+            trace.append(value)
+        reset = neuron.reset_decay * reset + neuron.reset_strength * spike
+    return [torch.stack(trace) for trace in traces]
+
+
+def assert_record(record, expected):
+    assert record.spikes.equal(expected[0])
+    torch.testing.assert_close(record.membrane, expected[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(record.reset, expected[2], rtol=1e-5, atol=1e-5)
+
+
+def test_all_synapses_and_neurons_are_recorded(model, x):
+    with Monitor(model) as monitor:
+        model(x)
+    assert list(monitor.records) == ["0", "2", "3", "5"]
+    kinds = [SynapseRecord, NeuronRecord, SynapseRecord, NeuronRecord]
+    assert [type(record) for record in monitor.records.values()] == kinds
+
+
+def test_traces_are_those_of_the_definition(model, x):
+    with Monitor(model) as monitor:
+        output, _ = model(x)
+    signal = x
+    for index, module in enumerate(model.children()):
+        if isinstance(module, SpikingNeuron):
+            rest = torch.zeros(3, *module.shape)
+            expected = neuron_by_definition(module, signal, rest, rest)
+            assert_record(monitor[str(index)], expected)
+            assert 0.05 < expected[0].mean() < 0.95
+            signal = expected[0]
+        elif isinstance(module, nn.Linear):
+            signal = module(signal)
+        else:
+            signal, _ = module(signal)
+            assert monitor[str(index)].psp.equal(signal)
+    assert monitor["5"].spikes.equal(output)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_spikes_are_where_the_membrane_is_above_the_threshold(model, x, autocast):
+    with Monitor(model) as monitor, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(x)
+    for name in ("2", "5"):
+        assert monitor[name].spikes.bool().equal(monitor[name].membrane > 1)
+
+
+@pytest.mark.parametrize("membrane_filter", [False, True])
+def test_a_neuron_that_goes_on_from_a_state(membrane_filter):
+    neuron = SpikingNeuron((2, 2), 5.0, membrane_filter=membrane_filter)
+    current = torch.rand(20, 3, 2, 2) * 2
+    state = torch.rand(3, 2, 2), torch.rand(3, 2, 2)
+    with Monitor(nn.Sequential(neuron)) as monitor:
+        neuron(current, state=state)
+    assert_record(monitor["0"], neuron_by_definition(neuron, current, *state))
+
+
+def test_chunks_with_the_state_handed_on_give_the_traces_of_the_whole(model, x):
+    with Monitor(model) as whole:
+        model(x)
+    chunks, state = [], None
+    for part in x.split(11):
+        with Monitor(model) as monitor:
+            _, state = model(part, state)
+        chunks.append(monitor.records)
+    for name in ("2", "5"):
+        for trace in ("spikes", "membrane", "reset"):
+            joined = torch.cat([getattr(chunk[name], trace) for chunk in chunks])
+            torch.testing.assert_close(joined, getattr(whole[name], trace), rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_does_not_hide_spikes(model, x):
+    with Monitor(model, ["2"]) as resting:
+        model(x)
+    with Monitor(model, ["2"]) as training:
+        model.train()(x)
+    assert training["2"].spikes.equal(resting["2"].spikes)
+    assert training["2"].reset.equal(resting["2"].reset)
+
+
+def test_only_the_layers_asked_for(model, x):
+    with Monitor(model, ["3", "2"]) as monitor:
+        model(x)
+    assert set(monitor.records) == {"2", "3"}
+
+
+@pytest.mark.parametrize("name", ["1", "7", ""])
+def test_other_names_are_refused(model, name):
+    with pytest.raises(ValueError, match=f"no synapse or neuron layer '{name}', choose from '0'"):
+        Monitor(model, [name])
+
+
+def test_model_is_left_as_it_was(model, x):
+    before, _ = model(x)
+    keys = list(model.state_dict())
+    with Monitor(model) as monitor:
+        inside, _ = model(x)
+        inside.sum().backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    recorded = monitor["5"]
+    model.zero_grad()
+    after, _ = model(x)
+    after.sum().backward()
+    assert before.equal(inside)
+    assert before.equal(after)
+    assert monitor["5"] is recorded  # nothing is recorded outside
+    assert list(model.state_dict()) == keys
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert parameter.grad.equal(gradient)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not recorded.membrane.requires_grad
+    assert not monitor["0"].psp.requires_grad
+
+
+def test_hooks_are_gone_after_an_error(model):
+    with pytest.raises(ValueError, match="shape"), Monitor(model):
+        model(torch.rand(4, 2, 7))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_each_run_replaces_the_record(model, x):
+    with Monitor(model) as monitor:
+        model(x)
+        model(x[:7])
+    assert monitor["2"].spikes.shape == (7, 3, 5)

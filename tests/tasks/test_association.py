@@ -1,0 +1,393 @@
+import csv
+import math
+import re
+import sys
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from running import ROOT, run, shell
+from scipy import signal
+
+from associative_memory import SNN
+from snn_lib.data.patterns import Damage
+from snn_lib.errors import InputError
+from snn_lib.tasks.association import SWEEP, Association, AssociationConfig, write_sweep
+
+SCRIPT = ROOT / "associative_memory.py"
+CPU = torch.device("cpu")
+STEPS, TRAINS, PATTERNS = 24, 300, 3  # the script's network has 300 inputs
+NO_DAMAGE = Damage(modify_probability=0.0, block_size=0, rows_removed=0, noise_probability=0.0)
+
+
+@pytest.fixture(scope="module")
+def pattern_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("patterns") / "patterns.npy"
+    array = np.random.default_rng(0).random((PATTERNS, TRAINS, STEPS)) < 0.05
+    np.save(path, array.astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def config(pattern_file):
+    config = AssociationConfig(
+        name="tiny", dataset_path=str(pattern_file), test_checkpoint_path="unused"
+    )
+    options = config.hyperparameters
+    options.length, options.batch_size, options.delay = STEPS, 8, 4
+    config.pattern_config.training_samples = 7
+    config.pattern_config.validation_samples = 2
+    config.pattern_config.test_samples = 3
+    config.damage = Damage(block_size=5, rows_removed=5)
+    return config
+
+
+@pytest.fixture
+def task(config):
+    return Association(config, CPU)
+
+
+def answer(spikes):
+    """A model whose output is ``spikes``, whatever its input."""
+    return lambda x: (spikes, ())
+
+
+def output_filter(x, tau_m=8.0, tau_s=2.0):
+    """v0 (m[t] - s[t]) along the first axis."""
+    eta = tau_m / tau_s
+    v0 = eta ** (eta / (eta - 1)) / (eta - 1)
+    m, s = (signal.lfilter([1.0], [1.0, -math.exp(-1 / tau)], x, axis=0) for tau in (tau_m, tau_s))
+    return v0 * (m - s)
+
+
+def random_output(labels, rate=0.05):
+    generator = torch.Generator().manual_seed(3)
+    return (torch.rand(STEPS, len(labels), TRAINS, generator=generator) < rate).float()
+
+
+def assert_same_batches(batches, others):
+    for (x, labels), (other_x, other_labels) in zip(batches, others, strict=True):
+        assert torch.equal(x, other_x)
+        assert torch.equal(labels, other_labels)
+
+
+def test_targets_are_the_patterns_later(task, pattern_file):
+    patterns = np.load(pattern_file).transpose(2, 0, 1)
+    np.testing.assert_array_equal(task.patterns, patterns)
+    np.testing.assert_array_equal(task.targets[4:], patterns[:-4])
+    assert not task.targets[:4].any()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_loss_and_power_are_mean_squares_behind_the_output_filter(task, autocast):
+    labels = torch.tensor([2, 0, 1, 2])
+    output = random_output(labels).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss, sums = task.loss(answer(output), (task.patterns[:, labels], labels))
+    target = task.targets[:, labels].double().numpy()
+    filtered, wanted = output_filter(output.detach().double().numpy()), output_filter(target)
+    expected = np.square(filtered - wanted).mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert float(sums["loss"]) == pytest.approx(4 * expected, rel=1e-5)
+    assert float(sums["power"]) == pytest.approx(4 * np.square(wanted).mean(), rel=1e-5)
+    loss.backward()
+    assert output.grad.abs().sum() > 0
+
+
+def test_metrics_of_the_target_itself_of_silence_and_of_wrong_patterns(task):
+    labels = torch.tensor([0, 1, 2, 1])
+    batch = task.patterns[:, labels], labels
+
+    def metrics(output):
+        return task.metrics({k: float(v) for k, v in task.loss(answer(output), batch)[1].items()})
+
+    perfect = metrics(task.targets[:, labels])
+    assert perfect == {
+        "loss": 0, "error": 0, "retrieval": 1, "precision": 1, "recall": 1, "f1": 1
+    }  # fmt: skip
+    silent = metrics(torch.zeros_like(batch[0]))
+    assert silent["error"] == pytest.approx(1.0)
+    assert silent["f1"] == silent["precision"] == silent["recall"] == 0
+    half_right = metrics(task.targets[:, torch.tensor([0, 1, 1, 2])])
+    assert half_right["retrieval"] == 0.5
+    half_fired = task.targets[:, labels].clone()
+    half_fired[:, ::2] = 0
+    half_fired = metrics(half_fired)
+    assert half_fired["precision"] == 1
+    share = task.targets[:, labels[1::2]].sum() / task.targets[:, labels].sum()
+    assert half_fired["recall"] == pytest.approx(share.item())
+
+
+def test_sums_of_several_batches_give_the_metrics_of_all_samples(task):
+    labels = torch.arange(12) % PATTERNS
+    output = random_output(labels)
+
+    def sums(part):
+        batch = task.patterns[:, labels[part]], labels[part]
+        result = task.loss(answer(output[:, part]), batch)[1]
+        return {key: float(value) for key, value in result.items()}
+
+    one, other = sums(slice(0, 5)), sums(slice(5, 12))
+    whole = task.metrics(sums(slice(0, 12)))
+    assert task.metrics({k: one[k] + other[k] for k in one}) == pytest.approx(whole, rel=1e-5)
+
+
+def test_the_best_epoch_is_that_of_the_lowest_loss(task):
+    assert task.score({"loss": 0.1, "retrieval": 0.5}) > task.score({"loss": 0.2, "retrieval": 1})
+
+
+def test_an_epoch_shows_each_pattern_equally_often_in_new_order(task):
+    epochs = [torch.cat([labels for _, labels in task.train_batches(e, 0)]) for e in (0, 1)]
+    for labels in epochs:
+        assert labels.bincount().tolist() == [7] * PATTERNS
+    assert not torch.equal(*epochs)
+    sizes = [len(labels) for _, labels in task.train_batches(0, 0)]
+    assert sizes == [8, 8, 5]
+    assert task.batches_per_epoch == 3
+
+
+def test_batches_are_reproducible_and_continue_anywhere(config, task):
+    again = Association(config, CPU)
+    batches = list(task.train_batches(4, 0))
+    assert_same_batches(batches, again.train_batches(4, 0))
+    for start in range(4):
+        assert_same_batches(batches[start:], again.train_batches(4, start))
+    for other in (next(task.train_batches(5, 0)), batches[1]):
+        assert not torch.equal(batches[0][0], other[0])
+    other_seed = Association(replace(config, seed=config.seed + 1), CPU)
+    assert not torch.equal(batches[0][0], next(other_seed.train_batches(4, 0))[0])
+
+
+def test_samples_are_the_patterns_where_nothing_damages_them(config):
+    task = Association(replace(config, damage=NO_DAMAGE), CPU)
+    for x, labels in task.train_batches(0, 0):
+        assert torch.equal(x, task.patterns[:, labels])
+
+
+def test_batches_are_damaged_independently(config):
+    silenced = replace(
+        NO_DAMAGE,
+        modify_probability=0.5,
+        removal_probability=1.0,
+        block_probability=0.0,
+        rows_removed=TRAINS,
+    )
+    task = Association(replace(config, damage=silenced), CPU)
+    first, second, _ = (x.any(2).any(0) for x, _ in task.train_batches(0, 0))  # (B,)
+    assert not torch.equal(first, second)
+
+
+def test_samples_are_damaged_anew_in_every_epoch(config, task):
+    clean = task.patterns
+    differences = {
+        epoch: [(x - clean[:, labels]).abs().sum() for x, labels in task.train_batches(epoch, 0)]
+        for epoch in (0, 1)
+    }
+    assert all(difference > 0 for difference in differences[0] + differences[1])
+    assert differences[0] != differences[1]
+
+
+@pytest.mark.parametrize(("split", "samples"), [("validation", 2), ("test", 3)])
+def test_evaluation_samples_are_the_same_every_time(config, task, split, samples):
+    batches = list(task.evaluation_batches(split))
+    list(task.train_batches(0, 0))
+    assert_same_batches(batches, task.evaluation_batches(split))
+    assert_same_batches(batches, Association(config, CPU).evaluation_batches(split))
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.bincount().tolist() == [samples] * PATTERNS
+
+
+def test_splits_differ(config):
+    config.pattern_config.validation_samples = config.pattern_config.test_samples
+    task = Association(config, CPU)
+    validation, test = (next(task.evaluation_batches(s))[0] for s in ("validation", "test"))
+    assert not torch.equal(validation, test)
+    assert not torch.equal(validation, next(task.train_batches(0, 0))[0])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_every_batch(config, task, world):
+    shares = [
+        list(Association(config, CPU, rank, world).train_batches(1, 0)) for rank in range(world)
+    ]
+    for number, (x, labels) in enumerate(task.train_batches(1, 0)):
+        for rank, share in enumerate(shares):
+            assert torch.equal(share[number][0], x[:, rank::world])
+            assert torch.equal(share[number][1], labels[rank::world])
+
+
+def test_sweep_has_a_row_for_each_kind_and_strength_that_fits(task, monkeypatch):
+    fitting = {
+        "rows_removed": [0, 150, TRAINS],
+        "block_size": [0, STEPS],
+        "jitter_sigma": [0, 1000],
+        "noise_probability": [0, 1],
+    }
+    for kind in SWEEP:
+        monkeypatch.setitem(SWEEP, kind, fitting[kind])
+    monkeypatch.setitem(SWEEP, "rows_removed", [0, 150, TRAINS, TRAINS + 1])
+    monkeypatch.setitem(SWEEP, "block_size", [0, STEPS, STEPS + 1])
+    rows = task.sweep(_repeat_late(task), samples=2)
+    assert [(r["damage"], r["strength"]) for r in rows] == [
+        (kind, strength) for kind in SWEEP for strength in fitting[kind]
+    ]
+    for row in rows:
+        if row["strength"] == 0:
+            assert row["error"] == 0
+            assert row["f1"] == row["retrieval"] == 1
+
+
+def test_sweep_damages_in_one_way_and_as_strongly_as_it_says(task):
+    rows = {(r["damage"], r["strength"]): r for r in task.sweep(_repeat_late(task), samples=10)}
+    for removed in SWEEP["rows_removed"]:
+        row = rows["rows_removed", removed]
+        assert row["precision"] == 1
+        assert row["recall"] == pytest.approx(1 - removed / TRAINS, abs=0.03)
+    # Spikes per cell: 5 % of the pattern's, and noise, of which some hits a spike's cell.
+    noisy = rows["noise_probability", 0.08]
+    assert noisy["recall"] == 1
+    assert noisy["error"] > rows["noise_probability", 0.04]["error"] > 0
+    assert rows["jitter_sigma", 8]["f1"] < rows["jitter_sigma", 2]["f1"] < 1
+
+
+def _repeat_late(task):
+    """A model that answers with its input four steps later."""
+
+    class Delay(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([torch.zeros(4, *x.shape[1:]), x[:-4]]), ()
+
+    return Delay()
+
+
+def test_sweep_is_written_as_table_and_picture(task, tmp_path):
+    rows = task.sweep(_repeat_late(task), samples=1)
+    write_sweep(rows, tmp_path / "new", {"rows_removed": 40})
+    with open(tmp_path / "new" / "damage_sweep.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert table == [{key: str(value) for key, value in row.items()} for row in rows]
+    assert (tmp_path / "new" / "damage_sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def arguments(folder, pattern_file, *overrides):
+    return [
+        f"dataset_path={pattern_file}",
+        f"hyperparameters.length={STEPS}",
+        "hyperparameters.epoch=1",
+        "hyperparameters.batch_size=4",
+        "hyperparameters.precision=float32",
+        "pattern_config.training_samples=2",
+        "pattern_config.validation_samples=1",
+        "pattern_config.test_samples=1",
+        "damage.block_size=5",
+        "damage.rows_removed=5",
+        "device=cpu",
+        f"checkpoint_base_path={folder}/checkpoint",
+        f"test_checkpoint_path={folder}/checkpoint/associative_memory_best",
+        f"runs_path={folder}/runs",
+        *overrides,
+    ]
+
+
+run_association = partial(run, model=SNN, task=Association, script=SCRIPT)
+
+
+def test_script_trains_and_tests(tmp_path, pattern_file):
+    options = arguments(tmp_path, pattern_file)
+    trained = shell(sys.executable, SCRIPT.name, "--train", *options)
+    assert (trained.code, trained.err) == (0, "")
+    metrics = ["loss", "error", "retrieval", "precision", "recall", "f1"]
+    line = ", ".join(rf"{name} [\d.]+( %)?" for name in metrics)
+    assert re.search(rf"^epoch 1/1: train {line}; validation {line}; ", trained.out, re.MULTILINE)
+    assert re.search(
+        rf"^best epoch 1: validation {line}; test ({line})$", trained.out, re.MULTILINE
+    )
+    (table,) = (tmp_path / "runs").glob("*/*/metrics.csv")
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert {f"{split}_{name}" for split in ("train", "validation") for name in metrics} <= set(row)
+
+    tested = shell(sys.executable, SCRIPT.name, "--test", *options)
+    assert (tested.code, tested.err) == (0, "")
+    (of_training,) = re.findall(r"; test (loss .*)", trained.out)
+    assert f"epoch 1: test {of_training}\n" in tested.out
+    for kind in SWEEP:
+        assert f"error / retrieval at {kind} 0: " in tested.out
+    folder = tmp_path / "runs" / "associative_memory"
+    sweep = list(csv.DictReader((folder / "damage_sweep.csv").read_text().splitlines()))
+    assert {row["damage"] for row in sweep} == set(SWEEP)
+    assert f"damage sweep in {folder / 'damage_sweep.csv'} and .png\n" in tested.out
+    assert (folder / "damage_sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_float_patterns_do_as_well(pattern_file, config, tmp_path, task):
+    np.save(tmp_path / "float.npy", np.load(pattern_file).astype(np.float32))
+    other = Association(replace(config, dataset_path=str(tmp_path / "float.npy")), CPU)
+    assert torch.equal(other.patterns, task.patterns)
+
+
+def refused(*options):
+    finished = run_association(*options)
+    assert finished.code == 2, finished
+    assert finished.err.startswith("associative_memory.py: ")
+    assert finished.err.count("\n") == 1
+    return finished.err
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((TRAINS, STEPS), np.uint8), r"shape \(300, 24\), expected \(patterns, trains"),
+        (np.full((2, TRAINS, STEPS), 2, np.uint8), "values other than 0 and 1"),
+        (np.full((2, TRAINS, STEPS), 0.5, np.float32), "values other than 0 and 1"),
+        (np.zeros((2, TRAINS, STEPS + 1), np.uint8), "25 time steps, hyperparameters.length is 24"),
+        (np.zeros((0, TRAINS, STEPS), np.uint8), "shape"),
+    ],
+)
+def test_other_pattern_files_are_refused(array, message, tmp_path):
+    np.save(tmp_path / "bad.npy", array)
+    error = refused("--train", *arguments(tmp_path, tmp_path / "bad.npy"))
+    assert "bad.npy" in error
+    assert re.search(message, error)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_pattern_file_is_refused(tmp_path):
+    (tmp_path / "text.npy").write_text("no array")
+    assert "text.npy is not a .npy file" in refused(
+        "--train", *arguments(tmp_path, tmp_path / "text.npy")
+    )
+    assert "there is no pattern file" in refused(
+        "--train", *arguments(tmp_path, tmp_path / "absent.npy")
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("damage.block_size=25", "damage: block_size is 25, patterns have 300 trains of 24 steps"),
+        ("damage.rows_removed=301", "damage: rows_removed is 301, patterns have 300 trains"),
+        ("damage.row_removed=5", "did you mean 'damage.rows_removed'?"),
+        ("damage.noise_probability=1.5", "noise_probability"),
+        ("damage.jitter_sigma=-1", "jitter_sigma"),
+        ("damage.block_size=large", "block_size"),
+        ("pattern_config.training_samples=0", "pattern_config.training_samples is 0"),
+        ("hyperparameters.delay=24", "hyperparameters.delay is 24"),
+        ("hyperparameters.weight_gain=0", "hyperparameters.weight_gain is 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(override, message, tmp_path, pattern_file):
+    assert message in refused("--train", *arguments(tmp_path, pattern_file, override))
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path, pattern_file):
+    error = refused("--test", *arguments(tmp_path, pattern_file))
+    assert f"there is no checkpoint {tmp_path}/checkpoint/associative_memory_best" in error
+
+
+def test_the_task_itself_raises_input_errors(config, tmp_path):
+    with pytest.raises(InputError, match="there is no pattern file"):
+        Association(replace(config, dataset_path=str(tmp_path / "absent.npy")), CPU)
+    with pytest.raises(InputError, match="damage: rows_removed is 301"):
+        Association(replace(config, damage=Damage(block_size=5, rows_removed=301)), CPU)

@@ -1,0 +1,132 @@
+import math
+
+import pytest
+import torch
+from running import ROOT
+from torch import nn
+
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
+
+CPU = torch.device("cpu")
+LENGTH, IMAGES = 6, 30
+
+
+@pytest.fixture
+def config():
+    config = DigitConfig(dataset_path=str(ROOT / "dataset"))
+    config.hyperparameters.length = LENGTH
+    options = config.mnist_config
+    options.training_size, options.validation_size, options.test_size = 70, 40, IMAGES
+    return config
+
+
+def task_of(config):
+    return DigitClassification(config, CPU, rank=0, world=1)
+
+
+class Answer(nn.Module):
+    """Gives these output spikes, whatever its input."""
+
+    def __init__(self, spikes):
+        super().__init__()
+        self.spikes = spikes
+
+    def forward(self, x):
+        return self.spikes, ()
+
+
+def random_spikes(images, rate=0.4):
+    return (torch.rand(LENGTH, images, 10) < rate).float()
+
+
+@pytest.mark.parametrize("logit_per_spike", [1.0, 0.5])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_is_the_cross_entropy_of_the_spike_counts(
+    config, logit_per_spike, smoothing, training
+):
+    config.hyperparameters.logit_per_spike = logit_per_spike
+    config.hyperparameters.label_smoothing = smoothing
+    labels = torch.tensor([3, 0, 9])
+    spikes = random_spikes(3)
+    model = Answer(spikes).train(training)
+    loss, sums = task_of(config).loss(model, (None, labels))
+
+    losses, correct = [], 0
+    for image, label in enumerate(labels.tolist()):
+        counts = spikes[:, image].sum(0).tolist()
+        weights = [math.exp(logit_per_spike * count) for count in counts]
+        surprise = [-math.log(weight / sum(weights)) for weight in weights]
+        uniform = smoothing if training else 0.0  # validation is compared across recipes
+        losses.append((1 - uniform) * surprise[label] + uniform * sum(surprise) / 10)
+        correct += counts.index(max(counts)) == label
+    assert loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
+    assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-5)
+    assert (sums["samples"], int(sums["correct"])) == (3, correct)
+
+
+def test_metrics_are_means_over_samples(config):
+    metrics = task_of(config).metrics({"samples": 40, "loss": 10.0, "correct": 30})
+    assert metrics == {"loss": 0.25, "accuracy": 0.75}
+
+
+def test_the_best_epoch_is_the_most_accurate_and_of_equals_the_one_of_lower_loss(config):
+    score = task_of(config).score
+    rows = [{"accuracy": 0.9, "loss": 0.3}, {"accuracy": 0.9, "loss": 0.2}]
+    assert max([*rows, {"accuracy": 0.8, "loss": 0.1}], key=score) == rows[1]
+
+
+def test_a_constant_image_is_the_same_current_at_every_step(config):
+    (x, labels), *_ = task_of(config).evaluation_batches("test")
+    assert x.shape == (LENGTH, IMAGES, 784)
+    assert labels.shape == (IMAGES,)
+    assert (x == x[0]).all()
+    assert 0.0 < x[0].mean() < x.max() == 1.0
+
+
+def test_poisson_spikes_follow_the_pixels(config):
+    (images, _), *_ = task_of(config).evaluation_batches("test")
+    config.hyperparameters.encoding = "poisson"
+    config.hyperparameters.length = 400
+    (x, _), *_ = task_of(config).evaluation_batches("test")
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    deviation = (x.mean(0) - images[0]).abs().max()
+    assert deviation < 5.5 * math.sqrt(0.25 / 400)  # standard deviations, of 23,520 pixels
+
+
+def test_poisson_spikes_are_drawn_anew_for_training_and_kept_for_evaluation(config):
+    config.hyperparameters.encoding = "poisson"
+    config.mnist_config.use_transform = False
+    config.hyperparameters.batch_size = 70  # one batch, in another order each epoch
+    task = task_of(config)
+
+    def spikes(batches):
+        return next(iter(batches))[0]
+
+    for split in ("validation", "test"):
+        first, second = (spikes(task.evaluation_batches(split)) for _ in range(2))
+        assert torch.equal(first, second)
+    epochs = [spikes(task.train_batches(epoch, 0)).sum((1, 2)) for epoch in (0, 1)]
+    assert not torch.equal(*epochs)
+    assert torch.equal(epochs[1], spikes(task.train_batches(1, 0)).sum((1, 2)))
+
+
+def test_splits_of_the_training_images_do_not_overlap(config):
+    config.mnist_config.use_transform = False
+    task = task_of(config)
+    training = torch.cat([x[0] for x, _ in task.train_batches(0, 0)])
+    validation = torch.cat([x[0] for x, _ in task.evaluation_batches("validation")])
+    assert (len(training), len(validation)) == (70, 40)
+    assert torch.cdist(training, validation).min() > 0
+
+
+def test_accuracy_over_time_counts_the_spikes_so_far(config):
+    task = task_of(config)
+    labels = torch.cat([labels for _, labels in task.evaluation_batches("test")])
+    spikes = random_spikes(IMAGES)
+    found = task.accuracy_over_time(Answer(spikes))
+    for step in range(LENGTH):
+        counts = spikes[: step + 1].sum(0).tolist()
+        decisions = [row.index(max(row)) for row in counts]
+        expected = sum(d == label for d, label in zip(decisions, labels.tolist(), strict=True))
+        assert found[step].item() == pytest.approx(expected / IMAGES)

@@ -1,0 +1,172 @@
+"""Checkpoints: whole or not there, plain, and never a way for a file to run code."""
+
+import errno
+import os
+import pickle
+import re
+import zipfile
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib.errors import InputError, RunError
+from snn_lib.files import remove_leftovers, write_atomically
+from snn_lib.training.checkpoints import (
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+
+CHECKPOINT = {
+    "epoch": 3,
+    "snn_state_dict": {"weight": torch.arange(2000.0), "count": torch.tensor(7)},
+    "metrics": [{"loss": 0.5, "name": "x"}],
+    "rng": None,
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model_last"
+
+
+def test_what_is_saved_is_loaded(path):
+    save_checkpoint(path, CHECKPOINT)
+    loaded = load_checkpoint(path)
+    assert loaded.keys() == CHECKPOINT.keys()
+    assert torch.equal(loaded["snn_state_dict"]["weight"], torch.arange(2000.0))
+    assert (loaded["epoch"], loaded["metrics"], loaded["rng"]) == (
+        3,
+        [{"loss": 0.5, "name": "x"}],
+        None,
+    )
+    assert os.listdir(path.parent) == ["model_last"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(path, monkeypatch, call):
+    save_checkpoint(path, CHECKPOINT)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(RunError, match=f"cannot write {re.escape(str(path))}: No space left"):
+        save_checkpoint(path, {**CHECKPOINT, "epoch": 4})
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["model_last"]
+
+
+def test_a_file_is_synced_before_it_takes_its_name(path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(os, "fsync", lambda number: calls.append("synced"))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *a: (calls.append("renamed"), replace(*a)))
+    write_atomically(path, b"content")
+    assert calls == ["synced", "renamed"]
+    assert path.read_bytes() == b"content"
+
+
+def test_leftovers_of_killed_processes_are_removed_and_no_other_file(path):
+    kept = [path, path.with_name("model_best"), path.with_name("other_last.12.tmp")]
+    for file in (*kept, path.with_name("model_last.12.tmp"), path.with_name("model_last.9.tmp")):
+        file.write_bytes(b"")
+    remove_leftovers(path)
+    assert sorted(path.parent.iterdir()) == sorted(kept)
+
+
+def test_a_missing_checkpoint_is_named(path):
+    with pytest.raises(InputError, match=f"there is no checkpoint {re.escape(str(path))}"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(path, share):
+    save_checkpoint(path, CHECKPOINT)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_checkpoint(path)
+
+
+def test_a_flipped_bit_among_the_weights_is_refused(path):
+    save_checkpoint(path, CHECKPOINT)
+    content = bytearray(path.read_bytes())
+    content[content.find(torch.tensor(1234.0).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged: its checksums do not match"):
+        load_checkpoint(path)
+
+
+class Malicious:
+    """A pickle that would make a file when it is read."""
+
+    def __init__(self, touched):
+        self.touched = str(touched)
+
+    def __reduce__(self):
+        return open, (self.touched, "w")
+
+
+@pytest.mark.parametrize("pickled", ["zip", "legacy", "bare"])
+def test_a_malicious_pickle_is_refused_and_its_code_not_run(path, tmp_path, pickled):
+    touched = tmp_path / "touched"
+    content = {"snn_state_dict": {"weight": Malicious(touched)}}
+    if pickled == "bare":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=pickled == "zip")
+    with pytest.raises(InputError, match="which could run code"):
+        load_checkpoint(path)
+    assert not touched.exists()
+    if pickled == "bare":  # it is malicious indeed
+        pickle.loads(path.read_bytes())
+        assert touched.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 1}, {"snn_state_dict": 3}, torch.zeros(2)])
+def test_a_file_without_weights_is_no_checkpoint(path, content):
+    torch.save(content, path)
+    with pytest.raises(InputError, match="is no checkpoint of this project"):
+        load_checkpoint(path)
+
+
+def test_an_archive_of_something_else_is_refused(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(InputError, match=re.escape(str(path))):
+        load_checkpoint(path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="cannot be read: IsADirectoryError"):
+        load_checkpoint(tmp_path)
+
+
+def test_weights_come_into_the_model(path):
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    load_weights(model, {"snn_state_dict": other.state_dict()}, path)
+    assert torch.equal(model.weight, other.weight)
+    assert torch.equal(model.bias, other.bias)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(2, 4)}, r"weight is \(2, 4\), the model's is \(2, 3\)"),
+        ({"weight": "text"}, "weight is no tensor"),
+        ({"bias": None}, "it lacks bias"),
+        ({"more": torch.zeros(1)}, "it has more, the model has not"),
+        ({"bias": None, "more": torch.zeros(1)}, "and 1 more"),
+    ],
+)
+def test_weights_of_another_model_are_refused_and_the_model_kept(path, change, message):
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    weights = {**nn.Linear(3, 2).state_dict(), **change}
+    weights = {key: value for key, value in weights.items() if value is not None}
+    with pytest.raises(InputError, match=f"belongs to another model: .*{message}"):
+        load_weights(model, {"snn_state_dict": weights}, path)
+    assert torch.equal(model.weight, before)

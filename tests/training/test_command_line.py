@@ -1,0 +1,290 @@
+"""The command line: bad input gives one line and exit code 2, and leaves nothing half written."""
+
+import os
+import re
+import signal
+import sys
+
+import pytest
+import torch
+from running import SCRIPT, TINY, Process, load, refused, run, shell, tiny, train
+from torch import nn
+from torchvision.datasets import MNIST
+
+import snn_mlp_2
+from snn_lib.settings import flattened
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.training import distributed
+from snn_lib.training.config import load_config
+from snn_lib.training.experiment import Experiment
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(*tiny(folder, "hyperparameters.epoch=1"))
+    return folder
+
+
+def everything_in(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+# ---------------------------------------------------------------------------------------------
+# What to do
+
+
+@pytest.mark.parametrize("arguments", [(), ("--train", "--test"), ("seed=3",)])
+def test_one_of_train_and_test_must_be_chosen(arguments):
+    assert refused(*arguments) == "choose one of --train and --test (see --help)"
+
+
+def test_resume_goes_with_train():
+    assert refused("--test", "--resume", "x") == "--resume goes with --train"
+
+
+@pytest.mark.parametrize("argument", ["--tset", "-x", "--config_file"])
+def test_an_unknown_option_is_refused(argument):
+    message = refused("--train", argument)
+    assert argument in message
+    assert message.endswith("(see --help)")
+
+
+def test_help_explains_every_setting():
+    finished = run("--help")
+    assert finished.code == 0
+    settings = {k: v for k, v in flattened(DigitConfig()) if not hasattr(v, "__dataclass_fields__")}
+    lines = finished.out.splitlines()
+    for key in settings:
+        (line,) = [line for line in lines if line.startswith(f"  {key}=")]
+        explanation = re.fullmatch(r"  \S+=(?:\[.*\]|\S*) +(.*)", line).group(1)
+        assert len(explanation.split()) > 1, line
+    own = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), [])
+    assert own.hyperparameters.epoch != DigitConfig().hyperparameters.epoch
+    assert f"hyperparameters.epoch={own.hyperparameters.epoch} " in finished.out
+    assert "(constant, poisson)" in finished.out
+    for option in ("--train", "--test", "--config_file", "--resume", "key=value", "exit codes"):
+        assert option in finished.out
+
+
+def test_help_works_without_a_yaml_file(tmp_path):
+    finished = run("--help", script=tmp_path / "own.py")
+    assert finished.code == 0
+    assert "  hyperparameters.tau_m=4.0 " in finished.out
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad settings
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
+        ("hyperparameters.length=long", "could not be converted to Integer"),
+        ("hyperparameters.tau_s=4", "expected 0 < tau_s < tau_m"),
+        ("hyperparameters.tau_s=-1", "expected 0 < tau_s < tau_m"),
+        ("hyperparameters.dropout=1", "expected a probability in [0, 1)"),
+        ("hyperparameters.batch_size=0", "expected at least 1"),
+        ("mnist_config.training_size=-5", "must be at least 1"),
+        ("device=cuda:77", "device='cuda:77' is not available here, use device=cpu"),
+        ("optimizer.AdamW.betas=[2,3]", "optimizer.AdamW"),
+        ("optimizer.AdamW.eps=-1", "optimizer.AdamW"),
+        ("scheduler.OneCycleLR.pct_start=1.0", "expected a share in [0, 1)"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path, override, message):
+    assert message in refused("--train", *tiny(tmp_path, override))
+    assert everything_in(tmp_path) == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_without_cuda_is_refused(tmp_path):
+    message = refused("--train", *tiny(tmp_path, "device=cuda"))
+    assert message == "device='cuda' is not available here, use device=cpu"
+
+
+def test_a_missing_config_file_is_refused(tmp_path):
+    path = tmp_path / "none.yaml"
+    assert refused("--train", "--config_file", path) == f"there is no configuration file {path}"
+
+
+def test_another_config_file_is_read(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("name: own\nhyperparameters: {epoch: 1, train_bias: false}")
+    train("--config_file", path, *[o for o in tiny(tmp_path) if "epoch" not in o])
+    weights = load(tmp_path / "checkpoint/own_last")["snn_state_dict"]
+    assert "layers.1.weight" in weights
+    assert "layers.1.bias" not in weights
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad checkpoints
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    for arguments in (("--test",), ("--train", "--resume"), ("--train", "--resume", "nowhere")):
+        assert "there is no checkpoint" in refused(*arguments, *tiny(tmp_path))
+    assert everything_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "noise", "empty"])
+@pytest.mark.parametrize("action", [("--test",), ("--train", "--resume")])
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path, damage, action):
+    content = (trained / "checkpoint/snn_mlp_1_best").read_bytes()
+    content = {"truncated": content[:-1000], "noise": os.urandom(5000), "empty": b""}[damage]
+    (tmp_path / "checkpoint").mkdir()
+    for which in ("last", "best"):
+        (tmp_path / f"checkpoint/snn_mlp_1_{which}").write_bytes(content)
+    before = everything_in(tmp_path)
+    assert "checkpoint/snn_mlp_1_" in refused(*action, *tiny(tmp_path))
+    assert everything_in(tmp_path) == before
+
+
+def test_a_malicious_checkpoint_is_refused_and_its_code_not_run(tmp_path):
+    touched, path = tmp_path / "touched", tmp_path / "evil"
+
+    class Malicious:
+        def __reduce__(self):
+            return os.system, (f"touch {touched}",)
+
+    torch.save({"snn_state_dict": {}, "config": Malicious()}, path)
+    message = refused("--test", *tiny(tmp_path, f"test_checkpoint_path={path}"))
+    assert "is refused" in message
+    assert not touched.exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained):
+    message = refused("--test", *tiny(trained), model=snn_mlp_2.SNN)
+    assert "belongs to another model" in message
+    assert "layers.0.alpha is (2, 784), the model's is (1, 784)" in message
+
+
+# ---------------------------------------------------------------------------------------------
+# Bad places
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for key in ("checkpoint_base_path", "runs_path"):
+        message = refused("--train", *tiny(tmp_path / "out", f"{key}={tmp_path}/file/folder"))
+        assert f"cannot write to {tmp_path}/file" in message
+        assert "set runs_path and checkpoint_base_path" in message
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_read_only_output_folder_is_refused(tmp_path, monkeypatch):
+    def read_only(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.touch", read_only)
+    message = refused("--train", *tiny(tmp_path))
+    assert f"cannot write to {tmp_path}/checkpoint" in message
+    assert "Permission denied" in message
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoint/snn_mlp_1_best").mkdir(parents=True)
+    assert "snn_mlp_1_best: it is a folder" in refused("--train", *tiny(tmp_path))
+
+
+def test_missing_and_corrupt_data_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    settings = [o for o in tiny(tmp_path) if not o.startswith("dataset_path")]
+    empty = f"dataset_path={tmp_path}/none"
+    assert "there is no MNIST under" in refused("--train", *settings, empty)
+    raw = tmp_path / "data/MNIST/raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"no archive")
+    message = refused("--train", *settings, f"dataset_path={tmp_path}/data")
+    assert "train-images-idx3-ubyte.gz is corrupt" in message
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# What works
+
+
+def test_test_finds_the_checkpoint_of_the_run_and_prints_its_activity(trained):
+    finished = run("--test", *tiny(trained, "test_checkpoint_path=''"))
+    assert finished.code == 0
+    assert f"{trained}/checkpoint/snn_mlp_1_best, epoch 1: test loss" in finished.out
+    assert (
+        len(re.findall(r"layer layers\.\d: 0\.\d{4} spikes per neuron and step", finished.out)) == 3
+    )
+    assert "a dense network of this size takes 647,000 multiply-accumulates" in finished.out
+
+
+def test_a_checkpoint_brings_its_settings_and_overrides_win(tmp_path):
+    train(*tiny(tmp_path, "hyperparameters.train_bias=false", "hyperparameters.epoch=1"))
+    overrides = [o for o in tiny(tmp_path) if not o.startswith(("hyper", "mnist"))]
+    # A model with biases would not fit the checkpoint.
+    assert run("--test", *overrides).code == 0
+    message = refused("--test", *overrides, "hyperparameters.train_bias=true")
+    assert "it lacks layers.1.bias" in message
+
+
+def test_resume_without_a_checkpoint_can_be_followed_by_overrides(tmp_path):
+    settings = [o for o in tiny(tmp_path, "scheduler.scheduler_choice=none") if "epoch" not in o]
+    train("hyperparameters.epoch=1", *settings)
+    finished = run("--train", *settings, "--resume", "hyperparameters.epoch=2")
+    assert finished.code == 0, finished
+    assert "epoch 2/2" in finished.out
+
+
+def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
+    def interrupted(self, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Experiment, "_train_batch", interrupted)
+    finished = run("--train", *tiny(tmp_path))
+    assert finished.code == 130
+    assert finished.err == "snn_mlp_1.py: stopped at once\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 10 bytes"),
+    ],
+)
+def test_too_little_memory_is_told_with_what_to_change(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(DigitClassification, "loss", full)
+    finished = run("--train", *tiny(tmp_path))
+    assert finished.code == 1
+    assert finished.err.count("\n") == 1
+    assert "out of memory; lower hyperparameters.batch_size" in finished.err
+
+
+def test_an_error_of_the_code_keeps_its_traceback(tmp_path):
+    class Wrong(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("--train", *tiny(tmp_path), model=Wrong)
+    assert not distributed.launched()
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    """As a user sees it: nothing but the line, and the exit code."""
+    for arguments, line in [
+        (("--train", "hyperparameters.lenght=3"), "did you mean 'hyperparameters.length'?"),
+        (("--test", "test_checkpoint_path=nowhere"), "there is no checkpoint nowhere"),
+    ]:
+        finished = Process(tmp_path, *arguments).wait()
+        assert (finished.code, finished.out) == (2, "")
+        assert finished.err.endswith(f"{line}\n")
+        assert finished.err.count("\n") == 1
+    finished = shell(sys.executable, SCRIPT, "--train", "--test", *TINY)
+    assert (finished.code, finished.out) == (2, "")
+    assert finished.err == "snn_mlp_1.py: choose one of --train and --test (see --help)\n"

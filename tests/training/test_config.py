@@ -1,0 +1,220 @@
+"""Settings: read from YAML, overridden, and refused with one line where they make no sense."""
+
+import dataclasses
+import shlex
+
+import pytest
+from running import ROOT
+
+from snn_lib.errors import InputError
+from snn_lib.settings import flattened
+from snn_lib.tasks.digits import DigitConfig
+from snn_lib.training.config import config_from_dict, load_config
+
+YAML = """
+name: trial
+hyperparameters:
+  length: 12
+  tau_m: 5
+optimizer:
+  AdamW: {lr: 0.002}
+"""
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    path = tmp_path / "trial.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def refusal(path, *overrides):
+    with pytest.raises(InputError) as error:
+        load_config(DigitConfig, path, overrides)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_yaml_fills_the_defaults_and_overrides_win(yaml_file):
+    config = load_config(DigitConfig, yaml_file, ["hyperparameters.length=7", "seed=9"])
+    assert isinstance(config, DigitConfig)
+    assert config.name == "trial"
+    assert config.hyperparameters.length == 7
+    assert config.hyperparameters.tau_m == 5.0
+    assert isinstance(config.hyperparameters.tau_m, float)
+    assert config.optimizer.AdamW.lr == 0.002
+    assert config.optimizer.AdamW.weight_decay == DigitConfig().optimizer.AdamW.weight_decay
+    assert config.seed == 9
+
+
+def test_the_last_of_equal_overrides_wins(yaml_file):
+    assert load_config(DigitConfig, yaml_file, ["seed=1", "seed=4"]).seed == 4
+
+
+def test_an_override_reads_lists_and_other_settings(yaml_file):
+    overrides = ["scheduler.MultiStepLR.milestones=[3,5]", "hyperparameters.epoch=${seed}"]
+    config = load_config(DigitConfig, yaml_file, overrides)
+    assert config.scheduler.MultiStepLR.milestones == [3, 5]
+    assert config.hyperparameters.epoch == config.seed
+
+
+def test_a_configuration_survives_the_way_through_a_plain_dict(yaml_file):
+    config = load_config(DigitConfig, yaml_file, [])
+    assert config_from_dict(DigitConfig, dataclasses.asdict(config), []) == config
+
+
+def test_defaults_are_not_shared_between_configurations():
+    one, other = DigitConfig(), DigitConfig()
+    one.optimizer.Adam.betas[0] = 0.5
+    assert other.optimizer.Adam.betas[0] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("hyperparameters.lenght=3", "hyperparameters.length"),
+        ("lenght=3", "hyperparameters.length"),
+        ("epoch=3", "hyperparameters.epoch"),
+        ("optimiser.Adam.lr=3", "optimizer"),
+        ("optimizer.adam.lr=3", "optimizer.Adam"),
+        ("hyperparameters.milestones=[3]", "scheduler.MultiStepLR.milestones"),
+        ("sed=1", "seed"),
+        ("transforms.repeat=1", "transform"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(yaml_file, override, nearest):
+    message = refusal(yaml_file, override)
+    assert f"override {override!r}: unknown key" in message
+    assert f"did you mean {nearest!r}?" in message
+
+
+def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(yaml_file):
+    yaml_file.write_text("hyperparameters: {droput: 0.5}")
+    message = refusal(yaml_file)
+    assert str(yaml_file) in message
+    assert "'hyperparameters.droput', did you mean 'hyperparameters.dropout'?" in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "hyperparameters.length=abc",
+        "hyperparameters.length=2.5",
+        "hyperparameters.length=true",
+        "hyperparameters.length=[1]",
+        "hyperparameters.length=",
+        "hyperparameters.length=null",
+        "hyperparameters.tau_m=fast",
+        "hyperparameters=3",
+        "hyperparameters.epoch.x=3",
+        "tensorboard=maybe",
+        "optimizer.Adam.betas=0.9",
+        "scheduler.MultiStepLR.milestones=[a]",
+        "hyperparameters.encoding=rate",
+        "optimizer.optimizer_choice=Adm",
+        "name=[",
+        "name=${nowhere}",
+        "name=${name}",
+    ],
+)
+def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
+    assert override.partition("=")[0].split(".")[0] in refusal(yaml_file, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("hyperparameters.tau_s=5", "tau_m is 5.0 and tau_s 5.0, expected 0 < tau_s < tau_m"),
+        ("hyperparameters.tau_s=6", "tau_m is 5.0 and tau_s 6.0, expected 0 < tau_s < tau_m"),
+        ("hyperparameters.tau_s=0", "expected 0 < tau_s < tau_m"),
+        ("hyperparameters.tau_m=-4", "expected 0 < tau_s < tau_m"),
+        ("hyperparameters.tau_m=nan", "expected 0 < tau_s < tau_m"),
+        ("hyperparameters.tau_m=inf", "expected 0 < tau_s < tau_m"),
+        ("hyperparameters.dropout=1", "dropout is 1.0, expected a probability in [0, 1)"),
+        ("hyperparameters.dropout=-0.1", "dropout is -0.1, expected a probability in [0, 1)"),
+        ("hyperparameters.length=0", "hyperparameters.length is 0, expected at least 1"),
+        ("hyperparameters.batch_size=-1", "hyperparameters.batch_size is -1"),
+        ("hyperparameters.epoch=0", "hyperparameters.epoch is 0"),
+        ("hyperparameters.length=10000000000000000000000", "expected below 2^31"),
+        ("hyperparameters.surrogate_width=0", "surrogate_width is 0.0"),
+        ("hyperparameters.surrogate_width=inf", "surrogate_width is inf, expected finite"),
+        ("hyperparameters.weight_averaging=1", "weight_averaging is 1.0, expected in [0, 1)"),
+        ("hyperparameters.label_smoothing=1", "label_smoothing is 1.0"),
+        ("hyperparameters.logit_per_spike=0", "logit_per_spike is 0.0, expected > 0"),
+        ("mnist_config.max_rate=0", "mnist_config.max_rate is 0.0"),
+        ("mnist_config.max_rate=inf", "mnist_config.max_rate is inf, expected finite"),
+        ("mnist_config.test_size=0", "must be at least 1"),
+        ("mnist_config.test_size=10001", "test_size is 10001, MNIST has 10000"),
+        ("mnist_config.training_size=60000", "is 65000, MNIST has 60000"),
+        ("optimizer.AdamW.lr=0", "optimizer.AdamW.lr is 0.0, expected > 0"),
+        ("optimizer.SGD.weight_decay=-1", "optimizer.SGD.weight_decay is -1.0"),
+        ("optimizer.Adam.betas=[0.9]", "optimizer.Adam.betas is [0.9], expected two numbers"),
+        ("optimizer.Adam.betas=[0.9,nan]", "optimizer.Adam.betas is [0.9, nan], expected finite"),
+        ("optimizer.gradient_clipping=-1", "optimizer.gradient_clipping is -1.0"),
+        ("optimizer.coefficient_lr_scale=-1", "optimizer.coefficient_lr_scale is -1.0"),
+        ("optimizer.coefficient_lr_scale=inf", "expected finite"),
+        ("scheduler.OneCycleLR.pct_start=1", "pct_start is 1.0, expected a share in [0, 1)"),
+        ("scheduler.OneCycleLR.max_lr=-1", "scheduler.OneCycleLR: max_lr"),
+        ("scheduler.CosineAnnealingWarmRestarts.T_0=0", "T_0 is 0, expected >= 1"),
+        ("transform.probability=2", "transform.probability is 2.0"),
+        ("transform.repeat=-1", "transform.repeat is -1, expected 0 to 100"),
+        ("transform.RandomResizedCrop.scale=[0.5,2]", "0 < low <= high <= 1"),
+        ("transform.RandomResizedCrop.scale=[0.5]", "expected [low, high]"),
+        ("transform.RandomResizedCrop.ratio=[2,1]", "0 < low <= high"),
+        ("transform.RandomRotation.degrees=-1", "degrees is -1.0, expected >= 0"),
+        ("transform.elastic.sigma=0", "expected alpha >= 0 and sigma > 0"),
+        ("seed=-1", "seed is -1, expected 0 to 2^32 - 1"),
+        ("name=a/b", "name is 'a/b', expected letters, digits"),
+        ("name=..", "name is '..', expected letters, digits"),
+        ("runs_path=''", "runs_path is '', which is no usable path"),
+        ('runs_path="a\\nb"', "which is no usable path"),
+        ("seed", "'seed' is not an override, expected key=value"),
+        ("=3", "'=3' is not an override, expected key=value"),
+    ],
+)
+def test_a_value_outside_its_range_is_refused(yaml_file, overrides, message):
+    assert message in refusal(yaml_file, overrides)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    assert refusal(tmp_path / "none.yaml") == f"there is no configuration file {tmp_path}/none.yaml"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a: [", b"just words", b"- a\n- list", b"a: b: c", b"\x00\xff", b"[" * 5000, b"a: !!set {b}"],
+)
+def test_a_file_that_is_no_mapping_of_settings_is_refused(yaml_file, content):
+    yaml_file.write_bytes(content)
+    assert str(yaml_file) in refusal(yaml_file)
+
+
+def test_a_yaml_file_cannot_run_code(yaml_file, tmp_path):
+    touched = tmp_path / "touched"
+    yaml_file.write_text(f"name: !!python/object/apply:os.system ['touch {touched}']")
+    refusal(yaml_file)
+    assert not touched.exists()
+
+
+def test_a_folder_is_no_configuration_file(tmp_path):
+    assert "cannot be read as YAML" in refusal(tmp_path)
+
+
+def test_flattened_has_every_key_once():
+    keys = [key for key, _ in flattened(DigitConfig())]
+    assert len(keys) == len(set(keys))
+    assert {"seed", "optimizer", "optimizer.AdamW.lr", "transform.elastic.sigma"} <= set(keys)
+
+
+def test_the_readmes_command_has_the_constants_of_the_2020_release():
+    """They are the defaults, so whatever our YAML file sets otherwise has to be in the command."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (command,) = (line for line in lines if "optimizer_choice=Adam " in line)
+    script, train, *overrides = shlex.split(command)[1:]
+    assert (script, train) == ("snn_mlp_1.py", "--train")
+    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
+    for section in ("hyperparameters", "mnist_config", "transform"):
+        assert getattr(config, section) == getattr(DigitConfig(), section)
+    assert config.optimizer.Adam == DigitConfig().optimizer.Adam
+    assert config.scheduler.MultiStepLR == DigitConfig().scheduler.MultiStepLR

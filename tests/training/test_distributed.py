@@ -1,0 +1,160 @@
+"""Several processes: the numbers of one, resumed by any number, no hang when one of them dies."""
+
+import os
+import re
+import signal
+import socket
+import sys
+
+import pytest
+import torch
+from running import SCRIPT, Process, SmallSNN, load, metrics_of, shell, tiny
+
+from snn_lib.tasks.digits import DigitConfig
+from snn_lib.training import distributed
+from snn_lib.training.config import load_config
+
+CPU = torch.device("cpu")
+LAST = "checkpoint/snn_mlp_1_last"
+
+
+def settings(folder, *overrides):
+    """Runs whose numbers do not depend on who draws which dropout."""
+    return tiny(
+        folder,
+        "hyperparameters.dropout=0",
+        "optimizer.optimizer_choice=SGD",
+        "scheduler.scheduler_choice=none",
+        "mnist_config.training_size=321",  # a last batch of a single image
+        *overrides,
+    )
+
+
+def start(folder, world, *arguments):
+    """The processes that torchrun would start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        Process(folder, *arguments, environment={**together, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(world))
+    ]
+
+
+def finish(processes):
+    finished = [process.wait() for process in processes]
+    assert [each.code for each in finished] == [0] * len(processes), finished
+    return finished
+
+
+def assert_close_runs(one, other):
+    """The same weights within 1e-5, and the same metrics but for rounding."""
+    weights, others = (load(folder / LAST)["snn_state_dict"] for folder in (one, other))
+    for key in weights:
+        torch.testing.assert_close(weights[key], others[key], rtol=0, atol=1e-5, msg=key)
+    for row, row_of_other in zip(metrics_of(one)[1:], metrics_of(other)[1:], strict=True):
+        assert list(map(float, row)) == pytest.approx(list(map(float, row_of_other)), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    finish([Process(folder, "--train", *settings(folder))])
+    return folder
+
+
+def test_two_processes_train_as_one_and_one_of_them_writes(tmp_path, alone):
+    first, second = finish(start(tmp_path, 2, "--train", *settings(tmp_path)))
+    assert_close_runs(alone, tmp_path)
+    torch.manual_seed(2)
+    before = SmallSNN(load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), [])).layers[4].weight
+    moved = (load(tmp_path / LAST)["snn_state_dict"]["layers.4.weight"] - before).abs().max()
+    assert moved > 1e-3  # far more than the tolerance
+    assert "2 processes, batches of 64" in first.out
+    assert (second.out, second.err) == ("", "")
+    assert len(load(tmp_path / LAST)["rng"]) == 2
+    assert load(tmp_path / LAST)["environment"]["processes"] == 2
+
+
+def test_a_run_is_stopped_together_and_resumed_by_another_number_of_processes(tmp_path):
+    more = settings(tmp_path, "hyperparameters.epoch=200")
+    processes = start(tmp_path, 2, "--train", *more)
+    processes[0].wait_for("epoch 1/")
+    processes[1].send(signal.SIGTERM)  # one is asked, all stop
+    stopped = [process.wait() for process in processes]
+    assert [each.code for each in stopped] == [130, 143]
+    assert "continue with: torchrun --nproc-per-node=2 snn_mlp_1.py --train" in stopped[0].out
+    progress = load(tmp_path / LAST)["progress"]
+
+    epochs = progress["epoch"] + 1
+    settings_of_both = f"hyperparameters.epoch={epochs}"
+    finish([Process(tmp_path, "--train", "--resume", *more, settings_of_both)])
+    whole = tmp_path / "whole"
+    finish([Process(tmp_path, "--train", *settings(whole, settings_of_both))])
+    assert_close_runs(whole, tmp_path)
+
+
+def test_one_process_is_resumed_by_two(tmp_path, alone):
+    finish([Process(tmp_path, "--train", *settings(tmp_path, "hyperparameters.epoch=1"))])
+    finish(start(tmp_path, 2, "--train", "--resume", *settings(tmp_path)))
+    assert_close_runs(alone, tmp_path)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_run_with_a_line(tmp_path, victim):
+    processes = start(tmp_path, 2, "--train", *settings(tmp_path, "hyperparameters.epoch=500"))
+    processes[0].wait_for("epoch 1/")
+    processes[victim].send(signal.SIGKILL)
+    left = processes[1 - victim].wait(timeout=60)
+    assert left.code == 1
+    assert left.err.count("\n") == 1, left.err
+    assert f"snn_mlp_1.py: process {1 - victim}: the run failed: another process" in left.err
+    load(tmp_path / LAST)  # the last good checkpoint is there
+
+
+def test_bad_input_ends_all_processes(tmp_path):
+    processes = start(tmp_path, 2, "--train", *settings(tmp_path, "hyperparameters.tau_s=9"))
+    for rank, process in enumerate(processes):
+        finished = process.wait(timeout=60)
+        assert finished.code == 2
+        assert finished.err.startswith(
+            f"snn_mlp_1.py: process {rank}: hyperparameters.tau_m is 4.0"
+        )
+        assert finished.err.count("\n") == 1
+
+
+def test_trouble_of_the_writer_ends_the_others_too(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    overrides = settings(tmp_path, f"checkpoint_base_path={tmp_path}/file/x")
+    first, second = (p.wait(timeout=60) for p in start(tmp_path, 2, "--train", *overrides))
+    assert (first.code, second.code) == (2, 1)
+    assert "process 0: cannot write to" in first.err
+    assert "process 1: the run failed: another process" in second.err
+
+
+def test_torchrun_trains_the_script(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    finished = shell(*torchrun, SCRIPT, "--train", *settings(tmp_path, "hyperparameters.epoch=1"))
+    assert finished.code == 0, finished.err
+    assert "2 processes" in finished.out
+    assert len(re.findall("^epoch 1/1: ", finished.out, re.MULTILINE)) == 1
+    assert len(re.findall("^best epoch 1: ", finished.out, re.MULTILINE)) == 1
+
+
+def test_testing_takes_one_process(tmp_path):
+    for process in [p.wait() for p in start(tmp_path, 2, "--test", *settings(tmp_path))]:
+        assert process.code == 2
+        assert "--test takes one process: start the script with python" in process.err
+
+
+def test_one_process_needs_no_group():
+    assert "RANK" not in os.environ
+    assert not distributed.launched()
+    assert distributed.rank_and_world() == (0, 1)
+    assert distributed.total({"a": torch.tensor(2), "b": 0.5}, CPU) == {"a": 2.0, "b": 0.5}
+    assert distributed.total({}, CPU) == {}
+    assert distributed.gather("x") == ["x"]
+    assert distributed.any_process(True, CPU) is True
+    assert distributed.any_process(False, CPU) is False

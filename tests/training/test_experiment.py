@@ -1,0 +1,576 @@
+"""The training loop: the same numbers again, and on from anywhere; trouble is told, not hidden."""
+
+import csv
+import functools
+import math
+import shutil
+
+import pytest
+import torch
+from running import (
+    SCRIPT,
+    SmallSNN,
+    assert_same_weights,
+    load,
+    metrics_of,
+    refused,
+    run,
+    tiny,
+    train,
+)
+from torch import nn
+
+import snn_mlp_1
+from snn_lib.errors import InputError, RunError
+from snn_lib.tasks import digits
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.training.config import load_config
+from snn_lib.training.experiment import (
+    Experiment,
+    Stopped,
+    choose_device,
+    described,
+    warmed_up_average,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_mnist_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load_mnist", functools.cache(digits.load_mnist))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(folder, *overrides):
+    """Overrides for 3 epochs of 4 batches; with SmallSNN they take a fraction of a second."""
+    return tiny(folder, "hyperparameters.epoch=3", "hyperparameters.dropout=0.1", *overrides)
+
+
+def experiment(overrides, stop_after=None, task=DigitClassification):
+    """An experiment that is asked to stop after so many batches."""
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return stop_after is not None and len(asked) >= stop_after
+
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
+    return Experiment(SmallSNN, task, config, stop)
+
+
+def assert_equal_states(one, other):
+    """Whether two nested structures of tensors and numbers are equal, bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal_states(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal_states(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+# ---------------------------------------------------------------------------------------------
+# The same numbers
+
+
+SETTINGS = {
+    "OneCycleLR": ("scheduler.scheduler_choice=OneCycleLR",),
+    "MultiStepLR, averaging, poisson": (
+        "scheduler.scheduler_choice=MultiStepLR",
+        "scheduler.MultiStepLR.milestones=[1,2]",
+        "hyperparameters.weight_averaging=0.9",
+        "hyperparameters.encoding=poisson",
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def undisturbed(request, tmp_path_factory):
+    """A run that nothing stopped: its settings, its folder and what it returned."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    settings = SETTINGS[request.param]
+    return settings, folder, experiment(small(folder, *settings)).train()
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6, 9])
+def test_a_run_that_stops_and_resumes_equals_one_that_does_not(tmp_path, undisturbed, stop_after):
+    settings, whole, finished = undisturbed
+    overrides = small(tmp_path, *settings)
+    with pytest.raises(Stopped):
+        experiment(overrides, stop_after).train()
+    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    torch.rand(3)  # the generators' states are the checkpoint's
+    resumed = experiment(overrides).train(load(last), last)
+
+    one, other = (load(folder / "checkpoint/snn_mlp_1_last") for folder in (whole, tmp_path))
+    for part in ("snn", "average", "optimizer"):
+        assert_equal_states(one[f"{part}_state_dict"], other[f"{part}_state_dict"])
+    assert_equal_states(one["rng"], other["rng"])
+    assert_same_weights(*(folder / "checkpoint/snn_mlp_1_best" for folder in (whole, tmp_path)))
+    assert metrics_of(whole) == metrics_of(tmp_path)
+    assert len(metrics_of(tmp_path)) == 1 + 3
+    assert finished["test"] == resumed["test"]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        experiment(
+            small(tmp_path / name, f"seed={seed}", "hyperparameters.encoding=poisson")
+        ).train()
+    last = [tmp_path / name / "checkpoint/snn_mlp_1_last" for name in "abc"]
+    assert_same_weights(last[0], last[1])
+    assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b") != metrics_of(tmp_path / "c")
+
+
+def test_a_finished_run_can_be_given_more_epochs(tmp_path):
+    settings = ("scheduler.scheduler_choice=none",)
+    experiment(small(tmp_path / "whole", *settings)).train()
+    halves = small(tmp_path / "halves", *settings)
+    experiment([*halves, "hyperparameters.epoch=2"]).train()
+    last = tmp_path / "halves/checkpoint/snn_mlp_1_last"
+    experiment(halves).train(load(last), last)
+    assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
+
+
+def test_training_learns_and_reports_its_best_epoch(tmp_path):
+    finished = run("--train", *small(tmp_path, "hyperparameters.epoch=6"), model=SmallSNN)
+    assert finished.code == 0
+    assert finished.err == ""
+    rows = metrics_of(tmp_path)
+    table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    assert [row["epoch"] for row in table] == list("123456")
+    assert float(table[-1]["train_loss"]) < float(table[0]["train_loss"])
+    score = [(float(row["validation_accuracy"]), -float(row["validation_loss"])) for row in table]
+    best = 1 + score.index(max(score))
+    assert f"best epoch {best}: validation loss" in finished.out
+    assert load(tmp_path / "checkpoint/snn_mlp_1_best")["epoch"] == best
+
+
+def test_metrics_are_means_over_the_images(tmp_path):
+    trial = experiment(small(tmp_path))
+    metrics, _ = trial.evaluate("validation")
+    losses = correct = 0.0
+    for x, labels in trial.task.evaluation_batches("validation"):
+        counts = trial.model(x)[0].sum(0)
+        losses += nn.functional.cross_entropy(counts, labels, reduction="sum").item()
+        correct += (counts.argmax(1) == labels).sum().item()
+    assert metrics["loss"] == pytest.approx(losses / 100, rel=1e-5)
+    assert metrics["accuracy"] == correct / 100
+
+
+def test_checkpoint_and_log_record_what_decides_the_numbers(tmp_path):
+    experiment(small(tmp_path, "seed=11", "hyperparameters.epoch=1")).train()
+    for which in ("last", "best"):
+        checkpoint = load(tmp_path / f"checkpoint/snn_mlp_1_{which}")
+        assert checkpoint["config"]["seed"] == 11
+        assert checkpoint["environment"]["torch"] == torch.__version__
+        assert checkpoint["environment"]["threads"] == 1
+        assert checkpoint["environment"]["device"] == "cpu"
+    (log,) = tmp_path.glob("runs/snn_mlp_1/*")
+    assert {"config.yaml", "environment.yaml", "metrics.csv"} <= {f.name for f in log.iterdir()}
+    with open(log / "metrics.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert 0 <= float(row["data_seconds"]) <= float(row["seconds"])
+    assert 0 < float(row["firing_rate_layers.2"]) < 1
+    assert 0 < float(row["pole_radius_layers.0"]) < 1
+
+
+def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
+    experiment(small(tmp_path, "hyperparameters.weight_averaging=0.9")).train()
+    last, best = (load(tmp_path / f"checkpoint/snn_mlp_1_{which}") for which in ("last", "best"))
+    averaged = {
+        key.removeprefix("module."): value for key, value in last["average_state_dict"].items()
+    }
+    if best["epoch"] == last["epoch"]:
+        assert all(
+            torch.equal(best["snn_state_dict"][key], averaged[key])
+            for key in best["snn_state_dict"]
+        )
+    assert not torch.equal(averaged["layers.1.weight"], last["snn_state_dict"]["layers.1.weight"])
+
+
+def test_the_average_forgets_faster_at_first():
+    values = [3.0, -1.0, 4.0, 1.0, 5.0] * 20
+    averaged, expected = torch.tensor(0.5), 0.5
+    update = warmed_up_average(0.9)
+    for count, value in enumerate(values):
+        update([averaged], [torch.tensor(value)], torch.tensor(count))
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * value
+    assert averaged.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_clipping_bounds_the_step(tmp_path):
+    settings = small(
+        tmp_path,
+        "optimizer.optimizer_choice=SGD",
+        "optimizer.SGD={lr: 1.0, momentum: 0.0}",
+        "optimizer.gradient_clipping=0.001",
+        "hyperparameters.constraint=none",
+        "scheduler.scheduler_choice=none",
+    )
+    trial = experiment(settings, stop_after=1)
+    before = [parameter.detach().clone() for parameter in trial.model.parameters()]
+    with pytest.raises(Stopped):
+        trial.train()
+    steps = [p - b for p, b in zip(trial.model.parameters(), before, strict=True)]
+    assert nn.utils.get_total_norm(steps).item() == pytest.approx(0.001, rel=1e-2)
+
+
+def test_the_stable_constraint_is_applied_after_every_step(tmp_path):
+    settings = small(
+        tmp_path, "optimizer.coefficient_lr_scale=300", "scheduler.scheduler_choice=none"
+    )
+    for constraint, stable in (("stable", True), ("none", False)):
+        trial = experiment([*settings, f"hyperparameters.constraint={constraint}"])
+        trial.train()
+        radius = max(module.pole_radius() for module in trial.synapses.values())
+        assert (radius < 1) is stable
+
+
+# ---------------------------------------------------------------------------------------------
+# Trouble
+
+
+class Broken(DigitClassification):
+    """Its loss is not a number from the sixth batch on: the second epoch's second."""
+
+    trained = 0
+
+    def loss(self, model, batch):
+        loss, sums = super().loss(model, batch)
+        self.trained += model.training
+        return loss * (math.nan if model.training and self.trained >= 6 else 1), sums
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    experiment(
+        small(tmp_path / "good", "hyperparameters.epoch=1", "scheduler.scheduler_choice=none")
+    ).train()
+    settings = small(tmp_path / "bad", "scheduler.scheduler_choice=none")
+    finished = run("--train", *settings, model=SmallSNN, task=Broken)
+    assert finished.code == 1
+    assert finished.err.count("\n") == 1
+    assert "the run failed: epoch 2, batch 2: the loss is nan" in finished.err
+    assert "gradient of layers.1.weight" in finished.err
+    assert "; the largest pole radius is 0." in finished.err
+    assert "lower learning rate" in finished.err
+    for which in ("last", "best"):
+        name = f"checkpoint/snn_mlp_1_{which}"
+        assert_same_weights(tmp_path / "good" / name, tmp_path / "bad" / name)
+    assert len(metrics_of(tmp_path / "bad")) == 1 + 1
+
+
+@pytest.mark.parametrize("batches", [2, 4])
+def test_weights_that_the_last_batch_made_infinite_are_not_saved(tmp_path, monkeypatch, batches):
+    trial = experiment(small(tmp_path), stop_after=batches)  # of 4 in an epoch
+    step = Experiment._train_batch
+
+    def explode(self, batch):
+        sums = step(self, batch)
+        if self.progress.batch == batches - 1:
+            self.model.layers[1].weight.data[0, 0] = math.inf
+        return sums
+
+    monkeypatch.setattr(Experiment, "_train_batch", explode)
+    with pytest.raises(RunError, match=r"epoch 1: layers\.1\.weight not finite"):
+        trial.train()
+    assert not list((tmp_path / "checkpoint").iterdir())
+
+
+def test_a_silent_and_a_saturated_layer_are_told_once_with_the_rates(tmp_path):
+    class Extreme(SmallSNN):
+        def __init__(self, config):
+            super().__init__(config)
+            for index, bias in ((1, -1000.0), (4, 1000.0)):
+                nn.init.zeros_(self.layers[index].weight)
+                nn.init.constant_(self.layers[index].bias, bias)
+
+    finished = train(*small(tmp_path), model=Extreme)
+    warnings = [line for line in finished.out.splitlines() if line.startswith("warning:")]
+    rates = "firing rates, in spikes per neuron and step: layers.2 0.0000, layers.5 1.0000"
+    assert warnings == [
+        f"warning: epoch 1: layer layers.2 is silent; {rates}",
+        f"warning: epoch 1: layer layers.5 fires at almost every step; {rates}",
+    ]
+
+
+def test_an_unstable_filter_is_told(tmp_path):
+    class Unstable(SmallSNN):
+        def __init__(self, config):
+            super().__init__(config)
+            self.layers[0].alpha.data[0, 3] = 1.5
+
+    settings = small(tmp_path, "hyperparameters.constraint=none", "hyperparameters.epoch=1")
+    finished = train(*settings, model=Unstable)
+    assert (
+        "warning: epoch 1: a filter of layer layers.0 is unstable, its pole radius is"
+        in finished.out
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Resuming what does not fit
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that was stopped in the middle of its second epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.raises(Stopped):
+        experiment(small(folder), stop_after=6).train()
+    return folder
+
+
+AVERAGING = "hyperparameters.weight_averaging=0.9"
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """The same, with a moving average of the weights."""
+    folder = tmp_path_factory.mktemp("averaged")
+    with pytest.raises(Stopped):
+        experiment(small(folder, AVERAGING), stop_after=6).train()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hyperparameters.epoch=9", "OneCycleLR plans the whole run"),
+        ("hyperparameters.batch_size=32", "OneCycleLR plans the whole run"),
+        ("optimizer.AdamW.lr=0.5", "the options of optimizer and scheduler cannot change"),
+        ("scheduler.OneCycleLR.max_lr=0.5", "the options of optimizer and scheduler cannot change"),
+        ("optimizer.optimizer_choice=SGD", "cannot"),
+        ("scheduler.scheduler_choice=none", "the options of optimizer and scheduler cannot change"),
+        ("hyperparameters.weight_averaging=0.9", "cannot be resumed with this configuration"),
+        ("checkpoint_base_path={}/elsewhere", "the best epoch so far is not at"),
+    ],
+)
+def test_settings_that_cannot_change_on_resuming_are_refused(trained, tmp_path, override, message):
+    last = trained / "checkpoint/snn_mlp_1_last"
+    before = last.read_bytes()
+    settings = [*small(trained), override.format(tmp_path)]
+    assert message in refused("--train", "--resume", last, *settings, model=SmallSNN)
+    assert last.read_bytes() == before
+
+
+def test_the_batch_size_cannot_change_in_the_middle_of_an_epoch(tmp_path):
+    settings = small(tmp_path, "scheduler.scheduler_choice=none")
+    with pytest.raises(Stopped):
+        experiment(settings, stop_after=2).train()
+    message = refused(
+        "--train", "--resume", *settings, "hyperparameters.batch_size=32", model=SmallSNN
+    )
+    assert "stopped in the middle of an epoch of 4 batches" in message
+
+
+def test_a_finished_model_cannot_be_resumed(trained):
+    best = trained / "checkpoint/snn_mlp_1_best"
+    message = refused("--train", "--resume", best, *small(trained), model=SmallSNN)
+    assert "is a finished model" in message
+    assert "ends in _last" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"progress": {"epoch": "two"}},
+        {"progress": {"surprise": 1}},
+        {"progress": {"epoch": 1, "history": []}},
+        {"progress": {"epoch": 1, "history": [{"validation_loss": "low"}]}},
+        {"progress": None},
+        {"optimizer_state_dict": {}},
+        {"optimizer_state_dict": {"state": {77: {}}}},
+        {"optimizer_state_dict": {"state": {0: {"step": torch.tensor(6.0)}}}},
+        {"rng": [{"cpu": torch.zeros(3)}]},
+        {"config": {}},
+        {"config": {"hyperparameters": {"length": "long"}}},
+    ],
+)
+def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, change):
+    path = tmp_path / "changed_last"
+    torch.save({**load(trained / "checkpoint/snn_mlp_1_last"), **change}, path)
+    message = refused("--train", "--resume", path, *small(trained), model=SmallSNN)
+    assert "cannot be resumed" in message or "the checkpoint's configuration" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("progress", {"batch": -3}),
+        ("progress", {"batch": 5}),
+        ("progress", {"seconds": math.nan}),
+        ("progress", {"data_seconds": math.nan}),
+        ("progress", {"sums": {"samples": -16}}),
+        ("progress", {"sums": {"loss": 10**25}}),
+        ("history", {"epoch": 2}),
+        ("average", math.nan),
+        ("exp_avg", torch.zeros(3)),
+        ("exp_avg", torch.zeros(20, 784).to_sparse()),
+        ("exp_avg", torch.full((20, 784), math.nan)),
+        ("exp_avg", 0.5),
+        ("step", torch.zeros(2, 3)),
+    ],
+)
+def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, part, values):
+    """PyTorch would compute with it, or crash."""
+    checkpoint = load(averaged / "checkpoint/snn_mlp_1_last")
+    states = checkpoint["optimizer_state_dict"]["state"].values()
+    (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
+    if part == "progress":
+        checkpoint["progress"].update(values)
+    elif part == "history":
+        checkpoint["progress"]["history"][0].update(values)
+    elif part == "average":
+        checkpoint["average_state_dict"]["module.layers.1.weight"][0, 0] = values
+    else:
+        weights[part] = values
+    torch.save(checkpoint, tmp_path / "changed_last")
+    arguments = "--train", "--resume", tmp_path / "changed_last", *small(averaged, AVERAGING)
+    assert "cannot be resumed" in refused(*arguments, model=SmallSNN)
+
+
+@pytest.mark.parametrize("folder", ["{}/elsewhere", "\0", "", "{}/runs/snn_mlp_1/gone"])
+def test_a_resumed_run_writes_under_its_own_runs_path_only(trained, tmp_path, folder):
+    for path in (trained / "checkpoint").iterdir():
+        checkpoint = load(path)
+        if "progress" in checkpoint:
+            checkpoint["progress"]["folder"] = folder.format(tmp_path)
+        (tmp_path / "checkpoint").mkdir(exist_ok=True)
+        torch.save(checkpoint, tmp_path / "checkpoint" / path.name)
+    (tmp_path / "elsewhere").mkdir()
+    train("--resume", *small(tmp_path), model=SmallSNN)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert len(metrics_of(tmp_path)) == 1 + 3
+
+
+def test_a_run_sets_an_earlier_one_of_its_name_aside(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(Stopped):
+        experiment(small(tmp_path), stop_after=1).train()
+    for which in ("last", "best"):
+        previous = tmp_path / f"checkpoint/snn_mlp_1_previous_{which}"
+        assert previous.read_bytes() == (trained / f"checkpoint/snn_mlp_1_{which}").read_bytes()
+    assert not (tmp_path / "checkpoint/snn_mlp_1_best").exists()
+
+    said = train(*small(tmp_path), model=SmallSNN).out
+    assert "the earlier run of this name is snn_mlp_1_previous now" in said
+    assert load(tmp_path / "checkpoint/snn_mlp_1_previous_last")["progress"]["batch"] == 1
+    assert not (tmp_path / "checkpoint/snn_mlp_1_previous_best").exists()
+
+
+def test_an_earlier_run_goes_on_under_its_new_name(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    train("--resume", *small(tmp_path), model=SmallSNN)
+    shutil.copytree(trained, tmp_path / "again")
+    train(*small(tmp_path / "again"), model=SmallSNN)
+    train("--resume", "name=snn_mlp_1_previous", *small(tmp_path / "again"), model=SmallSNN)
+    assert_same_weights(
+        tmp_path / "checkpoint/snn_mlp_1_last",
+        tmp_path / "again/checkpoint/snn_mlp_1_previous_last",
+    )
+
+
+class FirstIsBest(DigitClassification):
+    def score(self, metrics):
+        return (0.0,)
+
+
+class LastIsBest(DigitClassification):
+    scored = 0.0
+
+    def score(self, metrics):
+        self.scored += 1
+        return (self.scored,)
+
+
+def test_the_best_checkpoint_of_another_run_is_not_taken_for_its_own(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
+    content = load(best)
+    torch.save({**content, "metrics": {**content["metrics"], "validation_loss": 0.1}}, best)
+    with pytest.raises(InputError, match=r"the best epoch so far is not at .*snn_mlp_1_best"):
+        experiment(small(tmp_path)).train(load(last), last)
+
+
+def test_two_runs_of_one_name_at_a_time_are_noticed(tmp_path):
+    class Twofold(FirstIsBest):
+        def train_batches(self, epoch, start):
+            if epoch == 2:
+                best = tmp_path / "checkpoint/snn_mlp_1_best"
+                torch.save({**load(best), "metrics": {}}, best)
+            return super().train_batches(epoch, start)
+
+    with pytest.raises(RunError, match="snn_mlp_1_best is not of this run: the best epoch was 1"):
+        experiment(small(tmp_path), task=Twofold).train()
+
+
+def test_a_best_checkpoint_that_a_kill_prevented_is_written_on_resuming(tmp_path):
+    settings = small(tmp_path, AVERAGING)
+    experiment(settings, task=LastIsBest).train()
+    best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
+    written = load(best)
+    best.unlink()
+    experiment(settings, task=LastIsBest).train(load(last), last)
+    for key in ("epoch", "metrics", "snn_state_dict"):
+        assert_equal_states(load(best)[key], written[key])
+
+
+def test_a_scheduler_that_counts_batches_needs_as_many_an_epoch(tmp_path):
+    settings = small(tmp_path, "scheduler.scheduler_choice=CyclicLR", "hyperparameters.epoch=1")
+    experiment(settings).train()
+    longer = [*settings, "hyperparameters.epoch=2"]
+    message = refused(
+        "--train", "--resume", *longer, "hyperparameters.batch_size=32", model=SmallSNN
+    )
+    assert "or its scheduler counts them" in message
+    train("--resume", *longer, model=SmallSNN)
+
+
+def test_gradients_that_only_together_are_too_large_are_traced_to_the_largest(tmp_path):
+    class Steep(DigitClassification):
+        def loss(self, model, batch):
+            loss, sums = super().loss(model, batch)
+            return loss * 1e25, sums
+
+    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Steep)
+    assert finished.code == 1
+    assert "the gradient's norm inf (the largest is " in finished.err
+    assert "in the gradient of layers." in finished.err
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained):
+    last = trained / "checkpoint/snn_mlp_1_last"
+    message = refused("--train", "--resume", last, *small(trained), model=snn_mlp_1.SNN)
+    assert "belongs to another model" in message
+    assert "layers." in message
+
+
+@pytest.mark.parametrize("name", ["cuda:77", "meta", "gpu", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(InputError, match=f"device={name!r} is not available here, use device=cpu"):
+        choose_device(name)
+
+
+def test_the_device_is_chosen_by_itself():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_metrics_read_well():
+    assert described({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
