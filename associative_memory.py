@@ -57,4 +57,4 @@ class SNN(nn.Module):
 
 
 if __name__ == "__main__":
-    main(__file__, SNN, Association)
+    main(__file__, SNN, Association())

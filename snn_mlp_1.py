@@ -61,4 +61,4 @@ class SNN(nn.Module):
 
 
 if __name__ == "__main__":
-    main(__file__, SNN, DigitClassification)
+    main(__file__, SNN, DigitClassification())

@@ -60,4 +60,4 @@ class SNN(nn.Module):
 
 
 if __name__ == "__main__":
-    main(__file__, SNN, DigitClassification)
+    main(__file__, SNN, DigitClassification())

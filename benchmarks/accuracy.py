@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from measuring import ROOT, options
 
+from snn_lib.files import write_csv
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.experiment import Experiment
-from snn_lib.training.run_log import write_csv
 
 MODELS = {  # and the script that has the model
     "snn_mlp_1": "snn_mlp_1",
@@ -36,7 +36,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
     if chosen.smoke:
         config.mnist_config.test_size = 10
     model = importlib.import_module(MODELS[name]).SNN
-    experiment = Experiment(model, DigitClassification, config)
+    experiment = Experiment(model, DigitClassification(), config)
     load_weights(experiment.model, checkpoint, path)
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():

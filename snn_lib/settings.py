@@ -10,10 +10,14 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from snn_lib.errors import InputError
 
+OptimizerChoice = Literal["Adam", "AdamW", "SGD"]
+SchedulerChoice = Literal[
+    "MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none"
+]
 LARGEST = 2**31 - 1  # of counts such as batch_size
 
 
@@ -55,7 +59,7 @@ class SGDOptions:
 class OptimizerConfig:
     """Which optimiser, and the options of each."""
 
-    optimizer_choice: Literal["Adam", "AdamW", "SGD"] = setting("Adam", "the optimiser")
+    optimizer_choice: OptimizerChoice = setting("Adam", "the optimiser")
     Adam: AdamOptions = field(default_factory=AdamOptions)
     AdamW: AdamOptions = field(default_factory=lambda: AdamOptions(weight_decay=0.01))
     SGD: SGDOptions = field(default_factory=SGDOptions)
@@ -63,7 +67,7 @@ class OptimizerConfig:
     gradient_clipping: float = setting(0.0, "largest norm of the whole gradient, 0: not clipped")
 
     def __post_init__(self) -> None:
-        for name in ("Adam", "AdamW", "SGD"):
+        for name in get_args(OptimizerChoice):
             options = getattr(self, name)
             require(options.lr > 0, f"optimizer.{name}.lr is {options.lr}, expected > 0")
             require(
@@ -123,9 +127,7 @@ class OneCycleLROptions:
 class SchedulerConfig:
     """Which learning rate scheduler, and the options of each."""
 
-    scheduler_choice: Literal[
-        "MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none"
-    ] = setting("none", "the scheduler")
+    scheduler_choice: SchedulerChoice = setting("none", "the scheduler")
     MultiStepLR: MultiStepLROptions = field(default_factory=MultiStepLROptions)
     CosineAnnealingWarmRestarts: CosineAnnealingWarmRestartsOptions = field(
         default_factory=CosineAnnealingWarmRestartsOptions
@@ -198,9 +200,16 @@ class ExperimentConfig:
     name: str = setting("experiment", "of the run, in its logs and checkpoints")
     seed: int = setting(2, "of first weights, order, augmentation, dropout and spikes")
     device: str = setting("auto", "cpu, cuda, ...; auto: CUDA where there is one")
+    backend: Literal["auto", "eager", "cpu", "cuda"] = setting(
+        "auto", "of the kernels; auto: the fastest for the device"
+    )
+    data_workers: int = setting(0, "processes that prepare batches ahead of time")
     dataset_path: str = setting("dataset", "where the data is")
     checkpoint_base_path: str = setting("checkpoint", "folder for NAME_last and NAME_best")
     test_checkpoint_path: str = setting("", "what --test evaluates; empty: NAME_best")
+    checkpoint_minutes: float = setting(
+        10.0, "of training between writings of NAME_last within an epoch"
+    )
     runs_path: str = setting("runs", "folder for NAME/TIME/ with metrics.csv and settings")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -215,6 +224,13 @@ class ExperimentConfig:
             value = getattr(self, key)
             usable = value.isprintable() and (value or key == "test_checkpoint_path")
             require(bool(usable), f"{key} is {value!r}, which is no usable path")
+        require(
+            0 <= self.data_workers <= 256, f"data_workers is {self.data_workers}, expected 0 to 256"
+        )
+        require(
+            self.checkpoint_minutes > 0,
+            f"checkpoint_minutes is {self.checkpoint_minutes}, expected > 0",
+        )
         require(0 <= self.seed < 2**32, f"seed is {self.seed}, expected 0 to 2^32 - 1")
         for key, value in flattened(self):
             for number in value if isinstance(value, list) else [value]:

@@ -1,14 +1,122 @@
-"""What the batches of every data set have in common.
+"""Batches: their order, their random numbers, and their way to the device.
 
 Every random draw of a batch comes from a generator seeded by (seed, epoch, batch), so a run that
 resumes in the middle of an epoch sees the batches that an undisturbed one would, and every process
 of several draws the same batch and takes its own share.
 """
 
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+
+class Batch(NamedTuple):
+    """Input sequences and what the network should answer.
+
+    Attributes:
+        x: ``(T, B, *features)``.
+        y: ``(B,)`` labels, ``(B, *targets)``, or a target at every step ``(T, B, *targets)``.
+        lengths: steps of each sequence, int64 ``(B,)``, those after them being padding; ``None`` if
+            every sequence has T.
+    """
+
+    x: Tensor
+    y: Tensor
+    lengths: Tensor | None = None
+
+
+class Batches:
+    """The samples of a data set in batches, shared out among processes.
+
+    Args:
+        count: number of samples.
+        batch_size: samples a batch, over all processes; the last batch takes what is left.
+        take: makes a batch on the CPU: called with the numbers of its samples ``(B,)``, the slice
+            of them that this process is to take, the epoch and the number of the batch. What it
+            draws at random, it draws by :func:`batch_generator` for the whole batch.
+        seed: of the order.
+        shuffle: whether each epoch has an order of its own.
+        rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
+        workers: processes that make batches ahead of time; 0 makes them when they are asked for.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        take: Callable[[Tensor, slice, int, int], Batch],
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        self.count, self.batch_size, self.take = count, batch_size, take
+        self.seed, self.shuffle, self.workers = seed, shuffle, workers
+        self.share = slice(rank, None, world)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        """Yields this process's share of the batches of an epoch, from number ``start`` on."""
+        generator = batch_generator(self.seed, epoch, 0)
+        order = (
+            torch.randperm(self.count, generator=generator)
+            if self.shuffle
+            else torch.arange(self.count)
+        )
+        batches = _Epoch(self, epoch, order.split(self.batch_size))
+        if self.workers == 0:
+            for number in range(start, len(self)):
+                yield batches[number]
+        else:
+            numbers = range(start, len(self))
+            yield from DataLoader(
+                batches, batch_size=None, sampler=numbers, num_workers=self.workers
+            )
+
+
+class _Epoch(Dataset):
+    """The batches of one epoch by number, as a ``DataLoader`` with workers asks for them."""
+
+    def __init__(self, batches: Batches, epoch: int, parts: tuple[Tensor, ...]) -> None:
+        self.batches, self.epoch, self.parts = batches, epoch, parts
+
+    def __getitem__(self, number: int) -> Batch:
+        part = self.parts[number]
+        return self.batches.take(part, self.batches.share, self.epoch, number)
 
 
 def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
     """A generator of its own for every batch of every epoch."""
-    mixed = (seed * 1_000_003 + epoch) * 1_000_003 + batch
-    return torch.Generator().manual_seed(mixed % 2**63)
+    return torch.Generator().manual_seed(_mixed(seed, epoch, batch))
+
+
+@contextmanager
+def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
+    """The same for code that draws from the global generators of PyTorch, NumPy and Python.
+
+    They are as they were when the context is left.
+    """
+    mixed = _mixed(seed, epoch, batch)
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mixed)
+        np.random.seed(mixed % 2**32)  # noqa: NPY002 (a data set's own code draws from it)
+        random.seed(mixed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+def _mixed(seed: int, epoch: int, batch: int) -> int:
+    return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63

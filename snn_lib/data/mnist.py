@@ -1,7 +1,6 @@
-"""MNIST in memory: loading, splitting, augmenting and batching, all of it vectorised and seeded."""
+"""MNIST in memory: reading and splitting."""
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,8 +8,6 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-from snn_lib.data.augmentation import TransformConfig, random_grids, warp
-from snn_lib.data.batches import batch_generator
 from snn_lib.errors import InputError, one_line
 from snn_lib.files import write_atomically
 
@@ -58,55 +55,3 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tenso
     """Indices of the training and of the validation images, drawn by ``seed``."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[validation:], order[:validation]
-
-
-class DigitBatches:
-    """Batches of images, shuffled and augmented if asked.
-
-    Args:
-        images: ``(N, 28, 28)``, uint8.
-        labels: ``(N,)``.
-        batch_size: images a batch, over all processes; the last batch takes what is left.
-        max_rate: the value of a white pixel.
-        seed: of the shuffling and the augmentation.
-        shuffle: whether each epoch has an order of its own.
-        transform: the augmentation, none if ``None``.
-        rank, world: this process takes every ``world``-th image of a batch, from ``rank`` on.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        max_rate: float = 1.0,
-        seed: int = 0,
-        shuffle: bool = False,
-        transform: TransformConfig | None = None,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.max_rate, self.seed, self.shuffle, self.transform = max_rate, seed, shuffle, transform
-        self.rank, self.world = rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
-
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields images ``(B, 784)`` in [0, max_rate] and labels ``(B,)``, from batch ``start``."""
-        count = len(self.labels)
-        order = (
-            torch.randperm(count, generator=batch_generator(self.seed, epoch, 0))
-            if self.shuffle
-            else torch.arange(count)
-        )
-        for batch in range(start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            mine = chosen[self.rank :: self.world]
-            images = self.images[mine].float() / 255.0
-            if self.transform is not None:
-                generator = batch_generator(self.seed, epoch, batch + 1)
-                grid = random_grids(len(chosen), self.transform, generator)
-                images = warp(images, grid[self.rank :: self.world])
-            yield images.flatten(1) * self.max_rate, self.labels[mine]

@@ -1,14 +1,14 @@
 """Counts what a network does while it runs: firing rates and synaptic operations."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
-from snn_lib.training import distributed
 
 
 class Activity:
@@ -27,6 +27,7 @@ class Activity:
     def __init__(self, model: nn.Module) -> None:
         self.neurons = [n for n, m in model.named_modules() if isinstance(m, SpikingNeuron)]
         self.sequences = 0
+        self.lengths: Tensor | None = None
         self.events: dict[str, Tensor] = {}
         self.elements: dict[str, int] = {}
         self.fan_out: dict[str, int] = {}
@@ -56,11 +57,10 @@ class Activity:
         total = sum(float(self.events[name]) * fan for name, fan in self.fan_out.items())
         return total / self.sequences
 
-    def sum_over_processes(self, device: torch.device) -> None:
-        """Makes the counts those of all processes."""
-        self.events = distributed.total(self.events, device)
-        self.elements = distributed.total(self.elements, device)
-        self.sequences = distributed.total({"": self.sequences}, device)[""]
+    def sum_by(self, total: Callable[[dict[str, Any]], dict[str, float]]) -> None:
+        """Makes the counts those of all processes, by a function that sums over them."""
+        self.events, self.elements = total(self.events), total(self.elements)
+        self.sequences = total({"": self.sequences})[""]
 
     def count(self, name: str, sequence: Tensor) -> None:
         """Adds a layer's ``(T, B, *features)``."""

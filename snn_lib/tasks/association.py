@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import batch_generator
+from snn_lib.data.batches import Batch, Batches, batch_generator
 from snn_lib.data.patterns import (
     Damage,
     damage_patterns,
@@ -27,6 +27,7 @@ from snn_lib.inspection.metrics import (
     spike_scores,
 )
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
+from snn_lib.tasks.base import Task, output_of
 
 # One kind of damage at a time, from none to far beyond what training shows.
 SWEEP = {
@@ -36,7 +37,7 @@ SWEEP = {
     "noise_probability": (0, 0.005, 0.01, 0.02, 0.04, 0.08),
 }
 SWEEP_SAMPLES_PER_PATTERN = 10
-VALIDATION, TEST, SWEEPS = -1, -2, -3  # stand for the epoch in the seeds of evaluations
+SWEEPS = -3  # stands for the epoch in its seeds, as in ``tasks.base.EVALUATIONS``
 
 
 @dataclass
@@ -86,8 +87,8 @@ class AssociationConfig(ExperimentConfig):
     damage: Damage = field(default_factory=Damage)
 
 
-class Association:
-    """The task of associative_memory, see :class:`snn_lib.training.experiment.Task`.
+class Association(Task):
+    """The task of associative_memory.
 
     Attributes:
         patterns: the patterns, spikes ``(T, patterns, N)``.
@@ -97,64 +98,61 @@ class Association:
     config_class = AssociationConfig
     unit = "samples"
 
-    def __init__(
+    def prepare(
         self, config: AssociationConfig, device: torch.device, rank: int = 0, world: int = 1
     ) -> None:
-        self.config, self.device, self.rank, self.world = config, device, rank, world
+        """Reads the patterns; see :class:`Task`."""
+        super().prepare(config, device, rank, world)
         options = config.hyperparameters
         try:
-            patterns = load_patterns(config.dataset_path)
+            self._drawn = load_patterns(config.dataset_path)  # damage is drawn on the CPU
         except FileNotFoundError:
             raise InputError(f"there is no pattern file {config.dataset_path}") from None
         except (OSError, ValueError) as error:
             raise InputError(str(error)) from None
         require(
-            len(patterns) == options.length,
-            f"{config.dataset_path} has {len(patterns)} time steps, hyperparameters.length is "
+            len(self._drawn) == options.length,
+            f"{config.dataset_path} has {len(self._drawn)} time steps, hyperparameters.length is "
             f"{options.length}",
         )
-        self.patterns = patterns.to(device)
+        self.patterns = self._drawn.to(device)
         self.targets = delayed(self.patterns, options.delay)
         trains = self.patterns.shape[2]
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
-        samples = config.pattern_config.training_samples * self.patterns.shape[1]
-        self.batches_per_epoch = -(-samples // options.batch_size)
         try:  # refuses damage that does not fit the patterns before anything is trained
-            next(self.train_batches(0, 0))
+            damage_patterns(self._drawn, torch.zeros(1).long(), config.damage, torch.Generator())
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
 
-    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Damaged patterns ``(T, B, N)`` and their numbers ``(B,)``, from batch ``start`` on."""
-        samples = self.config.pattern_config.training_samples
-        return self._damaged(samples, self.config.damage, epoch, start)
-
-    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for the ``validation`` or ``test`` samples, always the same ones."""
+    def make_batches(self, split: str) -> Batches:
+        """Damaged patterns ``(T, B, N)`` and their numbers ``(B,)``."""
         options = self.config.pattern_config
-        if split == "test":
-            return self._damaged(options.test_samples, self.config.damage, TEST)
-        return self._damaged(options.validation_samples, self.config.damage, VALIDATION)
+        samples = {
+            "train": options.training_samples,
+            "validation": options.validation_samples,
+            "test": options.test_samples,
+        }
+        return self.damaged(samples[split], self.config.damage)
 
-    def _damaged(
-        self, samples: int, damage: Damage, epoch: int, start: int = 0
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        seed, size = self.config.seed, self.config.hyperparameters.batch_size
-        patterns = self.patterns.cpu()  # so that a seed draws the same damage whatever the device
+    def damaged(self, samples: int, damage: Damage) -> Batches:
+        """So many samples of every pattern, each damaged anew in every epoch."""
+        seed, patterns = self.config.seed, self._drawn
         count = patterns.shape[1]
-        order = torch.randperm(samples * count, generator=batch_generator(seed, epoch, 0)) % count
-        for batch, labels in enumerate(order.split(size)):
-            if batch >= start:
-                generator = batch_generator(seed, epoch, batch + 1)
-                x = damage_patterns(patterns, labels, damage, generator)
-                mine = slice(self.rank, None, self.world)
-                yield x[:, mine].to(self.device), labels[mine].to(self.device)
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+            labels = numbers % count
+            generator = batch_generator(seed, epoch, number + 1)
+            x = damage_patterns(patterns, labels, damage, generator)
+            return Batch(x[:, share], labels[share])
+
+        size = self.config.hyperparameters.batch_size
+        return self.shared(samples * count, size, take, shuffle=True)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared difference of output and target through the output filter, and sums."""
-        x, labels = batch
-        output, _ = model(x)  # (T, B, N)
+        labels = batch.y
+        output = output_of(model, batch.x)  # (T, B, N)
         target = self.targets[:, labels]
         difference, _ = self.filter(output - target)
         loss = difference.square().mean()
@@ -178,10 +176,6 @@ class Association:
             "retrieval": sums["retrieved"] / sums["samples"],
             **spike_scores(sums),
         }
-
-    def score(self, metrics: dict[str, float]) -> tuple[float]:
-        """What the best epoch is chosen by, higher is better: a low loss."""
-        return (-metrics["loss"],)
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Sweeps the damage, and writes the results as a table and as a plot."""
@@ -216,7 +210,7 @@ class Association:
                     continue
                 sums: dict[str, Any] = {}
                 damage = single_damage(kind, strength)
-                for batch in self._damaged(samples, damage, SWEEPS):
+                for batch in self._on_device(self.damaged(samples, damage).epoch(SWEEPS)):
                     add_sums(sums, self.loss(model, batch)[1])
                 totals = {key: float(value) for key, value in sums.items()}
                 rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snn_lib import encoding
-from snn_lib.data.augmentation import TransformConfig
-from snn_lib.data.batches import batch_generator
-from snn_lib.data.mnist import CLASSES, PIXELS, DigitBatches, load_mnist, split_indices
+from snn_lib.data.augmentation import TransformConfig, random_grids, warp
+from snn_lib.data.batches import Batch, Batches, batch_generator
+from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist, split_indices
 from snn_lib.inspection.activity import Activity
-from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
+from snn_lib.settings import ExperimentConfig, require, setting
+from snn_lib.tasks.base import output_of
+from snn_lib.tasks.classification import Classification, ClassificationHyperparameters
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
 
@@ -23,20 +24,15 @@ EVALUATION_BATCH = 250
 
 
 @dataclass
-class DigitHyperparameters(Hyperparameters):
+class DigitHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
     dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
     encoding: Literal["constant", "poisson"] = setting("constant", "a pixel as current or spikes")
     logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit")
-    label_smoothing: float = setting(0.0, "share of the target that all classes have alike")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.label_smoothing < 1,
-            f"hyperparameters.label_smoothing is {self.label_smoothing}, expected in [0, 1)",
-        )
         require(
             self.logit_per_spike > 0,
             f"hyperparameters.logit_per_spike is {self.logit_per_spike}, expected > 0",
@@ -79,96 +75,63 @@ class DigitConfig(ExperimentConfig):
     transform: TransformConfig = field(default_factory=TransformConfig)
 
 
-class DigitClassification:
-    """The task of snn_mlp_1 and snn_mlp_2, see :class:`snn_lib.training.experiment.Task`."""
+class DigitClassification(Classification):
+    """The task of snn_mlp_1 and snn_mlp_2."""
 
     config_class = DigitConfig
     unit = "images"
 
-    def __init__(self, config: DigitConfig, device: torch.device, rank: int, world: int) -> None:
-        self.config, self.device = config, device
-        self.rank, self.world = rank, world
+    def prepare(
+        self, config: DigitConfig, device: torch.device, rank: int = 0, world: int = 1
+    ) -> None:
+        """Reads the training images; see :class:`Task`."""
+        super().prepare(config, device, rank, world)
         options = config.mnist_config
         images, labels = load_mnist(Path(config.dataset_path), train=True)
         training, validation = split_indices(len(labels), options.validation_size, config.seed)
         training = training[: options.training_size]
-        self.training = DigitBatches(
-            images[training],
-            labels[training],
-            config.hyperparameters.batch_size,
-            options.max_rate,
-            config.seed,
-            shuffle=True,
-            transform=config.transform if options.use_transform else None,
-            rank=rank,
-            world=world,
-        )
-        self.batches_per_epoch = len(self.training)
-        self.validation = self._evaluation(images[validation], labels[validation])
-
-    def _evaluation(self, images: Tensor, labels: Tensor) -> DigitBatches:
-        return DigitBatches(
-            images,
-            labels,
-            EVALUATION_BATCH,
-            self.config.mnist_config.max_rate,
-            rank=self.rank,
-            world=self.world,
-        )
-
-    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Encoded images ``(T, B, 784)`` and labels, from batch ``start`` of an epoch."""
-        return self._encoded(self.training, epoch, start)
-
-    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same for the ``validation`` or the ``test`` images, with the same spikes every time.
-
-        Of several processes, each draws Poisson spikes of its own for its share.
-        """
-        batches = self.validation
-        if split == "test":  # read when asked for and not before
-            images, labels = load_mnist(Path(self.config.dataset_path), train=False)
-            size = self.config.mnist_config.test_size
-            batches = self._evaluation(images[:size], labels[:size])
-        return self._encoded(batches, -1, 0)
-
-    def _encoded(
-        self, batches: DigitBatches, epoch: int, start: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        length = self.config.hyperparameters.length
-        for batch, (images, labels) in enumerate(batches.epoch(epoch, start), start):
-            if self.config.hyperparameters.encoding == "poisson":
-                generator = batch_generator(self.config.seed + self.rank + 1, epoch, batch)
-                x = encoding.poisson(images, length, generator).to(self.device)
-            else:
-                x = encoding.constant(images.to(self.device), length)
-            yield x, labels.to(self.device)
-
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
-        """Cross-entropy of the output spike counts, and the sums that metrics are made of."""
-        x, labels = batch
-        options = self.config.hyperparameters
-        spikes, _ = model(x)
-        counts = spikes.sum(0)  # (B, 10)
-        smoothing = options.label_smoothing if model.training else 0.0
-        loss = F.cross_entropy(counts * options.logit_per_spike, labels, label_smoothing=smoothing)
-        sums = {
-            "samples": len(labels),
-            "loss": loss.detach() * len(labels),
-            "correct": (counts.detach().argmax(1) == labels).sum(),
-        }
-        return loss, sums
-
-    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Mean loss and accuracy."""
-        return {
-            "loss": sums["loss"] / sums["samples"],
-            "accuracy": sums["correct"] / sums["samples"],
+        self.images = {
+            "train": (images[training], labels[training]),
+            "validation": (images[validation], labels[validation]),
         }
 
-    def score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """What the best epoch is chosen by, higher is better: accuracy, then a lower loss."""
-        return metrics["accuracy"], -metrics["loss"]
+    def make_batches(self, split: str) -> Batches:
+        """The digits of a split; the test images are read when they are asked for, not before."""
+        config = self.config
+        if split == "test":
+            images, labels = load_mnist(Path(config.dataset_path), train=False)
+            size = config.mnist_config.test_size
+            images, labels = images[:size], labels[:size]
+        else:
+            images, labels = self.images[split]
+        training = split == "train"
+        augment = training and config.mnist_config.use_transform
+
+        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+            mine = numbers[share]
+            x = images[mine].float() / 255.0
+            if augment:
+                generator = batch_generator(config.seed, epoch, number + 1)
+                x = warp(x, random_grids(len(numbers), config.transform, generator)[share])
+            x = x.flatten(1) * config.mnist_config.max_rate  # (B, 784)
+            if config.hyperparameters.encoding == "poisson":
+                # Of several processes, each draws spikes of its own for its share.
+                generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
+                x = encoding.poisson(x, config.hyperparameters.length, generator)
+            return Batch(x, labels[mine])
+
+        size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
+        return self.shared(len(labels), size, take, shuffle=training)
+
+    def encode(self, batch: Batch) -> Batch:
+        """Images as input over time ``(T, B, 784)``."""
+        if self.config.hyperparameters.encoding == "constant":
+            return batch._replace(x=encoding.constant(batch.x, self.config.hyperparameters.length))
+        return batch
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The spike counts of the output neurons, scaled, ``(B, 10)``."""
+        return output_of(model, batch.x).sum(0) * self.config.hyperparameters.logit_per_spike
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Synaptic operations beside those of a dense network, and accuracy against steps."""
@@ -188,8 +151,8 @@ class DigitClassification:
         """Accuracy on the test images if the spikes are counted up to each step, ``(T,)``."""
         model.eval()
         correct, images = torch.zeros((), device=self.device), 0
-        for x, labels in self.evaluation_batches("test"):
-            decisions = model(x)[0].cumsum(0).argmax(2)  # (T, B)
-            correct = correct + (decisions == labels).sum(1)
-            images += len(labels)
+        for batch in self.evaluation_batches("test"):
+            decisions = output_of(model, batch.x).cumsum(0).argmax(2)  # (T, B)
+            correct = correct + (decisions == batch.y).sum(1)
+            images += len(batch.y)
         return correct / images

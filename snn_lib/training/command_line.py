@@ -19,17 +19,21 @@ from torch import nn
 
 from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig, require
+from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.config import config_from_dict, load_config
-from snn_lib.training.experiment import Experiment, Stopped, Task
+from snn_lib.training.experiment import Experiment, Stopped
 
 # A checkpoint brings its own configuration along; these keys are about where it runs now.
 LOCAL_KEYS = (
     "device",
+    "backend",
+    "data_workers",
     "dataset_path",
     "checkpoint_base_path",
     "test_checkpoint_path",
+    "checkpoint_minutes",
     "runs_path",
     "tensorboard",
 )
@@ -39,19 +43,20 @@ INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 def main(
     script: str,
     build_model: Callable[[Any], nn.Module],
-    task_class: type[Task],
+    task: Task,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """Runs an experiment's script and exits.
 
     Args:
-        script: the script's ``__file__``; the YAML file of the same name is its configuration.
+        script: the script's ``__file__``; a YAML file of the same name, if there is one, is its
+            configuration.
         build_model: makes the model from the configuration.
-        task_class: the task that the model learns.
+        task: the task that the model learns.
         arguments: the command line, by default the process's.
     """
     try:
-        code, message = _run(Path(script), build_model, task_class, arguments), None
+        code, message = _run(Path(script), build_model, task, arguments), None
     except InputError as error:
         code, message = 2, error
     except KeyboardInterrupt:
@@ -83,10 +88,10 @@ def _out_of_memory(error: BaseException) -> bool:
 def _run(
     script: Path,
     build_model: Callable[[Any], nn.Module],
-    task_class: type[Task],
+    task: Task,
     arguments: Sequence[str] | None,
 ) -> int:
-    options = _parser(script, task_class.config_class).parse_intermixed_args(arguments)
+    options = _parser(script, task.config_class).parse_intermixed_args(arguments)
     if "=" in (options.resume or "") and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
@@ -97,7 +102,11 @@ def _run(
         "--test takes one process: start the script with python instead of torchrun",
     )
     yaml_file = options.config_file or script.with_suffix(".yaml")
-    config = load_config(task_class.config_class, yaml_file, options.overrides)
+    if options.config_file or yaml_file.exists():
+        config = load_config(task.config_class, yaml_file, options.overrides)
+    else:
+        own_name = {"name": script.stem}
+        config = config_from_dict(task.config_class, own_name, options.overrides)
 
     checkpoint = source = None
     own = f"{config.checkpoint_base_path}/{config.name}"
@@ -111,8 +120,9 @@ def _run(
 
     distributed.start()
     stop_signals: list[int] = []
-    experiment = Experiment(build_model, task_class, config, lambda: bool(stop_signals))
+    experiment = Experiment(build_model, task, config, lambda: bool(stop_signals))
     if options.test:
+        require(task.has("test"), "there is no test data")
         experiment.test(checkpoint, source)
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -120,7 +130,7 @@ def _run(
     try:
         experiment.train(checkpoint, source)
     except Stopped:
-        last = experiment.checkpoint_path("last")
+        last = experiment.files.path("last")
         command = _resume_command(script, options, last, experiment.world)
         experiment.say(f"stopped; continue with: {command}")
         return 128 + stop_signals[0] if stop_signals else INTERRUPTED

@@ -37,15 +37,26 @@ def lost_contact(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def total(sums: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The sums over all processes, as floats."""
+def total(sums: dict[str, Any]) -> dict[str, float]:
+    """The sums over all processes, as floats; what lies on a device comes over in one piece."""
     if not sums:
         return {}
-    values = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in sums.values()])
+    kinds: dict[torch.device, list[str]] = {}
+    for key, value in sums.items():
+        device = value.device if isinstance(value, torch.Tensor) else torch.device("cpu")
+        kinds.setdefault(device, []).append(key)
+    totals = torch.zeros(len(sums), dtype=torch.float64)
+    place = {key: index for index, key in enumerate(sums)}
+    for device, keys in kinds.items():
+        if device.type == "cpu":
+            values = [float(sums[key]) for key in keys]
+        else:
+            values = torch.stack([sums[key].to(torch.float32) for key in keys]).tolist()
+        for key, value in zip(keys, values, strict=True):
+            totals[place[key]] = value
     if dist.is_initialized():
-        values = values.to(device)
-        dist.all_reduce(values)
-    return dict(zip(sums, values.tolist(), strict=True))
+        dist.all_reduce(totals)  # on the CPU: a process group has gloo for it beside NCCL
+    return dict(zip(sums, totals.tolist(), strict=True))
 
 
 def gather(value: Any) -> list[Any]:
@@ -63,6 +74,9 @@ def barrier() -> None:
         dist.barrier()
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
-    return flag if not dist.is_initialized() else total({"flag": float(flag)}, device)["flag"] > 0
+def any_process(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is set in any process."""
+    if not dist.is_initialized():
+        return flags
+    totals = total({str(index): float(flag) for index, flag in enumerate(flags)})
+    return tuple(value > 0 for value in totals.values())

@@ -25,13 +25,8 @@ from snn_lib.errors import InputError, RunError
 from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
-from snn_lib.training.experiment import (
-    Experiment,
-    Stopped,
-    choose_device,
-    described,
-    warmed_up_average,
-)
+from snn_lib.training.experiment import Experiment, Stopped, choose_device, described
+from snn_lib.training.state import MovingAverage
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +49,7 @@ def small(folder, *overrides):
     return tiny(folder, "hyperparameters.epoch=3", "hyperparameters.dropout=0.1", *overrides)
 
 
-def experiment(overrides, stop_after=None, task=DigitClassification):
+def experiment(overrides, stop_after=None, task=None):
     """An experiment that is asked to stop after so many batches."""
     asked = []
 
@@ -63,7 +58,7 @@ def experiment(overrides, stop_after=None, task=DigitClassification):
         return stop_after is not None and len(asked) >= stop_after
 
     config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
-    return Experiment(SmallSNN, task, config, stop)
+    return Experiment(SmallSNN, task or DigitClassification(), config, stop)
 
 
 def assert_equal_states(one, other):
@@ -165,7 +160,7 @@ def test_metrics_are_means_over_the_images(tmp_path):
     trial = experiment(small(tmp_path))
     metrics, _ = trial.evaluate("validation")
     losses = correct = 0.0
-    for x, labels in trial.task.evaluation_batches("validation"):
+    for x, labels, _ in trial.task.evaluation_batches("validation"):
         counts = trial.model(x)[0].sum(0)
         losses += nn.functional.cross_entropy(counts, labels, reduction="sum").item()
         correct += (counts.argmax(1) == labels).sum().item()
@@ -205,14 +200,16 @@ def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
 
 
 def test_the_average_forgets_faster_at_first():
-    values = [3.0, -1.0, 4.0, 1.0, 5.0] * 20
-    averaged, expected = torch.tensor(0.5), 0.5
-    update = warmed_up_average(0.9)
+    model = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(model, 0.9)
+    values = [0.5, 3.0, -1.0, 4.0, 1.0, 5.0, *[2.0, 7.0] * 50]
+    expected = None
     for count, value in enumerate(values):
-        update([averaged], [torch.tensor(value)], torch.tensor(count))
-        decay = min(0.9, (1 + count) / (10 + count))
-        expected = decay * expected + (1 - decay) * value
-    assert averaged.item() == pytest.approx(expected, rel=1e-5)
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        decay = min(0.9, (1 + count) / (10 + count)) if count else 0.0
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradient_clipping_bounds_the_step(tmp_path):
@@ -263,7 +260,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         small(tmp_path / "good", "hyperparameters.epoch=1", "scheduler.scheduler_choice=none")
     ).train()
     settings = small(tmp_path / "bad", "scheduler.scheduler_choice=none")
-    finished = run("--train", *settings, model=SmallSNN, task=Broken)
+    finished = run("--train", *settings, model=SmallSNN, task=Broken())
     assert finished.code == 1
     assert finished.err.count("\n") == 1
     assert "the run failed: epoch 2, batch 2: the loss is nan" in finished.err
@@ -518,16 +515,16 @@ def test_two_runs_of_one_name_at_a_time_are_noticed(tmp_path):
             return super().train_batches(epoch, start)
 
     with pytest.raises(RunError, match="snn_mlp_1_best is not of this run: the best epoch was 1"):
-        experiment(small(tmp_path), task=Twofold).train()
+        experiment(small(tmp_path), task=Twofold()).train()
 
 
 def test_a_best_checkpoint_that_a_kill_prevented_is_written_on_resuming(tmp_path):
     settings = small(tmp_path, AVERAGING)
-    experiment(settings, task=LastIsBest).train()
+    experiment(settings, task=LastIsBest()).train()
     best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
     written = load(best)
     best.unlink()
-    experiment(settings, task=LastIsBest).train(load(last), last)
+    experiment(settings, task=LastIsBest()).train(load(last), last)
     for key in ("epoch", "metrics", "snn_state_dict"):
         assert_equal_states(load(best)[key], written[key])
 
@@ -549,7 +546,7 @@ def test_gradients_that_only_together_are_too_large_are_traced_to_the_largest(tm
             loss, sums = super().loss(model, batch)
             return loss * 1e25, sums
 
-    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Steep)
+    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Steep())
     assert finished.code == 1
     assert "the gradient's norm inf (the largest is " in finished.err
     assert "in the gradient of layers." in finished.err

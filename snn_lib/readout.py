@@ -1,0 +1,99 @@
+"""Readouts: what a network says about a whole sequence, from its output at every step.
+
+Each is a module ``(T, B, *features)`` to ``(B, *features)`` without parameters. With ``lengths``,
+int64 ``(B,)``, only the first steps of each sequence count, those after them being padding.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.functional import iir_filter
+
+
+class SpikeCount(nn.Module):
+    """The number of output spikes: the sum over time."""
+
+    def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Reads out; see the module for shapes."""
+        return (output if lengths is None else output * _within(output, lengths)).sum(0)
+
+
+class Mean(nn.Module):
+    """The mean over time: a firing rate, or the mean of a non-spiking output."""
+
+    def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Reads out; see the module for shapes."""
+        if lengths is None:
+            return output.mean(0)
+        steps = lengths.view(-1, *[1] * (output.dim() - 2))
+        return (output * _within(output, lengths)).sum(0) / steps
+
+
+class Last(nn.Module):
+    """The value at the last step."""
+
+    def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Reads out; see the module for shapes."""
+        if lengths is None:
+            return output[-1]
+        index = (lengths - 1).view(1, -1, *[1] * (output.dim() - 2))
+        return output.gather(0, index.expand(1, *output.shape[1:]))[0]
+
+
+class Maximum(nn.Module):
+    """The largest value over time, such as that of a membrane potential."""
+
+    def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Reads out; see the module for shapes."""
+        if lengths is not None:
+            output = output.masked_fill(~_within(output, lengths), -math.inf)
+        return output.amax(0)
+
+
+class LeakyIntegrator(nn.Module):
+    """The last value of a membrane that leaks and does not spike, driven by the output.
+
+    U[t] = lambda U[t-1] + (1 - lambda) output[t],  lambda = exp(-1 / tau)
+
+    Args:
+        tau: the time constant, in steps: how long ago what counts may be.
+
+    Raises:
+        ValueError: ``tau`` is not positive.
+    """
+
+    def __init__(self, tau: float = 20.0) -> None:
+        super().__init__()
+        if not tau > 0:  # nan too
+            raise ValueError(f"tau is {tau}, expected a positive number of steps")
+        self.tau = tau
+
+    def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Reads out; see the module for shapes."""
+        decay = output.new_full((1, *output.shape[2:]), math.exp(-1.0 / self.tau))
+        return Last()(iir_filter(output, decay, 1.0 - decay)[0], lengths)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"tau={self.tau}"
+
+
+READOUTS: dict[str, type[nn.Module]] = {
+    "count": SpikeCount,
+    "mean": Mean,
+    "last": Last,
+    "maximum": Maximum,
+    "leaky": LeakyIntegrator,
+}
+
+
+def within(lengths: Tensor, steps: int) -> Tensor:
+    """The mask of the steps that are each sequence's own, bool ``(steps, B)``."""
+    return torch.arange(steps, device=lengths.device)[:, None] < lengths
+
+
+def _within(output: Tensor, lengths: Tensor) -> Tensor:
+    mask = within(lengths, len(output))
+    return mask.view(*mask.shape, *[1] * (output.dim() - 2))

@@ -1,0 +1,113 @@
+"""What every task has: data in batches, a loss, metrics. A task adds what is particular to it.
+
+It is made with what it needs to know, and prepared by the experiment, which has the configuration
+and the device. :class:`Task` says what to define; everything else has a default.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.data.batches import Batch, Batches
+from snn_lib.inspection.activity import Activity
+from snn_lib.settings import ExperimentConfig
+
+EVALUATIONS = {"validation": -1, "test": -2}  # stand for the epoch in the seeds of evaluations
+
+
+class Task:
+    """What an experiment is about: its data, its loss and its metrics.
+
+    A subclass defines :meth:`make_batches`, :meth:`loss`, and what else shall differ from here.
+
+    Attributes:
+        config_class: the settings that it reads.
+        unit: what a sample is, for the progress bar.
+        config, device, rank, world: the experiment's, once the task is prepared.
+    """
+
+    config_class: type[ExperimentConfig] = ExperimentConfig
+    unit = "sequences"
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Gets ready to run on a device, as process ``rank`` of ``world``.
+
+        Raises:
+            InputError: the data is missing, corrupt, or does not fit the configuration.
+        """
+        self.config, self.device, self.rank, self.world = config, device, rank, world
+        self._batches: dict[str, Batches] = {}
+
+    def make_batches(self, split: str) -> Batches:
+        """The batches of the ``train``, ``validation`` or ``test`` split, see :meth:`shared`."""
+        raise NotImplementedError
+
+    def encode(self, batch: Batch) -> Batch:
+        """What the model sees of a batch that has come to the device."""
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The mean loss of a batch, and sums over its samples: ``samples``, ``loss`` and more."""
+        raise NotImplementedError
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Metrics from sums over many batches."""
+        return {"loss": sums["loss"] / sums["samples"]}
+
+    def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
+        """What the best epoch is chosen by, higher is better: a low loss."""
+        return (-metrics["loss"],)
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Lines that ``--test`` prints beyond the metrics and firing rates."""
+        return iter(())
+
+    def shared(
+        self,
+        count: int,
+        batch_size: int,
+        take: Callable[[Tensor, slice, int, int], Batch],
+        shuffle: bool = False,
+    ) -> Batches:
+        """Batches of which this process takes its share; arguments as in :class:`Batches`."""
+        return Batches(
+            count,
+            batch_size,
+            take,
+            self.config.seed,
+            shuffle,
+            self.rank,
+            self.world,
+            self.config.data_workers,
+        )
+
+    def has(self, split: str) -> bool:
+        """Whether there is data for a split; training and validation there must be."""
+        return True
+
+    def batches(self, split: str) -> Batches:
+        """The batches of a split, made when they are first asked for."""
+        if split not in self._batches:
+            self._batches[split] = self.make_batches(split)
+        return self._batches[split]
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """This process's share of the batches of an epoch, from number ``start`` on."""
+        return self._on_device(self.batches("train").epoch(epoch, start))
+
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+        """The ``validation`` or ``test`` batches, the same every time."""
+        return self._on_device(self.batches(split).epoch(EVALUATIONS[split]))
+
+    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            moved = (None if part is None else part.to(self.device) for part in batch)
+            yield self.encode(Batch(*moved))
+
+
+def output_of(model: nn.Module, x: Tensor) -> Tensor:
+    """What a model answers, with or without a state beside it."""
+    result = model(x)
+    return result[0] if isinstance(result, tuple) else result

@@ -1,0 +1,201 @@
+"""Tasks on anyone's sequences: classes, numbers, or a target at every step.
+
+    def data(config):
+        return {"train": (x, y), "test": (x_test, y_test)}
+
+    main(__file__, build_model, SequenceClassification(data, readout="mean"))
+
+``x`` has the samples first, ``(samples, T, *features)``, or is a list of ``(T, *features)``; a
+``torch.utils.data.Dataset`` of ``(sequence, target)`` serves as well. The network sees batches time
+first, ``(T, B, *features)``, padded to the longest; what lies after a sequence's own end changes
+neither loss nor metrics.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from snn_lib.data.batches import Batch, Batches, batch_seed
+from snn_lib.data.sequences import collate, sequence_dataset
+from snn_lib.readout import READOUTS, within
+from snn_lib.settings import ExperimentConfig, require
+from snn_lib.tasks.base import Task, output_of
+from snn_lib.tasks.classification import Classification
+
+
+class SequenceTask(Task):
+    """What tasks on sequences share: the data, its parts and their batches.
+
+    Args:
+        data: the parts, or a function that makes them from the configuration: ``train``, and
+            ``validation`` and ``test`` where there are any; each a data set of ``(sequence,
+            target)``, or ``(x, y)``, or ``(x, y, lengths)`` with padded sequences.
+        validation_share: of the training part, drawn by the seed, which chooses the best epoch if
+            there is no validation part.
+        config_class: the settings, by default those of the task.
+    """
+
+    targets_are_sequences = False
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
+        validation_share: float = 0.1,
+        config_class: type[ExperimentConfig] | None = None,
+    ) -> None:
+        self.data, self.validation_share = data, validation_share
+        self.config_class = config_class or self.config_class
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Reads the data; see :class:`Task`."""
+        super().prepare(config, device, rank, world)
+        parts = dict(self.data(config) if callable(self.data) else self.data)
+        unknown = parts.keys() - {"train", "validation", "test"}
+        require(
+            not unknown,
+            f"data has a part {min(unknown, default='')!r}, expected train, validation and test",
+        )
+        require("train" in parts, "data has no part 'train'")
+        self.parts = {name: sequence_dataset(part, name) for name, part in parts.items()}
+        if "validation" not in self.parts:
+            self.parts.update(self._held_out(self.parts["train"]))
+
+    def _held_out(self, whole: Dataset) -> dict[str, Dataset]:
+        """Training and validation parts of a data set, drawn by the seed."""
+        count = len(whole)
+        validation = max(1, round(count * self.validation_share))
+        require(
+            validation < count,
+            f"{count} training sequences are too few to hold out {validation} for validation",
+        )
+        generator = torch.Generator().manual_seed(self.config.seed)
+        order = torch.randperm(count, generator=generator).tolist()
+        return {
+            "train": Subset(whole, order[validation:]),
+            "validation": Subset(whole, order[:validation]),
+        }
+
+    def has(self, split: str) -> bool:
+        """See :class:`Task`; there need not be a ``test`` part."""
+        return split in self.parts
+
+    def make_batches(self, split: str) -> Batches:
+        """See :class:`Task`."""
+        require(split in self.parts, f"data has no part {split!r}")
+        samples, seed = self.parts[split], self.config.seed
+
+        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+            mine = numbers[share].tolist()
+            with batch_seed(seed + self.rank, epoch, number):
+                batch = collate(
+                    [samples[index] for index in mine or numbers[:1].tolist()],
+                    self.targets_are_sequences,
+                )
+            if mine:
+                return batch
+            none = slice(0, 0)  # was left of a small last batch for this process
+            y = batch.y[:, none] if self.targets_are_sequences else batch.y[none]
+            return Batch(batch.x[:, none], y)
+
+        return self.shared(
+            len(samples), self.config.hyperparameters.batch_size, take, shuffle=split == "train"
+        )
+
+
+class SequenceClassification(SequenceTask, Classification):
+    """A class for every sequence: cross-entropy of what the readout says.
+
+    Args:
+        data: as in :class:`SequenceTask`; targets are class numbers, integers from 0 on.
+        readout: a name of ``snn_lib.readout.READOUTS`` (``count``, ``mean``, ``last``, ``maximum``,
+            ``leaky``) or a module ``(output, lengths)`` to ``(B, classes)``.
+        validation_share, config_class: as in :class:`SequenceTask`.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
+        readout: str | nn.Module = "count",
+        validation_share: float = 0.1,
+        config_class: type[ExperimentConfig] | None = None,
+    ) -> None:
+        super().__init__(data, validation_share, config_class)
+        self.readout = readout_named(readout)
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Reads the data; see :class:`Task`."""
+        super().prepare(config, device, rank, world)
+        self.readout.to(device)
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the readout says, ``(B, classes)``."""
+        return self.readout(output_of(model, batch.x), batch.lengths).float()
+
+
+class SequenceRegression(SequenceTask):
+    """Numbers for every sequence, or for every step of it: mean squared error.
+
+    Args:
+        data: as in :class:`SequenceTask`; targets have the shape of what the network says, without
+            the batch.
+        readout: as in :class:`SequenceClassification`; ``None`` if there is a target at every step,
+            ``(T, *targets)``.
+        validation_share, config_class: as in :class:`SequenceTask`.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
+        readout: str | nn.Module | None = None,
+        validation_share: float = 0.1,
+        config_class: type[ExperimentConfig] | None = None,
+    ) -> None:
+        super().__init__(data, validation_share, config_class)
+        self.targets_are_sequences = readout is None
+        self.readout = None if readout is None else readout_named(readout)
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Reads the data; see :class:`Task`."""
+        super().prepare(config, device, rank, world)
+        if self.readout is not None:
+            self.readout.to(device)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Mean squared error over a sequence's own steps, and sums."""
+        output = output_of(model, batch.x)
+        if self.readout is not None:
+            output = self.readout(output, batch.lengths)
+        require(
+            output.shape == batch.y.shape,
+            f"the network says {tuple(output.shape)}, the targets are {tuple(batch.y.shape)}",
+        )
+        own = torch.ones((), device=output.device)
+        if self.readout is None and batch.lengths is not None:
+            mask = within(batch.lengths, len(output))
+            own = mask.view(*mask.shape, *[1] * (output.dim() - 2))
+        errors = (output.float() - batch.y).square() * own
+        elements = own.expand_as(errors).sum()
+        sums = {
+            "samples": batch.x.shape[1],
+            "squares": errors.detach().sum(),
+            "power": (batch.y.float().square() * own).sum(),
+            "elements": elements,
+        }
+        return errors.sum() / elements, sums
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Mean squared error, and its share of the targets' power."""
+        power = max(sums["power"], 1e-30)
+        return {"loss": sums["squares"] / sums["elements"], "error": sums["squares"] / power}
+
+
+def readout_named(readout: str | nn.Module) -> nn.Module:
+    """A readout by its name, or as it is."""
+    if isinstance(readout, nn.Module):
+        return readout
+    if readout not in READOUTS:
+        raise ValueError(f"readout is {readout!r}, expected one of {', '.join(READOUTS)}")
+    return READOUTS[readout]()

@@ -1,0 +1,169 @@
+"""Finding out what broke a run, and what may soon: numbers, silent layers, filters, memory."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.errors import RunError
+from snn_lib.synapses import IIRSynapse
+
+PATIENCE = 25  # batches between two looks at numbers that lie on another device than the CPU
+REMEDY = (
+    "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
+    "hyperparameters.constraint=stable: checkpoints of earlier epochs are untouched"
+)
+
+
+class Numbers:
+    """Watches that loss and gradient of every batch are finite, without waiting for the device.
+
+    On a CPU each batch is looked at before the optimiser takes its step. Elsewhere that would stall
+    the device: the first batch that was not finite is remembered there, and looked at now and then.
+
+    Args:
+        model: whose gradients and synapses are named if something breaks.
+        device: where they are.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self.seen = 0
+        self.first_broken = torch.zeros(4, device=device)  # epoch, batch, loss, gradient's norm
+
+    def watch(self, epoch: int, batch: int, loss: Tensor, norm: Tensor) -> None:
+        """Takes note of a batch, numbers counted from 1.
+
+        Raises:
+            RunError: this one, or on another device than the CPU an earlier one, was not finite.
+        """
+        where = [torch.full((), float(n), device=self.device) for n in (epoch, batch)]
+        now = torch.stack([*where, loss.detach().float(), norm.detach().float()])
+        broken = ~torch.isfinite(loss.detach() + norm) & (self.first_broken[0] == 0)
+        self.first_broken = torch.where(broken, now, self.first_broken)
+        self.seen += 1
+        if self.device.type == "cpu" or self.seen % PATIENCE == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Looks at what was noted.
+
+        Raises:
+            RunError: a batch was not finite; the message says where it began, and what to change.
+        """
+        epoch, batch, loss, norm = self.first_broken.tolist()
+        if epoch:
+            raise RunError(
+                f"epoch {epoch:.0f}, batch {batch:.0f}: the loss is {loss:g} and the gradient's "
+                f"norm {norm:g} ({self._cause(loss)}){self._widest_filter()}. {REMEDY}"
+            )
+
+    def check_weights(self, epoch: int) -> None:
+        """Looks at the weights, which no loss has met since the last step.
+
+        Raises:
+            RunError: one of them, or an earlier batch, is not finite.
+        """
+        self.check()
+        broken = not_finite(self.model.state_dict())
+        if broken:
+            raise RunError(f"epoch {epoch}: {broken} not finite. {REMEDY}")
+
+    def _cause(self, loss: float) -> str:
+        weights = dict(self.model.named_parameters())
+        gradients = {f"gradient of {k}": p.grad for k, p in weights.items() if p.grad is not None}
+        broken = not_finite({**weights, **gradients})
+        if broken:
+            return f"not finite: {broken}"
+        if not torch.isfinite(torch.tensor(loss)):
+            return "not finite: the loss alone"
+        # The sum of their squares overflows.
+        largest = max(gradients, key=lambda name: gradients[name].abs().max().item())
+        return f"the largest is {gradients[largest].abs().max().item():g}, in the {largest}"
+
+    def _widest_filter(self) -> str:
+        radii = {
+            name: synapse.pole_radius()
+            for name, synapse in synapses(self.model).items()
+            if torch.isfinite(synapse.alpha).all()
+        }
+        if not radii:
+            return ""
+        widest = max(radii, key=lambda name: radii[name])
+        return f"; the largest pole radius is {radii[widest]:.4f}, in layer {widest}"
+
+
+def synapses(model: nn.Module) -> dict[str, IIRSynapse]:
+    """The synapse layers of a model by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, IIRSynapse)}
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The names of those that have an infinite or undefined element, separated by commas."""
+    return ", ".join(k for k, values in tensors.items() if not torch.isfinite(values).all())
+
+
+def troubled_layers(
+    rates: Mapping[str, float], radii: Mapping[str, float]
+) -> Iterator[tuple[str, str]]:
+    """What to warn of: for each layer that is silent, saturated or unstable, a key and a line.
+
+    Args:
+        rates: firing rates, in spikes per neuron and step.
+        radii: pole radii of the filters.
+    """
+    every = ", ".join(f"{name} {rate:.4f}" for name, rate in rates.items())
+    for name, rate in rates.items():
+        if rate == 0 or rate > 0.95:
+            key = f"layer {name} {'is silent' if rate == 0 else 'fires at almost every step'}"
+            yield key, f"{key}; firing rates, in spikes per neuron and step: {every}"
+    for name, radius in radii.items():
+        if radius >= 1:
+            yield (
+                f"layer {name} is unstable",
+                f"a filter of layer {name} is unstable, its pole radius is {radius:.4f}; "
+                "hyperparameters.constraint=stable prevents that",
+            )
+
+
+def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
+    """About how many bytes a training step takes, found without computing anything.
+
+    What the backward pass keeps is counted on a copy of the model without values (PyTorch's meta
+    device), in float32; to it come the weights, their gradients and the optimiser's two moments.
+
+    Args:
+        model: the model.
+        x: any batch ``(T, B, *features)``, for its shape.
+        batch_size: sequences of the batch to be estimated.
+
+    Returns:
+        ``None`` if the model does not run without values.
+    """
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    try:
+        ghost = copy.deepcopy(model).to("meta").train()
+        shape = (x.shape[0], batch_size, *x.shape[2:])
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            ghost(torch.empty(shape, dtype=x.dtype, device="meta"))
+    except Exception:  # a model of anyone's may need values in many ways
+        return None
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return sum(kept.values()) + 4 * weights
+
+
+def memory_of(device: torch.device) -> int | None:
+    """The bytes of memory that a device has in all, where that can be known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -1,0 +1,96 @@
+"""Optimisers and learning rate schedules by name, ``optimizer`` and ``scheduler`` of the YAML.
+
+``snn_lib.settings`` is the list of them, with their options.
+"""
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
+
+from snn_lib.settings import OptimizerChoice, SchedulerChoice
+from snn_lib.synapses import IIRSynapse
+
+
+def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
+    """The chosen optimiser over ``params``.
+
+    Args:
+        params: parameters or parameter groups.
+        conf: a configuration with ``optimizer.optimizer_choice`` and a section of that name with
+            its options, such as ``optimizer.Adam.lr``.
+
+    Raises:
+        ValueError: the choice is none of ``settings.OptimizerChoice``.
+    """
+    choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
+    fused = {} if choice == "SGD" else {"fused": True}
+    return getattr(torch.optim, choice)(params, **fused, **options)
+
+
+def parameter_groups(model: nn.Module, conf: Any) -> list[dict[str, Any]]:
+    """Weights and filter coefficients as two groups.
+
+    The coefficients learn at ``optimizer.coefficient_lr_scale`` times the learning rate and never
+    decay: weight decay would pull the filters towards no memory.
+    """
+    section = conf.optimizer
+    coefficients = [
+        parameter
+        for module in model.modules()
+        if isinstance(module, IIRSynapse)
+        for parameter in module.parameters()
+    ]
+    known = {id(parameter) for parameter in coefficients}
+    weights = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    rate = getattr(section, section.optimizer_choice).lr
+    scaled = {"lr": rate * section.coefficient_lr_scale, "weight_decay": 0.0}
+    groups = [{"params": weights}, {"params": coefficients, **scaled}]
+    return [group for group in groups if group["params"]]
+
+
+def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LRScheduler | None:
+    """The chosen scheduler, or ``None`` for the choice ``none``.
+
+    Args:
+        optimizer: whose learning rates it drives. A group's learning rate that differs from the
+            first group's keeps its ratio to it (but for eta_min, which all groups have alike).
+        conf: a configuration with ``scheduler.scheduler_choice`` and a section of that name with
+            its options.
+        total_batches: length of the whole run, which OneCycleLR needs.
+
+    Raises:
+        ValueError: the choice is none of ``settings.SchedulerChoice``.
+    """
+    if conf.scheduler.scheduler_choice in (None, "none"):
+        return None
+    choice, options = _chosen(conf.scheduler, "scheduler_choice", get_args(SchedulerChoice))
+    scales = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
+    for bound in ("base_lr", "max_lr"):
+        if bound in options:
+            options[bound] = [options[bound] * scale for scale in scales]
+    if choice == "OneCycleLR":
+        options["total_steps"] = total_batches
+    if choice in ("OneCycleLR", "CyclicLR"):
+        options["cycle_momentum"] = False
+    return getattr(lr_scheduler, choice)(optimizer, **options)
+
+
+def steps_every_batch(scheduler: LRScheduler | None) -> bool:
+    """Whether the scheduler counts batches; the others count epochs."""
+    return isinstance(scheduler, (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR))
+
+
+def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """The name that a section chooses, and the options that it has for it.
+
+    The section is a dataclass of ours, or a mapping that OmegaConf read from a YAML of 2020.
+    """
+    choice = getattr(section, key)
+    if choice not in choices:
+        raise ValueError(f"{key} is {choice!r}, expected one of {', '.join(choices)}")
+    options = getattr(section, choice)
+    return choice, dict(options if hasattr(options, "items") else vars(options))

@@ -1,0 +1,246 @@
+"""What training changes and a checkpoint holds: weights, average, optimiser, schedule, progress.
+
+A file may hold anything: what PyTorch would compute with unchecked is checked here.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from snn_lib.errors import InputError, one_line
+from snn_lib.settings import require
+from snn_lib.training.checkpoints import load_weights
+from snn_lib.training.optimisation import (
+    get_optimizer,
+    get_scheduler,
+    parameter_groups,
+    steps_every_batch,
+)
+from snn_lib.training.run_log import Row
+
+TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
+
+
+@dataclass
+class Progress:
+    """How far a run has come: what a checkpoint holds besides weights and optimiser."""
+
+    epoch: int = 0  # finished epochs
+    batch: int = 0  # finished batches of the epoch under way
+    batches: int = 0  # that an epoch has
+    sums: dict[str, float] = field(default_factory=dict)  # of those batches
+    seconds: float = 0.0  # that they took
+    data_seconds: float = 0.0  # of which until their data was there
+    history: list[Row] = field(default_factory=list)  # a row of metrics an epoch
+    warned: list[str] = field(default_factory=list)  # what was warned of, once a run
+    folder: str = ""  # of the run's logs
+
+    def check(self) -> None:
+        """Raises ValueError unless it makes sense, which a file does not promise."""
+        for name, value in vars(Progress()).items():
+            if not isinstance(getattr(self, name), type(value)):
+                raise ValueError(f"{name} is no {type(value).__name__}")
+        if len(self.history) != self.epoch:
+            raise ValueError(f"{self.epoch} epochs have {len(self.history)} rows of metrics")
+        if not 0 <= self.batch <= self.batches:
+            raise ValueError(f"batch {self.batch} of {self.batches}")
+        for row in (self.sums, *self.history):
+            if not all(isinstance(value, (int, float)) for value in row.values()):
+                raise ValueError("a metric is no number")
+        if not all(abs(value) <= 2**53 for value in self.sums.values()):  # nor nan
+            raise ValueError("a sum is not finite, or too large to be counted with")
+        for number, row in enumerate(self.history, 1):
+            if row.get("epoch") != number:
+                raise ValueError("epochs are not in order")
+            if row.keys() != self.history[0].keys() | {"epoch", *TIMES}:
+                raise ValueError("epochs have different metrics")
+        amounts = self.seconds, self.data_seconds, self.sums.get("samples", 0)
+        if not all(amount >= 0 for amount in amounts):  # nor nan
+            raise ValueError("a time or the number of samples is negative")
+
+
+class TrainingState:
+    """Model, optimiser, schedule, moving average and progress of a run.
+
+    Args:
+        model: on its device.
+        config: the configuration.
+        batches: of an epoch.
+
+    Raises:
+        InputError: PyTorch refuses the options of optimiser or scheduler.
+    """
+
+    def __init__(self, model: nn.Module, config: Any, batches: int) -> None:
+        self.model, self.config = model, config
+        self.progress = Progress(batches=batches)
+        self.total_batches = config.hyperparameters.epoch * batches
+        try:
+            self.optimizer = get_optimizer(parameter_groups(model, config), config)
+            self.scheduler = get_scheduler(self.optimizer, config, self.total_batches)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise InputError(
+                f"PyTorch refuses the options of optimizer.{config.optimizer.optimizer_choice}"
+                f" or scheduler.{config.scheduler.scheduler_choice}: {one_line(error)}"
+            ) from None
+        decay = config.hyperparameters.weight_averaging
+        self.average = MovingAverage(model, decay) if decay else None
+
+    def evaluated_model(self) -> nn.Module:
+        """The model that is evaluated and kept: the average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def step(self) -> None:
+        """Optimiser, average and schedule take their step of a batch."""
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        if steps_every_batch(self.scheduler):
+            self.scheduler.step()
+
+    def end_epoch(self) -> None:
+        """A schedule that counts epochs takes its step."""
+        if self.scheduler is not None and not steps_every_batch(self.scheduler):
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`restore` needs, but for random numbers and configuration."""
+        return {
+            "epoch": self.progress.epoch,
+            "snn_state_dict": self.model.state_dict(),
+            "average_state_dict": self.average.state_dict() if self.average else None,
+            "optimizer_state_dict": self.optimizer.state_dict(),
+            "metrics": self.progress.history,
+        }
+
+    def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
+        """Goes on from a last checkpoint; the schedule repeats its steps.
+
+        Raises:
+            InputError: the checkpoint is not one of such a run, or settings differ that cannot.
+        """
+        if "optimizer_state_dict" not in checkpoint or "progress" not in checkpoint:
+            raise InputError(
+                f"{source} is a finished model, without the state of its training: resume from "
+                "the checkpoint that ends in _last"
+            )
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.optimizer.step()  # shows what its state looks like; the weights come next
+        load_weights(self.model, checkpoint, source)
+        batches = self.progress.batches
+        try:
+            progress = Progress(**checkpoint["progress"])
+            progress.check()
+            optimizer = self.optimizer.state_dict()
+            state = dict(checkpoint["optimizer_state_dict"])["state"]
+            for number, values in state.items():
+                check_alike(values, optimizer["state"][number], f"the optimiser's state {number}")
+            self.optimizer.load_state_dict({**optimizer, "state": state})
+            if self.average is not None:
+                average = checkpoint["average_state_dict"]
+                check_alike(average, self.average.state_dict(), "the average")
+                self.average.load_state_dict(average)
+            begun_with = dict(checkpoint["config"])
+            planned = begun_with["hyperparameters"]["epoch"] * progress.batches
+            own = learning_settings(begun_with)
+        except Exception as error:  # whatever a file holds that is no checkpoint of such a run
+            raise cannot_resume(source, error) from None
+        require(
+            own == learning_settings(dataclasses.asdict(self.config)),
+            "the options of optimizer and scheduler cannot change when a run is resumed, as their "
+            "state goes on: start a new one (optimizer.gradient_clipping may change)",
+        )
+        require(
+            planned == self.total_batches or not isinstance(self.scheduler, OneCycleLR),
+            "OneCycleLR plans the whole run: hyperparameters.epoch, hyperparameters.batch_size and "
+            "the number of samples cannot change when it is resumed",
+        )
+        require(
+            progress.batches == batches
+            or (progress.batch == 0 and not steps_every_batch(self.scheduler)),
+            f"{source} stopped in the middle of an epoch of {progress.batches} batches, or "
+            "its scheduler counts them: hyperparameters.batch_size and the number of samples "
+            "cannot change now",
+        )
+        self.progress = dataclasses.replace(progress, batches=batches)
+        if self.scheduler is not None:  # its state is how often it stepped
+            steps = progress.epoch
+            if steps_every_batch(self.scheduler):
+                steps = steps * batches + progress.batch
+            for _ in range(min(steps, self.total_batches)):
+                self.scheduler.step()
+
+
+class MovingAverage(AveragedModel):
+    """An exponential moving average that forgets faster at first, when it has seen little.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)). Counting happens on the CPU, so that an
+    update does not wait for the device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes one more set of weights into the average."""
+        seen = int(self.n_averaged)
+        # The first set replaces what the average began with.
+        decay = min(self.decay, (1 + seen) / (10 + seen)) if seen else 0.0
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
+        with torch.no_grad():
+            for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+                kept.copy_(buffer)
+        self.n_averaged += 1
+
+
+def cannot_resume(source: Path, error: Exception) -> InputError:
+    """The one line about a file that holds something else than such a run."""
+    return InputError(
+        f"{source} cannot be resumed with this configuration: its optimiser, scheduler or "
+        f"progress do not fit ({type(error).__name__}: {one_line(error)})"
+    )
+
+
+def check_alike(state: Any, own: Any, name: str) -> None:
+    """Raises ValueError unless both have the same keys, types and shapes, and finite numbers."""
+    if isinstance(own, dict) and isinstance(state, dict) and state.keys() == own.keys():
+        for key, value in own.items():
+            check_alike(state[key], value, f"{name}, {key}")
+    elif isinstance(own, Tensor) and isinstance(state, Tensor):
+        kinds = [(tensor.shape, tensor.dtype, tensor.layout) for tensor in (state, own)]
+        if kinds[0] != kinds[1] or not torch.isfinite(state).all():
+            raise ValueError(f"{name} has another shape or type, or is not finite")
+    elif own is not None or state is not None:
+        raise ValueError(f"{name} is not what it should be")
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of PyTorch's generators, of which dropout draws its seeds."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Puts the generators into a state that :func:`rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def learning_settings(config: dict[str, Any]) -> tuple[Any, ...]:
+    """The settings that the states of optimiser and scheduler depend on."""
+    optimizer, scheduler = config["optimizer"], config["scheduler"]
+    choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
+    scale = optimizer["coefficient_lr_scale"]
+    return choice, optimizer[choice], scale, plan, scheduler.get(plan)
