@@ -12,6 +12,7 @@ from running import ROOT, run, shell
 from scipy import signal
 
 from associative_memory import SNN
+from snn_lib.data.batches import Batch
 from snn_lib.data.patterns import Damage
 from snn_lib.errors import InputError
 from snn_lib.tasks.association import SWEEP, Association, AssociationConfig, write_sweep
@@ -44,9 +45,15 @@ def config(pattern_file):
     return config
 
 
+def prepared(config, rank=0, world=1):
+    task = Association()
+    task.prepare(config, CPU, rank, world)
+    return task
+
+
 @pytest.fixture
 def task(config):
-    return Association(config, CPU)
+    return prepared(config)
 
 
 def answer(spikes):
@@ -68,7 +75,7 @@ def random_output(labels, rate=0.05):
 
 
 def assert_same_batches(batches, others):
-    for (x, labels), (other_x, other_labels) in zip(batches, others, strict=True):
+    for (x, labels, _), (other_x, other_labels, _) in zip(batches, others, strict=True):
         assert torch.equal(x, other_x)
         assert torch.equal(labels, other_labels)
 
@@ -85,7 +92,7 @@ def test_loss_and_power_are_mean_squares_behind_the_output_filter(task, autocast
     labels = torch.tensor([2, 0, 1, 2])
     output = random_output(labels).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss, sums = task.loss(answer(output), (task.patterns[:, labels], labels))
+        loss, sums = task.loss(answer(output), Batch(task.patterns[:, labels], labels))
     target = task.targets[:, labels].double().numpy()
     filtered, wanted = output_filter(output.detach().double().numpy()), output_filter(target)
     expected = np.square(filtered - wanted).mean()
@@ -98,7 +105,7 @@ def test_loss_and_power_are_mean_squares_behind_the_output_filter(task, autocast
 
 def test_metrics_of_the_target_itself_of_silence_and_of_wrong_patterns(task):
     labels = torch.tensor([0, 1, 2, 1])
-    batch = task.patterns[:, labels], labels
+    batch = Batch(task.patterns[:, labels], labels)
 
     def metrics(output):
         return task.metrics({k: float(v) for k, v in task.loss(answer(output), batch)[1].items()})
@@ -107,7 +114,7 @@ def test_metrics_of_the_target_itself_of_silence_and_of_wrong_patterns(task):
     assert perfect == {
         "loss": 0, "error": 0, "retrieval": 1, "precision": 1, "recall": 1, "f1": 1
     }  # fmt: skip
-    silent = metrics(torch.zeros_like(batch[0]))
+    silent = metrics(torch.zeros_like(batch.x))
     assert silent["error"] == pytest.approx(1.0)
     assert silent["f1"] == silent["precision"] == silent["recall"] == 0
     half_right = metrics(task.targets[:, torch.tensor([0, 1, 1, 2])])
@@ -125,7 +132,7 @@ def test_sums_of_several_batches_give_the_metrics_of_all_samples(task):
     output = random_output(labels)
 
     def sums(part):
-        batch = task.patterns[:, labels[part]], labels[part]
+        batch = Batch(task.patterns[:, labels[part]], labels[part])
         result = task.loss(answer(output[:, part]), batch)[1]
         return {key: float(value) for key, value in result.items()}
 
@@ -139,30 +146,30 @@ def test_the_best_epoch_is_that_of_the_lowest_loss(task):
 
 
 def test_an_epoch_shows_each_pattern_equally_often_in_new_order(task):
-    epochs = [torch.cat([labels for _, labels in task.train_batches(e, 0)]) for e in (0, 1)]
+    epochs = [torch.cat([labels for _, labels, _ in task.train_batches(e, 0)]) for e in (0, 1)]
     for labels in epochs:
         assert labels.bincount().tolist() == [7] * PATTERNS
     assert not torch.equal(*epochs)
-    sizes = [len(labels) for _, labels in task.train_batches(0, 0)]
+    sizes = [len(labels) for _, labels, _ in task.train_batches(0, 0)]
     assert sizes == [8, 8, 5]
-    assert task.batches_per_epoch == 3
+    assert len(task.batches("train")) == 3
 
 
 def test_batches_are_reproducible_and_continue_anywhere(config, task):
-    again = Association(config, CPU)
+    again = prepared(config)
     batches = list(task.train_batches(4, 0))
     assert_same_batches(batches, again.train_batches(4, 0))
     for start in range(4):
         assert_same_batches(batches[start:], again.train_batches(4, start))
     for other in (next(task.train_batches(5, 0)), batches[1]):
         assert not torch.equal(batches[0][0], other[0])
-    other_seed = Association(replace(config, seed=config.seed + 1), CPU)
+    other_seed = prepared(replace(config, seed=config.seed + 1))
     assert not torch.equal(batches[0][0], next(other_seed.train_batches(4, 0))[0])
 
 
 def test_samples_are_the_patterns_where_nothing_damages_them(config):
-    task = Association(replace(config, damage=NO_DAMAGE), CPU)
-    for x, labels in task.train_batches(0, 0):
+    task = prepared(replace(config, damage=NO_DAMAGE))
+    for x, labels, _ in task.train_batches(0, 0):
         assert torch.equal(x, task.patterns[:, labels])
 
 
@@ -174,15 +181,15 @@ def test_batches_are_damaged_independently(config):
         block_probability=0.0,
         rows_removed=TRAINS,
     )
-    task = Association(replace(config, damage=silenced), CPU)
-    first, second, _ = (x.any(2).any(0) for x, _ in task.train_batches(0, 0))  # (B,)
+    task = prepared(replace(config, damage=silenced))
+    first, second, _ = (x.any(2).any(0) for x, _, _ in task.train_batches(0, 0))  # (B,)
     assert not torch.equal(first, second)
 
 
 def test_samples_are_damaged_anew_in_every_epoch(config, task):
     clean = task.patterns
     differences = {
-        epoch: [(x - clean[:, labels]).abs().sum() for x, labels in task.train_batches(epoch, 0)]
+        epoch: [(x - clean[:, labels]).abs().sum() for x, labels, _ in task.train_batches(epoch, 0)]
         for epoch in (0, 1)
     }
     assert all(difference > 0 for difference in differences[0] + differences[1])
@@ -194,14 +201,14 @@ def test_evaluation_samples_are_the_same_every_time(config, task, split, samples
     batches = list(task.evaluation_batches(split))
     list(task.train_batches(0, 0))
     assert_same_batches(batches, task.evaluation_batches(split))
-    assert_same_batches(batches, Association(config, CPU).evaluation_batches(split))
-    labels = torch.cat([labels for _, labels in batches])
+    assert_same_batches(batches, prepared(config).evaluation_batches(split))
+    labels = torch.cat([labels for _, labels, _ in batches])
     assert labels.bincount().tolist() == [samples] * PATTERNS
 
 
 def test_splits_differ(config):
     config.pattern_config.validation_samples = config.pattern_config.test_samples
-    task = Association(config, CPU)
+    task = prepared(config)
     validation, test = (next(task.evaluation_batches(s))[0] for s in ("validation", "test"))
     assert not torch.equal(validation, test)
     assert not torch.equal(validation, next(task.train_batches(0, 0))[0])
@@ -209,10 +216,8 @@ def test_splits_differ(config):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_every_batch(config, task, world):
-    shares = [
-        list(Association(config, CPU, rank, world).train_batches(1, 0)) for rank in range(world)
-    ]
-    for number, (x, labels) in enumerate(task.train_batches(1, 0)):
+    shares = [list(prepared(config, rank, world).train_batches(1, 0)) for rank in range(world)]
+    for number, (x, labels, _) in enumerate(task.train_batches(1, 0)):
         for rank, share in enumerate(shares):
             assert torch.equal(share[number][0], x[:, rank::world])
             assert torch.equal(share[number][1], labels[rank::world])
@@ -291,7 +296,7 @@ def arguments(folder, pattern_file, *overrides):
     ]
 
 
-run_association = partial(run, model=SNN, task=Association, script=SCRIPT)
+run_association = partial(run, model=SNN, task=Association(), script=SCRIPT)
 
 
 def test_script_trains_and_tests(tmp_path, pattern_file):
@@ -323,7 +328,7 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
 
 def test_float_patterns_do_as_well(pattern_file, config, tmp_path, task):
     np.save(tmp_path / "float.npy", np.load(pattern_file).astype(np.float32))
-    other = Association(replace(config, dataset_path=str(tmp_path / "float.npy")), CPU)
+    other = prepared(replace(config, dataset_path=str(tmp_path / "float.npy")))
     assert torch.equal(other.patterns, task.patterns)
 
 
@@ -388,6 +393,6 @@ def test_a_missing_checkpoint_is_refused(tmp_path, pattern_file):
 
 def test_the_task_itself_raises_input_errors(config, tmp_path):
     with pytest.raises(InputError, match="there is no pattern file"):
-        Association(replace(config, dataset_path=str(tmp_path / "absent.npy")), CPU)
+        prepared(replace(config, dataset_path=str(tmp_path / "absent.npy")))
     with pytest.raises(InputError, match="damage: rows_removed is 301"):
-        Association(replace(config, damage=Damage(block_size=5, rows_removed=301)), CPU)
+        prepared(replace(config, damage=Damage(block_size=5, rows_removed=301)))

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from running import ROOT
 from torch import nn
 
+from snn_lib.data.batches import Batch
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 
 CPU = torch.device("cpu")
@@ -20,8 +22,10 @@ def config():
     return config
 
 
-def task_of(config):
-    return DigitClassification(config, CPU, rank=0, world=1)
+def task_of(config, rank=0, world=1):
+    task = DigitClassification()
+    task.prepare(config, CPU, rank, world)
+    return task
 
 
 class Answer(nn.Module):
@@ -50,7 +54,7 @@ def test_loss_is_the_cross_entropy_of_the_spike_counts(
     labels = torch.tensor([3, 0, 9])
     spikes = random_spikes(3)
     model = Answer(spikes).train(training)
-    loss, sums = task_of(config).loss(model, (None, labels))
+    loss, sums = task_of(config).loss(model, Batch(None, labels))
 
     losses, correct = [], 0
     for image, label in enumerate(labels.tolist()):
@@ -77,7 +81,7 @@ def test_the_best_epoch_is_the_most_accurate_and_of_equals_the_one_of_lower_loss
 
 
 def test_a_constant_image_is_the_same_current_at_every_step(config):
-    (x, labels), *_ = task_of(config).evaluation_batches("test")
+    (x, labels, _), *_ = task_of(config).evaluation_batches("test")
     assert x.shape == (LENGTH, IMAGES, 784)
     assert labels.shape == (IMAGES,)
     assert (x == x[0]).all()
@@ -85,10 +89,10 @@ def test_a_constant_image_is_the_same_current_at_every_step(config):
 
 
 def test_poisson_spikes_follow_the_pixels(config):
-    (images, _), *_ = task_of(config).evaluation_batches("test")
+    (images, *_), *_ = task_of(config).evaluation_batches("test")
     config.hyperparameters.encoding = "poisson"
     config.hyperparameters.length = 400
-    (x, _), *_ = task_of(config).evaluation_batches("test")
+    (x, *_), *_ = task_of(config).evaluation_batches("test")
     assert set(x.unique().tolist()) == {0.0, 1.0}
     deviation = (x.mean(0) - images[0]).abs().max()
     assert deviation < 5.5 * math.sqrt(0.25 / 400)  # standard deviations, of 23,520 pixels
@@ -114,15 +118,35 @@ def test_poisson_spikes_are_drawn_anew_for_training_and_kept_for_evaluation(conf
 def test_splits_of_the_training_images_do_not_overlap(config):
     config.mnist_config.use_transform = False
     task = task_of(config)
-    training = torch.cat([x[0] for x, _ in task.train_batches(0, 0)])
-    validation = torch.cat([x[0] for x, _ in task.evaluation_batches("validation")])
+    training = torch.cat([x[0] for x, *_ in task.train_batches(0, 0)])
+    validation = torch.cat([x[0] for x, *_ in task.evaluation_batches("validation")])
     assert (len(training), len(validation)) == (70, 40)
     assert torch.cdist(training, validation).min() > 0
 
 
+def test_pixels_reach_from_zero_to_the_highest_rate(config):
+    whole = torch.cat([x[0] for x, *_ in task_of(config).evaluation_batches("test")])
+    config.mnist_config.max_rate = 0.4
+    dimmed = torch.cat([x[0] for x, *_ in task_of(config).evaluation_batches("test")])
+    assert whole.max() == 1.0
+    torch.testing.assert_close(dimmed, 0.4 * whole)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_and_augment_alike(config, world):
+    shares = [list(task_of(config, rank, world).train_batches(1)) for rank in range(world)]
+    plain = copy.deepcopy(config)
+    plain.mnist_config.use_transform = False
+    for number, whole in enumerate(task_of(config).train_batches(1)):
+        for rank, share in enumerate(shares):
+            assert torch.equal(share[number].x, whole.x[:, rank::world])
+            assert torch.equal(share[number].y, whole.y[rank::world])
+    assert not torch.equal(whole.x, list(task_of(plain).train_batches(1))[-1].x)
+
+
 def test_accuracy_over_time_counts_the_spikes_so_far(config):
     task = task_of(config)
-    labels = torch.cat([labels for _, labels in task.evaluation_batches("test")])
+    labels = torch.cat([labels for _, labels, _ in task.evaluation_batches("test")])
     spikes = random_spikes(IMAGES)
     found = task.accuracy_over_time(Answer(spikes))
     for step in range(LENGTH):

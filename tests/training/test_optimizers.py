@@ -6,8 +6,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.optimizers import get_optimizer, parameter_groups
 from snn_lib.tasks.digits import DigitConfig
+from snn_lib.training.optimisation import get_optimizer, parameter_groups
 
 
 def network():
@@ -62,7 +62,7 @@ def test_a_plain_omegaconf_configuration_does_as_well():
 
 def test_an_unknown_choice_is_refused():
     conf = OmegaConf.create({"optimizer": {"optimizer_choice": "Adma"}})
-    with pytest.raises(ValueError, match="'Adma', expected Adam, AdamW or SGD"):
+    with pytest.raises(ValueError, match="'Adma', expected one of Adam, AdamW, SGD"):
         get_optimizer(nn.Linear(2, 2).parameters(), conf)
 
 

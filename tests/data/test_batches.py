@@ -1,0 +1,109 @@
+"""Batches: every sample once, in an order and with random numbers that resume and are shared."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed
+
+COUNT = 50
+
+
+def batches(size=16, **options):
+    """Batches of 50 samples that hold their own number and one random number each."""
+    seed = options.get("seed", 0)
+
+    def take(numbers, share, epoch, number):
+        noise = torch.rand(len(numbers), generator=batch_generator(seed, epoch, number + 1))
+        return Batch(torch.stack([numbers.float(), noise])[:, share], numbers[share])
+
+    return Batches(COUNT, size, take, **options)
+
+
+def shuffled(**options):
+    return batches(**{"seed": 4, "shuffle": True, **options})
+
+
+def assert_same(ones, others):
+    ones, others = list(ones), list(others)
+    assert len(ones) == len(others) > 0
+    for one, other in zip(ones, others, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.y, other.y)
+
+
+def test_an_epoch_covers_every_sample_once_and_keeps_its_target():
+    seen = list(shuffled().epoch(3))
+    assert len(seen) == len(shuffled()) == 4
+    assert [len(batch.y) for batch in seen] == [16, 16, 16, 2]
+    labels = torch.cat([batch.y for batch in seen])
+    assert labels.sort().values.tolist() == list(range(COUNT))
+    assert labels.tolist() != list(range(COUNT))
+    assert torch.equal(torch.cat([batch.x[0] for batch in seen]), labels.float())
+
+
+def test_without_shuffling_the_order_is_kept():
+    assert torch.cat([batch.y for batch in batches().epoch()]).tolist() == list(range(COUNT))
+
+
+def test_seed_epoch_and_batch_decide_everything():
+    assert_same(shuffled().epoch(2), shuffled().epoch(2))
+    torch.rand(5)  # whatever else has drawn random numbers
+    assert_same(shuffled().epoch(2), shuffled().epoch(2))
+    first = next(shuffled().epoch(2))
+    for other in (shuffled().epoch(3), shuffled(seed=5).epoch(2)):
+        batch = next(other)
+        assert not torch.equal(batch.x[1], first.x[1])
+        assert not torch.equal(batch.y, first.y)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_an_epoch_goes_on_from_any_batch(start, workers):
+    later = shuffled(workers=workers).epoch(2, start)
+    assert_same(list(shuffled().epoch(2))[start:], later)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_and_its_random_numbers(world):
+    shares = [list(shuffled(rank=rank, world=world).epoch(1)) for rank in range(world)]
+    for number, whole in enumerate(shuffled().epoch(1)):
+        for rank, share in enumerate(shares):
+            assert torch.equal(share[number].x, whole.x[:, rank::world])
+            assert torch.equal(share[number].y, whole.y[rank::world])
+
+
+def test_generators_differ_between_neighbours():
+    draws = {
+        torch.rand(1, generator=batch_generator(seed, epoch, batch)).item()
+        for seed in range(3)
+        for epoch in (-1, 0, 1)
+        for batch in range(3)
+    }
+    assert len(draws) == 27
+
+
+def draw():
+    return torch.rand(1).item(), float(np.random.rand()), random.random()  # noqa: NPY002
+
+
+def test_a_seeded_batch_leaves_the_generators_as_they_were():
+    def around(*batch):
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        random.seed(1)
+        inside = None
+        if batch:
+            with batch_seed(*batch):
+                inside = draw()
+        return inside, draw()
+
+    _, untouched = around()
+    first, after = around(3, 1, 2)
+    again, _ = around(3, 1, 2)
+    assert after == untouched
+    assert first == again
+    for other in ((4, 1, 2), (3, 2, 2), (3, 1, 3)):
+        assert all(a != b for a, b in zip(around(*other)[0], first, strict=True))
