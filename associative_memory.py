@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, Sequential, SpikingNeuron
 from snn_lib.tasks.association import Association, AssociationConfig
-from snn_lib.training.command_line import main
+from snn_lib.training import main
 
 SIZES = (300, 500, 200, 500, 300)
 

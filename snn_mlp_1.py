@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, Sequential, SpikingNeuron
 from snn_lib.tasks.digits import CLASSES, PIXELS, DigitClassification, DigitConfig
-from snn_lib.training.command_line import main
+from snn_lib.training import main
 
 
 class SNN(nn.Module):

@@ -1,10 +1,17 @@
-"""Spiking neural networks as networks of trainable IIR filters."""
+"""Spiking neural networks as networks of trainable IIR filters.
 
-from snn_lib.containers import PerStep, Sequential
+Here is the model: layers, containers, readouts, first weights. ``snn_lib.tasks`` and
+``snn_lib.training`` train it, ``snn_lib.inspection`` looks into it.
+"""
+
+from snn_lib.containers import Output, PerStep, Sequential, StatefulModule, detached
+from snn_lib.initialisation import fire_from_the_start
 from snn_lib.kernels import use_backend
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
 from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
+
+__version__ = "0.2.0"
 
 __all__ = [
     "DualExponentialSynapse",
@@ -12,8 +19,12 @@ __all__ = [
     "Gaussian",
     "IIRSynapse",
     "LowPassSynapse",
+    "Output",
     "PerStep",
     "Sequential",
     "SpikingNeuron",
+    "StatefulModule",
+    "detached",
+    "fire_from_the_start",
     "use_backend",
 ]

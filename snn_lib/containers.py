@@ -1,16 +1,50 @@
-"""Containers: ``Sequential`` threads states through, ``PerStep`` hides the time axis."""
+"""What layers have in common, and what holds them: ``Sequential`` threads states through.
 
-from collections.abc import Sequence
-from typing import Any
+A layer of one's own derives from :class:`StatefulModule`; its docstring has an example.
+"""
 
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
 from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """What a stateful module returns, ``(output, state)`` as ``nn.GRU`` does.
+
+    A plain tuple by all means, that says so where it is taken for a tensor: in ``nn.Sequential``.
+    """
+
+    output: Any
+    state: Any
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None
+    ) -> NoReturn:
+        """Every PyTorch function that is given the pair instead of a tensor."""
+        name = getattr(function, "__name__", "a PyTorch function")
+        raise TypeError(
+            f"{name} was given a layer's (output, state): chain layers with snn_lib.Sequential "
+            "instead of nn.Sequential, or take the output alone, output, state = layer(x)"
+        )
 
 
 class StatefulModule(nn.Module):
     """A module over sequences that carries a state: ``forward(x, state=None)`` as in ``nn.GRU``.
 
-    ``forward`` returns ``(output, state)``. The state is a plain tuple of tensors, never a buffer:
-    feeding a sequence in chunks, with the state handed on, gives the result of the whole run.
+    ``forward`` returns ``(output, state)``, an :class:`Output`. The state is a plain tuple of
+    tensors, never a buffer: feeding a sequence in chunks, with the state handed on, gives the
+    result of the whole run. With ``lengths``, int64 ``(B,)``, the state is that at each sequence's
+    own end, what follows being padding. A layer of one's own, the mean of the last two steps:
+
+        class PairMean(StatefulModule):
+            def forward(self, x, state=None, lengths=None):
+                (before,) = state or (x.new_zeros(1, *x.shape[1:]),)
+                seen = torch.cat([before, x])
+                return Output((seen[1:] + seen[:-1]) / 2, (last_steps(seen, 1, lengths),))
     """
 
 
@@ -19,46 +53,103 @@ class Sequential(StatefulModule):
 
     Plain modules (``nn.Linear``, ``nn.Flatten(start_dim=2)``, :class:`PerStep`) see the whole
     sequence at once, so an ``nn.Linear`` is one matrix product over all time steps. Stateful ones
-    are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``.
+    are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``. Like
+    ``nn.Sequential`` it takes an ``OrderedDict`` of named modules as well, has slices, ``append``,
+    ``extend`` and ``insert``.
 
     Args:
         modules: the modules, in order.
+        batch_first: whether input and output are ``(B, T, *)``; the modules see ``(T, B, *)``, and
+            states do not change.
 
     Shape:
         - x: ``(T, B, *)``.
         - state: a tuple with one entry a module, ``None`` for plain ones; ``None`` starts at rest.
+        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
         - returns the last module's output and the new state.
 
     Raises:
         ValueError: the state has not one entry a module.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
+    def __init__(
+        self, *modules: nn.Module | OrderedDict[str, nn.Module], batch_first: bool = False
+    ) -> None:
         super().__init__()
-        for index, module in enumerate(modules):
-            self.add_module(str(index), module)
+        self.batch_first = batch_first
+        if len(modules) == 1 and isinstance(modules[0], OrderedDict):
+            for name, module in modules[0].items():
+                self.add_module(name, module)
+        else:
+            self.extend(modules)
 
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __getitem__(self, index: int) -> nn.Module:
-        return list(self.children())[index]
+    def __iter__(self):
+        return iter(self._modules.values())
+
+    def __getitem__(self, index: int | slice) -> nn.Module:
+        if isinstance(index, slice):
+            chosen = OrderedDict(list(self._modules.items())[index])
+            return Sequential(chosen, batch_first=self.batch_first)
+        return list(self)[index]
+
+    def append(self, module: nn.Module) -> "Sequential":
+        """Adds a module at the end."""
+        self.add_module(str(len(self)), module)
+        return self
+
+    def extend(self, modules: Sequence[nn.Module]) -> "Sequential":
+        """Adds modules at the end."""
+        for module in modules:
+            self.append(module)
+        return self
+
+    def insert(self, index: int, module: nn.Module) -> "Sequential":
+        """Puts a module before number ``index``; those after it are numbered anew."""
+        modules = list(self)
+        modules.insert(index, module)
+        self._modules.clear()
+        return self.extend(modules)
 
     def forward(
-        self, x: Tensor, state: Sequence[Any] | None = None
-    ) -> tuple[Tensor, tuple[Any, ...]]:
+        self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Runs the modules; see the class for shapes."""
+        outputs, state = self.layerwise(x, state, lengths)
+        return Output(outputs[-1] if outputs else x, state)
+
+    def layerwise(
+        self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
+    ) -> Output:
+        """The same, with every module's output: for a loss on hidden spikes, say.
+
+        Returns:
+            The list of the modules' outputs, and the new state.
+        """
         states = [None] * len(self) if state is None else list(state)
         if len(states) != len(self):
             raise ValueError(
                 f"state has {len(states)} entries, expected one for each of {len(self)} modules"
             )
-        for index, module in enumerate(self.children()):
-            if isinstance(module, (StatefulModule, nn.RNNBase)):
+        outputs = []
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        for index, module in enumerate(self):
+            if isinstance(module, StatefulModule):
+                known = {} if lengths is None else {"lengths": lengths}
+                x, states[index] = module(x, states[index], **known)
+            elif isinstance(module, nn.RNNBase):
                 x, states[index] = module(x, states[index])
             else:
                 x = module(x)
-        return x, tuple(states)
+            outputs.append(x.transpose(0, 1) if self.batch_first else x)
+        return Output(outputs, tuple(states))
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return "batch_first=True" if self.batch_first else ""
 
 
 class PerStep(nn.Module):
@@ -81,3 +172,30 @@ class PerStep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Applies the module; see the class for shapes."""
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def detached(state: Any) -> Any:
+    """A state, of a layer or of a whole network, that no gradient flows through.
+
+    For training on chunks of a long sequence: ``output, state = model(chunk, detached(state))``.
+    """
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, (tuple, list)):
+        return type(state)(detached(part) for part in state)
+    return state
+
+
+def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> Tensor:
+    """The last ``count`` steps of each sequence, ``(count, B, *)``: what a layer has to remember.
+
+    Args:
+        sequence: ``(count + T, B, *)``, what was remembered before the first step in front.
+        count: how many.
+        lengths: int64 ``(B,)``, steps of each sequence; T for all if ``None``.
+    """
+    if lengths is None:
+        return sequence[len(sequence) - count :].clone()
+    steps = torch.arange(count, device=lengths.device)[:, None] + lengths  # (count, B)
+    index = steps.view(*steps.shape, *[1] * (sequence.dim() - 2))
+    return sequence.gather(0, index.expand(count, *sequence.shape[1:]))

@@ -1,1 +1,7 @@
 """What a batch becomes: loss, metrics, and what ``--test`` reports."""
+
+from snn_lib.tasks.base import Task
+from snn_lib.tasks.classification import ClassificationConfig
+from snn_lib.tasks.sequences import SequenceClassification, SequenceRegression
+
+__all__ = ["ClassificationConfig", "SequenceClassification", "SequenceRegression", "Task"]

@@ -10,12 +10,12 @@ import shutil
 import subprocess
 import time
 import warnings
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 import yaml
 
 from snn_lib.files import remove_leftovers, write_atomically, write_csv
@@ -89,7 +89,7 @@ def environment(device: torch.device, processes: int) -> Row:
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": version("torchvision"),
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,0 +1,98 @@
+"""First weights with which every layer fires, found on a batch of data.
+
+With PyTorch's first weights the deeper layers of a spiking network stay silent: their currents are
+far below the threshold, no spike comes through, and no gradient either.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.functional import spiking_neuron
+from snn_lib.neurons import SpikingNeuron
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BISECTIONS = 20
+
+
+@torch.no_grad()
+def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict[str, float]:
+    """Scales every layer's weights so that its neurons fire at a given mean rate on a batch.
+
+    The model runs once. When a layer of neurons is reached, the weights (and the bias) of the
+    ``nn.Linear`` or convolution that ran last are multiplied by the factor at which these neurons
+    fire at the rate, found by bisection, and the run goes on with the current so scaled. The rate
+    grows with the factor but for the reset's play, so the rates are met closely, not exactly.
+
+    Args:
+        model: any module with neurons of this package inside; what drives each of them is a
+            weighted layer of its own.
+        x: a batch of real input, such as ``(T, B, *features)``, as the model takes it.
+        rate: the mean firing rate aimed at, in spikes per neuron and step, in (0, 1).
+
+    Returns:
+        The rate of every layer of neurons by name, as it then is.
+
+    Raises:
+        ValueError: the rate is none, a layer's current is zero or negative throughout, or no
+            weighted layer ran before the neurons.
+    """
+    if not 0.0 < rate < 1.0:
+        raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
+    found: dict[str, float] = {}
+    weighted: list[nn.Module] = []
+
+    def remember(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        weighted.append(module)
+
+    def scale(name: str):
+        def before(neuron: SpikingNeuron, inputs: tuple) -> tuple:
+            if not weighted:
+                raise ValueError(f"no weighted layer runs before the neurons of layer {name}")
+            current, *rest = inputs
+            factor, found[name] = _factor(neuron, current, rate, name)
+            layer = weighted.pop()
+            weighted.clear()
+            for parameter in (layer.weight, layer.bias):
+                if parameter is not None:
+                    parameter.mul_(factor)
+            return current * factor, *rest
+
+        return before
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHTED):
+            hooks.append(module.register_forward_hook(remember))
+        elif isinstance(module, SpikingNeuron):
+            hooks.append(module.register_forward_pre_hook(scale(name)))
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _factor(
+    neuron: SpikingNeuron, current: Tensor, rate: float, name: str
+) -> tuple[float, float]:
+    """By what to multiply a current for a mean firing rate, and the rate that this gives."""
+
+    def fired(factor: float) -> float:
+        spikes, _ = spiking_neuron(
+            current * factor, neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
+        )
+        return spikes.mean().item()
+
+    low, high = 0.0, 1.0
+    while fired(high) < rate:
+        low, high = high, 2.0 * high
+        if high > 1e12:
+            raise ValueError(
+                f"layer {name} cannot be made to fire at {rate}: its current is hardly ever "
+                "positive on this batch"
+            )
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if fired(middle) < rate else (low, middle)
+    return high, fired(high)
