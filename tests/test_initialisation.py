@@ -1,0 +1,87 @@
+"""First weights: every layer fires at the rate asked for, on the batch it was found on."""
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib import (
+    DualExponentialSynapse,
+    LowPassSynapse,
+    PerStep,
+    Sequential,
+    SpikingNeuron,
+    fire_from_the_start,
+)
+
+DEPTH = 5
+
+
+def deep(**options):
+    layers = []
+    for _ in range(DEPTH):
+        layers += [
+            DualExponentialSynapse(30, 8.0, 2.0),
+            nn.Linear(30, 30, **options),
+            SpikingNeuron(30, 8.0),
+        ]
+    return Sequential(*layers)
+
+
+def spikes():
+    return (torch.rand(60, 16, 30) < 0.05).float()
+
+
+def rates(model, x):
+    return [
+        output.mean().item()
+        for module, output in zip(model, model.layerwise(x)[0], strict=True)
+        if isinstance(module, SpikingNeuron)
+    ]
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_deep_network_fires_at_the_rate_in_every_layer(rate, bias):
+    model, x = deep(bias=bias), spikes()
+    assert rates(model, x)[-1] == 0  # with PyTorch's first weights
+    found = fire_from_the_start(model, x, rate)
+    assert list(found) == [str(3 * k + 2) for k in range(DEPTH)]
+    torch.testing.assert_close(rates(model, x), list(found.values()), rtol=0.05, atol=0)
+    assert all(0.8 * rate < one < 1.3 * rate for one in found.values())
+    assert all(one == pytest.approx(rate, rel=0.4) for one in rates(model, spikes()))
+
+
+def test_weights_are_scaled_and_nothing_else_changes():
+    model = deep()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fire_from_the_start(model, spikes())
+    for name, value in model.state_dict().items():
+        if name.endswith(("weight", "bias")):
+            ratio = value / before[name]
+            torch.testing.assert_close(ratio, torch.full_like(ratio, ratio.flatten()[0].item()))
+        else:
+            assert torch.equal(value, before[name])
+    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_convolutions_too():
+    model = Sequential(
+        PerStep(nn.Conv2d(1, 4, 3)),
+        SpikingNeuron((4, 6, 6), 4.0),
+        LowPassSynapse((4, 6, 6), 4.0),
+        PerStep(nn.Conv2d(4, 2, 3)),
+        SpikingNeuron((2, 4, 4), 4.0),
+    )
+    found = fire_from_the_start(model, torch.rand(10, 3, 1, 8, 8), 0.1)
+    assert all(rate == pytest.approx(0.1, rel=0.2) for rate in found.values())
+
+
+def test_what_cannot_fire_is_refused():
+    with pytest.raises(ValueError, match="layer 2 cannot be made to fire at 0.05"):
+        fire_from_the_start(deep(bias=False), torch.zeros(5, 2, 30))
+    with pytest.raises(ValueError, match="no weighted layer runs before the neurons of layer 0"):
+        fire_from_the_start(Sequential(SpikingNeuron(3, 4.0)), torch.ones(5, 2, 3))
+    for rate in (0.0, 1.0, -1.0):
+        with pytest.raises(ValueError, match="expected spikes per neuron and step"):
+            fire_from_the_start(deep(), spikes(), rate)

@@ -1,0 +1,64 @@
+"""Readouts against a loop over the samples, each at its own length."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib.readout import READOUTS, LeakyIntegrator
+
+T, B, N = 9, 4, 3
+LENGTHS = torch.tensor([9, 1, 5, 8])
+
+
+def leaky(own):
+    decay, membrane = math.exp(-1 / 20.0), torch.zeros(own.shape[1:])
+    for value in own:
+        membrane = decay * membrane + (1 - decay) * value
+    return membrane
+
+
+DEFINITIONS = {
+    "count": lambda own: own.sum(0),
+    "mean": lambda own: own.mean(0),
+    "last": lambda own: own[-1],
+    "maximum": lambda own: own.max(0).values,
+    "leaky": leaky,
+}
+
+
+def test_every_readout_has_a_definition():
+    assert DEFINITIONS.keys() == READOUTS.keys()
+
+
+@pytest.mark.parametrize("features", [(N,), (2, N)])
+@pytest.mark.parametrize("name", READOUTS)
+def test_each_sequence_is_read_out_over_its_own_steps(name, features):
+    output = torch.randn(T, B, *features) - 1.0
+    readout = READOUTS[name]()
+    whole = torch.stack([DEFINITIONS[name](output[:, b]) for b in range(B)])
+    torch.testing.assert_close(readout(output), whole)
+    own = torch.stack([DEFINITIONS[name](output[:length, b]) for b, length in enumerate(LENGTHS)])
+    torch.testing.assert_close(readout(output, LENGTHS), own)
+    torch.testing.assert_close(readout(output, torch.full((B,), T)), whole)
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_padding_has_no_gradient(name):
+    output = torch.randn(T, B, N, requires_grad=True)
+    READOUTS[name]()(output, LENGTHS).square().sum().backward()
+    for b, length in enumerate(LENGTHS):
+        assert (output.grad[length:, b] == 0).all()
+        assert (output.grad[:length, b] != 0).any()
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
+def test_a_time_constant_that_is_none_is_refused(tau):
+    with pytest.raises(ValueError, match="expected a positive number of steps"):
+        LeakyIntegrator(tau)
+
+
+def test_a_network_ends_in_a_readout():
+    assert all(issubclass(kind, nn.Module) for kind in READOUTS.values())
+    assert not any(list(kind().parameters()) for kind in READOUTS.values())
