@@ -195,7 +195,7 @@ class Hyperparameters:
 
 @dataclass
 class ExperimentConfig:
-    """What every experiment has; each adds its data (see ``classification``, ``association``)."""
+    """What every experiment has; a task may add to it (see ``tasks.digits``)."""
 
     name: str = setting("experiment", "of the run, in its logs and checkpoints")
     seed: int = setting(2, "of first weights, order, augmentation, dropout and spikes")
@@ -212,6 +212,7 @@ class ExperimentConfig:
     )
     runs_path: str = setting("runs", "folder for NAME/TIME/ with metrics.csv and settings")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 

@@ -28,7 +28,7 @@ tqdm.get_lock()  # of the server too: a process that is killed would leave its o
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "snn_mlp_1.py"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TINY = (
     "mnist_config.training_size=256",
     "mnist_config.validation_size=100",

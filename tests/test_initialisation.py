@@ -78,7 +78,7 @@ def test_convolutions_too():
 
 
 def test_what_cannot_fire_is_refused():
-    with pytest.raises(ValueError, match="layer 2 cannot be made to fire at 0.05"):
+    with pytest.raises(ValueError, match=r"layer 2 cannot be made to fire at 0\.05"):
         fire_from_the_start(deep(bias=False), torch.zeros(5, 2, 30))
     with pytest.raises(ValueError, match="no weighted layer runs before the neurons of layer 0"):
         fire_from_the_start(Sequential(SpikingNeuron(3, 4.0)), torch.ones(5, 2, 3))

@@ -63,8 +63,9 @@ class Experiment:
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
+        torch.manual_seed(self.config.seed)  # the same data and first weights in every process
         task.prepare(self.config, self.device, self.rank, self.world)
-        torch.manual_seed(self.config.seed)  # the same first weights in every process
+        torch.manual_seed(self.config.seed)
         self.model = build_model(self.config).to(self.device)
         torch.manual_seed(self.config.seed + self.rank)  # other dropout in each
         self.state: TrainingState | None = None  # once it trains

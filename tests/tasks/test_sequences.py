@@ -1,0 +1,291 @@
+"""Tasks on one's own sequences: each at its own length, from a tensor to a tested model."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from running import shell
+from torch import nn
+from torch.utils.data import Dataset
+
+from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
+from snn_lib.data.batches import Batch
+from snn_lib.errors import InputError
+from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
+from snn_lib.training import Experiment
+
+CPU = torch.device("cpu")
+CHANNELS, CLASSES = 4, 3
+
+
+def sequences(count=40, seed=0):
+    """Sequences of 5 to 12 steps, whose class is in their mean."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % CLASSES
+    lengths = torch.randint(5, 13, (count,), generator=generator).tolist()
+    x = [
+        torch.rand(n, CHANNELS, generator=generator) + k
+        for n, k in zip(lengths, y.tolist(), strict=True)
+    ]
+    return x, y
+
+
+def network(config=None):
+    return Sequential(
+        DualExponentialSynapse(CHANNELS, 4.0, 1.0, constraint="stable"),
+        nn.Linear(CHANNELS, 20),
+        SpikingNeuron(20, 4.0),
+        DualExponentialSynapse(20, 4.0, 1.0, constraint="stable"),
+        nn.Linear(20, CLASSES),
+    )
+
+
+def prepared(task, rank=0, world=1, **options):
+    config = task.config_class()
+    config.hyperparameters.batch_size = 8
+    for key, value in options.items():
+        setattr(config, key, value)
+    task.prepare(config, CPU, rank, world)
+    return task
+
+
+class Noisy(Dataset):
+    """Draws from every global generator."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        noise = torch.rand(6, CHANNELS) + float(np.random.rand())  # noqa: NPY002
+        return noise, index % CLASSES
+
+
+# Classification
+
+
+@pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum", "leaky"])
+def test_what_lies_behind_a_sequence_s_end_changes_nothing(readout):
+    task = prepared(SequenceClassification({"train": sequences()}, readout))
+    model = network()
+    batch = next(task.train_batches(0))
+    assert batch.lengths is not None
+    padded = batch._replace(x=torch.cat([batch.x, torch.randn(7, *batch.x.shape[1:])]))
+    (loss, sums), (padded_loss, padded_sums) = (task.loss(model, b) for b in (batch, padded))
+    torch.testing.assert_close(loss, padded_loss)
+    torch.testing.assert_close(sums, padded_sums)
+
+
+def test_loss_and_accuracy_are_those_of_each_sequence_by_itself():
+    data = sequences()
+    task, model = prepared(SequenceClassification({"train": data}, "mean")), network()
+    sums = {"samples": 0, "loss": 0.0, "correct": 0}
+    for batch in task.evaluation_batches("validation"):
+        for key, value in task.loss(model.eval(), batch)[1].items():
+            sums[key] += float(value)
+    losses = correct = 0.0
+    samples = task.parts["validation"]
+    for x, label in (samples[index] for index in range(len(samples))):
+        logits = model(x[:, None])[0].mean(0)[0].detach().double()
+        losses += math.log(logits.exp().sum()) - logits[label].item()
+        correct += logits.argmax().item() == label
+    metrics = task.metrics(sums)
+    assert sums["samples"] == len(samples) == 4
+    assert metrics["loss"] == pytest.approx(losses / 4, rel=1e-5)
+    assert metrics["accuracy"] == correct / 4
+
+
+def test_without_a_validation_part_a_tenth_is_held_out_by_the_seed():
+    def labels(task, split):
+        data = task.parts[split]
+        return [data[index][1].item() for index in range(len(data))]
+
+    x = [torch.zeros(3, 1)] * 50
+    parts = {"train": (x, torch.arange(50))}
+    one, same, other = (prepared(SequenceClassification(parts), seed=seed) for seed in (1, 1, 2))
+    training, validation = labels(one, "train"), labels(one, "validation")
+    assert (len(training), len(validation)) == (45, 5)
+    assert sorted(training + validation) == list(range(50))
+    assert labels(same, "validation") == validation != labels(other, "validation")
+    given = prepared(SequenceClassification({**parts, "validation": (x[:2], [0, 1])}))
+    assert (len(given.parts["train"]), len(given.parts["validation"])) == (50, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_that_draws_at_random_repeats_and_resumes(workers):
+    task = prepared(SequenceClassification({"train": Noisy()}), data_workers=workers)
+    state = torch.get_rng_state()
+    epoch = list(task.train_batches(1))
+    assert workers or torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(epoch[0].x, epoch[1].x)
+    torch.rand(3)
+    for one, other in zip(epoch[1:], task.train_batches(1, 1), strict=True):
+        assert torch.equal(one.x, other.x)
+    assert not torch.equal(epoch[0].x, next(task.train_batches(2)).x)
+
+
+def test_processes_share_a_batch_even_where_there_is_none_for_all():
+    data = {"train": sequences(10), "validation": sequences(3)}  # 8 + 2, among 3 processes
+    whole = prepared(SequenceClassification(data))
+    shares = [prepared(SequenceClassification(data), rank, 3) for rank in range(3)]
+    for batches in zip(whole.train_batches(0), *(s.train_batches(0) for s in shares), strict=True):
+        batch, *parts = batches
+        assert sum(len(part.y) for part in parts) == len(batch.y)
+        for rank, part in enumerate(parts):
+            assert torch.equal(part.y, batch.y[rank::3])
+            assert part.x.shape[1] == len(part.y)
+    assert shares[2].loss(network(), parts[2])[1]["samples"] == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"test": sequences()}, "data has no part 'train'"),
+        ({"train": sequences(), "tset": sequences()}, "data has a part 'tset'"),
+        ({"train": sequences(1)}, "1 training sequences are too few to hold out 1"),
+        ({"train": 3}, "the train data is int"),
+    ],
+)
+def test_data_that_is_none_is_refused(data, message):
+    with pytest.raises(InputError, match=message):
+        prepared(SequenceClassification(data))
+
+
+def test_an_unknown_readout_is_refused():
+    with pytest.raises(ValueError, match="'total', expected one of count, mean, last"):
+        SequenceClassification({}, "total")
+
+
+def test_a_readout_of_one_s_own():
+    class Strongest(nn.Module):
+        def forward(self, output, lengths=None):
+            return output[0]
+
+    task = prepared(SequenceClassification({"train": sequences()}, Strongest()))
+    model, batch = network(), next(task.train_batches(0))
+    expected = nn.functional.cross_entropy(model(batch.x)[0][0], batch.y)
+    torch.testing.assert_close(task.loss(model, batch)[0], expected)
+
+
+# Regression
+
+
+def test_errors_at_every_step_are_those_of_the_sequences_own():
+    x, _ = sequences()
+    y = [sequence.sum(1, keepdim=True) for sequence in x]
+    task = prepared(SequenceRegression({"train": (x, y)}))
+    model = nn.Linear(CHANNELS, 1)
+    batch = next(task.train_batches(0))
+    loss, sums = task.loss(model, batch)
+    errors = [
+        (model(batch.x[:n, b]) - batch.x[:n, b].sum(1, keepdim=True)).square().flatten()
+        for b, n in enumerate(batch.lengths.tolist())
+    ]
+    torch.testing.assert_close(loss, torch.cat(errors).mean())
+    values = {key: float(value) for key, value in sums.items()}
+    metrics = task.metrics(values)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    power = sum(batch.x[:n, b].sum(1).square().sum() for b, n in enumerate(batch.lengths.tolist()))
+    assert metrics["error"] == pytest.approx(float(torch.cat(errors).sum() / power), rel=1e-5)
+
+
+def test_a_number_for_every_sequence():
+    x, _ = sequences()
+    y = torch.stack([sequence.mean(0)[:2] for sequence in x])
+    task = prepared(SequenceRegression({"train": (x, y)}, readout="mean"))
+    model, batch = nn.Linear(CHANNELS, 2), next(task.train_batches(0))
+    means = [model(batch.x[:n, b]).mean(0) for b, n in enumerate(batch.lengths.tolist())]
+    expected = (torch.stack(means) - batch.y).square().mean()
+    torch.testing.assert_close(task.loss(model, batch)[0], expected)
+
+
+def test_targets_of_another_shape_are_refused():
+    x, _ = sequences()
+    task = prepared(SequenceRegression({"train": (x, torch.zeros(40))}, readout="mean"))
+    batch = Batch(torch.zeros(4, 2, CHANNELS), torch.zeros(2))
+    with pytest.raises(InputError, match=r"the network says \(2, 1\), the targets are \(2,\)"):
+        task.loss(nn.Linear(CHANNELS, 1), batch)
+
+
+# All of it
+
+
+def test_from_a_notebook_without_any_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = {"train": sequences(120), "test": sequences(30, seed=1)}
+    task = SequenceClassification(data, readout="mean")
+    config = ClassificationConfig(name="mine", device="cpu")
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 15, 20
+    config.optimizer.Adam.lr = 0.02
+    result = Experiment(network, task, config).train()
+    assert result["test"]["accuracy"] > 0.9
+    assert "best epoch" in capsys.readouterr().out
+
+
+def test_experiment_without_a_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    task = SequenceClassification({"train": sequences()})
+    trial = Experiment(network, task)
+    assert trial.evaluate("validation")[0]["accuracy"] <= 1
+    assert not trial.task.has("test")
+
+
+SCRIPT = """
+from model import network
+from sequences import data
+from snn_lib.tasks import SequenceClassification
+from snn_lib.training import main
+
+if __name__ == "__main__":
+    main(__file__, network, SequenceClassification(data, readout="mean"))
+"""
+
+MODEL = """
+from torch import nn
+from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
+
+def network(config):
+    return Sequential(
+        DualExponentialSynapse(1, 4.0, 1.0, constraint="stable"),
+        nn.Linear(1, 20),
+        SpikingNeuron(20, 4.0),
+        DualExponentialSynapse(20, 4.0, 1.0, constraint="stable"),
+        nn.Linear(20, 2),
+    )
+"""
+
+DATA = """
+import torch
+
+def data(config):
+    x = [torch.rand(5 + index % 7, 1) + index % 2 for index in range(90)]
+    y = [index % 2 for index in range(90)]
+    return {"train": (x[:60], y[:60]), "test": (x[60:], y[60:])}
+"""
+
+
+def test_a_script_of_twelve_lines_trains_stops_resumes_and_tests(tmp_path):
+    files = {"own.py": SCRIPT, "model.py": MODEL, "sequences.py": DATA}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert len(SCRIPT.strip().splitlines()) <= 12
+    options = ["hyperparameters.epoch=4", "hyperparameters.batch_size=20", "device=cpu"]
+    options += ["optimizer.Adam.lr=0.02"]
+
+    def script(*arguments):
+        return shell(sys.executable, "own.py", *arguments, cwd=tmp_path)
+
+    first = script("--train", *options, "hyperparameters.epoch=2")
+    assert (first.code, first.err) == (0, "")
+    more = script("--train", "--resume", *options)
+    assert (more.code, more.err) == (0, "")
+    assert "resumed from checkpoint/own_last after 2 epochs" in more.out
+    tested = script("--test", *options)
+    assert (tested.code, tested.err) == (0, "")
+    best = more.out.split("; test ")[1].split("\n")[0]
+    assert f"test {best}\n" in tested.out
+    assert "layer 2: " in tested.out
+    refused = script("--train", *options, "hyperparameters.batch_size=55")
+    assert refused.code == 2
+    assert "batch_size is 55, there are 54 sequences to train on" in refused.err
