@@ -2,9 +2,12 @@
 
 import csv
 import functools
+import itertools
 import math
 import shutil
+import time
 
+import numpy as np
 import pytest
 import torch
 from running import (
@@ -26,6 +29,7 @@ from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped, choose_device, described
+from snn_lib.training.run_files import RunFiles
 from snn_lib.training.state import MovingAverage
 
 
@@ -240,8 +244,71 @@ def test_the_stable_constraint_is_applied_after_every_step(tmp_path):
         assert (radius < 1) is stable
 
 
+def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**9, 70))  # seconds, that pass between two looks at it
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    written, write = [], RunFiles.write
+
+    def spy(self, which, content):
+        write(self, which, content)
+        if which == "last":
+            written.append((content["progress"]["epoch"], content["progress"]["batch"]))
+            if len(written) == 3:  # killed right after it
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFiles, "write", spy)
+    overrides = small(tmp_path / "killed", "checkpoint_minutes=2")
+    with pytest.raises(KeyboardInterrupt):
+        experiment(overrides).train()
+    assert written == [(0, 2), (1, 0), (1, 2)]
+    monkeypatch.undo()
+    last = tmp_path / "killed/checkpoint/snn_mlp_1_last"
+    experiment(overrides).train(load(last), last)
+    experiment(small(tmp_path / "whole")).train()
+    assert_same_weights(
+        *(tmp_path / f"{run}/checkpoint/snn_mlp_1_best" for run in ("killed", "whole"))
+    )
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+
+
 # ---------------------------------------------------------------------------------------------
 # Trouble
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    message = refused("--train", *small(tmp_path, "hyperparameters.batch_size=257"), model=SmallSNN)
+    assert message == "hyperparameters.batch_size is 257, there are 256 images to train on"
+
+
+def test_a_step_that_takes_more_memory_than_there_is_is_told_beforehand(tmp_path, monkeypatch):
+    for there, told in ((10**6, True), (10**12, False)):
+        monkeypatch.setattr("snn_lib.training.experiment.memory_of", lambda _, there=there: there)
+        finished = train(*small(tmp_path, "hyperparameters.epoch=1"), model=SmallSNN)
+        warning = "warning: a training step takes about 0 GiB, cpu has 0 GiB: lower"
+        assert (warning in finished.out) is told
+
+
+def test_data_that_ends_early_is_told(tmp_path):
+    class Short(DigitClassification):
+        def train_batches(self, epoch, start=0):
+            return itertools.islice(super().train_batches(epoch, start), 2)
+
+    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Short())
+    assert finished.code == 1
+    assert "the run failed: the data ended after 2 of 4 batches" in finished.err
+
+
+def test_metrics_of_numpy_are_read_back(tmp_path):
+    class Measured(DigitClassification):
+        def metrics(self, sums):
+            metrics = super().metrics(sums)
+            return {"accuracy": np.float32(metrics["accuracy"]), "loss": np.array(metrics["loss"])}
+
+    settings = small(tmp_path)
+    experiment(settings, task=Measured()).train()
+    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    assert {type(value) for row in load(last)["metrics"] for value in row.values()} == {int, float}
+    assert load(tmp_path / "checkpoint/snn_mlp_1_best")["metrics"]["validation_accuracy"] > 0
 
 
 class Broken(DigitClassification):
