@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.inspection.metrics import peak_scale
 from snn_lib.inspection.monitor import record_neuron
 from snn_lib.surrogate import THRESHOLD, Gaussian
-from snn_lib.synapses import DualExponentialSynapse, LowPassSynapse
+from snn_lib.synapses import DualExponentialSynapse
+from snn_lib.time_constants import decay_of, peak_scale
 
 __all__ = [
     "SNN_Monitor",
@@ -132,7 +132,7 @@ def _parameter(value: Tensor | float, train: bool = False) -> nn.Parameter:
 
 def _decay(shape: Sequence[int], tau: float, train: bool = False) -> nn.Parameter:
     """exp(-1 / tau) for every channel."""
-    return _parameter(LowPassSynapse(shape, tau).alpha[0], train)
+    return _parameter(torch.full(tuple(shape), decay_of(tau)), train)
 
 
 def _trace(x: Tensor, decay: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 All spike trains are time first, ``(T, B, N)``.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,30 +11,13 @@ from torch import Tensor
 
 from snn_lib.functional import FilterState
 from snn_lib.synapses import IIRSynapse
+from snn_lib.time_constants import decays_of, peak_scale
 
 
 def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Adds the sums of one more batch, in place and without waiting for the device."""
     for key, value in more.items():
         sums[key] = sums.get(key, 0.0) + value
-
-
-def peak_scale(tau_m: float, tau_s: float) -> float:
-    """v0, which gives a difference of two exponentials the peak 1 in continuous time.
-
-    v0 = eta^(eta / (eta - 1)) / (eta - 1),  eta = tau_m / tau_s
-
-    Args:
-        tau_m: the slow time constant, in steps.
-        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
-
-    Raises:
-        ValueError: the time constants are not in that order.
-    """
-    if not 0 < tau_s < tau_m:
-        raise ValueError(f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m")
-    eta = tau_m / tau_s
-    return eta ** (eta / (eta - 1)) / (eta - 1)
 
 
 class OutputFilter(IIRSynapse):
@@ -45,7 +27,7 @@ class OutputFilter(IIRSynapse):
     is the second-order filter
         alpha_1 = p + q,  alpha_2 = -p q,  beta_0 = 0,  beta_1 = v0 (p - q),
     one step later than :class:`snn_lib.synapses.DualExponentialSynapse`, with v0 from
-    :func:`peak_scale`.
+    :func:`snn_lib.time_constants.peak_scale`.
     As the filter is linear, the difference of two filtered spike trains is their filtered
     difference: the loss of the associative memory is
     ``output_filter(output - target)[0].square().mean()``.
@@ -56,17 +38,18 @@ class OutputFilter(IIRSynapse):
         tau_m: the slow time constant, in steps.
         tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
         channels: number of spike trains, N.
+        normalize: whether v0 scales the difference to the peak 1; otherwise it is 1.
 
     Shape:
         As in :class:`snn_lib.synapses.IIRSynapse`, with P = 2 and Q = 1.
 
     Raises:
-        ValueError: the time constants are not in that order, or a shape is wrong.
+        ValueError: the time constants are not in that order or not finite, or a shape is wrong.
     """
 
-    def __init__(self, tau_m: float, tau_s: float, channels: int) -> None:
-        v0 = peak_scale(tau_m, tau_s)
-        p, q = math.exp(-1.0 / tau_m), math.exp(-1.0 / tau_s)
+    def __init__(self, tau_m: float, tau_s: float, channels: int, normalize: bool = True) -> None:
+        p, q = decays_of(tau_m, tau_s)
+        v0 = peak_scale(tau_m, tau_s) if normalize else 1.0
         super().__init__(
             channels,
             alpha=(p + q, -p * q),

@@ -53,6 +53,14 @@ def test_output_filter_peaks_at_one():
     assert peak == pytest.approx(1.0, abs=1e-3)
 
 
+def test_output_filter_that_is_not_normalised_starts_with_p_minus_q():
+    impulse = torch.zeros(40, 1, 1)
+    impulse[0] = 1.0
+    response = OutputFilter(8, 2, 1, normalize=False)(impulse)[0].flatten()
+    k = torch.arange(40.0)
+    torch.testing.assert_close(response, torch.exp(-k / 8) - torch.exp(-k / 2))
+
+
 def test_output_filter_is_not_trained_but_lets_gradients_through():
     output_filter = OutputFilter(8, 2, 3)
     assert list(output_filter.parameters()) == []
