@@ -1,7 +1,11 @@
 """Counts what a network does while it runs: firing rates and synaptic operations."""
 
+import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +18,18 @@ from snn_lib.training import distributed
 class Activity:
     """Spike counts of a network's layers, summed over all sequences seen by :func:`count_activity`.
 
+    A sequence begins where a layer is called without a state, and goes on where it is called with
+    one, so that a sequence in chunks counts once, whoever cuts it. They are counted at the layer
+    that runs first, as the batch of its ``(T, B, *features)``, whatever the model's own input is.
+
     Attributes:
         neurons: names of the neuron layers.
         sequences: number of input sequences.
         events: per layer, the non-zero elements that neurons sent or synapses received.
         elements: per layer, all elements.
         fan_out: per synapse layer, the neurons that each of its channels reaches through the
-            ``nn.Linear`` that follows it.
+            ``nn.Linear`` that follows it. A synapse layer before anything else, such as a
+            convolution, has no entry, and no operations.
         dense_operations: multiply-accumulates of one pass through those ``nn.Linear`` layers.
     """
 
@@ -31,13 +40,16 @@ class Activity:
         self.elements: dict[str, int] = {}
         self.fan_out: dict[str, int] = {}
         self.dense_operations = 0
+        self._first: str | None = None
         synapse = None
         for name, module in model.named_modules():
             if isinstance(module, IIRSynapse):
-                synapse = name
-            elif isinstance(module, nn.Linear) and synapse is not None:
-                self.fan_out[synapse] = module.out_features
-                self.dense_operations += module.in_features * module.out_features
+                synapse, channels = name, math.prod(module.shape)
+                fitting = (channels, module.shape[-1])  # flattened before the nn.Linear, or not
+            elif synapse is not None and _acts(module):
+                if isinstance(module, nn.Linear) and module.in_features in fitting:
+                    self.fan_out[synapse] = module.out_features
+                    self.dense_operations += channels * module.out_features
                 synapse = None
 
     def firing_rates(self) -> dict[str, float]:
@@ -52,8 +64,13 @@ class Activity:
         """Synaptic operations per sequence: every event times the neurons that it reaches.
 
         An input current that is not zero counts as an event at every step.
+
+        Raises:
+            ValueError: no sequence has begun.
         """
-        total = sum(float(self.events[name]) * fan for name, fan in self.fan_out.items())
+        if not self.sequences:
+            raise ValueError("no sequence has begun: no layer was called without a state")
+        total = sum(float(self.events.get(name, 0)) * fan for name, fan in self.fan_out.items())
         return total / self.sequences
 
     def sum_over_processes(self, device: torch.device) -> None:
@@ -62,32 +79,38 @@ class Activity:
         self.elements = distributed.total(self.elements, device)
         self.sequences = distributed.total({"": self.sequences}, device)[""]
 
-    def count(self, name: str, sequence: Tensor) -> None:
-        """Adds a layer's ``(T, B, *features)``."""
-        self.events[name] = self.events.get(name, 0) + torch.count_nonzero(sequence)
-        self.elements[name] = self.elements.get(name, 0) + sequence.numel()
+    def count(
+        self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
+    ) -> None:
+        """Adds what the layer ``name`` did in a call; a forward hook but for the name."""
+        given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+        received = next(iter(given.values()))  # (T, B, *features)
+        if self._first is None:
+            self._first = name
+        if name == self._first and given.get("state") is None:
+            self.sequences += received.shape[1]
+        counted = result[0] if isinstance(layer, SpikingNeuron) else received
+        self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
+        self.elements[name] = self.elements.get(name, 0) + counted.numel()
 
 
 @contextmanager
 def count_activity(model: nn.Module) -> Iterator[Activity]:
     """Counts the activity of ``model`` while the context lasts, by forward hooks."""
     activity = Activity(model)
-    modules = dict(model.named_modules())
-
-    def hook(name: str, sent: bool):
-        def count(module, inputs, output):
-            activity.count(name, output[0] if sent else inputs[0])
-
-        return count
-
-    def sequences(module, inputs, output):
-        activity.sequences += inputs[0].shape[1]
-
-    handles = [model.register_forward_hook(sequences)]
-    handles += [modules[n].register_forward_hook(hook(n, False)) for n in activity.fan_out]
-    handles += [modules[n].register_forward_hook(hook(n, True)) for n in activity.neurons]
+    handles = [
+        module.register_forward_hook(partial(activity.count, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, (IIRSynapse, SpikingNeuron))
+    ]
     try:
         yield activity
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _acts(module: nn.Module) -> bool:
+    """Whether the module is a layer itself: weights, neurons, or parameters of its own."""
+    own = module.parameters(recurse=False)
+    return isinstance(module, (nn.Linear, SpikingNeuron)) or next(own, None) is not None
