@@ -1,11 +1,14 @@
-"""What batches add up to; likeness of spike patterns: filtered difference, retrieval, coincidence.
+"""Sums and plain numbers; likeness of spike patterns: filtered difference, retrieval, coincidence.
 
 All spike trains are time first, ``(T, B, N)``.
 """
 
 from collections.abc import Mapping
+from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +21,27 @@ def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Adds the sums of one more batch, in place and without waiting for the device."""
     for key, value in more.items():
         sums[key] = sums.get(key, 0.0) + value
+
+
+def plain_number(value: Any) -> int | float:
+    """A metric as Python's own int or float, which a checkpoint keeps and JSON and CSV can write.
+
+    Args:
+        value: an int, a float, or any number of NumPy or PyTorch: a scalar, or an array or tensor
+            of no dimensions. ``True`` is 1.
+
+    Raises:
+        TypeError: it is no real number.
+    """
+    number = value
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        number = value.item()
+    if isinstance(number, Integral):
+        return int(number)
+    if isinstance(number, Real):
+        return float(number)
+    shown = shorten(repr(value), 60, placeholder="...")
+    raise TypeError(f"{type(value).__name__} {shown} is no number, expected an int or a float")
 
 
 class OutputFilter(IIRSynapse):
