@@ -15,16 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
+from snn_lib.data.patterns import DAMAGE_KINDS
 from snn_lib.functional import iir_filter
 from snn_lib.surrogate import THRESHOLD
 from snn_lib.synapses import IIRSynapse
 
-DAMAGE_LABELS = {
-    "rows_removed": "rows removed",
-    "block_size": "side of the removed block",
-    "jitter_sigma": "jitter (s.d. in steps)",
-    "noise_probability": "noise spikes per cell",
-}
 BLACK, GREY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN, BLUE, VERMILION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 
@@ -341,8 +336,8 @@ def damage_sweeps(
     for kind, column in zip(kinds, axes.T, strict=True):
         of_kind = [row for row in rows if row["damage"] == kind]
         values = ([row[key] for row in of_kind] for key in ("strength", "error", "retrieval"))
-        label, strength = DAMAGE_LABELS.get(kind, kind), (trained or {}).get(kind)
-        damage_sweep(*values, label, strength, column)
+        label = DAMAGE_KINDS[kind].label if kind in DAMAGE_KINDS else kind
+        damage_sweep(*values, label, (trained or {}).get(kind), column)
     for ax in axes.flat:
         ax.label_outer()
     axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")

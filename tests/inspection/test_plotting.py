@@ -6,6 +6,7 @@ import torch
 from scipy import signal
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse
+from snn_lib.data.patterns import DAMAGE_KINDS
 from snn_lib.inspection import plotting
 
 
@@ -208,7 +209,7 @@ def test_damage_sweeps_have_a_column_for_each_kind():
     curves = [[ax.lines[-1].get_xydata().tolist() for ax in row] for row in axes]
     assert curves[0] == [[[0, 0.1], [9, 0.4]], [[1, 0.2]]]
     assert curves[1] == [[[0, 0.9], [9, 0.6]], [[1, 0.8]]]
-    assert [ax.get_xlabel() for ax in axes[1]] == ["rows removed", "x"]
+    assert [ax.get_xlabel() for ax in axes[1]] == [DAMAGE_KINDS["rows_removed"].label, "x"]
     assert [len(ax.lines) for ax in axes[1]] == [1, 2]  # training showed "x" alone
     assert plotting.damage_sweeps(rows).shape == (2, 2)
 
