@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch, Batches, batch_generator
 from snn_lib.data.patterns import (
+    DAMAGE_KINDS,
     Damage,
     damage_patterns,
     delayed,
@@ -29,13 +30,6 @@ from snn_lib.inspection.metrics import (
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
 from snn_lib.tasks.base import Task, output_of
 
-# One kind of damage at a time, from none to far beyond what training shows.
-SWEEP = {
-    "rows_removed": (0, 40, 80, 120, 150, 180, 210),
-    "block_size": (0, 40, 80, 120, 160, 200, 240),
-    "jitter_sigma": (0, 1, 2, 4, 8, 16),
-    "noise_probability": (0, 0.005, 0.01, 0.02, 0.04, 0.08),
-}
 SWEEP_SAMPLES_PER_PATTERN = 10
 SWEEPS = -3  # stands for the epoch in its seeds, as in ``tasks.base.EVALUATIONS``
 
@@ -182,7 +176,7 @@ class Association(Task):
         folder = Path(self.config.runs_path) / self.config.name
         rows = self.sweep(model)
         write_sweep(rows, folder, vars(self.config.damage))
-        for kind in SWEEP:
+        for kind in DAMAGE_KINDS:
             text = ", ".join(
                 f"{row['strength']:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
                 for row in rows
@@ -195,7 +189,7 @@ class Association(Task):
     def sweep(
         self, model: nn.Module, samples: int = SWEEP_SAMPLES_PER_PATTERN
     ) -> list[dict[str, Any]]:
-        """Metrics of the model under each kind and strength of damage in ``SWEEP``, one row each.
+        """Metrics of the model under each kind and strength of ``DAMAGE_KINDS``, one row each.
 
         Each is measured on so many ``samples`` of every pattern. Sizes beyond the patterns' own
         are left out.
@@ -204,8 +198,8 @@ class Association(Task):
         steps, _, trains = self.patterns.shape
         limits = {"rows_removed": trains, "block_size": min(steps, trains)}
         rows = []
-        for kind, strengths in SWEEP.items():
-            for strength in strengths:
+        for kind, of_kind in DAMAGE_KINDS.items():
+            for strength in of_kind.strengths:
                 if strength > limits.get(kind, strength):
                     continue
                 sums: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from snn_lib.errors import InputError, RunError
 from snn_lib.inspection.activity import Activity, count_activity
-from snn_lib.inspection.metrics import add_sums
+from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import use_backend
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
@@ -158,7 +158,7 @@ class Experiment:
     def _finish_epoch(self) -> None:
         """Evaluates, writes what the epoch gave, and tells of it."""
         progress = self.progress
-        training = self.task.metrics(distributed.total(progress.sums))
+        training = self._metrics(distributed.total(progress.sums))
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
         self.numbers.check_weights(progress.epoch + 1)
@@ -227,7 +227,7 @@ class Experiment:
                 activity.lengths = batch.lengths
                 add_sums(sums, self._loss(model, batch)[1])
         activity.sum_by(distributed.total)
-        return self.task.metrics(distributed.total(sums)), activity
+        return self._metrics(distributed.total(sums)), activity
 
     def test(self, checkpoint: Checkpoint, source: Path) -> dict[str, float]:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
@@ -280,6 +280,12 @@ class Experiment:
         if sums["samples"] == 0:  # this process's share of a small last batch: a mean of nothing
             return loss.nan_to_num(), dict.fromkeys(sums, 0.0)
         return loss, sums
+
+    def _metrics(self, sums: dict[str, float]) -> dict[str, int | float]:
+        try:
+            return {key: plain_number(value) for key, value in self.task.metrics(sums).items()}
+        except TypeError as error:
+            raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
 
     def _introduce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())

@@ -6,7 +6,9 @@ import torch
 from scipy import signal
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse
+from snn_lib.data.patterns import DAMAGE_KINDS
 from snn_lib.inspection import plotting
+from snn_lib.inspection.monitor import Monitor
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +190,7 @@ def test_damage_sweep():
     assert [ax.get_ylabel() for ax in axes] == ["error / target's power", "retrieval"]
     assert axes[1].get_xlabel() == "rows removed"
     assert axes[0].get_yscale() == "log"
+    assert texts(axes[0]) == ["silence", "as in training"]
     axes[0].figure.canvas.draw()
     assert {"10%", "100%"} <= {label.get_text() for label in axes[0].get_yticklabels()}
     _, grid = plt.subplots(2, 4)
@@ -208,7 +211,7 @@ def test_damage_sweeps_have_a_column_for_each_kind():
     curves = [[ax.lines[-1].get_xydata().tolist() for ax in row] for row in axes]
     assert curves[0] == [[[0, 0.1], [9, 0.4]], [[1, 0.2]]]
     assert curves[1] == [[[0, 0.9], [9, 0.6]], [[1, 0.8]]]
-    assert [ax.get_xlabel() for ax in axes[1]] == ["rows removed", "x"]
+    assert [ax.get_xlabel() for ax in axes[1]] == [DAMAGE_KINDS["rows_removed"].label, "x"]
     assert [len(ax.lines) for ax in axes[1]] == [1, 2]  # training showed "x" alone
     assert plotting.damage_sweeps(rows).shape == (2, 2)
 
@@ -221,3 +224,124 @@ def test_firing_rates_are_bars_with_the_first_layer_at_the_top():
     assert ax.get_xlabel() == "spikes per neuron and time step"
     _, given = plt.subplots()
     assert plotting.firing_rates({"2": 0.01}, given) is given
+
+
+# any tensor
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that claims another device: NumPy gets it only by way of ``cpu()``."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.numpy, torch.Tensor.__array__):
+            raise TypeError("can't convert a device tensor to numpy")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def elsewhere(tensor):
+    return tensor.as_subclass(Elsewhere)
+
+
+CONVERSIONS = [
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.double,
+    torch.Tensor.requires_grad_,
+    elsewhere,
+]
+
+
+@pytest.mark.parametrize("converted", CONVERSIONS)
+def test_tensors_of_any_precision_and_device(converted, spikes):
+    # multiples of 1/8 below 4, which every precision holds
+    membrane, reset = spikes.cumsum(0).remainder(4), spikes.cumsum(1).remainder(4) / 8
+    shown = converted(spikes.clone())
+    (time, train) = spikes.nonzero(as_tuple=True)
+    expected = set(zip(time.tolist(), train.tolist(), strict=True))
+    for ax in (plotting.raster(shown), *plotting.reconstruction(shown, shown, shown)):
+        assert points(ax.collections[0]) == expected
+    traces = (converted(trace.clone()) for trace in (membrane, reset))
+    (ax,) = plotting.neuron_traces(shown, *traces, [3])
+    v, r, _, ticks = ax.lines
+    np.testing.assert_array_equal(v.get_ydata(), membrane[:, 3])
+    np.testing.assert_array_equal(r.get_ydata(), reset[:, 3])
+    assert list(ticks.get_xdata()) == spikes[:, 3].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_synapses_of_any_precision(learned, dtype):
+    rounded = learned.to(dtype)
+    kernels, plane = (column[0] for column in plotting.synapse_layers([rounded], [rounded], ["a"]))
+    impulse = np.eye(1, 50)[0]
+    alpha, beta = rounded.alpha.detach().double(), rounded.beta.detach().double()
+    for channel in range(20):
+        feedback = [1, *(-alpha[:, channel]).tolist()]
+        expected = signal.lfilter(beta[:, channel].tolist(), feedback, impulse)
+        np.testing.assert_allclose(
+            kernels.lines[channel].get_ydata(), expected, rtol=1e-4, atol=1e-5
+        )
+    assert len(plane.collections[0].get_offsets()) == 40
+    assert rounded.alpha.dtype == dtype
+
+
+def test_drawing_a_synapse_is_no_run_of_it_that_a_monitor_records(learned):
+    with Monitor(torch.nn.Sequential(learned)) as monitor:
+        plotting.synapse_kernels(learned, learned)
+    assert not monitor.records
+
+
+# nothing to draw
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_rasters_without_steps_or_trains_are_empty_axes(shape):
+    empty = torch.zeros(shape)
+    ax = plotting.raster(empty)
+    for panel in (ax, *plotting.reconstruction(empty, empty, empty)):
+        assert len(panel.collections[0].get_offsets()) == 0
+        assert panel.get_xlim() == (-0.5, max(shape[0], 1) - 0.5)
+        assert panel.get_ylim() == (max(shape[1], 1) - 0.5, -0.5)
+    ax.figure.canvas.draw()
+
+
+def test_axes_of_no_values_are_drawn_empty():
+    empty = torch.zeros(0, 3)
+    for axes in (
+        plotting.neuron_traces(empty, empty, empty, [1]),
+        plotting.damage_sweep([], [], [], "x"),
+        [plotting.firing_rates({})],
+        [plotting.poles(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0))],
+    ):
+        axes[0].figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plotting.rasters([], []),
+        lambda: plotting.reconstructions(*[torch.zeros(5, 0, 3)] * 3, []),
+        lambda: plotting.neuron_traces(*[torch.zeros(5, 3)] * 3, []),
+        lambda: plotting.synapse_layers([], [], []),
+        lambda: plotting.damage_sweeps([]),
+        lambda: plotting.synapse_kernels(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0)),
+        lambda: plotting.synapse_kernels(LowPassSynapse(2, 4.0), LowPassSynapse(2, 4.0), steps=0),
+    ],
+)
+def test_a_figure_of_nothing_is_refused(draw):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw()
+    assert not plt.get_fignums()
+
+
+def test_a_single_raster_takes_a_single_panel(spikes):
+    axes = plotting.rasters([spikes], ["a"])
+    assert len(axes[0].figure.axes) == 1
+
+
+def test_the_lowest_raster_of_every_column_has_the_times(spikes):
+    axes = plotting.rasters([spikes] * 5, "abcde", columns=3)
+    axes[0].figure.canvas.draw()
+    labelled = [any(tick.label1.get_visible() for tick in ax.xaxis.majorTicks) for ax in axes]
+    assert labelled == [False, False, True, True, True]

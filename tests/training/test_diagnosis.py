@@ -25,7 +25,9 @@ def number(value):
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (-math.inf, 2.0)])
 def test_a_batch_that_is_not_finite_is_told_at_once_on_a_cpu(loss, norm):
-    numbers = Numbers(network(), CPU)
+    model = network()
+    model(torch.rand(5, 2, 20))[0].sum().backward()
+    numbers = Numbers(model, CPU)
     numbers.watch(1, 1, number(0.5), number(1.0))
     with pytest.raises(RunError, match=f"epoch 2, batch 3: the loss is {loss:g} .* norm {norm:g}"):
         numbers.watch(2, 3, number(loss), number(norm))

@@ -265,9 +265,8 @@ def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatc
     last = tmp_path / "killed/checkpoint/snn_mlp_1_last"
     experiment(overrides).train(load(last), last)
     experiment(small(tmp_path / "whole")).train()
-    assert_same_weights(
-        *(tmp_path / f"{run}/checkpoint/snn_mlp_1_best" for run in ("killed", "whole"))
-    )
+    best = [tmp_path / name / "checkpoint/snn_mlp_1_best" for name in ("killed", "whole")]
+    assert_same_weights(*best)
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
 
