@@ -629,6 +629,7 @@ def _neuron_backward(first, last, arguments):
         work,
         gaussian,
         surrogate_width,
+        slopes,
         potentials,
         grad_current,
         rounds,
@@ -675,7 +676,9 @@ def _neuron_backward(first, last, arguments):
                 if dropping:
                     start = (t * batch + b) * channels + cut.start
                     _drop(grad_spike, start, low, high, threshold, scale)
-                if gaussian:
+                if len(slopes):
+                    _assign(derivative, _row(slopes, t, b, cut))
+                elif gaussian:
                     _gaussian(derivative, v, surrogate_width)
                 else:
                     _fast_sigmoid(derivative, v, surrogate_width)
@@ -716,6 +719,7 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
@@ -745,6 +749,7 @@ def neuron_backward(
         torch.empty(2, *shape[1:], dtype=dtype),
         surrogate == Gaussian.name,
         width,
+        reset_decay.new_empty(0, 0, 0) if slope is None else slope,
         potentials,
         grad_current,
         rounds,
