@@ -314,6 +314,7 @@ def _spiking_neuron_backward(
         reset,
         surrogate,
         width,
+        None,
         dropout,
         seed,
         needed,
