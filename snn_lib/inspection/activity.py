@@ -56,11 +56,11 @@ class Activity:
         total = sum(float(self.events[name]) * fan for name, fan in self.fan_out.items())
         return total / self.sequences
 
-    def sum_over_processes(self, device: torch.device) -> None:
+    def sum_over_processes(self) -> None:
         """Makes the counts those of all processes."""
-        self.events = distributed.total(self.events, device)
-        self.elements = distributed.total(self.elements, device)
-        self.sequences = distributed.total({"": self.sequences}, device)[""]
+        self.events = distributed.total(self.events)
+        self.elements = distributed.total(self.elements)
+        self.sequences = distributed.total({"": self.sequences})[""]
 
     def count(self, name: str, sequence: Tensor) -> None:
         """Adds a layer's ``(T, B, *features)``."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from snn_lib.inspection.metrics import read_sums
+
 
 def launched() -> bool:
     """Whether ``torchrun`` or the like started this process."""
@@ -37,13 +39,12 @@ def lost_contact(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def total(sums: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The sums over all processes, as floats."""
+def total(sums: dict[str, Any]) -> dict[str, float]:
+    """The sums over all processes, as floats; they meet on the CPU, which has float64."""
     if not sums:
         return {}
-    values = torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in sums.values()])
+    values = torch.tensor(list(read_sums(sums).values()), dtype=torch.float64)
     if dist.is_initialized():
-        values = values.to(device)
         dist.all_reduce(values)
     return dict(zip(sums, values.tolist(), strict=True))
 
@@ -63,6 +64,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    return flag if not dist.is_initialized() else total({"flag": float(flag)}, device)["flag"] > 0
+    return flag if not dist.is_initialized() else total({"flag": float(flag)})["flag"] > 0

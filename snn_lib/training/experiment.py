@@ -200,8 +200,8 @@ class Experiment:
         with count_activity(model) as activity, self.autocast():
             for batch in self.task.evaluation_batches(split):
                 add_sums(sums, self._loss(model, batch)[1])
-        activity.sum_over_processes(self.device)
-        return self.task.metrics(distributed.total(sums, self.device)), activity
+        activity.sum_over_processes()
+        return self.task.metrics(distributed.total(sums)), activity
 
     def test(self, checkpoint: Checkpoint, source: Path) -> dict[str, float]:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
@@ -262,7 +262,7 @@ class Experiment:
                     rate = shown["samples"] / progress.seconds
                     text = f"{described(self.task.metrics(shown))}, {rate:.0f} {self.task.unit}/s"
                     bar.set_postfix_str(text)
-                stop = distributed.any_process(self.stop_requested(), self.device)
+                stop = distributed.any_process(self.stop_requested())
                 if stop and progress.batch < total:  # else the epoch is finished first
                     self._check_weights()
                     self._save_last()
@@ -273,7 +273,7 @@ class Experiment:
         with self.autocast():
             loss, sums = self._loss(self.trained, batch)
         if self.world > 1:  # the last batch may not divide equally: weight each process's mean
-            samples = distributed.total({"samples": sums["samples"]}, self.device)["samples"]
+            samples = distributed.total({"samples": sums["samples"]})["samples"]
             loss = loss * (sums["samples"] * self.world / samples)
         loss.backward()
         gradients = [p for p in self.model.parameters() if p.grad is not None]
@@ -320,7 +320,7 @@ class Experiment:
 
     def _finish_epoch(self) -> None:
         progress = self.progress
-        training = self.task.metrics(distributed.total(progress.sums, self.device))
+        training = self.task.metrics(distributed.total(progress.sums))
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
@@ -477,7 +477,7 @@ class Experiment:
     def _save_last(self) -> None:
         """Writes the checkpoint from which the run resumes to the same numbers."""
         rng = distributed.gather(rng_state(self.device))
-        sums = distributed.total(self.progress.sums, self.device)
+        sums = distributed.total(self.progress.sums)
         if self.rank:
             return
         save_checkpoint(

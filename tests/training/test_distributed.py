@@ -14,7 +14,6 @@ from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.config import load_config
 
-CPU = torch.device("cpu")
 LAST = "checkpoint/snn_mlp_1_last"
 
 
@@ -153,8 +152,8 @@ def test_one_process_needs_no_group():
     assert "RANK" not in os.environ
     assert not distributed.launched()
     assert distributed.rank_and_world() == (0, 1)
-    assert distributed.total({"a": torch.tensor(2), "b": 0.5}, CPU) == {"a": 2.0, "b": 0.5}
-    assert distributed.total({}, CPU) == {}
+    assert distributed.total({"a": torch.tensor(2), "b": 0.5}) == {"a": 2.0, "b": 0.5}
+    assert distributed.total({}) == {}
     assert distributed.gather("x") == ["x"]
-    assert distributed.any_process(True, CPU) is True
-    assert distributed.any_process(False, CPU) is False
+    assert distributed.any_process(True) is True
+    assert distributed.any_process(False) is False
