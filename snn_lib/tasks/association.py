@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import batch_generator
+from snn_lib.data.batches import ahead, batch_generator
 from snn_lib.data.patterns import (
     Damage,
     damage_patterns,
@@ -24,6 +24,7 @@ from snn_lib.inspection.metrics import (
     add_sums,
     match_spikes,
     nearest_pattern,
+    read_sums,
     spike_scores,
 )
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
@@ -90,8 +91,8 @@ class Association:
     """The task of associative_memory, see :class:`snn_lib.training.experiment.Task`.
 
     Attributes:
-        patterns: the patterns, spikes ``(T, patterns, N)``.
-        targets: the same, later by the configured delay.
+        patterns: the patterns, spikes ``(T, patterns, N)``, on the CPU.
+        targets: the same, later by the configured delay, on the device.
     """
 
     config_class = AssociationConfig
@@ -103,53 +104,52 @@ class Association:
         self.config, self.device, self.rank, self.world = config, device, rank, world
         options = config.hyperparameters
         try:
-            patterns = load_patterns(config.dataset_path)
+            self.patterns = load_patterns(config.dataset_path)
         except FileNotFoundError:
             raise InputError(f"there is no pattern file {config.dataset_path}") from None
         except (OSError, ValueError) as error:
             raise InputError(str(error)) from None
         require(
-            len(patterns) == options.length,
-            f"{config.dataset_path} has {len(patterns)} time steps, hyperparameters.length is "
+            len(self.patterns) == options.length,
+            f"{config.dataset_path} has {len(self.patterns)} time steps, hyperparameters.length is "
             f"{options.length}",
         )
-        self.patterns = patterns.to(device)
-        self.targets = delayed(self.patterns, options.delay)
+        self.targets = delayed(self.patterns, options.delay).to(device)
         trains = self.patterns.shape[2]
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
         samples = config.pattern_config.training_samples * self.patterns.shape[1]
         self.batches_per_epoch = -(-samples // options.batch_size)
         try:  # refuses damage that does not fit the patterns before anything is trained
-            next(self.train_batches(0, 0))
+            next(self._damaged(1, config.damage, 0))
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
 
     def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Damaged patterns ``(T, B, N)`` and their numbers ``(B,)``, from batch ``start`` on."""
         samples = self.config.pattern_config.training_samples
-        return self._damaged(samples, self.config.damage, epoch, start)
+        return ahead(self._damaged(samples, self.config.damage, epoch, start), self.device)
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for the ``validation`` or ``test`` samples, always the same ones."""
         options = self.config.pattern_config
+        samples, epoch = options.validation_samples, VALIDATION
         if split == "test":
-            return self._damaged(options.test_samples, self.config.damage, TEST)
-        return self._damaged(options.validation_samples, self.config.damage, VALIDATION)
+            samples, epoch = options.test_samples, TEST
+        return ahead(self._damaged(samples, self.config.damage, epoch), self.device)
 
     def _damaged(
         self, samples: int, damage: Damage, epoch: int, start: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         seed, size = self.config.seed, self.config.hyperparameters.batch_size
-        patterns = self.patterns.cpu()  # so that a seed draws the same damage whatever the device
-        count = patterns.shape[1]
+        count = self.patterns.shape[1]
         order = torch.randperm(samples * count, generator=batch_generator(seed, epoch, 0)) % count
         for batch, labels in enumerate(order.split(size)):
             if batch >= start:
                 generator = batch_generator(seed, epoch, batch + 1)
-                x = damage_patterns(patterns, labels, damage, generator)
+                x = damage_patterns(self.patterns, labels, damage, generator)
                 mine = slice(self.rank, None, self.world)
-                yield x[:, mine].to(self.device), labels[mine].to(self.device)
+                yield x[:, mine], labels[mine]
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared difference of output and target through the output filter, and sums."""
@@ -216,9 +216,9 @@ class Association:
                     continue
                 sums: dict[str, Any] = {}
                 damage = single_damage(kind, strength)
-                for batch in self._damaged(samples, damage, SWEEPS):
+                for batch in ahead(self._damaged(samples, damage, SWEEPS), self.device):
                     add_sums(sums, self.loss(model, batch)[1])
-                totals = {key: float(value) for key, value in sums.items()}
+                totals = read_sums(sums)
                 rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})
         return rows
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig
-from snn_lib.data.batches import batch_generator
+from snn_lib.data.batches import ahead, batch_generator
 from snn_lib.data.mnist import CLASSES, PIXELS, DigitBatches, load_mnist, split_indices
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
@@ -136,13 +136,18 @@ class DigitClassification:
         self, batches: DigitBatches, epoch: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         length = self.config.hyperparameters.length
-        for batch, (images, labels) in enumerate(batches.epoch(epoch, start), start):
-            if self.config.hyperparameters.encoding == "poisson":
-                generator = batch_generator(self.config.seed + self.rank + 1, epoch, batch)
-                x = encoding.poisson(images, length, generator).to(self.device)
-            else:
-                x = encoding.constant(images.to(self.device), length)
-            yield x, labels.to(self.device)
+        images = batches.epoch(epoch, start)
+        if self.config.hyperparameters.encoding == "poisson":
+            return ahead(self._poisson(images, epoch, start), self.device)
+        # Repeated on the device: an image travels there once, not at every step.
+        return ((encoding.constant(x, length), labels) for x, labels in ahead(images, self.device))
+
+    def _poisson(
+        self, batches: Iterator[tuple[Tensor, Tensor]], epoch: int, start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch, (images, labels) in enumerate(batches, start):
+            generator = batch_generator(self.config.seed + self.rank + 1, epoch, batch)
+            yield encoding.poisson(images, self.config.hyperparameters.length, generator), labels
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict]:
         """Cross-entropy of the output spike counts, and the sums that metrics are made of."""
