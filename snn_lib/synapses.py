@@ -89,7 +89,7 @@ class IIRSynapse(StatefulModule):
         if order == 0:
             return torch.zeros(*self.shape, 0, dtype=torch.complex128)
         companion = torch.zeros(*self.shape, order, order, dtype=torch.float64)
-        companion[..., 0, :] = self.alpha.detach().movedim(0, -1).double().cpu()
+        companion[..., 0, :] = self.alpha.detach().movedim(0, -1).cpu()
         companion[..., 1:, :-1] = torch.eye(order - 1)
         return torch.linalg.eigvals(companion)
 
@@ -117,7 +117,7 @@ class IIRSynapse(StatefulModule):
         bound = 1.0 - self.margin
         if len(self.alpha) <= 2:
             alpha_2 = self.alpha[1].clamp_(-bound, bound) if len(self.alpha) == 2 else 0.0
-            limit = torch.as_tensor(bound - alpha_2).to(self.alpha)
+            limit = bound - alpha_2
             self.alpha[0].clamp_(-limit, limit)
         elif torch.isfinite(self.alpha).all():  # others have no poles
             radius = self.poles().abs().amax(-1)

@@ -23,6 +23,20 @@ def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
         sums[key] = sums.get(key, 0.0) + value
 
 
+def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The sums as floats; those on a device come over together, so that it is waited for once.
+
+    As bytes, since they are of several types and not every device has one that holds them all.
+    """
+    tensors = [value.reshape(1) for value in sums.values() if isinstance(value, Tensor)]
+    if not tensors:
+        return {key: float(value) for key, value in sums.items()}
+    together = torch.cat([tensor.view(torch.uint8) for tensor in tensors]).cpu()
+    parts = together.split([tensor.element_size() for tensor in tensors])
+    numbers = iter(p.clone().view(t.dtype).item() for p, t in zip(parts, tensors, strict=True))
+    return {k: float(next(numbers) if isinstance(v, Tensor) else v) for k, v in sums.items()}
+
+
 def plain_number(value: Any) -> int | float:
     """A metric as Python's own int or float, which a checkpoint keeps and JSON and CSV can write.
 

@@ -25,6 +25,7 @@ from snn_lib.inspection.metrics import (
     add_sums,
     match_spikes,
     nearest_pattern,
+    read_sums,
     spike_scores,
 )
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
@@ -85,8 +86,8 @@ class Association(Task):
     """The task of associative_memory.
 
     Attributes:
-        patterns: the patterns, spikes ``(T, patterns, N)``.
-        targets: the same, later by the configured delay.
+        patterns: the patterns, spikes ``(T, patterns, N)``, on the CPU, where damage is drawn.
+        targets: the same, later by the configured delay, on the device.
     """
 
     config_class = AssociationConfig
@@ -99,23 +100,22 @@ class Association(Task):
         super().prepare(config, device, rank, world)
         options = config.hyperparameters
         try:
-            self._drawn = load_patterns(config.dataset_path)  # damage is drawn on the CPU
+            self.patterns = load_patterns(config.dataset_path)
         except FileNotFoundError:
             raise InputError(f"there is no pattern file {config.dataset_path}") from None
         except (OSError, ValueError) as error:
             raise InputError(str(error)) from None
         require(
-            len(self._drawn) == options.length,
-            f"{config.dataset_path} has {len(self._drawn)} time steps, hyperparameters.length is "
+            len(self.patterns) == options.length,
+            f"{config.dataset_path} has {len(self.patterns)} time steps, hyperparameters.length is "
             f"{options.length}",
         )
-        self.patterns = self._drawn.to(device)
-        self.targets = delayed(self.patterns, options.delay)
+        self.targets = delayed(self.patterns, options.delay).to(device)
         trains = self.patterns.shape[2]
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
         try:  # refuses damage that does not fit the patterns before anything is trained
-            damage_patterns(self._drawn, torch.zeros(1).long(), config.damage, torch.Generator())
+            damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
 
@@ -131,7 +131,7 @@ class Association(Task):
 
     def damaged(self, samples: int, damage: Damage) -> Batches:
         """So many samples of every pattern, each damaged anew in every epoch."""
-        seed, patterns = self.config.seed, self._drawn
+        seed, patterns = self.config.seed, self.patterns
         count = patterns.shape[1]
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
@@ -206,7 +206,7 @@ class Association(Task):
                 damage = single_damage(kind, strength)
                 for batch in self._on_device(self.damaged(samples, damage).epoch(SWEEPS)):
                     add_sums(sums, self.loss(model, batch)[1])
-                totals = {key: float(value) for key, value in sums.items()}
+                totals = read_sums(sums)
                 rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})
         return rows
 

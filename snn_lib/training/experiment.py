@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from snn_lib.errors import InputError, RunError
 from snn_lib.inspection.activity import Activity, count_activity
-from snn_lib.inspection.metrics import add_sums, plain_number
+from snn_lib.inspection.metrics import add_sums, plain_number, read_sums
 from snn_lib.kernels import use_backend
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
@@ -321,7 +321,7 @@ class Experiment:
     def _display(self, bar: tqdm) -> None:
         bar.update()
         if self.progress.batch % BATCHES_PER_DISPLAY == 0 and not bar.disable:
-            shown = {key: float(value) for key, value in self.progress.sums.items()}
+            shown = read_sums(self.progress.sums)
             rate = shown["samples"] / self.progress.seconds
             bar.set_postfix_str(
                 f"{described(self.task.metrics(shown))}, {rate:.0f} {self.task.unit}/s"
