@@ -118,6 +118,7 @@ class ClaimedDevice:
             "Tensor.pin_memory": _pinned,
             "cuda.is_available": lambda: kind == "cuda",
             "cuda.is_bf16_supported": lambda *_, **__: True,
+            "cuda.mem_get_info": lambda *_: (2**36, 2**36),
             "cuda.get_device_name": str,
             "cuda.manual_seed_all": self._seed,  # which torch.manual_seed calls, and the next
             "mps.manual_seed": self._seed,
