@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from snn_lib.errors import InputError, RunError
+from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number, read_sums
-from snn_lib.kernels import use_backend
+from snn_lib.kernels import serving, use_backend
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -290,9 +290,14 @@ class Experiment:
     def _introduce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         share = f", {self.world} processes" if self.world > 1 else ""
+        try:
+            with self.backend():
+                kernels, why = serving(self.device)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"backend={self.config.backend}: {one_line(error)}") from None
         self.say(
             f"{self.config.name}: {parameters:,} parameters on {self.device}{share}, batches of "
-            f"{self.settings.batch_size}, seed {self.config.seed}"
+            f"{self.settings.batch_size}, seed {self.config.seed}, kernels {kernels} ({why})"
         )
 
     def _tell_of_memory(self) -> None:

@@ -25,6 +25,7 @@ from torch import nn
 
 import snn_mlp_1
 from snn_lib.errors import InputError, RunError
+from snn_lib.kernels import eager
 from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
@@ -637,3 +638,24 @@ def test_the_device_is_chosen_by_itself():
 
 def test_metrics_read_well():
     assert described({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
+
+
+def test_the_kernels_are_chosen_and_named(tmp_path, monkeypatch):
+    settings = small(tmp_path, "hyperparameters.epoch=1")
+    assert "kernels cpu (Numba)" in train(*settings, model=SmallSNN).out
+    used = []
+    monkeypatch.setattr(eager, "filter_backward", _noting(used, eager.filter_backward))
+    chosen = train(*settings, "backend=eager", model=SmallSNN)
+    assert "kernels eager (forced by use_backend)" in chosen.out
+    assert used
+    refusal = refused("--train", *settings, "backend=cuda", model=SmallSNN)
+    assert refusal.startswith("backend=cuda: ")
+    assert "backend" in refused("--train", *settings, "backend=fast", model=SmallSNN)
+
+
+def _noting(used, function):
+    def noting(*arguments):
+        used.append(1)
+        return function(*arguments)
+
+    return noting
