@@ -68,7 +68,10 @@ def test_poisson_refuses_what_are_no_probabilities(dtype):
 
 
 def test_the_generator_may_be_of_another_device_than_the_values():
-    spikes = poisson(torch.rand(3, 5, device="meta"), 7, torch.Generator("cpu").manual_seed(1))
+    generator = torch.Generator("cpu").manual_seed(1)
+    before = generator.get_state()
+    spikes = poisson(torch.rand(3, 5, device="meta"), 7, generator)
+    assert not torch.equal(generator.get_state(), before)  # it drew, on its own device
     assert spikes.shape == (7, 3, 5)
     assert spikes.device.type == "meta"
 

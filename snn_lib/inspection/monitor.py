@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,15 +96,22 @@ def watch(
             synapses, which return the PSP first.
         store: takes the record, which is without gradient.
     """
+    return layer.register_forward_hook(partial(_record, store), with_kwargs=True)
 
-    def record(layer: nn.Module, args: tuple, kwargs: dict, result: tuple) -> None:
-        with torch.no_grad():
-            if hasattr(layer, "reset_decay"):
-                store(record_neuron(layer, *args, **kwargs))
-            else:
-                store(SynapseRecord(result[0].detach()))
 
-    return layer.register_forward_hook(record, with_kwargs=True)
+def _record(
+    store: Callable[[SynapseRecord | NeuronRecord], None],
+    layer: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    result: tuple,
+) -> None:
+    """The forward hook of :func:`watch`, after its first argument."""
+    with torch.no_grad():
+        if hasattr(layer, "reset_decay"):
+            store(record_neuron(layer, *args, **kwargs))
+        else:
+            store(SynapseRecord(result[0].detach()))
 
 
 def record_neuron(

@@ -157,11 +157,11 @@ def test_poles_in_the_unit_circle(learned):
 
 
 def test_poles_outside_the_circle_are_still_in_view():
-    synapse = LowPassSynapse(1, 4.0)
+    stable, unstable = LowPassSynapse(1, 4.0), LowPassSynapse(1, 4.0)
     with torch.no_grad():
-        synapse.alpha.fill_(-1.5)
-    ax = plotting.poles(synapse, synapse)
-    assert ax.get_xlim()[0] < -1.5
+        unstable.alpha.fill_(-1.5)
+    for ax in (plotting.poles(unstable, stable), plotting.poles(stable, unstable)):
+        assert ax.get_xlim()[0] < -1.5
 
 
 def test_synapse_layers_show_kernels_above_poles(learned):
