@@ -16,6 +16,7 @@ from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
 
 FLOAT64 = torch.float64
+LOW_PRECISION = [torch.float16, torch.bfloat16]
 EXACT = {"rtol": 0.0, "atol": 0.0}
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -189,13 +190,14 @@ def test_filter_state_is_a_copy():
     torch.testing.assert_close(list(state), kept, **EXACT)
 
 
-def test_the_filter_rounds_what_it_hands_out_and_no_more():
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_the_filter_rounds_what_it_hands_out_and_no_more(dtype):
     x, alpha, beta, *_ = filter_inputs(2, 1, dtype=torch.float32)
     exact, exact_state = iir_filter(x, alpha, beta)
-    output, state = iir_filter(x, alpha, beta, dtype=torch.bfloat16)
-    first, between = iir_filter(x[:2], alpha, beta, dtype=torch.bfloat16)
-    second, end = iir_filter(x[2:], alpha, beta, between, dtype=torch.bfloat16)
-    torch.testing.assert_close(output, exact.bfloat16(), **EXACT)
+    output, state = iir_filter(x, alpha, beta, dtype=dtype)
+    first, between = iir_filter(x[:2], alpha, beta, dtype=dtype)
+    second, end = iir_filter(x[2:], alpha, beta, between, dtype=dtype)
+    torch.testing.assert_close(output, exact.to(dtype), **EXACT)
     torch.testing.assert_close(state, exact_state, **EXACT)
     torch.testing.assert_close(torch.cat([first, second]), output, **EXACT)
     torch.testing.assert_close(end, exact_state, **EXACT)
@@ -203,9 +205,9 @@ def test_the_filter_rounds_what_it_hands_out_and_no_more():
 
 @pytest.mark.parametrize(
     ("own", "dtype"),
-    [(torch.float32, torch.float16), (torch.float64, torch.bfloat16), (torch.float32, torch.int64)],
+    [(FLOAT64, torch.float16), (FLOAT64, torch.bfloat16), (torch.float32, torch.int64)],
 )
-def test_the_filter_rounds_from_float32_to_bfloat16_only(own, dtype):
+def test_the_filter_rounds_from_float32_to_low_precision_only(own, dtype):
     x, alpha, beta, *_ = filter_inputs(2, 1, dtype=own)
     with pytest.raises(ValueError, match=f"dtype is {dtype}, expected {own}"):
         iir_filter(x, alpha, beta, dtype=dtype)
@@ -492,12 +494,70 @@ def test_input_is_converted_to_the_dtype_of_the_coefficients(operator, make, dty
 
 
 @both
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_throughout(operator, make, dtype):
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_low_precision_is_computed_in_float32(operator, make, dtype):
     inputs = [tensor.to(dtype) for tensor in make(steps=5)]
-    results = operator(*inputs)
-    assert {result.dtype for result in results} == {dtype}
+    single = [tensor.float() for tensor in inputs]
+    output, *state = operator(*inputs)
+    expected, *expected_state = operator(*single)
+    torch.testing.assert_close(output, expected.to(dtype), **EXACT)
+    torch.testing.assert_close(state, expected_state, **EXACT)  # and so they are in float32
     assert {gradient.dtype for gradient in gradients(operator, inputs)} == {dtype}
+
+
+@both
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_low_precision_in_chunks_is_the_whole_run(operator, make, dtype):
+    x, *coefficients, past, more = (tensor.to(dtype) for tensor in make(steps=9))
+    whole, *end = operator(x, *coefficients, past, more)
+    first, *state = operator(x[:4], *coefficients, past, more)
+    second, *state = operator(x[4:], *coefficients, *state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, **EXACT)
+    torch.testing.assert_close(state, end, **EXACT)
+
+
+@both
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (torch.float32, FLOAT64, FLOAT64),
+        (FLOAT64, torch.float32, FLOAT64),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+)
+def test_coefficients_of_two_dtypes_are_promoted(operator, make, one, other, together):
+    x, first, *others, past, more = make(steps=5, dtype=torch.float32)
+    first, others = first.to(one), [tensor.to(other) for tensor in others]
+    inputs = [first, *others]
+    promoted = [tensor.to(together) for tensor in inputs]
+    torch.testing.assert_close(
+        operator(x, *inputs, past, more), operator(x, *promoted, past, more), **EXACT
+    )
+    found = gradients(operator, [x, *inputs, past, more])
+    assert [gradient.dtype for gradient in found[1:-2]] == [one, *[other] * len(others)]
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_coefficients_that_are_no_real_numbers_are_refused(operator, make, dtype):
+    x, first, *others = make()
+    with pytest.raises(ValueError, match=rf"(alpha|reset_decay) is in {dtype}, expected float32"):
+        operator(x, first.to(dtype), *others)
+
+
+@both
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_under_autocast(operator, make, dtype):
+    """The input comes from a matrix product that autocast has rounded."""
+    x, *others = make(dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        rounded = x @ torch.eye(x.shape[-1])
+        output, *state = operator(rounded, *others)
+    assert rounded.dtype == dtype
+    expected, *expected_state = operator(rounded.float(), *others)
+    torch.testing.assert_close(output, expected, **EXACT)
+    torch.testing.assert_close(state, expected_state, **EXACT)
 
 
 @both
@@ -530,7 +590,6 @@ def test_second_derivatives_are_refused(operator, make):
 
 
 @both
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_equals_a_loop(operator, make):
     stacked = [torch.stack(pair) for pair in zip(make(), make(), strict=True)]
     loop = [operator(*(tensor[i] for tensor in stacked)) for i in range(2)]
@@ -538,11 +597,12 @@ def test_vmap_equals_a_loop(operator, make):
     torch.testing.assert_close(torch.func.vmap(operator)(*stacked), expected, **EXACT)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(("dropout", "surrogate"), [(0.0, "gaussian"), (0.5, "given")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neuron_is_a_well_behaved_operator(dtype, dropout):
+def test_neuron_is_a_well_behaved_operator(dtype, dropout, surrogate):
     *tensors, membrane, reset = (tensor.requires_grad_() for tensor in neuron_inputs(dtype=dtype))
-    settings = ("gaussian", 0.4, dropout, torch.tensor(7))
+    slope = torch.rand_like(tensors[0]) if surrogate == "given" else None
+    settings = (surrogate, 0.4, slope, dropout, torch.tensor(7))
     opcheck(torch.ops.snn.spiking_neuron.default, (*tensors, membrane, reset, *settings))
     current, *rest = (tensor.detach() for tensor in (*tensors, membrane, reset))
     for needed in ([True] * 6, [True] + [False] * 5):

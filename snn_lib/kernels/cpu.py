@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from snn_lib.kernels import openmp
+from snn_lib.kernels import eager, openmp
 from snn_lib.surrogate import Gaussian
 
 TINY = 1e-30
@@ -716,11 +716,30 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.neuron_backward``."""
+    if slope is not None:
+        return eager.neuron_backward(
+            grad_spikes,
+            grad_membrane,
+            grad_reset,
+            current,
+            reset_decay,
+            reset_strength,
+            membrane_decay,
+            membrane,
+            reset,
+            surrogate,
+            width,
+            slope,
+            dropout,
+            seed,
+            needed,
+        )
     shape, dtype = current.shape, reset_decay.dtype
     groups = -(-shape[1] // _tile_shape(shape)[0])
     potentials = torch.empty(shape, dtype=dtype)

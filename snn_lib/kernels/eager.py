@@ -142,7 +142,7 @@ def neuron_forward(
         spikes[t] = membrane > THRESHOLD
         reset = reset_decay * reset + reset_strength * spikes[t]
     if dropout:
-        spikes *= dropout_scale(spikes.shape, dropout, seed).to(spikes)
+        spikes *= dropout_scale(spikes.shape, dropout, seed, spikes.dtype)
     return spikes, membrane.clone(), reset.clone()
 
 
@@ -158,6 +158,7 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
@@ -168,13 +169,14 @@ def neuron_backward(
     with v[t] = dL/dV[t] and r[t] = dL/dR[t]:
         v[t] = (dL/dS[t] + v_reset r[t+1]) S'(V[t]) + lambda v[t+1]
         r[t] = theta r[t+1] - v[t]
+    S' is the derivative of the ``surrogate`` of this name and ``width``; for "given", S'(V[t]) is
+    ``slope[t]``.
     dL/dI[t] is v[t], and the coefficients' gradients are sums over time and batch:
         dL/dtheta = sum r[t+1] R[t],  dL/dv_reset = sum r[t+1] S[t],  dL/dlambda = sum v[t] V[t-1]
     """
     steps = len(current)
-    derivative = SURROGATES[surrogate](width).derivative
     if dropout:
-        grad_spikes = grad_spikes * dropout_scale(grad_spikes.shape, dropout, seed).to(grad_spikes)
+        grad_spikes = grad_spikes * dropout_scale(grad_spikes.shape, dropout, seed, reset.dtype)
 
     membranes, resets = [membrane], [reset]  # membranes[t] is V[t-1], resets[t] is R[t]
     for i in current:
@@ -190,7 +192,8 @@ def neuron_backward(
         spike = (membranes[t + 1] > THRESHOLD).to(reset_decay)
         grad_theta += (r * resets[t]).sum(0)
         grad_strength += (r * spike).sum(0)
-        v = (grad_spikes[t] + reset_strength * r) * derivative(membranes[t + 1]) + v
+        slope_t = _slope(membranes[t + 1], surrogate, width, slope, t)
+        v = (grad_spikes[t] + reset_strength * r) * slope_t + v
         grad_lambda += (v * membranes[t]).sum(0)
         grad_current[t] = v
         r = reset_decay * r - v
@@ -203,7 +206,55 @@ def neuron_backward(
     )
 
 
-def dropout_scale(shape: torch.Size, dropout: float, seed: Tensor) -> Tensor:
+def _slope(membrane: Tensor, surrogate: str, width: float, slope: Tensor | None, t: int) -> Tensor:
+    """S'(V[t])."""
+    return slope[t] if surrogate == "given" else SURROGATES[surrogate](width).derivative(membrane)
+
+
+def neuron_jvp(
+    d_current: Tensor,
+    d_reset_decay: Tensor,
+    d_reset_strength: Tensor,
+    d_membrane_decay: Tensor,
+    d_membrane: Tensor,
+    d_reset: Tensor,
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    membrane: Tensor,
+    reset: Tensor,
+    surrogate: str,
+    width: float,
+    slope: Tensor | None,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tangents of the three results of ``neuron_forward``, for tangents of its six tensors.
+
+    Forward mode: each equation of the neuron differentiated, with S' as in ``neuron_backward``:
+        dV[t] = lambda dV[t-1] + dlambda V[t-1] + dI[t] - dR[t]
+        dS[t] = S'(V[t]) dV[t]
+        dR[t+1] = theta dR[t] + dtheta R[t] + v_reset dS[t] + dv_reset S[t]
+    No other backend has it, and nothing is written in place, so that ``torch.func.vmap`` maps it.
+    """
+    d_spikes = []
+    for t, i in enumerate(current):
+        d_membrane = membrane_decay * d_membrane + d_membrane_decay * membrane
+        d_membrane = d_membrane + d_current[t] - d_reset
+        membrane = membrane_decay * membrane + i - reset
+        spike = (membrane > THRESHOLD).to(reset)
+        d_spikes.append(_slope(membrane, surrogate, width, slope, t) * d_membrane)
+        d_reset = reset_decay * d_reset + d_reset_decay * reset
+        d_reset = d_reset + reset_strength * d_spikes[-1] + d_reset_strength * spike
+        reset = reset_decay * reset + reset_strength * spike
+    d_spikes = torch.stack(d_spikes) if d_spikes else torch.zeros_like(d_current).to(reset)
+    if dropout:
+        d_spikes = d_spikes * dropout_scale(d_spikes.shape, dropout, seed, d_spikes.dtype)
+    return d_spikes, d_membrane.clone(), d_reset.clone()
+
+
+def dropout_scale(shape: torch.Size, dropout: float, seed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
 
     A counter-based generator: element number i (row-major over ``shape``) is dropped if the hash
@@ -214,7 +265,7 @@ def dropout_scale(shape: torch.Size, dropout: float, seed: Tensor) -> Tensor:
     index = torch.arange(shape.numel(), device=seed.device).view(shape)
     low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
     kept = _mix(_mix((index & 0xFFFFFFFF) ^ low) ^ high) >= int(dropout * 2**32)
-    return kept.to(torch.float64) / (1.0 - dropout)
+    return kept.to(dtype) * (1.0 / (1.0 - dropout))
 
 
 def _mix(h: Tensor) -> Tensor:

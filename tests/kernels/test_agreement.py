@@ -152,7 +152,7 @@ def test_neuron(backend, draw, surrogate, dropout, case):
     assert_agree(state, expected_state)
 
     gradients = draw(*shape, layout=layout), draw(*shape[1:]), draw(*shape[1:])
-    settings = surrogate.name, surrogate.width, dropout, seed, [True] * 6
+    settings = surrogate.name, surrogate.width, None, dropout, seed, [True] * 6
     arguments = *gradients, *neuron, *settings
     assert_agree(backend.neuron_backward(*arguments), eager.neuron_backward(*arguments))
 
@@ -164,7 +164,7 @@ def test_what_is_not_finite_is_not_hidden(backend, draw, surrogate):
     current[2, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     seed = torch.tensor(DROPOUT_SEED, device=current.device)
     gradients = draw(6, 2, 9), draw(2, 9), draw(2, 9)
-    options = surrogate.name, surrogate.width, 0.0, seed, [True] * 6
+    options = surrogate.name, surrogate.width, None, 0.0, seed, [True] * 6
     found = backend.neuron_backward(*gradients, current, *neuron, *options)
     expected = eager.neuron_backward(*gradients, current, *neuron, *options)
     assert expected[0][:3, 0, 0].isnan().all()
@@ -186,7 +186,7 @@ def test_neuron_between_products_in_bfloat16(backend, draw, case):
     assert_agree(state, expected_state)
 
     gradients = draw(*shape, layout=layout), draw(*shape[1:]), draw(*shape[1:])
-    arguments = *gradients, *neuron, "gaussian", 0.4, 0.3, seed, [True] * 6
+    arguments = *gradients, *neuron, "gaussian", 0.4, None, 0.3, seed, [True] * 6
     expected = eager.neuron_backward(*arguments)
     assert expected[0].dtype == torch.bfloat16
     assert_agree(backend.neuron_backward(*arguments), expected)
@@ -213,7 +213,7 @@ def test_gradients_not_needed_are_empty(backend, draw, wanted):
     neuron, grad = neuron_case(draw, shape, "contiguous"), draw(*shape)
     needed = [index == wanted for index in range(6)]
     seed = torch.tensor(0, device=grad.device)
-    arguments = grad, *draw(2, 2, 7), *neuron, "gaussian", 0.4, 0.0, seed, needed
+    arguments = grad, *draw(2, 2, 7), *neuron, "gaussian", 0.4, None, 0.0, seed, needed
     assert_agree(backend.neuron_backward(*arguments), eager.neuron_backward(*arguments))
 
     needed = needed[:5]  # none of them, the last time
@@ -235,8 +235,8 @@ def test_dropout_mask(backend, draw, dropout):
     spikes, *_ = backend.neuron_forward(
         2.0 * one.expand(shape), one, zero, zero, *state, dropout, seed
     )
-    mask = eager.dropout_scale(spikes.shape, dropout, seed)
-    assert torch.equal(spikes, mask.to(spikes))
+    mask = eager.dropout_scale(spikes.shape, dropout, seed, spikes.dtype)
+    assert torch.equal(spikes, mask)
     assert 0.0 < mask.count_nonzero() / mask.numel() < 1.0
 
 
