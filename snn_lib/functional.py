@@ -73,12 +73,16 @@ def iir_filter(
 
     output, last_output = operators.iir_filter(
         _fold(x, 2),
-        *(_fold(tensor, 1) for tensor in (alpha, beta)),
-        *(_fold(tensor, 2) for tensor in (past_output, past_input)),
+        _fold(alpha, 1),
+        _fold(beta, 1),
+        _fold(past_output, 2),
+        _fold(past_input, 2),
         torch.float32 if dtype == torch.float16 else dtype,  # which no kernel writes
     )
-    output = output.view(x.shape).to(dtype)
-    return output, (last_output.view(past_output.shape), _last(past_input, x))
+    return _unfold(output, x.shape).to(dtype), (
+        _unfold(last_output, past_output.shape),
+        _last(past_input, x),
+    )
 
 
 def spiking_neuron(
@@ -133,7 +137,7 @@ def spiking_neuron(
         current = current.to(dtype)  # but the kernels read bfloat16 into a float32 membrane
     if state is None:
         state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
-    state = tuple(tensor.to(dtype) for tensor in state)
+    state = [tensor.to(dtype) for tensor in state]
     if type(surrogate) in SURROGATES.values():
         name, width, slope = surrogate.name, surrogate.width, None
     else:
@@ -147,18 +151,18 @@ def spiking_neuron(
     )
     spikes, membrane, reset = operators.spiking_neuron(
         _fold(current, 2),
-        *(_fold(tensor, 0) for tensor in coefficients),
-        *(_fold(tensor, 1) for tensor in state),
+        *[_fold(tensor, 0) for tensor in coefficients],
+        *[_fold(tensor, 1) for tensor in state],
         name,
         width,
         slope,
         dropout,
         seed,
     )
-    state_shape = current.shape[1:]
-    return (
-        spikes.view(current.shape).to(own),
-        (membrane.view(state_shape), reset.view(state_shape)),
+    shape = current.shape
+    return _unfold(spikes, shape).to(own), (
+        _unfold(membrane, shape[1:]),
+        _unfold(reset, shape[1:]),
     )
 
 
@@ -226,19 +230,28 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
 
 def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
     """The coefficients in the dtype that computes, float32 or float64, and the one they have."""
+    tensors = list(coefficients.values())
+    own, *others = {tensor.dtype for tensor in tensors}
+    if not others and own in COMPILED_DTYPES:
+        return tensors, own
     for name, tensor in coefficients.items():
-        if tensor.dtype not in COMPILED_DTYPES and tensor.dtype not in LOW_PRECISION:
+        if tensor.dtype not in COMPILED_DTYPES + LOW_PRECISION:
             raise ValueError(
                 f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
             )
-    own = reduce(torch.promote_types, (tensor.dtype for tensor in coefficients.values()))
+    own = reduce(torch.promote_types, others, own)
     dtype = own if own in COMPILED_DTYPES else torch.float32
-    return [tensor.to(dtype) for tensor in coefficients.values()], own
+    return [tensor.to(dtype) for tensor in tensors], own
 
 
 def _fold(tensor: Tensor, leading: int) -> Tensor:
     """Folds the feature dimensions, those after the ``leading`` ones, into a single one."""
     return tensor if tensor.dim() == leading + 1 else tensor.flatten(leading)
+
+
+def _unfold(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Undoes ``_fold``."""
+    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
 
 
 def _last(past: Tensor, sequence: Tensor) -> Tensor:
@@ -247,6 +260,8 @@ def _last(past: Tensor, sequence: Tensor) -> Tensor:
     A copy: the state keeps neither the whole sequence alive nor changes with it.
     """
     order, steps = past.shape[0], sequence.shape[0]  # len() would fix T in torch.export
+    if order == 0:
+        return past
     if steps >= order:
         return sequence[steps - order :].clone()
     return torch.cat([past[steps:], sequence])

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -27,7 +28,14 @@ NeuronState = tuple[Tensor, Tensor]
 
 # What a matrix product reads or gives, which may be in bfloat16 beside float32.
 ROUNDED = ("current", "output", "grad_output")
-CHECKED = 97  # see _warn_if_unstable
+
+CHECKED = 97  # one backward pass in so many; a prime, so that every layer has its turn
+# The stable sets of order 0, 1 and 2: those alpha for which every row times alpha is below 1.
+STABLE = (
+    np.zeros((1, 0)),
+    np.array([[1.0], [-1.0]]),  # |alpha_1| < 1
+    np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.0]]),  # |alpha_1| < 1 - alpha_2, alpha_2 > -1
+)
 
 
 def iir_filter(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -56,8 +64,9 @@ def check_filter(
     """Raises a ValueError where a shape does not fit; ``name`` is what ``x`` is called."""
     shape = x.shape
     _check_time_first(shape, name)
+    features = shape[2:]
     for coefficient, tensor, least in (("alpha", alpha, 0), ("beta", beta, 1)):
-        if tensor.shape[1:] != shape[2:] or len(tensor) < least:
+        if tensor.shape[1:] != features or len(tensor) < least:
             raise ValueError(
                 f"{coefficient} has shape {tuple(tensor.shape)}, expected (order, *features) "
                 f"for {name} of shape {tuple(shape)} (T, B, *features)"
@@ -78,14 +87,15 @@ def check_neuron(
     """Raises a ValueError where a shape does not fit."""
     shape = current.shape
     _check_time_first(shape, "current")
+    features = shape[2:]
     for name, coefficient in (
         ("reset_decay", reset_decay),
         ("reset_strength", reset_strength),
         ("membrane_decay", membrane_decay),
     ):
-        if coefficient.shape != shape[2:]:
+        if coefficient.shape != features:
             raise ValueError(
-                f"{name} has shape {tuple(coefficient.shape)}, expected {tuple(shape[2:])} "
+                f"{name} has shape {tuple(coefficient.shape)}, expected {tuple(features)} "
                 f"for current of shape {tuple(shape)} (T, B, *features)"
             )
     if state is not None:
@@ -94,15 +104,15 @@ def check_neuron(
         _check_shape("state reset", reset, shape[1:])
 
 
-def _check_time_first(shape: Sequence[int], name: str) -> None:
+def _check_time_first(shape: tuple[int, ...], name: str) -> None:
     if len(shape) < 3:
         raise ValueError(
             f"{name} has shape {tuple(shape)}, expected at least three dimensions (T, B, *features)"
         )
 
 
-def _check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    if tensor.shape != tuple(shape):
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
 
 
@@ -119,12 +129,12 @@ def _check_operands(**tensors: Tensor) -> None:
     if dtype not in COMPILED_DTYPES:
         raise ValueError(f"{like_name} is in {dtype}, expected float32 or float64")
     for name, tensor in tensors.items():
-        rounded = (tensor.dtype, dtype) == (torch.bfloat16, torch.float32) and name in ROUNDED
-        if tensor.device != device or (tensor.dtype != dtype and not rounded):
-            raise ValueError(
-                f"{name} is in {tensor.dtype} on {tensor.device}, "
-                f"expected {dtype} on {device} as {like_name}"
-            )
+        if tensor.dtype != dtype and not (
+            name in ROUNDED and (tensor.dtype, dtype) == (torch.bfloat16, torch.float32)
+        ):
+            raise ValueError(f"{name} is in {tensor.dtype}, expected {dtype} as {like_name}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {device} as {like_name}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -398,18 +408,16 @@ def _warn_if_unstable(alpha: Tensor) -> None:
 def _is_stable(alpha: Tensor) -> bool:
     """Whether all poles of all filters lie inside the unit circle (alpha is finite, then, too).
 
-    The step-down recursion of Schur and Cohn: they do if no reflection coefficient, the last alpha
-    of the filters of order P, P - 1, ..., 1 that the recursion goes through, reaches 1.
-    For P = 2 that is the triangle |alpha_2| < 1, |alpha_1| < 1 - alpha_2.
+    The step-down recursion of Schur and Cohn lowers the order, as long as the reflection
+    coefficient, the last alpha, lies below 1; for P <= 2 the stable set is a polygon.
     """
-    alpha = alpha.cpu().double()
-    while len(alpha):
+    alpha = alpha.detach().cpu().numpy().astype(np.float64)  # whose calls cost less than torch's
+    while len(alpha) > 2:
         reflection = alpha[-1]
-        if not (reflection.abs() < 1.0).all():
+        if not np.abs(reflection).max(initial=0.0) < 1.0:  # nan too
             return False
-        alpha = alpha[:-1]
-        alpha = (alpha + reflection * alpha.flip(0)) / (1.0 - reflection * reflection)
-    return True
+        alpha = (alpha[:-1] + reflection * alpha[-2::-1]) / (1.0 - reflection * reflection)
+    return bool((STABLE[len(alpha)] @ alpha).max(initial=0.0) < 1.0)
 
 
 @cache
@@ -436,24 +444,8 @@ NEURON_BACKWARD = (
 
 
 def _check_neuron_operands(
-    current,
-    reset_decay,
-    reset_strength,
-    membrane_decay,
-    membrane,
-    reset,
-    surrogate,
-    width,
-    slope,
-    dropout,
-    seed,
-    **gradients,
+    current, reset_decay, reset_strength, membrane_decay, membrane, reset, seed, **others
 ):
-    if surrogate not in SURROGATES and surrogate != "given":
-        raise ValueError(f"surrogate is {surrogate!r}, expected {', '.join(SURROGATES)} or given")
-    if slope is not None:
-        _check_shape("slope", slope, current.shape)
-        gradients["slope"] = slope
     _check_operands(
         current=current,
         reset_decay=reset_decay,
@@ -461,7 +453,7 @@ def _check_neuron_operands(
         membrane_decay=membrane_decay,
         membrane=membrane,
         reset=reset,
-        **gradients,
+        **others,
     )
     check_neuron(current, reset_decay, reset_strength, membrane_decay, (membrane, reset))
     if seed.dim() or seed.dtype != torch.int64 or seed.device != current.device:
@@ -475,8 +467,8 @@ def _check_neuron_operands(
     "snn::spiking_neuron", mutates_args=(), schema=f"({NEURON}) -> (Tensor, Tensor, Tensor)"
 )
 def _neuron_forward(*inputs):
-    _check_neuron_operands(*inputs)
     *tensors, _, _, _, dropout, seed = inputs
+    _check_neuron_operands(*tensors, seed)
     return backend_for(tensors[1]).neuron_forward(*tensors, dropout, seed)
 
 
@@ -492,19 +484,20 @@ def _(current, reset_decay, reset_strength, membrane_decay, membrane, reset, *_)
     schema=f"({NEURON_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _neuron_backward(grad_spikes, grad_membrane, grad_reset, *inputs):
-    *inputs, needed = inputs
-    current, reset_decay, _, _, membrane, *_ = inputs
-    gradients = {
-        "grad_spikes": grad_spikes,
-        "grad_membrane": grad_membrane,
-        "grad_reset": grad_reset,
-    }
-    _check_neuron_operands(*inputs, **gradients)
-    for (name, gradient), like in zip(
-        gradients.items(), (current, membrane, membrane), strict=True
-    ):
-        _check_shape(name, gradient, like.shape)
-    return backend_for(reset_decay).neuron_backward(*gradients.values(), *inputs, needed)
+    *tensors, surrogate, _, slope, _, seed, _ = inputs
+    current, reset_decay, _, _, membrane, _ = tensors
+    if surrogate not in SURROGATES and (surrogate != "given" or slope is None):
+        names = ", ".join(SURROGATES)
+        raise ValueError(f"surrogate is {surrogate!r}, expected {names}, or given with a slope")
+    others = {"grad_spikes": grad_spikes, "grad_membrane": grad_membrane, "grad_reset": grad_reset}
+    shapes = [current.shape, membrane.shape, membrane.shape]
+    if slope is not None:
+        others["slope"] = slope
+        shapes.append(current.shape)
+    _check_neuron_operands(*tensors, seed, **others)
+    for (name, tensor), shape in zip(others.items(), shapes, strict=True):
+        _check_shape(name, tensor, shape)
+    return backend_for(reset_decay).neuron_backward(grad_spikes, grad_membrane, grad_reset, *inputs)
 
 
 @_neuron_backward.register_fake
