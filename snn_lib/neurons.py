@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_lib.containers import StatefulModule
 from snn_lib.functional import NeuronState, spiking_neuron
-from snn_lib.surrogate import FastSigmoid, Gaussian
+from snn_lib.surrogate import Gaussian, Surrogate
 
 
 class SpikingNeuron(StatefulModule):
@@ -28,7 +28,8 @@ class SpikingNeuron(StatefulModule):
         tau_m: time constant of the reset, and of the membrane if it filters, in steps.
         membrane_filter: whether the membrane potential leaks with ``tau_m`` or has no memory.
         reset_strength: v_reset, by how much a spike lowers the next potential.
-        surrogate: the surrogate gradient of the spike.
+        surrogate: the surrogate gradient of the spike, Gaussian, FastSigmoid or any object with
+            ``derivative(membrane)``.
         dropout: in training, the probability that a spike is not passed on to the next layer,
             drawn for every neuron and time step; the others are scaled by 1 / (1 - dropout). The
             neuron's own reset sees all its spikes.
@@ -52,7 +53,7 @@ class SpikingNeuron(StatefulModule):
         tau_m: float,
         membrane_filter: bool = False,
         reset_strength: float = 1.0,
-        surrogate: Gaussian | FastSigmoid = Gaussian(),  # noqa: B008 (immutable)
+        surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -61,8 +62,7 @@ class SpikingNeuron(StatefulModule):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.tau_m, self.surrogate, self.dropout = tau_m, surrogate, dropout
-        self.membrane_filter = membrane_filter
+        self.surrogate, self.dropout = surrogate, dropout
         decay = math.exp(-1.0 / tau_m)
         self.register_buffer("reset_decay", torch.full(self.shape, decay))
         self.register_buffer("reset_strength", torch.full(self.shape, float(reset_strength)))
@@ -85,8 +85,25 @@ class SpikingNeuron(StatefulModule):
         )
 
     def extra_repr(self) -> str:
-        """The settings, for ``print``."""
+        """The settings as the buffers hold them, for ``print``."""
         return (
-            f"{self.shape}, tau_m={self.tau_m}, membrane_filter={self.membrane_filter}, "
+            f"{self.shape}, tau_m={_time_constant(self.reset_decay)}, "
+            f"membrane_filter={self._membrane_filter()}, "
             f"surrogate={self.surrogate}, dropout={self.dropout}"
         )
+
+    def _membrane_filter(self) -> bool | str:
+        """Whether the membrane filters, or with what if not with ``tau_m``."""
+        if self.membrane_decay.is_meta:
+            return "unknown"
+        if torch.equal(self.membrane_decay, self.reset_decay):
+            return True
+        return self.membrane_decay.any().item() and _time_constant(self.membrane_decay)
+
+
+def _time_constant(decay: Tensor) -> str:
+    """tau = -1 / log(decay), in steps: one number or the range of them."""
+    if decay.is_meta or decay.numel() == 0:
+        return "unknown"
+    first, last = (f"{tau:.4g}" for tau in (-1.0 / decay.float().log()).aminmax())
+    return first if first == last else f"{first} to {last}"

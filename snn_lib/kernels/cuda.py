@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from snn_lib import surrogate as surrogates
+from snn_lib.kernels import eager
 
 LANES = 128  # of a program
 LANES_PER_WARP = 32
@@ -144,11 +145,30 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for the six tensors of ``neuron_forward``; see ``eager.neuron_backward``."""
+    if slope is not None:
+        return eager.neuron_backward(
+            grad_spikes,
+            grad_membrane,
+            grad_reset,
+            current,
+            reset_decay,
+            reset_strength,
+            membrane_decay,
+            membrane,
+            reset,
+            surrogate,
+            width,
+            slope,
+            dropout,
+            seed,
+            needed,
+        )
     need_current, need_theta, need_strength, need_lambda, need_membrane, need_reset = needed
     grad_current = current.new_empty(current.shape if need_current else 0)
     grad_theta = _partial_sums(current, reset_decay, need_theta)

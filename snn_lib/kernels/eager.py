@@ -199,6 +199,8 @@ def neuron_backward(
     with v[t] = dL/dV[t] and r[t] = dL/dR[t]:
         v[t] = (dL/dS[t] + v_reset r[t+1]) S'(V[t]) + lambda v[t+1]
         r[t] = theta r[t+1] - v[t]
+    S' is the derivative of the ``surrogate`` of this name and ``width``; for "given", S'(V[t]) is
+    ``slope[t]``.
     dL/dI[t] is v[t], and the coefficients' gradients are sums over time and batch:
         dL/dtheta = sum r[t+1] R[t],  dL/dv_reset = sum r[t+1] S[t],  dL/dlambda = sum v[t] V[t-1]
     """
@@ -244,6 +246,51 @@ def neuron_backward(
         gradient if need else gradient.new_empty(0)
         for gradient, need in zip(gradients, needed, strict=True)
     )
+
+
+def neuron_jvp(
+    d_current: Tensor,
+    d_reset_decay: Tensor,
+    d_reset_strength: Tensor,
+    d_membrane_decay: Tensor,
+    d_membrane: Tensor,
+    d_reset: Tensor,
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    membrane: Tensor,
+    reset: Tensor,
+    surrogate: str,
+    width: float,
+    slope: Tensor | None,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tangents of the three results of ``neuron_forward``, for tangents of its six tensors.
+
+    Forward mode: each equation of the neuron differentiated, with S' as in ``neuron_backward``:
+        dV[t] = lambda dV[t-1] + dlambda V[t-1] + dI[t] - dR[t]
+        dS[t] = S'(V[t]) dV[t]
+        dR[t+1] = theta dR[t] + dtheta R[t] + v_reset dS[t] + dv_reset S[t]
+    No other backend has it, and nothing is written in place, so that ``torch.func.vmap`` maps it.
+    """
+    d_spikes = []
+    derivative = None if slope is not None else SURROGATES[surrogate](width).derivative
+    for t, i in enumerate(current):
+        d_membrane = membrane_decay * d_membrane + d_membrane_decay * membrane
+        d_membrane = d_membrane + d_current[t] - d_reset
+        membrane = membrane_decay * membrane + i - reset
+        spike = (membrane > THRESHOLD).to(reset)
+        s = slope[t] if derivative is None else derivative(membrane)  # S'(V[t])
+        d_spikes.append(s * d_membrane)
+        d_reset = reset_decay * d_reset + d_reset_decay * reset
+        d_reset = d_reset + reset_strength * d_spikes[-1] + d_reset_strength * spike
+        reset = reset_decay * reset + reset_strength * spike
+    d_spikes = torch.stack(d_spikes) if d_spikes else torch.zeros_like(d_current).to(reset)
+    if dropout:
+        d_spikes = d_spikes * dropout_scale(d_spikes.shape, dropout, seed, d_spikes.dtype)
+    return d_spikes, d_membrane.clone(), d_reset.clone()
 
 
 def dropout_scale(
