@@ -297,3 +297,49 @@ def test_triton_interpreter():
     assert result.returncode == 0, result.stdout
     # the rounding to bfloat16
     assert re.search(r"\b1 skipped\b", result.stdout), result.stdout
+
+
+@pytest.mark.parametrize("name", ["cuda"])
+@pytest.mark.parametrize("dtype", [torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(6, 3, 7), (2, 2, 34)], ids=str)
+def test_given_slopes_serve_as_those_of_a_surrogate(backend, draw, shape):
+    current, *coefficients, membrane, reset = neuron_case(draw, shape, "contiguous")
+    seed = torch.tensor(DROPOUT_SEED, device=current.device)
+    membranes, state = [], (membrane, reset)
+    for step in current.split(1):
+        _, *state = eager.neuron_forward(step, *coefficients, *state, 0.0, seed)
+        membranes.append(state[0])
+    slope = Gaussian().derivative(torch.stack(membranes, -1)).movedim(-1, 0)  # time last in memory
+
+    gradients = draw(*shape), draw(*shape[1:]), draw(*shape[1:])
+    arguments = *gradients, current, *coefficients, membrane, reset
+    rest = 0.3, seed, [True] * 6
+    actual = backend.neuron_backward(*arguments, "given", 0.0, slope, *rest)
+    assert_agree(actual, backend.neuron_backward(*arguments, "gaussian", 0.4, None, *rest))
+
+
+@pytest.mark.parametrize("name", ["cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+def test_gradients_of_coefficients_are_summed_in_double_precision(backend, draw):
+    """Of terms that cancel, between which single precision loses the small ones."""
+    zero, one = draw(1).mul(0.0), draw(1).mul(0.0).add(1.0)
+    state = zero.expand(1, 1)
+
+    terms = torch.tensor([2.0**30, 1.0, 1.0, -(2.0**30)], device=zero.device).view(-1, 1, 1)
+    ones, past = one.expand(4, 1, 1), one.expand(1, 1, 1)
+    filter_ = state, one.expand(1, 1), ones, past, past[:0]  # alpha is 0
+    _, grad_alpha, grad_beta, *_ = backend.filter_backward(
+        terms, zero.expand(1, 1, 1), ones, *filter_, [True] * 5
+    )
+    assert (grad_alpha.item(), grad_beta.item()) == (2.0, 2.0)
+
+    # Theta and lambda are 0, v_reset is 1: after the first step R is 1, and V is 2. The slope is
+    # 0 in every other step, in which nothing flows back: v[t] is a term, r[t] its negative.
+    slope = (one * torch.tensor([1.0, 0.0], device=zero.device)).repeat(5).view(-1, 1, 1)
+    grad_spikes = torch.cat([state[None], terms]).repeat_interleave(2, 0)
+    neuron = 3.0 * one.expand(10, 1, 1), zero, one, zero, state, state
+    seed = torch.tensor(0, device=zero.device)
+    _, *sums, _, _ = backend.neuron_backward(
+        grad_spikes, state, state, *neuron, "given", 0.0, slope, 0.0, seed, [True] * 6
+    )
+    assert [total.item() for total in sums] == [-2.0, -2.0, 4.0]
