@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from snn_lib import operators
-from snn_lib.kernels import COMPILED_DTYPES
+from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.operators import FilterState, NeuronState
 from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
 
@@ -232,15 +232,15 @@ def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
     """The coefficients in the dtype that computes, float32 or float64, and the one they have."""
     tensors = list(coefficients.values())
     own, *others = {tensor.dtype for tensor in tensors}
-    if not others and own in COMPILED_DTYPES:
+    if not others and own in COMPUTE_DTYPES:
         return tensors, own
     for name, tensor in coefficients.items():
-        if tensor.dtype not in COMPILED_DTYPES + LOW_PRECISION:
+        if tensor.dtype not in COMPUTE_DTYPES + LOW_PRECISION:
             raise ValueError(
                 f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
             )
     own = reduce(torch.promote_types, others, own)
-    dtype = own if own in COMPILED_DTYPES else torch.float32
+    dtype = own if own in COMPUTE_DTYPES else torch.float32
     return [tensor.to(dtype) for tensor in tensors], own
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from snn_lib.kernels import COMPILED_DTYPES, backend_for, eager
+from snn_lib.kernels import COMPUTE_DTYPES, backend_for, eager
 from snn_lib.surrogate import SURROGATES
 
 FilterState = tuple[Tensor, Tensor]
@@ -126,7 +126,7 @@ def _check_operands(**tensors: Tensor) -> None:
     _refuse_forward_mode()
     if sequence.dim() != 3:
         raise ValueError(f"{name} has shape {tuple(sequence.shape)}, expected (T, B, N)")
-    if dtype not in COMPILED_DTYPES:
+    if dtype not in COMPUTE_DTYPES:
         raise ValueError(f"{like_name} is in {dtype}, expected float32 or float64")
     for name, tensor in tensors.items():
         if tensor.dtype != dtype and not (

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("eager", "cpu", "cuda")
+COMPUTE_DTYPES = (torch.float32, torch.float64)
 AUTO = "auto"  # whatever serves without a choice
 PACKAGES = {"cpu": "Numba", "cuda": "Triton"}
 # How a training step compares where plain PyTorch serves instead. On a GPU every operation of every
