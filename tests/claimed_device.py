@@ -59,19 +59,16 @@ class ClaimedTensor(Tensor):
     is_cuda = property(lambda self: self.claimed.type == "cuda")
     is_meta = property(lambda self: False)
 
-    def numpy(self, *, force=False):
-        if not force:
-            raise TypeError(
-                f"can't convert {self.claimed} device type tensor to numpy. Use Tensor.cpu() to "
-                "copy the tensor to host memory first."
-            )
-        return self.detach().cpu().numpy()
+    def numpy(self):
+        raise TypeError(
+            f"can't convert {self.claimed} device type tensor to numpy. Use Tensor.cpu() to copy "
+            "the tensor to host memory first."
+        )
+
+    __array__ = numpy
 
     def tolist(self):
         return self.detach().cpu().tolist()
-
-    def __array__(self, dtype=None):
-        return self.numpy()
 
     def __repr__(self):
         return f"{self.detach().cpu()!r} on {self.claimed}"
@@ -113,17 +110,18 @@ class ClaimedDevice:
 
     def __enter__(self):
         self._stack = ExitStack()
-        kind = self.device.type
         for name, replacement in {
             "Tensor.pin_memory": _pinned,
-            "cuda.is_available": lambda: kind == "cuda",
+            "cuda.is_available": lambda: self.device.type == "cuda",
             "cuda.is_bf16_supported": lambda *_, **__: True,
             "cuda.mem_get_info": lambda *_: (2**36, 2**36),
             "cuda.get_device_name": str,
             "cuda.manual_seed_all": self._seed,  # which torch.manual_seed calls, and the next
             "mps.manual_seed": self._seed,
-            f"{kind}.get_rng_state": lambda *_: self._random,
-            f"{kind}.set_rng_state": lambda state, *_: setattr(self, "_random", state),
+            "cuda.get_rng_state": lambda device=None: self._random,
+            "cuda.set_rng_state": lambda state, device=None: setattr(self, "_random", state),
+            "mps.get_rng_state": lambda: self._random,
+            "mps.set_rng_state": lambda state: setattr(self, "_random", state),
         }.items():
             self._stack.enter_context(mock.patch(f"torch.{name}", replacement))
         self._stack.enter_context(_Calls(self.device))
@@ -153,13 +151,15 @@ class ClaimedDevice:
             torch.set_rng_state(state)
         return result
 
-    def check(self, func, tensors):
+    def check(self, func, args, tensors):
         """Refuses tensors of two devices where CUDA does."""
         foreign = [tensor for tensor in tensors if not isinstance(tensor, ClaimedTensor)]
         operation = func.overloadpacket
-        scalars = torch.Tag.pointwise in func.tags or operation in FILLING
-        allowed = operation in COPIES + INDEXING or (scalars and all(t.dim() == 0 for t in foreign))
-        if foreign and not allowed:
+        if operation in INDEXING:  # the indices may lie on the CPU
+            foreign = [tensor for tensor in foreign if all(tensor is not i for i in args[1])]
+        scalars = torch.Tag.pointwise in func.tags or operation in FILLING + INDEXING
+        allowed = operation in COPIES or (scalars and all(t.dim() == 0 for t in foreign))
+        if foreign and len(foreign) < len(tensors) and not allowed:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
                 f"{self.device} and cpu! (in {operation})"
@@ -235,17 +235,15 @@ class _Operations(TorchDispatchMode):
             leaves = not arrives
         if not claimed and not arrives:
             return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled():  # it leaves operations whole
+        if torch.is_inference_mode_enabled():  # where they arrive undivided
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        self.owner.check(func, tensors)
+        self.owner.check(func, args, tensors)
         self.owner.count(func, args, kwargs, leaves, arrives)
         if target is not None:
             kwargs["device"] = torch.device("cpu")
-        if func is aten._to_copy.default and arrives and not claimed:
-            kwargs["pin_memory"] = None
         held_args, held_kwargs = tree_map(_held, (args, kwargs))
         result = self.owner.run(func, held_args, held_kwargs)
         if not arrives:

@@ -55,6 +55,8 @@ def test_it_trains_as_the_cpu_does(claimed):
         lambda: torch.ones(2).cuda(),
         lambda: torch.ones(2, device="cuda") * torch.tensor(2.0),
         lambda: torch.ones(2, device="cuda").new_zeros(3)[1:].view(2, 1),
+        lambda: torch.ones(2).new_zeros(3, device="cuda"),
+        lambda: torch.zeros_like(torch.ones(2), device="cuda"),
         lambda: nn.Linear(2, 2).cuda().weight,
         lambda: nn.Linear(2, 2, device="cuda").to(torch.float64).bias,
         lambda: copy.deepcopy(nn.Linear(2, 2, device="cuda")).weight,
@@ -78,6 +80,8 @@ def test_tensors_are_on_the_device(claimed, make):
         (lambda x: nn.Linear(2, 2).to("cuda")(torch.ones(2)), "same device"),
         (lambda x: DualExponentialSynapse(2, 4.0, 1.0)(x.expand(3, 1, 2)), "same device"),
         (lambda x: x.copy_(torch.zeros(2)) + torch.zeros(2), "same device"),
+        (lambda x: torch.ones(2)[x.long()], "same device"),
+        (lambda x: x.index_put((x.long(),), torch.ones(2)), "same device"),
         (
             lambda x: torch.rand(2, device="cuda", generator=torch.Generator()),
             "Expected a 'cuda' device type for generator but found 'cpu'",

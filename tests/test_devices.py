@@ -4,7 +4,9 @@ Whole runs train, stop, resume and test there as a user starts them.
 """
 
 import functools
+import itertools
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -200,6 +202,27 @@ def test_sums_of_all_types_come_over_in_one_transfer(claimed):
     on_the_cpu = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in sums.items()}
     assert read_sums(on_the_cpu) == expected
     assert read_sums({"images": 3}) == {"images": 3.0}
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+@pytest.mark.usefixtures("claimed")
+@pytest.mark.parametrize("chosen", ["constant", "poisson"])
+def test_batches_of_digits_are_those_of_the_cpu_and_end_their_thread(chosen):
+    config = digits.DigitConfig(dataset_path=str(ROOT / "dataset"))
+    config.hyperparameters.encoding, config.hyperparameters.length = chosen, 4
+    here, there = (DigitClassification(config, d, 0, 1) for d in (torch.device("cpu"), CUDA))
+    batches = there.train_batches(0, 1)
+    for expected in itertools.islice(here.train_batches(0, 1), 3):
+        x, labels = next(batches)
+        assert is_there((x, labels))
+        assert torch.equal(x.cpu(), expected[0])
+        assert torch.equal(labels.cpu(), expected[1])
+        assert (x.stride(0) == 0) == (chosen == "constant")  # the images alone have travelled
+    batches.close()
+    assert "batches" not in [thread.name for thread in threading.enumerate()]
 
 
 # ---------------------------------------------------------------------------------------------
