@@ -284,9 +284,12 @@ class Experiment:
             limit = self.config.optimizer.gradient_clipping
             nn.utils.clip_grads_with_norm_(gradients, limit, norm)
         self.optimizer.step()
-        for synapse in self.synapses.values():
-            synapse.project_()
         if self.average is not None:
+            # Averaged are the filters at work, not what a step has made of the parameters. Writing a
+            # checkpoint pulls the average back as well: done every time, resuming changes nothing.
+            for module in (*self.model.modules(), *self.average.modules()):
+                if isinstance(module, IIRSynapse):
+                    module.project_()
             self.average.update_parameters(self.model)
         if steps_every_batch(self.scheduler):
             self.scheduler.step()

@@ -368,7 +368,8 @@ def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
 
 def _impulse_response(synapse: IIRSynapse, steps: int) -> Tensor:
     """The answer of every channel to one spike at step 0, ``(steps, channels)``."""
-    alpha, beta = (tensor.detach().flatten(1).cpu() for tensor in (synapse.alpha, synapse.beta))
+    coefficients = (synapse.effective_alpha(), synapse.beta)
+    alpha, beta = (tensor.detach().flatten(1).cpu() for tensor in coefficients)
     impulse = torch.zeros(steps, 1, alpha.shape[1])
     impulse[0] = 1.0
     return iir_filter(impulse, alpha, beta)[0][:, 0]
