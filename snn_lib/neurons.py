@@ -9,15 +9,15 @@ with theta = lambda = exp(-1 / tau_m).
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from snn_lib.containers import StatefulModule
-from snn_lib.functional import NeuronState, spiking_neuron
+from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
 from snn_lib.surrogate import Gaussian, Surrogate
+from snn_lib.time_constants import decay_of
 
 
 class SpikingNeuron(StatefulModule):
@@ -41,6 +41,7 @@ class SpikingNeuron(StatefulModule):
     Shape:
         - current: ``(T, B, *shape)``.
         - state: ``(membrane, reset)``, both ``(B, *shape)``: V of the last step and R of the next.
+        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
         - returns spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
@@ -57,13 +58,11 @@ class SpikingNeuron(StatefulModule):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not tau_m > 0:  # nan too
-            raise ValueError(f"tau_m is {tau_m}, expected a positive number of steps")
+        decay = decay_of(tau_m, "tau_m")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.surrogate, self.dropout = surrogate, dropout
-        decay = math.exp(-1.0 / tau_m)
         self.register_buffer("reset_decay", torch.full(self.shape, decay))
         self.register_buffer("reset_strength", torch.full(self.shape, float(reset_strength)))
         self.register_buffer(
@@ -71,10 +70,10 @@ class SpikingNeuron(StatefulModule):
         )
 
     def forward(
-        self, current: Tensor, state: NeuronState | None = None
-    ) -> tuple[Tensor, NeuronState]:
+        self, current: Tensor, state: NeuronState | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Runs all time steps; see the class for shapes."""
-        return spiking_neuron(
+        spikes, last = spiking_neuron(
             current,
             self.reset_decay,
             self.reset_strength,
@@ -83,6 +82,31 @@ class SpikingNeuron(StatefulModule):
             self.surrogate,
             self.dropout if self.training else 0.0,
         )
+        if lengths is not None:
+            last = self._state_after(lengths, current, state)
+        return Output(spikes, last)
+
+    def traces(
+        self, current: Tensor, state: NeuronState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, membrane potential and reset at every step, for a loss on them, say.
+
+        Returns:
+            S, V and R, each ``(T, B, *shape)``, with gradients and before dropout; V[t] has R[t]
+            subtracted already.
+        """
+        coefficients = self.reset_decay, self.reset_strength, self.membrane_decay
+        return neuron_traces(current, *coefficients, state, self.surrogate)
+
+    def _state_after(
+        self, lengths: Tensor, current: Tensor, state: NeuronState | None
+    ) -> NeuronState:
+        """V of each sequence's own last step, and R of the next."""
+        spikes, membrane, reset = self.traces(current, state)
+        first = (torch.zeros_like(spikes[:1]),) * 2 if state is None else (s[None] for s in state)
+        ever = membrane, self.reset_decay * reset + self.reset_strength * spikes
+        before_and_ever = (torch.cat(pair) for pair in zip(first, ever, strict=True))
+        return tuple(last_steps(sequence, 1, lengths)[0] for sequence in before_and_ever)
 
     def extra_repr(self) -> str:
         """The settings as the buffers hold them, for ``print``."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.containers import Output
 from snn_lib.functional import FilterState
 from snn_lib.synapses import IIRSynapse
 from snn_lib.time_constants import decays_of, peak_scale
@@ -96,10 +97,12 @@ class OutputFilter(IIRSynapse):
             train_beta=False,
         )
 
-    def forward(self, x: Tensor, state: FilterState | None = None) -> tuple[Tensor, FilterState]:
+    def forward(
+        self, x: Tensor, state: FilterState | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Filters all time steps, unrounded under autocast too: distances need their digits."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x, state)
+            return super().forward(x, state, lengths)
 
 
 def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:

@@ -136,6 +136,16 @@ def test_synapse_kernels_keep_the_initial_one_in_view(learned):
     assert top > ax.lines[-1].get_ydata().max() > 0.4
 
 
+def test_synapse_kernels_and_poles_are_those_of_the_filter_at_work():
+    synapse = LowPassSynapse(1, 4.0, constraint="stable", margin=0.1)
+    with torch.no_grad():
+        synapse.alpha.fill_(1.5)
+    ax = plotting.synapse_kernels(synapse, synapse, steps=5)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 0.9 ** np.arange(5), rtol=1e-5)
+    (pole,) = points(plotting.poles(synapse, synapse).collections[0])
+    assert pole == pytest.approx((0.9, 0.0))
+
+
 def test_synapse_kernels_of_a_layer_with_a_feature_shape():
     synapse = LowPassSynapse((2, 3), 4.0)
     ax = plotting.synapse_kernels(synapse, synapse, steps=5)

@@ -93,6 +93,7 @@ SETTINGS = {
         "scheduler.scheduler_choice=MultiStepLR",
         "scheduler.MultiStepLR.milestones=[1,2]",
         "hyperparameters.weight_averaging=0.9",
+        "optimizer.coefficient_lr_scale=100",  # to the edge of the stable set
         "hyperparameters.encoding=poisson",
     ),
 }
