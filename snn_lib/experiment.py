@@ -285,7 +285,7 @@ class Experiment:
             nn.utils.clip_grads_with_norm_(gradients, limit, norm)
         self.optimizer.step()
         if self.average is not None:
-            # Averaged are the filters at work, not what a step has made of the parameters. Writing a
+            # Averaged are the filters at work, not what a step makes of the parameters. Writing a
             # checkpoint pulls the average back as well: done every time, resuming changes nothing.
             for module in (*self.model.modules(), *self.average.modules()):
                 if isinstance(module, IIRSynapse):
