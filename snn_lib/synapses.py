@@ -83,7 +83,7 @@ def _has_poles_inside_unit_circle(alpha: Tensor) -> Tensor:
     coefficient k_P = alpha_P has a magnitude below 1, and so has the filter of order P - 1,
     (alpha_p + k_P alpha_{P-p}) / (1 - k_P^2). On the unit circle |1 - sum_p alpha_p z^-p| is at
     least the product of all 1 - |k_p|. A product above the recursion's rounding error leaves no
-    doubt; that refuses only clusters of poles that float arithmetic could not place either.
+    doubt. Refused with the unstable are only clusters of poles that rounding could move out.
     """
     room = torch.ones_like(alpha[0])
     doubt = 4 ** len(alpha) * torch.finfo(alpha.dtype).eps
@@ -103,7 +103,7 @@ class IIRSynapse(StatefulModule):
         beta: the Q + 1 weights of present and past inputs, beta_0 first.
         train_alpha, train_beta: which of them are parameters; the others are buffers.
         constraint: ``"none"``, or ``"stable"``: the filter at work is then :func:`stable` of alpha,
-            of the first alpha too.
+            before any training too.
         margin: m, how far inside the stable set ``"stable"`` keeps the filters, at least 1e-6.
 
     Attributes:
@@ -249,9 +249,12 @@ class IIRSynapse(StatefulModule):
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None  # nor has the meta device autocast, for one
+    available = torch.amp.is_autocast_available(device)  # not on the meta device, for one
+    return (
+        torch.get_autocast_dtype(device)
+        if available and torch.is_autocast_enabled(device)
+        else None
+    )
 
 
 class DualExponentialSynapse(IIRSynapse):

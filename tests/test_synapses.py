@@ -311,6 +311,15 @@ def test_no_value_is_looked_at(order):
     assert stable(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_infinite_coefficients_become_finite_ones(order):
+    synapse = filters([(0.1,) * order], constraint="stable")
+    with torch.no_grad():
+        synapse.alpha[-1, 0] = math.inf
+    assert synapse(torch.ones(9, 1, 1))[0].isfinite().all()
+    assert synapse.alpha.isfinite().all()
+
+
 class _OnMPS(torch.Tensor):
     device = torch.device("mps")  # as it claims
 
@@ -498,6 +507,7 @@ def test_functional_calls_run_stable_filters_and_change_no_parameter(monkeypatch
     each = vmap(grad(loss), in_dims=(None, 0))(weights, x)
     torch.testing.assert_close(each["alpha"], torch.stack([g["alpha"] for g in expected]))
     grad(lambda x: synapse(x)[0].sum())(x[0])  # the parameter is not the transform's
+    functional_call(synapse, weights, (x[0],))  # without a transform
     assert torch.equal(weights["alpha"], given_alpha)
     assert torch.equal(synapse.alpha, given_alpha)
 
