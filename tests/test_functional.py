@@ -998,6 +998,11 @@ def test_operators_called_directly_check_each_tensor(operator, arguments, name):
         assert "\n" not in str(error.value)
 
 
+def test_operators_called_directly_refuse_features_of_two_dimensions():
+    with pytest.raises(ValueError, match=r"x has shape \(6, 2, 3, 4\), expected \(T, B, N\)"):
+        torch.ops.snn.iir_filter(*filter_inputs(1, 0, features=(3, 4)), FLOAT64)
+
+
 def test_operators_check_that_tensors_are_on_one_device():
     one, other = torch.zeros(1, 1, 1), torch.zeros(1, 1, device="meta")
     with pytest.raises(ValueError, match="beta is on meta, expected cpu as alpha"):
