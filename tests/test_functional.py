@@ -394,6 +394,13 @@ def test_what_is_no_surrogate_is_refused():
     with pytest.raises(TypeError, match=r"surrogate is 'gaussian', .* derivative\(membrane\)"):
         run_neuron(*inputs, surrogate="gaussian")
 
+    class Constant:
+        def derivative(self, membrane):
+            return 0.5
+
+    with pytest.raises(ValueError, match=r"Constant.derivative .* \(\), expected \(20, 3, 4\)"):
+        run_neuron(*inputs, surrogate=Constant())
+
     class Mean:
         def derivative(self, membrane):
             return membrane.mean(0)
