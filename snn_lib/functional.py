@@ -202,7 +202,7 @@ def neuron_traces(
 
     # R[t+1] = theta R[t] + v_reset S[t], which the filter returns at t
     resets_after, _ = iir_filter(spikes, theta, strength, (reset_at_start, no_inputs))
-    reset = torch.cat([reset_at_start, resets_after])[: len(spikes)]
+    reset = torch.cat([reset_at_start, resets_after])[:-1]
     # V[t] = lambda V[t-1] + I[t] - R[t]
     drive = current.to(spikes.dtype) - reset
     membrane, _ = iir_filter(drive, decay, torch.ones_like(decay), (membrane_before, no_inputs))
@@ -220,9 +220,10 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
         *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # no tangents either
         _, membrane, _ = neuron_traces(*inputs, (membrane, reset))
         slope = surrogate.derivative(membrane)
-    if slope.shape != membrane.shape:
+    shape = getattr(slope, "shape", ())  # of a number, too
+    if shape != membrane.shape:
         raise ValueError(
-            f"{type(surrogate).__name__}.derivative has shape {tuple(slope.shape)}, expected "
+            f"{type(surrogate).__name__}.derivative has shape {tuple(shape)}, expected "
             f"{tuple(membrane.shape)} as the membrane"
         )
     return _fold(slope.to(membrane.dtype), 2)

@@ -179,7 +179,10 @@ def _refuse_forward_mode() -> None:
 
 
 def _gradients(operator: Callable, *arguments: Any, needed: list[bool]) -> tuple:
-    """What a backward operator gives, ``None`` for what is not needed."""
+    """What a backward operator gives, ``None`` for what is not needed.
+
+    It has no derivative registered: PyTorch itself refuses a second one where no transform is.
+    """
     if transformed():
         name = str(operator)
         gradients = _FirstDerivative.apply(name, lambda *args: operator(*args, needed), *arguments)
@@ -187,13 +190,6 @@ def _gradients(operator: Callable, *arguments: Any, needed: list[bool]) -> tuple
         gradients = operator(*arguments, needed)
     return tuple(
         gradient if need else None for gradient, need in zip(gradients, needed, strict=True)
-    )
-
-
-def _register_refusal(operator: Callable) -> None:
-    """The same refusal where no transform is at work."""
-    torch.library.register_autograd(
-        operator.default, lambda ctx, *_: _refuse_second_derivative(str(operator))
     )
 
 
@@ -319,7 +315,6 @@ def _(grad_output, grad_last, x, alpha, beta, output, past_output, past_input, n
 
 _register_vmap(torch.ops.snn.iir_filter)
 _register_vmap(torch.ops.snn.iir_filter_backward)
-_register_refusal(torch.ops.snn.iir_filter_backward)
 
 
 class _IIRFilter(torch.autograd.Function):
@@ -511,7 +506,6 @@ def _(grad_spikes, grad_membrane, grad_reset, *inputs):
 
 _register_vmap(torch.ops.snn.spiking_neuron, dropout_at=-2)
 _register_vmap(torch.ops.snn.spiking_neuron_backward, dropout_at=-3)
-_register_refusal(torch.ops.snn.spiking_neuron_backward)
 
 
 class _SpikingNeuron(torch.autograd.Function):

@@ -394,6 +394,13 @@ def test_what_is_no_surrogate_is_refused():
     with pytest.raises(TypeError, match=r"surrogate is 'gaussian', .* derivative\(membrane\)"):
         run_neuron(*inputs, surrogate="gaussian")
 
+    class Constant:
+        def derivative(self, membrane):
+            return 0.5
+
+    with pytest.raises(ValueError, match=r"Constant.derivative .* \(\), expected \(20, 3, 4\)"):
+        run_neuron(*inputs, surrogate=Constant())
+
     class Mean:
         def derivative(self, membrane):
             return membrane.mean(0)
@@ -996,6 +1003,11 @@ def test_operators_called_directly_check_each_tensor(operator, arguments, name):
             operator(*(arguments | {name: wrong}).values())
         assert "expected" in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_operators_called_directly_refuse_features_of_two_dimensions():
+    with pytest.raises(ValueError, match=r"x has shape \(6, 2, 3, 4\), expected \(T, B, N\)"):
+        torch.ops.snn.iir_filter(*filter_inputs(1, 0, features=(3, 4)), FLOAT64)
 
 
 def test_operators_check_that_tensors_are_on_one_device():
