@@ -13,8 +13,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # snn_lib and the script, from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
 from associative_memory import SNN
 from snn_lib.data.patterns import Damage, damage_patterns
 from snn_lib.inspection import plotting
@@ -23,6 +22,7 @@ from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
+ROOT = Path(__file__).resolve().parents[1]
 LETTERS = torch.arange(5)
 # Half of the spike trains are lost (training: 40 of 300), and there is twice the noise.
 DAMAGE = Damage(
