@@ -73,9 +73,7 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
     return found
 
 
-def _factor(
-    neuron: SpikingNeuron, current: Tensor, rate: float, name: str
-) -> tuple[float, float]:
+def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> tuple[float, float]:
     """By what to multiply a current for a mean firing rate, and the rate that this gives."""
 
     def fired(factor: float) -> float:

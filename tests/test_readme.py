@@ -49,4 +49,3 @@ def test_it_has_two_pages():
     lines = README.read_text().splitlines()
     assert len(lines) <= 120
     assert all(len(line) <= 110 for line in lines)
-
