@@ -27,6 +27,7 @@ def test_every_layer_of_the_network_of_your_own_fires_and_learns(scripts):
     assert names["rates"] == pytest.approx({"2": 0.05, "5": 0.05}, rel=0.2)
     assert all(parameter.grad.abs().sum() > 0 for parameter in names["model"].parameters())
     assert names["spikes"].shape == (40, 16, 10)
+    assert names["spikes"].mean().item() == pytest.approx(names["rates"]["5"])
 
 
 def test_your_own_data_is_learned_by_the_command_that_follows(scripts, monkeypatch, capsys):
