@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib, from any folder
 import snn_lib
+from snn_lib.time_constants import decays_of
 
 SIGMA = 0.4  # width of the Gaussian surrogate
 GAIN = 5.0  # of the weights: every layer of every variant fires from the start
@@ -92,11 +93,6 @@ def linear(inputs: int, outputs: int, gain: float = GAIN) -> nn.Linear:
     return layer
 
 
-def decays(network: Network) -> tuple[float, float]:
-    """exp(-1 / tau_m) and exp(-1 / tau_s)."""
-    return math.exp(-1.0 / network.tau_m), math.exp(-1.0 / network.tau_s)
-
-
 class SNN(nn.Module):
     """The network of the experiments, from this library."""
 
@@ -137,7 +133,7 @@ class LoopLayer(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
         super().__init__()
-        p, q = decays(network)
+        p, q = decays_of(network.tau_m, network.tau_s)
         self.alpha_1 = nn.Parameter(torch.full((inputs,), p + q))
         self.alpha_2 = nn.Parameter(torch.full((inputs,), -p * q))
         self.beta_0 = nn.Parameter(torch.full((inputs,), p - q))

@@ -9,8 +9,10 @@ is missing.
 import importlib.util
 
 import torch
-from networks import DIGITS, GAIN, Network, Variant, decays, linear
+from networks import DIGITS, GAIN, Network, Variant, linear
 from torch import Tensor, nn
+
+from snn_lib.time_constants import decays_of
 
 
 class SnnTorchLayer(nn.Module):
@@ -18,7 +20,7 @@ class SnnTorchLayer(nn.Module):
         super().__init__()
         import snntorch
 
-        p, q = decays(network)
+        p, q = decays_of(network.tau_m, network.tau_s)
         self.weights, self.dropout = linear(inputs, outputs), nn.Dropout(dropout)
         self.neuron = snntorch.Synaptic(
             alpha=torch.full((outputs,), q),
@@ -41,7 +43,7 @@ class NorseLayer(nn.Module):
     def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
         super().__init__()
         # Euler steps of 1 ms: dt / tau is 1 - decay, and scales the input current as well.
-        rate_m, rate_s = (1.0 - decay for decay in decays(network))
+        rate_m, rate_s = (1.0 - decay for decay in decays_of(network.tau_m, network.tau_s))
         self.weights = linear(inputs, outputs, gain=GAIN / rate_m)
         self.dropout = nn.Dropout(dropout)
         self.tau_mem_inv = nn.Parameter(torch.full((outputs,), 1e3 * rate_m))

@@ -8,8 +8,6 @@ each pair. OUT holds the weights alone, for ``--test`` and as a start for work o
 state of the optimiser belongs to other tensors and is left behind.
 """
 
-import argparse
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +16,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from snn_lib.errors import InputError, RunError
 from snn_lib.snn_layers import dual_exp_iir_layer, first_order_low_pass_layer, neuron_layer
 from snn_lib.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from snn_lib.training.command_line import Parser, exit_with
 
 __all__ = ["MODELS", "convert", "network_2020"]
 
@@ -97,14 +95,9 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
     save_checkpoint(target, converted)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The command ``python -m snn_lib.checkpoints``; exits with the code of the outcome."""
-    parser = _Parser(prog="python -m snn_lib.checkpoints", description="Works on checkpoints.")
+    parser = Parser(prog="python -m snn_lib.checkpoints", description="Works on checkpoints.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("convert", help="read a checkpoint of the 2020 release")
     command.add_argument("source", type=Path, metavar="IN", help="the checkpoint of that release")
@@ -115,21 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action="store_true",
         help="the model was trained with membrane_filter on, which the checkpoint does not say",
     )
-    try:
+
+    def work() -> int:
         options = parser.parse_args(arguments)
         convert(**vars(options))
         print(
             f"wrote {options.target}; test it with: "
             f"python {options.model}.py --test test_checkpoint_path={options.target}"
         )
-        code = 0
-    except InputError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        code = 2
-    except RunError as error:
-        print(f"convert: {error}", file=sys.stderr)
-        code = 1
-    sys.exit(code)
+        return 0
+
+    exit_with("convert", work)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
 """The two operators of the model, over whole sequences: the IIR filter and the spiking neuron.
 
-Each is one ``torch.library`` custom operator with a hand-derived backward pass, so that autograd,
-``torch.compile`` and ``torch.export`` see a single node however many time steps it covers. The
-arithmetic is in ``snn_lib.kernels``; this file checks shapes, folds the features into one
-dimension and registers forward and backward with PyTorch.
+Each is a single node to autograd, ``torch.compile`` and ``torch.export`` however many time steps it
+covers, see ``snn_lib.operators``; the arithmetic is in ``snn_lib.kernels``. This file checks what a
+user hands in, brings it to one dtype and folds the features into one dimension.
+
+Both have first derivatives in reverse and in forward mode, by ``backward`` and by the transforms of
+``torch.func`` (grad, vjp, jvp, jacrev, jacfwd, vmap); what would need a second is refused.
 
 Tensors are time first, ``(T, B, *features)``.
 
 Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from snn_lib.kernels import backend_for
-from snn_lib.surrogate import FastSigmoid, Gaussian
+from snn_lib import operators
+from snn_lib.kernels import COMPUTE_DTYPES
+from snn_lib.operators import FilterState, NeuronState
+from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
 
-FilterState = tuple[Tensor, Tensor]
-NeuronState = tuple[Tensor, Tensor]
+# Coefficients in these are computed with in float32.
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def iir_filter(
@@ -35,48 +39,50 @@ def iir_filter(
 
     Args:
         x: input, ``(T, B, *features)``. An input that is constant over time may be expanded
-            instead of copied. It is converted to the dtype of ``alpha``.
+            instead of copied. It is converted to the dtype of the recurrence.
         alpha: ``(P, *features)``, weights of the past outputs, P >= 0.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
         state: ``(past_output, past_input)``, the last P outputs ``(P, B, *features)`` and the last
             Q inputs ``(Q, B, *features)`` before the first step, oldest first; zeros if ``None``.
-        dtype: what F is handed out in, that of ``alpha`` if ``None``; with coefficients in float32
-            it may be ``torch.bfloat16``, for a matrix product that would round F anyway.
+        dtype: what F is handed out in, that of the coefficients if ``None``; where the recurrence
+            is in float32 it may be ``torch.bfloat16`` or ``torch.float16``, for a matrix product
+            that would round F anyway.
 
     Returns:
         F, ``(T, B, *features)``, and the state after the last step. The recurrence and the state
-        have the dtype of ``alpha`` whatever F is rounded to; the gradient of ``alpha`` is taken
-        from the rounded F.
+        have the dtype that ``alpha`` and ``beta`` promote to, float32 at least, whatever F is
+        rounded to; the gradient of ``alpha`` is taken from F in bfloat16 if that is handed out.
 
     Raises:
-        ValueError: a shape does not fit the others, or F cannot be handed out in ``dtype``.
+        ValueError: a shape does not fit the others, the coefficients are not floating point, or F
+            cannot be handed out in ``dtype``.
     """
-    features = x.shape[2:]
-    _check_time_first(x, "x")
-    for name, coefficients, least in (("alpha", alpha, 0), ("beta", beta, 1)):
-        if coefficients.shape[1:] != features or len(coefficients) < least:
-            raise ValueError(
-                f"{name} has shape {tuple(coefficients.shape)}, expected (order, *features) "
-                f"for x of shape {tuple(x.shape)} (T, B, *features)"
-            )
-    dtype = dtype or alpha.dtype
-    if dtype != alpha.dtype and (alpha.dtype, dtype) != (torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 for float32")
+    (alpha, beta), own = _in_one_dtype(alpha=alpha, beta=beta)
+    dtype = dtype or own
+    if dtype != alpha.dtype and (alpha.dtype != torch.float32 or dtype not in LOW_PRECISION):
+        raise ValueError(
+            f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 or float16 for float32"
+        )
+    operators.check_filter(x, alpha, beta, state)
     x = x.to(alpha.dtype)
-    past_shapes = [(order, x.shape[1], *features) for order in (len(alpha), len(beta) - 1)]
     if state is None:
-        past_output, past_input = (x.new_zeros(()).expand(shape) for shape in past_shapes)
-    else:
-        _check_state(("past_output", "past_input"), state, past_shapes)
-        past_output, past_input = (tensor.to(x.dtype) for tensor in state)
+        state = tuple(
+            x.new_zeros(()).expand(order, *x.shape[1:]) for order in (len(alpha), len(beta) - 1)
+        )
+    past_output, past_input = (tensor.to(x.dtype) for tensor in state)
 
-    output, last_output = torch.ops.snn.iir_filter(
+    output, last_output = operators.iir_filter(
         _fold(x, 2),
-        *(_fold(tensor, 1) for tensor in (alpha, beta)),
-        *(_fold(tensor, 2) for tensor in (past_output, past_input)),
-        dtype,
+        _fold(alpha, 1),
+        _fold(beta, 1),
+        _fold(past_output, 2),
+        _fold(past_input, 2),
+        torch.float32 if dtype == torch.float16 else dtype,  # which no kernel writes
     )
-    return output.view(x.shape), (last_output.view(past_shapes[0]), _last(past_input, x))
+    return _unfold(output, x.shape).to(dtype), (
+        _unfold(last_output, past_output.shape),
+        _last(past_input, x),
+    )
 
 
 def spiking_neuron(
@@ -85,7 +91,7 @@ def spiking_neuron(
     reset_strength: Tensor,
     membrane_decay: Tensor,
     state: NeuronState | None = None,
-    surrogate: Gaussian | FastSigmoid = Gaussian(),  # noqa: B008 (immutable)
+    surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
     dropout: float = 0.0,
 ) -> tuple[Tensor, NeuronState]:
     """Turns input currents into spikes: a threshold at 1 with a filtered reset.
@@ -94,50 +100,48 @@ def spiking_neuron(
     S[t] = 1 if V[t] > 1 else 0
     R[t+1] = theta R[t] + v_reset S[t]
 
-    The backward pass uses the surrogate gradient for dS/dV and flows through the reset as well.
+    The derivatives use the surrogate gradient for dS/dV and flow through the reset as well.
 
     Args:
-        current: I, ``(T, B, *features)``. The membrane is computed in the dtype of
-            ``reset_decay``, under autocast too.
+        current: I, ``(T, B, *features)``. The membrane is computed in the dtype that the
+            coefficients promote to, float32 at least, under autocast too.
         reset_decay: theta, ``features``.
         reset_strength: v_reset, ``features``.
         membrane_decay: lambda, ``features``; 0 for a membrane without memory.
         state: ``(membrane, reset)``, V before the first step and R at it, both
             ``(B, *features)``; zeros if ``None``.
-        surrogate: the surrogate gradient.
+        surrogate: the surrogate gradient, any object with ``derivative(membrane)``. Backends have
+            compiled Gaussian and FastSigmoid; the derivative of any other is taken at all steps
+            at once where a gradient is needed, which runs the neuron once more.
         dropout: probability with which a spike is not passed on (the others are scaled by
             1 / (1 - dropout)), drawn for every element and time step. The reset sees every spike.
+            Under ``torch.func.vmap`` it follows the transform's ``randomness``.
 
     Returns:
-        S, ``(T, B, *features)``, in the dtype of ``reset_decay``, and the state after the last
-        step.
+        S, ``(T, B, *features)``, in the dtype that the coefficients promote to, and the state after
+        the last step, in float32 at least.
 
     Raises:
-        ValueError: a shape does not fit the others, or dropout lies outside [0, 1).
+        ValueError: a shape does not fit the others, the coefficients are not floating point,
+            dropout lies outside [0, 1), or the surrogate's derivative has another shape.
+        TypeError: the surrogate has no ``derivative``.
     """
-    features = current.shape[2:]
-    _check_time_first(current, "current")
-    for name, coefficients in (
-        ("reset_decay", reset_decay),
-        ("reset_strength", reset_strength),
-        ("membrane_decay", membrane_decay),
-    ):
-        if coefficients.shape != features:
-            raise ValueError(
-                f"{name} has shape {tuple(coefficients.shape)}, expected {tuple(features)} "
-                f"for current of shape {tuple(current.shape)} (T, B, *features)"
-            )
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
-    dtype = reset_decay.dtype
+    coefficients, own = _in_one_dtype(
+        reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
+    )
+    operators.check_neuron(current, *coefficients, state)
+    dtype = coefficients[0].dtype
     if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
         current = current.to(dtype)  # but the kernels read bfloat16 into a float32 membrane
-    state_shape = current.shape[1:]
     if state is None:
-        state = (reset_decay.new_zeros(()).expand(state_shape),) * 2
+        state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
+    state = [tensor.to(dtype) for tensor in state]
+    if type(surrogate) in SURROGATES.values():
+        name, width, slope = surrogate.name, surrogate.width, None
     else:
-        _check_state(("membrane", "reset"), state, (state_shape, state_shape))
-        state = tuple(tensor.to(dtype) for tensor in state)
+        name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
 
     # Drawn from PyTorch's generator on the tensor's device: reproducible, and no synchronisation.
     seed = (
@@ -145,39 +149,109 @@ def spiking_neuron(
         if dropout
         else torch.zeros((), dtype=torch.int64, device=current.device)
     )
-    spikes, membrane, reset = torch.ops.snn.spiking_neuron(
+    spikes, membrane, reset = operators.spiking_neuron(
         _fold(current, 2),
-        *(_fold(tensor, 0) for tensor in (reset_decay, reset_strength, membrane_decay)),
-        *(_fold(tensor, 1) for tensor in state),
-        surrogate.name,
-        surrogate.width,
+        *[_fold(tensor, 0) for tensor in coefficients],
+        *[_fold(tensor, 1) for tensor in state],
+        name,
+        width,
+        slope,
         dropout,
         seed,
     )
-    return spikes.view(current.shape), (membrane.view(state_shape), reset.view(state_shape))
+    shape = current.shape
+    return _unfold(spikes, shape).to(own), (
+        _unfold(membrane, shape[1:]),
+        _unfold(reset, shape[1:]),
+    )
 
 
-def _check_time_first(x: Tensor, name: str) -> None:
-    if x.dim() < 3:
+def neuron_traces(
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    state: NeuronState | None = None,
+    surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, membrane potential and reset of a neuron at every step, for a loss on them, say.
+
+    The reset is a first-order filter of the spikes, and the membrane potential one of current minus
+    reset, so the traces are filtered again instead of being kept in every forward pass.
+
+    Args:
+        current, reset_decay, reset_strength, membrane_decay, state, surrogate: as in
+            :func:`spiking_neuron`.
+
+    Returns:
+        S, V and R, each ``(T, B, *features)``, with gradients, in float32 at least. V[t] has R[t]
+        subtracted already; the spike at t is first felt in R[t+1].
+
+    Raises:
+        ValueError, TypeError: as in :func:`spiking_neuron`.
+    """
+    coefficients, _ = _in_one_dtype(
+        reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
+    )
+    spikes, _ = spiking_neuron(current, *coefficients, state, surrogate)
+    if state is None:
+        state = (spikes.new_zeros(spikes.shape[1:]),) * 2
+    theta, strength, decay = (coefficient[None] for coefficient in coefficients)  # of order 1
+    membrane_before, reset_at_start = (tensor[None].to(spikes.dtype) for tensor in state)
+    no_inputs = spikes.new_empty(0, *spikes.shape[1:])
+
+    # R[t+1] = theta R[t] + v_reset S[t], which the filter returns at t
+    resets_after, _ = iir_filter(spikes, theta, strength, (reset_at_start, no_inputs))
+    reset = torch.cat([reset_at_start, resets_after])[: len(spikes)]
+    # V[t] = lambda V[t-1] + I[t] - R[t]
+    drive = current.to(spikes.dtype) - reset
+    membrane, _ = iir_filter(drive, decay, torch.ones_like(decay), (membrane_before, no_inputs))
+    return spikes, membrane, reset
+
+
+def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
+    """S'(V[t]) of all steps, ``(T, B, N)``; ``None`` where no gradient will ask for it."""
+    if not callable(getattr(surrogate, "derivative", None)):
+        raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
+    needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not (needed or operators.transformed()):
+        return None
+    with torch.no_grad():
+        *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # no tangents either
+        _, membrane, _ = neuron_traces(*inputs, (membrane, reset))
+        slope = surrogate.derivative(membrane)
+    if slope.shape != membrane.shape:
         raise ValueError(
-            f"{name} has shape {tuple(x.shape)}, expected at least three dimensions "
-            "(T, B, *features)"
+            f"{type(surrogate).__name__}.derivative has shape {tuple(slope.shape)}, expected "
+            f"{tuple(membrane.shape)} as the membrane"
         )
+    return _fold(slope.to(membrane.dtype), 2)
 
 
-def _check_state(
-    names: Sequence[str], state: Sequence[Tensor], shapes: Sequence[Sequence[int]]
-) -> None:
-    for name, tensor, shape in zip(names, state, shapes, strict=True):
-        if tensor.shape != tuple(shape):
+def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
+    """The coefficients in the dtype that computes, float32 or float64, and the one they have."""
+    tensors = list(coefficients.values())
+    own, *others = {tensor.dtype for tensor in tensors}
+    if not others and own in COMPUTE_DTYPES:
+        return tensors, own
+    for name, tensor in coefficients.items():
+        if tensor.dtype not in COMPUTE_DTYPES + LOW_PRECISION:
             raise ValueError(
-                f"state {name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
+                f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
             )
+    own = reduce(torch.promote_types, others, own)
+    dtype = own if own in COMPUTE_DTYPES else torch.float32
+    return [tensor.to(dtype) for tensor in tensors], own
 
 
 def _fold(tensor: Tensor, leading: int) -> Tensor:
     """Folds the feature dimensions, those after the ``leading`` ones, into a single one."""
     return tensor if tensor.dim() == leading + 1 else tensor.flatten(leading)
+
+
+def _unfold(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Undoes ``_fold``."""
+    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
 
 
 def _last(past: Tensor, sequence: Tensor) -> Tensor:
@@ -186,191 +260,8 @@ def _last(past: Tensor, sequence: Tensor) -> Tensor:
     A copy: the state keeps neither the whole sequence alive nor changes with it.
     """
     order, steps = past.shape[0], sequence.shape[0]  # len() would fix T in torch.export
+    if order == 0:
+        return past
     if steps >= order:
         return sequence[steps - order :].clone()
     return torch.cat([past[steps:], sequence])
-
-
-@torch.library.custom_op("snn::iir_filter", mutates_args=())
-def _iir_filter(
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    past_output: Tensor,
-    past_input: Tensor,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    return backend_for(alpha).filter_forward(x, alpha, beta, past_output, past_input, dtype)
-
-
-@_iir_filter.register_fake
-def _(x, alpha, beta, past_output, past_input, dtype):
-    return (
-        torch.empty(x.shape, dtype=dtype, device=x.device),
-        torch.empty(past_output.shape, dtype=alpha.dtype, device=x.device),
-    )
-
-
-@torch.library.custom_op("snn::iir_filter_backward", mutates_args=())
-def _iir_filter_backward(
-    grad_output: Tensor,
-    grad_last: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    output: Tensor,
-    past_output: Tensor,
-    past_input: Tensor,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return backend_for(alpha).filter_backward(
-        grad_output, grad_last, x, alpha, beta, output, past_output, past_input, needed
-    )
-
-
-@_iir_filter_backward.register_fake
-def _(grad_output, grad_last, x, alpha, beta, output, past_output, past_input, needed):
-    shapes = (tensor.shape for tensor in (grad_output, alpha, beta, past_output, past_input))
-    return tuple(
-        alpha.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needed, strict=True)
-    )
-
-
-def _filter_setup_context(ctx, inputs, output):
-    x, alpha, beta, past_output, past_input, _ = inputs
-    output, _ = output
-    _, need_alpha, need_beta, *_ = ctx.needs_input_grad
-    # Kept only where a gradient reads them: the output for alpha's, the input for beta's.
-    # What stands in for the other is never read.
-    output = output if need_alpha else beta
-    x = x if need_beta else beta
-    ctx.save_for_backward(x, alpha, beta, output, past_output, past_input)
-
-
-def _filter_backward(ctx, grad_output, grad_last):
-    x, alpha, beta, output, past_output, past_input = ctx.saved_tensors
-    needed = list(ctx.needs_input_grad[:5])
-    gradients = torch.ops.snn.iir_filter_backward(
-        grad_output, grad_last, x, alpha, beta, output, past_output, past_input, needed
-    )
-    return *_only(gradients, needed), None
-
-
-_iir_filter.register_autograd(_filter_backward, setup_context=_filter_setup_context)
-
-
-@torch.library.custom_op("snn::spiking_neuron", mutates_args=())
-def _spiking_neuron(
-    current: Tensor,
-    reset_decay: Tensor,
-    reset_strength: Tensor,
-    membrane_decay: Tensor,
-    membrane: Tensor,
-    reset: Tensor,
-    surrogate: str,
-    width: float,
-    dropout: float,
-    seed: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return backend_for(reset_decay).neuron_forward(
-        current, reset_decay, reset_strength, membrane_decay, membrane, reset, dropout, seed
-    )
-
-
-@_spiking_neuron.register_fake
-def _(current, reset_decay, reset_strength, membrane_decay, membrane, reset, *_):
-    return tuple(
-        reset_decay.new_empty(shape)
-        for shape in (current.shape, current.shape[1:], current.shape[1:])
-    )
-
-
-@torch.library.custom_op("snn::spiking_neuron_backward", mutates_args=())
-def _spiking_neuron_backward(
-    grad_spikes: Tensor,
-    grad_membrane: Tensor,
-    grad_reset: Tensor,
-    current: Tensor,
-    reset_decay: Tensor,
-    reset_strength: Tensor,
-    membrane_decay: Tensor,
-    membrane: Tensor,
-    reset: Tensor,
-    surrogate: str,
-    width: float,
-    dropout: float,
-    seed: Tensor,
-    needed: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return backend_for(reset_decay).neuron_backward(
-        grad_spikes,
-        grad_membrane,
-        grad_reset,
-        current,
-        reset_decay,
-        reset_strength,
-        membrane_decay,
-        membrane,
-        reset,
-        surrogate,
-        width,
-        dropout,
-        seed,
-        needed,
-    )
-
-
-@_spiking_neuron_backward.register_fake
-def _(
-    grad_spikes,
-    grad_membrane,
-    grad_reset,
-    current,
-    reset_decay,
-    reset_strength,
-    membrane_decay,
-    membrane,
-    reset,
-    surrogate,
-    width,
-    dropout,
-    seed,
-    needed,
-):
-    like = (current, reset_decay, reset_strength, membrane_decay, membrane, reset)
-    return tuple(
-        tensor.new_empty(tensor.shape if need else (0,))
-        for tensor, need in zip(like, needed, strict=True)
-    )
-
-
-def _neuron_setup_context(ctx, inputs, output):
-    *tensors, ctx.surrogate, ctx.width, ctx.dropout, seed = inputs
-    ctx.save_for_backward(*tensors, seed)
-
-
-def _neuron_backward(ctx, grad_spikes, grad_membrane, grad_reset):
-    *tensors, seed = ctx.saved_tensors
-    needed = list(ctx.needs_input_grad[:6])
-    gradients = torch.ops.snn.spiking_neuron_backward(
-        grad_spikes,
-        grad_membrane,
-        grad_reset,
-        *tensors,
-        ctx.surrogate,
-        ctx.width,
-        ctx.dropout,
-        seed,
-        needed,
-    )
-    return *_only(gradients, needed), None, None, None, None
-
-
-_spiking_neuron.register_autograd(_neuron_backward, setup_context=_neuron_setup_context)
-
-
-def _only(gradients: Sequence[Tensor], needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The gradients that were asked for, ``None`` for the others."""
-    return tuple(
-        gradient if need else None for gradient, need in zip(gradients, needed, strict=True)
-    )

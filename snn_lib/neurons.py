@@ -9,15 +9,15 @@ with theta = lambda = exp(-1 / tau_m).
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from snn_lib.containers import StatefulModule
-from snn_lib.functional import NeuronState, spiking_neuron
-from snn_lib.surrogate import FastSigmoid, Gaussian
+from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
+from snn_lib.surrogate import Gaussian, Surrogate
+from snn_lib.time_constants import decay_of
 
 
 class SpikingNeuron(StatefulModule):
@@ -28,7 +28,8 @@ class SpikingNeuron(StatefulModule):
         tau_m: time constant of the reset, and of the membrane if it filters, in steps.
         membrane_filter: whether the membrane potential leaks with ``tau_m`` or has no memory.
         reset_strength: v_reset, by how much a spike lowers the next potential.
-        surrogate: the surrogate gradient of the spike.
+        surrogate: the surrogate gradient of the spike, Gaussian, FastSigmoid or any object with
+            ``derivative(membrane)``.
         dropout: in training, the probability that a spike is not passed on to the next layer,
             drawn for every neuron and time step; the others are scaled by 1 / (1 - dropout). The
             neuron's own reset sees all its spikes.
@@ -40,6 +41,7 @@ class SpikingNeuron(StatefulModule):
     Shape:
         - current: ``(T, B, *shape)``.
         - state: ``(membrane, reset)``, both ``(B, *shape)``: V of the last step and R of the next.
+        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
         - returns spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
@@ -52,18 +54,15 @@ class SpikingNeuron(StatefulModule):
         tau_m: float,
         membrane_filter: bool = False,
         reset_strength: float = 1.0,
-        surrogate: Gaussian | FastSigmoid = Gaussian(),  # noqa: B008 (immutable)
+        surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not tau_m > 0:  # nan too
-            raise ValueError(f"tau_m is {tau_m}, expected a positive number of steps")
+        decay = decay_of(tau_m, "tau_m")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.tau_m, self.surrogate, self.dropout = tau_m, surrogate, dropout
-        self.membrane_filter = membrane_filter
-        decay = math.exp(-1.0 / tau_m)
+        self.surrogate, self.dropout = surrogate, dropout
         self.register_buffer("reset_decay", torch.full(self.shape, decay))
         self.register_buffer("reset_strength", torch.full(self.shape, float(reset_strength)))
         self.register_buffer(
@@ -71,10 +70,10 @@ class SpikingNeuron(StatefulModule):
         )
 
     def forward(
-        self, current: Tensor, state: NeuronState | None = None
-    ) -> tuple[Tensor, NeuronState]:
+        self, current: Tensor, state: NeuronState | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Runs all time steps; see the class for shapes."""
-        return spiking_neuron(
+        spikes, last = spiking_neuron(
             current,
             self.reset_decay,
             self.reset_strength,
@@ -83,10 +82,52 @@ class SpikingNeuron(StatefulModule):
             self.surrogate,
             self.dropout if self.training else 0.0,
         )
+        if lengths is not None:
+            last = self._state_after(lengths, current, state)
+        return Output(spikes, last)
+
+    def traces(
+        self, current: Tensor, state: NeuronState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, membrane potential and reset at every step, for a loss on them, say.
+
+        Returns:
+            S, V and R, each ``(T, B, *shape)``, with gradients and before dropout; V[t] has R[t]
+            subtracted already.
+        """
+        coefficients = self.reset_decay, self.reset_strength, self.membrane_decay
+        return neuron_traces(current, *coefficients, state, self.surrogate)
+
+    def _state_after(
+        self, lengths: Tensor, current: Tensor, state: NeuronState | None
+    ) -> NeuronState:
+        """V of each sequence's own last step, and R of the next."""
+        spikes, membrane, reset = self.traces(current, state)
+        first = (torch.zeros_like(spikes[:1]),) * 2 if state is None else (s[None] for s in state)
+        ever = membrane, self.reset_decay * reset + self.reset_strength * spikes
+        before_and_ever = (torch.cat(pair) for pair in zip(first, ever, strict=True))
+        return tuple(last_steps(sequence, 1, lengths)[0] for sequence in before_and_ever)
 
     def extra_repr(self) -> str:
-        """The settings, for ``print``."""
+        """The settings as the buffers hold them, for ``print``."""
         return (
-            f"{self.shape}, tau_m={self.tau_m}, membrane_filter={self.membrane_filter}, "
+            f"{self.shape}, tau_m={_time_constant(self.reset_decay)}, "
+            f"membrane_filter={self._membrane_filter()}, "
             f"surrogate={self.surrogate}, dropout={self.dropout}"
         )
+
+    def _membrane_filter(self) -> bool | str:
+        """Whether the membrane filters, or with what if not with ``tau_m``."""
+        if self.membrane_decay.is_meta:
+            return "unknown"
+        if torch.equal(self.membrane_decay, self.reset_decay):
+            return True
+        return self.membrane_decay.any().item() and _time_constant(self.membrane_decay)
+
+
+def _time_constant(decay: Tensor) -> str:
+    """tau = -1 / log(decay), in steps: one number or the range of them."""
+    if decay.is_meta or decay.numel() == 0:
+        return "unknown"
+    first, last = (f"{tau:.4g}" for tau in (-1.0 / decay.float().log()).aminmax())
+    return first if first == last else f"{first} to {last}"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import iir_filter
+from snn_lib.time_constants import decay_of
 
 
 class SpikeCount(nn.Module):
@@ -66,13 +67,11 @@ class LeakyIntegrator(nn.Module):
 
     def __init__(self, tau: float = 20.0) -> None:
         super().__init__()
-        if not tau > 0:  # nan too
-            raise ValueError(f"tau is {tau}, expected a positive number of steps")
-        self.tau = tau
+        self.tau, self.decay = tau, decay_of(tau)
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
-        decay = output.new_full((1, *output.shape[2:]), math.exp(-1.0 / self.tau))
+        decay = output.new_full((1, *output.shape[2:]), self.decay)
         return Last()(iir_filter(output, decay, 1.0 - decay)[0], lengths)
 
     def extra_repr(self) -> str:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.inspection.metrics import peak_scale
-from snn_lib.inspection.monitor import record_neuron
+from snn_lib.inspection.monitor import NeuronRecord, SynapseRecord, as_numpy, watch
 from snn_lib.surrogate import THRESHOLD, Gaussian
-from snn_lib.synapses import DualExponentialSynapse, LowPassSynapse
+from snn_lib.synapses import DualExponentialSynapse
+from snn_lib.time_constants import decay_of, peak_scale
 
 __all__ = [
     "SNN_Monitor",
@@ -132,7 +132,7 @@ def _parameter(value: Tensor | float, train: bool = False) -> nn.Parameter:
 
 def _decay(shape: Sequence[int], tau: float, train: bool = False) -> nn.Parameter:
     """exp(-1 / tau) for every channel."""
-    return _parameter(LowPassSynapse(shape, tau).alpha[0], train)
+    return _parameter(torch.full(tuple(shape), decay_of(tau)), train)
 
 
 def _trace(x: Tensor, decay: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -334,18 +334,14 @@ class _NeuronLayer(_Layer):
         super().__init__(step_num, batch_size, shape, shape)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        return getattr(self, self._cell_name)(self._current(x), states)
+        return self._cell(self._current(x), states)
+
+    @property
+    def _cell(self) -> _NeuronCell:
+        return getattr(self, self._cell_name)
 
     def _current(self, x: Tensor) -> Tensor:
         raise NotImplementedError
-
-    @torch.no_grad()
-    def _traces(self, x: Tensor, states: States | None = None) -> dict[str, Tensor]:
-        """What :class:`SNN_Monitor` records, ``(B, *features, T)``."""
-        cell = getattr(self, self._cell_name)
-        record = record_neuron(cell, self._current(x.movedim(-1, 0)), states)
-        traces = {"v": record.membrane, "reset_v": record.reset, "spike": record.spikes}
-        return {name: trace.movedim(0, -1) for name, trace in traces.items()}
 
 
 class neuron_layer(_NeuronLayer):
@@ -637,8 +633,8 @@ class SNN_Monitor:
 
     Attributes:
         record: ``"psp"`` of a synapse layer; ``"v"``, ``"reset_v"`` and ``"spike"`` of a neuron
-            layer, where ``v`` has ``reset_v`` of the same step subtracted already. NumPy arrays
-            ``(iteration, B, *features, T)``, as many iterations as have run.
+            layer, at step t the potential V[t], the reset R[t+1] that follows, and S[t]. NumPy
+            arrays ``(iteration, B, *features, T)``, as many iterations as have run.
 
     Raises:
         TypeError: ``module`` is another kind of layer.
@@ -649,15 +645,19 @@ class SNN_Monitor:
             raise TypeError(f"{type(module).__name__} is no layer that can be monitored")
         self.module, self.max_iteration = module, max_iteration
         self.record: dict[str, np.ndarray] = {}
-        self._hook = module.register_forward_hook(self._store, with_kwargs=True)
+        neurons = isinstance(module, _NeuronLayer)
+        self._hook = watch(module._cell if neurons else module, self._store)
 
-    def _store(self, module: _Layer, args: tuple, kwargs: dict, result: tuple) -> None:
-        if isinstance(module, _NeuronLayer):
-            traces = module._traces(*args, **kwargs)
+    def _store(self, run: SynapseRecord | NeuronRecord) -> None:
+        if isinstance(run, SynapseRecord):
+            traces = {"psp": run.psp}
         else:
-            traces = {"psp": result[0].detach()}
+            cell = self.module._cell
+            reset_after = cell.reset_decay * run.reset + cell.reset_strength * run.spikes  # R[t+1]
+            time_first = {"v": run.membrane, "reset_v": reset_after, "spike": run.spikes}
+            traces = {name: trace.movedim(0, -1) for name, trace in time_first.items()}
         for name, trace in traces.items():
             earlier = self.record.get(name, ())
-            self.record[name] = np.stack([*earlier, trace.cpu().numpy()])
+            self.record[name] = np.stack([*earlier, as_numpy(trace)])
         if len(earlier) + 1 == self.max_iteration:
             self._hook.remove()

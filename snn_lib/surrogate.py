@@ -2,16 +2,29 @@
 
 The forward pass of a neuron is a step, S = 1 if V > 1 else 0, whose derivative is zero almost
 everywhere. Training replaces it, in the backward pass only, by a smooth bump around the threshold.
+
+A surrogate of one's own is any object with a method ``derivative``:
+
+    class Window:
+        def derivative(self, membrane):
+            return (torch.abs(membrane - 1.0) < 0.5).to(membrane)
 """
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 THRESHOLD = 1.0
+
+
+class Surrogate(Protocol):
+    """What a neuron takes as its surrogate; nothing needs to inherit from it."""
+
+    def derivative(self, membrane: Tensor) -> Tensor:
+        """dS/dV at every element of ``membrane``, in its shape."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +36,17 @@ class Gaussian:
     Args:
         width: sigma, in units of the threshold.
 
+    Raises:
+        ValueError: the width is not a positive number.
+
     Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
     """
 
     name: ClassVar[str] = "gaussian"
     width: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check_width(self.width)
 
     def derivative(self, membrane: Tensor) -> Tensor:
         """dS/dV at every element of ``membrane``."""
@@ -46,11 +65,17 @@ class FastSigmoid:
         width: distance from the threshold at which the derivative has fallen to 1/4, in units of
             the threshold.
 
+    Raises:
+        ValueError: the width is not a positive number.
+
     Source: Zenke and Ganguli, Neural Computation 2018, doi 10.1162/neco_a_01086.
     """
 
     name: ClassVar[str] = "fast_sigmoid"
     width: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_width(self.width)
 
     def derivative(self, membrane: Tensor) -> Tensor:
         """dS/dV at every element of ``membrane``."""
@@ -58,4 +83,10 @@ class FastSigmoid:
         return 1.0 / (1.0 + distance * (1.0 / self.width)) ** 2
 
 
+def _check_width(width: float) -> None:
+    if not 0.0 < width < math.inf:  # nan too
+        raise ValueError(f"width is {width}, expected a positive number")
+
+
+# Those that every backend has compiled.
 SURROGATES = {surrogate.name: surrogate for surrogate in (Gaussian, FastSigmoid)}

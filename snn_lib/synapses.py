@@ -3,22 +3,95 @@
 F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
 The coefficients belong to the channel, are initialised from time constants and trained together
-with the weights. ``constraint="stable"`` keeps trained filters from blowing up: after each
-optimiser step, :meth:`IIRSynapse.project_` moves the poles back inside the unit circle.
+with the weights. ``constraint="stable"`` keeps trained filters from blowing up, in any training
+loop: the filter at work is :func:`stable` of alpha, whatever alpha holds.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import StatefulModule
+from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import FilterState, iir_filter
+from snn_lib.time_constants import decay_of, decays_of
 
 CONSTRAINTS = ("none", "stable")
+DIGITS = 5  # octal ones, of the factor that scales the poles of a filter
+
+
+def stable(alpha: Tensor, margin: float) -> Tensor:
+    """The stable filter next to each channel's: itself, bit for bit, where it is stable already.
+
+    Element-wise over the channels, without a look at the values: nothing waits for a GPU.
+
+    - Order 1: |alpha_1| <= 1 - m.
+    - Order 2: |alpha_2| <= 1 - m and |alpha_1| <= 1 - alpha_2 - m, the triangle of all stable
+      second-order filters, those with complex poles among them.
+    - Higher orders, and any order in a precision below float32: the poles have magnitudes below
+      1 - m. Where they have not, alpha_p is clamped to the binomial coefficient P over p, which no
+      stable filter exceeds, and all poles are scaled by one factor s, that is alpha_p by s^p. The
+      largest s is sought for which the filter is stable as rounded to its dtype.
+
+    Args:
+        alpha: ``(P, *shape)``. A filter with infinite coefficients becomes a stable one as well;
+            nan stays nan.
+        margin: m, how far inside the stable set the filters stay, 0 < m < 1.
+
+    Returns:
+        ``(P, *shape)`` in the dtype of ``alpha``; ``stable`` of it is the same, bit for bit.
+    """
+    order, bound = len(alpha), 1.0 - margin
+    if order <= 2 and alpha.dtype in (torch.float32, torch.float64):
+        last = alpha[1:].clamp(-bound, bound)  # alpha_2, or nothing
+        limit = bound - last.sum(0)
+        return torch.cat([alpha[:1].clamp(-limit, limit), last])
+
+    exact = torch.float32 if alpha.device.type == "mps" else torch.float64  # MPS has no other
+    bounded = torch.stack(
+        [a.clamp(-math.comb(order, p), math.comb(order, p)) for p, a in enumerate(alpha, 1)]
+    ).to(exact)
+
+    def scaled(factor: Tensor) -> Tensor:
+        """Every filter with its poles scaled by each of the factors, ``(P, factors, *shape)``."""
+        powers = factor.expand(order, *factor.shape).cumprod(0)
+        return (bounded[:, None] * powers).to(alpha.dtype)
+
+    def inside(candidates: Tensor) -> Tensor:
+        powers = torch.full_like(candidates, bound, dtype=exact).cumprod(0)
+        return _has_poles_inside_unit_circle(candidates.to(exact) / powers)
+
+    # Each pass finds one more digit of s, to the base 8; with s = 0 every filter is stable.
+    digits = torch.arange(1, 8, device=alpha.device, dtype=exact)
+    digits = digits.view(-1, *[1] * (alpha.dim() - 1))
+    factor = torch.zeros_like(bounded[:1])
+    for place in range(1, DIGITS + 1):
+        larger = factor + digits / 8**place
+        fits = inside(scaled(larger))
+        factor = torch.where(fits, larger, factor).amax(0, keepdim=True)
+    return torch.where(inside(alpha), alpha, scaled(factor)[:, 0])
+
+
+def _has_poles_inside_unit_circle(alpha: Tensor) -> Tensor:
+    """Whether each channel's filter is stable, beyond doubt of rounding; ``shape``.
+
+    The step-down recursion of Schur and Cohn: a filter of order P is stable if its reflection
+    coefficient k_P = alpha_P has a magnitude below 1, and so has the filter of order P - 1,
+    (alpha_p + k_P alpha_{P-p}) / (1 - k_P^2). On the unit circle |1 - sum_p alpha_p z^-p| is at
+    least the product of all 1 - |k_p|. A product above the recursion's rounding error leaves no
+    doubt. Refused with the unstable are only clusters of poles that rounding could move out.
+    """
+    room = torch.ones_like(alpha[0])
+    doubt = 4 ** len(alpha) * torch.finfo(alpha.dtype).eps
+    while len(alpha):
+        k, alpha = alpha[-1], alpha[:-1]
+        room = room * (1 - k.abs()).clamp(min=0)
+        alpha = (alpha + k * alpha.flip(0)) / (1 - k * k)
+    return room > doubt
 
 
 class IIRSynapse(StatefulModule):
@@ -29,8 +102,9 @@ class IIRSynapse(StatefulModule):
         alpha: the P weights of past outputs, alpha_1 first.
         beta: the Q + 1 weights of present and past inputs, beta_0 first.
         train_alpha, train_beta: which of them are parameters; the others are buffers.
-        constraint: ``"none"``, or ``"stable"``, which lets :meth:`project_` act.
-        margin: m, how far inside the stable set ``"stable"`` keeps the filters.
+        constraint: ``"none"``, or ``"stable"``: the filter at work is then :func:`stable` of alpha,
+            before any training too.
+        margin: m, how far inside the stable set ``"stable"`` keeps the filters, at least 1e-6.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -40,11 +114,13 @@ class IIRSynapse(StatefulModule):
         - x: ``(T, B, *shape)``.
         - state: ``(past_output, past_input)``: the last P outputs ``(P, B, *shape)`` and Q inputs
           ``(Q, B, *shape)``, oldest first.
-        - returns the PSP ``(T, B, *shape)`` and the new state. Under autocast to bfloat16 the PSP
-          of a float32 synapse is in bfloat16, as the matrix product after it would round it.
+        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
+        - returns the PSP ``(T, B, *shape)`` and the new state. Under autocast the PSP of a float32
+          synapse is in autocast's dtype, as the matrix product after it would round it.
 
     Raises:
-        ValueError: ``beta`` is empty, the constraint is unknown, or a shape is wrong.
+        ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1),
+            or a shape is wrong.
     """
 
     def __init__(
@@ -62,6 +138,8 @@ class IIRSynapse(StatefulModule):
             raise ValueError("beta is empty, expected at least beta_0")
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}, choose one of {CONSTRAINTS}")
+        if not 1e-6 <= margin < 1:  # less than that float32 rounds away
+            raise ValueError(f"margin is {margin}, expected a number in [1e-6, 1)")
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.constraint, self.margin = constraint, margin
         for name, values, train in (("alpha", alpha, train_alpha), ("beta", beta, train_beta)):
@@ -72,15 +150,75 @@ class IIRSynapse(StatefulModule):
             else:
                 self.register_buffer(name, channels)
 
-    def forward(self, x: Tensor, state: FilterState | None = None) -> tuple[Tensor, FilterState]:
+    def forward(
+        self, x: Tensor, state: FilterState | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Filters all time steps; see the class for shapes."""
-        rounded = self.alpha.dtype == torch.float32 and _autocasts_to_bfloat16(x.device.type)
-        return iir_filter(
-            x, self.alpha, self.beta, state, dtype=torch.bfloat16 if rounded else None
+        alpha = self.effective_alpha()
+        if self.training and torch.is_grad_enabled():
+            self._pull_back(alpha)
+        dtype = _autocast_dtype(x.device.type) if alpha.dtype == torch.float32 else None
+        if lengths is None:
+            return Output(*iir_filter(x, alpha, self.beta, state, dtype))
+        return self._until(lengths, x, alpha, state, dtype or alpha.dtype)
+
+    def _until(
+        self,
+        lengths: Tensor,
+        x: Tensor,
+        alpha: Tensor,
+        state: FilterState | None,
+        dtype: torch.dtype,
+    ) -> Output:
+        """The PSP, and the state at each sequence's own end."""
+        exact = torch.promote_types(alpha.dtype, torch.float32)  # a state is never rounded
+        psp, last = iir_filter(x, alpha.to(exact), self.beta.to(exact), state)
+        before = map(torch.zeros_like, last) if state is None else state
+        ends = (
+            last_steps(torch.cat([past.to(exact), new.to(exact)]), len(past), lengths)
+            for past, new in zip(before, (psp, x), strict=True)
         )
+        return Output(psp.to(dtype), tuple(ends))
+
+    def effective_alpha(self) -> Tensor:
+        """The alpha of the filter at work, ``(P, *shape)``: :func:`stable` of it if constrained.
+
+        Its gradient is alpha's, unchanged (straight-through), so that a filter held at the edge of
+        the stable set still feels what pulls it inside.
+        """
+        if self.constraint == "none":
+            return self.alpha
+        fixed = self.alpha.detach()
+        zero = (fixed - self.alpha).nan_to_num()  # inf and nan too, but for its gradient
+        return stable(fixed, self.margin) - zero  # not plus, which would make 0.0 of -0.0
+
+    def project_(self) -> None:
+        """Moves the parameter alpha to the filter at work, in place.
+
+        Left outside the stable set, alpha would be carried away by an optimiser's momentum and have
+        to come all the way back. Forward passes in training pull it back by themselves, and so does
+        ``state_dict``, which then holds the filters at work. Only what reads ``parameters()`` right
+        after an optimiser's step, as a moving average does, may want to call this.
+        """
+        self._pull_back(self.effective_alpha())
+
+    def _pull_back(self, alpha: Tensor) -> None:
+        if (
+            self.constraint == "stable"
+            and isinstance(self.alpha, nn.Parameter)  # not what functional_call puts in its place
+            # torch.func's transforms and exported programs allow no change in place
+            and not torch._C._are_functorch_transforms_active()
+            and not torch.compiler.is_exporting()
+        ):
+            # Through .data, so that a graph that has saved the parameter does not mind.
+            self.alpha.data.copy_(alpha.detach())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.project_()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def poles(self) -> Tensor:
-        """The poles of every channel's filter, complex, ``(*shape, P)``.
+        """The poles of every channel's filter at work, complex, ``(*shape, P)``, on the CPU.
 
         They are the eigenvalues of the recurrence's companion matrix; the filter is stable if all
         lie inside the unit circle.
@@ -89,7 +227,7 @@ class IIRSynapse(StatefulModule):
         if order == 0:
             return torch.zeros(*self.shape, 0, dtype=torch.complex128)
         companion = torch.zeros(*self.shape, order, order, dtype=torch.float64)
-        companion[..., 0, :] = self.alpha.detach().movedim(0, -1).double().cpu()
+        companion[..., 0, :] = self.effective_alpha().detach().movedim(0, -1).cpu()
         companion[..., 1:, :-1] = torch.eye(order - 1)
         return torch.linalg.eigvals(companion)
 
@@ -98,34 +236,9 @@ class IIRSynapse(StatefulModule):
 
         Infinite if a coefficient is not finite.
         """
-        if not torch.isfinite(self.alpha).all():
+        if not torch.isfinite(self.effective_alpha()).all():
             return math.inf
         return self.poles().abs().amax().item() if len(self.alpha) else 0.0
-
-    @torch.no_grad()
-    def project_(self) -> None:
-        """With ``constraint="stable"``, moves alpha to the stable set, in place; otherwise nothing.
-
-        - Order 1: |alpha_1| <= 1 - m.
-        - Order 2: |alpha_2| <= 1 - m and |alpha_1| <= 1 - alpha_2 - m, the triangle of all stable
-          second-order filters, those with complex poles among them.
-        - Higher orders: a filter whose largest pole radius r exceeds 1 - m has all its poles scaled
-          by (1 - m) / r, that is alpha_p by ((1 - m) / r)^p. Coefficients that are not finite stay.
-        """
-        if self.constraint == "none" or len(self.alpha) == 0:
-            return
-        bound = 1.0 - self.margin
-        if len(self.alpha) <= 2:
-            alpha_2 = self.alpha[1].clamp_(-bound, bound) if len(self.alpha) == 2 else 0.0
-            limit = torch.as_tensor(bound - alpha_2).to(self.alpha)
-            self.alpha[0].clamp_(-limit, limit)
-        elif torch.isfinite(self.alpha).all():  # others have no poles
-            radius = self.poles().abs().amax(-1)
-            scale = (bound / radius).clamp(max=1.0).to(self.alpha)
-            powers = torch.arange(1, len(self.alpha) + 1).view(-1, *[1] * len(self.shape))
-            self.alpha.mul_(scale ** powers.to(self.alpha))
-            if self.pole_radius() >= 1.0:  # rounding can move a cluster of poles out again
-                self.project_()
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
@@ -135,11 +248,12 @@ class IIRSynapse(StatefulModule):
         )
 
 
-def _autocasts_to_bfloat16(device: str) -> bool:
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    available = torch.amp.is_autocast_available(device)  # not on the meta device, for one
     return (
-        torch.amp.is_autocast_available(device)  # not on the meta device, for one
-        and torch.is_autocast_enabled(device)
-        and torch.get_autocast_dtype(device) == torch.bfloat16
+        torch.get_autocast_dtype(device)
+        if available and torch.is_autocast_enabled(device)
+        else None
     )
 
 
@@ -173,9 +287,7 @@ class DualExponentialSynapse(IIRSynapse):
         constraint: str = "none",
         margin: float = 1e-3,
     ) -> None:
-        if not 0 < tau_s < tau_m:
-            raise ValueError(f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m")
-        p, q = math.exp(-1.0 / tau_m), math.exp(-1.0 / tau_s)
+        p, q = decays_of(tau_m, tau_s)
         super().__init__(
             shape,
             alpha=(p + q, -p * q),
@@ -213,11 +325,9 @@ class LowPassSynapse(IIRSynapse):
         constraint: str = "none",
         margin: float = 1e-3,
     ) -> None:
-        if not tau > 0:  # nan too
-            raise ValueError(f"tau is {tau}, expected a positive number of steps")
         super().__init__(
             shape,
-            alpha=(math.exp(-1.0 / tau),),
+            alpha=(decay_of(tau),),
             beta=(1.0,),
             train_alpha=train_coefficients,
             train_beta=False,

@@ -129,10 +129,7 @@ def filter_spike_multiple(
     if filter_type == "exp":
         synapse = LowPassSynapse(channels, tau_m)
     elif filter_type == "dual_exp":
-        synapse = OutputFilter(tau_m, tau_s, channels)
-        if not normalize:
-            # Without v0, the filter starts with p - q.
-            synapse.beta[1] = math.exp(-1.0 / tau_m) - math.exp(-1.0 / tau_s)
+        synapse = OutputFilter(tau_m, tau_s, channels, normalize)
     else:
         raise ValueError(f"filter_type is {filter_type!r}, expected 'exp' or 'dual_exp'")
     with torch.no_grad():

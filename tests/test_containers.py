@@ -1,6 +1,7 @@
 """Whole networks: against a plain step by step implementation, in chunks, compiled, exported."""
 
 import math
+from collections import OrderedDict
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from snn_lib.containers import PerStep, Sequential
+from snn_lib.containers import (
+    Output,
+    PerStep,
+    Sequential,
+    StatefulModule,
+    detached,
+    last_steps,
+)
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
 
@@ -295,3 +303,145 @@ def test_an_exported_network_takes_any_number_of_time_steps_and_samples():
     assert len(operators(program)) == 4
     for x in (spike_trains(40, 3), spike_trains(3, 20)):
         torch.testing.assert_close(program.module()(x), network(x))
+
+
+# Lengths: the state at each sequence's own end
+
+
+def ragged_network():
+    return Sequential(
+        IIRSynapse(6, (0.5, -0.25, 0.125), (0.5, 0.25)),
+        nn.Linear(6, 5),
+        SpikingNeuron(5, TAU_M),
+        Sequential(LowPassSynapse(5, 4.0), nn.Linear(5, 4)),
+        SpikingNeuron(4, TAU_M, membrane_filter=True),
+    ).double()
+
+
+def parts(state):
+    if state is None:
+        return []
+    return (
+        [state] if isinstance(state, torch.Tensor) else [t for part in state for t in parts(part)]
+    )
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_with_lengths_the_state_is_that_at_each_sequence_s_own_end(with_state):
+    network = ragged_network()
+    nn.init.normal_(network[1].weight, 0.5)
+    x, lengths = 2 * torch.rand(9, 4, 6).double(), torch.tensor([9, 1, 4, 0 if with_state else 2])
+    before = network(torch.rand(3, 4, 6).double())[1] if with_state else None
+    output, state = network(x, before, lengths)
+    torch.testing.assert_close(output, network(x, before)[0], **EXACT)
+    assert output.mean() > 0
+    for b, length in enumerate(lengths.tolist()):
+        alone = None if before is None else _sample(before, b)
+        _, expected = network(x[:length, b : b + 1], alone)
+        for found, one in zip(parts(_sample(state, b)), parts(expected), strict=True):
+            torch.testing.assert_close(found, one, rtol=1e-12, atol=1e-12)
+
+
+def _sample(state, b):
+    """One sample of a state; the batch is the first dimension of a neuron's, a filter's second."""
+    if state is None:
+        return None
+    if isinstance(state, torch.Tensor):
+        return state[b : b + 1] if state.dim() == 2 else state[:, b : b + 1]
+    return tuple(_sample(part, b) for part in state)
+
+
+def test_the_state_of_a_rounded_psp_is_not_rounded():
+    synapse, x = dual_exponential(3), torch.rand(7, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        psp, state = synapse(x, lengths=torch.tensor([7, 7]))
+        rounded, expected = synapse(x)
+    assert psp.dtype == torch.bfloat16
+    torch.testing.assert_close(psp, rounded, **EXACT)
+    torch.testing.assert_close(state, expected, **EXACT)
+
+
+# What one expects of nn.Sequential
+
+
+def test_slices_names_and_additions():
+    layers = [low_pass(3), nn.Linear(3, 4), SpikingNeuron(4, 4.0)]
+    network = Sequential(*layers)
+    assert list(network) == layers
+    assert list(network[1:]) == layers[1:]
+    assert network[-1] is layers[2]
+    assert list(network[1:].state_dict()) == [
+        key for key in network.state_dict() if not key.startswith("0.")
+    ]
+    grown = Sequential().append(layers[0]).extend(layers[1:]).insert(1, nn.Identity())
+    assert [type(module).__name__ for module in grown] == [
+        "LowPassSynapse", "Identity", "Linear", "SpikingNeuron"
+    ]  # fmt: skip
+    named = Sequential(OrderedDict(psp=layers[0], weights=layers[1]))
+    assert named.weights is layers[1]
+    assert [name for name, _ in named.named_children()] == ["psp", "weights"]
+    x = torch.rand(5, 2, 3)
+    torch.testing.assert_close(named(x)[0], network[:2](x)[0], **EXACT)
+
+
+def test_batch_first_transposes_input_and_output():
+    network = two_layers()
+    other = Sequential(*network, batch_first=True)
+    x = spike_trains()
+    output, state = network(x)
+    found, other_state = other(x.transpose(0, 1))
+    torch.testing.assert_close(found, output.transpose(0, 1), **EXACT)
+    torch.testing.assert_close(parts(other_state), parts(state), **EXACT)
+    torch.testing.assert_close(
+        other.layerwise(x.transpose(0, 1))[0][1],
+        network.layerwise(x)[0][1].transpose(0, 1),
+        **EXACT,
+    )
+    assert other[:2].batch_first
+
+
+def test_every_module_s_output_can_be_had_with_its_gradient():
+    network, x = two_layers(), spike_trains()
+    outputs, state = network.layerwise(x)
+    assert len(outputs) == len(network)
+    torch.testing.assert_close(outputs[-1], network(x)[0], **EXACT)
+    torch.testing.assert_close(parts(state), parts(network(x)[1]), **EXACT)
+    outputs[2].mean().backward()  # a penalty on hidden spikes
+    assert network[1].weight.grad.abs().sum() > 0
+    assert network[4].weight.grad is None
+    spikes, membrane, reset = network[2].traces(outputs[1])
+    torch.testing.assert_close(spikes, outputs[2], **EXACT)
+    torch.testing.assert_close(membrane, outputs[1] - reset)
+    membrane.square().mean().backward()
+
+
+@pytest.mark.parametrize("plain", [nn.Linear(3, 4), nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Dropout()])
+def test_in_a_plain_sequential_the_message_names_ours(plain):
+    with pytest.raises(TypeError, match=r"snn_lib\.Sequential instead of nn\.Sequential"):
+        nn.Sequential(low_pass(3), plain)(torch.rand(5, 2, 3))
+
+
+def test_a_detached_state_stops_the_gradient():
+    network, x = two_layers(), spike_trains().requires_grad_()
+    _, state = network(x)
+    assert any(part.requires_grad for part in parts(state))
+    cut = detached(state)
+    assert not any(part.requires_grad for part in parts(cut))
+    torch.testing.assert_close(parts(cut), [part.detach() for part in parts(state)], **EXACT)
+    assert detached(None) is None
+
+
+def test_a_layer_of_one_s_own():
+    """The example of the docstring."""
+
+    class PairMean(StatefulModule):
+        def forward(self, x, state=None, lengths=None):
+            (before,) = state or (x.new_zeros(1, *x.shape[1:]),)
+            seen = torch.cat([before, x])
+            return Output((seen[1:] + seen[:-1]) / 2, (last_steps(seen, 1, lengths),))
+
+    network, x = Sequential(PairMean(), nn.Identity(), PairMean()), torch.rand(6, 3, 2)
+    whole, _ = network(x)
+    first, state = network(x[:4], lengths=torch.tensor([4, 4, 4]))
+    torch.testing.assert_close(torch.cat([first, network(x[4:], state)[0]]), whole, **EXACT)
+    torch.testing.assert_close(whole[2], (x[2] + 2 * x[1] + x[0]) / 4)

@@ -51,7 +51,32 @@ def test_poisson_spikes_are_independent_over_time_and_elements():
         assert abs((flat[lag:] * flat[:-lag]).mean()) < 5 / math.sqrt(steps * elements)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precisions_draw_the_spikes_of_the_rates_that_they_hold(dtype):
+    rates = torch.linspace(-0.1, 1.1, 1000).to(dtype)
+    low, full = (
+        poisson(values, 300, torch.Generator().manual_seed(5)) for values in (rates, rates.float())
+    )
+    assert low.dtype == dtype
+    assert torch.equal(low.float(), full)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_poisson_refuses_what_are_no_probabilities(dtype):
+    with pytest.raises(TypeError, match=f"values are {dtype}, expected probabilities"):
+        poisson(torch.ones(3, dtype=dtype), 5)
+
+
+def test_the_generator_may_be_of_another_device_than_the_values():
+    generator = torch.Generator("cpu").manual_seed(1)
+    before = generator.get_state()
+    spikes = poisson(torch.rand(3, 5, device="meta"), 7, generator)
+    assert not torch.equal(generator.get_state(), before)  # it drew, on its own device
+    assert spikes.shape == (7, 3, 5)
+    assert spikes.device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_poisson_is_zero_or_one_in_the_dtype_of_the_values(dtype):
     spikes = poisson(torch.rand(3, 5, 7, dtype=dtype), 11)
     assert spikes.shape == (11, 3, 5, 7)

@@ -1,6 +1,7 @@
 """The two operators against definitions written here, one time step after the other."""
 
 import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
+from torch.autograd import forward_ad
 from torch.library import opcheck
 
-from snn_lib import use_backend
-from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib import operators, use_backend
+from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
 
 FLOAT64 = torch.float64
+LOW_PRECISION = [torch.float16, torch.bfloat16]
 EXACT = {"rtol": 0.0, "atol": 0.0}
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -49,6 +52,24 @@ def gaussian(membrane, sigma=0.4):
 
 def fast_sigmoid(membrane, width=0.1):
     return (1 + (membrane - 1).abs() / width) ** -2
+
+
+def exponential(membrane):
+    return torch.exp(-3 * (membrane - 1).abs())
+
+
+class Exponential:
+    """A surrogate of one's own."""
+
+    def derivative(self, membrane):
+        return exponential(membrane)
+
+
+class TwoGaussians(Gaussian):
+    """A subclass that keeps the name of the compiled one."""
+
+    def derivative(self, membrane):
+        return super().derivative(membrane) + super().derivative(-membrane)
 
 
 def neuron_per_step(current, theta, strength, decay, membrane, reset, derivative=gaussian):
@@ -145,7 +166,7 @@ def test_filter_passes_gradcheck(order_p, order_q, steps, batch, seed):
     torch.manual_seed(seed)
     inputs = filter_inputs(order_p, order_q, steps, batch, (2,))
     inputs = [tensor.requires_grad_() for tensor in inputs]
-    assert torch.autograd.gradcheck(run_filter, inputs)
+    assert torch.autograd.gradcheck(run_filter, inputs, check_forward_ad=True)
 
 
 @given(seed=seeds, **orders)
@@ -189,13 +210,14 @@ def test_filter_state_is_a_copy():
     torch.testing.assert_close(list(state), kept, **EXACT)
 
 
-def test_the_filter_rounds_what_it_hands_out_and_no_more():
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_the_filter_rounds_what_it_hands_out_and_no_more(dtype):
     x, alpha, beta, *_ = filter_inputs(2, 1, dtype=torch.float32)
     exact, exact_state = iir_filter(x, alpha, beta)
-    output, state = iir_filter(x, alpha, beta, dtype=torch.bfloat16)
-    first, between = iir_filter(x[:2], alpha, beta, dtype=torch.bfloat16)
-    second, end = iir_filter(x[2:], alpha, beta, between, dtype=torch.bfloat16)
-    torch.testing.assert_close(output, exact.bfloat16(), **EXACT)
+    output, state = iir_filter(x, alpha, beta, dtype=dtype)
+    first, between = iir_filter(x[:2], alpha, beta, dtype=dtype)
+    second, end = iir_filter(x[2:], alpha, beta, between, dtype=dtype)
+    torch.testing.assert_close(output, exact.to(dtype), **EXACT)
     torch.testing.assert_close(state, exact_state, **EXACT)
     torch.testing.assert_close(torch.cat([first, second]), output, **EXACT)
     torch.testing.assert_close(end, exact_state, **EXACT)
@@ -203,9 +225,9 @@ def test_the_filter_rounds_what_it_hands_out_and_no_more():
 
 @pytest.mark.parametrize(
     ("own", "dtype"),
-    [(torch.float32, torch.float16), (torch.float64, torch.bfloat16), (torch.float32, torch.int64)],
+    [(FLOAT64, torch.float16), (FLOAT64, torch.bfloat16), (torch.float32, torch.int64)],
 )
-def test_the_filter_rounds_from_float32_to_bfloat16_only(own, dtype):
+def test_the_filter_rounds_from_float32_to_low_precision_only(own, dtype):
     x, alpha, beta, *_ = filter_inputs(2, 1, dtype=own)
     with pytest.raises(ValueError, match=f"dtype is {dtype}, expected {own}"):
         iir_filter(x, alpha, beta, dtype=dtype)
@@ -256,6 +278,8 @@ def test_filter_of_a_constant_input_needs_no_copy():
         (Gaussian(), gaussian),
         (Gaussian(1.0), lambda v: gaussian(v, 1.0)),
         (FastSigmoid(), fast_sigmoid),
+        (Exponential(), exponential),
+        (TwoGaussians(), lambda v: gaussian(v) + gaussian(-v)),
     ],
 )
 @given(steps=st.integers(1, 20), batch=sizes, channels=sizes, seed=seeds)
@@ -325,6 +349,57 @@ def test_neuron_gradient_alone_is_the_one_among_all(index):
     inputs = neuron_inputs()
     (alone,) = gradients(run_neuron, inputs, [index])
     torch.testing.assert_close(alone, gradients(run_neuron, inputs)[index], **CLOSE)
+
+
+@pytest.mark.parametrize("surrogate", [Gaussian(), Exponential()])
+def test_traces_are_those_of_each_step_and_have_gradients(surrogate):
+    inputs = neuron_inputs(features=(2, 2))
+
+    def operator(*tensors):
+        *inputs, membrane, reset = tensors
+        return neuron_traces(*inputs, (membrane, reset), surrogate)
+
+    def definition(current, theta, strength, decay, membrane, reset):
+        traces = []
+        for current_t in current:
+            membrane = decay * membrane + current_t - reset
+            traces.append((Spike.apply(membrane, surrogate.derivative), membrane, reset))
+            reset = theta * reset + strength * traces[-1][0]
+        return [torch.stack(trace) for trace in zip(*traces, strict=True)]
+
+    torch.testing.assert_close(list(operator(*inputs)), definition(*inputs), **CLOSE)
+    torch.testing.assert_close(gradients(operator, inputs), gradients(definition, inputs), **CLOSE)
+
+
+def test_a_surrogate_is_asked_only_where_a_gradient_is_needed():
+    calls = []
+
+    class Counting(Exponential):
+        def derivative(self, membrane):
+            calls.append(membrane)
+            return super().derivative(membrane)
+
+    inputs = neuron_inputs()
+    run_neuron(*inputs, surrogate=Counting())
+    with torch.no_grad():
+        run_neuron(inputs[0].requires_grad_(), *inputs[1:], surrogate=Counting())
+    assert not calls
+    run_neuron(*inputs, surrogate=Counting())
+    assert [membrane.shape for membrane in calls] == [inputs[0].shape]
+    assert not calls[0].requires_grad
+
+
+def test_what_is_no_surrogate_is_refused():
+    inputs = [tensor.requires_grad_() for tensor in neuron_inputs()]
+    with pytest.raises(TypeError, match=r"surrogate is 'gaussian', .* derivative\(membrane\)"):
+        run_neuron(*inputs, surrogate="gaussian")
+
+    class Mean:
+        def derivative(self, membrane):
+            return membrane.mean(0)
+
+    with pytest.raises(ValueError, match=r"Mean.derivative .* \(3, 4\), expected \(20, 3, 4\)"):
+        run_neuron(*inputs, surrogate=Mean())
 
 
 # Dropout. A neuron driven hard fires at every step, so that its output is the mask itself.
@@ -398,6 +473,29 @@ OPERATORS = [
     pytest.param(run_neuron, neuron_inputs, id="neuron"),
 ]
 both = pytest.mark.parametrize(("operator", "make"), OPERATORS)
+
+
+def filter_definition(x, alpha, beta, past_output, past_input):
+    output = filter_per_step(x, alpha, beta, past_output, past_input)
+    outputs, inputs = torch.cat([past_output, output]), torch.cat([past_input, x])
+    return output, outputs[len(x) :], inputs[len(x) :]
+
+
+def own_neuron(*inputs):
+    return run_neuron(*inputs, surrogate=Exponential())
+
+
+def own_definition(*inputs):
+    return neuron_per_step(*inputs, exponential)
+
+
+# Every operator with its definition, for the derivatives.
+DEFINED = [
+    pytest.param(run_filter, filter_definition, lambda: filter_inputs(2, 2), id="filter"),
+    pytest.param(run_neuron, neuron_per_step, lambda: neuron_inputs(6), id="neuron"),
+    pytest.param(own_neuron, own_definition, lambda: neuron_inputs(6), id="own surrogate"),
+]
+defined = pytest.mark.parametrize(("operator", "definition", "make"), DEFINED)
 
 
 @both
@@ -492,12 +590,70 @@ def test_input_is_converted_to_the_dtype_of_the_coefficients(operator, make, dty
 
 
 @both
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_throughout(operator, make, dtype):
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_low_precision_is_computed_in_float32(operator, make, dtype):
     inputs = [tensor.to(dtype) for tensor in make(steps=5)]
-    results = operator(*inputs)
-    assert {result.dtype for result in results} == {dtype}
+    single = [tensor.float() for tensor in inputs]
+    output, *state = operator(*inputs)
+    expected, *expected_state = operator(*single)
+    torch.testing.assert_close(output, expected.to(dtype), **EXACT)
+    torch.testing.assert_close(state, expected_state, **EXACT)  # and so they are in float32
     assert {gradient.dtype for gradient in gradients(operator, inputs)} == {dtype}
+
+
+@both
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_low_precision_in_chunks_is_the_whole_run(operator, make, dtype):
+    x, *coefficients, past, more = (tensor.to(dtype) for tensor in make(steps=9))
+    whole, *end = operator(x, *coefficients, past, more)
+    first, *state = operator(x[:4], *coefficients, past, more)
+    second, *state = operator(x[4:], *coefficients, *state)
+    torch.testing.assert_close(torch.cat([first, second]), whole, **EXACT)
+    torch.testing.assert_close(state, end, **EXACT)
+
+
+@both
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (torch.float32, FLOAT64, FLOAT64),
+        (FLOAT64, torch.float32, FLOAT64),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+)
+def test_coefficients_of_two_dtypes_are_promoted(operator, make, one, other, together):
+    x, first, *others, past, more = make(steps=5, dtype=torch.float32)
+    first, others = first.to(one), [tensor.to(other) for tensor in others]
+    inputs = [first, *others]
+    promoted = [tensor.to(together) for tensor in inputs]
+    torch.testing.assert_close(
+        operator(x, *inputs, past, more), operator(x, *promoted, past, more), **EXACT
+    )
+    found = gradients(operator, [x, *inputs, past, more])
+    assert [gradient.dtype for gradient in found[1:-2]] == [one, *[other] * len(others)]
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_coefficients_that_are_no_real_numbers_are_refused(operator, make, dtype):
+    x, first, *others = make()
+    with pytest.raises(ValueError, match=rf"(alpha|reset_decay) is in {dtype}, expected float32"):
+        operator(x, first.to(dtype), *others)
+
+
+@both
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_under_autocast(operator, make, dtype):
+    """The input comes from a matrix product that autocast has rounded."""
+    x, *others = make(dtype=torch.float32)
+    with torch.autocast("cpu", dtype):
+        rounded = x @ torch.eye(x.shape[-1])
+        output, *state = operator(rounded, *others)
+    assert rounded.dtype == dtype
+    expected, *expected_state = operator(rounded.float(), *others)
+    torch.testing.assert_close(output, expected, **EXACT)
+    torch.testing.assert_close(state, expected_state, **EXACT)
 
 
 @both
@@ -520,6 +676,65 @@ def test_no_autograd_node_per_time_step(operator, make):
     assert len(counts) == 1
 
 
+@defined
+@pytest.mark.parametrize("transform", [torch.func.jacrev, torch.func.jacfwd])
+def test_jacobians(operator, definition, make, transform):
+    inputs = make()
+    found = transform(operator, tuple(range(len(inputs))))(*inputs)
+    expected = torch.autograd.functional.jacobian(definition, tuple(inputs))
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@defined
+def test_forward_mode_is_a_product_with_the_jacobian(operator, definition, make):
+    """Of ``torch.func`` and of dual numbers, also where a gradient could be asked for."""
+    inputs = make()
+    tangents = tuple(torch.randn_like(tensor) for tensor in inputs)
+    jacobian = torch.autograd.functional.jacobian(definition, tuple(inputs))
+    expected = [
+        sum(
+            part.flatten(-tensor.dim()) @ tangent.flatten()
+            for part, tensor, tangent in zip(row, inputs, tangents, strict=True)
+        )
+        for row in jacobian
+    ]
+    outputs, found = torch.func.jvp(operator, tuple(inputs), tangents)
+    torch.testing.assert_close(outputs, operator(*inputs), **EXACT)
+    torch.testing.assert_close(list(found), expected, **CLOSE)
+    with forward_ad.dual_level():
+        dual = [
+            forward_ad.make_dual(tensor.requires_grad_(), tangent)
+            for tensor, tangent in zip(inputs, tangents, strict=True)
+        ]
+        found = [forward_ad.unpack_dual(output).tangent for output in operator(*dual)]
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@defined
+def test_gradients_of_each_sample(operator, definition, make):
+    """``vmap`` over the batch, of ``grad`` for the input and all coefficients."""
+    x, *coefficients, past, more = make()
+    mapped = 1 if operator is run_filter else 0  # the states' batch dimension
+
+    def loss_of(function):
+        def loss(x, past, more, *coefficients):
+            states = (state.unsqueeze(mapped) for state in (past, more))
+            return sum(o.square().sum() for o in function(x[:, None], *coefficients, *states))
+
+        return loss
+
+    numbers = tuple(range(3 + len(coefficients)))
+    in_dims = (1, mapped, mapped, *[None] * len(coefficients))
+    found = torch.func.vmap(torch.func.grad(loss_of(operator), numbers), in_dims)(
+        x, past, more, *coefficients
+    )
+    for b in range(x.shape[1]):
+        sample = [x[:, b], past.select(mapped, b), more.select(mapped, b), *coefficients]
+        leaves = [tensor.clone().requires_grad_() for tensor in sample]
+        expected = torch.autograd.grad(loss_of(definition)(*leaves), leaves)
+        torch.testing.assert_close([gradient[b] for gradient in found], list(expected), **CLOSE)
+
+
 @both
 def test_second_derivatives_are_refused(operator, make):
     x, *others = make()
@@ -530,7 +745,46 @@ def test_second_derivatives_are_refused(operator, make):
 
 
 @both
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("outer", [torch.func.jacrev, torch.func.jacfwd])
+@pytest.mark.parametrize("inner", [torch.func.jacrev, torch.func.jacfwd])
+def test_a_derivative_of_a_derivative_is_refused(operator, make, outer, inner):
+    x, *others = make(steps=3, batch=1)
+
+    def loss(x):
+        return operator(x, *others)[0].square().sum()
+
+    with pytest.raises(NotImplementedError, match=r"second derivative.*snn\."):
+        outer(inner(loss))(x)
+
+
+@both
+def test_forward_over_reverse_is_refused(operator, make):
+    x, *others = make()
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x))
+        loss = operator(dual, *others)[0].square().sum()
+        with pytest.raises(NotImplementedError, match=r"second derivative.*snn\."):
+            torch.autograd.grad(loss, x)
+
+
+def test_forward_mode_that_would_be_silent_is_refused():
+    """The operators called directly, and under the compiler."""
+    x, *others = filter_inputs(2, 1)
+    with (
+        forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match=r"forward mode through torch\.ops\.snn"),
+    ):
+        torch.ops.snn.iir_filter(forward_ad.make_dual(x, x), *others, FLOAT64)
+    torch.compiler.reset()
+
+    def tangent(x):
+        return torch.func.jvp(lambda x: run_filter(x, *others)[0], (x,), (x,))[1]
+
+    with pytest.raises(Exception, match=r"forward mode through torch\.ops\.snn"):
+        torch.compile(tangent, backend="eager", fullgraph=True)(x)
+
+
+@both
 def test_vmap_equals_a_loop(operator, make):
     stacked = [torch.stack(pair) for pair in zip(make(), make(), strict=True)]
     loop = [operator(*(tensor[i] for tensor in stacked)) for i in range(2)]
@@ -538,11 +792,78 @@ def test_vmap_equals_a_loop(operator, make):
     torch.testing.assert_close(torch.func.vmap(operator)(*stacked), expected, **EXACT)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@both
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_vmap_over_one_argument(operator, make, index, dim):
+    """An ensemble of coefficients, say, on the same input."""
+    inputs = list(make())
+    pair = [inputs[index], 0.5 * inputs[index]]
+    in_dims = [None] * len(inputs)
+    inputs[index], in_dims[index] = torch.stack(pair, dim), dim
+    found = torch.func.vmap(operator, tuple(in_dims))(*inputs)
+    for number, tensor in enumerate(pair):
+        expected = operator(*inputs[:index], tensor, *inputs[index + 1 :])
+        torch.testing.assert_close(tuple(part[number] for part in found), expected, **EXACT)
+
+
+def test_dropout_under_vmap_follows_its_randomness():
+    inputs = neuron_inputs(features=(30,))
+    loud = torch.full((3, *inputs[0].shape), 100.0, dtype=FLOAT64)
+
+    def passed(current):
+        return run_neuron(current, *inputs[1:], dropout=0.5)[0]
+
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(passed)(loud)
+    different = torch.func.vmap(passed, randomness="different")(loud)
+    assert (different[0] != different[1]).any()
+    torch.manual_seed(5)
+    same = torch.func.vmap(passed, randomness="same")(loud)
+    torch.manual_seed(5)
+    torch.testing.assert_close(same, passed(loud[0]).expand_as(same), **EXACT)
+
+    def gradient(current):
+        return torch.func.grad(lambda current: passed(current).sum())(current)
+
+    torch.manual_seed(5)
+    same = torch.func.vmap(gradient, randomness="same")(inputs[0].expand_as(loud))
+    torch.manual_seed(5)
+    torch.testing.assert_close(same, gradient(inputs[0]).expand_as(same), **EXACT)
+
+
+@defined
+def test_compiled_as_one_graph(operator, definition, make):
+    inputs = make()
+    torch.compiler.reset()
+    compiled = torch.compile(operator, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(compiled, inputs), gradients(definition, inputs), **CLOSE)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs), definition(*inputs), **CLOSE)
+
+
+def test_the_filter_keeps_only_what_its_gradients_read():
+    x, alpha, beta, *_ = filter_inputs(1, 0, steps=100)
+
+    def kept(*trained):
+        sizes = []
+        for tensor in (x, alpha, beta):
+            tensor.requires_grad_(any(tensor is one for one in trained))
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()), lambda tensor: tensor
+        ):
+            iir_filter(x, alpha, beta)
+        return sum(size == x.numel() for size in sizes)
+
+    assert [kept(x), kept(x, alpha), kept(x, beta), kept(x, alpha, beta)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("dropout", "surrogate"), [(0.0, "gaussian"), (0.5, "given")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_neuron_is_a_well_behaved_operator(dtype, dropout):
+def test_neuron_is_a_well_behaved_operator(dtype, dropout, surrogate):
     *tensors, membrane, reset = (tensor.requires_grad_() for tensor in neuron_inputs(dtype=dtype))
-    settings = ("gaussian", 0.4, dropout, torch.tensor(7))
+    slope = torch.rand_like(tensors[0]) if surrogate == "given" else None
+    settings = (surrogate, 0.4, slope, dropout, torch.tensor(7))
     opcheck(torch.ops.snn.spiking_neuron.default, (*tensors, membrane, reset, *settings))
     current, *rest = (tensor.detach() for tensor in (*tensors, membrane, reset))
     for needed in ([True] * 6, [True] + [False] * 5):
@@ -623,6 +944,128 @@ def test_neuron_names_both_shapes(index, shape, fits):
         run_neuron(*inputs)
     assert str(shape) in str(error.value)
     assert fits in str(error.value)
+
+
+def filter_operands():
+    """Of the operator and of its backward pass, by name."""
+    x, alpha, beta, past_output, past_input = filter_inputs(2, 1, dtype=torch.float32)
+    states = {"past_output": past_output, "past_input": past_input}
+    forward = {"x": x, "alpha": alpha, "beta": beta, **states, "dtype": torch.float32}
+    grad = {"grad_output": x, "grad_last": past_output}
+    backward = grad | {"x": x, "alpha": alpha, "beta": beta, "output": x}
+    return forward, backward | states | {"needed": [True] * 5}
+
+
+def neuron_operands():
+    names = ["current", "reset_decay", "reset_strength", "membrane_decay", "membrane", "reset"]
+    tensors = dict(zip(names, neuron_inputs(dtype=torch.float32), strict=True))
+    settings = {"surrogate": "given", "width": 0.0, "slope": tensors["current"], "dropout": 0.0}
+    forward = tensors | settings | {"seed": torch.tensor(0)}
+    grad = {"grad_membrane": tensors["membrane"], "grad_reset": tensors["reset"]}
+    grad = {"grad_spikes": tensors["current"]} | grad
+    return forward, grad | forward | {"needed": [True] * 6}
+
+
+def tensor_operands():
+    operators = torch.ops.snn
+    for operator, arguments in (
+        *zip((operators.iir_filter, operators.iir_filter_backward), filter_operands(), strict=True),
+        *zip(
+            (operators.spiking_neuron, operators.spiking_neuron_backward),
+            neuron_operands(),
+            strict=True,
+        ),
+    ):
+        for name, value in arguments.items():
+            unread = operator == operators.spiking_neuron and name == "slope"
+            if isinstance(value, torch.Tensor) and not unread:
+                yield pytest.param(operator, arguments, name, id=f"{operator}-{name}")
+
+
+@pytest.mark.parametrize(("operator", "arguments", "name"), list(tensor_operands()))
+def test_operators_called_directly_check_each_tensor(operator, arguments, name):
+    """Their kernels would read out of bounds."""
+    operator(*arguments.values())
+    tensor = arguments[name]
+    for wrong, words in (
+        (tensor[..., None], r"\(.*1,?\)"),
+        (tensor[..., 1:] if tensor.dim() else tensor[None], r"\(.*\)"),
+        (tensor.int(), "torch.int32"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            operator(*(arguments | {name: wrong}).values())
+        assert "expected" in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_operators_check_that_tensors_are_on_one_device():
+    one, other = torch.zeros(1, 1, 1), torch.zeros(1, 1, device="meta")
+    with pytest.raises(ValueError, match="beta is on meta, expected cpu as alpha"):
+        operators._check_operands(x=one, alpha=one, beta=other)
+
+
+def test_operators_called_directly_refuse_a_surrogate_that_is_not_compiled():
+    _, arguments = neuron_operands()
+    for surrogate, slope in (("arctan", None), ("given", None)):
+        with pytest.raises(ValueError, match=f"surrogate is '{surrogate}', expected gaussian"):
+            torch.ops.snn.spiking_neuron_backward(
+                *(arguments | {"surrogate": surrogate, "slope": slope}).values()
+            )
+
+
+# Training that leaves the stable region is told of once
+
+
+def train(alpha):
+    alpha = torch.as_tensor(alpha, dtype=torch.float32).view(-1, 1).requires_grad_()
+    output, _ = iir_filter(torch.ones(2, 1, 1), alpha, torch.ones(1, 1))
+    output.sum().backward()
+
+
+def test_a_pole_outside_the_unit_circle_is_warned_of_once():
+    operators._warn_of_instability.cache_clear()
+    with pytest.warns(RuntimeWarning, match='pole.*constraint="stable"'):
+        train([1.2, -0.1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train([1.2, -0.1])
+        operators._warn_of_instability.cache_clear()
+        train([1.7, -0.9])
+        iir_filter(torch.ones(2, 1, 1), torch.full((1, 1), 2.0), torch.ones(1, 1))
+
+
+def test_the_coefficients_of_a_device_are_looked_at_now_and_then(monkeypatch):
+    looked = []
+    monkeypatch.setattr(operators, "_is_stable", lambda alpha: looked.append(alpha) or True)
+    for _ in range(3 * operators.CHECKED):
+        operators._warn_if_unstable(torch.empty(1, 1, device="meta"))
+    assert len(looked) == 3
+    operators._warn_if_unstable(torch.zeros(1, 1))
+    operators._warn_if_unstable(torch.zeros(1, 1))
+    assert len(looked) == 5
+
+
+@given(order=st.integers(0, 5), seed=seeds)
+def test_the_warning_tells_stable_from_unstable(order, seed):
+    """Against the roots of z^P - sum_p alpha_p z^(P-p)."""
+    generator = np.random.default_rng(seed)
+    radius = generator.choice([0.7, 0.999, 1.001, 1.5], size=order // 2)
+    pairs = radius * np.exp(1j * generator.uniform(0, np.pi, order // 2))
+    real = generator.choice([-1.1, -0.9, 0.5, 0.99, 1.01], size=order % 2)
+    poles = np.concatenate([pairs, pairs.conj(), real])
+    alpha = torch.from_numpy(-np.atleast_1d(np.poly(poles)).real[1:]).view(-1, 1)
+    beside = torch.zeros(order, 2, dtype=FLOAT64)  # a stable filter on either side
+    assert operators._is_stable(torch.cat([beside, alpha, beside], 1)) == (abs(poles) < 1).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_coefficients_that_are_not_finite_are_not_stable(order, value):
+    for p in range(order):
+        alpha = torch.zeros(order, 2)
+        alpha[p, 1] = value
+        with np.errstate(invalid="ignore"):
+            assert not operators._is_stable(alpha)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])

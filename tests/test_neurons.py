@@ -88,7 +88,14 @@ def test_chunks_with_the_state_carried_over_are_the_whole_run(membrane_filter, c
     torch.testing.assert_close(state, end, rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("surrogate", [Gaussian(), Gaussian(1.0), FastSigmoid(0.3)])
+class Triangle:
+    """A surrogate of one's own."""
+
+    def derivative(self, membrane):
+        return torch.relu(1.0 - torch.abs(membrane - 1.0))
+
+
+@pytest.mark.parametrize("surrogate", [Gaussian(), Gaussian(1.0), FastSigmoid(0.3), Triangle()])
 def test_the_surrogate_is_the_gradient_of_a_single_step(surrogate):
     neuron = SpikingNeuron(50, 4.0, surrogate=surrogate)
     current = torch.linspace(-1.0, 3.0, 50).view(1, 1, 50).requires_grad_()
@@ -117,6 +124,26 @@ def test_dropout_acts_in_training_only():
     before = torch.get_rng_state()
     neuron(current)
     assert torch.equal(torch.get_rng_state(), before)  # evaluation draws no random number
+
+
+@pytest.mark.parametrize(
+    ("decays", "shown"),
+    [
+        ({}, "tau_m=4, membrane_filter=True"),
+        ({"membrane_decay": 0.0}, "tau_m=4, membrane_filter=False"),
+        ({"reset_decay": math.exp(-1 / 8)}, "tau_m=8, membrane_filter=4"),
+        (
+            {"reset_decay": [math.exp(-1 / 2), math.exp(-1 / 20)]},
+            "tau_m=2 to 20, membrane_filter=4",
+        ),
+    ],
+)
+def test_what_is_printed_is_what_was_loaded(decays, shown):
+    neuron = SpikingNeuron(2, 4.0, membrane_filter=True)
+    loaded = {name: torch.tensor(decay).expand(2) for name, decay in decays.items()}
+    neuron.load_state_dict(neuron.state_dict() | loaded)
+    assert f"{shown}, surrogate=" in str(neuron)
+    assert "tau_m=unknown" in str(neuron.to("meta"))
 
 
 @pytest.mark.parametrize("tau_m", [0.0, -1.0, math.nan])

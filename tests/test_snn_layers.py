@@ -471,7 +471,7 @@ def test_monitor_records_neurons():
     layer, x = made("neuron_membrane_filter")
     states = (torch.rand(BATCH, 4), torch.rand(BATCH, 4))
     monitor = layers.SNN_Monitor(layer, max_iteration=2)
-    spikes, _ = layer(x, states)
+    spikes, (_, last_reset) = layer(x, states)
     layer(0.5 * x)
     layer(2.0 * x)  # one too many: not recorded
     assert set(monitor.record) == {"v", "reset_v", "spike"}
@@ -481,11 +481,12 @@ def test_monitor_records_neurons():
     cell, (v, r) = layer.neuron_cell, states
     record = {name: torch.from_numpy(value[0]) for name, value in monitor.record.items()}
     assert torch.equal(record["spike"], spikes)
+    assert_close(record["reset_v"][..., -1], last_reset)
     for t in range(STEPS):
         v = cell.decay_v * v + cell.weight(x[..., t]) - r
-        assert_close(record["v"][..., t], v.detach())
-        assert_close(record["reset_v"][..., t], r.detach())
         r = cell.reset_decay * r + cell.reset_v * (v > 1)
+        assert_close(record["v"][..., t], v.detach())
+        assert_close(record["reset_v"][..., t], r.detach())  # after the step: R[t+1]
     assert np.array_equal(monitor.record["spike"][1], layer(0.5 * x)[0].detach())
 
 
@@ -499,6 +500,19 @@ def test_monitor_records_the_psp(name):
     layer(2.0 * x)
     assert list(monitor.record) == ["psp"]
     assert np.array_equal(monitor.record["psp"], recorded[None])
+
+
+def test_monitor_goes_on_over_chunks():
+    layer, x = made("neuron")
+    monitor = layers.SNN_Monitor(layer, max_iteration=2)
+    _, states = layer(x, states=None)
+    layer(x, states=states)
+    whole = layers.SNN_Monitor(layer)
+    layer(torch.cat([x, x], -1))
+    for name, record in monitor.record.items():
+        np.testing.assert_allclose(
+            np.concatenate(list(record), -1), whole.record[name][0], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_monitor_refuses_other_layers():

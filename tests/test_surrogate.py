@@ -56,3 +56,10 @@ def test_found_by_name_and_immutable():
     assert Gaussian().width == 0.4  # the paper's
     with pytest.raises(dataclasses.FrozenInstanceError):
         Gaussian().width = 1.0
+
+
+@pytest.mark.parametrize("surrogate", [Gaussian, FastSigmoid])
+@pytest.mark.parametrize("width", [-0.4, 0.0, float("nan"), float("inf")])
+def test_a_width_that_is_no_positive_number_is_refused(surrogate, width):
+    with pytest.raises(ValueError, match=f"width is {width}, expected a positive number"):
+        surrogate(width)

@@ -1,16 +1,22 @@
-"""Synapses: their impulse responses, states, poles and the projection that keeps them stable."""
+"""Synapses: their impulse responses, states, poles, and that constrained ones stay stable."""
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
+from torch.func import functional_call, grad, vmap
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
-from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
+from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse, stable
 
 MARGIN = 1e-3
 
@@ -21,12 +27,12 @@ def impulse_response(synapse, steps=60):
     return synapse(impulse)[0].detach()[:, 0]
 
 
-def filters(alphas, dtype=torch.float64, constraint="stable"):
+def filters(alphas, dtype=torch.float64, constraint="none"):
     """A synapse whose channel i has the coefficients ``alphas[i]``."""
     synapse = IIRSynapse(len(alphas), alphas[0], (1.0,), constraint=constraint, margin=MARGIN)
     synapse.to(dtype)
     with torch.no_grad():
-        synapse.alpha.copy_(torch.tensor(alphas).T)
+        synapse.alpha.copy_(torch.tensor(alphas, dtype=torch.float64).T)
     return synapse
 
 
@@ -199,28 +205,45 @@ def test_pole_radius_is_the_largest_of_all_channels():
     assert filters([(0.5,), (-1.5,), (0.9,)]).pole_radius() == pytest.approx(1.5)
 
 
-# The projection
+# The stable set
 
-orders_of_alpha = st.integers(1, 4).flatmap(
-    lambda order: st.lists(st.floats(-5.0, 5.0, width=32), min_size=order, max_size=order)
+ORDERS = st.integers(1, 6)
+COEFFICIENTS = st.one_of(
+    st.floats(-5.0, 5.0, width=16),
+    st.sampled_from([1.0, -1.0, 3e4, -3e4, 1e-4, math.inf, -math.inf]),
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@given(alpha=orders_of_alpha)
-@example(alpha=[3.0, -3.0, 1.0])  # a triple pole at 1, which rounding splits and moves
-@example(alpha=[2.0, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@given(alpha=ORDERS.flatmap(lambda n: st.lists(COEFFICIENTS, min_size=n, max_size=n)))
 @example(alpha=[0.0, 0.0, 0.0])
-def test_projected_filters_are_stable(dtype, alpha):
-    synapse = filters([alpha, alpha[::-1]], dtype)
-    before = synapse.alpha.detach().clone()
-    synapse.project_()
-    assert synapse.pole_radius() < 1.0
-    for channel in range(2):
-        if abs(numpy_poles(before[:, channel])).max() < 0.9:
-            torch.testing.assert_close(
-                synapse.alpha[:, channel], before[:, channel], rtol=0.0, atol=0.0
-            )
+@example(alpha=[math.inf] * 4)
+def test_stable_filters_are_stable_and_those_well_inside_are_kept(dtype, alpha):
+    before = torch.tensor([alpha, alpha[::-1]], dtype=dtype).T
+    after = stable(before, MARGIN)
+    assert after.dtype == dtype
+    for old, new in zip(before.double().T, after.double().T, strict=True):
+        assert abs(numpy_poles(new)).max() < 1.0
+        if torch.isfinite(old).all() and abs(numpy_poles(old)).max() < 0.9 and len(alpha) <= 4:
+            assert torch.equal(new, old)
+    assert torch.equal(stable(after, MARGIN), after)
+
+
+def clusters(order):
+    """Filters with all poles near 1 or near -1, some inside the unit circle, some outside."""
+    spread = (
+        np.random.default_rng(order).normal(size=(60, order)) * np.logspace(-8, -1, 60)[:, None]
+    )
+    side = np.array([[1.0], [-1.0]] * 30)
+    return torch.tensor([from_poles(*poles) for poles in side * (1.0 + spread)]).T
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
+def test_rounding_moves_no_cluster_of_poles_out_again(dtype, order):
+    after = stable(clusters(order).to(dtype), MARGIN)
+    assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
+    assert torch.equal(stable(after, MARGIN), after)
 
 
 @pytest.mark.parametrize(
@@ -232,13 +255,13 @@ def test_projected_filters_are_stable(dtype, alpha):
         (0.7 + 0.7j, 0.7 - 0.7j),
         (-0.7 + 0.7j, -0.7 - 0.7j),
         (0.3, 0.5 + 0.8j, 0.5 - 0.8j),
+        (0.998, 0.6, -0.998),
+        (0.9, -0.9, 0.8j, -0.8j, 0.1, 0.2),
     ],
 )
 def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
-    synapse = filters([from_poles(*poles)])
-    before = synapse.alpha.detach().clone()
-    synapse.project_()
-    torch.testing.assert_close(synapse.alpha.detach(), before, rtol=0.0, atol=0.0)
+    alpha = torch.tensor([from_poles(*poles)]).T
+    assert torch.equal(stable(alpha, MARGIN), alpha)
 
 
 @pytest.mark.parametrize(
@@ -254,66 +277,356 @@ def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
     ],
 )
 def test_orders_one_and_two_land_on_the_edge_of_the_triangle(alpha, expected):
-    synapse = filters([alpha])
-    synapse.project_()
-    np.testing.assert_allclose(synapse.alpha.detach()[:, 0], expected, rtol=1e-6, atol=1e-6)
+    moved = stable(torch.tensor([alpha]).T, MARGIN)
+    np.testing.assert_allclose(moved[:, 0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_complex_poles_stay_complex():
-    synapse = filters([from_poles(0.9 + 0.6j, 0.9 - 0.6j)])
-    assert synapse.pole_radius() > 1.0
-    synapse.project_()
-    poles = synapse.poles()[0]
+    poles = filters([from_poles(0.9 + 0.6j, 0.9 - 0.6j)], constraint="stable").poles()[0]
     assert (poles.imag.abs() > 0.1).all()
-    assert synapse.pole_radius() < 1.0
 
 
 def test_higher_orders_have_all_poles_scaled_alike():
-    poles = np.array([1.1, 0.5 + 1.0j, 0.5 - 1.0j])
-    synapse = filters([from_poles(*poles), from_poles(0.5, 0.2, 0.1)])
-    untouched = synapse.alpha.detach()[:, 1].clone()
-    synapse.project_()
+    poles = np.array([1.05, 0.5 + 0.8j, 0.5 - 0.8j])
+    alpha = torch.tensor([from_poles(*poles), from_poles(0.5, 0.2, 0.1)]).T
+    moved = stable(alpha, MARGIN)
     scaled = poles * (1 - MARGIN) / abs(poles).max()
-    np.testing.assert_allclose(
-        np.sort_complex(synapse.poles()[0].numpy()), np.sort_complex(scaled), rtol=1e-6
-    )
-    torch.testing.assert_close(synapse.alpha.detach()[:, 1], untouched, rtol=0.0, atol=0.0)
+    found = np.sort_complex(numpy_poles(moved[:, 0]))
+    np.testing.assert_allclose(found, np.sort_complex(scaled), rtol=1e-4)
+    assert torch.equal(moved[:, 1], alpha[:, 1])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_what_is_not_a_number_is_not_hidden(order):
+    synapse = filters([(0.5,) * order] * 2, constraint="stable")
+    with torch.no_grad():
+        synapse.alpha[-1, 0] = math.nan
+    synapse(torch.ones(2, 1, 2))
+    assert synapse.alpha.isnan().any(0).tolist() == [True, False]
+    assert synapse.pole_radius() == math.inf
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_no_value_is_looked_at(order):
+    assert stable(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_infinite_coefficients_become_finite_ones(order):
+    synapse = filters([(0.1,) * order], constraint="stable")
+    with torch.no_grad():
+        synapse.alpha[-1, 0] = math.inf
+    assert synapse(torch.ones(9, 1, 1))[0].isfinite().all()
+    assert synapse.alpha.isfinite().all()
+
+
+class _OnMPS(torch.Tensor):
+    device = torch.device("mps")  # as it claims
+
+
+class _WithoutFloat64(TorchFunctionMode):
+    """A CPU that stands in for MPS and fails where float64 is asked of it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {key: value for key, value in (kwargs or {}).items() if key != "device"}
+        result = function(*args, **kwargs)
+        assert getattr(result, "dtype", None) != torch.float64, function
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
+def test_mps_needs_no_float64(dtype, order):
+    alpha = torch.cat([clusters(order), 2 * torch.randn(order, 60)], 1).to(dtype)
+    with _WithoutFloat64():
+        after = stable(alpha.as_subclass(_OnMPS), MARGIN).as_subclass(torch.Tensor)
+    assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
+
+
+# Stability in any loop of training
+
+
+def outward_loss(synapse, x):
+    """Falls the more, the longer the filters ring."""
+    psp, _ = synapse(x)
+    return -torch.log1p(psp.double().square()).mean()
+
+
+def long_memory(order):
+    alphas = [from_poles(*poles[:order]) for poles in ((0.9, 0.8, 0.7), (-0.9, 0.5, 0.3))]
+    return filters(alphas, torch.float32, constraint="stable")
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=10.0)
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=1.0, momentum=0.9)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=0.3)
+
+
+class by_hand:
+    """p -= lr * p.grad"""
+
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+
+    def zero_grad(self):
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self):
+        for parameter in self.parameters:
+            parameter -= 10.0 * parameter.grad
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("optimiser", [sgd, momentum, adamw, by_hand])
+@pytest.mark.parametrize("passes", ["one", "accumulated", "backward twice"])
+def test_a_loop_of_ones_own_runs_stable_filters_only(order, optimiser, passes):
+    synapse, x = long_memory(order), torch.randn(30, 2, 2)
+    steps = optimiser(synapse.parameters())
+    left = False
+    for _ in range(5):
+        steps.zero_grad()
+        loss = outward_loss(synapse, x)
+        if passes == "accumulated":
+            loss.backward()
+            loss = outward_loss(synapse, 2 * x)
+        if passes == "backward twice":
+            loss.backward(retain_graph=True)
+        loss.backward()
+        steps.step()
+        left |= bool(max(abs(numpy_poles(a.detach())).max() for a in synapse.alpha.T) > 1)
+        assert synapse.pole_radius() < 1.0
+    assert left  # the parameter, not the filter
+    synapse.eval()
+    assert synapse(torch.ones(3000, 1, 2))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("optimiser", [momentum, adamw])
+def test_training_is_that_of_a_projection_after_every_step(order, optimiser):
+    x = torch.randn(30, 2, 2)
+    synapse = long_memory(order)
+    projected = IIRSynapse(2, (0.0,) * order, (1.0,))
+    projected.load_state_dict(synapse.state_dict())
+    for trained in (synapse, projected):
+        steps = optimiser(trained.parameters())
+        for number in range(20):
+            steps.zero_grad()
+            sign = 1 if number < 10 else -1  # out, then in again
+            (sign * outward_loss(trained, x)).backward()
+            steps.step()
+            if trained is projected:
+                trained.alpha.data = stable(trained.alpha.data, MARGIN)
+    for key, value in synapse.state_dict().items():
+        assert torch.equal(value, projected.state_dict()[key]), key
+
+
+def test_the_gradient_is_that_of_the_filter_at_work():
+    outside = filters([(3.0, -3.0, 2.0), (0.1, 0.1, 0.1)], constraint="stable").eval()
+    at_work = filters([(0.0,) * 3] * 2)
+    at_work.load_state_dict(copy.deepcopy(outside).state_dict())
+    assert not torch.equal(outside.alpha, at_work.alpha)
+    x = torch.randn(9, 2, 2, dtype=torch.float64)
+    for synapse in (outside, at_work):
+        synapse(x)[0].square().sum().backward()
+    assert torch.equal(outside.alpha.grad, at_work.alpha.grad)
+    assert (at_work.alpha.grad != 0).all()
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_compiled_training_is_the_same(order):
+    torch.compiler.reset()
+    synapse, x = long_memory(order), torch.randn(30, 2, 2)
+    twin = copy.deepcopy(synapse)
+    compiled = torch.compile(synapse, backend="aot_eager", fullgraph=True)
+    for module, parameters in ((compiled, synapse.parameters()), (twin, twin.parameters())):
+        steps = momentum(parameters)
+        for _ in range(4):
+            steps.zero_grad()
+            outward_loss(module, x).backward()
+            steps.step()
+    torch.testing.assert_close(dict(synapse.state_dict()), dict(twin.state_dict()))
+    assert synapse.pole_radius() < 1.0
+
+
+def test_export_in_training_mode_leaves_the_parameter_alone():
+    synapse, x = filters([(3.0, -3.0, 2.0)], torch.float32, "stable"), torch.randn(9, 2, 1)
+    program = torch.export.export(synapse, (x,))
+    assert synapse.alpha[:, 0].tolist() == [3.0, -3.0, 2.0]
+    torch.testing.assert_close(program.module()(x)[0], synapse(x)[0])
+
+
+def test_distributed_data_parallel_trains_the_same(tmp_path):
+    synapse, x = long_memory(3), torch.randn(30, 2, 2)
+    twin = copy.deepcopy(synapse)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        for module in (DistributedDataParallel(synapse), twin):
+            steps = momentum(module.parameters())
+            for _ in range(4):
+                steps.zero_grad()
+                outward_loss(module, x).backward()
+                steps.step()
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(synapse.alpha, twin.alpha)
+    assert synapse.pole_radius() < 1.0
+
+
+def plain_filter(x, alpha, beta, state=None, dtype=None):
+    """``iir_filter`` in operations that every transform knows."""
+    past = [torch.zeros_like(x[0])] * len(alpha)
+    for step in x:
+        past.append(beta[0] * step + sum(a * past[-p] for p, a in enumerate(alpha, 1)))
+    return torch.stack(past[len(alpha) :]), None
+
+
+@pytest.mark.parametrize("alpha", [(1.9, 0.5), (3.0, -3.0, 2.0)])
+def test_functional_calls_run_stable_filters_and_change_no_parameter(monkeypatch, alpha):
+    monkeypatch.setattr("snn_lib.synapses.iir_filter", plain_filter)
+    synapse = filters([alpha, alpha], constraint="stable")
+    given_alpha = torch.tensor([alpha, alpha], dtype=torch.float64).T
+    at_work = {"alpha": stable(given_alpha, MARGIN), "beta": synapse.beta.detach()}
+    free = filters([alpha, alpha])
+
+    def loss(parameters, x, module=synapse):
+        return functional_call(module, parameters, (x,))[0].square().mean()
+
+    x = torch.randn(4, 9, 2, 2, dtype=torch.float64)
+    weights = {"alpha": given_alpha.clone(), "beta": synapse.beta.detach()}
+    expected = [grad(loss)(at_work, sample, free) for sample in x]
+    torch.testing.assert_close(grad(loss)(weights, x[0]), expected[0])
+    each = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    torch.testing.assert_close(each["alpha"], torch.stack([g["alpha"] for g in expected]))
+    grad(lambda x: synapse(x)[0].sum())(x[0])  # the parameter is not the transform's
+    functional_call(synapse, weights, (x[0],))  # without a transform
+    assert torch.equal(weights["alpha"], given_alpha)
+    assert torch.equal(synapse.alpha, given_alpha)
+
+
+def test_the_average_of_stable_filters_is_run_as_a_stable_one():
+    one, other = ((0.95, 0.95, 0.95), (-0.95, 0.95 * 1j, -0.95 * 1j))
+    synapse = filters([from_poles(*one)], constraint="stable")
+    average = AveragedModel(synapse)
+    average.update_parameters(synapse)
+    with torch.no_grad():
+        synapse.alpha[:, 0] = torch.tensor(from_poles(*other))
+    average.update_parameters(synapse)
+    mean = (np.array(from_poles(*one)) + from_poles(*other)) / 2
+    assert abs(numpy_poles(mean)).max() > 1.0
+    np.testing.assert_allclose(average.module.alpha.detach()[:, 0], mean)
+    assert average.module.pole_radius() < 1.0
+    impulse = torch.zeros(3000, 1, 1, dtype=torch.float64)
+    impulse[0] = 1.0
+    assert average(impulse)[0][-1].abs().max() < 1.0
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_cannot_undo_stability(dtype, order):
+    synapse = filters([from_poles(*[0.9985] * order)], constraint="stable").to(dtype)
+    assert synapse.pole_radius() < 1.0
+    psp, _ = synapse(torch.ones(5, 2, 1))
+    assert psp.dtype == dtype
+    saved = synapse.state_dict()["alpha"]
+    assert torch.equal(saved, synapse.effective_alpha())
+    assert abs(numpy_poles(saved[:, 0].double())).max() < 1.0
+
+
+@pytest.mark.parametrize("alpha", [(1.5,), (1.9, -1.2), (3.0, -3.0, 2.0)])
+def test_files_and_copies_hold_the_filter_at_work(alpha):
+    synapse = filters([alpha], constraint="stable")
+    parameter, expected = synapse.alpha, stable(synapse.alpha.detach(), MARGIN)
+    x = torch.randn(9, 2, 1, dtype=torch.float64)
+    psp = copy.deepcopy(synapse)(x)[0]
+    assert torch.equal(pickle.loads(pickle.dumps(synapse))(x)[0], psp)
+
+    assigned = filters([(0.0,) * len(alpha)], constraint="stable")
+    assigned.load_state_dict({"alpha": parameter.clone(), "beta": synapse.beta}, assign=True)
+    assert torch.equal(assigned.eval()(x)[0], psp)
+    assert assigned.pole_radius() < 1.0
+
+    saved = synapse.state_dict()["alpha"]
+    assert torch.equal(saved, expected)
+    assert saved.data_ptr() == parameter.data_ptr()  # the parameter itself, as PyTorch has it
+    assert synapse.alpha is parameter
+    assert parameter.requires_grad
+
+
+def test_evaluation_leaves_the_parameter_alone():
+    synapse = filters([(1.9, 0.5)], constraint="stable")
+    x = torch.randn(9, 2, 1, dtype=torch.float64)
+    with torch.no_grad():
+        psp = synapse(x)[0]
+    with torch.inference_mode():
+        assert torch.equal(synapse(x)[0], psp)
+    assert torch.equal(synapse.eval()(x)[0], psp)
+    assert synapse.alpha[:, 0].tolist() == [1.9, 0.5]
+    assert torch.equal(synapse.train()(x)[0], psp)
+    assert torch.equal(synapse.alpha, synapse.effective_alpha())
+
+
+def test_a_graph_that_holds_the_parameter_does_not_mind():
+    synapse = filters([(1.9, 0.5)], constraint="stable")
+    penalty = synapse.alpha.square().sum()
+    (penalty + synapse(torch.ones(3, 1, 1))[0].sum()).backward()
 
 
 @pytest.mark.parametrize("alpha", [(1.5,), (1.9, -1.2), (3.0, -3.0, 2.0)])
 def test_without_a_constraint_nothing_moves(alpha):
-    synapse = filters([alpha], constraint="none")
-    before = synapse.alpha.detach().clone()
+    synapse = filters([alpha])
+    synapse(torch.ones(3, 1, 1))
     synapse.project_()
-    torch.testing.assert_close(synapse.alpha.detach(), before, rtol=0.0, atol=0.0)
+    assert synapse.effective_alpha() is synapse.alpha
+    assert synapse.state_dict()["alpha"][:, 0].tolist() == list(alpha)
 
 
-def test_projection_keeps_the_parameter_and_its_training():
-    synapse = LowPassSynapse(3, 4.0, constraint="stable")
-    optimizer = torch.optim.SGD(synapse.parameters(), lr=10.0)
-    parameter = synapse.alpha
-    synapse(torch.ones(9, 2, 3))[0].sum().neg().backward()
-    optimizer.step()
-    assert synapse.pole_radius() > 1.0
-    synapse.project_()
-    assert synapse.alpha is parameter
-    assert parameter.requires_grad
-    assert synapse.pole_radius() < 1.0
+def test_a_filter_without_poles_is_stable():
+    synapse = IIRSynapse(3, (), (1.0,), constraint="stable")
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(synapse(x)[0], x)
+    assert synapse.pole_radius() == 0.0
 
 
-@pytest.mark.parametrize(
-    ("order", "value"), [(1, math.nan), (2, math.nan), (3, math.nan), (3, math.inf)]
-)
-def test_projection_hides_no_coefficient_that_is_not_finite_and_ends(order, value):
-    synapse = IIRSynapse(2, (0.5,) * order, (1.0,), constraint="stable")
-    with torch.no_grad():
-        synapse.alpha[-1, 0] = value
-    synapse.project_()
-    assert not torch.isfinite(synapse.alpha[-1, 0])
+# Autocast
 
 
-def test_projection_of_a_filter_without_poles_does_nothing():
-    IIRSynapse(3, (), (1.0,), constraint="stable").project_()
+@pytest.mark.parametrize("constraint", ["none", "stable"])
+def test_under_autocast_the_psp_is_rounded_once_it_is_filtered(constraint):
+    synapse, x = DualExponentialSynapse(3, 4.0, 1.0, constraint=constraint), torch.rand(9, 2, 3)
+    exact, end = synapse(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        psp, state = synapse(x)
+    assert psp.dtype == torch.bfloat16
+    assert torch.equal(psp, exact.to(torch.bfloat16))
+    assert not torch.equal(psp.float(), exact)
+    torch.testing.assert_close(state, end, rtol=0.0, atol=0.0)
+
+
+def test_autocast_asks_for_its_own_dtype_and_leaves_float64_alone(monkeypatch):
+    asked = []
+
+    def spy(*arguments):
+        asked.append(arguments)
+        return None, None
+
+    monkeypatch.setattr("snn_lib.synapses.iir_filter", spy)
+    synapse, x = LowPassSynapse(3, 4.0), torch.rand(9, 2, 3)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            synapse(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        LowPassSynapse(3, 4.0).double()(x)
+    synapse(x)
+    assert [arguments[-1] for arguments in asked] == [torch.bfloat16, torch.float16, None, None]
 
 
 def test_copies_are_independent():
@@ -344,6 +657,12 @@ def test_a_time_constant_that_is_not_positive_is_refused(tau):
 def test_an_unknown_constraint_is_refused_and_the_known_ones_are_named():
     with pytest.raises(ValueError, match=r"stabel.*none.*stable"):
         LowPassSynapse(3, 4.0, constraint="stabel")
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, math.nan])
+def test_a_margin_that_cannot_hold_is_refused(margin):
+    with pytest.raises(ValueError, match=f"margin is {margin}"):
+        LowPassSynapse(3, 4.0, constraint="stable", margin=margin)
 
 
 def test_a_filter_without_beta_is_refused():

@@ -6,6 +6,7 @@ time first like everything else, ``(T, patterns, N)`` for N spike trains, so tha
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -99,7 +100,40 @@ class Damage:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
 
 
-DAMAGE_KINDS = ("block_size", "rows_removed", "jitter_sigma", "noise_probability")
+@dataclass(frozen=True)
+class DamageKind:
+    """One kind of damage, of a strength that is the value of one field of :class:`Damage`.
+
+    Attributes:
+        label: what a picture calls it, with the strength's unit.
+        strengths: a sweep, from none to far beyond what training shows.
+        always: the probabilities that make it happen to every sample.
+    """
+
+    label: str
+    strengths: tuple[float, ...]
+    always: Mapping[str, float]
+
+
+# By the field that is the strength.
+DAMAGE_KINDS = {
+    "rows_removed": DamageKind(
+        "rows removed",
+        (0, 40, 80, 120, 150, 180, 210),
+        {"removal_probability": 1.0},
+    ),
+    "block_size": DamageKind(
+        "side of the removed block",
+        (0, 40, 80, 120, 160, 200, 240),
+        {"removal_probability": 1.0, "block_probability": 1.0},
+    ),
+    "jitter_sigma": DamageKind(
+        "jitter (s.d. in steps)", (0, 1, 2, 4, 8, 16), {"jitter_probability": 1.0}
+    ),
+    "noise_probability": DamageKind(
+        "noise spikes per cell", (0, 0.005, 0.01, 0.02, 0.04, 0.08), {}
+    ),
+}
 
 
 def single_damage(kind: str, strength: float) -> Damage:
@@ -110,16 +144,16 @@ def single_damage(kind: str, strength: float) -> Damage:
     """
     if kind not in DAMAGE_KINDS:
         raise ValueError(f"damage {kind!r} is unknown, choose one of {', '.join(DAMAGE_KINDS)}")
-    always = {
+    nothing_else = {
         "modify_probability": 1.0,
-        "jitter_probability": float(kind == "jitter_sigma"),
-        "removal_probability": float(kind in ("block_size", "rows_removed")),
-        "block_probability": float(kind == "block_size"),
+        "jitter_probability": 0.0,
+        "removal_probability": 0.0,
+        "block_probability": 0.0,
         "block_size": 0,
         "rows_removed": 0,
         "noise_probability": 0.0,
     }
-    return Damage(**{**always, kind: strength})
+    return Damage(**{**nothing_else, **DAMAGE_KINDS[kind].always, kind: strength})
 
 
 def damage_patterns(

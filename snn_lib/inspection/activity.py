@@ -1,26 +1,37 @@
 """Counts what a network does while it runs: firing rates and synaptic operations."""
 
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.neurons import SpikingNeuron
+from snn_lib.readout import within
 from snn_lib.synapses import IIRSynapse
 
 
 class Activity:
     """Spike counts of a network's layers, summed over all sequences seen by :func:`count_activity`.
 
+    A sequence begins where a layer is called without a state, and goes on where it is called with
+    one, so that a sequence in chunks counts once, whoever cuts it. They are counted at the layer
+    that runs first, as the batch of its ``(T, B, *features)``, whatever the model's own input is.
+
     Attributes:
         neurons: names of the neuron layers.
         sequences: number of input sequences.
         events: per layer, the non-zero elements that neurons sent or synapses received.
         elements: per layer, all elements.
+        lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded:
+            what lies behind them is not counted. Whoever runs the model sets it.
         fan_out: per synapse layer, the neurons that each of its channels reaches through the
-            ``nn.Linear`` that follows it.
+            ``nn.Linear`` that follows it. A synapse layer before anything else, such as a
+            convolution, has no entry, and no operations.
         dense_operations: multiply-accumulates of one pass through those ``nn.Linear`` layers.
     """
 
@@ -32,19 +43,22 @@ class Activity:
         self.elements: dict[str, int] = {}
         self.fan_out: dict[str, int] = {}
         self.dense_operations = 0
+        self._first: str | None = None
         synapse = None
         for name, module in model.named_modules():
             if isinstance(module, IIRSynapse):
-                synapse = name
-            elif isinstance(module, nn.Linear) and synapse is not None:
-                self.fan_out[synapse] = module.out_features
-                self.dense_operations += module.in_features * module.out_features
+                synapse, channels = name, math.prod(module.shape)
+                fitting = (channels, module.shape[-1])  # flattened before the nn.Linear, or not
+            elif synapse is not None and _acts(module):
+                if isinstance(module, nn.Linear) and module.in_features in fitting:
+                    self.fan_out[synapse] = module.out_features
+                    self.dense_operations += channels * module.out_features
                 synapse = None
 
     def firing_rates(self) -> dict[str, float]:
         """Mean firing rate of every neuron layer, in spikes per neuron and time step."""
         return {
-            name: float(self.events[name]) / self.elements[name]
+            name: float(self.events[name]) / float(self.elements[name])
             for name in self.neurons
             if self.elements.get(name)
         }
@@ -53,8 +67,13 @@ class Activity:
         """Synaptic operations per sequence: every event times the neurons that it reaches.
 
         An input current that is not zero counts as an event at every step.
+
+        Raises:
+            ValueError: no sequence has begun.
         """
-        total = sum(float(self.events[name]) * fan for name, fan in self.fan_out.items())
+        if not self.sequences:
+            raise ValueError("no sequence has begun: no layer was called without a state")
+        total = sum(float(self.events.get(name, 0)) * fan for name, fan in self.fan_out.items())
         return total / self.sequences
 
     def sum_by(self, total: Callable[[dict[str, Any]], dict[str, float]]) -> None:
@@ -62,32 +81,43 @@ class Activity:
         self.events, self.elements = total(self.events), total(self.elements)
         self.sequences = total({"": self.sequences})[""]
 
-    def count(self, name: str, sequence: Tensor) -> None:
-        """Adds a layer's ``(T, B, *features)``."""
-        self.events[name] = self.events.get(name, 0) + torch.count_nonzero(sequence)
-        self.elements[name] = self.elements.get(name, 0) + sequence.numel()
+    def count(
+        self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
+    ) -> None:
+        """Adds what the layer ``name`` did in a call; a forward hook but for the name."""
+        given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+        received = next(iter(given.values()))  # (T, B, *features)
+        if self._first is None:
+            self._first = name
+        if name == self._first and given.get("state") is None:
+            self.sequences += received.shape[1]
+        counted = result[0] if isinstance(layer, SpikingNeuron) else received
+        elements = counted.numel()
+        if self.lengths is not None:  # what follows a sequence's own end is padding
+            own = within(self.lengths, len(counted))
+            counted = counted * own.view(*own.shape, *[1] * (counted.dim() - 2))
+            elements = self.lengths.sum() * math.prod(counted.shape[2:])
+        self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
+        self.elements[name] = self.elements.get(name, 0) + elements
 
 
 @contextmanager
 def count_activity(model: nn.Module) -> Iterator[Activity]:
     """Counts the activity of ``model`` while the context lasts, by forward hooks."""
     activity = Activity(model)
-    modules = dict(model.named_modules())
-
-    def hook(name: str, sent: bool):
-        def count(module, inputs, output):
-            activity.count(name, output[0] if sent else inputs[0])
-
-        return count
-
-    def sequences(module, inputs, output):
-        activity.sequences += inputs[0].shape[1]
-
-    handles = [model.register_forward_hook(sequences)]
-    handles += [modules[n].register_forward_hook(hook(n, False)) for n in activity.fan_out]
-    handles += [modules[n].register_forward_hook(hook(n, True)) for n in activity.neurons]
+    handles = [
+        module.register_forward_hook(partial(activity.count, name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, (IIRSynapse, SpikingNeuron))
+    ]
     try:
         yield activity
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _acts(module: nn.Module) -> bool:
+    """Whether the module is a layer itself: weights, neurons, or parameters of its own."""
+    own = module.parameters(recurse=False)
+    return isinstance(module, (nn.Linear, SpikingNeuron)) or next(own, None) is not None

@@ -1,17 +1,21 @@
-"""What batches add up to; likeness of spike patterns: filtered difference, retrieval, coincidence.
+"""Sums and plain numbers; likeness of spike patterns: filtered difference, retrieval, coincidence.
 
 All spike trains are time first, ``(T, B, N)``.
 """
 
-import math
 from collections.abc import Mapping
+from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.containers import Output
 from snn_lib.functional import FilterState
 from snn_lib.synapses import IIRSynapse
+from snn_lib.time_constants import decays_of, peak_scale
 
 
 def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -20,22 +24,39 @@ def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
         sums[key] = sums.get(key, 0.0) + value
 
 
-def peak_scale(tau_m: float, tau_s: float) -> float:
-    """v0, which gives a difference of two exponentials the peak 1 in continuous time.
+def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The sums as floats; those on a device come over together, so that it is waited for once.
 
-    v0 = eta^(eta / (eta - 1)) / (eta - 1),  eta = tau_m / tau_s
+    As bytes, since they are of several types and not every device has one that holds them all.
+    """
+    tensors = [value.reshape(1) for value in sums.values() if isinstance(value, Tensor)]
+    if not tensors:
+        return {key: float(value) for key, value in sums.items()}
+    together = torch.cat([tensor.view(torch.uint8) for tensor in tensors]).cpu()
+    parts = together.split([tensor.element_size() for tensor in tensors])
+    numbers = iter(p.clone().view(t.dtype).item() for p, t in zip(parts, tensors, strict=True))
+    return {k: float(next(numbers) if isinstance(v, Tensor) else v) for k, v in sums.items()}
+
+
+def plain_number(value: Any) -> int | float:
+    """A metric as Python's own int or float, which a checkpoint keeps and JSON and CSV can write.
 
     Args:
-        tau_m: the slow time constant, in steps.
-        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
+        value: an int, a float, or any number of NumPy or PyTorch: a scalar, or an array or tensor
+            of no dimensions. ``True`` is 1.
 
     Raises:
-        ValueError: the time constants are not in that order.
+        TypeError: it is no real number.
     """
-    if not 0 < tau_s < tau_m:
-        raise ValueError(f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m")
-    eta = tau_m / tau_s
-    return eta ** (eta / (eta - 1)) / (eta - 1)
+    number = value
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        number = value.item()
+    if isinstance(number, Integral):
+        return int(number)
+    if isinstance(number, Real):
+        return float(number)
+    shown = shorten(repr(value), 60, placeholder="...")
+    raise TypeError(f"{type(value).__name__} {shown} is no number, expected an int or a float")
 
 
 class OutputFilter(IIRSynapse):
@@ -45,7 +66,7 @@ class OutputFilter(IIRSynapse):
     is the second-order filter
         alpha_1 = p + q,  alpha_2 = -p q,  beta_0 = 0,  beta_1 = v0 (p - q),
     one step later than :class:`snn_lib.synapses.DualExponentialSynapse`, with v0 from
-    :func:`peak_scale`.
+    :func:`snn_lib.time_constants.peak_scale`.
     As the filter is linear, the difference of two filtered spike trains is their filtered
     difference: the loss of the associative memory is
     ``output_filter(output - target)[0].square().mean()``.
@@ -56,17 +77,18 @@ class OutputFilter(IIRSynapse):
         tau_m: the slow time constant, in steps.
         tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
         channels: number of spike trains, N.
+        normalize: whether v0 scales the difference to the peak 1; otherwise it is 1.
 
     Shape:
         As in :class:`snn_lib.synapses.IIRSynapse`, with P = 2 and Q = 1.
 
     Raises:
-        ValueError: the time constants are not in that order, or a shape is wrong.
+        ValueError: the time constants are not in that order or not finite, or a shape is wrong.
     """
 
-    def __init__(self, tau_m: float, tau_s: float, channels: int) -> None:
-        v0 = peak_scale(tau_m, tau_s)
-        p, q = math.exp(-1.0 / tau_m), math.exp(-1.0 / tau_s)
+    def __init__(self, tau_m: float, tau_s: float, channels: int, normalize: bool = True) -> None:
+        p, q = decays_of(tau_m, tau_s)
+        v0 = peak_scale(tau_m, tau_s) if normalize else 1.0
         super().__init__(
             channels,
             alpha=(p + q, -p * q),
@@ -75,10 +97,12 @@ class OutputFilter(IIRSynapse):
             train_beta=False,
         )
 
-    def forward(self, x: Tensor, state: FilterState | None = None) -> tuple[Tensor, FilterState]:
+    def forward(
+        self, x: Tensor, state: FilterState | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Filters all time steps, unrounded under autocast too: distances need their digits."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x, state)
+            return super().forward(x, state, lengths)
 
 
 def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:

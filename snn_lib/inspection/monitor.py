@@ -1,11 +1,14 @@
 """Records what happens inside a model: PSPs, membrane potentials, resets and spikes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.neurons import SpikingNeuron
@@ -73,7 +76,7 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         self._hooks = [
-            module.register_forward_hook(self._recorder(name), with_kwargs=True)
+            watch(module, partial(self.records.__setitem__, name))
             for name, module in self._modules.items()
         ]
         return self
@@ -82,15 +85,33 @@ class Monitor:
         for hook in self._hooks:
             hook.remove()
 
-    def _recorder(self, name: str) -> Any:
-        def record(module: nn.Module, args: tuple, kwargs: dict, result: tuple) -> None:
-            with torch.no_grad():
-                if isinstance(module, SpikingNeuron):
-                    self.records[name] = record_neuron(module, *args, **kwargs)
-                else:
-                    self.records[name] = SynapseRecord(result[0].detach())
 
-        return record
+def watch(
+    layer: nn.Module, store: Callable[[SynapseRecord | NeuronRecord], None]
+) -> RemovableHandle:
+    """Has ``store`` called with the record of each run of a layer, until the handle is removed.
+
+    Args:
+        layer: neurons, with the coefficients and the arguments of :func:`record_neuron`; or
+            synapses, which return the PSP first.
+        store: takes the record, which is without gradient.
+    """
+    return layer.register_forward_hook(partial(_record, store), with_kwargs=True)
+
+
+def _record(
+    store: Callable[[SynapseRecord | NeuronRecord], None],
+    layer: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+    result: tuple,
+) -> None:
+    """The forward hook of :func:`watch`, after its first argument."""
+    with torch.no_grad():
+        if hasattr(layer, "reset_decay"):
+            store(record_neuron(layer, *args, **kwargs))
+        else:
+            store(SynapseRecord(result[0].detach()))
 
 
 def record_neuron(
@@ -102,12 +123,15 @@ def record_neuron(
     reset, so the traces are filtered again instead of being kept in every forward pass.
 
     Args:
-        neuron: the layer, of features ``shape``.
+        neuron: the layer, of features ``shape``, or what has its three coefficients.
         current: ``(T, B, *shape)``.
         state: as in :class:`snn_lib.neurons.SpikingNeuron`.
     """
-    theta, strength, decay = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
-    current = current.to(theta.dtype)
+    dtype = torch.promote_types(neuron.reset_decay.dtype, torch.float32)  # that of the membrane
+    theta, strength, decay, current = (
+        tensor.to(dtype)
+        for tensor in (neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay, current)
+    )
     spikes, _ = spiking_neuron(current, theta, strength, decay, state)
     if state is None:
         state = (torch.zeros_like(current[0]),) * 2
@@ -122,3 +146,11 @@ def record_neuron(
         current - reset, decay[None], torch.ones_like(decay)[None], (membrane_before, no_inputs)
     )
     return NeuronRecord(spikes, membrane, reset)
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray:
+    """The values for NumPy and Matplotlib, from any device, and lower precisions as float32."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor.numpy()

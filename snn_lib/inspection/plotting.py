@@ -1,10 +1,12 @@
 """Pictures of spike trains, neurons, synapses and results, on Matplotlib.
 
-Every function draws on the axes it is given, or on a new figure, and returns them. Axes are in time
-steps and train (or neuron) index, train 0 at the top as an array is printed. Colours are those of
-Okabe and Ito, which colour-blind readers can tell apart.
+Every function draws on the axes it is given, or on a new figure, and returns them. Tensors may be
+of any device and precision. Axes are in time steps and train (or neuron) index, train 0 at the top
+as an array is printed. Colours are those of Okabe and Ito, which colour-blind readers can tell
+apart. A figure of no panels is refused with a ``ValueError``.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,16 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
 
-from snn_lib.functional import iir_filter
+from snn_lib.data.patterns import DAMAGE_KINDS
+from snn_lib.inspection.monitor import as_numpy
 from snn_lib.surrogate import THRESHOLD
 from snn_lib.synapses import IIRSynapse
 
-DAMAGE_LABELS = {
-    "rows_removed": "rows removed",
-    "block_size": "side of the removed block",
-    "jitter_sigma": "jitter (s.d. in steps)",
-    "noise_probability": "noise spikes per cell",
-}
 BLACK, GREY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN, BLUE, VERMILION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 
@@ -40,13 +37,11 @@ def raster(
         title: above the axes.
         color: of the dots.
     """
-    ax = ax or plt.subplots(figsize=(4, 4), layout="constrained")[1]
-    steps, trains = spikes.shape
-    time, train = spikes.nonzero(as_tuple=True)
+    ax = ax or _panels(1, 1, (4, 4))[0, 0]
+    steps, trains = (max(size, 1) for size in spikes.shape)
+    time, train = as_numpy(spikes).nonzero()
     # A dot about as large as a cell, within what can be seen and told apart.
-    ax.scatter(
-        time.cpu(), train.cpu(), s=min(20, max(0.6, 400 / max(steps, trains))), c=color, lw=0
-    )
+    ax.scatter(time, train, s=min(20, max(0.6, 400 / max(steps, trains))), c=color, lw=0)
     ax.set(xlim=(-0.5, steps - 0.5), ylim=(trains - 0.5, -0.5), title=title)
     ax.set(xlabel="time step", ylabel="train index")
     _integer_ticks(ax)
@@ -61,30 +56,31 @@ def rasters(
     Args:
         samples: each ``(T, N)``; N may differ.
         titles: one for each.
-        columns: panels in a row.
+        columns: panels in a row, at most.
         color: of the dots.
 
     Returns:
         The axes, one for each sample.
     """
-    rows = -(-len(samples) // columns)
-    figure, grid = plt.subplots(
+    columns = min(columns, len(samples))
+    rows = -(-len(samples) // max(columns, 1))
+    grid = _panels(
         rows,
         columns,
-        figsize=(2.4 * columns, 0.3 + 2.4 * rows),
+        (2.4 * columns, 0.3 + 2.4 * rows),
         sharex=True,
         sharey=len({spikes.shape for spikes in samples}) == 1,
-        squeeze=False,
-        layout="constrained",
     )
-    for ax in grid.flat[len(samples) :]:
+    empty, above = grid.flat[len(samples) :], grid.flat[len(samples) - columns :]
+    for ax, lowest in zip(empty, above, strict=False):
         ax.set_axis_off()
+        lowest.tick_params(labelbottom=True)
     axes = grid.flat[: len(samples)]
     for ax, spikes, title in zip(axes, samples, titles, strict=True):
         raster(spikes, ax, title, color)
         ax.set(xlabel="", ylabel="")
-    figure.supxlabel("time step", fontsize="medium")
-    figure.supylabel("train index", fontsize="medium")
+    grid[0, 0].figure.supxlabel("time step", fontsize="medium")
+    grid[0, 0].figure.supylabel("train index", fontsize="medium")
     return axes
 
 
@@ -101,9 +97,7 @@ def reconstruction(
         The three axes.
     """
     if axes is None:
-        _, axes = plt.subplots(
-            1, 3, figsize=(10.5, 3.8), sharex=True, sharey=True, layout="constrained"
-        )
+        (axes,) = _panels(1, 3, (10.5, 3.8), sharex=True, sharey=True)
     panels = (
         (damaged, "damaged input", VERMILION),
         (output, "network's output", BLUE),
@@ -128,15 +122,7 @@ def reconstructions(
     Returns:
         The axes, ``(B, 3)``.
     """
-    _, axes = plt.subplots(
-        len(names),
-        3,
-        figsize=(9, 0.4 + 3 * len(names)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    axes = _panels(len(names), 3, (9, 0.4 + 3 * len(names)), sharex=True, sharey=True)
     for b, (name, row) in enumerate(zip(names, axes, strict=True)):
         reconstruction(damaged[:, b], output[:, b], target[:, b], row)
         row[0].set_title(f"input: {name}")
@@ -164,19 +150,12 @@ def neuron_traces(
         The axes, one for each neuron.
     """
     if axes is None:
-        _, axes = plt.subplots(
-            len(neurons),
-            1,
-            figsize=(9, 1.2 + 1.5 * len(neurons)),
-            sharex=True,
-            squeeze=False,
-            layout="constrained",
-        )
-        axes = axes[:, 0]
+        axes = _panels(len(neurons), 1, (9, 1.2 + 1.5 * len(neurons)), sharex=True)[:, 0]
+    spikes, membrane, reset = (as_numpy(trace) for trace in (spikes, membrane, reset))
     for ax, neuron in zip(axes, neurons, strict=True):
-        time = spikes[:, neuron].nonzero().flatten().cpu()
-        ax.plot(membrane[:, neuron].cpu(), color=BLUE, lw=1, label="membrane potential V")
-        ax.plot(reset[:, neuron].cpu(), color=ORANGE, lw=1, label="reset R")
+        (time,) = spikes[:, neuron].nonzero()
+        ax.plot(membrane[:, neuron], color=BLUE, lw=1, label="membrane potential V")
+        ax.plot(reset[:, neuron], color=ORANGE, lw=1, label="reset R")
         ax.axhline(THRESHOLD, color=GREY, lw=1, ls="--", label="threshold")
         # On the upper edge of the panel, in the axes' own coordinates.
         edge = ax.get_xaxis_transform()
@@ -185,7 +164,7 @@ def neuron_traces(
         )
         bottom, top = ax.get_ylim()
         ax.set_ylim(bottom, top + 0.25 * (top - bottom))
-        ax.set(ylabel=f"neuron {neuron}", xlim=(-0.5, len(spikes) - 0.5))
+        ax.set(ylabel=f"neuron {neuron}", xlim=(-0.5, max(len(spikes), 1) - 0.5))
     axes[-1].set_xlabel("time step")
     axes[0].legend(
         ncols=4, fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1)
@@ -203,20 +182,25 @@ def synapse_kernels(
         initial: a layer as training began with; its first channel is shown.
         steps: length of the response, in steps.
         ax: where to draw.
+
+    Raises:
+        ValueError: there are no channels, or no steps.
     """
-    ax = ax or plt.subplots(figsize=(6, 4), layout="constrained")[1]
     kernels = _impulse_response(learned, steps)
+    if kernels.size == 0:
+        raise ValueError(f"nothing to draw: {kernels.shape[1]} channels, {steps} steps")
+    ax = ax or _panels(1, 1, (6, 4))[0, 0]
     start = _impulse_response(initial, steps)[:, 0]
     time = np.arange(steps)
     ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 100 / kernels.shape[1]))
     ax.plot([], [], color=SKY, label="learned, each channel")
-    ax.plot(time, kernels.median(1).values, color=BLUE, lw=2, label="learned, median")
+    ax.plot(time, np.median(kernels, axis=1), color=BLUE, lw=2, label="learned, median")
     ax.plot(time, start, color=VERMILION, ls="--", label="initial")
     # One channel in a hundred may leave the panel, so that the others can be seen.
     low, high = np.quantile(kernels, (0.005, 0.995), axis=1)
-    bottom, top = min(low.min(), start.min().item()), max(high.max(), start.max().item())
-    margin = 0.05 * (top - bottom)
-    ax.set(ylim=(bottom - margin, top + margin), xlim=(0, steps - 1))
+    bottom, top = min(low.min(), start.min()), max(high.max(), start.max())
+    margin = 0.05 * (top - bottom) or 1.0
+    ax.set(ylim=(bottom - margin, top + margin), xlim=(0, max(steps - 1, 1)))
     ax.set(xlabel="time step after a spike", ylabel="PSP")
     ax.legend(frameon=False, fontsize="small", loc="upper right")
     return ax
@@ -232,16 +216,15 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
         initial: a layer as training began with.
         ax: where to draw.
     """
-    ax = ax or plt.subplots(figsize=(4.5, 4.5), layout="constrained")[1]
+    ax = ax or _panels(1, 1, (4.5, 4.5))[0, 0]
     angle = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(angle), np.sin(angle), color=GREY, lw=1, label="unit circle")
-    for synapse, style in (
-        (learned, {"s": 6, "c": BLUE, "alpha": 0.3, "lw": 0, "label": "learned"}),
-        (initial, {"s": 40, "c": VERMILION, "marker": "x", "label": "initial"}),
-    ):
-        z = synapse.poles().flatten()
-        ax.scatter(z.real, z.imag, **style)
-    limit = 1.1 * max(1.0, learned.pole_radius())
+    trained = as_numpy(learned.poles()).ravel()
+    start = np.unique(as_numpy(initial.poles()))
+    faint = min(1.0, max(0.3, 100 / max(trained.size, 1)))
+    ax.scatter(trained.real, trained.imag, s=6, c=BLUE, alpha=faint, lw=0, label="learned")
+    ax.scatter(start.real, start.imag, s=40, c=VERMILION, marker="x", lw=1, label="initial")
+    limit = 1.1 * max(1.0, np.abs(trained).max(initial=0.0), np.abs(start).max(initial=0.0))
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set(xlabel="real part", ylabel="imaginary part")
     ax.legend(frameon=False, fontsize="small", loc="center", bbox_to_anchor=(0.3, 0.5))
@@ -261,8 +244,7 @@ def synapse_layers(
     Returns:
         The axes, two rows of them.
     """
-    count = len(titles)
-    _, axes = plt.subplots(2, count, figsize=(3 * count, 6.2), squeeze=False, layout="constrained")
+    axes = _panels(2, len(titles), (3 * len(titles), 6.2))
     for trained, fresh, title, column in zip(learned, initial, titles, axes.T, strict=True):
         synapse_kernels(trained, fresh, ax=column[0]).set_title(title)
         poles(trained, fresh, ax=column[1])
@@ -294,8 +276,9 @@ def damage_sweep(
     Returns:
         The two axes.
     """
-    if axes is None:
-        _, axes = plt.subplots(2, 1, figsize=(4, 5), sharex=True, layout="constrained")
+    alone = axes is None
+    if alone:
+        axes = _panels(2, 1, (4, 5), sharex=True)[:, 0]
     axes[0].axhline(1.0, color=GREY, lw=1, ls="--", label="silence")
     for ax, values, ylabel, color, marker in (
         (axes[0], errors, "error / target's power", VERMILION, "s"),
@@ -312,6 +295,8 @@ def damage_sweep(
     for ax in axes:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[1].set_xlabel(xlabel)
+    if alone:
+        axes[0].legend(frameon=False, fontsize="small", loc="lower right")
     return np.asarray(axes)
 
 
@@ -329,20 +314,12 @@ def damage_sweeps(
         The axes, two rows of them.
     """
     kinds = list(dict.fromkeys(row["damage"] for row in rows))
-    _, axes = plt.subplots(
-        2,
-        len(kinds),
-        figsize=(2.8 * len(kinds), 5),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
+    axes = _panels(2, len(kinds), (2.8 * len(kinds), 5), sharex="col", sharey="row")
     for kind, column in zip(kinds, axes.T, strict=True):
         of_kind = [row for row in rows if row["damage"] == kind]
         values = ([row[key] for row in of_kind] for key in ("strength", "error", "retrieval"))
-        label, strength = DAMAGE_LABELS.get(kind, kind), (trained or {}).get(kind)
-        damage_sweep(*values, label, strength, column)
+        label = DAMAGE_KINDS[kind].label if kind in DAMAGE_KINDS else kind
+        damage_sweep(*values, label, (trained or {}).get(kind), column)
     for ax in axes.flat:
         ax.label_outer()
     axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
@@ -356,22 +333,35 @@ def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
         rates: spikes per neuron and time step, by the layer's name, first layer first.
         ax: where to draw.
     """
-    ax = ax or plt.subplots(figsize=(5, 1 + 0.4 * len(rates)), layout="constrained")[1]
+    ax = ax or _panels(1, 1, (5, 1 + 0.4 * len(rates)))[0, 0]
     bars = ax.barh(list(rates), list(rates.values()), color=BLUE)
     ax.bar_label(bars, fmt="%.4f", padding=3)
     ax.invert_yaxis()
     ax.margins(x=0.25)  # room for the numbers
+    ax.set_xlim(left=0.0)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.set(xlabel="spikes per neuron and time step", ylabel="layer")
     return ax
 
 
-def _impulse_response(synapse: IIRSynapse, steps: int) -> Tensor:
+def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) -> np.ndarray:
+    """The axes ``(rows, columns)`` of a new figure."""
+    if rows * columns == 0:
+        raise ValueError("nothing to draw, expected at least one panel")
+    return plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", **sharing
+    )[1]
+
+
+def _impulse_response(synapse: IIRSynapse, steps: int) -> np.ndarray:
     """The answer of every channel to one spike at step 0, ``(steps, channels)``."""
-    alpha, beta = (tensor.detach().flatten(1).cpu() for tensor in (synapse.alpha, synapse.beta))
-    impulse = torch.zeros(steps, 1, alpha.shape[1])
-    impulse[0] = 1.0
-    return iir_filter(impulse, alpha, beta)[0][:, 0]
+    dtype = torch.promote_types(synapse.alpha.dtype, torch.float32)
+    synapse = copy.deepcopy(synapse).to("cpu", dtype)
+    impulse = torch.zeros(steps, 1, *synapse.shape, dtype=dtype)
+    impulse[:1] = 1.0
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        psp, _ = synapse.forward(impulse)  # forward: who watches the layer is not told
+    return as_numpy(psp[:, 0].flatten(1))
 
 
 def _integer_ticks(ax: Axes) -> None:

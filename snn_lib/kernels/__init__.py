@@ -2,14 +2,21 @@
 
 Every backend offers the same four functions on flattened features, tensors ``(T, B, N)``:
 ``filter_forward``, ``filter_backward``, ``neuron_forward``, ``neuron_backward``. ``eager`` is plain
-PyTorch, runs on any device in any floating dtype, and is the definition of correct; ``cpu``
-(Numba) and ``cuda`` (Triton) must agree with it.
+PyTorch, runs on any device, and is the definition of correct; ``cpu`` (Numba) and ``cuda`` (Triton)
+must agree with it. All compute in float32 or in float64.
+
+By default a device's compiled backend serves, and ``eager`` where there is none or it cannot be
+imported. The environment variable ``SNN_BACKEND`` chooses another for the whole process,
+:func:`use_backend` while it lasts. :func:`serving` and ``python -m snn_lib.kernels`` say which one
+serves a device, and why.
 """
 
 import importlib
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -17,58 +24,112 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("eager", "cpu", "cuda")
-COMPILED_DTYPES = (torch.float32, torch.float64)
+COMPUTE_DTYPES = (torch.float32, torch.float64)
+AUTO = "auto"  # whatever serves without a choice
+PACKAGES = {"cpu": "Numba", "cuda": "Triton"}
+# How a training step compares where plain PyTorch serves instead. On a GPU every operation of every
+# time step is then a kernel of its own.
+SLOWER = {"cpu": "about one and a half times as long", "cuda": "many times as long"}
 
-_forced: str | None = None
+
+@dataclass(eq=False)  # equal to itself alone, so that each entry removes itself
+class _Choice:
+    name: str
+
+
+_choices: list[_Choice] = []  # of the uses of ``use_backend`` that last, oldest first
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Forces one backend while the context lasts, in every thread of the process.
 
-    Process-wide, since autograd may run the backward pass on a thread of its own.
+    Process-wide, since autograd may run the backward pass on a thread of its own. Of several that
+    last at once, the one entered last rules.
 
     Args:
-        name: ``"eager"``, ``"cpu"`` (Numba) or ``"cuda"`` (Triton).
+        name: ``"eager"``, ``"cpu"`` (Numba), ``"cuda"`` (Triton), or ``"auto"`` for what serves
+            without this function.
 
     Raises:
-        ValueError: ``name`` is none of them.
-        ImportError: the backend's package is not installed.
+        ValueError: ``name`` is none of them; inside the context, a tensor is on a device that the
+            backend cannot serve.
+        ImportError: the backend cannot be imported.
     """
-    global _forced
-    if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is unknown, choose one of {', '.join(BACKENDS)}")
-    _module(name)
-    previous, _forced = _forced, name
+    _check(name, "backend")
+    if name != AUTO:
+        _module(name)
+    choice = _Choice(name)
+    _choices.append(choice)
     try:
         yield
     finally:
-        _forced = previous
+        _choices.remove(choice)
+
+
+def serving(device: torch.device | str) -> tuple[str, str]:
+    """The name of the backend that serves tensors on ``device``, and in words why it does.
+
+    Raises:
+        ValueError: a backend is chosen that is unknown or cannot serve this device.
+        ImportError: a backend is chosen that cannot be imported.
+    """
+    return _serving(torch.device(device).type, _newest_choice())
 
 
 def backend_for(tensor: Tensor) -> ModuleType:
-    """The backend that serves ``tensor``: the forced one, or the fastest for its device."""
-    if _forced is not None:
-        return _module(_forced)
-    if tensor.dtype in COMPILED_DTYPES and tensor.device.type in ("cpu", "cuda"):
-        return _fastest(tensor.device.type)
-    return _module("eager")
+    """The backend that serves ``tensor``, see :func:`serving`."""
+    return _module(_serving(tensor.device.type, _newest_choice())[0])
+
+
+def _newest_choice() -> str:
+    for choice in reversed(_choices):  # unlike [-1], it may become empty meanwhile
+        return choice.name
+    return AUTO
 
 
 @cache
-def _fastest(device_type: str) -> ModuleType:
+def _serving(device_type: str, name: str) -> tuple[str, str]:
+    reason = "forced by use_backend"
+    if name == AUTO:
+        name, reason = os.environ.get("SNN_BACKEND") or AUTO, "SNN_BACKEND"
+        _check(name, reason)
+    if name == AUTO:
+        return _fastest(device_type)
+    interpreted = name == "cuda" and os.environ.get("TRITON_INTERPRET") == "1"
+    if name not in ("eager", device_type) and not (interpreted and device_type == "cpu"):
+        remedy = ", or on cpu with TRITON_INTERPRET=1" if name == "cuda" else ""
+        raise ValueError(
+            f"backend {name!r} ({reason}) cannot serve a tensor on {device_type}, "
+            f"only on {name}{remedy}"
+        )
+    _module(name)
+    return name, reason
+
+
+def _check(name: str, source: str) -> None:
+    if name not in (known := (AUTO, *BACKENDS)):
+        raise ValueError(f"{source} {name!r} is unknown, choose one of {', '.join(known)}")
+
+
+def _fastest(device_type: str) -> tuple[str, str]:
+    if device_type not in PACKAGES:
+        return "eager", f"no backend is compiled for {device_type}"
     try:
-        return _module(device_type)
+        _module(device_type)
     except ImportError as error:
-        package = {"cpu": "numba", "cuda": "triton"}[device_type]
         warnings.warn(
-            f"{package} cannot be imported ({error}): the slower plain PyTorch backend serves",
+            f"{error}: plain PyTorch serves instead, a training step takes {SLOWER[device_type]}",
             RuntimeWarning,
             stacklevel=2,
         )
-        return _module("eager")
+        return "eager", str(error)
+    return device_type, PACKAGES[device_type]
 
 
 @cache
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{name}")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except Exception as error:  # a broken package fails in its own way, llvmlite with OSError
+        raise ImportError(f"{PACKAGES[name]} cannot be imported: {error!r}") from error

@@ -11,8 +11,10 @@ in denormal numbers, which a CPU computes ten times slower.
 """
 
 import ctypes
+import hashlib
 import math
 import os
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -20,12 +22,15 @@ import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core import event as events
 from numba.extending import intrinsic, overload
 from torch import Tensor
+from tqdm import tqdm
 
 from snn_lib.kernels import openmp
 from snn_lib.surrogate import Gaussian
 
+PRECISIONS = {torch.float32}, {torch.float64}
 TINY = 1e-30
 TILE = 2048  # elements of a tile at one time step
 TILE_CHANNELS = 1024
@@ -36,16 +41,42 @@ SMALL = 16384  # elements of a sequence up to which the calling thread does the 
 OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
+# Numba's cache knows a function by its name and by this file, not by what openmp.py puts into it.
+VERSION = hashlib.sha256(openmp.__loader__.get_data(openmp.__file__)).hexdigest()[:8]
+
+
 def _compile(function: Callable) -> Callable:
     """Numba's ``njit`` without the GIL, and with its cache on disk where a folder can be written.
 
     Products and sums may be contracted only where a function says so: spikes are those of
     ``eager`` bit for bit.
     """
+    function.__qualname__ += f"_{VERSION}"
     try:
         return njit(cache=True, **OPTIONS)(function)
     except RuntimeError:  # no such folder
         return njit(**OPTIONS)(function)
+
+
+class _Announcement(events.Listener):
+    """Tells who waits at a terminal, once, that kernels are compiled and not read from the cache.
+
+    Elsewhere, in a notebook or a log file, nobody asks why nothing moves.
+    """
+
+    made = False
+
+    def on_start(self, event: events.Event) -> None:
+        ours = event.data["dispatcher"].py_func.__module__ == __name__
+        if ours and not self.made and sys.stderr is not None and sys.stderr.isatty():
+            self.made = True
+            tqdm.write("first use: compiling the CPU kernels (about 8 s)", file=sys.stderr)
+
+    def on_end(self, event: events.Event) -> None:
+        pass
+
+
+events.register("numba:compile", _Announcement())
 
 
 def _keep_freed_memory() -> None:
@@ -53,8 +84,12 @@ def _keep_freed_memory() -> None:
 
     By default glibc maps every buffer over 32 MB anew and unmaps it when it is freed, and clearing
     the fresh pages costs as much as filling them: a third of a training step over 300 time steps.
-    This holds for the whole process, whose memory then stays at its peak.
+    This holds for the whole process, whose memory then stays at its peak. ``SNN_KEEP_MEMORY=0``
+    switches it off, and whoever has tuned the allocator otherwise is left alone.
     """
+    tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if tuned or os.environ.get("SNN_KEEP_MEMORY") == "0":
+        return
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:  # glibc
@@ -73,6 +108,22 @@ def _tile_shape(shape: torch.Size) -> tuple[int, int]:
     """Batch rows and channels of a tile."""
     columns = max(1, min(shape[2], TILE_CHANNELS))
     return max(1, min(shape[1] // GROUPS, TILE // columns)), columns
+
+
+def _check_dtypes(sequences: tuple[Tensor, ...], *others: Tensor) -> None:
+    """Refuses what the kernels would misread: they take the bits of bfloat16 for integers.
+
+    Coefficients, states and what they are computed with are in one dtype, float32 or float64;
+    ``sequences`` may also be in bfloat16.
+    """
+    computed = {tensor.dtype for tensor in others}
+    handed = {sequence.dtype for sequence in sequences}
+    if computed not in PRECISIONS or not handed <= computed | {torch.bfloat16}:
+        given = ", ".join(sorted(map(str, computed | handed)))
+        raise TypeError(
+            f"the CPU kernels got {given}, expected torch.float32 or torch.float64 throughout, "
+            "or torch.bfloat16 in the sequences between matrix products"
+        )
 
 
 def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *arguments) -> None:
@@ -274,6 +325,7 @@ def filter_forward(
 ) -> tuple[Tensor, Tensor]:
     """See ``eager.filter_forward``."""
     output = torch.empty(x.shape, dtype=dtype)
+    _check_dtypes((output,), x, alpha, beta, past_output, past_input)
     last_output = torch.empty(past_output.shape, dtype=x.dtype)
     # The outputs that are still needed, F[t] at t % len(recent).
     recent = torch.empty(len(alpha) + 1, *x.shape[1:], dtype=x.dtype)
@@ -382,6 +434,7 @@ def filter_backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.filter_backward``."""
+    _check_dtypes((grad_output, output), grad_last, x, alpha, beta, past_output, past_input)
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
     shape, dtype = grad_output.shape, alpha.dtype
     groups = -(-shape[1] // _tile_shape(shape)[0])
@@ -522,6 +575,8 @@ def neuron_forward(
     seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``eager.neuron_forward``."""
+    coefficients = reset_decay, reset_strength, membrane_decay
+    _check_dtypes((current,), *coefficients, membrane, reset)
     spikes = torch.empty(current.shape, dtype=reset_decay.dtype)
     membrane, reset = _copy(membrane), _copy(reset)
     _share_out(
@@ -529,9 +584,7 @@ def neuron_forward(
         _neuron_forward_parallel,
         current.shape,
         current,
-        reset_decay,
-        reset_strength,
-        membrane_decay,
+        *coefficients,
         membrane,
         reset,
         spikes,
@@ -629,6 +682,7 @@ def _neuron_backward(first, last, arguments):
         work,
         gaussian,
         surrogate_width,
+        slopes,
         potentials,
         grad_current,
         rounds,
@@ -675,7 +729,9 @@ def _neuron_backward(first, last, arguments):
                 if dropping:
                     start = (t * batch + b) * channels + cut.start
                     _drop(grad_spike, start, low, high, threshold, scale)
-                if gaussian:
+                if len(slopes):
+                    _assign(derivative, _row(slopes, t, b, cut))
+                elif gaussian:
                     _gaussian(derivative, v, surrogate_width)
                 else:
                     _fast_sigmoid(derivative, v, surrogate_width)
@@ -716,11 +772,16 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.neuron_backward``."""
+    coefficients = reset_decay, reset_strength, membrane_decay
+    gradients = grad_spikes, grad_membrane, grad_reset
+    slopes = reset_decay.new_empty(0, 0, 0) if slope is None else slope
+    _check_dtypes((current,), *gradients, *coefficients, membrane, reset, slopes)
     shape, dtype = current.shape, reset_decay.dtype
     groups = -(-shape[1] // _tile_shape(shape)[0])
     potentials = torch.empty(shape, dtype=dtype)
@@ -737,14 +798,13 @@ def neuron_backward(
         shape,
         grad_spikes,
         current,
-        reset_decay,
-        reset_strength,
-        membrane_decay,
+        *coefficients,
         membrane,
         torch.stack([membrane, reset]),
         torch.empty(2, *shape[1:], dtype=dtype),
         surrogate == Gaussian.name,
         width,
+        slopes,
         potentials,
         grad_current,
         rounds,

@@ -1,10 +1,15 @@
 """The GPU backend, in Triton: one kernel over the whole sequence for each of the four functions.
 
-A program owns a tile of (batch, channel) lanes, one to a thread, and walks through time with the
-recurrence's state in registers. Neighbouring lanes are neighbouring channels, so loads and stores
-coalesce. Sequences come with their strides: an input that is expanded over time or not contiguous
-is read in place. A coefficient's gradient is summed in each lane over time, then in each program
-over its batch rows, then by PyTorch over the programs: no atomics, the same bits every time.
+A program is one warp. It owns a tile of (batch, channel) lanes, one or two to a thread, and walks
+through time with the recurrence's state in registers. Neighbouring lanes are neighbouring channels,
+so loads and stores coalesce. Sequences come with their strides: an input that is expanded over time
+or not contiguous is read in place. A coefficient's gradient is summed in each lane over time, then
+in each program over its batch rows, then by PyTorch over the programs: no atomics, the same bits
+every time. The sums are in double precision, where a product of two floats is exact: a fused
+multiply-add serves, which makes up for the conversions. It costs up to 16 registers a thread.
+
+A sequence in 16 bits is loaded ahead where its channels lie side by side, their number and the
+strides are even, and it begins on a multiple of 16 bytes; elsewhere it is read step by step.
 
 Spikes must be ``eager``'s, so the operations keep its order and are not fused into multiply-adds,
 which round differently. Arguments and equations are in ``snn_lib.kernels.eager``.
@@ -18,9 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from snn_lib import surrogate as surrogates
+from snn_lib.kernels import eager
 
-LANES = 128  # of a program
-LANES_PER_WARP = 32
+WARP = 32  # threads, a program
 # Memory's latency is hidden by loading ahead of the recurrence: UNROLL steps at once, while the
 # UNROLL before them are computed. No loop may therefore read what it writes itself. Filters of an
 # order above UNROLL go without: Triton does not where a value is handed on over several passes.
@@ -42,7 +47,8 @@ def filter_forward(
     last_output = x.new_empty(past_output.shape)
     _launch(
         _filter_forward,
-        output,
+        _tile(x, output),
+        x.shape,
         *_strided(x),
         alpha.contiguous(),
         beta.contiguous(),
@@ -69,14 +75,17 @@ def filter_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for x, alpha, beta, past_output, past_input; see ``eager.filter_backward``."""
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
-    grad_x = alpha.new_empty(grad_output.shape if need_x else 0)
-    grad_alpha = _partial_sums(grad_output, alpha, need_alpha)
-    grad_beta = _partial_sums(grad_output, beta, need_beta)
+    shape = grad_output.shape
+    tile = _tile(grad_output, *[output] * need_alpha, *[x] * need_beta)
+    grad_x = alpha.new_empty(shape if need_x else 0)
+    grad_alpha = _partial_sums(tile, shape, alpha, need_alpha)
+    grad_beta = _partial_sums(tile, shape, beta, need_beta)
     grad_past_output = alpha.new_empty(past_output.shape if need_past_output else 0)
     grad_past_input = alpha.new_empty(past_input.shape if need_past_input else 0)
     _launch(
         _filter_backward,
-        grad_output,
+        tile,
+        shape,
         *_strided(grad_output),
         *_strided(grad_last),
         *_strided(x),
@@ -98,7 +107,8 @@ def filter_backward(
         NEED_PAST_OUTPUT=need_past_output,
         NEED_PAST_INPUT=need_past_input,
     )
-    return grad_x, grad_alpha.sum(-2), grad_beta.sum(-2), grad_past_output, grad_past_input
+    sums = (partial.sum(-2).to(alpha.dtype) for partial in (grad_alpha, grad_beta))
+    return grad_x, *sums, grad_past_output, grad_past_input
 
 
 def neuron_forward(
@@ -116,7 +126,8 @@ def neuron_forward(
     last_membrane, next_reset = (reset_decay.new_empty(current.shape[1:]) for _ in range(2))
     _launch(
         _neuron_forward,
-        current,
+        _tile(current),
+        current.shape,
         *_strided(current),
         reset_decay.contiguous(),
         reset_strength.contiguous(),
@@ -127,7 +138,8 @@ def neuron_forward(
         spikes,
         last_membrane,
         next_reset,
-        **_dropout_constants(dropout),
+        dropout,
+        DROPS=dropout > 0.0,
     )
     return spikes, last_membrane, next_reset
 
@@ -144,24 +156,48 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for the six tensors of ``neuron_forward``; see ``eager.neuron_backward``."""
+    if slope is not None:
+        return eager.neuron_backward(
+            grad_spikes,
+            grad_membrane,
+            grad_reset,
+            current,
+            reset_decay,
+            reset_strength,
+            membrane_decay,
+            membrane,
+            reset,
+            surrogate,
+            width,
+            slope,
+            dropout,
+            seed,
+            needed,
+        )
     need_current, need_theta, need_strength, need_lambda, need_membrane, need_reset = needed
-    grad_current = current.new_empty(current.shape if need_current else 0)
-    grad_theta = _partial_sums(current, reset_decay, need_theta)
-    grad_strength = _partial_sums(current, reset_strength, need_strength)
-    grad_lambda = _partial_sums(current, membrane_decay, need_lambda)
+    shape = current.shape
+    if slope is None:
+        slope = grad_spikes  # never read
+    tile = _tile(grad_spikes, current, slope)
+    grad_current = current.new_empty(shape if need_current else 0)
+    grad_theta = _partial_sums(tile, shape, reset_decay, need_theta)
+    grad_strength = _partial_sums(tile, shape, reset_strength, need_strength)
+    grad_lambda = _partial_sums(tile, shape, membrane_decay, need_lambda)
     grad_first_membrane = membrane.new_empty(membrane.shape if need_membrane else 0)
     grad_first_reset = reset.new_empty(reset.shape if need_reset else 0)
     # V[t-1] and R[t], which the neuron's second run leaves for the way back
-    membranes = membrane.new_empty(current.shape)
-    resets = reset.new_empty(current.shape if need_theta else 0)
+    membranes = membrane.new_empty(shape)
+    resets = reset.new_empty(shape if need_theta else 0)
     _launch(
         _neuron_backward,
-        current,
+        tile,
+        shape,
         *_strided(grad_spikes),
         *_strided(grad_membrane),
         *_strided(grad_reset),
@@ -171,6 +207,7 @@ def neuron_backward(
         membrane_decay.contiguous(),
         *_strided(membrane),
         *_strided(reset),
+        *_strided(slope),
         seed,
         membranes,
         resets,
@@ -180,9 +217,10 @@ def neuron_backward(
         grad_lambda,
         grad_first_membrane,
         grad_first_reset,
+        width,
+        dropout,
         SURROGATE=surrogate,
-        WIDTH=width,
-        **_dropout_constants(dropout),
+        DROPS=dropout > 0.0,
         NEED_CURRENT=need_current,
         NEED_THETA=need_theta,
         NEED_STRENGTH=need_strength,
@@ -190,50 +228,58 @@ def neuron_backward(
         NEED_MEMBRANE=need_membrane,
         NEED_RESET=need_reset,
     )
-    sums = (partial.sum(-2) for partial in (grad_theta, grad_strength, grad_lambda))
+    partials = grad_theta, grad_strength, grad_lambda
+    sums = (partial.sum(-2).to(reset_decay.dtype) for partial in partials)
     return grad_current, *sums, grad_first_membrane, grad_first_reset
 
 
-def _launch(kernel, sequence: Tensor, *arguments, **constants) -> None:
-    """Runs a kernel with enough programs to cover every lane of ``sequence``."""
-    steps, batch, channels = sequence.shape
-    rows, columns = _tile_shape(channels)
-    programs = triton.cdiv(batch, rows) * triton.cdiv(channels, columns)
-    with torch.cuda.device_of(sequence):
+def _tile(*sequences: Tensor) -> dict[str, int]:
+    """Batch rows and channels of a program, and the neighbouring channels of each thread.
+
+    A warp reads 32 floats of a row at once, 128 bytes: all that coalescing gives. More warps to a
+    program only make it harder to share out: 64 x 300 lanes are 640 programs of one warp, at most
+    5 of them on each of 132 multiprocessors (4.8 on average), but 160 of four, at most 2 (1.2).
+
+    What loads ahead copies 4 bytes at least, which are two neighbours in 16 bits. They may be read
+    as one where no stride lets a row begin between them.
+    """
+    _, _, channels = sequences[0].shape
+    sizes = [channels, *(size for sequence in sequences for size in sequence.stride()[:2])]
+    halves = any(sequence.itemsize == 2 for sequence in sequences)
+    neighbours = 2 if halves and all(size % 2 == 0 for size in sizes) else 1
+    columns = min(triton.next_power_of_2(max(channels, 1)), WARP * neighbours)
+    return {"ROWS": WARP * neighbours // columns, "COLUMNS": columns, "NEIGHBOURS": neighbours}
+
+
+def _launch(kernel, tile: dict[str, int], shape: torch.Size, *arguments, **constants) -> None:
+    """Runs a kernel with enough programs to cover every lane of sequences of this shape."""
+    steps, batch, channels = shape
+    programs = triton.cdiv(batch, tile["ROWS"]) * triton.cdiv(channels, tile["COLUMNS"])
+    with torch.cuda.device_of(arguments[0]):
         kernel[(programs,)](
             *arguments,
             steps,
             batch,
             channels,
-            BLOCK_B=rows,
-            BLOCK_N=columns,
+            **tile,
             **constants,
-            num_warps=LANES // LANES_PER_WARP,
+            num_warps=1,
             enable_fp_fusion=False,
         )
-
-
-def _tile_shape(channels: int) -> tuple[int, int]:
-    """Batch rows and channels of a program: a warp's lanes share a row where there are so many."""
-    columns = min(triton.next_power_of_2(max(channels, 1)), LANES_PER_WARP)
-    return LANES // columns, columns
 
 
 def _strided(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     return tensor, tensor.stride()
 
 
-def _partial_sums(sequence: Tensor, coefficients: Tensor, need: bool) -> Tensor:
+def _partial_sums(
+    tile: dict[str, int], shape: torch.Size, coefficients: Tensor, need: bool
+) -> Tensor:
     """Room for a coefficient's gradient, one batch block a row, ``(..., blocks, N)``."""
-    if not need:
-        return coefficients.new_empty(0, 0)
-    _, batch, channels = sequence.shape
-    rows, _ = _tile_shape(channels)
-    return coefficients.new_empty(*coefficients.shape[:-1], triton.cdiv(batch, rows), channels)
-
-
-def _dropout_constants(dropout: float) -> dict[str, int | float]:
-    return {"DROPPED_BELOW": int(dropout * 2**32), "KEPT_SCALE": 1.0 / (1.0 - dropout)}
+    _, batch, channels = shape
+    blocks = triton.cdiv(batch, tile["ROWS"])
+    room = (*coefficients.shape[:-1], blocks, channels) if need else (0, 0)
+    return coefficients.new_empty(room, dtype=torch.float64)
 
 
 # A kernel compiled anew for sizes that happen to be 1 or divisible by 16 would gain nothing.
@@ -255,21 +301,22 @@ def _filter_forward(
     steps,
     batch,
     channels,
-    BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     P: tl.constexpr,
     Q: tl.constexpr,
 ):
-    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    b, n, lane, step, channels = _lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     alphas = _load_each(alpha + n, channels, n < channels, P)
     betas = _load_each(beta + n, channels, n < channels, Q + 1)
     # outputs[k] is F[t-1-k] and inputs[k] is x[t-1-k]
-    past_output = _at(past_output, past_output_stride, P - 1, b, n)
-    past_input = _at(past_input, past_input_stride, Q - 1, b, n)
-    outputs = _load_each(past_output, -past_output_stride[0], lane, P)
-    inputs = _load_each(past_input, -past_input_stride[0], lane, Q)
+    past_output, past_step = _at(past_output, past_output_stride, P - 1, b, n, 1)
+    outputs = _load_each(past_output, -past_step, lane, P)
+    past_input, past_step = _at(past_input, past_input_stride, Q - 1, b, n, 1)
+    inputs = _load_each(past_input, -past_step, lane, Q)
 
-    x = _at(x, x_stride, 0, b, n)
+    x, x_step = _at(x, x_stride, 0, b, n, NEIGHBOURS)
     output += b * channels + n
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         newest = tl.load(x, lane, 0.0)
@@ -278,7 +325,7 @@ def _filter_forward(
         tl.store(output, f, lane)
         inputs = _push(newest, inputs, Q)
         outputs = _push(f, outputs, P)
-        x += x_stride[0]
+        x += x_step
         output += step
     for k in tl.static_range(P):
         tl.store(last_output + (P - 1 - k) * step + b * channels + n, outputs[k], lane)
@@ -308,8 +355,9 @@ def _filter_backward(
     steps,
     batch,
     channels,
-    BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     P: tl.constexpr,
     Q: tl.constexpr,
     NEED_X: tl.constexpr,
@@ -319,21 +367,22 @@ def _filter_backward(
     NEED_PAST_INPUT: tl.constexpr,
 ):
     ORDER: tl.constexpr = P if P > Q else Q
-    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    b, n, lane, step, channels = _lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     alphas = _load_each(alpha + n, channels, n < channels, P)
     betas = _load_each(beta + n, channels, n < channels, Q + 1)
-    zero = tl.zeros((BLOCK_B, BLOCK_N), alpha.dtype.element_ty)
-    alpha_sums, beta_sums = _repeat(zero, P), _repeat(zero, Q + 1)
+    zero = tl.zeros((ROWS, COLUMNS), alpha.dtype.element_ty)
+    no_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
+    alpha_sums, beta_sums = _repeat(no_sum, P), _repeat(no_sum, Q + 1)
 
     last = steps.to(tl.int64) - 1
-    grad_output = _at(grad_output, grad_output_stride, last, b, n)
+    grad_output, grad_output_step = _at(grad_output, grad_output_stride, last, b, n, NEIGHBOURS)
     # pending[k] is what the state after the last step adds to the k-th of the F[t] still to come
-    grad_last = _at(grad_last, grad_last_stride, P - 1, b, n)
-    pending = _load_each(grad_last, -grad_last_stride[0], lane, P)
+    grad_last, past_step = _at(grad_last, grad_last_stride, P - 1, b, n, 1)
+    pending = _load_each(grad_last, -past_step, lane, P)
     if NEED_ALPHA:
-        output = _at(output, output_stride, last, b, n)
+        output, output_step = _at(output, output_stride, last, b, n, NEIGHBOURS)
     if NEED_BETA:
-        x = _at(x, x_stride, last, b, n)
+        x, x_step = _at(x, x_stride, last, b, n, NEIGHBOURS)
     grad_x += last * step + b * channels + n
     adjoints = _repeat(zero, ORDER + 1)  # once A[t] is pushed, adjoints[k] is A[t+k]
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
@@ -347,13 +396,12 @@ def _filter_backward(
             tl.store(grad_x, _add_products(betas[0] * a, betas, 1, adjoints, 1, Q), lane)
         # F[t] went into F[t+p] through alpha_p, and x[t] into F[t+q] through beta_q
         if NEED_ALPHA:
-            f = tl.load(output, lane, 0.0).to(zero.dtype)
-            alpha_sums = _add_scaled(alpha_sums, adjoints, 1, f, P)
-            output -= output_stride[0]
+            alpha_sums = _add_scaled(alpha_sums, adjoints, 1, tl.load(output, lane, 0.0), P)
+            output -= output_step
         if NEED_BETA:
             beta_sums = _add_scaled(beta_sums, adjoints, 0, tl.load(x, lane, 0.0), Q + 1)
-            x -= x_stride[0]
-        grad_output -= grad_output_stride[0]
+            x -= x_step
+        grad_output -= grad_output_step
         grad_x -= step
 
     # On into the past, where A[t] is zero: past_output[P - k] and past_input[Q - k] are at t = -k.
@@ -361,16 +409,16 @@ def _filter_backward(
         adjoints = _push(zero, adjoints, ORDER + 1)
         if k <= P:
             if NEED_ALPHA:
-                f = tl.load(_at(past_output, past_output_stride, P - k, b, n), lane, 0.0)
-                alpha_sums = _add_scaled(alpha_sums, adjoints, 1, f, P)
+                past, _ = _at(past_output, past_output_stride, P - k, b, n, 1)
+                alpha_sums = _add_scaled(alpha_sums, adjoints, 1, tl.load(past, lane, 0.0), P)
             if NEED_PAST_OUTPUT:
                 gradient = _add_products(pending[0], alphas, 0, adjoints, 1, P)
                 pending = _pop(pending, zero, P)
                 tl.store(grad_past_output + (P - k) * step + b * channels + n, gradient, lane)
         if k <= Q:
             if NEED_BETA:
-                value = tl.load(_at(past_input, past_input_stride, Q - k, b, n), lane, 0.0)
-                beta_sums = _add_scaled(beta_sums, adjoints, 0, value, Q + 1)
+                past, _ = _at(past_input, past_input_stride, Q - k, b, n, 1)
+                beta_sums = _add_scaled(beta_sums, adjoints, 0, tl.load(past, lane, 0.0), Q + 1)
             if NEED_PAST_INPUT:
                 gradient = _add_products(zero, betas, 1, adjoints, 1, Q)
                 tl.store(grad_past_input + (Q - k) * step + b * channels + n, gradient, lane)
@@ -396,15 +444,16 @@ def _neuron_forward(
     spikes,
     last_membrane,
     next_reset,
+    dropout: tl.float64,
     steps,
     batch,
     channels,
-    BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    DROPPED_BELOW: tl.constexpr,
-    KEPT_SCALE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
+    DROPS: tl.constexpr,
 ):
-    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    b, n, lane, step, channels = _lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     theta = tl.load(reset_decay + n, n < channels, 0.0)
     strength = tl.load(reset_strength + n, n < channels, 0.0)
     decay = tl.load(membrane_decay + n, n < channels, 0.0)
@@ -414,14 +463,14 @@ def _neuron_forward(
     lane_index = b * channels + n
     index = lane_index.to(tl.uint32)  # of the element, row-major, modulo 2^32
 
-    current = _at(current, current_stride, 0, b, n)
+    current, current_step = _at(current, current_stride, 0, b, n, NEIGHBOURS)
     spikes += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         v = decay * v + tl.load(current, lane, 0.0).to(v.dtype) - r
         spike = (v > THRESHOLD).to(v.dtype)
         r = theta * r + strength * spike
-        tl.store(spikes, _dropped(spike, index, key, DROPPED_BELOW, KEPT_SCALE), lane)
-        current += current_stride[0]
+        tl.store(spikes, _dropped(spike, index, key, dropout, DROPS), lane)
+        current += current_step
         spikes += step
         index += step.to(tl.uint32)
     tl.store(last_membrane + lane_index, v, lane)
@@ -445,6 +494,8 @@ def _neuron_backward(
     membrane_stride,
     reset,
     reset_stride,
+    slope,
+    slope_stride,
     seed,
     membranes,
     resets,
@@ -454,15 +505,16 @@ def _neuron_backward(
     grad_lambda,
     grad_first_membrane,
     grad_first_reset,
+    width: tl.float64,
+    dropout: tl.float64,
     steps,
     batch,
     channels,
-    BLOCK_B: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    NEIGHBOURS: tl.constexpr,
     SURROGATE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DROPPED_BELOW: tl.constexpr,
-    KEPT_SCALE: tl.constexpr,
+    DROPS: tl.constexpr,
     NEED_CURRENT: tl.constexpr,
     NEED_THETA: tl.constexpr,
     NEED_STRENGTH: tl.constexpr,
@@ -470,7 +522,7 @@ def _neuron_backward(
     NEED_MEMBRANE: tl.constexpr,
     NEED_RESET: tl.constexpr,
 ):
-    b, n, lane, step = _lanes(batch, channels, BLOCK_B, BLOCK_N)
+    b, n, lane, step, channels = _lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     theta = tl.load(reset_decay + n, n < channels, 0.0)
     strength = tl.load(reset_strength + n, n < channels, 0.0)
     decay = tl.load(membrane_decay + n, n < channels, 0.0)
@@ -479,7 +531,7 @@ def _neuron_backward(
     # The neuron once more. V[t-1] and R[t], of which step t is made, go to scratch memory.
     potential = tl.load(membrane + b * membrane_stride[0] + n * membrane_stride[1], lane, 0.0)
     trace = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
-    current = _at(current, current_stride, 0, b, n)
+    current, current_step = _at(current, current_stride, 0, b, n, NEIGHBOURS)
     membranes += lane_index
     resets += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
@@ -489,7 +541,7 @@ def _neuron_backward(
         potential = decay * potential + tl.load(current, lane, 0.0).to(decay.dtype) - trace
         spike = (potential > THRESHOLD).to(potential.dtype)
         trace = theta * trace + strength * spike
-        current += current_stride[0]
+        current += current_step
         membranes += step
         resets += step
     tl.debug_barrier()  # makes the scratch memory visible to all threads of the program
@@ -499,31 +551,39 @@ def _neuron_backward(
         grad_membrane + b * grad_membrane_stride[0] + n * grad_membrane_stride[1], lane, 0.0
     )
     r = tl.load(grad_reset + b * grad_reset_stride[0] + n * grad_reset_stride[1], lane, 0.0)
-    theta_sum = tl.zeros((BLOCK_B, BLOCK_N), v.dtype)
-    strength_sum = tl.zeros((BLOCK_B, BLOCK_N), v.dtype)
-    lambda_sum = tl.zeros((BLOCK_B, BLOCK_N), v.dtype)
+    theta_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
+    strength_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
+    lambda_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     key = tl.load(seed)
     last = steps.to(tl.int64) - 1
     index = (last * step + lane_index).to(tl.uint32)
-    grad_spikes = _at(grad_spikes, grad_spikes_stride, last, b, n)
+    grad_spikes, grad_spikes_step = _at(grad_spikes, grad_spikes_stride, last, b, n, NEIGHBOURS)
+    slope, slope_step = _at(slope, slope_stride, last, b, n, NEIGHBOURS)
     grad_current += last * step + lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         membranes -= step
         resets -= step
         spike = (potential > THRESHOLD).to(v.dtype)
-        grad_spike = tl.load(grad_spikes, lane, 0.0)
-        grad_spike = _dropped(grad_spike, index, key, DROPPED_BELOW, KEPT_SCALE)
+        grad_spike = _dropped(tl.load(grad_spikes, lane, 0.0), index, key, dropout, DROPS)
+        if SURROGATE == "given":
+            derivative = tl.load(slope, lane, 0.0)
+        else:
+            derivative = _derivative(potential, width, SURROGATE)
+        wide_r = r.to(tl.float64)
         if NEED_THETA:
-            theta_sum += r * tl.load(resets, lane, 0.0)
-        strength_sum += r * spike
-        v = (grad_spike + strength * r) * _derivative(potential, SURROGATE, WIDTH) + v
+            theta_sum = tl.fma(wide_r, tl.load(resets, lane, 0.0).to(tl.float64), theta_sum)
+        if NEED_STRENGTH:
+            strength_sum = tl.fma(wide_r, spike.to(tl.float64), strength_sum)
+        v = (grad_spike + strength * r) * derivative + v
         potential = tl.load(membranes, lane, 0.0)
-        lambda_sum += v * potential
+        if NEED_LAMBDA:
+            lambda_sum = tl.fma(v.to(tl.float64), potential.to(tl.float64), lambda_sum)
         if NEED_CURRENT:
             tl.store(grad_current, v, lane)
         r = theta * r - v
         v = decay * v
-        grad_spikes -= grad_spikes_stride[0]
+        grad_spikes -= grad_spikes_step
+        slope -= slope_step
         grad_current -= step
         index -= step.to(tl.uint32)
 
@@ -539,21 +599,26 @@ def _neuron_backward(
         tl.store(grad_first_reset + lane_index, r, lane)
 
 
-@triton.jit
-def _lanes(batch, channels, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr):
-    """This program's batch rows, channels and mask, and the elements in a time step, B * N.
-
-    In 64 bits, as is everything made of them: a sequence may have more than 2^31 elements.
-    """
-    blocks_n = tl.cdiv(channels, BLOCK_N)
-    b = tl.program_id(0) // blocks_n * BLOCK_B + tl.arange(0, BLOCK_B)[:, None].to(tl.int64)
-    n = tl.program_id(0) % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
-    return b, n, (b < batch) & (n < channels), batch.to(tl.int64) * channels
+# Sizes become 64 bits wide, since a sequence may have more than 2^31 elements. Dividing them by
+# NEIGHBOURS and multiplying again tells the compiler what they are multiples of.
 
 
 @triton.jit
-def _at(sequence, stride, t, b, n):
-    return sequence + t * stride[0] + b * stride[1] + n * stride[2]
+def _lanes(batch, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
+    """This program's batch rows, channels and mask, then the elements of a step and of a row."""
+    channels = channels.to(tl.int64) // NEIGHBOURS * NEIGHBOURS
+    program, across = tl.program_id(0), tl.cdiv(channels, COLUMNS)
+    b = program // across * ROWS + tl.arange(0, ROWS)[:, None]
+    n = program % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return b, n, (b < batch) & (n < channels), batch * channels, channels
+
+
+@triton.jit
+def _at(sequence, stride, t, b, n, NEIGHBOURS: tl.constexpr):
+    """Where the lanes of step ``t`` are in memory, and how far those of the next are from them."""
+    step = tl.cast(stride[0], tl.int64) // NEIGHBOURS * NEIGHBOURS
+    row = tl.cast(stride[1], tl.int64) // NEIGHBOURS * NEIGHBOURS
+    return sequence + t * step + b * row + n * stride[2], step
 
 
 @triton.jit
@@ -616,30 +681,37 @@ def _add_scaled(sums, values, j: tl.constexpr, scale, COUNT: tl.constexpr):
     """Each of ``sums`` and ``scale`` times its one of ``values``, from the j-th on."""
     added = ()
     for k in tl.static_range(COUNT):
-        added += (sums[k] + values[j + k] * scale,)
+        added += (tl.fma(values[j + k].to(tl.float64), scale.to(tl.float64), sums[k]),)
     return added
 
 
+# Numbers are computed from an argument in double precision and then rounded, as PyTorch does.
+
+
 @triton.jit
-def _derivative(membrane, SURROGATE: tl.constexpr, WIDTH: tl.constexpr):
+def _derivative(membrane, width, SURROGATE: tl.constexpr):
     """The surrogate gradients of ``snn_lib.surrogate``."""
     distance = membrane - THRESHOLD
     if SURROGATE == "gaussian":
-        return 1.0 / (SQRT_2_PI * WIDTH) * tl.exp(distance * distance * (-0.5 / (WIDTH * WIDTH)))
+        height = tl.full((), 1.0 / (SQRT_2_PI * width), membrane.dtype)
+        steepness = tl.full((), -0.5 / (width * width), membrane.dtype)
+        return height * tl.exp(distance * distance * steepness)
     else:
         tl.static_assert(SURROGATE == "fast_sigmoid")
-        slope = 1.0 + tl.abs(distance) * (1.0 / WIDTH)
-        return 1.0 / (slope * slope)
+        reach = 1.0 + tl.abs(distance) * tl.full((), 1.0 / width, membrane.dtype)
+        return 1.0 / (reach * reach)
 
 
 @triton.jit
-def _dropped(value, index, seed, DROPPED_BELOW: tl.constexpr, KEPT_SCALE: tl.constexpr):
+def _dropped(value, index, seed, dropout, DROPS: tl.constexpr):
     """``value`` times ``eager.dropout_scale``."""
-    if KEPT_SCALE == 1.0:
-        return value
-    else:
+    if DROPS:
+        dropped_below = tl.full((), dropout * 2.0**32, tl.uint32)
+        scale = tl.full((), 1.0 / (1.0 - dropout), value.dtype)
         mixed = _mix(_mix(index ^ seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32))
-        return tl.where(mixed >= DROPPED_BELOW, value * KEPT_SCALE, 0.0)
+        return tl.where(mixed >= dropped_below, value * scale, 0.0)
+    else:
+        return value
 
 
 @triton.jit

@@ -1,8 +1,11 @@
-"""The reference backend: plain PyTorch, any device, any floating dtype, one step after the other.
+"""The reference backend: plain PyTorch on any device, one step after the other.
 
 The other backends agree with this one; read the equations here. All tensors are time first with
 flattened features: sequences ``(T, B, N)``, coefficients ``(order, N)`` or ``(N,)``. The functions
-run below autograd, so their loops leave no graph behind.
+run below autograd, so their loops leave no graph behind and may work in place; only what the
+recurrence carries on is in a loop, the rest is one call over all steps. Products and sums are
+separate calls: fused (``addcmul``) they round differently, and spikes are the same bit for bit on
+every backend.
 """
 
 import torch
@@ -32,19 +35,18 @@ def filter_forward(
     Returns:
         F, ``(T, B, N)`` in ``dtype``, and what the next call takes as ``past_output``.
     """
-    order_p, order_q = len(past_output), len(past_input)
-    inputs = [*past_input.unbind(), *x.unbind()]
-    outputs = [*past_output.unbind()]
-    for t in range(len(x)):
-        f = beta[0] * inputs[order_q + t]
-        for q in range(1, order_q + 1):
-            f = f + beta[q] * inputs[order_q + t - q]
+    order_p, order_q, steps = len(past_output), len(past_input), len(x)
+    outputs = alpha.new_empty(order_p + steps, *x.shape[1:])  # outputs[order_p + t] is F[t]
+    outputs[:order_p] = past_output
+    output = torch.mul(beta[0], x, out=outputs[order_p:])
+    for q in range(1, order_q + 1):
+        output[:q] += beta[q] * past_input[order_q - q :][:steps]
+        output[q:] += beta[q] * x[: max(steps - q, 0)]
+    f, product = outputs.unbind(), alpha.new_empty(x.shape[1:])
+    for t in range(order_p, order_p + steps):
         for p in range(1, order_p + 1):
-            f = f + alpha[p - 1] * outputs[order_p + t - p]
-        outputs.append(f)
-    output = torch.stack(outputs[order_p:]) if len(x) else torch.empty(x.shape).to(x)
-    last = torch.stack(outputs[len(x) :]) if order_p else past_output.clone()
-    return output.to(dtype), last
+            f[t].add_(torch.mul(alpha[p - 1], f[t - p], out=product))
+    return output.to(dtype), outputs[steps:].clone()
 
 
 def filter_backward(
@@ -72,43 +74,57 @@ def filter_backward(
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
     steps, order_p, order_q = len(grad_output), len(past_output), len(past_input)
 
-    direct = torch.cat([torch.zeros(past_output.shape).to(alpha), grad_output.to(alpha)])
-    direct[steps:] += grad_last  # direct[order_p + t] is dL/dF[t], from t = -P on
-    adjoint = torch.empty(grad_output.shape).to(alpha)
+    # First dL/dF[t], from t = -P on; then, from t = 0 on, A[t] in its place.
+    flowing = torch.cat([past_output.new_zeros(past_output.shape), grad_output.to(alpha)])
+    flowing[steps:] += grad_last
+    adjoint, product = flowing[order_p:], alpha.new_empty(grad_output.shape[1:])
+    a = adjoint.unbind()
     for t in reversed(range(steps)):
-        a = direct[order_p + t]
         for p in range(1, min(order_p, steps - 1 - t) + 1):
-            a = a + alpha[p - 1] * adjoint[t + p]
-        adjoint[t] = a
+            a[t].add_(torch.mul(alpha[p - 1], a[t + p], out=product))
 
     grad_x, grad_alpha, grad_beta, grad_past_output, grad_past_input = (
-        adjoint.new_empty(0) for _ in range(5)
+        alpha.new_empty(0) for _ in range(5)
     )
     if need_x:
         grad_x = beta[0] * adjoint
         for q in range(1, min(order_q, steps) + 1):
             grad_x[: steps - q] += beta[q] * adjoint[q:]
     if need_alpha:
-        outputs = torch.cat([past_output, output.to(past_output)])
-        grad_alpha = torch.empty(alpha.shape).to(alpha)
+        grad_alpha = torch.empty_like(alpha)
         for p in range(1, order_p + 1):
-            grad_alpha[p - 1] = (adjoint * outputs[order_p - p :][:steps]).sum((0, 1))
+            grad_alpha[p - 1] = _correlation(adjoint, output, past_output, p)
     if need_beta:
-        inputs = torch.cat([past_input, x])
-        grad_beta = torch.empty(beta.shape).to(beta)
+        grad_beta = torch.empty_like(beta)
         for q in range(order_q + 1):
-            grad_beta[q] = (adjoint * inputs[order_q - q :][:steps]).sum((0, 1))
+            grad_beta[q] = _correlation(adjoint, x, past_input, q)
     if need_past_output:
-        grad_past_output = direct[:order_p] + _past_gradient(adjoint, alpha)
+        grad_past_output = flowing[:order_p] + _past_gradient(adjoint, alpha)
     if need_past_input:
         grad_past_input = _past_gradient(adjoint, beta[1:])
     return grad_x, grad_alpha, grad_beta, grad_past_output, grad_past_input
 
 
+def _correlation(adjoint: Tensor, sequence: Tensor, past: Tensor, lag: int) -> Tensor:
+    """sum_{t,b} A[t] F[t-lag] for F = ``sequence``, which ``past`` precedes."""
+    steps = len(adjoint)
+    within = _total(adjoint[lag:] * sequence[: max(steps - lag, 0)])
+    return within + _total(adjoint[:lag] * past[len(past) - lag :][:steps])
+
+
+def _total(products: Tensor) -> Tensor:
+    """The sum over all but the channels, in double precision where the device has it."""
+    return products.sum(tuple(range(products.dim() - 1)), dtype=_widest(products.device))
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _past_gradient(adjoint: Tensor, weights: Tensor) -> Tensor:
     """Gradient for the values before the first step, which ``weights[k - 1]`` carry k steps on."""
     order = len(weights)
-    gradient = torch.zeros(order, *adjoint.shape[1:]).to(adjoint)
+    gradient = adjoint.new_zeros(order, *adjoint.shape[1:])
     for past in range(order):  # the value at time past - order
         for t in range(min(past + 1, len(adjoint))):
             gradient[past] += weights[t + order - past - 1] * adjoint[t]
@@ -136,14 +152,28 @@ def neuron_forward(
         dropout, seed: each spike that is passed on is dropped with this probability, the others
             scaled by 1 / (1 - dropout); the reset sees all of them.
     """
-    spikes = torch.empty(current.shape).to(reset_decay)
-    for t, i in enumerate(current):
-        membrane = membrane_decay * membrane + i - reset
-        spikes[t] = membrane > THRESHOLD
-        reset = reset_decay * reset + reset_strength * spikes[t]
+    spikes = reset_decay.new_empty(current.shape)
+    membrane, reset = membrane.clone(), reset.clone()
+    for i, spike in zip(current.unbind(), spikes.unbind(), strict=True):
+        _advance(membrane, reset, spike, i, reset_decay, reset_strength, membrane_decay)
     if dropout:
-        spikes *= dropout_scale(spikes.shape, dropout, seed).to(spikes)
-    return spikes, membrane.clone(), reset.clone()
+        spikes *= dropout_scale(spikes.shape, dropout, seed, spikes.dtype)
+    return spikes, membrane, reset
+
+
+def _advance(
+    membrane: Tensor,
+    reset: Tensor,
+    spike: Tensor,
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+) -> None:
+    """One step in place: V[t-1] becomes V[t], R[t] becomes R[t+1], and ``spike`` S[t]."""
+    membrane.mul_(membrane_decay).add_(current).sub_(reset)
+    torch.gt(membrane, THRESHOLD, out=spike)
+    reset.mul_(reset_decay).add_(reset_strength * spike)
 
 
 def neuron_backward(
@@ -158,6 +188,7 @@ def neuron_backward(
     reset: Tensor,
     surrogate: str,
     width: float,
+    slope: Tensor | None,
     dropout: float,
     seed: Tensor,
     needed: list[bool],
@@ -168,42 +199,103 @@ def neuron_backward(
     with v[t] = dL/dV[t] and r[t] = dL/dR[t]:
         v[t] = (dL/dS[t] + v_reset r[t+1]) S'(V[t]) + lambda v[t+1]
         r[t] = theta r[t+1] - v[t]
+    S' is the derivative of the ``surrogate`` of this name and ``width``; for "given", S'(V[t]) is
+    ``slope[t]``.
     dL/dI[t] is v[t], and the coefficients' gradients are sums over time and batch:
         dL/dtheta = sum r[t+1] R[t],  dL/dv_reset = sum r[t+1] S[t],  dL/dlambda = sum v[t] V[t-1]
     """
-    steps = len(current)
-    derivative = SURROGATES[surrogate](width).derivative
+    _, need_theta, need_strength, need_lambda, _, _ = needed
     if dropout:
-        grad_spikes = grad_spikes * dropout_scale(grad_spikes.shape, dropout, seed).to(grad_spikes)
+        scale = dropout_scale(grad_spikes.shape, dropout, seed, grad_spikes.dtype)
+        grad_spikes = grad_spikes * scale
 
-    membranes, resets = [membrane], [reset]  # membranes[t] is V[t-1], resets[t] is R[t]
-    for i in current:
-        membranes.append(membrane_decay * membranes[-1] + i - resets[-1])
-        spike = (membranes[-1] > THRESHOLD).to(reset_decay)
-        resets.append(reset_decay * resets[-1] + reset_strength * spike)
+    # membranes[t + 1] is V[t], resets[t] is R[t]
+    membranes = reset_decay.new_empty(1 + len(current), *membrane.shape)
+    resets = reset_decay.new_empty(current.shape if need_theta else (0, *reset.shape))
+    membranes[0] = membrane
+    v, r, spike = membrane.clone(), reset.clone(), torch.empty_like(membrane)
+    for t, i in enumerate(current.unbind()):
+        if need_theta:
+            resets[t] = r
+        _advance(v, r, spike, i, reset_decay, reset_strength, membrane_decay)
+        membranes[t + 1] = v
+    if slope is None:
+        slope = SURROGATES[surrogate](width).derivative(membranes[1:])
 
-    grad_current = torch.empty(current.shape).to(current)
-    grad_theta, grad_strength, grad_lambda = (torch.zeros_like(reset_decay) for _ in range(3))
+    grad_current = torch.empty_like(current, memory_format=torch.contiguous_format)
+    grad_theta, grad_strength, grad_lambda = (
+        torch.zeros_like(reset_decay, dtype=_widest(reset_decay.device)) for _ in range(3)
+    )
     # what flows into V[t] and R[t+1] from the steps after t
-    v, r = grad_membrane, grad_reset
-    for t in reversed(range(steps)):
-        spike = (membranes[t + 1] > THRESHOLD).to(reset_decay)
-        grad_theta += (r * resets[t]).sum(0)
-        grad_strength += (r * spike).sum(0)
-        v = (grad_spikes[t] + reset_strength * r) * derivative(membranes[t + 1]) + v
-        grad_lambda += (v * membranes[t]).sum(0)
+    v, r = grad_membrane.clone(), grad_reset.clone()
+    for t in reversed(range(len(current))):
+        if need_theta:
+            grad_theta += _total(r * resets[t])
+        if need_strength:
+            grad_strength += _total(r * (membranes[t + 1] > THRESHOLD))
+        v += (reset_strength * r).add_(grad_spikes[t]).mul_(slope[t])
+        if need_lambda:
+            grad_lambda += _total(v * membranes[t])
         grad_current[t] = v
-        r = reset_decay * r - v
-        v = membrane_decay * v
+        r.mul_(reset_decay).sub_(v)
+        v.mul_(membrane_decay)
 
-    gradients = (grad_current, grad_theta, grad_strength, grad_lambda, v.clone(), r.clone())
+    sums = (total.to(reset_decay) for total in (grad_theta, grad_strength, grad_lambda))
+    gradients = (grad_current, *sums, v, r)
     return tuple(
         gradient if need else gradient.new_empty(0)
         for gradient, need in zip(gradients, needed, strict=True)
     )
 
 
-def dropout_scale(shape: torch.Size, dropout: float, seed: Tensor) -> Tensor:
+def neuron_jvp(
+    d_current: Tensor,
+    d_reset_decay: Tensor,
+    d_reset_strength: Tensor,
+    d_membrane_decay: Tensor,
+    d_membrane: Tensor,
+    d_reset: Tensor,
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    membrane: Tensor,
+    reset: Tensor,
+    surrogate: str,
+    width: float,
+    slope: Tensor | None,
+    dropout: float,
+    seed: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tangents of the three results of ``neuron_forward``, for tangents of its six tensors.
+
+    Forward mode: each equation of the neuron differentiated, with S' as in ``neuron_backward``:
+        dV[t] = lambda dV[t-1] + dlambda V[t-1] + dI[t] - dR[t]
+        dS[t] = S'(V[t]) dV[t]
+        dR[t+1] = theta dR[t] + dtheta R[t] + v_reset dS[t] + dv_reset S[t]
+    No other backend has it, and nothing is written in place, so that ``torch.func.vmap`` maps it.
+    """
+    d_spikes = []
+    derivative = None if slope is not None else SURROGATES[surrogate](width).derivative
+    for t, i in enumerate(current):
+        d_membrane = membrane_decay * d_membrane + d_membrane_decay * membrane
+        d_membrane = d_membrane + d_current[t] - d_reset
+        membrane = membrane_decay * membrane + i - reset
+        spike = (membrane > THRESHOLD).to(reset)
+        s = slope[t] if derivative is None else derivative(membrane)  # S'(V[t])
+        d_spikes.append(s * d_membrane)
+        d_reset = reset_decay * d_reset + d_reset_decay * reset
+        d_reset = d_reset + reset_strength * d_spikes[-1] + d_reset_strength * spike
+        reset = reset_decay * reset + reset_strength * spike
+    d_spikes = torch.stack(d_spikes) if d_spikes else torch.zeros_like(d_current).to(reset)
+    if dropout:
+        d_spikes = d_spikes * dropout_scale(d_spikes.shape, dropout, seed, d_spikes.dtype)
+    return d_spikes, d_membrane.clone(), d_reset.clone()
+
+
+def dropout_scale(
+    shape: torch.Size, dropout: float, seed: Tensor, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
 
     A counter-based generator: element number i (row-major over ``shape``) is dropped if the hash
@@ -211,14 +303,16 @@ def dropout_scale(shape: torch.Size, dropout: float, seed: Tensor) -> Tensor:
     backend draws the same mask in any order, and the backward pass draws it again.
     The hash is the finaliser of MurmurHash3 (Appleby, public domain), once per half of the seed.
     """
-    index = torch.arange(shape.numel(), device=seed.device).view(shape)
-    low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    kept = _mix(_mix((index & 0xFFFFFFFF) ^ low) ^ high) >= int(dropout * 2**32)
-    return kept.to(torch.float64) / (1.0 - dropout)
+    # In int32, which wraps around as the hash asks: several times faster than int64.
+    h = torch.arange(shape.numel(), device=seed.device).to(torch.int32)
+    for half in (seed, seed >> 32):
+        _mix(h.bitwise_xor_(half.to(torch.int32)))
+    kept = h.bitwise_xor_(-(2**31)) >= int(dropout * 2**32) - 2**31  # compares them unsigned
+    return kept.view(shape).to(dtype).mul_(1.0 / (1.0 - dropout))
 
 
-def _mix(h: Tensor) -> Tensor:
-    """32-bit finaliser of MurmurHash3, on int64 tensors that hold 32-bit values."""
-    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
-    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
-    return h ^ (h >> 16)
+def _mix(h: Tensor) -> None:
+    """32-bit finaliser of MurmurHash3, in place; the masks make ``>>`` shift zeros in."""
+    h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF)).mul_(0x85EBCA6B - 2**32)
+    h.bitwise_xor_((h >> 13).bitwise_and_(0x7FFFF)).mul_(0xC2B2AE35 - 2**32)
+    h.bitwise_xor_((h >> 16).bitwise_and_(0xFFFF))

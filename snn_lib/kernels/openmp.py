@@ -2,12 +2,13 @@
 
 PyTorch's OpenMP threads spin for a while after every matrix product, so threads of our own would
 compete with them for the cores, and Numba's own OpenMP layer does not survive a fork. Kernels
-therefore call PyTorch's OpenMP library themselves; where it is not GNU's, or after a fork, a thread
-pool serves.
+therefore call PyTorch's OpenMP library themselves, by the functions of GNU's, which LLVM's and
+Intel's offer as well. Where there are none, or after a fork, a thread pool serves.
 """
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,21 +21,29 @@ from numba.extending import intrinsic
 
 
 def _link() -> bool:
-    """Makes the OpenMP library that PyTorch runs on callable from compiled code, if it is GNU's."""
-    torch_library = ctypes.CDLL(torch._C.__file__)
-    for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"):
-        if not hasattr(torch_library, name):
-            return False
-        address = ctypes.cast(getattr(torch_library, name), ctypes.c_void_p).value
-        llvmlite.binding.add_symbol(f"snn_{name}", address)
-    return True
+    """Makes the OpenMP library that PyTorch runs on callable from compiled code, if it can be."""
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    # As Linux binds PyTorch's own calls: what the whole process sees, a preloaded library for one,
+    # comes before what PyTorch brings along.
+    paths = [None] if sys.platform == "linux" else []
+    for path in [*paths, torch._C.__file__]:
+        library = ctypes.CDLL(path)
+        if all(hasattr(library, name) for name in names):
+            for name in names:
+                address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+                llvmlite.binding.add_symbol(f"snn_{name}", address)
+            return True
+    return False
 
 
 _usable = _link()
 
 
 def _after_fork() -> None:
-    """GNU's OpenMP does not survive a fork: a forked process that calls it hangs."""
+    """GNU's OpenMP does not survive a fork: a forked process that calls it hangs.
+
+    LLVM's and Intel's do, and lose little by the thread pool.
+    """
     global _usable
     _usable = False
 

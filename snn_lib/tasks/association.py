@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch, Batches, batch_generator
 from snn_lib.data.patterns import (
+    DAMAGE_KINDS,
     Damage,
     damage_patterns,
     delayed,
@@ -24,18 +25,12 @@ from snn_lib.inspection.metrics import (
     add_sums,
     match_spikes,
     nearest_pattern,
+    read_sums,
     spike_scores,
 )
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
 from snn_lib.tasks.base import Task, output_of
 
-# One kind of damage at a time, from none to far beyond what training shows.
-SWEEP = {
-    "rows_removed": (0, 40, 80, 120, 150, 180, 210),
-    "block_size": (0, 40, 80, 120, 160, 200, 240),
-    "jitter_sigma": (0, 1, 2, 4, 8, 16),
-    "noise_probability": (0, 0.005, 0.01, 0.02, 0.04, 0.08),
-}
 SWEEP_SAMPLES_PER_PATTERN = 10
 SWEEPS = -3  # stands for the epoch in its seeds, as in ``tasks.base.EVALUATIONS``
 
@@ -91,8 +86,8 @@ class Association(Task):
     """The task of associative_memory.
 
     Attributes:
-        patterns: the patterns, spikes ``(T, patterns, N)``.
-        targets: the same, later by the configured delay.
+        patterns: the patterns, spikes ``(T, patterns, N)``, on the CPU, where damage is drawn.
+        targets: the same, later by the configured delay, on the device.
     """
 
     config_class = AssociationConfig
@@ -105,23 +100,22 @@ class Association(Task):
         super().prepare(config, device, rank, world)
         options = config.hyperparameters
         try:
-            self._drawn = load_patterns(config.dataset_path)  # damage is drawn on the CPU
+            self.patterns = load_patterns(config.dataset_path)
         except FileNotFoundError:
             raise InputError(f"there is no pattern file {config.dataset_path}") from None
         except (OSError, ValueError) as error:
             raise InputError(str(error)) from None
         require(
-            len(self._drawn) == options.length,
-            f"{config.dataset_path} has {len(self._drawn)} time steps, hyperparameters.length is "
+            len(self.patterns) == options.length,
+            f"{config.dataset_path} has {len(self.patterns)} time steps, hyperparameters.length is "
             f"{options.length}",
         )
-        self.patterns = self._drawn.to(device)
-        self.targets = delayed(self.patterns, options.delay)
+        self.targets = delayed(self.patterns, options.delay).to(device)
         trains = self.patterns.shape[2]
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
         try:  # refuses damage that does not fit the patterns before anything is trained
-            damage_patterns(self._drawn, torch.zeros(1).long(), config.damage, torch.Generator())
+            damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
 
@@ -137,7 +131,7 @@ class Association(Task):
 
     def damaged(self, samples: int, damage: Damage) -> Batches:
         """So many samples of every pattern, each damaged anew in every epoch."""
-        seed, patterns = self.config.seed, self._drawn
+        seed, patterns = self.config.seed, self.patterns
         count = patterns.shape[1]
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
@@ -182,7 +176,7 @@ class Association(Task):
         folder = Path(self.config.runs_path) / self.config.name
         rows = self.sweep(model)
         write_sweep(rows, folder, vars(self.config.damage))
-        for kind in SWEEP:
+        for kind in DAMAGE_KINDS:
             text = ", ".join(
                 f"{row['strength']:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
                 for row in rows
@@ -195,7 +189,7 @@ class Association(Task):
     def sweep(
         self, model: nn.Module, samples: int = SWEEP_SAMPLES_PER_PATTERN
     ) -> list[dict[str, Any]]:
-        """Metrics of the model under each kind and strength of damage in ``SWEEP``, one row each.
+        """Metrics of the model under each kind and strength of ``DAMAGE_KINDS``, one row each.
 
         Each is measured on so many ``samples`` of every pattern. Sizes beyond the patterns' own
         are left out.
@@ -204,15 +198,15 @@ class Association(Task):
         steps, _, trains = self.patterns.shape
         limits = {"rows_removed": trains, "block_size": min(steps, trains)}
         rows = []
-        for kind, strengths in SWEEP.items():
-            for strength in strengths:
+        for kind, of_kind in DAMAGE_KINDS.items():
+            for strength in of_kind.strengths:
                 if strength > limits.get(kind, strength):
                     continue
                 sums: dict[str, Any] = {}
                 damage = single_damage(kind, strength)
                 for batch in self._on_device(self.damaged(samples, damage).epoch(SWEEPS)):
                     add_sums(sums, self.loss(model, batch)[1])
-                totals = {key: float(value) for key, value in sums.items()}
+                totals = read_sums(sums)
                 rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})
         return rows
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import Batch, Batches
+from snn_lib.data.batches import Batch, Batches, ahead
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -102,9 +102,7 @@ class Task:
         return self._on_device(self.batches(split).epoch(EVALUATIONS[split]))
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            moved = (None if part is None else part.to(self.device) for part in batch)
-            yield self.encode(Batch(*moved))
+        return map(self.encode, ahead(batches, self.device))
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def main(
     build_model: Callable[[Any], nn.Module],
     task: Task,
     arguments: Sequence[str] | None = None,
-) -> None:
+) -> NoReturn:
     """Runs an experiment's script and exits.
 
     Args:
@@ -55,8 +55,18 @@ def main(
         task: the task that the model learns.
         arguments: the command line, by default the process's.
     """
+    exit_with(Path(script).name, lambda: _run(Path(script), build_model, task, arguments))
+
+
+def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
+    """Does the work of a command and exits with the code of its outcome, and a line if it failed.
+
+    Args:
+        name: of the command, in front of that line.
+        work: returns the exit code where nothing went wrong.
+    """
     try:
-        code, message = _run(Path(script), build_model, task, arguments), None
+        code, message = work(), None
     except InputError as error:
         code, message = 2, error
     except KeyboardInterrupt:
@@ -75,8 +85,16 @@ def main(
         distributed.stop()
     if message is not None:
         process = f" process {os.environ['RANK']}:" if distributed.launched() else ""
-        print(f"{Path(script).name}:{process} {message}", file=sys.stderr)
+        print(f"{name}:{process} {message}", file=sys.stderr)
     sys.exit(code)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are :class:`InputError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse does not understand."""
+        raise InputError(f"{message} (see --help)")
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -167,14 +185,11 @@ def _with_own_settings(
 
 
 def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> None:
-            raise InputError(f"{message} (see --help)")
-
+    class ExplainingParser(Parser):
         def format_help(self) -> str:
             return f"{super().format_help()}\n{_explained_settings(script, config_class)}\n"
 
-    parser = Parser(
+    parser = ExplainingParser(
         prog=f"python {script.name}",
         description="Trains a network, or tests a trained one.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",

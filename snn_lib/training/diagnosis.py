@@ -29,7 +29,8 @@ class Numbers:
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model, self.device = model, device
+        self.model = model
+        self.patience = 1 if device.type == "cpu" else PATIENCE
         self.seen = 0
         self.first_broken = torch.zeros(4, device=device)  # epoch, batch, loss, gradient's norm
 
@@ -39,12 +40,13 @@ class Numbers:
         Raises:
             RunError: this one, or on another device than the CPU an earlier one, was not finite.
         """
-        where = [torch.full((), float(n), device=self.device) for n in (epoch, batch)]
-        now = torch.stack([*where, loss.detach().float(), norm.detach().float()])
-        broken = ~torch.isfinite(loss.detach() + norm) & (self.first_broken[0] == 0)
+        loss, norm = loss.detach().float(), norm.detach().float()
+        where = [torch.full_like(loss, number) for number in (epoch, batch)]
+        broken = ~torch.isfinite(loss + norm) & (self.first_broken[0] == 0)
+        now = torch.stack([*where, loss, norm])
         self.first_broken = torch.where(broken, now, self.first_broken)
         self.seen += 1
-        if self.device.type == "cpu" or self.seen % PATIENCE == 0:
+        if self.seen % self.patience == 0:
             self.check()
 
     def check(self) -> None:

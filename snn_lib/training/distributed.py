@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from snn_lib.inspection.metrics import read_sums
+
 
 def launched() -> bool:
     """Whether ``torchrun`` or the like started this process."""
@@ -38,25 +40,13 @@ def lost_contact(error: Exception) -> bool:
 
 
 def total(sums: dict[str, Any]) -> dict[str, float]:
-    """The sums over all processes, as floats; what lies on a device comes over in one piece."""
+    """The sums over all processes, as floats; they meet on the CPU, which has float64."""
     if not sums:
         return {}
-    kinds: dict[torch.device, list[str]] = {}
-    for key, value in sums.items():
-        device = value.device if isinstance(value, torch.Tensor) else torch.device("cpu")
-        kinds.setdefault(device, []).append(key)
-    totals = torch.zeros(len(sums), dtype=torch.float64)
-    place = {key: index for index, key in enumerate(sums)}
-    for device, keys in kinds.items():
-        if device.type == "cpu":
-            values = [float(sums[key]) for key in keys]
-        else:
-            values = torch.stack([sums[key].to(torch.float32) for key in keys]).tolist()
-        for key, value in zip(keys, values, strict=True):
-            totals[place[key]] = value
+    values = torch.tensor(list(read_sums(sums).values()), dtype=torch.float64)
     if dist.is_initialized():
-        dist.all_reduce(totals)  # on the CPU: a process group has gloo for it beside NCCL
-    return dict(zip(sums, totals.tolist(), strict=True))
+        dist.all_reduce(values)
+    return dict(zip(sums, values.tolist(), strict=True))
 
 
 def gather(value: Any) -> list[Any]:

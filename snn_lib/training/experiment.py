@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from snn_lib.errors import InputError, RunError
+from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.inspection.activity import Activity, count_activity
-from snn_lib.inspection.metrics import add_sums
-from snn_lib.kernels import use_backend
+from snn_lib.inspection.metrics import add_sums, plain_number, read_sums
+from snn_lib.kernels import serving, use_backend
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -158,7 +158,7 @@ class Experiment:
     def _finish_epoch(self) -> None:
         """Evaluates, writes what the epoch gave, and tells of it."""
         progress = self.progress
-        training = self.task.metrics(distributed.total(progress.sums))
+        training = self._metrics(distributed.total(progress.sums))
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
         self.numbers.check_weights(progress.epoch + 1)
@@ -227,7 +227,7 @@ class Experiment:
                 activity.lengths = batch.lengths
                 add_sums(sums, self._loss(model, batch)[1])
         activity.sum_by(distributed.total)
-        return self.task.metrics(distributed.total(sums)), activity
+        return self._metrics(distributed.total(sums)), activity
 
     def test(self, checkpoint: Checkpoint, source: Path) -> dict[str, float]:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
@@ -281,12 +281,23 @@ class Experiment:
             return loss.nan_to_num(), dict.fromkeys(sums, 0.0)
         return loss, sums
 
+    def _metrics(self, sums: dict[str, float]) -> dict[str, int | float]:
+        try:
+            return {key: plain_number(value) for key, value in self.task.metrics(sums).items()}
+        except TypeError as error:
+            raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
+
     def _introduce(self) -> None:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         share = f", {self.world} processes" if self.world > 1 else ""
+        try:
+            with self.backend():
+                kernels, why = serving(self.device)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"backend={self.config.backend}: {one_line(error)}") from None
         self.say(
             f"{self.config.name}: {parameters:,} parameters on {self.device}{share}, batches of "
-            f"{self.settings.batch_size}, seed {self.config.seed}"
+            f"{self.settings.batch_size}, seed {self.config.seed}, kernels {kernels} ({why})"
         )
 
     def _tell_of_memory(self) -> None:
@@ -315,7 +326,7 @@ class Experiment:
     def _display(self, bar: tqdm) -> None:
         bar.update()
         if self.progress.batch % BATCHES_PER_DISPLAY == 0 and not bar.disable:
-            shown = {key: float(value) for key, value in self.progress.sums.items()}
+            shown = read_sums(self.progress.sums)
             rate = shown["samples"] / self.progress.seconds
             bar.set_postfix_str(
                 f"{described(self.task.metrics(shown))}, {rate:.0f} {self.task.unit}/s"

@@ -226,16 +226,21 @@ def check_alike(state: Any, own: Any, name: str) -> None:
 def rng_state(device: torch.device) -> dict[str, Tensor]:
     """The state of PyTorch's generators, of which dropout draws its seeds."""
     state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state(*_which(device))
     return state
 
 
 def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
     """Puts the generators into a state that :func:`rng_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type != "cpu" and device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type], *_which(device))
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """How PyTorch is told which device of its kind is meant: of MPS there is but one."""
+    return () if device.type == "mps" else (device,)
 
 
 def learning_settings(config: dict[str, Any]) -> tuple[Any, ...]:

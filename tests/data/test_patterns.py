@@ -319,6 +319,7 @@ def test_single_damage_does_that_and_nothing_else(kind):
     lost, new = (before > damaged).sum((0, 2)), (damaged > before).sum((0, 2))
     if kind == "block_size":
         assert not new.any()
+        assert lost.min() > 0
         assert lost.le(20 * 20 / 8).all()
     elif kind == "rows_removed":
         assert not new.any()
@@ -339,5 +340,7 @@ def test_zero_strength_is_no_damage(patterns):
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="damage 'blocks' is unknown, choose one of block_size"):
+    with pytest.raises(
+        ValueError, match=f"'blocks' is unknown, choose one of {', '.join(DAMAGE_KINDS)}"
+    ):
         single_damage("blocks", 3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import DualExponentialSynapse, LowPassSynapse, PerStep, Sequential, SpikingNeuron
 from snn_lib.inspection.activity import count_activity
 
 
@@ -69,6 +69,96 @@ def test_a_silent_layer_has_rate_zero_and_a_busy_one_rate_one():
     assert activity.firing_rates() == {"1": 0.0, "3": 1.0}
 
 
+class BatchFirst(nn.Module):
+    """A network of a user's own: input ``(B, T, C)``, layers called by keyword, in chunks."""
+
+    def __init__(self, chunk):
+        super().__init__()
+        self.synapse, self.linear, self.neuron = list(network().children())[:3]
+        self.chunk = chunk
+
+    def forward(self, x):
+        outputs, past, potentials = [], None, None
+        for part in x.transpose(0, 1).split(self.chunk):
+            psp, past = self.synapse(state=past, x=part)
+            spikes, potentials = self.neuron(current=self.linear(psp), state=potentials)
+            outputs.append(spikes)
+        return torch.cat(outputs).transpose(0, 1)
+
+
+@pytest.mark.parametrize("chunk", [10, 4, 1])
+def test_sequences_are_those_of_the_layers_whatever_the_input_of_the_model(chunk):
+    model, x = BatchFirst(chunk), (torch.rand(3, 10, 8) < 0.4).float()
+    with count_activity(model) as activity:
+        spikes = model(x)
+        model(x[:2])
+    assert activity.sequences == 5
+    assert activity.synaptic_operations() == 6 * (x.sum() + x[:2].sum()).item() / 5
+    fired = spikes.sum() + spikes[:2].sum()
+    assert activity.firing_rates() == pytest.approx({"neuron": fired.item() / (5 * 10 * 6)})
+
+
+def test_a_sequence_in_chunks_counts_once():
+    model, x = network(), (torch.rand(10, 4, 8) < 0.4).float()
+    with count_activity(model) as whole:
+        model(x)
+    with count_activity(model) as in_chunks:
+        state = None
+        for part in x.split(3):
+            _, state = model(part, state)
+    assert in_chunks.sequences == whole.sequences == 4
+    assert in_chunks.synaptic_operations() == whole.synaptic_operations()
+    assert in_chunks.firing_rates() == whole.firing_rates()
+
+
+def test_without_a_beginning_there_are_no_operations_per_sequence():
+    model, x = network(), torch.ones(4, 2, 8)
+    _, state = model(x)
+    with count_activity(model) as activity:
+        model(x, state)
+    with pytest.raises(ValueError, match="no sequence has begun"):
+        activity.synaptic_operations()
+
+
+@pytest.mark.parametrize(
+    ("between", "features"),
+    [
+        (PerStep(nn.Conv2d(2, 2, 3, padding=1)), 32),
+        (PerStep(nn.AvgPool2d(2)), 8),
+        (SpikingNeuron((2, 4, 4), 4.0), 32),
+    ],
+)
+def test_only_the_linear_layer_right_after_a_synapse_is_its_fan_out(between, features):
+    model = Sequential(
+        DualExponentialSynapse((2, 4, 4), 4.0, 1.0),
+        between,
+        nn.Flatten(2),
+        nn.Linear(features, 7),
+        SpikingNeuron(7, 4.0),
+        LowPassSynapse(7, 4.0),
+        nn.Linear(7, 3),
+        SpikingNeuron(3, 4.0),
+    )
+    nn.init.constant_(model[3].bias, 2.0)
+    with count_activity(model) as activity:
+        model((torch.rand(10, 3, 2, 4, 4) < 0.4).float())
+    assert activity.fan_out == {"5": 3}
+    assert activity.dense_operations == 7 * 3
+    fired = activity.firing_rates()["4"]
+    assert fired > 0
+    assert activity.synaptic_operations() == pytest.approx(fired * 10 * 7 * 3)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_operations_of_a_synapse_with_a_feature_shape(flat):
+    weights = [nn.Flatten(2), nn.Linear(12, 5)] if flat else [nn.Linear(4, 5)]
+    model = Sequential(LowPassSynapse((3, 4), 4.0), *weights)
+    with count_activity(model) as activity:
+        model(torch.ones(6, 2, 3, 4))
+    assert activity.dense_operations == 12 * 5
+    assert activity.synaptic_operations() == 6 * 12 * 5  # all inputs at all steps
+
+
 def test_the_hooks_are_gone_afterwards_also_after_an_error():
     model = network()
     with contextlib.suppress(RuntimeError), count_activity(model) as activity:
@@ -77,3 +167,18 @@ def test_the_hooks_are_gone_afterwards_also_after_an_error():
     model(torch.ones(2, 1, 8))
     assert activity.sequences == 1
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_lies_behind_a_sequence_s_end_is_not_counted():
+    model = Sequential(DualExponentialSynapse(3, 4.0, 1.0), nn.Linear(3, 5), SpikingNeuron(5, 4.0))
+    nn.init.constant_(model[1].bias, 2.0)  # fires in silence too
+    x, lengths = (torch.rand(9, 2, 3) < 0.5).float(), torch.tensor([9, 4])
+    with count_activity(model) as activity:
+        activity.lengths = lengths
+        model(x)
+    with count_activity(model) as alone:
+        spikes = [model(x[:n, b : b + 1])[0] for b, n in enumerate(lengths.tolist())]
+    fired = sum(part.sum().item() for part in spikes)
+    assert activity.firing_rates() == pytest.approx({"2": fired / (13 * 5)})
+    assert activity.firing_rates() == pytest.approx(alone.firing_rates())
+    assert activity.synaptic_operations() == pytest.approx(alone.synaptic_operations())

@@ -1,12 +1,20 @@
 import math
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy import signal
 
 from snn_lib.data.patterns import Damage, damage_patterns, load_patterns
-from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
+from snn_lib.inspection.metrics import (
+    OutputFilter,
+    match_spikes,
+    nearest_pattern,
+    plain_number,
+    spike_scores,
+)
 
 DATASET = Path(__file__).parents[2] / "dataset"
 
@@ -19,6 +27,61 @@ def spikes_at(*times, steps=20):
 
 def counts(output, target, **options):
     return tuple(count.item() for count in match_spikes(output, target, **options).values())
+
+
+# plain numbers
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (3, 3),
+        (True, 1),
+        (0.5, 0.5),
+        (np.float32(0.5), 0.5),
+        (np.float64(0.5), 0.5),  # a subclass of float that a checkpoint does not read
+        (np.longdouble(0.5), 0.5),
+        (np.int64(-3), -3),
+        (np.uint8(3), 3),
+        (np.bool_(True), 1),
+        (np.array(0.5, dtype=np.float16), 0.5),
+        (np.array(3), 3),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
+        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
+        (torch.tensor(3), 3),
+        (Fraction(1, 2), 0.5),
+    ],
+)
+def test_plain_numbers_are_pythons_own_and_readable_from_a_checkpoint(value, expected, tmp_path):
+    number = plain_number(value)
+    assert number == expected
+    assert type(number) is type(expected)
+    torch.save(number, tmp_path / "number")
+    assert torch.load(tmp_path / "number", weights_only=True) == expected
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), torch.tensor(math.nan), math.nan])
+def test_plain_numbers_may_be_nan(value):
+    assert math.isnan(plain_number(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("0.5", "str '0.5' is no number, expected an int or a float"),
+        (None, "NoneType None is no number"),
+        (1 + 2j, r"complex \(1\+2j\) is no number"),
+        (np.complex64(1), "complex64 .* is no number"),
+        (np.str_("a"), "str_ .* is no number"),
+        (np.ones((9, 9)), r"ndarray array\(\[\[1.*\.\.\. is no number"),
+        (torch.ones(1), r"Tensor tensor\(\[1.\]\) is no number"),
+        ([1.0], r"list \[1.0\] is no number"),
+    ],
+)
+def test_what_is_no_number_is_named_in_one_line(value, message):
+    with pytest.raises(TypeError, match=message) as refusal:
+        plain_number(value)
+    assert "\n" not in str(refusal.value)
 
 
 # output filter
@@ -51,6 +114,14 @@ def test_output_filter_peaks_at_one():
     impulse[0] = 1.0
     peak = OutputFilter(800, 200, 1)(impulse)[0].max().item()  # steps fine enough to find it
     assert peak == pytest.approx(1.0, abs=1e-3)
+
+
+def test_output_filter_that_is_not_normalised_starts_with_p_minus_q():
+    impulse = torch.zeros(40, 1, 1)
+    impulse[0] = 1.0
+    response = OutputFilter(8, 2, 1, normalize=False)(impulse)[0].flatten()
+    k = torch.arange(40.0)
+    torch.testing.assert_close(response, torch.exp(-k / 8) - torch.exp(-k / 2))
 
 
 def test_output_filter_is_not_trained_but_lets_gradients_through():

@@ -3,7 +3,13 @@ import torch
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.inspection.monitor import Monitor, NeuronRecord, SynapseRecord
+from snn_lib.inspection.monitor import (
+    Monitor,
+    NeuronRecord,
+    SynapseRecord,
+    as_numpy,
+    record_neuron,
+)
 
 
 @pytest.fixture
@@ -159,3 +165,32 @@ def test_each_run_replaces_the_record(model, x):
         model(x)
         model(x[:7])
     assert monitor["2"].spikes.shape == (7, 3, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_neuron_of_lower_precision_is_recorded_in_float32(dtype):
+    neuron = SpikingNeuron(4, 5.0, membrane_filter=True).to(dtype)
+    current = (2 * torch.rand(20, 3, 4)).to(dtype)
+    record = record_neuron(neuron, current)
+    rest = torch.zeros(3, 4)
+    assert_record(record, neuron_by_definition(neuron.float(), current.float(), rest, rest))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.bfloat16, "float32"),
+        (torch.float16, "float32"),
+        (torch.float32, "float32"),
+        (torch.float64, "float64"),
+        (torch.int64, "int64"),
+        (torch.bool, "bool"),
+    ],
+)
+def test_arrays_of_any_tensor(dtype, expected):
+    tensor = torch.tensor([[0, 1], [1, 0]], dtype=dtype)
+    if tensor.is_floating_point():
+        tensor.requires_grad_()
+    array = as_numpy(tensor)
+    assert array.dtype == expected
+    assert array.tolist() == [[0, 1], [1, 0]]

@@ -6,7 +6,9 @@ import torch
 from scipy import signal
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse
+from snn_lib.data.patterns import DAMAGE_KINDS
 from snn_lib.inspection import plotting
+from snn_lib.inspection.monitor import Monitor
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +136,16 @@ def test_synapse_kernels_keep_the_initial_one_in_view(learned):
     assert top > ax.lines[-1].get_ydata().max() > 0.4
 
 
+def test_synapse_kernels_and_poles_are_those_of_the_filter_at_work():
+    synapse = LowPassSynapse(1, 4.0, constraint="stable", margin=0.1)
+    with torch.no_grad():
+        synapse.alpha.fill_(1.5)
+    ax = plotting.synapse_kernels(synapse, synapse, steps=5)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), 0.9 ** np.arange(5), rtol=1e-5)
+    (pole,) = points(plotting.poles(synapse, synapse).collections[0])
+    assert pole == pytest.approx((0.9, 0.0))
+
+
 def test_synapse_kernels_of_a_layer_with_a_feature_shape():
     synapse = LowPassSynapse((2, 3), 4.0)
     ax = plotting.synapse_kernels(synapse, synapse, steps=5)
@@ -155,11 +167,11 @@ def test_poles_in_the_unit_circle(learned):
 
 
 def test_poles_outside_the_circle_are_still_in_view():
-    synapse = LowPassSynapse(1, 4.0)
+    stable, unstable = LowPassSynapse(1, 4.0), LowPassSynapse(1, 4.0)
     with torch.no_grad():
-        synapse.alpha.fill_(-1.5)
-    ax = plotting.poles(synapse, synapse)
-    assert ax.get_xlim()[0] < -1.5
+        unstable.alpha.fill_(-1.5)
+    for ax in (plotting.poles(unstable, stable), plotting.poles(stable, unstable)):
+        assert ax.get_xlim()[0] < -1.5
 
 
 def test_synapse_layers_show_kernels_above_poles(learned):
@@ -188,6 +200,7 @@ def test_damage_sweep():
     assert [ax.get_ylabel() for ax in axes] == ["error / target's power", "retrieval"]
     assert axes[1].get_xlabel() == "rows removed"
     assert axes[0].get_yscale() == "log"
+    assert texts(axes[0]) == ["silence", "as in training"]
     axes[0].figure.canvas.draw()
     assert {"10%", "100%"} <= {label.get_text() for label in axes[0].get_yticklabels()}
     _, grid = plt.subplots(2, 4)
@@ -208,7 +221,7 @@ def test_damage_sweeps_have_a_column_for_each_kind():
     curves = [[ax.lines[-1].get_xydata().tolist() for ax in row] for row in axes]
     assert curves[0] == [[[0, 0.1], [9, 0.4]], [[1, 0.2]]]
     assert curves[1] == [[[0, 0.9], [9, 0.6]], [[1, 0.8]]]
-    assert [ax.get_xlabel() for ax in axes[1]] == ["rows removed", "x"]
+    assert [ax.get_xlabel() for ax in axes[1]] == [DAMAGE_KINDS["rows_removed"].label, "x"]
     assert [len(ax.lines) for ax in axes[1]] == [1, 2]  # training showed "x" alone
     assert plotting.damage_sweeps(rows).shape == (2, 2)
 
@@ -221,3 +234,124 @@ def test_firing_rates_are_bars_with_the_first_layer_at_the_top():
     assert ax.get_xlabel() == "spikes per neuron and time step"
     _, given = plt.subplots()
     assert plotting.firing_rates({"2": 0.01}, given) is given
+
+
+# any tensor
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that claims another device: NumPy gets it only by way of ``cpu()``."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.numpy, torch.Tensor.__array__):
+            raise TypeError("can't convert a device tensor to numpy")
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def elsewhere(tensor):
+    return tensor.as_subclass(Elsewhere)
+
+
+CONVERSIONS = [
+    torch.Tensor.half,
+    torch.Tensor.bfloat16,
+    torch.Tensor.double,
+    torch.Tensor.requires_grad_,
+    elsewhere,
+]
+
+
+@pytest.mark.parametrize("converted", CONVERSIONS)
+def test_tensors_of_any_precision_and_device(converted, spikes):
+    # multiples of 1/8 below 4, which every precision holds
+    membrane, reset = spikes.cumsum(0).remainder(4), spikes.cumsum(1).remainder(4) / 8
+    shown = converted(spikes.clone())
+    (time, train) = spikes.nonzero(as_tuple=True)
+    expected = set(zip(time.tolist(), train.tolist(), strict=True))
+    for ax in (plotting.raster(shown), *plotting.reconstruction(shown, shown, shown)):
+        assert points(ax.collections[0]) == expected
+    traces = (converted(trace.clone()) for trace in (membrane, reset))
+    (ax,) = plotting.neuron_traces(shown, *traces, [3])
+    v, r, _, ticks = ax.lines
+    np.testing.assert_array_equal(v.get_ydata(), membrane[:, 3])
+    np.testing.assert_array_equal(r.get_ydata(), reset[:, 3])
+    assert list(ticks.get_xdata()) == spikes[:, 3].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_synapses_of_any_precision(learned, dtype):
+    rounded = learned.to(dtype)
+    kernels, plane = (column[0] for column in plotting.synapse_layers([rounded], [rounded], ["a"]))
+    impulse = np.eye(1, 50)[0]
+    alpha, beta = rounded.alpha.detach().double(), rounded.beta.detach().double()
+    for channel in range(20):
+        feedback = [1, *(-alpha[:, channel]).tolist()]
+        expected = signal.lfilter(beta[:, channel].tolist(), feedback, impulse)
+        np.testing.assert_allclose(
+            kernels.lines[channel].get_ydata(), expected, rtol=1e-4, atol=1e-5
+        )
+    assert len(plane.collections[0].get_offsets()) == 40
+    assert rounded.alpha.dtype == dtype
+
+
+def test_drawing_a_synapse_is_no_run_of_it_that_a_monitor_records(learned):
+    with Monitor(torch.nn.Sequential(learned)) as monitor:
+        plotting.synapse_kernels(learned, learned)
+    assert not monitor.records
+
+
+# nothing to draw
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_rasters_without_steps_or_trains_are_empty_axes(shape):
+    empty = torch.zeros(shape)
+    ax = plotting.raster(empty)
+    for panel in (ax, *plotting.reconstruction(empty, empty, empty)):
+        assert len(panel.collections[0].get_offsets()) == 0
+        assert panel.get_xlim() == (-0.5, max(shape[0], 1) - 0.5)
+        assert panel.get_ylim() == (max(shape[1], 1) - 0.5, -0.5)
+    ax.figure.canvas.draw()
+
+
+def test_axes_of_no_values_are_drawn_empty():
+    empty = torch.zeros(0, 3)
+    for axes in (
+        plotting.neuron_traces(empty, empty, empty, [1]),
+        plotting.damage_sweep([], [], [], "x"),
+        [plotting.firing_rates({})],
+        [plotting.poles(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0))],
+    ):
+        axes[0].figure.canvas.draw()
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plotting.rasters([], []),
+        lambda: plotting.reconstructions(*[torch.zeros(5, 0, 3)] * 3, []),
+        lambda: plotting.neuron_traces(*[torch.zeros(5, 3)] * 3, []),
+        lambda: plotting.synapse_layers([], [], []),
+        lambda: plotting.damage_sweeps([]),
+        lambda: plotting.synapse_kernels(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0)),
+        lambda: plotting.synapse_kernels(LowPassSynapse(2, 4.0), LowPassSynapse(2, 4.0), steps=0),
+    ],
+)
+def test_a_figure_of_nothing_is_refused(draw):
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw()
+    assert not plt.get_fignums()
+
+
+def test_a_single_raster_takes_a_single_panel(spikes):
+    axes = plotting.rasters([spikes], ["a"])
+    assert len(axes[0].figure.axes) == 1
+
+
+def test_the_lowest_raster_of_every_column_has_the_times(spikes):
+    axes = plotting.rasters([spikes] * 5, "abcde", columns=3)
+    axes[0].figure.canvas.draw()
+    labelled = [any(tick.label1.get_visible() for tick in ax.xaxis.majorTicks) for ax in axes]
+    assert labelled == [False, False, True, True, True]

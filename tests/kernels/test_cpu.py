@@ -1,15 +1,19 @@
-"""What surrounds the CPU kernels: threads, forks, the compile cache, denormals.
+"""What surrounds the CPU kernels: threads, forks, the compile cache, memory, denormals.
 
 That their results are those of the reference is tested in ``test_agreement.py``.
 """
 
 import multiprocessing
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from ctypes.util import find_library
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +68,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not openmp._usable, reason="PyTorch runs on another OpenMP than GNU's")
+SITE = Path(torch.__file__).parents[1]
+GNU_OPENMP = [*SITE.glob("torch/lib/libgomp*"), *SITE.glob("torch.libs/libgomp*")]
+
+
+@pytest.mark.skipif(not GNU_OPENMP, reason="PyTorch brings no GNU OpenMP library")
 def test_as_many_threads_as_pytorch_has_are_at_work(threads, monkeypatch):
     teams, parallel = [], cpu._filter_forward_parallel
 
@@ -180,13 +188,15 @@ def test_forked_data_workers_can_filter(threads):
         assert torch.equal(found, Filtered()[index])
 
 
-def run_python(code, **environment):
-    """Runs code in a fresh process from the checkout."""
+def run_python(code, folder=ROOT, stderr=subprocess.PIPE, **environment):
+    """Runs code in a fresh process from the checkout; ``None`` unsets a variable."""
+    environment = os.environ | environment
     return subprocess.run(
         [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
+        cwd=folder,
+        env={name: value for name, value in environment.items() if value is not None},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         timeout=120,
     )
@@ -195,22 +205,40 @@ def run_python(code, **environment):
 FILTER = """
 import torch
 from snn_lib.kernels import cpu, openmp
-x, zero = torch.ones(3, 2, 4), torch.zeros(())
-past = zero.expand(1, 2, 4), zero.expand(0, 2, 4)
-output, _ = cpu.filter_forward(
-    x, torch.full((1, 4), 0.5), torch.ones(1, 4), *past, torch.float32
-)
-assert output[:, 0, 0].tolist() == [1.0, 1.5, 1.75]
+torch.set_num_threads(2)
+x, one, zero = torch.ones(3, 64, 100), torch.ones(1, 100), torch.zeros(())
+past = zero.expand(1, 64, 100), zero.expand(0, 64, 100)
+def run():
+    output, _ = cpu.filter_forward(x, one / 2, one, *past, torch.float32)
+    assert output[:, -1, -1].tolist() == [1.0, 1.5, 1.75]
+run()
 """
 
 
-def test_first_use_is_silent_and_later_ones_read_the_cache(tmp_path):
-    hits = (
-        "import os; os.write(1, str(sum(cpu._filter_forward.stats.cache_hits.values())).encode())"
-    )
-    for expected in ("0", "1"):
-        run = run_python(FILTER + hits, NUMBA_CACHE_DIR=str(tmp_path))
-        assert (run.returncode, run.stdout, run.stderr) == (0, expected, "")
+@pytest.mark.skipif(os.name != "posix", reason="no pseudo-terminals on this system")
+def test_first_use_says_that_it_compiles_and_later_ones_read_the_cache(tmp_path):
+    """So does the first use after a change of openmp.py, whose code becomes part of the kernels."""
+    shutil.copytree(ROOT / "snn_lib", tmp_path / "snn_lib")
+    hits = "print(sum(cpu._filter_forward_parallel.stats.cache_hits.values()))"
+
+    def use():
+        """What the cache held, and what a terminal shows."""
+        terminal, stderr = os.openpty()
+        settings = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "1"}
+        run = run_python(FILTER + hits, tmp_path, stderr, **settings)
+        os.write(stderr, b"end")
+        shown = os.read(terminal, 10_000).decode().removesuffix("end")
+        os.close(terminal)
+        os.close(stderr)
+        assert run.returncode == 0, shown
+        return int(run.stdout), shown
+
+    first_use = 0, "first use: compiling the CPU kernels (about 8 s)\r\n"
+    assert use() == first_use
+    assert use() == (1, "")
+    with (tmp_path / "snn_lib/kernels/openmp.py").open("a") as source:
+        source.write("# changed\n")
+    assert use() == first_use
 
 
 def test_works_silently_where_no_cache_can_be_written(tmp_path):
@@ -220,8 +248,86 @@ def test_works_silently_where_no_cache_can_be_written(tmp_path):
         FILTER,
         NUMBA_CACHE_DIR=str(no_folder / "cache"),
         NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator",
+        NUMBA_OPT="1",
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def other_openmp():
+    """LLVM's or Intel's OpenMP library, where one is installed."""
+    installed = Path(sys.prefix, "lib/libiomp5.so")  # of the package intel-openmp
+    if installed.exists():
+        return str(installed)
+    return find_library("iomp5") or find_library("omp")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="preloading is Linux's")
+def test_a_preloaded_openmp_library_serves_the_kernels_as_it_serves_pytorch():
+    library = other_openmp()
+    if library is None:
+        pytest.skip("no other OpenMP library is installed")
+    forked = f"""
+import ctypes, os, signal
+import llvmlite.binding
+preloaded = ctypes.cast(ctypes.CDLL({library!r}).GOMP_parallel, ctypes.c_void_p).value
+assert openmp._usable
+assert llvmlite.binding.address_of_symbol("snn_GOMP_parallel") == preloaded
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    run()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+run()
+"""
+    run = run_python(FILTER + forked, LD_PRELOAD=library)
+    assert run.returncode == 0, run.stderr
+
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's memory")
+
+
+@glibc
+def test_large_buffers_are_not_returned_to_the_system():
+    code = """
+import mmap
+import torch
+from snn_lib.kernels import cpu
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * mmap.PAGESIZE
+buffer = torch.ones(16_000_000)
+full = resident()
+del buffer
+print(full - resident())
+"""
+    tuned = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "SNN_KEEP_"))]
+    run = run_python(code, **dict.fromkeys(tuned))
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 1_000_000
+
+
+@glibc
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("SNN_KEEP_MEMORY", "1", [-3, -1]),
+        ("SNN_KEEP_MEMORY", "0", []),
+        ("MALLOC_TRIM_THRESHOLD_", "131072", []),
+        ("MALLOC_ARENA_MAX", "2", []),
+        ("GLIBC_TUNABLES", "glibc.malloc.top_pad=0", []),
+    ],
+)
+def test_an_allocator_that_the_user_has_tuned_is_left_alone(name, value, expected, monkeypatch):
+    for other in [*os.environ]:
+        if other.startswith(("MALLOC_", "GLIBC_")):
+            monkeypatch.delenv(other)
+    monkeypatch.setenv(name, value)
+    changed = []
+    library = SimpleNamespace(mallopt=lambda option, value: changed.append(option))
+    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda path: library)
+    cpu._keep_freed_memory()
+    assert changed == expected
 
 
 def test_repeated_steps_are_not_unpacked():
@@ -260,6 +366,6 @@ def test_decaying_traces_end_in_zero():
     neuron = (2 * x, decay, strength, decay, *state)
     assert denormal(eager.neuron_forward(*neuron, 0.0, seed)[2])
     assert not any(denormal(tensor) for tensor in cpu.neuron_forward(*neuron, 0.0, seed))
-    surrogate = ("gaussian", 0.4, 0.0, seed, [True] * 6)
+    surrogate = ("gaussian", 0.4, None, 0.0, seed, [True] * 6)
     for gradient in cpu.neuron_backward(x.flip(0), *state, *neuron, *surrogate):
         assert not denormal(gradient)

@@ -13,9 +13,9 @@ from scipy import signal
 
 from associative_memory import SNN
 from snn_lib.data.batches import Batch
-from snn_lib.data.patterns import Damage
+from snn_lib.data.patterns import DAMAGE_KINDS, Damage
 from snn_lib.errors import InputError
-from snn_lib.tasks.association import SWEEP, Association, AssociationConfig, write_sweep
+from snn_lib.tasks.association import Association, AssociationConfig, write_sweep
 
 SCRIPT = ROOT / "associative_memory.py"
 CPU = torch.device("cpu")
@@ -230,13 +230,13 @@ def test_sweep_has_a_row_for_each_kind_and_strength_that_fits(task, monkeypatch)
         "jitter_sigma": [0, 1000],
         "noise_probability": [0, 1],
     }
-    for kind in SWEEP:
-        monkeypatch.setitem(SWEEP, kind, fitting[kind])
-    monkeypatch.setitem(SWEEP, "rows_removed", [0, 150, TRAINS, TRAINS + 1])
-    monkeypatch.setitem(SWEEP, "block_size", [0, STEPS, STEPS + 1])
+    too_many = {"rows_removed": [TRAINS + 1], "block_size": [STEPS + 1]}
+    for kind, values in DAMAGE_KINDS.items():
+        strengths = (*fitting[kind], *too_many.get(kind, []))
+        monkeypatch.setitem(DAMAGE_KINDS, kind, replace(values, strengths=strengths))
     rows = task.sweep(_repeat_late(task), samples=2)
     assert [(r["damage"], r["strength"]) for r in rows] == [
-        (kind, strength) for kind in SWEEP for strength in fitting[kind]
+        (kind, strength) for kind in DAMAGE_KINDS for strength in fitting[kind]
     ]
     for row in rows:
         if row["strength"] == 0:
@@ -246,7 +246,7 @@ def test_sweep_has_a_row_for_each_kind_and_strength_that_fits(task, monkeypatch)
 
 def test_sweep_damages_in_one_way_and_as_strongly_as_it_says(task):
     rows = {(r["damage"], r["strength"]): r for r in task.sweep(_repeat_late(task), samples=10)}
-    for removed in SWEEP["rows_removed"]:
+    for removed in DAMAGE_KINDS["rows_removed"].strengths:
         row = rows["rows_removed", removed]
         assert row["precision"] == 1
         assert row["recall"] == pytest.approx(1 - removed / TRAINS, abs=0.03)
@@ -317,11 +317,11 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
     assert (tested.code, tested.err) == (0, "")
     (of_training,) = re.findall(r"; test (loss .*)", trained.out)
     assert f"epoch 1: test {of_training}\n" in tested.out
-    for kind in SWEEP:
+    for kind in DAMAGE_KINDS:
         assert f"error / retrieval at {kind} 0: " in tested.out
     folder = tmp_path / "runs" / "associative_memory"
     sweep = list(csv.DictReader((folder / "damage_sweep.csv").read_text().splitlines()))
-    assert {row["damage"] for row in sweep} == set(SWEEP)
+    assert {row["damage"] for row in sweep} == set(DAMAGE_KINDS)
     assert f"damage sweep in {folder / 'damage_sweep.csv'} and .png\n" in tested.out
     assert (folder / "damage_sweep.png").read_bytes().startswith(b"\x89PNG")
 

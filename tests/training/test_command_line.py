@@ -158,7 +158,7 @@ def test_a_malicious_checkpoint_is_refused_and_its_code_not_run(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(trained):
     message = refused("--test", *tiny(trained), model=snn_mlp_2.SNN)
     assert "belongs to another model" in message
-    assert "layers.0.alpha is (2, 784), the model's is (1, 784)" in message
+    assert "size mismatch for layers.0.alpha" in message
 
 
 # ---------------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_a_checkpoint_brings_its_settings_and_overrides_win(tmp_path):
     # A model with biases would not fit the checkpoint.
     assert run("--test", *overrides).code == 0
     message = refused("--test", *overrides, "hyperparameters.train_bias=true")
-    assert "it lacks layers.1.bias" in message
+    assert 'Missing key(s) in state_dict: "layers.1.bias"' in message
 
 
 def test_resume_without_a_checkpoint_can_be_followed_by_overrides(tmp_path):

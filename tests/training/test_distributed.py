@@ -14,7 +14,6 @@ from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.config import load_config
 
-CPU = torch.device("cpu")
 LAST = "checkpoint/snn_mlp_1_last"
 
 

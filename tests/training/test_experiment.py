@@ -2,9 +2,12 @@
 
 import csv
 import functools
+import itertools
 import math
 import shutil
+import time
 
+import numpy as np
 import pytest
 import torch
 from running import (
@@ -22,10 +25,12 @@ from torch import nn
 
 import snn_mlp_1
 from snn_lib.errors import InputError, RunError
+from snn_lib.kernels import eager
 from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped, choose_device, described
+from snn_lib.training.run_files import RunFiles
 from snn_lib.training.state import MovingAverage
 
 
@@ -88,6 +93,7 @@ SETTINGS = {
         "scheduler.scheduler_choice=MultiStepLR",
         "scheduler.MultiStepLR.milestones=[1,2]",
         "hyperparameters.weight_averaging=0.9",
+        "optimizer.coefficient_lr_scale=100",  # to the edge of the stable set
         "hyperparameters.encoding=poisson",
     ),
 }
@@ -240,8 +246,70 @@ def test_the_stable_constraint_is_applied_after_every_step(tmp_path):
         assert (radius < 1) is stable
 
 
+def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatch):
+    clock = iter(range(0, 10**9, 70))  # seconds, that pass between two looks at it
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    written, write = [], RunFiles.write
+
+    def spy(self, which, content):
+        write(self, which, content)
+        if which == "last":
+            written.append((content["progress"]["epoch"], content["progress"]["batch"]))
+            if len(written) == 3:  # killed right after it
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFiles, "write", spy)
+    overrides = small(tmp_path / "killed", "checkpoint_minutes=2")
+    with pytest.raises(KeyboardInterrupt):
+        experiment(overrides).train()
+    assert written == [(0, 2), (1, 0), (1, 2)]
+    monkeypatch.undo()
+    last = tmp_path / "killed/checkpoint/snn_mlp_1_last"
+    experiment(overrides).train(load(last), last)
+    experiment(small(tmp_path / "whole")).train()
+    best = [tmp_path / name / "checkpoint/snn_mlp_1_best" for name in ("killed", "whole")]
+    assert_same_weights(*best)
+    assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+
+
 # ---------------------------------------------------------------------------------------------
 # Trouble
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    message = refused("--train", *small(tmp_path, "hyperparameters.batch_size=257"), model=SmallSNN)
+    assert message == "hyperparameters.batch_size is 257, there are 256 images to train on"
+
+
+def test_a_step_that_takes_more_memory_than_there_is_is_told_beforehand(tmp_path, monkeypatch):
+    for there, told in ((10**6, True), (10**12, False)):
+        monkeypatch.setattr("snn_lib.training.experiment.memory_of", lambda _, there=there: there)
+        finished = train(*small(tmp_path, "hyperparameters.epoch=1"), model=SmallSNN)
+        warning = "warning: a training step takes about 0 GiB, cpu has 0 GiB: lower"
+        assert (warning in finished.out) is told
+
+
+def test_data_that_ends_early_is_told(tmp_path):
+    class Short(DigitClassification):
+        def train_batches(self, epoch, start=0):
+            return itertools.islice(super().train_batches(epoch, start), 2)
+
+    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Short())
+    assert finished.code == 1
+    assert "the run failed: the data ended after 2 of 4 batches" in finished.err
+
+
+def test_metrics_of_numpy_are_read_back(tmp_path):
+    class Measured(DigitClassification):
+        def metrics(self, sums):
+            metrics = super().metrics(sums)
+            return {"accuracy": np.float32(metrics["accuracy"]), "loss": np.array(metrics["loss"])}
+
+    settings = small(tmp_path)
+    experiment(settings, task=Measured()).train()
+    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    assert {type(value) for row in load(last)["metrics"] for value in row.values()} == {int, float}
+    assert load(tmp_path / "checkpoint/snn_mlp_1_best")["metrics"]["validation_accuracy"] > 0
 
 
 class Broken(DigitClassification):
@@ -571,3 +639,24 @@ def test_the_device_is_chosen_by_itself():
 
 def test_metrics_read_well():
     assert described({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
+
+
+def test_the_kernels_are_chosen_and_named(tmp_path, monkeypatch):
+    settings = small(tmp_path, "hyperparameters.epoch=1")
+    assert "kernels cpu (Numba)" in train(*settings, model=SmallSNN).out
+    used = []
+    monkeypatch.setattr(eager, "filter_backward", _noting(used, eager.filter_backward))
+    chosen = train(*settings, "backend=eager", model=SmallSNN)
+    assert "kernels eager (forced by use_backend)" in chosen.out
+    assert used
+    refusal = refused("--train", *settings, "backend=cuda", model=SmallSNN)
+    assert refusal.startswith("backend=cuda: ")
+    assert "backend" in refused("--train", *settings, "backend=fast", model=SmallSNN)
+
+
+def _noting(used, function):
+    def noting(*arguments):
+        used.append(1)
+        return function(*arguments)
+
+    return noting

@@ -1,0 +1,327 @@
+"""Which backend serves a tensor and why; what all backends promise beside the same numbers."""
+
+import runpy
+import warnings
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snn_lib import kernels, use_backend
+from snn_lib.functional import iir_filter
+from snn_lib.kernels import backend_for, eager, serving
+
+AUTOMATIC = ("cpu", "Numba")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    """No choice by the environment, and none that was kept from before."""
+    for name in ("SNN_BACKEND", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    functions = kernels._serving, kernels._module
+    for function in functions:
+        function.cache_clear()
+    yield
+    for function in functions:
+        function.cache_clear()
+
+
+@pytest.fixture
+def numba():
+    return pytest.importorskip("numba")
+
+
+# --------------------------------------------------------------------------------------------------
+# The choice
+
+
+def test_the_fastest_serves_each_device(numba):
+    assert serving("cpu") == serving(torch.device("cpu")) == AUTOMATIC
+    assert serving("meta") == ("eager", "no backend is compiled for meta")
+    assert backend_for(torch.ones(1)).__name__ == "snn_lib.kernels.cpu"
+
+
+def test_use_backend_forces_one(numba):
+    with use_backend("eager"):
+        assert serving("cpu") == ("eager", "forced by use_backend")
+        assert backend_for(torch.ones(1)) is eager
+        with use_backend("auto"):
+            assert serving("cpu") == AUTOMATIC
+    assert serving("cpu") == AUTOMATIC
+
+
+def test_of_the_same_backend_twice_the_inner_one_ends(numba):
+    with use_backend("cpu"), use_backend("eager"):
+        with use_backend("cpu"):
+            pass
+        assert serving("cpu")[0] == "eager"
+
+
+def test_uses_that_overlap_leave_nothing_behind(numba):
+    """As two threads may: the first to begin is the first to end."""
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(use_backend("eager"))
+    second.enter_context(use_backend("cpu"))
+    assert serving("cpu")[0] == "cpu"
+    first.close()
+    assert serving("cpu") == ("cpu", "forced by use_backend")
+    second.close()
+    assert serving("cpu") == AUTOMATIC
+
+
+def test_a_use_that_fails_ends(numba):
+    with pytest.raises(KeyError), use_backend("eager"):
+        raise KeyError
+    assert serving("cpu") == AUTOMATIC
+
+
+@pytest.mark.parametrize(("value", "expected"), [("", None), ("auto", None), ("eager", "eager")])
+def test_the_environment_chooses_for_the_process(value, expected, monkeypatch, numba):
+    monkeypatch.setenv("SNN_BACKEND", value)
+    assert serving("cpu") == ((expected, "SNN_BACKEND") if expected else AUTOMATIC)
+    with use_backend("auto"):  # what the configuration's default asks for
+        assert serving("cpu") == ((expected, "SNN_BACKEND") if expected else AUTOMATIC)
+    with use_backend("cpu"):
+        assert serving("cpu") == ("cpu", "forced by use_backend")
+
+
+def test_unknown_names_are_refused(monkeypatch):
+    known = "'numba' is unknown, choose one of auto, eager, cpu, cuda"
+    with pytest.raises(ValueError, match=f"^backend {known}$"), use_backend("numba"):
+        pass
+    monkeypatch.setenv("SNN_BACKEND", "numba")
+    for _ in range(2):  # not only the first time
+        with pytest.raises(ValueError, match=f"^SNN_BACKEND {known}$"):
+            iir_filter(torch.ones(1, 2, 3), torch.ones(1, 3), torch.ones(1, 3))
+
+
+def test_a_device_that_the_chosen_backend_cannot_serve_is_refused(monkeypatch, numba):
+    x, coefficient = torch.ones(1, 2, 3), torch.ones(1, 3)
+    with use_backend("cpu"), pytest.raises(ValueError, match=r"^backend 'cpu' \(forced by use_"):
+        backend_for(x.to("meta"))
+    monkeypatch.setenv("SNN_BACKEND", "cuda")
+    refused = r"^backend 'cuda' \(SNN_BACKEND\) cannot serve a tensor on cpu, only on cuda, or "
+    with pytest.raises(ValueError, match=refused):
+        iir_filter(x, coefficient, coefficient)
+    with use_backend("eager"):
+        assert backend_for(x.to("meta")) is eager
+
+
+def test_triton_serves_a_cpu_by_its_interpreter(monkeypatch):
+    monkeypatch.setattr(kernels, "_module", lambda name: name)  # importing it would stay so
+    monkeypatch.setenv("SNN_BACKEND", "cuda")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert serving("cpu") == ("cuda", "SNN_BACKEND")
+    assert serving("cuda") == ("cuda", "SNN_BACKEND")
+
+
+# --------------------------------------------------------------------------------------------------
+# Falling back
+
+
+@pytest.fixture(params=[ImportError("No module named 'numba'"), OSError("libLLVM: no such file")])
+def broken(request, monkeypatch):
+    """What the import of the CPU backend raises."""
+    import_module = kernels.importlib.import_module
+
+    def fail(name):
+        if name == "snn_lib.kernels.cpu":
+            raise request.param
+        return import_module(name)
+
+    monkeypatch.setattr(kernels.importlib, "import_module", fail)
+    return request.param
+
+
+def test_eager_serves_whatever_fails_at_import(broken):
+    reason = f"Numba cannot be imported: {broken!r}"
+    with pytest.warns(RuntimeWarning) as warned:
+        output, _ = iir_filter(torch.ones(2, 1, 3), torch.ones(1, 3), torch.ones(1, 3))
+    assert output[:, 0, 0].tolist() == [1.0, 2.0]
+    (warning,) = warned
+    assert str(warning.message).startswith(f"{reason}: plain PyTorch serves instead")
+    assert "one and a half times as long" in str(warning.message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        assert serving("cpu") == ("eager", reason)
+
+
+def test_a_chosen_backend_that_cannot_be_imported_is_refused(broken, monkeypatch):
+    with pytest.raises(ImportError, match=r"^Numba cannot be imported: "), use_backend("cpu"):
+        pass
+    assert not kernels._choices
+    monkeypatch.setenv("SNN_BACKEND", "cpu")
+    with pytest.raises(ImportError, match=r"^Numba cannot be imported: "):
+        serving("cpu")
+
+
+def test_the_command_says_what_serves(capsys, numba):
+    runpy.run_module("snn_lib.kernels", run_name="__main__")
+    assert capsys.readouterr().out.splitlines()[0] == "cpu: cpu (Numba)"
+
+
+# --------------------------------------------------------------------------------------------------
+# What eager and the CPU kernels share
+
+SEED = torch.tensor(3)
+T, B, N = 6, 5, 7
+
+
+@pytest.fixture(params=["eager", "cpu"])
+def backend(request):
+    if request.param == "cpu":
+        pytest.importorskip("numba")
+    return kernels._module(request.param)
+
+
+def filter_case():
+    """Arguments of ``filter_forward`` but the last."""
+    alpha, past = torch.rand(2, N) - 0.5, (torch.randn(2, B, N), torch.randn(1, B, N))
+    return torch.randn(T, B, N), alpha, torch.randn(2, N), *past
+
+
+def neuron_case():
+    """The first six arguments of ``neuron_forward``."""
+    return 1.0 + torch.randn(T, B, N), *torch.rand(3, N), *torch.randn(2, B, N)
+
+
+def forward(backend):
+    filtered = backend.filter_forward(*filter_case(), torch.float32)
+    return *filtered, *backend.neuron_forward(*neuron_case(), 0.3, SEED)
+
+
+def backward(backend):
+    x, alpha, beta, *past = filter_case()
+    gradients = torch.randn(T, B, N), torch.randn(2, B, N)
+    filtered = backend.filter_backward(*gradients, x, alpha, beta, x, *past, [True] * 5)
+    gradients = torch.randn(T, B, N), *torch.randn(2, B, N)
+    options = "gaussian", 0.4, None, 0.3, SEED, [True] * 6
+    return *filtered, *backend.neuron_backward(*gradients, *neuron_case(), *options)
+
+
+def test_cpu_kernels_round_as_eager_does(numba):
+    """Nearly the same is not enough: it decides which neurons fire."""
+    found = forward(kernels._module("cpu"))
+    torch.manual_seed(0)
+    for one, other in zip(found, forward(eager), strict=True):
+        assert torch.equal(one, other)
+
+
+class NoDoublePrecision(TorchDispatchMode):
+    """Refuses float64, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        assert getattr(result, "dtype", None) != torch.float64, function
+        return result
+
+
+def test_eager_asks_for_no_double_precision_where_there_is_none(monkeypatch):
+    assert eager._widest(torch.device("mps")) == torch.float32
+    monkeypatch.setattr(eager, "_widest", lambda device: torch.float32)
+    with NoDoublePrecision():
+        forward(eager)
+        backward(eager)
+
+
+def test_gradient_sums_are_in_double_precision(backend):
+    """Two large terms that cancel each other hide nothing of the small ones."""
+    large = torch.randn(T, B, N)
+    large[1, 0], large[T - 2, B - 1] = 1e8, -1e8
+    ones, zeros, no_past = torch.ones(T, B, N), torch.zeros(N), torch.zeros(0, B, N)
+    total = large.double().sum((0, 1)).float()
+    none = torch.ones(0, N)
+    _, _, grad_beta, *_ = backend.filter_backward(
+        large, no_past, ones, none, torch.ones(1, N), ones, no_past, no_past, [True] * 5
+    )
+    torch.testing.assert_close(grad_beta[0], total)
+    # alpha_1 = 0: the adjoint is the gradient, and meets the output of the step before.
+    past = torch.ones(1, B, N)
+    _, grad_alpha, *_ = backend.filter_backward(
+        large, 0 * past, ones, torch.zeros(1, N), ones[0, :1], ones, past, no_past, [True] * 5
+    )
+    torch.testing.assert_close(grad_alpha[0], total)
+    # Every neuron fires at V = 2, where the derivative is 1/4, and R = 0 throughout.
+    options = "fast_sigmoid", 1.0, None, 0.0, SEED, [True] * 6
+    neuron = 2 * ones, zeros, zeros, zeros, 2 * ones[0], 0 * ones[0]
+    _, _, grad_strength, grad_lambda, *_ = backend.neuron_backward(
+        large, 0 * ones[0], 0 * ones[0], *neuron, *options
+    )
+    torch.testing.assert_close(grad_lambda, total / 4 * 2)
+    torch.testing.assert_close(grad_strength, -(total - large[0].double().sum(0)).float() / 4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "constant in time", "transposed"])
+def test_a_slope_that_is_given_takes_the_surrogate_s_place(backend, layout):
+    neuron = neuron_case()
+    slope = {
+        "contiguous": torch.rand(T, B, N),
+        "constant in time": torch.rand(1, B, N).expand(T, B, N),
+        "transposed": torch.rand(N, B, T).permute(2, 1, 0),
+    }[layout]
+    gradients = torch.randn(T, B, N), *torch.randn(2, B, N)
+    options = 0.4, slope, 0.3, SEED, [True] * 6
+    found = backend.neuron_backward(*gradients, *neuron, "given", *options)
+
+    # The recurrence once more, in double precision.
+    current, theta, strength, decay, v, r = (tensor.double() for tensor in neuron)
+    expected = [torch.empty(T, B, N, dtype=torch.float64), *torch.zeros(3, N).double()]
+    befores, spikes = [], []
+    for i in current:
+        befores.append((v, r))
+        v = decay * v + i - r
+        spikes.append((v > 1).double())
+        r = theta * r + strength * spikes[-1]
+    grad_spikes, v, r = (gradient.double() for gradient in gradients)
+    grad_spikes = grad_spikes * eager.dropout_scale(grad_spikes.shape, 0.3, SEED)
+    for t in reversed(range(T)):
+        v = (grad_spikes[t] + strength * r) * slope[t].double() + v
+        for total, term in zip(
+            expected[1:], (r * befores[t][1], r * spikes[t], v * befores[t][0]), strict=True
+        ):
+            total += term.sum(0)
+        expected[0][t] = v
+        r = theta * r - v
+        v = decay * v
+    for one, other in zip(found, (*expected, v, r), strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
+
+
+LOW = pytest.mark.parametrize("low", [torch.bfloat16, torch.float16, torch.int64], ids=str)
+
+
+@LOW
+@pytest.mark.parametrize("place", range(5))
+def test_cpu_kernels_refuse_dtypes_that_they_would_misread(low, place, numba):
+    cpu = kernels._module("cpu")
+    arguments = [*filter_case()]
+    arguments[place] = arguments[place].to(low)
+    with pytest.raises(TypeError, match=f"got .*{low}.*, expected torch.float32 or torch.float64"):
+        cpu.filter_forward(*arguments, torch.float32)
+    grad, output = torch.randn(T, B, N), torch.randn(T, B, N)
+    x, alpha, beta, *past = arguments
+    with pytest.raises(TypeError, match=f"got .*{low}"):
+        cpu.filter_backward(grad, grad[:2], x, alpha, beta, output, *past, [True] * 5)
+
+    arguments = [*neuron_case()]
+    arguments[1 + place] = arguments[1 + place].to(low)
+    with pytest.raises(TypeError, match=f"got .*{low}"):
+        cpu.neuron_forward(*arguments, 0.0, SEED)
+    options = "gaussian", 0.4, None, 0.0, SEED, [True] * 6
+    with pytest.raises(TypeError, match=f"got .*{low}"):
+        cpu.neuron_backward(grad, *grad[:2], *arguments, *options)
+
+
+def test_cpu_kernels_refuse_sequences_in_half_precision(numba):
+    cpu, x = kernels._module("cpu"), torch.randn(T, B, N)
+    with pytest.raises(TypeError, match=r"got torch.float16, torch.float32, "):
+        cpu.filter_forward(*filter_case(), torch.float16)
+    current, *neuron = neuron_case()
+    with pytest.raises(TypeError, match=r"got torch.float16, torch.float32, "):
+        cpu.neuron_forward(current.half(), *neuron, 0.0, SEED)
+    with pytest.raises(TypeError, match=r"got torch.float32, torch.float64, "):
+        cpu.neuron_backward(
+            x, *x[:2], current, *neuron, "given", 0.4, x.double(), 0.0, SEED, [True] * 6
+        )

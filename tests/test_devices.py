@@ -1,0 +1,395 @@
+"""Everything on a device that is not the CPU, which is only claimed: nothing mixes the two.
+
+Whole runs train, stop, resume and test there as a user starts them.
+"""
+
+import functools
+import itertools
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from claimed_device import ClaimedDevice
+from running import ROOT, SmallSNN, assert_same_weights, load, run, tiny
+from torch import nn
+
+from snn_lib import (
+    DualExponentialSynapse,
+    FastSigmoid,
+    IIRSynapse,
+    LowPassSynapse,
+    Sequential,
+    SpikingNeuron,
+    encoding,
+    snn_layers,
+)
+from snn_lib.inspection import plotting
+from snn_lib.inspection.activity import count_activity
+from snn_lib.inspection.metrics import read_sums
+from snn_lib.inspection.monitor import Monitor
+from snn_lib.kernels import eager
+from snn_lib.tasks import association, digits
+from snn_lib.tasks.association import Association
+from snn_lib.tasks.digits import DigitClassification
+from snn_lib.training.distributed import total
+from snn_lib.training.state import rng_state, set_rng_state
+
+CUDA = torch.device("cuda")
+TRAINS = 12
+
+
+@pytest.fixture
+def claimed():
+    with ClaimedDevice() as device:
+        yield device
+
+
+def is_there(value):
+    """Whether every tensor of a nested tuple is on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.device.type == "cuda"
+    return all(map(is_there, value))
+
+
+# ---------------------------------------------------------------------------------------------
+# Layers
+
+
+def network():
+    return Sequential(
+        DualExponentialSynapse(6, 4.0, 1.0, constraint="stable"),
+        nn.Linear(6, 5),
+        SpikingNeuron(5, 4.0, dropout=0.3, surrogate=FastSigmoid()),
+        LowPassSynapse(5, 3.0, constraint="stable"),
+        nn.Linear(5, 4),
+        SpikingNeuron(4, 3.0, membrane_filter=True),
+        IIRSynapse(4, (1.2, -0.5, 0.1), (1.0, 0.3), constraint="stable"),
+    )
+
+
+def test_layers_run_in_chunks_and_learn_there(claimed):
+    model = network().to(CUDA)
+    x = torch.rand(8, 2, 6, device=CUDA)
+    claimed.waits.clear()
+    output, state = model(x[:5])
+    more, state = model(x[5:], state)
+    (output.square().mean() + more.square().mean()).backward()
+    for synapse in (model[0], model[3]):
+        synapse.project_()
+    assert not claimed.waits
+    assert is_there((output, tuple(part for part in state if part is not None)))
+    assert is_there([parameter.grad for parameter in model.parameters()])
+    with torch.no_grad():
+        model[6].alpha *= 2
+    model[6].project_()
+    assert model[6].pole_radius() < 1
+
+
+@pytest.mark.usefixtures("claimed")
+def test_the_eager_backend_computes_where_its_tensors_are():
+    def rand(*shape):
+        return torch.rand(shape, device=CUDA)
+
+    seed = torch.ones((), dtype=torch.int64, device=CUDA)
+    x, past = rand(7, 2, 3), (rand(2, 2, 3), rand(1, 2, 3))
+    alpha, beta = rand(2, 3) / 4, rand(2, 3)
+    output, last = eager.filter_forward(x, alpha, beta, *past, torch.float32)
+    gradients = eager.filter_backward(output, last, x, alpha, beta, output, *past, [True] * 5)
+    assert is_there((output, last, gradients))
+    theta, strength, decay, membrane, reset = rand(3), rand(3), rand(3), rand(2, 3), rand(2, 3)
+    spikes = eager.neuron_forward(x, theta, strength, decay, membrane, reset, 0.3, seed)
+    assert is_there(spikes)
+
+
+@pytest.mark.usefixtures("claimed")
+def test_the_layers_of_2020_run_there():
+    chain = [
+        snn_layers.dual_exp_iir_layer((6,), 8, 2, 4, 1, True),
+        snn_layers.neuron_layer(6, 6, 8, 2, 4, True, True),
+        snn_layers.first_order_low_pass_layer((6,), 8, 2, 4, True),
+        snn_layers.neuron_layer_dot_product(6, 6, 8, 2, 4, True, False),
+        snn_layers.axon_layer((6,), 8, 2, 4, 1, True, True),
+        snn_layers.snn_layer(6, 6, 8, 2, 4, 1, True, True),
+        snn_layers.synapse_layer(6, 5, 8, 2, 4, 1, True, True),
+        snn_layers.neuron_layer(6, 5, 8, 2, 4, False, False, input_type="synapse"),
+    ]
+    x = torch.rand(2, 6, 8, device=CUDA)
+    for layer in map(torch.nn.Module.cuda, chain):
+        start = layer.create_init_states()
+        fresh = layer(x)[0]
+        x, states = layer(x, start)
+        assert is_there((x, states, start))
+        assert torch.equal(fresh, x)
+    for layer in (
+        snn_layers.filter_layer(5, 8, 2, 4, 1, device="cuda"),
+        snn_layers.exponential_filter_layer(5, 8, 2, 0.3, device="cuda"),
+        snn_layers.threshold_layer(0.4),
+    ):
+        x = layer(x)
+        assert is_there(x)
+    x.sum().backward()
+    assert all(is_there(p.grad) for p in chain[0].parameters() if p.grad is not None)
+
+    convolution = snn_layers.conv2d_layer(
+        6, 6, 1, 2, 3, 1, 0, 1, 8, 2, tau_m=4, train_bias=True, membrane_filter=False
+    ).cuda()
+    monitor = snn_layers.SNN_Monitor(convolution)
+    spikes, _ = convolution(torch.rand(2, 1, 6, 6, 8, device=CUDA))
+    assert is_there(spikes)
+    np.testing.assert_array_equal(monitor.record["spike"][0], spikes.detach().cpu().numpy())
+
+
+def test_poisson_spikes_are_drawn_there(claimed):
+    spikes = encoding.poisson(torch.full((2, 3), 0.5, device=CUDA), 10)
+    assert is_there(spikes)
+    assert not claimed.waits
+    rates = torch.rand(2, 3)
+    drawn = encoding.poisson(rates.to(CUDA), 10, torch.Generator().manual_seed(1))
+    assert is_there(drawn)
+    assert torch.equal(
+        drawn.cpu(), encoding.poisson(rates, 10, torch.Generator().manual_seed(1))
+    )  # a generator of the CPU gives the same spikes on every device
+
+
+# ---------------------------------------------------------------------------------------------
+# Inspection
+
+
+@pytest.mark.usefixtures("claimed")
+def test_a_network_is_recorded_counted_and_drawn_there():
+    plt.switch_backend("Agg")
+    model = network().to(CUDA).eval()
+    x = (torch.rand(9, 2, 6, device=CUDA) < 0.5).float()
+    with Monitor(model) as monitor, count_activity(model) as activity:
+        model(x)
+    assert is_there((monitor["0"].psp, monitor["2"].membrane))
+    activity.sum_by(total)
+    assert activity.events["0"] == x.sum().item()
+    assert 0 <= activity.firing_rates()["2"] <= 1
+    record = monitor["2"]
+    spikes, membrane, reset = (t[:, 0] for t in (record.spikes, record.membrane, record.reset))
+    plotting.neuron_traces(spikes, membrane, reset, [0, 1])
+    plotting.reconstructions(x, x, x, ["a", "b"])
+    plotting.synapse_layers([model[0]], [DualExponentialSynapse(6, 4.0, 1.0)], ["first"])
+    plt.close("all")
+
+
+def test_sums_of_all_types_come_over_in_one_transfer(claimed):
+    sums = {
+        "images": 3,
+        "spikes": torch.tensor(2**40 + 1, device=CUDA),
+        "loss": torch.tensor(0.1, device=CUDA),
+        "rate": 0.5,
+        "exact": torch.tensor(0.1, dtype=torch.float64, device=CUDA),
+        "hits": torch.tensor(True, device=CUDA),
+    }
+    expected = {
+        "images": 3.0,
+        "spikes": float(2**40 + 1),
+        "loss": float(np.float32(0.1)),
+        "rate": 0.5,
+        "exact": 0.1,
+        "hits": 1.0,
+    }
+    claimed.waits.clear()
+    assert read_sums(sums) == expected
+    assert sum(claimed.waits.values()) == 1
+    on_the_cpu = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in sums.items()}
+    assert read_sums(on_the_cpu) == expected
+    assert read_sums({"images": 3}) == {"images": 3.0}
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+@pytest.mark.usefixtures("claimed")
+@pytest.mark.parametrize("chosen", ["constant", "poisson"])
+def test_batches_of_digits_are_those_of_the_cpu_and_end_their_thread(chosen):
+    config = digits.DigitConfig(dataset_path=str(ROOT / "dataset"))
+    config.hyperparameters.encoding, config.hyperparameters.length = chosen, 4
+    here, there = (DigitClassification(config, d, 0, 1) for d in (torch.device("cpu"), CUDA))
+    batches = there.train_batches(0, 1)
+    for expected in itertools.islice(here.train_batches(0, 1), 3):
+        x, labels = next(batches)
+        assert is_there((x, labels))
+        assert torch.equal(x.cpu(), expected[0])
+        assert torch.equal(labels.cpu(), expected[1])
+        assert (x.stride(0) == 0) == (chosen == "constant")  # the images alone have travelled
+    batches.close()
+    assert "batches" not in [thread.name for thread in threading.enumerate()]
+
+
+# ---------------------------------------------------------------------------------------------
+# MPS, which has no float64
+
+
+def test_poles_and_sums_ask_no_float64_of_a_device():
+    with ClaimedDevice("mps"):
+        model = network().to("mps")
+        assert 0 < model[0].pole_radius() < 1
+        model[6].project_()
+        assert read_sums({"n": torch.tensor(2.0, device="mps"), "m": 1}) == {"n": 2.0, "m": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_state_of_the_devices_random_numbers_comes_back(kind):
+    with ClaimedDevice(kind):
+        device = torch.device(kind)
+        state = rng_state(device)
+        assert state.keys() == {"cpu", kind}
+        drawn = torch.rand(3).tolist(), torch.rand(3, device=device).tolist()
+        set_rng_state(state, device)
+        assert (torch.rand(3).tolist(), torch.rand(3, device=device).tolist()) == drawn
+
+
+# ---------------------------------------------------------------------------------------------
+# Whole runs
+
+
+class Memory(nn.Module):
+    """Patterns of a few trains to themselves."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layers = Sequential(
+            DualExponentialSynapse(TRAINS, 8.0, 2.0, constraint=config.hyperparameters.constraint),
+            nn.Linear(TRAINS, TRAINS),
+            SpikingNeuron(TRAINS, 8.0, dropout=0.1),
+        )
+
+    def forward(self, x, state=None):
+        return self.layers(x, state)
+
+
+def digit_settings(folder, *overrides):
+    return tiny(
+        folder,
+        "mnist_config.training_size=96",
+        "mnist_config.validation_size=40",
+        "mnist_config.test_size=40",
+        "hyperparameters.batch_size=32",
+        "hyperparameters.length=5",
+        "hyperparameters.dropout=0.1",
+        *overrides,
+    )
+
+
+def memory_settings(folder, *overrides):
+    patterns = folder / "patterns.npy"
+    np.save(patterns, np.random.default_rng(0).random((3, TRAINS, 10)) < 0.2)
+    return [
+        f"dataset_path={patterns}",
+        "hyperparameters.length=10",
+        "hyperparameters.epoch=2",
+        "hyperparameters.batch_size=4",
+        "pattern_config.training_samples=4",
+        "pattern_config.validation_samples=2",
+        "pattern_config.test_samples=2",
+        "damage.block_size=3",
+        "damage.rows_removed=3",
+        f"checkpoint_base_path={folder}/checkpoint",
+        f"test_checkpoint_path={folder}/checkpoint/associative_memory_best",
+        f"runs_path={folder}/runs",
+        *overrides,
+    ]
+
+
+DIGITS = DigitClassification, SmallSNN, digit_settings, ROOT / "snn_mlp_1.py"
+MEMORY = Association, Memory, memory_settings, ROOT / "associative_memory.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_data():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load_mnist", functools.cache(digits.load_mnist))
+        patch.delitem(association.DAMAGE_KINDS, "block_size")  # larger than the patterns
+        patch.delitem(association.DAMAGE_KINDS, "rows_removed")
+        yield
+
+
+def on_the_device(experiment, action, folder, *overrides, training_step=None):
+    """Runs an experiment's script on the device that ``auto`` finds; returns what waited for it.
+
+    ``training_step`` is called at each of them.
+    """
+    task, model, settings, script = experiment
+    Path(folder).mkdir(exist_ok=True)
+
+    class Watched(task):
+        def loss(self, model, batch):
+            if model.training and training_step is not None:
+                training_step()
+            return super().loss(model, batch)
+
+    common = "hyperparameters.weight_averaging=0.9", "optimizer.gradient_clipping=1", "device=auto"
+    arguments = settings(folder, *common, *overrides)
+    finished = run(*action, *arguments, model=model, task=Watched(), script=script)
+    assert "on cuda, batches of" in finished.out, finished
+    return finished
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides"),
+    [
+        (DIGITS, ["hyperparameters.precision=float32"]),
+        (DIGITS, ["hyperparameters.precision=bfloat16", "hyperparameters.encoding=poisson"]),
+        (MEMORY, ["hyperparameters.precision=bfloat16"]),
+    ],
+)
+@pytest.mark.usefixtures("claimed")
+def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(tmp_path, experiment, overrides):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    finished = on_the_device(experiment, ["--train"], whole, *overrides)
+    assert (finished.code, finished.err) == (0, "")
+
+    steps = []
+
+    def stop_in_the_second_epoch():
+        steps.append(1)
+        if len(steps) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    interrupt = {"training_step": stop_in_the_second_epoch}
+    stopped = on_the_device(experiment, ["--train"], parts, *overrides, **interrupt)
+    assert stopped.code == 130
+    name = experiment[3].stem
+    assert load(parts / f"checkpoint/{name}_last")["progress"]["batch"] == 2
+    resumed = on_the_device(experiment, ["--train", "--resume"], parts, *overrides)
+    assert (resumed.code, resumed.err) == (0, "")
+    for which in ("last", "best"):
+        assert_same_weights(*(f / f"checkpoint/{name}_{which}" for f in (whole, parts)))
+
+    tested = on_the_device(experiment, ["--test"], parts, *overrides)
+    assert (tested.code, tested.err) == (0, "")
+    of_training = finished.out.partition("; test ")[2].splitlines()[0]
+    assert f": test {of_training}\n" in tested.out
+
+
+@pytest.fixture(scope="module", params=[DIGITS, MEMORY], ids=["digits", "memory"])
+def waits_of_a_step(request, tmp_path_factory):
+    """What a training step waits for, by line, when the first ones are over."""
+    seen = []
+    with ClaimedDevice() as claimed:
+        finished = on_the_device(
+            request.param,
+            ["--train"],
+            tmp_path_factory.mktemp("waits"),
+            "hyperparameters.epoch=1",
+            training_step=lambda: seen.append(Counter(claimed.waits)),
+        )
+    assert finished.code == 0, finished.err
+    return seen[-1] - seen[-2]
+
+
+def test_data_model_and_task_never_wait_for_the_device(waits_of_a_step):
+    assert not [line for line, _ in waits_of_a_step if not line.startswith("snn_lib/training/")]
+
+
+def test_a_training_step_never_waits_for_the_device(waits_of_a_step):
+    assert not waits_of_a_step
