@@ -406,7 +406,7 @@ def test_every_module_s_output_can_be_had_with_its_gradient():
     assert len(outputs) == len(network)
     torch.testing.assert_close(outputs[-1], network(x)[0], **EXACT)
     torch.testing.assert_close(parts(state), parts(network(x)[1]), **EXACT)
-    outputs[2].mean().backward()  # a penalty on hidden spikes
+    outputs[2].mean().backward(retain_graph=True)  # a penalty on hidden spikes
     assert network[1].weight.grad.abs().sum() > 0
     assert network[4].weight.grad is None
     spikes, membrane, reset = network[2].traces(outputs[1])

@@ -213,15 +213,17 @@ def test_sums_of_all_types_come_over_in_one_transfer(claimed):
 def test_batches_of_digits_are_those_of_the_cpu_and_end_their_thread(chosen):
     config = digits.DigitConfig(dataset_path=str(ROOT / "dataset"))
     config.hyperparameters.encoding, config.hyperparameters.length = chosen, 4
-    here, there = (DigitClassification(config, d, 0, 1) for d in (torch.device("cpu"), CUDA))
+    here, there = DigitClassification(), DigitClassification()
+    here.prepare(config, torch.device("cpu"))
+    there.prepare(config, CUDA)
     batches = there.train_batches(0, 1)
     for expected in itertools.islice(here.train_batches(0, 1), 3):
-        x, labels = next(batches)
+        x, labels, _ = next(batches)
         assert is_there((x, labels))
         assert torch.equal(x.cpu(), expected[0])
         assert torch.equal(labels.cpu(), expected[1])
         assert (x.stride(0) == 0) == (chosen == "constant")  # the images alone have travelled
-    batches.close()
+    del batches
     assert "batches" not in [thread.name for thread in threading.enumerate()]
 
 

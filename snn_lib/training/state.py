@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.errors import InputError, one_line
 from snn_lib.settings import require
+from snn_lib.synapses import IIRSynapse
 from snn_lib.training.checkpoints import load_weights
 from snn_lib.training.optimisation import (
     get_optimizer,
@@ -100,6 +101,11 @@ class TrainingState:
         """Optimiser, average and schedule take their step of a batch."""
         self.optimizer.step()
         if self.average is not None:
+            # Averaged are the filters at work, not what a step makes of the parameters. Writing a
+            # checkpoint pulls the average back as well: done every time, resuming changes nothing.
+            for module in (*self.model.modules(), *self.average.modules()):
+                if isinstance(module, IIRSynapse):
+                    module.project_()
             self.average.update_parameters(self.model)
         if steps_every_batch(self.scheduler):
             self.scheduler.step()

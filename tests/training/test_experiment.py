@@ -24,6 +24,7 @@ from running import (
 from torch import nn
 
 import snn_mlp_1
+from snn_lib import DualExponentialSynapse
 from snn_lib.errors import InputError, RunError
 from snn_lib.kernels import eager
 from snn_lib.tasks import digits
@@ -203,6 +204,22 @@ def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
             for key in best["snn_state_dict"]
         )
     assert not torch.equal(averaged["layers.1.weight"], last["snn_state_dict"]["layers.1.weight"])
+
+
+def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
+    seen, update = [], MovingAverage.update_parameters
+
+    def spy(self, model):
+        for module in model.modules():
+            if isinstance(module, DualExponentialSynapse):
+                seen.append(torch.equal(module.alpha, module.effective_alpha()))
+        update(self, model)
+
+    monkeypatch.setattr(MovingAverage, "update_parameters", spy)
+    settings = "hyperparameters.weight_averaging=0.9", "optimizer.coefficient_lr_scale=300"
+    experiment(small(tmp_path, *settings)).train()
+    assert seen
+    assert all(seen)
 
 
 def test_the_average_forgets_faster_at_first():
