@@ -1,10 +1,11 @@
-"""The notebook runs in a fresh kernel, and what is committed is what it shows.
+"""The notebooks run in a fresh kernel, and what is committed is what they show.
 
-``python tests/test_notebook.py`` runs it and writes the new outputs into it, as is needed when the
-pretrained model or a figure has changed.
+``python tests/test_notebook.py`` runs them and writes the new outputs into them, as is needed when
+a pretrained model, a figure or a layer has changed.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -13,13 +14,20 @@ from nbclient import NotebookClient
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "associative_memory.ipynb"
+MEMORY, TUTORIAL = "associative_memory", "tutorial"
 PRETRAINED = ROOT / OmegaConf.load(ROOT / "associative_memory.yaml").test_checkpoint_path
-LARGEST = 2 * 2**20  # bytes
+PICTURES = {MEMORY: 8, TUTORIAL: 5}  # at least
+LARGEST = {MEMORY: 2 * 2**20, TUTORIAL: 2**20}  # bytes
+
+both = pytest.mark.parametrize("name", [MEMORY, TUTORIAL])
 
 
-def read():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def path_of(name):
+    return ROOT / f"{name}.ipynb"
+
+
+def read(name):
+    return nbformat.read(path_of(name), as_version=4)
 
 
 def execute(notebook):
@@ -35,12 +43,21 @@ def execute(notebook):
     del notebook.metadata.language_info["version"]  # differs from machine to machine
 
 
+@cache
+def executed(name):
+    if name == MEMORY and not PRETRAINED.exists():
+        pytest.skip(f"there is no pretrained model {PRETRAINED.relative_to(ROOT)}")
+    notebook = read(name)
+    execute(notebook)
+    return notebook
+
+
 def code(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def draws(cell):
-    return "plotting." in cell.source
+    return re.search(r"= (plotting\.|plt\.subplots)|^plotting\.", cell.source, re.M) is not None
 
 
 def images(cell):
@@ -51,24 +68,11 @@ def printed(cell, stream="stdout"):
     return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == stream)
 
 
-@pytest.fixture(scope="module")
-def committed():
-    return read()
-
-
-@pytest.fixture(scope="module")
-def executed():
-    if not PRETRAINED.exists():
-        pytest.skip(f"there is no pretrained model {PRETRAINED.relative_to(ROOT)}")
-    notebook = read()
-    execute(notebook)
-    return notebook
-
-
-@pytest.mark.parametrize("state", ["committed", "executed"])
-def test_every_plotting_cell_shows_one_picture_and_nothing_went_wrong(state, request):
-    notebook = request.getfixturevalue(state)
-    assert sum(map(draws, code(notebook))) >= 8
+@both
+@pytest.mark.parametrize("state", [read, executed])
+def test_every_plotting_cell_shows_one_picture_and_nothing_went_wrong(name, state):
+    notebook = state(name)
+    assert sum(map(draws, code(notebook))) >= PICTURES[name]
     for number, cell in enumerate(code(notebook), 1):
         assert cell.execution_count == number
         assert len(images(cell)) == draws(cell), cell.source
@@ -76,14 +80,10 @@ def test_every_plotting_cell_shows_one_picture_and_nothing_went_wrong(state, req
         assert all(output.output_type != "error" for output in cell.outputs)
 
 
-def test_committed_outputs_are_those_of_the_pretrained_model(committed, executed):
-    model, fresh = code(committed)[0], code(executed)[0]
-    assert re.search(r"trained for \d+ epochs to a validation loss of 0\.\d{5}", printed(model))
-    assert printed(model) == printed(fresh)
-
-
-def test_committed_notebook_tells_nothing_of_the_machine_that_ran_it(committed):
-    assert NOTEBOOK.stat().st_size < LARGEST
+@both
+def test_committed_notebook_tells_nothing_of_the_machine_that_ran_it(name):
+    committed = read(name)
+    assert path_of(name).stat().st_size < LARGEST[name]
     assert committed.metadata.kernelspec.name == "python3"
     assert "version" not in committed.metadata.get("language_info", {})
     for cell in committed.cells:
@@ -93,12 +93,27 @@ def test_committed_notebook_tells_nothing_of_the_machine_that_ran_it(committed):
             assert not re.search(r"(^|[\s'\"(=])(/|~|[A-Za-z]:\\)", "\n".join(texts)), texts
 
 
-def test_all_definitions_are_imported(committed):
-    source = "\n".join(cell.source for cell in code(committed))
+def test_committed_outputs_are_those_of_the_pretrained_model():
+    model, fresh = code(read(MEMORY))[0], code(executed(MEMORY))[0]
+    assert re.search(r"trained for \d+ epochs to a validation loss of 0\.\d{5}", printed(model))
+    assert printed(model) == printed(fresh)
+
+
+def test_the_associative_memory_imports_all_definitions():
+    source = "\n".join(cell.source for cell in code(read(MEMORY)))
     assert not re.search(r"^\s*(def|class)\s", source, re.MULTILINE)
 
 
+@pytest.mark.parametrize("state", [read, executed])
+def test_the_tutorial_s_network_learns_what_one_without_memory_cannot(state):
+    text = "\n".join(map(printed, code(state(TUTORIAL))))
+    with_memory, without = map(float, re.findall(r"test accuracy ([\d.]+)%", text))
+    assert with_memory > 95
+    assert 35 < without < 65
+
+
 if __name__ == "__main__":
-    notebook = read()
-    execute(notebook)
-    nbformat.write(notebook, NOTEBOOK)
+    for name in (MEMORY, TUTORIAL):
+        notebook = read(name)
+        execute(notebook)
+        nbformat.write(notebook, path_of(name))

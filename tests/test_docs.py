@@ -1,0 +1,74 @@
+"""The documentation: its code runs as it stands, its links lead somewhere, every name is listed."""
+
+import importlib
+import pkgutil
+import re
+import runpy
+
+import pytest
+from reading import PAGES, ROOT, blocks
+
+import snn_lib.tasks
+import snn_lib.training
+
+WITH_CODE = [page for page in PAGES if page.parent != ROOT and blocks(page, "python")]
+
+
+def anchors(page):
+    """The names of a page's headings in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def modules():
+    """The library's modules without the backends, whose packages may be missing."""
+    for found in pkgutil.walk_packages(snn_lib.__path__, "snn_lib."):
+        if not found.name.startswith("snn_lib.kernels."):
+            yield importlib.import_module(found.name)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(block, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        linked = (page.parent / name).resolve() if name else page
+        assert linked.exists(), target
+        assert not heading or heading in anchors(linked), target
+
+
+def test_files_that_are_named_exist():
+    suffixes = r"(?:py|md|yaml|ipynb|csv|cff)"
+    for page in PAGES:
+        for name in re.findall(rf"`(?:python )?([\w./]+/[\w.]+\.{suffixes})`", page.read_text()):
+            if not name.startswith("runs/"):
+                assert any((ROOT / at / name).exists() for at in ("", "snn_lib")), (page.name, name)
+
+
+def test_every_public_name_is_in_the_list():
+    listed = (ROOT / "docs" / "api.md").read_text()
+    names = {*snn_lib.__all__, *snn_lib.tasks.__all__, *snn_lib.training.__all__}
+    for module in modules():
+        names.update(
+            name
+            for name, thing in vars(module).items()
+            if callable(thing) and getattr(thing, "__module__", None) == module.__name__
+        )
+    missing = {name for name in names if f"`{name}`" not in listed and not name.startswith("_")}
+    assert not missing, "to be written anew by python docs/make_api.py"
+
+
+def test_the_list_is_as_the_docstrings_are():
+    script = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert script["page"]() == (ROOT / "docs" / "api.md").read_text(), "write it anew"
+
+
+def test_the_readme_s_picture_is_light():
+    assert (ROOT / "docs" / "pictures" / "associative_memory.png").stat().st_size < 300 * 1024
