@@ -384,6 +384,7 @@ def _filter_jvp(
     return (inputs + coefficients).to(F.dtype), last_of_inputs + last
 
 
+UNSTABLE = "training has moved a filter's pole out of the unit circle"
 _calls = count()
 
 
@@ -417,9 +418,9 @@ def _is_stable(alpha: Tensor) -> bool:
 
 @cache
 def _warn_of_instability() -> None:
+    remedy = 'IIRSynapse(..., constraint="stable") keeps the poles inside'
     warnings.warn(
-        "training has moved a filter's pole out of the unit circle, so that its output may grow "
-        'without bound; IIRSynapse(..., constraint="stable") keeps the poles inside',
+        f"{UNSTABLE}, so that its output may grow without bound; {remedy}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.functional import neuron_traces
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
 
@@ -115,36 +115,22 @@ def _record(
 
 
 def record_neuron(
-    neuron: SpikingNeuron, current: Tensor, state: tuple[Tensor, Tensor] | None = None
+    neuron: SpikingNeuron,
+    current: Tensor,
+    state: tuple[Tensor, Tensor] | None = None,
+    lengths: Tensor | None = None,
 ) -> NeuronRecord:
-    """Spikes, membrane potential and reset that an input current causes.
-
-    The reset is a first-order filter of the spikes, and the membrane potential one of current minus
-    reset, so the traces are filtered again instead of being kept in every forward pass.
+    """Spikes, membrane potential and reset that an input current causes, without gradient.
 
     Args:
         neuron: the layer, of features ``shape``, or what has its three coefficients.
         current: ``(T, B, *shape)``.
         state: as in :class:`snn_lib.neurons.SpikingNeuron`.
+        lengths: changes nothing: padding is recorded like the rest.
     """
-    dtype = torch.promote_types(neuron.reset_decay.dtype, torch.float32)  # that of the membrane
-    theta, strength, decay, current = (
-        tensor.to(dtype)
-        for tensor in (neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay, current)
-    )
-    spikes, _ = spiking_neuron(current, theta, strength, decay, state)
-    if state is None:
-        state = (torch.zeros_like(current[0]),) * 2
-    membrane_before, reset_at_start = (part[None] for part in state)  # (1, B, *shape)
-    no_inputs = current.new_empty(0, *current.shape[1:])
-
-    # R[t+1] = theta R[t] + v_reset S[t], which the filter returns at t
-    resets_after, _ = iir_filter(spikes, theta[None], strength[None], (reset_at_start, no_inputs))
-    reset = torch.cat([reset_at_start, resets_after])[:-1]
-    # V[t] = lambda V[t-1] + I[t] - R[t]
-    membrane, _ = iir_filter(
-        current - reset, decay[None], torch.ones_like(decay)[None], (membrane_before, no_inputs)
-    )
+    coefficients = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
+    with torch.no_grad():
+        spikes, membrane, reset = neuron_traces(current, *coefficients, state)
     return NeuronRecord(spikes, membrane, reset)
 
 

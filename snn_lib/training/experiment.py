@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number, read_sums
 from snn_lib.kernels import serving, use_backend
+from snn_lib.operators import UNSTABLE
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -88,9 +90,12 @@ class Experiment:
             Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
         """
         self._begin(checkpoint, source)
-        while self.progress.epoch < self.settings.epoch:
-            self._train_epoch()
-            self._finish_epoch()
+        with warnings.catch_warnings():
+            # An epoch's line tells of an unstable filter, by the name of its layer.
+            warnings.filterwarnings("ignore", UNSTABLE, RuntimeWarning)
+            while self.progress.epoch < self.settings.epoch:
+                self._train_epoch()
+                self._finish_epoch()
         return self._conclude()
 
     def _begin(self, checkpoint: Checkpoint | None, source: Path | None) -> None:

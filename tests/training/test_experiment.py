@@ -29,6 +29,7 @@ from snn_lib.errors import InputError, RunError
 from snn_lib.kernels import eager
 from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.training import distributed
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped, choose_device, described
 from snn_lib.training.run_files import RunFiles
@@ -233,6 +234,30 @@ def test_the_average_forgets_faster_at_first():
         decay = min(0.9, (1 + count) / (10 + count)) if count else 0.0
         expected = value if expected is None else decay * expected + (1 - decay) * value
         assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
+def test_the_matrix_products_of_training_and_evaluation_have_the_precision(tmp_path, precision):
+    trial = experiment(
+        small(tmp_path, f"hyperparameters.precision={str(precision).removeprefix('torch.')}")
+    )
+    products = set()
+    for index in (1, 4):
+        trial.model.layers[index].register_forward_hook(
+            lambda module, inputs, output: products.add((module.training, output.dtype))
+        )
+    trial.train()
+    assert products == {(True, precision), (False, precision)}
+
+
+def test_processes_have_the_same_first_weights_and_dropout_of_their_own(tmp_path, monkeypatch):
+    drawn, weights = [], []
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 3))
+        weights.append(experiment(small(tmp_path)).model.layers[1].weight)
+        drawn.append(torch.randint(2**31, ()).item())  # as dropout draws its seed
+    assert torch.equal(weights[0], weights[1])
+    assert len(set(drawn)) == 3
 
 
 def test_gradient_clipping_bounds_the_step(tmp_path):

@@ -22,6 +22,7 @@ from running import SCRIPT, run
 from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.data.batches import Batch, Batches
 from snn_lib.settings import flattened
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 
@@ -42,23 +43,25 @@ def cases(share):
 class Noise(DigitClassification):
     """The task of the scripts on four images of noise, so that settings that are fine train."""
 
-    batches_per_epoch = 2
-
-    def __init__(self, config, device, rank, world):
+    def prepare(self, config, device, rank=0, world=1):
         self.config, self.device, self.rank, self.world = config, device, rank, world
 
-    def train_batches(self, epoch, start):
-        for _ in range(start, self.batches_per_epoch):
-            yield torch.rand(3, 2, 4), torch.tensor([0, 1])
+    def batches(self, split):
+        size = self.config.hyperparameters.batch_size
+        return Batches(2 * size, size, None)  # two an epoch
+
+    def train_batches(self, epoch, start=0):
+        for _ in range(start, 2):
+            yield Batch(torch.rand(3, 2, 4), torch.tensor([0, 1]))
 
     def evaluation_batches(self, split):
-        return self.train_batches(0, 0)
+        return self.train_batches(0)
 
 
 class Interrupted(Noise):
     """The same, stopped in the middle of its third epoch."""
 
-    def train_batches(self, epoch, start):
+    def train_batches(self, epoch, start=0):
         for batch in super().train_batches(epoch, start):
             if epoch == 2:
                 signal.raise_signal(signal.SIGTERM)
@@ -81,7 +84,7 @@ def folder(tmp_path_factory):
 
 def check(*arguments, task=Noise):
     """Runs the script and checks what must hold whatever its input is."""
-    finished = run(*arguments, "runs_path=r", model=tiny_model, task=task)
+    finished = run(*arguments, "runs_path=r", model=tiny_model, task=task())
     # A state may be one of numbers that training cannot go on from, which is told as in any run.
     exploded = finished.code == 1 and "the gradient's norm" in finished.err
     assert finished.code in (0, 2) or exploded or task is Interrupted, finished
