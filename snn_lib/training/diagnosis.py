@@ -153,6 +153,9 @@ def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
 
     try:
         ghost = copy.deepcopy(model).to("meta").train()
+        for module in ghost.modules():  # whoever watches the model is not to see this
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
         shape = (x.shape[0], batch_size, *x.shape[2:])
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             ghost(torch.empty(shape, dtype=x.dtype, device="meta"))
