@@ -1,7 +1,6 @@
 """The experiment: trains and evaluates any model on any task, and can stop and resume anywhere."""
 
 import contextlib
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -11,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.inspection.activity import Activity, count_activity
-from snn_lib.inspection.metrics import add_sums, plain_number, read_sums
+from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
 from snn_lib.operators import UNSTABLE
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
-from snn_lib.training import distributed
+from snn_lib.training import display, distributed
 from snn_lib.training.checkpoints import load_weights
 from snn_lib.training.diagnosis import (
     Numbers,
@@ -29,11 +27,10 @@ from snn_lib.training.diagnosis import (
     training_memory,
     troubled_layers,
 )
+from snn_lib.training.display import described, split_of
 from snn_lib.training.run_files import Checkpoint, RunFiles
 from snn_lib.training.run_log import Row, environment
 from snn_lib.training.state import TIMES, TrainingState, cannot_resume, rng_state, set_rng_state
-
-BATCHES_PER_DISPLAY = 25
 
 
 class Stopped(Exception):
@@ -122,7 +119,7 @@ class Experiment:
         batches = self.task.train_batches(progress.epoch, progress.batch)
         self.trained.train()
         saved = time.monotonic()
-        with self._bar(total) as bar:
+        with display.epoch_bar(progress, self.settings.epoch, hidden=self.rank > 0) as bar:
             while progress.batch < total:
                 begin = time.perf_counter()
                 batch = next(batches, None)
@@ -132,7 +129,7 @@ class Experiment:
                 add_sums(progress.sums, self._train_batch(batch))
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
-                self._display(bar)
+                display.advance(bar, progress, self.task)
                 due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
                 stop, due = distributed.any_process(self.stop_requested(), due)
                 if (stop or due) and progress.batch < total:  # else the epoch is finished first
@@ -267,8 +264,7 @@ class Experiment:
     def say(self, line: str) -> None:
         """Prints a line, once however many processes there are."""
         if self.rank == 0:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            display.say(line)
 
     def autocast(self) -> torch.autocast:
         """The context of ``hyperparameters.precision`` for the matrix products."""
@@ -315,26 +311,6 @@ class Experiment:
                 f"warning: a training step takes about {needed / 2**30:.0f} GiB, {self.device} has "
                 f"{there / 2**30:.0f} GiB: lower hyperparameters.batch_size or "
                 "hyperparameters.length"
-            )
-
-    def _bar(self, total: int) -> tqdm:
-        return tqdm(
-            total=total,
-            initial=self.progress.batch,
-            desc=f"epoch {self.progress.epoch + 1}/{self.settings.epoch}",
-            unit="batch",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None if self.rank == 0 else True,  # None: shown on a terminal only
-        )
-
-    def _display(self, bar: tqdm) -> None:
-        bar.update()
-        if self.progress.batch % BATCHES_PER_DISPLAY == 0 and not bar.disable:
-            shown = read_sums(self.progress.sums)
-            rate = shown["samples"] / self.progress.seconds
-            bar.set_postfix_str(
-                f"{described(self.task.metrics(shown))}, {rate:.0f} {self.task.unit}/s"
             )
 
     def _resume(self, checkpoint: Checkpoint, source: Path) -> None:
@@ -403,21 +379,3 @@ def choose_device(name: str) -> torch.device:
     except Exception:  # every backend fails in its own way
         raise InputError(f"device={name!r} is not available here, use device=cpu") from None
     return device
-
-
-def split_of(row: Row, split: str) -> dict[str, float]:
-    """The metrics of one split from an epoch's row."""
-    return {
-        key.removeprefix(f"{split}_"): value
-        for key, value in row.items()
-        if key.startswith(f"{split}_")
-    }
-
-
-def described(metrics: dict[str, float]) -> str:
-    """Metrics as text: ``loss 0.0312, accuracy 99.12 %``."""
-    shares = ("accuracy", "retrieval")
-    return ", ".join(
-        f"{key} {100 * value:.2f} %" if key in shares else f"{key} {value:.4f}"
-        for key, value in metrics.items()
-    )

@@ -31,7 +31,7 @@ from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.config import load_config
-from snn_lib.training.experiment import Experiment, Stopped, choose_device, described
+from snn_lib.training.experiment import Experiment, Stopped, choose_device
 from snn_lib.training.run_files import RunFiles
 from snn_lib.training.state import MovingAverage
 
@@ -677,10 +677,6 @@ def test_a_device_that_is_not_there_is_refused(name):
 
 def test_the_device_is_chosen_by_itself():
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_metrics_read_well():
-    assert described({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
 
 
 def test_the_kernels_are_chosen_and_named(tmp_path, monkeypatch):
