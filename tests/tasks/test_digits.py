@@ -6,7 +6,8 @@ import torch
 from running import ROOT
 from torch import nn
 
-from snn_lib.data.batches import Batch
+from snn_lib.data.batches import Batch, batch_generator
+from snn_lib.encoding import poisson
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 
 CPU = torch.device("cpu")
@@ -113,6 +114,15 @@ def test_poisson_spikes_are_drawn_anew_for_training_and_kept_for_evaluation(conf
     epochs = [spikes(task.train_batches(epoch, 0)).sum((1, 2)) for epoch in (0, 1)]
     assert not torch.equal(*epochs)
     assert torch.equal(epochs[1], spikes(task.train_batches(1, 0)).sum((1, 2)))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_poisson_spikes_of_an_evaluation_are_those_of_the_published_figures(config, split):
+    (image, *_), *_ = task_of(config).evaluation_batches(split)
+    config.hyperparameters.encoding = "poisson"
+    (x, *_), *_ = task_of(config).evaluation_batches(split)
+    drawn = poisson(image[0], LENGTH, batch_generator(config.seed + 1, -1, 0))
+    assert torch.equal(x, drawn)
 
 
 def test_splits_of_the_training_images_do_not_overlap(config):

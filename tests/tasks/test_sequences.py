@@ -96,6 +96,21 @@ def test_loss_and_accuracy_are_those_of_each_sequence_by_itself():
     assert metrics["accuracy"] == correct / 4
 
 
+def test_training_goes_in_a_new_order_every_epoch_and_evaluation_in_the_same():
+    data = ([torch.full((3, 1), float(k)) for k in range(20)], torch.arange(20))
+    task = prepared(SequenceClassification({"train": data, "validation": data, "test": data}))
+
+    def order(batches):
+        return torch.cat([batch.y for batch in batches]).tolist()
+
+    first, second = order(task.train_batches(0)), order(task.train_batches(1))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert first != second
+    assert first == order(task.train_batches(0))
+    for split in ("validation", "test"):
+        assert order(task.evaluation_batches(split)) == list(range(20))
+
+
 def test_without_a_validation_part_a_tenth_is_held_out_by_the_seed():
     def labels(task, split):
         data = task.parts[split]
