@@ -38,7 +38,8 @@ class StatefulModule(nn.Module):
     ``forward`` returns ``(output, state)``, an :class:`Output`. The state is a plain tuple of
     tensors, never a buffer: feeding a sequence in chunks, with the state handed on, gives the
     result of the whole run. With ``lengths``, int64 ``(B,)``, the state is that at each sequence's
-    own end, what follows being padding. A layer of one's own, the mean of the last two steps:
+    own end, what follows being padding (of a membrane that filters, up to rounding). A layer of
+    one's own, the mean of the last two steps:
 
         class PairMean(StatefulModule):
             def forward(self, x, state=None, lengths=None):
@@ -96,8 +97,11 @@ class Sequential(StatefulModule):
         return list(self)[index]
 
     def append(self, module: nn.Module) -> "Sequential":
-        """Adds a module at the end."""
-        self.add_module(str(len(self)), module)
+        """Adds a module at the end, under the next number that is free."""
+        number = len(self)
+        while str(number) in self._modules:  # of a slice, say
+            number += 1
+        self.add_module(str(number), module)
         return self
 
     def extend(self, modules: Sequence[nn.Module]) -> "Sequential":
@@ -107,11 +111,13 @@ class Sequential(StatefulModule):
         return self
 
     def insert(self, index: int, module: nn.Module) -> "Sequential":
-        """Puts a module before number ``index``; those after it are numbered anew."""
-        modules = list(self)
-        modules.insert(index, module)
+        """Puts a module before number ``index``; numbers count anew, other names stay."""
+        named = list(self._modules.items())
+        named.insert(index, ("0", module))
         self._modules.clear()
-        return self.extend(modules)
+        for number, (name, child) in enumerate(named):
+            self.add_module(str(number) if name.isdigit() else name, child)
+        return self
 
     def forward(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
@@ -141,6 +147,12 @@ class Sequential(StatefulModule):
                 known = {} if lengths is None else {"lengths": lengths}
                 x, states[index] = module(x, states[index], **known)
             elif isinstance(module, nn.RNNBase):
+                if module.batch_first or lengths is not None:
+                    name = type(module).__name__
+                    raise ValueError(
+                        f"nn.{name} runs here time first and without lengths: leave batch_first "
+                        "to Sequential, and take the state of padded sequences elsewhere"
+                    )
                 x, states[index] = module(x, states[index])
             else:
                 x = module(x)
@@ -182,7 +194,8 @@ def detached(state: Any) -> Any:
     if isinstance(state, Tensor):
         return state.detach()
     if isinstance(state, (tuple, list)):
-        return type(state)(detached(part) for part in state)
+        parts = [detached(part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     return state
 
 

@@ -18,10 +18,11 @@ BISECTIONS = 20
 def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict[str, float]:
     """Scales every layer's weights so that its neurons fire at a given mean rate on a batch.
 
-    The model runs once. When a layer of neurons is reached, the weights (and the bias) of the
+    The model runs twice. When a layer of neurons is reached, the weights (and the bias) of the
     ``nn.Linear`` or convolution that ran last are multiplied by the factor at which these neurons
-    fire at the rate, found by bisection, and the run goes on with the current so scaled. The rate
-    grows with the factor but for the reset's play, so the rates are met closely, not exactly.
+    fire at the rate, found by bisection, and the run goes on with the current so scaled. The second
+    run measures what came of it: close to the rate, but not where something between weights and
+    neurons undoes the scale, such as a normalisation.
 
     Args:
         model: any module with neurons of this package inside; what drives each of them is a
@@ -30,7 +31,7 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
         rate: the mean firing rate aimed at, in spikes per neuron and step, in (0, 1).
 
     Returns:
-        The rate of every layer of neurons by name, as it then is.
+        The rate of every layer of neurons by name, as the second run found it.
 
     Raises:
         ValueError: the rate is none, a layer's current is zero or negative throughout, or no
@@ -45,26 +46,35 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
         weighted.append(module)
 
     def scale(name: str):
-        def before(neuron: SpikingNeuron, inputs: tuple) -> tuple:
+        def before(neuron: SpikingNeuron, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if not weighted:
                 raise ValueError(f"no weighted layer runs before the neurons of layer {name}")
-            current, *rest = inputs
-            factor, found[name] = _factor(neuron, current, rate, name)
+            given = {**dict(zip(("current", "state", "lengths"), args, strict=False)), **kwargs}
+            factor = _factor(neuron, given["current"], rate, name)
             layer = weighted.pop()
             weighted.clear()
             for parameter in (layer.weight, layer.bias):
                 if parameter is not None:
                     parameter.mul_(factor)
-            return current * factor, *rest
+            return (), {**given, "current": given["current"] * factor}
 
         return before
 
-    hooks = []
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED):
-            hooks.append(module.register_forward_hook(remember))
-        elif isinstance(module, SpikingNeuron):
-            hooks.append(module.register_forward_pre_hook(scale(name)))
+    def measure(name: str):
+        def after(neuron: SpikingNeuron, inputs: tuple, output: tuple) -> None:
+            found[name] = output[0].ne(0).float().mean().item()
+
+        return after
+
+    neurons = {n: m for n, m in model.named_modules() if isinstance(m, SpikingNeuron)}
+    hooks = [m.register_forward_hook(remember) for m in model.modules() if isinstance(m, WEIGHTED)]
+    hooks += [m.register_forward_pre_hook(scale(n), with_kwargs=True) for n, m in neurons.items()]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    hooks = [m.register_forward_hook(measure(n)) for n, m in neurons.items()]
     try:
         model(x)
     finally:
@@ -73,8 +83,8 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
     return found
 
 
-def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> tuple[float, float]:
-    """By what to multiply a current for a mean firing rate, and the rate that this gives."""
+def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> float:
+    """By what to multiply a current for a mean firing rate."""
 
     def fired(factor: float) -> float:
         spikes, _ = spiking_neuron(
@@ -93,4 +103,4 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> t
     for _ in range(BISECTIONS):
         middle = (low + high) / 2.0
         low, high = (middle, high) if fired(middle) < rate else (low, middle)
-    return high, fired(high)
+    return high

@@ -10,7 +10,8 @@ Function is the operator's own. Second derivatives are refused in every way.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from itertools import count
 from typing import Any
@@ -414,6 +415,17 @@ def _is_stable(alpha: Tensor) -> bool:
             return False
         alpha = (alpha[:-1] + reflection * alpha[-2::-1]) / (1.0 - reflection * reflection)
     return bool((STABLE[len(alpha)] @ alpha).max(initial=0.0) < 1.0)
+
+
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """For whoever tells of unstable filters himself; a later loop is still told once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNSTABLE, RuntimeWarning)
+        try:
+            yield
+        finally:
+            _warn_of_instability.cache_clear()
 
 
 @cache

@@ -18,6 +18,7 @@ class SpikeCount(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
+        output = _at_least_float32(output)
         return (output if lengths is None else output * _within(output, lengths)).sum(0)
 
 
@@ -26,6 +27,7 @@ class Mean(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
+        output = _at_least_float32(output)
         if lengths is None:
             return output.mean(0)
         steps = lengths.view(-1, *[1] * (output.dim() - 2))
@@ -71,6 +73,7 @@ class LeakyIntegrator(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
+        output = _at_least_float32(output)
         decay = output.new_full((1, *output.shape[2:]), self.decay)
         return Last()(iir_filter(output, decay, 1.0 - decay)[0], lengths)
 
@@ -91,6 +94,11 @@ READOUTS: dict[str, type[nn.Module]] = {
 def within(lengths: Tensor, steps: int) -> Tensor:
     """The mask of the steps that are each sequence's own, bool ``(steps, B)``."""
     return torch.arange(steps, device=lengths.device)[:, None] < lengths
+
+
+def _at_least_float32(output: Tensor) -> Tensor:
+    """What is added up over time needs more digits than a product in bfloat16 hands out."""
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _within(output: Tensor, lengths: Tensor) -> Tensor:

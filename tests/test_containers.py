@@ -384,6 +384,22 @@ def test_slices_names_and_additions():
     torch.testing.assert_close(named(x)[0], network[:2](x)[0], **EXACT)
 
 
+def test_additions_take_no_name_that_is_taken():
+    a, b, c, d, e = (nn.Identity() for _ in range(5))
+    assert list(Sequential(a, b, c, d)[2:].append(e)) == [c, d, e]
+    named = Sequential(OrderedDict(first=a, second=b)).insert(1, c)
+    assert list(named) == [a, c, b]
+    assert [name for name, _ in named.named_children()] == ["first", "1", "second"]
+
+
+@pytest.mark.parametrize(("options", "lengths"), [({"batch_first": True}, None), ({}, [2, 3])])
+def test_recurrent_networks_of_pytorch_run_time_first_without_lengths(options, lengths):
+    network = Sequential(nn.GRU(3, 4, **options))
+    lengths = None if lengths is None else torch.tensor(lengths)
+    with pytest.raises(ValueError, match=r"nn\.GRU runs here time first and without lengths"):
+        network(torch.rand(3, 2, 3), lengths=lengths)
+
+
 def test_batch_first_transposes_input_and_output():
     network = two_layers()
     other = Sequential(*network, batch_first=True)
@@ -429,6 +445,7 @@ def test_a_detached_state_stops_the_gradient():
     assert not any(part.requires_grad for part in parts(cut))
     torch.testing.assert_close(parts(cut), [part.detach() for part in parts(state)], **EXACT)
     assert detached(None) is None
+    assert not detached(network(x)).output.requires_grad
 
 
 def test_a_layer_of_one_s_own():

@@ -51,6 +51,24 @@ def test_a_deep_network_fires_at_the_rate_in_every_layer(rate, bias):
     assert all(one == pytest.approx(rate, rel=0.4) for one in rates(model, spikes()))
 
 
+def test_the_rates_are_those_that_a_run_then_has():
+    """Also where a normalisation undoes the scale, and where the current comes by keyword."""
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights, self.neurons = nn.Linear(30, 20), SpikingNeuron(20, 4.0)
+
+        def forward(self, x):
+            current = self.weights(x)
+            return self.neurons(current=(current - current.mean()) / current.std())
+
+    model, x = Normalised(), spikes()
+    found = fire_from_the_start(model, x, 0.02)
+    assert found == {"neurons": pytest.approx(model(x)[0].mean().item())}
+    assert found["neurons"] > 0.05
+
+
 def test_weights_are_scaled_and_nothing_else_changes():
     model = deep()
     before = {name: value.clone() for name, value in model.state_dict().items()}

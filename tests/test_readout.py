@@ -62,3 +62,12 @@ def test_a_time_constant_that_is_none_is_refused(tau):
 def test_a_network_ends_in_a_readout():
     assert all(issubclass(kind, nn.Module) for kind in READOUTS.values())
     assert not any(list(kind().parameters()) for kind in READOUTS.values())
+
+
+@pytest.mark.parametrize("name", ["count", "mean", "leaky"])
+def test_sums_over_time_keep_their_digits_in_bfloat16(name):
+    output = torch.rand(2000, 2, 3).bfloat16()
+    readout = LeakyIntegrator(600) if name == "leaky" else READOUTS[name]()
+    found = readout(output)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, readout(output.double()).float(), rtol=1e-4, atol=1e-5)

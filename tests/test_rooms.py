@@ -17,7 +17,8 @@ FLOORS = [
     {"tasks"},
     {"training"},
     # the door of the 2020 interface
-    {"snn_layers", "utilities", "data_loaders", "optimizers", "schedulers", "checkpoints"},
+    {"snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"},
+    {"conversion", "checkpoints"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 

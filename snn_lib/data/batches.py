@@ -6,7 +6,9 @@ of several draws the same batch and takes its own share. All of them are drawn o
 seed gives the same batches whatever the device.
 """
 
+import multiprocessing
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from snn_lib.errors import InputError
+from snn_lib.settings import require
 
 
 class Batch(NamedTuple):
@@ -84,10 +89,23 @@ class Batches:
             for number in range(start, len(self)):
                 yield batches[number]
         else:
-            numbers = range(start, len(self))
-            yield from DataLoader(
-                batches, batch_size=None, sampler=numbers, num_workers=self.workers
+            require(
+                "fork" in multiprocessing.get_all_start_methods(),
+                "data_workers needs processes that fork, which there are not here: set it to 0",
             )
+            loader = DataLoader(
+                batches,
+                batch_size=None,
+                sampler=range(start, len(self)),
+                num_workers=self.workers,
+                multiprocessing_context="fork",
+                worker_init_fn=_leave_signals,
+                generator=torch.Generator(),  # not the one that dropout draws from
+            )
+            for batch in loader:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch
 
 
 class _Epoch(Dataset):
@@ -96,9 +114,20 @@ class _Epoch(Dataset):
     def __init__(self, batches: Batches, epoch: int, parts: tuple[Tensor, ...]) -> None:
         self.batches, self.epoch, self.parts = batches, epoch, parts
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | InputError:
         part = self.parts[number]
-        return self.batches.take(part, self.batches.share, self.epoch, number)
+        try:
+            return self.batches.take(part, self.batches.share, self.epoch, number)
+        except InputError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # a DataLoader would wrap it in a traceback of text
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C is for the process that trains, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
@@ -110,19 +139,20 @@ def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
 def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
     """The same for code that draws from the global generators of PyTorch, NumPy and Python.
 
-    They are as they were when the context is left.
+    They are as they were when the context is left. Devices other than the CPU are left alone:
+    their numbers may be in use meanwhile.
     """
     mixed = _mixed(seed, epoch, batch)
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(mixed)
-        np.random.seed(mixed % 2**32)  # noqa: NPY002 (a data set's own code draws from it)
-        random.seed(mixed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch.default_generator.manual_seed(mixed)
+    np.random.seed(mixed % 2**32)  # noqa: NPY002 (a data set's own code draws from it)
+    random.seed(mixed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
 
 
 def _mixed(seed: int, epoch: int, batch: int) -> int:

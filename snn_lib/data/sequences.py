@@ -20,16 +20,20 @@ class SequenceDataset(Dataset):
             of ``(T, *features)`` that may differ in T. Integers and booleans become float32.
         y: a target for each.
         lengths: how many steps of each sequence are its own, the others being padding.
+        targets_are_sequences: whether a target has a value at every step, and the same padding.
 
     Raises:
         InputError: ``x`` and ``y`` do not fit each other; where another dimension of ``x`` is the
             samples', the message says so.
     """
 
-    def __init__(self, x: Any, y: Any, lengths: Any = None) -> None:
+    def __init__(
+        self, x: Any, y: Any, lengths: Any = None, targets_are_sequences: bool = False
+    ) -> None:
         self.x = x if isinstance(x, list) else _tensor(x, "x")
         self.y = y if isinstance(y, list) else _tensor(y, "y")
         self.lengths = None if lengths is None else _tensor(lengths, "lengths").tolist()
+        self.targets_are_sequences = targets_are_sequences
         if isinstance(self.x, Tensor):
             shape = tuple(self.x.shape)
             require(
@@ -45,24 +49,36 @@ class SequenceDataset(Dataset):
             )
         require(len(self.x) == len(self.y), f"{len(self.x)} sequences have {len(self.y)} targets")
         require(len(self.x) > 0, "there are no sequences")
-        for number, length in enumerate(self.lengths or ()):
-            steps = len(self.x[number])
-            require(0 < length <= steps, f"length {number} is {length}, expected 1 to {steps}")
+        if self.lengths is not None:
+            require(
+                len(self.lengths) == len(self.x),
+                f"{len(self.x)} sequences have {len(self.lengths)} lengths",
+            )
+            for number, length in enumerate(self.lengths):
+                steps = len(self.x[number])
+                require(
+                    isinstance(length, int) and 0 < length <= steps,
+                    f"length {number} is {length}, expected 1 to {steps}",
+                )
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        sequence = self.x[index]
-        return sequence if self.lengths is None else sequence[: self.lengths[index]], self.y[index]
+        sequence, target = self.x[index], self.y[index]
+        if self.lengths is not None:
+            own = slice(self.lengths[index])
+            sequence, target = sequence[own], target[own] if self.targets_are_sequences else target
+        return sequence, target
 
 
-def sequence_dataset(source: Any, part: str) -> Dataset:
+def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False) -> Dataset:
     """A data set of ``(sequence, target)`` from what a user may have.
 
     Args:
         source: a ``torch.utils.data.Dataset`` of them, or a tuple for :class:`SequenceDataset`.
         part: its name, for messages.
+        targets_are_sequences: as in :class:`SequenceDataset`.
 
     Raises:
         InputError: it is neither, or does not fit together.
@@ -77,7 +93,7 @@ def sequence_dataset(source: Any, part: str) -> Dataset:
         "torch.utils.data.Dataset",
     )
     try:
-        return SequenceDataset(*source)
+        return SequenceDataset(*source, targets_are_sequences=targets_are_sequences)
     except InputError as error:
         raise InputError(f"{part} data: {error}") from None
 
@@ -94,7 +110,7 @@ def collate(samples: Sequence[tuple[Any, Any]], targets_are_sequences: bool = Fa
         InputError: a sequence is empty, or has other features than the first.
     """
     sequences = [_sequence(sequence) for sequence, _ in samples]
-    targets = [torch.as_tensor(target) for _, target in samples]
+    targets = [_in_default_precision(torch.as_tensor(target)) for _, target in samples]
     lengths = [len(sequence) for sequence in sequences]
     if targets_are_sequences:
         for length, target in zip(lengths, targets, strict=True):
@@ -124,7 +140,11 @@ def _sequence(values: Any) -> Tensor:
         sequence.dim() >= 2 and len(sequence) > 0,
         f"a sequence has shape {tuple(sequence.shape)}, expected (T, *features) with T > 0",
     )
-    return sequence if sequence.is_floating_point() else sequence.float()
+    return sequence.to(torch.get_default_dtype())  # integers, and float64 as NumPy makes it
+
+
+def _in_default_precision(values: Tensor) -> Tensor:
+    return values.to(torch.get_default_dtype()) if values.is_floating_point() else values
 
 
 def _tensor(values: Any, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -44,6 +45,7 @@ class Activity:
         self.fan_out: dict[str, int] = {}
         self.dense_operations = 0
         self._first: str | None = None
+        self._steps: dict[str, int] = defaultdict(int)  # of each layer's sequences so far
         synapse = None
         for name, module in model.named_modules():
             if isinstance(module, IIRSynapse):
@@ -92,11 +94,13 @@ class Activity:
         if name == self._first and given.get("state") is None:
             self.sequences += received.shape[1]
         counted = result[0] if isinstance(layer, SpikingNeuron) else received
+        begin = 0 if given.get("state") is None else self._steps[name]
+        self._steps[name] = begin + len(counted)
         elements = counted.numel()
         if self.lengths is not None:  # what follows a sequence's own end is padding
-            own = within(self.lengths, len(counted))
+            own = within(self.lengths - begin, len(counted))
             counted = counted * own.view(*own.shape, *[1] * (counted.dim() - 2))
-            elements = self.lengths.sum() * math.prod(counted.shape[2:])
+            elements = own.sum() * math.prod(counted.shape[2:])
         self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
         self.elements[name] = self.elements.get(name, 0) + elements
 

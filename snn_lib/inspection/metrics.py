@@ -21,7 +21,7 @@ from snn_lib.time_constants import decays_of, peak_scale
 def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Adds the sums of one more batch, in place and without waiting for the device."""
     for key, value in more.items():
-        sums[key] = sums.get(key, 0.0) + value
+        sums[key] = sums[key] + value if key in sums else value  # counts stay integers
 
 
 def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
@@ -29,6 +29,9 @@ def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
 
     As bytes, since they are of several types and not every device has one that holds them all.
     """
+    for key, value in sums.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
     tensors = [value.reshape(1) for value in sums.values() if isinstance(value, Tensor)]
     if not tensors:
         return {key: float(value) for key, value in sums.items()}

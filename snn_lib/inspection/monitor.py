@@ -26,8 +26,9 @@ class SynapseRecord:
 class NeuronRecord:
     """Spikes S, membrane potential V and reset R of a neuron layer, each ``(T, B, *features)``.
 
-    The spikes are those that the neurons fired, dropout or not, and V[t] > 1 is where they did:
-    V[t] has R[t] subtracted already, and the spike at t is first felt in R[t+1].
+    The spikes are those that the neurons fired, dropout or not, and V[t] > 1 is where they did (but
+    for rounding, if the membrane filters): V[t] has R[t] subtracted already, and the spike at t is
+    first felt in R[t+1].
     """
 
     spikes: Tensor

@@ -25,11 +25,14 @@ class Task:
     Attributes:
         config_class: the settings that it reads.
         unit: what a sample is, for the progress bar.
+        mean_over: the sum that counts what the loss is a mean over, which weighs the shares of
+            several processes.
         config, device, rank, world: the experiment's, once the task is prepared.
     """
 
     config_class: type[ExperimentConfig] = ExperimentConfig
     unit = "sequences"
+    mean_over = "samples"
 
     def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Gets ready to run on a device, as process ``rank`` of ``world``.

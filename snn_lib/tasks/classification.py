@@ -45,8 +45,10 @@ class Classification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that loss and accuracy are made of."""
-        logits, labels = self.logits(model, batch), batch.y
-        smoothing = self.config.hyperparameters.label_smoothing if model.training else 0.0
+        logits, labels = self.logits(model, batch), batch.y.long()
+        # Settings of one's own may do without it.
+        smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
+        smoothing = smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
         return loss, {
             "samples": len(labels),

@@ -59,7 +59,10 @@ class SequenceTask(Task):
             f"data has a part {min(unknown, default='')!r}, expected train, validation and test",
         )
         require("train" in parts, "data has no part 'train'")
-        self.parts = {name: sequence_dataset(part, name) for name, part in parts.items()}
+        self.parts = {
+            name: sequence_dataset(part, name, self.targets_are_sequences)
+            for name, part in parts.items()
+        }
         if "validation" not in self.parts:
             self.parts.update(self._held_out(self.parts["train"]))
 
@@ -124,6 +127,7 @@ class SequenceClassification(SequenceTask, Classification):
     ) -> None:
         super().__init__(data, validation_share, config_class)
         self.readout = readout_named(readout)
+        self._labels_seen = False
 
     def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Reads the data; see :class:`Task`."""
@@ -132,7 +136,20 @@ class SequenceClassification(SequenceTask, Classification):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the readout says, ``(B, classes)``."""
-        return self.readout(output_of(model, batch.x), batch.lengths).float()
+        logits, labels = self.readout(output_of(model, batch.x), batch.lengths).float(), batch.y
+        require(
+            labels.dim() == 1 and not labels.is_floating_point(),
+            f"labels are {tuple(labels.shape)} in {labels.dtype}, expected an integer a sequence",
+        )
+        if len(labels) and (labels.device.type == "cpu" or not self._labels_seen):
+            self._labels_seen = True  # once, where to look is to wait for the device
+            low, high = labels.min().item(), labels.max().item()
+            require(
+                low >= 0 and high < logits.shape[1],
+                f"there are labels from {low} to {high}, the network has {logits.shape[1]} "
+                "outputs: classes count from 0",
+            )
+        return logits
 
 
 class SequenceRegression(SequenceTask):
@@ -155,6 +172,7 @@ class SequenceRegression(SequenceTask):
     ) -> None:
         super().__init__(data, validation_share, config_class)
         self.targets_are_sequences = readout is None
+        self.mean_over = "elements"
         self.readout = None if readout is None else readout_named(readout)
 
     def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
@@ -193,8 +211,17 @@ class SequenceRegression(SequenceTask):
 
 
 def readout_named(readout: str | nn.Module) -> nn.Module:
-    """A readout by its name, or as it is."""
+    """A readout by its name, or as it is.
+
+    Raises:
+        ValueError: there is none of that name, or it has parameters.
+    """
     if isinstance(readout, nn.Module):
+        if any(True for _ in readout.parameters()):
+            raise ValueError(
+                f"readout {type(readout).__name__} has parameters, which only the model's are "
+                "trained: put what has to learn into the model"
+            )
         return readout
     if readout not in READOUTS:
         raise ValueError(f"readout is {readout!r}, expected one of {', '.join(READOUTS)}")

@@ -1,8 +1,8 @@
 """The experiment: trains and evaluates any model on any task, and can stop and resume anywhere."""
 
 import contextlib
+import math
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
-from snn_lib.operators import UNSTABLE
+from snn_lib.operators import without_warning
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
@@ -66,6 +66,11 @@ class Experiment:
         task.prepare(self.config, self.device, self.rank, self.world)
         torch.manual_seed(self.config.seed)
         self.model = build_model(self.config).to(self.device)
+        require(
+            not getattr(self.model, "batch_first", False),
+            "the model has batch_first, but tasks hand out batches (T, B, *features): build it "
+            "without",
+        )
         torch.manual_seed(self.config.seed + self.rank)  # other dropout in each
         self.state: TrainingState | None = None  # once it trains
         self.files = RunFiles(self.config, environment(self.device, self.world), self.say)
@@ -87,9 +92,7 @@ class Experiment:
             Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
         """
         self._begin(checkpoint, source)
-        with warnings.catch_warnings():
-            # An epoch's line tells of an unstable filter, by the name of its layer.
-            warnings.filterwarnings("ignore", UNSTABLE, RuntimeWarning)
+        with without_warning():  # an epoch's line tells of an unstable filter and its layer
             while self.progress.epoch < self.settings.epoch:
                 self._train_epoch()
                 self._finish_epoch()
@@ -146,8 +149,8 @@ class Experiment:
             with self.autocast():
                 loss, sums = self._loss(self.trained, batch)
             if self.world > 1:  # the last batch may not divide equally: weight each process's mean
-                samples = distributed.total({"samples": sums["samples"]})["samples"]
-                loss = loss * (sums["samples"] * self.world / samples)
+                share = sums[self.task.mean_over]
+                loss = loss * (share * self.world / distributed.total({"": share})[""])
             loss.backward()
         weights = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])
@@ -338,9 +341,12 @@ class Experiment:
 
     def _best_row(self) -> Row:
         """The best epoch's row of metrics, the earliest of equals."""
-        return max(
-            self.progress.history, key=lambda row: self.task.score(split_of(row, "validation"))
-        )
+
+        def score(row: Row) -> tuple[float, ...]:
+            scores = self.task.score(split_of(row, "validation"))
+            return tuple(-math.inf if math.isnan(one) else one for one in scores)
+
+        return max(self.progress.history, key=score)
 
     def _ends_with_best_epoch(self) -> bool:
         """Whether the weights are those of the best epoch so far."""

@@ -4,6 +4,7 @@ A file may hold anything: what PyTorch would compute with unchecked is checked h
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ class Progress:
         for row in (self.sums, *self.history):
             if not all(isinstance(value, (int, float)) for value in row.values()):
                 raise ValueError("a metric is no number")
-        if not all(abs(value) <= 2**53 for value in self.sums.values()):  # nor nan
-            raise ValueError("a sum is not finite, or too large to be counted with")
+        for value in self.sums.values():
+            if not math.isfinite(value) or (isinstance(value, int) and abs(value) > 2**53):
+                raise ValueError("a sum is not finite, or too large to be counted with")
         for number, row in enumerate(self.history, 1):
             if row.get("epoch") != number:
                 raise ValueError("epochs are not in order")

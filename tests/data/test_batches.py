@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed
+from snn_lib.errors import InputError
 
 COUNT = 50
 
@@ -107,3 +108,36 @@ def test_a_seeded_batch_leaves_the_generators_as_they_were():
     assert first == again
     for other in ((4, 1, 2), (3, 2, 2), (3, 1, 3)):
         assert all(a != b for a, b in zip(around(*other)[0], first, strict=True))
+
+
+def test_seeding_a_batch_leaves_other_devices_alone(monkeypatch):
+    """They may be in use: the thread that prepares batches is not the one that trains."""
+    touched = []
+    for module in (torch.cuda, torch.mps):
+        for name in ("manual_seed", "manual_seed_all"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, touched.append)
+    with batch_seed(1, 2, 3):
+        torch.rand(1)
+    assert not touched
+
+
+def test_workers_draw_nothing_from_the_generator_of_dropout():
+    state = torch.get_rng_state()
+    list(shuffled(workers=1).epoch(1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_refusal_comes_out_of_a_worker_as_it_is():
+    def take(numbers, share, epoch, number):
+        raise InputError("sequence 3 is empty")
+
+    for workers in (0, 1):
+        with pytest.raises(InputError, match=r"^sequence 3 is empty$"):
+            list(Batches(COUNT, 16, take, workers=workers).epoch())
+
+
+def test_without_fork_workers_are_refused(monkeypatch):
+    monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(InputError, match="data_workers needs processes that fork"):
+        list(shuffled(workers=1).epoch())

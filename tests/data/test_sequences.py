@@ -52,6 +52,20 @@ def test_targets_at_every_step_are_padded_likewise():
         collate([(torch.ones(3, 2), torch.ones(2))], True)
 
 
+def test_padded_targets_at_every_step_are_cut_as_their_sequences():
+    x, y = torch.randn(3, 6, 2), torch.randn(3, 6, 1)
+    data = SequenceDataset(x, y, [6, 2, 4], targets_are_sequences=True)
+    batch = collate([data[index] for index in range(3)], targets_are_sequences=True)
+    assert torch.equal(batch.y[:2, 1], y[1, :2])
+    assert (batch.y[2:, 1] == 0).all()
+
+
+def test_numbers_of_numpy_become_float32():
+    batch = collate([(np.ones((3, 2)), np.float64(0.5))])
+    assert (batch.x.dtype, batch.y.dtype) == (torch.float32, torch.float32)
+    assert collate([(np.ones((3, 2)), np.int32(1))]).y.dtype == torch.int32
+
+
 def test_spikes_as_integers_become_floats():
     batch = collate([(torch.ones(3, 2, dtype=torch.uint8), 0)])
     assert batch.x.dtype == torch.float32
@@ -73,6 +87,8 @@ X = torch.zeros(4, 7, 2)
         ((X[..., 0], torch.zeros(4)), r"expected \(samples, T, \*features\).*x\[\.\.\., None\]"),
         ((X, torch.zeros(4), [7, 0, 1, 1]), "length 1 is 0, expected 1 to 7"),
         ((X, torch.zeros(4), [8, 1, 1, 1]), "length 0 is 8, expected 1 to 7"),
+        ((X, torch.zeros(4), [1, 2]), "4 sequences have 2 lengths"),
+        ((X, torch.zeros(4), [1.0, 2.0, 3.0, 4.0]), r"length 0 is 1\.0, expected 1 to 7"),
         ((ragged(2, 3), [0]), "2 sequences have 1 targets"),
         (([], []), "there are no sequences"),
         ((X,), r"expected \(x, y\), \(x, y, lengths\) or a torch"),

@@ -182,3 +182,9 @@ def test_what_lies_behind_a_sequence_s_end_is_not_counted():
     assert activity.firing_rates() == pytest.approx({"2": fired / (13 * 5)})
     assert activity.firing_rates() == pytest.approx(alone.firing_rates())
     assert activity.synaptic_operations() == pytest.approx(alone.synaptic_operations())
+    with count_activity(model) as stepwise:
+        stepwise.lengths, state = lengths, None
+        for step in x.split(1):
+            _, state = model(step, state)
+    assert stepwise.firing_rates() == pytest.approx(activity.firing_rates())
+    assert stepwise.synaptic_operations() == pytest.approx(activity.synaptic_operations())

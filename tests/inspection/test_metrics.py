@@ -10,9 +10,11 @@ from scipy import signal
 from snn_lib.data.patterns import Damage, damage_patterns, load_patterns
 from snn_lib.inspection.metrics import (
     OutputFilter,
+    add_sums,
     match_spikes,
     nearest_pattern,
     plain_number,
+    read_sums,
     spike_scores,
 )
 
@@ -238,3 +240,15 @@ def test_scores_of_silence_are_zero():
     silence = torch.zeros(5, 2, 2)
     for output, target in ((silence, silence), (silence, silence + 1), (silence + 1, silence)):
         assert set(spike_scores(match_spikes(output, target)).values()) == {0.0}
+
+
+def test_counts_stay_whole_numbers():
+    sums = {}
+    for spikes in (2**24, *[1] * 100):
+        add_sums(sums, {"spikes": torch.tensor(spikes), "loss": torch.tensor(0.5)})
+    assert read_sums(sums) == {"spikes": 2**24 + 100, "loss": 50.5}
+
+
+def test_a_sum_that_is_no_number_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"sum 'per_class' has shape \(3,\)"):
+        read_sums({"per_class": torch.zeros(3)})

@@ -6,15 +6,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from running import shell
+from running import assert_same_weights, load, shell
 from torch import nn
 from torch.utils.data import Dataset
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError
+from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
 from snn_lib.training import Experiment
+from snn_lib.training.experiment import Stopped
 
 CPU = torch.device("cpu")
 CHANNELS, CLASSES = 4, 3
@@ -170,6 +172,93 @@ def test_data_that_is_none_is_refused(data, message):
 def test_an_unknown_readout_is_refused():
     with pytest.raises(ValueError, match="'total', expected one of count, mean, last"):
         SequenceClassification({}, "total")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.arange(1, 4).repeat(4), "labels from 1 to 3, the network has 3 outputs"),
+        (-torch.ones(12).long(), "labels from -1 to -1"),
+        (torch.rand(12), r"labels are \(\d+,\) in torch.float32, expected an integer a sequence"),
+        (torch.zeros(12, 1).long(), r"labels are \(\d+, 1\) in torch.int64"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    x = torch.rand(12, 5, CHANNELS)
+    task = prepared(SequenceClassification({"train": (x, labels), "validation": (x, labels)}))
+    batch = Batch(x.transpose(0, 1), labels)
+    with pytest.raises(InputError, match=message):
+        task.loss(network(), batch)
+
+
+def test_labels_of_any_integers_do():
+    x = np.random.default_rng(0).random((12, 5, CHANNELS))
+    task = prepared(SequenceClassification({"train": (x, np.arange(12, dtype=np.int32) % 3)}))
+    task.loss(network(), next(task.train_batches(0)))[0].backward()
+
+
+def test_a_readout_with_parameters_is_refused():
+    with pytest.raises(ValueError, match=r"Linear has parameters.*put what has to learn into the"):
+        SequenceClassification({}, nn.Linear(3, 3))
+
+
+def test_a_plain_configuration_does():
+    task = SequenceClassification({"train": sequences()}, "mean")
+    config = ExperimentConfig(device="cpu")
+    trial = Experiment(network, task, config)
+    assert trial.evaluate("validation")[0]["loss"] > 0
+
+
+def test_a_batch_first_model_is_refused():
+    task = SequenceClassification({"train": sequences()})
+    with pytest.raises(InputError, match="the model has batch_first"):
+        Experiment(lambda config: Sequential(*network(), batch_first=True), task)
+
+
+@pytest.mark.parametrize("at_every_step", [True, False])
+def test_shares_weigh_what_their_mean_is_over(at_every_step):
+    x, _ = sequences()
+    y = [s.sum(1, keepdim=True) for s in x] if at_every_step else torch.rand(len(x), 1)
+    data = {"train": (x, y)}
+    readout = None if at_every_step else "mean"
+    model = nn.Linear(CHANNELS, 1)
+    whole = prepared(SequenceRegression(data, readout))
+    shares = [prepared(SequenceRegression(data, readout), rank, 2) for rank in range(2)]
+    loss, sums = whole.loss(model, next(whole.train_batches(0)))
+    parts = [task.loss(model, next(task.train_batches(0))) for task in shares]
+    key = whole.mean_over
+    together = sum(part * (own[key] / sums[key]) for part, own in parts)
+    torch.testing.assert_close(together, loss)
+
+
+def test_workers_change_nothing_in_a_run_that_resumes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def model(config):
+        return Sequential(
+            nn.Linear(CHANNELS, 9), SpikingNeuron(9, 4.0, dropout=0.5), nn.Linear(9, CLASSES)
+        )
+
+    def run(name, workers, stop_after=None, checkpoint=None):
+        asked = []
+
+        def stop():
+            asked.append(1)
+            return len(asked) == stop_after
+
+        config = ClassificationConfig(name=name, device="cpu", data_workers=workers)
+        config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 8
+        trial = Experiment(model, SequenceClassification({"train": sequences()}), config, stop)
+        if checkpoint is None:
+            trial.train()
+        else:
+            trial.train(load(checkpoint), checkpoint)
+
+    run("whole", 0)
+    with pytest.raises(Stopped):
+        run("parts", 1, stop_after=6)
+    run("parts", 1, checkpoint=tmp_path / "checkpoint/parts_last")
+    assert_same_weights(*(tmp_path / f"checkpoint/{name}_last" for name in ("whole", "parts")))
 
 
 def test_a_readout_of_one_s_own():

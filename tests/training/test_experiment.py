@@ -6,6 +6,7 @@ import itertools
 import math
 import shutil
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -258,6 +259,36 @@ def test_processes_have_the_same_first_weights_and_dropout_of_their_own(tmp_path
         drawn.append(torch.randint(2**31, ()).item())  # as dropout draws its seed
     assert torch.equal(weights[0], weights[1])
     assert len(set(drawn)) == 3
+
+
+def test_an_epoch_without_a_score_is_not_the_best(tmp_path):
+    class Undefined(DigitClassification):
+        def metrics(self, sums):
+            metrics = super().metrics(sums)
+            self.called = getattr(self, "called", 0) + 1
+            return metrics if self.called > 2 else dict.fromkeys(metrics, math.nan)
+
+    finished = experiment(small(tmp_path), task=Undefined()).train()
+    assert finished["best"]["epoch"] > 1
+
+
+def test_an_average_has_the_buffers_of_the_model():
+    model = nn.BatchNorm1d(2)
+    average = MovingAverage(model, 0.9)
+    model.running_mean.fill_(3.0)
+    average.update_parameters(model)
+    assert average.module.running_mean.tolist() == [3.0, 3.0]
+
+
+def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path):
+    settings = "optimizer.coefficient_lr_scale=300", "hyperparameters.constraint=none"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        experiment(small(tmp_path, *settings)).train()
+    synapse = DualExponentialSynapse(3, 4.0, 1.0)
+    synapse.alpha.data.fill_(1.5)
+    with pytest.warns(RuntimeWarning, match="out of the unit circle"):
+        synapse(torch.rand(5, 2, 3))[0].sum().backward()
 
 
 def test_gradient_clipping_bounds_the_step(tmp_path):

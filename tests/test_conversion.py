@@ -12,7 +12,7 @@ from torch import nn
 import associative_memory
 import snn_mlp_1
 import snn_mlp_2
-from snn_lib.checkpoints import MODELS, convert, main
+from snn_lib.conversion import MODELS, convert, main
 from snn_lib.errors import InputError
 from snn_lib.optimizers import get_optimizer
 from snn_lib.schedulers import get_scheduler

@@ -1,0 +1,121 @@
+"""Turns checkpoints of the authors' 2020 release into this project's.
+
+    python -m snn_lib.checkpoints convert IN OUT --model snn_mlp_1
+
+The three networks of that release are chains of synapses ``axon1``, ``axon2``, ... and neurons
+``snn1``, ``snn2``, ...; here they are a ``Sequential`` of synapse, ``nn.Linear`` and neurons for
+each pair. OUT holds the weights alone, for ``--test`` and as a start for work of one's own: the
+state of the optimiser belongs to other tensors and is left behind.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.snn_layers import dual_exp_iir_layer, first_order_low_pass_layer, neuron_layer
+from snn_lib.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from snn_lib.training.command_line import Parser, exit_with
+
+__all__ = ["MODELS", "convert", "network_2020"]
+
+# The synapses of each model, and the neurons of its input and of its layers.
+MODELS = {
+    "snn_mlp_1": ("dual_exp", (784, 500, 500, 10)),
+    "snn_mlp_2": ("low_pass", (784, 500, 500, 10)),
+    "associative_memory": ("dual_exp", (300, 500, 200, 500, 300)),
+}
+
+
+def network_2020(
+    synapse: str, sizes: Sequence[int], bias: bool = True, membrane_filter: bool = False
+) -> nn.ModuleDict:
+    """The layers of a 2020 network under its attribute names, with the release's state-dict keys.
+
+    The time constants are placeholders, for a checkpoint to overwrite.
+    """
+    layers = nn.ModuleDict()
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), 1):
+        layers[f"axon{number}"] = (
+            dual_exp_iir_layer((inputs,), 1, 1, 4, 1, True)
+            if synapse == "dual_exp"
+            else first_order_low_pass_layer((inputs,), 1, 1, 4, True)
+        )
+        layers[f"snn{number}"] = neuron_layer(inputs, outputs, 1, 1, 4, bias, membrane_filter)
+    return layers
+
+
+def native_state_dict(layers: nn.ModuleDict) -> dict[str, Tensor]:
+    """The state dict of this project's model with the parameters of :func:`network_2020`'s."""
+    state = {}
+    for number in range(len(layers) // 2):
+        axon, cell = layers[f"axon{number + 1}"], layers[f"snn{number + 1}"].neuron_cell
+        synapse, weights, neurons = (f"layers.{3 * number + index}" for index in range(3))
+        if isinstance(axon, dual_exp_iir_layer):
+            filters = axon.dual_exp_iir_cell
+            state[f"{synapse}.alpha"] = torch.stack([filters.alpha_1, filters.alpha_2])
+            state[f"{synapse}.beta"] = filters.beta_1[None]
+        else:
+            filters = axon.first_order_low_pass_cell
+            state[f"{synapse}.alpha"] = filters.alpha_1[None]
+            state[f"{synapse}.beta"] = torch.ones_like(filters.alpha_1)[None]
+        for name, value in cell.weight.named_parameters():
+            state[f"{weights}.{name}"] = value
+        for name in ("reset_decay", "reset_strength", "membrane_decay"):
+            state[f"{neurons}.{name}"] = getattr(cell, name)
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def convert(source: Path, target: Path, model: str, membrane_filter: bool = False) -> None:
+    """Reads a 2020 checkpoint of ``model`` and writes this project's.
+
+    Args:
+        source: a file with ``snn_state_dict``, and ``epoch`` if it has one.
+        target: where to write.
+        model: a key of ``MODELS``.
+        membrane_filter: whether the model was trained with the membrane filter, which a 2020
+            checkpoint does not say.
+
+    Raises:
+        InputError: ``source`` cannot be read or belongs to another model.
+        RunError: ``target`` cannot be written.
+    """
+    checkpoint = load_checkpoint(source)
+    synapse, sizes = MODELS[model]
+    bias = "snn1.neuron_cell.weight.bias" in checkpoint["snn_state_dict"]
+    layers = network_2020(synapse, sizes, bias, membrane_filter)
+    load_weights(layers, checkpoint, source)
+    # Without a configuration of its own, the script's YAML is that of the model.
+    converted = {"snn_state_dict": native_state_dict(layers)}
+    if isinstance(checkpoint.get("epoch"), int):
+        converted["epoch"] = checkpoint["epoch"]
+    save_checkpoint(target, converted)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The command ``python -m snn_lib.checkpoints``; exits with the code of the outcome."""
+    parser = Parser(prog="python -m snn_lib.checkpoints", description="Works on checkpoints.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("convert", help="read a checkpoint of the 2020 release")
+    command.add_argument("source", type=Path, metavar="IN", help="the checkpoint of that release")
+    command.add_argument("target", type=Path, metavar="OUT", help="the file to write")
+    command.add_argument("--model", choices=MODELS, required=True)
+    command.add_argument(
+        "--membrane_filter",
+        action="store_true",
+        help="the model was trained with membrane_filter on, which the checkpoint does not say",
+    )
+
+    def work() -> int:
+        options = parser.parse_args(arguments)
+        convert(**vars(options))
+        print(
+            f"wrote {options.target}; test it with: "
+            f"python {options.model}.py --test test_checkpoint_path={options.target}"
+        )
+        return 0
+
+    exit_with("convert", work)
