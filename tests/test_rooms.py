@@ -71,5 +71,5 @@ def test_nothing_imports_in_a_circle():
 
 def test_nothing_imports_a_script():
     scripts = {path.stem for path in ROOT.glob("*.py")}
-    for name, path in modules():
+    for _, path in modules():
         assert not scripts & set(imported(path))
