@@ -79,7 +79,7 @@ def test_the_model_has_the_size_it_says_and_every_layer_fires(config):
     model = sequential_mnist.SNN(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == 86_858
     _, x = shown(config)
-    outputs, _ = model.layers.layerwise(x)
+    outputs, _ = model.eval().layers.layerwise(x)  # in training, the filters would be pulled back
     assert outputs[-1].shape == (784, IMAGES, 10)
     for module, output in zip(model.layers, outputs, strict=True):
         if isinstance(module, SpikingNeuron):
