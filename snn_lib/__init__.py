@@ -9,7 +9,13 @@ from snn_lib.initialisation import fire_from_the_start
 from snn_lib.kernels import use_backend
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
-from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
+from snn_lib.synapses import (
+    DualExponentialSynapse,
+    IIRSynapse,
+    LowPassSynapse,
+    ResonantSynapse,
+)
+from snn_lib.time_constants import log_spaced
 
 __version__ = "0.2.0"
 
@@ -21,10 +27,12 @@ __all__ = [
     "LowPassSynapse",
     "Output",
     "PerStep",
+    "ResonantSynapse",
     "Sequential",
     "SpikingNeuron",
     "StatefulModule",
     "detached",
     "fire_from_the_start",
+    "log_spaced",
     "use_backend",
 ]

@@ -3,8 +3,10 @@
 F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
 The coefficients belong to the channel, are initialised from time constants and trained together
-with the weights. ``constraint="stable"`` keeps trained filters from blowing up, in any training
-loop: the filter at work is :func:`stable` of alpha, whatever alpha holds.
+with the weights. A time constant is a number for all channels, a tensor of their shape, or a
+function of the shape such as :func:`snn_lib.time_constants.log_spaced`. ``constraint="stable"``
+keeps trained filters from blowing up, in any training loop: the filter at work is :func:`stable` of
+alpha, whatever alpha holds.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
@@ -18,9 +20,10 @@ from torch import Tensor, nn
 
 from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import FilterState, iir_filter
-from snn_lib.time_constants import decay_of, decays_of
+from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 
 CONSTRAINTS = ("none", "stable")
+MARGIN = 1e-3
 DIGITS = 5  # octal ones, of the factor that scales the poles of a filter
 
 
@@ -99,12 +102,14 @@ class IIRSynapse(StatefulModule):
 
     Args:
         shape: the channels: their number, or the feature shape such as ``(C, H, W)``.
-        alpha: the P weights of past outputs, alpha_1 first.
-        beta: the Q + 1 weights of present and past inputs, beta_0 first.
+        alpha: the P weights of past outputs, alpha_1 first, each a number or a tensor ``(*shape)``.
+        beta: the Q + 1 weights of present and past inputs, beta_0 first, likewise.
         train_alpha, train_beta: which of them are parameters; the others are buffers.
         constraint: ``"none"``, or ``"stable"``: the filter at work is then :func:`stable` of alpha,
             before any training too.
-        margin: m, how far inside the stable set ``"stable"`` keeps the filters, at least 1e-6.
+        margin: m, how far inside the stable set ``"stable"`` keeps the filters, at least 1e-6. By
+            default 1e-3, halved until the first filters are inside as they are: slow ones are near
+            the edge. Set one where the start is random, if weights shall fit another start's too.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -126,25 +131,27 @@ class IIRSynapse(StatefulModule):
     def __init__(
         self,
         shape: int | Sequence[int],
-        alpha: Sequence[float],
-        beta: Sequence[float],
+        alpha: Sequence[PerChannel],
+        beta: Sequence[PerChannel],
         train_alpha: bool = True,
         train_beta: bool = True,
         constraint: str = "none",
-        margin: float = 1e-3,
+        margin: float | None = None,
     ) -> None:
         super().__init__()
         if len(beta) == 0:
             raise ValueError("beta is empty, expected at least beta_0")
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}, choose one of {CONSTRAINTS}")
-        if not 1e-6 <= margin < 1:  # less than that float32 rounds away
+        if margin is not None and not 1e-6 <= margin < 1:  # less than that float32 rounds away
             raise ValueError(f"margin is {margin}, expected a number in [1e-6, 1)")
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.constraint, self.margin = constraint, margin
-        for name, values, train in (("alpha", alpha, train_alpha), ("beta", beta, train_beta)):
-            column = torch.tensor(values, dtype=torch.get_default_dtype())
-            channels = column.view(-1, *[1] * len(self.shape)).repeat(1, *self.shape)
+        self.shape = _shape_of(shape)
+        first = [_coefficients(values, self.shape) for values in (alpha, beta)]
+        self.constraint = constraint
+        self.margin = margin or (_margin_of(first[0]) if constraint == "stable" else MARGIN)
+        trained = train_alpha, train_beta
+        for name, values, train in zip(("alpha", "beta"), first, trained, strict=True):
+            channels = torch.empty(values.shape).copy_(values)  # on the default device
             if train:
                 self.register_parameter(name, nn.Parameter(channels))
             else:
@@ -248,6 +255,46 @@ class IIRSynapse(StatefulModule):
         )
 
 
+def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:
+    """First values of every channel, ``(len(values), *shape)``, on the CPU."""
+    rows = torch.empty(len(values), *shape, dtype=torch.float64, device="cpu")
+    for row, value in zip(rows, values, strict=True):
+        row[...] = per_channel(value, shape, "a coefficient")
+    return rows.to(torch.get_default_dtype())
+
+
+def _margin_of(alpha: Tensor) -> float:
+    """The largest margin of 1e-3, half of it, and so on, that leaves the filters as they are.
+
+    1e-3 for filters that are not stable, or nearer to the edge than float32 can tell.
+    """
+    for margin in (MARGIN / 2**halvings for halvings in range(10)):
+        if torch.equal(stable(alpha, margin), alpha):
+            return margin
+    return MARGIN
+
+
+def _gain_of_unit_energy(alpha_1: float | Tensor, alpha_2: float | Tensor = 0.0) -> Tensor:
+    """The beta_0 with which the squares of a filter's impulse response sum to 1.
+
+    As large as its input if that is white noise, whatever the memory: the variance of such a
+    filter's output, an autoregressive process, is known in closed form,
+        beta_0^2 (1 - alpha_2) / ((1 + alpha_2) ((1 - alpha_2)^2 - alpha_1^2)).
+
+    Raises:
+        ValueError: there is no such gain, the response does not decay.
+    """
+    power = (1.0 + alpha_2) * ((1.0 - alpha_2) ** 2 - alpha_1**2) / (1.0 - alpha_2)
+    power = torch.as_tensor(power, dtype=torch.float64, device="cpu")
+    if not (power > 0).all():
+        raise ValueError("a time constant is too long for unit energy: its filter does not decay")
+    return power.sqrt()
+
+
 def _autocast_dtype(device: str) -> torch.dtype | None:
     available = torch.amp.is_autocast_available(device)  # not on the meta device, for one
     return (
@@ -266,9 +313,11 @@ class DualExponentialSynapse(IIRSynapse):
 
     Args:
         shape: the channels: their number, or the feature shape.
-        tau_m: the slow time constant, in steps.
-        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
+        tau_m: the slow time constant, in steps; a number, tensor or function, see the module.
+        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m in every channel.
         train_coefficients: whether alpha_1, alpha_2 and beta_0 are trained.
+        unit_energy: whether beta_0 is instead the one with which the squares of the impulse
+            response sum to 1, so that channels of any memory start equally strong.
         constraint, margin: as in :class:`IIRSynapse`.
 
     Shape:
@@ -281,17 +330,22 @@ class DualExponentialSynapse(IIRSynapse):
     def __init__(
         self,
         shape: int | Sequence[int],
-        tau_m: float,
-        tau_s: float,
+        tau_m: PerChannel,
+        tau_s: PerChannel,
         train_coefficients: bool = True,
         constraint: str = "none",
-        margin: float = 1e-3,
+        margin: float | None = None,
+        unit_energy: bool = False,
     ) -> None:
-        p, q = decays_of(tau_m, tau_s)
+        channels = _shape_of(shape)
+        p, q = decays_of(
+            per_channel(tau_m, channels, "tau_m"), per_channel(tau_s, channels, "tau_s")
+        )
+        alpha = (p + q, -p * q)
         super().__init__(
             shape,
-            alpha=(p + q, -p * q),
-            beta=(p - q,),
+            alpha=alpha,
+            beta=(_gain_of_unit_energy(*alpha) if unit_energy else p - q,),
             train_alpha=train_coefficients,
             train_beta=train_coefficients,
             constraint=constraint,
@@ -306,8 +360,9 @@ class LowPassSynapse(IIRSynapse):
 
     Args:
         shape: the channels: their number, or the feature shape.
-        tau: the time constant, in steps.
+        tau: the time constant, in steps; a number, tensor or function, see the module.
         train_coefficients: whether alpha_1 is trained; beta_0 = 1 is not.
+        unit_energy: as in :class:`DualExponentialSynapse`; beta_0 is then sqrt(1 - alpha_1^2).
         constraint, margin: as in :class:`IIRSynapse`.
 
     Shape:
@@ -320,17 +375,73 @@ class LowPassSynapse(IIRSynapse):
     def __init__(
         self,
         shape: int | Sequence[int],
-        tau: float,
+        tau: PerChannel,
         train_coefficients: bool = True,
         constraint: str = "none",
-        margin: float = 1e-3,
+        margin: float | None = None,
+        unit_energy: bool = False,
     ) -> None:
+        alpha_1 = decay_of(per_channel(tau, _shape_of(shape), "tau"))
         super().__init__(
             shape,
-            alpha=(decay_of(tau),),
-            beta=(1.0,),
+            alpha=(alpha_1,),
+            beta=(_gain_of_unit_energy(alpha_1) if unit_energy else 1.0,),
             train_alpha=train_coefficients,
             train_beta=False,
+            constraint=constraint,
+            margin=margin,
+        )
+
+
+class ResonantSynapse(IIRSynapse):
+    """The PSP of a synapse that rings: a damped oscillation, from a pair of complex poles.
+
+    With r = exp(-1 / tau) and w = 2 pi frequency, the poles r exp(+-i w), the impulse response
+    beta_0 r^k sin((k + 1) w) / sin(w), k >= 0, is the second-order filter
+        alpha_1 = 2 r cos(w),  alpha_2 = -r^2
+    whose beta_0 makes the squares of that response sum to 1, so that channels of any memory start
+    equally strong. Spread over many time constants and frequencies, a layer remembers what was
+    where in a long sequence:
+
+        ResonantSynapse(256, log_spaced(10, 800), log_spaced(1 / 800, 1 / 4))
+
+    Args:
+        shape: the channels: their number, or the feature shape.
+        tau: the time constant of the decay, in steps; a number, tensor or function, see the module.
+        frequency: of the oscillation, in cycles per step, 0 to 0.5; likewise.
+        train_coefficients: whether alpha_1, alpha_2 and beta_0 are trained.
+        constraint, margin: as in :class:`IIRSynapse`.
+
+    Shape:
+        As in :class:`IIRSynapse`, with P = 2 and Q = 0.
+
+    Raises:
+        ValueError: ``tau`` is not positive or too long for float64 to tell its decay from none, the
+            frequency lies outside [0, 0.5], or a shape is wrong.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        tau: PerChannel,
+        frequency: PerChannel,
+        train_coefficients: bool = True,
+        constraint: str = "none",
+        margin: float | None = None,
+    ) -> None:
+        channels = _shape_of(shape)
+        r = decay_of(per_channel(tau, channels, "tau"))
+        cycles = per_channel(frequency, channels, "frequency")
+        cycles = torch.as_tensor(cycles, dtype=torch.float64, device="cpu")
+        for wrong in cycles[~((cycles >= 0) & (cycles <= 0.5))]:  # nan too
+            raise ValueError(f"frequency is {wrong}, expected cycles per step in [0, 0.5]")
+        alpha = (2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
+        super().__init__(
+            shape,
+            alpha=alpha,
+            beta=(_gain_of_unit_energy(*alpha),),
+            train_alpha=train_coefficients,
+            train_beta=train_coefficients,
             constraint=constraint,
             margin=margin,
         )

@@ -1,15 +1,74 @@
 """Time constants: what an exponential of so many steps is to a filter.
 
 A trace of the time constant tau loses the factor exp(-1 / tau) a step. The difference of two, slow
-and fast, rises and falls.
+and fast, rises and falls. A number stands for all channels, a tensor has one for each.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+PerChannel: TypeAlias = "float | Tensor | Callable[[tuple[int, ...]], Tensor]"
 
 
-def decay_of(tau: float, name: str = "tau") -> float:
+def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float | Tensor:
+    """What a layer is given for its channels: a number, or a tensor with one for each.
+
+    Args:
+        value: a number, a tensor ``(*shape)``, or a function of the shape that returns one, such as
+            :func:`log_spaced`.
+        shape: the channels.
+        name: what the error calls it.
+
+    Returns:
+        A number as it is, a tensor in float64 and on the CPU, where first values are computed.
+
+    Raises:
+        ValueError: the tensor has another shape.
+    """
+    if callable(value):
+        value = value(shape)
+    if isinstance(value, (int, float)):
+        return value
+    value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    if value.shape not in ((), shape):
+        raise ValueError(f"{name} has the shape {tuple(value.shape)}, expected {shape} or a number")
+    return value
+
+
+def log_spaced(low: float, high: float) -> Callable[[tuple[int, ...]], Tensor]:
+    """Values for the channels of a layer, evenly spread on a logarithmic scale, in random order.
+
+    So few channels cover the range too, and two properties of theirs are independent. The order
+    comes from PyTorch's generator of the CPU, whatever the device.
+
+    Args:
+        low, high: the smallest and the largest value, 0 < low <= high.
+
+    Returns:
+        A function of the channels' shape that draws the values, float64, ``(*shape)``.
+
+    Raises:
+        ValueError: the values are not in that order, or not finite.
+    """
+    if not 0 < low <= high < math.inf:  # nan too
+        raise ValueError(f"low is {low} and high {high}, expected 0 < low <= high, both finite")
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        order = torch.randperm(math.prod(shape), device="cpu")
+        ends = math.log(low), math.log(high)
+        values = torch.linspace(*ends, len(order), dtype=torch.float64, device="cpu").exp()
+        return values[order].view(shape)
+
+    return draw
+
+
+def decay_of(tau: float | Tensor, name: str = "tau") -> float | Tensor:
     """exp(-1 / tau), what is left of a trace after one step.
 
     Args:
@@ -19,12 +78,15 @@ def decay_of(tau: float, name: str = "tau") -> float:
     Raises:
         ValueError: ``tau`` is not positive.
     """
-    if not tau > 0:  # nan too
-        raise ValueError(f"{name} is {tau}, expected a positive number of steps")
-    return math.exp(-1.0 / tau)
+    wrong = ~torch.as_tensor(tau > 0, device="cpu")  # nan too
+    if wrong.any():
+        raise ValueError(f"{name} is {_one(tau, wrong)}, expected a positive number of steps")
+    return torch.exp(-1.0 / tau) if isinstance(tau, Tensor) else math.exp(-1.0 / tau)
 
 
-def decays_of(tau_m: float, tau_s: float) -> tuple[float, float]:
+def decays_of(
+    tau_m: float | Tensor, tau_s: float | Tensor
+) -> tuple[float | Tensor, float | Tensor]:
     """p = exp(-1 / tau_m) and q = exp(-1 / tau_s) of a dual exponential.
 
     Args:
@@ -55,8 +117,16 @@ def peak_scale(tau_m: float, tau_s: float) -> float:
     return eta ** (eta / (eta - 1)) / (eta - 1)
 
 
-def _check_order(tau_m: float, tau_s: float) -> None:
-    if not 0 < tau_s < tau_m < math.inf:  # nan too
+def _check_order(tau_m: float | Tensor, tau_s: float | Tensor) -> None:
+    right = (tau_s > 0) & (tau_s < tau_m) & (tau_m < math.inf)
+    wrong = ~torch.as_tensor(right, device="cpu")  # nan too
+    if wrong.any():
         raise ValueError(
-            f"tau_m is {tau_m} and tau_s {tau_s}, expected 0 < tau_s < tau_m, both finite"
+            f"tau_m is {_one(tau_m, wrong)} and tau_s {_one(tau_s, wrong)}, "
+            "expected 0 < tau_s < tau_m, both finite"
         )
+
+
+def _one(value: float | Tensor, wrong: Tensor) -> float:
+    """The number that is wrong, or the first of them in a tensor."""
+    return value.expand_as(wrong)[wrong][0].item() if isinstance(value, Tensor) else value

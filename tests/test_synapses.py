@@ -16,7 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
-from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse, stable
+from snn_lib.synapses import (
+    DualExponentialSynapse,
+    IIRSynapse,
+    LowPassSynapse,
+    ResonantSynapse,
+    stable,
+)
+from snn_lib.time_constants import log_spaced
 
 MARGIN = 1e-3
 
@@ -101,6 +108,102 @@ def test_every_channel_has_coefficients_of_its_own():
     np.testing.assert_allclose(response[:5, 1], 0.5 ** np.arange(5), rtol=1e-6)
 
 
+# First filters of every channel
+
+
+def test_numbers_tensors_and_functions_give_the_same_filters():
+    slow, fast = torch.tensor([8.0, 20.0, 300.0]), torch.tensor([2.0, 0.3, 40.0])
+    for unit_energy in (False, True):
+        together = DualExponentialSynapse(3, slow, lambda shape: fast, unit_energy=unit_energy)
+        for channel in range(3):
+            taus = slow[channel].item(), fast[channel].item()
+            alone = DualExponentialSynapse(1, *taus, unit_energy=unit_energy)
+            for name in ("alpha", "beta"):
+                row = getattr(together, name)[:, channel : channel + 1]
+                torch.testing.assert_close(row, getattr(alone, name))
+    low_pass = LowPassSynapse((1, 3), slow[None])
+    np.testing.assert_allclose(low_pass.alpha[0, 0].detach(), np.exp(-1 / slow.numpy()))
+    assert (low_pass.beta == 1).all()
+
+
+@pytest.mark.parametrize(
+    "synapse",
+    [
+        LowPassSynapse(3, torch.tensor([2.0, 30.0, 400.0]), unit_energy=True),
+        DualExponentialSynapse(3, torch.tensor([3.0, 50.0, 400.0]), 2.0, unit_energy=True),
+        ResonantSynapse(3, torch.tensor([2.0, 50.0, 800.0]), torch.tensor([0.5, 0.0, 0.00125])),
+        ResonantSynapse((3, 1), torch.tensor([[10.0], [100.0], [400.0]]), 0.2),
+    ],
+    ids=lambda synapse: type(synapse).__name__,
+)
+def test_the_squares_of_a_response_of_unit_energy_sum_to_one(synapse):
+    energy = impulse_response(synapse.double(), 8000).square().sum(0)
+    # the slowest filters notice that their coefficients are rounded to float32
+    np.testing.assert_allclose(energy, np.ones_like(energy), rtol=2e-3)
+
+
+@pytest.mark.parametrize(("tau", "frequency"), [(20.0, 0.03), (5.0, 0.25), (300.0, 0.4)])
+def test_resonant_impulse_response(tau, frequency):
+    synapse = ResonantSynapse(2, tau, frequency)
+    beta = synapse.beta[0, 0].item()
+    response = impulse_response(synapse.double(), 200)[:, 1]
+    k, w = np.arange(200), 2 * math.pi * frequency
+    expected = beta * np.exp(-k / tau) * np.sin((k + 1) * w) / math.sin(w)
+    np.testing.assert_allclose(response, expected, rtol=0.0, atol=2e-4)
+
+
+def test_the_poles_of_a_resonant_synapse_are_its_decay_and_frequency():
+    tau, frequency = torch.tensor([10.0, 90.0, 800.0]), torch.tensor([0.25, 0.02, 0.1])
+    poles = ResonantSynapse(3, tau, frequency).poles()
+    np.testing.assert_allclose(-1 / poles.abs().log(), tau[:, None].expand(3, 2), rtol=1e-3)
+    turns = poles.angle().abs() / (2 * math.pi)
+    np.testing.assert_allclose(turns, frequency[:, None].expand(3, 2), rtol=1e-4)
+
+
+def test_a_seed_fixes_what_is_drawn_and_a_function_knows_the_shape():
+    def alpha(seed):
+        torch.manual_seed(seed)
+        return ResonantSynapse((4, 5), log_spaced(10, 800), log_spaced(0.01, 0.2)).alpha
+
+    assert torch.equal(alpha(1), alpha(1))
+    assert not torch.equal(alpha(1), alpha(2))
+    assert len(alpha(1)[1].unique()) == 20
+
+
+@pytest.mark.parametrize(
+    ("build", "margin"),
+    [
+        (lambda **options: LowPassSynapse(2, 800.0, **options), 1e-3),
+        (lambda **options: LowPassSynapse(2, 5000.0, **options), 1e-3 / 8),
+        (lambda **options: DualExponentialSynapse(2, 800.0, 4.0, **options), 1e-3 / 4),
+        (lambda **options: ResonantSynapse(2, 800.0, 1 / 784, **options), 1e-3 / 16),
+        (lambda **options: IIRSynapse(2, from_poles(*[0.99] * 3), (1.0,), **options), 1e-3),
+        (lambda **options: IIRSynapse(2, (1.9, 0.5), (1.0,), **options), 1e-3),
+    ],
+)
+def test_the_margin_leaves_slow_first_filters_as_they_are(build, margin):
+    synapse = build(constraint="stable")
+    assert synapse.margin == margin
+    if synapse.pole_radius() < 1 - 2 * MARGIN or margin < MARGIN:
+        assert torch.equal(synapse.effective_alpha(), build().alpha)
+    wide = build(constraint="stable", margin=0.1)
+    assert not torch.equal(wide.effective_alpha(), build().alpha)  # what is asked for is kept
+
+
+def test_first_values_are_on_the_default_device_and_draw_alike_everywhere():
+    def build():
+        torch.manual_seed(3)
+        return ResonantSynapse(4, log_spaced(10, 800), 0.1, constraint="stable")
+
+    with torch.device("meta"):
+        elsewhere = build()
+        LowPassSynapse(3, 4.0, constraint="stable")
+    after = torch.rand(1)
+    build()
+    assert elsewhere.alpha.is_meta
+    assert torch.equal(torch.rand(1), after)
+
+
 # Parameters and state
 
 
@@ -111,6 +214,8 @@ def test_every_channel_has_coefficients_of_its_own():
         (DualExponentialSynapse(3, 4.0, 1.0, train_coefficients=False), set(), {"alpha", "beta"}),
         (LowPassSynapse(3, 4.0), {"alpha"}, {"beta"}),
         (LowPassSynapse(3, 4.0, train_coefficients=False), set(), {"alpha", "beta"}),
+        (ResonantSynapse(3, 9.0, 0.1), {"alpha", "beta"}, set()),
+        (ResonantSynapse(3, 9.0, 0.1, train_coefficients=False), set(), {"alpha", "beta"}),
         (IIRSynapse(3, (0.5,), (1.0,), train_alpha=False), {"beta"}, {"alpha"}),
     ],
 )
@@ -652,6 +757,25 @@ def test_time_constants_out_of_order_are_refused(tau_m, tau_s):
 def test_a_time_constant_that_is_not_positive_is_refused(tau):
     with pytest.raises(ValueError, match=f"tau is {tau}"):
         LowPassSynapse(3, tau)
+
+
+@pytest.mark.parametrize("frequency", [-0.1, 0.6, math.nan])
+@pytest.mark.parametrize("kind", [float, lambda f: torch.tensor([0.1, f, 0.2])])
+def test_a_frequency_that_no_step_can_follow_is_refused(kind, frequency):
+    with pytest.raises(ValueError, match=rf"frequency is {frequency}.*\[0, 0\.5\]"):
+        ResonantSynapse(3, 4.0, kind(frequency))
+
+
+def test_a_filter_that_does_not_decay_has_no_unit_energy():
+    with pytest.raises(ValueError, match="too long for unit energy"):
+        LowPassSynapse(3, torch.tensor([1.0, math.inf, 2.0]), unit_energy=True)
+    with pytest.raises(ValueError, match="too long for unit energy"):
+        ResonantSynapse(3, 1e18, 0.1)
+
+
+def test_coefficients_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"\(2,\), expected \(3,\) or a number"):
+        IIRSynapse(3, (0.1, torch.zeros(2)), (1.0,))
 
 
 def test_an_unknown_constraint_is_refused_and_the_known_ones_are_named():

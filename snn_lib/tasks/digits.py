@@ -1,9 +1,12 @@
-"""Digit classification: MNIST as input over time, read out by counting the output spikes."""
+"""Digit classification: MNIST as input over time, read out by counting the output spikes.
+
+:class:`Digits` is what this shares with other tasks on MNIST.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,15 +78,12 @@ class DigitConfig(ExperimentConfig):
     transform: TransformConfig = field(default_factory=TransformConfig)
 
 
-class DigitClassification(Classification):
-    """The task of snn_mlp_1 and snn_mlp_2."""
+class Digits(Classification):
+    """MNIST in its parts and batches; a subclass says how a network sees an image."""
 
-    config_class = DigitConfig
     unit = "images"
 
-    def prepare(
-        self, config: DigitConfig, device: torch.device, rank: int = 0, world: int = 1
-    ) -> None:
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Reads the training images; see :class:`Task`."""
         super().prepare(config, device, rank, world)
         options = config.mnist_config
@@ -114,14 +114,28 @@ class DigitClassification(Classification):
                 generator = batch_generator(config.seed, epoch, number + 1)
                 x = warp(x, random_grids(len(numbers), config.transform, generator)[share])
             x = x.flatten(1) * config.mnist_config.max_rate  # (B, 784)
-            if config.hyperparameters.encoding == "poisson":
-                # Of several processes, each draws spikes of its own for its share.
-                generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
-                x = encoding.poisson(x, config.hyperparameters.length, generator)
-            return Batch(x, labels[mine])
+            return Batch(self.drawn(x, epoch, number), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return self.shared(len(labels), size, take, shuffle=training)
+
+    def drawn(self, x: Tensor, epoch: int, number: int) -> Tensor:
+        """What is drawn at random from the images ``(B, 784)`` of a batch: here nothing is."""
+        return x
+
+
+class DigitClassification(Digits):
+    """The task of snn_mlp_1 and snn_mlp_2."""
+
+    config_class = DigitConfig
+
+    def drawn(self, x: Tensor, epoch: int, number: int) -> Tensor:
+        """Spikes with the pixels as probabilities, if the encoding is ``poisson``."""
+        if self.config.hyperparameters.encoding != "poisson":
+            return x
+        # Of several processes, each draws spikes of its own for its share.
+        generator = batch_generator(self.config.seed + self.rank + 1, max(epoch, -1), number)
+        return encoding.poisson(x, self.config.hyperparameters.length, generator)
 
     def encode(self, batch: Batch) -> Batch:
         """Images as input over time ``(T, B, 784)``."""

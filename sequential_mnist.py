@@ -1,0 +1,77 @@
+"""A spiking network with resonant synapses reads a digit pixel by pixel, and says at the end which.
+
+    python sequential_mnist.py --train
+    python sequential_mnist.py --train mnist_config.permuted=false   # in the image's own order
+    python sequential_mnist.py --train hyperparameters.length=28     # a row a step, quick
+
+The settings are in sequential_mnist.yaml; --help lists them all. The model follows Fang, Shrestha,
+Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388, with filters of their own for every channel.
+"""
+
+import math
+
+from torch import Tensor, nn
+
+from snn_lib import Gaussian, ResonantSynapse, Sequential, SpikingNeuron, log_spaced
+from snn_lib.tasks.digits import CLASSES, PIXELS
+from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
+from snn_lib.training import main
+
+
+class SNN(nn.Module):
+    """64-256-256-10: pixels drive neurons, whose spikes are filtered and weighed and drive others.
+
+    The last layer does not spike: it says at every step which digit it may be.
+
+    Shape:
+        Pixels over time ``(T, B, 784 / T)`` to logits ``(T, B, 10)`` and the state.
+    """
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__()
+        options = config.hyperparameters
+
+        def weights(inputs: int, outputs: int) -> nn.Linear:
+            layer = nn.Linear(inputs, outputs, bias=options.train_bias)
+            nn.init.normal_(layer.weight, std=options.weight_gain / math.sqrt(inputs))
+            return layer
+
+        def neuron(count: int) -> SpikingNeuron:
+            return SpikingNeuron(
+                count,
+                options.tau_m,
+                membrane_filter=options.membrane_filter,
+                surrogate=Gaussian(options.surrogate_width),
+                dropout=options.dropout,
+            )
+
+        def synapse(channels: int) -> ResonantSynapse:
+            return ResonantSynapse(
+                channels,
+                log_spaced(options.shortest_memory, options.longest_memory),
+                log_spaced(options.lowest_frequency, options.highest_frequency),
+                train_coefficients=options.train_coefficients,
+                constraint=options.constraint,
+                margin=1e-5,  # the slowest filters are near the edge of the stable set
+            )
+
+        self.layers = Sequential(
+            weights(PIXELS // options.length, 64),
+            neuron(64),
+            synapse(64),
+            weights(64, 256),
+            neuron(256),
+            synapse(256),
+            weights(256, 256),
+            neuron(256),
+            synapse(256),
+            nn.Linear(256, CLASSES),
+        )
+
+    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Runs all time steps; see the class for shapes."""
+        return self.layers(x, state)
+
+
+if __name__ == "__main__":
+    main(__file__, SNN, SequentialDigits())

@@ -1,0 +1,100 @@
+"""Sequential digits: MNIST a few pixels a step, for which a network has to remember the image.
+
+With a step for each of the 784 pixels this is the sequential MNIST of Le, Jaitly, Hinton, "A Simple
+Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv 1504.00941, and permuted the
+one where neighbours in the image are far apart in time.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.data.augmentation import TransformConfig
+from snn_lib.data.batches import Batch
+from snn_lib.data.mnist import PIXELS
+from snn_lib.readout import Last
+from snn_lib.settings import ExperimentConfig, require, setting
+from snn_lib.tasks.base import output_of
+from snn_lib.tasks.classification import ClassificationHyperparameters
+from snn_lib.tasks.digits import Digits, MNISTOptions
+
+ORDER_SEED = 0  # of the permutation, which is the same for every run and everyone
+
+
+@dataclass
+class SequentialHyperparameters(ClassificationHyperparameters):
+    """Hyperparameters of sequential digits: the model and its training."""
+
+    length: int = setting(PIXELS, "time steps: 784 of a pixel each, 28 of a row each, ...")
+    shortest_memory: float = setting(10.0, "decay of the first filters, from so many steps")
+    longest_memory: float = setting(800.0, "to so many")
+    lowest_frequency: float = setting(1 / 800, "at which they ring, from so many cycles a step")
+    highest_frequency: float = setting(1 / 4, "to so many")
+    weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            PIXELS % self.length == 0,
+            f"hyperparameters.length is {self.length}, expected a divisor of the {PIXELS} pixels",
+        )
+        require(
+            0 < self.shortest_memory <= self.longest_memory,
+            f"hyperparameters.shortest_memory is {self.shortest_memory} and longest_memory "
+            f"{self.longest_memory}, expected 0 < shortest_memory <= longest_memory",
+        )
+        require(
+            0 < self.lowest_frequency <= self.highest_frequency <= 0.5,
+            f"hyperparameters.lowest_frequency is {self.lowest_frequency} and highest_frequency "
+            f"{self.highest_frequency}, expected 0 < lowest_frequency <= highest_frequency <= 0.5",
+        )
+        require(
+            self.weight_gain > 0,
+            f"hyperparameters.weight_gain is {self.weight_gain}, expected > 0",
+        )
+
+
+@dataclass
+class SequentialOptions(MNISTOptions):
+    """How MNIST is used."""
+
+    use_transform: bool = setting(False, "augment the training images")
+    permuted: bool = setting(True, "the pixels come in a fixed random order, else row by row")
+
+
+@dataclass
+class SequentialConfig(ExperimentConfig):
+    """The configuration of sequential_mnist."""
+
+    hyperparameters: SequentialHyperparameters = field(default_factory=SequentialHyperparameters)
+    mnist_config: SequentialOptions = field(default_factory=SequentialOptions)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+
+
+class SequentialDigits(Digits):
+    """The task of sequential_mnist.
+
+    Attributes:
+        order: int64 ``(784,)``, the pixel that each place of the sequence shows, on the device.
+    """
+
+    config_class = SequentialConfig
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """Reads the training images; see :class:`Task`."""
+        super().prepare(config, device, rank, world)
+        order = torch.arange(PIXELS)
+        if config.mnist_config.permuted:
+            order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(ORDER_SEED))
+        self.order = order.to(device)
+
+    def encode(self, batch: Batch) -> Batch:
+        """Images as a sequence of pixels, ``(T, B, 784 / T)``."""
+        x = batch.x[:, self.order].unflatten(1, (self.config.hyperparameters.length, -1))
+        return batch._replace(x=x.transpose(0, 1).contiguous())
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the network says once it has seen every pixel, ``(B, 10)``."""
+        return Last()(output_of(model, batch.x)).float()

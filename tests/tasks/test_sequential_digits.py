@@ -1,0 +1,134 @@
+import hashlib
+import re
+
+import pytest
+import torch
+from running import ROOT, run, tiny
+from torch import nn
+
+import sequential_mnist
+from snn_lib import ResonantSynapse, SpikingNeuron
+from snn_lib.data.batches import Batch
+from snn_lib.data.mnist import load_mnist
+from snn_lib.errors import InputError
+from snn_lib.tasks.sequential_digits import (
+    SequentialConfig,
+    SequentialDigits,
+    SequentialHyperparameters,
+)
+from snn_lib.training.config import load_config
+
+IMAGES = 20
+
+
+@pytest.fixture
+def config():
+    config = load_config(SequentialConfig, ROOT / "sequential_mnist.yaml", [])
+    config.dataset_path = str(ROOT / "dataset")
+    options = config.mnist_config
+    options.training_size, options.validation_size, options.test_size = 30, 10, IMAGES
+    return config
+
+
+def shown(config):
+    task = SequentialDigits()
+    task.prepare(config, torch.device("cpu"))
+    (batch,) = task.evaluation_batches("test")
+    return task, batch.x
+
+
+def images():
+    return load_mnist(ROOT / "dataset", train=False)[0][:IMAGES] / 255.0
+
+
+@pytest.mark.parametrize("length", [784, 112, 28, 1])
+def test_in_order_a_digit_is_read_row_by_row(config, length):
+    config.hyperparameters.length = length
+    config.mnist_config.permuted = False
+    _, x = shown(config)
+    assert x.shape == (length, IMAGES, 784 // length)
+    for image, expected in enumerate(images()):
+        assert torch.equal(x[:, image].flatten(), expected.flatten())
+    if length == 28:
+        assert torch.equal(x[11], images()[:, 11])
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_the_permutation_is_the_same_for_everyone(config, seed):
+    config.seed = seed
+    task, x = shown(config)
+    order = task.order.tolist()
+    assert sorted(order) == list(range(784))
+    assert hashlib.sha256(bytes(str(order), "ascii")).hexdigest()[:16] == "453ad6c92e265c24"
+    assert torch.equal(x[:, :, 0].T, images().flatten(1)[:, order])
+
+
+def test_the_answer_is_what_the_network_says_last(config):
+    task, x = shown(config)
+
+    class Answer(nn.Module):
+        def forward(self, x):
+            return torch.arange(4.0)[:, None, None].expand(4, IMAGES, 10) + torch.arange(10)
+
+    logits = task.logits(Answer(), Batch(x, None))
+    assert torch.equal(logits, 3.0 + torch.arange(10.0).expand(IMAGES, 10))
+
+
+def test_the_model_has_the_size_it_says_and_every_layer_fires(config):
+    torch.manual_seed(config.seed)
+    model = sequential_mnist.SNN(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 86_858
+    _, x = shown(config)
+    outputs, _ = model.eval().layers.layerwise(x)  # in training, the filters would be pulled back
+    assert outputs[-1].shape == (784, IMAGES, 10)
+    for module, output in zip(model.layers, outputs, strict=True):
+        if isinstance(module, SpikingNeuron):
+            assert 0.01 < output.mean() < 0.3
+        if isinstance(module, ResonantSynapse):
+            assert torch.equal(module.effective_alpha(), module.alpha)
+            tau = -1 / module.poles().abs().log()
+            assert tau.amin() == pytest.approx(10, rel=1e-3)
+            assert tau.amax() == pytest.approx(800, rel=1e-2)
+
+
+@pytest.mark.parametrize("permuted", [True, False])
+def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
+    settings = tiny(
+        tmp_path,
+        "name=sequential",
+        f"test_checkpoint_path={tmp_path}/checkpoint/sequential_best",
+        "hyperparameters.length=28",
+        "hyperparameters.batch_size=32",
+        "mnist_config.training_size=512",
+        f"mnist_config.permuted={permuted}",
+        "optimizer.gradient_clipping=1",
+        "optimizer.coefficient_lr_scale=0.1",
+    )
+    options = {
+        "model": sequential_mnist.SNN,
+        "task": SequentialDigits(),
+        "script": ROOT / "sequential_mnist.py",
+    }
+    trained, tested = (run(action, *settings, **options) for action in ("--train", "--test"))
+    assert (trained.code, tested.code) == (0, 0), trained.err + tested.err
+    accuracies = [
+        re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", done.out) for done in (trained, tested)
+    ]
+    assert accuracies[0] == accuracies[1]
+    assert float(accuracies[0][0]) > 20  # chance is 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"length": 100}, "length is 100, expected a divisor of the 784 pixels"),
+        ({"shortest_memory": 900.0}, "shortest_memory is 900.0 and longest_memory 800.0"),
+        ({"shortest_memory": 0.0}, "shortest_memory is 0.0"),
+        ({"lowest_frequency": 0.3}, "lowest_frequency is 0.3 and highest_frequency 0.25"),
+        ({"highest_frequency": 0.6}, "highest_frequency 0.6, expected"),
+        ({"weight_gain": 0.0}, "weight_gain is 0.0, expected > 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        SequentialHyperparameters(**settings)
