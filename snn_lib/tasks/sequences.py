@@ -25,6 +25,8 @@ from snn_lib.settings import ExperimentConfig, require
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification
 
+Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
+
 
 class SequenceTask(Task):
     """What tasks on sequences share: the data, its parts and their batches.
@@ -52,7 +54,11 @@ class SequenceTask(Task):
     def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Reads the data; see :class:`Task`."""
         super().prepare(config, device, rank, world)
-        parts = dict(self.data(config) if callable(self.data) else self.data)
+        parts = self.data(config) if callable(self.data) else self.data
+        require(
+            isinstance(parts, Mapping),
+            f"data is {type(parts).__name__}, expected the parts by name: {{'train': (x, y), ...}}",
+        )
         unknown = parts.keys() - {"train", "validation", "test"}
         require(
             not unknown,
@@ -114,14 +120,14 @@ class SequenceClassification(SequenceTask, Classification):
     Args:
         data: as in :class:`SequenceTask`; targets are class numbers, integers from 0 on.
         readout: a name of ``snn_lib.readout.READOUTS`` (``count``, ``mean``, ``last``, ``maximum``,
-            ``leaky``) or a module ``(output, lengths)`` to ``(B, classes)``.
+            ``leaky``) or what takes ``(output, lengths)`` to ``(B, classes)``, without parameters.
         validation_share, config_class: as in :class:`SequenceTask`.
     """
 
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | nn.Module = "count",
+        readout: str | Readout = "count",
         validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
@@ -132,7 +138,8 @@ class SequenceClassification(SequenceTask, Classification):
     def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Reads the data; see :class:`Task`."""
         super().prepare(config, device, rank, world)
-        self.readout.to(device)
+        if isinstance(self.readout, nn.Module):
+            self.readout.to(device)
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the readout says, ``(B, classes)``."""
@@ -166,7 +173,7 @@ class SequenceRegression(SequenceTask):
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | nn.Module | None = None,
+        readout: str | Readout | None = None,
         validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
@@ -178,7 +185,7 @@ class SequenceRegression(SequenceTask):
     def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
         """Reads the data; see :class:`Task`."""
         super().prepare(config, device, rank, world)
-        if self.readout is not None:
+        if isinstance(self.readout, nn.Module):
             self.readout.to(device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -210,14 +217,14 @@ class SequenceRegression(SequenceTask):
         return {"loss": sums["squares"] / sums["elements"], "error": sums["squares"] / power}
 
 
-def readout_named(readout: str | nn.Module) -> nn.Module:
+def readout_named(readout: str | Readout) -> Readout:
     """A readout by its name, or as it is.
 
     Raises:
         ValueError: there is none of that name, or it has parameters.
     """
-    if isinstance(readout, nn.Module):
-        if any(True for _ in readout.parameters()):
+    if not isinstance(readout, str):
+        if isinstance(readout, nn.Module) and any(True for _ in readout.parameters()):
             raise ValueError(
                 f"readout {type(readout).__name__} has parameters, which only the model's are "
                 "trained: put what has to learn into the model"

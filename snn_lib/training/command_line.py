@@ -37,6 +37,7 @@ LOCAL_KEYS = (
     "runs_path",
     "tensorboard",
 )
+PIPE_CLOSED = 141  # what a shell reports of a process that a closed pipe ended
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 
 
@@ -71,6 +72,9 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
         code, message = 2, error
     except KeyboardInterrupt:
         code, message = INTERRUPTED, "stopped at once"
+    except BrokenPipeError:  # whoever read what is printed has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code, message = PIPE_CLOSED, None
     except (RunError, OSError) as error:
         code, message = 1, f"the run failed: {error}"
     except (RuntimeError, MemoryError) as error:
@@ -121,7 +125,7 @@ def _run(
     )
     yaml_file = options.config_file or script.with_suffix(".yaml")
     if options.config_file or yaml_file.exists():
-        config = load_config(task.config_class, yaml_file, options.overrides)
+        config = load_config(task.config_class, yaml_file, options.overrides, script.stem)
     else:
         own_name = {"name": script.stem}
         config = config_from_dict(task.config_class, own_name, options.overrides)
@@ -223,9 +227,12 @@ def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.Argu
 
 def _explained_settings(script: Path, config_class: type[ExperimentConfig]) -> str:
     """The settings with their values in the script's YAML file, what they mean and may be."""
-    yaml_file = script.with_suffix(".yaml")
-    config = load_config(config_class, yaml_file, []) if yaml_file.exists() else config_class()
-    title = f"settings, with the values that {yaml_file.name} and the defaults give them:"
+    yaml_file, values = script.with_suffix(".yaml"), "their defaults:"
+    config = config_class(name=script.stem)
+    if yaml_file.exists():
+        config = load_config(config_class, yaml_file, [], script.stem)
+        values = f"the values that {yaml_file.name} and the defaults give them:"
+    title = f"settings, with {values}"
     return "\n".join([title, *_explained(config, "")])
 
 

@@ -29,8 +29,12 @@ UNREADABLE = (
 )
 
 
-def load_config(schema: type[Config], yaml_path: Path, overrides: Sequence[str]) -> Config:
+def load_config(
+    schema: type[Config], yaml_path: Path, overrides: Sequence[str], name: str | None = None
+) -> Config:
     """Reads a YAML file, applies ``key=value`` overrides, checks all of it against ``schema``.
+
+    ``name`` is the run's where the file has none.
 
     Raises:
         InputError: the file is missing or no YAML, a key is unknown (the message names the
@@ -42,6 +46,8 @@ def load_config(schema: type[Config], yaml_path: Path, overrides: Sequence[str])
         raise InputError(f"there is no configuration file {yaml_path}") from None
     except UNREADABLE as error:
         raise InputError(f"{yaml_path} cannot be read as YAML: {one_line(error)}") from None
+    if name is not None:
+        loaded = OmegaConf.merge({"name": name}, loaded)
     return _typed(schema, loaded, overrides, str(yaml_path))
 
 

@@ -1,6 +1,7 @@
 """The experiment: trains and evaluates any model on any task, and can stop and resume anywhere."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from snn_lib.operators import without_warning
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
-from snn_lib.training.checkpoints import load_weights
+from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.config import config_from_dict
 from snn_lib.training.diagnosis import (
     Numbers,
     memory_of,
@@ -58,14 +60,26 @@ class Experiment:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.stop_requested = task, stop_requested
-        self.config = task.config_class() if config is None else config
+        config = task.config_class() if config is None else config
+        require(
+            dataclasses.is_dataclass(config),
+            f"config is a {type(config).__name__}, expected a {task.config_class.__name__}",
+        )
+        # Of one made in Python nobody has looked at types and ranges yet.
+        self.config = config_from_dict(type(config), dataclasses.asdict(config), [])
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
         torch.manual_seed(self.config.seed)  # the same data and first weights in every process
         task.prepare(self.config, self.device, self.rank, self.world)
         torch.manual_seed(self.config.seed)
-        self.model = build_model(self.config).to(self.device)
+        builds = callable(build_model) and not isinstance(build_model, nn.Module)
+        model = build_model(self.config) if builds else None
+        require(
+            isinstance(model, nn.Module),
+            "build_model is to be a function of the configuration that returns the model",
+        )
+        self.model = model.to(self.device)
         require(
             not getattr(self.model, "batch_first", False),
             "the model has batch_first, but tasks hand out batches (T, B, *features): build it "
@@ -103,7 +117,7 @@ class Experiment:
         require(
             self.settings.batch_size <= batches.count,
             f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
-            f"{batches.count} {self.task.unit} to train on",
+            f"{batches.count} {self.task.unit} to train on: set it to that or less",
         )
         self._tell_of_memory()
         self.trained = DistributedDataParallel(self.model) if self.world > 1 else self.model
@@ -234,12 +248,20 @@ class Experiment:
         activity.sum_by(distributed.total)
         return self._metrics(distributed.total(sums)), activity
 
-    def test(self, checkpoint: Checkpoint, source: Path) -> dict[str, float]:
+    def test(
+        self, checkpoint: Checkpoint | None = None, source: Path | None = None
+    ) -> dict[str, float]:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
+
+        Args:
+            checkpoint, source: a checkpoint and its path, by default this run's best.
 
         Raises:
             InputError: the checkpoint belongs to another model.
         """
+        if checkpoint is None:
+            source = self.files.path("best")
+            checkpoint = load_checkpoint(source)
         load_weights(self.model, checkpoint, source)
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")

@@ -28,6 +28,7 @@ class RunFiles:
 
     def __init__(self, config: Any, environment: Row, say: Callable[[str], None]) -> None:
         self.config, self.environment, self.say = config, environment, say
+        self._new = False
 
     def path(self, which: str) -> Path:
         """Where the ``last`` or the ``best`` checkpoint is."""
@@ -44,8 +45,7 @@ class RunFiles:
             Path(self.config.checkpoint_base_path).mkdir(parents=True, exist_ok=True)
             for which in ("last", "best"):
                 _check_writable(self.path(which))
-            if not resumed:
-                self._set_earlier_run_aside()
+            self._new = not resumed
             folder = Path(progress.folder)
             if folder.parent != runs / self.config.name or not folder.is_dir():
                 progress.folder = str(new_folder(runs / self.config.name))
@@ -81,7 +81,14 @@ class RunFiles:
         )
 
     def write(self, which: str, content: Checkpoint) -> None:
-        """Writes the ``last`` or the ``best`` checkpoint, with what decided its numbers."""
+        """Writes the ``last`` or the ``best`` checkpoint, with what decided its numbers.
+
+        Before the first of a new run, an earlier run of its name is set aside: not sooner, since a
+        run may fail before it has anything to write.
+        """
+        if self._new:
+            self._set_earlier_run_aside()
+            self._new = False
         made_by = {"config": dataclasses.asdict(self.config), "environment": self.environment}
         save_checkpoint(self.path(which), {**content, **made_by})
 

@@ -162,6 +162,7 @@ def test_processes_share_a_batch_even_where_there_is_none_for_all():
         ({"train": sequences(), "tset": sequences()}, "data has a part 'tset'"),
         ({"train": sequences(1)}, "1 training sequences are too few to hold out 1"),
         ({"train": 3}, "the train data is int"),
+        (sequences(), "data is tuple, expected the parts by name"),
     ],
 )
 def test_data_that_is_none_is_refused(data, message):
@@ -266,10 +267,14 @@ def test_a_readout_of_one_s_own():
         def forward(self, output, lengths=None):
             return output[0]
 
+    with_function = prepared(
+        SequenceClassification({"train": sequences()}, lambda output, lengths: output[0])
+    )
     task = prepared(SequenceClassification({"train": sequences()}, Strongest()))
     model, batch = network(), next(task.train_batches(0))
     expected = nn.functional.cross_entropy(model(batch.x)[0][0], batch.y)
     torch.testing.assert_close(task.loss(model, batch)[0], expected)
+    torch.testing.assert_close(with_function.loss(model, batch)[0], expected)
 
 
 # Regression
@@ -313,6 +318,22 @@ def test_targets_of_another_shape_are_refused():
 
 
 # All of it
+
+
+def test_firing_rates_of_an_evaluation_are_those_of_the_sequences_own_steps():
+    x, y = sequences()
+
+    def model(config):
+        model = network()
+        nn.init.constant_(model[1].bias, 2.0)  # fires in silence too, as in padding
+        return model
+
+    task = SequenceClassification({"train": (x, y), "validation": (x, y)}, "mean")
+    trial = Experiment(model, task, ClassificationConfig(device="cpu"))
+    _, activity = trial.evaluate("validation")
+    spikes = [trial.model[:3](sequence[:, None])[0] for sequence in x]
+    fired, steps = sum(s.sum().item() for s in spikes), sum(map(len, x))
+    assert activity.firing_rates() == {"2": pytest.approx(fired / (20 * steps))}
 
 
 def test_from_a_notebook_without_any_file(tmp_path, monkeypatch, capsys):

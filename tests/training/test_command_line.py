@@ -1,5 +1,6 @@
 """The command line: bad input gives one line and exit code 2, and leaves nothing half written."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import snn_mlp_2
 from snn_lib.settings import flattened
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
+from snn_lib.training.command_line import _with_own_settings
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
@@ -288,3 +290,36 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     finished = shell(sys.executable, SCRIPT, "--train", "--test", *TINY)
     assert (finished.code, finished.out) == (2, "")
     assert finished.err == "snn_mlp_1.py: choose one of --train and --test (see --help)\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "here"),
+    [
+        ("device", "cpu"),
+        ("backend", "eager"),
+        ("data_workers", 2),
+        ("dataset_path", "here"),
+        ("checkpoint_base_path", "here"),
+        ("checkpoint_minutes", 3.0),
+        ("runs_path", "here"),
+        ("tensorboard", True),
+    ],
+)
+def test_a_checkpoint_does_not_say_where_a_run_goes_on(key, here):
+    config = DigitConfig(**{key: here})
+    there = dataclasses.asdict(DigitConfig(device="cuda", seed=7))
+    resumed = _with_own_settings(config, {"config": there}, [])
+    assert getattr(resumed, key) == here
+    assert resumed.seed == 7
+
+
+def test_a_run_is_named_as_its_script_where_no_yaml_file_says_otherwise(tmp_path):
+    script = tmp_path / "mine.py"
+    for text in (None, "seed: 3\n", "name: other\n"):
+        if text is not None:
+            script.with_suffix(".yaml").write_text(text)
+        finished = run("--test", *TINY, "test_checkpoint_path=none", script=script)
+        assert finished.err == "mine.py: there is no checkpoint none\n"
+        help_text = run("--help", script=script).out
+        assert ("name=other" if text == "name: other\n" else "name=mine ") in help_text
+        assert ("with their defaults" in help_text) is (text is None)

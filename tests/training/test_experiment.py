@@ -34,7 +34,7 @@ from snn_lib.training import distributed
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped, choose_device
 from snn_lib.training.run_files import RunFiles
-from snn_lib.training.state import MovingAverage
+from snn_lib.training.state import MovingAverage, TrainingState
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -291,6 +291,56 @@ def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path
         synapse(torch.rand(5, 2, 3))[0].sum().backward()
 
 
+def test_a_run_that_fails_at_once_leaves_the_earlier_one_in_its_place(tmp_path):
+    experiment(small(tmp_path)).train()
+    before = (tmp_path / "checkpoint/snn_mlp_1_best").read_bytes()
+    with pytest.raises(RunError):
+        experiment(small(tmp_path), task=Broken(at=1)).train()
+    assert (tmp_path / "checkpoint/snn_mlp_1_best").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": "three"}, "seed"),
+        ({"checkpoint_minutes": -1.0}, "checkpoint_minutes"),
+    ],
+)
+def test_a_configuration_made_in_python_is_checked(change, message):
+    config = DigitConfig(dataset_path=str(SCRIPT.parent / "dataset"))
+    for key, value in change.items():
+        setattr(config, key, value)
+    with pytest.raises(InputError, match=message):
+        Experiment(SmallSNN, DigitClassification(), config)
+    with pytest.raises(InputError, match="config is a dict, expected a DigitConfig"):
+        Experiment(SmallSNN, DigitClassification(), {})
+
+
+@pytest.mark.parametrize("builder", [lambda config: None, nn.Linear(2, 2), 3])
+def test_a_builder_that_builds_no_model_is_refused(tmp_path, builder):
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), small(tmp_path))
+    with pytest.raises(InputError, match="build_model is to be a function of the configuration"):
+        Experiment(builder, DigitClassification(), config)
+
+
+def test_on_resuming_the_sums_of_all_processes_go_on_in_the_first(tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        experiment(small(tmp_path), stop_after=2).train()
+    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 2))
+        trial = experiment(small(tmp_path))
+        trial.state = TrainingState(trial.model, trial.config, 4)
+        trial._resume(load(last), last)
+        assert (trial.progress.sums["samples"] > 0) is (rank == 0)
+        assert trial.progress.batch == 2
+
+
+def test_the_best_epoch_is_tested_where_no_checkpoint_is_named(tmp_path):
+    trial = experiment(small(tmp_path))
+    assert trial.train()["test"] == trial.test()
+
+
 def test_gradient_clipping_bounds_the_step(tmp_path):
     settings = small(
         tmp_path,
@@ -351,7 +401,10 @@ def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatc
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     message = refused("--train", *small(tmp_path, "hyperparameters.batch_size=257"), model=SmallSNN)
-    assert message == "hyperparameters.batch_size is 257, there are 256 images to train on"
+    assert message == (
+        "hyperparameters.batch_size is 257, there are 256 images to train on: set it to that or "
+        "less"
+    )
 
 
 def test_a_step_that_takes_more_memory_than_there_is_is_told_beforehand(tmp_path, monkeypatch):
@@ -386,14 +439,17 @@ def test_metrics_of_numpy_are_read_back(tmp_path):
 
 
 class Broken(DigitClassification):
-    """Its loss is not a number from the sixth batch on: the second epoch's second."""
+    """Its loss is not a number from a batch on, the sixth: the second epoch's second."""
 
     trained = 0
+
+    def __init__(self, at=6):
+        self.at = at
 
     def loss(self, model, batch):
         loss, sums = super().loss(model, batch)
         self.trained += model.training
-        return loss * (math.nan if model.training and self.trained >= 6 else 1), sums
+        return loss * (math.nan if model.training and self.trained >= self.at else 1), sums
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
