@@ -19,7 +19,7 @@ class SpikeCount(nn.Module):
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
         output = _at_least_float32(output)
-        return (output if lengths is None else output * _within(output, lengths)).sum(0)
+        return (output if lengths is None else output * within(output, lengths)).sum(0)
 
 
 class Mean(nn.Module):
@@ -31,7 +31,7 @@ class Mean(nn.Module):
         if lengths is None:
             return output.mean(0)
         steps = lengths.view(-1, *[1] * (output.dim() - 2))
-        return (output * _within(output, lengths)).sum(0) / steps
+        return (output * within(output, lengths)).sum(0) / steps
 
 
 class Last(nn.Module):
@@ -51,7 +51,7 @@ class Maximum(nn.Module):
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
         if lengths is not None:
-            output = output.masked_fill(~_within(output, lengths), -math.inf)
+            output = output.masked_fill(~within(output, lengths), -math.inf)
         return output.amax(0)
 
 
@@ -91,16 +91,15 @@ READOUTS: dict[str, type[nn.Module]] = {
 }
 
 
-def within(lengths: Tensor, steps: int) -> Tensor:
-    """The mask of the steps that are each sequence's own, bool ``(steps, B)``."""
-    return torch.arange(steps, device=lengths.device)[:, None] < lengths
+def within(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """The mask of the steps that are each sequence's own, bool ``(T, B, 1, ...)``.
+
+    It has the dimensions of ``sequence``, ``(T, B, *features)``, to be multiplied with it.
+    """
+    mask = torch.arange(len(sequence), device=lengths.device)[:, None] < lengths
+    return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
 
 
 def _at_least_float32(output: Tensor) -> Tensor:
     """What is added up over time needs more digits than a product in bfloat16 hands out."""
     return output.to(torch.promote_types(output.dtype, torch.float32))
-
-
-def _within(output: Tensor, lengths: Tensor) -> Tensor:
-    mask = within(lengths, len(output))
-    return mask.view(*mask.shape, *[1] * (output.dim() - 2))

@@ -159,6 +159,12 @@ def _mixed(seed: int, epoch: int, batch: int) -> int:
     return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63
 
 
+def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the validation samples, drawn by ``seed``."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[validation:], order[:validation]
+
+
 def ahead(batches: Iterator[Batch], device: torch.device, depth: int = 2) -> Iterator[Batch]:
     """The batches of the CPU on the device, prepared while it computes and copied without waiting.
 

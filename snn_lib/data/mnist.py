@@ -1,9 +1,8 @@
-"""MNIST in memory: reading and splitting."""
+"""MNIST, read into memory."""
 
 import gzip
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
@@ -49,9 +48,3 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
             f"({one_line(error).rstrip(':')}): put the four .gz files there or set dataset_path"
         ) from None
     return digits.data, digits.targets
-
-
-def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the validation images, drawn by ``seed``."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[validation:], order[:validation]

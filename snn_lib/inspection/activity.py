@@ -98,8 +98,8 @@ class Activity:
         self._steps[name] = begin + len(counted)
         elements = counted.numel()
         if self.lengths is not None:  # what follows a sequence's own end is padding
-            own = within(self.lengths - begin, len(counted))
-            counted = counted * own.view(*own.shape, *[1] * (counted.dim() - 2))
+            own = within(counted, self.lengths - begin)
+            counted = counted * own
             elements = own.sum() * math.prod(counted.shape[2:])
         self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
         self.elements[name] = self.elements.get(name, 0) + elements

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, random_grids, warp
-from snn_lib.data.batches import Batch, Batches, batch_generator
-from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist, split_indices
+from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
+from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig, require, setting
 from snn_lib.tasks.base import output_of

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from snn_lib.data.batches import Batch, Batches, batch_seed
+from snn_lib.data.batches import Batch, Batches, batch_seed, split_indices
 from snn_lib.data.sequences import collate, sequence_dataset
 from snn_lib.readout import READOUTS, within
 from snn_lib.settings import ExperimentConfig, require
@@ -41,6 +41,7 @@ class SequenceTask(Task):
     """
 
     targets_are_sequences = False
+    readout: Readout | None = None
 
     def __init__(
         self,
@@ -71,6 +72,8 @@ class SequenceTask(Task):
         }
         if "validation" not in self.parts:
             self.parts.update(self._held_out(self.parts["train"]))
+        if isinstance(self.readout, nn.Module):
+            self.readout.to(device)
 
     def _held_out(self, whole: Dataset) -> dict[str, Dataset]:
         """Training and validation parts of a data set, drawn by the seed."""
@@ -80,12 +83,9 @@ class SequenceTask(Task):
             validation < count,
             f"{count} training sequences are too few to hold out {validation} for validation",
         )
-        generator = torch.Generator().manual_seed(self.config.seed)
-        order = torch.randperm(count, generator=generator).tolist()
-        return {
-            "train": Subset(whole, order[validation:]),
-            "validation": Subset(whole, order[:validation]),
-        }
+        parts = split_indices(count, validation, self.config.seed)
+        train, validation = (Subset(whole, part.tolist()) for part in parts)
+        return {"train": train, "validation": validation}
 
     def has(self, split: str) -> bool:
         """See :class:`Task`; there need not be a ``test`` part."""
@@ -135,12 +135,6 @@ class SequenceClassification(SequenceTask, Classification):
         self.readout = readout_named(readout)
         self._labels_seen = False
 
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Reads the data; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
-        if isinstance(self.readout, nn.Module):
-            self.readout.to(device)
-
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the readout says, ``(B, classes)``."""
         logits, labels = self.readout(output_of(model, batch.x), batch.lengths).float(), batch.y
@@ -170,6 +164,8 @@ class SequenceRegression(SequenceTask):
         validation_share, config_class: as in :class:`SequenceTask`.
     """
 
+    mean_over = "elements"
+
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
@@ -179,14 +175,7 @@ class SequenceRegression(SequenceTask):
     ) -> None:
         super().__init__(data, validation_share, config_class)
         self.targets_are_sequences = readout is None
-        self.mean_over = "elements"
         self.readout = None if readout is None else readout_named(readout)
-
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Reads the data; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
-        if isinstance(self.readout, nn.Module):
-            self.readout.to(device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
@@ -199,8 +188,7 @@ class SequenceRegression(SequenceTask):
         )
         own = torch.ones((), device=output.device)
         if self.readout is None and batch.lengths is not None:
-            mask = within(batch.lengths, len(output))
-            own = mask.view(*mask.shape, *[1] * (output.dim() - 2))
+            own = within(output, batch.lengths)
         errors = (output.float() - batch.y).square() * own
         elements = own.expand_as(errors).sum()
         sums = {

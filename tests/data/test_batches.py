@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed
+from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
 from snn_lib.errors import InputError
 
 COUNT = 50
@@ -141,3 +141,13 @@ def test_without_fork_workers_are_refused(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(InputError, match="data_workers needs processes that fork"):
         list(shuffled(workers=1).epoch())
+
+
+def test_the_split_is_seeded_and_covers_all():
+    training, validation = split_indices(100, 30, seed=1)
+    assert (len(training), len(validation)) == (70, 30)
+    assert sorted(torch.cat([training, validation]).tolist()) == list(range(100))
+    again = split_indices(100, 30, seed=1)
+    assert torch.equal(training, again[0])
+    assert torch.equal(validation, again[1])
+    assert not torch.equal(validation, split_indices(100, 30, seed=2)[1])

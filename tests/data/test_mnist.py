@@ -1,4 +1,4 @@
-"""MNIST: read, verified, and split."""
+"""MNIST: read and verified."""
 
 import gzip
 import os
@@ -9,20 +9,10 @@ import torch
 from running import ROOT
 from torchvision.datasets import MNIST
 
-from snn_lib.data.mnist import load_mnist, split_indices
+from snn_lib.data.mnist import load_mnist
 from snn_lib.errors import InputError
 
 RAW = ROOT / "dataset" / "MNIST" / "raw"
-
-
-def test_the_split_is_seeded_and_covers_all():
-    training, validation = split_indices(100, 30, seed=1)
-    assert (len(training), len(validation)) == (70, 30)
-    assert sorted(torch.cat([training, validation]).tolist()) == list(range(100))
-    again = split_indices(100, 30, seed=1)
-    assert torch.equal(training, again[0])
-    assert torch.equal(validation, again[1])
-    assert not torch.equal(validation, split_indices(100, 30, seed=2)[1])
 
 
 def raw_copy(tmp_path, without=()):
