@@ -10,6 +10,7 @@ Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388, with filters of their own fo
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from snn_lib import Gaussian, ResonantSynapse, Sequential, SpikingNeuron, log_spaced
@@ -19,7 +20,7 @@ from snn_lib.training import main
 
 
 class SNN(nn.Module):
-    """64-256-256-10: pixels drive neurons, whose spikes are filtered and weighed and drive others.
+    """64-256-256-10: 64 filters of the pixels, two layers of 256 neurons, each with its filters.
 
     The last layer does not spike: it says at every step which digit it may be.
 
@@ -34,6 +35,8 @@ class SNN(nn.Module):
         def weights(inputs: int, outputs: int) -> nn.Linear:
             layer = nn.Linear(inputs, outputs, bias=options.train_bias)
             nn.init.normal_(layer.weight, std=options.weight_gain / math.sqrt(inputs))
+            if options.train_bias:
+                nn.init.zeros_(layer.bias)
             return layer
 
         def neuron(count: int) -> SpikingNeuron:
@@ -41,6 +44,7 @@ class SNN(nn.Module):
                 count,
                 options.tau_m,
                 membrane_filter=options.membrane_filter,
+                reset_strength=options.reset_strength,
                 surrogate=Gaussian(options.surrogate_width),
                 dropout=options.dropout,
             )
@@ -55,9 +59,11 @@ class SNN(nn.Module):
                 margin=1e-5,  # the slowest filters are near the edge of the stable set
             )
 
+        pixels = weights(PIXELS // options.length, 64)
+        with torch.no_grad():  # every filter starts with a full share of the pixels
+            pixels.weight.sign_().div_(math.sqrt(pixels.in_features))
         self.layers = Sequential(
-            weights(PIXELS // options.length, 64),
-            neuron(64),
+            pixels,
             synapse(64),
             weights(64, 256),
             neuron(256),

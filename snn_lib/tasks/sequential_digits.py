@@ -20,6 +20,7 @@ from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
+MEAN = 0.1307  # of the training images' pixels
 ORDER_SEED = 0  # of the permutation, which is the same for every run and everyone
 
 
@@ -32,6 +33,7 @@ class SequentialHyperparameters(ClassificationHyperparameters):
     longest_memory: float = setting(800.0, "to so many")
     lowest_frequency: float = setting(1 / 800, "at which they ring, from so many cycles a step")
     highest_frequency: float = setting(1 / 4, "to so many")
+    reset_strength: float = setting(1.0, "by how much a spike lowers the potential, 0: no reset")
     weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
 
     def __post_init__(self) -> None:
@@ -91,8 +93,9 @@ class SequentialDigits(Digits):
         self.order = order.to(device)
 
     def encode(self, batch: Batch) -> Batch:
-        """Images as a sequence of pixels, ``(T, B, 784 / T)``."""
-        x = batch.x[:, self.order].unflatten(1, (self.config.hyperparameters.length, -1))
+        """Images as a sequence of pixels around their mean, ``(T, B, 784 / T)``."""
+        x = batch.x[:, self.order] - MEAN
+        x = x.unflatten(1, (self.config.hyperparameters.length, -1))
         return batch._replace(x=x.transpose(0, 1).contiguous())
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:

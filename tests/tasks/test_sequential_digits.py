@@ -38,7 +38,7 @@ def shown(config):
 
 
 def images():
-    return load_mnist(ROOT / "dataset", train=False)[0][:IMAGES] / 255.0
+    return load_mnist(ROOT / "dataset", train=False)[0][:IMAGES] / 255.0 - 0.1307
 
 
 @pytest.mark.parametrize("length", [784, 112, 28, 1])
