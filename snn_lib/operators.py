@@ -238,7 +238,7 @@ def _select(argument: Any, dim: Any, number: int) -> Any:
 
 def _more_channels(argument: Any, dim: Any, size: int) -> Any:
     """``(..., N)`` for each of ``size`` as ``(..., size * N)``."""
-    if not isinstance(argument, Tensor) or argument.dim() == 0:  # a setting, or the seed
+    if not isinstance(argument, Tensor) or not argument.is_floating_point():  # a setting, the seed
         return argument
     if isinstance(dim, int):
         return argument.movedim(dim, -2).flatten(-2)
@@ -464,10 +464,10 @@ def _check_neuron_operands(
         **others,
     )
     check_neuron(current, reset_decay, reset_strength, membrane_decay, (membrane, reset))
-    if seed.dim() or seed.dtype != torch.int64 or seed.device != current.device:
+    if seed.shape != (2,) or seed.dtype != torch.int64 or seed.device != current.device:
         raise ValueError(
             f"seed is {tuple(seed.shape)} in {seed.dtype} on {seed.device}, "
-            f"expected a single int64 on {current.device}"
+            f"expected (2,) in torch.int64 on {current.device}"
         )
 
 
