@@ -509,7 +509,7 @@ def whole_and_chunked(module, x, steps, state=None, **options):
 
 
 def tensors(state):
-    return list(state.values())[0] if isinstance(state, dict) else parts(state)
+    return next(iter(state.values())) if isinstance(state, dict) else parts(state)
 
 
 @pytest.mark.parametrize("training", [True, False])
