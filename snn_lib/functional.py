@@ -148,7 +148,8 @@ def spiking_neuron(
         name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
 
     if seed is None or not dropout:
-        seed = draw_seed(current.device) if dropout else current.new_zeros(2, dtype=torch.int64)
+        no_seed = torch.zeros(2, dtype=torch.int64, device=current.device)
+        seed = draw_seed(current.device) if dropout else no_seed
     spikes, membrane, reset = operators.spiking_neuron(
         _fold(current, 2),
         *[_fold(tensor, 0) for tensor in coefficients],
