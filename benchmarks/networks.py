@@ -113,6 +113,13 @@ class SNN(nn.Module):
         return self.layers(x)[0]
 
 
+class ChunkedSNN(SNN):
+    """The same in chunks of 100 time steps, whose forward pass runs twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return snn_lib.Chunked(self.layers, 100)(x)[0]
+
+
 class GaussianSpike(torch.autograd.Function):
     """The threshold, with the Gaussian surrogate."""
 

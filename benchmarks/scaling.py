@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from measuring import interleave, machine, options, quartiles
-from networks import MEMORY, SNN, Network, Variant, dense
+from networks import MEMORY, SNN, ChunkedSNN, Network, Variant, dense
 
 from snn_lib.training.run_log import write_csv
 
@@ -41,6 +41,7 @@ def variants(device: str) -> list[Variant]:
     native = "cuda" if device == "cuda" else "cpu"
     return [
         Variant(f"SNN-IIR {native}", SNN, "the model", backend=native),
+        Variant(f"SNN-IIR {native}, chunks", ChunkedSNN, "in chunks of 100 steps", backend=native),
         Variant("dense floor", dense, "products and ReLU only", rows=True, input_gradient=True),
     ]
 

@@ -4,7 +4,14 @@ Here is the model: layers, containers, readouts, first weights. ``snn_lib.tasks`
 ``snn_lib.training`` train it, ``snn_lib.inspection`` looks into it.
 """
 
-from snn_lib.containers import Output, PerStep, Sequential, StatefulModule, detached
+from snn_lib.containers import (
+    Chunked,
+    Output,
+    PerStep,
+    Sequential,
+    StatefulModule,
+    detached,
+)
 from snn_lib.initialisation import fire_from_the_start
 from snn_lib.kernels import use_backend
 from snn_lib.neurons import SpikingNeuron
@@ -20,6 +27,7 @@ from snn_lib.time_constants import log_spaced
 __version__ = "0.2.0"
 
 __all__ = [
+    "Chunked",
     "DualExponentialSynapse",
     "FastSigmoid",
     "Gaussian",

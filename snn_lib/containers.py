@@ -1,14 +1,19 @@
-"""What layers have in common, and what holds them: ``Sequential`` threads states through.
+"""What layers have in common, and what holds them.
 
-A layer of one's own derives from :class:`StatefulModule`; its docstring has an example.
+``Sequential`` threads states through; ``Chunked`` keeps long sequences from filling the memory. A
+layer of one's own derives from :class:`StatefulModule`; its docstring has an example.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Output(NamedTuple):
@@ -184,6 +189,155 @@ class PerStep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Applies the module; see the class for shapes."""
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Chunked(StatefulModule):
+    """Runs a module in chunks of time: exact gradients, in memory that T hardly matters to.
+
+        model = Chunked(Sequential(...), steps=50)
+        output, state = model(x)  # as ever
+
+    Training keeps only the states between the chunks; the backward pass runs every chunk once more,
+    the last one first. Unlike with :func:`detached` no gradient is cut off: they are those of the
+    whole run, and so are spikes and the dropout of :class:`snn_lib.SpikingNeuron`, bit for bit
+    where the matrix products of a chunk are.
+
+    Input and output stay whole. Where these are too much already, let the module return less than
+    a value for every step: what it returns for the chunks is joined along time, whatever its
+    length, the loss of a chunk for example. ``x`` may be several sequences, input and target, say.
+
+    Args:
+        module: ``(x, state) -> (output, state)``: a layer, a :class:`Sequential`, an ``nn.GRU``, a
+            network of one's own. If it has ``batch_first``, time is the second dimension.
+        steps: of a chunk. There is a state for each, so that neither few nor many steps are best:
+            about the square root of T times a few.
+
+    Shape:
+        - x: ``(T, B, *)``, or a tuple of sequences, of which the module is given a tuple of chunks.
+        - state: as the module takes it; ``None`` starts at rest.
+        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T and the module
+          takes them. The padding's own output may differ from the whole run's.
+        - returns the module's output of all chunks, and the state after the last step.
+
+    The module's forward hooks see every chunk, and once more in the backward pass, when
+    :func:`recomputing` says so. What else it changes as it runs, as ``nn.BatchNorm1d`` its
+    averages, it changes twice. Compile it inside, ``Chunked(torch.compile(module), steps)``.
+
+    Raises:
+        ValueError: ``steps`` is not positive, or the sequences of ``x`` differ in length.
+        TypeError: the module does not return ``(output, state)``.
+        RuntimeError: it is compiled or exported itself.
+    """
+
+    def __init__(self, module: nn.Module, steps: int) -> None:
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps is {steps}, expected at least 1")
+        self.module, self.steps = module, steps
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether the module takes ``(B, T, *)``."""
+        return getattr(self.module, "batch_first", False)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, ...],
+        state: Any = None,
+        lengths: Tensor | None = None,
+    ) -> Output:
+        """Runs the module over all chunks; see the class for shapes."""
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "Chunked is not compiled or exported as a whole: compile the module inside, "
+                "Chunked(torch.compile(module), steps)"
+            )
+        time = int(self.batch_first)
+        sequences = (x,) if isinstance(x, Tensor) else x
+        total, *others = (sequence.shape[time] for sequence in sequences)
+        if any(other != total for other in others):
+            raise ValueError(f"the sequences of x have {[total, *others]} steps, expected as many")
+        outputs: list[Tensor] = []
+        seeds: list[Tensor] = []
+        for start in range(0, max(total, 1), self.steps):
+            count = min(self.steps, total - start)
+            parts = tuple(sequence.narrow(time, start, count) for sequence in sequences)
+            part = parts[0] if isinstance(x, Tensor) else parts
+            known = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
+            arguments = Chunk(start, seeds), part, state, known
+            if torch.is_grad_enabled():
+                output, state = checkpoint(self._run, *arguments, use_reentrant=False)
+            else:
+                output, state = self._run(*arguments)
+            outputs.append(output)
+        return Output(torch.cat(outputs, time), state)
+
+    def _run(
+        self, chunk: "Chunk", x: Any, state: Any, known: dict[str, Tensor]
+    ) -> tuple[Tensor, Any]:
+        with chunk.running():
+            result = self.module(x, state, **known)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(
+                f"{type(self.module).__name__} returned {type(result).__name__}, expected "
+                "(output, state) to go on from in the next chunk"
+            )
+        return result
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"steps={self.steps}"
+
+
+@dataclass
+class Chunk:
+    """The chunk that a :class:`Chunked` runs.
+
+    Attributes:
+        start: the step of the sequence that it begins with.
+        seeds: those that the first chunk has drawn, in order, for all chunks to draw alike.
+        runs: how many times it has begun to run: at the second the backward pass asks for it.
+        drawn: the seeds that this run has taken.
+    """
+
+    start: int
+    seeds: list[Tensor] = field(default_factory=list)
+    runs: int = 0
+    drawn: int = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The context in which its modules run."""
+        self.runs, self.drawn = self.runs + 1, 0
+        token = _chunk.set(self)
+        try:
+            yield
+        finally:
+            _chunk.reset(token)
+
+    def seed(self, draw: Callable[[], Tensor]) -> Tensor:
+        """What the first chunk drew at this place; the first itself draws, when run again too."""
+        if self.start == 0 or self.drawn == len(self.seeds):
+            self.seeds[self.drawn : self.drawn + 1] = [draw()]
+        self.drawn += 1
+        return self.seeds[self.drawn - 1]
+
+
+_chunk: ContextVar[Chunk | None] = ContextVar("chunk", default=None)
+
+
+def running_chunk() -> Chunk | None:
+    """The chunk at work, inside :class:`Chunked`; compiled code knows of none."""
+    return None if torch.compiler.is_compiling() else _chunk.get()
+
+
+def recomputing() -> bool:
+    """Whether a :class:`Chunked` runs its module once more, for the backward pass.
+
+    For forward hooks that count or collect: they have seen this chunk already.
+    """
+    chunk = running_chunk()
+    return chunk is not None and chunk.runs > 1
 
 
 def detached(state: Any) -> Any:

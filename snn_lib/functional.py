@@ -93,6 +93,7 @@ def spiking_neuron(
     state: NeuronState | None = None,
     surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
     dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, NeuronState]:
     """Turns input currents into spikes: a threshold at 1 with a filtered reset.
 
@@ -116,6 +117,9 @@ def spiking_neuron(
         dropout: probability with which a spike is not passed on (the others are scaled by
             1 / (1 - dropout)), drawn for every element and time step. The reset sees every spike.
             Under ``torch.func.vmap`` it follows the transform's ``randomness``.
+        seed: of the dropout, int64 ``(2,)`` as :func:`draw_seed` gives it, on the current's device;
+            drawn if ``None``. Its second number is that of the first element, in the order of
+            ``(T, B, *features)``: a sequence in chunks has the whole one's mask if it counts on.
 
     Returns:
         S, ``(T, B, *features)``, in the dtype that the coefficients promote to, and the state after
@@ -143,12 +147,9 @@ def spiking_neuron(
     else:
         name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
 
-    # Drawn from PyTorch's generator on the tensor's device: reproducible, and no synchronisation.
-    seed = (
-        torch.randint(2**63 - 1, (), device=current.device)
-        if dropout
-        else torch.zeros((), dtype=torch.int64, device=current.device)
-    )
+    if seed is None or not dropout:
+        no_seed = torch.zeros(2, dtype=torch.int64, device=current.device)
+        seed = draw_seed(current.device) if dropout else no_seed
     spikes, membrane, reset = operators.spiking_neuron(
         _fold(current, 2),
         *[_fold(tensor, 0) for tensor in coefficients],
@@ -164,6 +165,15 @@ def spiking_neuron(
         _unfold(membrane, shape[1:]),
         _unfold(reset, shape[1:]),
     )
+
+
+def draw_seed(device: torch.device | str) -> Tensor:
+    """A seed for the dropout of :func:`spiking_neuron`, int64 ``(2,)``.
+
+    Drawn from PyTorch's generator on the device: reproducible, and nothing waits.
+    """
+    key = torch.randint(2**63 - 1, (), device=device)
+    return torch.stack([key, torch.zeros_like(key)])
 
 
 def neuron_traces(

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snn_lib.containers import Output, StatefulModule, last_steps
-from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
+from snn_lib.containers import Output, StatefulModule, last_steps, running_chunk
+from snn_lib.functional import NeuronState, draw_seed, neuron_traces, spiking_neuron
 from snn_lib.surrogate import Gaussian, Surrogate
 from snn_lib.time_constants import decay_of
 
@@ -73,6 +73,7 @@ class SpikingNeuron(StatefulModule):
         self, current: Tensor, state: NeuronState | None = None, lengths: Tensor | None = None
     ) -> Output:
         """Runs all time steps; see the class for shapes."""
+        dropout = self.dropout if self.training else 0.0
         spikes, last = spiking_neuron(
             current,
             self.reset_decay,
@@ -80,7 +81,8 @@ class SpikingNeuron(StatefulModule):
             self.membrane_decay,
             state,
             self.surrogate,
-            self.dropout if self.training else 0.0,
+            dropout,
+            _seed_in_chunk(current) if dropout else None,
         )
         if lengths is not None:
             last = self._state_after(lengths, current, state)
@@ -123,6 +125,15 @@ class SpikingNeuron(StatefulModule):
         if torch.equal(self.membrane_decay, self.reset_decay):
             return True
         return self.membrane_decay.any().item() and _time_constant(self.membrane_decay)
+
+
+def _seed_in_chunk(current: Tensor) -> Tensor | None:
+    """In chunks, the seed with which the dropout is the whole run's."""
+    chunk = running_chunk()
+    if chunk is None:
+        return None
+    key, _ = chunk.seed(lambda: draw_seed(current.device)).unbind()
+    return torch.stack([key, torch.full_like(key, chunk.start * current[:1].numel())])
 
 
 def _time_constant(decay: Tensor) -> str:

@@ -179,6 +179,17 @@ def _refuse_forward_mode() -> None:
         )
 
 
+def _save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Keeps tensors for the backward pass, and for forward mode only where it is at work.
+
+    What is kept for forward mode lives as long as the graph: neither the backward pass frees it
+    step by step, nor do the hooks of saved tensors see it, by which checkpoints do without.
+    """
+    ctx.save_for_backward(*tensors)
+    if transformed():
+        ctx.save_for_forward(*tensors)
+
+
 def _gradients(operator: Callable, *arguments: Any, needed: list[bool]) -> tuple:
     """What a backward operator gives, ``None`` for what is not needed.
 
@@ -238,7 +249,7 @@ def _select(argument: Any, dim: Any, number: int) -> Any:
 
 def _more_channels(argument: Any, dim: Any, size: int) -> Any:
     """``(..., N)`` for each of ``size`` as ``(..., size * N)``."""
-    if not isinstance(argument, Tensor) or argument.dim() == 0:  # a setting, or the seed
+    if not isinstance(argument, Tensor) or not argument.is_floating_point():  # a setting, the seed
         return argument
     if isinstance(dim, int):
         return argument.movedim(dim, -2).flatten(-2)
@@ -336,8 +347,7 @@ class _IIRFilter(torch.autograd.Function):
             output = output if need_alpha else beta
             x = x if need_beta else beta
         saved = x, alpha, beta, output, past_output, past_input
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        _save(ctx, *saved)
 
     @staticmethod
     def backward(ctx, grad_output, grad_last):
@@ -464,10 +474,10 @@ def _check_neuron_operands(
         **others,
     )
     check_neuron(current, reset_decay, reset_strength, membrane_decay, (membrane, reset))
-    if seed.dim() or seed.dtype != torch.int64 or seed.device != current.device:
+    if seed.shape != (2,) or seed.dtype != torch.int64 or seed.device != current.device:
         raise ValueError(
             f"seed is {tuple(seed.shape)} in {seed.dtype} on {seed.device}, "
-            f"expected a single int64 on {current.device}"
+            f"expected (2,) in torch.int64 on {current.device}"
         )
 
 
@@ -544,8 +554,7 @@ class _SpikingNeuron(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.surrogate, ctx.width, slope, ctx.dropout, seed = inputs
-        ctx.save_for_backward(*tensors, slope, seed)
-        ctx.save_for_forward(*tensors, slope, seed)
+        _save(ctx, *tensors, slope, seed)
 
     @staticmethod
     def inputs(ctx):

@@ -168,6 +168,7 @@ class Hyperparameters:
     constraint: Literal["none", "stable"] = setting("none", "keep trained filters stable")
     precision: Literal["float32", "bfloat16"] = setting("float32", "of the matrix products")
     weight_averaging: float = setting(0.0, "decay of the moving average that is evaluated, 0: off")
+    chunk: int = setting(0, "run so many time steps at a time, which bounds the memory, 0: all")
 
     def __post_init__(self) -> None:
         for key in ("length", "batch_size", "epoch"):
@@ -186,6 +187,10 @@ class Hyperparameters:
         require(
             self.surrogate_width > 0,
             f"hyperparameters.surrogate_width is {self.surrogate_width}, expected > 0",
+        )
+        require(
+            0 <= self.chunk <= LARGEST,
+            f"hyperparameters.chunk is {self.chunk}, expected 0 (all steps at once) or more",
         )
         require(
             0 <= self.weight_averaging < 1,

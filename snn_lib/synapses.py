@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.containers import Output, StatefulModule, last_steps, recomputing
 from snn_lib.functional import FilterState, iir_filter
 from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 
@@ -162,7 +162,7 @@ class IIRSynapse(StatefulModule):
     ) -> Output:
         """Filters all time steps; see the class for shapes."""
         alpha = self.effective_alpha()
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not recomputing():
             self._pull_back(alpha)
         dtype = _autocast_dtype(x.device.type) if alpha.dtype == torch.float32 else None
         if lengths is None:

@@ -60,7 +60,7 @@ def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("scaling", tmp_path)
     for sweep in ("time steps", "batch", "width"):
-        for variant in ("SNN-IIR cpu", "dense floor"):
+        for variant in ("SNN-IIR cpu", "SNN-IIR cpu, chunks", "dense floor"):
             points = [r for r in rows if (r["sweep"], r["variant"]) == (sweep, variant)]
             assert len({r["size"] for r in points}) == len(points) == 2
             assert len({r["slope_training_ms"] for r in points}) == 1

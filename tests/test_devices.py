@@ -95,7 +95,7 @@ def test_the_eager_backend_computes_where_its_tensors_are():
     def rand(*shape):
         return torch.rand(shape, device=CUDA)
 
-    seed = torch.ones((), dtype=torch.int64, device=CUDA)
+    seed = torch.ones(2, dtype=torch.int64, device=CUDA)
     x, past = rand(7, 2, 3), (rand(2, 2, 3), rand(1, 2, 3))
     alpha, beta = rand(2, 3) / 4, rand(2, 3)
     output, last = eager.filter_forward(x, alpha, beta, *past, torch.float32)

@@ -967,7 +967,7 @@ def neuron_operands():
     names = ["current", "reset_decay", "reset_strength", "membrane_decay", "membrane", "reset"]
     tensors = dict(zip(names, neuron_inputs(dtype=torch.float32), strict=True))
     settings = {"surrogate": "given", "width": 0.0, "slope": tensors["current"], "dropout": 0.0}
-    forward = tensors | settings | {"seed": torch.tensor(0)}
+    forward = tensors | settings | {"seed": torch.tensor([0, 0])}
     grad = {"grad_membrane": tensors["membrane"], "grad_reset": tensors["reset"]}
     grad = {"grad_spikes": tensors["current"]} | grad
     return forward, grad | forward | {"needed": [True] * 6}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lib.containers import recomputing
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
 from snn_lib.synapses import IIRSynapse
@@ -87,6 +88,8 @@ class Activity:
         self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
     ) -> None:
         """Adds what the layer ``name`` did in a call; a forward hook but for the name."""
+        if recomputing():
+            return
         given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
         received = next(iter(given.values()))  # (T, B, *features)
         if self._first is None:

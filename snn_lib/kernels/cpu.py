@@ -539,6 +539,7 @@ def _neuron_forward(first, last, arguments):
         reset,
         spikes,
         dropping,
+        number,
         low,
         high,
         threshold,
@@ -555,7 +556,7 @@ def _neuron_forward(first, last, arguments):
                 _advance(v, reset[b, cut], _row(current, t, b, cut), decay, theta, strength)
                 _fire(spike, v)
                 if dropping:
-                    start = (t * batch + b) * channels + cut.start
+                    start = number + (t * batch + b) * channels + cut.start
                     _drop(spike, start, low, high, threshold, scale)
 
 
@@ -693,6 +694,7 @@ def _neuron_backward(first, last, arguments):
         grad_r,
         resets,
         dropping,
+        number,
         low,
         high,
         threshold,
@@ -727,7 +729,7 @@ def _neuron_backward(first, last, arguments):
                     _correlate(grad_strength[group, cut], grad_r[b, cut], derivative)
                 _assign(grad_spike, _row(grad_spikes, t, b, cut))
                 if dropping:
-                    start = (t * batch + b) * channels + cut.start
+                    start = number + (t * batch + b) * channels + cut.start
                     _drop(grad_spike, start, low, high, threshold, scale)
                 if len(slopes):
                     _assign(derivative, _row(slopes, t, b, cut))
@@ -831,12 +833,16 @@ def _needed(gradients: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, 
 
 
 def _dropout_arguments(dropout: float, seed: Tensor) -> tuple:
-    """Whether to drop, the halves of the seed, the threshold of the hash, the survivors' scale."""
-    seed = int(seed)
+    """Whether to drop, the first element's number, the halves of the key, the threshold of the
+
+    hash, the survivors' scale.
+    """
+    key, number = seed.tolist()
     return (
         dropout > 0.0,
-        np.uint32(seed & 0xFFFFFFFF),
-        np.uint32((seed >> 32) & 0xFFFFFFFF),
+        number,
+        np.uint32(key & 0xFFFFFFFF),
+        np.uint32((key >> 32) & 0xFFFFFFFF),
         np.uint32(int(dropout * 2**32)),
         1.0 / (1.0 - dropout),
     )

@@ -461,7 +461,8 @@ def _neuron_forward(
     r = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
     key = tl.load(seed)
     lane_index = b * channels + n
-    index = lane_index.to(tl.uint32)  # of the element, row-major, modulo 2^32
+    # Number of the element, row-major, modulo 2^32
+    index = (tl.load(seed + 1) + lane_index).to(tl.uint32)
 
     current, current_step = _at(current, current_stride, 0, b, n, NEIGHBOURS)
     spikes += lane_index
@@ -556,7 +557,7 @@ def _neuron_backward(
     lambda_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     key = tl.load(seed)
     last = steps.to(tl.int64) - 1
-    index = (last * step + lane_index).to(tl.uint32)
+    index = (tl.load(seed + 1) + last * step + lane_index).to(tl.uint32)
     grad_spikes, grad_spikes_step = _at(grad_spikes, grad_spikes_stride, last, b, n, NEIGHBOURS)
     slope, slope_step = _at(slope, slope_stride, last, b, n, NEIGHBOURS)
     grad_current += last * step + lane_index
@@ -703,12 +704,12 @@ def _derivative(membrane, width, SURROGATE: tl.constexpr):
 
 
 @triton.jit
-def _dropped(value, index, seed, dropout, DROPS: tl.constexpr):
+def _dropped(value, index, key, dropout, DROPS: tl.constexpr):
     """``value`` times ``eager.dropout_scale``."""
     if DROPS:
         dropped_below = tl.full((), dropout * 2.0**32, tl.uint32)
         scale = tl.full((), 1.0 / (1.0 - dropout), value.dtype)
-        mixed = _mix(_mix(index ^ seed.to(tl.uint32)) ^ (seed >> 32).to(tl.uint32))
+        mixed = _mix(_mix(index ^ key.to(tl.uint32)) ^ (key >> 32).to(tl.uint32))
         return tl.where(mixed >= dropped_below, value * scale, 0.0)
     else:
         return value

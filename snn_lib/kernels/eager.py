@@ -298,14 +298,16 @@ def dropout_scale(
 ) -> Tensor:
     """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
 
-    A counter-based generator: element number i (row-major over ``shape``) is dropped if the hash
-    of i under the seed, uniform in 0 ... 2^32 - 1, is below dropout * 2^32. Nothing is stored, any
+    A counter-based generator: element number i is dropped if the hash of i under a key, uniform in
+    0 ... 2^32 - 1, is below dropout * 2^32. ``seed``, int64 ``(2,)``, holds the key and the number
+    of the first element, from which they count row-major over ``shape``. Nothing is stored, any
     backend draws the same mask in any order, and the backward pass draws it again.
-    The hash is the finaliser of MurmurHash3 (Appleby, public domain), once per half of the seed.
+    The hash is the finaliser of MurmurHash3 (Appleby, public domain), once per half of the key.
     """
     # In int32, which wraps around as the hash asks: several times faster than int64.
-    h = torch.arange(shape.numel(), device=seed.device).to(torch.int32)
-    for half in (seed, seed >> 32):
+    key, first = seed.unbind()
+    h = (first + torch.arange(shape.numel(), device=seed.device)).to(torch.int32)
+    for half in (key, key >> 32):
         _mix(h.bitwise_xor_(half.to(torch.int32)))
     kept = h.bitwise_xor_(-(2**31)) >= int(dropout * 2**32) - 2**31  # compares them unsigned
     return kept.view(shape).to(dtype).mul_(1.0 / (1.0 - dropout))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from snn_lib.containers import Chunked
 from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
@@ -120,7 +121,8 @@ class Experiment:
             f"{batches.count} {self.task.unit} to train on: set it to that or less",
         )
         self._tell_of_memory()
-        self.trained = DistributedDataParallel(self.model) if self.world > 1 else self.model
+        trained = self._in_chunks(self.model)
+        self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         self.state = TrainingState(self.model, self.config, len(batches))
         self.numbers = Numbers(self.model, self.device)
         if checkpoint is not None:
@@ -244,7 +246,7 @@ class Experiment:
         with count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.evaluation_batches(split):
                 activity.lengths = batch.lengths
-                add_sums(sums, self._loss(model, batch)[1])
+                add_sums(sums, self._loss(self._in_chunks(model), batch)[1])
         activity.sum_by(distributed.total)
         return self._metrics(distributed.total(sums)), activity
 
@@ -269,7 +271,7 @@ class Experiment:
         for name, rate in activity.firing_rates().items():
             self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
         with self.autocast(), self.backend():
-            for line in self.task.report(self.model, activity):
+            for line in self.task.report(self._in_chunks(self.model), activity):
                 self.say(line)
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
         return metrics
@@ -301,6 +303,10 @@ class Experiment:
         name = self.config.backend
         return contextlib.nullcontext() if name == "auto" else use_backend(name)
 
+    def _in_chunks(self, model: nn.Module) -> nn.Module:
+        """The model as tasks run it: ``hyperparameters.chunk`` time steps at a time."""
+        return Chunked(model, self.settings.chunk) if self.settings.chunk else model
+
     def _loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         loss, sums = self.task.loss(model, batch)
         if sums["samples"] == 0:  # this process's share of a small last batch: a mean of nothing
@@ -330,12 +336,13 @@ class Experiment:
         """Says before the first batch if a training step may need more than there is."""
         some = next(iter(self.task.evaluation_batches("validation")))
         share = -(-self.settings.batch_size // self.world)
-        needed, there = training_memory(self.model, some.x, share), memory_of(self.device)
+        x = some.x[: self.settings.chunk or None]
+        needed, there = training_memory(self.model, x, share), memory_of(self.device)
         if needed and there and needed > there:
             self.say(
                 f"warning: a training step takes about {needed / 2**30:.0f} GiB, {self.device} has "
-                f"{there / 2**30:.0f} GiB: lower hyperparameters.batch_size or "
-                "hyperparameters.length"
+                f"{there / 2**30:.0f} GiB: lower hyperparameters.batch_size, or set "
+                "hyperparameters.chunk"
             )
 
     def _resume(self, checkpoint: Checkpoint, source: Path) -> None:

@@ -20,7 +20,7 @@ from snn_lib.kernels import eager
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the tensor's largest magnitude
 GPU = torch.cuda.is_available()
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-DROPOUT_SEED = 0x1234_5678_9ABC_DEF0
+DROPOUT_SEED = [0x1234_5678_9ABC_DEF0, 3]  # the key, and the first element's number
 
 ORDERS = [(0, 0), (1, 0), (2, 0), (2, 1), (3, 2)]
 LAYOUTS = [  # (T, B, N) and how the input lies in memory
@@ -212,7 +212,7 @@ def test_gradients_not_needed_are_empty(backend, draw, wanted):
     shape = (3, 2, 7)
     neuron, grad = neuron_case(draw, shape, "contiguous"), draw(*shape)
     needed = [index == wanted for index in range(6)]
-    seed = torch.tensor(0, device=grad.device)
+    seed = torch.tensor([0, 0], device=grad.device)
     arguments = grad, *draw(2, 2, 7), *neuron, "gaussian", 0.4, None, 0.0, seed, needed
     assert_agree(backend.neuron_backward(*arguments), eager.neuron_backward(*arguments))
 
@@ -245,7 +245,7 @@ def test_threshold_is_strict(backend, draw, dtype):
     above = torch.nextafter(torch.ones((), dtype=dtype), torch.full((), 2.0, dtype=dtype))
     current = torch.stack([torch.ones_like(above), above]).view(1, 1, 2).to(draw(1).device)
     zero = torch.zeros_like(current[0, 0])
-    seed = torch.tensor(0, device=current.device)
+    seed = torch.tensor([0, 0], device=current.device)
     spikes, *_ = backend.neuron_forward(current, *[zero] * 3, *[zero[None]] * 2, 0.0, seed)
     assert spikes.flatten().tolist() == [0.0, 1.0]
 
@@ -338,7 +338,7 @@ def test_gradients_of_coefficients_are_summed_in_double_precision(backend, draw)
     slope = (one * torch.tensor([1.0, 0.0], device=zero.device)).repeat(5).view(-1, 1, 1)
     grad_spikes = torch.cat([state[None], terms]).repeat_interleave(2, 0)
     neuron = 3.0 * one.expand(10, 1, 1), zero, one, zero, state, state
-    seed = torch.tensor(0, device=zero.device)
+    seed = torch.tensor([0, 0], device=zero.device)
     _, *sums, _, _ = backend.neuron_backward(
         grad_spikes, state, state, *neuron, "given", 0.0, slope, 0.0, seed, [True] * 6
     )

@@ -361,7 +361,7 @@ def test_decaying_traces_end_in_zero():
     assert grad_x[-150].min() > 0
     assert grad_x[0].max() == 0
 
-    decay, strength, seed = torch.full((8,), 0.7), torch.ones(8), torch.tensor(0)
+    decay, strength, seed = torch.full((8,), 0.7), torch.ones(8), torch.zeros(2, dtype=torch.int64)
     state = none.expand(2, 8), none.expand(2, 8)
     neuron = (2 * x, decay, strength, decay, *state)
     assert denormal(eager.neuron_forward(*neuron, 0.0, seed)[2])

@@ -37,7 +37,7 @@ def call_all(shape, dtype, rounded, width=0.4, dropout=0.3, device="cpu"):
     past = sequence[:order_p], sequence[:order_q]
     product = sequence.to(rounded)
     neuron = product, *beta, alpha[0], *sequence[:2]
-    seed = torch.zeros((), dtype=torch.int64, device=device)
+    seed = torch.zeros(2, dtype=torch.int64, device=device)
     cuda.filter_forward(sequence, alpha, beta, *past, rounded)
     cuda.filter_backward(product, past[0], sequence, alpha, beta, product, *past, [True] * 5)
     cuda.neuron_forward(*neuron, dropout, seed)

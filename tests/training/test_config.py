@@ -99,6 +99,7 @@ def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(yaml_file):
 @pytest.mark.parametrize(
     "override",
     [
+        "hyperparameters.chunk=-1",
         "hyperparameters.length=abc",
         "hyperparameters.length=2.5",
         "hyperparameters.length=true",

@@ -141,6 +141,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path):
     assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b") != metrics_of(tmp_path / "c")
 
 
+def test_a_run_in_chunks_is_the_same_run(tmp_path):
+    """Of chunks of one size: their dropout, and all that is evaluated, is that of a whole run."""
+    losses = []
+    for chunk in (0, 4):
+        train(*tiny(tmp_path / str(chunk), f"hyperparameters.chunk={chunk}"), model=SmallSNN)
+        header, *rows = metrics_of(tmp_path / str(chunk))
+        columns = [i for i, name in enumerate(header) if "loss" in name or "firing" in name]
+        losses.append([[float(row[i]) for i in columns] for row in rows])
+    assert len(losses[0]) == 2
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
+
+
 def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     settings = ("scheduler.scheduler_choice=none",)
     experiment(small(tmp_path / "whole", *settings)).train()
