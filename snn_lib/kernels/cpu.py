@@ -148,10 +148,11 @@ def _array(value):
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
-    for dim in range(value.dim() - 1):
-        if value.stride(dim) == 0 and value.shape[dim] > 1:
-            value = value.narrow(dim, 0, 1)
-    value = value.contiguous()
+    if not value.is_contiguous():
+        for dim in range(value.dim() - 1):
+            if value.stride(dim) == 0 and value.shape[dim] > 1:
+                value = value.narrow(dim, 0, 1)
+        value = value.contiguous()
     return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
@@ -760,10 +761,12 @@ def _neuron_backward(first, last, arguments):
                 if len(grad_strength):
                     _fire(derivative, v)
                     _correlate(grad_strength[group, cut], grad_r[b, cut], derivative)
-                _assign(grad_spike, _row(grad_spikes, t, b, cut))
+                incoming = _row(grad_spikes, t, b, cut)
                 if dropping:
+                    _assign(grad_spike, incoming)
                     start = (t * batch + b) * channels + cut.start
                     _drop(grad_spike, start, low, high, threshold, scale)
+                    incoming = grad_spike
                 if len(slopes):
                     _assign(derivative, _row(slopes, t, b, cut))
                 elif gaussian:
@@ -775,7 +778,7 @@ def _neuron_backward(first, last, arguments):
                     grad_r[b, cut],
                     v,
                     derivative,
-                    grad_spike,
+                    incoming,
                     decay,
                     theta,
                     strength,
