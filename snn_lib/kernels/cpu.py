@@ -761,12 +761,10 @@ def _neuron_backward(first, last, arguments):
                 if len(grad_strength):
                     _fire(derivative, v)
                     _correlate(grad_strength[group, cut], grad_r[b, cut], derivative)
-                incoming = _row(grad_spikes, t, b, cut)
+                _assign(grad_spike, _row(grad_spikes, t, b, cut))
                 if dropping:
-                    _assign(grad_spike, incoming)
                     start = (t * batch + b) * channels + cut.start
                     _drop(grad_spike, start, low, high, threshold, scale)
-                    incoming = grad_spike
                 if len(slopes):
                     _assign(derivative, _row(slopes, t, b, cut))
                 elif gaussian:
@@ -778,7 +776,7 @@ def _neuron_backward(first, last, arguments):
                     grad_r[b, cut],
                     v,
                     derivative,
-                    incoming,
+                    grad_spike,
                     decay,
                     theta,
                     strength,
