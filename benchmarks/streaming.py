@@ -26,7 +26,7 @@ from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.run_log import write_csv
 
-ROUNDS, STEPS = 30, 200  # visits to each subject, and steps of one
+ROUNDS, STEPS = 10, 200  # visits to each subject, and steps of one
 
 NETWORKS = {
     "sequential_mnist": (sequential_mnist.SNN, SequentialConfig, (1, 64, 256, 256, 10)),

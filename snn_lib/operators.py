@@ -66,13 +66,14 @@ def unobserved(inputs: Sequence[Any]) -> bool:
     ):
         return False
     differentiable = torch.is_grad_enabled()
-    return not any(
-        type(tensor) not in (Tensor, torch.nn.Parameter)
-        or tensor.is_meta
-        or (differentiable and tensor.requires_grad)
-        for tensor in inputs
-        if isinstance(tensor, Tensor)
-    )
+    for tensor in inputs:
+        if isinstance(tensor, Tensor) and (
+            type(tensor) not in (Tensor, torch.nn.Parameter)
+            or tensor.is_meta
+            or (differentiable and tensor.requires_grad)
+        ):
+            return False
+    return True
 
 
 def transformed() -> bool:

@@ -147,7 +147,8 @@ def _array(value):
     """
     if not isinstance(value, Tensor):
         return value
-    value = value.detach()
+    if value.requires_grad:
+        value = value.detach()
     if not value.is_contiguous():
         for dim in range(value.dim() - 1):
             if value.stride(dim) == 0 and value.shape[dim] > 1:
