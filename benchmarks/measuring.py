@@ -7,6 +7,7 @@ a drift of the machine hits all alike.
 
 import argparse
 import contextlib
+import importlib
 import multiprocessing
 import os
 import random
@@ -89,6 +90,8 @@ def memory(device: str, peak: bool) -> int:
 def serve(connection, variant: Variant, network: Network, device: str, threads: int) -> None:
     """What a process does: build and warm up, answer visits, report the memory at the end."""
     torch.set_num_threads(threads)
+    if variant.keeps_memory:
+        importlib.import_module("snn_lib.kernels.cpu")
     backend = snn_lib.use_backend(variant.backend) if variant.backend else contextlib.nullcontext()
     with backend:
         small = Trial(variant, network.small(), device)  # loads and compiles what is needed once

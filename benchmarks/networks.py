@@ -69,11 +69,20 @@ class Network:
 
 DIGITS = Network((784, 500, 500, 10), steps=25, tau_m=4, tau_s=1, images=True, dropout=0.3)
 MEMORY = Network((300, 500, 200, 500, 300), steps=300, tau_m=8, tau_s=2, images=False)
+# The widths of sequential_mnist.py, a pixel a step. Here the pixel is filtered and the output
+# spikes as well: a filter of one channel and ten neurons more.
+PIXELS = Network(
+    (1, 64, 256, 256, 10), steps=784, tau_m=8, tau_s=2, images=False, batch=100, dropout=0.1
+)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: how to build the network, and how to run it."""
+    """One row of the table: how to build the network, and how to run it.
+
+    This library has the C library's allocator reuse large buffers (``snn_lib/kernels/cpu.py``),
+    which makes any network quicker: with ``keeps_memory`` the row has it too.
+    """
 
     name: str
     build: Callable[[Network], nn.Module]
@@ -82,6 +91,7 @@ class Variant:
     backend: str | None = None  # of this library
     rows: bool = False  # the input is T * B separate rows, even if it is constant over time
     input_gradient: bool = False
+    keeps_memory: bool = False  # with the allocator's setting that this library makes, see below
     package: str | None = None
     longest: int | None = None  # more time steps would take minutes
 
@@ -170,6 +180,22 @@ class Loop(nn.Module):
                 step, states[index] = layer(step, states[index])
             outputs.append(step)
         return torch.stack(outputs)
+
+
+class Recurrent(nn.Module):
+    """Gated layers of the same widths, each over all steps at once, and a linear output."""
+
+    def __init__(self, kind: type[nn.RNNBase], network: Network) -> None:
+        super().__init__()
+        *layers, (inputs, outputs, _) = network.layers()
+        self.layers = nn.ModuleList(kind(before, after) for before, after, _ in layers)
+        self.dropout = nn.Dropout(network.dropout)
+        self.output = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.dropout(layer(x)[0])
+        return self.output(x)
 
 
 def dense(network: Network) -> nn.Module:

@@ -4,12 +4,17 @@ Each runs as fast as its library offers on plain PyTorch: layer by layer, one ma
 all steps, then the neurons. Each has the neuron and the learned filter closest to the model's, one
 dropout mask a step, and a surrogate of its own. None computes the model itself; the notes say what
 is missing.
+
+SpikingJelly takes each step out of a sequence by its number, ``x[t]``, whose gradient is as long as
+the sequence: its multi-step mode costs T^2 in the backward pass. The row ``unbound`` runs the same
+neurons a step at a time on ``x.unbind()``, which costs T.
 """
 
 import importlib.util
+from functools import partial
 
 import torch
-from networks import DIGITS, GAIN, Network, Variant, linear
+from networks import DIGITS, GAIN, MEMORY, Network, Variant, linear
 from torch import Tensor, nn
 
 from snn_lib.time_constants import decays_of
@@ -64,8 +69,21 @@ class NorseLayer(nn.Module):
         return self.dropout(neuron(currents, state=LIFFeedForwardState(v=rest, i=rest))[0])
 
 
+class Unbound(nn.Module):
+    """A SpikingJelly neuron of step mode "s" over all steps."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.neuron(step) for step in x.unbind()])
+
+
 class SpikingJelly(nn.Module):
-    def __init__(self, network: Network, synapse_filter: bool = False) -> None:
+    def __init__(
+        self, network: Network, synapse_filter: bool = False, unbound: bool = False
+    ) -> None:
         super().__init__()
         from spikingjelly.activation_based import layer, neuron, surrogate
 
@@ -78,8 +96,9 @@ class SpikingJelly(nn.Module):
                 decay_input=False,
                 v_reset=None,  # subtract the threshold
                 surrogate_function=surrogate.ATan(),
-                step_mode="m",
+                step_mode="s" if unbound else "m",
             )
+            plif = Unbound(plif) if unbound else plif
             layers += [linear(inputs, outputs), plif, nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
 
@@ -113,6 +132,13 @@ VARIANTS = [
         "SpikingJelly PLIF",
         SpikingJelly,
         "1 learned decay a layer, after the weights; reset not filtered",
+        package="spikingjelly",
+        longest=MEMORY.steps,
+    ),
+    Variant(
+        "SpikingJelly PLIF, unbound",
+        partial(SpikingJelly, unbound=True),
+        "the same, a step at a time",
         package="spikingjelly",
     ),
     Variant(

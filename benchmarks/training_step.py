@@ -6,7 +6,9 @@
 Prints one table, all rows of which were measured in the same run, in turns, and saves it as CSV and
 as a chart. The floor is a dense ReLU network of the same matrix products on T * B rows: the SNN's
 trained input filters need the gradient of its first product's input, so the floor computes it as
-well, and a second row does not. All take an AdamW step.
+well, and it has the allocator's setting that this library makes; two rows do without the one and
+without the other. All take an AdamW step. The recurrent layers are at home in long sequences, and
+measured there.
 
 Columns: ratio to the floor of the same precision, to the float32 floor, and how many times faster
 than the float32 loop; the same for inference; memory at its peak beyond what the process held
@@ -14,25 +16,35 @@ before the network was built (Linux: resident set; GPU: allocated by PyTorch).
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from measuring import interleave, machine, options, quartiles
-from networks import DIGITS, MEMORY, SNN, Loop, Network, Variant, dense
+from networks import DIGITS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent, Variant, dense
 from other_libraries import installed
+from torch import nn
 
 from snn_lib.training.run_log import write_csv
 
 FLOOR, LOOP = "dense floor", "per-step loop"
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
+LONG_ROUNDS = 3  # where a step takes seconds
 
 
 def variants(device: str) -> list[Variant]:
     """The rows of the table for one network."""
     native = "cuda" if device == "cuda" else "cpu"
     ours = Variant(f"SNN-IIR {native}", SNN, "the model", backend=native)
-    floor = Variant(FLOOR, dense, "products and ReLU only", rows=True, input_gradient=True)
+    note = "products and ReLU only"
+    floor = Variant(FLOOR, dense, note, rows=True, input_gradient=True, keeps_memory=True)
     both = [
         floor,
+        replace(
+            floor,
+            name=f"{FLOOR}, allocator as it is",
+            note="memory mapped anew",
+            keeps_memory=False,
+        ),
         replace(
             floor,
             name=f"{FLOOR}, no input gradient",
@@ -44,6 +56,18 @@ def variants(device: str) -> list[Variant]:
     ]
     half = [replace(variant, precision="bfloat16") for variant in both]
     return [*both, replace(ours, name="SNN-IIR eager", backend="eager"), *half, *installed()]
+
+
+def rows_of(network: Network, device: str) -> list[Variant]:
+    """The rows of one network: in long sequences float32 alone, and recurrent layers as well."""
+    rows = [row for row in variants(device) if network.steps <= (row.longest or network.steps)]
+    if network.steps < PIXELS.steps:
+        return rows
+    gated = [
+        Variant(f"nn.{kind.__name__}", partial(Recurrent, kind), "gates instead of spikes")
+        for kind in (nn.GRU, nn.LSTM)
+    ]
+    return [row for row in rows if row.precision == "float32" and row.backend != "eager"] + gated
 
 
 def table(network: Network, rows: list[Variant], results: list[dict], where: str) -> list[dict]:
@@ -124,17 +148,20 @@ def chart(path: Path, tables: list[list[dict]]) -> None:
 def main() -> None:
     chosen = options(__doc__, "training_step")
     tables = []
-    for network in (DIGITS, MEMORY):
-        rows = [row for row in variants(chosen.device) if network.steps <= (row.longest or 1e9)]
+    notes = {}
+    for network in (DIGITS, MEMORY, PIXELS):
+        rows = rows_of(network, chosen.device)
+        notes |= {row.name: row.note for row in rows}
+        rounds = ROUNDS if network.steps < PIXELS.steps else LONG_ROUNDS
         network = network.small() if chosen.smoke else network
-        rounds, seconds = (1, 0.0) if chosen.smoke else (ROUNDS, SECONDS)
+        rounds, seconds = (1, 0.0) if chosen.smoke else (rounds, SECONDS)
         results = interleave([(row, network) for row in rows], chosen, rounds, seconds)
         tables.append(table(network, rows, results, machine(chosen)))
         show(tables[-1])
     write_csv(chosen.output.with_suffix(".csv"), [line for lines in tables for line in lines])
     chart(chosen.output, tables)
     print("\nWhat is computed:")
-    for variant, note in dict.fromkeys((row.name, row.note) for row in variants(chosen.device)):
+    for variant, note in notes.items():
         print(f"{variant:33} {note}")
     print(f"\nsaved {chosen.output}.csv and .png")
 

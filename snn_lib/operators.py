@@ -41,12 +41,39 @@ STABLE = (
 
 def iir_filter(*inputs: Any) -> tuple[Tensor, Tensor]:
     """F and its last values; see ``kernels.eager.filter_forward``."""
-    return (_IIRFilter.apply if transformed() else torch.ops.snn.iir_filter)(*inputs)
+    if transformed():
+        return _IIRFilter.apply(*inputs)
+    return (_run_filter if unobserved(inputs) else torch.ops.snn.iir_filter)(*inputs)
 
 
 def spiking_neuron(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes and the state; see ``kernels.eager.neuron_forward``."""
-    return (_SpikingNeuron.apply if transformed() else torch.ops.snn.spiking_neuron)(*inputs)
+    if transformed():
+        return _SpikingNeuron.apply(*inputs)
+    return (_run_neuron if unobserved(inputs) else torch.ops.snn.spiking_neuron)(*inputs)
+
+
+def unobserved(inputs: Sequence[Any]) -> bool:
+    """Whether PyTorch need not see an operator: no gradient, compiler, mode or subclass is at work.
+
+    Its dispatch is then left out, the better part of a single step of a stream.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # fake tensors, functional ones, counters of FLOPs
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    ):
+        return False
+    differentiable = torch.is_grad_enabled()
+    for tensor in inputs:
+        if isinstance(tensor, Tensor) and (
+            type(tensor) not in (Tensor, torch.nn.Parameter)
+            or tensor.is_meta
+            or (differentiable and tensor.requires_grad)
+        ):
+            return False
+    return True
 
 
 def transformed() -> bool:
@@ -266,17 +293,20 @@ FILTER_BACKWARD = (
 )
 
 
-@torch.library.custom_op(
-    "snn::iir_filter",
-    mutates_args=(),
-    schema=f"({FILTER}, ScalarType dtype) -> (Tensor, Tensor)",
-)
-def _filter_forward(x, alpha, beta, past_output, past_input, dtype):
+def _run_filter(x, alpha, beta, past_output, past_input, dtype):
     _check_operands(x=x, alpha=alpha, beta=beta, past_output=past_output, past_input=past_input)
     check_filter(x, alpha, beta, (past_output, past_input))
     if dtype != alpha.dtype and (alpha.dtype, dtype) != (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 for float32")
     return backend_for(alpha).filter_forward(x, alpha, beta, past_output, past_input, dtype)
+
+
+_filter_forward = torch.library.custom_op(
+    "snn::iir_filter",
+    _run_filter,
+    mutates_args=(),
+    schema=f"({FILTER}, ScalarType dtype) -> (Tensor, Tensor)",
+)
 
 
 @_filter_forward.register_fake
@@ -481,13 +511,18 @@ def _check_neuron_operands(
         )
 
 
-@torch.library.custom_op(
-    "snn::spiking_neuron", mutates_args=(), schema=f"({NEURON}) -> (Tensor, Tensor, Tensor)"
-)
-def _neuron_forward(*inputs):
+def _run_neuron(*inputs):
     *tensors, _, _, _, dropout, seed = inputs
     _check_neuron_operands(*tensors, seed)
     return backend_for(tensors[1]).neuron_forward(*tensors, dropout, seed)
+
+
+_neuron_forward = torch.library.custom_op(
+    "snn::spiking_neuron",
+    _run_neuron,
+    mutates_args=(),
+    schema=f"({NEURON}) -> (Tensor, Tensor, Tensor)",
+)
 
 
 @_neuron_forward.register_fake

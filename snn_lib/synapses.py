@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from snn_lib.containers import Output, StatefulModule, last_steps, recomputing
 from snn_lib.functional import FilterState, iir_filter
+from snn_lib.operators import transformed
 from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 
 CONSTRAINTS = ("none", "stable")
@@ -196,6 +197,8 @@ class IIRSynapse(StatefulModule):
         if self.constraint == "none":
             return self.alpha
         fixed = self.alpha.detach()
+        if not (torch.is_grad_enabled() or transformed()):
+            return stable(fixed, self.margin)
         zero = (fixed - self.alpha).nan_to_num()  # inf and nan too, but for its gradient
         return stable(fixed, self.margin) - zero  # not plus, which would make 0.0 of -0.0
 

@@ -34,7 +34,8 @@ def test_training_step_compares_every_variant_on_both_networks(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("training_step", tmp_path)
     networks = {row["network"] for row in rows}
-    assert len(networks) == 2
+    assert len(networks) == 2  # made small, the last two are the same
+    assert {"nn.GRU", "nn.LSTM"} <= {row["variant"] for row in rows}
     for network in networks:
         measured = {(r["variant"], r["precision"]) for r in rows if r["network"] == network}
         assert measured >= {
@@ -44,6 +45,7 @@ def test_training_step_compares_every_variant_on_both_networks(tmp_path):
                 "per-step loop",
                 "dense floor",
                 "dense floor, no input gradient",
+                "dense floor, allocator as it is",
             )
             for precision in ("float32", "bfloat16")
         } | {("SNN-IIR eager", "float32")}
@@ -54,6 +56,31 @@ def test_training_step_compares_every_variant_on_both_networks(tmp_path):
         assert "1 threads" in row["machine"]
     floor = next(r for r in rows if (r["variant"], r["precision"]) == ("dense floor", "float32"))
     assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
+
+
+def test_streaming_compares_a_step_of_both_networks(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("streaming", tmp_path)
+    assert {row["network"] for row in rows} == {"sequential_mnist", "snn_mlp_1"}
+    assert {"SNN-IIR", "its equations in plain PyTorch"} <= {row["variant"] for row in rows}
+    for row in rows:
+        assert row["variant"] in printed
+        assert float(row["step_q25"]) <= float(row["step_us"]) <= float(row["step_q75"])
+
+
+def test_the_written_out_step_is_that_of_this_library(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from streaming import NETWORKS, Written
+
+    for build, config, (pixels, *_) in NETWORKS.values():
+        torch.manual_seed(0)
+        model = build(config(name="streamed")).double().eval()
+        written, state, state_written = Written(model), None, None
+        for step in torch.rand(30, 1, 2, pixels, dtype=torch.float64):
+            with torch.no_grad():
+                output, state = model(step, state)
+                again, state_written = written(step, state_written)
+            torch.testing.assert_close(again, output, rtol=1e-9, atol=1e-9)
 
 
 def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 from torch.autograd import forward_ad
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import operators, use_backend
 from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
@@ -672,6 +673,46 @@ def test_without_autograd(operator, make, context):
         results = operator(*inputs)
     torch.testing.assert_close(results, tuple(t.detach() for t in expected), **EXACT)
     assert not any(result.requires_grad for result in results)
+
+
+@both
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_what_nothing_observes_is_what_the_operator_gives(operator, make, backend, monkeypatch):
+    inputs = make(dtype=torch.float32)
+    with use_backend(backend):
+        short = operator(*inputs)
+        monkeypatch.setattr(operators, "unobserved", lambda inputs: False)
+        torch.testing.assert_close(operator(*inputs), short, **EXACT)
+
+
+class Seen(TorchDispatchMode):
+    """The names of all operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@both
+@pytest.mark.filterwarnings("ignore")  # of torch.jit: it is deprecated, and shapes become constants
+def test_whoever_observes_sees_one_operator(operator, make):
+    with Seen() as seen, torch.no_grad():
+        operator(*make())
+    assert sum(name.startswith("snn.") for name in seen.names) == 1
+    with torch.profiler.profile() as profile, torch.no_grad():
+        operator(*make())
+    assert sum(event.name.startswith("snn::") for event in profile.events()) == 1
+    with torch._subclasses.FakeTensorMode() as mode, torch.no_grad():
+        inputs = [mode.from_tensor(tensor) for tensor in make()]
+        assert operator(*inputs)[0].shape == inputs[0].shape
+    on_meta = operator(*(tensor.to("meta") for tensor in make()))
+    assert on_meta[0].is_meta
+    traced = torch.jit.trace(lambda *inputs: operator(*inputs)[0], make(), check_trace=False)
+    assert "snn::" in str(traced.graph)
 
 
 @both

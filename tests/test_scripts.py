@@ -6,7 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from running import ONE_THREAD, ROOT, assert_same_weights, metrics_of, shell, tiny
+
+import sequential_mnist
+import snn_mlp_1
+from snn_lib import SpikingNeuron
+from snn_lib.tasks.digits import DigitConfig
+from snn_lib.tasks.sequential_digits import SequentialConfig
 
 
 def accuracy(text):
@@ -83,3 +90,34 @@ def test_help(tmp_path):
     assert (shown.code, shown.err) == (0, "")
     assert shown.out.startswith("usage: python snn_mlp_2.py")
     assert "hyperparameters.tau_m=4.0 " in shown.out
+
+
+@pytest.mark.parametrize(
+    ("build", "config", "steps", "pixels"),
+    [
+        (sequential_mnist.SNN, SequentialConfig(name="stream"), 784, 1),
+        (snn_mlp_1.SNN, DigitConfig(name="stream"), 25, 784),
+    ],
+)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_network_that_sees_one_step_at_a_time_says_what_it_says_of_the_whole(
+    build, config, steps, pixels, context
+):
+    torch.manual_seed(0)
+    # In float64, where the products of one step and of all round alike but for 1e-16.
+    model = build(config).double().eval()
+    x = torch.rand(steps, 2, pixels, dtype=torch.float64)
+    spikes_of_a_layer = []
+    neuron = next(m for m in model.layers if isinstance(m, SpikingNeuron))
+    neuron.register_forward_hook(lambda *call: spikes_of_a_layer.append(call[-1].output))
+    with context():
+        whole, last = model(x)
+        outputs, state = [], None
+        for step in x.split(1):
+            output, state = model(step, state)
+            outputs.append(output)
+    first, *others = spikes_of_a_layer
+    assert 0 < first.mean() < 1
+    assert torch.equal(torch.cat(others), first)
+    torch.testing.assert_close(torch.cat(outputs), whole, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state, last, rtol=1e-9, atol=1e-9)

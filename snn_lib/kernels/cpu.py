@@ -147,11 +147,13 @@ def _array(value):
     """
     if not isinstance(value, Tensor):
         return value
-    value = value.detach()
-    for dim in range(value.dim() - 1):
-        if value.stride(dim) == 0 and value.shape[dim] > 1:
-            value = value.narrow(dim, 0, 1)
-    value = value.contiguous()
+    if value.requires_grad:
+        value = value.detach()
+    if not value.is_contiguous():
+        for dim in range(value.dim() - 1):
+            if value.stride(dim) == 0 and value.shape[dim] > 1:
+                value = value.narrow(dim, 0, 1)
+        value = value.contiguous()
     return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
 
 
@@ -285,8 +287,29 @@ def _flush(out):
 
 
 @_compile
+def _second_order(f, beta_0, x, alpha_1, f_1, alpha_2, f_2):
+    """One step of a filter of order 2 without past inputs, the usual one, in a single pass."""
+    tiny, zero = f.dtype.type(TINY), f.dtype.type(0)
+    for n in range(len(f)):
+        value = beta_0[n] * _read(x[n]) + alpha_1[n] * f_1[n] + alpha_2[n] * f_2[n]
+        f[n] = zero if abs(value) < tiny else value
+
+
+@_compile
 def _filter_forward(first, last, arguments):
-    rows, columns, x, alpha, beta, past_output, past_input, output, last_output, recent = arguments
+    (
+        rows,
+        columns,
+        x,
+        alpha,
+        beta,
+        past_output,
+        past_input,
+        output,
+        rounds,
+        last_output,
+        recent,
+    ) = arguments
     steps, batch, channels = output.shape
     order_p, order_q, kept = len(alpha), len(beta) - 1, len(recent)
     for item in range(first, last):
@@ -297,14 +320,20 @@ def _filter_forward(first, last, arguments):
         for t in range(steps):
             for b in tile:
                 _prefetch(x, t + 1, b, cut)
-                f = recent[t % kept, b, cut]
-                _multiply(f, beta[0, cut], _row(x, t, b, cut))
-                for q in range(1, order_q + 1):
-                    _multiply_add(f, beta[q, cut], _past(x, past_input, order_q, t - q, b, cut))
-                for p in range(1, order_p + 1):
-                    _multiply_add(f, alpha[p - 1, cut], recent[(t - p) % kept, b, cut])
-                _flush(f)
-                _write(output[t, b, cut], f)
+                f, x_now = recent[t % kept, b, cut], _row(x, t, b, cut)
+                if order_p == 2 and order_q == 0:
+                    f_1, f_2 = recent[(t - 1) % kept, b, cut], recent[(t - 2) % kept, b, cut]
+                    _second_order(f, beta[0, cut], x_now, alpha[0, cut], f_1, alpha[1, cut], f_2)
+                else:
+                    _multiply(f, beta[0, cut], x_now)
+                    for q in range(1, order_q + 1):
+                        x_past = _past(x, past_input, order_q, t - q, b, cut)
+                        _multiply_add(f, beta[q, cut], x_past)
+                    for p in range(1, order_p + 1):
+                        _multiply_add(f, alpha[p - 1, cut], recent[(t - p) % kept, b, cut])
+                    _flush(f)
+                if rounds:
+                    _write(output[t, b, cut], f)
         for p in range(order_p):
             for b in tile:
                 _assign(last_output[p, b, cut], recent[(steps + p - order_p) % kept, b, cut])
@@ -327,8 +356,9 @@ def filter_forward(
     output = torch.empty(x.shape, dtype=dtype)
     _check_dtypes((output,), x, alpha, beta, past_output, past_input)
     last_output = torch.empty(past_output.shape, dtype=x.dtype)
-    # The outputs that are still needed, F[t] at t % len(recent).
-    recent = torch.empty(len(alpha) + 1, *x.shape[1:], dtype=x.dtype)
+    # The outputs that are still needed unrounded, F[t] at t % len(recent).
+    rounds = dtype != x.dtype or len(x) <= len(alpha)
+    recent = torch.empty(len(alpha) + 1, *x.shape[1:], dtype=x.dtype) if rounds else output
     _share_out(
         _filter_forward,
         _filter_forward_parallel,
@@ -339,6 +369,7 @@ def filter_forward(
         past_output,
         past_input,
         output,
+        rounds,
         last_output,
         recent,
     )
@@ -361,6 +392,7 @@ def _filter_backward(first, last, arguments):
         output,
         past_output,
         past_input,
+        ones,
         adjoint,
         grad_x,
         grad_alpha,
@@ -377,13 +409,17 @@ def _filter_backward(first, last, arguments):
             for b in tile:
                 _prefetch(grad_output, t - 1, b, cut)
                 _prefetch(grad_x, t - 1, b, cut)
-                a = adjoint[t % kept, b, cut]
-                _assign(a, _row(grad_output, t, b, cut))
-                if t >= steps - order_p:
-                    _add(a, _row(grad_last, t - (steps - order_p), b, cut))
-                for p in range(1, min(order_p, steps - 1 - t) + 1):
-                    _multiply_add(a, alpha[p - 1, cut], adjoint[(t + p) % kept, b, cut])
-                _flush(a)
+                a, grad = adjoint[t % kept, b, cut], _row(grad_output, t, b, cut)
+                if order_p == 2 and t < steps - 2:
+                    a_1, a_2 = adjoint[(t + 1) % kept, b, cut], adjoint[(t + 2) % kept, b, cut]
+                    _second_order(a, ones[cut], grad, alpha[0, cut], a_1, alpha[1, cut], a_2)
+                else:
+                    _assign(a, grad)
+                    if t >= steps - order_p:
+                        _add(a, _row(grad_last, t - (steps - order_p), b, cut))
+                    for p in range(1, min(order_p, steps - 1 - t) + 1):
+                        _multiply_add(a, alpha[p - 1, cut], adjoint[(t + p) % kept, b, cut])
+                    _flush(a)
                 if len(grad_x):
                     g = grad_x[t, b, cut]
                     _multiply(g, beta[0, cut], a)
@@ -467,6 +503,7 @@ def filter_backward(
         output if need_alpha else none,
         past_output,
         past_input,
+        torch.ones(shape[2], dtype=dtype),
         adjoint,
         grad_x,
         grad_alpha,
