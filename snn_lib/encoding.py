@@ -1,7 +1,11 @@
 """Encodings: how a static image becomes an input over time, ``(B, *features)`` to ``(T, B, *)``."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
+
+LatencyLaw = Literal["linear", "logarithmic"]
 
 
 def constant(values: Tensor, length: int) -> Tensor:
@@ -27,8 +31,7 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
     Raises:
         TypeError: the values are integers, such as grey levels, and no probabilities.
     """
-    if not values.is_floating_point():
-        raise TypeError(f"values are {values.dtype}, expected probabilities in floating point")
+    _check_floating(values, "probabilities")
     # 16 random bits an element resolve rates to 1/65536 and cost a quarter of a float's draw.
     count = length * values.numel()
     device = values.device if generator is None else generator.device
@@ -39,3 +42,67 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
     below = (rates * 65536).round().clamp(0, 65536) - 32768
     spikes = bits.to(values.device).view(length, *values.shape) < below.to(torch.int32)
     return spikes.to(values.dtype)
+
+
+def latency(
+    values: Tensor,
+    length: int,
+    threshold: float = 0.2,
+    law: LatencyLaw = "linear",
+    tau: float = 5.0,
+    jitter: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One spike for every value above a threshold, the larger the earlier, and none for the others.
+
+    - ``linear``: at step (1 - x) / (1 - threshold) (length - 1), from 0 for x = 1 to the last for
+      the threshold.
+    - ``logarithmic``: at step tau log(x / (x - threshold)), when a membrane that leaks with tau
+      and is driven by x first reaches the threshold; what it reaches after the last step never
+      comes (Gerstner et al., Neuronal Dynamics, 2014, section 1.3).
+
+    The steps are rounded. One spike says it all: Thorpe, Delorme, Van Rullen, "Spike-based
+    strategies for rapid processing", 2001, doi 10.1016/S0893-6080(01)00083-1.
+
+    Args:
+        values: ``(B, *features)``; those above 1 count as 1.
+        length: T.
+        threshold: in (0, 1).
+        law: how a value becomes a time.
+        tau: of the logarithmic law, in steps.
+        jitter: deviation of the normal noise on each time, in steps; a spike stays within T.
+        generator: source of the jitter, as in :func:`poisson`.
+
+    Returns:
+        ``(T, B, *features)`` of 0 and 1, in the dtype of ``values`` and on their device.
+
+    Raises:
+        TypeError: the values are integers, such as grey levels.
+        ValueError: the law is none, or threshold, tau or jitter lies outside its range.
+    """
+    _check_floating(values, "fractions")
+    if law not in get_args(LatencyLaw):
+        raise ValueError(f"law is {law!r}, expected one of {', '.join(get_args(LatencyLaw))}")
+    if not (0 < threshold < 1 and tau > 0 and jitter >= 0):
+        raise ValueError(
+            f"threshold is {threshold}, tau {tau}, jitter {jitter}, expected 0 < threshold < 1, "
+            "tau > 0, jitter >= 0"
+        )
+    x = values.to(torch.promote_types(values.dtype, torch.float32)).clamp(max=1.0)
+    if law == "linear":
+        time = (1.0 - x) / (1.0 - threshold) * (length - 1)
+    else:
+        time = tau * torch.log(x / (x - threshold))
+    spikes = (x > threshold) & (time.round() < length)
+    if jitter:
+        device = values.device if generator is None else generator.device
+        noise = torch.empty(x.shape, dtype=x.dtype, device=device).normal_(generator=generator)
+        time = (time + jitter * noise.to(x.device)).clamp(0, length - 1)
+    step = torch.where(spikes, time, 0).round().long()
+    steps = torch.zeros(length, *values.shape, dtype=values.dtype, device=values.device)
+    return steps.scatter_(0, step[None], spikes.to(values.dtype)[None])
+
+
+def _check_floating(values: Tensor, expected: str) -> None:
+    if not values.is_floating_point():
+        raise TypeError(f"values are {values.dtype}, expected {expected} in floating point")

@@ -91,6 +91,28 @@ READOUTS: dict[str, type[nn.Module]] = {
 }
 
 
+def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
+    """What each sequence's output says as soon as it says so clearly enough.
+
+    An answer stands at the first step at which the sum of the output so far is larger for one class
+    than for every other by ``lead``; where that never happens, at the last.
+
+    Args:
+        output: ``(T, B, classes)``, output spikes, say; at least two classes.
+        lead: by how much the first has to be ahead of the second.
+
+    Returns:
+        The class and the number of steps that it took, both int64 ``(B,)``.
+    """
+    total = _at_least_float32(output).cumsum(0)
+    first, second = total.topk(2, dim=2).values.unbind(2)
+    clear = first - second >= lead
+    clear[-1] = True
+    step = clear.int().argmax(0)  # the first of equals
+    answers = total.argmax(2).gather(0, step[None])[0]
+    return answers, step + 1
+
+
 def within(sequence: Tensor, lengths: Tensor) -> Tensor:
     """The mask of the steps that are each sequence's own, bool ``(T, B, 1, ...)``.
 

@@ -169,6 +169,9 @@ class Hyperparameters:
     precision: Literal["float32", "bfloat16"] = setting("float32", "of the matrix products")
     weight_averaging: float = setting(0.0, "decay of the moving average that is evaluated, 0: off")
     chunk: int = setting(0, "run so many time steps at a time, which bounds the memory, 0: all")
+    rate_penalty: float = setting(0.0, "weight of the penalty on hidden layers' firing, 0: off")
+    target_rate: float = setting(0.0, "spikes per neuron and step it draws a layer to, 0: none")
+    rate_limit: float = setting(0.0, "above which it holds a neuron down, likewise")
 
     def __post_init__(self) -> None:
         for key in ("length", "batch_size", "epoch"):
@@ -195,6 +198,18 @@ class Hyperparameters:
         require(
             0 <= self.weight_averaging < 1,
             f"hyperparameters.weight_averaging is {self.weight_averaging}, expected in [0, 1)",
+        )
+        require(
+            self.rate_penalty >= 0,
+            f"hyperparameters.rate_penalty is {self.rate_penalty}, expected >= 0",
+        )
+        for key in ("target_rate", "rate_limit"):
+            rate = getattr(self, key)
+            require(0 <= rate <= 1, f"hyperparameters.{key} is {rate}, expected a rate in [0, 1]")
+        require(
+            (self.rate_penalty > 0) == (max(self.target_rate, self.rate_limit) > 0),
+            f"hyperparameters.rate_penalty is {self.rate_penalty}, target_rate {self.target_rate}, "
+            f"rate_limit {self.rate_limit}, expected a weight and a rate, or neither",
         )
 
 

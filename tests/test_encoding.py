@@ -1,11 +1,11 @@
-"""Encodings: a constant current, and independent Poisson spikes with the asked rates."""
+"""Encodings: a constant current, Poisson spikes of the asked rates, one spike at the right time."""
 
 import math
 
 import pytest
 import torch
 
-from snn_lib.encoding import constant, poisson
+from snn_lib.encoding import constant, latency, poisson
 
 
 def test_constant_repeats_the_values_without_a_copy():
@@ -95,3 +95,82 @@ def test_a_generator_decides_the_spikes():
     state = torch.get_rng_state()
     drawn(3)
     assert torch.equal(torch.get_rng_state(), state)  # the default generator is left alone
+
+
+def times(spikes):
+    """The step of each element's spike, -1 where there is none; there is at most one."""
+    assert set(spikes.unique().tolist()) <= {0.0, 1.0}
+    assert (spikes.sum(0) <= 1).all()
+    return torch.where(spikes.sum(0) > 0, spikes.argmax(0), -1)
+
+
+def test_a_brighter_value_spikes_earlier_and_a_dark_one_never():
+    values = torch.tensor([1.3, 1.0, 0.9, 0.6, 0.21, 0.2, 0.0, -1.0])
+    assert times(latency(values, 9, threshold=0.2)).tolist() == [0, 0, 1, 4, 8, -1, -1, -1]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+@pytest.mark.parametrize("tau", [3.0, 8.0])
+def test_the_logarithmic_law_is_the_first_spike_of_a_leaky_membrane(threshold, tau):
+    values, length, fine = torch.linspace(0, 1, 41, dtype=torch.float64), 20, 1000
+    found = times(latency(values, length, threshold, "logarithmic", tau))
+    for value, step in zip(values.tolist(), found.tolist(), strict=True):
+        membrane, time = 0.0, 0
+        while membrane < threshold and time <= fine * length:  # tau dV/dt = x - V, in small steps
+            time += 1
+            membrane += (value - membrane) / (tau * fine)
+        expected = time / fine
+        if step == -1:
+            assert expected > length - 0.51
+        else:
+            assert abs(step - expected) < 0.51
+
+
+def test_jitter_moves_the_spikes_by_its_deviation_and_keeps_them_within():
+    values = torch.full((100_000,), 0.6)
+    moved = times(latency(values, 21, 0.2, jitter=2.0)) - 10
+    assert moved.double().mean().abs() < 0.05
+    assert moved.double().std().item() == pytest.approx(math.sqrt(4 + 1 / 12), rel=0.02)
+    early = times(latency(torch.ones(1000), 21, 0.2, jitter=2.0))
+    assert early.amin() == 0
+    assert early.amax() > 0
+
+
+def test_a_generator_decides_the_jitter():
+    values = torch.rand(30)
+
+    def drawn(seed):
+        return latency(values, 20, jitter=1.0, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))
+    on_meta = latency(values.to("meta"), 7, jitter=1.0, generator=torch.Generator("cpu"))
+    assert (on_meta.shape, on_meta.device.type) == ((7, 30), "meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_times_are_those_of_the_values_in_any_precision(dtype):
+    values = torch.rand(300).to(dtype)
+    low = latency(values, 12)
+    assert low.dtype == dtype
+    assert torch.equal(times(low), times(latency(values.double(), 12)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"threshold": 0.0}, "threshold is 0.0, tau 5.0, jitter 0.0, expected 0 < threshold < 1"),
+        ({"threshold": 1.0}, "threshold is 1.0"),
+        ({"tau": 0.0}, "tau 0.0"),
+        ({"jitter": math.nan}, "jitter nan"),
+        ({"law": "square"}, "law is 'square', expected one of linear, logarithmic"),
+    ],
+)
+def test_a_latency_code_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        latency(torch.rand(3), 5, **settings)
+
+
+def test_latency_refuses_grey_levels():
+    with pytest.raises(TypeError, match=r"values are torch.uint8, expected fractions"):
+        latency(torch.ones(3, dtype=torch.uint8), 5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from snn_lib.readout import READOUTS, LeakyIntegrator
+from snn_lib.readout import READOUTS, LeakyIntegrator, first_lead
 
 T, B, N = 9, 4, 3
 LENGTHS = torch.tensor([9, 1, 5, 8])
@@ -71,3 +71,18 @@ def test_sums_over_time_keep_their_digits_in_bfloat16(name):
     found = readout(output)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, readout(output.double()).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lead", [0.0, 1.0, 3.0, 100.0])
+def test_an_answer_stands_as_soon_as_its_lead_is_large_enough(lead):
+    output = (torch.rand(T, 20, 5) < 0.4).float()
+    answers, steps = first_lead(output, lead)
+    for sequence in range(20):
+        counts = [0.0] * 5
+        for step in range(T):  # until one class is ahead of every other
+            counts = [c + o for c, o in zip(counts, output[step, sequence].tolist(), strict=True)]
+            *_, second, first = sorted(counts)
+            if first - second >= lead:
+                break
+        assert steps[sequence] == step + 1
+        assert counts[answers[sequence]] == max(counts)

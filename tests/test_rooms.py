@@ -12,7 +12,7 @@ FLOORS = [
     {"errors", "files", "settings", "time_constants"},
     {"surrogate", "kernels"},
     {"operators", "functional"},
-    {"containers", "synapses", "neurons", "encoding", "readout", "initialisation"},
+    {"containers", "synapses", "neurons", "encoding", "readout", "initialisation", "penalties"},
     {"data", "inspection"},
     {"tasks"},
     {"training"},

@@ -45,7 +45,13 @@ class Classification(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that loss and accuracy are made of."""
-        logits, labels = self.logits(model, batch), batch.y.long()
+        return self.judged(model, self.logits(model, batch), batch.y)
+
+    def judged(
+        self, model: nn.Module, logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The same of logits ``(B, classes)`` and labels ``(B,)``."""
+        labels = labels.long()
         # Settings of one's own may do without it.
         smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
         smoothing = smoothing if model.training else 0.0

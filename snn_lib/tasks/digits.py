@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, random_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist
-from snn_lib.inspection.activity import Activity
+from snn_lib.inspection.activity import Activity, Operations
 from snn_lib.settings import ExperimentConfig, require, setting
 from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import Classification, ClassificationHyperparameters
@@ -31,8 +32,11 @@ class DigitHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
     dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
-    encoding: Literal["constant", "poisson"] = setting("constant", "a pixel as current or spikes")
+    encoding: Literal["constant", "poisson", "latency"] = setting(
+        "constant", "a pixel as a current, as random spikes, or as the time of one"
+    )
     logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit")
+    early_answers: float = setting(0.0, "weight of the loss after every step, 0: off")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +44,30 @@ class DigitHyperparameters(ClassificationHyperparameters):
             self.logit_per_spike > 0,
             f"hyperparameters.logit_per_spike is {self.logit_per_spike}, expected > 0",
         )
+        require(
+            self.early_answers >= 0,
+            f"hyperparameters.early_answers is {self.early_answers}, expected >= 0",
+        )
+
+
+@dataclass
+class LatencyOptions:
+    """The encoding ``latency``: a pixel spikes once, the brighter the earlier."""
+
+    span: int = setting(10, "steps over which the spikes are spread, the first of the sequence")
+    threshold: float = setting(0.2, "grey level, of 1, up to which a pixel stays silent")
+    law: encoding.LatencyLaw = setting("linear", "how grey becomes a time")
+    tau: float = setting(5.0, "time constant of the logarithmic law, in steps")
+    jitter: float = setting(0.0, "deviation of the times, in steps")
+
+    def __post_init__(self) -> None:
+        require(self.span >= 1, f"latency.span is {self.span}, expected at least 1")
+        require(
+            0 < self.threshold < 1,
+            f"latency.threshold is {self.threshold}, expected a grey level in (0, 1)",
+        )
+        require(self.tau > 0, f"latency.tau is {self.tau}, expected > 0")
+        require(self.jitter >= 0, f"latency.jitter is {self.jitter}, expected >= 0")
 
 
 @dataclass
@@ -76,6 +104,16 @@ class DigitConfig(ExperimentConfig):
     hyperparameters: DigitHyperparameters = field(default_factory=DigitHyperparameters)
     mnist_config: MNISTOptions = field(default_factory=MNISTOptions)
     transform: TransformConfig = field(default_factory=TransformConfig)
+    latency: LatencyOptions = field(default_factory=LatencyOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.hyperparameters.encoding != "latency"
+            or self.latency.span <= self.hyperparameters.length,
+            f"latency.span is {self.latency.span}, expected at most hyperparameters.length, "
+            f"{self.hyperparameters.length}",
+        )
 
 
 class Digits(Classification):
@@ -130,12 +168,17 @@ class DigitClassification(Digits):
     config_class = DigitConfig
 
     def drawn(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        """Spikes with the pixels as probabilities, if the encoding is ``poisson``."""
-        if self.config.hyperparameters.encoding != "poisson":
-            return x
+        """Spikes with the pixels as probabilities or as times, if that is the encoding."""
+        settings, latency = self.config.hyperparameters, self.config.latency
         # Of several processes, each draws spikes of its own for its share.
         generator = batch_generator(self.config.seed + self.rank + 1, max(epoch, -1), number)
-        return encoding.poisson(x, self.config.hyperparameters.length, generator)
+        if settings.encoding == "poisson":
+            return encoding.poisson(x, settings.length, generator)
+        if settings.encoding == "latency":
+            options = latency.threshold, latency.law, latency.tau, latency.jitter
+            spikes = encoding.latency(x, latency.span, *options, generator)
+            return F.pad(spikes, (0, 0, 0, 0, 0, settings.length - latency.span))
+        return x
 
     def encode(self, batch: Batch) -> Batch:
         """Images as input over time ``(T, B, 784)``."""
@@ -143,15 +186,35 @@ class DigitClassification(Digits):
             return batch._replace(x=encoding.constant(batch.x, self.config.hyperparameters.length))
         return batch
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The spike counts of the output neurons, scaled, ``(B, 10)``."""
-        return output_of(model, batch.x).sum(0) * self.config.hyperparameters.logit_per_spike
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.
+
+        ``early_answers`` adds the mean of that of the counts after each step.
+        """
+        settings = self.config.hyperparameters
+        output = output_of(model, batch.x)  # (T, B, 10)
+        loss, sums = self.judged(model, output.sum(0) * settings.logit_per_spike, batch.y)
+        if model.training and settings.early_answers:
+            logits = output.cumsum(0) * settings.logit_per_spike
+            labels = batch.y.long().expand(len(logits), -1)
+            early = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = loss + settings.early_answers * early
+        return loss, sums
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Synaptic operations beside those of a dense network, and accuracy against steps."""
+        work = activity.operations()
+        dense = Operations(0, activity.dense_operations, 0, 0)
         yield (
-            f"{activity.synaptic_operations():,.0f} synaptic operations per image; a dense "
-            f"network of this size takes {activity.dense_operations:,} multiply-accumulates"
+            f"{activity.synaptic_operations():,.0f} synaptic operations per image "
+            f"({work.additions:,.0f} additions for spikes, {work.multiply_accumulates:,.0f} "
+            f"multiply-accumulates for currents); a dense network of this size takes "
+            f"{activity.dense_operations:,} multiply-accumulates"
+        )
+        yield (
+            f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
+            f"multiply-accumulates per image; all arithmetic by estimate {1e6 * work.energy():.2f} "
+            f"uJ (45 nm), the dense network's {1e6 * dense.energy():.2f} uJ"
         )
         accuracy = self.accuracy_over_time(model).tolist()
         early = ", ".join(

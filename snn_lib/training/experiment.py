@@ -18,6 +18,7 @@ from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
 from snn_lib.operators import without_warning
+from snn_lib.penalties import collected_spikes, rate_penalty
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
@@ -163,7 +164,7 @@ class Experiment:
         state.optimizer.zero_grad(set_to_none=True)
         with self.backend():
             with self.autocast():
-                loss, sums = self._loss(self.trained, batch)
+                loss, sums = self._penalised_loss(batch)
             if self.world > 1:  # the last batch may not divide equally: weight each process's mean
                 share = sums[self.task.mean_over]
                 loss = loss * (share * self.world / distributed.total({"": share})[""])
@@ -312,6 +313,17 @@ class Experiment:
         if sums["samples"] == 0:  # this process's share of a small last batch: a mean of nothing
             return loss.nan_to_num(), dict.fromkeys(sums, 0.0)
         return loss, sums
+
+    def _penalised_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a training batch, with the penalty on the hidden layers' firing."""
+        settings = self.settings
+        if not settings.rate_penalty:
+            return self._loss(self.trained, batch)
+        with collected_spikes(self.model) as spikes:
+            loss, sums = self._loss(self.trained, batch)
+        hidden = list(spikes.values())[:-1]  # the last layer's spikes are the answer
+        penalties = (rate_penalty(s, settings.target_rate, settings.rate_limit) for s in hidden)
+        return loss + settings.rate_penalty * sum(penalties), sums
 
     def _metrics(self, sums: dict[str, float]) -> dict[str, int | float]:
         try:

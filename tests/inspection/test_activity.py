@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse, PerStep, Sequential, SpikingNeuron
-from snn_lib.inspection.activity import count_activity
+from snn_lib.inspection.activity import Operations, connection_sparsity, count_activity, footprint
 
 
 def network():
@@ -188,3 +188,50 @@ def test_what_lies_behind_a_sequence_s_end_is_not_counted():
             _, state = model(step, state)
     assert stepwise.firing_rates() == pytest.approx(activity.firing_rates())
     assert stepwise.synaptic_operations() == pytest.approx(activity.synaptic_operations())
+
+
+@pytest.mark.parametrize("membrane_filter", [False, True])
+def test_operations_by_kind_against_a_count_by_hand(membrane_filter):
+    model = Sequential(
+        DualExponentialSynapse(4, 4.0, 1.0),
+        nn.Linear(4, 6),
+        SpikingNeuron(6, 4.0, membrane_filter=membrane_filter),
+        LowPassSynapse(6, 4.0),
+        nn.Linear(6, 3),
+    )
+    nn.init.normal_(model[1].weight, 0.4, 0.6)
+    current, spikes = torch.rand(5, 2, 4), (torch.rand(5, 3, 4) < 0.5).float()
+    current[0] = 0.0
+    with count_activity(model) as activity:
+        hidden = [model[2](model[1](model[0](x)[0]))[0] for x in (current, spikes)]
+        for x in hidden:
+            model[4](model[3](x)[0])
+    sent = sum(x.sum().item() for x in hidden)
+    found = activity.operations()
+    assert found.additions == pytest.approx((6 * spikes.sum().item() + 3 * sent) / 5)
+    assert found.multiply_accumulates == pytest.approx(6 * current.count_nonzero().item() / 5)
+    assert found.additions + found.multiply_accumulates == pytest.approx(
+        activity.synaptic_operations()
+    )
+    # per step: alpha_1, alpha_2 and the betas of four channels; alpha_1 and beta_0 of six
+    dual, low = len(model[0].alpha) + len(model[0].beta), 2
+    assert found.filters == 5 * (4 * dual + 6 * low)
+    assert found.neurons == 5 * 6 * (3 if membrane_filter else 2)
+    assert activity.activity_sparsity() == pytest.approx(1 - sent / (5 * 5 * 6))
+
+
+def test_energy_is_that_of_additions_and_products():
+    assert Operations(1000, 0, 0, 0).energy() == pytest.approx(0.9e-9)
+    for kind in range(1, 4):
+        work = [0, 0, 0, 0]
+        work[kind] = 1000
+        assert Operations(*work).energy() == pytest.approx(4.6e-9)
+
+
+def test_footprint_and_connection_sparsity():
+    model = Sequential(nn.Linear(4, 5), SpikingNeuron(5, 4.0), nn.Linear(5, 2, bias=False))
+    assert footprint(model) == 4 * (4 * 5 + 5 + 3 * 5 + 5 * 2)
+    with torch.no_grad():
+        model[0].weight[:2] = 0.0
+        model[0].bias.zero_()
+    assert connection_sparsity(model) == pytest.approx(8 / 30)

@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -7,8 +8,15 @@ from running import ROOT
 from torch import nn
 
 from snn_lib.data.batches import Batch, batch_generator
+from snn_lib.data.mnist import load_mnist
 from snn_lib.encoding import poisson
-from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.errors import InputError
+from snn_lib.tasks.digits import (
+    DigitClassification,
+    DigitConfig,
+    DigitHyperparameters,
+    LatencyOptions,
+)
 
 CPU = torch.device("cpu")
 LENGTH, IMAGES = 6, 30
@@ -68,6 +76,66 @@ def test_loss_is_the_cross_entropy_of_the_spike_counts(
     assert loss.item() == pytest.approx(sum(losses) / 3, rel=1e-5)
     assert float(sums["loss"]) == pytest.approx(sum(losses), rel=1e-5)
     assert (sums["samples"], int(sums["correct"])) == (3, correct)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_early_answers_adds_the_mean_loss_of_what_is_said_after_each_step(config, training):
+    config.hyperparameters.early_answers, config.hyperparameters.logit_per_spike = 0.3, 0.5
+    labels, spikes = torch.tensor([3, 0, 9]), random_spikes(3)
+    loss, _ = task_of(config).loss(Answer(spikes).train(training), Batch(None, labels))
+    said = [
+        nn.functional.cross_entropy(0.5 * spikes[:step].sum(0), labels).item()
+        for step in range(1, LENGTH + 1)
+    ]
+    expected = said[-1] + (0.3 * sum(said) / LENGTH if training else 0.0)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_latency_spikes_once_a_pixel_within_the_span(config):
+    config.hyperparameters.encoding, config.latency.span = "latency", 4
+    config.latency.threshold = 0.5
+    task = task_of(config)
+    (batch,) = task.evaluation_batches("test")
+    images = load_mnist(ROOT / "dataset", train=False)[0][:IMAGES].flatten(1) / 255.0
+    assert batch.x.shape == (LENGTH, IMAGES, 784)
+    assert torch.equal(batch.x.sum(0), (images > 0.5).float())
+    expected = ((1 - images) / 0.5 * 3).round()
+    step = batch.x.argmax(0)
+    assert torch.equal(step[images > 0.5].float(), expected[images > 0.5])
+
+
+def test_jitter_is_drawn_anew_for_training_and_kept_for_evaluation(config):
+    config.hyperparameters.encoding, config.latency.span = "latency", LENGTH
+    config.latency.jitter = 1.0
+    task = task_of(config)
+
+    def first(batches):
+        return next(iter(batches)).x
+
+    assert torch.equal(*(first(task.evaluation_batches("test")) for _ in range(2)))
+    config.mnist_config.use_transform = False
+    one, other = (first(task_of(config).train_batches(epoch)) for epoch in (0, 1))
+    assert not torch.equal(one.sum((1, 2)), other.sum((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"span": 0}, "latency.span is 0, expected at least 1"),
+        ({"threshold": 1.0}, "latency.threshold is 1.0"),
+        ({"tau": 0.0}, "latency.tau is 0.0"),
+        ({"jitter": -1.0}, "latency.jitter is -1.0"),
+    ],
+)
+def test_latency_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        LatencyOptions(**settings)
+
+
+def test_a_span_longer_than_the_sequence_is_refused():
+    hyperparameters = DigitHyperparameters(length=6, encoding="latency")
+    with pytest.raises(InputError, match=r"latency.span is 10, expected at most .*length, 6"):
+        DigitConfig(hyperparameters=hyperparameters)
 
 
 def test_metrics_are_means_over_samples(config):

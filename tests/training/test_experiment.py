@@ -236,6 +236,23 @@ def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
     assert all(seen)
 
 
+def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
+    def rates(*overrides):
+        row = experiment(small(tmp_path, *overrides)).train()["best"]
+        return [rate for name, rate in row.items() if name.startswith("firing_rate")]
+
+    *free, _ = rates()
+    *held, _ = rates("hyperparameters.rate_penalty=10", "hyperparameters.rate_limit=0.001")
+    assert free
+    assert all(less < 0.8 * more for less, more in zip(held, free, strict=True))
+
+
+@pytest.mark.parametrize("override", ["rate_penalty=1", "target_rate=0.1", "rate_limit=0.1"])
+def test_a_penalty_without_a_rate_or_a_rate_without_a_penalty_is_refused(tmp_path, override):
+    said = refused("--train", *tiny(tmp_path, f"hyperparameters.{override}"))
+    assert "expected a weight and a rate, or neither" in said
+
+
 def test_the_average_forgets_faster_at_first():
     model = nn.Linear(1, 1, bias=False)
     average = MovingAverage(model, 0.9)

@@ -1,0 +1,91 @@
+"""Penalties on firing, against their formula, and what they do to a network that is trained."""
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.penalties import collected_spikes, rate_penalty
+
+
+def network():
+    torch.manual_seed(0)
+    return Sequential(
+        nn.Linear(6, 12),
+        SpikingNeuron(12, 4.0),
+        LowPassSynapse(12, 4.0),
+        nn.Linear(12, 3),
+        SpikingNeuron(3, 4.0),
+    )
+
+
+@pytest.mark.parametrize(("target", "limit"), [(0.1, 0.0), (0.0, 0.3), (0.2, 0.5), (0.0, 0.0)])
+def test_it_is_the_distance_of_the_rates_relative_to_what_is_aimed_at(target, limit):
+    spikes = (torch.rand(7, 4, 2, 3) < 0.4).float()
+    rates = [spikes[:, :, i, j].mean().item() for i in range(2) for j in range(3)]
+    expected = 0.0
+    if target:
+        expected += (sum(rates) / 6 / target - 1) ** 2
+    if limit:
+        expected += sum(max(rate / limit - 1, 0) ** 2 for rate in rates) / 6
+    assert rate_penalty(spikes, target, limit).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_only_what_exceeds_the_limit_is_held_down():
+    spikes = torch.zeros(10, 1, 2)
+    spikes[:5, 0, 0] = 1.0
+    spikes.requires_grad_()
+    rate_penalty(spikes, limit=0.2).backward()
+    assert (spikes.grad[:, 0, 0] > 0).all()
+    assert (spikes.grad[:, 0, 1] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["target", "limit"])
+@pytest.mark.parametrize("rate", [-0.1, float("nan")])
+def test_a_rate_that_is_none_is_refused(name, rate):
+    with pytest.raises(ValueError, match=f"{name} is {rate}, expected a rate >= 0"):
+        rate_penalty(torch.zeros(2, 1, 3), **{name: rate})
+
+
+def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks():
+    model, x = network(), 3 * torch.rand(10, 4, 6)
+    with collected_spikes(model) as whole:
+        model(x)
+    assert {name: spikes.shape for name, spikes in whole.items()} == {
+        "1": (10, 4, 12),
+        "4": (10, 4, 3),
+    }
+    with collected_spikes(model) as chunks:
+        state = None
+        for chunk in x.split(3):
+            _, state = model(chunk, state)
+    for name, spikes in whole.items():
+        assert torch.equal(spikes, chunks[name])
+    rate_penalty(whole["1"], target=0.01).backward()
+    assert model[0].weight.grad.any()
+    model(x)
+    assert len(whole["1"]) == 10  # nobody listens any more
+
+
+def test_a_chunked_run_is_penalised_as_the_whole_run():
+    x = 3 * torch.rand(10, 4, 6)
+    gradients = []
+    for wrap in (lambda model: model, lambda model: Chunked(model, 3)):
+        model = network()
+        with collected_spikes(model) as spikes:
+            wrap(model)(x)
+        sum(rate_penalty(layer, target=0.01) for layer in spikes.values()).backward()
+        gradients.append(model[0].weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_network_comes_to_its_target():
+    model, x = network(), 3 * torch.rand(20, 8, 6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(150):
+        with collected_spikes(model) as spikes:
+            model(x)
+        optimizer.zero_grad()
+        rate_penalty(spikes["1"], target=0.1).backward()
+        optimizer.step()
+    assert spikes["1"].mean().item() == pytest.approx(0.1, rel=0.1)
