@@ -911,7 +911,7 @@ def test_the_filter_keeps_only_what_its_gradients_read():
 def test_neuron_is_a_well_behaved_operator(dtype, dropout, surrogate):
     *tensors, membrane, reset = (tensor.requires_grad_() for tensor in neuron_inputs(dtype=dtype))
     slope = torch.rand_like(tensors[0]) if surrogate == "given" else None
-    settings = (surrogate, 0.4, slope, dropout, torch.tensor(7))
+    settings = (surrogate, 0.4, slope, dropout, torch.tensor([7, 0]))
     opcheck(torch.ops.snn.spiking_neuron.default, (*tensors, membrane, reset, *settings))
     current, *rest = (tensor.detach() for tensor in (*tensors, membrane, reset))
     for needed in ([True] * 6, [True] + [False] * 5):

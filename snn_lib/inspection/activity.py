@@ -193,6 +193,28 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
             handle.remove()
 
 
+@contextmanager
+def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The synaptic operations of each step and sequence, ``(T, B)``, per synapse layer.
+
+    Filled while ``model`` runs in the context: what a sequence that is stopped early has cost.
+    """
+    operations: dict[str, Tensor] = {}
+
+    def count(name: str, fan_out: int, module: nn.Module, args: tuple) -> None:
+        operations[name] = fan_out * args[0].flatten(2).count_nonzero(2)
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(partial(count, name, fan_out))
+        for name, fan_out in Activity(model).fan_out.items()
+    ]
+    try:
+        yield operations
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _acts(module: nn.Module) -> bool:
     """Whether the module is a layer itself: weights, neurons, or parameters of its own."""
     own = module.parameters(recurse=False)

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse, PerStep, Sequential, SpikingNeuron
-from snn_lib.inspection.activity import Operations, connection_sparsity, count_activity, footprint
+from snn_lib.inspection.activity import (
+    Operations,
+    connection_sparsity,
+    count_activity,
+    footprint,
+    operations_per_step,
+)
 
 
 def network():
@@ -235,3 +241,11 @@ def test_footprint_and_connection_sparsity():
         model[0].weight[:2] = 0.0
         model[0].bias.zero_()
     assert connection_sparsity(model) == pytest.approx(8 / 30)
+
+
+def test_operations_per_step_add_up_to_all_of_them():
+    model, x = network(), (torch.rand(10, 4, 8) < 0.4).float()
+    with count_activity(model) as activity, operations_per_step(model) as operations:
+        model(x)
+    assert torch.equal(operations["0"], 6 * x.sum(2).long())
+    assert sum(operations.values()).sum() == 4 * activity.synaptic_operations()
