@@ -277,9 +277,9 @@ def outputs_reached(convolution, features):
 def test_operations_of_a_convolution_against_brute_force(convolution, features):
     model = Sequential(LowPassSynapse(features, 4.0), PerStep(convolution))
     x = (torch.rand(4, 3, *features) < 0.3).float()
-    with torch.inference_mode(), count_activity(model) as activity:
-        with operations_per_step(model) as per_step:
-            model(x)
+    counts = count_activity(model), operations_per_step(model)
+    with torch.inference_mode(), counts[0] as activity, counts[1] as per_step:
+        model(x)
     reached = outputs_reached(convolution, features)
     assert torch.equal(activity.fan_out["0"], reached)
     assert activity.dense_operations == reached.sum()
