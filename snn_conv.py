@@ -8,6 +8,7 @@ The settings are in snn_conv.yaml; --help lists them all. The model follows Fang
 Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,7 @@ from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, Digi
 from snn_lib.training import main
 
 SIDE = 28  # pixels
+GAIN = 2.0  # of the first weights: all layers fire from the start
 
 
 @dataclass
@@ -69,8 +71,17 @@ class SNN(nn.Module):
                 constraint=options.constraint,
             )
 
+        def begun(weights: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+            nn.init.normal_(weights.weight, std=GAIN / math.sqrt(weights.weight[0].numel()))
+            if options.train_bias:
+                nn.init.zeros_(weights.bias)
+            return weights
+
         def convolution(inputs: int, outputs: int) -> PerStep:
-            return PerStep(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias))
+            return PerStep(begun(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias)))
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return begun(nn.Linear(inputs, outputs, bias=options.train_bias))
 
         def neuron(channels: int, *positions: int, dropout: float = 0.0) -> SpikingNeuron:
             return SpikingNeuron(
@@ -97,10 +108,10 @@ class SNN(nn.Module):
             PerStep(nn.MaxPool2d(2)),
             synapse(third, 3, 3),
             nn.Flatten(2),
-            nn.Linear(9 * third, options.hidden, bias=options.train_bias),
+            linear(9 * third, options.hidden),
             neuron(options.hidden, dropout=options.dropout),
             synapse(options.hidden),
-            nn.Linear(options.hidden, CLASSES, bias=options.train_bias),
+            linear(options.hidden, CLASSES),
             neuron(CLASSES),
         )
 
