@@ -11,11 +11,11 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_smoke(name, folder):
+def run_smoke(name, folder, *flags):
     """Rows of the CSV, and what was printed."""
     output = folder / "new" / name
     script = str(BENCHMARKS / f"{name}.py")
-    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output)]
+    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output), *flags]
     run = subprocess.run(
         [sys.executable, script, *options],
         capture_output=True,
@@ -102,6 +102,19 @@ def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
         assert row["model"] in printed
         assert float(row["accuracy"]) == float(row["accuracy_25"]) >= 0.9  # of ten images
         assert float(row["spikes_per_image"]) > 0
+
+
+def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("operations", tmp_path, "--train")
+    assert [row["model"] for row in rows[:2]] == ["snn_mlp_1", "snn_mlp_1_poisson"]
+    for row in rows:
+        assert row["model"] in printed
+        early, all_steps = float(row["operations_lead_1"]), float(row["additions"])
+        assert early <= all_steps + float(row["multiply_accumulates"]) + 1
+        assert 1 <= float(row["steps_lead_1"]) <= float(row["steps_lead_6"]) <= float(row["steps"])
+    again, _ = run_smoke("operations", tmp_path)
+    assert again == rows
 
 
 def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
