@@ -1,4 +1,9 @@
-"""Encodings: how a static image becomes an input over time, ``(B, *features)`` to ``(T, B, *)``."""
+"""Encodings: how values become an input over time.
+
+:func:`constant` and :func:`poisson` take static values such as an image's, ``(B, *features)`` to
+``(T, B, *features)``. The others take values that change over time, ``(T, B, channels)``, to more
+channels or more steps; what they say of a step depends on nothing later.
+"""
 
 import torch
 from torch import Tensor
@@ -39,3 +44,77 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
     below = (rates * 65536).round().clamp(0, 65536) - 32768
     spikes = bits.to(values.device).view(length, *values.shape) < below.to(torch.int32)
     return spikes.to(values.dtype)
+
+
+def population(values: Tensor, centres: Tensor) -> Tensor:
+    """Values as currents into a population of Gaussian receptive fields.
+
+    Each value drives the neurons most whose centre is near, exp(-d^2 / 2) at a distance of d times
+    that between neighbouring centres: a linear layer behind it can tell any range of values.
+
+    Source: Bohte, Kok, La Poutre, "Error-backpropagation in temporally encoded networks of spiking
+    neurons", Neurocomputing 2002, doi 10.1016/S0925-2312(01)00658-0.
+
+    Args:
+        values: ``(T, B, channels)``.
+        centres: ``(fields,)``, evenly spaced, two or more.
+
+    Returns:
+        ``(T, B, channels * fields)``, from 0 to 1, the fields of a channel side by side.
+
+    Raises:
+        ValueError: there are fewer than two centres.
+    """
+    if len(centres) < 2:
+        raise ValueError(f"there are {len(centres)} centres, expected two or more")
+    distance = (values[..., None] - centres) / (centres[1] - centres[0])
+    return torch.exp(-0.5 * distance.square()).flatten(-2)
+
+
+def latency(values: Tensor, window: int) -> Tensor:
+    """A spike for every value, the earlier in a window of its own the larger it is.
+
+    Args:
+        values: ``(T, B, channels)``, from 0, in the last step of its window, to 1, in the first;
+            beyond that as 0 and 1.
+        window: steps that each of the T steps becomes.
+
+    Returns:
+        Spikes ``(T * window, B, channels)``, ``window`` times as long as before.
+
+    Raises:
+        ValueError: the window is shorter than two steps, in which all values are alike.
+    """
+    if window < 2:
+        raise ValueError(f"window is {window}, expected two steps or more")
+    late = ((1.0 - values.clamp(0.0, 1.0)) * (window - 1)).round()  # (T, B, channels)
+    steps = torch.arange(window, device=values.device).view(-1, 1, 1)
+    return (late[:, None] == steps).to(values.dtype).flatten(0, 1)
+
+
+def delta(values: Tensor, threshold: float) -> Tensor:
+    """Events where a value has changed by a threshold since the last one, as event sensors give.
+
+    The channel remembers a level, first 0. A value that is n thresholds above it gives an event
+    of the size n in the channel of rises, one below in that of falls, and the level follows by n
+    thresholds: it stays within one threshold of the value, and silence means no change.
+
+    Args:
+        values: ``(T, B, channels)``.
+        threshold: the change that is an event, > 0.
+
+    Returns:
+        ``(T, B, 2 * channels)``, whole numbers, mostly 0: rises of all channels, then falls.
+
+    Raises:
+        ValueError: the threshold is not positive.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold is {threshold}, expected > 0")
+    level, steps = torch.zeros_like(values[0]), []
+    for value in values:
+        change = ((value - level) / threshold).trunc()
+        level = level + change * threshold
+        steps.append(change)
+    changes = torch.stack(steps)
+    return torch.cat([changes.relu(), (-changes).relu()], -1)

@@ -1,11 +1,11 @@
-"""Encodings: a constant current, and independent Poisson spikes with the asked rates."""
+"""Encodings: constant currents, Poisson spikes, and what values that change over time become."""
 
 import math
 
 import pytest
 import torch
 
-from snn_lib.encoding import constant, poisson
+from snn_lib.encoding import constant, delta, latency, poisson, population
 
 
 def test_constant_repeats_the_values_without_a_copy():
@@ -95,3 +95,71 @@ def test_a_generator_decides_the_spikes():
     state = torch.get_rng_state()
     drawn(3)
     assert torch.equal(torch.get_rng_state(), state)  # the default generator is left alone
+
+
+# Values that change over time
+
+
+def test_a_population_answers_most_where_the_value_is_and_tells_which_it_is():
+    centres = torch.linspace(-2, 2, 5)
+    values = torch.linspace(-2.5, 2.5, 101).view(101, 1, 1) * torch.tensor([1.0, -1.0])
+    fields = population(values, centres)
+    assert fields.shape == (101, 1, 10)
+    for channel in range(2):
+        for step in (0, 13, 50, 77):
+            for field in range(5):
+                distance = (values[step, 0, channel] - centres[field]).item()
+                expected = math.exp(-(distance**2) / 2)
+                found = fields[step, 0, 5 * channel + field].item()
+                assert found == pytest.approx(expected, rel=1e-5)
+    half = population(values / 2, centres / 2)  # neighbours at half the distance are as wide apart
+    torch.testing.assert_close(half, fields)
+    with pytest.raises(ValueError, match="there are 1 centres"):
+        population(values, centres[:1])
+
+
+def test_latency_gives_every_value_one_spike_the_earlier_the_larger_it_is():
+    values = torch.tensor([[[0.0, 1.0]], [[0.5, 2.0]], [[0.24, -1.0]]])  # (3, 1, 2)
+    spikes = latency(values, 5)
+    assert spikes.shape == (15, 1, 2)
+    windows = spikes.view(3, 5, 2)
+    assert torch.equal(windows.sum(1), torch.ones(3, 2))
+    assert windows.argmax(1).tolist() == [[4, 0], [2, 0], [3, 4]]
+    with pytest.raises(ValueError, match="window is 1"):
+        latency(values, 1)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_delta_events_tell_the_values_up_to_a_threshold(threshold):
+    values = torch.randn(50, 4, 3).cumsum(0) * 0.3
+    events = delta(values, threshold)
+    rises, falls = events.split(3, -1)
+    assert torch.equal(events, events.round())
+    assert (events >= 0).all()
+    assert not (rises * falls).any()
+    told = threshold * (rises - falls).cumsum(0)
+    assert (told - values).abs().max() < threshold * (1 + 1e-4)
+    with pytest.raises(ValueError, match=r"threshold is 0\.0"):
+        delta(values, 0.0)
+
+
+def test_delta_events_are_those_of_a_level_that_follows():
+    values = torch.tensor([0.4, 0.6, 1.7, 1.2, 0.9, -0.3]).view(-1, 1, 1)
+    rises, falls = delta(values, 0.5).unbind(-1)
+    assert rises.flatten().tolist() == [0, 1, 2, 0, 0, 0]
+    assert falls.flatten().tolist() == [0, 0, 0, 0, 1, 2]
+    assert delta(torch.full((5, 2, 1), 0.3), 0.5).sum() == 0  # no change, no event
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda x: population(x, torch.linspace(-2, 2, 4)),
+        lambda x: latency(x, 3),
+        lambda x: delta(x, 0.3),
+    ],
+)
+def test_what_an_encoding_says_of_a_step_depends_on_nothing_later(encode):
+    values = torch.rand(8, 2, 3)
+    whole, part = encode(values), encode(values[:5])
+    assert torch.equal(whole[: len(part)], part)
