@@ -209,21 +209,20 @@ def chart(path: Path, rows: list[dict]) -> None:
     """Draws the mean accuracy of every method on every set, and its deviation."""
     import matplotlib.pyplot as plt
 
-    methods = METHODS[:5]
-    sets = [name for name in SETS if accuracies(rows, name, SPIKING)]
+    methods = [m for m in METHODS[:5] if any(row["method"] == m for row in rows)]
+    sets = [name for name in SETS if any(row["dataset"] == name for row in rows)]
     figure, axes = plt.subplots(figsize=(7.5, 0.8 + 0.55 * len(sets)), layout="constrained")
     for offset, method in enumerate(methods):
-        for place, name in enumerate(sets):
-            values = accuracies(rows, name, method)
-            if values:
-                axes.errorbar(
-                    mean(values),
-                    place + 0.12 * (offset - 2),
-                    xerr=pstdev(values),
-                    fmt="Do^s*"[offset],
-                    color=f"C{offset}",
-                    label=method if place == 0 else None,
-                )
+        found = {place: accuracies(rows, name, method) for place, name in enumerate(sets)}
+        found = {place: values for place, values in found.items() if values}
+        axes.errorbar(
+            [mean(values) for values in found.values()],
+            [place + 0.12 * (offset - 2) for place in found],
+            xerr=[pstdev(values) for values in found.values()],
+            fmt="Do^s*"[offset],
+            color=f"C{offset}",
+            label=method,
+        )
     axes.set_yticks(range(len(sets)), sets)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)

@@ -122,6 +122,7 @@ class TimeSeries(SequenceClassification):
 
         values = torch.cat(parts["train"][0])
         mean, deviation = values.mean(0), values.std(0, correction=0)
+        require(bool((deviation > 0).any()), f"{config.dataset}: no training sequence ever changes")
         deviation = torch.where(deviation > 0, deviation, 1.0)  # of a channel that never changes
         longest = max(map(len, parts["train"][0]))
         block = -(-longest // options.length)

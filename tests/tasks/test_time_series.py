@@ -90,6 +90,9 @@ def test_a_channel_that_never_changes_is_zero(tmp_path):
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(8) % 2)
     for sequence, _ in task_of(configured(tmp_path)).parts["train"]:
         assert not sequence[:, 1].any()
+    np.savez(tmp_path / "mine.npz", x=np.full_like(x, 3.0), y=np.arange(8) % 2)
+    with pytest.raises(InputError, match="no training sequence ever changes"):
+        task_of(configured(tmp_path))
 
 
 def test_long_sequences_are_averaged_over_blocks(mine, tmp_path):
