@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from snn_lib import (
     Gaussian,
+    LowPassSynapse,
     ResonantSynapse,
     Sequential,
     SpikingNeuron,
@@ -44,16 +45,18 @@ class SNN(nn.Module):
         super().__init__()
         options = config.hyperparameters
 
-        def synapse(channels: int) -> ResonantSynapse:
+        def synapse(channels: int) -> ResonantSynapse | LowPassSynapse:
             shortest, longest = options.shortest_memory, options.longest_memory * steps
-            return ResonantSynapse(
-                channels,
-                log_spaced(shortest, max(longest, 2 * shortest)),
-                log_spaced(min(0.5 / steps, 0.25), 0.25),  # cycles a step: from half a cycle in all
-                train_coefficients=options.train_coefficients,
-                constraint=options.constraint,
-                margin=1e-5,  # the slowest filters are near the edge of the stable set
-            )
+            memory = log_spaced(shortest, max(longest, 2 * shortest))
+            settings = {
+                "train_coefficients": options.train_coefficients,
+                "constraint": options.constraint,
+                "margin": 1e-5,  # the slowest filters are near the edge of the stable set
+            }
+            if options.synapse == "low_pass":
+                return LowPassSynapse(channels, memory, unit_energy=True, **settings)
+            cycles = log_spaced(min(0.5 / steps, 0.25), 0.25)  # a step: from half a cycle in all
+            return ResonantSynapse(channels, memory, cycles, **settings)
 
         def neuron(count: int) -> SpikingNeuron:
             return SpikingNeuron(
@@ -64,11 +67,11 @@ class SNN(nn.Module):
                 dropout=options.dropout,
             )
 
-        self.copies = -(-options.filters // inputs)
-        filters, neurons, bias = self.copies * inputs, options.neurons, options.train_bias
+        self.copies = max(-(-options.filters // inputs), 1)
+        filtered, neurons, bias = self.copies * inputs, options.neurons, options.train_bias
         self.layers = Sequential(
-            synapse(filters),
-            nn.Linear(filters, neurons, bias=bias),
+            synapse(filtered) if options.filters else nn.Identity(),
+            nn.Linear(filtered, neurons, bias=bias),
             neuron(neurons),
             synapse(neurons),
             nn.Linear(neurons, neurons, bias=bias),

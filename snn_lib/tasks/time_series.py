@@ -39,14 +39,15 @@ class TimeSeriesHyperparameters(ClassificationHyperparameters):
     window: int = setting(8, "steps that each step becomes, if the encoding is latency")
     threshold: float = setting(0.25, "change that is an event, in deviations, if it is delta")
     neurons: int = setting(128, "in each hidden layer")
-    filters: int = setting(32, "of the inputs together, at least one for each")
+    filters: int = setting(32, "of the inputs together, at least one for each; 0: none")
+    synapse: Literal["resonant", "low_pass"] = setting("resonant", "the filters")
     shortest_memory: float = setting(2.0, "decay of the first filters, from so many steps")
     longest_memory: float = setting(0.5, "to this share of the longest sequence")
     first_rate: float = setting(0.1, "firing rate of the first weights, spikes per neuron and step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, lowest in (("fields", 2), ("window", 2), ("neurons", 1), ("filters", 1)):
+        for key, lowest in (("fields", 2), ("window", 2), ("neurons", 1), ("filters", 0)):
             value = getattr(self, key)
             require(value >= lowest, f"hyperparameters.{key} is {value}, expected {lowest} or more")
         for key in ("threshold", "shortest_memory", "longest_memory"):

@@ -148,9 +148,12 @@ def test_processes_share_a_batch_and_augment_alike(mine, tmp_path, world):
             assert torch.equal(share.lengths, batch.lengths[rank::world])
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding):
-    config = configured(tmp_path, encoding=encoding)
+@pytest.mark.parametrize(
+    "options",
+    [*({"encoding": name} for name in ENCODINGS), {"synapse": "low_pass"}, {"filters": 0}],
+)
+def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, options):
+    config = configured(tmp_path, **options)
     time_series.task.prepare(config, CPU)
     torch.manual_seed(0)
     model = time_series.build_model(config).eval()
@@ -197,7 +200,7 @@ def test_bad_input_is_refused_in_a_line(tmp_path):
         (TimeSeriesHyperparameters, {"fields": 1}, "fields is 1, expected 2 or more"),
         (TimeSeriesHyperparameters, {"window": 1}, "window is 1, expected 2 or more"),
         (TimeSeriesHyperparameters, {"neurons": 0}, "neurons is 0, expected 1 or more"),
-        (TimeSeriesHyperparameters, {"filters": 0}, "filters is 0, expected 1 or more"),
+        (TimeSeriesHyperparameters, {"filters": -1}, "filters is -1, expected 0 or more"),
         (TimeSeriesHyperparameters, {"threshold": 0.0}, "threshold is 0.0, expected > 0"),
         (TimeSeriesHyperparameters, {"first_rate": 1.0}, "first_rate is 1.0, expected in (0, 1)"),
         (SeriesOptions, {"validation_share": 1.0}, "validation_share is 1.0, expected a share"),
