@@ -143,3 +143,22 @@ def test_the_loop_computes_what_this_library_computes(monkeypatch):
     assert torch.equal(ours, loops)
     for one, other in zip(ours_grad, loops_grad, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("aeon")
+    rows, printed = run_smoke("archives", tmp_path)
+    assert {row["dataset"] for row in rows} == {"UnitTest"}
+    found = {row["method"]: row for row in rows}
+    assert len(found) == len(rows) == 8
+    spiking = int(found["SNN-IIR"]["parameters"])
+    for method, row in found.items():
+        assert 0 <= float(row["accuracy"]) <= 1
+        assert f"UnitTest, {method}, seed 0" in printed
+        assert bool(row["spikes"]) == method.startswith("SNN-IIR")
+        if method.startswith("nn."):
+            assert 0.95 * spiking < int(row["parameters"]) <= spiking
+    again, printed = run_smoke("archives", tmp_path)
+    assert again == rows
+    assert "seed 0" not in printed
