@@ -227,7 +227,7 @@ def chart(path: Path, rows: list[dict]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("test accuracy, %: mean and deviation over the seeds")
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=len(methods))
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
