@@ -62,7 +62,7 @@ class Activity:
         sequences: number of input sequences.
         events: per layer, the non-zero elements that neurons sent or synapses received.
         elements: per layer, all elements.
-        currents: per synapse layer, those of its events that came among values other than 0 and 1.
+        currents: per synapse layer, those of its events that came among others than 0, 1 and -1.
         lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded:
             what lies behind them is not counted. Whoever runs the model sets it.
         fan_out: per synapse layer, the neurons that each of its channels reaches through the
@@ -172,7 +172,7 @@ class Activity:
         events = torch.count_nonzero(counted)
         self.events[name] = self.events.get(name, 0) + events
         if isinstance(layer, IIRSynapse):
-            spikes = ((counted == 0) | (counted == 1)).all()
+            spikes = ((counted == 0) | (counted.abs() == 1)).all()
             self.currents[name] = self.currents.get(name, 0) + events * ~spikes
         self.elements[name] = self.elements.get(name, 0) + elements
 
