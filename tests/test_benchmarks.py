@@ -12,11 +12,11 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_smoke(name, folder):
+def run_smoke(name, folder, *flags):
     """Rows of the CSV, and what was printed."""
     output = folder / "new" / name
     script = str(BENCHMARKS / f"{name}.py")
-    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output)]
+    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output), *flags]
     run = subprocess.run(
         [sys.executable, script, *options],
         capture_output=True,
@@ -105,6 +105,19 @@ def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
         assert float(row["spikes_per_image"]) > 0
 
 
+def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("operations", tmp_path, "--train")
+    assert [row["model"] for row in rows[:2]] == ["snn_mlp_1", "snn_mlp_1_poisson"]
+    for row in rows:
+        assert row["model"] in printed
+        early, all_steps = float(row["operations_lead_1"]), float(row["additions"])
+        assert early <= all_steps + float(row["multiply_accumulates"]) + 1
+        assert 1 <= float(row["steps_lead_1"]) <= float(row["steps_lead_6"]) <= float(row["steps"])
+    again, _ = run_smoke("operations", tmp_path)
+    assert again == rows
+
+
 def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from scaling import slope
@@ -133,3 +146,22 @@ def test_the_loop_computes_what_this_library_computes(monkeypatch, name):
     assert torch.equal(ours, loops)
     for one, other in zip(ours_grad, loops_grad, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("aeon")
+    rows, printed = run_smoke("archives", tmp_path)
+    assert {row["dataset"] for row in rows} == {"UnitTest"}
+    found = {row["method"]: row for row in rows}
+    assert len(found) == len(rows) == 8
+    spiking = int(found["SNN-IIR"]["parameters"])
+    for method, row in found.items():
+        assert 0 <= float(row["accuracy"]) <= 1
+        assert f"UnitTest, {method}, seed 0" in printed
+        assert bool(row["spikes"]) == method.startswith("SNN-IIR")
+        if method.startswith("nn."):
+            assert 0.95 * spiking < int(row["parameters"]) <= spiking
+    again, printed = run_smoke("archives", tmp_path)
+    assert again == rows
+    assert "seed 0" not in printed

@@ -85,6 +85,14 @@ def test_the_pretrained_model_of_each_config_file(config):
     assert float(accuracy(tested.out)) > 97
 
 
+def test_the_pretrained_model_of_time_series():
+    pytest.importorskip("aeon")
+    tested = shell(sys.executable, "time_series.py", "--test")
+    assert tested.code == 0, tested.err
+    assert "checkpoint/pretrained_time_series" in tested.out
+    assert float(accuracy(tested.out)) > 95
+
+
 def test_help(tmp_path):
     shown = shell(sys.executable, ROOT / "snn_mlp_2.py", "--help", cwd=tmp_path)
     assert (shown.code, shown.err) == (0, "")

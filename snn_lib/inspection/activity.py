@@ -66,7 +66,7 @@ class Activity:
         events: per layer, the non-zero elements that neurons sent or synapses received.
         elements: per layer, all elements.
         arrivals: per synapse layer, its synaptic operations: events times the neurons they reach.
-        currents: per synapse layer, those of its arrivals among values other than 0 and 1.
+        currents: per synapse layer, those of its arrivals among others than 0, 1 and -1.
         lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded:
             what lies behind them is not counted. Whoever runs the model sets it.
         fan_out: per synapse layer, the neurons that each of its channels reaches through the
@@ -180,7 +180,7 @@ class Activity:
             return
         self.fan_out[name] = fan_out
         arrivals = (received.ne(0).sum((0, 1)) * fan_out).sum()
-        spikes = ((received == 0) | (received == 1)).all()
+        spikes = ((received == 0) | (received.abs() == 1)).all()
         self.arrivals[name] = self.arrivals.get(name, 0) + arrivals
         self.currents[name] = self.currents.get(name, 0) + arrivals * ~spikes
 
