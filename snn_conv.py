@@ -122,11 +122,11 @@ class SNN(nn.Module):
         return self.layers(maps, state)
 
 
-class Digits(DigitClassification):
+class ConvDigits(DigitClassification):
     """Digit classification with the settings of this network."""
 
     config_class = ConvConfig
 
 
 if __name__ == "__main__":
-    main(__file__, SNN, Digits())
+    main(__file__, SNN, ConvDigits())

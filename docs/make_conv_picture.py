@@ -3,8 +3,9 @@
     python docs/make_conv_picture.py                                   # the pretrained snn_conv
     python docs/make_conv_picture.py --checkpoint checkpoint/try_best --digit 7
 
-Above, a row is a feature map of the first layer, a column a time step, a dot a neuron that spikes.
-Below, the weights of these maps, and what their filters answer to one spike.
+Above, a row is a feature map of the first layer, a column a time step, a dot a neuron that spikes;
+before them the weights of the map and the sum of its spikes. Below, what the filters of every layer
+answer to one spike: each channel's, their median, and dashed what training began with.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
-from snn_conv import SNN, ConvConfig, Digits
+from snn_conv import SNN, ConvConfig, ConvDigits
 from snn_lib.inspection import plotting
 from snn_lib.inspection.monitor import Monitor, as_numpy
 from snn_lib.neurons import SpikingNeuron
@@ -27,7 +28,7 @@ from snn_lib.training.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, INK = "#ffffff", "#444444"  # opaque, to be read on a dark page as well
-MAPS = 8  # at most
+MAPS = 6  # at most, those that spike most
 
 
 def trained(path: Path) -> Experiment:
@@ -35,7 +36,7 @@ def trained(path: Path) -> Experiment:
     checkpoint = load_checkpoint(path)
     overrides = ["device=cpu", f"dataset_path={ROOT / 'dataset'}"]
     config = config_from_dict(ConvConfig, checkpoint["config"], overrides)
-    experiment = Experiment(SNN, Digits(), config)
+    experiment = Experiment(SNN, ConvDigits(), config)
     load_weights(experiment.model, checkpoint, path)
     return experiment
 
@@ -63,9 +64,9 @@ def draw(experiment: Experiment, image: Tensor, spikes: Tensor) -> plt.Figure:
         [m for m in network.modules() if isinstance(m, IIRSynapse)] for network in (model, initial)
     )
 
-    figure = plt.figure(figsize=(1.0 + 0.75 * steps, 0.75 * maps + 3.6), facecolor=PAPER)
+    figure = plt.figure(figsize=(1.0 + 0.75 * steps, 0.75 * maps + 2.8), facecolor=PAPER)
     figure.set_layout_engine("constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(0.75 * maps + 0.4, 3.2))
+    above, below = figure.subfigures(2, 1, height_ratios=(0.75 * maps + 0.4, 2.4))
     grid = above.subplots(maps, steps + 2, squeeze=False)
     limit = convolution.weight.detach().abs().max().item()
     for row, number in zip(grid, busiest.tolist(), strict=True):
@@ -110,7 +111,7 @@ def main() -> None:
     chosen = parser.parse_args()
     experiment = trained(chosen.checkpoint)
     figure = draw(experiment, *seen_and_fired(experiment, chosen.digit))
-    figure.savefig(chosen.output, dpi=110, facecolor=PAPER)
+    figure.savefig(chosen.output, dpi=100, facecolor=PAPER)
     print(f"wrote {chosen.output}, {chosen.output.stat().st_size / 1024:.0f} KiB")
 
 

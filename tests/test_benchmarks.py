@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import tiny, train
+from torch import nn
+
+from snn_conv import SNN, ConvConfig
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -129,13 +133,12 @@ def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
 def test_the_loop_computes_what_this_library_computes(monkeypatch, name):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import networks
-    from networks import SNN, Loop
 
     network = replace(getattr(networks, name).small(), dropout=0.0)
     x, loss = network.data("cpu")
     x = (torch.rand(x.shape) < 0.5).float()  # enough of them to fire
     found = []
-    for build in (SNN, Loop):
+    for build in (networks.SNN, networks.Loop):
         torch.manual_seed(0)
         model = build(network)
         output = model(x)
@@ -165,3 +168,22 @@ def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
     again, printed = run_smoke("archives", tmp_path)
     assert again == rows
     assert "seed 0" not in printed
+
+
+def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from dense_conv import Dense, DenseDigits
+
+    overrides = ("hyperparameters.channels=[4,8,8]", "hyperparameters.batch_size=32")
+    options = {"model": Dense, "task": DenseDigits()}
+    script = BENCHMARKS / "dense_conv.py"
+    trained = train(*tiny(tmp_path, *overrides), **options, script=script)
+    assert "epoch 2/2" in trained.out
+    config = ConvConfig(name="dense")
+    dense, spiking = Dense(config), SNN(config)
+    sizes = [
+        [m.weight.shape for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+        for model in (dense, spiking)
+    ]
+    assert sizes[0] == sizes[1]
+    assert dense(torch.rand(784).expand(10, 2, 784)).shape == (1, 2, 10)

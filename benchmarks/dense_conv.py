@@ -1,0 +1,57 @@
+"""The dense network beside snn_conv.py: the same convolutions, data, augmentation and training.
+
+    python benchmarks/dense_conv.py --train --config_file snn_conv.yaml name=dense_conv
+
+It sees each image once, without a time axis, and has a ReLU where the other spikes. Settings of
+time, neurons and filters have no effect.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
+from snn_conv import ConvConfig, ConvDigits
+from snn_lib.inspection.activity import Activity
+from snn_lib.tasks.digits import CLASSES
+from snn_lib.training import main
+
+
+class Dense(nn.Module):
+    """16C3-P2-32C3-P2-64C3-P2-256-10 with ReLU.
+
+    Shape:
+        An image that is constant over time ``(T, B, 784)`` to logits ``(1, B, 10)``.
+    """
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__()
+        options = config.hyperparameters
+        first, second, third = options.channels
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            *(nn.Conv2d(1, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(second, third, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            nn.Flatten(),
+            *(nn.Linear(9 * third, options.hidden), nn.ReLU(), nn.Dropout(options.dropout)),
+            nn.Linear(options.hidden, CLASSES),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Looks at the first step; see the class for shapes."""
+        return self.layers(x[0])[None]
+
+
+class DenseDigits(ConvDigits):
+    """The same task, of a network that has no spikes to count."""
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Nothing beyond the metrics."""
+        return iter(())
+
+
+if __name__ == "__main__":
+    main(__file__, Dense, DenseDigits())
