@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snn_lib.functional import channels_last
+
 
 class Output(NamedTuple):
     """What a stateful module returns, ``(output, state)`` as ``nn.GRU`` does.
@@ -188,7 +190,11 @@ class PerStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the module; see the class for shapes."""
-        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        if channels_last(x):  # a single channel, too, for which flatten alone would forget it
+            folded = x.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
+        else:
+            folded = x.flatten(0, 1)
+        return self.module(folded).unflatten(0, x.shape[:2])
 
 
 class Chunked(StatefulModule):

@@ -74,7 +74,7 @@ def iir_filter(
         )
     past_output, past_input = (tensor.to(x.dtype) for tensor in state)
 
-    last = _channels_last(x)
+    last = channels_last(x)
     output, last_output = operators.iir_filter(
         _fold(x, 2, last),
         _fold(alpha, 1, last),
@@ -150,7 +150,7 @@ def spiking_neuron(
     if state is None:
         state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
     state = [tensor.to(dtype) for tensor in state]
-    last = _channels_last(current)
+    last = channels_last(current)
     if type(surrogate) in SURROGATES.values():
         name, width, slope = surrogate.name, surrogate.width, None
     else:
@@ -174,6 +174,14 @@ def spiking_neuron(
         _unfold(membrane, features, last),
         _unfold(reset, features, last),
     )
+
+
+def channels_last(sequence: Tensor) -> bool:
+    """Whether the channels of feature maps ``(T, B, C, *positions)`` lie side by side in memory.
+
+    PyTorch's ``channels_last`` of convolutions. Folded in this order, a map is never copied.
+    """
+    return sequence.dim() > 3 and sequence.stride(2) == 1
 
 
 def draw_seed(device: torch.device | str) -> Tensor:
@@ -277,26 +285,21 @@ def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1
     return coefficients.expand(*coefficients.shape[:leading], *features)
 
 
-def _channels_last(sequence: Tensor) -> bool:
-    """Whether the channels of feature maps ``(T, B, C, *positions)`` lie side by side in memory.
+def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
+    """Folds the feature dimensions, those after the ``leading`` ones, into a single one.
 
-    PyTorch's ``channels_last`` of convolutions: folded in this order, a map is never copied.
+    ``last`` folds the channels, the first of them, behind the positions.
     """
-    return sequence.dim() > 3 and sequence.stride(2) == 1
-
-
-def _fold(tensor: Tensor, leading: int, channels_last: bool) -> Tensor:
-    """Folds the feature dimensions, those after the ``leading`` ones, into a single one."""
     if tensor.dim() == leading + 1:
         return tensor
-    return (tensor.movedim(leading, -1) if channels_last else tensor).flatten(leading)
+    return (tensor.movedim(leading, -1) if last else tensor).flatten(leading)
 
 
-def _unfold(tensor: Tensor, features: torch.Size, channels_last: bool) -> Tensor:
+def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
     """Undoes ``_fold``."""
     if len(features) == 1:
         return tensor
-    if not channels_last:
+    if not last:
         return tensor.unflatten(-1, features)
     channels, *positions = features
     return tensor.unflatten(-1, (*positions, channels)).movedim(-1, tensor.dim() - 1)

@@ -16,6 +16,7 @@ from snn_lib import SpikingNeuron
 from snn_lib.errors import InputError
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
+from snn_lib.training.config import load_config
 
 
 def accuracy(text):
@@ -178,3 +179,12 @@ def test_maps_of_the_convolutional_network_keep_their_channels_last():
 def test_sizes_of_the_convolutional_network_are_checked(wrong):
     with pytest.raises(InputError, match="expected three numbers and one, at least 1"):
         snn_conv.ConvHyperparameters(**wrong)
+
+
+@pytest.mark.parametrize("encoding", ["constant", "poisson"])
+def test_config_files_of_the_convolutional_network(encoding):
+    name = "snn_conv" if encoding == "constant" else f"snn_conv_{encoding}"
+    config = load_config(snn_conv.ConvConfig, ROOT / f"{name}.yaml", [])
+    assert config.name == name
+    assert config.test_checkpoint_path == f"checkpoint/pretrained_{name}"
+    assert config.hyperparameters.encoding == encoding
