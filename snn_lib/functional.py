@@ -40,7 +40,8 @@ def iir_filter(
     Args:
         x: input, ``(T, B, *features)``. An input that is constant over time may be expanded
             instead of copied. It is converted to the dtype of the recurrence.
-        alpha: ``(P, *features)``, weights of the past outputs, P >= 0.
+        alpha: ``(P, *features)``, weights of the past outputs, P >= 0. Here as in ``beta``, the
+            positions of feature maps may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
         state: ``(past_output, past_input)``, the last P outputs ``(P, B, *features)`` and the last
             Q inputs ``(Q, B, *features)`` before the first step, oldest first; zeros if ``None``.
@@ -58,6 +59,8 @@ def iir_filter(
             cannot be handed out in ``dtype``.
     """
     (alpha, beta), own = _in_one_dtype(alpha=alpha, beta=beta)
+    features = x.shape[2:]
+    alpha, beta = (_over_positions(tensor, features) for tensor in (alpha, beta))
     dtype = dtype or own
     if dtype != alpha.dtype and (alpha.dtype != torch.float32 or dtype not in LOW_PRECISION):
         raise ValueError(
@@ -71,16 +74,17 @@ def iir_filter(
         )
     past_output, past_input = (tensor.to(x.dtype) for tensor in state)
 
+    last = _channels_last(x)
     output, last_output = operators.iir_filter(
-        _fold(x, 2),
-        _fold(alpha, 1),
-        _fold(beta, 1),
-        _fold(past_output, 2),
-        _fold(past_input, 2),
+        _fold(x, 2, last),
+        _fold(alpha, 1, last),
+        _fold(beta, 1, last),
+        _fold(past_output, 2, last),
+        _fold(past_input, 2, last),
         torch.float32 if dtype == torch.float16 else dtype,  # which no kernel writes
     )
-    return _unfold(output, x.shape).to(dtype), (
-        _unfold(last_output, past_output.shape),
+    return _unfold(output, features, last).to(dtype), (
+        _unfold(last_output, features, last),
         _last(past_input, x),
     )
 
@@ -106,7 +110,8 @@ def spiking_neuron(
     Args:
         current: I, ``(T, B, *features)``. The membrane is computed in the dtype that the
             coefficients promote to, float32 at least, under autocast too.
-        reset_decay: theta, ``features``.
+        reset_decay: theta, ``features``, or shared by the positions of feature maps as in
+            :func:`iir_filter`; so are the other two.
         reset_strength: v_reset, ``features``.
         membrane_decay: lambda, ``features``; 0 for a membrane without memory.
         state: ``(membrane, reset)``, V before the first step and R at it, both
@@ -119,7 +124,8 @@ def spiking_neuron(
             Under ``torch.func.vmap`` it follows the transform's ``randomness``.
         seed: of the dropout, int64 ``(2,)`` as :func:`draw_seed` gives it, on the current's device;
             drawn if ``None``. Its second number is that of the first element, in the order of
-            ``(T, B, *features)``: a sequence in chunks has the whole one's mask if it counts on.
+            ``(T, B, *features)`` (in memory, if channels lie last there): a sequence in chunks has
+            the whole one's mask if it counts on.
 
     Returns:
         S, ``(T, B, *features)``, in the dtype that the coefficients promote to, and the state after
@@ -135,6 +141,8 @@ def spiking_neuron(
     coefficients, own = _in_one_dtype(
         reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
     )
+    features = current.shape[2:]
+    coefficients = [_over_positions(tensor, features, 0) for tensor in coefficients]
     operators.check_neuron(current, *coefficients, state)
     dtype = coefficients[0].dtype
     if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
@@ -142,28 +150,29 @@ def spiking_neuron(
     if state is None:
         state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
     state = [tensor.to(dtype) for tensor in state]
+    last = _channels_last(current)
     if type(surrogate) in SURROGATES.values():
         name, width, slope = surrogate.name, surrogate.width, None
     else:
         name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
+        slope = slope if slope is None else _fold(slope, 2, last)
 
     if seed is None or not dropout:
         no_seed = torch.zeros(2, dtype=torch.int64, device=current.device)
         seed = draw_seed(current.device) if dropout else no_seed
     spikes, membrane, reset = operators.spiking_neuron(
-        _fold(current, 2),
-        *[_fold(tensor, 0) for tensor in coefficients],
-        *[_fold(tensor, 1) for tensor in state],
+        _fold(current, 2, last),
+        *[_fold(tensor, 0, last) for tensor in coefficients],
+        *[_fold(tensor, 1, last) for tensor in state],
         name,
         width,
         slope,
         dropout,
         seed,
     )
-    shape = current.shape
-    return _unfold(spikes, shape).to(own), (
-        _unfold(membrane, shape[1:]),
-        _unfold(reset, shape[1:]),
+    return _unfold(spikes, features, last).to(own), (
+        _unfold(membrane, features, last),
+        _unfold(reset, features, last),
     )
 
 
@@ -220,7 +229,7 @@ def neuron_traces(
 
 
 def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
-    """S'(V[t]) of all steps, ``(T, B, N)``; ``None`` where no gradient will ask for it."""
+    """S'(V[t]) of all steps, as the current; ``None`` where no gradient will ask for it."""
     if not callable(getattr(surrogate, "derivative", None)):
         raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -236,7 +245,7 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
             f"{type(surrogate).__name__}.derivative has shape {tuple(shape)}, expected "
             f"{tuple(membrane.shape)} as the membrane"
         )
-    return _fold(slope.to(membrane.dtype), 2)
+    return slope.to(membrane.dtype)
 
 
 def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
@@ -255,14 +264,42 @@ def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
     return [tensor.to(dtype) for tensor in tensors], own
 
 
-def _fold(tensor: Tensor, leading: int) -> Tensor:
+def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:
+    """Those of a channel, ``(C, 1, 1)``, repeated over its feature map ``(C, H, W)``; no copy.
+
+    What does not fit comes back as it is, for a check to name it.
+    """
+    own = coefficients.shape[leading:]
+    if own == features or len(own) != len(features) or own[:1] != features[:1]:
+        return coefficients
+    if any(size not in (1, whole) for size, whole in zip(own, features, strict=True)):
+        return coefficients
+    return coefficients.expand(*coefficients.shape[:leading], *features)
+
+
+def _channels_last(sequence: Tensor) -> bool:
+    """Whether the channels of feature maps ``(T, B, C, *positions)`` lie side by side in memory.
+
+    PyTorch's ``channels_last`` of convolutions: folded in this order, a map is never copied.
+    """
+    return sequence.dim() > 3 and sequence.stride(2) == 1
+
+
+def _fold(tensor: Tensor, leading: int, channels_last: bool) -> Tensor:
     """Folds the feature dimensions, those after the ``leading`` ones, into a single one."""
-    return tensor if tensor.dim() == leading + 1 else tensor.flatten(leading)
+    if tensor.dim() == leading + 1:
+        return tensor
+    return (tensor.movedim(leading, -1) if channels_last else tensor).flatten(leading)
 
 
-def _unfold(tensor: Tensor, shape: torch.Size) -> Tensor:
+def _unfold(tensor: Tensor, features: torch.Size, channels_last: bool) -> Tensor:
     """Undoes ``_fold``."""
-    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
+    if len(features) == 1:
+        return tensor
+    if not channels_last:
+        return tensor.unflatten(-1, features)
+    channels, *positions = features
+    return tensor.unflatten(-1, (*positions, channels)).movedim(-1, tensor.dim() - 1)
 
 
 def _last(past: Tensor, sequence: Tensor) -> Tensor:
