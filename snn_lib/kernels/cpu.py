@@ -27,10 +27,9 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 from tqdm import tqdm
 
-from snn_lib.kernels import openmp
+from snn_lib.kernels import COMPUTE_DTYPES, openmp
 from snn_lib.surrogate import Gaussian
 
-PRECISIONS = {torch.float32}, {torch.float64}
 TINY = 1e-30
 TILE = 2048  # elements of a tile at one time step
 TILE_CHANNELS = 1024
@@ -116,10 +115,14 @@ def _check_dtypes(sequences: tuple[Tensor, ...], *others: Tensor) -> None:
     Coefficients, states and what they are computed with are in one dtype, float32 or float64;
     ``sequences`` may also be in bfloat16.
     """
-    computed = {tensor.dtype for tensor in others}
-    handed = {sequence.dtype for sequence in sequences}
-    if computed not in PRECISIONS or not handed <= computed | {torch.bfloat16}:
-        given = ", ".join(sorted(map(str, computed | handed)))
+    dtype = others[0].dtype
+    fits = dtype in COMPUTE_DTYPES
+    for tensor in others:
+        fits = fits and tensor.dtype == dtype
+    for tensor in sequences:
+        fits = fits and tensor.dtype in (dtype, torch.bfloat16)
+    if not fits:
+        given = ", ".join(sorted({str(tensor.dtype) for tensor in (*sequences, *others)}))
         raise TypeError(
             f"the CPU kernels got {given}, expected torch.float32 or torch.float64 throughout, "
             "or torch.bfloat16 in the sequences between matrix products"
@@ -133,7 +136,8 @@ def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *argumen
     length tells the order, are to be contiguous.
     """
     rows, columns = _tile_shape(shape)
-    items = -(-shape[1] // rows) * -(-shape[2] // columns)
+    _, batch, channels = shape
+    items = -(-batch // rows) * -(-channels // columns)
     arguments = (rows, columns, *map(_array, arguments))
     threads = 1 if shape.numel() <= SMALL else max(1, min(torch.get_num_threads(), items))
     openmp.run(kernel, parallel, threads, items, arguments)
@@ -353,16 +357,18 @@ def filter_forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """See ``eager.filter_forward``."""
-    output = torch.empty(x.shape, dtype=dtype)
+    shape, (order_p, _) = x.shape, alpha.shape
+    steps, batch, channels = shape
+    output = torch.empty(steps, batch, channels, dtype=dtype)
     _check_dtypes((output,), x, alpha, beta, past_output, past_input)
-    last_output = torch.empty(past_output.shape, dtype=x.dtype)
+    last_output = torch.empty(order_p, batch, channels, dtype=x.dtype)
     # The outputs that are still needed unrounded, F[t] at t % len(recent).
-    rounds = dtype != x.dtype or len(x) <= len(alpha)
-    recent = torch.empty(len(alpha) + 1, *x.shape[1:], dtype=x.dtype) if rounds else output
+    rounds = dtype != x.dtype or steps <= order_p
+    recent = torch.empty(order_p + 1, batch, channels, dtype=x.dtype) if rounds else output
     _share_out(
         _filter_forward,
         _filter_forward_parallel,
-        x.shape,
+        shape,
         x,
         alpha.contiguous(),
         beta.contiguous(),
@@ -610,17 +616,18 @@ def neuron_forward(
     membrane: Tensor,
     reset: Tensor,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``eager.neuron_forward``."""
     coefficients = reset_decay, reset_strength, membrane_decay
     _check_dtypes((current,), *coefficients, membrane, reset)
-    spikes = torch.empty(current.shape, dtype=reset_decay.dtype)
+    shape = current.shape
+    spikes = torch.empty(*shape, dtype=reset_decay.dtype)
     membrane, reset = _copy(membrane), _copy(reset)
     _share_out(
         _neuron_forward,
         _neuron_forward_parallel,
-        current.shape,
+        shape,
         current,
         *coefficients,
         membrane,
@@ -813,7 +820,7 @@ def neuron_backward(
     width: float,
     slope: Tensor | None,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.neuron_backward``."""
@@ -869,12 +876,12 @@ def _needed(gradients: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, 
     )
 
 
-def _dropout_arguments(dropout: float, seed: Tensor) -> tuple:
+def _dropout_arguments(dropout: float, seed: Tensor | None) -> tuple:
     """Whether to drop, the first element's number, the halves of the key, the threshold of the
 
     hash, the survivors' scale.
     """
-    key, number = seed.tolist()
+    key, number = seed.tolist() if dropout else (0, 0)
     return (
         dropout > 0.0,
         number,
