@@ -150,8 +150,8 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
     return tuple(1e3 * np.quantile(seconds, (0.25, 0.5, 0.75)))
 
 
-def options(description: str, name: str) -> argparse.Namespace:
-    """The command line that the benchmarks share."""
+def options(description: str, name: str, **flags: str) -> argparse.Namespace:
+    """The command line that the benchmarks share, with flags of one's own and what they do."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     default = ROOT / "benchmarks" / "results" / name
@@ -160,6 +160,8 @@ def options(description: str, name: str) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
     parser.add_argument("--smoke", action="store_true", help="tiny networks, to see that it runs")
+    for flag, text in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
     chosen = parser.parse_args()
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     return chosen

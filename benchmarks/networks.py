@@ -7,7 +7,7 @@ between its matrix products, and what it leaves out, is its ``note``.
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +27,9 @@ class Network:
     """Layer sizes, time steps T, batch B and constants of one experiment.
 
     With ``images``, the input is one image per sample, repeated at every step, and the loss the
-    cross-entropy of the output spike counts; otherwise input and target are spike trains.
+    cross-entropy of the output spike counts; otherwise input and target are spike trains. So many
+    ``convolutions`` come first, 3 x 3 on square maps, whose sizes are their channels; maps are
+    pooled, 2 x 2, before every next layer, and dropout is behind the maps alone.
     """
 
     sizes: tuple[int, ...]
@@ -37,22 +39,43 @@ class Network:
     images: bool
     batch: int = 64
     dropout: float = 0.0
+    convolutions: int = 0
+    side: int = 28  # of the first maps
 
     def __str__(self) -> str:
-        return f"{'-'.join(map(str, self.sizes))}, T = {self.steps}"
+        kinds = ("C3",) * self.convolutions + ("",) * len(self.sizes)
+        names = (f"{size}{kind}" for size, kind in zip(self.sizes[1:], kinds, strict=False))
+        first = f"{self.side}x{self.side}" if self.convolutions else str(self.sizes[0])
+        return f"{'-'.join([first, *names])}, T = {self.steps}"
+
+    @property
+    def inputs(self) -> int:
+        """Pixels or spike trains."""
+        return self.sizes[0] * (self.side**2 if self.convolutions else 1)
 
     def small(self) -> "Network":
         """As many layers, but tiny."""
-        return replace(self, sizes=(8,) * len(self.sizes), steps=min(self.steps, 3), batch=2)
+        sizes = (self.sizes[0] if self.convolutions else 8, *[8] * (len(self.sizes) - 1))
+        return replace(self, sizes=sizes, steps=min(self.steps, 3), batch=2, side=8)
 
-    def layers(self) -> Iterator[tuple[int, int, float]]:
-        """Inputs, outputs and output dropout of every layer."""
+    def layers(self) -> Iterator["Layer"]:
+        """What is between one layer of neurons and the next, first layer first."""
+        last = len(self.sizes) - 2
         for index, (inputs, outputs) in enumerate(pairwise(self.sizes)):
-            yield inputs, outputs, 0.0 if index == len(self.sizes) - 2 else self.dropout
+            dropout = 0.0 if index == last else self.dropout
+            if index < self.convolutions:
+                before = Pooled() if index else Maps(self.side)
+                yield Layer(inputs, outputs, 0.0, before, convolves=True)
+            elif 0 < index == self.convolutions:
+                positions = (self.side >> index) ** 2
+                flattened = nn.Sequential(Pooled(), nn.Flatten(-3))
+                yield Layer(inputs * positions, outputs, dropout, flattened)
+            else:
+                yield Layer(inputs, outputs, dropout)
 
     def data(self, device: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The input ``(T, B, N)``, and the loss of an output ``(T, B, M)``."""
-        shape = (self.steps, self.batch, self.sizes[0])
+        shape = (self.steps, self.batch, self.inputs)
         if self.images:  # a fifth of the pixels are bright, as in a handwritten digit
             image = torch.rand(shape[1:], device=device) * (
                 torch.rand(shape[1:], device=device) < 0.2
@@ -67,12 +90,80 @@ class Network:
         return spikes, lambda output: nn.functional.mse_loss(output.float(), target)
 
 
+class Maps(nn.Module):
+    """Pixels as feature maps, whose channels lie last in memory: so convolutions are faster."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.side, self.side, -1)).movedim(-1, -3)
+
+
+class Pooled(nn.MaxPool2d):
+    """Maximum over 2 x 2 positions, of one step ``(B, C, H, W)`` or of all ``(T, B, C, H, W)``."""
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = super().forward(x.flatten(0, -4))
+        return pooled.unflatten(0, x.shape[:-3])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights from one layer of neurons to the next.
+
+    Attributes:
+        inputs, outputs: channels of feature maps, or neurons.
+        dropout: of the output.
+        before: what the spikes go through before they are filtered.
+        convolves: whether the weights are a convolution.
+    """
+
+    inputs: int
+    outputs: int
+    dropout: float
+    before: nn.Module = field(default_factory=nn.Identity)
+    convolves: bool = False
+
+    def shape(self, channels: int) -> tuple[int, ...]:
+        """Of coefficients, one for each map or neuron."""
+        return (channels, 1, 1) if self.convolves else (channels,)
+
+    def weights(self, gain: float = GAIN) -> nn.Module:
+        """Random weights, of standard deviation gain / sqrt(inputs of a neuron)."""
+        if self.convolves:
+            layer = nn.Conv2d(self.inputs, self.outputs, 3, padding=1)
+        else:
+            layer = nn.Linear(self.inputs, self.outputs)
+        nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+        return layer
+
+    def weights_of_steps(self, gain: float = GAIN) -> nn.Module:
+        """The same for all steps at once."""
+        return snn_lib.PerStep(self.weights(gain)) if self.convolves else self.weights(gain)
+
+
 DIGITS = Network((784, 500, 500, 10), steps=25, tau_m=4, tau_s=1, images=True, dropout=0.3)
 MEMORY = Network((300, 500, 200, 500, 300), steps=300, tau_m=8, tau_s=2, images=False)
 # The widths of sequential_mnist.py, a pixel a step. Here the pixel is filtered and the output
 # spikes as well: a filter of one channel and ten neurons more.
 PIXELS = Network(
     (1, 64, 256, 256, 10), steps=784, tau_m=8, tau_s=2, images=False, batch=100, dropout=0.1
+)
+# That of snn_conv.py.
+MAPS = Network(
+    (1, 16, 32, 64, 256, 10),
+    steps=10,
+    tau_m=4,
+    tau_s=1,
+    images=True,
+    batch=32,
+    dropout=0.3,
+    convolutions=3,
 )
 
 
@@ -96,25 +187,24 @@ class Variant:
     longest: int | None = None  # more time steps would take minutes
 
 
-def linear(inputs: int, outputs: int, gain: float = GAIN) -> nn.Linear:
-    """Random weights, of standard deviation gain / sqrt(inputs)."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs))
-    return layer
-
-
 class SNN(nn.Module):
     """The network of the experiments, from this library."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs, dropout in network.layers():
+        for layer in network.layers():
             layers += [
-                snn_lib.DualExponentialSynapse(inputs, network.tau_m, network.tau_s),
-                linear(inputs, outputs),
+                layer.before,
+                snn_lib.DualExponentialSynapse(
+                    layer.shape(layer.inputs), network.tau_m, network.tau_s
+                ),
+                layer.weights_of_steps(),
                 snn_lib.SpikingNeuron(
-                    outputs, network.tau_m, surrogate=snn_lib.Gaussian(SIGMA), dropout=dropout
+                    layer.shape(layer.outputs),
+                    network.tau_m,
+                    surrogate=snn_lib.Gaussian(SIGMA),
+                    dropout=layer.dropout,
                 ),
             ]
         self.layers = snn_lib.Sequential(*layers)
@@ -148,19 +238,20 @@ class GaussianSpike(torch.autograd.Function):
 class LoopLayer(nn.Module):
     """One time step of one layer, as one would write it from the equations."""
 
-    def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
+    def __init__(self, layer: Layer, network: Network) -> None:
         super().__init__()
         p, q = decays_of(network.tau_m, network.tau_s)
-        self.alpha_1 = nn.Parameter(torch.full((inputs,), p + q))
-        self.alpha_2 = nn.Parameter(torch.full((inputs,), -p * q))
-        self.beta_0 = nn.Parameter(torch.full((inputs,), p - q))
-        self.weights = linear(inputs, outputs)
+        shape = layer.shape(layer.inputs)
+        self.alpha_1 = nn.Parameter(torch.full(shape, p + q))
+        self.alpha_2 = nn.Parameter(torch.full(shape, -p * q))
+        self.beta_0 = nn.Parameter(torch.full(shape, p - q))
+        self.before, self.weights = layer.before, layer.weights()
         self.theta = p
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(layer.dropout)
 
     def forward(self, x: Tensor, state: tuple) -> tuple[Tensor, tuple]:
         f_1, f_2, reset = state  # F[t-1], F[t-2], R[t]; a number before the first step
-        f = self.alpha_1 * f_1 + self.alpha_2 * f_2 + self.beta_0 * x
+        f = self.alpha_1 * f_1 + self.alpha_2 * f_2 + self.beta_0 * self.before(x)
         spikes = GaussianSpike.apply(self.weights(f).float() - reset)
         return self.dropout(spikes), (f, f_1, self.theta * reset + spikes)
 
@@ -170,7 +261,7 @@ class Loop(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(LoopLayer(*layer, network) for layer in network.layers())
+        self.layers = nn.ModuleList(LoopLayer(layer, network) for layer in network.layers())
 
     def forward(self, x: Tensor) -> Tensor:
         states = [(0.0, 0.0, 0.0)] * len(self.layers)
@@ -187,10 +278,10 @@ class Recurrent(nn.Module):
 
     def __init__(self, kind: type[nn.RNNBase], network: Network) -> None:
         super().__init__()
-        *layers, (inputs, outputs, _) = network.layers()
-        self.layers = nn.ModuleList(kind(before, after) for before, after, _ in layers)
+        *layers, last = network.layers()
+        self.layers = nn.ModuleList(kind(layer.inputs, layer.outputs) for layer in layers)
         self.dropout = nn.Dropout(network.dropout)
-        self.output = nn.Linear(inputs, outputs)
+        self.output = nn.Linear(last.inputs, last.outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -201,6 +292,6 @@ class Recurrent(nn.Module):
 def dense(network: Network) -> nn.Module:
     """The floor: the matrix products of the SNN and nothing else but ReLU."""
     layers: list[nn.Module] = []
-    for inputs, outputs, _ in network.layers():
-        layers += [linear(inputs, outputs), nn.ReLU()]
+    for layer in network.layers():
+        layers += [layer.before, layer.weights_of_steps(), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -14,22 +14,24 @@ import importlib.util
 from functools import partial
 
 import torch
-from networks import DIGITS, GAIN, MEMORY, Network, Variant, linear
+from networks import DIGITS, GAIN, MEMORY, Layer, Network, Variant
 from torch import Tensor, nn
 
 from snn_lib.time_constants import decays_of
 
 
 class SnnTorchLayer(nn.Module):
-    def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
+    def __init__(self, layer: Layer, network: Network) -> None:
         super().__init__()
         import snntorch
 
         p, q = decays_of(network.tau_m, network.tau_s)
-        self.weights, self.dropout = linear(inputs, outputs), nn.Dropout(dropout)
+        shape = layer.shape(layer.outputs)
+        self.before, self.weights = layer.before, layer.weights_of_steps()
+        self.dropout = nn.Dropout(layer.dropout)
         self.neuron = snntorch.Synaptic(
-            alpha=torch.full((outputs,), q),
-            beta=torch.full((outputs,), p),
+            alpha=torch.full(shape, q),
+            beta=torch.full(shape, p),
             learn_alpha=True,
             learn_beta=True,
             spike_grad=snntorch.surrogate.atan(),
@@ -38,21 +40,22 @@ class SnnTorchLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         synapse, membrane = self.neuron.reset_mem()
         outputs = []
-        for current in self.weights(x).unbind():
+        for current in self.weights(self.before(x)).unbind():
             spikes, synapse, membrane = self.neuron(current, synapse, membrane)
             outputs.append(spikes)
         return self.dropout(torch.stack(outputs))
 
 
 class NorseLayer(nn.Module):
-    def __init__(self, inputs: int, outputs: int, dropout: float, network: Network) -> None:
+    def __init__(self, layer: Layer, network: Network) -> None:
         super().__init__()
         # Euler steps of 1 ms: dt / tau is 1 - decay, and scales the input current as well.
         rate_m, rate_s = (1.0 - decay for decay in decays_of(network.tau_m, network.tau_s))
-        self.weights = linear(inputs, outputs, gain=GAIN / rate_m)
-        self.dropout = nn.Dropout(dropout)
-        self.tau_mem_inv = nn.Parameter(torch.full((outputs,), 1e3 * rate_m))
-        self.tau_syn_inv = nn.Parameter(torch.full((outputs,), 1e3 * rate_s))
+        self.before, self.weights = layer.before, layer.weights_of_steps(gain=GAIN / rate_m)
+        self.dropout = nn.Dropout(layer.dropout)
+        shape = layer.shape(layer.outputs)
+        self.tau_mem_inv = nn.Parameter(torch.full(shape, 1e3 * rate_m))
+        self.tau_syn_inv = nn.Parameter(torch.full(shape, 1e3 * rate_s))
 
     def forward(self, x: Tensor) -> Tensor:
         from norse.torch.functional.lif import (
@@ -62,7 +65,7 @@ class NorseLayer(nn.Module):
         )
         from norse.torch.functional.lift import lift
 
-        currents = self.weights(x)
+        currents = self.weights(self.before(x))
         rest = torch.zeros_like(currents[0])
         parameters = LIFParameters(self.tau_syn_inv, self.tau_mem_inv)
         neuron = lift(lif_feed_forward_step, parameters)
@@ -88,7 +91,8 @@ class SpikingJelly(nn.Module):
         from spikingjelly.activation_based import layer, neuron, surrogate
 
         layers: list[nn.Module] = []
-        for inputs, outputs, dropout in network.layers():
+        for described in network.layers():
+            layers.append(described.before)
             if synapse_filter:
                 layers.append(layer.SynapseFilter(network.tau_m, learnable=True, step_mode="m"))
             plif = neuron.ParametricLIFNode(
@@ -99,7 +103,7 @@ class SpikingJelly(nn.Module):
                 step_mode="s" if unbound else "m",
             )
             plif = Unbound(plif) if unbound else plif
-            layers += [linear(inputs, outputs), plif, nn.Dropout(dropout)]
+            layers += [described.weights_of_steps(), plif, nn.Dropout(described.dropout)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,11 +118,11 @@ def spikingjelly_filter(network: Network) -> nn.Module:
 
 
 def snntorch_network(network: Network) -> nn.Module:
-    return nn.Sequential(*(SnnTorchLayer(*layer, network) for layer in network.layers()))
+    return nn.Sequential(*(SnnTorchLayer(layer, network) for layer in network.layers()))
 
 
 def norse_network(network: Network) -> nn.Module:
-    return nn.Sequential(*(NorseLayer(*layer, network) for layer in network.layers()))
+    return nn.Sequential(*(NorseLayer(layer, network) for layer in network.layers()))
 
 
 VARIANTS = [

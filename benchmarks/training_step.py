@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from measuring import interleave, machine, options, quartiles
-from networks import DIGITS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent, Variant, dense
+from networks import DIGITS, MAPS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent, Variant, dense
 from other_libraries import installed
 from torch import nn
 
@@ -149,7 +149,7 @@ def main() -> None:
     chosen = options(__doc__, "training_step")
     tables = []
     notes = {}
-    for network in (DIGITS, MEMORY, PIXELS):
+    for network in (DIGITS, MEMORY, MAPS, PIXELS):
         rows = rows_of(network, chosen.device)
         notes |= {row.name: row.note for row in rows}
         rounds = ROUNDS if network.steps < PIXELS.steps else LONG_ROUNDS

@@ -1,4 +1,9 @@
-"""Encodings: how a static image becomes an input over time, ``(B, *features)`` to ``(T, B, *)``."""
+"""Encodings: how values become an input over time.
+
+:func:`constant`, :func:`poisson` and :func:`latency` take static values such as an image's,
+``(B, *features)`` to ``(T, B, *features)``. The others take values that change over time,
+``(T, B, channels)``, to more channels; what they say of a step depends on nothing later.
+"""
 
 from typing import Literal, get_args
 
@@ -67,7 +72,7 @@ def latency(
     Args:
         values: ``(B, *features)``; those above 1 count as 1.
         length: T.
-        threshold: in (0, 1).
+        threshold: in [0, 1), and not 0 for the logarithmic law.
         law: how a value becomes a time.
         tau: of the logarithmic law, in steps.
         jitter: deviation of the normal noise on each time, in steps; a spike stays within T.
@@ -83,11 +88,13 @@ def latency(
     _check_floating(values, "fractions")
     if law not in get_args(LatencyLaw):
         raise ValueError(f"law is {law!r}, expected one of {', '.join(get_args(LatencyLaw))}")
-    if not (0 < threshold < 1 and tau > 0 and jitter >= 0):
+    if not (0 <= threshold < 1 and tau > 0 and jitter >= 0):
         raise ValueError(
-            f"threshold is {threshold}, tau {tau}, jitter {jitter}, expected 0 < threshold < 1, "
+            f"threshold is {threshold}, tau {tau}, jitter {jitter}, expected 0 <= threshold < 1, "
             "tau > 0, jitter >= 0"
         )
+    if law == "logarithmic" and threshold == 0:
+        raise ValueError("threshold is 0, which every membrane reaches at once: expected > 0")
     x = values.to(torch.promote_types(values.dtype, torch.float32)).clamp(max=1.0)
     if law == "linear":
         time = (1.0 - x) / (1.0 - threshold) * (length - 1)
@@ -101,6 +108,59 @@ def latency(
     step = torch.where(spikes, time, 0).round().long()
     steps = torch.zeros(length, *values.shape, dtype=values.dtype, device=values.device)
     return steps.scatter_(0, step[None], spikes.to(values.dtype)[None])
+
+
+def population(values: Tensor, centres: Tensor) -> Tensor:
+    """Values as currents into a population of Gaussian receptive fields.
+
+    Each value drives the neurons most whose centre is near, exp(-d^2 / 2) at a distance of d times
+    that between neighbouring centres: a linear layer behind it can tell any range of values.
+
+    Source: Bohte, Kok, La Poutre, "Error-backpropagation in temporally encoded networks of spiking
+    neurons", Neurocomputing 2002, doi 10.1016/S0925-2312(01)00658-0.
+
+    Args:
+        values: ``(T, B, channels)``.
+        centres: ``(fields,)``, evenly spaced, two or more.
+
+    Returns:
+        ``(T, B, channels * fields)``, from 0 to 1, the fields of a channel side by side.
+
+    Raises:
+        ValueError: there are fewer than two centres.
+    """
+    if len(centres) < 2:
+        raise ValueError(f"there are {len(centres)} centres, expected two or more")
+    distance = (values[..., None] - centres) / (centres[1] - centres[0])
+    return torch.exp(-0.5 * distance.square()).flatten(-2)
+
+
+def delta(values: Tensor, threshold: float) -> Tensor:
+    """Events where a value has changed by a threshold since the last one, as event sensors give.
+
+    The channel remembers a level, first 0. A value that is n thresholds above it gives an event
+    of the size n in the channel of rises, one below in that of falls, and the level follows by n
+    thresholds: it stays within one threshold of the value, and silence means no change.
+
+    Args:
+        values: ``(T, B, channels)``.
+        threshold: the change that is an event, > 0.
+
+    Returns:
+        ``(T, B, 2 * channels)``, whole numbers, mostly 0: rises of all channels, then falls.
+
+    Raises:
+        ValueError: the threshold is not positive.
+    """
+    if not threshold > 0:
+        raise ValueError(f"threshold is {threshold}, expected > 0")
+    level, steps = torch.zeros_like(values[0]), []
+    for value in values:
+        change = ((value - level) / threshold).trunc()
+        level = level + change * threshold
+        steps.append(change)
+    changes = torch.stack(steps)
+    return torch.cat([changes.relu(), (-changes).relu()], -1)
 
 
 def _check_floating(values: Tensor, expected: str) -> None:

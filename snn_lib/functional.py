@@ -40,7 +40,8 @@ def iir_filter(
     Args:
         x: input, ``(T, B, *features)``. An input that is constant over time may be expanded
             instead of copied. It is converted to the dtype of the recurrence.
-        alpha: ``(P, *features)``, weights of the past outputs, P >= 0.
+        alpha: ``(P, *features)``, weights of the past outputs, P >= 0. Here as in ``beta``, the
+            positions of feature maps may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
         state: ``(past_output, past_input)``, the last P outputs ``(P, B, *features)`` and the last
             Q inputs ``(Q, B, *features)`` before the first step, oldest first; zeros if ``None``.
@@ -58,6 +59,8 @@ def iir_filter(
             cannot be handed out in ``dtype``.
     """
     (alpha, beta), own = _in_one_dtype(alpha=alpha, beta=beta)
+    features = x.shape[2:]
+    alpha, beta = (_over_positions(tensor, features) for tensor in (alpha, beta))
     dtype = dtype or own
     if dtype != alpha.dtype and (alpha.dtype != torch.float32 or dtype not in LOW_PRECISION):
         raise ValueError(
@@ -73,16 +76,17 @@ def iir_filter(
     past_output = _in_dtype(past_output, alpha.dtype)
     past_input = _in_dtype(past_input, alpha.dtype)
 
+    last = _channels_last(x)
     output, last_output = operators.iir_filter(
-        _fold(x, 2),
-        _fold(alpha, 1),
-        _fold(beta, 1),
-        _fold(past_output, 2),
-        _fold(past_input, 2),
+        _fold(x, 2, last),
+        _fold(alpha, 1, last),
+        _fold(beta, 1, last),
+        _fold(past_output, 2, last),
+        _fold(past_input, 2, last),
         torch.float32 if dtype == torch.float16 else dtype,  # which no kernel writes
     )
-    return _in_dtype(_unfold(output, x.shape), dtype), (
-        _unfold(last_output, past_output.shape),
+    return _in_dtype(_unfold(output, features, last), dtype), (
+        _unfold(last_output, features, last),
         _last(past_input, x),
     )
 
@@ -108,7 +112,8 @@ def spiking_neuron(
     Args:
         current: I, ``(T, B, *features)``. The membrane is computed in the dtype that the
             coefficients promote to, float32 at least, under autocast too.
-        reset_decay: theta, ``features``.
+        reset_decay: theta, ``features``, or shared by the positions of feature maps as in
+            :func:`iir_filter`; so are the other two.
         reset_strength: v_reset, ``features``.
         membrane_decay: lambda, ``features``; 0 for a membrane without memory.
         state: ``(membrane, reset)``, V before the first step and R at it, both
@@ -121,7 +126,8 @@ def spiking_neuron(
             Under ``torch.func.vmap`` it follows the transform's ``randomness``.
         seed: of the dropout, int64 ``(2,)`` as :func:`draw_seed` gives it, on the current's device;
             drawn if ``None``. Its second number is that of the first element, in the order of
-            ``(T, B, *features)``: a sequence in chunks has the whole one's mask if it counts on.
+            ``(T, B, *features)`` (in memory, if channels lie last there): a sequence in chunks has
+            the whole one's mask if it counts on.
 
     Returns:
         S, ``(T, B, *features)``, in the dtype that the coefficients promote to, and the state after
@@ -137,36 +143,39 @@ def spiking_neuron(
     coefficients, own = _in_one_dtype(
         reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
     )
+    features = current.shape[2:]
+    coefficients = [_over_positions(tensor, features, 0) for tensor in coefficients]
     operators.check_neuron(current, *coefficients, state)
     dtype = coefficients[0].dtype
-    shape = current.shape
     if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
         current = _in_dtype(current, dtype)  # but kernels read bfloat16 into a float32 membrane
     if state is None:
-        state = (coefficients[0].new_zeros(()).expand(shape[1:]),) * 2
+        state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
     state = [_in_dtype(tensor, dtype) for tensor in state]
+    last = _channels_last(current)
     if type(surrogate) in SURROGATES.values():
         name, width, slope = surrogate.name, surrogate.width, None
     else:
         name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
+        slope = slope if slope is None else _fold(slope, 2, last)
 
     if not dropout:
         seed = None
     elif seed is None:
         seed = draw_seed(current.device)
     spikes, membrane, reset = operators.spiking_neuron(
-        _fold(current, 2),
-        *[_fold(tensor, 0) for tensor in coefficients],
-        *[_fold(tensor, 1) for tensor in state],
+        _fold(current, 2, last),
+        *[_fold(tensor, 0, last) for tensor in coefficients],
+        *[_fold(tensor, 1, last) for tensor in state],
         name,
         width,
         slope,
         dropout,
         seed,
     )
-    return _in_dtype(_unfold(spikes, shape), own), (
-        _unfold(membrane, shape[1:]),
-        _unfold(reset, shape[1:]),
+    return _in_dtype(_unfold(spikes, features, last), own), (
+        _unfold(membrane, features, last),
+        _unfold(reset, features, last),
     )
 
 
@@ -223,7 +232,7 @@ def neuron_traces(
 
 
 def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
-    """S'(V[t]) of all steps, ``(T, B, N)``; ``None`` where no gradient will ask for it."""
+    """S'(V[t]) of all steps, as the current; ``None`` where no gradient will ask for it."""
     if not callable(getattr(surrogate, "derivative", None)):
         raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -239,7 +248,7 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
             f"{type(surrogate).__name__}.derivative has shape {tuple(shape)}, expected "
             f"{tuple(membrane.shape)} as the membrane"
         )
-    return _fold(slope.to(membrane.dtype), 2)
+    return slope.to(membrane.dtype)
 
 
 def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
@@ -263,14 +272,42 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _fold(tensor: Tensor, leading: int) -> Tensor:
+def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:
+    """Those of a channel, ``(C, 1, 1)``, repeated over its feature map ``(C, H, W)``; no copy.
+
+    What does not fit comes back as it is, for a check to name it.
+    """
+    own = coefficients.shape[leading:]
+    if own == features or len(own) != len(features) or own[:1] != features[:1]:
+        return coefficients
+    if any(size not in (1, whole) for size, whole in zip(own, features, strict=True)):
+        return coefficients
+    return coefficients.expand(*coefficients.shape[:leading], *features)
+
+
+def _channels_last(sequence: Tensor) -> bool:
+    """Whether the channels of feature maps ``(T, B, C, *positions)`` lie side by side in memory.
+
+    PyTorch's ``channels_last`` of convolutions: folded in this order, a map is never copied.
+    """
+    return sequence.dim() > 3 and sequence.stride(2) == 1
+
+
+def _fold(tensor: Tensor, leading: int, channels_last: bool) -> Tensor:
     """Folds the feature dimensions, those after the ``leading`` ones, into a single one."""
-    return tensor if tensor.dim() == leading + 1 else tensor.flatten(leading)
+    if tensor.dim() == leading + 1:
+        return tensor
+    return (tensor.movedim(leading, -1) if channels_last else tensor).flatten(leading)
 
 
-def _unfold(tensor: Tensor, shape: torch.Size) -> Tensor:
+def _unfold(tensor: Tensor, features: torch.Size, channels_last: bool) -> Tensor:
     """Undoes ``_fold``."""
-    return tensor if tensor.dim() == len(shape) else tensor.view(shape)
+    if len(features) == 1:
+        return tensor
+    if not channels_last:
+        return tensor.unflatten(-1, features)
+    channels, *positions = features
+    return tensor.unflatten(-1, (*positions, channels)).movedim(-1, tensor.dim() - 1)
 
 
 def _last(past: Tensor, sequence: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ class SpikingNeuron(StatefulModule):
     """A layer of spiking neurons, driven by the output of an ``nn.Linear`` or ``nn.Conv2d``.
 
     Args:
-        shape: the neurons: their number, or the feature shape such as ``(C, H, W)``.
+        shape: the neurons: their number, or the feature shape such as ``(C, H, W)``; ``(C, 1, 1)``
+            for maps of any size, whose positions share the coefficients.
         tau_m: time constant of the reset, and of the membrane if it filters, in steps.
         membrane_filter: whether the membrane potential leaks with ``tau_m`` or has no memory.
         reset_strength: v_reset, by how much a spike lowers the next potential.
@@ -36,7 +37,7 @@ class SpikingNeuron(StatefulModule):
 
     Attributes:
         reset_decay, reset_strength, membrane_decay: theta, v_reset and lambda of every neuron,
-            buffers of the neurons' shape. The paper does not train them.
+            buffers of ``shape``. The paper does not train them.
 
     Shape:
         - current: ``(T, B, *shape)``.

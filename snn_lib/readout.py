@@ -5,6 +5,8 @@ int64 ``(B,)``, only the first steps of each sequence count, those after them be
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +107,34 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
         The class and the number of steps that it took, both int64 ``(B,)``.
     """
     total = _at_least_float32(output).cumsum(0)
-    first, second = total.topk(2, dim=2).values.unbind(2)
-    clear = first - second >= lead
+    clear = _leads(total, lead)
     clear[-1] = True
     step = clear.int().argmax(0)  # the first of equals
     answers = total.argmax(2).gather(0, step[None])[0]
     return answers, step + 1
+
+
+def until_clear(
+    model: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, lead: float, steps: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The same from a model that stops running as soon as every sequence's answer stands.
+
+    Args:
+        model: ``(x, state) -> (output, state)``, in evaluation mode.
+        x: ``(T, B, *features)``.
+        lead: as in :func:`first_lead`.
+        steps: that it runs between two looks at the output.
+
+    Returns:
+        Classes and steps as :func:`first_lead` finds them in the output of the whole run.
+    """
+    state, outputs = None, []
+    for part in x.split(steps):
+        output, state = model(part, state)
+        outputs.append(output)
+        if _leads(torch.cat(outputs).cumsum(0), lead).any(0).all():
+            break
+    return first_lead(torch.cat(outputs), lead)
 
 
 def within(sequence: Tensor, lengths: Tensor) -> Tensor:
@@ -120,6 +144,12 @@ def within(sequence: Tensor, lengths: Tensor) -> Tensor:
     """
     mask = torch.arange(len(sequence), device=lengths.device)[:, None] < lengths
     return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
+
+
+def _leads(total: Tensor, lead: float) -> Tensor:
+    """Where the first class of sums so far, ``(T, B, classes)``, is far enough ahead, (T, B)."""
+    first, second = total.topk(2, dim=2).values.unbind(2)
+    return first - second >= lead
 
 
 def _at_least_float32(output: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
 The coefficients belong to the channel, are initialised from time constants and trained together
-with the weights. A time constant is a number for all channels, a tensor of their shape, or a
+with the weights; the positions of a feature map ``(C, H, W)`` may share those of its channel, given
+as ``(C, 1, 1)``. A time constant is a number for all channels, a tensor of their shape, or a
 function of the shape such as :func:`snn_lib.time_constants.log_spaced`. ``constraint="stable"``
 keeps trained filters from blowing up, in any training loop: the filter at work is :func:`stable` of
 alpha, whatever alpha holds.
@@ -102,7 +103,8 @@ class IIRSynapse(StatefulModule):
     """An IIR filter of any order for every channel.
 
     Args:
-        shape: the channels: their number, or the feature shape such as ``(C, H, W)``.
+        shape: the channels: their number, or the feature shape such as ``(C, H, W)``; there a
+            dimension of 1 behind the first, as in ``(C, 1, 1)``, fits maps of any size.
         alpha: the P weights of past outputs, alpha_1 first, each a number or a tensor ``(*shape)``.
         beta: the Q + 1 weights of present and past inputs, beta_0 first, likewise.
         train_alpha, train_beta: which of them are parameters; the others are buffers.

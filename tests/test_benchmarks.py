@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_smoke(name, folder):
+def run_smoke(name, folder, *flags):
     """Rows of the CSV, and what was printed."""
     output = folder / "new" / name
     script = str(BENCHMARKS / f"{name}.py")
-    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output)]
+    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output), *flags]
     run = subprocess.run(
         [sys.executable, script, *options],
         capture_output=True,
@@ -30,11 +31,11 @@ def run_smoke(name, folder):
         return list(csv.DictReader(file)), run.stdout
 
 
-def test_training_step_compares_every_variant_on_both_networks(tmp_path):
+def test_training_step_compares_every_variant_on_every_network(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("training_step", tmp_path)
     networks = {row["network"] for row in rows}
-    assert len(networks) == 2  # made small, the last two are the same
+    assert len(networks) == 3  # made small, two are the same
     assert {"nn.GRU", "nn.LSTM"} <= {row["variant"] for row in rows}
     for network in networks:
         measured = {(r["variant"], r["precision"]) for r in rows if r["network"] == network}
@@ -104,6 +105,19 @@ def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
         assert float(row["spikes_per_image"]) > 0
 
 
+def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("operations", tmp_path, "--train")
+    assert [row["model"] for row in rows[:2]] == ["snn_mlp_1", "snn_mlp_1_poisson"]
+    for row in rows:
+        assert row["model"] in printed
+        early, all_steps = float(row["operations_lead_1"]), float(row["additions"])
+        assert early <= all_steps + float(row["multiply_accumulates"]) + 1
+        assert 1 <= float(row["steps_lead_1"]) <= float(row["steps_lead_6"]) <= float(row["steps"])
+    again, _ = run_smoke("operations", tmp_path)
+    assert again == rows
+
+
 def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from scaling import slope
@@ -111,22 +125,43 @@ def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
     assert slope([1, 10, 100], [3.0, 300.0, 30000.0]) == pytest.approx(2.0)
 
 
-def test_the_loop_computes_what_this_library_computes(monkeypatch):
+@pytest.mark.parametrize("name", ["MEMORY", "MAPS"])
+def test_the_loop_computes_what_this_library_computes(monkeypatch, name):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from networks import MEMORY, SNN, Loop
+    import networks
+    from networks import SNN, Loop
 
-    network = MEMORY.small()
+    network = replace(getattr(networks, name).small(), dropout=0.0)
     x, loss = network.data("cpu")
-    x = (torch.rand_like(x) < 0.5).float()  # enough of them to fire
+    x = (torch.rand(x.shape) < 0.5).float()  # enough of them to fire
     found = []
     for build in (SNN, Loop):
         torch.manual_seed(0)
         model = build(network)
         output = model(x)
         loss(output).backward()
-        found.append((output, [p.grad for p in model.parameters() if p.dim() == 2 and len(p) == 8]))
+        found.append((output, [m.weight.grad for m in model.modules() if hasattr(m, "weight")]))
     (ours, ours_grad), (loops, loops_grad) = found
     assert ours.any()
     assert torch.equal(ours, loops)
     for one, other in zip(ours_grad, loops_grad, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("aeon")
+    rows, printed = run_smoke("archives", tmp_path)
+    assert {row["dataset"] for row in rows} == {"UnitTest"}
+    found = {row["method"]: row for row in rows}
+    assert len(found) == len(rows) == 8
+    spiking = int(found["SNN-IIR"]["parameters"])
+    for method, row in found.items():
+        assert 0 <= float(row["accuracy"]) <= 1
+        assert f"UnitTest, {method}, seed 0" in printed
+        assert bool(row["spikes"]) == method.startswith("SNN-IIR")
+        if method.startswith("nn."):
+            assert 0.95 * spiking < int(row["parameters"]) <= spiking
+    again, printed = run_smoke("archives", tmp_path)
+    assert again == rows
+    assert "seed 0" not in printed

@@ -4,12 +4,15 @@ import importlib
 import pkgutil
 import re
 import runpy
+import sys
+from dataclasses import asdict
 
 import pytest
 from reading import PAGES, ROOT, blocks
 
 import snn_lib.tasks
 import snn_lib.training
+from snn_lib.training.checkpoints import save_checkpoint
 
 WITH_CODE = [page for page in PAGES if page.parent != ROOT and blocks(page, "python")]
 
@@ -72,3 +75,24 @@ def test_the_list_is_as_the_docstrings_are():
 
 def test_the_readme_s_picture_is_light():
     assert (ROOT / "docs" / "pictures" / "associative_memory.png").stat().st_size < 300 * 1024
+
+
+@pytest.mark.parametrize("filters", ["map", "pixel"])
+def test_the_convolutional_network_s_picture_is_drawn_of_any_checkpoint(
+    filters, tmp_path, monkeypatch
+):
+    pytest.importorskip("matplotlib")
+    import snn_conv
+
+    config = snn_conv.ConvConfig(name="drawn")
+    options = config.hyperparameters
+    options.filters, options.channels, options.length = filters, [2, 2, 2], 3
+    config.mnist_config.test_size = 20
+    weights = snn_conv.SNN(config).state_dict()
+    checkpoint, picture = tmp_path / "checkpoint", tmp_path / "picture.png"
+    save_checkpoint(checkpoint, {"snn_state_dict": weights, "config": asdict(config)})
+    script = str(ROOT / "docs" / "make_conv_picture.py")
+    arguments = ["--checkpoint", checkpoint, "--output", picture, "--digit", 7]
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(script, run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")

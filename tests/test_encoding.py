@@ -1,11 +1,11 @@
-"""Encodings: a constant current, Poisson spikes of the asked rates, one spike at the right time."""
+"""Encodings: currents, Poisson spikes, one spike at the right time, and values that change."""
 
 import math
 
 import pytest
 import torch
 
-from snn_lib.encoding import constant, latency, poisson
+from snn_lib.encoding import constant, delta, latency, poisson, population
 
 
 def test_constant_repeats_the_values_without_a_copy():
@@ -159,8 +159,12 @@ def test_times_are_those_of_the_values_in_any_precision(dtype):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"threshold": 0.0}, "threshold is 0.0, tau 5.0, jitter 0.0, expected 0 < threshold < 1"),
+        (
+            {"threshold": -0.1},
+            "threshold is -0.1, tau 5.0, jitter 0.0, expected 0 <= threshold < 1",
+        ),
         ({"threshold": 1.0}, "threshold is 1.0"),
+        ({"threshold": 0.0, "law": "logarithmic"}, "threshold is 0, which every membrane reaches"),
         ({"tau": 0.0}, "tau 0.0"),
         ({"jitter": math.nan}, "jitter nan"),
         ({"law": "square"}, "law is 'square', expected one of linear, logarithmic"),
@@ -174,3 +178,59 @@ def test_a_latency_code_that_makes_no_sense_is_refused(settings, message):
 def test_latency_refuses_grey_levels():
     with pytest.raises(TypeError, match=r"values are torch.uint8, expected fractions"):
         latency(torch.ones(3, dtype=torch.uint8), 5)
+
+
+# Values that change over time
+
+
+def test_a_population_answers_most_where_the_value_is_and_tells_which_it_is():
+    centres = torch.linspace(-2, 2, 5)
+    values = torch.linspace(-2.5, 2.5, 101).view(101, 1, 1) * torch.tensor([1.0, -1.0])
+    fields = population(values, centres)
+    assert fields.shape == (101, 1, 10)
+    for channel in range(2):
+        for step in (0, 13, 50, 77):
+            for field in range(5):
+                distance = (values[step, 0, channel] - centres[field]).item()
+                expected = math.exp(-(distance**2) / 2)
+                found = fields[step, 0, 5 * channel + field].item()
+                assert found == pytest.approx(expected, rel=1e-5)
+    half = population(values / 2, centres / 2)  # neighbours at half the distance are as wide apart
+    torch.testing.assert_close(half, fields)
+    with pytest.raises(ValueError, match="there are 1 centres"):
+        population(values, centres[:1])
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_delta_events_tell_the_values_up_to_a_threshold(threshold):
+    values = torch.randn(50, 4, 3).cumsum(0) * 0.3
+    events = delta(values, threshold)
+    rises, falls = events.split(3, -1)
+    assert torch.equal(events, events.round())
+    assert (events >= 0).all()
+    assert not (rises * falls).any()
+    told = threshold * (rises - falls).cumsum(0)
+    assert (told - values).abs().max() < threshold * (1 + 1e-4)
+    with pytest.raises(ValueError, match=r"threshold is 0\.0"):
+        delta(values, 0.0)
+
+
+def test_delta_events_are_those_of_a_level_that_follows():
+    values = torch.tensor([0.4, 0.6, 1.7, 1.2, 0.9, -0.3]).view(-1, 1, 1)
+    rises, falls = delta(values, 0.5).unbind(-1)
+    assert rises.flatten().tolist() == [0, 1, 2, 0, 0, 0]
+    assert falls.flatten().tolist() == [0, 0, 0, 0, 1, 2]
+    assert delta(torch.full((5, 2, 1), 0.3), 0.5).sum() == 0  # no change, no event
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda x: population(x, torch.linspace(-2, 2, 4)),
+        lambda x: delta(x, 0.3),
+    ],
+)
+def test_what_an_encoding_says_of_a_step_depends_on_nothing_later(encode):
+    values = torch.rand(8, 2, 3)
+    whole, part = encode(values), encode(values[:5])
+    assert torch.equal(whole[: len(part)], part)

@@ -547,6 +547,120 @@ def test_features_of_any_shape_are_as_many_channels(operator, make, features, se
         torch.testing.assert_close(result.flatten(-len(features)), flat_result, **CLOSE)
 
 
+def with_channels_last(tensor, leading):
+    """The same feature maps ``(..., C, H, W)`` with the channels side by side in memory."""
+    return tensor.movedim(leading, -1).contiguous().movedim(-1, leading)
+
+
+def in_maps(operator, inputs):
+    """The operator with its sequence, the first of the inputs, laid out as convolutions do."""
+
+    def laid_out(sequence, *others):
+        return operator(with_channels_last(sequence, 2), *others)
+
+    return laid_out(*inputs), gradients(laid_out, inputs)
+
+
+@both
+def test_maps_with_channels_last_in_memory_are_the_same_maps(operator, make):
+    inputs = make(features=(3, 4, 5))
+    outputs, found = in_maps(operator, inputs)
+    torch.testing.assert_close(outputs, operator(*inputs), **EXACT)
+    torch.testing.assert_close(found, gradients(operator, inputs), **CLOSE)
+    sequence, *_ = outputs
+    assert sequence.movedim(2, -1).is_contiguous()  # as the next convolution takes it
+
+
+def test_a_surrogate_of_one_s_own_in_maps_with_channels_last():
+    inputs = neuron_inputs(features=(3, 4, 5))
+
+    def run(*tensors):
+        return run_neuron(*tensors, surrogate=Exponential())
+
+    _, found = in_maps(run, inputs)
+    torch.testing.assert_close(found, gradients(run, inputs), **CLOSE)
+
+
+def test_dropout_in_maps_with_channels_last_is_that_of_the_backward_pass():
+    inputs = neuron_inputs(features=(3, 4, 5))
+    seed = torch.tensor([5, 0])
+    current = with_channels_last(inputs[0], 2).requires_grad_()
+    passed, _ = run_neuron(current, *inputs[1:], dropout=0.4, seed=seed)[:2]
+    fired, _ = run_neuron(*inputs)[:2]
+    kept = (passed != 0) | (fired == 0)
+    assert kept.any()
+    assert not kept.all()
+    # A spike that was dropped gets no gradient, whatever it was worth.
+    worth = torch.randn_like(passed)
+    (found,) = torch.autograd.grad((worth * passed).sum(), current, retain_graph=True)
+    (again,) = torch.autograd.grad((worth * kept * passed).sum(), current)
+    torch.testing.assert_close(again[-1], found[-1], **CLOSE)
+
+
+class Copies(TorchDispatchMode):
+    """The numbers of elements that PyTorch's own operators copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if any(name in str(function) for name in ("clone", "copy", "contiguous")):
+            self.elements.append(result.numel())
+        return result
+
+
+@both
+def test_maps_are_not_copied(operator, make):
+    inputs = list(make(features=(3, 4, 5)))
+    for coefficient in (1, 2):  # shared by the positions
+        inputs[coefficient] = inputs[coefficient][..., :1, :1].clone()
+    sequence = with_channels_last(inputs[0], 2).requires_grad_()
+    weights = with_channels_last(torch.randn_like(inputs[0]), 2)
+    with Copies() as copies:
+        output, *_ = operator(sequence, *inputs[1:])
+        torch.autograd.grad((output * weights).sum(), sequence)
+    assert max(copies.elements, default=0) < sequence.numel()
+
+
+@both
+@pytest.mark.parametrize("shared", [(1, 1), (1, 5), (4, 1)])
+@pytest.mark.parametrize("last", [False, True])
+def test_positions_share_coefficients(operator, make, shared, last):
+    inputs = list(make(features=(3, 4, 5)))
+    which = (1, 2) if operator is run_filter else (1, 2, 3)
+    for index in which:
+        own = inputs[index].shape[:-2]
+        inputs[index] = inputs[index][..., : shared[0], : shared[1]].clone()
+        assert inputs[index].shape == (*own, *shared)
+
+    def repeated(*tensors):
+        tensors = list(tensors)
+        for index in which:
+            tensors[index] = tensors[index].expand(*tensors[index].shape[:-2], 4, 5).contiguous()
+        return operator(*tensors)
+
+    expected, expected_gradients = repeated(*inputs), gradients(repeated, inputs)
+    if last:
+        outputs, found = in_maps(operator, inputs)
+    else:
+        outputs, found = operator(*inputs), gradients(operator, inputs)
+    torch.testing.assert_close(outputs, expected, **EXACT)
+    torch.testing.assert_close(found, expected_gradients, **CLOSE)
+
+
+@both
+@pytest.mark.parametrize("shape", [(1, 4, 5), (3, 2, 5), (3, 1), (1, 1, 1)])
+def test_coefficients_that_no_position_could_share_are_refused(operator, make, shape):
+    inputs = list(make(features=(3, 4, 5)))
+    leading = inputs[2].shape[: inputs[2].dim() - 3]
+    inputs[2] = torch.zeros(*leading, *shape, dtype=FLOAT64)
+    with pytest.raises(ValueError, match=r"beta|reset_strength") as error:
+        operator(*inputs)
+    assert str((*leading, *shape)) in str(error.value)
+
+
 @both
 def test_memory_layout_does_not_matter(operator, make):
     inputs = make()
@@ -911,7 +1025,7 @@ def test_the_filter_keeps_only_what_its_gradients_read():
 def test_neuron_is_a_well_behaved_operator(dtype, dropout, surrogate):
     *tensors, membrane, reset = (tensor.requires_grad_() for tensor in neuron_inputs(dtype=dtype))
     slope = torch.rand_like(tensors[0]) if surrogate == "given" else None
-    settings = (surrogate, 0.4, slope, dropout, torch.tensor(7))
+    settings = (surrogate, 0.4, slope, dropout, torch.tensor([7, 0]))
     opcheck(torch.ops.snn.spiking_neuron.default, (*tensors, membrane, reset, *settings))
     current, *rest = (tensor.detach() for tensor in (*tensors, membrane, reset))
     for needed in ([True] * 6, [True] + [False] * 5):

@@ -165,3 +165,19 @@ def test_neurons_and_states_that_do_not_fit_are_refused():
     _, state = neuron(torch.randn(5, 2, 3))
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(1, 3\)"):
         neuron(torch.randn(5, 1, 3), state)
+
+
+@pytest.mark.parametrize("membrane_filter", [False, True])
+def test_neurons_of_maps_of_any_size(membrane_filter):
+    options = {"tau_m": 4.0, "membrane_filter": membrane_filter, "dropout": 0.3}
+    anywhere = SpikingNeuron((3, 1, 1), **options)
+    for size in (2, 5):
+        neuron = SpikingNeuron((3, size, size), **options)
+        current = 2 * torch.randn(7, 2, 3, size, size)
+        results = []
+        for layer in (anywhere, neuron):
+            torch.manual_seed(0)
+            results.append(layer(current, lengths=torch.tensor([7, 3])))
+        torch.testing.assert_close(*results, rtol=0.0, atol=0.0)
+        traces = [layer.traces(current) for layer in (anywhere, neuron)]
+        torch.testing.assert_close(*traces, rtol=0.0, atol=0.0)

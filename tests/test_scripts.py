@@ -10,8 +10,10 @@ import torch
 from running import ONE_THREAD, ROOT, assert_same_weights, metrics_of, shell, tiny
 
 import sequential_mnist
+import snn_conv
 import snn_mlp_1
 from snn_lib import SpikingNeuron
+from snn_lib.errors import InputError
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 
@@ -33,6 +35,14 @@ def accuracy(text):
                 "hyperparameters.precision=bfloat16",
                 "hyperparameters.weight_averaging=0.9",
                 "transform.elastic.alpha=1",
+            ),
+        ),
+        (
+            "snn_conv.py",
+            (
+                "hyperparameters.channels=[4,8,8]",
+                "hyperparameters.hidden=32",
+                "hyperparameters.batch_size=8",
             ),
         ),
     ],
@@ -85,6 +95,14 @@ def test_the_pretrained_model_of_each_config_file(config):
     assert float(accuracy(tested.out)) > 97
 
 
+def test_the_pretrained_model_of_time_series():
+    pytest.importorskip("aeon")
+    tested = shell(sys.executable, "time_series.py", "--test")
+    assert tested.code == 0, tested.err
+    assert "checkpoint/pretrained_time_series" in tested.out
+    assert float(accuracy(tested.out)) > 95
+
+
 def test_help(tmp_path):
     shown = shell(sys.executable, ROOT / "snn_mlp_2.py", "--help", cwd=tmp_path)
     assert (shown.code, shown.err) == (0, "")
@@ -97,6 +115,7 @@ def test_help(tmp_path):
     [
         (sequential_mnist.SNN, SequentialConfig(name="stream"), 784, 1),
         (snn_mlp_1.SNN, DigitConfig(name="stream"), 25, 784),
+        (snn_conv.SNN, snn_conv.ConvConfig(name="stream"), 10, 784),
     ],
 )
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -121,3 +140,41 @@ def test_a_network_that_sees_one_step_at_a_time_says_what_it_says_of_the_whole(
     assert torch.equal(torch.cat(others), first)
     torch.testing.assert_close(torch.cat(outputs), whole, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state, last, rtol=1e-9, atol=1e-9)
+
+
+def test_filters_of_the_convolutional_network_belong_to_maps_or_to_pixels():
+    maps, pixels = (snn_conv.ConvConfig(name=filters) for filters in ("map", "pixel"))
+    pixels.hyperparameters.filters = "pixel"
+    shapes = [
+        [
+            tuple(synapse.shape)
+            for synapse in snn_conv.SNN(config).layers
+            if hasattr(synapse, "beta")
+        ]
+        for config in (maps, pixels)
+    ]
+    assert shapes[0] == [(1, 1, 1), (16, 1, 1), (32, 1, 1), (64, 1, 1), (256,)]
+    assert shapes[1] == [(1, 28, 28), (16, 14, 14), (32, 7, 7), (64, 3, 3), (256,)]
+    torch.manual_seed(0)
+    one, other = (snn_conv.SNN(config).eval() for config in (maps, pixels))
+    weights = {k: v for k, v in one.state_dict().items() if "alpha" not in k and "beta" not in k}
+    other.load_state_dict(weights, strict=False)
+    x = torch.rand(10, 2, 784)
+    fired, _ = one(x)
+    assert 0 < fired.mean() < 1  # from the start
+    assert torch.equal(other(x)[0], fired)  # before training all pixels' filters are alike
+
+
+def test_maps_of_the_convolutional_network_keep_their_channels_last():
+    model = snn_conv.SNN(snn_conv.ConvConfig(name="layout"))
+    maps = torch.rand(10, 2, 784).unflatten(2, (28, 28, 1)).movedim(-1, 2)
+    outputs, _ = model.layers.layerwise(maps)
+    assert [o.shape[2:] for o in outputs[:4]] == [(1, 28, 28), *[(16, 28, 28)] * 2, (16, 14, 14)]
+    for output in outputs[:13]:
+        assert output.movedim(2, -1).is_contiguous()
+
+
+@pytest.mark.parametrize("wrong", [{"channels": [16, 32]}, {"channels": [1, 1, 0]}, {"hidden": 0}])
+def test_sizes_of_the_convolutional_network_are_checked(wrong):
+    with pytest.raises(InputError, match="expected three numbers and one, at least 1"):
+        snn_conv.ConvHyperparameters(**wrong)

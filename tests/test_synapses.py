@@ -801,3 +801,28 @@ def test_channels_and_states_that_do_not_fit_are_refused():
     _, state = synapse(torch.randn(5, 2, 3))
     with pytest.raises(ValueError, match=r"\(2, 2, 3\).*\(2, 1, 3\)"):
         synapse(torch.randn(5, 1, 3), state)
+
+
+@pytest.mark.parametrize("constraint", ["none", "stable"])
+def test_positions_of_a_map_of_any_size_share_a_filter(constraint):
+    shared = DualExponentialSynapse((3, 1, 1), 4.0, 1.0, constraint=constraint)
+    with torch.no_grad():
+        scale = 0.5 if constraint == "stable" else -0.2  # some of them unstable, or none
+        shared.alpha.mul_(1.0 + scale * torch.rand_like(shared.alpha))
+    for size in (2, 5):
+        repeated = DualExponentialSynapse((3, size, size), 4.0, 1.0, constraint=constraint)
+        repeated.load_state_dict(
+            {k: v.expand(-1, 3, size, size).clone() for k, v in shared.state_dict().items()}
+        )
+        x = (torch.rand(7, 2, 3, size, size) < 0.4).float()
+        lengths = torch.tensor([7, 3])
+        results = [synapse(x, lengths=lengths) for synapse in (shared, repeated)]
+        torch.testing.assert_close(*results, rtol=0.0, atol=0.0)
+        shared.zero_grad()
+        for psp, _ in results:
+            psp.square().mean().backward()
+        for one, many in zip(shared.parameters(), repeated.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, many.grad.sum((2, 3), keepdim=True))
+        first, state = shared(x[:4])
+        rest, state = shared(x[4:], state)
+        torch.testing.assert_close(torch.cat([first, rest]), shared(x)[0], rtol=0.0, atol=0.0)

@@ -1,13 +1,14 @@
 """Counts what a network does while it runs: firing rates and operations.
 
 The counts are those of NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4), taken where a
-spike arrives: at the synapse, whose filter is counted by itself.
+spike arrives: at the synapse, whose filter is counted by itself. Through a convolution it reaches
+as many neurons as read its position: fewer at borders without padding and between strides.
 """
 
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
 from snn_lib.synapses import IIRSynapse
 
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
+POOLING = tuple(getattr(nn, name) for name in nn.modules.pooling.__all__)
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
 PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
@@ -62,13 +65,14 @@ class Activity:
         sequences: number of input sequences.
         events: per layer, the non-zero elements that neurons sent or synapses received.
         elements: per layer, all elements.
-        currents: per synapse layer, those of its events that came among values other than 0 and 1.
+        arrivals: per synapse layer, its synaptic operations: events times the neurons they reach.
+        currents: per synapse layer, those of its arrivals among others than 0, 1 and -1.
         lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded:
             what lies behind them is not counted. Whoever runs the model sets it.
         fan_out: per synapse layer, the neurons that each of its channels reaches through the
-            ``nn.Linear`` that follows it. A synapse layer before anything else, such as a
-            convolution, has no entry, and no operations.
-        dense_operations: multiply-accumulates of one pass through those ``nn.Linear`` layers.
+            ``nn.Linear`` or convolution that follows it, int64, of the shape of what it filtered
+            last. A synapse layer before anything else, such as pooling, has no entry, and no
+            operations.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -77,25 +81,23 @@ class Activity:
         self.lengths: Tensor | None = None
         self.events: dict[str, Tensor] = {}
         self.elements: dict[str, int] = {}
+        self.arrivals: dict[str, Tensor] = {}
         self.currents: dict[str, Tensor] = {}
         self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
-        self.fan_out: dict[str, int] = {}
-        self.dense_operations = 0
+        self.fan_out: dict[str, Tensor] = {}
+        self._layers_after = _layers_after(model)
         self._first: str | None = None
         self._steps: dict[str, int] = defaultdict(int)  # of each layer's sequences so far
-        synapse = None
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):  # reset, and what it takes off the potential
                 self.work[name] = 2 + bool(module.membrane_decay.any())
             if isinstance(module, IIRSynapse):
                 self.work[name] = len(module.alpha) + len(module.beta)
-                synapse, channels = name, math.prod(module.shape)
-                fitting = (channels, module.shape[-1])  # flattened before the nn.Linear, or not
-            elif synapse is not None and _acts(module):
-                if isinstance(module, nn.Linear) and module.in_features in fitting:
-                    self.fan_out[synapse] = module.out_features
-                    self.dense_operations += channels * module.out_features
-                synapse = None
+
+    @property
+    def dense_operations(self) -> int:
+        """Multiply-accumulates of one pass through all those weights, which skips no zeros."""
+        return sum(int(fan_out.sum()) for fan_out in self.fan_out.values())
 
     def firing_rates(self) -> dict[str, float]:
         """Mean firing rate of every neuron layer, in spikes per neuron and time step."""
@@ -121,7 +123,7 @@ class Activity:
         Raises:
             ValueError: no sequence has begun.
         """
-        return self._per_sequence(self.events)
+        return self._per_sequence(self.arrivals)
 
     def operations(self) -> Operations:
         """What was computed per sequence, by kind.
@@ -136,17 +138,15 @@ class Activity:
         )
         return Operations(total - currents, currents, filters, neurons)
 
-    def _per_sequence(self, events: dict[str, Tensor]) -> float:
-        """Events times the neurons that they reach."""
+    def _per_sequence(self, operations: dict[str, Tensor]) -> float:
         if not self.sequences:
             raise ValueError("no sequence has begun: no layer was called without a state")
-        total = sum(float(events.get(name, 0)) * fan for name, fan in self.fan_out.items())
-        return total / self.sequences
+        return sum(map(float, operations.values())) / self.sequences
 
     def sum_by(self, total: Callable[[dict[str, Any]], dict[str, float]]) -> None:
         """Makes the counts those of all processes, by a function that sums over them."""
         self.events, self.elements = total(self.events), total(self.elements)
-        self.currents = total(self.currents)
+        self.arrivals, self.currents = total(self.arrivals), total(self.currents)
         self.sequences = total({"": self.sequences})[""]
 
     def count(
@@ -169,12 +169,20 @@ class Activity:
             own = within(counted, self.lengths - begin)
             counted = counted * own
             elements = own.sum() * math.prod(counted.shape[2:])
-        events = torch.count_nonzero(counted)
-        self.events[name] = self.events.get(name, 0) + events
+        self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
         if isinstance(layer, IIRSynapse):
-            spikes = ((counted == 0) | (counted == 1)).all()
-            self.currents[name] = self.currents.get(name, 0) + events * ~spikes
+            self._count_arrivals(name, counted)
         self.elements[name] = self.elements.get(name, 0) + elements
+
+    def _count_arrivals(self, name: str, received: Tensor) -> None:
+        fan_out = fan_out_of(self._layers_after.get(name, ()), received, self.fan_out.get(name))
+        if fan_out is None:
+            return
+        self.fan_out[name] = fan_out
+        arrivals = (received.ne(0).sum((0, 1)) * fan_out).sum()
+        spikes = ((received == 0) | (received.abs() == 1)).all()
+        self.arrivals[name] = self.arrivals.get(name, 0) + arrivals
+        self.currents[name] = self.currents.get(name, 0) + arrivals * ~spikes
 
 
 @contextmanager
@@ -193,10 +201,112 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
             handle.remove()
 
 
+@contextmanager
+def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The synaptic operations of each step and sequence, ``(T, B)``, per synapse layer.
+
+    Filled while ``model`` runs in the context: what a sequence that is stopped early has cost.
+    """
+    operations: dict[str, Tensor] = {}
+
+    def count(name: str, layers: list[nn.Module], module: nn.Module, args: tuple) -> None:
+        received, *_ = args
+        fan_out = fan_out_of(layers, received)
+        if fan_out is not None:
+            operations[name] = (received.ne(0) * fan_out).flatten(2).sum(2)
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(partial(count, name, layers))
+        for name, layers in _layers_after(model).items()
+    ]
+    try:
+        yield operations
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers_after(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """For each synapse layer the weights that follow it, after what makes maps of their input."""
+    found: dict[str, list[nn.Module]] = {}
+    synapse, between = None, []
+    for name, module in model.named_modules():
+        if isinstance(module, IIRSynapse):
+            synapse, between = name, []
+        elif isinstance(module, nn.Unflatten):
+            between.append(module)
+        elif synapse is not None and _acts(module):
+            if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+                found[synapse] = [*between, module]
+            synapse = None
+    return found
+
+
 def _acts(module: nn.Module) -> bool:
-    """Whether the module is a layer itself: weights, neurons, or parameters of its own."""
+    """Whether the module is a layer itself: weights, neurons, pooling, parameters of its own."""
     own = module.parameters(recurse=False)
-    return isinstance(module, (nn.Linear, SpikingNeuron)) or next(own, None) is not None
+    layers = nn.Linear, SpikingNeuron, *POOLING
+    return isinstance(module, layers) or next(own, None) is not None
+
+
+def fan_out_of(
+    layers: Sequence[nn.Module], received: Tensor, known: Tensor | None = None
+) -> Tensor | None:
+    """How many neurons each channel of a synapse reaches.
+
+    Args:
+        layers: the weights after the synapse, last, and what makes maps of their input.
+        received: what the synapse filters, ``(T, B, *features)``.
+        known: the result for an earlier input, which is kept if it fits.
+
+    Returns:
+        int64, ``features``, or ``None`` where the layers do not fit what the synapse hands on.
+    """
+    features = received.shape[2:]
+    if not layers or (known is not None and known.shape == features):
+        return known
+    *reshaping, weights = layers
+    channels, *positions = reshaping[-1].unflattened_size if reshaping else features
+    if isinstance(weights, nn.Linear):
+        # Flattened before, by a module or otherwise, or not at all.
+        if weights.in_features not in (math.prod(features), features[-1]):
+            return None
+        fan_out = torch.full(features, weights.out_features)
+    elif (
+        weights.in_channels != channels
+        or len(weights.kernel_size) != len(positions)
+        or channels * math.prod(positions) != math.prod(features)
+    ):
+        return None
+    else:
+        readers = _readers(weights, positions) * (weights.out_channels // weights.groups)
+        fan_out = readers.expand(channels, *positions).reshape(features)
+    return fan_out.to(received.device)
+
+
+def _readers(weights: nn.Module, positions: Sequence[int]) -> Tensor:
+    """How many times one filter of a convolution reads each position of a map, int64.
+
+    It is the gradient of all its outputs if the weights are ones.
+    """
+    convolution = next(kind for kind in CONVOLUTIONS if isinstance(weights, kind))
+    with torch.inference_mode(False), torch.enable_grad():
+        exact = {"dtype": torch.float64, "device": "cpu"}
+        ones = convolution(
+            1,
+            1,
+            weights.kernel_size,
+            weights.stride,
+            weights.padding,
+            weights.dilation,
+            bias=False,
+            padding_mode=weights.padding_mode,
+            **exact,
+        )
+        nn.init.ones_(ones.weight)
+        one_map = torch.ones(1, 1, *positions, **exact, requires_grad=True)
+        (readers,) = torch.autograd.grad(ones(one_map).sum(), one_map)
+    return readers[0, 0].round().long()
 
 
 def footprint(model: nn.Module) -> int:
@@ -207,7 +317,7 @@ def footprint(model: nn.Module) -> int:
 
 def connection_sparsity(model: nn.Module) -> float:
     """The share of the weights, of linear layers and convolutions, that are zero."""
-    weighted = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    weighted = (nn.Linear, *CONVOLUTIONS)
     weights = [module.weight for module in model.modules() if isinstance(module, weighted)]
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
     return zeros / sum(weight.numel() for weight in weights)

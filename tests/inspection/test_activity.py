@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse, PerStep, Sequential, SpikingNeuron
-from snn_lib.inspection.activity import Operations, connection_sparsity, count_activity, footprint
+from snn_lib.inspection.activity import (
+    Operations,
+    connection_sparsity,
+    count_activity,
+    footprint,
+    operations_per_step,
+)
 
 
 def network():
@@ -123,12 +129,12 @@ def test_without_a_beginning_there_are_no_operations_per_sequence():
 @pytest.mark.parametrize(
     ("between", "features"),
     [
-        (PerStep(nn.Conv2d(2, 2, 3, padding=1)), 32),
+        (PerStep(nn.BatchNorm2d(2)), 32),
         (PerStep(nn.AvgPool2d(2)), 8),
         (SpikingNeuron((2, 4, 4), 4.0), 32),
     ],
 )
-def test_only_the_linear_layer_right_after_a_synapse_is_its_fan_out(between, features):
+def test_only_the_weights_right_after_a_synapse_are_its_fan_out(between, features):
     model = Sequential(
         DualExponentialSynapse((2, 4, 4), 4.0, 1.0),
         between,
@@ -142,7 +148,7 @@ def test_only_the_linear_layer_right_after_a_synapse_is_its_fan_out(between, fea
     nn.init.constant_(model[3].bias, 2.0)
     with count_activity(model) as activity:
         model((torch.rand(10, 3, 2, 4, 4) < 0.4).float())
-    assert activity.fan_out == {"5": 3}
+    assert {name: fan_out.tolist() for name, fan_out in activity.fan_out.items()} == {"5": [3] * 7}
     assert activity.dense_operations == 7 * 3
     fired = activity.firing_rates()["4"]
     assert fired > 0
@@ -235,3 +241,88 @@ def test_footprint_and_connection_sparsity():
         model[0].weight[:2] = 0.0
         model[0].bias.zero_()
     assert connection_sparsity(model) == pytest.approx(8 / 30)
+
+
+def test_operations_per_step_add_up_to_all_of_them():
+    model, x = network(), (torch.rand(10, 4, 8) < 0.4).float()
+    with count_activity(model) as activity, operations_per_step(model) as operations:
+        model(x)
+    assert torch.equal(operations["0"], 6 * x.sum(2).long())
+    assert sum(operations.values()).sum() == 4 * activity.synaptic_operations()
+
+
+def outputs_reached(convolution, features):
+    """By brute force: how many outputs change with each input of a convolution."""
+    count = torch.Size(features).numel()
+    with torch.no_grad():
+        one_input_each = torch.eye(count).view(count, *features)
+        return convolution(one_input_each).flatten(1).ne(0).sum(1).view(features)
+
+
+@pytest.mark.parametrize(
+    ("convolution", "features"),
+    [
+        (nn.Conv2d(2, 3, 3, bias=False), (2, 5, 4)),
+        (nn.Conv2d(2, 3, 3, padding=1, bias=False), (2, 5, 4)),
+        (nn.Conv2d(2, 3, (3, 2), stride=2, padding=1, bias=False), (2, 6, 5)),
+        (nn.Conv2d(2, 3, 2, stride=3, bias=False), (2, 6, 6)),  # some inputs are never read
+        (nn.Conv2d(4, 6, 3, groups=2, padding=1, bias=False), (4, 4, 4)),
+        (nn.Conv2d(2, 3, 3, dilation=2, padding=(2, 1), bias=False), (2, 6, 5)),
+        (nn.Conv2d(2, 3, 3, padding="same", padding_mode="circular", bias=False), (2, 5, 4)),
+        (nn.Conv1d(2, 3, 3, stride=2, bias=False), (2, 8)),
+        (nn.Conv3d(2, 3, 2, stride=2, padding=1, bias=False), (2, 3, 4, 5)),
+    ],
+    ids=str,
+)
+def test_operations_of_a_convolution_against_brute_force(convolution, features):
+    model = Sequential(LowPassSynapse(features, 4.0), PerStep(convolution))
+    x = (torch.rand(4, 3, *features) < 0.3).float()
+    counts = count_activity(model), operations_per_step(model)
+    with torch.inference_mode(), counts[0] as activity, counts[1] as per_step:
+        model(x)
+    reached = outputs_reached(convolution, features)
+    assert torch.equal(activity.fan_out["0"], reached)
+    assert activity.dense_operations == reached.sum()
+    assert activity.synaptic_operations() == (x * reached).sum().item() / 3
+    assert activity.operations().multiply_accumulates == 0
+    assert torch.equal(per_step["0"], (x * reached).flatten(2).sum(2).long())
+
+
+def test_operations_of_a_network_of_convolutions_and_pooling():
+    convolutions = [nn.Conv2d(1, 2, 3, bias=False), nn.Conv2d(2, 3, 3, padding=1, bias=False)]
+    model = Sequential(
+        LowPassSynapse(64, 4.0),
+        nn.Unflatten(2, (1, 8, 8)),
+        PerStep(convolutions[0]),
+        SpikingNeuron((2, 1, 1), 4.0),
+        PerStep(nn.MaxPool2d(2)),
+        LowPassSynapse((2, 1, 1), 4.0),
+        PerStep(convolutions[1]),
+        SpikingNeuron((3, 1, 1), 4.0),
+        nn.Flatten(2),
+        LowPassSynapse(27, 4.0),
+        nn.Linear(27, 5),
+    )
+    for convolution in convolutions:
+        nn.init.normal_(convolution.weight, 0.2)
+    current = torch.rand(1, 3, 64).expand(6, 3, 64)
+    with count_activity(model) as activity:
+        outputs, _ = model.layerwise(current)
+    _, _, _, spikes, pooled, _, _, _, flat, _, _ = outputs
+    from_current = (current != 0).view(6, 3, 1, 8, 8) * outputs_reached(convolutions[0], (1, 8, 8))
+    from_spikes = (pooled * outputs_reached(convolutions[1], (2, 3, 3))).sum() + 5 * flat.sum()
+    found = activity.operations()
+    assert found.multiply_accumulates == from_current.sum().item() / 3
+    assert found.additions == pytest.approx(from_spikes.item() / 3)
+    assert spikes.sum() > pooled.sum() > 0
+    assert activity.firing_rates()["3"] == pytest.approx(spikes.mean().item())
+
+
+def test_maps_of_another_size_have_another_fan_out():
+    convolution = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    model = Sequential(LowPassSynapse((2, 1, 1), 4.0), PerStep(convolution))
+    with count_activity(model) as activity:
+        for size in (4, 6):
+            model(torch.ones(2, 1, 2, size, size))
+    expected = [outputs_reached(convolution, (2, size, size)).sum().item() for size in (4, 6)]
+    assert activity.synaptic_operations() == 2 * sum(expected) / 2

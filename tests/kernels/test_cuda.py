@@ -124,7 +124,7 @@ def test_bfloat16_is_read_in_pairs_only_where_all_pairs_are_aligned(
     current = torch.ones(5, 3, row, dtype=torch.bfloat16)[..., first : first + channels]
     coefficients, state = torch.ones(3, channels), torch.ones(2, 3, channels)
     with compiling(90) as kernels:
-        cuda.neuron_forward(current, *coefficients, *state, 0.0, torch.tensor(0))
+        cuda.neuron_forward(current, *coefficients, *state, 0.0, torch.tensor([0, 0]))
     ptx = kernels["_neuron_forward"].asm["ptx"]
     assert "ld.global.b16" in ptx
     assert "cp.async" not in ptx

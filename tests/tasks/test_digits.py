@@ -7,6 +7,7 @@ import torch
 from running import ROOT
 from torch import nn
 
+from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch, batch_generator
 from snn_lib.data.mnist import load_mnist
 from snn_lib.encoding import poisson
@@ -232,3 +233,33 @@ def test_accuracy_over_time_counts_the_spikes_so_far(config):
         decisions = [row.index(max(row)) for row in counts]
         expected = sum(d == label for d, label in zip(decisions, labels.tolist(), strict=True))
         assert found[step].item() == pytest.approx(expected / IMAGES)
+
+
+@pytest.mark.parametrize("lead", [1, 3, 100])
+def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, lead):
+    config.hyperparameters.encoding, config.latency.span = "latency", LENGTH
+    task = task_of(config)
+    torch.manual_seed(1)
+    model = Sequential(LowPassSynapse(784, 4.0), nn.Linear(784, 10), SpikingNeuron(10, 4.0))
+    (row,) = task.early_stopping(model, [lead])
+    (batch,) = task.evaluation_batches("test")
+    with torch.no_grad():
+        output = model(batch.x)[0]
+    right = taken = cost = 0
+    for image in range(IMAGES):
+        for step in range(1, LENGTH + 1):
+            counts = output[:step, image].sum(0)
+            second, first = counts.sort().values[-2:]
+            if first - second >= lead:
+                break
+        right += counts.argmax() == batch.y[image]
+        taken += step
+        cost += 10 * batch.x[:step, image].sum()
+    assert row == pytest.approx(
+        {
+            "lead": lead,
+            "accuracy": float(right) / IMAGES,
+            "steps": taken / IMAGES,
+            "operations": float(cost) / IMAGES,
+        }
+    )

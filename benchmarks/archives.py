@@ -1,0 +1,257 @@
+"""How time_series.py does on every data set that aeon brings along, beside what is usual there.
+
+    python benchmarks/archives.py
+
+One recipe, that of time_series.yaml, for all sets, five seeds each; the other encodings of the
+input; an LSTM and a GRU of as many parameters in the same loop on the same batches; and from aeon
+MiniRocket and the nearest neighbour by dynamic time warping, on the whole training part as it is,
+for MiniRocket at one length. Seconds are those of the processor, whatever else it does meanwhile.
+
+Every row goes into the CSV when it is finished, and a later call goes on from there. Prints the
+table and draws the accuracies.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, pstdev
+
+import numpy as np
+import torch
+from measuring import ROOT, machine, options
+from torch import nn
+
+sys.path.insert(0, str(ROOT))
+from snn_lib import Sequential, fire_from_the_start
+from snn_lib.data.sequence_augmentation import resampled
+from snn_lib.data.sequences import collate
+from snn_lib.data.series import load_series
+from snn_lib.files import write_csv
+from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig
+from snn_lib.training.config import load_config
+from snn_lib.training.experiment import Experiment
+from time_series import SNN
+
+SETS = (
+    "UnitTest",
+    "ItalyPowerDemand",
+    "JapaneseVowels",
+    "Covid3Month_disc",
+    "GunPoint",
+    "BasicMotions",
+    "ArrowHead",
+    "PickupGestureWiimoteZ",
+    "OSULeaf",
+    "ACSF1",
+)
+ENCODINGS = ("current", "population", "latency", "delta")
+RECURRENT = {"nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU}
+DTW, MINIROCKET = "1-NN DTW", "MiniRocket"
+SPIKING = "SNN-IIR"
+METHODS = (SPIKING, *RECURRENT, MINIROCKET, DTW, *(f"{SPIKING}, {e}" for e in ENCODINGS[1:]))
+SEEDS = range(5)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def spiking(config: TimeSeriesConfig, task: TimeSeries) -> nn.Module:
+    model = SNN(config, task.inputs, len(task.classes), task.steps)
+    fire_from_the_start(model, task.sample(), config.hyperparameters.first_rate)
+    return model
+
+
+def recurrent(kind: type[nn.RNNBase], config: TimeSeriesConfig, task: TimeSeries) -> nn.Module:
+    """One layer, as wide as makes it the largest with no more parameters than the spiking one."""
+    classes, dropout = len(task.classes), nn.Dropout(config.hyperparameters.dropout)
+
+    def sized(width: int) -> nn.Module:
+        return Sequential(kind(task.inputs, width), dropout, nn.Linear(width, classes))
+
+    most = parameters(SNN(config, task.inputs, classes, task.steps))
+    width = 1
+    while parameters(sized(width + 1)) <= most:
+        width += 1
+    return sized(width)
+
+
+def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
+    """The row of a network that is trained by the loop of the experiments."""
+    config = load_config(TimeSeriesConfig, ROOT / "time_series.yaml", [])
+    config.dataset, config.seed, config.device = name, seed, "cpu"
+    config.dataset_path = str(ROOT / "dataset")
+    config.hyperparameters.encoding = method.partition(", ")[2] or ENCODINGS[0]
+    if smoke:
+        config.hyperparameters.epoch = 1
+    task = TimeSeries()
+
+    def build(config: TimeSeriesConfig) -> nn.Module:
+        if method in RECURRENT:
+            return recurrent(RECURRENT[method], config, task)
+        return spiking(config, task)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config.checkpoint_base_path = config.runs_path = folder
+        experiment = Experiment(build, task, config)
+        begin = time.process_time()
+        experiment.train()
+        seconds = time.process_time() - begin
+        metrics, activity = experiment.evaluate("test")
+    row = {"accuracy": metrics["accuracy"], "seconds": round(seconds, 1)}
+    row["parameters"] = parameters(experiment.model)
+    if activity.neurons:
+        spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
+        row["spikes"] = round(spikes / activity.sequences)
+        row["operations"] = round(activity.synaptic_operations())
+    return row
+
+
+def fitted(name: str, method: str, seed: int) -> dict:
+    """The row of a classifier of aeon's."""
+    from aeon.classification.convolution_based import MiniRocketClassifier
+    from aeon.classification.distance_based import KNeighborsTimeSeriesClassifier
+
+    parts = load_series(name, ROOT / "dataset").parts
+    if method == MINIROCKET:
+        classifier = MiniRocketClassifier(random_state=seed)
+        longest = max(len(sequence) for x, _ in parts.values() for sequence in x)
+        x, test = (at_length(x, longest) for x, _ in (parts["train"], parts["test"]))
+    else:
+        classifier = KNeighborsTimeSeriesClassifier(n_neighbors=1, distance="dtw")
+        x, test = ([s.T.double().numpy() for s in x] for x, _ in (parts["train"], parts["test"]))
+    begin = time.process_time()
+    classifier.fit(x, parts["train"][1].numpy())
+    found = classifier.predict(test)
+    seconds = time.process_time() - begin
+    return {
+        "accuracy": float(np.mean(found == parts["test"][1].numpy())),
+        "seconds": round(seconds, 1),
+    }
+
+
+def at_length(x: list[torch.Tensor], steps: int) -> np.ndarray:
+    """Sequences stretched to one length, ``(samples, channels, T)`` as aeon has them."""
+    batch, _, lengths = collate([(sequence, 0) for sequence in x])
+    if lengths is None:
+        lengths = torch.full((len(x),), len(batch))
+    whole = resampled(batch, lengths, torch.zeros(len(x)), lengths, torch.full_like(lengths, steps))
+    return whole.permute(1, 2, 0).double().numpy()
+
+
+def jobs(chosen: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
+    """Sets, methods and seeds, the first seed of everything first."""
+    seeds, sets = (SEEDS[:1], SETS[:1]) if chosen.smoke else (SEEDS, SETS)
+    for seed in seeds:
+        for method in METHODS:
+            if method != DTW or seed == SEEDS[0]:  # which draws nothing
+                yield from ((name, method, seed) for name in sets)
+
+
+def finished(path: Path) -> list[dict]:
+    """The rows of an earlier call."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def accuracies(rows: list[dict], name: str, method: str) -> list[float]:
+    """In percent, of the seeds that there are."""
+    return [
+        100 * float(row["accuracy"])
+        for row in rows
+        if (row["dataset"], row["method"]) == (name, method)
+    ]
+
+
+def table(rows: list[dict]) -> Iterator[str]:
+    """Lines of Markdown: mean and deviation for every set and method, and the means over all sets.
+
+    A method's mean is that of the sets on which every method has a result.
+    """
+    methods = [m for m in METHODS if any(row["method"] == m for row in rows)]
+    sets = [name for name in SETS if any(row["dataset"] == name for row in rows)]
+    yield "| test accuracy, % | " + " | ".join(methods) + " |"
+    yield "|---" * (1 + len(methods)) + "|"
+    complete = [name for name in sets if all(accuracies(rows, name, m) for m in methods)]
+
+    def shown(values: list[float]) -> str:
+        if not values:
+            return ""
+        return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
+
+    for name in sets:
+        cells = (shown(accuracies(rows, name, method)) for method in methods)
+        yield f"| {name} | " + " | ".join(cells) + " |"
+    if complete:
+        means = (mean(mean(accuracies(rows, n, m)) for n in complete) for m in methods)
+        yield f"| mean of {len(complete)} | " + " | ".join(f"{value:.1f}" for value in means) + " |"
+    for key, unit in (
+        ("seconds", "seconds to train, mean"),
+        ("spikes", "spikes a sequence, mean"),
+        ("operations", "operations a sequence, mean"),
+    ):
+        cells = []
+        for method in methods:
+            found = [float(r[key]) for r in rows if r["method"] == method and r.get(key)]
+            cells.append(f"{mean(found):,.0f}" if found else "")
+        yield f"| {unit} | " + " | ".join(cells) + " |"
+
+
+def chart(path: Path, rows: list[dict]) -> None:
+    """Draws the mean accuracy of every method on every set, and its deviation."""
+    import matplotlib.pyplot as plt
+
+    methods = [m for m in METHODS[:5] if any(row["method"] == m for row in rows)]
+    sets = [name for name in SETS if any(row["dataset"] == name for row in rows)]
+    figure, axes = plt.subplots(figsize=(7.5, 0.8 + 0.55 * len(sets)), layout="constrained")
+    for offset, method in enumerate(methods):
+        found = {place: accuracies(rows, name, method) for place, name in enumerate(sets)}
+        found = {place: values for place, values in found.items() if values}
+        axes.errorbar(
+            [mean(values) for values in found.values()],
+            [place + 0.12 * (offset - 2) for place in found],
+            xerr=[pstdev(values) for values in found.values()],
+            fmt="Do^s*"[offset],
+            color=f"C{offset}",
+            label=method,
+        )
+    axes.set_yticks(range(len(sets)), sets)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("test accuracy, %: mean and deviation over the seeds")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=len(methods))
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def main() -> None:
+    chosen = options(__doc__, "archives")
+    torch.set_num_threads(chosen.threads)
+    path = chosen.output.with_suffix(".csv")
+    rows = finished(path)
+    done = {(row["dataset"], row["method"], int(row["seed"])) for row in rows}
+    for name, method, seed in jobs(chosen):
+        if (name, method, seed) in done:
+            continue
+        if method in (DTW, MINIROCKET):
+            row = fitted(name, method, seed)
+        else:
+            row = trained(name, method, seed, chosen.smoke)
+        rows.append({"dataset": name, "method": method, "seed": seed, **row})
+        rows[-1]["machine"] = machine(chosen)
+        write_csv(path, rows)
+        print(f"{name}, {method}, seed {seed}: {100 * row['accuracy']:.1f} %", flush=True)
+    print("", *table(rows), sep="\n")
+    chart(chosen.output, rows)
+    print(f"\nsaved {chosen.output}.csv and .png")
+
+
+if __name__ == "__main__":
+    main()

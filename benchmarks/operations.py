@@ -1,0 +1,177 @@
+"""Accuracy against operations: encodings, numbers of time steps, penalties, early answers.
+
+    python benchmarks/operations.py           # the pretrained models, and what has been trained
+    python benchmarks/operations.py --train   # first trains the short runs that are missing
+
+Saves a row for each model (CSV), and a chart: accuracy on the test images against synaptic
+operations an image, with the dense network of the same size as a point, and what stopping early
+saves. A short run is snn_mlp_1 trained for EPOCHS epochs; its row is kept, so that the command goes
+on where it was stopped.
+"""
+
+import argparse
+import csv
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from measuring import ROOT, options
+
+from snn_lib.files import write_csv
+from snn_lib.inspection.activity import connection_sparsity, footprint
+from snn_lib.inspection.plotting import BLACK, BLUE, GREEN, ORANGE
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.config import config_from_dict, load_config
+from snn_lib.training.experiment import Experiment
+from snn_mlp_1 import SNN
+
+EPOCHS = 3
+LEADS = (1, 2, 3, 4, 6)
+PRETRAINED = ("snn_mlp_1", "snn_mlp_1_poisson", "snn_mlp_1_latency")
+COLORS = {"constant": BLUE, "poisson": ORANGE, "latency": GREEN}
+DENSE = 784 * 500 + 500 * 500 + 500 * 10  # multiply-accumulates an image
+
+
+def short_runs() -> dict[str, list[str]]:
+    """Overrides of every short run, by name."""
+    runs = {}
+    for encoding in COLORS:
+        for steps in (4, 8, 12, 25):
+            for penalty in (0.0, 0.1):
+                name = f"{encoding}, T = {steps}" + (", penalty" if penalty else "")
+                runs[name] = [
+                    f"hyperparameters.encoding={encoding}",
+                    f"hyperparameters.length={steps}",
+                    f"latency.span={max(2, 2 * steps // 3)}",
+                    f"hyperparameters.rate_penalty={penalty}",
+                    f"hyperparameters.target_rate={0.03 if penalty else 0}",
+                    f"hyperparameters.epoch={EPOCHS}",
+                ]
+    return runs
+
+
+def row_of(name: str, experiment: Experiment, leads: tuple[float, ...]) -> dict:
+    """What a trained model reaches on the test images, and what it takes."""
+    metrics, activity = experiment.evaluate("test")
+    work, settings = activity.operations(), experiment.settings
+    spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
+    with experiment.autocast():
+        early = experiment.task.early_stopping(experiment.model, leads)
+    return {
+        "model": name,
+        "encoding": settings.encoding,
+        "steps": settings.length,
+        "accuracy": round(metrics["accuracy"], 4),
+        "spikes": round(spikes / activity.sequences),
+        "additions": round(work.additions),
+        "multiply_accumulates": round(work.multiply_accumulates),
+        "filters": round(work.filters),
+        "neurons": round(work.neurons),
+        "microjoules_estimate": round(1e6 * work.energy(), 3),
+        "activity_sparsity": round(activity.activity_sparsity(), 4),
+        "connection_sparsity": round(connection_sparsity(experiment.model), 4),
+        "footprint_bytes": footprint(experiment.model),
+    } | {
+        f"{key}_lead_{row['lead']}": round(row[key], 4)
+        for row in early
+        for key in ("accuracy", "steps", "operations")
+    }
+
+
+def train(overrides: list[str], chosen: argparse.Namespace) -> Experiment:
+    """A short run."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"dataset_path={ROOT / 'dataset'}", f"device={chosen.device}"]
+        paths += [f"checkpoint_base_path={folder}", f"runs_path={folder}"]
+        if chosen.smoke:
+            sizes = ("training_size=64", "validation_size=10", "test_size=10")
+            paths += [f"mnist_config.{size}" for size in sizes]
+        config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides + paths)
+        experiment = Experiment(SNN, DigitClassification(), config)
+        experiment.train()  # and leaves the best epoch in the model
+    return experiment
+
+
+def load(name: str, chosen: argparse.Namespace) -> Experiment:
+    """A pretrained model."""
+    path = ROOT / "checkpoint" / f"pretrained_{name}"
+    checkpoint = load_checkpoint(path)
+    config = config_from_dict(DigitConfig, checkpoint["config"], [])
+    config.dataset_path, config.device = str(ROOT / "dataset"), chosen.device
+    if chosen.smoke:
+        config.mnist_config.test_size = 10
+    experiment = Experiment(SNN, DigitClassification(), config)
+    load_weights(experiment.model, checkpoint, path)
+    return experiment
+
+
+def chart(path: Path, rows: list[dict]) -> None:
+    """Error against operations; a dot is a short run, a line a pretrained model stopped early."""
+    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    for encoding, color in COLORS.items():
+        own = [row for row in rows if row["encoding"] == encoding]
+        short = [row for row in own if row["model"] not in PRETRAINED]
+        if short:
+            axes.scatter(*points(short), s=18, color=color, alpha=0.5, lw=0)
+        for row in own:
+            if row["model"] in PRETRAINED:
+                leads = [lead for lead in LEADS if f"operations_lead_{lead}" in row]
+                early = [
+                    (float(row[f"operations_lead_{n}"]), float(row[f"accuracy_lead_{n}"]))
+                    for n in leads
+                ]
+                whole = list(zip(*points([row]), strict=True))
+                x, y = zip(*[(o, 100 * (1 - a)) for o, a in early], *whole, strict=True)
+                axes.plot(x, y, "o-", color=color, ms=4, label=f"{encoding}, trained in full")
+    axes.axvline(DENSE, color=BLACK, ls=":", lw=1)
+    axes.annotate(
+        "a dense network",
+        (DENSE, 1),
+        xycoords=("data", "axes fraction"),
+        rotation=90,
+        va="top",
+        ha="right",
+        fontsize="small",
+    )
+    axes.set(xscale="log", yscale="log", xlabel="synaptic operations an image")
+    axes.set_ylabel("test images not recognised, %")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def points(rows: list[dict]) -> tuple[list[float], list[float]]:
+    """Operations and errors in per cent."""
+    operations = [float(row["additions"]) + float(row["multiply_accumulates"]) for row in rows]
+    return operations, [100 * (1 - float(row["accuracy"])) for row in rows]
+
+
+def main() -> None:
+    text = "first train the short runs that are missing"
+    chosen = options(__doc__, "operations", train=text)
+    torch.set_num_threads(chosen.threads)
+    path, kept = chosen.output.with_suffix(".csv"), []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = [row for row in csv.DictReader(file) if row["model"] not in PRETRAINED]
+    models = [name for name in PRETRAINED if (ROOT / f"checkpoint/pretrained_{name}").exists()]
+    rows = [row_of(name, load(name, chosen), LEADS) for name in models]
+    done = {row["model"] for row in kept}
+    missing = {name: run for name, run in short_runs().items() if name not in done}
+    for name, overrides in list(missing.items())[: 2 if chosen.smoke else None]:
+        if chosen.train:
+            kept.append(row_of(name, train(overrides, chosen), LEADS))
+            write_csv(path, rows + kept)
+    for row in rows + kept:
+        operations, error = (values[0] for values in points([row]))
+        print(f"{row['model']}: {100 - error:.2f} %, {operations:,.0f} synaptic operations")
+    write_csv(path, rows + kept)
+    chart(chosen.output, rows + kept)
+    print(f"\nsaved {chosen.output}.csv and .png")
+
+
+if __name__ == "__main__":
+    main()

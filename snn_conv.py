@@ -1,0 +1,132 @@
+"""A spiking convolutional network with dual exponential synapses classifies digits.
+
+    python snn_conv.py --train
+    python snn_conv.py --test
+    python snn_conv.py --train hyperparameters.filters=pixel   # coefficients of every pixel's own
+
+The settings are in snn_conv.yaml; --help lists them all. The model follows Fang, Shrestha, Zhao,
+Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+
+from snn_lib import DualExponentialSynapse, Gaussian, PerStep, Sequential, SpikingNeuron
+from snn_lib.settings import require, setting
+from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
+from snn_lib.training import main
+
+SIDE = 28  # pixels
+GAIN = 2.0  # of the first weights: all layers fire from the start
+
+
+@dataclass
+class ConvHyperparameters(DigitHyperparameters):
+    """Hyperparameters of the convolutional network."""
+
+    channels: list[int] = setting([16, 32, 64], "feature maps of the three convolutions")
+    hidden: int = setting(256, "neurons of the layer behind them")
+    filters: Literal["map", "pixel"] = setting(
+        "map", "a filter for each feature map, or for each of its pixels"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.channels) == 3 and min(*self.channels, self.hidden) >= 1,
+            f"hyperparameters.channels is {self.channels} and hidden {self.hidden}, "
+            "expected three numbers and one, at least 1",
+        )
+
+
+@dataclass
+class ConvConfig(DigitConfig):
+    """The configuration of snn_conv."""
+
+    hyperparameters: ConvHyperparameters = field(default_factory=ConvHyperparameters)
+
+
+class SNN(nn.Module):
+    """16C3-P2-32C3-P2-64C3-P2-256-10: each layer filters spikes, weighs them, spikes and pools.
+
+    Shape:
+        Input over time ``(T, B, 784)`` to output spikes ``(T, B, 10)`` and the state.
+    """
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__()
+        options = config.hyperparameters
+
+        def synapse(channels: int, *positions: int) -> DualExponentialSynapse:
+            if options.filters == "map":
+                positions = (1,) * len(positions)  # shared by them
+            return DualExponentialSynapse(
+                (channels, *positions),
+                options.tau_m,
+                options.tau_s,
+                train_coefficients=options.train_coefficients,
+                constraint=options.constraint,
+            )
+
+        def begun(weights: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+            nn.init.normal_(weights.weight, std=GAIN / math.sqrt(weights.weight[0].numel()))
+            if options.train_bias:
+                nn.init.zeros_(weights.bias)
+            return weights
+
+        def convolution(inputs: int, outputs: int) -> PerStep:
+            return PerStep(begun(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias)))
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return begun(nn.Linear(inputs, outputs, bias=options.train_bias))
+
+        def neuron(channels: int, *positions: int, dropout: float = 0.0) -> SpikingNeuron:
+            return SpikingNeuron(
+                (channels, *positions),
+                options.tau_m,
+                membrane_filter=options.membrane_filter,
+                surrogate=Gaussian(options.surrogate_width),
+                dropout=dropout,
+            )
+
+        first, second, third = options.channels
+        self.layers = Sequential(
+            synapse(1, 28, 28),
+            convolution(1, first),
+            neuron(first, 1, 1),
+            PerStep(nn.MaxPool2d(2)),
+            synapse(first, 14, 14),
+            convolution(first, second),
+            neuron(second, 1, 1),
+            PerStep(nn.MaxPool2d(2)),
+            synapse(second, 7, 7),
+            convolution(second, third),
+            neuron(third, 1, 1),
+            PerStep(nn.MaxPool2d(2)),
+            synapse(third, 3, 3),
+            nn.Flatten(2),
+            linear(9 * third, options.hidden),
+            neuron(options.hidden, dropout=options.dropout),
+            synapse(options.hidden),
+            linear(options.hidden, CLASSES),
+            neuron(CLASSES),
+        )
+
+    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Runs all time steps; see the class for shapes."""
+        # With the channels last in memory, convolutions and pooling are faster.
+        maps = x.unflatten(2, (SIDE, SIDE, 1)).movedim(-1, 2)  # (T, B, 1, 28, 28)
+        return self.layers(maps, state)
+
+
+class Digits(DigitClassification):
+    """Digit classification with the settings of this network."""
+
+    config_class = ConvConfig
+
+
+if __name__ == "__main__":
+    main(__file__, SNN, Digits())

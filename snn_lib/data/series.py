@@ -1,0 +1,224 @@
+"""Labelled time series: sets of the UCR and UEA archives by name, ``.ts`` files, ``.npz`` arrays.
+
+The archives and their files are read by aeon, https://www.aeon-toolkit.org, which brings some sets
+along and downloads the others.
+"""
+
+import difflib
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snn_lib.errors import InputError, one_line
+from snn_lib.settings import require
+
+TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
+
+
+class SeriesSet(NamedTuple):
+    """A data set of labelled time series.
+
+    Attributes:
+        parts: ``train``, and ``test`` if there is one: sequences ``(T_i, channels)``, float32, and
+            their class numbers, int64 ``(samples,)``.
+        classes: the names of the classes, by number.
+    """
+
+    parts: dict[str, tuple[list[Tensor], Tensor]]
+    classes: list[str]
+
+
+def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
+    """Reads a data set by its name in the archives, or from files of one's own.
+
+    Args:
+        dataset: the name of a set in the UCR or UEA archive, which aeon brings along, ``root`` has
+            already, or aeon downloads to there; or a path. ``NAME_TRAIN.ts``, with ``NAME_TEST.ts``
+            beside it, or an ``.npz`` with ``x``, ``(samples, T)`` or ``(samples, T, channels)``,
+            ``y``, class numbers or names, and, if ``x`` is padded, ``lengths``. A test part is
+            ``x_test``, ``y_test`` and ``lengths_test``.
+        root: the folder of downloaded sets.
+        missing: what becomes of missing values (nan): ``"refuse"``, or ``"interpolate"``: a line
+            between the neighbours in time, and the nearest value before the first and after the
+            last.
+
+    Raises:
+        InputError: there is no such set or file, nothing to read it with, or its content makes no
+            sense: missing or infinite values, an empty sequence, other channels than the first, a
+            single class, or classes in the test part that training does not have.
+    """
+    if dataset.endswith(".npz"):
+        arrays = _npz(Path(dataset))
+    elif dataset.endswith(".ts"):
+        arrays = _ts(dataset)
+    else:
+        require(
+            not {"/", "\\", "."} & set(dataset),
+            f"dataset={dataset}: expected the name of an archive set, NAME{TRAIN} or an .npz file",
+        )
+        arrays = _archive(dataset, root)
+    names, numbers = np.unique(arrays["train"][1], return_inverse=True)
+    require(
+        len(names) > 1,
+        f"{dataset}: all training sequences are of class {names[0]}, expected two classes or more",
+    )
+    parts = {"train": (_sequences(arrays["train"][0], f"{dataset}, train", missing), numbers)}
+    if "test" in arrays:
+        x, y = arrays["test"]
+        for label in np.unique(y):
+            require(
+                bool((names == label).any()),
+                f"{dataset}: class {label} of the test part is none of the training part",
+            )
+        parts["test"] = _sequences(x, f"{dataset}, test", missing), np.searchsorted(names, y)
+    channels = parts["train"][0][0].shape[1]
+    for part, (sequences, _) in parts.items():
+        for index, sequence in enumerate(sequences):
+            require(
+                sequence.shape[1] == channels,
+                f"{dataset}, {part}: sequence {index} has {sequence.shape[1]} channels, the first "
+                f"has {channels}",
+            )
+    return SeriesSet(
+        {part: (x, torch.as_tensor(y, dtype=torch.int64)) for part, (x, y) in parts.items()},
+        [str(name) for name in names],
+    )
+
+
+def _npz(path: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read: {one_line(error)} (sequences of different lengths are padded "
+            "to one array x, with their lengths beside it)"
+        ) from None
+    parts = {}
+    for part, suffix in (("train", ""), ("test", "_test")):
+        x, y, lengths = (arrays.get(name + suffix) for name in ("x", "y", "lengths"))
+        if part == "test" and x is None and y is None:
+            continue
+        require(x is not None and y is not None, f"{path} has no x{suffix} and y{suffix}")
+        require(
+            x.ndim in (2, 3) and x.dtype.kind in "biuf",
+            f"{path}: x{suffix} has shape {x.shape} in {x.dtype}, expected numbers (samples, T) or "
+            "(samples, T, channels)",
+        )
+        require(
+            y.shape == x.shape[:1] and y.dtype.kind in "biuSU",
+            f"{path}: y{suffix} has shape {y.shape} in {y.dtype}, expected the number or name of a "
+            f"class for each of the {len(x)} sequences",
+        )
+        require(len(x) > 0, f"{path}: x{suffix} has no sequences")
+        steps = x.shape[1]
+        if lengths is None:
+            lengths = np.full(len(x), steps)
+        require(
+            lengths.shape == y.shape and lengths.dtype.kind in "iu",
+            f"{path}: lengths{suffix} has shape {lengths.shape} in {lengths.dtype}, expected a "
+            f"number of steps for each of the {len(x)} sequences",
+        )
+        for index, length in enumerate(lengths):
+            require(
+                length <= steps, f"{path}: sequence {index} has length {length} in {steps} steps"
+            )
+        x = x[..., None] if x.ndim == 2 else x
+        parts[part] = [own[: max(n, 0)] for own, n in zip(x, lengths, strict=True)], y
+    return parts
+
+
+def _ts(dataset: str) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
+    require(
+        dataset.endswith(TRAIN),
+        f"dataset={dataset}: expected NAME{TRAIN}, with NAME{TEST} beside it",
+    )
+    stem = dataset.removesuffix(TRAIN)
+    return {
+        part: _read_ts(Path(stem + ending)) for part, ending in (("train", TRAIN), ("test", TEST))
+    }
+
+
+def _read_ts(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    require(path.exists(), f"there is no file {path}")
+    read = _aeon(f"{path} is").load_from_ts_file
+    return _time_first(path, lambda: read(str(path), return_meta_data=True))
+
+
+def _archive(name: str, root: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
+    aeon = _aeon(f"dataset={name} is")
+    brought = Path(aeon.__file__).parent / "data" / name / f"{name}{TRAIN}"
+    if brought.exists():
+        return _ts(str(brought))
+    there = (root / name / f"{name}{TRAIN}").exists()
+    known = aeon.tsc_datasets.tsc_zenodo
+    if not there and name not in known:
+        similar = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        raise InputError(
+            f"dataset={name}: the UCR and UEA archives have no such set"
+            + "".join(f", but {other}" for other in similar)
+        )
+
+    def read(split: str) -> tuple[Sequence[np.ndarray], np.ndarray]:
+        options = {"split": split, "extract_path": str(root), "return_metadata": True}
+        return _time_first(name, lambda: aeon.load_classification(name, **options))
+
+    return {split: read(split) for split in ("train", "test")}
+
+
+def _time_first(
+    source: Any, read: Callable[[], tuple[Any, np.ndarray, dict]]
+) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """What aeon reads, ``(channels, T)`` each, as ``(T, channels)``."""
+    try:
+        x, y, about = read()
+    except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{source} can be neither read nor downloaded: {one_line(error)}"
+        ) from None
+    require(about["classlabel"] and len(y) > 0, f"{source} has no classes: it is no classification")
+    return [np.transpose(sequence) for sequence in x], y
+
+
+def _aeon(what: str) -> Any:
+    try:
+        import aeon.datasets
+        import aeon.datasets.tsc_datasets
+    except ImportError:
+        raise InputError(f"{what} read by aeon, which is not installed: pip install aeon") from None
+    return aeon.datasets
+
+
+def _sequences(x: Iterable[np.ndarray], part: str, missing: str) -> list[Tensor]:
+    sequences = []
+    for index, sequence in enumerate(x):
+        sequence = np.array(sequence, dtype=np.float32)
+        require(sequence.size > 0, f"{part}: sequence {index} has length zero")
+        require(not np.isinf(sequence).any(), f"{part}: sequence {index} has infinite values")
+        unknown = np.isnan(sequence)
+        if unknown.any():
+            require(
+                missing == "interpolate",
+                f"{part}: sequence {index} has missing values; series.missing=interpolate fills "
+                "them",
+            )
+            require(
+                not unknown.all(0).any(),
+                f"{part}: sequence {index} has a channel without any value",
+            )
+            _interpolate(sequence, unknown)
+        sequences.append(torch.from_numpy(sequence))
+    return sequences
+
+
+def _interpolate(sequence: np.ndarray, unknown: np.ndarray) -> None:
+    """Fills what is unknown, in place."""
+    for values, gaps in zip(sequence.T, unknown.T, strict=True):
+        values[gaps] = np.interp(gaps.nonzero()[0], (~gaps).nonzero()[0], values[~gaps])

@@ -1,0 +1,204 @@
+"""Time series classification: a set of the UCR and UEA archives, or data of one's own.
+
+Every channel is standardised by the training sequences, and long sequences are averaged over
+blocks of steps. What the network sees is an encoding of that, what it says the mean over time of
+its output, within each sequence's own length.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib import encoding
+from snn_lib.data.batches import Batch, Batches, batch_generator
+from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented
+from snn_lib.data.sequences import collate
+from snn_lib.data.series import load_series
+from snn_lib.inspection.activity import Activity
+from snn_lib.settings import ExperimentConfig, require, setting
+from snn_lib.tasks.classification import ClassificationHyperparameters
+from snn_lib.tasks.sequences import SequenceClassification
+
+REACH = 2.0  # deviations either way that receptive fields and latencies resolve
+EVALUATION_BATCH = 64
+
+
+@dataclass
+class TimeSeriesHyperparameters(ClassificationHyperparameters):
+    """Hyperparameters of time series classification: the model and its training."""
+
+    length: int = setting(128, "most time steps: longer sequences are averaged over blocks")
+    encoding: Literal["current", "population", "latency", "delta"] = setting(
+        "current", "how values enter"
+    )
+    fields: int = setting(8, "Gaussian receptive fields a channel, if the encoding is population")
+    window: int = setting(8, "steps that each step becomes, if the encoding is latency")
+    threshold: float = setting(0.25, "change that is an event, in deviations, if it is delta")
+    neurons: int = setting(128, "in each hidden layer")
+    filters: int = setting(32, "of the inputs together, at least one for each; 0: none")
+    synapse: Literal["resonant", "low_pass"] = setting("resonant", "the filters")
+    shortest_memory: float = setting(2.0, "decay of the first filters, from so many steps")
+    longest_memory: float = setting(0.5, "to this share of the longest sequence")
+    first_rate: float = setting(0.1, "firing rate of the first weights, spikes per neuron and step")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, lowest in (("fields", 2), ("window", 2), ("neurons", 1), ("filters", 0)):
+            value = getattr(self, key)
+            require(value >= lowest, f"hyperparameters.{key} is {value}, expected {lowest} or more")
+        for key in ("threshold", "shortest_memory", "longest_memory"):
+            value = getattr(self, key)
+            require(value > 0, f"hyperparameters.{key} is {value}, expected > 0")
+        require(
+            0 < self.first_rate < 1,
+            f"hyperparameters.first_rate is {self.first_rate}, expected in (0, 1)",
+        )
+
+
+@dataclass
+class SeriesOptions:
+    """How the data is used."""
+
+    missing: Literal["refuse", "interpolate"] = setting("refuse", "what becomes of missing values")
+    validation_share: float = setting(0.1, "of each class's training sequences, held out")
+    validation_from: int = setting(
+        200,
+        "training sequences; of fewer none is held out, all of them choose the epoch",
+    )
+    smallest_epoch: int = setting(
+        256, "sequences an epoch at least: a smaller set is shown several times"
+    )
+    use_augmentation: bool = setting(True, "augment the training sequences")
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.validation_share < 1,
+            f"series.validation_share is {self.validation_share}, expected a share in (0, 1)",
+        )
+        for key in ("validation_from", "smallest_epoch"):
+            value = getattr(self, key)
+            require(value >= 1, f"series.{key} is {value}, expected at least 1")
+
+
+@dataclass
+class TimeSeriesConfig(ExperimentConfig):
+    """The configuration of time_series."""
+
+    dataset: str = setting(
+        "JapaneseVowels", "archive set by name, or a path: NAME_TRAIN.ts or an .npz with x and y"
+    )
+    hyperparameters: TimeSeriesHyperparameters = field(default_factory=TimeSeriesHyperparameters)
+    series: SeriesOptions = field(default_factory=SeriesOptions)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+class TimeSeries(SequenceClassification):
+    """The task of time_series.
+
+    Attributes:
+        classes: the names of the classes, by number.
+        inputs: channels that the network sees.
+        steps: the most steps it sees, those of the longest training sequence.
+    """
+
+    config_class = TimeSeriesConfig
+
+    def __init__(self) -> None:
+        super().__init__(self.read, readout="mean")
+
+    def read(self, config: TimeSeriesConfig) -> dict[str, tuple[list[Tensor], Tensor]]:
+        """The parts, standardised and no longer than the configuration says."""
+        options, series = config.hyperparameters, config.series
+        parts, self.classes = load_series(config.dataset, Path(config.dataset_path), series.missing)
+        x, y = parts.pop("train")
+        training, held_out = stratified(y, series.validation_share, config.seed)
+        if len(y) < series.validation_from or len(held_out) == 0:
+            training = held_out = torch.arange(len(y))
+        parts["train"] = [x[index] for index in training], y[training]
+        parts["validation"] = [x[index] for index in held_out], y[held_out]
+
+        values = torch.cat(parts["train"][0])
+        mean, deviation = values.mean(0), values.std(0, correction=0)
+        require(bool((deviation > 0).any()), f"{config.dataset}: no training sequence ever changes")
+        deviation = torch.where(deviation > 0, deviation, 1.0)  # of a channel that never changes
+        longest = max(map(len, parts["train"][0]))
+        block = -(-longest // options.length)
+
+        def prepared(sequence: Tensor) -> Tensor:
+            blocks = ((sequence - mean) / deviation).split(block)
+            return torch.stack([steps.mean(0) for steps in blocks])
+
+        window = options.window if options.encoding == "latency" else 1
+        self.steps = -(-longest // block) * window
+        inputs = {"population": options.fields, "delta": 2}.get(options.encoding, 1)  # a channel
+        self.inputs = inputs * len(mean)
+        return {part: ([prepared(one) for one in x], y) for part, (x, y) in parts.items()}
+
+    def make_batches(self, split: str) -> Batches:
+        """See :class:`Task`; training sequences are augmented, and small sets shown repeatedly."""
+        require(split in self.parts, f"the data has no part {split!r}")
+        samples, config = self.parts[split], self.config
+        training, count = split == "train", len(samples)
+
+        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+            x, y, lengths = collate([samples[index] for index in (numbers % count).tolist()])
+            if training and config.series.use_augmentation:
+                if lengths is None:
+                    lengths = torch.full((len(y),), len(x))
+                generator = batch_generator(config.seed, epoch, number + 1)
+                x, lengths = augmented(x, lengths, config.augmentation, generator)
+            return Batch(x[:, share], y[share], None if lengths is None else lengths[share])
+
+        size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
+        shown = max(count, config.series.smallest_epoch) if training else count
+        return self.shared(shown, size, take, shuffle=training)
+
+    def encode(self, batch: Batch) -> Batch:
+        """The sequences as the encoding has them; ``latency`` makes them longer."""
+        options, (x, _, lengths) = self.config.hyperparameters, batch
+        if options.encoding == "population":
+            x = encoding.population(
+                x, torch.linspace(-REACH, REACH, options.fields, device=x.device)
+            )
+        elif options.encoding == "latency":
+            spikes = encoding.latency((x + REACH) / (2 * REACH), options.window, threshold=0.0)
+            x = spikes.transpose(0, 1).flatten(0, 1)  # a window for each step
+            lengths = None if lengths is None else lengths * options.window
+        elif options.encoding == "delta":
+            x = encoding.delta(x, options.threshold)
+        return batch._replace(x=x, lengths=lengths)
+
+    def sample(self) -> Tensor:
+        """A batch of what the network sees, ``(T, B, inputs)``, for its first weights."""
+        return next(iter(self.evaluation_batches("validation"))).x
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Spikes and synaptic operations a sequence beside those of a dense network."""
+        spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
+        yield (
+            f"{spikes / activity.sequences:,.0f} spikes and "
+            f"{activity.synaptic_operations():,.0f} synaptic operations per sequence"
+        )
+
+
+def stratified(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the training and of the held-out samples, of every class its share.
+
+    Args:
+        y: class numbers, ``(samples,)``.
+        share: of each class, rounded; a class keeps one for training at least.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    training, held_out = [], []
+    for label in y.unique():
+        mine = (y == label).nonzero()[:, 0]
+        mine = mine[torch.randperm(len(mine), generator=generator)]
+        count = min(round(share * len(mine)), len(mine) - 1)
+        held_out.append(mine[:count])
+        training.append(mine[count:])
+    return torch.cat(training), torch.cat(held_out)

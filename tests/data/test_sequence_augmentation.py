@@ -1,0 +1,105 @@
+"""Augmentation of sequences against NumPy's interpolation, one sequence at a time."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented, resampled
+from snn_lib.errors import InputError
+
+OFF = {"noise": 0.0, "scale": 0.0, "stretch": 1.0, "crop": 1.0, "channel_dropout": 0.0}
+LENGTHS = torch.tensor([12, 1, 7, 9])
+
+
+def batch(channels=3):
+    x = torch.randn(12, len(LENGTHS), channels)
+    for index, length in enumerate(LENGTHS):
+        x[length:, index] = 0
+    return x
+
+
+def changed(x, lengths=LENGTHS, seed=0, **options):
+    config = AugmentationConfig(**{**OFF, **options})
+    return augmented(x, lengths, config, torch.Generator().manual_seed(seed))
+
+
+def test_with_everything_off_sequences_stay_as_they_are():
+    x = batch()
+    found, lengths = changed(x)
+    assert torch.equal(found, x)
+    assert torch.equal(lengths, LENGTHS)
+
+
+def test_a_window_is_read_as_numpy_interpolates_it():
+    x = batch()
+    start, window = torch.tensor([1.5, 0.0, 2.0, 0.25]), torch.tensor([8.0, 1.0, 5.0, 8.5])
+    new_lengths = torch.tensor([11, 2, 3, 8])
+    found = resampled(x, LENGTHS, start, window, new_lengths)
+    assert found.shape == (11, 4, 3)
+    for index, (length, new) in enumerate(zip(LENGTHS.tolist(), new_lengths.tolist(), strict=True)):
+        middles = np.arange(new) + 0.5
+        places = start[index].item() + middles * window[index].item() / new - 0.5
+        for channel in range(3):
+            expected = np.interp(places, np.arange(length), x[:length, index, channel].numpy())
+            np.testing.assert_allclose(found[:new, index, channel], expected, atol=1e-5)
+        assert not found[new:, index].any()
+
+
+def test_time_runs_up_to_so_many_times_slower_and_faster_and_as_often_one_as_the_other():
+    lengths = torch.full((4000,), 100)
+    _, new = changed(torch.zeros(100, 4000, 1), lengths, stretch=1.5)
+    assert new.min() == pytest.approx(100 / 1.5, abs=1)
+    assert new.max() == pytest.approx(150, abs=1)
+    assert (new / 100).log().mean() == pytest.approx(0, abs=0.02)
+
+
+def test_crops_are_windows_of_every_length_and_place():
+    lengths = torch.full((2000,), 100)
+    ramp = torch.arange(100.0)[:, None, None].expand(100, 2000, 1)
+    found, new = changed(ramp, lengths, crop=0.5)
+    first, last = found[0, :, 0], found[new - 1, torch.arange(2000), 0]
+    assert (last - first + 1 - new).abs().max() <= 0.55  # at the pace of before, up to rounding
+    assert new.min() == pytest.approx(50, abs=1)
+    assert new.max() == pytest.approx(100, abs=1)
+    spare = 100.0 - new
+    roomy = spare > 20
+    assert (first / spare)[roomy].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_noise_scale_and_silence_have_the_asked_strength_and_end_with_the_sequence():
+    lengths = torch.tensor([40] * 500 + [20] * 500)
+    ones = torch.ones(40, 1000, 4)
+    noisy, _ = changed(ones, lengths, noise=0.3)
+    assert (noisy[:20] - 1).std() == pytest.approx(0.3, rel=0.02)
+    assert not noisy[20:, 500:].any()
+    scaled, _ = changed(ones, lengths, scale=0.2)
+    assert torch.equal(scaled[0], scaled[19])  # one factor for a whole channel
+    assert scaled[0].log().std() == pytest.approx(0.2, rel=0.05)
+    silent, _ = changed(ones, lengths, channel_dropout=0.25)
+    assert set(silent[:20].unique().tolist()) == {0.0, 1.0}
+    assert silent[0].mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_seed_gives_the_same_and_another_something_else():
+    x = batch()
+    options = {"noise": 0.1, "scale": 0.1, "stretch": 1.2, "crop": 0.8, "channel_dropout": 0.2}
+    (one, _), (same, _), (other, _) = (changed(x, seed=seed, **options) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert one.shape != other.shape or not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"noise": -1.0}, "augmentation.noise is -1.0, expected >= 0"),
+        ({"scale": -1.0}, "augmentation.scale is -1.0, expected >= 0"),
+        ({"stretch": 0.5}, "augmentation.stretch is 0.5, expected >= 1"),
+        ({"crop": 0.0}, "augmentation.crop is 0.0, expected in (0, 1]"),
+        ({"channel_dropout": 1.0}, "augmentation.channel_dropout is 1.0, expected in [0, 1)"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        AugmentationConfig(**options)

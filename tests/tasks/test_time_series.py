@@ -1,0 +1,212 @@
+"""Time series: how they are prepared and shown, and the script on arrays of one's own."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from running import ROOT, run
+
+import time_series
+from snn_lib import SpikingNeuron
+from snn_lib.errors import InputError
+from snn_lib.tasks.time_series import (
+    SeriesOptions,
+    TimeSeries,
+    TimeSeriesConfig,
+    TimeSeriesHyperparameters,
+    stratified,
+)
+from snn_lib.training.config import load_config
+
+CPU = torch.device("cpu")
+SAMPLES, STEPS = 60, 20
+ENCODINGS = {"current": (3, 1), "population": (15, 1), "latency": (3, 4), "delta": (6, 1)}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """Sequences of three channels, whose class is the channel that rises."""
+    generator = np.random.default_rng(1)
+    y = np.arange(SAMPLES) % 3
+    x = generator.normal(size=(SAMPLES, STEPS, 3)) + 5
+    x[np.arange(SAMPLES), :, y] += np.linspace(0, 6, STEPS)
+    lengths = generator.integers(12, STEPS + 1, SAMPLES)
+    arrays = {"x": x[:45], "y": y[:45], "lengths": lengths[:45]}
+    arrays |= {"x_test": x[45:], "y_test": y[45:], "lengths_test": lengths[45:]}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    return arrays
+
+
+def configured(folder, **options):
+    config = load_config(TimeSeriesConfig, ROOT / "time_series.yaml", [])
+    config.dataset, config.device = str(folder / "mine.npz"), "cpu"
+    hyperparameters = config.hyperparameters
+    hyperparameters.batch_size, hyperparameters.fields, hyperparameters.window = 8, 5, 4
+    for key, value in options.items():
+        section = config.series if hasattr(config.series, key) else hyperparameters
+        setattr(section, key, value)
+    return config
+
+
+def task_of(config, rank=0, world=1):
+    task = TimeSeries()
+    task.prepare(config, CPU, rank, world)
+    return task
+
+
+def test_of_every_class_its_share_is_held_out_by_the_seed():
+    y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3 + [3])
+    training, held_out = stratified(y, 0.2, seed=1)
+    assert sorted(torch.cat([training, held_out]).tolist()) == list(range(74))
+    assert y[held_out].bincount(minlength=4).tolist() == [10, 4, 1, 0]
+    assert stratified(y, 0.2, seed=1)[1].tolist() == held_out.tolist()
+    assert stratified(y, 0.2, seed=2)[1].tolist() != held_out.tolist()
+    assert y[stratified(y, 0.99, seed=1)[0]].bincount().tolist() == [1, 1, 1, 1]
+
+
+def test_a_small_set_is_trained_on_whole_and_a_larger_one_in_part(mine, tmp_path):
+    sizes = {46: (45, 45), 45: (36, 9)}
+    for validation_from, expected in sizes.items():
+        config = configured(tmp_path, validation_from=validation_from, validation_share=0.2)
+        parts = task_of(config).parts
+        assert (len(parts["train"]), len(parts["validation"])) == expected
+        assert len(parts["test"]) == 15
+
+
+def test_channels_are_standardised_by_the_training_sequences(mine, tmp_path):
+    task = task_of(configured(tmp_path))
+    own = [x[:n] for x, n in zip(mine["x"], mine["lengths"], strict=True)]
+    mean, deviation = np.concatenate(own).mean(0), np.concatenate(own).std(0)
+    for part, x, lengths in (("train", "x", "lengths"), ("test", "x_test", "lengths_test")):
+        for index, (sequence, _) in enumerate(task.parts[part]):
+            expected = (mine[x][index, : mine[lengths][index]] - mean) / deviation
+            np.testing.assert_allclose(sequence.numpy(), expected, atol=1e-4)
+
+
+def test_a_channel_that_never_changes_is_zero(tmp_path):
+    x = np.random.default_rng(0).normal(size=(8, 5, 2))
+    x[..., 1] = 3.0
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(8) % 2)
+    for sequence, _ in task_of(configured(tmp_path)).parts["train"]:
+        assert not sequence[:, 1].any()
+    np.savez(tmp_path / "mine.npz", x=np.full_like(x, 3.0), y=np.arange(8) % 2)
+    with pytest.raises(InputError, match="no training sequence ever changes"):
+        task_of(configured(tmp_path))
+
+
+def test_long_sequences_are_averaged_over_blocks(mine, tmp_path):
+    whole = task_of(configured(tmp_path))
+    assert whole.steps == mine["lengths"][:45].max()
+    blocks = task_of(configured(tmp_path, length=7))  # blocks of three steps
+    assert blocks.steps == -(-whole.steps // 3) <= 7
+    for (long, _), (short, _) in zip(whole.parts["test"], blocks.parts["test"], strict=True):
+        expected = [long[begin : begin + 3].mean(0) for begin in range(0, len(long), 3)]
+        torch.testing.assert_close(short, torch.stack(expected))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_network_sees_the_channels_and_steps_that_the_task_says(mine, tmp_path, encoding):
+    channels, longer = ENCODINGS[encoding]
+    plain = next(task_of(configured(tmp_path)).evaluation_batches("test"))
+    task = task_of(configured(tmp_path, encoding=encoding))
+    batch = next(task.evaluation_batches("test"))
+    assert batch.x.shape == (longer * len(plain.x), 15, channels)
+    assert torch.equal(batch.lengths, longer * plain.lengths)
+    assert (task.inputs, task.steps) == (channels, longer * mine["lengths"][:45].max())
+    assert task.classes == ["0", "1", "2"]
+
+
+def test_a_small_set_is_shown_several_times_and_augmented_anew(mine, tmp_path):
+    config = configured(tmp_path, smallest_epoch=90)
+    task = task_of(config)
+    epochs = [list(task.train_batches(epoch)) for epoch in (0, 0, 1)]
+    for batches in epochs:
+        shown = torch.cat([batch.y for batch in batches])
+        assert shown.bincount().tolist() == [30, 30, 30]
+    sums = [torch.cat([b.x.sum((0, 2)) for b in batches]) for batches in epochs]
+    assert len(sums[0].unique()) == 90
+    assert torch.equal(sums[0], sums[1])
+    assert not torch.equal(sums[0], sums[2])
+    config.series.use_augmentation = False
+    plain = torch.cat([b.x.sum((0, 2)) for b in task_of(config).train_batches(0)])
+    assert len(plain.unique()) < 90
+    assert len(task_of(configured(tmp_path, smallest_epoch=1)).batches("train")) == 6
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_and_augment_alike(mine, tmp_path, world):
+    whole = list(task_of(configured(tmp_path)).train_batches(1))
+    shares = [
+        list(task_of(configured(tmp_path), rank, world).train_batches(1)) for rank in range(world)
+    ]
+    for number, batch in enumerate(whole):
+        for rank in range(world):
+            share = shares[rank][number]
+            assert torch.equal(share.x, batch.x[:, rank::world])
+            assert torch.equal(share.y, batch.y[rank::world])
+            assert torch.equal(share.lengths, batch.lengths[rank::world])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [*({"encoding": name} for name in ENCODINGS), {"synapse": "low_pass"}, {"filters": 0}],
+)
+def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, options):
+    config = configured(tmp_path, **options)
+    time_series.task.prepare(config, CPU)
+    torch.manual_seed(0)
+    model = time_series.build_model(config).eval()
+    batch = next(time_series.task.evaluation_batches("test"))
+    with torch.no_grad():
+        outputs, _ = model.layers.layerwise(batch.x.repeat(1, 1, model.copies))
+        padding = torch.randn(5, *batch.x.shape[1:])
+        longer = batch._replace(x=torch.cat([batch.x, padding]))
+        logits, same = (time_series.task.logits(model, b) for b in (batch, longer))
+    for layer, output in zip(model.layers, outputs, strict=True):
+        if isinstance(layer, SpikingNeuron):
+            assert 0.01 < output.mean() < 0.3
+    assert logits.shape == (15, 3)
+    torch.testing.assert_close(logits, same)
+
+
+def script(folder, action, *overrides):
+    paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
+    settings = ["name=mine", "device=cpu", *paths, *overrides]
+    options = {"model": time_series.build_model, "task": time_series.task}
+    return run(action, *settings, script=ROOT / "time_series.py", **options)
+
+
+def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tmp_path):
+    data = f"dataset={tmp_path}/mine.npz"
+    trained = script(tmp_path, "--train", data, "hyperparameters.epoch=12")
+    tested = script(tmp_path, "--test", f"test_checkpoint_path={tmp_path}/checkpoint/mine_best")
+    assert (trained.code, tested.code) == (0, 0), trained.err + tested.err
+    found = [re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", d.out) for d in (trained, tested)]
+    assert found[0] == found[1]
+    assert float(found[0][0]) > 80  # chance is 33
+    assert re.search(r"[\d,]+ spikes and [\d,]+ synaptic operations per sequence", tested.out)
+
+
+def test_bad_input_is_refused_in_a_line(tmp_path):
+    finished = script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz")
+    assert finished.code == 2
+    assert finished.err == f"time_series.py: there is no file {tmp_path}/mine.npz\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (TimeSeriesHyperparameters, {"fields": 1}, "fields is 1, expected 2 or more"),
+        (TimeSeriesHyperparameters, {"window": 1}, "window is 1, expected 2 or more"),
+        (TimeSeriesHyperparameters, {"neurons": 0}, "neurons is 0, expected 1 or more"),
+        (TimeSeriesHyperparameters, {"filters": -1}, "filters is -1, expected 0 or more"),
+        (TimeSeriesHyperparameters, {"threshold": 0.0}, "threshold is 0.0, expected > 0"),
+        (TimeSeriesHyperparameters, {"first_rate": 1.0}, "first_rate is 1.0, expected in (0, 1)"),
+        (SeriesOptions, {"validation_share": 1.0}, "validation_share is 1.0, expected a share"),
+        (SeriesOptions, {"smallest_epoch": 0}, "smallest_epoch is 0, expected at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        settings(**options)
