@@ -130,8 +130,10 @@ class Sequential(StatefulModule):
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
     ) -> Output:
         """Runs the modules; see the class for shapes."""
-        outputs, state = self.layerwise(x, state, lengths)
-        return Output(outputs[-1] if outputs else x, state)
+        states, output = self._states(state), x
+        for output in self._outputs(x, states, lengths):  # noqa: B007 (none outlives the next)
+            pass
+        return Output(output, tuple(states))
 
     def layerwise(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
@@ -141,17 +143,24 @@ class Sequential(StatefulModule):
         Returns:
             The list of the modules' outputs, and the new state.
         """
-        states = [None] * len(self) if state is None else list(state)
-        if len(states) != len(self):
+        states = self._states(state)
+        return Output(list(self._outputs(x, states, lengths)), tuple(states))
+
+    def _states(self, state: Sequence[Any] | None) -> list[Any]:
+        states = [None] * len(self._modules) if state is None else list(state)
+        if len(states) != len(self._modules):
             raise ValueError(
                 f"state has {len(states)} entries, expected one for each of {len(self)} modules"
             )
-        outputs = []
+        return states
+
+    def _outputs(self, x: Tensor, states: list[Any], lengths: Tensor | None) -> Iterator[Tensor]:
+        """Each module's output, which nothing else keeps, as its state in ``states`` is renewed."""
+        known = {} if lengths is None else {"lengths": lengths}
         if self.batch_first:
             x = x.transpose(0, 1)
-        for index, module in enumerate(self):
+        for index, module in enumerate(self._modules.values()):
             if isinstance(module, StatefulModule):
-                known = {} if lengths is None else {"lengths": lengths}
                 x, states[index] = module(x, states[index], **known)
             elif isinstance(module, nn.RNNBase):
                 if module.batch_first or lengths is not None:
@@ -163,8 +172,7 @@ class Sequential(StatefulModule):
                 x, states[index] = module(x, states[index])
             else:
                 x = module(x)
-            outputs.append(x.transpose(0, 1) if self.batch_first else x)
-        return Output(outputs, tuple(states))
+            yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""

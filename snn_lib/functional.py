@@ -67,12 +67,14 @@ def iir_filter(
             f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 or float16 for float32"
         )
     operators.check_filter(x, alpha, beta, state)
-    x = x.to(alpha.dtype)
+    x = _in_dtype(x, alpha.dtype)
     if state is None:
         state = tuple(
             x.new_zeros(()).expand(order, *x.shape[1:]) for order in (len(alpha), len(beta) - 1)
         )
-    past_output, past_input = (tensor.to(x.dtype) for tensor in state)
+    past_output, past_input = state
+    past_output = _in_dtype(past_output, alpha.dtype)
+    past_input = _in_dtype(past_input, alpha.dtype)
 
     last = channels_last(x)
     output, last_output = operators.iir_filter(
@@ -83,7 +85,7 @@ def iir_filter(
         _fold(past_input, 2, last),
         torch.float32 if dtype == torch.float16 else dtype,  # which no kernel writes
     )
-    return _unfold(output, features, last).to(dtype), (
+    return _in_dtype(_unfold(output, features, last), dtype), (
         _unfold(last_output, features, last),
         _last(past_input, x),
     )
@@ -146,10 +148,10 @@ def spiking_neuron(
     operators.check_neuron(current, *coefficients, state)
     dtype = coefficients[0].dtype
     if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
-        current = current.to(dtype)  # but the kernels read bfloat16 into a float32 membrane
+        current = _in_dtype(current, dtype)  # but kernels read bfloat16 into a float32 membrane
     if state is None:
         state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
-    state = [tensor.to(dtype) for tensor in state]
+    state = [_in_dtype(tensor, dtype) for tensor in state]
     last = channels_last(current)
     if type(surrogate) in SURROGATES.values():
         name, width, slope = surrogate.name, surrogate.width, None
@@ -157,9 +159,10 @@ def spiking_neuron(
         name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
         slope = slope if slope is None else _fold(slope, 2, last)
 
-    if seed is None or not dropout:
-        no_seed = torch.zeros(2, dtype=torch.int64, device=current.device)
-        seed = draw_seed(current.device) if dropout else no_seed
+    if not dropout:
+        seed = None
+    elif seed is None:
+        seed = draw_seed(current.device)
     spikes, membrane, reset = operators.spiking_neuron(
         _fold(current, 2, last),
         *[_fold(tensor, 0, last) for tensor in coefficients],
@@ -170,7 +173,7 @@ def spiking_neuron(
         dropout,
         seed,
     )
-    return _unfold(spikes, features, last).to(own), (
+    return _in_dtype(_unfold(spikes, features, last), own), (
         _unfold(membrane, features, last),
         _unfold(reset, features, last),
     )
@@ -270,6 +273,11 @@ def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
     own = reduce(torch.promote_types, others, own)
     dtype = own if own in COMPUTE_DTYPES else torch.float32
     return [tensor.to(dtype) for tensor in tensors], own
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor.to(dtype)``, without a call of PyTorch where there is nothing to do."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:

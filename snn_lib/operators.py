@@ -30,6 +30,8 @@ NeuronState = tuple[Tensor, Tensor]
 # What a matrix product reads or gives, which may be in bfloat16 beside float32.
 ROUNDED = ("current", "output", "grad_output")
 
+PLAIN = (Tensor, torch.nn.Parameter)  # what is no subclass that does as it likes
+
 CHECKED = 97  # one backward pass in so many; a prime, so that every layer has its turn
 # The stable sets of order 0, 1 and 2: those alpha for which every row times alpha is below 1.
 STABLE = (
@@ -40,23 +42,29 @@ STABLE = (
 
 
 def iir_filter(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """F and its last values; see ``kernels.eager.filter_forward``."""
+    """F and its last values; see ``kernels.eager.filter_forward``. Shapes and dtypes fit."""
     if transformed():
         return _IIRFilter.apply(*inputs)
-    return (_run_filter if unobserved(inputs) else torch.ops.snn.iir_filter)(*inputs)
+    if unobserved(inputs):
+        return backend_for(inputs[0]).filter_forward(*inputs)
+    return torch.ops.snn.iir_filter(*inputs)
 
 
 def spiking_neuron(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes and the state; see ``kernels.eager.neuron_forward``."""
+    """Spikes and the state; see ``kernels.eager.neuron_forward``. Shapes and dtypes fit."""
     if transformed():
         return _SpikingNeuron.apply(*inputs)
-    return (_run_neuron if unobserved(inputs) else torch.ops.snn.spiking_neuron)(*inputs)
+    *tensors, _, _, _, dropout, seed = inputs
+    if not dropout and unobserved(tensors):  # with dropout, the seed is still to be checked
+        return backend_for(tensors[0]).neuron_forward(*tensors, dropout, seed)
+    return torch.ops.snn.spiking_neuron(*inputs)
 
 
 def unobserved(inputs: Sequence[Any]) -> bool:
     """Whether PyTorch need not see an operator: no gradient, compiler, mode or subclass is at work.
 
-    Its dispatch is then left out, the better part of a single step of a stream.
+    Its dispatch and the operator's own checks are then left out, the better part of a single step
+    of a stream. Tensors on several devices are left to those checks.
     """
     if (
         torch.compiler.is_compiling()
@@ -66,14 +74,15 @@ def unobserved(inputs: Sequence[Any]) -> bool:
     ):
         return False
     differentiable = torch.is_grad_enabled()
+    device = inputs[0].device
     for tensor in inputs:
         if isinstance(tensor, Tensor) and (
-            type(tensor) not in (Tensor, torch.nn.Parameter)
-            or tensor.is_meta
+            type(tensor) not in PLAIN
+            or tensor.device != device
             or (differentiable and tensor.requires_grad)
         ):
             return False
-    return True
+    return device.type != "meta"
 
 
 def transformed() -> bool:
@@ -82,8 +91,8 @@ def transformed() -> bool:
 
 
 # --------------------------------------------------------------------------------------------------
-# Checks: of what a user hands in, and once more of what reaches an operator, which a user may call
-# as well and whose kernels trust the shapes.
+# Checks: of what a user hands in, and once more of what reaches a registered operator, which a user
+# may call as well and whose kernels trust the shapes.
 
 
 def check_filter(
@@ -94,15 +103,15 @@ def check_filter(
     _check_time_first(shape, name)
     features = shape[2:]
     for coefficient, tensor, least in (("alpha", alpha, 0), ("beta", beta, 1)):
-        if tensor.shape[1:] != features or len(tensor) < least:
+        if tensor.shape[1:] != features or tensor.shape[0] < least:
             raise ValueError(
                 f"{coefficient} has shape {tuple(tensor.shape)}, expected (order, *features) "
                 f"for {name} of shape {tuple(shape)} (T, B, *features)"
             )
     if state is not None:
         past_output, past_input = state
-        _check_shape("state past_output", past_output, (len(alpha), *shape[1:]))
-        _check_shape("state past_input", past_input, (len(beta) - 1, *shape[1:]))
+        _check_shape("state past_output", past_output, (alpha.shape[0], *shape[1:]))
+        _check_shape("state past_input", past_input, (beta.shape[0] - 1, *shape[1:]))
 
 
 def check_neuron(
@@ -484,7 +493,7 @@ def _warn_of_instability() -> None:
 NEURON = (
     "Tensor current, Tensor reset_decay, Tensor reset_strength, Tensor membrane_decay, "
     "Tensor membrane, Tensor reset, "
-    "str surrogate, float width, Tensor? slope, float dropout, Tensor seed"
+    "str surrogate, float width, Tensor? slope, float dropout, Tensor? seed"
 )
 NEURON_BACKWARD = (
     f"Tensor grad_spikes, Tensor grad_membrane, Tensor grad_reset, {NEURON}, bool[] needed"
@@ -492,7 +501,7 @@ NEURON_BACKWARD = (
 
 
 def _check_neuron_operands(
-    current, reset_decay, reset_strength, membrane_decay, membrane, reset, seed, **others
+    current, reset_decay, reset_strength, membrane_decay, membrane, reset, dropout, seed, **others
 ):
     _check_operands(
         current=current,
@@ -504,16 +513,19 @@ def _check_neuron_operands(
         **others,
     )
     check_neuron(current, reset_decay, reset_strength, membrane_decay, (membrane, reset))
-    if seed.shape != (2,) or seed.dtype != torch.int64 or seed.device != current.device:
+    if not dropout:
+        return
+    given = (tuple(seed.shape), seed.dtype, seed.device) if seed is not None else (None,) * 3
+    if given != ((2,), torch.int64, current.device):
         raise ValueError(
-            f"seed is {tuple(seed.shape)} in {seed.dtype} on {seed.device}, "
-            f"expected (2,) in torch.int64 on {current.device}"
+            "seed is {} in {} on {}, ".format(*given)
+            + f"expected (2,) in torch.int64 on {current.device}"
         )
 
 
 def _run_neuron(*inputs):
     *tensors, _, _, _, dropout, seed = inputs
-    _check_neuron_operands(*tensors, seed)
+    _check_neuron_operands(*tensors, dropout, seed)
     return backend_for(tensors[1]).neuron_forward(*tensors, dropout, seed)
 
 
@@ -537,7 +549,7 @@ def _(current, reset_decay, reset_strength, membrane_decay, membrane, reset, *_)
     schema=f"({NEURON_BACKWARD}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _neuron_backward(grad_spikes, grad_membrane, grad_reset, *inputs):
-    *tensors, surrogate, _, slope, _, seed, _ = inputs
+    *tensors, surrogate, _, slope, dropout, seed, _ = inputs
     current, reset_decay, _, _, membrane, _ = tensors
     if surrogate not in SURROGATES and (surrogate != "given" or slope is None):
         names = ", ".join(SURROGATES)
@@ -547,7 +559,7 @@ def _neuron_backward(grad_spikes, grad_membrane, grad_reset, *inputs):
     if slope is not None:
         others["slope"] = slope
         shapes.append(current.shape)
-    _check_neuron_operands(*tensors, seed, **others)
+    _check_neuron_operands(*tensors, dropout, seed, **others)
     for (name, tensor), shape in zip(others.items(), shapes, strict=True):
         _check_shape(name, tensor, shape)
     return backend_for(reset_decay).neuron_backward(grad_spikes, grad_membrane, grad_reset, *inputs)

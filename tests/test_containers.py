@@ -1,6 +1,7 @@
 """Whole networks: against a plain step by step implementation, in chunks, compiled, exported."""
 
 import math
+import weakref
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -670,3 +671,19 @@ class Stateless(nn.Linear):
 
     def forward(self, x, state=None):
         return super().forward(x)
+
+
+def test_without_gradients_no_output_outlives_the_next_module():
+    alive = []
+
+    class Watch(nn.Module):
+        def forward(self, x):
+            assert sum(reference() is not None for reference in alive) <= 1  # its own input
+            output = x + 1
+            alive.append(weakref.ref(output))
+            return output
+
+    with torch.no_grad():
+        output, _ = Sequential(Watch(), Watch(), Watch(), Watch())(torch.zeros(2, 1, 3))
+    assert torch.equal(output, torch.full((2, 1, 3), 4.0))
+    assert len(alive) == 4

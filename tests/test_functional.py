@@ -1239,3 +1239,12 @@ def test_coefficients_that_are_not_finite_are_not_stable(order, value):
 def test_dropout_outside_its_range_is_refused(dropout):
     with pytest.raises(ValueError, match=r"dropout .* \[0, 1\)"):
         run_neuron(*neuron_inputs(), dropout=dropout)
+
+
+def test_the_operator_asks_for_a_seed_only_with_dropout():
+    current, state = torch.full((2, 1, 3), 2.0), torch.zeros(1, 3)
+    tensors = current, *torch.zeros(3, 3), state, state
+    spikes, *_ = torch.ops.snn.spiking_neuron(*tensors, "gaussian", 0.4, None, 0.0, None)
+    assert torch.equal(spikes, torch.ones(2, 1, 3))
+    with pytest.raises(ValueError, match="seed is None"):
+        torch.ops.snn.spiking_neuron(*tensors, "gaussian", 0.4, None, 0.5, None)

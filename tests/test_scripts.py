@@ -96,6 +96,13 @@ def test_the_pretrained_model_of_each_config_file(config):
     assert float(accuracy(tested.out)) > 97
 
 
+def test_the_pretrained_model_of_sequential_mnist():
+    tested = shell(sys.executable, "sequential_mnist.py", "--test", "mnist_config.test_size=250")
+    assert tested.code == 0, tested.err
+    assert "checkpoint/pretrained_sequential_mnist" in tested.out
+    assert float(accuracy(tested.out)) > 94
+
+
 def test_the_pretrained_model_of_time_series():
     pytest.importorskip("aeon")
     tested = shell(sys.executable, "time_series.py", "--test")

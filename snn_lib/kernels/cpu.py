@@ -24,13 +24,20 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core import event as events
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import populate_array
 from torch import Tensor
 from tqdm import tqdm
 
-from snn_lib.kernels import openmp
+from snn_lib.kernels import COMPUTE_DTYPES, openmp
 from snn_lib.surrogate import Gaussian
 
-PRECISIONS = {torch.float32}, {torch.float64}
+# By which compiled code knows a tensor's dtype. NumPy has no bfloat16: its bits are uint16 there,
+# to be read by ``_read`` and written by ``_write``.
+NUMBERS = {
+    torch.float32: np.float32(0),
+    torch.float64: np.float64(0),
+    torch.bfloat16: np.uint16(0),
+}
 TINY = 1e-30
 TILE = 2048  # elements of a tile at one time step
 TILE_CHANNELS = 1024
@@ -116,10 +123,14 @@ def _check_dtypes(sequences: tuple[Tensor, ...], *others: Tensor) -> None:
     Coefficients, states and what they are computed with are in one dtype, float32 or float64;
     ``sequences`` may also be in bfloat16.
     """
-    computed = {tensor.dtype for tensor in others}
-    handed = {sequence.dtype for sequence in sequences}
-    if computed not in PRECISIONS or not handed <= computed | {torch.bfloat16}:
-        given = ", ".join(sorted(map(str, computed | handed)))
+    dtype = others[0].dtype
+    fits = dtype in COMPUTE_DTYPES
+    for tensor in others:
+        fits = fits and tensor.dtype == dtype
+    for tensor in sequences:
+        fits = fits and tensor.dtype in (dtype, torch.bfloat16)
+    if not fits:
+        given = ", ".join(sorted({str(tensor.dtype) for tensor in (*sequences, *others)}))
         raise TypeError(
             f"the CPU kernels got {given}, expected torch.float32 or torch.float64 throughout, "
             "or torch.bfloat16 in the sequences between matrix products"
@@ -129,32 +140,69 @@ def _check_dtypes(sequences: tuple[Tensor, ...], *others: Tensor) -> None:
 def _share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *arguments) -> None:
     """Runs ``kernel`` on all tiles of sequences of this shape.
 
-    What repeats itself in time or batch arrives there once, see ``_array``: coefficients, whose
+    What repeats itself in time or batch arrives there once, see ``_dense``: coefficients, whose
     length tells the order, are to be contiguous.
     """
     rows, columns = _tile_shape(shape)
-    items = -(-shape[1] // rows) * -(-shape[2] // columns)
-    arguments = (rows, columns, *map(_array, arguments))
+    _, batch, channels = shape
+    items = -(-batch // rows) * -(-channels // columns)
+    dense = [_dense(value) if isinstance(value, Tensor) else value for value in arguments]
+    arguments = [
+        (NUMBERS[value.dtype], value.data_ptr(), *value.shape)
+        if isinstance(value, Tensor)
+        else value
+        for value in dense  # which keeps copies alive
+    ]
     threads = 1 if shape.numel() <= SMALL else max(1, min(torch.get_num_threads(), items))
-    openmp.run(kernel, parallel, threads, items, arguments)
+    openmp.run(kernel, parallel, threads, items, (rows, columns, *arguments))
 
 
-def _array(value):
-    """A tensor as a C-contiguous array; a leading dimension that repeats itself has length 1.
+def _dense(tensor: Tensor) -> Tensor:
+    """A contiguous tensor; a leading dimension that repeats itself has length 1."""
+    if not tensor.is_cpu:
+        raise TypeError(f"the CPU kernels got a tensor on {tensor.device}")
+    if not tensor.is_contiguous():
+        for dim in range(tensor.dim() - 1):
+            if tensor.stride(dim) == 0 and tensor.shape[dim] > 1:
+                tensor = tensor.narrow(dim, 0, 1)
+        tensor = tensor.contiguous()
+    return tensor
 
-    NumPy has no bfloat16: its bits come as uint16, to be read by ``_read`` and written by
-    ``_write``.
-    """
-    if not isinstance(value, Tensor):
-        return value
-    if value.requires_grad:
-        value = value.detach()
-    if not value.is_contiguous():
-        for dim in range(value.dim() - 1):
-            if value.stride(dim) == 0 and value.shape[dim] > 1:
-                value = value.narrow(dim, 0, 1)
-        value = value.contiguous()
-    return (value.view(torch.uint16) if value.dtype == torch.bfloat16 else value).numpy()
+
+@intrinsic
+def _arrays(typing_context, arguments):
+    """The arguments of a kernel, with an array for each tensor, ``(number, address, *shape)``."""
+    kinds = [
+        types.Array(kind[0], len(kind) - 2, "C") if isinstance(kind, types.BaseTuple) else kind
+        for kind in arguments
+    ]
+
+    def generate(context, builder, signature, values):
+        made = []
+        for number, kind in enumerate(kinds):
+            value = builder.extract_value(values[0], number)
+            if isinstance(kind, types.Array):
+                _, address, *shape = cgutils.unpack_tuple(builder, value)
+                array = context.make_array(kind)(context, builder)
+                itemsize = context.get_constant(
+                    types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype))
+                )
+                strides = [itemsize]
+                for size in shape[:0:-1]:
+                    strides.insert(0, builder.mul(strides[0], size))
+                populate_array(
+                    array,
+                    data=builder.inttoptr(address, array.data.type),
+                    shape=shape,
+                    strides=strides,
+                    itemsize=itemsize,
+                    meminfo=None,
+                )
+                value = array._getvalue()
+            made.append(value)
+        return context.make_tuple(builder, signature.return_type, made)
+
+    return types.Tuple(kinds)(arguments), generate
 
 
 @_compile
@@ -309,7 +357,7 @@ def _filter_forward(first, last, arguments):
         rounds,
         last_output,
         recent,
-    ) = arguments
+    ) = _arrays(arguments)
     steps, batch, channels = output.shape
     order_p, order_q, kept = len(alpha), len(beta) - 1, len(recent)
     for item in range(first, last):
@@ -353,16 +401,18 @@ def filter_forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """See ``eager.filter_forward``."""
-    output = torch.empty(x.shape, dtype=dtype)
+    shape, (order_p, _) = x.shape, alpha.shape
+    steps, batch, channels = shape
+    output = torch.empty(steps, batch, channels, dtype=dtype)
     _check_dtypes((output,), x, alpha, beta, past_output, past_input)
-    last_output = torch.empty(past_output.shape, dtype=x.dtype)
+    last_output = torch.empty(order_p, batch, channels, dtype=x.dtype)
     # The outputs that are still needed unrounded, F[t] at t % len(recent).
-    rounds = dtype != x.dtype or len(x) <= len(alpha)
-    recent = torch.empty(len(alpha) + 1, *x.shape[1:], dtype=x.dtype) if rounds else output
+    rounds = dtype != x.dtype or steps <= order_p
+    recent = torch.empty(order_p + 1, batch, channels, dtype=x.dtype) if rounds else output
     _share_out(
         _filter_forward,
         _filter_forward_parallel,
-        x.shape,
+        shape,
         x,
         alpha.contiguous(),
         beta.contiguous(),
@@ -399,7 +449,7 @@ def _filter_backward(first, last, arguments):
         grad_beta,
         grad_past_output,
         grad_past_input,
-    ) = arguments
+    ) = _arrays(arguments)
     order_p, order_q, channels = len(alpha), len(beta) - 1, alpha.shape[1]
     kept = len(adjoint)
     for item in range(first, last):
@@ -581,7 +631,7 @@ def _neuron_forward(first, last, arguments):
         high,
         threshold,
         scale,
-    ) = arguments
+    ) = _arrays(arguments)
     steps, batch, channels = spikes.shape
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
@@ -610,17 +660,18 @@ def neuron_forward(
     membrane: Tensor,
     reset: Tensor,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``eager.neuron_forward``."""
     coefficients = reset_decay, reset_strength, membrane_decay
     _check_dtypes((current,), *coefficients, membrane, reset)
-    spikes = torch.empty(current.shape, dtype=reset_decay.dtype)
+    shape = current.shape
+    spikes = torch.empty(*shape, dtype=reset_decay.dtype)
     membrane, reset = _copy(membrane), _copy(reset)
     _share_out(
         _neuron_forward,
         _neuron_forward_parallel,
-        current.shape,
+        shape,
         current,
         *coefficients,
         membrane,
@@ -736,7 +787,7 @@ def _neuron_backward(first, last, arguments):
         high,
         threshold,
         scale,
-    ) = arguments
+    ) = _arrays(arguments)
     steps, batch, channels = grad_current.shape
     for item in range(first, last):
         tile, cut = _tile(item, rows, columns, batch, channels)
@@ -813,7 +864,7 @@ def neuron_backward(
     width: float,
     slope: Tensor | None,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``eager.neuron_backward``."""
@@ -869,12 +920,12 @@ def _needed(gradients: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, 
     )
 
 
-def _dropout_arguments(dropout: float, seed: Tensor) -> tuple:
+def _dropout_arguments(dropout: float, seed: Tensor | None) -> tuple:
     """Whether to drop, the first element's number, the halves of the key, the threshold of the
 
     hash, the survivors' scale.
     """
-    key, number = seed.tolist()
+    key, number = seed.tolist() if dropout else (0, 0)
     return (
         dropout > 0.0,
         number,

@@ -119,7 +119,7 @@ def neuron_forward(
     membrane: Tensor,
     reset: Tensor,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, last membrane potential and next reset; see ``eager.neuron_forward``."""
     spikes = reset_decay.new_empty(current.shape)
@@ -158,7 +158,7 @@ def neuron_backward(
     width: float,
     slope: Tensor | None,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for the six tensors of ``neuron_forward``; see ``eager.neuron_backward``."""
@@ -459,10 +459,8 @@ def _neuron_forward(
     decay = tl.load(membrane_decay + n, n < channels, 0.0)
     v = tl.load(membrane + b * membrane_stride[0] + n * membrane_stride[1], lane, 0.0)
     r = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
-    key = tl.load(seed)
     lane_index = b * channels + n
-    # Number of the element, row-major, modulo 2^32
-    index = (tl.load(seed + 1) + lane_index).to(tl.uint32)
+    key, index = _numbered(seed, lane_index, DROPS)
 
     current, current_step = _at(current, current_stride, 0, b, n, NEIGHBOURS)
     spikes += lane_index
@@ -555,9 +553,8 @@ def _neuron_backward(
     theta_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     strength_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     lambda_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
-    key = tl.load(seed)
     last = steps.to(tl.int64) - 1
-    index = (tl.load(seed + 1) + last * step + lane_index).to(tl.uint32)
+    key, index = _numbered(seed, last * step + lane_index, DROPS)
     grad_spikes, grad_spikes_step = _at(grad_spikes, grad_spikes_stride, last, b, n, NEIGHBOURS)
     slope, slope_step = _at(slope, slope_stride, last, b, n, NEIGHBOURS)
     grad_current += last * step + lane_index
@@ -701,6 +698,15 @@ def _derivative(membrane, width, SURROGATE: tl.constexpr):
         tl.static_assert(SURROGATE == "fast_sigmoid")
         reach = 1.0 + tl.abs(distance) * tl.full((), 1.0 / width, membrane.dtype)
         return 1.0 / (reach * reach)
+
+
+@triton.jit
+def _numbered(seed, index, DROPS: tl.constexpr):
+    """The seed's key, and the number of each lane's element, row-major, modulo 2^32."""
+    if DROPS:
+        return tl.load(seed), (tl.load(seed + 1) + index).to(tl.uint32)
+    else:
+        return 0, index.to(tl.uint32)
 
 
 @triton.jit

@@ -139,7 +139,7 @@ def neuron_forward(
     membrane: Tensor,
     reset: Tensor,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes of all steps, and the membrane potential and reset that the last step leaves behind.
 
@@ -150,7 +150,7 @@ def neuron_forward(
         reset_decay, reset_strength, membrane_decay: theta, v_reset and lambda, ``(N,)``.
         membrane, reset: V before the first step and R at it, ``(B, N)``.
         dropout, seed: each spike that is passed on is dropped with this probability, the others
-            scaled by 1 / (1 - dropout); the reset sees all of them.
+            scaled by 1 / (1 - dropout); the reset sees all of them. No seed without dropout.
     """
     spikes = reset_decay.new_empty(current.shape)
     membrane, reset = membrane.clone(), reset.clone()
@@ -190,7 +190,7 @@ def neuron_backward(
     width: float,
     slope: Tensor | None,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients for the six tensors of ``neuron_forward``, in its order; not needed: empty.
@@ -265,7 +265,7 @@ def neuron_jvp(
     width: float,
     slope: Tensor | None,
     dropout: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tangents of the three results of ``neuron_forward``, for tangents of its six tensors.
 

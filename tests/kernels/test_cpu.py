@@ -332,10 +332,17 @@ def test_an_allocator_that_the_user_has_tuned_is_left_alone(name, value, expecte
 
 def test_repeated_steps_are_not_unpacked():
     image = torch.rand(B, N)
-    array = cpu._array(image.expand(1000, B, N))
-    assert array.shape == (1, B, N)
-    assert array.ctypes.data == image.data_ptr()
-    assert cpu._array(torch.zeros(()).expand(1000, B, N)).shape == (1, 1, N)
+    dense = cpu._dense(image.expand(1000, B, N))
+    assert dense.shape == (1, B, N)
+    assert dense.data_ptr() == image.data_ptr()
+    assert cpu._dense(torch.zeros(()).expand(1000, B, N)).shape == (1, 1, N)
+
+
+def test_a_tensor_elsewhere_is_refused_before_its_address_is_read():
+    x, alpha = torch.zeros(3, B, N, device="meta"), torch.zeros(0, N)
+    past = torch.zeros(0, B, N)
+    with pytest.raises(TypeError, match="CPU kernels got a tensor on meta"):
+        cpu.filter_forward(x, alpha, torch.ones(1, N), past, past, x.dtype)
 
 
 def denormal(tensor):
