@@ -107,6 +107,8 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     curves, rows = {}, []
     for name, order in MODELS.items():
+        if not (ROOT / f"checkpoint/pretrained_{name}").exists():
+            continue
         experiment, _ = load(name, chosen)
         curves[order] = accuracy_over_time(experiment)
         print(f"{name}: {100 * curves[order][-1]:.2f} % after all pixels")

@@ -513,7 +513,7 @@ def _check_neuron_operands(
         **others,
     )
     check_neuron(current, reset_decay, reset_strength, membrane_decay, (membrane, reset))
-    if not dropout:
+    if seed is None and not dropout:
         return
     given = (tuple(seed.shape), seed.dtype, seed.device) if seed is not None else (None,) * 3
     if given != ((2,), torch.int64, current.device):

@@ -109,6 +109,14 @@ def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
         assert float(row["spikes_per_image"]) > 0
 
 
+def test_long_memory_tells_the_accuracy_after_every_pixel(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("long_memory", tmp_path)
+    assert [int(row["pixels"]) for row in rows if row["order"] == "permuted"] == [*range(1, 785)]
+    assert float(rows[783]["accuracy"]) >= 0.8  # of ten images
+    assert "sequential_mnist: " in printed
+
+
 def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("operations", tmp_path, "--train")

@@ -193,5 +193,4 @@ def test_config_files_of_the_convolutional_network(encoding):
     name = "snn_conv" if encoding == "constant" else f"snn_conv_{encoding}"
     config = load_config(snn_conv.ConvConfig, ROOT / f"{name}.yaml", [])
     assert config.name == name
-    assert config.test_checkpoint_path == f"checkpoint/pretrained_{name}"
     assert config.hyperparameters.encoding == encoding

@@ -65,7 +65,7 @@ def test_help_explains_every_setting():
     own = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), [])
     assert own.hyperparameters.epoch != DigitConfig().hyperparameters.epoch
     assert f"hyperparameters.epoch={own.hyperparameters.epoch} " in finished.out
-    assert "(constant, poisson)" in finished.out
+    assert "(constant, poisson, latency)" in finished.out
     for option in ("--train", "--test", "--config_file", "--resume", "key=value", "exit codes"):
         assert option in finished.out
 
