@@ -27,7 +27,7 @@ from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.experiment import Experiment
 from snn_mlp_1 import SNN
 
-EPOCHS = 3
+EPOCHS = 1
 LEADS = (1, 2, 3, 4, 6)
 PRETRAINED = ("snn_mlp_1", "snn_mlp_1_poisson", "snn_mlp_1_latency")
 COLORS = {"constant": BLUE, "poisson": ORANGE, "latency": GREEN}
@@ -124,7 +124,7 @@ def chart(path: Path, rows: list[dict]) -> None:
                 ]
                 whole = list(zip(*points([row]), strict=True))
                 x, y = zip(*[(o, 100 * (1 - a)) for o, a in early], *whole, strict=True)
-                axes.plot(x, y, "o-", color=color, ms=4, label=f"{encoding}, trained in full")
+                axes.plot(x, y, "o-", color=color, ms=4, label=encoding)
     axes.axvline(DENSE, color=BLACK, ls=":", lw=1)
     axes.annotate(
         "a dense network",
@@ -137,9 +137,10 @@ def chart(path: Path, rows: list[dict]) -> None:
     )
     axes.set(xscale="log", yscale="log", xlabel="synaptic operations an image")
     axes.set_ylabel("test images not recognised, %")
-    axes.yaxis.set_major_formatter("{x:g}")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted("{x:g}")
     axes.grid(which="both", alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title="stopped 1, 2, 3, 4, 6 spikes\nahead, and after all steps")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
