@@ -11,13 +11,11 @@ import importlib
 from pathlib import Path
 
 import torch
-from measuring import ROOT, options
+from measuring import options
+from pretrained import load
 
 from snn_lib.files import write_csv
-from snn_lib.tasks.digits import DigitClassification, DigitConfig
-from snn_lib.training.checkpoints import load_checkpoint, load_weights
-from snn_lib.training.config import config_from_dict
-from snn_lib.training.experiment import Experiment
+from snn_lib.tasks.digits import DigitClassification
 
 MODELS = {  # and the script that has the model
     "snn_mlp_1": "snn_mlp_1",
@@ -29,22 +27,15 @@ MODELS = {  # and the script that has the model
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """Accuracy after each step, and activity, of one pretrained model."""
-    path = ROOT / "checkpoint" / f"pretrained_{name}"
-    checkpoint = load_checkpoint(path)
-    config = config_from_dict(DigitConfig, checkpoint["config"], [])
-    config.dataset_path, config.device = str(ROOT / "dataset"), chosen.device
-    if chosen.smoke:
-        config.mnist_config.test_size = 10
     model = importlib.import_module(MODELS[name]).SNN
-    experiment = Experiment(model, DigitClassification(), config)
-    load_weights(experiment.model, checkpoint, path)
+    experiment = load(name, model, DigitClassification(), chosen)
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():
         accuracy = experiment.task.accuracy_over_time(experiment.model)
     spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
     return {
         "model": name,
-        "encoding": config.hyperparameters.encoding,
+        "encoding": experiment.settings.encoding,
         "accuracy": round(metrics["accuracy"], 4),
         "spikes_per_image": round(spikes / activity.sequences),
         "synaptic_operations_per_image": round(activity.synaptic_operations()),

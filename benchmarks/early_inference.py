@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 import torch
 from measuring import machine, options, quartiles
-from operations import load
+from pretrained import load
 from torch import Tensor, nn
 
 from snn_lib.files import write_csv
 from snn_lib.functional import iir_filter
 from snn_lib.readout import until_clear
+from snn_lib.tasks.digits import DigitClassification
 from snn_mlp_1 import SNN
 
 LEAD, ROUNDS = 2, 30
@@ -72,7 +73,7 @@ def subjects(model: SNN, x: Tensor) -> dict[str, Callable[[], Tensor]]:
 def main() -> None:
     chosen = options(__doc__, "early_inference")
     torch.set_num_threads(chosen.threads)
-    experiment = load("snn_mlp_1_latency", chosen)
+    experiment = load("snn_mlp_1_latency", SNN, DigitClassification(), chosen)
     model = experiment.model.eval()
     images = next(iter(experiment.task.evaluation_batches("test"))).x
     rows = []

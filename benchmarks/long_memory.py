@@ -7,12 +7,12 @@ each layer the memory and the frequency of its filters before and after training
 that changed most.
 """
 
-import argparse
 import copy
 
 import matplotlib.pyplot as plt
 import torch
-from measuring import ROOT, options
+from measuring import options
+from pretrained import exists, load
 from torch import Tensor
 
 from sequential_mnist import SNN
@@ -20,27 +20,11 @@ from snn_lib import ResonantSynapse
 from snn_lib.files import write_csv
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, VERMILION
 from snn_lib.tasks.base import output_of
-from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
-from snn_lib.training.checkpoints import load_checkpoint, load_weights
-from snn_lib.training.config import config_from_dict
+from snn_lib.tasks.sequential_digits import SequentialDigits
 from snn_lib.training.experiment import Experiment
 
 MODELS = {"sequential_mnist": "permuted", "sequential_mnist_in_order": "in order"}
 KERNELS, STEPS = 3, 200
-
-
-def load(name: str, chosen: argparse.Namespace) -> tuple[Experiment, SNN]:
-    """A pretrained model in its experiment, and the network as its training began."""
-    path = ROOT / "checkpoint" / f"pretrained_{name}"
-    checkpoint = load_checkpoint(path)
-    config = config_from_dict(SequentialConfig, checkpoint["config"], [])
-    config.dataset_path, config.device = str(ROOT / "dataset"), chosen.device
-    if chosen.smoke:
-        config.mnist_config.test_size = 10
-    experiment = Experiment(SNN, SequentialDigits(), config)
-    initial = copy.deepcopy(experiment.model)
-    load_weights(experiment.model, checkpoint, path)
-    return experiment, initial
 
 
 @torch.inference_mode()
@@ -107,16 +91,17 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     curves, rows = {}, []
     for name, order in MODELS.items():
-        if not (ROOT / f"checkpoint/pretrained_{name}").exists():
+        if not exists(name):
             continue
-        experiment, _ = load(name, chosen)
+        experiment = load(name, SNN, SequentialDigits(), chosen)
         curves[order] = accuracy_over_time(experiment)
         print(f"{name}: {100 * curves[order][-1]:.2f} % after all pixels")
         steps = enumerate(curves[order].tolist(), 1)
         rows += [{"order": order, "pixels": step, "accuracy": round(a, 4)} for step, a in steps]
     write_csv(chosen.output.with_suffix(".csv"), rows)
 
-    experiment, initial = load("sequential_mnist", chosen)
+    experiment = load("sequential_mnist", SNN, SequentialDigits(), chosen)
+    initial = Experiment(SNN, SequentialDigits(), experiment.config).model  # as training began
     pairs = zip(experiment.model.layers, initial.layers, strict=True)
     pairs = [(new, old) for new, old in pairs if isinstance(new, ResonantSynapse)]
     figure = plt.figure(figsize=(11, 9), layout="constrained")

@@ -12,12 +12,13 @@ import argparse
 from copy import deepcopy
 
 import torch
-from measuring import ROOT, options
+from measuring import options
 from neurobench.benchmarks import Benchmark
 from neurobench.metrics.static import ConnectionSparsity, Footprint
 from neurobench.metrics.workload import ActivationSparsity, SynapticOperations
 from neurobench.models import TorchModel
-from operations import PRETRAINED, load
+from operations import PRETRAINED
+from pretrained import exists, load
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,6 +26,8 @@ from snn_lib import Sequential, SpikingNeuron
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import connection_sparsity, footprint
 from snn_lib.synapses import IIRSynapse
+from snn_lib.tasks.digits import DigitClassification
+from snn_mlp_1 import SNN
 
 IMAGES = 100
 
@@ -85,7 +88,7 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """A pretrained network, counted by both."""
-    experiment = load(name, chosen)
+    experiment = load(name, SNN, DigitClassification(), chosen)
     experiment.settings.precision = "float32"  # NeuroBench knows of no other
     experiment.config.mnist_config.test_size = 10 if chosen.smoke else IMAGES
     batch = next(iter(experiment.task.evaluation_batches("test")))
@@ -115,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     rows = []
     for name in PRETRAINED:
-        if (ROOT / f"checkpoint/pretrained_{name}").exists():
+        if exists(name):
             rows.append(measure(name, chosen))
             print(name)
             for key, value in rows[-1].items():

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pretrained
 import torch
 from measuring import ROOT, options
 
@@ -22,8 +23,7 @@ from snn_lib.files import write_csv
 from snn_lib.inspection.activity import connection_sparsity, footprint
 from snn_lib.inspection.plotting import BLACK, BLUE, GREEN, ORANGE
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
-from snn_lib.training.checkpoints import load_checkpoint, load_weights
-from snn_lib.training.config import config_from_dict, load_config
+from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 from snn_mlp_1 import SNN
 
@@ -94,19 +94,6 @@ def train(overrides: list[str], chosen: argparse.Namespace) -> Experiment:
     return experiment
 
 
-def load(name: str, chosen: argparse.Namespace) -> Experiment:
-    """A pretrained model."""
-    path = ROOT / "checkpoint" / f"pretrained_{name}"
-    checkpoint = load_checkpoint(path)
-    config = config_from_dict(DigitConfig, checkpoint["config"], [])
-    config.dataset_path, config.device = str(ROOT / "dataset"), chosen.device
-    if chosen.smoke:
-        config.mnist_config.test_size = 10
-    experiment = Experiment(SNN, DigitClassification(), config)
-    load_weights(experiment.model, checkpoint, path)
-    return experiment
-
-
 def chart(path: Path, rows: list[dict]) -> None:
     """Error against operations; a dot is a short run, a line a pretrained model stopped early."""
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
@@ -158,8 +145,11 @@ def main() -> None:
     if path.exists():
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if row["model"] not in PRETRAINED]
-    models = [name for name in PRETRAINED if (ROOT / f"checkpoint/pretrained_{name}").exists()]
-    rows = [row_of(name, load(name, chosen), LEADS) for name in models]
+    rows = [
+        row_of(name, pretrained.load(name, SNN, DigitClassification(), chosen), LEADS)
+        for name in PRETRAINED
+        if pretrained.exists(name)
+    ]
     done = {row["model"] for row in kept}
     missing = {name: run for name, run in short_runs().items() if name not in done}
     for name, overrides in list(missing.items())[: 2 if chosen.smoke else None]:

@@ -206,7 +206,7 @@ class PerStep(nn.Module):
 
 
 class Chunked(StatefulModule):
-    """Runs a module in chunks of time: exact gradients, in memory that T hardly matters to.
+    """Runs a module in chunks of time: exact gradients, in memory that grows far less with T.
 
         model = Chunked(Sequential(...), steps=50)
         output, state = model(x)  # as ever
