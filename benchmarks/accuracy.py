@@ -32,12 +32,11 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():
         accuracy = experiment.task.accuracy_over_time(experiment.model)
-    spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
     return {
         "model": name,
         "encoding": experiment.settings.encoding,
         "accuracy": round(metrics["accuracy"], 4),
-        "spikes_per_image": round(spikes / activity.sequences),
+        "spikes_per_image": round(activity.spikes()),
         "synaptic_operations_per_image": round(activity.synaptic_operations()),
         **{f"accuracy_{step}": round(float(value), 4) for step, value in enumerate(accuracy, 1)},
     }

@@ -107,8 +107,7 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
     row = {"accuracy": metrics["accuracy"], "seconds": round(seconds, 1)}
     row["parameters"] = parameters(experiment.model)
     if activity.neurons:
-        spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
-        row["spikes"] = round(spikes / activity.sequences)
+        row["spikes"] = round(activity.spikes())
         row["operations"] = round(activity.synaptic_operations())
     return row
 

@@ -56,7 +56,6 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...]) -> dict:
     """What a trained model reaches on the test images, and what it takes."""
     metrics, activity = experiment.evaluate("test")
     work, settings = activity.operations(), experiment.settings
-    spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
     with experiment.autocast():
         early = experiment.task.early_stopping(experiment.model, leads)
     return {
@@ -64,7 +63,7 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...]) -> dict:
         "encoding": settings.encoding,
         "steps": settings.length,
         "accuracy": round(metrics["accuracy"], 4),
-        "spikes": round(spikes / activity.sequences),
+        "spikes": round(activity.spikes()),
         "additions": round(work.additions),
         "multiply_accumulates": round(work.multiply_accumulates),
         "filters": round(work.filters),
@@ -104,10 +103,9 @@ def chart(path: Path, rows: list[dict]) -> None:
             axes.scatter(*points(short), s=18, color=color, alpha=0.5, lw=0)
         for row in own:
             if row["model"] in PRETRAINED:
-                leads = [lead for lead in LEADS if f"operations_lead_{lead}" in row]
                 early = [
                     (float(row[f"operations_lead_{n}"]), float(row[f"accuracy_lead_{n}"]))
-                    for n in leads
+                    for n in LEADS
                 ]
                 whole = list(zip(*points([row]), strict=True))
                 x, y = zip(*[(o, 100 * (1 - a)) for o, a in early], *whole, strict=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.containers import recomputing
+from snn_lib.initialisation import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
 from snn_lib.synapses import IIRSynapse
@@ -106,6 +107,10 @@ class Activity:
             for name in self.neurons
             if self.elements.get(name)
         }
+
+    def spikes(self) -> float:
+        """Spikes of all neurons per sequence."""
+        return sum(float(self.events[name]) for name in self.neurons) / self.sequences
 
     def activity_sparsity(self) -> float:
         """The share of neurons and steps without a spike."""
@@ -236,7 +241,7 @@ def _layers_after(model: nn.Module) -> dict[str, list[nn.Module]]:
         elif isinstance(module, nn.Unflatten):
             between.append(module)
         elif synapse is not None and _acts(module):
-            if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            if isinstance(module, WEIGHTED):
                 found[synapse] = [*between, module]
             synapse = None
     return found
@@ -317,7 +322,6 @@ def footprint(model: nn.Module) -> int:
 
 def connection_sparsity(model: nn.Module) -> float:
     """The share of the weights, of linear layers and convolutions, that are zero."""
-    weighted = (nn.Linear, *CONVOLUTIONS)
-    weights = [module.weight for module in model.modules() if isinstance(module, weighted)]
+    weights = [module.weight for module in model.modules() if isinstance(module, WEIGHTED)]
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
     return zeros / sum(weight.numel() for weight in weights)

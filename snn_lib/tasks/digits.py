@@ -171,15 +171,15 @@ class DigitClassification(Digits):
     def drawn(self, x: Tensor, epoch: int, number: int) -> Tensor:
         """Spikes with the pixels as probabilities or as times, if that is the encoding."""
         settings, latency = self.config.hyperparameters, self.config.latency
+        if settings.encoding == "constant":
+            return x
         # Of several processes, each draws spikes of its own for its share.
         generator = batch_generator(self.config.seed + self.rank + 1, max(epoch, -1), number)
         if settings.encoding == "poisson":
             return encoding.poisson(x, settings.length, generator)
-        if settings.encoding == "latency":
-            options = latency.threshold, latency.law, latency.tau, latency.jitter
-            spikes = encoding.latency(x, latency.span, *options, generator)
-            return F.pad(spikes, (0, 0, 0, 0, 0, settings.length - latency.span))
-        return x
+        options = latency.threshold, latency.law, latency.tau, latency.jitter
+        spikes = encoding.latency(x, latency.span, *options, generator)
+        return F.pad(spikes, (0, 0, 0, 0, 0, settings.length - latency.span))
 
     def encode(self, batch: Batch) -> Batch:
         """Images as input over time ``(T, B, 784)``."""

@@ -178,9 +178,8 @@ class TimeSeries(SequenceClassification):
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Spikes and synaptic operations a sequence beside those of a dense network."""
-        spikes = sum(float(activity.events[layer]) for layer in activity.neurons)
         yield (
-            f"{spikes / activity.sequences:,.0f} spikes and "
+            f"{activity.spikes():,.0f} spikes and "
             f"{activity.synaptic_operations():,.0f} synaptic operations per sequence"
         )
 

@@ -223,6 +223,7 @@ def test_operations_by_kind_against_a_count_by_hand(membrane_filter):
     dual, low = len(model[0].alpha) + len(model[0].beta), 2
     assert found.filters == 5 * (4 * dual + 6 * low)
     assert found.neurons == 5 * 6 * (3 if membrane_filter else 2)
+    assert activity.spikes() == pytest.approx(sent / 5)
     assert activity.activity_sparsity() == pytest.approx(1 - sent / (5 * 5 * 6))
 
 
