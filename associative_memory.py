@@ -13,7 +13,15 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from snn_lib import DualExponentialSynapse, Gaussian, Sequential, SpikingNeuron
+from snn_lib import (
+    DualExponentialSynapse,
+    Gaussian,
+    IIRSynapse,
+    ResonantSynapse,
+    Sequential,
+    SpikingNeuron,
+    log_spaced,
+)
 from snn_lib.tasks.association import Association, AssociationConfig
 from snn_lib.training import main
 
@@ -30,15 +38,24 @@ class SNN(nn.Module):
     def __init__(self, config: AssociationConfig) -> None:
         super().__init__()
         options = config.hyperparameters
+        trained = {
+            "train_coefficients": options.train_coefficients,
+            "constraint": options.constraint,
+        }
+
+        def synapse(channels: int) -> IIRSynapse:
+            if options.synapse == "dual_exponential":
+                return DualExponentialSynapse(channels, options.tau_m, options.tau_s, **trained)
+            return ResonantSynapse(
+                channels,
+                log_spaced(options.shortest_memory, options.longest_memory),
+                log_spaced(options.lowest_frequency, options.highest_frequency),
+                margin=1e-5,  # the slowest filters are near the edge of the stable set
+                **trained,
+            )
+
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(SIZES):
-            synapse = DualExponentialSynapse(
-                inputs,
-                options.tau_m,
-                options.tau_s,
-                train_coefficients=options.train_coefficients,
-                constraint=options.constraint,
-            )
             weights = nn.Linear(inputs, outputs, bias=options.train_bias)
             nn.init.normal_(weights.weight, std=options.weight_gain / math.sqrt(inputs))
             neurons = SpikingNeuron(
@@ -48,7 +65,7 @@ class SNN(nn.Module):
                 surrogate=Gaussian(options.surrogate_width),
                 dropout=options.dropout if outputs != SIZES[-1] else 0.0,
             )
-            layers += [synapse, weights, neurons]
+            layers += [synapse(inputs), weights, neurons]
         self.layers = Sequential(*layers)
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:

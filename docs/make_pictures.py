@@ -45,7 +45,7 @@ def damaged_and_answered() -> tuple[Tensor, Tensor]:
     path = ROOT / config.test_checkpoint_path
     load_weights(experiment.model, load_checkpoint(path), path)
     generator = torch.Generator().manual_seed(1)
-    damaged = damage_patterns(experiment.task.patterns, LETTERS, DAMAGE, generator)
+    damaged = damage_patterns(experiment.task.patterns, LETTERS, DAMAGE, generator).spikes
     with experiment.autocast():
         return damaged, experiment.model.eval()(damaged)[0]
 

@@ -214,6 +214,29 @@ class Hyperparameters:
 
 
 @dataclass
+class ResonantHyperparameters(Hyperparameters):
+    """Where resonant filters start, the channels of a layer spread on logarithmic scales."""
+
+    shortest_memory: float = setting(10.0, "decay of the first filters, from so many steps")
+    longest_memory: float = setting(800.0, "to so many")
+    lowest_frequency: float = setting(1 / 800, "at which they ring, from so many cycles a step")
+    highest_frequency: float = setting(1 / 4, "to so many")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < self.shortest_memory <= self.longest_memory,
+            f"hyperparameters.shortest_memory is {self.shortest_memory} and longest_memory "
+            f"{self.longest_memory}, expected 0 < shortest_memory <= longest_memory",
+        )
+        require(
+            0 < self.lowest_frequency <= self.highest_frequency <= 0.5,
+            f"hyperparameters.lowest_frequency is {self.lowest_frequency} and highest_frequency "
+            f"{self.highest_frequency}, expected 0 < lowest_frequency <= highest_frequency <= 0.5",
+        )
+
+
+@dataclass
 class ExperimentConfig:
     """What every experiment has; a task may add to it (see ``tasks.digits``)."""
 

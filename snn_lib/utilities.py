@@ -85,7 +85,7 @@ def mutate_spike_pattern(template_pattern: ArrayLike, mean: float, sigma: float)
         noise_probability=0.0,
     )
     one_sample = torch.zeros(1, dtype=torch.int64)
-    moved = damage_patterns(trains[:, None], one_sample, jitter, torch.default_generator)
+    moved = damage_patterns(trains[:, None], one_sample, jitter, torch.default_generator).spikes
     return moved[:, 0].T.reshape(template.shape).numpy()
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +64,9 @@ class Damage:
     with ``jitter_probability``, and loses a part with ``removal_probability``: a block with
     ``block_probability``, otherwise whole rows. Every sample, modified or not, gets noise.
 
+    ``jitter_sigma``, ``block_size``, ``rows_removed`` and ``noise_probability`` say how strongly:
+    all samples alike or, if ``varied``, each by a draw of its own, evenly from nothing to that.
+
     Attributes:
         modify_probability: that a sample is modified at all.
         jitter_probability: that the spikes of a modified sample move in time, each on its own, by
@@ -75,6 +79,7 @@ class Damage:
             pattern.
         rows_removed: number of spike trains silenced, chosen at random.
         noise_probability: of a noise spike in every cell, after the other damage.
+        varied: whether each sample's damage has a strength of its own.
 
     Raises:
         ValueError: a probability lies outside [0, 1], or a size or the deviation is negative.
@@ -89,6 +94,9 @@ class Damage:
     block_size: int = setting(40, "trains and steps of the block")
     rows_removed: int = setting(40, "spike trains silenced otherwise")
     noise_probability: float = setting(0.005, "of a noise spike in every cell of every sample")
+    varied: bool = setting(
+        False, "strengths drawn for each sample, from nothing to the values above"
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -156,9 +164,21 @@ def single_damage(kind: str, strength: float) -> Damage:
     return Damage(**{**nothing_else, **DAMAGE_KINDS[kind].always, kind: strength})
 
 
+class Damaged(NamedTuple):
+    """A batch of damaged patterns.
+
+    Attributes:
+        spikes: what is left of them, and what was added, ``(T, B, N)``.
+        removed: whether a cell belongs to the part that was cut out, bool ``(T, B, N)``.
+    """
+
+    spikes: Tensor
+    removed: Tensor
+
+
 def damage_patterns(
     patterns: Tensor, labels: Tensor, damage: Damage, generator: torch.Generator
-) -> Tensor:
+) -> Damaged:
     """The batch ``patterns[:, labels]``, damaged.
 
     Works on the list of spikes, which is short, and writes the dense batch once.
@@ -170,7 +190,7 @@ def damage_patterns(
         generator: draws all random numbers; of the patterns' device.
 
     Returns:
-        ``(T, B, N)``, in the dtype of ``patterns``.
+        Spikes in the dtype of ``patterns``, and which part was removed.
 
     Raises:
         ValueError: a block or the rows to be removed are larger than a pattern.
@@ -187,27 +207,42 @@ def damage_patterns(
     def happens(probability: float) -> Tensor:  # (B,)
         return torch.rand(size, device=device, generator=generator) < probability
 
+    def strength(most: float) -> Tensor:  # (B,)
+        full = torch.full((size,), float(most), device=device)
+        if not damage.varied:
+            return full
+        return full * torch.rand(size, device=device, generator=generator)
+
     modified = happens(damage.modify_probability)
     jittered = modified & happens(damage.jitter_probability)
-    removed = modified & happens(damage.removal_probability)
+    cut = modified & happens(damage.removal_probability)
     block = happens(damage.block_probability)
 
     time, sample, train = _spikes(patterns, labels)
     deviate = torch.randn(len(time), device=device, generator=generator)
-    shift = (damage.jitter_mean + damage.jitter_sigma * deviate).round().long()
-    time = (time + shift * jittered[sample]).clamp_(0, steps - 1)
+    shift = damage.jitter_mean + strength(damage.jitter_sigma)[sample] * deviate
+    time = (time + shift.round().long() * jittered[sample]).clamp_(0, steps - 1)
 
-    # The part removed is the cells of some trains at some times: (B, T) and (B, N).
-    times, of_trains = _block(size, steps, trains, damage.block_size, generator)
+    # The part cut out is the cells of some trains at some times: (B, T) and (B, N).
+    side = strength(damage.block_size).round().long()
+    times, of_trains = (_span(extent, side, generator) for extent in (steps, trains))
     rows = torch.rand(size, trains, device=device, generator=generator).argsort(1)
-    times = removed[:, None] & (times | ~block[:, None])
-    of_trains = torch.where(block[:, None], of_trains, rows < damage.rows_removed)
-    kept = ~(times[sample, time] & of_trains[sample, train])
+    lost = rows < strength(damage.rows_removed).round()[:, None]
+    times = cut[:, None] & (times | ~block[:, None])
+    of_trains = torch.where(block[:, None], of_trains, lost)
+    removed = times.T[..., None] & of_trains  # (T, B, N)
+    kept = ~removed[time, sample, train]
 
-    damaged = patterns.new_zeros(steps * size * trains)
-    damaged[((time * size + sample) * trains + train)[kept]] = 1.0
-    damaged[_bernoulli(len(damaged), damage.noise_probability, generator)] = 1.0
-    return damaged.view(steps, size, trains)
+    spikes = patterns.new_zeros(steps, size, trains)
+    spikes[time[kept], sample[kept], train[kept]] = 1.0
+    noise = strength(damage.noise_probability)
+    most = noise.max().item() if size else 0.0
+    cells = _bernoulli(spikes.numel(), most, generator)
+    if damage.varied:  # of as many as the noisiest sample has, each keeps its share
+        share = torch.rand(len(cells), device=device, generator=generator) * most
+        cells = cells[share < noise[cells // trains % size]]
+    spikes.view(-1)[cells] = 1.0
+    return Damaged(spikes, removed)
 
 
 def _spikes(patterns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,18 +258,12 @@ def _spikes(patterns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return time[spike], sample, train[spike]
 
 
-def _block(
-    size: int, steps: int, trains: int, side: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The times ``(B, T)`` and trains ``(B, N)`` of a block anywhere in the pattern."""
-    spans = []
-    for extent in (steps, trains):
-        first = torch.randint(
-            extent - side + 1, (size, 1), device=generator.device, generator=generator
-        )
-        index = torch.arange(extent, device=generator.device)
-        spans.append((index >= first) & (index < first + side))
-    return spans[0], spans[1]
+def _span(extent: int, length: Tensor, generator: torch.Generator) -> Tensor:
+    """Where a span of each sample's ``length`` lies, anywhere in the extent: ``(B, extent)``."""
+    uniform = torch.rand(len(length), device=length.device, generator=generator)
+    first = (uniform * (extent - length + 1)).long()
+    index = torch.arange(extent, device=length.device)
+    return (index >= first[:, None]) & (index < (first + length)[:, None])
 
 
 def _bernoulli(cells: int, probability: float, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +28,24 @@ from snn_lib.inspection.metrics import (
     read_sums,
     spike_scores,
 )
-from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
+from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, require, setting
 from snn_lib.tasks.base import Task, output_of
 
-SWEEP_SAMPLES_PER_PATTERN = 10
+SAMPLES_PER_PATTERN = 10  # of each damage of the sweep
+FIRST_STEPS = 50  # in which a pattern can hardly be told from the others yet
 SWEEPS = -3  # stands for the epoch in its seeds, as in ``tasks.base.EVALUATIONS``
 
 
 @dataclass
-class AssociationHyperparameters(Hyperparameters):
+class AssociationHyperparameters(ResonantHyperparameters):
     """Hyperparameters of association: the model and its training."""
 
     length: int = setting(300, "time steps T, those of the patterns")
-    tau_m: float = setting(8.0, "slow time constant of synapse and reset, in steps")
-    tau_s: float = setting(2.0, "fast time constant of the synapse, in steps")
+    synapse: Literal["dual_exponential", "resonant"] = setting(
+        "dual_exponential", "all filters with tau_m and tau_s, or resonant ones of many memories"
+    )
+    tau_m: float = setting(8.0, "slow time constant of synapse, reset and loss, in steps")
+    tau_s: float = setting(2.0, "fast time constant of synapse and loss, in steps")
     delay: int = setting(4, "steps by which the target is later than the input")
     weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
 
@@ -137,7 +141,7 @@ class Association(Task):
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             labels = numbers % count
             generator = batch_generator(seed, epoch, number + 1)
-            x = damage_patterns(patterns, labels, damage, generator)
+            x = damage_patterns(patterns, labels, damage, generator).spikes
             return Batch(x[:, share], labels[share])
 
         size = self.config.hyperparameters.batch_size
@@ -145,22 +149,29 @@ class Association(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared difference of output and target through the output filter, and sums."""
-        labels = batch.y
         output = output_of(model, batch.x)  # (T, B, N)
-        target = self.targets[:, labels]
-        difference, _ = self.filter(output - target)
+        difference = self.filter(output - self.targets[:, batch.y])[0]
         loss = difference.square().mean()
         with torch.no_grad():
-            filtered_target = self.filtered_targets[:, labels]
-            nearest = nearest_pattern(difference + filtered_target, self.filtered_targets)
-            sums = {
-                "samples": len(labels),
-                "loss": loss.detach() * len(labels),
-                "power": filtered_target.square().mean() * len(labels),
-                "retrieved": (nearest == labels).sum(),
-                **match_spikes(output, target),
-            }
-        return loss, sums
+            return loss, self.likeness(output, difference, batch.y)
+
+    def likeness(self, output: Tensor, difference: Tensor, labels: Tensor) -> dict[str, Any]:
+        """Sums for :meth:`metrics`.
+
+        Args:
+            output: spikes, ``(T, B, N)``.
+            difference: of output and target, filtered, ``(T, B, N)``.
+            labels: which pattern each sample is, ``(B,)``.
+        """
+        target = self.filtered_targets[:, labels]
+        nearest = nearest_pattern(difference + target, self.filtered_targets)
+        return {
+            "samples": len(labels),
+            "loss": difference.square().mean() * len(labels),
+            "power": target.square().mean() * len(labels),
+            "retrieved": (nearest == labels).sum(),
+            **match_spikes(output, self.targets[:, labels]),
+        }
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Loss, its share of the target's power, retrieval, and how spikes coincide."""
@@ -177,38 +188,77 @@ class Association(Task):
         rows = self.sweep(model)
         write_sweep(rows, folder, vars(self.config.damage))
         for kind in DAMAGE_KINDS:
+            of_kind = [row for row in rows if row["damage"] == kind]
             text = ", ".join(
                 f"{row['strength']:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
-                for row in rows
-                if row["damage"] == kind
+                for row in of_kind
             )
             yield f"error / retrieval at {kind} {text}"
+            text = ", ".join(
+                f"{row['strength']:g}: {row['part_precision']:.3f} / {row['part_recall']:.3f}"
+                for row in of_kind
+                if "part_recall" in row
+            )
+            if text:
+                yield f"precision / recall in the part cut out {text}"
+        usual = Damage()
+        if min(self.patterns.shape[0], self.patterns.shape[2]) >= usual.block_size:
+            row = self.measure(model, usual)
+            yield (
+                f"error / retrieval at a mixture of weak damage {100 * row['error']:.1f} % / "
+                f"{100 * row['retrieval']:.0f} %"
+            )
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
 
-    @torch.inference_mode()
-    def sweep(
-        self, model: nn.Module, samples: int = SWEEP_SAMPLES_PER_PATTERN
-    ) -> list[dict[str, Any]]:
-        """Metrics of the model under each kind and strength of ``DAMAGE_KINDS``, one row each.
+    def sweep(self, model: nn.Module, samples: int = SAMPLES_PER_PATTERN) -> list[dict[str, Any]]:
+        """What :meth:`measure` says of each kind and strength of ``DAMAGE_KINDS``, one row each.
 
-        Each is measured on so many ``samples`` of every pattern. Sizes beyond the patterns' own
-        are left out.
+        Sizes beyond the patterns' own are left out.
         """
-        model.eval()
         steps, _, trains = self.patterns.shape
         limits = {"rows_removed": trains, "block_size": min(steps, trains)}
-        rows = []
-        for kind, of_kind in DAMAGE_KINDS.items():
-            for strength in of_kind.strengths:
-                if strength > limits.get(kind, strength):
-                    continue
-                sums: dict[str, Any] = {}
-                damage = single_damage(kind, strength)
-                for batch in self._on_device(self.damaged(samples, damage).epoch(SWEEPS)):
-                    add_sums(sums, self.loss(model, batch)[1])
-                totals = read_sums(sums)
-                rows.append({"damage": kind, "strength": strength, **self.metrics(totals)})
-        return rows
+        return [
+            {"damage": kind, "strength": strength}
+            | self.measure(model, single_damage(kind, strength), samples)
+            for kind, of_kind in DAMAGE_KINDS.items()
+            for strength in of_kind.strengths
+            if strength <= limits.get(kind, strength)
+        ]
+
+    @torch.inference_mode()
+    def measure(
+        self, model: nn.Module, damage: Damage, samples: int = SAMPLES_PER_PATTERN
+    ) -> dict[str, float]:
+        """Metrics of the model under one kind of damage, on so many samples of every pattern.
+
+        In longer patterns ``late_error`` leaves out the first ``FIRST_STEPS``. Where the damage
+        cuts out a part, ``part_precision``, ``part_recall`` and ``part_f1`` are of the spikes
+        inside it alone, which the network adds by heart.
+        """
+        model.eval()
+        sums: dict[str, Any] = {}
+        count, size = self.patterns.shape[1], self.config.hyperparameters.batch_size
+        for number, labels in enumerate((torch.arange(samples * count) % count).split(size)):
+            generator = batch_generator(self.config.seed, SWEEPS, number + 1)
+            damaged = damage_patterns(self.patterns, labels, damage, generator)
+            output = output_of(model, damaged.spikes.to(self.device))
+            labels = labels.to(self.device)
+            difference = self.filter(output - self.targets[:, labels])[0]
+            add_sums(sums, self.likeness(output, difference, labels))
+            part = delayed(damaged.removed, self.config.hyperparameters.delay).to(self.device)
+            counts = match_spikes(output * part, self.targets[:, labels] * part)
+            add_sums(sums, {f"part_{key}": value for key, value in counts.items()})
+            late = self.filtered_targets[FIRST_STEPS:, labels]
+            power = {"late_loss": difference[FIRST_STEPS:], "late_power": late}
+            add_sums(sums, {key: values.square().sum() for key, values in power.items()})
+        totals = read_sums(sums)
+        metrics = self.metrics(totals)
+        if totals["late_power"]:
+            metrics["late_error"] = totals["late_loss"] / totals["late_power"]
+        if totals["part_target_spikes"]:
+            inside = {key: totals[f"part_{key}"] for key in counts}
+            metrics |= {f"part_{key}": value for key, value in spike_scores(inside).items()}
+        return metrics
 
 
 def write_sweep(rows: Sequence[dict[str, Any]], folder: Path, trained: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from snn_lib.data.augmentation import TransformConfig
 from snn_lib.data.batches import Batch
 from snn_lib.data.mnist import PIXELS
 from snn_lib.readout import Last
-from snn_lib.settings import ExperimentConfig, require, setting
+from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, require, setting
 from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
@@ -25,14 +25,10 @@ ORDER_SEED = 0  # of the permutation, which is the same for every run and everyo
 
 
 @dataclass
-class SequentialHyperparameters(ClassificationHyperparameters):
+class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperparameters):
     """Hyperparameters of sequential digits: the model and its training."""
 
     length: int = setting(PIXELS, "time steps: 784 of a pixel each, 28 of a row each, ...")
-    shortest_memory: float = setting(10.0, "decay of the first filters, from so many steps")
-    longest_memory: float = setting(800.0, "to so many")
-    lowest_frequency: float = setting(1 / 800, "at which they ring, from so many cycles a step")
-    highest_frequency: float = setting(1 / 4, "to so many")
     reset_strength: float = setting(1.0, "by how much a spike lowers the potential, 0: no reset")
     weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
 
@@ -41,16 +37,6 @@ class SequentialHyperparameters(ClassificationHyperparameters):
         require(
             PIXELS % self.length == 0,
             f"hyperparameters.length is {self.length}, expected a divisor of the {PIXELS} pixels",
-        )
-        require(
-            0 < self.shortest_memory <= self.longest_memory,
-            f"hyperparameters.shortest_memory is {self.shortest_memory} and longest_memory "
-            f"{self.longest_memory}, expected 0 < shortest_memory <= longest_memory",
-        )
-        require(
-            0 < self.lowest_frequency <= self.highest_frequency <= 0.5,
-            f"hyperparameters.lowest_frequency is {self.lowest_frequency} and highest_frequency "
-            f"{self.highest_frequency}, expected 0 < lowest_frequency <= highest_frequency <= 0.5",
         )
         require(
             self.weight_gain > 0,

@@ -37,6 +37,10 @@ def only(**values):
     )
 
 
+def damaged_by(*arguments):
+    return damage_patterns(*arguments).spikes
+
+
 # reading
 
 
@@ -118,7 +122,7 @@ def test_delay_shifts_in_time(patterns, steps):
 
 
 def test_defaults_are_the_authors():
-    assert Damage() == Damage(0.4, 0.7, 0.0, 1.0, 0.5, 0.5, 40, 40, 0.005)
+    assert Damage() == Damage(0.4, 0.7, 0.0, 1.0, 0.5, 0.5, 40, 40, 0.005, False)
     with pytest.raises(FrozenInstanceError):
         Damage().block_size = 3
 
@@ -142,7 +146,7 @@ def test_impossible_damage_is_refused(values, message):
 def test_no_damage_gives_the_patterns_themselves(patterns):
     labels = torch.tensor([2, 0, 0, 1, 2])
     damage = replace(NO_DAMAGE, block_size=5, rows_removed=5)
-    damaged = damage_patterns(patterns, labels, damage, seeded())
+    damaged = damaged_by(patterns, labels, damage, seeded())
     assert damaged.dtype == patterns.dtype
     assert damaged.equal(patterns[:, labels])
 
@@ -150,18 +154,18 @@ def test_no_damage_gives_the_patterns_themselves(patterns):
 def test_empty_batch_and_silent_patterns(patterns):
     damage = replace(Damage(), block_size=5, rows_removed=5)
     none = torch.empty(0, dtype=torch.int64)
-    assert damage_patterns(patterns, none, damage, seeded()).shape == (STEPS, 0, TRAINS)
+    assert damaged_by(patterns, none, damage, seeded()).shape == (STEPS, 0, TRAINS)
     silent = torch.zeros_like(patterns)
     damage = only(jitter_probability=1.0, removal_probability=1.0)
-    assert not damage_patterns(silent, torch.zeros(4, dtype=torch.int64), damage, seeded()).any()
+    assert not damaged_by(silent, torch.zeros(4, dtype=torch.int64), damage, seeded()).any()
 
 
 def test_same_seed_same_damage_and_samples_differ(patterns):
     labels = torch.zeros(8, dtype=torch.int64)
     damage = only(jitter_probability=1.0, removal_probability=1.0, noise_probability=0.01)
-    one = damage_patterns(patterns, labels, damage, seeded(3))
-    assert one.equal(damage_patterns(patterns, labels, damage, seeded(3)))
-    assert not one.equal(damage_patterns(patterns, labels, damage, seeded(4)))
+    one = damaged_by(patterns, labels, damage, seeded(3))
+    assert one.equal(damaged_by(patterns, labels, damage, seeded(3)))
+    assert not one.equal(damaged_by(patterns, labels, damage, seeded(4)))
     for first in range(8):
         for second in range(first):
             assert not one[:, first].equal(one[:, second])
@@ -169,7 +173,7 @@ def test_same_seed_same_damage_and_samples_differ(patterns):
 
 def test_damage_leaves_the_patterns_alone(patterns):
     before = patterns.clone()
-    damage_patterns(patterns, torch.arange(3), only(jitter_probability=1.0), seeded())
+    damaged_by(patterns, torch.arange(3), only(jitter_probability=1.0), seeded())
     assert patterns.equal(before)
 
 
@@ -177,7 +181,7 @@ def test_jitter_moves_every_spike_by_a_rounded_normal_deviate():
     patterns = torch.zeros(STEPS, 1, TRAINS)
     patterns[30] = 1.0  # one spike a train, far from the edges
     damage = only(jitter_probability=1.0, jitter_mean=2.0, jitter_sigma=1.5)
-    damaged = damage_patterns(patterns, torch.zeros(400, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(400, dtype=torch.int64), damage, seeded())
     assert damaged.sum(0).eq(1).all()
     shift = (damaged.argmax(0) - 30).flatten().numpy()
     values = np.arange(-3, 8)
@@ -191,7 +195,7 @@ def test_jittered_spikes_stay_in_their_train_and_in_time():
     patterns = torch.zeros(STEPS, 1, TRAINS)
     patterns[[0, STEPS - 1], 0, 7] = 1.0
     damage = only(jitter_probability=1.0, jitter_sigma=1e6)
-    damaged = damage_patterns(patterns, torch.zeros(200, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(200, dtype=torch.int64), damage, seeded())
     assert damaged.sum(0)[:, 7].min() >= 1
     assert damaged.sum() == damaged[[0, -1], :, 7].sum()  # so far that all end at an edge
 
@@ -199,7 +203,7 @@ def test_jittered_spikes_stay_in_their_train_and_in_time():
 def test_spikes_that_meet_become_one():
     patterns = torch.ones(2, 1, TRAINS)
     damage = only(jitter_probability=1.0, jitter_sigma=3.0, block_size=1)
-    damaged = damage_patterns(patterns, torch.zeros(50, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(50, dtype=torch.int64), damage, seeded())
     assert set(damaged.unique().tolist()) == {0.0, 1.0}
     assert set(damaged.sum(0).unique().tolist()) == {1.0, 2.0}
 
@@ -207,7 +211,7 @@ def test_spikes_that_meet_become_one():
 def test_block_is_a_square_anywhere_inside():
     patterns, size = torch.ones(STEPS, 1, TRAINS), 12
     damage = only(removal_probability=1.0, block_probability=1.0, block_size=size)
-    damaged = damage_patterns(patterns, torch.zeros(1500, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(1500, dtype=torch.int64), damage, seeded())
     first_steps, first_trains = set(), set()
     for hole in (damaged == 0).unbind(1):
         times, trains = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
@@ -223,7 +227,7 @@ def test_block_is_a_square_anywhere_inside():
 def test_rows_are_whole_trains_each_as_likely_as_the_other():
     patterns = torch.ones(STEPS, 1, TRAINS)
     damage = only(removal_probability=1.0, block_probability=0.0, rows_removed=7)
-    damaged = damage_patterns(patterns, torch.zeros(2000, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(2000, dtype=torch.int64), damage, seeded())
     removed = damaged[0] == 0
     assert (damaged == damaged[0]).all()
     assert removed.sum(1).eq(7).all()
@@ -233,7 +237,7 @@ def test_rows_are_whole_trains_each_as_likely_as_the_other():
 
 def test_noise_is_a_bernoulli_draw_in_every_cell():
     patterns, probability, size = torch.zeros(STEPS, 1, TRAINS), 0.03, 300
-    damaged = damage_patterns(
+    damaged = damaged_by(
         patterns,
         torch.zeros(size, dtype=torch.int64),
         only(noise_probability=probability),
@@ -251,7 +255,7 @@ def test_noise_is_a_bernoulli_draw_in_every_cell():
 def test_noise_at_extreme_probabilities(patterns, probability):
     labels = torch.zeros(20, dtype=torch.int64)
     damage = only(noise_probability=probability)
-    damaged = damage_patterns(patterns, labels, damage, seeded())
+    damaged = damaged_by(patterns, labels, damage, seeded())
     expected = patterns[:, labels].mean().item() * (1 - probability) + probability
     assert damaged.mean().item() == pytest.approx(expected, abs=0.01)
 
@@ -267,7 +271,7 @@ def test_how_often_samples_are_modified():
         rows_removed=10,
         noise_probability=0.0,
     )
-    damaged = damage_patterns(patterns, torch.zeros(size, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(size, dtype=torch.int64), damage, seeded())
     lost = 400 - damaged.sum((0, 2))
     counted = [lost.eq(value).sum().item() for value in (0, 100, 200)]
     expected = np.array([1 - 0.42, 0.42 * 0.25, 0.42 * 0.75]) * size
@@ -284,7 +288,7 @@ def test_jitter_and_removal_are_independent():
         removal_probability=0.5,
         block_probability=0.0,
     )
-    damaged = damage_patterns(patterns, torch.zeros(size, dtype=torch.int64), damage, seeded())
+    damaged = damaged_by(patterns, torch.zeros(size, dtype=torch.int64), damage, seeded())
     rows_lost = damaged.sum((0, 2)) < 40
     moved = damaged[20].sum(1) < damaged.sum((0, 2))
     counted = [
@@ -303,7 +307,48 @@ def test_jitter_and_removal_are_independent():
 )
 def test_damage_larger_than_a_pattern_is_refused(patterns, values, message):
     with pytest.raises(ValueError, match=message):
-        damage_patterns(patterns, torch.arange(3), only(**values), seeded())
+        damaged_by(patterns, torch.arange(3), only(**values), seeded())
+
+
+@pytest.mark.parametrize("block", [0.0, 1.0])
+def test_the_part_removed_is_told_and_holds_nothing(block):
+    full = torch.ones(STEPS, 1, TRAINS)
+    labels = torch.zeros(300, dtype=torch.int64)
+    damage = only(removal_probability=0.5, block_probability=block, block_size=8, rows_removed=7)
+    spikes, removed = damage_patterns(full, labels, damage, seeded())
+    assert removed.equal(spikes == 0)
+    assert set(removed.sum((0, 2)).tolist()) == {0, 64 if block else 7 * STEPS}
+
+
+def test_varied_damage_spreads_each_strength_evenly_up_to_the_most():
+    size = 3000
+    labels = torch.zeros(size, dtype=torch.int64)
+    full = torch.ones(STEPS, 1, TRAINS)
+
+    def even(values, most):
+        assert stats.kstest(values.double().numpy() / most, "uniform").pvalue > 1e-3
+
+    block = only(removal_probability=1.0, block_probability=1.0, block_size=50, varied=True)
+    removed = damage_patterns(full, labels, block, seeded()).removed
+    sides = removed.any(2).sum(0)
+    assert sides.equal(removed.any(0).sum(1))
+    smear = torch.rand(size, generator=seeded(5)) - 0.5  # sizes are whole numbers
+    even((sides + smear).clamp(0, 50), 50)
+
+    rows = only(removal_probability=1.0, block_probability=0.0, rows_removed=50, varied=True)
+    even((damage_patterns(full, labels, rows, seeded()).removed[0].sum(1) + smear).clamp(0, 50), 50)
+
+    noise = only(noise_probability=0.5, varied=True)
+    rates = damaged_by(0 * full, labels, noise, seeded()).mean((0, 2))
+    even(rates.clamp(0, 0.5), 0.5)
+
+    middle = torch.zeros(STEPS, 1, TRAINS)
+    middle[STEPS // 2] = 1.0
+    jitter = only(jitter_probability=1.0, jitter_sigma=6.0, varied=True)
+    shift = damaged_by(middle, labels, jitter, seeded()).argmax(0) - STEPS // 2
+    variance = shift.double().var(1)  # of 50 trains, rounded: 1 / 12 more
+    assert variance.mean().item() == pytest.approx(6**2 / 3 + 1 / 12, rel=0.05)
+    assert (variance < 3**2).double().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("kind", DAMAGE_KINDS)
@@ -314,7 +359,7 @@ def test_single_damage_does_that_and_nothing_else(kind):
     damage = single_damage(kind, strength)
     assert getattr(damage, kind) == strength
     labels = torch.zeros(50, dtype=torch.int64)
-    damaged = damage_patterns(patterns, labels, damage, seeded())
+    damaged = damaged_by(patterns, labels, damage, seeded())
     before = patterns[:, labels]
     lost, new = (before > damaged).sum((0, 2)), (damaged > before).sum((0, 2))
     if kind == "block_size":
@@ -335,7 +380,7 @@ def test_single_damage_does_that_and_nothing_else(kind):
 
 def test_zero_strength_is_no_damage(patterns):
     for kind in DAMAGE_KINDS:
-        damaged = damage_patterns(patterns, torch.arange(3), single_damage(kind, 0), seeded())
+        damaged = damaged_by(patterns, torch.arange(3), single_damage(kind, 0), seeded())
         assert damaged.equal(patterns)
 
 

@@ -13,7 +13,7 @@ from scipy import signal
 
 from associative_memory import SNN
 from snn_lib.data.batches import Batch
-from snn_lib.data.patterns import DAMAGE_KINDS, Damage
+from snn_lib.data.patterns import DAMAGE_KINDS, Damage, single_damage
 from snn_lib.errors import InputError
 from snn_lib.tasks.association import Association, AssociationConfig, write_sweep
 
@@ -257,6 +257,36 @@ def test_sweep_damages_in_one_way_and_as_strongly_as_it_says(task):
     assert rows["jitter_sigma", 8]["f1"] < rows["jitter_sigma", 2]["f1"] < 1
 
 
+def test_the_part_cut_out_and_the_late_steps_are_measured_by_themselves(
+    config, pattern_file, tmp_path
+):
+    config.hyperparameters.length = 80
+    array = np.random.default_rng(1).random((PATTERNS, TRAINS, 80)) < 0.05
+    config.dataset_path = str(tmp_path / "longer.npy")
+    np.save(config.dataset_path, array)
+    task = prepared(config)
+    cut = single_damage("block_size", 30)
+    alone = task.measure(_repeat_late(task), cut, samples=2)
+    assert (alone["part_precision"], alone["part_recall"]) == (0, 0)
+    assert alone["precision"] == 1
+    whole = task.measure(lambda x: task.targets.repeat(1, 2, 1), cut, samples=2)
+    assert (whole["part_precision"], whole["part_recall"], whole["late_error"]) == (1, 1, 0)
+
+    def late(x):  # nothing before step 50
+        output = task.targets.repeat(1, 2, 1)
+        output[:50] = 0
+        return output
+
+    unhurt = task.measure(late, NO_DAMAGE, samples=2)
+    assert "part_recall" not in unhurt
+    # What the last silent steps have missed fades from the filter: 0.4 of the power in 30 steps.
+    wanted = output_filter(task.targets.double().numpy())
+    missed = output_filter((task.targets - late(None)[:, :PATTERNS]).double().numpy())
+    expected = np.square(missed[50:]).sum() / np.square(wanted[50:]).sum()
+    assert unhurt["late_error"] == pytest.approx(expected, rel=1e-4)
+    assert unhurt["late_error"] < unhurt["error"] / 2
+
+
 def _repeat_late(task):
     """A model that answers with its input four steps later."""
 
@@ -272,7 +302,8 @@ def test_sweep_is_written_as_table_and_picture(task, tmp_path):
     write_sweep(rows, tmp_path / "new", {"rows_removed": 40})
     with open(tmp_path / "new" / "damage_sweep.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert table == [{key: str(value) for key, value in row.items()} for row in rows]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    assert table == [{key: str(row.get(key, "")) for key in columns} for row in rows]
     assert (tmp_path / "new" / "damage_sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
