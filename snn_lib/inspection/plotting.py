@@ -13,6 +13,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.animation import FuncAnimation
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 from torch import Tensor
@@ -129,6 +131,53 @@ def reconstructions(
         for ax in row:
             ax.label_outer()
     return axes
+
+
+def completion(given: Tensor, answered: Tensor, missing: Tensor, frames: int = 30) -> FuncAnimation:
+    """What a network is given and what it answers, as both come in time, samples side by side.
+
+    Args:
+        given, answered: spikes, ``(T, B, N)``.
+        missing: where the answer cannot come from the input, bool ``(T, B, N)``; those spikes have
+            a colour of their own.
+        frames: pictures from the first step to the last.
+
+    Returns:
+        The animation, to be saved as a GIF or shown in a notebook.
+    """
+    steps, samples, trains = given.shape
+    axes = _panels(2, samples, (2.2 * samples, 4.8))
+    figure, grown = axes[0, 0].figure, []
+    panels = (
+        (given, "given", BLACK, axes[0]),
+        (answered * ~missing, "answered", BLUE, axes[1]),
+        (answered * missing, "", VERMILION, axes[1]),
+    )
+    for spikes, label, color, row in panels:
+        for ax, sample in zip(row, spikes.unbind(1), strict=True):
+            dots = raster(sample, ax, color=color).collections[-1]
+            dots.set_sizes([2.0])
+            grown.append((dots, dots.get_offsets().copy()))
+        if label:
+            row[0].set_ylabel(label, color=color, fontsize="large")
+    lines = []
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[], xlabel="")
+        ax.spines[:].set_color("#cccccc")
+        lines.append(ax.axvline(0, color=GREY, lw=0.8))
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    axes[1, 0].set_ylabel("answered", color=BLUE, fontsize="large")
+
+    def draw(frame: int) -> list[Artist]:
+        now = (frame + 1) * steps / frames
+        for dots, offsets in grown:
+            dots.set_offsets(offsets[offsets[:, 0] < now])
+        for line in lines:
+            line.set_xdata([now, now])
+        return [*(dots for dots, _ in grown), *lines]
+
+    return FuncAnimation(figure, draw, frames, interval=100)
 
 
 def neuron_traces(
