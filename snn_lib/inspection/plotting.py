@@ -145,7 +145,7 @@ def completion(given: Tensor, answered: Tensor, missing: Tensor, frames: int = 3
     Returns:
         The animation, to be saved as a GIF or shown in a notebook.
     """
-    steps, samples, trains = given.shape
+    steps, samples, _ = given.shape
     axes = _panels(2, samples, (2.2 * samples, 4.8))
     figure, grown = axes[0, 0].figure, []
     panels = (
