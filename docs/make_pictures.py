@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from matplotlib.animation import PillowWriter
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
@@ -32,7 +31,6 @@ DAMAGE = Damage(
     rows_removed=150,
     noise_probability=0.005,
 )
-SIZE = 880  # pixels from left to right
 
 
 @torch.inference_mode()
@@ -52,7 +50,5 @@ def damaged_and_answered() -> tuple[Tensor, Tensor, Tensor]:
 
 if __name__ == "__main__":
     target = ROOT / "docs" / "pictures" / "associative_memory.gif"
-    animation = plotting.completion(*damaged_and_answered())
-    figure = animation._fig
-    animation.save(target, PillowWriter(fps=10), dpi=SIZE / figure.get_figwidth())
+    target.write_bytes(plotting.completion(*damaged_and_answered()))
     print(f"wrote {target.relative_to(ROOT)}, {target.stat().st_size / 1024:.0f} KiB")

@@ -61,7 +61,8 @@ def draws(cell):
 
 
 def images(cell):
-    return [output for output in cell.outputs if "image/png" in output.get("data", {})]
+    kinds = {"image/png", "image/gif"}
+    return [output for output in cell.outputs if kinds & {*output.get("data", {})}]
 
 
 def printed(cell, stream="stdout"):

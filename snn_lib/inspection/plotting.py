@@ -7,16 +7,16 @@ apart. A figure of no panels is refused with a ``ValueError``.
 """
 
 import copy
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.animation import FuncAnimation
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from PIL import Image
 from torch import Tensor
 
 from snn_lib.data.patterns import DAMAGE_KINDS
@@ -133,51 +133,57 @@ def reconstructions(
     return axes
 
 
-def completion(given: Tensor, answered: Tensor, missing: Tensor, frames: int = 30) -> FuncAnimation:
-    """What a network is given and what it answers, as both come in time, samples side by side.
+def completion(
+    given: Tensor, answered: Tensor, missing: Tensor, frames: int = 30, width: int = 880
+) -> bytes:
+    """A moving picture of what a network is given and what it answers, as both come in time.
 
     Args:
-        given, answered: spikes, ``(T, B, N)``.
-        missing: where the answer cannot come from the input, bool ``(T, B, N)``; those spikes have
-            a colour of their own.
-        frames: pictures from the first step to the last.
+        given, answered: spikes, ``(T, B, N)``; the samples stand side by side.
+        missing: where the answer cannot come from the input, bool ``(T, B, N)``; the spikes there
+            have a colour of their own.
+        frames: pictures from the first step to the last, a tenth of a second each.
+        width: in pixels.
 
     Returns:
-        The animation, to be saved as a GIF or shown in a notebook.
+        A GIF.
     """
     steps, samples, _ = given.shape
     axes = _panels(2, samples, (2.2 * samples, 4.8))
     figure, grown = axes[0, 0].figure, []
     panels = (
-        (given, "given", BLACK, axes[0]),
-        (answered * ~missing, "answered", BLUE, axes[1]),
-        (answered * missing, "", VERMILION, axes[1]),
+        (given, BLACK, axes[0]),
+        (answered * ~missing, BLUE, axes[1]),
+        (answered * missing, VERMILION, axes[1]),
     )
-    for spikes, label, color, row in panels:
+    for spikes, color, row in panels:
         for ax, sample in zip(row, spikes.unbind(1), strict=True):
             dots = raster(sample, ax, color=color).collections[-1]
             dots.set_sizes([2.0])
             grown.append((dots, dots.get_offsets().copy()))
-        if label:
-            row[0].set_ylabel(label, color=color, fontsize="large")
-    lines = []
+    present = [ax.axvline(color=GREY, lw=0.8) for ax in axes.flat]
     for ax in axes.flat:
-        ax.set(xticks=[], yticks=[], xlabel="")
-        ax.spines[:].set_color("#cccccc")
-        lines.append(ax.axvline(0, color=GREY, lw=0.8))
-    for ax in axes[:, 1:].flat:
-        ax.set_ylabel("")
-    axes[1, 0].set_ylabel("answered", color=BLUE, fontsize="large")
+        ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
+    axes[0, 0].set_ylabel("given", fontsize="large")
+    axes[1, 0].set_ylabel("answered", fontsize="large")
 
-    def draw(frame: int) -> list[Artist]:
-        now = (frame + 1) * steps / frames
+    figure.set_dpi(width / figure.get_figwidth())
+    pictures = []
+    for now in np.linspace(0, steps, frames + 1)[1:]:
         for dots, offsets in grown:
             dots.set_offsets(offsets[offsets[:, 0] < now])
-        for line in lines:
+        for line in present:
             line.set_xdata([now, now])
-        return [*(dots for dots, _ in grown), *lines]
-
-    return FuncAnimation(figure, draw, frames, interval=100)
+        figure.canvas.draw()
+        picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+        pictures.append(picture.quantize(32, dither=Image.Dither.NONE))
+    plt.close(figure)
+    durations = [100] * (frames - 1) + [3000]  # milliseconds
+    file = io.BytesIO()
+    pictures[0].save(
+        file, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
+    return file.getvalue()
 
 
 def neuron_traces(

@@ -1,8 +1,11 @@
+import io
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import signal
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse
@@ -48,6 +51,35 @@ def test_raster_has_a_dot_for_every_spike_with_train_0_at_the_top(spikes):
     labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_title()
     assert labels == ("time step", "train index", "S")
     ax.figure.canvas.draw()
+
+
+def test_completion_shows_spikes_when_their_time_has_come_and_the_missing_ones_apart():
+    steps, trains = 40, 30
+    given = torch.zeros(steps, 2, trains)
+    given[5, 0, 3] = 1
+    answered, missing = torch.zeros_like(given), torch.zeros_like(given, dtype=torch.bool)
+    answered[10:, 1] = 1
+    missing[30:] = True
+    gif = Image.open(io.BytesIO(plotting.completion(given, answered, missing, 4, width=400)))
+    assert (gif.n_frames, gif.width) == (4, 400)
+    assert gif.info["loop"] == 0
+    assert not plt.get_fignums()
+
+    def seen(frame, color):
+        """Pixels of a colour, in the left and the right half of the upper and the lower row."""
+        gif.seek(frame)
+        near = np.abs(np.asarray(gif.convert("RGB")).astype(int) - color).sum(2) < 60
+        return [half.sum() for row in np.array_split(near, 2) for half in np.array_split(row, 2, 1)]
+
+    blue, vermilion = (
+        np.round(255 * np.array(matplotlib.colors.to_rgb(color)))
+        for color in (plotting.BLUE, plotting.VERMILION)
+    )
+    assert [sum(seen(frame, vermilion)) > 0 for frame in range(4)] == [False, False, False, True]
+    counts = [seen(frame, blue) for frame in range(4)]
+    assert counts[0] == [0, 0, 0, 0]
+    assert [count[:3] for count in counts[1:]] == [[0, 0, 0]] * 3  # on the lower right alone
+    assert 0 < counts[1][3] < counts[2][3]
 
 
 def test_raster_of_silence_and_on_given_axes():
