@@ -325,7 +325,7 @@ def damage_sweep(
             has 100 %, where a line is drawn.
         retrievals: share of samples recognised, at each strength.
         xlabel: the kind of damage with its unit, such as ``"rows removed"``.
-        trained: the strength in training, where a line is drawn.
+        trained: the strength in training, the most if it varied, where a line is drawn.
         axes: two axes, for the error and for the retrieval.
 
     Returns:
@@ -340,7 +340,7 @@ def damage_sweep(
         (axes[1], retrievals, "retrieval", BLUE, "o"),
     ):
         if trained is not None:
-            ax.axvline(trained, color=GREY, lw=1, ls=":", label="as in training")
+            ax.axvline(trained, color=GREY, lw=1, ls=":", label="most in training")
         ax.plot(strengths, values, color=color, marker=marker, ms=4)
         ax.set_ylabel(ylabel)
         ax.grid(alpha=0.3)
@@ -356,7 +356,9 @@ def damage_sweep(
 
 
 def damage_sweeps(
-    rows: Sequence[Mapping[str, Any]], trained: Mapping[str, float] | None = None
+    rows: Sequence[Mapping[str, Any]],
+    trained: Mapping[str, float] | None = None,
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> np.ndarray:
     """Error and retrieval against the strength of every kind of damage, a column each.
 
@@ -364,17 +366,25 @@ def damage_sweeps(
         rows: with ``damage``, ``strength``, ``error`` and ``retrieval``, as
             :meth:`snn_lib.tasks.association.Association.sweep` returns them.
         trained: strengths in training, by the kind of damage.
+        others: rows of another model, drawn behind in grey.
 
     Returns:
         The axes, two rows of them.
     """
+
+    def curves(of_model: Sequence[Mapping[str, Any]], kind: str) -> list[list[float]]:
+        of_kind = [row for row in of_model if row["damage"] == kind]
+        return [[row[key] for row in of_kind] for key in ("strength", "error", "retrieval")]
+
     kinds = list(dict.fromkeys(row["damage"] for row in rows))
     axes = _panels(2, len(kinds), (2.8 * len(kinds), 5), sharex="col", sharey="row")
     for kind, column in zip(kinds, axes.T, strict=True):
-        of_kind = [row for row in rows if row["damage"] == kind]
-        values = ([row[key] for row in of_kind] for key in ("strength", "error", "retrieval"))
+        if others:
+            strengths, *compared = curves(others, kind)
+            for ax, values in zip(column, compared, strict=True):
+                ax.plot(strengths, values, color=GREY, marker=".")
         label = DAMAGE_KINDS[kind].label if kind in DAMAGE_KINDS else kind
-        damage_sweep(*values, label, (trained or {}).get(kind), column)
+        damage_sweep(*curves(rows, kind), label, (trained or {}).get(kind), column)
     for ax in axes.flat:
         ax.label_outer()
     axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")

@@ -232,7 +232,7 @@ def test_damage_sweep():
     assert [ax.get_ylabel() for ax in axes] == ["error / target's power", "retrieval"]
     assert axes[1].get_xlabel() == "rows removed"
     assert axes[0].get_yscale() == "log"
-    assert texts(axes[0]) == ["silence", "as in training"]
+    assert texts(axes[0]) == ["silence", "most in training"]
     axes[0].figure.canvas.draw()
     assert {"10%", "100%"} <= {label.get_text() for label in axes[0].get_yticklabels()}
     _, grid = plt.subplots(2, 4)
@@ -255,7 +255,12 @@ def test_damage_sweeps_have_a_column_for_each_kind():
     assert curves[1] == [[[0, 0.9], [9, 0.6]], [[1, 0.8]]]
     assert [ax.get_xlabel() for ax in axes[1]] == [DAMAGE_KINDS["rows_removed"].label, "x"]
     assert [len(ax.lines) for ax in axes[1]] == [1, 2]  # training showed "x" alone
-    assert plotting.damage_sweeps(rows).shape == (2, 2)
+    others = [{**row, "error": 0.5} for row in rows[:2]]
+    compared = plotting.damage_sweeps(rows, others=others)
+    assert compared.shape == (2, 2)
+    assert compared[0, 0].lines[0].get_xydata().tolist() == [[0, 0.5], [9, 0.5]]
+    assert compared[1, 0].lines[0].get_xydata().tolist() == [[0, 0.9], [9, 0.6]]
+    assert compared[0, 0].lines[-1].get_xydata().tolist() == [[0, 0.1], [9, 0.4]]
 
 
 def test_firing_rates_are_bars_with_the_first_layer_at_the_top():
