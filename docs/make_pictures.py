@@ -2,8 +2,9 @@
 
     python docs/make_pictures.py
 
-The first five patterns are letters. Half of the spike trains of each are lost, the others jittered,
-with noise among them, by a fixed seed; the pretrained network answers step by step.
+The first five patterns are letters. A block of 160 trains and steps is cut out of each, the other
+spikes are jittered, with noise among them, by a fixed seed; the pretrained network answers step by
+step.
 """
 
 import sys
@@ -27,8 +28,9 @@ DAMAGE = Damage(
     modify_probability=1.0,
     jitter_probability=1.0,
     removal_probability=1.0,
-    block_probability=0.0,
-    rows_removed=150,
+    jitter_sigma=2.0,
+    block_probability=1.0,
+    block_size=160,
     noise_probability=0.005,
 )
 

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -278,7 +278,9 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
     start = np.unique(as_numpy(initial.poles()))
     faint = min(1.0, max(0.3, 100 / max(trained.size, 1)))
     ax.scatter(trained.real, trained.imag, s=6, c=BLUE, alpha=faint, lw=0, label="learned")
-    ax.scatter(start.real, start.imag, s=40, c=VERMILION, marker="x", lw=1, label="initial")
+    few = len(start) < 20  # many are drawn small, or they would hide what they became
+    size = {"s": 40, "lw": 1} if few else {"s": 8, "lw": 0.5, "zorder": 0}
+    ax.scatter(start.real, start.imag, c=VERMILION, marker="x", label="initial", **size)
     limit = 1.1 * max(1.0, np.abs(trained).max(initial=0.0), np.abs(start).max(initial=0.0))
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set(xlabel="real part", ylabel="imaginary part")
@@ -348,7 +350,7 @@ def damage_sweep(
     axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[1].set_ylim(-0.05, 1.05)
     for ax in axes:
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
     axes[1].set_xlabel(xlabel)
     if alone:
         axes[0].legend(frameon=False, fontsize="small", loc="lower right")
