@@ -3,15 +3,16 @@
     python benchmarks/capacity.py           # what has been trained, and the baseline
     python benchmarks/capacity.py --train   # first trains the networks that are missing
 
-For each number of random patterns, spikes of independent cells as frequent as in the drawn ones, a
-network of associative_memory.yaml is trained for EPOCHS epochs of as many samples. The baseline
-knows the patterns by heart: at every step it answers with the stored one that correlates most with
-what it has seen so far. Saves error and retrieval of both under several kinds of damage (CSV), and
-a chart.
+The patterns are random closed curves, drawn as the ten figures of dataset/make_patterns.py are. For
+each number of them a network of associative_memory.yaml is trained for EPOCHS epochs of SAMPLES
+samples. The baseline knows the patterns by heart: at every step it answers with the stored one that
+correlates most with what it has seen so far. Saves error and retrieval of both under several kinds
+of damage (CSV), and a chart.
 """
 
 import argparse
 import csv
+import runpy
 import tempfile
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from snn_lib.training.experiment import Experiment
 NUMBERS = (10, 20, 40, 80)
 EPOCHS = 20
 SAMPLES = 1000  # an epoch, of all patterns together
-RATE = 0.0147  # spikes a cell
+HARMONICS = 4  # of a curve
 DAMAGE = {
     "undamaged": single_damage("rows_removed", 0),
     "half of the trains removed": single_damage("rows_removed", 150),
@@ -64,13 +65,23 @@ class NearestPattern(nn.Module):
         return self.targets[torch.arange(len(x), device=x.device)[:, None], nearest]
 
 
+def curve(random: np.random.Generator) -> list[tuple[float, float]]:
+    """A closed curve of a few harmonics, the higher the weaker."""
+    angle = np.linspace(0, 2 * np.pi, 200)
+    order = np.arange(1, HARMONICS + 1)[:, None]
+    phases = random.uniform(0, 2 * np.pi, (2, HARMONICS, 1))
+    sizes = random.normal(size=(2, HARMONICS, 1)) / order
+    x, y = (sizes * np.cos(order * angle + phases)).sum(1)
+    return list(zip(x, y, strict=True))
+
+
 def experiment_with(number: int, folder: str, chosen: argparse.Namespace) -> Experiment:
     """The associative memory of so many random patterns."""
-    steps = trains = 300
-    spikes = np.random.default_rng(number).random((number, trains, steps)) < RATE
+    draw = runpy.run_path(str(ROOT / "dataset" / "make_patterns.py"))["make_patterns"]
+    random = np.random.default_rng(0)
     path = Path(folder) / f"{number}.npy"
-    np.save(path, spikes.astype(np.uint8))
-    samples = max(1, (16 if chosen.smoke else SAMPLES) // number)
+    np.save(path, draw([curve(random)] for _ in range(number)))
+    samples = (40 if chosen.smoke else SAMPLES) // number
     overrides = [
         f"dataset_path={path}",
         f"checkpoint_base_path={folder}",
@@ -78,7 +89,7 @@ def experiment_with(number: int, folder: str, chosen: argparse.Namespace) -> Exp
         f"device={chosen.device}",
         f"hyperparameters.epoch={1 if chosen.smoke else EPOCHS}",
         f"pattern_config.training_samples={samples}",
-        f"pattern_config.validation_samples={max(1, samples // 10)}",
+        f"pattern_config.validation_samples={-(-samples // 10)}",
         "pattern_config.test_samples=1",
     ]
     config = load_config(AssociationConfig, ROOT / "associative_memory.yaml", overrides)

@@ -10,6 +10,7 @@ associative_target.png, beside this file.
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -99,14 +100,14 @@ def thinning_mask() -> np.ndarray:
     return (time + 3 * train) % 8 == 0
 
 
-def make_patterns() -> np.ndarray:
-    """All patterns, uint8 of 0 and 1, (patterns, trains, time).
+def make_patterns(figures: Iterable[list[Stroke]]) -> np.ndarray:
+    """A pattern of each figure, uint8 of 0 and 1, (patterns, trains, time).
 
     A long line is drawn thinner than a short one, so that all have about SPIKE_SHARE spikes.
     """
     mask = thinning_mask()
     patterns = []
-    for strokes in FIGURES.values():
+    for strokes in figures:
         thinned = [draw(strokes, width) & mask for width in range(5, 25)]
         patterns.append(min(thinned, key=lambda spikes: abs(spikes.mean() - SPIKE_SHARE)))
     return np.stack(patterns).astype(np.uint8)
@@ -127,7 +128,7 @@ def contact_sheet(patterns: np.ndarray, columns: int = 5, dot: int = 2, gap: int
 def main() -> None:
     """Writes the array and the contact sheet beside this file."""
     folder = Path(__file__).parent
-    patterns = make_patterns()
+    patterns = make_patterns(FIGURES.values())
     np.save(folder / "associative_target.npy", patterns)
     contact_sheet(patterns).save(folder / "associative_target.png", optimize=True)
     for name, pattern in zip(FIGURES, patterns, strict=True):

@@ -130,6 +130,19 @@ def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
     assert again == rows
 
 
+def test_capacity_compares_the_network_with_a_table_that_is_never_wrong(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows, printed = run_smoke("capacity", tmp_path, "--train")
+    assert {row["answering"] for row in rows} == {"network", "table"}
+    for row in rows:
+        assert f"{row['answering']} of {row['patterns']} patterns, {row['damage']}: " in printed
+        if row["answering"] == "table":
+            assert float(row["error"]) < 0.05
+            assert float(row["retrieval"]) == 1
+    again, _ = run_smoke("capacity", tmp_path)
+    assert again == rows
+
+
 def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from scaling import slope

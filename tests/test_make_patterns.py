@@ -24,7 +24,7 @@ def committed():
 
 def test_committed_file_is_the_scripts_output(script, committed):
     assert committed.dtype == np.uint8
-    np.testing.assert_array_equal(script.make_patterns(), committed)
+    np.testing.assert_array_equal(script.make_patterns(script.FIGURES.values()), committed)
 
 
 def test_committed_contact_sheet_shows_the_committed_patterns(script, committed):
