@@ -44,18 +44,19 @@ def augmented_events(
         return (2.0 * torch.rand(count, *shape, generator=generator) - 1.0) * highest
 
     shift, angle = uniform(options.shift, 2), uniform(math.radians(options.rotation))
-    frames = frames.flatten(2, 3)
     if options.shift or options.rotation:
-        source = origins(side, shift, angle)[:, None, :, None]
-        frames = F.pad(frames, (0, 0, 0, 1))  # of an event from outside there is none
-        frames = frames.gather(2, source.expand(-1, steps, -1, 2))
+        pairs = frames.flatten(2).view(torch.int16)  # of both polarities of a pixel
+        source = origins(side, shift, angle)[:, None].expand(-1, steps, -1)
+        # Of an event from outside there is none.
+        frames = F.pad(pairs, (0, 1)).gather(2, source).view(torch.uint8).view(frames.shape)
     if options.drop:
         kept = 1.0 - torch.rand(count, generator=generator) * options.drop
-        some = frames.nonzero(as_tuple=True)
-        left = torch.binomial(frames[some].float(), kept[some[0]], generator=generator)
-        frames = frames.clone()
-        frames[some] = left.to(torch.uint8)
-    return frames.unflatten(2, (side, side))
+        counts = frames.flatten().clone()
+        some = counts.nonzero()[:, 0]
+        shares = kept[some // (counts.numel() // count)]
+        counts[some] = torch.binomial(counts[some].float(), shares, generator).to(torch.uint8)
+        frames = counts.view(frames.shape)
+    return frames
 
 
 def origins(side: int, shift: Tensor, angle: Tensor) -> Tensor:

@@ -89,12 +89,27 @@ def downloaded(kind: RecordingSet, root: Path) -> Path:
     return root / kind.tonic
 
 
+def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
+    """The files of a part, by name.
+
+    Where the folder has a list of checksums, they are those that it names.
+
+    Raises:
+        InputError: there are none, or the list is damaged.
+    """
+    sums, within = read_sums(folder), folder / kind.folders[part]
+    if sums:
+        paths = [path for name in sums if (path := folder / name).is_relative_to(within)]
+    else:
+        paths = list(within.glob(kind.files))
+    require(bool(paths), f"there are no recordings {within / kind.files}")
+    return sorted(paths, key=lambda path: (path.stem, path.parent.name))
+
+
 def load_recordings(
     kind: RecordingSet, folder: Path, part: str, frames: Frames, count: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The recordings of a part as frames.
-
-    Where the folder has a list of checksums, its recordings are those that it names.
 
     Args:
         kind: the set.
@@ -110,15 +125,7 @@ def load_recordings(
         InputError: there are no files, a file makes no sense or is not what its checksum says, or
             its class is none.
     """
-    sums = read_sums(folder)
-    within = folder / kind.folders[part]
-    if sums:
-        paths = [folder / name for name in sums]
-        paths = [path for path in paths if path.is_relative_to(within)]
-    else:
-        paths = list(within.glob(kind.files))
-    require(bool(paths), f"there are no recordings {within / kind.files}")
-    paths = sorted(paths, key=lambda path: (path.stem, path.parent.name))[:count]
+    sums, paths = read_sums(folder), recording_files(kind, folder, part)[:count]
     shape = len(paths), frames.length, frames.side, frames.side, 2
     x, y = np.empty(shape, np.uint8), np.empty(len(paths), np.int64)
     classes = {str(number): number for number in range(kind.classes)}

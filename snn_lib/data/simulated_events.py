@@ -191,7 +191,7 @@ def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: 
         awake_from.view(-1)[place] = time + refractory
         remembered = torch.where(fired | ~awake, level, remembered)
         before = level
-        found.append(torch.stack([place, (1000.0 * time).long(), polarity]))
+        found.append(torch.stack([place, (1000.0 * time).round().long(), polarity]))
     place, microseconds, polarity = torch.cat(found, 1)
     recording, y, x = torch.unravel_index(place, before.shape)
     return torch.stack([recording, microseconds, y, x, polarity])

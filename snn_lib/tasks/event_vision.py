@@ -22,6 +22,7 @@ from snn_lib.tasks.classification import CountClassification, CountHyperparamete
 __all__ = ["EventConfig", "EventHyperparameters", "EventVision"]
 
 EVALUATION_BATCH = 100
+SAMPLE = 100  # recordings that first weights are fitted to
 
 
 @dataclass
@@ -61,6 +62,17 @@ class EventOptions:
             f"events.duration is {self.duration}, expected milliseconds",
         )
 
+    def seen(self, frames: Tensor) -> Tensor:
+        """What a network sees of counted events ``(B, T, side, side, 2)``, time first."""
+        x = frames.transpose(0, 1)
+        if self.values == "clipped":
+            x = x.clamp(max=1)
+        if self.order == "reversed":
+            x = x.flip(0)
+        elif self.order == "summed":
+            x = x.float().mean(0).expand(x.shape)
+        return x
+
 
 @dataclass
 class EventConfig(ExperimentConfig):
@@ -74,83 +86,85 @@ class EventConfig(ExperimentConfig):
     camera: CameraConfig = field(default_factory=CameraConfig)
     augmentation: EventAugmentationConfig = field(default_factory=EventAugmentationConfig)
 
-
-class EventVision(CountClassification):
-    """The task of event_vision."""
-
-    config_class = EventConfig
-    unit = "recordings"
-
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Reads the training recordings; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
-        options = config.events
-        frames, labels = self._recordings("train", options.validation_size + options.training_size)
-        require(
-            options.validation_size < len(labels),
-            f"events.validation_size is {options.validation_size}, there are {len(labels)} "
-            "recordings to train on and to hold out",
-        )
-        training, validation = split_indices(len(labels), options.validation_size, config.seed)
-        training = training[: options.training_size]
-        self.parts = {
-            "train": (frames, labels, training),
-            "validation": (frames, labels, validation),
-        }
-
-    def _recordings(self, part: str, count: int) -> tuple[Tensor, Tensor]:
-        """Frames and labels of a part; simulated ones are made for so many images."""
-        config, options = self.config, self.config.events
-        kind, root = SETS[config.dataset], Path(config.dataset_path)
-        if config.dataset == "simulated":
-            folder = simulated_recordings(config.camera, root, part == "train", count)
-        elif options.path:
-            folder = Path(options.path)
-        else:
-            folder = downloaded(kind, root)
-        frames = Frames(
-            config.hyperparameters.length,
+    def frames(self) -> Frames:
+        """How recordings become frames."""
+        options = self.events
+        return Frames(
+            self.hyperparameters.length,
             options.duration,
             options.bins,
             options.merge,
             options.side,
         )
-        # The files of real sets are not in an order of which the first stand for all.
-        first = count if config.dataset == "simulated" or part == "test" else None
-        return load_recordings(kind, folder, part, frames, first)
+
+
+class EventVision(CountClassification):
+    """The task of event_vision. Recordings are read when they are asked for, not before."""
+
+    config_class = EventConfig
+    unit = "recordings"
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """See :class:`Task`."""
+        super().prepare(config, device, rank, world)
+        self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def make_batches(self, split: str) -> Batches:
-        """The recordings of a split; those of the test are read when they are asked for."""
-        config, options = self.config, self.config.events
-        if split == "test" and "test" not in self.parts:
-            frames, labels = self._recordings("test", options.test_size)
-            self.parts["test"] = frames, labels, torch.arange(len(labels))
+        """The recordings of a split, of which those to train on are augmented."""
+        config = self.config
+        if split not in self.parts:
+            self.parts.update(self._test_part() if split == "test" else self._training_parts())
         frames, labels, chosen = self.parts[split]
         training = split == "train"
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
-            if training and options.use_augmentation:
-                x = frames[chosen[numbers]]  # (B, T, side, side, 2)
+            mine = chosen[numbers[share]]
+            if training and config.events.use_augmentation:
                 generator = batch_generator(config.seed, epoch, number + 1)
-                x = augmented_events(x, config.augmentation, generator)[share]
+                x = augmented_events(frames[chosen[numbers]], config.augmentation, generator)[share]
             else:
-                x = frames[chosen[numbers[share]]]
-            return Batch(self.seen(x), labels[chosen[numbers[share]]])
+                x = frames[mine]
+            return Batch(config.events.seen(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return self.shared(len(chosen), size, take, shuffle=training)
 
-    def seen(self, frames: Tensor) -> Tensor:
-        """What the network sees of frames ``(B, T, side, side, 2)``, time first."""
-        options, x = self.config.events, frames.transpose(0, 1)
-        if options.values == "clipped":
-            x = x.clamp(max=1)
-        if options.order == "reversed":
-            x = x.flip(0)
-        elif options.order == "summed":
-            x = x.float().mean(0).expand(x.shape)
-        return x
-
     def sample(self) -> Tensor:
-        """A batch of what the network sees, for its first weights."""
-        return next(iter(self.evaluation_batches("validation"))).x
+        """A few recordings as the network sees them, ``(T, B, side, side, 2)``."""
+        frames, _ = self._recordings("train", SAMPLE)
+        return self.config.events.seen(frames).to(self.device)
+
+    def _training_parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Frames, labels and which of them are trained on and held out."""
+        options = self.config.events
+        held_out, count = options.validation_size, options.validation_size + options.training_size
+        # Of a real set, whose files are in no random order, all are read.
+        simulated = self.config.dataset == "simulated"
+        frames, labels = self._recordings("train", count if simulated else None)
+        require(
+            held_out < len(labels),
+            f"events.validation_size is {held_out}, there are {len(labels)} recordings to train on "
+            "and to hold out",
+        )
+        training, validation = split_indices(len(labels), held_out, self.config.seed)
+        training = training[: options.training_size]
+        return {
+            "train": (frames, labels, training),
+            "validation": (frames, labels, validation),
+        }
+
+    def _test_part(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        frames, labels = self._recordings("test", self.config.events.test_size)
+        return {"test": (frames, labels, torch.arange(len(labels)))}
+
+    def _recordings(self, part: str, count: int | None) -> tuple[Tensor, Tensor]:
+        """Frames and labels of the first recordings of a part, of all if ``None``."""
+        config = self.config
+        kind, root = SETS[config.dataset], Path(config.dataset_path)
+        if config.dataset == "simulated":
+            folder = simulated_recordings(config.camera, root, part == "train", count)
+        elif config.events.path:
+            folder = Path(config.events.path)
+        else:
+            folder = downloaded(kind, root)
+        return load_recordings(kind, folder, part, config.frames(), count)
