@@ -35,7 +35,7 @@ class Events(NamedTuple):
     p: np.ndarray
 
 
-def read_nmnist(path: Path, content: bytes | None = None) -> Events:
+def read_nmnist(path: Path | str, content: bytes | None = None) -> Events:
     """The events of a file in the form of N-MNIST.
 
     Five bytes are an event: x, y, then from the highest bit on one of polarity and 23 of
@@ -81,7 +81,7 @@ def nmnist_bytes(events: Events) -> bytes:
     return np.stack(columns, 1).astype(np.uint8).tobytes()
 
 
-def read_gesture(path: Path, content: bytes | None = None) -> Events:
+def read_gesture(path: Path | str, content: bytes | None = None) -> Events:
     """The events of a file of DVS128 Gesture as Tonic hands it out.
 
     It is an ``.npy`` with a row for each event: x, y, polarity, time in milliseconds.
@@ -140,9 +140,9 @@ def checked(events: Events, side: int, source: Path | str) -> Events:
     return events
 
 
-def _bytes_of(path: Path) -> bytes:
+def _bytes_of(path: Path | str) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
