@@ -119,6 +119,8 @@ def main() -> None:
 
     checkpoint = load_checkpoint(chosen.checkpoint)
     config = config_from_dict(EventConvConfig, checkpoint["config"], [])
+    if (config.events.bins, config.events.order) != ("time", "forward"):
+        parser.error("only a network of bins of time that run forward can follow a stream")
     model = SNN(config).eval()
     load_weights(model, checkpoint, chosen.checkpoint)
     kind, path = SETS[config.dataset], chosen.recording

@@ -191,6 +191,14 @@ def test_bins_of_equal_count_have_as_many_events_each():
     assert found.sum((1, 2, 3)).tolist() == [100] * 7
 
 
+def test_what_happens_when_the_duration_is_over_is_not_seen():
+    events = events_of([(0, 0, 0, 0), (1, 1, 9_999, 1), (2, 2, 10_000, 1)])
+    for bins in ("time", "count"):
+        found = Frames(2, 10.0, bins).of(events, 34)
+        assert found.sum() == 2
+        assert not found[:, 2, 2].any()
+
+
 def test_more_events_than_a_byte_counts_stay_at_255():
     many = events_of([(3, 4, t, 1) for t in range(300)])
     found = Frames(1, 1.0).of(many, 34)
