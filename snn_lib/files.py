@@ -10,11 +10,17 @@ from typing import Any
 from snn_lib.errors import RunError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
     """Writes a file beside ``path``, then renames it to ``path``.
 
     The file is synced before the renaming, so whatever happens, ``path`` holds its old content or
     the new, never part of one.
+
+    Args:
+        path: the file.
+        content: what is to be in it.
+        sync: leave it out for one of very many files, which a checksum tells from what a failure of
+            power has left of it.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -23,8 +29,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with open(temporary, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise RunError(

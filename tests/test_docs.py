@@ -5,13 +5,18 @@ import pkgutil
 import re
 import runpy
 import sys
+import time
 from dataclasses import asdict
 
 import pytest
+import torch
 from reading import PAGES, ROOT, blocks
+from recorded import some_events
 
 import snn_lib.tasks
 import snn_lib.training
+from snn_lib import fire_from_the_start
+from snn_lib.data.events import nmnist_bytes
 from snn_lib.training.checkpoints import save_checkpoint
 
 WITH_CODE = [page for page in PAGES if page.parent != ROOT and blocks(page, "python")]
@@ -96,3 +101,42 @@ def test_the_convolutional_network_s_picture_is_drawn_of_any_checkpoint(
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     runpy.run_path(script, run_name="__main__")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recording_is_played_step_by_step_as_it_was_recorded_and_drawn(
+    tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("matplotlib")
+    import event_vision
+
+    config = event_vision.EventConvConfig(name="live")
+    config.hyperparameters.channels, config.hyperparameters.length = [4, 4, 4], 5
+    config.events.duration = 30.0
+    model = event_vision.SNN(config).eval()
+    events = some_events(3, count=2000)
+    x = config.events.seen(torch.from_numpy(config.frames().of(events, 34))[None])
+    fire_from_the_start(model, x, rate=0.2)
+    checkpoint, recording = tmp_path / "checkpoint", tmp_path / "7" / "00001.bin"
+    save_checkpoint(checkpoint, {"snn_state_dict": model.state_dict(), "config": asdict(config)})
+    recording.parent.mkdir()
+    recording.write_bytes(nmnist_bytes(events))
+
+    script, picture = str(ROOT / "docs" / "make_event_picture.py"), tmp_path / "picture.png"
+    live = runpy.run_path(script)["live"]
+    begin = time.perf_counter()
+    steps = list(live(model, config, events, speed=0.5))
+    assert time.perf_counter() - begin >= 0.06  # 30 ms at half of the speed
+    assert torch.equal(torch.stack([step.frame for step in steps]), x[:, 0])
+    with torch.no_grad():
+        spikes, _ = model(x)
+    assert spikes.any()
+    said = torch.stack([step.confidence for step in steps])
+    torch.testing.assert_close(said, spikes[:, 0].cumsum(0).softmax(1))
+
+    arguments = ["--checkpoint", checkpoint, "--recording", recording, "--output", picture]
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(script, run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (
+        len(re.findall(r"ms: \d, \d+ % sure, said [\d.]+ ms later", capsys.readouterr().out)) == 5
+    )

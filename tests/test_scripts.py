@@ -9,6 +9,7 @@ import pytest
 import torch
 from running import ONE_THREAD, ROOT, assert_same_weights, metrics_of, shell, tiny
 
+import event_vision
 import sequential_mnist
 import snn_conv
 import snn_mlp_1
@@ -111,6 +112,27 @@ def test_the_pretrained_model_of_time_series():
     assert float(accuracy(tested.out)) > 95
 
 
+def test_event_vision_records_what_it_needs_trains_and_tests_to_the_same_accuracy(tmp_path):
+    (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    settings = [
+        "hyperparameters.channels=[2,2,4]",
+        "hyperparameters.batch_size=10",
+        "hyperparameters.epoch=1",
+        "events.training_size=150",
+        "events.validation_size=50",
+        "events.test_size=50",
+        f"dataset_path={tmp_path}",
+        f"checkpoint_base_path={tmp_path}/checkpoint",
+        f"runs_path={tmp_path}/runs",
+        f"test_checkpoint_path={tmp_path}/checkpoint/event_vision_best",
+    ]
+    trained = shell(sys.executable, "event_vision.py", "--train", *settings)
+    assert (trained.code, trained.err) == (0, "")
+    tested = shell(sys.executable, "event_vision.py", "--test", *settings)
+    assert (tested.code, tested.err) == (0, "")
+    assert accuracy(tested.out) == accuracy(trained.out)
+
+
 def test_help(tmp_path):
     shown = shell(sys.executable, ROOT / "snn_mlp_2.py", "--help", cwd=tmp_path)
     assert (shown.code, shown.err) == (0, "")
@@ -119,21 +141,22 @@ def test_help(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("build", "config", "steps", "pixels"),
+    ("build", "config", "steps", "features"),
     [
-        (sequential_mnist.SNN, SequentialConfig(name="stream"), 784, 1),
-        (snn_mlp_1.SNN, DigitConfig(name="stream"), 25, 784),
-        (snn_conv.SNN, snn_conv.ConvConfig(name="stream"), 10, 784),
+        (sequential_mnist.SNN, SequentialConfig(name="stream"), 784, (1,)),
+        (snn_mlp_1.SNN, DigitConfig(name="stream"), 25, (784,)),
+        (snn_conv.SNN, snn_conv.ConvConfig(name="stream"), 10, (784,)),
+        (event_vision.SNN, event_vision.EventConvConfig(name="stream"), 12, (34, 34, 2)),
     ],
 )
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_a_network_that_sees_one_step_at_a_time_says_what_it_says_of_the_whole(
-    build, config, steps, pixels, context
+    build, config, steps, features, context
 ):
     torch.manual_seed(0)
     # In float64, where the products of one step and of all round alike but for 1e-16.
     model = build(config).double().eval()
-    x = torch.rand(steps, 2, pixels, dtype=torch.float64)
+    x = torch.rand(steps, 2, *features, dtype=torch.float64)
     spikes_of_a_layer = []
     neuron = next(m for m in model.layers if isinstance(m, SpikingNeuron))
     neuron.register_forward_hook(lambda *call: spikes_of_a_layer.append(call[-1].output))

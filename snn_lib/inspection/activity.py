@@ -211,17 +211,25 @@ def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The synaptic operations of each step and sequence, ``(T, B)``, per synapse layer.
 
     Filled while ``model`` runs in the context: what a sequence that is stopped early has cost.
+    Where a layer goes on from a state, its steps follow those before.
     """
     operations: dict[str, Tensor] = {}
 
-    def count(name: str, layers: list[nn.Module], module: nn.Module, args: tuple) -> None:
-        received, *_ = args
+    def count(
+        name: str, layers: list[nn.Module], module: nn.Module, args: tuple, kwargs: dict[str, Any]
+    ) -> None:
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        received = next(iter(given.values()))
         fan_out = fan_out_of(layers, received)
         if fan_out is not None:
-            operations[name] = (received.ne(0) * fan_out).flatten(2).sum(2)
+            steps = (received.ne(0) * fan_out).flatten(2).sum(2)
+            goes_on = given.get("state") is not None and name in operations
+            operations[name] = torch.cat([operations[name], steps]) if goes_on else steps
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(partial(count, name, layers))
+        model.get_submodule(name).register_forward_pre_hook(
+            partial(count, name, layers), with_kwargs=True
+        )
         for name, layers in _layers_after(model).items()
     ]
     try:

@@ -1,14 +1,18 @@
-"""Classification: cross-entropy of what a network says, and accuracy."""
+"""Classification: cross-entropy of what a network says, or of how often it spikes, and accuracy."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch
+from snn_lib.inspection.activity import Activity, Operations, operations_per_step
+from snn_lib.readout import first_lead
 from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
-from snn_lib.tasks.base import Task
+from snn_lib.tasks.base import Task, output_of
 
 
 @dataclass
@@ -69,3 +73,101 @@ class Classification(Task):
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
         """What the best epoch is chosen by, higher is better: accuracy, then a lower loss."""
         return metrics["accuracy"], -metrics["loss"]
+
+
+@dataclass
+class CountHyperparameters(ClassificationHyperparameters):
+    """Hyperparameters of a classification by the numbers of output spikes."""
+
+    logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit")
+    early_answers: float = setting(0.0, "weight of the loss after every step, 0: off")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.logit_per_spike > 0,
+            f"hyperparameters.logit_per_spike is {self.logit_per_spike}, expected > 0",
+        )
+        require(
+            self.early_answers >= 0,
+            f"hyperparameters.early_answers is {self.early_answers}, expected >= 0",
+        )
+
+
+class CountClassification(Classification):
+    """The class whose output neuron spikes most; settings :class:`CountHyperparameters`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.
+
+        ``early_answers`` adds the mean of that of the counts after each step.
+        """
+        settings = self.config.hyperparameters
+        output = output_of(model, batch.x)  # (T, B, classes)
+        loss, sums = self.judged(model, output.sum(0) * settings.logit_per_spike, batch.y)
+        if model.training and settings.early_answers:
+            logits = output.cumsum(0) * settings.logit_per_spike
+            labels = batch.y.long().expand(len(logits), -1)
+            early = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            loss = loss + settings.early_answers * early
+        return loss, sums
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Synaptic operations beside those of a dense network, and accuracy against steps."""
+        sample = self.unit.removesuffix("s")
+        work = activity.operations()
+        dense = Operations(0, activity.dense_operations, 0, 0)
+        yield (
+            f"{activity.synaptic_operations():,.0f} synaptic operations per {sample} "
+            f"({work.additions:,.0f} additions for spikes, {work.multiply_accumulates:,.0f} "
+            f"multiply-accumulates for currents); a dense network of this size takes "
+            f"{activity.dense_operations:,} multiply-accumulates"
+        )
+        yield (
+            f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
+            f"multiply-accumulates per {sample}; all arithmetic by estimate "
+            f"{1e6 * work.energy():.2f} uJ (45 nm), the dense network's "
+            f"{1e6 * dense.energy():.2f} uJ"
+        )
+        accuracy = self.accuracy_over_time(model).tolist()
+        early = ", ".join(
+            f"{step}: {100 * accuracy[step - 1]:.2f} %" for step in range(5, len(accuracy) + 1, 5)
+        )
+        if early:
+            yield f"accuracy if the output is read after so many steps: {early}"
+        for row in self.early_stopping(model, (1, 2, 3)):
+            yield (
+                f"stopped when the first is {row['lead']} spikes ahead: "
+                f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
+                f"{row['operations']:,.0f} synaptic operations"
+            )
+
+    @torch.inference_mode()
+    def early_stopping(self, model: nn.Module, leads: Sequence[float]) -> list[dict[str, float]]:
+        """What stopping each test sequence at a lead gives: accuracy, mean steps and operations."""
+        model.eval()
+        rows = [{"lead": lead, "accuracy": 0.0, "steps": 0.0, "operations": 0.0} for lead in leads]
+        sequences = 0
+        for batch in self.evaluation_batches("test"):
+            with operations_per_step(model) as operations:
+                output = output_of(model, batch.x)
+            cost = sum(operations.values()).cumsum(0)  # (T, B)
+            sequences += len(batch.y)
+            for row in rows:
+                answers, steps = first_lead(output, row["lead"])
+                row["accuracy"] += (answers == batch.y).sum().item()
+                row["steps"] += steps.sum().item()
+                row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
+        means = ("accuracy", "steps", "operations")
+        return [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
+
+    @torch.inference_mode()
+    def accuracy_over_time(self, model: nn.Module) -> Tensor:
+        """Accuracy on the test split if the spikes are counted up to each step, ``(T,)``."""
+        model.eval()
+        correct, sequences = torch.zeros((), device=self.device), 0
+        for batch in self.evaluation_batches("test"):
+            decisions = output_of(model, batch.x).cumsum(0).argmax(2)  # (T, B)
+            correct = correct + (decisions == batch.y).sum(1)
+            sequences += len(batch.y)
+        return correct / sequences

@@ -3,24 +3,24 @@
 :class:`Digits` is what this shares with other tasks on MNIST.
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, random_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist
-from snn_lib.inspection.activity import Activity, Operations, operations_per_step
-from snn_lib.readout import first_lead
 from snn_lib.settings import ExperimentConfig, require, setting
-from snn_lib.tasks.base import output_of
-from snn_lib.tasks.classification import Classification, ClassificationHyperparameters
+from snn_lib.tasks.classification import (
+    Classification,
+    CountClassification,
+    CountHyperparameters,
+)
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
 
@@ -29,26 +29,13 @@ EVALUATION_BATCH = 250
 
 
 @dataclass
-class DigitHyperparameters(ClassificationHyperparameters):
+class DigitHyperparameters(CountHyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
     dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
     encoding: Literal["constant", "poisson", "latency"] = setting(
         "constant", "a pixel as a current, as random spikes, or as the time of one"
     )
-    logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit")
-    early_answers: float = setting(0.0, "weight of the loss after every step, 0: off")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.logit_per_spike > 0,
-            f"hyperparameters.logit_per_spike is {self.logit_per_spike}, expected > 0",
-        )
-        require(
-            self.early_answers >= 0,
-            f"hyperparameters.early_answers is {self.early_answers}, expected >= 0",
-        )
 
 
 @dataclass
@@ -163,7 +150,7 @@ class Digits(Classification):
         return x
 
 
-class DigitClassification(Digits):
+class DigitClassification(Digits, CountClassification):
     """The task of snn_mlp_1 and snn_mlp_2."""
 
     config_class = DigitConfig
@@ -186,76 +173,3 @@ class DigitClassification(Digits):
         if self.config.hyperparameters.encoding == "constant":
             return batch._replace(x=encoding.constant(batch.x, self.config.hyperparameters.length))
         return batch
-
-    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.
-
-        ``early_answers`` adds the mean of that of the counts after each step.
-        """
-        settings = self.config.hyperparameters
-        output = output_of(model, batch.x)  # (T, B, 10)
-        loss, sums = self.judged(model, output.sum(0) * settings.logit_per_spike, batch.y)
-        if model.training and settings.early_answers:
-            logits = output.cumsum(0) * settings.logit_per_spike
-            labels = batch.y.long().expand(len(logits), -1)
-            early = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-            loss = loss + settings.early_answers * early
-        return loss, sums
-
-    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Synaptic operations beside those of a dense network, and accuracy against steps."""
-        work = activity.operations()
-        dense = Operations(0, activity.dense_operations, 0, 0)
-        yield (
-            f"{activity.synaptic_operations():,.0f} synaptic operations per image "
-            f"({work.additions:,.0f} additions for spikes, {work.multiply_accumulates:,.0f} "
-            f"multiply-accumulates for currents); a dense network of this size takes "
-            f"{activity.dense_operations:,} multiply-accumulates"
-        )
-        yield (
-            f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
-            f"multiply-accumulates per image; all arithmetic by estimate {1e6 * work.energy():.2f} "
-            f"uJ (45 nm), the dense network's {1e6 * dense.energy():.2f} uJ"
-        )
-        accuracy = self.accuracy_over_time(model).tolist()
-        early = ", ".join(
-            f"{step}: {100 * accuracy[step - 1]:.2f} %" for step in range(5, len(accuracy) + 1, 5)
-        )
-        if early:
-            yield f"accuracy if the output is read after so many steps: {early}"
-        for row in self.early_stopping(model, (1, 2, 3)):
-            yield (
-                f"stopped when the first is {row['lead']} spikes ahead: "
-                f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
-                f"{row['operations']:,.0f} synaptic operations"
-            )
-
-    @torch.inference_mode()
-    def early_stopping(self, model: nn.Module, leads: Sequence[float]) -> list[dict[str, float]]:
-        """What stopping each test image at a lead gives: accuracy, mean steps and operations."""
-        model.eval()
-        rows = [{"lead": lead, "accuracy": 0.0, "steps": 0.0, "operations": 0.0} for lead in leads]
-        images = 0
-        for batch in self.evaluation_batches("test"):
-            with operations_per_step(model) as operations:
-                output = output_of(model, batch.x)
-            cost = sum(operations.values()).cumsum(0)  # (T, B)
-            images += len(batch.y)
-            for row in rows:
-                answers, steps = first_lead(output, row["lead"])
-                row["accuracy"] += (answers == batch.y).sum().item()
-                row["steps"] += steps.sum().item()
-                row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
-        means = ("accuracy", "steps", "operations")
-        return [{**row, **{key: row[key] / images for key in means}} for row in rows]
-
-    @torch.inference_mode()
-    def accuracy_over_time(self, model: nn.Module) -> Tensor:
-        """Accuracy on the test images if the spikes are counted up to each step, ``(T,)``."""
-        model.eval()
-        correct, images = torch.zeros((), device=self.device), 0
-        for batch in self.evaluation_batches("test"):
-            decisions = output_of(model, batch.x).cumsum(0).argmax(2)  # (T, B)
-            correct = correct + (decisions == batch.y).sum(1)
-            images += len(batch.y)
-        return correct / images

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from snn_lib import DualExponentialSynapse, LowPassSynapse, PerStep, Sequential, SpikingNeuron
+from snn_lib import (
+    Chunked,
+    DualExponentialSynapse,
+    LowPassSynapse,
+    PerStep,
+    Sequential,
+    SpikingNeuron,
+)
 from snn_lib.inspection.activity import (
     Operations,
     connection_sparsity,
@@ -250,6 +257,10 @@ def test_operations_per_step_add_up_to_all_of_them():
         model(x)
     assert torch.equal(operations["0"], 6 * x.sum(2).long())
     assert sum(operations.values()).sum() == 4 * activity.synaptic_operations()
+    with operations_per_step(model) as in_chunks, torch.inference_mode():
+        for _ in range(2):  # a sequence that begins anew takes the place of the one before
+            Chunked(model, 4)(x)
+    assert all(torch.equal(in_chunks[name], operations[name]) for name in operations)
 
 
 def outputs_reached(convolution, features):

@@ -1,0 +1,147 @@
+"""Plays a recording to a network as if it came live, and draws what it says meanwhile.
+
+    python docs/make_event_picture.py                            # a simulated test recording
+    python docs/make_event_picture.py --recording folder/00007.bin
+    python docs/make_event_picture.py --checkpoint checkpoint/nmnist_best --number 3
+
+A step runs as soon as its events are all there, with the state of the steps before: after each it
+says what it would say of a recording that ended here, and how long after the step's end. Above,
+what it saw in a step, brighter blue and darker orange, and what it said then; below, how sure it
+was of each class, of the right one in green.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.colors import to_rgb
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
+from event_vision import SNN, EventConvConfig
+from snn_lib.data.events import Events
+from snn_lib.data.recordings import SETS, recording_files
+from snn_lib.data.simulated_events import simulated_recordings
+from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
+from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.config import config_from_dict
+
+ROOT = Path(__file__).resolve().parents[1]
+PAPER, INK = "#ffffff", "#444444"  # opaque, to be read on a dark page as well
+
+
+class Step(NamedTuple):
+    """What there is to tell of a time step.
+
+    Attributes:
+        frame: what the network saw, ``(side, side, 2)``.
+        confidence: in each class, ``(classes,)``: the softmax of its spikes so far.
+        late: seconds from the end of the step to the answer.
+    """
+
+    frame: Tensor
+    confidence: Tensor
+    late: float
+
+
+@torch.inference_mode()
+def live(model: nn.Module, config: EventConvConfig, events: Events, speed: float) -> Iterator[Step]:
+    """Yields each step of a recording when its time has come.
+
+    Args:
+        model: in evaluation mode.
+        config: its configuration; events are binned by time and shown in their order.
+        events: the recording.
+        speed: how many times faster than it was recorded it is played.
+    """
+    frames, settings = config.frames(), config.hyperparameters
+    sensor, width = SETS[config.dataset].sensor, frames.duration / frames.length
+    passed = (events.t - events.t[0]) / 1000.0
+    state, spikes, begin = None, 0.0, time.perf_counter()
+    for number in range(frames.length):
+        end = (number + 1) * width
+        due = begin + end / 1000.0 / speed
+        time.sleep(max(due - time.perf_counter(), 0.0))
+        so_far = Events(*(values[passed < end] for values in events))
+        frame = torch.from_numpy(frames.of(so_far, sensor)[number])
+        x = config.events.seen(frame[None, None])  # (T = 1, B = 1, side, side, 2)
+        output, state = model(x, state)
+        spikes = spikes + output[0, 0]
+        confidence = (spikes * settings.logit_per_spike).softmax(0)
+        yield Step(x[0, 0], confidence, time.perf_counter() - due)
+
+
+def draw(steps: list[Step], width: float, label: int | None) -> plt.Figure:
+    """The steps' frames above, confidence over time below."""
+    figure = plt.figure(figsize=(1.0 + 0.75 * len(steps), 3.8), facecolor=PAPER)
+    figure.set_layout_engine("constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.0, 2.8))
+    for ax, step in zip(np.ravel(above.subplots(1, len(steps))), steps, strict=True):
+        darker, brighter = (step.frame > 0).unbind(-1)
+        image = np.ones((*darker.shape, 3))
+        image[darker.numpy()], image[brighter.numpy()] = to_rgb(ORANGE), to_rgb(BLUE)
+        ax.imshow(image)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(str(step.confidence.argmax().item()), color=INK)
+    ax = below.subplots()
+    times = width * np.arange(1, len(steps) + 1)
+    for number, values in enumerate(torch.stack([step.confidence for step in steps], 1)):
+        style = {"color": GREEN, "lw": 2.5} if number == label else {"color": GREY, "lw": 1}
+        ax.plot(times, values, ".-", **style)
+        if values[-1] > 0.05 or number == label:
+            ax.text(times[-1], values[-1], f"  {number}", va="center", color=style["color"])
+    ax.set(xlim=(0, times[-1] + width / 2), ylim=(0, 1.02))
+    ax.set_xlabel("ms since the first event", color=INK)
+    ax.set_ylabel("confidence", color=INK)
+    return figure
+
+
+def main() -> None:
+    """Plays, prints, draws and saves."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = ROOT / "checkpoint" / "pretrained_event_vision"
+    parser.add_argument("--checkpoint", type=Path, default=default, help="of event_vision.py")
+    parser.add_argument("--recording", type=Path, help="a file of the checkpoint's data set")
+    parser.add_argument("--number", type=int, default=0, help="of a simulated test recording")
+    parser.add_argument("--dataset_path", type=Path, default=ROOT / "dataset")
+    parser.add_argument("--speed", type=float, default=1.0, help="1: as fast as it was recorded")
+    default = ROOT / "docs" / "pictures" / "event_vision.png"
+    parser.add_argument("--output", type=Path, default=default)
+    chosen = parser.parse_args()
+
+    checkpoint = load_checkpoint(chosen.checkpoint)
+    config = config_from_dict(EventConvConfig, checkpoint["config"], [])
+    if (config.events.bins, config.events.order) != ("time", "forward"):
+        parser.error("only a network of bins of time that run forward can follow a stream")
+    model = SNN(config).eval()
+    load_weights(model, checkpoint, chosen.checkpoint)
+    kind, path = SETS[config.dataset], chosen.recording
+    if path is None:
+        folder = simulated_recordings(config.camera, chosen.dataset_path, False, chosen.number + 1)
+        path = recording_files(SETS["simulated"], folder, "test")[chosen.number]
+    width, label = config.events.duration / config.hyperparameters.length, kind.label(path)
+
+    steps = []
+    for step in live(model, config, kind.read(path), chosen.speed):
+        steps.append(step)
+        sure, answer = step.confidence.max(0)
+        print(
+            f"{width * len(steps):6.0f} ms: {answer}, {100 * sure:.0f} % sure, "
+            f"said {1000 * step.late:.1f} ms later",
+            flush=True,
+        )
+    figure = draw(steps, width, int(label) if label.isdecimal() else None)
+    figure.savefig(chosen.output, dpi=100, facecolor=PAPER)
+    print(f"wrote {chosen.output}, {chosen.output.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A spiking convolutional network classifies what an event camera records.
+
+    python event_vision.py --train                             # a simulated camera sees MNIST
+    python event_vision.py --test
+    python event_vision.py --train dataset=nmnist name=nmnist  # real recordings, by Tonic
+    python event_vision.py --train --config_file event_vision_gesture.yaml
+
+The settings are in event_vision.yaml; --help lists them all. The model follows Fang, Shrestha,
+Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from snn_lib import (
+    DualExponentialSynapse,
+    Gaussian,
+    PerStep,
+    Sequential,
+    SpikingNeuron,
+    fire_from_the_start,
+)
+from snn_lib.data.recordings import SETS
+from snn_lib.settings import require, setting
+from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
+from snn_lib.training import main
+
+
+@dataclass
+class EventConvHyperparameters(EventHyperparameters):
+    """Hyperparameters of the convolutional network."""
+
+    channels: list[int] = setting([8, 16, 32], "feature maps of the three convolutions")
+    hidden: int = setting(128, "neurons of the layer behind them")
+    first_rate: float = setting(0.05, "firing rate of the first weights, spikes a neuron and step")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.channels) == 3 and min(*self.channels, self.hidden) >= 1,
+            f"hyperparameters.channels is {self.channels} and hidden {self.hidden}, "
+            "expected three numbers and one, at least 1",
+        )
+        require(
+            0 < self.first_rate < 1,
+            f"hyperparameters.first_rate is {self.first_rate}, expected in (0, 1)",
+        )
+
+
+@dataclass
+class EventConvConfig(EventConfig):
+    """The configuration of event_vision, its network's sizes included."""
+
+    hyperparameters: EventConvHyperparameters = field(default_factory=EventConvHyperparameters)
+
+
+class SNN(nn.Module):
+    """8C3-P2-16C3-P2-32C3-P2-128-classes: each layer filters spikes, weighs them, spikes and pools.
+
+    All pixels of a feature map share a filter. Pooling keeps what an odd side leaves over: 34 x 34
+    pixels become 17 x 17, 9 x 9 and 5 x 5.
+
+    Shape:
+        Darker and brighter events over time ``(T, B, side, side, 2)`` to output spikes ``(T, B,
+        classes)`` and the state.
+    """
+
+    def __init__(self, config: EventConvConfig) -> None:
+        super().__init__()
+        options = config.hyperparameters
+
+        def synapse(channels: int, *positions: int) -> DualExponentialSynapse:
+            return DualExponentialSynapse(
+                (channels, *positions),
+                options.tau_m,
+                options.tau_s,
+                train_coefficients=options.train_coefficients,
+                constraint=options.constraint,
+            )
+
+        def convolution(inputs: int, outputs: int) -> PerStep:
+            return PerStep(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias))
+
+        def neuron(channels: int, *positions: int, dropout: float = 0.0) -> SpikingNeuron:
+            return SpikingNeuron(
+                (channels, *positions),
+                options.tau_m,
+                membrane_filter=options.membrane_filter,
+                surrogate=Gaussian(options.surrogate_width),
+                dropout=dropout,
+            )
+
+        def pooling() -> PerStep:
+            return PerStep(nn.MaxPool2d(2, ceil_mode=True))
+
+        first, second, third = options.channels
+        positions = (-(-config.events.side // 8)) ** 2  # of a map, pooled three times
+        classes = SETS[config.dataset].classes
+        self.layers = Sequential(
+            synapse(2, 1, 1),
+            convolution(2, first),
+            neuron(first, 1, 1),
+            pooling(),
+            synapse(first, 1, 1),
+            convolution(first, second),
+            neuron(second, 1, 1),
+            pooling(),
+            synapse(second, 1, 1),
+            convolution(second, third),
+            neuron(third, 1, 1),
+            pooling(),
+            synapse(third, 1, 1),
+            nn.Flatten(2),
+            nn.Linear(third * positions, options.hidden, bias=options.train_bias),
+            neuron(options.hidden, dropout=options.dropout),
+            synapse(options.hidden),
+            nn.Linear(options.hidden, classes, bias=options.train_bias),
+            neuron(classes),
+        )
+
+    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
+        """Runs all time steps; see the class for shapes."""
+        return self.layers(x.movedim(-1, 2), state)  # (T, B, 2, side, side), channels last
+
+
+class EventCamera(EventVision):
+    """Event vision with the settings of this network."""
+
+    config_class = EventConvConfig
+
+
+task = EventCamera()
+
+
+def build_model(config: EventConvConfig) -> SNN:
+    """The network, with first weights with which it fires on what the task has read."""
+    model = SNN(config)
+    fire_from_the_start(model, task.sample(), config.hyperparameters.first_rate)
+    return model
+
+
+if __name__ == "__main__":
+    main(__file__, build_model, task)

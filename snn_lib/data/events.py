@@ -1,0 +1,189 @@
+"""What an event camera records: files of events, checked as they are read, and frames of them.
+
+An event camera has no shutter. A pixel sends an event whenever its light has changed by a certain
+share: where, when, and whether it has become brighter or darker.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from snn_lib.errors import InputError, one_line
+from snn_lib.settings import require
+
+NMNIST_SIDE, GESTURE_SIDE = 34, 128  # pixels of the sensor
+OVERFLOW_ROW, OVERFLOW = 240, 2**13  # y of an event that is none, and its microseconds
+LATEST = 2**23 - 1  # microseconds that fit into an event
+MOST = 255  # events that an element of a frame counts
+
+
+class Events(NamedTuple):
+    """The events of a recording in the order of time, int64 ``(events,)`` each.
+
+    Attributes:
+        x, y: column and row of the pixel.
+        t: time in microseconds.
+        p: polarity, 1 for brighter and 0 for darker.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    t: np.ndarray
+    p: np.ndarray
+
+
+def read_nmnist(path: Path | str, content: bytes | None = None) -> Events:
+    """The events of a file in the form of N-MNIST.
+
+    Five bytes are an event: x, y, then from the highest bit on one of polarity and 23 of
+    microseconds. An event in row 240 is none: it says that the times of those after it are 2^13
+    microseconds later, for each that has come so far.
+
+    Source: Orchard, Jayawant, Cohen, Thakor, Frontiers in Neuroscience 2015, doi
+    10.3389/fnins.2015.00437.
+
+    Args:
+        path: the file.
+        content: what is in it, where that has been read already.
+
+    Raises:
+        InputError: the file cannot be read, ends within an event or has none, an event is outside
+            of the 34 x 34 pixels, or times run backwards.
+    """
+    content = _bytes_of(path) if content is None else content
+    require(
+        len(content) % 5 == 0,
+        f"{path} is cut in the middle of an event: it has {len(content)} bytes, five an event",
+    )
+    raw = np.frombuffer(content, np.uint8).reshape(-1, 5).astype(np.int64)
+    x, y, high, middle, low = raw.T
+    marks = y == OVERFLOW_ROW
+    t = ((high & 127) << 16 | middle << 8 | low) + OVERFLOW * np.cumsum(marks)
+    events = Events(x, y, t, high >> 7)
+    if marks.any():
+        events = Events(*(values[~marks] for values in events))
+    return checked(events, NMNIST_SIDE, path)
+
+
+def nmnist_bytes(events: Events) -> bytes:
+    """The events as :func:`read_nmnist` reads them.
+
+    Raises:
+        ValueError: an event is later than 2^23 - 1 microseconds.
+    """
+    if len(events.t) and events.t[-1] > LATEST:
+        raise ValueError(f"the last event is of {events.t[-1]} us, 23 bits hold {LATEST}")
+    high = events.p << 7 | events.t >> 16
+    columns = events.x, events.y, high, events.t >> 8 & 255, events.t & 255
+    return np.stack(columns, 1).astype(np.uint8).tobytes()
+
+
+def read_gesture(path: Path | str, content: bytes | None = None) -> Events:
+    """The events of a file of DVS128 Gesture as Tonic hands it out.
+
+    It is an ``.npy`` with a row for each event: x, y, polarity, time in milliseconds.
+
+    Args:
+        path, content: as in :func:`read_nmnist`.
+
+    Raises:
+        InputError: the file cannot be read or has no events, an event is outside of the 128 x 128
+            pixels, or times run backwards.
+    """
+    content = _bytes_of(path) if content is None else content
+    try:
+        rows = np.load(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
+    require(
+        isinstance(rows, np.ndarray)
+        and rows.ndim == 2
+        and rows.shape[1] == 4
+        and rows.dtype.kind in "iuf",
+        f"{path} is no array (events, 4) of numbers: x, y, polarity and milliseconds",
+    )
+    x, y, p, milliseconds = rows.T
+    t = (milliseconds.astype(np.float64) * 1000).astype(np.int64)
+    columns = (values.astype(np.int64) for values in (x, y))
+    return checked(Events(*columns, t, (p > 0).astype(np.int64)), GESTURE_SIDE, path)
+
+
+def checked(events: Events, side: int, source: Path | str) -> Events:
+    """The events if they make sense.
+
+    Args:
+        events: those that were read.
+        side: pixels of the sensor in each direction.
+        source: where they come from, for the messages.
+
+    Raises:
+        InputError: there are none, one is outside of the sensor, or times run backwards.
+    """
+    require(len(events.t) > 0, f"{source} has no events")
+    inside = (np.minimum(events.x, events.y) >= 0) & (np.maximum(events.x, events.y) < side)
+    if not inside.all():
+        number = inside.argmin()
+        raise InputError(
+            f"{source}: event {number} is at ({events.x[number]}, {events.y[number]}), outside of "
+            f"the {side} x {side} pixels"
+        )
+    backwards = np.diff(events.t) < 0
+    if backwards.any():
+        number = backwards.argmax() + 1
+        raise InputError(
+            f"{source}: times run backwards, event {number} is of {events.t[number]} us, the one "
+            f"before it of {events.t[number - 1]} us"
+        )
+    return events
+
+
+def _bytes_of(path: Path | str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class Frames:
+    """How a recording becomes frames, one for each time step.
+
+    Time counts from a recording's first event. What is outside of the duration or of the picture is
+    cut off; where the recording is shorter or the sensor smaller, frames are empty.
+
+    Attributes:
+        length: how many, T.
+        duration: milliseconds that are seen.
+        bins: whether the frames take the same ``"time"`` or the same ``"count"`` of events.
+        merge: pixels of the sensor, in each direction, that become one.
+        side: pixels of a frame in each direction; its middle is the sensor's.
+    """
+
+    length: int
+    duration: float
+    bins: Literal["time", "count"] = "time"
+    merge: int = 1
+    side: int = NMNIST_SIDE
+
+    def of(self, events: Events, sensor: int) -> np.ndarray:
+        """The numbers of events, uint8 ``(T, side, side, 2)``: darker and brighter, at most 255.
+
+        Args:
+            events: at least one.
+            sensor: pixels of the sensor in each direction.
+        """
+        time = events.t - events.t[0]
+        count = np.searchsorted(time, round(1000 * self.duration))
+        if self.bins == "time":
+            step = time[:count] * self.length // round(1000 * self.duration)
+        else:
+            step = np.arange(count) * self.length // max(count, 1)
+        margin = (self.side - sensor // self.merge) // 2
+        x, y = (values[:count] // self.merge + margin for values in (events.x, events.y))
+        place = ((step * self.side + y) * self.side + x) * 2 + events.p[:count]
+        outside = (np.minimum(x, y) < 0) | (np.maximum(x, y) >= self.side)
+        counts = np.bincount(place[~outside], minlength=self.length * self.side**2 * 2)
+        return counts.clip(max=MOST).astype(np.uint8).reshape(self.length, self.side, self.side, 2)

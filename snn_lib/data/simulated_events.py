@@ -1,0 +1,208 @@
+"""Simulated recordings of MNIST by an event camera, in the form and the folders of N-MNIST.
+
+An image stands still and the camera looks around in three saccades, a triangle of 100 ms a side. A
+pixel sees the logarithm of its light, and sends an event where that has changed by its threshold.
+
+They are simulated: what a network reaches on them says nothing of what it reaches on the recordings
+of N-MNIST, whose form they have so that everything behind the camera can be tried without those.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from snn_lib.data.batches import batch_generator
+from snn_lib.data.events import NMNIST_SIDE, Events, nmnist_bytes
+from snn_lib.data.mnist import load_mnist
+from snn_lib.data.recordings import FOLDERS, read_sums, write_sums
+from snn_lib.errors import RunError
+from snn_lib.files import write_atomically
+from snn_lib.settings import require, setting
+
+SACCADE, SACCADES = 100, 3  # milliseconds of each, and how many
+STEP = 1.0  # milliseconds between two looks at the light
+BLOCK = 100  # recordings that are simulated together, with random numbers of their own
+CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, in its height
+
+
+@dataclass
+class CameraConfig:
+    """The simulated event camera."""
+
+    threshold: float = setting(0.3, "change of the logarithm of the light that is an event")
+    spread: float = setting(0.1, "deviation of the pixels' thresholds, relative")
+    refractory: float = setting(1.0, "ms that a pixel is blind after an event")
+    noise: float = setting(1.0, "events a second that a pixel sends without a reason")
+    black: float = setting(0.1, "light of a black pixel, a white one's being 1")
+    reach: float = setting(6.0, "height of the triangle of saccades, in pixels")
+    seed: int = setting(0, "of thresholds and noise")
+
+    def __post_init__(self) -> None:
+        for key, lowest in (("threshold", 0.01), ("black", 0.001)):
+            value = getattr(self, key)
+            require(value >= lowest, f"camera.{key} is {value}, expected at least {lowest}")
+        for key in ("spread", "refractory", "noise", "reach", "seed"):
+            value = getattr(self, key)
+            require(value >= 0, f"camera.{key} is {value}, expected >= 0")
+        require(self.reach <= 34, f"camera.reach is {self.reach}, expected at most 34 pixels")
+        require(self.noise <= 1000, f"camera.noise is {self.noise}, expected at most 1000")
+
+    def folder(self, root: Path) -> Path:
+        """Where the recordings of such a camera are: another camera has another folder."""
+        settings = json.dumps(asdict(self), sort_keys=True).encode()
+        return root / f"simulated_nmnist_{hashlib.sha256(settings).hexdigest()[:8]}"
+
+
+def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: int) -> Path:
+    """Sees to it that the first images of MNIST have been recorded.
+
+    Files are written one after the other, and listed with their checksums when all of them are
+    there: what is not in the list is no recording.
+
+    Args:
+        camera: the camera.
+        root: the folder of all data sets, MNIST's among them.
+        train: whether the training images are meant.
+        count: how many; they are rounded up to blocks of 100.
+
+    Returns:
+        The folder, which has those of N-MNIST.
+
+    Raises:
+        InputError: there is no MNIST, or the list is damaged.
+        RunError: nothing can be written.
+    """
+    folder = camera.folder(root)
+    part = FOLDERS["train" if train else "test"]
+    sums = read_sums(folder)
+    there = sum(path.startswith(f"{part}/") for path in sums)
+    if there >= count:
+        return folder
+    images, labels = load_mnist(root, train)
+    labels = labels.tolist()
+    try:
+        for label in set(labels):
+            (folder / part / str(label)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write {folder}: {error.strerror}") from None
+    starts = range(there, min(count, len(labels)), BLOCK)
+    for start in tqdm(starts, "simulating recordings", disable=None, leave=False):
+        generator = batch_generator(camera.seed, int(train), start)
+        block = record(images[start : start + BLOCK], camera, generator)
+        for number, events in enumerate(block, start):
+            path = f"{part}/{labels[number]}/{number + 1:05d}.bin"
+            content = nmnist_bytes(events)
+            write_atomically(folder / path, content, sync=False)
+            sums[path] = hashlib.sha256(content).hexdigest()
+    write_sums(folder, sums)
+    return folder
+
+
+def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> list[Events]:
+    """What the camera records of each image.
+
+    Args:
+        images: uint8 ``(B, 28, 28)``.
+        camera: the camera.
+        generator: of the noise.
+    """
+    seen = watch(panned(images, camera), STEP, thresholds(camera), camera.refractory)
+    together = torch.cat([seen, noise(len(images), camera, generator)], 1)
+    recording, t, *_ = together
+    together = together[:, (recording << 32 | t).argsort(stable=True)].numpy()
+    begins = np.searchsorted(together[0], np.arange(1, len(images)))
+    return [Events(x=x, y=y, t=t, p=p) for _, t, y, x, p in np.split(together, begins, axis=1)]
+
+
+def thresholds(camera: CameraConfig) -> Tensor:
+    """Those of every pixel for darker and brighter, ``(2, 34, 34)``: properties of the camera."""
+    generator = batch_generator(camera.seed, -1, 0)
+    spread = camera.spread * torch.randn(2, NMNIST_SIDE, NMNIST_SIDE, generator=generator)
+    return camera.threshold * (1.0 + spread).clamp(min=0.1)
+
+
+def panned(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
+    """The light ``(B, 34, 34)`` on the sensor every millisecond, from 0 to 300.
+
+    The image passes by in saccades from corner to corner of a triangle around the middle; a saccade
+    starts and ends at rest, half a period of a cosine. Between pixels light is interpolated.
+    """
+    margin = math.ceil(camera.reach / 2) + 1
+    around = (NMNIST_SIDE - images.shape[-1]) // 2 + margin
+    light = F.pad(images / 255.0, [around] * 4) * (1.0 - camera.black) + camera.black
+    corners = camera.reach * (torch.tensor(CORNERS, dtype=torch.float64) - 0.5)
+    steps = round(SACCADE / STEP)
+    for time in range(SACCADES * steps + 1):
+        saccade, along = divmod(time, steps)
+        share = 0.5 - 0.5 * math.cos(math.pi * along / steps)
+        here, there = corners[saccade % SACCADES], corners[(saccade + 1) % SACCADES]
+        x, y = (here + share * (there - here) + margin).tolist()
+        left, top = math.floor(x), math.floor(y)
+        across, down = x - left, y - top
+        rows = light[:, top : top + NMNIST_SIDE + 1]
+        rows = torch.lerp(rows[:, :-1], rows[:, 1:], down)
+        columns = rows[:, :, left : left + NMNIST_SIDE + 1]
+        yield torch.lerp(columns[:, :, :-1], columns[:, :, 1:], across)
+
+
+def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: float) -> Tensor:
+    """The events of pixels that see a changing light.
+
+    A pixel remembers the logarithm of the light of its last event. Where the logarithm now, a line
+    between two looks, has moved away from it by the threshold, the pixel sends an event. Then it is
+    blind for a while, and what it sees at the next look after that is what it remembers.
+
+    Source: Lichtsteiner, Posch, Delbruck, IEEE Journal of Solid-State Circuits 2008, doi
+    10.1109/JSSC.2007.914337.
+
+    Args:
+        light: ``(B, H, W)`` at every look, positive.
+        step: milliseconds between two looks.
+        thresholds: of the logarithm, for darker and for brighter, ``(2, H, W)``.
+        refractory: milliseconds for which a pixel is blind.
+
+    Returns:
+        For each event the number in B, microseconds, y, x, polarity, int64 ``(5, events)``.
+    """
+    looks = iter(light)
+    before = next(looks).log()
+    darker, brighter = (limit.expand_as(before) for limit in thresholds)
+    remembered, awake_from = before.clone(), torch.zeros_like(before)
+    found = []
+    for number, look in enumerate(looks):
+        begin, level = number * step, look.log()
+        change, awake = level - remembered, awake_from <= begin
+        fired = ((change >= brighter) | (change <= -darker)) & awake
+        place = fired.view(-1).nonzero()[:, 0]
+        polarity = change.take(place) > 0
+        crossing = torch.where(polarity, brighter.take(place), -darker.take(place))
+        to_go, rise = crossing + remembered.take(place) - before.take(place), level - before
+        share = to_go / rise.take(place)
+        time = begin + step * share
+        awake_from.view(-1)[place] = time + refractory
+        remembered = torch.where(fired | ~awake, level, remembered)
+        before = level
+        found.append(torch.stack([place, (1000.0 * time).round().long(), polarity]))
+    place, microseconds, polarity = torch.cat(found, 1)
+    recording, y, x = torch.unravel_index(place, before.shape)
+    return torch.stack([recording, microseconds, y, x, polarity])
+
+
+def noise(count: int, camera: CameraConfig, generator: torch.Generator) -> Tensor:
+    """Events without a reason in so many recordings, in the form that :func:`watch` returns."""
+    seconds = SACCADES * SACCADE / 1000.0
+    expected = torch.full((count,), camera.noise * seconds * NMNIST_SIDE**2)
+    events = torch.poisson(expected, generator=generator).long()
+    recording = torch.arange(count).repeat_interleave(events)
+    highest = (round(1e6 * seconds), NMNIST_SIDE, NMNIST_SIDE, 2)  # of t, y, x and polarity
+    drawn = [torch.randint(n, recording.shape, generator=generator) for n in highest]
+    return torch.stack([recording, *drawn])

@@ -1,0 +1,170 @@
+"""Classification of what event cameras record: simulated digits, N-MNIST, DVS128 Gesture.
+
+A recording becomes frames of counted events, kept as bytes, one for each time step; what the
+network sees of them is whether there were any, or how many.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
+from snn_lib.data.event_augmentation import EventAugmentationConfig, augmented_events
+from snn_lib.data.events import NMNIST_SIDE, Frames
+from snn_lib.data.recordings import SETS, downloaded, load_recordings
+from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
+from snn_lib.settings import LARGEST, ExperimentConfig, require, setting
+from snn_lib.tasks.classification import CountClassification, CountHyperparameters
+
+__all__ = ["EventConfig", "EventHyperparameters", "EventVision"]
+
+EVALUATION_BATCH = 100
+SAMPLE = 100  # recordings that first weights are fitted to
+
+
+@dataclass
+class EventHyperparameters(CountHyperparameters):
+    """Hyperparameters of event vision: the model and its training."""
+
+    length: int = setting(12, "time steps, which the events are sorted into")
+    dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
+
+
+@dataclass
+class EventOptions:
+    """How the recordings are used."""
+
+    path: str = setting("", "folder of files that you have; empty: what Tonic downloads")
+    bins: Literal["time", "count"] = setting("time", "what all time steps have the same of")
+    duration: float = setting(300.0, "ms of a recording that are seen, from its first event")
+    merge: int = setting(1, "pixels of the sensor, in each direction, that become one")
+    side: int = setting(NMNIST_SIDE, "pixels that the network sees in each direction")
+    values: Literal["clipped", "counted"] = setting(
+        "clipped", "whether there were events in a pixel and step, or how many"
+    )
+    order: Literal["forward", "reversed", "summed"] = setting(
+        "forward", "of the steps; summed: each is the mean of all, nothing is left of time"
+    )
+    use_augmentation: bool = setting(True, "augment the training recordings")
+    validation_size: int = setting(1_000, "training recordings held out for the best epoch")
+    training_size: int = setting(10_000, "of the others at most so many are trained on")
+    test_size: int = setting(10_000, "of the test recordings at most so many, the first")
+
+    def __post_init__(self) -> None:
+        for key in ("merge", "side", "validation_size", "training_size", "test_size"):
+            value = getattr(self, key)
+            require(1 <= value <= LARGEST, f"events.{key} is {value}, expected at least 1")
+        require(
+            0.001 <= self.duration <= LARGEST,
+            f"events.duration is {self.duration}, expected milliseconds",
+        )
+
+    def seen(self, frames: Tensor) -> Tensor:
+        """What a network sees of counted events ``(B, T, side, side, 2)``, time first."""
+        x = frames.transpose(0, 1)
+        if self.values == "clipped":
+            x = x.clamp(max=1)
+        if self.order == "reversed":
+            x = x.flip(0)
+        elif self.order == "summed":
+            x = x.float().mean(0).expand(x.shape)
+        return x
+
+
+@dataclass
+class EventConfig(ExperimentConfig):
+    """The configuration of event_vision."""
+
+    dataset: Literal["simulated", "nmnist", "dvs_gesture"] = setting(
+        "simulated", "MNIST as a simulated camera records it, or real recordings"
+    )
+    hyperparameters: EventHyperparameters = field(default_factory=EventHyperparameters)
+    events: EventOptions = field(default_factory=EventOptions)
+    camera: CameraConfig = field(default_factory=CameraConfig)
+    augmentation: EventAugmentationConfig = field(default_factory=EventAugmentationConfig)
+
+    def frames(self) -> Frames:
+        """How recordings become frames."""
+        options = self.events
+        return Frames(
+            self.hyperparameters.length,
+            options.duration,
+            options.bins,
+            options.merge,
+            options.side,
+        )
+
+
+class EventVision(CountClassification):
+    """The task of event_vision. Recordings are read when they are asked for, not before."""
+
+    config_class = EventConfig
+    unit = "recordings"
+
+    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+        """See :class:`Task`."""
+        super().prepare(config, device, rank, world)
+        self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def make_batches(self, split: str) -> Batches:
+        """The recordings of a split, of which those to train on are augmented."""
+        config = self.config
+        if split not in self.parts:
+            self.parts.update(self._test_part() if split == "test" else self._training_parts())
+        frames, labels, chosen = self.parts[split]
+        training = split == "train"
+
+        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+            mine = chosen[numbers[share]]
+            if training and config.events.use_augmentation:
+                generator = batch_generator(config.seed, epoch, number + 1)
+                x = augmented_events(frames[chosen[numbers]], config.augmentation, generator)[share]
+            else:
+                x = frames[mine]
+            return Batch(config.events.seen(x), labels[mine])
+
+        size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
+        return self.shared(len(chosen), size, take, shuffle=training)
+
+    def sample(self) -> Tensor:
+        """A few recordings as the network sees them, ``(T, B, side, side, 2)``."""
+        frames, _ = self._recordings("train", SAMPLE)
+        return self.config.events.seen(frames).to(self.device)
+
+    def _training_parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Frames, labels and which of them are trained on and held out."""
+        options = self.config.events
+        held_out, count = options.validation_size, options.validation_size + options.training_size
+        # Of a real set, whose files are in no random order, all are read.
+        simulated = self.config.dataset == "simulated"
+        frames, labels = self._recordings("train", count if simulated else None)
+        require(
+            held_out < len(labels),
+            f"events.validation_size is {held_out}, there are {len(labels)} recordings to train on "
+            "and to hold out",
+        )
+        training, validation = split_indices(len(labels), held_out, self.config.seed)
+        training = training[: options.training_size]
+        return {
+            "train": (frames, labels, training),
+            "validation": (frames, labels, validation),
+        }
+
+    def _test_part(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        frames, labels = self._recordings("test", self.config.events.test_size)
+        return {"test": (frames, labels, torch.arange(len(labels)))}
+
+    def _recordings(self, part: str, count: int | None) -> tuple[Tensor, Tensor]:
+        """Frames and labels of the first recordings of a part, of all if ``None``."""
+        config = self.config
+        kind, root = SETS[config.dataset], Path(config.dataset_path)
+        if config.dataset == "simulated":
+            folder = simulated_recordings(config.camera, root, part == "train", count)
+        elif config.events.path:
+            folder = Path(config.events.path)
+        else:
+            folder = downloaded(kind, root)
+        return load_recordings(kind, folder, part, config.frames(), count)

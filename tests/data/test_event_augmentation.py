@@ -1,0 +1,129 @@
+"""Augmentation of frames of events, against NumPy and SciPy."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from snn_lib.data.event_augmentation import EventAugmentationConfig, augmented_events, origins
+from snn_lib.errors import InputError
+
+SIDE = 34
+OFF = {"shift": 0.0, "rotation": 0.0, "drop": 0.0}
+
+
+def changed(frames, seed=0, **options):
+    config = EventAugmentationConfig(**{**OFF, **options})
+    return augmented_events(frames, config, torch.Generator().manual_seed(seed))
+
+
+def recordings(count=3, side=SIDE):
+    frames = torch.rand(count, 4, side, side, 2) * 4 * (torch.rand(count, 4, side, side, 2) < 0.2)
+    return frames.to(torch.uint8)
+
+
+def test_with_everything_off_recordings_stay_as_they_are():
+    frames = recordings()
+    assert torch.equal(changed(frames), frames)
+
+
+def test_the_same_seed_gives_the_same_and_what_is_given_stays():
+    options, frames = {"shift": 3.0, "rotation": 15.0, "drop": 0.5}, recordings()
+    before = frames.clone()
+    one, again, other = (changed(frames, seed, **options) for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(frames, before)
+    assert (one.dtype, one.shape) == (torch.uint8, frames.shape)
+
+
+def moved(frames, shift, angle=0.0):
+    """The frames (T, side, side, 2) through ``origins``."""
+    side = frames.shape[1]
+    source = origins(side, torch.tensor([shift]).float(), torch.tensor([angle]))[0]
+    padded = torch.cat([frames.flatten(1, 2), torch.zeros_like(frames[:, :1, 0])], 1)
+    return padded[:, source].unflatten(1, (side, side))
+
+
+def test_a_shift_of_whole_pixels_moves_to_the_right_and_down_and_cuts_off():
+    frames = recordings(1)[0]
+    found = moved(frames, (2.0, -3.0))
+    assert torch.equal(found[:, :-3, 2:], frames[:, 3:, :-2])
+    assert not found[:, -3:].any()
+    assert not found[:, :, :2].any()
+
+
+@pytest.mark.parametrize(("degrees", "shift"), [(90.0, (0.0, 0.0)), (7.3, (1.4, -2.2))])
+def test_a_turn_takes_the_nearest_pixel_as_scipy_does(degrees, shift):
+    frames = recordings(1)[0]
+    angle = math.radians(degrees)
+    found = moved(frames, shift, angle).numpy()
+    # In the order (row, column): clockwise, as rows count downwards.
+    cosine, sine = math.cos(angle), math.sin(angle)
+    matrix = np.array([[cosine, -sine], [sine, cosine]])
+    middle = np.full(2, (SIDE - 1) / 2)
+    offset = middle - matrix @ (middle + np.array(shift[::-1]))
+    for step in range(4):
+        for polarity in range(2):
+            expected = ndimage.affine_transform(
+                np.pad(frames[step, ..., polarity].numpy(), SIDE),  # nothing all around
+                matrix,
+                offset + SIDE,
+                output_shape=(SIDE, SIDE),
+                order=0,
+            )
+            assert (found[step, ..., polarity] == expected).all()
+
+
+def test_a_quarter_turn_is_clockwise():
+    frames = recordings(1)[0]
+    found = moved(frames, (0.0, 0.0), math.pi / 2)
+    assert torch.equal(found, torch.rot90(frames, -1, (1, 2)))
+
+
+def test_each_recording_moves_by_values_of_its_own_within_the_limits():
+    frames = torch.zeros(200, 1, SIDE, SIDE, 2, dtype=torch.uint8)
+    frames[:, 0, 17, 17] = 1
+    found = changed(frames, shift=3.0).nonzero()
+    assert len(found) == 400
+    for axis in (2, 3):
+        away = found[:, axis] - 17
+        assert away.min() == -3
+        assert away.max() == 3
+    assert len({(int(r), int(c)) for r, c in found[:, 2:4]}) > 30
+
+
+def test_events_are_dropped_one_by_one_up_to_the_share():
+    frames = torch.full((300, 2, 20, 20, 2), 5, dtype=torch.uint8)
+    left = changed(frames, drop=0.4)
+    assert set(left.unique().tolist()) == {0, 1, 2, 3, 4, 5}
+    shares = left.float().mean((1, 2, 3, 4)) / 5
+    assert shares.min() > 0.57
+    assert shares.max() > 0.98
+    assert shares.mean().item() == pytest.approx(0.8, abs=0.02)
+    # Of one recording each event is kept or not by itself: a binomial count.
+    kept, variance = shares, left.float().var((1, 2, 3, 4))
+    torch.testing.assert_close(variance, 5 * kept * (1 - kept), atol=0.15, rtol=0.2)
+
+
+def test_no_event_is_made_up():
+    frames = recordings()
+    left = changed(frames, drop=0.9)
+    assert (left <= frames).all()
+    assert left.sum() < frames.sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shift": -1.0}, "augmentation.shift is -1.0, expected >= 0"),
+        ({"rotation": -1.0}, "augmentation.rotation is -1.0"),
+        ({"drop": 1.0}, "augmentation.drop is 1.0, expected in [0, 1)"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        EventAugmentationConfig(**options)

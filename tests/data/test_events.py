@@ -1,0 +1,214 @@
+"""Files of events, written by hand, event for event; and frames against counting in a loop."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snn_lib.data.events import Events, Frames, nmnist_bytes, read_gesture, read_nmnist
+from snn_lib.errors import InputError
+
+# x, y, then the bits of polarity and microseconds: 1, 70,000, 100,000 and 100,001.
+BY_HAND = bytes(
+    [
+        *(0, 33, 0b1000_0000, 0b0000_0000, 0b0000_0001),
+        *(10, 2, 0b0000_0001, 0b0001_0001, 0b0111_0000),
+        *(33, 0, 0b1000_0001, 0b1000_0110, 0b1010_0000),
+        *(5, 6, 0b0000_0001, 0b1000_0110, 0b1010_0001),
+    ]
+)
+EVENTS = [(0, 33, 1, 1), (10, 2, 70_000, 0), (33, 0, 100_000, 1), (5, 6, 100_001, 0)]
+MARK = bytes([7, 240, 0, 0, 0])
+
+
+def events_of(rows):
+    return Events(*(np.array(column, np.int64) for column in zip(*rows, strict=True)))
+
+
+def rows_of(events):
+    return list(zip(*(values.tolist() for values in events), strict=True))
+
+
+def refusal(read, path):
+    with pytest.raises(InputError) as refused:
+        read(path)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_file_in_n_mnist_s_form_is_read_event_for_event(tmp_path):
+    path = tmp_path / "00001.bin"
+    path.write_bytes(BY_HAND)
+    assert rows_of(read_nmnist(path)) == EVENTS
+
+
+def test_a_mark_of_overflow_is_no_event_and_moves_all_that_follow(tmp_path):
+    path = tmp_path / "00001.bin"
+    first, second, third, fourth = (BY_HAND[k : k + 5] for k in range(0, 20, 5))
+    path.write_bytes(first + MARK + second + MARK + MARK + third + fourth)
+    later = [0, 8192, 3 * 8192, 3 * 8192]
+    expected = [(x, y, t + more, p) for (x, y, t, p), more in zip(EVENTS, later, strict=True)]
+    assert rows_of(read_nmnist(path)) == expected
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 33), st.integers(0, 33), st.integers(0, 2**23 - 1), st.integers(0, 1)
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_what_is_written_is_read(rows):
+    rows.sort(key=lambda row: row[2])
+    content = nmnist_bytes(events_of(rows))
+    assert len(content) == 5 * len(rows)
+    assert rows_of(read_nmnist("it", content)) == rows
+
+
+def test_written_by_hand_and_by_the_writer_are_the_same():
+    assert nmnist_bytes(events_of(EVENTS)) == BY_HAND
+
+
+def test_a_time_of_more_than_23_bits_is_not_written():
+    nmnist_bytes(events_of([(0, 0, 2**23 - 1, 0)]))
+    with pytest.raises(ValueError, match="the last event is of 8388608 us"):
+        nmnist_bytes(events_of([(0, 0, 2**23, 0)]))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (BY_HAND[:-2], "is cut in the middle of an event: it has 18 bytes"),
+        (b"", "has no events"),
+        (MARK, "has no events"),
+        (BY_HAND + bytes([34, 0, 0b1, 0xF0, 0]), "event 4 is at (34, 0), outside of the 34 x 34"),
+        (bytes([3, 255, 0, 0, 0]) + BY_HAND, "event 0 is at (3, 255), outside of the 34 x 34"),
+        (
+            BY_HAND + BY_HAND[:5],
+            "times run backwards, event 4 is of 1 us, the one before it of 100001 us",
+        ),
+    ],
+)
+def test_files_that_make_no_sense_are_refused(tmp_path, content, message):
+    path = tmp_path / "00001.bin"
+    path.write_bytes(content)
+    assert message in refusal(read_nmnist, path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    for read in (read_nmnist, read_gesture):
+        assert "cannot be read: No such file" in refusal(read, tmp_path / "none")
+
+
+GESTURE = [[0, 127, 1, 5], [64, 3, 0, 5], [127, 0, 1, 6000]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.float64])
+def test_a_gesture_is_read_event_for_event(tmp_path, dtype):
+    np.save(tmp_path / "3.npy", np.array(GESTURE, dtype))
+    found = rows_of(read_gesture(tmp_path / "3.npy"))
+    assert found == [(0, 127, 5000, 1), (64, 3, 5000, 0), (127, 0, 6_000_000, 1)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (np.zeros((0, 4)), "has no events"),
+        (np.zeros((3, 5)), "is no array (events, 4) of numbers"),
+        (np.zeros(4), "is no array (events, 4) of numbers"),
+        (np.array([["a"] * 4]), "is no array (events, 4) of numbers"),
+        (np.array([[128, 0, 0, 0]]), "event 0 is at (128, 0), outside of the 128 x 128"),
+        (np.array([[0, -1, 0, 0]]), "event 0 is at (0, -1), outside"),
+        (np.array([[0, 0, 0, 2], [0, 0, 0, 1]]), "times run backwards, event 1 is of 1000 us"),
+        (np.array([[0, 0, 0, object()]]), "cannot be read"),
+    ],
+)
+def test_gestures_that_make_no_sense_are_refused(tmp_path, rows, message):
+    np.save(tmp_path / "3.npy", rows)
+    assert message in refusal(read_gesture, tmp_path / "3.npy")
+
+
+def test_a_gesture_that_is_cut_or_no_array_is_refused(tmp_path):
+    path = tmp_path / "3.npy"
+    whole = io.BytesIO()
+    np.save(whole, np.array(GESTURE))
+    for content in (whole.getvalue()[:-3], whole.getvalue()[:20], b"text", b""):
+        path.write_bytes(content)
+        assert re.search("cannot be read", refusal(read_gesture, path))
+
+
+def random_events(count, sensor=34, last=400_000, seed=0):
+    generator = np.random.default_rng(seed)
+    x, y = generator.integers(0, sensor, (2, count))
+    t = np.sort(generator.integers(0, last, count)) + 12_345  # of a clock that began earlier
+    return Events(x, y, t, generator.integers(0, 2, count))
+
+
+def counted(frames, events, sensor):
+    """The same by its definition, an event at a time."""
+    found = np.zeros((frames.length, frames.side, frames.side, 2), int)
+    rows = [(x, y, t - events.t[0], p) for x, y, t, p in rows_of(events)]
+    rows = [row for row in rows if row[2] < 1000 * frames.duration]
+    corner = (frames.side - sensor // frames.merge) // 2
+    for number, (x, y, t, p) in enumerate(rows):
+        if frames.bins == "time":
+            step = int(t / (1000 * frames.duration / frames.length))
+        else:
+            step = int(number / (len(rows) / frames.length))
+        column, row = x // frames.merge + corner, y // frames.merge + corner
+        if 0 <= column < frames.side and 0 <= row < frames.side:
+            found[step, row, column, p] += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("frames", "sensor"),
+    [
+        (Frames(12, 300.0), 34),
+        (Frames(8, 400.0, "count"), 34),
+        (Frames(10, 1000.0), 34),  # longer than the recording
+        (Frames(5, 300.0, side=40), 34),  # padded
+        (Frames(5, 300.0, "count", side=20), 34),  # cropped
+        (Frames(4, 250.0, merge=4, side=32), 128),
+        (Frames(4, 256.0, "count", merge=2, side=34), 128),
+    ],
+)
+def test_frames_count_every_event_where_and_when_it_was(frames, sensor):
+    events = random_events(3000, sensor)
+    found = frames.of(events, sensor)
+    assert found.dtype == np.uint8
+    assert (found == counted(frames, events, sensor)).all()
+
+
+def test_bins_of_equal_count_have_as_many_events_each():
+    found = Frames(7, 500.0, "count").of(random_events(700), 34)
+    assert found.sum((1, 2, 3)).tolist() == [100] * 7
+
+
+def test_what_happens_when_the_duration_is_over_is_not_seen():
+    events = events_of([(0, 0, 0, 0), (1, 1, 9_999, 1), (2, 2, 10_000, 1)])
+    for bins in ("time", "count"):
+        found = Frames(2, 10.0, bins).of(events, 34)
+        assert found.sum() == 2
+        assert not found[:, 2, 2].any()
+
+
+def test_more_events_than_a_byte_counts_stay_at_255():
+    many = events_of([(3, 4, t, 1) for t in range(300)])
+    found = Frames(1, 1.0).of(many, 34)
+    assert found[0, 4, 3].tolist() == [0, 255]
+    assert found.sum() == 255
+
+
+def test_frames_of_what_has_been_so_far_are_those_of_the_whole():
+    events, frames = random_events(2000), Frames(12, 300.0)
+    whole = frames.of(events, 34)
+    for step in range(12):
+        so_far = (events.t - events.t[0]) < (step + 1) * 25_000
+        assert (frames.of(Events(*(v[so_far] for v in events)), 34)[step] == whole[step]).all()

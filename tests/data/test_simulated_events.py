@@ -1,0 +1,259 @@
+"""The simulated camera: its physics, its determinism, and the files that it leaves."""
+
+import hashlib
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from running import ROOT
+
+import snn_lib.data.simulated_events as simulated
+from snn_lib.data.batches import batch_generator
+from snn_lib.data.events import Frames, read_nmnist
+from snn_lib.data.mnist import load_mnist
+from snn_lib.data.recordings import NMNIST, SUMS, load_recordings, read_sums
+from snn_lib.data.simulated_events import (
+    CameraConfig,
+    noise,
+    panned,
+    record,
+    simulated_recordings,
+    thresholds,
+    watch,
+)
+from snn_lib.errors import InputError, RunError
+
+IMAGES, LABELS = load_mnist(ROOT / "dataset", train=True)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of data sets that has MNIST alone."""
+    (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    return tmp_path
+
+
+def recorded(count=4, seed=0, **camera):
+    return record(IMAGES[:count], CameraConfig(**camera), batch_generator(seed, 0, 0))
+
+
+def looks(*levels):
+    """Light of a single pixel, whose logarithm is given at every look."""
+    return [torch.tensor(float(level)).exp().view(1, 1, 1) for level in levels]
+
+
+def events(*levels, threshold=1.0, refractory=0.0, step=1.0):
+    """Microseconds and polarities of that pixel."""
+    found = watch(looks(*levels), step, torch.full((2, 1, 1), threshold), refractory)
+    return list(zip(found[1].tolist(), found[4].tolist(), strict=True))
+
+
+def test_an_event_is_where_the_logarithm_of_the_light_crosses_the_threshold():
+    assert events(0, 0.9, 1.1) == [(1500, 1)]
+    assert events(0, 0.5, -0.5, -1.5, step=2.0) == [(5000, 0)]
+    assert events(0, 0.9, -0.9, 0.9) == []
+    twice = events(*torch.linspace(2, 7, 11), threshold=0.99)  # of a level of any height
+    assert [p for _, p in twice] == [1] * 5
+    assert events(*torch.linspace(7, 2, 11), threshold=0.99) == [(t, 0) for t, _ in twice]
+
+
+def test_a_threshold_is_one_of_each_direction():
+    both = torch.tensor([0.3, 0.6]).view(2, 1, 1)
+    for level, expected in ((-0.4, [0]), (0.4, []), (0.7, [1])):
+        assert watch(looks(0, level), 1.0, both, 0.0)[4].tolist() == expected
+
+
+def test_a_pixel_that_is_blind_sends_nothing_and_remembers_what_it_sees_first():
+    rising = [0.0, 1.5, 3.0, 4.5, 6.0, 7.5, 9.0]
+    assert [t for t, _ in events(*rising)] == [667, 1667, 2667, 3667, 4667, 5667]
+    # Blind from 0.67 to 3.17 ms: it remembers the 6.0 of the look at 4 ms.
+    found = events(*rising, refractory=2.5)
+    assert [t for t, _ in found] == [667, 4667]
+
+
+def test_what_does_not_change_is_not_recorded_but_for_noise():
+    assert all(len(e.t) == 0 for e in recorded(reach=0.0, noise=0.0))
+    seconds, pixels = 0.3, 34**2
+    counts = [len(e.t) for e in recorded(100, reach=0.0, noise=5.0)]
+    expected = 5.0 * seconds * pixels
+    assert np.mean(counts) == pytest.approx(expected, rel=0.02)
+    assert np.std(counts) == pytest.approx(math.sqrt(expected), rel=0.3)
+
+
+def test_noise_is_everywhere_at_any_time_and_of_both_kinds():
+    _, t, y, x, p = noise(50, CameraConfig(noise=10.0), batch_generator(0, 0, 0)).double()
+    for values, highest in ((t, 300_000), (y, 34), (x, 34), (p, 2)):
+        assert values.min() >= 0
+        assert values.max() < highest
+        assert values.mean().item() == pytest.approx((highest - (highest <= 34)) / 2, rel=0.02)
+
+
+def test_the_edge_that_becomes_brighter_sends_on_events():
+    bar = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    bar[:, :, 14:] = 255  # the right half is white
+    camera = CameraConfig(noise=0.0, spread=0.0)
+    (found,) = record(bar, camera, batch_generator(0, 0, 0))
+    first = found.t < 100_000  # the first saccade looks to the right: the white half comes in
+    edge = first & (np.abs(found.x - 16.5) < 5) & (found.y > 10) & (found.y < 23)
+    assert edge.sum() > 100
+    assert (found.p[edge] == 1).all()
+    last = found.t > 200_000  # and the last one goes back to the left
+    edge = last & (np.abs(found.x - 16.5) < 5) & (found.y > 10) & (found.y < 23)
+    assert edge.sum() > 100
+    assert (found.p[edge] == 0).all()
+
+
+def test_twice_the_threshold_gives_about_half_of_the_events():
+    low, high = (
+        sum(len(e.t) for e in recorded(20, threshold=c, noise=0.0, refractory=0.0, spread=0.0))
+        for c in (0.1, 0.2)
+    )
+    assert low / high == pytest.approx(2.0, rel=0.25)
+
+
+def test_thresholds_are_the_camera_s_and_spread_around_their_mean():
+    camera = CameraConfig(threshold=0.4, spread=0.1)
+    found = thresholds(camera)
+    assert torch.equal(found, thresholds(camera))
+    assert found.mean().item() == pytest.approx(0.4, rel=0.02)
+    assert found.std().item() == pytest.approx(0.04, rel=0.1)
+    assert torch.equal(thresholds(CameraConfig(spread=0.0)).unique(), torch.tensor([0.3]))
+    assert thresholds(CameraConfig(spread=10.0)).min() > 0
+    # A pixel that needs less change sends more.
+    still = CameraConfig(spread=0.3, noise=0.0)
+    ramp = [torch.full((1, 34, 34), math.exp(0.05 * k)) for k in range(100)]
+    counts = torch.zeros(34, 34)
+    _, _, y, x, p = watch(ramp, 1.0, thresholds(still), 0.0)
+    counts.index_put_((y, x), torch.ones(len(p)), accumulate=True)
+    assert p.all()
+    assert torch.corrcoef(torch.stack([counts.flatten(), thresholds(still)[1].flatten()]))[0, 1] < (
+        -0.8
+    )
+
+
+def test_a_saccade_goes_from_corner_to_corner_and_comes_back():
+    camera = CameraConfig(reach=6.0, black=0.1)
+    dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    dot[0, 10, 12] = 255
+    light = list(panned(dot, camera))
+    assert len(light) == 301
+    corners = {0: (-3, -3), 100: (0, 3), 200: (3, -3), 300: (-3, -3)}  # of where it looks
+    for time, (x, y) in corners.items():
+        expected = torch.full((34, 34), 0.1)
+        expected[13 - y, 15 - x] = 1.0
+        torch.testing.assert_close(light[time][0], expected)
+    torch.testing.assert_close(light[50].sum(), light[0].sum())  # between pixels none is lost
+
+
+def test_the_same_seed_records_the_same_and_each_image_alone_but_for_noise():
+    one, again, other = (recorded(seed=seed, noise=20.0) for seed in (0, 0, 1))
+    for first, second, third in zip(one, again, other, strict=True):
+        assert all(map(np.array_equal, first, second))
+        assert not np.array_equal(first.t, third.t)
+    together, alone = recorded(3, noise=0.0), recorded(1, noise=0.0)[0]
+    assert all(map(np.array_equal, together[0], alone))
+    for found in one:
+        assert (np.diff(found.t) >= 0).all()
+
+
+def test_recordings_lie_as_those_of_n_mnist_and_grow_without_a_change(root):
+    camera = CameraConfig()
+    folder = simulated_recordings(camera, root, train=True, count=30)
+    files = sorted(folder.glob("Train/*/*.bin"), key=lambda path: path.stem)
+    assert [path.stem for path in files] == [f"{n:05d}" for n in range(1, 101)]  # a block
+    assert [int(path.parent.name) for path in files] == LABELS[:100].tolist()
+    block = record(IMAGES[:100], camera, batch_generator(camera.seed, 1, 0))
+    for path, events in zip(files, block, strict=True):
+        assert all(map(np.array_equal, read_nmnist(path), events))
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert simulated_recordings(camera, root, train=True, count=100) == folder
+    assert simulated_recordings(camera, root, train=False, count=1) == folder
+    simulated_recordings(camera, root, train=True, count=101)
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert len(list(folder.glob("Train/*/*.bin"))) == 200
+    assert len(list(folder.glob("Test/*/*.bin"))) == 100
+    check = ["sha256sum", "--check", "--quiet", SUMS]
+    assert subprocess.run(check, cwd=folder, check=False).returncode == 0
+    assert len(read_sums(folder)) == 300
+
+
+def test_another_camera_has_another_folder(tmp_path):
+    folders = {CameraConfig(**o).folder(tmp_path) for o in ({}, {"seed": 1}, {"noise": 2.0})}
+    assert len(folders) == 3
+    assert all("simulated" in folder.name for folder in folders)
+
+
+def test_what_is_interrupted_is_no_recording_and_is_made_again(root, monkeypatch):
+    camera, real, left = CameraConfig(), simulated.write_atomically, [30]
+
+    def interrupted(path, content, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        real(path, content, **options)
+
+    monkeypatch.setattr(simulated, "write_atomically", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulated_recordings(camera, root, train=True, count=100)
+    folder = camera.folder(root)
+    half = list(folder.glob("Train/*/*.bin"))
+    assert len(half) == 30
+    assert not (folder / SUMS).exists()
+    half[0].write_bytes(b"half of a f")  # as a failure of power may leave it
+    monkeypatch.undo()
+    simulated_recordings(camera, root, train=True, count=100)
+    x, y = load_recordings(NMNIST, folder, "train", Frames(2, 300.0))
+    assert len(x) == 100
+    assert torch.equal(y, LABELS[:100])
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "list"])
+def test_a_damaged_recording_is_named_by_its_checksum(root, damage):
+    folder = simulated_recordings(CameraConfig(), root, train=False, count=1)
+    path = folder / "Test" / "2" / "00002.bin"
+    content = path.read_bytes()
+    if damage == "changed":
+        path.write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
+    elif damage == "cut":
+        path.write_bytes(content[:-5])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path = folder / SUMS
+        path.write_text(path.read_text()[:-70])
+    with pytest.raises(InputError) as refused:
+        load_recordings(NMNIST, folder, "test", Frames(2, 300.0))
+    message = str(refused.value)
+    assert message.startswith(str(path))
+    assert message.endswith(f"delete {folder} to have it made again")
+    assert "\n" not in message
+
+
+def test_a_folder_that_cannot_be_written_fails_in_a_line(root):
+    CameraConfig().folder(root).write_text("a file")
+    with pytest.raises(RunError, match="cannot write"):
+        simulated_recordings(CameraConfig(), root, train=True, count=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0.0}, "camera.threshold is 0.0, expected at least 0.01"),
+        ({"black": 0.0}, "camera.black is 0.0, expected at least"),
+        ({"spread": -0.1}, "camera.spread is -0.1, expected >= 0"),
+        ({"reach": 40.0}, "camera.reach is 40.0, expected at most 34"),
+        ({"noise": 1e9}, "camera.noise is 1000000000.0, expected at most 1000"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        CameraConfig(**options)
+
+
+def test_checksums_are_sha_256(root):
+    folder = simulated_recordings(CameraConfig(), root, train=False, count=1)
+    for name, total in read_sums(folder).items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == total

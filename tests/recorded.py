@@ -1,0 +1,67 @@
+"""Recordings for the tests: files of events, and Tonic's download of them without its host."""
+
+import zipfile
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from snn_lib.data.events import Events, nmnist_bytes
+
+
+def some_events(seed, side=34, count=40):
+    generator = np.random.default_rng(seed)
+    x, y = generator.integers(0, side, (2, count))
+    t = np.sort(generator.integers(0, 30_000, count))
+    return Events(x, y, t, generator.integers(0, 2, count))
+
+
+def nmnist_files(folder, a_class=2):
+    """Two files a class in both parts, numbered as those of MNIST are: not by class."""
+    for part in ("Train", "Test"):
+        for number in range(10 * a_class):
+            path = folder / part / str(number * 7 % 10) / f"{number + 1:05d}.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(nmnist_bytes(some_events(number)))
+    return folder
+
+
+def gesture_files(folder, users=("user01_led", "user02_fluorescent")):
+    """A file for every class and user, in the form in which Tonic has them."""
+    for part in ("ibmGestureTrain", "ibmGestureTest"):
+        for user in users:
+            (folder / part / user).mkdir(parents=True)
+            for label in range(11):
+                x, y, t, p = some_events(label, 128)
+                rows = np.stack([x, y, p, t // 1000], 1)
+                np.save(folder / part / user / f"{label}.npy", rows)
+    return folder
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def tonic_downloads(tmp_path, monkeypatch):
+    """Tonic's own download of N-MNIST, two files a class, from here instead of its host."""
+    datasets = pytest.importorskip("tonic.datasets")
+    from tonic.download_utils import calculate_md5
+
+    files = nmnist_files(tmp_path / "files")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for part in ("train", "test"):
+            archive = tmp_path / f"{part}.zip"
+            with zipfile.ZipFile(archive, "w") as file:
+                for path in sorted((files / part.title()).rglob("*.bin")):
+                    file.write(path, path.relative_to(files))
+            url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
+            monkeypatch.setattr(datasets.NMNIST, f"{part}_url", url)
+            monkeypatch.setattr(datasets.NMNIST, f"{part}_md5", calculate_md5(str(archive)))
+        yield
+        server.shutdown()

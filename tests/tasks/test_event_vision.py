@@ -1,0 +1,265 @@
+"""Event vision: what the network sees of recordings, and the script on sets of any kind."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from recorded import gesture_files, nmnist_files, tonic_downloads
+from running import ROOT, run
+
+import event_vision
+from snn_lib import SpikingNeuron
+from snn_lib.data.events import Frames
+from snn_lib.data.recordings import NMNIST, load_recordings
+from snn_lib.errors import InputError
+from snn_lib.tasks.event_vision import EventOptions, EventVision
+from snn_lib.training.config import load_config
+
+CPU = torch.device("cpu")
+STEPS = 4
+SMALL = (
+    f"hyperparameters.length={STEPS}",
+    "hyperparameters.channels=[4,4,8]",
+    "hyperparameters.hidden=16",
+    "hyperparameters.batch_size=8",
+    "hyperparameters.epoch=2",
+    "events.validation_size=4",
+    "device=cpu",
+)
+
+
+def configured(*overrides, file="event_vision.yaml"):
+    schema = event_vision.EventConvConfig
+    return load_config(schema, ROOT / file, [*SMALL, *overrides])
+
+
+def task_of(config, rank=0, world=1):
+    task = EventVision()
+    task.prepare(config, CPU, rank, world)
+    return task
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Overrides for twenty recordings a part in N-MNIST's folders, of noise."""
+    return "dataset=nmnist", f"events.path={nmnist_files(tmp_path / 'mine')}"
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A folder with MNIST, in which simulated recordings are kept for all tests."""
+    root = tmp_path_factory.mktemp("dataset")
+    (root / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    return root
+
+
+def frames_of(files, part="train", **options):
+    frames = Frames(STEPS, 300.0, **options)
+    path = files[1].removeprefix("events.path=")
+    return load_recordings(NMNIST, Path(path), part, frames)
+
+
+def test_the_network_sees_whether_there_were_events_or_how_many_time_first(files):
+    frames, labels = frames_of(files, "test")
+    (clipped,) = task_of(configured(*files)).evaluation_batches("test")
+    (counted,) = task_of(configured(*files, "events.values=counted")).evaluation_batches("test")
+    assert torch.equal(clipped.y, labels)
+    assert torch.equal(counted.x, frames.transpose(0, 1))
+    assert counted.x.max() > 1
+    assert torch.equal(clipped.x, (frames > 0).to(torch.uint8).transpose(0, 1))
+
+
+def test_time_runs_backwards_or_is_summed_up(files):
+    seen = {
+        order: next(task_of(configured(*files, f"events.order={order}")).evaluation_batches("test"))
+        for order in ("forward", "reversed", "summed")
+    }
+    forward = seen["forward"].x
+    assert not torch.equal(forward[0], forward[-1])
+    for step in range(STEPS):
+        assert torch.equal(seen["reversed"].x[step], forward[STEPS - 1 - step])
+        torch.testing.assert_close(seen["summed"].x[step], forward.float().mean(0))
+
+
+def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
+    task = task_of(configured(*files, "events.training_size=9", "events.test_size=3"))
+    sizes = {split: task.batches(split).count for split in ("train", "validation", "test")}
+    assert sizes == {"train": 9, "validation": 4, "test": 3}
+    training, held_out = (set(task.parts[split][2].tolist()) for split in ("train", "validation"))
+    assert not training & held_out
+    again, other = (task_of(configured(*files, f"seed={seed}")) for seed in (2, 3))
+    for one in (again, other):
+        one.batches("train")
+    assert set(again.parts["validation"][2].tolist()) == held_out
+    assert set(other.parts["validation"][2].tolist()) != held_out
+    with pytest.raises(InputError, match=r"events.validation_size is 20, there are 20 recordings"):
+        task_of(configured(*files, "events.validation_size=20")).batches("train")
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_a_batch_and_augment_alike(files, world):
+    config = configured(*files)
+    whole = list(task_of(config).train_batches(1))
+    shares = [list(task_of(config, rank, world).train_batches(1)) for rank in range(world)]
+    for number, batch in enumerate(whole):
+        for rank in range(world):
+            assert torch.equal(shares[rank][number].x, batch.x[:, rank::world])
+            assert torch.equal(shares[rank][number].y, batch.y[rank::world])
+
+
+def test_training_recordings_are_augmented_anew_in_every_epoch_and_others_never(files):
+    def shown(split, epoch, *overrides):
+        task = task_of(configured(*files, *overrides))
+        training = split == "train"
+        batches = task.train_batches(epoch) if training else task.evaluation_batches(split)
+        return torch.cat([b.x.sum((0, 2, 3, 4)) for b in batches]).sort().values
+
+    assert torch.equal(shown("train", 0), shown("train", 0))
+    assert not torch.equal(shown("train", 0), shown("train", 1))
+    plain = "events.use_augmentation=false"
+    assert torch.equal(shown("train", 0, plain), shown("train", 1, plain))
+    assert torch.equal(shown("validation", 0), shown("validation", 0, plain))
+
+
+def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):
+    options = "events.training_size=150", "events.validation_size=20", "events.test_size=90"
+    task = task_of(configured(f"dataset_path={simulated}", *options))
+    for split in ("train", "validation", "test"):
+        task.batches(split)
+    folder = task.config.camera.folder(simulated)
+    assert len(list(folder.glob("Train/*/*.bin"))) == 200
+    assert len(list(folder.glob("Test/*/*.bin"))) == 100
+    assert {split: task.batches(split).count for split in task.parts} == {
+        "train": 150,
+        "validation": 20,
+        "test": 90,
+    }
+
+
+@pytest.mark.parametrize("side", [34, 32, 20])
+def test_every_layer_of_the_network_fires_from_the_start(simulated, side):
+    config = configured(f"dataset_path={simulated}", f"events.side={side}")
+    event_vision.task.prepare(config, CPU)
+    torch.manual_seed(0)
+    model = event_vision.build_model(config).eval()
+    x = event_vision.task.sample()
+    with torch.no_grad():
+        outputs, _ = model.layers.layerwise(x.movedim(-1, 2))
+    for layer, output in zip(model.layers, outputs, strict=True):
+        if isinstance(layer, SpikingNeuron):
+            assert 0.01 < output.float().mean() < 0.15
+    assert outputs[-1].shape == (STEPS, 100, 10)
+
+
+def test_feature_maps_keep_their_channels_last_and_what_is_left_over_is_pooled():
+    config = configured()
+    model = event_vision.SNN(config)
+    x = (torch.rand(STEPS, 3, 34, 34, 2) < 0.1).to(torch.uint8)
+    outputs, _ = model.layers.layerwise(x.movedim(-1, 2))
+    sides = [output.shape[-1] for output in outputs[:12]]
+    assert sides == [34, 34, 34, 17, 17, 17, 17, 9, 9, 9, 9, 5]
+    for output in outputs[:13]:
+        assert output.movedim(2, -1).is_contiguous()
+    corner = torch.zeros_like(x)
+    corner[:, :, 33, 33] = 1
+    corner, _ = model.layers[:4].layerwise(10 * corner.movedim(-1, 2).float())
+    assert corner[2][..., 32:, 32:].any() == corner[3][..., 16, 16].any()
+
+
+def script(folder, action, *overrides, file="event_vision.yaml"):
+    paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
+    settings = [*SMALL, *paths, "name=mine", *overrides]
+    best = f"test_checkpoint_path={folder}/checkpoint/mine_best"
+    options = {"model": event_vision.build_model, "task": event_vision.task}
+    arguments = [action, "--config_file", ROOT / file, *settings, best]
+    return run(*arguments, script=ROOT / "event_vision.py", **options)
+
+
+def accuracy(finished):
+    assert finished.code == 0, finished.err
+    (found,) = re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", finished.out)
+    return found
+
+
+def test_simulated_recordings_are_learned_and_tested_to_the_same_accuracy(simulated, tmp_path):
+    overrides = (
+        f"dataset_path={simulated}",
+        "events.training_size=300",
+        "events.validation_size=100",
+        "events.test_size=100",
+        "events.use_augmentation=false",
+        "hyperparameters.hidden=64",
+        "hyperparameters.epoch=4",
+        "hyperparameters.weight_averaging=0",
+        "scheduler.OneCycleLR.max_lr=0.01",
+    )
+    trained = script(tmp_path, "--train", *overrides)
+    tested = script(tmp_path, "--test", *overrides)
+    assert accuracy(trained) == accuracy(tested)
+    assert float(accuracy(tested)) > 25  # chance is 10
+    assert re.search(r"0 multiply-accumulates for currents\); a dense network", tested.out)
+    assert re.search(r"synaptic operations per recording", tested.out)
+    backwards = script(tmp_path, "--test", *overrides, "events.order=reversed")
+    assert accuracy(backwards) != accuracy(tested)
+
+
+def test_n_mnist_is_downloaded_by_tonic_trained_on_and_tested(tmp_path, monkeypatch):
+    overrides = "dataset=nmnist", f"dataset_path={tmp_path}/dataset"
+    with tonic_downloads(tmp_path, monkeypatch):
+        trained = script(tmp_path, "--train", *overrides)
+        assert accuracy(trained) == accuracy(script(tmp_path, "--test", *overrides))
+
+
+@pytest.mark.parametrize("overrides", [(), ("events.bins=count", "events.values=counted")])
+def test_files_of_one_s_own_need_no_tonic(files, tmp_path, overrides):
+    trained = script(tmp_path, "--train", *files, *overrides)
+    assert accuracy(trained) == accuracy(script(tmp_path, "--test", *files))
+
+
+def test_gestures_train_in_chunks_of_time_and_test_to_the_same_accuracy(tmp_path):
+    overrides = (
+        f"events.path={gesture_files(tmp_path / 'mine')}",
+        "hyperparameters.length=10",
+        "hyperparameters.chunk=4",
+    )
+    file = "event_vision_gesture.yaml"
+    trained = script(tmp_path, "--train", *overrides, file=file)
+    assert accuracy(trained) == accuracy(script(tmp_path, "--test", *overrides, file=file))
+    assert event_vision.SNN(configured(file=file)).layers[-1].shape == (11,)
+
+
+def test_bad_input_is_refused_in_a_line(files, tmp_path):
+    path = tmp_path / "mine" / "Train" / "7" / "00002.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2])
+    refused = script(tmp_path, "--train", *files)
+    assert refused.code == 2
+    assert refused.err == (
+        f"event_vision.py: {path} is cut in the middle of an event: it has {len(content) - 2} "
+        "bytes, five an event\n"
+    )
+    refused = script(tmp_path, "--train", "dataset=nmnist", f"events.path={tmp_path}/no")
+    assert refused.err.startswith(f"event_vision.py: there are no recordings {tmp_path}/no/Train")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"merge": 0}, "events.merge is 0, expected at least 1"),
+        ({"side": 0}, "events.side is 0, expected at least 1"),
+        ({"validation_size": 0}, "events.validation_size is 0"),
+        ({"duration": 0.0}, "events.duration is 0.0, expected milliseconds"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        EventOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"channels": [16, 32]}, {"channels": [1, 1, 0]}, {"hidden": 0}, {"first_rate": 0.0}]
+)
+def test_sizes_of_the_network_are_checked(wrong):
+    with pytest.raises(InputError, match="expected"):
+        event_vision.EventConvHyperparameters(**wrong)
