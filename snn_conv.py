@@ -20,7 +20,7 @@ from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, Digi
 from snn_lib.training import main
 
 SIDE = 28  # pixels
-GAIN = 2.0  # of the first weights: all layers fire from the start
+GAIN = 2.5  # of the first weights: all layers fire from the start
 
 
 @dataclass
