@@ -20,7 +20,7 @@ from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, Digi
 from snn_lib.training import main
 
 SIDE = 28  # pixels
-GAIN = 2.0  # of the first weights: all layers fire from the start
+GAIN = 2.5  # of the first weights: all layers fire from the start
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ConvConfig(DigitConfig):
 
 
 class SNN(nn.Module):
-    """16C3-P2-32C3-P2-64C3-P2-256-10: each layer filters spikes, weighs them, spikes and pools.
+    """16C3-P2-32C3-P2-64C3-P2-256-10: each layer filters spikes, weighs and pools them, and spikes.
 
     Shape:
         Input over time ``(T, B, 784)`` to output spikes ``(T, B, 10)`` and the state.
@@ -96,16 +96,16 @@ class SNN(nn.Module):
         self.layers = Sequential(
             synapse(1, 28, 28),
             convolution(1, first),
-            neuron(first, 1, 1),
             PerStep(nn.MaxPool2d(2)),
+            neuron(first, 1, 1),
             synapse(first, 14, 14),
             convolution(first, second),
-            neuron(second, 1, 1),
             PerStep(nn.MaxPool2d(2)),
+            neuron(second, 1, 1),
             synapse(second, 7, 7),
             convolution(second, third),
-            neuron(third, 1, 1),
             PerStep(nn.MaxPool2d(2)),
+            neuron(third, 1, 1),
             synapse(third, 3, 3),
             nn.Flatten(2),
             linear(9 * third, options.hidden),

@@ -32,9 +32,9 @@ class Dense(nn.Module):
         first, second, third = options.channels
         self.layers = nn.Sequential(
             nn.Unflatten(1, (1, 28, 28)),
-            *(nn.Conv2d(1, first, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(first, second, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(second, third, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(1, first, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
+            *(nn.Conv2d(first, second, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
+            *(nn.Conv2d(second, third, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
             nn.Flatten(),
             *(nn.Linear(9 * third, options.hidden), nn.ReLU(), nn.Dropout(options.dropout)),
             nn.Linear(options.hidden, CLASSES),

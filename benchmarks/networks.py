@@ -28,8 +28,8 @@ class Network:
 
     With ``images``, the input is one image per sample, repeated at every step, and the loss the
     cross-entropy of the output spike counts; otherwise input and target are spike trains. So many
-    ``convolutions`` come first, 3 x 3 on square maps, whose sizes are their channels; maps are
-    pooled, 2 x 2, before every next layer, and dropout is behind the maps alone.
+    ``convolutions`` come first, 3 x 3 on square maps, whose sizes are their channels; what they
+    give is pooled, 2 x 2, and dropout is behind the maps alone.
     """
 
     sizes: tuple[int, ...]
@@ -64,12 +64,11 @@ class Network:
         for index, (inputs, outputs) in enumerate(pairwise(self.sizes)):
             dropout = 0.0 if index == last else self.dropout
             if index < self.convolutions:
-                before = Pooled() if index else Maps(self.side)
+                before = nn.Identity() if index else Maps(self.side)
                 yield Layer(inputs, outputs, 0.0, before, convolves=True)
             elif 0 < index == self.convolutions:
                 positions = (self.side >> index) ** 2
-                flattened = nn.Sequential(Pooled(), nn.Flatten(-3))
-                yield Layer(inputs * positions, outputs, dropout, flattened)
+                yield Layer(inputs * positions, outputs, dropout, nn.Flatten(-3))
             else:
                 yield Layer(inputs, outputs, dropout)
 
@@ -101,17 +100,6 @@ class Maps(nn.Module):
         return x.unflatten(-1, (self.side, self.side, -1)).movedim(-1, -3)
 
 
-class Pooled(nn.MaxPool2d):
-    """Maximum over 2 x 2 positions, of one step ``(B, C, H, W)`` or of all ``(T, B, C, H, W)``."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = super().forward(x.flatten(0, -4))
-        return pooled.unflatten(0, x.shape[:-3])
-
-
 @dataclass(frozen=True)
 class Layer:
     """Weights from one layer of neurons to the next.
@@ -120,7 +108,7 @@ class Layer:
         inputs, outputs: channels of feature maps, or neurons.
         dropout: of the output.
         before: what the spikes go through before they are filtered.
-        convolves: whether the weights are a convolution.
+        convolves: whether the weights are a convolution, pooled 2 x 2.
     """
 
     inputs: int
@@ -140,7 +128,7 @@ class Layer:
         else:
             layer = nn.Linear(self.inputs, self.outputs)
         nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
-        return layer
+        return nn.Sequential(layer, nn.MaxPool2d(2)) if self.convolves else layer
 
     def weights_of_steps(self, gain: float = GAIN) -> nn.Module:
         """The same for all steps at once."""

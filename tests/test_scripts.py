@@ -200,7 +200,7 @@ def test_maps_of_the_convolutional_network_keep_their_channels_last():
     model = snn_conv.SNN(snn_conv.ConvConfig(name="layout"))
     maps = torch.rand(10, 2, 784).unflatten(2, (28, 28, 1)).movedim(-1, 2)
     outputs, _ = model.layers.layerwise(maps)
-    assert [o.shape[2:] for o in outputs[:4]] == [(1, 28, 28), *[(16, 28, 28)] * 2, (16, 14, 14)]
+    assert [o.shape[2:] for o in outputs[:4]] == [(1, 28, 28), (16, 28, 28), *[(16, 14, 14)] * 2]
     for output in outputs[:13]:
         assert output.movedim(2, -1).is_contiguous()
 
