@@ -121,13 +121,17 @@ def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("operations", tmp_path, "--train")
     assert [row["model"] for row in rows[:2]] == ["snn_mlp_1", "snn_mlp_1_poisson"]
+    (dense,) = (row for row in rows if row["model"] == "dense network")
+    assert int(dense["multiply_accumulates"]) == 784 * 500 + 500 * 500 + 500 * 10
+    assert "dense network: " in printed
+    rows.remove(dense)
     for row in rows:
         assert row["model"] in printed
         early, all_steps = float(row["operations_lead_1"]), float(row["additions"])
         assert early <= all_steps + float(row["multiply_accumulates"]) + 1
         assert 1 <= float(row["steps_lead_1"]) <= float(row["steps_lead_6"]) <= float(row["steps"])
     again, _ = run_smoke("operations", tmp_path)
-    assert again == rows
+    assert again == [*rows[:3], dense, *rows[3:]]
 
 
 def test_capacity_compares_the_network_with_a_table_that_is_never_wrong(tmp_path):
