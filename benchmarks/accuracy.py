@@ -31,7 +31,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
     experiment = load(name, model, DigitClassification(), chosen)
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():
-        accuracy = experiment.task.accuracy_over_time(experiment.model)
+        accuracy, _ = experiment.task.early_answers(experiment.model)
     return {
         "model": name,
         "encoding": experiment.settings.encoding,

@@ -60,7 +60,7 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...]) -> dict:
     metrics, activity = experiment.evaluate("test")
     work, settings = activity.operations(), experiment.settings
     with experiment.autocast():
-        early = experiment.task.early_stopping(experiment.model, leads)
+        _, early = experiment.task.early_answers(experiment.model, leads)
     return {
         "model": name,
         "encoding": settings.encoding,

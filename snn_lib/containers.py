@@ -4,6 +4,7 @@
 layer of one's own derives from :class:`StatefulModule`; its docstring has an example.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -343,6 +344,11 @@ _chunk: ContextVar[Chunk | None] = ContextVar("chunk", default=None)
 def running_chunk() -> Chunk | None:
     """The chunk at work, inside :class:`Chunked`; compiled code knows of none."""
     return None if torch.compiler.is_compiling() else _chunk.get()
+
+
+def call_of(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer's call by name, in order, as a hook of it is told them."""
+    return inspect.signature(layer.forward).bind(*args, **kwargs).arguments
 
 
 def recomputing() -> bool:

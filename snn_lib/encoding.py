@@ -83,11 +83,13 @@ def latency(
 
     Raises:
         TypeError: the values are integers, such as grey levels.
-        ValueError: the law is none, or threshold, tau or jitter lies outside its range.
+        ValueError: the law is none, or length, threshold, tau or jitter lies outside its range.
     """
     _check_floating(values, "fractions")
     if law not in get_args(LatencyLaw):
         raise ValueError(f"law is {law!r}, expected one of {', '.join(get_args(LatencyLaw))}")
+    if length < 1:
+        raise ValueError(f"length is {length}, expected at least one step")
     if not (0 <= threshold < 1 and tau > 0 and jitter >= 0):
         raise ValueError(
             f"threshold is {threshold}, tau {tau}, jitter {jitter}, expected 0 <= threshold < 1, "

@@ -105,13 +105,11 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
 
     Returns:
         The class and the number of steps that it took, both int64 ``(B,)``.
+
+    Raises:
+        ValueError: there are no steps, or fewer than two classes.
     """
-    total = _at_least_float32(output).cumsum(0)
-    clear = _leads(total, lead)
-    clear[-1] = True
-    step = clear.int().argmax(0)  # the first of equals
-    answers = total.argmax(2).gather(0, step[None])[0]
-    return answers, step + 1
+    return _first_lead(_at_least_float32(output).cumsum(0), lead)
 
 
 def until_clear(
@@ -127,14 +125,23 @@ def until_clear(
 
     Returns:
         Classes and steps as :func:`first_lead` finds them in the output of the whole run.
+
+    Raises:
+        ValueError: as :func:`first_lead`, or ``steps`` is none.
     """
-    state, outputs = None, []
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected at least 1")
+    state, totals, clear = None, [], False
     for part in x.split(steps):
         output, state = model(part, state)
-        outputs.append(output)
-        if _leads(torch.cat(outputs).cumsum(0), lead).any(0).all():
+        output = _at_least_float32(output)
+        if totals:  # go on adding up
+            output = torch.cat([totals[-1][-1:], output])
+        totals.append(output.cumsum(0)[-len(part) :])
+        clear = clear | _leads(totals[-1], lead).any(0)
+        if clear.all():
             break
-    return first_lead(torch.cat(outputs), lead)
+    return _first_lead(torch.cat(totals) if totals else x, lead)
 
 
 def within(sequence: Tensor, lengths: Tensor) -> Tensor:
@@ -146,8 +153,22 @@ def within(sequence: Tensor, lengths: Tensor) -> Tensor:
     return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
 
 
+def _first_lead(total: Tensor, lead: float) -> tuple[Tensor, Tensor]:
+    """:func:`first_lead` of sums so far, ``(T, B, classes)``."""
+    clear = _leads(total, lead)
+    clear[-1] = True
+    step = clear.int().argmax(0)  # the first of equals
+    answers = total.argmax(2).gather(0, step[None])[0]
+    return answers, step + 1
+
+
 def _leads(total: Tensor, lead: float) -> Tensor:
     """Where the first class of sums so far, ``(T, B, classes)``, is far enough ahead, (T, B)."""
+    if total.dim() != 3 or len(total) == 0 or total.shape[2] < 2:
+        raise ValueError(
+            f"the output has the shape {tuple(total.shape)}, expected (T, B, classes) of at least "
+            "one step and two classes"
+        )
     first, second = total.topk(2, dim=2).values.unbind(2)
     return first - second >= lead
 

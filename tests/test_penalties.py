@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.penalties import collected_spikes, rate_penalty
+from snn_lib.penalties import collected_spikes, hidden_layers, rate_penalty
 
 
 def network():
@@ -29,6 +29,19 @@ def test_it_is_the_distance_of_the_rates_relative_to_what_is_aimed_at(target, li
     if limit:
         expected += sum(max(rate / limit - 1, 0) ** 2 for rate in rates) / 6
     assert rate_penalty(spikes, target, limit).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_padding_has_no_rate():
+    spikes = (torch.rand(7, 3, 5) < 0.4).float()
+    lengths = torch.tensor([7, 2, 4])
+    own = torch.cat([spikes[:length, b] for b, length in enumerate(lengths)])[:, None]
+    torch.testing.assert_close(rate_penalty(spikes, 0.1, 0.3, lengths), rate_penalty(own, 0.1, 0.3))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (7, 0, 5)])
+def test_no_spikes_at_all_are_refused(shape):
+    with pytest.raises(ValueError, match="expected a step and a sequence"):
+        rate_penalty(torch.zeros(shape), 0.1)
 
 
 def test_only_what_exceeds_the_limit_is_held_down():
@@ -89,3 +102,26 @@ def test_a_network_comes_to_its_target():
         rate_penalty(spikes["1"], target=0.1).backward()
         optimizer.step()
     assert spikes["1"].mean().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_two_runs_are_no_chunks_of_one():
+    model = network()
+    with collected_spikes(model) as spikes:
+        model(torch.rand(5, 4, 6))
+        model(torch.rand(3, 2, 6))
+    assert spikes["1"].shape == (3, 2, 12)
+
+
+def test_what_is_run_again_in_the_backward_pass_is_not_collected_twice():
+    model = network()
+    with collected_spikes(model) as spikes:
+        Chunked(model, 3)(3 * torch.rand(10, 4, 6))[0].sum().backward()
+    assert spikes["1"].shape == (10, 4, 12)
+
+
+def test_hidden_are_the_layers_behind_which_there_are_weights():
+    model = network()
+    assert hidden_layers(model) == ["1"]
+    model.append(nn.Linear(3, 2))
+    assert hidden_layers(model) == ["1", "4"]
+    assert hidden_layers(nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))) == []

@@ -106,3 +106,46 @@ def test_a_model_that_stops_when_all_is_clear_says_what_the_whole_run_says(lead,
         assert torch.equal(one, other)
     needed = {1.0: 1, 3.0: 3, 100.0: T}[lead]
     assert sum(seen) == min(T, -(-needed // steps) * steps)
+
+
+def replayed(output):
+    """A model that answers with this output, and the steps that it has been asked for."""
+    seen = []
+
+    def model(x, state):
+        start = state or 0
+        seen.append(len(x))
+        return output[start : start + len(x)], start + len(x)
+
+    return model, seen
+
+
+def test_it_runs_until_the_last_sequence_is_clear_even_if_others_have_lost_their_lead():
+    output = torch.zeros(T, 2, 3)
+    output[0, 0, 1] = 2.0  # clear at once, then caught up with
+    output[1, 0, 2] = 2.0
+    output[4, 1, 0] = 2.0  # clear at step 5
+    model, seen = replayed(output)
+    answers, steps = until_clear(model, torch.zeros(T, 2, 7), lead=2.0)
+    assert (answers.tolist(), steps.tolist()) == ([1, 0], [1, 5])
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_low_precision_is_added_up_in_float32(steps):
+    output = torch.zeros(500, 2, 2, dtype=torch.bfloat16)
+    output[:, 0, 0], output[:, 1, 1] = 0.5, 1.0
+    model, _ = replayed(output)
+    answers, taken = until_clear(model, torch.zeros(500, 2, 1), 200.0, steps)
+    assert (answers.tolist(), taken.tolist()) == ([0, 1], [400, 200])
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 2, 1), (4, 3)])
+def test_output_that_has_no_lead_is_refused(shape):
+    with pytest.raises(ValueError, match="at least one step and two classes"):
+        first_lead(torch.zeros(shape), 1.0)
+    model, _ = replayed(torch.zeros(shape))
+    with pytest.raises(ValueError, match="at least one step and two classes"):
+        until_clear(model, torch.zeros(shape), 1.0)
+    with pytest.raises(ValueError, match="steps is 0"):
+        until_clear(model, torch.zeros(3, 2, 2), 1.0, steps=0)

@@ -5,7 +5,6 @@ spike arrives: at the synapse, whose filter is counted by itself. Through a conv
 as many neurons as read its position: fewer at borders without padding and between strides.
 """
 
-import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import recomputing
+from snn_lib.containers import call_of, recomputing
 from snn_lib.initialisation import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
@@ -29,11 +28,12 @@ PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
 
 class Operations(NamedTuple):
-    """What a network computes for a sequence, if whatever is zero is left out.
+    """What a network computes for a sequence, if whatever is zero is left out, weights too.
 
     Attributes:
         additions: a weight added for every spike that reaches a neuron.
-        multiply_accumulates: a weight times a current, where the input of a synapse is no spike.
+        multiply_accumulates: a weight times a current, where the input of a synapse is no spike:
+            in a call in which any element of it is neither 0 nor 1 nor -1.
         filters: multiply-accumulates of the synapses' filters, which never rest.
         neurons: those of membrane and reset.
     """
@@ -71,9 +71,10 @@ class Activity:
         lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded:
             what lies behind them is not counted. Whoever runs the model sets it.
         fan_out: per synapse layer, the neurons that each of its channels reaches through the
-            ``nn.Linear`` or convolution that follows it, int64, of the shape of what it filtered
-            last. A synapse layer before anything else, such as pooling, has no entry, and no
-            operations.
+            weights, those that are not zero, of the ``nn.Linear`` or convolution that follows it,
+            int64, of the shape of what it filtered last. A synapse layer before anything else, such
+            as pooling, has no entry, and no operations.
+        dense: per synapse layer, multiply-accumulates of one pass through those weights.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,6 +87,7 @@ class Activity:
         self.currents: dict[str, Tensor] = {}
         self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
         self.fan_out: dict[str, Tensor] = {}
+        self.dense: dict[str, int] = {}
         self._layers_after = _layers_after(model)
         self._first: str | None = None
         self._steps: dict[str, int] = defaultdict(int)  # of each layer's sequences so far
@@ -97,8 +99,8 @@ class Activity:
 
     @property
     def dense_operations(self) -> int:
-        """Multiply-accumulates of one pass through all those weights, which skips no zeros."""
-        return sum(int(fan_out.sum()) for fan_out in self.fan_out.values())
+        """Multiply-accumulates of one pass through all layers of weights, which skips no zeros."""
+        return sum(self.dense[name] for name in self.fan_out)
 
     def firing_rates(self) -> dict[str, float]:
         """Mean firing rate of every neuron layer, in spikes per neuron and time step."""
@@ -109,16 +111,20 @@ class Activity:
         }
 
     def spikes(self) -> float:
-        """Spikes of all neurons per sequence."""
-        return sum(float(self.events[name]) for name in self.neurons) / self.sequences
+        """Spikes of all neurons per sequence.
+
+        Raises:
+            ValueError: no sequence has begun.
+        """
+        return self._per_sequence({name: self.events.get(name, 0) for name in self.neurons})
 
     def activity_sparsity(self) -> float:
-        """The share of neurons and steps without a spike."""
+        """The share of neurons and steps without a spike; 1 where there are no neurons."""
         spikes, elements = (
             sum(float(counts[name]) for name in self.neurons if name in counts)
             for counts in (self.events, self.elements)
         )
-        return 1.0 - spikes / elements
+        return 1.0 - spikes / max(elements, 1.0)
 
     def synaptic_operations(self) -> float:
         """Synaptic operations per sequence: every event times the neurons that it reaches.
@@ -160,7 +166,7 @@ class Activity:
         """Adds what the layer ``name`` did in a call; a forward hook but for the name."""
         if recomputing():
             return
-        given = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+        given = call_of(layer, args, kwargs)
         received = next(iter(given.values()))  # (T, B, *features)
         if self._first is None:
             self._first = name
@@ -180,11 +186,15 @@ class Activity:
         self.elements[name] = self.elements.get(name, 0) + elements
 
     def _count_arrivals(self, name: str, received: Tensor) -> None:
-        fan_out = fan_out_of(self._layers_after.get(name, ()), received, self.fan_out.get(name))
-        if fan_out is None:
-            return
-        self.fan_out[name] = fan_out
-        arrivals = (received.ne(0).sum((0, 1)) * fan_out).sum()
+        layers, features = self._layers_after.get(name, ()), received.shape[2:]
+        if name not in self.fan_out or self.fan_out[name].shape != features:
+            found = fan_out_of(layers, features)
+            if found is None:
+                self.fan_out.pop(name, None)
+                return
+            self.fan_out[name] = found.to(received.device)
+            self.dense[name] = int(fan_out_of(layers, features, dense=True).sum())
+        arrivals = (received.ne(0).sum((0, 1)) * self.fan_out[name]).sum()
         spikes = ((received == 0) | (received.abs() == 1)).all()
         self.arrivals[name] = self.arrivals.get(name, 0) + arrivals
         self.currents[name] = self.currents.get(name, 0) + arrivals * ~spikes
@@ -218,11 +228,11 @@ def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     def count(
         name: str, layers: list[nn.Module], module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> None:
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        given = call_of(module, args, kwargs)
         received = next(iter(given.values()))
-        fan_out = fan_out_of(layers, received)
+        fan_out = fan_out_of(layers, received.shape[2:])
         if fan_out is not None:
-            steps = (received.ne(0) * fan_out).flatten(2).sum(2)
+            steps = (received.ne(0) * fan_out.to(received.device)).flatten(2).sum(2)
             goes_on = given.get("state") is not None and name in operations
             operations[name] = torch.cat([operations[name], steps]) if goes_on else steps
 
@@ -263,63 +273,65 @@ def _acts(module: nn.Module) -> bool:
 
 
 def fan_out_of(
-    layers: Sequence[nn.Module], received: Tensor, known: Tensor | None = None
+    layers: Sequence[nn.Module], features: Sequence[int], dense: bool = False
 ) -> Tensor | None:
-    """How many neurons each channel of a synapse reaches.
+    """How many neurons each channel of a synapse reaches through weights that are not zero.
 
     Args:
         layers: the weights after the synapse, last, and what makes maps of their input.
-        received: what the synapse filters, ``(T, B, *features)``.
-        known: the result for an earlier input, which is kept if it fits.
+        features: the shape of what the synapse hands on at a step of a sequence.
+        dense: whether weights that are zero count as well.
 
     Returns:
-        int64, ``features``, or ``None`` where the layers do not fit what the synapse hands on.
+        int64, ``features``, on the CPU, or ``None`` where the layers do not fit what the synapse
+        hands on.
     """
-    features = received.shape[2:]
-    if not layers or (known is not None and known.shape == features):
-        return known
+    if not layers:
+        return None
     *reshaping, weights = layers
     channels, *positions = reshaping[-1].unflattened_size if reshaping else features
+    present = torch.ones_like(weights.weight) if dense else weights.weight != 0
+    present = present.detach().to("cpu", torch.float64)
     if isinstance(weights, nn.Linear):
         # Flattened before, by a module or otherwise, or not at all.
         if weights.in_features not in (math.prod(features), features[-1]):
             return None
-        fan_out = torch.full(features, weights.out_features)
-    elif (
+        reached = present.sum(0).long()
+        whole = len(reached) == math.prod(features)
+        return reached.view(features) if whole else reached.expand(features)
+    if (
         weights.in_channels != channels
         or len(weights.kernel_size) != len(positions)
         or channels * math.prod(positions) != math.prod(features)
     ):
         return None
-    else:
-        readers = _readers(weights, positions) * (weights.out_channels // weights.groups)
-        fan_out = readers.expand(channels, *positions).reshape(features)
-    return fan_out.to(received.device)
+    return _readers(weights, present, positions).reshape(features)
 
 
-def _readers(weights: nn.Module, positions: Sequence[int]) -> Tensor:
-    """How many times one filter of a convolution reads each position of a map, int64.
+def _readers(weights: nn.Module, present: Tensor, positions: Sequence[int]) -> Tensor:
+    """How many weights of a convolution read each position of each channel, int64.
 
-    It is the gradient of all its outputs if the weights are ones.
+    It is the gradient of all its outputs if the weights ``present`` are ones, the others zero.
     """
     convolution = next(kind for kind in CONVOLUTIONS if isinstance(weights, kind))
     with torch.inference_mode(False), torch.enable_grad():
         exact = {"dtype": torch.float64, "device": "cpu"}
         ones = convolution(
-            1,
-            1,
+            weights.in_channels,
+            weights.out_channels,
             weights.kernel_size,
             weights.stride,
             weights.padding,
             weights.dilation,
+            weights.groups,
             bias=False,
             padding_mode=weights.padding_mode,
             **exact,
-        )
-        nn.init.ones_(ones.weight)
-        one_map = torch.ones(1, 1, *positions, **exact, requires_grad=True)
-        (readers,) = torch.autograd.grad(ones(one_map).sum(), one_map)
-    return readers[0, 0].round().long()
+        ).requires_grad_(False)
+        ones.weight.copy_(present)
+        maps = torch.ones(1, weights.in_channels, *positions, requires_grad=True, **exact)
+        (readers,) = torch.autograd.grad(ones(maps).sum(), maps)
+    return readers[0].round().long()
 
 
 def footprint(model: nn.Module) -> int:
@@ -329,7 +341,7 @@ def footprint(model: nn.Module) -> int:
 
 
 def connection_sparsity(model: nn.Module) -> float:
-    """The share of the weights, of linear layers and convolutions, that are zero."""
+    """The share of the weights, of linear layers and convolutions, that are zero; 0 of none."""
     weights = [module.weight for module in model.modules() if isinstance(module, WEIGHTED)]
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
-    return zeros / sum(weight.numel() for weight in weights)
+    return zeros / max(sum(weight.numel() for weight in weights), 1)

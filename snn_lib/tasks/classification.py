@@ -107,21 +107,21 @@ class CountClassification(Classification):
         loss, sums = self.judged(model, output.sum(0) * settings.logit_per_spike, batch.y)
         if model.training and settings.early_answers:
             logits = output.cumsum(0) * settings.logit_per_spike
-            labels = batch.y.long().expand(len(logits), -1)
-            early = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            labels = batch.y.expand(len(logits), -1)
+            early, _ = self.judged(model, logits.flatten(0, 1), labels.flatten())
             loss = loss + settings.early_answers * early
         return loss, sums
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Synaptic operations beside those of a dense network, and accuracy against steps."""
+        """Spikes, operations beside those of a dense network, and accuracy against steps."""
         sample = self.unit.removesuffix("s")
         work = activity.operations()
         dense = Operations(0, activity.dense_operations, 0, 0)
         yield (
-            f"{activity.synaptic_operations():,.0f} synaptic operations per {sample} "
-            f"({work.additions:,.0f} additions for spikes, {work.multiply_accumulates:,.0f} "
-            f"multiply-accumulates for currents); a dense network of this size takes "
-            f"{activity.dense_operations:,} multiply-accumulates"
+            f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
+            f"operations per {sample} ({work.additions:,.0f} additions for spikes, "
+            f"{work.multiply_accumulates:,.0f} multiply-accumulates for currents); a dense network "
+            f"of this size takes {activity.dense_operations:,} multiply-accumulates"
         )
         yield (
             f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
@@ -129,13 +129,13 @@ class CountClassification(Classification):
             f"{1e6 * work.energy():.2f} uJ (45 nm), the dense network's "
             f"{1e6 * dense.energy():.2f} uJ"
         )
-        accuracy = self.accuracy_over_time(model).tolist()
+        accuracy, stopped = self.early_answers(model, (1, 2, 3))
         early = ", ".join(
             f"{step}: {100 * accuracy[step - 1]:.2f} %" for step in range(5, len(accuracy) + 1, 5)
         )
         if early:
             yield f"accuracy if the output is read after so many steps: {early}"
-        for row in self.early_stopping(model, (1, 2, 3)):
+        for row in stopped:
             yield (
                 f"stopped when the first is {row['lead']} spikes ahead: "
                 f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
@@ -143,31 +143,30 @@ class CountClassification(Classification):
             )
 
     @torch.inference_mode()
-    def early_stopping(self, model: nn.Module, leads: Sequence[float]) -> list[dict[str, float]]:
-        """What stopping each test sequence at a lead gives: accuracy, mean steps and operations."""
+    def early_answers(
+        self, model: nn.Module, leads: Sequence[float] = ()
+    ) -> tuple[list[float], list[dict[str, float]]]:
+        """What the network says of the test sequences before their end.
+
+        Returns:
+            The accuracy if the spikes are counted up to each step, and, of stopping each sequence
+            at each of the ``leads``, a row: accuracy, mean steps and synaptic operations.
+        """
         model.eval()
-        rows = [{"lead": lead, "accuracy": 0.0, "steps": 0.0, "operations": 0.0} for lead in leads]
-        sequences = 0
+        means = ("accuracy", "steps", "operations")
+        rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
+        correct, sequences = torch.zeros((), device=self.device), 0
         for batch in self.evaluation_batches("test"):
             with operations_per_step(model) as operations:
                 output = output_of(model, batch.x)
-            cost = sum(operations.values()).cumsum(0)  # (T, B)
+            decisions = output.cumsum(0).argmax(2)  # (T, B)
+            correct = correct + (decisions == batch.y).sum(1)
             sequences += len(batch.y)
+            cost = sum(operations.values(), torch.zeros_like(decisions)).cumsum(0)
             for row in rows:
                 answers, steps = first_lead(output, row["lead"])
                 row["accuracy"] += (answers == batch.y).sum().item()
                 row["steps"] += steps.sum().item()
                 row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
-        means = ("accuracy", "steps", "operations")
-        return [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
-
-    @torch.inference_mode()
-    def accuracy_over_time(self, model: nn.Module) -> Tensor:
-        """Accuracy on the test split if the spikes are counted up to each step, ``(T,)``."""
-        model.eval()
-        correct, sequences = torch.zeros((), device=self.device), 0
-        for batch in self.evaluation_batches("test"):
-            decisions = output_of(model, batch.x).cumsum(0).argmax(2)  # (T, B)
-            correct = correct + (decisions == batch.y).sum(1)
-            sequences += len(batch.y)
-        return correct / sequences
+        rows = [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
+        return (correct / sequences).tolist(), rows

@@ -102,6 +102,12 @@ class DigitConfig(ExperimentConfig):
             f"latency.span is {self.latency.span}, expected at most hyperparameters.length, "
             f"{self.hyperparameters.length}",
         )
+        require(
+            self.hyperparameters.encoding != "latency"
+            or self.latency.threshold < self.mnist_config.max_rate,
+            f"latency.threshold is {self.latency.threshold}, which no pixel exceeds: "
+            f"mnist_config.max_rate is {self.mnist_config.max_rate}",
+        )
 
 
 class Digits(Classification):

@@ -18,7 +18,7 @@ from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
 from snn_lib.operators import without_warning
-from snn_lib.penalties import collected_spikes, rate_penalty
+from snn_lib.penalties import collected_spikes, hidden_layers, rate_penalty
 from snn_lib.settings import require
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
@@ -86,6 +86,11 @@ class Experiment:
             not getattr(self.model, "batch_first", False),
             "the model has batch_first, but tasks hand out batches (T, B, *features): build it "
             "without",
+        )
+        require(
+            not self.settings.rate_penalty or bool(hidden_layers(self.model)),
+            f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
+            "hidden layer of neurons to be penalised",
         )
         torch.manual_seed(self.config.seed + self.rank)  # other dropout in each
         self.state: TrainingState | None = None  # once it trains
@@ -321,8 +326,11 @@ class Experiment:
             return self._loss(self.trained, batch)
         with collected_spikes(self.model) as spikes:
             loss, sums = self._loss(self.trained, batch)
-        hidden = list(spikes.values())[:-1]  # the last layer's spikes are the answer
-        penalties = (rate_penalty(s, settings.target_rate, settings.rate_limit) for s in hidden)
+        hidden = [spikes[name] for name in hidden_layers(self.model)]
+        aims = settings.target_rate, settings.rate_limit
+        penalties = (  # of this process's share, which may be none of a small last batch
+            rate_penalty(layer, *aims, batch.lengths) for layer in hidden if layer.shape[1]
+        )
         return loss + settings.rate_penalty * sum(penalties), sums
 
     def _metrics(self, sums: dict[str, float]) -> dict[str, int | float]:

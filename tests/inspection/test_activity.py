@@ -338,3 +338,69 @@ def test_maps_of_another_size_have_another_fan_out():
             model(torch.ones(2, 1, 2, size, size))
     expected = [outputs_reached(convolution, (2, size, size)).sum().item() for size in (4, 6)]
     assert activity.synaptic_operations() == 2 * sum(expected) / 2
+
+
+def test_weights_that_are_zero_take_no_operations():
+    torch.manual_seed(0)
+    model = Sequential(
+        LowPassSynapse((2, 5, 5), 4.0),
+        PerStep(nn.Conv2d(2, 4, 3, stride=2, groups=2)),
+        SpikingNeuron((4, 2, 2), 4.0),
+        nn.Flatten(2),
+        LowPassSynapse(16, 4.0),
+        nn.Linear(16, 3),
+    )
+    convolution, linear = model[1].module, model[5]
+    with torch.no_grad():
+        for weights in (convolution.weight, linear.weight):
+            weights *= torch.rand_like(weights) < 0.5
+        convolution.bias.fill_(2.0)  # it fires
+    x = (torch.rand(4, 3, 2, 5, 5) < 0.3).float()
+    with torch.no_grad(), count_activity(model) as activity, operations_per_step(model) as steps:
+        hidden = model.layerwise(x)[0][3]
+    expected = (hidden.sum((0, 1)) * linear.weight.ne(0).sum(0)).sum()
+    for c, i, j in x.nonzero()[:, 2:].tolist():
+        for o in range(4):
+            for di in range(3):
+                for dj in range(3):
+                    (p, left_p), (q, left_q) = divmod(i - di, 2), divmod(j - dj, 2)
+                    if not (left_p or left_q) and p in (0, 1) and q in (0, 1) and o // 2 == c:
+                        expected += convolution.weight[o, 0, di, dj].item() != 0
+    assert activity.synaptic_operations() == pytest.approx(expected.item() / 3)
+    assert sum(step.sum() for step in steps.values()).item() == pytest.approx(expected.item())
+    assert activity.dense_operations == 4 * 4 * 9 + 16 * 3
+
+
+def test_counts_of_a_network_that_has_not_run_or_has_nothing_to_count():
+    model = Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))
+    with count_activity(model) as activity:
+        pass
+    with pytest.raises(ValueError, match="no sequence has begun"):
+        activity.spikes()
+    assert activity.activity_sparsity() == 1.0
+    assert connection_sparsity(nn.Identity()) == 0.0
+    with operations_per_step(Sequential(LowPassSynapse(3, 4.0), nn.Linear(3, 2))) as steps:
+        pass
+    assert steps == {}
+
+
+def test_a_spike_may_be_negative():
+    model = Sequential(LowPassSynapse(3, 4.0), nn.Linear(3, 2))
+    with count_activity(model) as activity:
+        model(torch.tensor([1.0, -1.0, 0.0]).expand(4, 1, 3))
+    assert activity.operations()[:2] == (16, 0)
+
+
+def test_synapses_called_by_keyword_are_counted_by_step():
+    class ByKeyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synapse, self.weights = LowPassSynapse(3, 4.0), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.weights(self.synapse(x=x)[0])
+
+    model = ByKeyword()
+    with operations_per_step(model) as steps:
+        model(torch.ones(4, 5, 3))
+    assert torch.equal(steps["synapse"], torch.full((4, 5), 6))

@@ -7,11 +7,12 @@ import torch
 from running import ROOT
 from torch import nn
 
-from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch, batch_generator
 from snn_lib.data.mnist import load_mnist
 from snn_lib.encoding import poisson
 from snn_lib.errors import InputError
+from snn_lib.inspection.activity import count_activity
 from snn_lib.tasks.digits import (
     DigitClassification,
     DigitConfig,
@@ -227,39 +228,89 @@ def test_accuracy_over_time_counts_the_spikes_so_far(config):
     task = task_of(config)
     labels = torch.cat([labels for _, labels, _ in task.evaluation_batches("test")])
     spikes = random_spikes(IMAGES)
-    found = task.accuracy_over_time(Answer(spikes))
+    found, rows = task.early_answers(Answer(spikes))
+    assert (len(found), rows) == (LENGTH, [])
     for step in range(LENGTH):
         counts = spikes[: step + 1].sum(0).tolist()
         decisions = [row.index(max(row)) for row in counts]
         expected = sum(d == label for d, label in zip(decisions, labels.tolist(), strict=True))
-        assert found[step].item() == pytest.approx(expected / IMAGES)
+        assert found[step] == pytest.approx(expected / IMAGES)
 
 
-@pytest.mark.parametrize("lead", [1, 3, 100])
-def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, lead):
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: Chunked(model, 2)])
+def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, wrap):
     config.hyperparameters.encoding, config.latency.span = "latency", LENGTH
     task = task_of(config)
     torch.manual_seed(1)
     model = Sequential(LowPassSynapse(784, 4.0), nn.Linear(784, 10), SpikingNeuron(10, 4.0))
-    (row,) = task.early_stopping(model, [lead])
+    nn.init.normal_(model[1].weight, std=0.05)
+    with torch.no_grad():  # one class spikes more often
+        model[1].bias[3] = 3.0
+    _, rows = task.early_answers(wrap(model), [1, 2, 100])
     (batch,) = task.evaluation_batches("test")
     with torch.no_grad():
         output = model(batch.x)[0]
-    right = taken = cost = 0
-    for image in range(IMAGES):
-        for step in range(1, LENGTH + 1):
-            counts = output[:step, image].sum(0)
-            second, first = counts.sort().values[-2:]
-            if first - second >= lead:
-                break
-        right += counts.argmax() == batch.y[image]
-        taken += step
-        cost += 10 * batch.x[:step, image].sum()
-    assert row == pytest.approx(
-        {
-            "lead": lead,
-            "accuracy": float(right) / IMAGES,
-            "steps": taken / IMAGES,
-            "operations": float(cost) / IMAGES,
-        }
+    for row in rows:
+        right = taken = cost = 0
+        for image in range(IMAGES):
+            for step in range(1, LENGTH + 1):
+                counts = output[:step, image].sum(0)
+                second, first = counts.sort().values[-2:]
+                if first - second >= row["lead"]:
+                    break
+            right += counts.argmax() == batch.y[image]
+            taken += step
+            cost += 10 * batch.x[:step, image].sum()
+        assert row == pytest.approx(
+            {
+                "lead": row["lead"],
+                "accuracy": float(right) / IMAGES,
+                "steps": taken / IMAGES,
+                "operations": float(cost) / IMAGES,
+            }
+        )
+    assert 1 < rows[0]["steps"] < rows[1]["steps"] < rows[2]["steps"] == LENGTH
+
+
+def test_a_network_without_synapses_answers_early_at_no_synaptic_operations(config):
+    task = task_of(config)
+    _, (row,) = task.early_answers(nn.Sequential(nn.Linear(784, 10)), [1])
+    assert row["operations"] == 0
+
+
+@pytest.mark.parametrize(("law", "differs"), [("linear", False), ("logarithmic", True)])
+def test_the_law_of_the_latency_code_is_that_of_the_settings(config, law, differs):
+    config.hyperparameters.encoding, config.latency.span = "latency", LENGTH
+    (linear,) = task_of(config).evaluation_batches("test")
+    config.latency.law = law
+    (batch,) = task_of(config).evaluation_batches("test")
+    assert torch.equal(batch.x, linear.x) != differs
+
+
+def test_a_threshold_that_no_pixel_exceeds_is_refused():
+    config = DigitConfig(name="dim")
+    config.hyperparameters.encoding, config.mnist_config.max_rate = "latency", 0.2
+    with pytest.raises(InputError, match="which no pixel exceeds"):
+        config.__post_init__()
+
+
+def test_the_report_says_what_was_counted(config):
+    task = task_of(config)
+    torch.manual_seed(1)
+    model = Sequential(LowPassSynapse(784, 4.0), nn.Linear(784, 10), SpikingNeuron(10, 4.0))
+    with torch.no_grad(), count_activity(model) as activity:
+        for batch in task.evaluation_batches("test"):
+            model(batch.x)
+    first, second, *rest = task.report(model, activity)
+    work = activity.operations()
+    assert first.startswith(
+        f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
+        f"operations per image ({work.additions:,.0f} additions"
+    )
+    assert first.endswith(" a dense network of this size takes 7,840 multiply-accumulates")
+    assert f"estimate {1e6 * work.energy():.2f} uJ" in second
+    accuracy, (row, *_) = task.early_answers(model, [1])
+    assert f"5: {100 * accuracy[4]:.2f} %" in rest[0]
+    assert (
+        f"1 spikes ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]
     )
