@@ -30,7 +30,7 @@ from snn_lib.training import main
 
 
 class SNN(nn.Module):
-    """64-2048-classes: many filters of the inputs, and many neurons that each hear all of them.
+    """64-1024-classes: many filters of the inputs, and many neurons that each hear all of them.
 
     Every input has several resonant filters of its own, which tell the neurons what has just been
     and what was long ago. How often a neuron fires says how often in the sequence something was as
@@ -73,7 +73,7 @@ class SNN(nn.Module):
                 surrogate=Gaussian(options.surrogate_width),
                 dropout=options.dropout,
             ),
-            LowPassSynapse(neurons, options.tau_m, train_coefficients=False),
+            LowPassSynapse(neurons, options.tau_s, train_coefficients=False),
             nn.Linear(neurons, classes),
         )
 
@@ -81,25 +81,28 @@ class SNN(nn.Module):
         """Runs all time steps; see the class for shapes."""
         return self.layers(x.repeat(1, 1, self.copies), state)
 
-    @torch.no_grad()
-    def begin(self, task: TimeSeries, rate: float) -> None:
-        """First weights, from the training sequences: filters equally loud, neurons that fire at a
-        rate, and a last layer that answers already."""
-        filters, x = self.layers[0], task.sample()
-        loudness = filters(x.repeat(1, 1, self.copies))[0].std((0, 1))
-        filters.beta /= torch.where(loudness > 0, loudness, 1.0)
-        fire_from_the_start(self, x, rate)
-        answer_from_the_start(self, self.layers[-1], task.training_sequences(), scale=4.0)
+
+@torch.no_grad()
+def begun(config: TimeSeriesConfig, task: TimeSeries) -> SNN:
+    """The network with first weights from the training sequences.
+
+    Its filters are equally loud, its neurons fire at a rate, and its last layer answers already.
+    """
+    model, x = SNN(config, task.inputs, len(task.classes), task.steps), task.sample()
+    filters, readout = model.layers[0], model.layers[-1]
+    loudness = filters(x.repeat(1, 1, model.copies))[0].std((0, 1))
+    filters.beta /= torch.where(loudness > 0, loudness, 1.0)
+    fire_from_the_start(model, x, config.hyperparameters.first_rate)
+    answer_from_the_start(model, readout, task.training_sequences(), scale=4.0)
+    return model
 
 
 task = TimeSeries()
 
 
 def build_model(config: TimeSeriesConfig) -> SNN:
-    """The network for the data that the task has read, with its first weights."""
-    model = SNN(config, task.inputs, len(task.classes), task.steps)
-    model.begin(task, config.hyperparameters.first_rate)
-    return model
+    """The network for the data that the task has read."""
+    return begun(config, task)
 
 
 if __name__ == "__main__":

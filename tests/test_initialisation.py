@@ -145,7 +145,10 @@ def test_the_penalty_grows_with_the_noise():
 def test_the_last_layer_answers_from_the_start():
     """Of sequences of their own lengths, each by the mean over its own steps."""
     model = Sequential(
-        nn.Linear(3, 40), SpikingNeuron(40, 4.0, dropout=0.5), LowPassSynapse(40, 2.0), nn.Linear(40, 3)
+        nn.Linear(3, 40),
+        SpikingNeuron(40, 4.0, dropout=0.5),
+        LowPassSynapse(40, 2.0),
+        nn.Linear(40, 3),
     )
     y, lengths = torch.arange(30) % 3, torch.randint(10, 21, (30,))
     x = torch.randn(20, 30, 3) + 3 * nn.functional.one_hot(y, 3)

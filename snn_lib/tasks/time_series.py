@@ -24,24 +24,24 @@ from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
 
 REACH = 2.0  # deviations either way that receptive fields and latencies resolve
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 16  # of long sequences and many neurons: a batch of 64 takes gigabytes
 
 
 @dataclass
 class TimeSeriesHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of time series classification: the model and its training."""
 
-    length: int = setting(128, "most time steps: longer sequences are averaged over blocks")
+    length: int = setting(512, "most time steps: longer sequences are averaged over blocks")
     encoding: Literal["current", "population", "latency", "delta"] = setting(
         "current", "how values enter"
     )
     fields: int = setting(8, "Gaussian receptive fields a channel, if the encoding is population")
     window: int = setting(8, "steps that each step becomes, if the encoding is latency")
     threshold: float = setting(0.25, "change that is an event, in deviations, if it is delta")
-    neurons: int = setting(2048, "of the hidden layer")
+    neurons: int = setting(1024, "of the hidden layer")
     filters: int = setting(64, "of the inputs together, at least one for each")
     shortest_memory: float = setting(1.0, "decay of the first filters, from so many steps")
-    longest_memory: float = setting(0.5, "to this share of the longest sequence")
+    longest_memory: float = setting(0.25, "to this share of the longest sequence")
     first_rate: float = setting(0.3, "firing rate of the first weights, spikes per neuron and step")
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class SeriesOptions:
     missing: Literal["refuse", "interpolate"] = setting("refuse", "what becomes of missing values")
     validation_share: float = setting(0.1, "of each class's training sequences, held out")
     validation_from: int = setting(
-        200,
+        1000,
         "training sequences; of fewer none is held out, all of them choose the epoch",
     )
     smallest_epoch: int = setting(
