@@ -103,8 +103,8 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         config.checkpoint_base_path = config.runs_path = folder
-        experiment = Experiment(build, task, config)
         begin = time.process_time()
+        experiment = Experiment(build, task, config)  # whose first weights are found on the data
         experiment.train()
         seconds = time.process_time() - begin
         metrics, activity = experiment.evaluate("test")
