@@ -63,7 +63,8 @@ ENCODINGS = ("current", "population", "latency", "delta")
 RECURRENT = {"nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU}
 DTW, MINIROCKET = "1-NN DTW", "MiniRocket"
 SPIKING = "SNN-IIR"
-METHODS = (SPIKING, *RECURRENT, MINIROCKET, DTW, *(f"{SPIKING}, {e}" for e in ENCODINGS[1:]))
+OTHERS = tuple(f"{SPIKING}, {encoding}" for encoding in ENCODINGS[1:])
+METHODS = (SPIKING, *RECURRENT, MINIROCKET, DTW, *OTHERS)
 SEEDS = range(5)
 
 
@@ -149,13 +150,17 @@ def at_length(x: list[torch.Tensor], steps: int) -> np.ndarray:
 
 
 def jobs(chosen: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """Sets, methods and seeds: the spiking network, what stands beside it, the other encodings."""
+    """Sets, methods and seeds, what matters most first."""
     seeds, sets = (SEEDS[:1], SETS[:1]) if chosen.smoke else (SEEDS, SETS)
-    yield from ((name, SPIKING, seed) for seed in seeds for name in sets)
-    for seed in seeds:
-        for method in METHODS[1:]:
-            if seed == SEEDS[0] or method in (*RECURRENT, MINIROCKET):
-                yield from ((name, method, seed) for name in sets)
+    plan = (
+        ((SPIKING,), seeds),
+        ((MINIROCKET,), seeds),
+        ((DTW,), seeds[:1]),  # which draws nothing
+        (RECURRENT, seeds),
+        (OTHERS, seeds[:1]),
+    )
+    for methods, own in plan:
+        yield from ((name, method, seed) for seed in own for method in methods for name in sets)
 
 
 def finished(path: Path) -> list[dict]:
