@@ -10,6 +10,9 @@ aeon (pip install aeon). The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020
 10.24963/ijcai.2020/388, with filters of many time scales.
 """
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from snn_lib import (
@@ -18,6 +21,7 @@ from snn_lib import (
     ResonantSynapse,
     Sequential,
     SpikingNeuron,
+    answer_from_the_start,
     fire_from_the_start,
     log_spaced,
 )
@@ -26,10 +30,11 @@ from snn_lib.training import main
 
 
 class SNN(nn.Module):
-    """32-128-128-classes: filtered inputs drive neurons, whose filtered spikes drive others.
+    """64-1024-classes: many filters of the inputs, and many neurons that each hear all of them.
 
-    Every input has several filters of its own, which tell the first neurons what has just been and
-    what was long ago. The last layer does not spike: what it says is averaged over time.
+    Every input has several resonant filters of its own, which tell the neurons what has just been
+    and what was long ago. How often a neuron fires says how often in the sequence something was as
+    its random weights have it: the last layer weighs that, averaged over time.
 
     Args:
         config: the settings.
@@ -44,39 +49,31 @@ class SNN(nn.Module):
     def __init__(self, config: TimeSeriesConfig, inputs: int, classes: int, steps: int) -> None:
         super().__init__()
         options = config.hyperparameters
-
-        def synapse(channels: int) -> ResonantSynapse | LowPassSynapse:
-            shortest, longest = options.shortest_memory, options.longest_memory * steps
-            memory = log_spaced(shortest, max(longest, 2 * shortest))
-            settings = {
-                "train_coefficients": options.train_coefficients,
-                "constraint": options.constraint,
-                "margin": 1e-5,  # the slowest filters are near the edge of the stable set
-            }
-            if options.synapse == "low_pass":
-                return LowPassSynapse(channels, memory, unit_energy=True, **settings)
-            cycles = log_spaced(min(0.5 / steps, 0.25), 0.25)  # a step: from half a cycle in all
-            return ResonantSynapse(channels, memory, cycles, **settings)
-
-        def neuron(count: int) -> SpikingNeuron:
-            return SpikingNeuron(
-                count,
+        shortest, longest = options.shortest_memory, options.longest_memory * steps
+        self.copies = -(-options.filters // inputs)
+        filters, neurons = self.copies * inputs, options.neurons
+        weights = nn.Linear(filters, neurons, bias=options.train_bias)
+        nn.init.normal_(weights.weight, std=1 / math.sqrt(filters))
+        if options.train_bias:
+            nn.init.normal_(weights.bias)
+        self.layers = Sequential(
+            ResonantSynapse(
+                filters,
+                log_spaced(shortest, max(longest, 2 * shortest)),
+                log_spaced(min(0.5 / steps, 0.25), 0.25),  # a step: from half a cycle in all
+                train_coefficients=options.train_coefficients,
+                constraint=options.constraint,
+                margin=1e-5,  # the slowest filters are near the edge of the stable set
+            ),
+            weights,
+            SpikingNeuron(
+                neurons,
                 options.tau_m,
                 membrane_filter=options.membrane_filter,
                 surrogate=Gaussian(options.surrogate_width),
                 dropout=options.dropout,
-            )
-
-        self.copies = max(-(-options.filters // inputs), 1)
-        filtered, neurons, bias = self.copies * inputs, options.neurons, options.train_bias
-        self.layers = Sequential(
-            synapse(filtered) if options.filters else nn.Identity(),
-            nn.Linear(filtered, neurons, bias=bias),
-            neuron(neurons),
-            synapse(neurons),
-            nn.Linear(neurons, neurons, bias=bias),
-            neuron(neurons),
-            synapse(neurons),
+            ),
+            LowPassSynapse(neurons, options.tau_s, train_coefficients=False),
             nn.Linear(neurons, classes),
         )
 
@@ -85,14 +82,27 @@ class SNN(nn.Module):
         return self.layers(x.repeat(1, 1, self.copies), state)
 
 
+@torch.no_grad()
+def begun(config: TimeSeriesConfig, task: TimeSeries) -> SNN:
+    """The network with first weights from the training sequences.
+
+    Its filters are equally loud, its neurons fire at a rate, and its last layer answers already.
+    """
+    model, x = SNN(config, task.inputs, len(task.classes), task.steps), task.sample()
+    filters, readout = model.layers[0], model.layers[-1]
+    loudness = filters(x.repeat(1, 1, model.copies))[0].std((0, 1))
+    filters.beta /= torch.where(loudness > 0, loudness, 1.0)
+    fire_from_the_start(model, x, config.hyperparameters.first_rate)
+    answer_from_the_start(model, readout, task.training_sequences(), scale=4.0)
+    return model
+
+
 task = TimeSeries()
 
 
 def build_model(config: TimeSeriesConfig) -> SNN:
-    """The network for the data that the task has read, with first weights with which it fires."""
-    model = SNN(config, task.inputs, len(task.classes), task.steps)
-    fire_from_the_start(model, task.sample(), config.hyperparameters.first_rate)
-    return model
+    """The network for the data that the task has read."""
+    return begun(config, task)
 
 
 if __name__ == "__main__":

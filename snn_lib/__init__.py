@@ -12,7 +12,7 @@ from snn_lib.containers import (
     StatefulModule,
     detached,
 )
-from snn_lib.initialisation import fire_from_the_start
+from snn_lib.initialisation import answer_from_the_start, fire_from_the_start
 from snn_lib.kernels import use_backend
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
@@ -39,6 +39,7 @@ __all__ = [
     "Sequential",
     "SpikingNeuron",
     "StatefulModule",
+    "answer_from_the_start",
     "detached",
     "fire_from_the_start",
     "log_spaced",

@@ -1,17 +1,21 @@
-"""First weights with which every layer fires, found on a batch of data.
+"""First weights that are found on data: every layer fires, and the last one answers already.
 
 With PyTorch's first weights the deeper layers of a spiking network stay silent: their currents are
 far below the threshold, no spike comes through, and no gradient either.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
+from snn_lib.readout import Mean
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BISECTIONS = 20
+PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # a feature, to choose from
 
 
 @torch.no_grad()
@@ -81,6 +85,74 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
         for hook in hooks:
             hook.remove()
     return found
+
+
+@torch.no_grad()
+def answer_from_the_start(
+    model: nn.Module,
+    layer: nn.Linear,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
+    scale: float = 1.0,
+) -> None:
+    """Solves a classifier's last layer: ridge regression of the classes on what the layer is given.
+
+    Averaged over time, the layer's output is then as near as the penalty allows to ``scale`` for a
+    sequence's own class, and to its negative for all others. The penalty is the one with which
+    sequences are predicted best by all the others (left out one by one, which ridge regression
+    knows in closed form).
+
+    Args:
+        model: any module; it is run in evaluation mode, and is in it afterwards.
+        layer: the last of the model, with a bias; its output's mean over time is the answer.
+        batches: the training data: inputs ``(T, B, *features)``, class numbers ``(B,)`` and
+            ``lengths``, int64 ``(B,)``, or ``None`` if every sequence has T steps.
+        scale: of the answers; logits of a few tell classes apart.
+    """
+    given: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    features, labels = [], []
+    model.eval()
+    try:
+        for x, y, lengths in batches:
+            model(x)
+            features.append(Mean()(given.pop(), lengths))
+            labels.append(y)
+    finally:
+        hook.remove()
+    classes = nn.functional.one_hot(torch.cat(labels), layer.out_features)
+    weight, bias = ridge_regression(torch.cat(features).double(), 2.0 * classes.double() - 1.0)
+    layer.weight.copy_(scale * weight)
+    layer.bias.copy_(scale * bias)
+
+
+def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights and the bias that predict ``y`` from ``x``, with the best of some penalties.
+
+    Features are standardised first. With Z = U S V^T and the penalty c, the fit of centred y is
+    H y, H = U S^2 / (S^2 + c) U^T; left out, sample i is missed by (y_i - (H y)_i) / (1 - h_i),
+    where h_i is that diagonal element of H, and 1 / n more for the mean.
+
+    Args:
+        x: features ``(samples, inputs)``.
+        y: targets ``(samples, outputs)``.
+
+    Returns:
+        Weights ``(outputs, inputs)`` and bias ``(outputs,)``, for ``x`` as it is.
+    """
+    mean, deviation, centre = x.mean(0), x.std(0, correction=0), y.mean(0)
+    deviation = torch.where(deviation > 0, deviation, 1.0)  # of a neuron that never fires
+    u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
+    power, along = s.square(), u.T @ (y - centre)
+
+    def error_left_out(penalty: float) -> float:
+        kept = power / (power + penalty)
+        leverage = u.square() @ kept + 1 / len(x)
+        residual = y - centre - u @ (kept[:, None] * along)
+        return (residual / (1 - leverage)[:, None]).square().mean().item()
+
+    penalty = min((share * x.shape[1] for share in PENALTIES), key=error_left_out)
+    weight = ((s / (power + penalty))[:, None] * along).T @ vt / deviation
+    return weight, centre - weight @ mean
 
 
 def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> float:

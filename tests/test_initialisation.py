@@ -1,4 +1,4 @@
-"""First weights: every layer fires at the rate asked for, on the batch it was found on."""
+"""First weights: every layer fires at the rate asked for, and the last one answers already."""
 
 import pytest
 import torch
@@ -10,8 +10,11 @@ from snn_lib import (
     PerStep,
     Sequential,
     SpikingNeuron,
+    answer_from_the_start,
     fire_from_the_start,
 )
+from snn_lib.initialisation import PENALTIES, ridge_regression
+from snn_lib.readout import Mean
 
 DEPTH = 5
 
@@ -103,3 +106,60 @@ def test_what_cannot_fire_is_refused():
     for rate in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match="expected spikes per neuron and step"):
             fire_from_the_start(deep(), spikes(), rate)
+
+
+def ridge(x, y, penalty):
+    """Normal equations of a fit with a bias that no penalty holds back."""
+    ones = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    held = torch.eye(ones.shape[1], dtype=x.dtype) * penalty
+    held[-1, -1] = 0
+    return torch.linalg.solve(ones.T @ ones + held, ones.T @ y)
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0])
+@pytest.mark.parametrize("inputs", [5, 40])
+def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, noise):
+    x = torch.randn(20, inputs, dtype=torch.float64) * 3 + 1
+    y = x[:, :2] + noise * torch.randn(20, 2, dtype=torch.float64)
+    standard = (x - x.mean(0)) / x.std(0, correction=0)
+    errors = []
+    for share in PENALTIES:
+        missed = 0.0
+        for index in range(20):
+            others = torch.arange(20) != index
+            fit = ridge(standard[others], y[others], share * inputs)
+            missed += (standard[index] @ fit[:-1] + fit[-1] - y[index]).square().sum().item()
+        errors.append(missed)
+    best = PENALTIES[errors.index(min(errors))]
+    expected = ridge(standard, y, best * inputs)
+    weight, bias = ridge_regression(x, y)
+    torch.testing.assert_close(x @ weight.T + bias, standard @ expected[:-1] + expected[-1])
+
+
+def test_the_penalty_grows_with_the_noise():
+    x = torch.randn(30, 60, dtype=torch.float64)
+    clear, noise = ridge_regression(x, x[:, :1]), ridge_regression(x, torch.randn_like(x[:, :1]))
+    assert noise[0].norm() < 0.1 * clear[0].norm()
+
+
+def test_the_last_layer_answers_from_the_start():
+    """Of sequences of their own lengths, each by the mean over its own steps."""
+    model = Sequential(
+        nn.Linear(3, 40),
+        SpikingNeuron(40, 4.0, dropout=0.5),
+        LowPassSynapse(40, 2.0),
+        nn.Linear(40, 3),
+    )
+    y, lengths = torch.arange(30) % 3, torch.randint(10, 21, (30,))
+    x = torch.randn(20, 30, 3) + 3 * nn.functional.one_hot(y, 3)
+    x[torch.arange(20)[:, None] >= lengths] = 100.0  # padding
+    fire_from_the_start(model[:2], x[:10], 0.1)
+    hidden = {name: value.clone() for name, value in model[:3].state_dict().items()}
+    batches = [(x[:, :12], y[:12], lengths[:12]), (x[:, 12:], y[12:], lengths[12:])]
+    answer_from_the_start(model, model[3], batches, scale=4.0)
+    assert all(torch.equal(value, hidden[name]) for name, value in model[:3].state_dict().items())
+    assert not model[3]._forward_pre_hooks
+    logits = Mean()(model(x)[0], lengths)
+    torch.testing.assert_close(logits, 8.0 * nn.functional.one_hot(y, 3) - 4.0, atol=1, rtol=0)
+    one = x[: lengths[5], 5:6]
+    torch.testing.assert_close(model(one)[0].mean(0), logits[5:6])

@@ -14,7 +14,7 @@ from snn_lib.settings import require, setting
 class AugmentationConfig:
     """Augmentation of the training sequences."""
 
-    noise: float = setting(0.1, "deviation of white noise, in deviations of the channel, 0: off")
+    noise: float = setting(0.0, "deviation of white noise, in deviations of the channel, 0: off")
     scale: float = setting(0.1, "deviation of the logarithm of each channel's factor, 0: off")
     stretch: float = setting(1.1, "time runs up to so many times slower or faster, 1: off")
     crop: float = setting(1.0, "shortest share of a sequence that is shown, 1: off")

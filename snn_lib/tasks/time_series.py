@@ -24,30 +24,29 @@ from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
 
 REACH = 2.0  # deviations either way that receptive fields and latencies resolve
-EVALUATION_BATCH = 64
+EVALUATION_BATCH = 16  # of long sequences and many neurons: a batch of 64 takes gigabytes
 
 
 @dataclass
 class TimeSeriesHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of time series classification: the model and its training."""
 
-    length: int = setting(128, "most time steps: longer sequences are averaged over blocks")
+    length: int = setting(512, "most time steps: longer sequences are averaged over blocks")
     encoding: Literal["current", "population", "latency", "delta"] = setting(
         "current", "how values enter"
     )
     fields: int = setting(8, "Gaussian receptive fields a channel, if the encoding is population")
     window: int = setting(8, "steps that each step becomes, if the encoding is latency")
     threshold: float = setting(0.25, "change that is an event, in deviations, if it is delta")
-    neurons: int = setting(128, "in each hidden layer")
-    filters: int = setting(32, "of the inputs together, at least one for each; 0: none")
-    synapse: Literal["resonant", "low_pass"] = setting("resonant", "the filters")
-    shortest_memory: float = setting(2.0, "decay of the first filters, from so many steps")
-    longest_memory: float = setting(0.5, "to this share of the longest sequence")
-    first_rate: float = setting(0.1, "firing rate of the first weights, spikes per neuron and step")
+    neurons: int = setting(1024, "of the hidden layer")
+    filters: int = setting(64, "of the inputs together, at least one for each")
+    shortest_memory: float = setting(1.0, "decay of the first filters, from so many steps")
+    longest_memory: float = setting(0.25, "to this share of the longest sequence")
+    first_rate: float = setting(0.3, "firing rate of the first weights, spikes per neuron and step")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, lowest in (("fields", 2), ("window", 2), ("neurons", 1), ("filters", 0)):
+        for key, lowest in (("fields", 2), ("window", 2), ("neurons", 1), ("filters", 1)):
             value = getattr(self, key)
             require(value >= lowest, f"hyperparameters.{key} is {value}, expected {lowest} or more")
         for key in ("threshold", "shortest_memory", "longest_memory"):
@@ -66,7 +65,7 @@ class SeriesOptions:
     missing: Literal["refuse", "interpolate"] = setting("refuse", "what becomes of missing values")
     validation_share: float = setting(0.1, "of each class's training sequences, held out")
     validation_from: int = setting(
-        200,
+        1000,
         "training sequences; of fewer none is held out, all of them choose the epoch",
     )
     smallest_epoch: int = setting(
@@ -134,15 +133,21 @@ class TimeSeries(SequenceClassification):
 
         window = options.window if options.encoding == "latency" else 1
         self.steps = -(-longest // block) * window
-        inputs = {"population": options.fields, "delta": 2}.get(options.encoding, 1)  # a channel
+        inputs = {"population": options.fields, "latency": 1}.get(options.encoding, 2)  # a channel
         self.inputs = inputs * len(mean)
-        return {part: ([prepared(one) for one in x], y) for part, (x, y) in parts.items()}
+        parts = {part: ([prepared(one) for one in x], y) for part, (x, y) in parts.items()}
+        change = torch.cat([one.diff(dim=0) for one in parts["train"][0]]).std(0, correction=0)
+        self.change = torch.where(change > 0, change, 1.0)  # deviation of a channel's changes
+        return parts
 
     def make_batches(self, split: str) -> Batches:
         """See :class:`Task`; training sequences are augmented, and small sets shown repeatedly."""
         require(split in self.parts, f"the data has no part {split!r}")
+        return self._batches_of(split, training=split == "train")
+
+    def _batches_of(self, split: str, training: bool) -> Batches:
         samples, config = self.parts[split], self.config
-        training, count = split == "train", len(samples)
+        count = len(samples)
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             x, y, lengths = collate([samples[index] for index in (numbers % count).tolist()])
@@ -170,11 +175,19 @@ class TimeSeries(SequenceClassification):
             lengths = None if lengths is None else lengths * options.window
         elif options.encoding == "delta":
             x = encoding.delta(x, options.threshold)
+        else:
+            x = torch.cat([x, torch.diff(x, dim=0, prepend=x[:1]) / self.change.to(x.device)], 2)
         return batch._replace(x=x, lengths=lengths)
 
     def sample(self) -> Tensor:
-        """A batch of what the network sees, ``(T, B, inputs)``, for its first weights."""
-        return next(iter(self.evaluation_batches("validation"))).x
+        """What the network sees of training sequences from all over the set, ``(T, B, inputs)``."""
+        samples = self.parts["train"]
+        spread = range(0, len(samples), -(-len(samples) // EVALUATION_BATCH))
+        return self.encode(collate([samples[index] for index in spread])).x
+
+    def training_sequences(self) -> Iterator[Batch]:
+        """All training sequences as they are, once each, on the CPU, where models are built."""
+        return map(self.encode, self._batches_of("train", training=False).epoch())
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Spikes and synaptic operations a sequence beside those of a dense network."""
