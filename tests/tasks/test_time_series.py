@@ -165,7 +165,8 @@ def test_first_weights_see_every_training_sequence_as_it_is(mine, tmp_path):
     task = task_of(configured(tmp_path, validation_from=1, validation_share=0.2))
     batches = list(task.training_sequences())
     assert torch.cat([batch.y for batch in batches]).bincount().tolist() == [12, 12, 12]
-    for (x, _, lengths), index in zip(batches, [0], strict=True):
+    x, _, lengths = batches[0]
+    for index in range(x.shape[1]):
         sequence, _ = task.parts["train"][index]
         assert torch.equal(x[: lengths[index], index, :3], sequence)
     assert task.sample().shape[1:] == (36, 6)
