@@ -119,8 +119,9 @@ def answer_from_the_start(
             labels.append(y)
     finally:
         hook.remove()
-    classes = nn.functional.one_hot(torch.cat(labels), layer.out_features)
-    weight, bias = ridge_regression(torch.cat(features).double(), 2.0 * classes.double() - 1.0)
+    exact = {"device": "cpu", "dtype": torch.float64}  # not every device has it
+    classes = nn.functional.one_hot(torch.cat(labels), layer.out_features).to(**exact)
+    weight, bias = ridge_regression(torch.cat(features).to(**exact), 2.0 * classes - 1.0)
     layer.weight.copy_(scale * weight)
     layer.bias.copy_(scale * bias)
 
