@@ -49,6 +49,12 @@ class Step(NamedTuple):
     confidence: Tensor
     late: float
 
+    @property
+    def answer(self) -> str:
+        """The class that it is most confident in; before the first output spike there is none."""
+        silent = self.confidence.max() == self.confidence.min()
+        return "-" if silent else str(self.confidence.argmax().item())
+
 
 @torch.inference_mode()
 def live(model: nn.Module, config: EventConvConfig, events: Events, speed: float) -> Iterator[Step]:
@@ -63,6 +69,7 @@ def live(model: nn.Module, config: EventConvConfig, events: Events, speed: float
     frames, settings = config.frames(), config.hyperparameters
     sensor, width = SETS[config.dataset].sensor, frames.duration / frames.length
     passed = (events.t - events.t[0]) / 1000.0
+    model(torch.zeros(1, 1, frames.side, frames.side, 2))  # loads the kernels before it counts
     state, spikes, begin = None, 0.0, time.perf_counter()
     for number in range(frames.length):
         end = (number + 1) * width
@@ -88,7 +95,7 @@ def draw(steps: list[Step], width: float, label: int | None) -> plt.Figure:
         image[darker.numpy()], image[brighter.numpy()] = to_rgb(ORANGE), to_rgb(BLUE)
         ax.imshow(image)
         ax.set(xticks=[], yticks=[])
-        ax.set_title(str(step.confidence.argmax().item()), color=INK)
+        ax.set_title(step.answer, color=INK)
     ax = below.subplots()
     times = width * np.arange(1, len(steps) + 1)
     for number, values in enumerate(torch.stack([step.confidence for step in steps], 1)):
@@ -132,9 +139,9 @@ def main() -> None:
     steps = []
     for step in live(model, config, kind.read(path), chosen.speed):
         steps.append(step)
-        sure, answer = step.confidence.max(0)
+        sure = 100 * step.confidence.max()
         print(
-            f"{width * len(steps):6.0f} ms: {answer}, {100 * sure:.0f} % sure, "
+            f"{width * len(steps):6.0f} ms: {step.answer}, {sure:.0f} % sure, "
             f"said {1000 * step.late:.1f} ms later",
             flush=True,
         )

@@ -138,5 +138,6 @@ def test_a_recording_is_played_step_by_step_as_it_was_recorded_and_drawn(
     runpy.run_path(script, run_name="__main__")
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (
-        len(re.findall(r"ms: \d, \d+ % sure, said [\d.]+ ms later", capsys.readouterr().out)) == 5
+        len(re.findall(r"ms: [\d-], \d+ % sure, said [\d.]+ ms later", capsys.readouterr().out))
+        == 5
     )

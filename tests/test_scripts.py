@@ -112,6 +112,15 @@ def test_the_pretrained_model_of_time_series():
     assert float(accuracy(tested.out)) > 95
 
 
+def test_the_pretrained_model_of_event_vision(tmp_path):
+    (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    few = "events.test_size=200", f"dataset_path={tmp_path}"
+    tested = shell(sys.executable, "event_vision.py", "--test", *few)
+    assert tested.code == 0, tested.err
+    assert "checkpoint/pretrained_event_vision" in tested.out
+    assert float(accuracy(tested.out)) > 94
+
+
 def test_event_vision_records_what_it_needs_trains_and_tests_to_the_same_accuracy(tmp_path):
     (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
     settings = [
