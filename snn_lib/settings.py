@@ -18,6 +18,7 @@ OptimizerChoice = Literal["Adam", "AdamW", "SGD"]
 SchedulerChoice = Literal[
     "MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none"
 ]
+LONGEST_MEMORY = 1_000_000  # steps; float32 does not tell much slower decays from none
 LARGEST = 2**31 - 1  # of counts such as batch_size
 
 
@@ -225,9 +226,10 @@ class ResonantHyperparameters(Hyperparameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 < self.shortest_memory <= self.longest_memory,
+            0 < self.shortest_memory <= self.longest_memory <= LONGEST_MEMORY,
             f"hyperparameters.shortest_memory is {self.shortest_memory} and longest_memory "
-            f"{self.longest_memory}, expected 0 < shortest_memory <= longest_memory",
+            f"{self.longest_memory}, expected 0 < shortest_memory <= longest_memory <= "
+            f"{LONGEST_MEMORY:,}",
         )
         require(
             0 < self.lowest_frequency <= self.highest_frequency <= 0.5,

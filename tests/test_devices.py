@@ -295,6 +295,7 @@ def memory_settings(folder, *overrides):
         "pattern_config.test_samples=2",
         "damage.block_size=3",
         "damage.rows_removed=3",
+        "hyperparameters.delay=4",
         f"checkpoint_base_path={folder}/checkpoint",
         f"test_checkpoint_path={folder}/checkpoint/associative_memory_best",
         f"runs_path={folder}/runs",

@@ -221,7 +221,8 @@ def damage_patterns(
     time, sample, train = _spikes(patterns, labels)
     deviate = torch.randn(len(time), device=device, generator=generator)
     shift = damage.jitter_mean + strength(damage.jitter_sigma)[sample] * deviate
-    time = (time + shift.round().long() * jittered[sample]).clamp_(0, steps - 1)
+    shift = shift.round().clamp(-steps, steps).long()  # farther is no farther
+    time = (time + shift * jittered[sample]).clamp_(0, steps - 1)
 
     # The part cut out is the cells of some trains at some times: (B, T) and (B, N).
     side = strength(damage.block_size).round().long()

@@ -142,12 +142,22 @@ def completion(
         given, answered: spikes, ``(T, B, N)``; the samples stand side by side.
         missing: where the answer cannot come from the input, bool ``(T, B, N)``; the spikes there
             have a colour of their own.
-        frames: pictures from the first step to the last, a tenth of a second each.
+        frames: pictures from the first step to the last, a tenth of a second each; where nothing
+            changes from one to the next, there are fewer.
         width: in pixels.
 
     Returns:
         A GIF.
+
+    Raises:
+        ValueError: the shapes differ, or there are no frames.
     """
+    if not given.shape == answered.shape == missing.shape:
+        shapes = ", ".join(str(tuple(spikes.shape)) for spikes in (given, answered, missing))
+        raise ValueError(f"given, answered and missing have the shapes {shapes}, expected the same")
+    if frames < 1:
+        raise ValueError(f"frames is {frames}, expected at least 1")
+    missing = missing.bool()
     steps, samples, _ = given.shape
     axes = _panels(2, samples, (2.2 * samples, 4.8))
     figure, grown = axes[0, 0].figure, []
@@ -342,7 +352,7 @@ def damage_sweep(
         (axes[1], retrievals, "retrieval", BLUE, "o"),
     ):
         if trained is not None:
-            ax.axvline(trained, color=GREY, lw=1, ls=":", label="most in training")
+            ax.axvline(trained, color=GREY, lw=1, ls=":", label="in training")
         ax.plot(strengths, values, color=color, marker=marker, ms=4)
         ax.set_ylabel(ylabel)
         ax.grid(alpha=0.3)
@@ -384,7 +394,7 @@ def damage_sweeps(
         if others:
             strengths, *compared = curves(others, kind)
             for ax, values in zip(column, compared, strict=True):
-                ax.plot(strengths, values, color=GREY, marker=".")
+                ax.plot(strengths, values, color=GREY, marker=".", label="the other")
         label = DAMAGE_KINDS[kind].label if kind in DAMAGE_KINDS else kind
         damage_sweep(*curves(rows, kind), label, (trained or {}).get(kind), column)
     for ax in axes.flat:

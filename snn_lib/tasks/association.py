@@ -200,12 +200,19 @@ class Association(Task):
                 if "part_recall" in row
             )
             if text:
-                yield f"precision / recall in the part cut out {text}"
+                yield f"precision / recall in the part cut out by {kind} {text}"
+            text = ", ".join(
+                f"{row['strength']:g}: {100 * row['late_error']:.1f} %"
+                for row in of_kind
+                if "late_error" in row
+            )
+            if text:
+                yield f"error after the first {FIRST_STEPS} steps at {kind} {text}"
         usual = Damage()
         if min(self.patterns.shape[0], self.patterns.shape[2]) >= usual.block_size:
             row = self.measure(model, usual)
             yield (
-                f"error / retrieval at a mixture of weak damage {100 * row['error']:.1f} % / "
+                f"error / retrieval at the damage of the 2020 release {100 * row['error']:.1f} % / "
                 f"{100 * row['retrieval']:.0f} %"
             )
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"

@@ -64,6 +64,8 @@ def test_completion_shows_spikes_when_their_time_has_come_and_the_missing_ones_a
     assert (gif.n_frames, gif.width) == (4, 400)
     assert gif.info["loop"] == 0
     assert not plt.get_fignums()
+    durations = [gif.seek(frame) or gif.info["duration"] for frame in range(4)]
+    assert durations == [100, 100, 100, 3000]
 
     def seen(frame, color):
         """Pixels of a colour, in the left and the right half of the upper and the lower row."""
@@ -80,6 +82,28 @@ def test_completion_shows_spikes_when_their_time_has_come_and_the_missing_ones_a
     assert counts[0] == [0, 0, 0, 0]
     assert [count[:3] for count in counts[1:]] == [[0, 0, 0]] * 3  # on the lower right alone
     assert 0 < counts[1][3] < counts[2][3]
+
+    def inside(frame):
+        """Dark pixels within the axes of the upper left, a third of the picture from its edges."""
+        gif.seek(frame)
+        dark = np.asarray(gif.convert("L")) < 60
+        return dark[5:60, 30:180].sum(), dark[5:60, 220:380].sum()
+
+    assert inside(0)[0] > inside(0)[1]  # what is given, to the first alone
+
+
+@pytest.mark.parametrize(
+    ("shapes", "frames", "message"),
+    [
+        (((5, 2, 3), (5, 1, 3), (5, 2, 3)), 4, "expected the same"),
+        (((5, 2, 3), (6, 2, 3), (5, 2, 3)), 4, "expected the same"),
+        (((5, 2, 3),) * 3, 0, "frames is 0"),
+    ],
+)
+def test_completion_of_what_does_not_fit_together_is_refused(shapes, frames, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.completion(*map(torch.zeros, shapes), frames)
+    assert not plt.get_fignums()
 
 
 def test_raster_of_silence_and_on_given_axes():
@@ -232,7 +256,7 @@ def test_damage_sweep():
     assert [ax.get_ylabel() for ax in axes] == ["error / target's power", "retrieval"]
     assert axes[1].get_xlabel() == "rows removed"
     assert axes[0].get_yscale() == "log"
-    assert texts(axes[0]) == ["silence", "most in training"]
+    assert texts(axes[0]) == ["silence", "in training"]
     axes[0].figure.canvas.draw()
     assert {"10%", "100%"} <= {label.get_text() for label in axes[0].get_yticklabels()}
     _, grid = plt.subplots(2, 4)

@@ -12,10 +12,13 @@ from running import ROOT, run, shell
 from scipy import signal
 
 from associative_memory import SNN
+from snn_lib import DualExponentialSynapse, ResonantSynapse
 from snn_lib.data.batches import Batch
 from snn_lib.data.patterns import DAMAGE_KINDS, Damage, single_damage
 from snn_lib.errors import InputError
 from snn_lib.tasks.association import Association, AssociationConfig, write_sweep
+from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.config import config_from_dict, load_config
 
 SCRIPT = ROOT / "associative_memory.py"
 CPU = torch.device("cpu")
@@ -307,6 +310,55 @@ def test_sweep_is_written_as_table_and_picture(task, tmp_path):
     columns = dict.fromkeys(key for row in rows for key in row)
     assert table == [{key: str(row.get(key, "")) for key in columns} for row in rows]
     assert (tmp_path / "new" / "damage_sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_says_what_was_measured(config, tmp_path):
+    config.hyperparameters.length = 80
+    config.dataset_path, config.runs_path = str(tmp_path / "longer.npy"), str(tmp_path)
+    np.save(config.dataset_path, np.random.default_rng(1).random((PATTERNS, TRAINS, 80)) < 0.05)
+    task = prepared(config)
+    lines = list(task.report(_repeat_late(task), None))
+    rows = {(row["damage"], row["strength"]): row for row in task.sweep(_repeat_late(task))}
+    for kind in DAMAGE_KINDS:
+        own = [(strength, row) for (name, strength), row in rows.items() if name == kind]
+        (line,) = (line for line in lines if line.startswith(f"error / retrieval at {kind} "))
+        for strength, row in own:
+            text = f"{strength:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
+            assert text in line
+        (line,) = (line for line in lines if line.startswith("error after") and kind in line)
+        assert all(f"{strength:g}: {100 * r['late_error']:.1f} %" in line for strength, r in own)
+    (parts,) = (line for line in lines if "part cut out by block_size" in line)
+    row = rows["block_size", 40]
+    assert f"40: {row['part_precision']:.3f} / {row['part_recall']:.3f}" in parts
+    weak = task.measure(_repeat_late(task), Damage())
+    assert weak["error"] != rows["rows_removed", 0]["error"]
+    assert any(
+        line.endswith(
+            f"the 2020 release {100 * weak['error']:.1f} % / {100 * weak['retrieval']:.0f} %"
+        )
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "spread"),
+    [
+        ("associative_memory", ResonantSynapse, True),
+        ("associative_memory_2020", DualExponentialSynapse, False),
+    ],
+)
+def test_each_configuration_has_its_filters_and_its_pretrained_model(name, kind, spread):
+    config = load_config(AssociationConfig, ROOT / f"{name}.yaml", [])
+    model = SNN(config)
+    for synapse in model.layers[::3]:
+        assert type(synapse) is kind
+        assert (len(synapse.alpha[0].unique()) > 100) == spread
+    path = ROOT / config.test_checkpoint_path
+    checkpoint = load_checkpoint(path)
+    load_weights(model, checkpoint, path)
+    own = config_from_dict(AssociationConfig, checkpoint["config"], [])
+    assert own.hyperparameters.synapse == config.hyperparameters.synapse
+    assert own.hyperparameters.delay == config.hyperparameters.delay
 
 
 def arguments(folder, pattern_file, *overrides):
