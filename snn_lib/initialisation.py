@@ -141,7 +141,8 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         Weights ``(outputs, inputs)`` and bias ``(outputs,)``, for ``x`` as it is.
     """
     mean, deviation, centre = x.mean(0), x.std(0, correction=0), y.mean(0)
-    deviation = torch.where(deviation > 0, deviation, 1.0)  # of a neuron that never fires
+    # What all samples share, a silent neuron's rate say, differs by float32's rounding at most.
+    deviation = torch.where(deviation > 1e-5 * mean.abs(), deviation, 1.0)
     u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
     power, along = s.square(), u.T @ (y - centre)
 

@@ -142,6 +142,13 @@ def test_the_penalty_grows_with_the_noise():
     assert noise[0].norm() < 0.1 * clear[0].norm()
 
 
+def test_what_differs_by_rounding_alone_says_nothing():
+    x = torch.randn(30, 5, dtype=torch.float64)
+    x[:, 0] = 0.3 + 1e-8 * torch.randn(30, dtype=torch.float64)
+    weight, _ = ridge_regression(x, torch.randn(30, 2, dtype=torch.float64))
+    assert weight[:, 0].norm() < 1e-3 * weight[:, 1:].norm()
+
+
 def test_the_last_layer_answers_from_the_start():
     """Of sequences of their own lengths, each by the mean over its own steps."""
     model = Sequential(

@@ -163,13 +163,19 @@ def test_values_enter_beside_their_changes(mine, tmp_path):
 
 def test_first_weights_see_every_training_sequence_as_it_is(mine, tmp_path):
     task = task_of(configured(tmp_path, validation_from=1, validation_share=0.2))
-    batches = list(task.training_sequences())
-    assert torch.cat([batch.y for batch in batches]).bincount().tolist() == [12, 12, 12]
-    x, _, lengths = batches[0]
-    for index in range(x.shape[1]):
-        sequence, _ = task.parts["train"][index]
-        assert torch.equal(x[: lengths[index], index, :3], sequence)
-    assert task.sample().shape[1:] == (12, 6)  # every third
+    shown = [
+        (batch.x[:length, index, :3], batch.y[index])
+        for batch in task.training_sequences()
+        for index, length in enumerate(batch.lengths)
+    ]
+    assert len(shown) == 36
+    for (own, label), (sequence, target) in zip(shown, task.parts["train"], strict=True):
+        assert torch.equal(own, sequence)
+        assert label == target
+    sample = task.sample()
+    assert sample.shape[1:] == (12, 6)  # every third
+    for index, (sequence, _) in enumerate([*task.parts["train"]][::3]):
+        assert torch.equal(sample[: len(sequence), index, :3], sequence)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
