@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from associative_memory import SNN
 from snn_lib.data.patterns import Damage, single_damage
 from snn_lib.files import write_csv
-from snn_lib.inspection.plotting import BLUE, GREY
+from snn_lib.inspection.plotting import BLUE
 from snn_lib.tasks.association import Association, AssociationConfig
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
@@ -109,22 +109,19 @@ def rows_of(
 
 
 def chart(path: Path, rows: list[dict]) -> None:
-    """Error against the number of patterns: a line for each kind of damage."""
+    """The network's error against the number of patterns: a line for each kind of damage."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for answering, color in (("network", BLUE), ("table", GREY)):
-        for name, style in STYLES.items():
-            own = [r for r in rows if (r["answering"], r["damage"]) == (answering, name)]
-            errors = [100 * float(row["error"]) for row in own]
-            numbers = [int(row["patterns"]) for row in own]
-            axes.plot(numbers, errors, style, color=color, marker="o", ms=4, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="patterns stored")
+    for name, style in STYLES.items():
+        own = [r for r in rows if (r["answering"], r["damage"]) == ("network", name)]
+        errors = [100 * float(row["error"]) for row in own]
+        numbers = [int(row["patterns"]) for row in own]
+        axes.plot(numbers, errors, style, color=BLUE, marker="o", ms=4, label=name)
+    axes.set(xscale="log", xlabel="patterns stored", ylim=(0, None))
     axes.set_ylabel("error, % of the target's power")
-    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted("{x:g}")
     axes.set_xticks(NUMBERS, NUMBERS)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, ncols=2, fontsize="small", title="network, table")
+    axes.legend(frameon=False)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 

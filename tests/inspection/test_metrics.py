@@ -162,7 +162,7 @@ def test_damaged_patterns_are_nearest_to_their_own():
     patterns = load_patterns(DATASET / "associative_target.npy")
     labels = torch.arange(30) % 10
     damage = Damage(modify_probability=1.0, removal_probability=1.0)
-    damaged = damage_patterns(patterns, labels, damage, torch.Generator().manual_seed(0))
+    damaged = damage_patterns(patterns, labels, damage, torch.Generator().manual_seed(0)).spikes
     output_filter = OutputFilter(8, 2, patterns.shape[2])
     filtered = [output_filter(x)[0] for x in (damaged, patterns)]
     assert nearest_pattern(*filtered).equal(labels)
