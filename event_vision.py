@@ -22,13 +22,13 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.settings import require, setting
+from snn_lib.settings import ConvolutionHyperparameters, require, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
 
 
 @dataclass
-class EventConvHyperparameters(EventHyperparameters):
+class EventConvHyperparameters(EventHyperparameters, ConvolutionHyperparameters):
     """Hyperparameters of the convolutional network."""
 
     channels: list[int] = setting([8, 16, 32], "feature maps of the three convolutions")
@@ -37,11 +37,6 @@ class EventConvHyperparameters(EventHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            len(self.channels) == 3 and min(*self.channels, self.hidden) >= 1,
-            f"hyperparameters.channels is {self.channels} and hidden {self.hidden}, "
-            "expected three numbers and one, at least 1",
-        )
         require(
             0 < self.first_rate < 1,
             f"hyperparameters.first_rate is {self.first_rate}, expected in (0, 1)",

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, PerStep, Sequential, SpikingNeuron
-from snn_lib.settings import require, setting
+from snn_lib.settings import ConvolutionHyperparameters, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
 
@@ -24,22 +24,12 @@ GAIN = 2.5  # of the first weights: all layers fire from the start
 
 
 @dataclass
-class ConvHyperparameters(DigitHyperparameters):
+class ConvHyperparameters(DigitHyperparameters, ConvolutionHyperparameters):
     """Hyperparameters of the convolutional network."""
 
-    channels: list[int] = setting([16, 32, 64], "feature maps of the three convolutions")
-    hidden: int = setting(256, "neurons of the layer behind them")
     filters: Literal["map", "pixel"] = setting(
         "map", "a filter for each feature map, or for each of its pixels"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.channels) == 3 and min(*self.channels, self.hidden) >= 1,
-            f"hyperparameters.channels is {self.channels} and hidden {self.hidden}, "
-            "expected three numbers and one, at least 1",
-        )
 
 
 @dataclass

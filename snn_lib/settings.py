@@ -215,6 +215,22 @@ class Hyperparameters:
 
 
 @dataclass
+class ConvolutionHyperparameters(Hyperparameters):
+    """The sizes of a network of three convolutions and a layer of neurons behind them."""
+
+    channels: list[int] = setting([16, 32, 64], "feature maps of the three convolutions")
+    hidden: int = setting(256, "neurons of the layer behind them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            len(self.channels) == 3 and min(*self.channels, self.hidden) >= 1,
+            f"hyperparameters.channels is {self.channels} and hidden {self.hidden}, "
+            "expected three numbers and one, at least 1",
+        )
+
+
+@dataclass
 class ResonantHyperparameters(Hyperparameters):
     """Where resonant filters start, the channels of a layer spread on logarithmic scales."""
 

@@ -224,13 +224,17 @@ def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     Where a layer goes on from a state, its steps follow those before.
     """
     operations: dict[str, Tensor] = {}
+    known: dict[tuple[str, torch.Size], Tensor | None] = {}  # fan-outs
 
     def count(
         name: str, layers: list[nn.Module], module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> None:
         given = call_of(module, args, kwargs)
         received = next(iter(given.values()))
-        fan_out = fan_out_of(layers, received.shape[2:])
+        key = name, received.shape[2:]
+        if key not in known:
+            known[key] = fan_out_of(layers, received.shape[2:])
+        fan_out = known[key]
         if fan_out is not None:
             steps = (received.ne(0) * fan_out.to(received.device)).flatten(2).sum(2)
             goes_on = given.get("state") is not None and name in operations

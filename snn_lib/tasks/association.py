@@ -1,6 +1,6 @@
 """Association: a network learns to answer damaged spike patterns with the patterns themselves."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -187,34 +187,31 @@ class Association(Task):
         folder = Path(self.config.runs_path) / self.config.name
         rows = self.sweep(model)
         write_sweep(rows, folder, vars(self.config.damage))
+
+        def listed(kind: str, key: str, said: Callable[[dict[str, Any]], str]) -> str:
+            """What is said at each strength of a kind of damage, of the rows that have the key."""
+            of_kind = (row for row in rows if row["damage"] == kind and key in row)
+            return ", ".join(f"{row['strength']:g}: {said(row)}" for row in of_kind)
+
+        def overall(row: dict[str, Any]) -> str:
+            return f"{100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
+
+        def inside(row: dict[str, Any]) -> str:
+            return f"{row['part_precision']:.3f} / {row['part_recall']:.3f}"
+
+        def late(row: dict[str, Any]) -> str:
+            return f"{100 * row['late_error']:.1f} %"
+
         for kind in DAMAGE_KINDS:
-            of_kind = [row for row in rows if row["damage"] == kind]
-            text = ", ".join(
-                f"{row['strength']:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
-                for row in of_kind
-            )
-            yield f"error / retrieval at {kind} {text}"
-            text = ", ".join(
-                f"{row['strength']:g}: {row['part_precision']:.3f} / {row['part_recall']:.3f}"
-                for row in of_kind
-                if "part_recall" in row
-            )
-            if text:
-                yield f"precision / recall in the part cut out by {kind} {text}"
-            text = ", ".join(
-                f"{row['strength']:g}: {100 * row['late_error']:.1f} %"
-                for row in of_kind
-                if "late_error" in row
-            )
-            if text:
-                yield f"error after the first {FIRST_STEPS} steps at {kind} {text}"
+            yield f"error / retrieval at {kind} {listed(kind, 'error', overall)}"
+            if parts := listed(kind, "part_recall", inside):
+                yield f"precision / recall in the part cut out by {kind} {parts}"
+            if later := listed(kind, "late_error", late):
+                yield f"error after the first {FIRST_STEPS} steps at {kind} {later}"
         usual = Damage()
         if min(self.patterns.shape[0], self.patterns.shape[2]) >= usual.block_size:
             row = self.measure(model, usual)
-            yield (
-                f"error / retrieval at the damage of the 2020 release {100 * row['error']:.1f} % / "
-                f"{100 * row['retrieval']:.0f} %"
-            )
+            yield f"error / retrieval at the damage of the 2020 release {overall(row)}"
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
 
     def sweep(self, model: nn.Module, samples: int = SAMPLES_PER_PATTERN) -> list[dict[str, Any]]:

@@ -156,17 +156,17 @@ class CountClassification(Classification):
         means = ("accuracy", "steps", "operations")
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
         correct, sequences = torch.zeros((), device=self.device), 0
-        for batch in self.evaluation_batches("test"):
-            with operations_per_step(model) as operations:
+        with operations_per_step(model) as operations:
+            for batch in self.evaluation_batches("test"):
                 output = output_of(model, batch.x)
-            decisions = output.cumsum(0).argmax(2)  # (T, B)
-            correct = correct + (decisions == batch.y).sum(1)
-            sequences += len(batch.y)
-            cost = sum(operations.values(), torch.zeros_like(decisions)).cumsum(0)
-            for row in rows:
-                answers, steps = first_lead(output, row["lead"])
-                row["accuracy"] += (answers == batch.y).sum().item()
-                row["steps"] += steps.sum().item()
-                row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
+                decisions = output.cumsum(0).argmax(2)  # (T, B)
+                correct = correct + (decisions == batch.y).sum(1)
+                sequences += len(batch.y)
+                cost = sum(operations.values(), torch.zeros_like(decisions)).cumsum(0)
+                for row in rows:
+                    answers, steps = first_lead(output, row["lead"])
+                    row["accuracy"] += (answers == batch.y).sum().item()
+                    row["steps"] += steps.sum().item()
+                    row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
         rows = [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
         return (correct / sequences).tolist(), rows

@@ -87,8 +87,9 @@ class Experiment:
             "the model has batch_first, but tasks hand out batches (T, B, *features): build it "
             "without",
         )
+        self.hidden = hidden_layers(self.model)  # what a penalty on the firing rate is of
         require(
-            not self.settings.rate_penalty or bool(hidden_layers(self.model)),
+            not self.settings.rate_penalty or bool(self.hidden),
             f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
             "hidden layer of neurons to be penalised",
         )
@@ -326,7 +327,7 @@ class Experiment:
             return self._loss(self.trained, batch)
         with collected_spikes(self.model) as spikes:
             loss, sums = self._loss(self.trained, batch)
-        hidden = [spikes[name] for name in hidden_layers(self.model)]
+        hidden = [spikes[name] for name in self.hidden]
         aims = settings.target_rate, settings.rate_limit
         penalties = (  # of this process's share, which may be none of a small last batch
             rate_penalty(layer, *aims, batch.lengths) for layer in hidden if layer.shape[1]
