@@ -54,6 +54,19 @@ def test_learning_rates_are_pytorchs_and_groups_keep_their_ratio(choice):
     torch.testing.assert_close(measured[:, 1:], expected * 0.2)
 
 
+def test_a_run_so_short_that_the_rate_rises_within_its_first_step():
+    scheduled = optimizer(0.1)
+    scheduler = get_scheduler(scheduled, config("OneCycleLR"), 5)  # of which a fifth is one
+    seen = []
+    for _ in range(5):
+        seen.append(scheduled.param_groups[0]["lr"])
+        scheduled.step()
+        scheduler.step()
+    assert seen == sorted(seen, reverse=True)
+    assert 0.3 < seen[0] <= 0.4
+    assert seen[-1] < 0.02
+
+
 @pytest.mark.parametrize(
     ("choice", "every_batch"),
     [
