@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from snn_lib.containers import recomputing, running_chunk
 from snn_lib.functional import neuron_traces
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
@@ -50,7 +51,8 @@ class Monitor:
 
     Attributes:
         records: for each layer that has run, its :class:`SynapseRecord` or :class:`NeuronRecord`
-            of the last run, without gradient, kept when the context is left.
+            of the last run, without gradient, kept when the context is left. A run in chunks of
+            :class:`snn_lib.Chunked` is one run.
 
     Raises:
         ValueError: a name is not that of a synapse or neuron layer.
@@ -77,8 +79,7 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         self._hooks = [
-            watch(module, partial(self.records.__setitem__, name))
-            for name, module in self._modules.items()
+            watch(module, partial(self._store, name)) for name, module in self._modules.items()
         ]
         return self
 
@@ -86,11 +87,20 @@ class Monitor:
         for hook in self._hooks:
             hook.remove()
 
+    def _store(self, name: str, record: SynapseRecord | NeuronRecord) -> None:
+        chunk = running_chunk()
+        if chunk is not None and chunk.start > 0:
+            parts = zip(vars(self.records[name]).values(), vars(record).values(), strict=True)
+            record = type(record)(*map(torch.cat, parts))
+        self.records[name] = record
+
 
 def watch(
     layer: nn.Module, store: Callable[[SynapseRecord | NeuronRecord], None]
 ) -> RemovableHandle:
     """Has ``store`` called with the record of each run of a layer, until the handle is removed.
+
+    Runs that a :class:`snn_lib.Chunked` repeats for the backward pass do not count.
 
     Args:
         layer: neurons, with the coefficients and the arguments of :func:`record_neuron`; or
@@ -108,6 +118,8 @@ def _record(
     result: tuple,
 ) -> None:
     """The forward hook of :func:`watch`, after its first argument."""
+    if recomputing():
+        return
     with torch.no_grad():
         if hasattr(layer, "reset_decay"):
             store(record_neuron(layer, *args, **kwargs))

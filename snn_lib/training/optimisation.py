@@ -74,7 +74,7 @@ def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LR
             options[bound] = [options[bound] * scale for scale in scales]
     if choice == "OneCycleLR":
         options["total_steps"] = total_batches
-        if options["pct_start"] * total_batches == 1:  # a rise within one step: PyTorch divides by 0
+        if options["pct_start"] * total_batches == 1:  # a rise within a step: PyTorch divides by 0
             options["pct_start"] = 0.0
     if choice in ("OneCycleLR", "CyclicLR"):
         options["cycle_momentum"] = False

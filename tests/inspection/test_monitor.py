@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.inspection.monitor import (
     Monitor,
     NeuronRecord,
@@ -109,6 +109,20 @@ def test_chunks_with_the_state_handed_on_give_the_traces_of_the_whole(model, x):
         for trace in ("spikes", "membrane", "reset"):
             joined = torch.cat([getattr(chunk[name], trace) for chunk in chunks])
             torch.testing.assert_close(joined, getattr(whole[name], trace), rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_in_chunks_is_recorded_as_one_backward_pass_or_not(model, x):
+    with Monitor(model) as whole:
+        model(x)
+    chunked = Chunked(model, steps=7)  # the last chunk is shorter
+    with Monitor(chunked) as monitor:
+        for _ in range(2):  # each run anew
+            chunked(x)[0].sum().backward()
+    assert list(monitor.records) == [f"module.{name}" for name in whole.records]
+    for name, record in whole.records.items():
+        for trace, expected in vars(record).items():
+            found = getattr(monitor[f"module.{name}"], trace)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_does_not_hide_spikes(model, x):
