@@ -33,10 +33,10 @@ class Trial:
         self.model = variant.build(network).to(device)
         # So small a step that the network, and with it the work, stays as it was drawn.
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True)
-        self.x, self.loss = network.data(device)
+        self.x, self.loss = variant.data(network, device)
         if variant.rows:
             self.x = self.x.contiguous()
-        self.x.requires_grad_(variant.input_gradient)
+        self.leaf = self.x.requires_grad_() if variant.input_gradient else None
 
     def autocast(self) -> torch.autocast:
         enabled = self.precision != torch.float32
@@ -44,7 +44,8 @@ class Trial:
 
     def training(self) -> None:
         self.model.train()
-        self.x.grad = None
+        if self.leaf is not None:
+            self.leaf.grad = None
         self.optimizer.zero_grad()
         with self.autocast():
             loss = self.loss(self.model(self.x))

@@ -83,10 +83,22 @@ class Network:
             return image.expand(shape), lambda output: nn.functional.cross_entropy(
                 output.float().sum(0), labels
             )
-        spikes = (torch.rand(shape, device=device) < 0.02).float()
-        target = torch.rand(*shape[:2], self.sizes[-1], device=device) < 0.02
+        spikes, target = self.trains(device)
         target = target.float()
-        return spikes, lambda output: nn.functional.mse_loss(output.float(), target)
+        return spikes.float(), lambda output: nn.functional.mse_loss(output.float(), target)
+
+    def trains(self, device: str) -> tuple[Tensor, Tensor]:
+        """Random spike trains, the input's and the target's, a byte a step."""
+        counts = self.inputs, self.sizes[-1]
+        spikes, target = (
+            torch.rand(self.steps, self.batch, count, device=device) < 0.02 for count in counts
+        )
+        return spikes, target
+
+    def trains_and_loss(self, device: str) -> tuple[tuple[Tensor, Tensor], Callable]:
+        """Both trains, for a network that gives the summed squared error of each chunk."""
+        trains = self.trains(device)
+        return trains, lambda errors: errors.sum() / trains[1].numel()
 
 
 class Maps(nn.Module):
@@ -170,7 +182,8 @@ class Variant:
     backend: str | None = None  # of this library
     rows: bool = False  # the input is T * B separate rows, even if it is constant over time
     input_gradient: bool = False
-    keeps_memory: bool = False  # with the allocator's setting that this library makes, see below
+    keeps_memory: bool = False  # with the allocator's setting that this library makes, see above
+    data: Callable[[Network, str], tuple] = Network.data  # the input, and the loss of the output
     package: str | None = None
     longest: int | None = None  # more time steps would take minutes
 
@@ -201,11 +214,29 @@ class SNN(nn.Module):
         return self.layers(x)[0]
 
 
+CHUNK = 100  # time steps
+
+
 class ChunkedSNN(SNN):
-    """The same in chunks of 100 time steps, whose forward pass runs twice."""
+    """The same in chunks of time, whose forward pass runs twice."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return snn_lib.Chunked(self.layers, 100)(x)[0]
+        return snn_lib.Chunked(self.layers, CHUNK)(x)[0]
+
+
+class ChunkedLoss(SNN):
+    """The same with the loss of a chunk in place of its output: nothing has the size of the whole
+    sequence but the spike trains, a byte a step.
+    """
+
+    def forward(self, trains: tuple[Tensor, Tensor]) -> Tensor:
+        return snn_lib.Chunked(self.error, CHUNK)(trains)[0]
+
+    def error(self, trains: tuple[Tensor, Tensor], state: tuple | None) -> tuple[Tensor, tuple]:
+        """The summed squared error of a chunk, ``(1,)``, and the state."""
+        spikes, target = trains
+        output, state = self.layers(spikes, state)
+        return nn.functional.mse_loss(output, target.float(), reduction="sum")[None], state
 
 
 class GaussianSpike(torch.autograd.Function):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from measuring import interleave, machine, options, quartiles
-from networks import MEMORY, SNN, ChunkedSNN, Network, Variant, dense
+from networks import CHUNK, MEMORY, SNN, ChunkedLoss, ChunkedSNN, Network, Variant, dense
 
 from snn_lib.training.run_log import write_csv
 
@@ -41,8 +41,24 @@ def variants(device: str) -> list[Variant]:
     native = "cuda" if device == "cuda" else "cpu"
     return [
         Variant(f"SNN-IIR {native}", SNN, "the model", backend=native),
-        Variant(f"SNN-IIR {native}, chunks", ChunkedSNN, "in chunks of 100 steps", backend=native),
-        Variant("dense floor", dense, "products and ReLU only", rows=True, input_gradient=True),
+        Variant(
+            f"SNN-IIR {native}, chunks", ChunkedSNN, f"in chunks of {CHUNK} steps", backend=native
+        ),
+        Variant(
+            f"SNN-IIR {native}, chunks of loss",
+            ChunkedLoss,
+            "spikes as bytes, the loss of a chunk instead of its output",
+            backend=native,
+            data=Network.trains_and_loss,
+        ),
+        Variant(
+            "dense floor",
+            dense,
+            "products and ReLU only",
+            rows=True,
+            input_gradient=True,
+            keeps_memory=True,
+        ),
     ]
 
 

@@ -92,7 +92,12 @@ def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("scaling", tmp_path)
     for sweep in ("time steps", "batch", "width"):
-        for variant in ("SNN-IIR cpu", "SNN-IIR cpu, chunks", "dense floor"):
+        for variant in (
+            "SNN-IIR cpu",
+            "SNN-IIR cpu, chunks",
+            "SNN-IIR cpu, chunks of loss",
+            "dense floor",
+        ):
             points = [r for r in rows if (r["sweep"], r["variant"]) == (sweep, variant)]
             assert len({r["size"] for r in points}) == len(points) == 2
             assert len({r["slope_training_ms"] for r in points}) == 1
@@ -174,6 +179,27 @@ def test_the_loop_computes_what_this_library_computes(monkeypatch, name):
     assert torch.equal(ours, loops)
     for one, other in zip(ours_grad, loops_grad, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_the_loss_of_chunks_is_that_of_the_whole(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import networks
+
+    monkeypatch.setattr(networks, "CHUNK", 2)  # of three steps
+    network = replace(networks.MEMORY.small(), dropout=0.0)
+    found = []
+    for build, data in (
+        (networks.SNN, networks.Network.data),
+        (networks.ChunkedLoss, networks.Network.trains_and_loss),
+    ):
+        torch.manual_seed(0)
+        model = build(network)
+        x, loss = data(network, "cpu")
+        error = loss(model(x))
+        error.backward()
+        found.append((error, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(*found)
+    assert found[0][0] > 0
 
 
 def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
