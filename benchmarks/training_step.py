@@ -122,8 +122,11 @@ def show(lines: list[dict]) -> None:
 def chart(path: Path, tables: list[list[dict]]) -> None:
     """Draws training time and memory of every variant, one row of axes a network."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure, grid = plt.subplots(len(tables), 2, figsize=(13, 4.2 * len(tables)), squeeze=False)
+    figure, grid = plt.subplots(
+        len(tables), 2, figsize=(13, 4.2 * len(tables)), squeeze=False, layout="constrained"
+    )
     for axes, lines in zip(grid, tables, strict=True):
         names = [f"{line['variant']}, {line['precision']}" for line in lines]
         colors = ["tab:orange" if name.startswith("SNN-IIR") else "tab:gray" for name in names]
@@ -138,10 +141,12 @@ def chart(path: Path, tables: list[list[dict]]) -> None:
         axes[1].barh(names, [line["memory_MB"] for line in lines], color=colors)
         axes[1].set(xlabel="peak memory beyond start-up, MB", yticklabels=[])
         axes[0].set_xscale("log")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
         for one in axes:
             one.invert_yaxis()
     figure.suptitle(tables[0][0]["machine"], fontsize=9)
-    figure.tight_layout()
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
