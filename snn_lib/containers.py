@@ -239,15 +239,31 @@ class Chunked(StatefulModule):
     averages, it changes twice. Compile it inside, ``Chunked(torch.compile(module), steps)``.
 
     Raises:
-        ValueError: ``steps`` is not positive, or the sequences of ``x`` differ in length.
+        ValueError: ``steps`` is not a positive number, the sequences of ``x`` differ in length, the
+            module reads time both ways, or it has a part with ``batch_first`` but no attribute that
+            says of itself.
         TypeError: the module does not return ``(output, state)``.
-        RuntimeError: it is compiled or exported itself.
+        RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
+            the chunks of another; when the backward pass runs a chunk again, the parameters, ``x``
+            or the state are others than they were.
     """
 
     def __init__(self, module: nn.Module, steps: int) -> None:
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps is {steps}, expected at least 1")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps is {steps}, expected a whole number, at least 1")
+        for part in module.modules() if isinstance(module, nn.Module) else ():
+            if isinstance(part, nn.RNNBase) and part.bidirectional:
+                raise ValueError(f"{part} reads time both ways, which no chunk can")
+            if (
+                isinstance(part, (StatefulModule, nn.RNNBase))
+                and getattr(part, "batch_first", False)
+                and not hasattr(module, "batch_first")
+            ):
+                raise ValueError(
+                    f"{type(module).__name__} has a part with batch_first=True: give it an "
+                    "attribute batch_first that says whether it takes (B, T, *) itself"
+                )
         self.module, self.steps = module, steps
 
     @property
@@ -267,17 +283,20 @@ class Chunked(StatefulModule):
                 "Chunked is not compiled or exported as a whole: compile the module inside, "
                 "Chunked(torch.compile(module), steps)"
             )
+        if running_chunk() is not None:
+            raise RuntimeError("a Chunked runs in the chunks of another: let only one cut the time")
         time = int(self.batch_first)
         sequences = (x,) if isinstance(x, Tensor) else x
         total, *others = (sequence.shape[time] for sequence in sequences)
         if any(other != total for other in others):
             raise ValueError(f"the sequences of x have {[total, *others]} steps, expected as many")
         outputs: list[Tensor] = []
-        seeds: list[Tensor] = []
-        for start in range(0, max(total, 1), self.steps):
-            count = min(self.steps, total - start)
-            parts = tuple(sequence.narrow(time, start, count) for sequence in sequences)
+        seeds: list[Seed] = []
+        # Not narrow, whose gradient is as long as the whole sequence for every chunk.
+        chunks = zip(*(sequence.split(self.steps, time) for sequence in sequences), strict=True)
+        for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
+            start, count = number * self.steps, parts[0].shape[time]
             known = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
             arguments = Chunk(start, seeds), part, state, known
             if torch.is_grad_enabled():
@@ -290,8 +309,16 @@ class Chunked(StatefulModule):
     def _run(
         self, chunk: "Chunk", x: Any, state: Any, known: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
+        before = [_version(tensor) for tensor in _tensors((x, state))]
+        if chunk.runs and chunk.read != (before, self._parameters_at_work()):
+            raise RuntimeError(
+                "Chunked runs each chunk again in the backward pass, and finds parameters, x or a "
+                "state changed since the forward pass"
+            )
         with chunk.running():
             result = self.module(x, state, **known)
+        if chunk.runs == 1:
+            chunk.read = before, self._parameters_at_work()
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 f"{type(self.module).__name__} returned {type(result).__name__}, expected "
@@ -299,9 +326,41 @@ class Chunked(StatefulModule):
             )
         return result
 
+    def _parameters_at_work(self) -> list[tuple[int, int]]:
+        """Which they are, ``torch.func.functional_call`` may put others in place, and versions."""
+        known = isinstance(self.module, nn.Module)
+        return [(id(p), _version(p)) for p in self.module.parameters()] if known else []
+
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"steps={self.steps}"
+
+
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    """Those of sequences or states."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, (tuple, list)):
+        for part in nested:
+            yield from _tensors(part)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it has been changed in place."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@dataclass
+class Seed:
+    """What a layer with dropout draws in the first chunk, for all chunks to have it alike.
+
+    Attributes:
+        key: what was drawn.
+        elements: how many the layer has numbered in the chunks so far.
+    """
+
+    key: Tensor
+    elements: int = 0
 
 
 @dataclass
@@ -310,32 +369,48 @@ class Chunk:
 
     Attributes:
         start: the step of the sequence that it begins with.
-        seeds: those that the first chunk has drawn, in order, for all chunks to draw alike.
+        seeds: those of the sequence, in the order in which they were drawn.
         runs: how many times it has begun to run: at the second the backward pass asks for it.
-        drawn: the seeds that this run has taken.
+        taken: of this run, how many seeds.
+        first: the number of this chunk's first element, for each seed.
+        drawn: the places among the seeds of those that this chunk drew itself.
+        read: the versions of the tensors that it was given, and of the parameters.
     """
 
     start: int
-    seeds: list[Tensor] = field(default_factory=list)
+    seeds: list[Seed] = field(default_factory=list)
     runs: int = 0
-    drawn: int = 0
+    taken: int = 0
+    first: list[int] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
+    read: tuple[list[int], list[tuple[int, int]]] = ([], [])
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context in which its modules run."""
-        self.runs, self.drawn = self.runs + 1, 0
+        self.runs, self.taken = self.runs + 1, 0
         token = _chunk.set(self)
         try:
             yield
         finally:
             _chunk.reset(token)
 
-    def seed(self, draw: Callable[[], Tensor]) -> Tensor:
-        """What the first chunk drew at this place; the first itself draws, when run again too."""
-        if self.start == 0 or self.drawn == len(self.seeds):
-            self.seeds[self.drawn : self.drawn + 1] = [draw()]
-        self.drawn += 1
-        return self.seeds[self.drawn - 1]
+    def seed(self, draw: Callable[[], Tensor], elements: int) -> tuple[Tensor, int]:
+        """What was drawn at this place of the first chunk, and the number of the first element.
+
+        Who drew draws when run again, too, for the generator to go on as it did.
+        """
+        place, self.taken = self.taken, self.taken + 1
+        if self.runs > 1:
+            if place in self.drawn:
+                draw()
+        else:
+            if place == len(self.seeds):
+                self.seeds.append(Seed(draw()))
+                self.drawn.append(place)
+            self.first.append(self.seeds[place].elements)
+            self.seeds[place].elements += elements
+        return self.seeds[place].key, self.first[place]
 
 
 _chunk: ContextVar[Chunk | None] = ContextVar("chunk", default=None)

@@ -38,8 +38,8 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
         The rate of every layer of neurons by name, as the second run found it.
 
     Raises:
-        ValueError: the rate is none, a layer's current is zero or negative throughout, or no
-            weighted layer ran before the neurons.
+        ValueError: the rate is none, a layer's current is zero or negative throughout, no weighted
+            layer ran before the neurons, or neurons run several times in one run, in chunks say.
     """
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
@@ -51,10 +51,16 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
 
     def scale(name: str):
         def before(neuron: SpikingNeuron, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if name in found:
+                raise ValueError(
+                    f"the neurons of layer {name} run several times, in chunks or a loop: give the "
+                    "network that runs all steps at once"
+                )
             if not weighted:
                 raise ValueError(f"no weighted layer runs before the neurons of layer {name}")
             given = {**dict(zip(("current", "state", "lengths"), args, strict=False)), **kwargs}
             factor = _factor(neuron, given["current"], rate, name)
+            found[name] = rate
             layer = weighted.pop()
             weighted.clear()
             for parameter in (layer.weight, layer.bias):
@@ -107,6 +113,9 @@ def answer_from_the_start(
         batches: the training data: inputs ``(T, B, *features)``, class numbers ``(B,)`` and
             ``lengths``, int64 ``(B,)``, or ``None`` if every sequence has T steps.
         scale: of the answers; logits of a few tell classes apart.
+
+    Raises:
+        ValueError: the layer does not run once for a batch, but several times, in chunks say.
     """
     given: list[Tensor] = []
     hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
@@ -114,8 +123,14 @@ def answer_from_the_start(
     model.eval()
     try:
         for x, y, lengths in batches:
+            given.clear()
             model(x)
-            features.append(Mean()(given.pop(), lengths))
+            if len(given) != 1:
+                raise ValueError(
+                    f"the last layer runs {len(given)} times for a batch, expected once: give the "
+                    "network that runs all steps at once"
+                )
+            features.append(Mean()(given[0], lengths))
             labels.append(y)
     finally:
         hook.remove()

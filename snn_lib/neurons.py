@@ -133,8 +133,9 @@ def _seed_in_chunk(current: Tensor) -> Tensor | None:
     chunk = running_chunk()
     if chunk is None:
         return None
-    key, _ = chunk.seed(lambda: draw_seed(current.device)).unbind()
-    return torch.stack([key, torch.full_like(key, chunk.start * current[:1].numel())])
+    seed, first = chunk.seed(lambda: draw_seed(current.device), current.numel())
+    key, _ = seed.unbind()
+    return torch.stack([key, torch.full_like(key, first)])
 
 
 def _time_constant(decay: Tensor) -> str:

@@ -69,6 +69,7 @@ def unobserved(inputs: Sequence[Any]) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()  # fake tensors, functional ones, counters of FLOPs
+        or torch._C._len_torch_function_stack()  # a default device is such a mode, too
         or torch._C._get_tracing_state() is not None
         or torch.autograd._profiler_enabled()
     ):
@@ -79,6 +80,7 @@ def unobserved(inputs: Sequence[Any]) -> bool:
         if isinstance(tensor, Tensor) and (
             type(tensor) not in PLAIN
             or tensor.device != device
+            or tensor.is_neg()  # its memory holds the opposite sign
             or (differentiable and tensor.requires_grad)
         ):
             return False

@@ -90,7 +90,7 @@ def _has_poles_inside_unit_circle(alpha: Tensor) -> Tensor:
     least the product of all 1 - |k_p|. A product above the recursion's rounding error leaves no
     doubt. Refused with the unstable are only clusters of poles that rounding could move out.
     """
-    room = torch.ones_like(alpha[0])
+    room = alpha.new_ones(alpha.shape[1:])
     doubt = 4 ** len(alpha) * torch.finfo(alpha.dtype).eps
     while len(alpha):
         k, alpha = alpha[-1], alpha[:-1]
@@ -111,8 +111,9 @@ class IIRSynapse(StatefulModule):
         constraint: ``"none"``, or ``"stable"``: the filter at work is then :func:`stable` of alpha,
             before any training too.
         margin: m, how far inside the stable set ``"stable"`` keeps the filters, at least 1e-6. By
-            default 1e-3, halved until the first filters are inside as they are: slow ones are near
-            the edge. Set one where the start is random, if weights shall fit another start's too.
+            default 1e-3, halved until those first filters that are stable are inside as they are:
+            slow ones are near the edge. Set one where the start is random, if weights shall fit
+            another start's too; first filters nearer to the edge are then moved.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -127,8 +128,9 @@ class IIRSynapse(StatefulModule):
           synapse is in autocast's dtype, as the matrix product after it would round it.
 
     Raises:
-        ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1),
-            or a shape is wrong.
+        ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1), a
+            stable filter is too near the edge to be kept, or a shape is wrong. Of those below, too:
+            a time constant is so long that, rounded, the filter does not decay.
     """
 
     def __init__(
@@ -273,30 +275,43 @@ def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tenso
 
 
 def _margin_of(alpha: Tensor) -> float:
-    """The largest margin of 1e-3, half of it, and so on, that leaves the filters as they are.
+    """The largest margin of 1e-3, half of it, and so on, that leaves stable filters as they are.
 
-    1e-3 for filters that are not stable, or nearer to the edge than float32 can tell.
+    Raises:
+        ValueError: one is nearer to the edge than any margin that float32 can hold.
     """
+    inside = _has_poles_inside_unit_circle(alpha.double())
     for margin in (MARGIN / 2**halvings for halvings in range(10)):
-        if torch.equal(stable(alpha, margin), alpha):
+        if torch.equal(stable(alpha, margin)[:, inside], alpha[:, inside]):
             return margin
-    return MARGIN
+    raise ValueError(
+        "a filter is too near the edge of the stable set to stay as it is: expected shorter time "
+        'constants, higher frequencies or constraint="none"'
+    )
 
 
-def _gain_of_unit_energy(alpha_1: float | Tensor, alpha_2: float | Tensor = 0.0) -> Tensor:
-    """The beta_0 with which the squares of a filter's impulse response sum to 1.
+def _decaying(*alpha: float | Tensor) -> list[Tensor]:
+    """Coefficients of time constants as the default dtype rounds them, in float64.
+
+    Raises:
+        ValueError: so rounded, a filter does not decay.
+    """
+    dtype = torch.get_default_dtype()
+    exact = {"dtype": torch.float64, "device": "cpu"}
+    rounded = [torch.as_tensor(a, **exact).to(dtype).to(**exact) for a in alpha]
+    if not _has_poles_inside_unit_circle(torch.stack(torch.broadcast_tensors(*rounded))).all():
+        raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
+    return rounded
+
+
+def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tensor:
+    """The beta_0 with which the squares of a decaying filter's impulse response sum to 1.
 
     As large as its input if that is white noise, whatever the memory: the variance of such a
     filter's output, an autoregressive process, is known in closed form,
         beta_0^2 (1 - alpha_2) / ((1 + alpha_2) ((1 - alpha_2)^2 - alpha_1^2)).
-
-    Raises:
-        ValueError: there is no such gain, the response does not decay.
     """
     power = (1.0 + alpha_2) * ((1.0 - alpha_2) ** 2 - alpha_1**2) / (1.0 - alpha_2)
-    power = torch.as_tensor(power, dtype=torch.float64, device="cpu")
-    if not (power > 0).all():
-        raise ValueError("a time constant is too long for unit energy: its filter does not decay")
     return power.sqrt()
 
 
@@ -329,7 +344,7 @@ class DualExponentialSynapse(IIRSynapse):
         As in :class:`IIRSynapse`, with P = 2 and Q = 0.
 
     Raises:
-        ValueError: the time constants are not in that order, or a shape is wrong.
+        ValueError: the time constants are not in that order or too long, or a shape is wrong.
     """
 
     def __init__(
@@ -346,7 +361,7 @@ class DualExponentialSynapse(IIRSynapse):
         p, q = decays_of(
             per_channel(tau_m, channels, "tau_m"), per_channel(tau_s, channels, "tau_s")
         )
-        alpha = (p + q, -p * q)
+        alpha = _decaying(p + q, -p * q)
         super().__init__(
             shape,
             alpha=alpha,
@@ -374,7 +389,7 @@ class LowPassSynapse(IIRSynapse):
         As in :class:`IIRSynapse`, with P = 1 and Q = 0.
 
     Raises:
-        ValueError: ``tau`` is not positive, or a shape is wrong.
+        ValueError: ``tau`` is not positive or too long, or a shape is wrong.
     """
 
     def __init__(
@@ -386,7 +401,7 @@ class LowPassSynapse(IIRSynapse):
         margin: float | None = None,
         unit_energy: bool = False,
     ) -> None:
-        alpha_1 = decay_of(per_channel(tau, _shape_of(shape), "tau"))
+        (alpha_1,) = _decaying(decay_of(per_channel(tau, _shape_of(shape), "tau")))
         super().__init__(
             shape,
             alpha=(alpha_1,),
@@ -421,8 +436,8 @@ class ResonantSynapse(IIRSynapse):
         As in :class:`IIRSynapse`, with P = 2 and Q = 0.
 
     Raises:
-        ValueError: ``tau`` is not positive or too long for float64 to tell its decay from none, the
-            frequency lies outside [0, 0.5], or a shape is wrong.
+        ValueError: ``tau`` is not positive or too long, the frequency lies outside [0, 0.5], or a
+            shape is wrong.
     """
 
     def __init__(
@@ -440,7 +455,7 @@ class ResonantSynapse(IIRSynapse):
         cycles = torch.as_tensor(cycles, dtype=torch.float64, device="cpu")
         for wrong in cycles[~((cycles >= 0) & (cycles <= 0.5))]:  # nan too
             raise ValueError(f"frequency is {wrong}, expected cycles per step in [0, 0.5]")
-        alpha = (2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
+        alpha = _decaying(2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
         super().__init__(
             shape,
             alpha=alpha,

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from snn_lib.containers import (
     Chunked,
@@ -484,12 +486,24 @@ class OwnNetwork(nn.Module):
         return spikes, {"neurons": of_neurons}
 
 
+class Resampled(nn.Module):
+    """A layer that sees every step of the input twice."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, state=None):
+        return self.layer(x.repeat_interleave(2, 0), state)
+
+
 CHUNKED = {
     "synapse": lambda: DualExponentialSynapse(12, TAU_M, TAU_S, constraint="stable"),
     "neuron": lambda: SpikingNeuron(12, TAU_M, dropout=0.3),
     "network": lambda: two_layers(dropout=0.3),
     "gru": lambda: nn.GRU(12, 5),
     "own": OwnNetwork,
+    "twice as many steps": lambda: Resampled(SpikingNeuron(12, TAU_M, dropout=0.3)),
 }
 
 
@@ -525,6 +539,33 @@ def test_chunked_is_the_whole_run_with_its_dropout_and_gradients(build, steps, t
     torch.testing.assert_close(chunked[1], state, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(chunked[2], gradients, rtol=1e-9, atol=1e-9)
     assert torch.equal(chunked[3], after)  # as many random numbers were drawn
+
+
+def test_dropout_of_other_kinds_is_the_same_when_a_chunk_runs_again():
+    torch.manual_seed(1)
+    network = Sequential(SpikingNeuron(12, TAU_M, dropout=0.3), nn.Dropout(0.5), nn.Linear(12, 5))
+    network, x = network.double(), (2 * spike_trains()).double()
+    torch.manual_seed(3)
+    kept = []
+    network[2].register_forward_pre_hook(lambda layer, args: kept.append(args[0].detach()))
+    Chunked(network, 7)(x)[0].sum().backward()
+    forward, again = kept[:4], kept[4:]
+    assert all(torch.equal(*pair) for pair in zip(forward, again[::-1], strict=True))
+
+
+def test_a_generator_that_is_not_set_back_does_not_change_the_dropout(monkeypatch):
+    """That of a second GPU, say, to which the module itself brings its input."""
+    elsewhere = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(
+        "snn_lib.neurons.draw_seed",
+        lambda device: torch.randint(2**40, (2,), generator=elsewhere) * torch.tensor([1, 0]),
+    )
+    kept = []
+    network = two_layers(dropout=0.3)
+    network[1].register_forward_hook(lambda layer, args, output: kept.append(args[0].detach()))
+    Chunked(network, 10)(spike_trains())[0].sum().backward()
+    forward, again = kept[:3], kept[3:]
+    assert all(torch.equal(*pair) for pair in zip(forward, again[::-1], strict=True))
 
 
 def test_chunked_goes_on_from_a_state_and_lets_its_gradient_through():
@@ -577,6 +618,27 @@ def test_chunked_keeps_states_and_the_input_alone():
     weights = sum(parameter.nbytes for parameter in network.parameters())
     assert kept(network, x) > 2 * x.nbytes
     assert kept(Chunked(network, 10), x) <= weights + x.nbytes
+
+
+def test_the_gradient_of_the_input_costs_as_much_for_every_step():
+    def elements(steps):
+        network, x = Chunked(two_layers(), 5), torch.rand(steps, 2, 12, requires_grad=True)
+        with Counted() as counted:
+            network(2 * x)[0].sum().backward()
+        return counted.elements / steps
+
+    assert elements(200) < 1.2 * elements(50)
+
+
+class Counted(TorchDispatchMode):
+    """The elements of what all operators return."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.elements += sum(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+        return result
 
 
 def test_chunks_run_again_the_last_first_and_hooks_can_tell():
@@ -663,6 +725,61 @@ def test_what_cannot_be_chunked_is_refused():
         Chunked(Stateless(), 4)(spike_trains())
     with pytest.raises(ValueError, match=r"\[25, 24\] steps"):
         Chunked(two_layers(), 4)((spike_trains(), spike_trains(24)))
+    with pytest.raises(ValueError, match=r"bidirectional=True\) reads time both ways"):
+        Chunked(Sequential(nn.GRU(12, 5, bidirectional=True)), 4)
+    with pytest.raises(RuntimeError, match="in the chunks of another"):
+        Chunked(Chunked(two_layers(), 4), 10)(spike_trains())
+
+
+def test_a_hidden_part_that_is_batch_first_has_to_be_told_of():
+    network = Resampled(two_layers())
+    network.layer.batch_first = True
+    with pytest.raises(ValueError, match="Resampled has a part with batch_first=True: give it an"):
+        Chunked(network, 4)
+    network.batch_first = False
+    Chunked(network, 4)
+
+
+def change_a_weight(network, x, state):
+    with torch.no_grad():
+        network[1].weight.mul_(2)
+
+
+def refill_the_input(network, x, state):
+    x[0].zero_()
+
+
+def refill_the_state(network, x, state):
+    state[0][0].zero_()
+
+
+@pytest.mark.parametrize("change", [change_a_weight, refill_the_input, refill_the_state])
+def test_what_has_changed_since_the_forward_pass_is_refused(change):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = two_layers()
+
+        def forward(self, x, state=None):
+            return self.network(x[0] + x[1], state)
+
+    model, x = Pair(), (spike_trains(), spike_trains())
+    state = tuple(part and tuple(p.detach() for p in part) for part in model(x)[1])
+    output, _ = Chunked(model, 4)(x, state)
+    change(model.network, x, state)
+    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
+        output.sum().backward()
+
+
+def test_parameters_that_are_put_in_place_for_a_call_are_refused():
+    chunked, x = Chunked(two_layers(), 4), spike_trains()
+    others = {name: p.detach().clone() for name, p in chunked.named_parameters()}
+    others = {name: p.requires_grad_() for name, p in others.items()}
+    output, _ = torch.func.functional_call(chunked, others, (x,))
+    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
+        output.sum().backward()
+    with torch.no_grad():
+        torch.func.functional_call(chunked, others, (x,))
 
 
 class Stateless(nn.Linear):

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import operators, use_backend
@@ -827,6 +829,36 @@ def test_whoever_observes_sees_one_operator(operator, make):
     assert on_meta[0].is_meta
     traced = torch.jit.trace(lambda *inputs: operator(*inputs)[0], make(), check_trace=False)
     assert "snn::" in str(traced.graph)
+    with torch.no_grad():
+        graph = make_fx(lambda *inputs: operator(*inputs)[0], pre_dispatch=True)(*make()).graph
+    assert "snn." in str(graph)
+    with Called() as called, torch.no_grad():
+        operator(*make())
+    assert sum("snn." in name for name in called.names) == 1
+
+
+class Called(TorchFunctionMode):
+    """The names of all functions that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_a_tensor_whose_sign_is_still_to_be_turned(backend):
+    """PyTorch has the imaginary part of a conjugate so: with the memory of the opposite number."""
+    x = torch.complex(torch.zeros(1, 1, 1), torch.full((1, 1, 1), -2.0)).conj().imag
+    assert x.is_neg()
+    assert x.is_contiguous()
+    one, half = torch.ones(1, 1), torch.full((1,), 0.5)
+    with use_backend(backend), torch.no_grad():
+        assert iir_filter(x, one, one)[0].item() == 2
+        assert spiking_neuron(x, half, half, half)[0].item() == 1
 
 
 @both

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from snn_lib import (
+    Chunked,
     DualExponentialSynapse,
     LowPassSynapse,
     PerStep,
@@ -106,6 +107,15 @@ def test_what_cannot_fire_is_refused():
     for rate in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match="expected spikes per neuron and step"):
             fire_from_the_start(deep(), spikes(), rate)
+
+
+def test_layers_that_run_several_times_for_a_batch_are_refused():
+    model, x = deep(), spikes()
+    with pytest.raises(ValueError, match="run several times, in chunks or a loop"):
+        fire_from_the_start(Chunked(model, 5), x)
+    weights = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    with pytest.raises(ValueError, match=r"runs \d times for a batch, expected once"):
+        answer_from_the_start(Chunked(model, 15), weights[-1], [(x, torch.zeros(x.shape[1]), None)])
 
 
 def ridge(x, y, penalty):

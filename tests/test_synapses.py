@@ -766,11 +766,50 @@ def test_a_frequency_that_no_step_can_follow_is_refused(kind, frequency):
         ResonantSynapse(3, 4.0, kind(frequency))
 
 
-def test_a_filter_that_does_not_decay_has_no_unit_energy():
-    with pytest.raises(ValueError, match="too long for unit energy"):
-        LowPassSynapse(3, torch.tensor([1.0, math.inf, 2.0]), unit_energy=True)
-    with pytest.raises(ValueError, match="too long for unit energy"):
-        ResonantSynapse(3, 1e18, 0.1)
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LowPassSynapse(3, torch.tensor([1.0, math.inf, 2.0])),
+        lambda: LowPassSynapse(3, 1e9, unit_energy=True),
+        lambda: DualExponentialSynapse(1, 5000.0, 4000.0),
+        lambda: ResonantSynapse(3, 1e18, 0.1),
+        lambda: ResonantSynapse(1, 5000.0, 0.0),
+    ],
+)
+def test_a_filter_that_does_not_decay_as_rounded_is_refused(build):
+    with pytest.raises(ValueError, match=r"too long: in torch\.float32 its filter does not decay"):
+        build()
+
+
+def test_double_precision_tells_longer_time_constants_from_none(monkeypatch):
+    torch.set_default_dtype(torch.float64)
+    try:
+        synapse = ResonantSynapse(1, 5000.0, 0.0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert synapse.pole_radius() == pytest.approx(math.exp(-1 / 5000), abs=1e-7)
+
+
+@pytest.mark.parametrize(("tau", "frequency"), [(2000.0, 1e-3), (10_000.0, 2e-4)])
+def test_unit_energy_is_that_of_the_filter_as_rounded(tau, frequency):
+    synapse = ResonantSynapse(1, tau, frequency)
+    x = torch.zeros(200_000, 1, 1, dtype=torch.float64)
+    x[0] = 1
+    with torch.no_grad():
+        response, _ = synapse.double()(x)  # the float32's coefficients
+    assert response.square().sum().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_a_stable_filter_is_kept_as_it_is_or_refused():
+    near = log_spaced(10, 10_000), log_spaced(1e-4, 1 / 4)
+    with pytest.raises(ValueError, match="too near the edge of the stable set"):
+        ResonantSynapse(256, *near, constraint="stable")
+    with pytest.raises(ValueError, match="too near the edge of the stable set"):
+        LowPassSynapse(3, torch.tensor([10.0, 1e4, 4e6]), constraint="stable")
+    alpha = torch.tensor([0.5, 0.9999, 1.1])  # the last is not stable
+    synapse = IIRSynapse(3, (alpha,), (1.0,), constraint="stable")
+    assert torch.equal(synapse.effective_alpha()[0, :2], alpha[:2])
+    assert synapse.pole_radius() < 1
 
 
 def test_coefficients_of_another_shape_are_refused():

@@ -20,7 +20,7 @@ from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
-MEAN = 0.1307  # of the training images' pixels
+MEAN = 0.1307  # of the training images' pixels, whose white is 1
 ORDER_SEED = 0  # of the permutation, which is the same for every run and everyone
 
 
@@ -80,7 +80,7 @@ class SequentialDigits(Digits):
 
     def encode(self, batch: Batch) -> Batch:
         """Images as a sequence of pixels around their mean, ``(T, B, 784 / T)``."""
-        x = batch.x[:, self.order] - MEAN
+        x = batch.x[:, self.order] - MEAN * self.config.mnist_config.max_rate
         x = x.unflatten(1, (self.config.hyperparameters.length, -1))
         return batch._replace(x=x.transpose(0, 1).contiguous())
 

@@ -63,6 +63,12 @@ def test_the_permutation_is_the_same_for_everyone(config, seed):
     assert torch.equal(x[:, :, 0].T, images().flatten(1)[:, order])
 
 
+def test_darker_pixels_are_around_their_own_mean(config):
+    _, x = shown(config)
+    config.mnist_config.max_rate = 0.5
+    torch.testing.assert_close(shown(config)[1], 0.5 * x)
+
+
 def test_the_answer_is_what_the_network_says_last(config):
     task, x = shown(config)
 
