@@ -32,7 +32,9 @@ def accuracy_over_time(experiment: Experiment) -> Tensor:
     """Share of the test images that the network tells right after each step, ``(T,)``."""
     model, right, images = experiment.model.eval(), 0, 0
     for batch in experiment.task.evaluation_batches("test"):
-        right = right + (output_of(model, batch.x).argmax(2) == batch.y).sum(1)
+        with experiment.autocast():
+            answers = output_of(model, batch.x).argmax(2)
+        right = right + (answers == batch.y).sum(1)
         images += len(batch.y)
     return right.cpu() / images
 

@@ -97,10 +97,14 @@ def test_the_pretrained_model_of_each_config_file(config):
     assert float(accuracy(tested.out)) > 97
 
 
-def test_the_pretrained_model_of_sequential_mnist():
-    tested = shell(sys.executable, "sequential_mnist.py", "--test", "mnist_config.test_size=250")
+@pytest.mark.parametrize("name", ["sequential_mnist", "sequential_mnist_in_order"])
+def test_the_pretrained_model_of_sequential_mnist(name):
+    config, few = f"{name}.yaml", "mnist_config.test_size=250"
+    quick = "hyperparameters.precision=float32"  # everywhere
+    command = sys.executable, "sequential_mnist.py", "--test", "--config_file", config
+    tested = shell(*command, few, quick)
     assert tested.code == 0, tested.err
-    assert "checkpoint/pretrained_sequential_mnist" in tested.out
+    assert f"checkpoint/pretrained_{name}," in tested.out
     assert float(accuracy(tested.out)) > 94
 
 
