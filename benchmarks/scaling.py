@@ -122,7 +122,7 @@ def chart(path: Path, rows: list[dict]) -> None:
     import matplotlib.pyplot as plt
 
     labels = {"training_ms": "training step, ms", "memory_MB": "peak memory beyond start-up, MB"}
-    figure, grid = plt.subplots(2, len(SWEEPS), figsize=(13, 8), squeeze=False)
+    figure, grid = plt.subplots(2, len(SWEEPS), figsize=(13, 10), layout="constrained")
     for column, name in enumerate(SWEEPS):
         for axes, (key, label) in zip(grid[:, column], labels.items(), strict=True):
             for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -130,10 +130,9 @@ def chart(path: Path, rows: list[dict]) -> None:
                 legend = f"{variant}, slope {line[0][f'slope_{key}']:.2f}"
                 axes.loglog([r["size"] for r in line], [r[key] for r in line], "o-", label=legend)
             axes.set(xlabel=name, ylabel=label)
-            axes.legend()
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), frameon=False)
             axes.grid(alpha=0.3)
     figure.suptitle(rows[0]["machine"], fontsize=9)
-    figure.tight_layout()
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
