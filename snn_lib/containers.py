@@ -340,6 +340,8 @@ def _tensors(nested: Any) -> Iterator[Tensor]:
     """Those of sequences or states."""
     if isinstance(nested, Tensor):
         yield nested
+    elif isinstance(nested, dict):
+        yield from _tensors(tuple(nested.values()))
     elif isinstance(nested, (tuple, list)):
         for part in nested:
             yield from _tensors(part)

@@ -771,6 +771,15 @@ def test_what_has_changed_since_the_forward_pass_is_refused(change):
         output.sum().backward()
 
 
+def test_a_state_of_another_form_that_has_changed_is_refused():
+    model, x = OwnNetwork(), spike_trains()
+    state = {"neurons": tuple(part.detach() for part in model(x)[1]["neurons"])}
+    output, _ = Chunked(model, 4)(x, state)
+    state["neurons"][0].zero_()
+    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
+        output.sum().backward()
+
+
 def test_parameters_that_are_put_in_place_for_a_call_are_refused():
     chunked, x = Chunked(two_layers(), 4), spike_trains()
     others = {name: p.detach().clone() for name, p in chunked.named_parameters()}
