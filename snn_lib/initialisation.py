@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from snn_lib.containers import call_of
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import Mean
@@ -58,7 +59,7 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
                 )
             if not weighted:
                 raise ValueError(f"no weighted layer runs before the neurons of layer {name}")
-            given = {**dict(zip(("current", "state", "lengths"), args, strict=False)), **kwargs}
+            given = call_of(neuron, args, kwargs)
             factor = _factor(neuron, given["current"], rate, name)
             found[name] = rate
             layer = weighted.pop()

@@ -801,16 +801,28 @@ def test_what_nothing_observes_is_what_the_operator_gives(operator, make, backen
         torch.testing.assert_close(operator(*inputs), short, **EXACT)
 
 
-class Seen(TorchDispatchMode):
-    """The names of all operators that are called."""
+class Names:
+    """Lists the names of what is called."""
 
     def __init__(self):
         super().__init__()
         self.names = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def note(self, function, types, args=(), kwargs=None):
         self.names.append(str(function))
         return function(*args, **kwargs or {})
+
+
+class Seen(Names, TorchDispatchMode):
+    """All operators."""
+
+    __torch_dispatch__ = Names.note
+
+
+class Called(Names, TorchFunctionMode):
+    """All functions."""
+
+    __torch_function__ = Names.note
 
 
 @both
@@ -835,18 +847,6 @@ def test_whoever_observes_sees_one_operator(operator, make):
     with Called() as called, torch.no_grad():
         operator(*make())
     assert sum("snn." in name for name in called.names) == 1
-
-
-class Called(TorchFunctionMode):
-    """The names of all functions that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])

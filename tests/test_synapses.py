@@ -781,7 +781,7 @@ def test_a_filter_that_does_not_decay_as_rounded_is_refused(build):
         build()
 
 
-def test_double_precision_tells_longer_time_constants_from_none(monkeypatch):
+def test_double_precision_tells_longer_time_constants_from_none():
     torch.set_default_dtype(torch.float64)
     try:
         synapse = ResonantSynapse(1, 5000.0, 0.0)
