@@ -76,12 +76,17 @@ def test_low_pass_impulse_response():
     np.testing.assert_allclose(response[:, 0, 1], by_scipy, rtol=1e-5)
 
 
-def test_dual_exponential_impulse_response_of_a_double_precision_module():
+@pytest.fixture
+def double_precision():
+    """New modules are in float64."""
     torch.set_default_dtype(torch.float64)
-    try:
-        synapse = DualExponentialSynapse(1, 4.0, 1.0)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_dual_exponential_impulse_response_of_a_double_precision_module():
+    synapse = DualExponentialSynapse(1, 4.0, 1.0)
     k = np.arange(60)
     expected = math.exp(-1 / 4) ** (k + 1) - math.exp(-1) ** (k + 1)
     np.testing.assert_allclose(impulse_response(synapse)[:, 0], expected, rtol=1e-12, atol=1e-14)
@@ -781,12 +786,9 @@ def test_a_filter_that_does_not_decay_as_rounded_is_refused(build):
         build()
 
 
+@pytest.mark.usefixtures("double_precision")
 def test_double_precision_tells_longer_time_constants_from_none():
-    torch.set_default_dtype(torch.float64)
-    try:
-        synapse = ResonantSynapse(1, 5000.0, 0.0)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    synapse = ResonantSynapse(1, 5000.0, 0.0)
     assert synapse.pole_radius() == pytest.approx(math.exp(-1 / 5000), abs=1e-7)
 
 
