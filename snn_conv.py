@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, PerStep, Sequential, SpikingNeuron
-from snn_lib.settings import ConvolutionHyperparameters, setting
+from snn_lib.settings import ConvolutionHyperparameters, require, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
 
@@ -30,6 +30,14 @@ class ConvHyperparameters(DigitHyperparameters, ConvolutionHyperparameters):
     filters: Literal["map", "pixel"] = setting(
         "map", "a filter for each feature map, or for each of its pixels"
     )
+    voters: int = setting(10, "output neurons of each class, whose spikes are added up")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.voters >= 1,
+            f"hyperparameters.voters is {self.voters}, expected at least 1",
+        )
 
 
 @dataclass
@@ -40,10 +48,12 @@ class ConvConfig(DigitConfig):
 
 
 class SNN(nn.Module):
-    """16C3-P2-32C3-P2-64C3-P2-256-10: each layer filters spikes, weighs and pools them, and spikes.
+    """16C3-P2-32C3-P2-64C3-P2-256-100: each layer filters spikes, weighs and pools them, and spikes.
+
+    Ten neurons vote for each class: in a few steps a single one's spikes often end in a tie.
 
     Shape:
-        Input over time ``(T, B, 784)`` to output spikes ``(T, B, 10)`` and the state.
+        Input over time ``(T, B, 784)`` to the spikes of each class ``(T, B, 10)`` and the state.
     """
 
     def __init__(self, config: ConvConfig) -> None:
@@ -101,15 +111,16 @@ class SNN(nn.Module):
             linear(9 * third, options.hidden),
             neuron(options.hidden, dropout=options.dropout),
             synapse(options.hidden),
-            linear(options.hidden, CLASSES),
-            neuron(CLASSES),
+            linear(options.hidden, CLASSES * options.voters),
+            neuron(CLASSES * options.voters),
         )
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """Runs all time steps; see the class for shapes."""
         # With the channels last in memory, convolutions and pooling are faster.
         maps = x.unflatten(2, (SIDE, SIDE, 1)).movedim(-1, 2)  # (T, B, 1, 28, 28)
-        return self.layers(maps, state)
+        spikes, state = self.layers(maps, state)  # (T, B, classes * voters)
+        return spikes.unflatten(2, (CLASSES, -1)).sum(3), state
 
 
 class ConvDigits(DigitClassification):
