@@ -7,28 +7,32 @@ step (CSV and a chart), and spikes and synaptic operations per image (CSV).
 """
 
 import argparse
-import importlib
 from pathlib import Path
 
 import torch
 from measuring import options
 from pretrained import load
 
+import snn_conv
+import snn_mlp_1
+import snn_mlp_2
 from snn_lib.files import write_csv
 from snn_lib.tasks.digits import DigitClassification
 
-MODELS = {  # and the script that has the model
-    "snn_mlp_1": "snn_mlp_1",
-    "snn_mlp_2": "snn_mlp_2",
-    "snn_mlp_1_poisson": "snn_mlp_1",
-    "snn_mlp_2_poisson": "snn_mlp_2",
+MODELS = {
+    "snn_mlp_1": (snn_mlp_1.SNN, DigitClassification),
+    "snn_mlp_2": (snn_mlp_2.SNN, DigitClassification),
+    "snn_conv": (snn_conv.SNN, snn_conv.ConvDigits),
+    "snn_mlp_1_poisson": (snn_mlp_1.SNN, DigitClassification),
+    "snn_mlp_2_poisson": (snn_mlp_2.SNN, DigitClassification),
+    "snn_conv_poisson": (snn_conv.SNN, snn_conv.ConvDigits),
 }
 
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """Accuracy after each step, and activity, of one pretrained model."""
-    model = importlib.import_module(MODELS[name]).SNN
-    experiment = load(name, model, DigitClassification(), chosen)
+    model, task = MODELS[name]
+    experiment = load(name, model, task(), chosen)
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():
         accuracy, _ = experiment.task.early_answers(experiment.model)
@@ -44,7 +48,11 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
 
 def show(row: dict) -> None:
     """Prints the row of a model."""
-    early = ", ".join(f"{step}: {100 * row[f'accuracy_{step}']:.2f} %" for step in (5, 10, 15, 20))
+    early = ", ".join(
+        f"{step}: {100 * row[key]:.2f} %"
+        for step in range(5, 25, 5)
+        if (key := f"accuracy_{step}") in row
+    )
     print(
         f"{row['model']}: {100 * row['accuracy']:.2f} % (after fewer steps {early}), "
         f"{row['spikes_per_image']:,} spikes and {row['synaptic_operations_per_image']:,} synaptic "

@@ -1,9 +1,10 @@
 """The dense network beside snn_conv.py: the same convolutions, data, augmentation and training.
 
-    python benchmarks/dense_conv.py --train --config_file snn_conv.yaml name=dense_conv
+    python benchmarks/dense_conv.py --train --config_file snn_conv.yaml name=dense_conv \
+        hyperparameters.logit_per_spike=1
 
-It sees each image once, without a time axis, and has a ReLU where the other spikes. Settings of
-time, neurons and filters have no effect.
+It sees each image once, without a time axis, has a ReLU where the other spikes and one output for
+each class. Settings of time, neurons and filters have no effect.
 """
 
 import sys

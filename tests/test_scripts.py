@@ -87,11 +87,11 @@ def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
-@pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("snn_mlp_*.yaml")))
+@pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("snn_*.yaml")))
 def test_the_pretrained_model_of_each_config_file(config):
-    script = config[: len("snn_mlp_1")] + ".py"
-    few = "mnist_config.test_size=500"
-    tested = shell(sys.executable, script, "--test", "--config_file", config, few)
+    script = re.match(r"snn_mlp_\d|snn_conv", config)[0] + ".py"
+    few = "mnist_config.test_size=500", "hyperparameters.precision=float32"
+    tested = shell(sys.executable, script, "--test", "--config_file", config, *few)
     assert tested.code == 0, tested.err
     assert f"checkpoint/pretrained_{config.removesuffix('.yaml')}" in tested.out
     assert float(accuracy(tested.out)) > 97
@@ -216,6 +216,22 @@ def test_maps_of_the_convolutional_network_keep_their_channels_last():
     assert [o.shape[2:] for o in outputs[:4]] == [(1, 28, 28), (16, 28, 28), *[(16, 14, 14)] * 2]
     for output in outputs[:13]:
         assert output.movedim(2, -1).is_contiguous()
+
+
+def test_the_convolutional_network_adds_up_the_spikes_of_each_class_s_voters():
+    torch.manual_seed(0)
+    model = snn_conv.SNN(snn_conv.ConvConfig(name="votes")).eval()
+    last = model.layers[-1]
+    assert isinstance(last, SpikingNeuron)
+    fired = []
+    last.register_forward_hook(lambda *call: fired.append(call[-1][0]))
+    votes, _ = model(torch.rand(10, 3, 784))
+    assert votes.shape == (10, 3, 10)
+    assert votes.max() > 1
+    for number in range(10):
+        assert torch.equal(votes[..., number], sum(fired[0][..., 10 * number + v] for v in range(10)))
+    with pytest.raises(InputError, match=r"voters is 0, expected at least 1"):
+        snn_conv.ConvHyperparameters(voters=0)
 
 
 @pytest.mark.parametrize("wrong", [{"channels": [16, 32]}, {"channels": [1, 1, 0]}, {"hidden": 0}])
