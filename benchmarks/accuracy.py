@@ -46,12 +46,16 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
     }
 
 
+def steps_of(row: dict) -> int:
+    """How many time steps the model of a row runs."""
+    return sum(key.startswith("accuracy_") for key in row)
+
+
 def show(row: dict) -> None:
     """Prints the row of a model."""
+    steps = steps_of(row)
     early = ", ".join(
-        f"{step}: {100 * row[key]:.2f} %"
-        for step in range(5, 25, 5)
-        if (key := f"accuracy_{step}") in row
+        f"{step}: {100 * row[f'accuracy_{step}']:.2f} %" for step in range(5, steps, 5)
     )
     print(
         f"{row['model']}: {100 * row['accuracy']:.2f} % (after fewer steps {early}), "
@@ -66,7 +70,7 @@ def chart(path: Path, rows: list[dict]) -> None:
 
     figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
     for row in rows:
-        steps = range(1, sum(key.startswith("accuracy_") for key in row) + 1)
+        steps = range(1, steps_of(row) + 1)
         errors = [100 * (1 - row[f"accuracy_{step}"]) for step in steps]
         style = "--" if row["encoding"] == "poisson" else "-"
         axes.semilogy(steps, errors, style, label=f"{row['model']}: {100 * row['accuracy']:.2f} %")

@@ -3,8 +3,9 @@
     python benchmarks/dense_conv.py --train --config_file snn_conv.yaml name=dense_conv \
         hyperparameters.logit_per_spike=1
 
-It sees each image once, without a time axis, has a ReLU where the other spikes and one output for
-each class. Settings of time, neurons and filters have no effect.
+It sees each image once, without a time axis, has a ReLU where the other spikes, one output for each
+class and PyTorch's first weights. Settings of time, neurons and filters have no effect; the weights
+that --test evaluates are named by test_checkpoint_path=checkpoint/dense_conv_best.
 """
 
 import sys

@@ -191,10 +191,19 @@ class PerStep(nn.Module):
 
     Shape:
         ``(T, B, *)`` to ``(T, B, *)``.
+
+    Raises:
+        ValueError: the module holds a layer that knows the time axis.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        for part in module.modules():
+            if isinstance(part, (StatefulModule, nn.RNNBase)):
+                raise ValueError(
+                    f"{type(part).__name__} knows the time axis, which PerStep hides: give it to "
+                    "snn_lib.Sequential beside PerStep, not inside"
+                )
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:

@@ -39,8 +39,10 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
         The rate of every layer of neurons by name, as the second run found it.
 
     Raises:
-        ValueError: the rate is none, a layer's current is zero or negative throughout, no weighted
-            layer ran before the neurons, or neurons run several times in one run, in chunks say.
+        ValueError: the rate is none, a layer's current is zero or negative throughout, no
+            ``nn.Linear`` or convolution ran before the neurons, its weights are computed from
+            others (a parametrisation, pruning), or neurons run several times in one run, in chunks
+            say.
     """
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
@@ -58,12 +60,19 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
                     "network that runs all steps at once"
                 )
             if not weighted:
-                raise ValueError(f"no weighted layer runs before the neurons of layer {name}")
+                raise ValueError(
+                    f"no nn.Linear or convolution runs before the neurons of layer {name}"
+                )
+            layer = weighted.pop()
+            weighted.clear()
+            if not isinstance(layer.weight, nn.Parameter):
+                raise ValueError(
+                    f"the weights before the neurons of layer {name} are computed from others, by "
+                    "a parametrisation or pruning: scale first, then add it"
+                )
             given = call_of(neuron, args, kwargs)
             factor = _factor(neuron, given["current"], rate, name)
             found[name] = rate
-            layer = weighted.pop()
-            weighted.clear()
             for parameter in (layer.weight, layer.bias):
                 if parameter is not None:
                     parameter.mul_(factor)

@@ -436,7 +436,7 @@ def _filter_jvp(
     return (inputs + coefficients).to(F.dtype), last_of_inputs + last
 
 
-UNSTABLE = "training has moved a filter's pole out of the unit circle"
+UNSTABLE = "a filter's pole lies outside the unit circle"
 _calls = count()
 
 

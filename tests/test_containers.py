@@ -241,6 +241,21 @@ def test_per_step_of_odd_sizes(steps, batch):
     assert output.shape == (steps, batch, 4, 6, 6)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        SpikingNeuron((4, 6, 6), TAU_M),
+        nn.Sequential(nn.Conv2d(2, 4, 3), SpikingNeuron((4, 1, 1), TAU_M)),
+        Sequential(nn.Conv2d(2, 4, 3)),
+        nn.GRU(2, 3),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_per_step_refuses_layers_that_know_the_time_axis(module):
+    with pytest.raises(ValueError, match="knows the time axis, which PerStep hides"):
+        PerStep(module)
+
+
 def test_a_convolutional_network_in_chunks_is_the_whole_run():
     network = Sequential(
         DualExponentialSynapse((1, 8, 8), TAU_M, TAU_S),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from snn_lib import (
     Chunked,
@@ -99,11 +100,21 @@ def test_convolutions_too():
     assert all(rate == pytest.approx(0.1, rel=0.2) for rate in found.values())
 
 
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
 def test_what_cannot_fire_is_refused():
     with pytest.raises(ValueError, match=r"layer 2 cannot be made to fire at 0\.05"):
         fire_from_the_start(deep(bias=False), torch.zeros(5, 2, 30))
-    with pytest.raises(ValueError, match="no weighted layer runs before the neurons of layer 0"):
+    with pytest.raises(ValueError, match=r"no nn\.Linear or convolution runs before .* layer 0"):
         fire_from_the_start(Sequential(SpikingNeuron(3, 4.0)), torch.ones(5, 2, 3))
+    for computed in (parametrizations.weight_norm, pruned):
+        model = deep()
+        weights = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        computed(weights[1])
+        with pytest.raises(ValueError, match="are computed from others, by a parametrisation or"):
+            fire_from_the_start(model, spikes())
     for rate in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match="expected spikes per neuron and step"):
             fire_from_the_start(deep(), spikes(), rate)

@@ -229,7 +229,9 @@ def test_the_convolutional_network_adds_up_the_spikes_of_each_class_s_voters():
     assert votes.shape == (10, 3, 10)
     assert votes.max() > 1
     for number in range(10):
-        assert torch.equal(votes[..., number], sum(fired[0][..., 10 * number + v] for v in range(10)))
+        assert torch.equal(
+            votes[..., number], sum(fired[0][..., 10 * number + v] for v in range(10))
+        )
     with pytest.raises(InputError, match=r"voters is 0, expected at least 1"):
         snn_conv.ConvHyperparameters(voters=0)
 

@@ -2,7 +2,8 @@
 
 The counts are those of NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4), taken where a
 spike arrives: at the synapse, whose filter is counted by itself. Through a convolution it reaches
-as many neurons as read its position: fewer at borders without padding and between strides.
+as many sums as read its position: fewer at borders and between strides. Those that pooling then
+leaves out count too.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -47,7 +49,8 @@ class Operations(NamedTuple):
         """An estimate in joules: arithmetic alone, 32-bit floating point, 45 nm.
 
         It is no measurement. Memory, which costs more than arithmetic on most machines, control and
-        leakage are left out, and a machine that skips zeros is assumed.
+        leakage are left out, and a machine is assumed that skips zeros and filters behind the
+        weights: before them, a filtered spike is a potential for steps.
         """
         product = PICOJOULES_ADDITION + PICOJOULES_MULTIPLICATION
         products = self.multiply_accumulates + self.filters + self.neurons
@@ -88,7 +91,7 @@ class Activity:
         self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
         self.fan_out: dict[str, Tensor] = {}
         self.dense: dict[str, int] = {}
-        self._layers_after = _layers_after(model)
+        self._counted: dict[str, Tensor] = {}  # in each layer's last call
         self._first: str | None = None
         self._steps: dict[str, int] = defaultdict(int)  # of each layer's sequences so far
         for name, module in model.named_modules():
@@ -181,21 +184,15 @@ class Activity:
             counted = counted * own
             elements = own.sum() * math.prod(counted.shape[2:])
         self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
-        if isinstance(layer, IIRSynapse):
-            self._count_arrivals(name, counted)
+        self._counted[name] = counted
         self.elements[name] = self.elements.get(name, 0) + elements
 
-    def _count_arrivals(self, name: str, received: Tensor) -> None:
-        layers, features = self._layers_after.get(name, ()), received.shape[2:]
-        if name not in self.fan_out or self.fan_out[name].shape != features:
-            found = fan_out_of(layers, features)
-            if found is None:
-                self.fan_out.pop(name, None)
-                return
-            self.fan_out[name] = found.to(received.device)
-            self.dense[name] = int(fan_out_of(layers, features, dense=True).sum())
-        arrivals = (received.ne(0).sum((0, 1)) * self.fan_out[name]).sum()
-        spikes = ((received == 0) | (received.abs() == 1)).all()
+    def count_arrivals(self, name: str, given: dict[str, Any], reach: "Reach") -> None:
+        """Adds the synaptic operations of the last call of a synapse layer, by what it counted."""
+        counted = self._counted[name]
+        self.fan_out[name], self.dense[name] = reach
+        arrivals = (counted.ne(0).sum((0, 1)) * reach.fan_out.to(counted.device)).sum()
+        spikes = ((counted == 0) | (counted == 1) | (counted == -1)).all()
         self.arrivals[name] = self.arrivals.get(name, 0) + arrivals
         self.currents[name] = self.currents.get(name, 0) + arrivals * ~spikes
 
@@ -210,7 +207,8 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
         if isinstance(module, (IIRSynapse, SpikingNeuron))
     ]
     try:
-        yield activity
+        with _watch_arrivals(model, activity.count_arrivals):
+            yield activity
     finally:
         for handle in handles:
             handle.remove()
@@ -224,96 +222,133 @@ def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     Where a layer goes on from a state, its steps follow those before.
     """
     operations: dict[str, Tensor] = {}
-    known: dict[tuple[str, torch.Size], Tensor | None] = {}  # fan-outs
 
-    def count(
-        name: str, layers: list[nn.Module], module: nn.Module, args: tuple, kwargs: dict[str, Any]
-    ) -> None:
-        given = call_of(module, args, kwargs)
+    def count(name: str, given: dict[str, Any], reach: Reach) -> None:
         received = next(iter(given.values()))
-        key = name, received.shape[2:]
-        if key not in known:
-            known[key] = fan_out_of(layers, received.shape[2:])
-        fan_out = known[key]
-        if fan_out is not None:
-            steps = (received.ne(0) * fan_out.to(received.device)).flatten(2).sum(2)
-            goes_on = given.get("state") is not None and name in operations
-            operations[name] = torch.cat([operations[name], steps]) if goes_on else steps
+        steps = (received.ne(0) * reach.fan_out.to(received.device)).flatten(2).sum(2)
+        goes_on = given.get("state") is not None and name in operations
+        operations[name] = torch.cat([operations[name], steps]) if goes_on else steps
 
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            partial(count, name, layers), with_kwargs=True
-        )
-        for name, layers in _layers_after(model).items()
-    ]
-    try:
+    with _watch_arrivals(model, count):
         yield operations
+
+
+class Reach(NamedTuple):
+    """How far a synapse layer reaches.
+
+    Attributes:
+        fan_out: how many neurons each of its channels reaches through weights that are not zero,
+            int64, of the shape of what it filters at a step, on the CPU.
+        dense: multiply-accumulates of one pass through the weights, zeros too.
+    """
+
+    fan_out: Tensor
+    dense: int
+
+
+@contextmanager
+def _watch_arrivals(
+    model: nn.Module, count: Callable[[str, dict[str, Any], Reach], None]
+) -> Iterator[None]:
+    """Calls ``count(name, arguments, reach)`` for every call of a synapse before weights.
+
+    That is when the weights are called: only then it is known which shape they see, and whether
+    they are given all that the synapse handed on or, after pooling say, something else.
+    """
+    calls: dict[str, dict[str, Any]] = {}  # of synapses whose weights have not run since
+    known: dict[tuple[str, torch.Size, torch.Size], Reach | None] = {}
+
+    def remember(
+        name: str, synapse: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
+    ) -> None:
+        if not recomputing():
+            calls[name] = call_of(synapse, args, kwargs)
+
+    def arrive(name: str, weights: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if name not in calls:
+            return
+        call = calls.pop(name)
+        received, given = (
+            next(iter(arguments.values())) for arguments in (call, call_of(weights, args, kwargs))
+        )
+        if given.numel() not in (received.numel(), received[0].numel()):  # all steps, or each
+            return
+        key = name, received.shape[2:], given.shape
+        if key not in known:
+            known[key] = reach_of(weights, received.shape[2:], given.shape)
+        if (reach := known[key]) is not None:
+            count(name, call, reach)
+
+    handles = []
+    for name, weights in _weights_after(model).items():
+        synapse = model.get_submodule(name)
+        handles += [
+            synapse.register_forward_hook(partial(remember, name), with_kwargs=True),
+            weights.register_forward_pre_hook(partial(arrive, name), with_kwargs=True),
+        ]
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _layers_after(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """For each synapse layer the weights that follow it, after what makes maps of their input."""
-    found: dict[str, list[nn.Module]] = {}
-    synapse, between = None, []
+def _weights_after(model: nn.Module) -> dict[str, nn.Module]:
+    """For each synapse layer the weights that follow it."""
+    found: dict[str, nn.Module] = {}
+    synapse = None
     for name, module in model.named_modules():
         if isinstance(module, IIRSynapse):
-            synapse, between = name, []
-        elif isinstance(module, nn.Unflatten):
-            between.append(module)
+            synapse = name
         elif synapse is not None and _acts(module):
             if isinstance(module, WEIGHTED):
-                found[synapse] = [*between, module]
+                found[synapse] = module
             synapse = None
     return found
 
 
 def _acts(module: nn.Module) -> bool:
-    """Whether the module is a layer itself: weights, neurons, pooling, parameters of its own."""
-    own = module.parameters(recurse=False)
-    layers = nn.Linear, SpikingNeuron, *POOLING
+    """Whether the module is a layer itself: weights, neurons, pooling, numbers of its own."""
+    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    layers = *WEIGHTED, SpikingNeuron, *POOLING
     return isinstance(module, layers) or next(own, None) is not None
 
 
-def fan_out_of(
-    layers: Sequence[nn.Module], features: Sequence[int], dense: bool = False
-) -> Tensor | None:
-    """How many neurons each channel of a synapse reaches through weights that are not zero.
+def reach_of(weights: nn.Module, features: Sequence[int], given: Sequence[int]) -> Reach | None:
+    """How far a synapse layer reaches through the weights behind it.
+
+    A weight counts for every time it reads a position: where padding repeats a position
+    (``reflect``, ``replicate``), it may do so more than once.
 
     Args:
-        layers: the weights after the synapse, last, and what makes maps of their input.
+        weights: an ``nn.Linear`` or a convolution.
         features: the shape of what the synapse hands on at a step of a sequence.
-        dense: whether weights that are zero count as well.
+        given: the shape of what the weights are given, whatever lies before its own dimensions.
 
     Returns:
-        int64, ``features``, on the CPU, or ``None`` where the layers do not fit what the synapse
-        hands on.
+        The reach, or ``None`` where the weights do not fit what the synapse hands on.
     """
-    if not layers:
-        return None
-    *reshaping, weights = layers
-    channels, *positions = reshaping[-1].unflattened_size if reshaping else features
-    present = torch.ones_like(weights.weight) if dense else weights.weight != 0
-    present = present.detach().to("cpu", torch.float64)
+    present = (weights.weight != 0).detach().to("cpu", torch.float64)
+    both = present, torch.ones_like(present)
     if isinstance(weights, nn.Linear):
-        # Flattened before, by a module or otherwise, or not at all.
+        # Flattened before, or a matrix for every position.
         if weights.in_features not in (math.prod(features), features[-1]):
             return None
-        reached = present.sum(0).long()
-        whole = len(reached) == math.prod(features)
-        return reached.view(features) if whole else reached.expand(features)
-    if (
-        weights.in_channels != channels
-        or len(weights.kernel_size) != len(positions)
-        or channels * math.prod(positions) != math.prod(features)
-    ):
-        return None
-    return _readers(weights, present, positions).reshape(features)
+        whole = weights.in_features == math.prod(features)
+        reached, dense = (
+            counts.view(features) if whole else counts.expand(features)
+            for counts in (numbers.sum(0).long() for numbers in both)
+        )
+    else:
+        own = given[-1 - len(weights.kernel_size) :]  # channels and positions
+        if math.prod(own) != math.prod(features):
+            return None
+        reached, dense = (_readers(weights, numbers, own).reshape(features) for numbers in both)
+    return Reach(reached, int(dense.sum()))
 
 
-def _readers(weights: nn.Module, present: Tensor, positions: Sequence[int]) -> Tensor:
-    """How many weights of a convolution read each position of each channel, int64.
+def _readers(weights: nn.Module, present: Tensor, maps: Sequence[int]) -> Tensor:
+    """How many weights of a convolution read each position of its ``maps``, int64.
 
     It is the gradient of all its outputs if the weights ``present`` are ones, the others zero.
     """
@@ -333,8 +368,8 @@ def _readers(weights: nn.Module, present: Tensor, positions: Sequence[int]) -> T
             **exact,
         ).requires_grad_(False)
         ones.weight.copy_(present)
-        maps = torch.ones(1, weights.in_channels, *positions, requires_grad=True, **exact)
-        (readers,) = torch.autograd.grad(ones(maps).sum(), maps)
+        x = torch.ones(1, *maps, requires_grad=True, **exact)
+        (readers,) = torch.autograd.grad(ones(x).sum(), x)
     return readers[0].round().long()
 
 

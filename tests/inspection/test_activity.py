@@ -133,11 +133,21 @@ def test_without_a_beginning_there_are_no_operations_per_sequence():
         activity.synaptic_operations()
 
 
+class Averaged(nn.Module):
+    """A module of a user's own without parameters: the mean of each map."""
+
+    def forward(self, x):
+        return x.mean((3, 4))
+
+
 @pytest.mark.parametrize(
     ("between", "features"),
     [
         (PerStep(nn.BatchNorm2d(2)), 32),
+        (PerStep(nn.BatchNorm2d(2, affine=False)), 32),
         (PerStep(nn.AvgPool2d(2)), 8),
+        (PerStep(nn.Upsample(scale_factor=2)), 128),
+        (Averaged(), 2),
         (SpikingNeuron((2, 4, 4), 4.0), 32),
     ],
 )
@@ -404,3 +414,72 @@ def test_synapses_called_by_keyword_are_counted_by_step():
     with operations_per_step(model) as steps:
         model(torch.ones(4, 5, 3))
     assert torch.equal(steps["synapse"], torch.full((4, 5), 6))
+
+
+def test_a_mean_over_maps_as_wide_as_they_are_many_is_not_taken_for_their_rows():
+    model = Sequential(LowPassSynapse((2, 4, 2), 4.0), Averaged(), nn.Linear(2, 5))
+    with count_activity(model) as activity:
+        model(torch.ones(3, 1, 2, 4, 2))
+    assert activity.fan_out == {}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Unflatten(2, (2, -1, 3)),),
+        (nn.Unflatten(2, (2, 15)), nn.Unflatten(3, (5, 3))),
+        (nn.Flatten(2), nn.Identity(), nn.Unflatten(-1, (2, 5, 3))),
+    ],
+    ids=str,
+)
+def test_whatever_makes_maps_of_what_a_synapse_hands_on(layers):
+    convolution = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    model = Sequential(LowPassSynapse(30, 4.0), *layers, PerStep(convolution))
+    x = (torch.rand(4, 3, 30) < 0.3).float()
+    with torch.no_grad(), count_activity(model) as activity:
+        model(x)
+    reached = outputs_reached(convolution, (2, 5, 3)).flatten()
+    assert torch.equal(activity.fan_out["0"], reached)
+    assert activity.synaptic_operations() == (x * reached).sum().item() / 3
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate"])
+def test_padding_that_repeats_a_position_has_its_weights_read_it_again(mode):
+    convolution = nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode, bias=False)
+    model = Sequential(LowPassSynapse((2, 1, 1), 4.0), PerStep(convolution))
+    with torch.no_grad(), count_activity(model) as activity:
+        model(torch.ones(1, 1, 2, 5, 4))
+    padded = nn.functional.pad(torch.eye(40).view(40, 2, 5, 4), (1, 1, 1, 1), mode=mode)
+    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1)
+    assert torch.equal(activity.fan_out["0"], 3 * windows.flatten(1).sum(1).long().view(2, 5, 4))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parametrised_weights_are_weights(bias):
+    convolution = nn.Conv2d(2, 3, 3, padding=1, bias=bias)
+    expected = outputs_reached(nn.Conv2d(2, 3, 3, padding=1, bias=False), (2, 5, 4))
+    normed = nn.utils.parametrizations.weight_norm(convolution)
+    model = Sequential(LowPassSynapse((2, 5, 4), 4.0), PerStep(normed))
+    with count_activity(model) as activity:
+        model(torch.ones(1, 1, 2, 5, 4))
+    assert torch.equal(activity.fan_out["0"], expected)
+
+
+def test_weights_may_be_called_step_by_step():
+    model = network()
+    x = (torch.rand(10, 4, 8) < 0.4).float()
+    with count_activity(model) as activity:
+        for psp in model[0](x)[0]:
+            model[1](psp)
+    assert activity.synaptic_operations() == 6 * x.sum().item() / 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16])
+def test_spikes_of_any_type_are_counted(dtype):
+    model = Sequential(LowPassSynapse((2, 5, 4), 4.0), PerStep(nn.Conv2d(2, 3, 3, bias=False)))
+    x = (torch.rand(4, 3, 2, 5, 4) < 0.3).to(dtype)
+    with torch.no_grad(), count_activity(model) as activity, operations_per_step(model) as steps:
+        model.to(dtype if dtype.is_floating_point else torch.float32)(x)
+    expected = (x.float() * outputs_reached(nn.Conv2d(2, 3, 3, bias=False), (2, 5, 4))).sum().item()
+    assert activity.operations()[:2] == pytest.approx((expected / 3, 0))
+    assert steps["0"].sum() == expected
