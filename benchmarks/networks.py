@@ -154,7 +154,7 @@ MEMORY = Network((300, 500, 200, 500, 300), steps=300, tau_m=8, tau_s=2, images=
 PIXELS = Network(
     (1, 64, 256, 256, 10), steps=784, tau_m=8, tau_s=2, images=False, batch=100, dropout=0.1
 )
-# That of snn_conv.py.
+# That of snn_conv.py, with one output neuron for each class.
 MAPS = Network(
     (1, 16, 32, 64, 256, 10),
     steps=10,
