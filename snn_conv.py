@@ -48,7 +48,7 @@ class ConvConfig(DigitConfig):
 
 
 class SNN(nn.Module):
-    """16C3-P2-32C3-P2-64C3-P2-256-100: each layer filters, weighs and pools spikes, and spikes.
+    """16C3-P2-64C3-P2-128C3-P2-256-100: each layer filters, weighs and pools spikes, and spikes.
 
     Ten neurons vote for each class: in a few steps a single one's spikes often end in a tie.
 

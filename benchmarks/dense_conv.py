@@ -22,7 +22,7 @@ from snn_lib.training import main
 
 
 class Dense(nn.Module):
-    """16C3-P2-32C3-P2-64C3-P2-256-10 with ReLU.
+    """16C3-P2-64C3-P2-128C3-P2-256-10 with ReLU.
 
     Shape:
         An image that is constant over time ``(T, B, 784)`` to logits ``(1, B, 10)``.

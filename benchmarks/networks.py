@@ -156,8 +156,8 @@ PIXELS = Network(
 )
 # That of snn_conv.py, with one output neuron for each class.
 MAPS = Network(
-    (1, 16, 32, 64, 256, 10),
-    steps=10,
+    (1, 16, 64, 128, 256, 10),
+    steps=8,
     tau_m=4,
     tau_s=1,
     images=True,
