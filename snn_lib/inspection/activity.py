@@ -91,7 +91,8 @@ class Activity:
         self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
         self.fan_out: dict[str, Tensor] = {}
         self.dense: dict[str, int] = {}
-        self._counted: dict[str, Tensor] = {}  # in each layer's last call
+        self._before_weights = _weights_after(model).keys()
+        self._counted: dict[str, Tensor] = {}  # by synapse layers whose weights have not run since
         self._first: str | None = None
         self._steps: dict[str, int] = defaultdict(int)  # of each layer's sequences so far
         for name, module in model.named_modules():
@@ -184,12 +185,13 @@ class Activity:
             counted = counted * own
             elements = own.sum() * math.prod(counted.shape[2:])
         self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
-        self._counted[name] = counted
+        if name in self._before_weights:
+            self._counted[name] = counted
         self.elements[name] = self.elements.get(name, 0) + elements
 
     def count_arrivals(self, name: str, given: dict[str, Any], reach: "Reach") -> None:
         """Adds the synaptic operations of the last call of a synapse layer, by what it counted."""
-        counted = self._counted[name]
+        counted = self._counted.pop(name)
         self.fan_out[name], self.dense[name] = reach
         arrivals = (counted.ne(0).sum((0, 1)) * reach.fan_out.to(counted.device)).sum()
         spikes = ((counted == 0) | (counted == 1) | (counted == -1)).all()

@@ -1,6 +1,7 @@
 """Activity: firing rates and synaptic operations against a count by hand."""
 
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -483,3 +484,15 @@ def test_spikes_of_any_type_are_counted(dtype):
     expected = (x.float() * outputs_reached(nn.Conv2d(2, 3, 3, bias=False), (2, 5, 4))).sum().item()
     assert activity.operations()[:2] == pytest.approx((expected / 3, 0))
     assert steps["0"].sum() == expected
+
+
+def test_counting_keeps_nothing_of_what_it_has_counted():
+    model, x = network(), (torch.rand(10, 4, 8) < 0.4).float()
+    with torch.no_grad(), count_activity(model), operations_per_step(model):
+        received = []
+        hook = model[3].register_forward_pre_hook(
+            lambda module, inputs: received.append(weakref.ref(inputs[0]))
+        )
+        model(x)
+        assert [spikes() for spikes in received] == [None]
+    hook.remove()
