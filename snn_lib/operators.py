@@ -441,7 +441,7 @@ _calls = count()
 
 
 def _warn_if_unstable(alpha: Tensor) -> None:
-    """Warns, once, where training has moved a pole out of the unit circle.
+    """Warns, once, where a pole lies outside the unit circle.
 
     On a CPU at every call; elsewhere now and then, since to look is to wait for the device.
     """

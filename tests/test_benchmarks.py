@@ -110,7 +110,7 @@ def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
     assert [row["encoding"] for row in rows] == ["constant"] * 3 + ["poisson"] * 3
     for row in rows:
         assert row["model"] in printed
-        steps = 10 if "conv" in row["model"] else 25
+        steps = {"snn_conv": 8, "snn_conv_poisson": 10}.get(row["model"], 25)
         assert float(row["accuracy"]) == float(row[f"accuracy_{steps}"]) >= 0.9  # of ten images
         assert float(row["spikes_per_image"]) > 0
 

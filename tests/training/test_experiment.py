@@ -343,7 +343,7 @@ def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path
         experiment(small(tmp_path, *settings)).train()
     synapse = DualExponentialSynapse(3, 4.0, 1.0)
     synapse.alpha.data.fill_(1.5)
-    with pytest.warns(RuntimeWarning, match="out of the unit circle"):
+    with pytest.warns(RuntimeWarning, match="outside the unit circle"):
         synapse(torch.rand(5, 2, 3))[0].sum().backward()
 
 
