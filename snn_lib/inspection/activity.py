@@ -91,10 +91,10 @@ class Activity:
         self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
         self.fan_out: dict[str, Tensor] = {}
         self.dense: dict[str, int] = {}
-        self._before_weights = _weights_after(model).keys()
-        self._counted: dict[str, Tensor] = {}  # by synapse layers whose weights have not run since
         self._first: str | None = None
-        self._steps: dict[str, int] = defaultdict(int)  # of each layer's sequences so far
+        # Steps of each layer's sequences so far, and those that have arrived behind its weights.
+        self._steps: dict[str, int] = defaultdict(int)
+        self._arrived: dict[str, int] = defaultdict(int)
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):  # reset, and what it takes off the potential
                 self.work[name] = 2 + bool(module.membrane_decay.any())
@@ -177,21 +177,26 @@ class Activity:
         if name == self._first and given.get("state") is None:
             self.sequences += received.shape[1]
         counted = result[0] if isinstance(layer, SpikingNeuron) else received
-        begin = 0 if given.get("state") is None else self._steps[name]
-        self._steps[name] = begin + len(counted)
         elements = counted.numel()
-        if self.lengths is not None:  # what follows a sequence's own end is padding
-            own = within(counted, self.lengths - begin)
+        if (own := self._own(self._steps, name, given, counted)) is not None:
             counted = counted * own
             elements = own.sum() * math.prod(counted.shape[2:])
         self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
-        if name in self._before_weights:
-            self._counted[name] = counted
         self.elements[name] = self.elements.get(name, 0) + elements
 
+    def _own(
+        self, steps: dict[str, int], name: str, given: dict[str, Any], counted: Tensor
+    ) -> Tensor | None:
+        """Where the sequences of a call are their own and not padding, if they are padded."""
+        begin = 0 if given.get("state") is None else steps[name]
+        steps[name] = begin + len(counted)
+        return None if self.lengths is None else within(counted, self.lengths - begin)
+
     def count_arrivals(self, name: str, given: dict[str, Any], reach: "Reach") -> None:
-        """Adds the synaptic operations of the last call of a synapse layer, by what it counted."""
-        counted = self._counted.pop(name)
+        """Adds the synaptic operations of a call of the synapse layer ``name``."""
+        counted = next(iter(given.values()))  # (T, B, *features)
+        if (own := self._own(self._arrived, name, given, counted)) is not None:
+            counted = counted * own
         self.fan_out[name], self.dense[name] = reach
         arrivals = (counted.ne(0).sum((0, 1)) * reach.fan_out.to(counted.device)).sum()
         spikes = ((counted == 0) | (counted == 1) | (counted == -1)).all()
@@ -257,29 +262,34 @@ def _watch_arrivals(
     That is when the weights are called: only then it is known which shape they see, and whether
     they are given all that the synapse handed on or, after pooling say, something else.
     """
-    calls: dict[str, dict[str, Any]] = {}  # of synapses whose weights have not run since
+    calls: dict[str, list[dict[str, Any]]] = {}  # of synapses whose weights have not run since
     known: dict[tuple[str, torch.Size, torch.Size], Reach | None] = {}
 
     def remember(
         name: str, synapse: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
     ) -> None:
-        if not recomputing():
-            calls[name] = call_of(synapse, args, kwargs)
+        if recomputing():
+            return
+        given = call_of(synapse, args, kwargs)
+        if given.get("state") is None:  # a sequence begins
+            calls[name] = []
+        calls.setdefault(name, []).append(given)
 
     def arrive(name: str, weights: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if name not in calls:
+        if not (waiting := calls.pop(name, [])):
             return
-        call = calls.pop(name)
-        received, given = (
-            next(iter(arguments.values())) for arguments in (call, call_of(weights, args, kwargs))
-        )
-        if given.numel() not in (received.numel(), received[0].numel()):  # all steps, or each
+        given = next(iter(call_of(weights, args, kwargs).values()))
+        received = [next(iter(call.values())) for call in waiting]
+        whole, step = sum(x.numel() for x in received), received[0].shape[1:]
+        if given.numel() not in (whole, step.numel()):  # all steps, or each
             return
-        key = name, received.shape[2:], given.shape
+        features = step[1:]
+        key = name, features, given.shape
         if key not in known:
-            known[key] = reach_of(weights, received.shape[2:], given.shape)
+            known[key] = reach_of(weights, features, given.shape)
         if (reach := known[key]) is not None:
-            count(name, call, reach)
+            for call in waiting:
+                count(name, call, reach)
 
     handles = []
     for name, weights in _weights_after(model).items():

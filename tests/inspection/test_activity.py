@@ -466,6 +466,22 @@ def test_parametrised_weights_are_weights(bias):
     assert torch.equal(activity.fan_out["0"], expected)
 
 
+def test_synapses_may_be_called_step_by_step_before_their_weights_run_once():
+    model, x = network(), (torch.rand(10, 4, 8) < 0.4).float()
+    counts = count_activity(model), operations_per_step(model)
+    with torch.no_grad(), counts[0] as activity, counts[1] as steps:
+        activity.lengths = torch.tensor([10, 7, 3, 1])
+        for _ in range(2):
+            state, potentials = None, []
+            for part in x.split(1):
+                psp, state = model[0](part, state)
+                potentials.append(psp)
+            model[1](torch.cat(potentials))
+    own = sum(x[:n, b].sum() for b, n in enumerate(activity.lengths.tolist()))
+    assert activity.synaptic_operations() == 6 * own.item() / 4
+    assert torch.equal(steps["0"], 6 * x.sum(2).long())
+
+
 def test_weights_may_be_called_step_by_step():
     model = network()
     x = (torch.rand(10, 4, 8) < 0.4).float()
