@@ -22,7 +22,8 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.settings import ConvolutionHyperparameters, require, setting
+from snn_lib.errors import require
+from snn_lib.settings import ConvolutionHyperparameters, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
 

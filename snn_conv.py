@@ -15,7 +15,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, PerStep, Sequential, SpikingNeuron
-from snn_lib.settings import ConvolutionHyperparameters, require, setting
+from snn_lib.errors import require
+from snn_lib.settings import ConvolutionHyperparameters, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from snn_lib.errors import InputError
+from snn_lib.errors import require
 
 OptimizerChoice = Literal["Adam", "AdamW", "SGD"]
 SchedulerChoice = Literal[
@@ -28,12 +28,6 @@ def setting(default: Any, doc: str) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises :class:`InputError` with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise InputError(message)
 
 
 @dataclass

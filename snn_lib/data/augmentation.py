@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_lib.settings import require, setting
+from snn_lib.errors import require
+from snn_lib.settings import setting
 
 
 @dataclass

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from snn_lib.errors import InputError
-from snn_lib.settings import require
+from snn_lib.errors import InputError, require
 
 
 class Batch(NamedTuple):

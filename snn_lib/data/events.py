@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snn_lib.errors import InputError, one_line
-from snn_lib.settings import require
+from snn_lib.errors import InputError, one_line, require
 
 NMNIST_SIDE, GESTURE_SIDE = 34, 128  # pixels of the sensor
 OVERFLOW_ROW, OVERFLOW = 240, 2**13  # y of an event that is none, and its microseconds

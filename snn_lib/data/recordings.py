@@ -21,9 +21,8 @@ from snn_lib.data.events import (
     read_gesture,
     read_nmnist,
 )
-from snn_lib.errors import InputError, one_line
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.files import write_atomically
-from snn_lib.settings import require
 
 SUMS = "SHA256SUMS"
 FOLDERS = {"train": "Train", "test": "Test"}  # of N-MNIST

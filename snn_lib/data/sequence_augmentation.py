@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from snn_lib.errors import require
 from snn_lib.readout import within
-from snn_lib.settings import require, setting
+from snn_lib.settings import setting
 
 
 @dataclass

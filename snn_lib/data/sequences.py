@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from snn_lib.data.batches import Batch
-from snn_lib.errors import InputError
-from snn_lib.settings import require
+from snn_lib.errors import InputError, require
 
 
 class SequenceDataset(Dataset):

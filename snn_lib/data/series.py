@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.errors import InputError, one_line
-from snn_lib.settings import require
+from snn_lib.errors import InputError, one_line, require
 
 TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
 

@@ -24,9 +24,9 @@ from snn_lib.data.batches import batch_generator
 from snn_lib.data.events import NMNIST_SIDE, Events, nmnist_bytes
 from snn_lib.data.mnist import load_mnist
 from snn_lib.data.recordings import FOLDERS, read_sums, write_sums
-from snn_lib.errors import RunError
+from snn_lib.errors import RunError, require
 from snn_lib.files import write_atomically
-from snn_lib.settings import require, setting
+from snn_lib.settings import setting
 
 SACCADE, SACCADES = 100, 3  # milliseconds of each, and how many
 STEP = 1.0  # milliseconds between two looks at the light

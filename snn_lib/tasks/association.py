@@ -17,7 +17,7 @@ from snn_lib.data.patterns import (
     load_patterns,
     single_damage,
 )
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.metrics import (
@@ -28,7 +28,7 @@ from snn_lib.inspection.metrics import (
     read_sums,
     spike_scores,
 )
-from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, require, setting
+from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
 from snn_lib.tasks.base import Task, output_of
 
 SAMPLES_PER_PATTERN = 10  # of each damage of the sweep

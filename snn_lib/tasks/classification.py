@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch
+from snn_lib.errors import require
 from snn_lib.inspection.activity import Activity, Operations, operations_per_step
 from snn_lib.readout import first_lead
-from snn_lib.settings import ExperimentConfig, Hyperparameters, require, setting
+from snn_lib.settings import ExperimentConfig, Hyperparameters, setting
 from snn_lib.tasks.base import Task, output_of
 
 

@@ -15,7 +15,8 @@ from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, random_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist
-from snn_lib.settings import ExperimentConfig, require, setting
+from snn_lib.errors import require
+from snn_lib.settings import ExperimentConfig, setting
 from snn_lib.tasks.classification import (
     Classification,
     CountClassification,

@@ -16,7 +16,8 @@ from snn_lib.data.event_augmentation import EventAugmentationConfig, augmented_e
 from snn_lib.data.events import NMNIST_SIDE, Frames
 from snn_lib.data.recordings import SETS, downloaded, load_recordings
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
-from snn_lib.settings import LARGEST, ExperimentConfig, require, setting
+from snn_lib.errors import require
+from snn_lib.settings import LARGEST, ExperimentConfig, setting
 from snn_lib.tasks.classification import CountClassification, CountHyperparameters
 
 __all__ = ["EventConfig", "EventHyperparameters", "EventVision"]

@@ -20,8 +20,9 @@ from torch.utils.data import Dataset, Subset
 
 from snn_lib.data.batches import Batch, Batches, batch_seed, split_indices
 from snn_lib.data.sequences import collate, sequence_dataset
+from snn_lib.errors import require
 from snn_lib.readout import READOUTS, within
-from snn_lib.settings import ExperimentConfig, require
+from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification
 

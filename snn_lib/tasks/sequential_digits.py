@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from snn_lib.data.augmentation import TransformConfig
 from snn_lib.data.batches import Batch
 from snn_lib.data.mnist import PIXELS
+from snn_lib.errors import require
 from snn_lib.readout import Last
-from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, require, setting
+from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
 from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions

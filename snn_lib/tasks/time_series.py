@@ -18,8 +18,9 @@ from snn_lib.data.batches import Batch, Batches, batch_generator
 from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series
+from snn_lib.errors import require
 from snn_lib.inspection.activity import Activity
-from snn_lib.settings import ExperimentConfig, require, setting
+from snn_lib.settings import ExperimentConfig, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
 

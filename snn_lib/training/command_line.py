@@ -17,8 +17,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import torch
 from torch import nn
 
-from snn_lib.errors import InputError, RunError
-from snn_lib.settings import ExperimentConfig, require
+from snn_lib.errors import InputError, RunError, require
+from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import load_checkpoint

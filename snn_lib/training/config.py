@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from snn_lib.errors import InputError, one_line
-from snn_lib.settings import flattened, require
+from snn_lib.errors import InputError, one_line, require
+from snn_lib.settings import flattened
 
 Config = TypeVar("Config")
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from snn_lib.errors import InputError, one_line
-from snn_lib.settings import require
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse
 from snn_lib.training.checkpoints import load_weights
 from snn_lib.training.optimisation import (
