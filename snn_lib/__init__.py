@@ -4,8 +4,8 @@ Here is the model: layers, containers, readouts, first weights. ``snn_lib.tasks`
 ``snn_lib.training`` train it, ``snn_lib.inspection`` looks into it.
 """
 
+from snn_lib.chunks import Chunked
 from snn_lib.containers import (
-    Chunked,
     Output,
     PerStep,
     Sequential,

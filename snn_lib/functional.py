@@ -20,6 +20,7 @@ from torch import Tensor
 from snn_lib import operators
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.operators import FilterState, NeuronState
+from snn_lib.pytorch_private import transformed
 from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
 
 # Coefficients in these are computed with in float32.
@@ -244,7 +245,7 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
     if not callable(getattr(surrogate, "derivative", None)):
         raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not (needed or operators.transformed()):
+    if not (needed or transformed()):
         return None
     with torch.no_grad():
         *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # no tangents either

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snn_lib.containers import Output, StatefulModule, last_steps, running_chunk
+from snn_lib.chunks import running_chunk
+from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import NeuronState, draw_seed, neuron_traces, spiking_neuron
 from snn_lib.surrogate import Gaussian, Surrogate
 from snn_lib.time_constants import decay_of

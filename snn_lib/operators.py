@@ -9,19 +9,15 @@ so each operator has one too, used where such a transform is at work, and the ba
 Function is the operator's own. Second derivatives are refused in every way.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
-from itertools import count
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from snn_lib.kernels import COMPUTE_DTYPES, backend_for, eager
+from snn_lib.pytorch_private import carries_tangents, transformed, watched
+from snn_lib.stability import warn_if_unstable
 from snn_lib.surrogate import SURROGATES
 
 FilterState = tuple[Tensor, Tensor]
@@ -31,14 +27,6 @@ NeuronState = tuple[Tensor, Tensor]
 ROUNDED = ("current", "output", "grad_output")
 
 PLAIN = (Tensor, torch.nn.Parameter)  # what is no subclass that does as it likes
-
-CHECKED = 97  # one backward pass in so many; a prime, so that every layer has its turn
-# The stable sets of order 0, 1 and 2: those alpha for which every row times alpha is below 1.
-STABLE = (
-    np.zeros((1, 0)),
-    np.array([[1.0], [-1.0]]),  # |alpha_1| < 1
-    np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.0]]),  # |alpha_1| < 1 - alpha_2, alpha_2 > -1
-)
 
 
 def iir_filter(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -66,13 +54,7 @@ def unobserved(inputs: Sequence[Any]) -> bool:
     Its dispatch and the operator's own checks are then left out, the better part of a single step
     of a stream. Tensors on several devices are left to those checks.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()  # fake tensors, functional ones, counters of FLOPs
-        or torch._C._len_torch_function_stack()  # a default device is such a mode, too
-        or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
-    ):
+    if torch.compiler.is_compiling() or watched():
         return False
     differentiable = torch.is_grad_enabled()
     device = inputs[0].device
@@ -85,11 +67,6 @@ def unobserved(inputs: Sequence[Any]) -> bool:
         ):
             return False
     return device.type != "meta"
-
-
-def transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 # --------------------------------------------------------------------------------------------------
@@ -210,7 +187,7 @@ def _refuse_second_derivative(name: str) -> None:
 
 def _refuse_forward_mode() -> None:
     """Inside the Functions below forward mode is off; elsewhere it would drop the tangents."""
-    if forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled():
+    if carries_tangents():
         raise NotImplementedError(
             "forward mode through torch.ops.snn is not possible, nor under torch.compile: "
             "call the functions of snn_lib.functional, uncompiled"
@@ -349,7 +326,7 @@ def _filter_backward(
     _, need_alpha, need_beta, _, _ = needed
     if need_alpha:
         _check_shape("output", output, grad_output.shape)
-        _warn_if_unstable(alpha)
+        warn_if_unstable(alpha)
     if need_beta:
         _check_shape("x", x, grad_output.shape)
     return backend_for(alpha).filter_backward(
@@ -434,59 +411,6 @@ def _filter_jvp(
     # what is linear: the input and the state
     inputs, last_of_inputs = run(d_x, alpha, beta, d_past_output, d_past_input)
     return (inputs + coefficients).to(F.dtype), last_of_inputs + last
-
-
-UNSTABLE = "a filter's pole lies outside the unit circle"
-_calls = count()
-
-
-def _warn_if_unstable(alpha: Tensor) -> None:
-    """Warns, once, where a pole lies outside the unit circle.
-
-    On a CPU at every call; elsewhere now and then, since to look is to wait for the device.
-    """
-    if alpha.device.type != "cpu" and (
-        next(_calls) % CHECKED or (alpha.is_cuda and torch.cuda.is_current_stream_capturing())
-    ):
-        return
-    if not _is_stable(alpha):
-        _warn_of_instability()
-
-
-def _is_stable(alpha: Tensor) -> bool:
-    """Whether all poles of all filters lie inside the unit circle (alpha is finite, then, too).
-
-    The step-down recursion of Schur and Cohn lowers the order, as long as the reflection
-    coefficient, the last alpha, lies below 1; for P <= 2 the stable set is a polygon.
-    """
-    alpha = alpha.detach().cpu().numpy().astype(np.float64)  # whose calls cost less than torch's
-    while len(alpha) > 2:
-        reflection = alpha[-1]
-        if not np.abs(reflection).max(initial=0.0) < 1.0:  # nan too
-            return False
-        alpha = (alpha[:-1] + reflection * alpha[-2::-1]) / (1.0 - reflection * reflection)
-    return bool((STABLE[len(alpha)] @ alpha).max(initial=0.0) < 1.0)
-
-
-@contextmanager
-def without_warning() -> Iterator[None]:
-    """For whoever tells of unstable filters himself; a later loop is still told once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", UNSTABLE, RuntimeWarning)
-        try:
-            yield
-        finally:
-            _warn_of_instability.cache_clear()
-
-
-@cache
-def _warn_of_instability() -> None:
-    remedy = 'IIRSynapse(..., constraint="stable") keeps the poles inside'
-    warnings.warn(
-        f"{UNSTABLE}, so that its output may grow without bound; {remedy}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
 
 
 # --------------------------------------------------------------------------------------------------

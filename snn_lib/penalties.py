@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import call_of, recomputing
+from snn_lib.chunks import recomputing
+from snn_lib.containers import call_of
 from snn_lib.initialisation import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within

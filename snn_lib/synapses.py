@@ -19,84 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import Output, StatefulModule, last_steps, recomputing
+from snn_lib.chunks import recomputing
+from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import FilterState, iir_filter
-from snn_lib.operators import transformed
+from snn_lib.pytorch_private import transformed
+from snn_lib.stability import MARGIN, has_stable_poles, largest_margin, stable
 from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 
 CONSTRAINTS = ("none", "stable")
-MARGIN = 1e-3
-DIGITS = 5  # octal ones, of the factor that scales the poles of a filter
-
-
-def stable(alpha: Tensor, margin: float) -> Tensor:
-    """The stable filter next to each channel's: itself, bit for bit, where it is stable already.
-
-    Element-wise over the channels, without a look at the values: nothing waits for a GPU.
-
-    - Order 1: |alpha_1| <= 1 - m.
-    - Order 2: |alpha_2| <= 1 - m and |alpha_1| <= 1 - alpha_2 - m, the triangle of all stable
-      second-order filters, those with complex poles among them.
-    - Higher orders, and any order in a precision below float32: the poles have magnitudes below
-      1 - m. Where they have not, alpha_p is clamped to the binomial coefficient P over p, which no
-      stable filter exceeds, and all poles are scaled by one factor s, that is alpha_p by s^p. The
-      largest s is sought for which the filter is stable as rounded to its dtype.
-
-    Args:
-        alpha: ``(P, *shape)``. A filter with infinite coefficients becomes a stable one as well;
-            nan stays nan.
-        margin: m, how far inside the stable set the filters stay, 0 < m < 1.
-
-    Returns:
-        ``(P, *shape)`` in the dtype of ``alpha``; ``stable`` of it is the same, bit for bit.
-    """
-    order, bound = len(alpha), 1.0 - margin
-    if order <= 2 and alpha.dtype in (torch.float32, torch.float64):
-        last = alpha[1:].clamp(-bound, bound)  # alpha_2, or nothing
-        limit = bound - last.sum(0)
-        return torch.cat([alpha[:1].clamp(-limit, limit), last])
-
-    exact = torch.float32 if alpha.device.type == "mps" else torch.float64  # MPS has no other
-    bounded = torch.stack(
-        [a.clamp(-math.comb(order, p), math.comb(order, p)) for p, a in enumerate(alpha, 1)]
-    ).to(exact)
-
-    def scaled(factor: Tensor) -> Tensor:
-        """Every filter with its poles scaled by each of the factors, ``(P, factors, *shape)``."""
-        powers = factor.expand(order, *factor.shape).cumprod(0)
-        return (bounded[:, None] * powers).to(alpha.dtype)
-
-    def inside(candidates: Tensor) -> Tensor:
-        powers = torch.full_like(candidates, bound, dtype=exact).cumprod(0)
-        return _has_poles_inside_unit_circle(candidates.to(exact) / powers)
-
-    # Each pass finds one more digit of s, to the base 8; with s = 0 every filter is stable.
-    digits = torch.arange(1, 8, device=alpha.device, dtype=exact)
-    digits = digits.view(-1, *[1] * (alpha.dim() - 1))
-    factor = torch.zeros_like(bounded[:1])
-    for place in range(1, DIGITS + 1):
-        larger = factor + digits / 8**place
-        fits = inside(scaled(larger))
-        factor = torch.where(fits, larger, factor).amax(0, keepdim=True)
-    return torch.where(inside(alpha), alpha, scaled(factor)[:, 0])
-
-
-def _has_poles_inside_unit_circle(alpha: Tensor) -> Tensor:
-    """Whether each channel's filter is stable, beyond doubt of rounding; ``shape``.
-
-    The step-down recursion of Schur and Cohn: a filter of order P is stable if its reflection
-    coefficient k_P = alpha_P has a magnitude below 1, and so has the filter of order P - 1,
-    (alpha_p + k_P alpha_{P-p}) / (1 - k_P^2). On the unit circle |1 - sum_p alpha_p z^-p| is at
-    least the product of all 1 - |k_p|. A product above the recursion's rounding error leaves no
-    doubt. Refused with the unstable are only clusters of poles that rounding could move out.
-    """
-    room = alpha.new_ones(alpha.shape[1:])
-    doubt = 4 ** len(alpha) * torch.finfo(alpha.dtype).eps
-    while len(alpha):
-        k, alpha = alpha[-1], alpha[:-1]
-        room = room * (1 - k.abs()).clamp(min=0)
-        alpha = (alpha + k * alpha.flip(0)) / (1 - k * k)
-    return room > doubt
 
 
 class IIRSynapse(StatefulModule):
@@ -153,7 +83,7 @@ class IIRSynapse(StatefulModule):
         self.shape = _shape_of(shape)
         first = [_coefficients(values, self.shape) for values in (alpha, beta)]
         self.constraint = constraint
-        self.margin = margin or (_margin_of(first[0]) if constraint == "stable" else MARGIN)
+        self.margin = margin or (largest_margin(first[0]) if constraint == "stable" else MARGIN)
         trained = train_alpha, train_beta
         for name, values, train in zip(("alpha", "beta"), first, trained, strict=True):
             channels = torch.empty(values.shape).copy_(values)  # on the default device
@@ -221,7 +151,7 @@ class IIRSynapse(StatefulModule):
             self.constraint == "stable"
             and isinstance(self.alpha, nn.Parameter)  # not what functional_call puts in its place
             # torch.func's transforms and exported programs allow no change in place
-            and not torch._C._are_functorch_transforms_active()
+            and not transformed()
             and not torch.compiler.is_exporting()
         ):
             # Through .data, so that a graph that has saved the parameter does not mind.
@@ -274,22 +204,6 @@ def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tenso
     return rows.to(torch.get_default_dtype())
 
 
-def _margin_of(alpha: Tensor) -> float:
-    """The largest margin of 1e-3, half of it, and so on, that leaves stable filters as they are.
-
-    Raises:
-        ValueError: one is nearer to the edge than any margin that float32 can hold.
-    """
-    inside = _has_poles_inside_unit_circle(alpha.double())
-    for margin in (MARGIN / 2**halvings for halvings in range(10)):
-        if torch.equal(stable(alpha, margin)[:, inside], alpha[:, inside]):
-            return margin
-    raise ValueError(
-        "a filter is too near the edge of the stable set to stay as it is: expected shorter time "
-        'constants, higher frequencies or constraint="none"'
-    )
-
-
 def _decaying(*alpha: float | Tensor) -> list[Tensor]:
     """Coefficients of time constants as the default dtype rounds them, in float64.
 
@@ -299,7 +213,7 @@ def _decaying(*alpha: float | Tensor) -> list[Tensor]:
     dtype = torch.get_default_dtype()
     exact = {"dtype": torch.float64, "device": "cpu"}
     rounded = [torch.as_tensor(a, **exact).to(dtype).to(**exact) for a in alpha]
-    if not _has_poles_inside_unit_circle(torch.stack(torch.broadcast_tensors(*rounded))).all():
+    if not has_stable_poles(torch.stack(torch.broadcast_tensors(*rounded))).all():
         raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
     return rounded
 

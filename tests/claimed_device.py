@@ -116,6 +116,7 @@ class ClaimedDevice:
             "cuda.is_bf16_supported": lambda *_, **__: True,
             "cuda.mem_get_info": lambda *_: (2**36, 2**36),
             "cuda.get_device_name": str,
+            "cuda.is_current_stream_capturing": lambda: False,
             "cuda.manual_seed_all": self._seed,  # which torch.manual_seed calls, and the next
             "mps.manual_seed": self._seed,
             "cuda.get_rng_state": lambda device=None: self._random,

@@ -1,7 +1,6 @@
 """The two operators against definitions written here, one time step after the other."""
 
 import math
-import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -1210,61 +1209,6 @@ def test_operators_called_directly_refuse_a_surrogate_that_is_not_compiled():
             torch.ops.snn.spiking_neuron_backward(
                 *(arguments | {"surrogate": surrogate, "slope": slope}).values()
             )
-
-
-# Training that leaves the stable region is told of once
-
-
-def train(alpha):
-    alpha = torch.as_tensor(alpha, dtype=torch.float32).view(-1, 1).requires_grad_()
-    output, _ = iir_filter(torch.ones(2, 1, 1), alpha, torch.ones(1, 1))
-    output.sum().backward()
-
-
-def test_a_pole_outside_the_unit_circle_is_warned_of_once():
-    operators._warn_of_instability.cache_clear()
-    with pytest.warns(RuntimeWarning, match='pole.*constraint="stable"'):
-        train([1.2, -0.1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        train([1.2, -0.1])
-        operators._warn_of_instability.cache_clear()
-        train([1.7, -0.9])
-        iir_filter(torch.ones(2, 1, 1), torch.full((1, 1), 2.0), torch.ones(1, 1))
-
-
-def test_the_coefficients_of_a_device_are_looked_at_now_and_then(monkeypatch):
-    looked = []
-    monkeypatch.setattr(operators, "_is_stable", lambda alpha: looked.append(alpha) or True)
-    for _ in range(3 * operators.CHECKED):
-        operators._warn_if_unstable(torch.empty(1, 1, device="meta"))
-    assert len(looked) == 3
-    operators._warn_if_unstable(torch.zeros(1, 1))
-    operators._warn_if_unstable(torch.zeros(1, 1))
-    assert len(looked) == 5
-
-
-@given(order=st.integers(0, 5), seed=seeds)
-def test_the_warning_tells_stable_from_unstable(order, seed):
-    """Against the roots of z^P - sum_p alpha_p z^(P-p)."""
-    generator = np.random.default_rng(seed)
-    radius = generator.choice([0.7, 0.999, 1.001, 1.5], size=order // 2)
-    pairs = radius * np.exp(1j * generator.uniform(0, np.pi, order // 2))
-    real = generator.choice([-1.1, -0.9, 0.5, 0.99, 1.01], size=order % 2)
-    poles = np.concatenate([pairs, pairs.conj(), real])
-    alpha = torch.from_numpy(-np.atleast_1d(np.poly(poles)).real[1:]).view(-1, 1)
-    beside = torch.zeros(order, 2, dtype=FLOAT64)  # a stable filter on either side
-    assert operators._is_stable(torch.cat([beside, alpha, beside], 1)) == (abs(poles) < 1).all()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_coefficients_that_are_not_finite_are_not_stable(order, value):
-    for p in range(order):
-        alpha = torch.zeros(order, 2)
-        alpha[p, 1] = value
-        with np.errstate(invalid="ignore"):
-            assert not operators._is_stable(alpha)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, math.nan])

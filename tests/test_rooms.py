@@ -9,10 +9,11 @@ from running import ROOT
 LIBRARY = ROOT / "snn_lib"
 # From the ground up; a room imports from its own floor and from those below it.
 FLOORS = [
-    {"errors", "files", "settings", "time_constants"},
+    {"errors", "files", "settings", "time_constants", "stability", "pytorch_private"},
     {"surrogate", "kernels"},
     {"operators", "functional"},
-    {"containers", "synapses", "neurons", "encoding", "readout", "initialisation", "penalties"},
+    {"containers", "chunks", "synapses", "neurons"},
+    {"encoding", "readout", "initialisation", "penalties"},
     {"data", "inspection"},
     {"tasks"},
     {"training"},

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import example, given
+from filters import MARGIN, filters, from_poles, numpy_poles
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
 from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
-from torch.overrides import TorchFunctionMode
 
 from snn_lib.synapses import (
     DualExponentialSynapse,
@@ -25,31 +25,11 @@ from snn_lib.synapses import (
 )
 from snn_lib.time_constants import log_spaced
 
-MARGIN = 1e-3
-
 
 def impulse_response(synapse, steps=60):
     impulse = torch.zeros(steps, 1, *synapse.shape, dtype=torch.float64)
     impulse[0] = 1.0
     return synapse(impulse)[0].detach()[:, 0]
-
-
-def filters(alphas, dtype=torch.float64, constraint="none"):
-    """A synapse whose channel i has the coefficients ``alphas[i]``."""
-    synapse = IIRSynapse(len(alphas), alphas[0], (1.0,), constraint=constraint, margin=MARGIN)
-    synapse.to(dtype)
-    with torch.no_grad():
-        synapse.alpha.copy_(torch.tensor(alphas, dtype=torch.float64).T)
-    return synapse
-
-
-def numpy_poles(alpha):
-    return np.roots([1.0, *(-np.asarray(alpha, dtype=np.float64))])
-
-
-def from_poles(*poles):
-    """alpha_1 ... alpha_P of the filter with these poles."""
-    return tuple(-np.poly(poles).real[1:])
 
 
 # Impulse responses
@@ -313,144 +293,6 @@ def test_pole_radius_of_the_time_constants_and_of_a_filter_without_poles():
 
 def test_pole_radius_is_the_largest_of_all_channels():
     assert filters([(0.5,), (-1.5,), (0.9,)]).pole_radius() == pytest.approx(1.5)
-
-
-# The stable set
-
-ORDERS = st.integers(1, 6)
-COEFFICIENTS = st.one_of(
-    st.floats(-5.0, 5.0, width=16),
-    st.sampled_from([1.0, -1.0, 3e4, -3e4, 1e-4, math.inf, -math.inf]),
-)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@given(alpha=ORDERS.flatmap(lambda n: st.lists(COEFFICIENTS, min_size=n, max_size=n)))
-@example(alpha=[0.0, 0.0, 0.0])
-@example(alpha=[math.inf] * 4)
-def test_stable_filters_are_stable_and_those_well_inside_are_kept(dtype, alpha):
-    before = torch.tensor([alpha, alpha[::-1]], dtype=dtype).T
-    after = stable(before, MARGIN)
-    assert after.dtype == dtype
-    for old, new in zip(before.double().T, after.double().T, strict=True):
-        assert abs(numpy_poles(new)).max() < 1.0
-        if torch.isfinite(old).all() and abs(numpy_poles(old)).max() < 0.9 and len(alpha) <= 4:
-            assert torch.equal(new, old)
-    assert torch.equal(stable(after, MARGIN), after)
-
-
-def clusters(order):
-    """Filters with all poles near 1 or near -1, some inside the unit circle, some outside."""
-    spread = (
-        np.random.default_rng(order).normal(size=(60, order)) * np.logspace(-8, -1, 60)[:, None]
-    )
-    side = np.array([[1.0], [-1.0]] * 30)
-    return torch.tensor([from_poles(*poles) for poles in side * (1.0 + spread)]).T
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
-def test_rounding_moves_no_cluster_of_poles_out_again(dtype, order):
-    after = stable(clusters(order).to(dtype), MARGIN)
-    assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
-    assert torch.equal(stable(after, MARGIN), after)
-
-
-@pytest.mark.parametrize(
-    "poles",
-    [
-        (0.9,),
-        (-0.998,),
-        (0.9, -0.5),
-        (0.7 + 0.7j, 0.7 - 0.7j),
-        (-0.7 + 0.7j, -0.7 - 0.7j),
-        (0.3, 0.5 + 0.8j, 0.5 - 0.8j),
-        (0.998, 0.6, -0.998),
-        (0.9, -0.9, 0.8j, -0.8j, 0.1, 0.2),
-    ],
-)
-def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
-    alpha = torch.tensor([from_poles(*poles)]).T
-    assert torch.equal(stable(alpha, MARGIN), alpha)
-
-
-@pytest.mark.parametrize(
-    ("alpha", "expected"),
-    [
-        ((1.5,), (1 - MARGIN,)),
-        ((-1.5,), (-(1 - MARGIN),)),
-        ((1.9, -1.2), (1.9, -(1 - MARGIN))),  # complex poles outside: onto the base
-        ((1.2, 0.5), (0.5 - MARGIN, 0.5)),  # a real pole beyond 1: onto the right side
-        ((-1.2, 0.5), (-(0.5 - MARGIN), 0.5)),
-        ((0.3, 1.7), (0.0, 1 - MARGIN)),  # beyond the apex
-        ((5.0, -5.0), (2 - 2 * MARGIN, -(1 - MARGIN))),  # beyond a corner
-    ],
-)
-def test_orders_one_and_two_land_on_the_edge_of_the_triangle(alpha, expected):
-    moved = stable(torch.tensor([alpha]).T, MARGIN)
-    np.testing.assert_allclose(moved[:, 0], expected, rtol=1e-6, atol=1e-6)
-
-
-def test_complex_poles_stay_complex():
-    poles = filters([from_poles(0.9 + 0.6j, 0.9 - 0.6j)], constraint="stable").poles()[0]
-    assert (poles.imag.abs() > 0.1).all()
-
-
-def test_higher_orders_have_all_poles_scaled_alike():
-    poles = np.array([1.05, 0.5 + 0.8j, 0.5 - 0.8j])
-    alpha = torch.tensor([from_poles(*poles), from_poles(0.5, 0.2, 0.1)]).T
-    moved = stable(alpha, MARGIN)
-    scaled = poles * (1 - MARGIN) / abs(poles).max()
-    found = np.sort_complex(numpy_poles(moved[:, 0]))
-    np.testing.assert_allclose(found, np.sort_complex(scaled), rtol=1e-4)
-    assert torch.equal(moved[:, 1], alpha[:, 1])
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_what_is_not_a_number_is_not_hidden(order):
-    synapse = filters([(0.5,) * order] * 2, constraint="stable")
-    with torch.no_grad():
-        synapse.alpha[-1, 0] = math.nan
-    synapse(torch.ones(2, 1, 2))
-    assert synapse.alpha.isnan().any(0).tolist() == [True, False]
-    assert synapse.pole_radius() == math.inf
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_no_value_is_looked_at(order):
-    assert stable(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_infinite_coefficients_become_finite_ones(order):
-    synapse = filters([(0.1,) * order], constraint="stable")
-    with torch.no_grad():
-        synapse.alpha[-1, 0] = math.inf
-    assert synapse(torch.ones(9, 1, 1))[0].isfinite().all()
-    assert synapse.alpha.isfinite().all()
-
-
-class _OnMPS(torch.Tensor):
-    device = torch.device("mps")  # as it claims
-
-
-class _WithoutFloat64(TorchFunctionMode):
-    """A CPU that stands in for MPS and fails where float64 is asked of it."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = {key: value for key, value in (kwargs or {}).items() if key != "device"}
-        result = function(*args, **kwargs)
-        assert getattr(result, "dtype", None) != torch.float64, function
-        return result
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
-def test_mps_needs_no_float64(dtype, order):
-    alpha = torch.cat([clusters(order), 2 * torch.randn(order, 60)], 1).to(dtype)
-    with _WithoutFloat64():
-        after = stable(alpha.as_subclass(_OnMPS), MARGIN).as_subclass(torch.Tensor)
-    assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
 
 
 # Stability in any loop of training

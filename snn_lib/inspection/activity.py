@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import call_of, recomputing
+from snn_lib.chunks import recomputing
+from snn_lib.containers import call_of
 from snn_lib.initialisation import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snn_lib.containers import recomputing, running_chunk
+from snn_lib.chunks import recomputing, running_chunk
 from snn_lib.functional import neuron_traces
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse

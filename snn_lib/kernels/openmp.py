@@ -13,11 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import llvmlite.binding
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from snn_lib.pytorch_private import EXTENSION_PATH
 
 
 def _link() -> bool:
@@ -26,7 +27,7 @@ def _link() -> bool:
     # As Linux binds PyTorch's own calls: what the whole process sees, a preloaded library for one,
     # comes before what PyTorch brings along.
     paths = [None] if sys.platform == "linux" else []
-    for path in [*paths, torch._C.__file__]:
+    for path in [*paths, EXTENSION_PATH]:
         library = ctypes.CDLL(path)
         if all(hasattr(library, name) for name in names):
             for name in names:

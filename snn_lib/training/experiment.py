@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snn_lib.containers import Chunked
+from snn_lib.chunks import Chunked
 from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
-from snn_lib.operators import without_warning
 from snn_lib.penalties import collected_spikes, hidden_layers, rate_penalty
+from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
 from snn_lib.training.checkpoints import load_checkpoint, load_weights

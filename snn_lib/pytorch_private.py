@@ -1,0 +1,41 @@
+"""The private parts of PyTorch that this package relies on, in one place.
+
+A new release of PyTorch may change them without a notice: if one breaks this package, it breaks it
+here. Tried with PyTorch 2.13. Beside them, ``IIRSynapse`` overrides the private method
+``_save_to_state_dict`` of ``nn.Module``.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# The extension module, which is linked against PyTorch's OpenMP library.
+EXTENSION_PATH = torch._C.__file__
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def carries_tangents() -> bool:
+    """Whether forward-mode differentiation is at work and not switched off for this call."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
+def watched() -> bool:
+    """Whether anything beside autograd sees each operation: a mode, the tracer or the profiler.
+
+    Modes are fake and functional tensors, counters of FLOPs and a default device, for example.
+    """
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd._profiler_enabled()
+    )
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; 0 in inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,161 @@
+"""Stability of IIR filters: the test for it, the nearest stable filter, and a warning.
+
+F[t] = sum_{p=1..P} alpha_p F[t-p] + ...
+
+A filter is stable if all its poles, the roots of z^P - sum_p alpha_p z^(P-p), lie inside the unit
+circle. If one lies outside, the output grows without bound. Nothing here runs through time: what
+follows reads the coefficients alone, ``(P, *shape)``, element-wise over the channels.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MARGIN = 1e-3
+OCTAL_DIGITS = 5  # of the factor by which the poles of a filter are scaled
+CHECKED = 97  # On a GPU one backward pass in so many is checked; a prime, so that all layers are.
+UNSTABLE = "a filter's pole lies outside the unit circle"
+
+
+def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
+    """Whether each channel's filter is stable, beyond doubt of rounding.
+
+    This is the step-down recursion of Schur and Cohn. A filter of order P is stable if its
+    reflection coefficient k_P = alpha_P has a magnitude below 1 and if the filter of order P - 1
+    with (alpha_p + k_P alpha_{P-p}) / (1 - k_P^2) is stable. On the unit circle
+    |1 - sum_p alpha_p z^-p| is at least the product of all 1 - |k_p|, so a product above the
+    recursion's rounding error leaves no doubt. Besides unstable filters it refuses only clusters of
+    poles that rounding could move outside.
+
+    Args:
+        alpha: ``(P, *shape)``, a tensor, or an array, whose operations take less time.
+
+    Returns:
+        bool, ``shape``; false where a coefficient is not finite.
+    """
+    precision = np.finfo if isinstance(alpha, np.ndarray) else torch.finfo
+    doubt = 4 ** len(alpha) * precision(alpha.dtype).eps
+    distance = 1.0 + 0.0 * alpha.sum(0)  # nan where a coefficient is not finite
+    rows = list(alpha)
+    while rows:
+        *rows, k = rows
+        distance = distance * (1.0 - abs(k)).clip(0.0)
+        rows = [(a + k * b) / (1.0 - k * k) for a, b in zip(rows, reversed(rows), strict=True)]
+    return distance > doubt
+
+
+def stable(alpha: Tensor, margin: float) -> Tensor:
+    """The stable filter next to each channel's: itself, bit for bit, where it is stable already.
+
+    It never waits for a GPU, since it decides nothing by looking at a value.
+
+    - Order 1: |alpha_1| <= 1 - m.
+    - Order 2: |alpha_2| <= 1 - m and |alpha_1| <= 1 - alpha_2 - m, the triangle of all stable
+      second-order filters, which includes those with complex poles.
+    - Higher orders, and any order in a precision below float32: the poles have magnitudes below
+      1 - m. Where they do not, alpha_p is clamped to the binomial coefficient P over p, which no
+      stable filter exceeds, and all poles are scaled by one factor s, that is alpha_p by s^p. The
+      function searches for the largest s for which the filter is stable as rounded to its dtype.
+
+    Args:
+        alpha: ``(P, *shape)``. Filters with infinite coefficients become stable as well; nan stays.
+        margin: m, how far inside the stable set the filters stay, 0 < m < 1.
+
+    Returns:
+        ``(P, *shape)`` in the dtype of ``alpha``. Applied again, the function changes nothing.
+    """
+    order, bound = len(alpha), 1.0 - margin
+    if order == 0:
+        return alpha
+    if order <= 2 and alpha.dtype in (torch.float32, torch.float64):
+        last = alpha[1:].clamp(-bound, bound)  # alpha_2, or nothing
+        limit = bound - last.sum(0)
+        return torch.cat([alpha[:1].clamp(-limit, limit), last])
+
+    exact = torch.float32 if alpha.device.type == "mps" else torch.float64  # MPS has no other
+    bounded = torch.stack(
+        [a.clamp(-math.comb(order, p), math.comb(order, p)) for p, a in enumerate(alpha, 1)]
+    ).to(exact)
+
+    def scale(factor: Tensor) -> Tensor:
+        """Every filter with its poles scaled by each of the factors, ``(P, factors, *shape)``."""
+        powers = factor.expand(order, *factor.shape).cumprod(0)
+        return (bounded[:, None] * powers).to(alpha.dtype)
+
+    def fits(candidates: Tensor) -> Tensor:
+        powers = torch.full_like(candidates, bound, dtype=exact).cumprod(0)
+        return has_stable_poles(candidates.to(exact) / powers)
+
+    # Each pass finds one more digit of s, to the base 8; with s = 0 every filter is stable.
+    digits = torch.arange(1, 8, device=alpha.device, dtype=exact)
+    digits = digits.view(-1, *[1] * (alpha.dim() - 1))
+    factor = torch.zeros_like(bounded[:1])
+    for place in range(1, OCTAL_DIGITS + 1):
+        larger = factor + digits / 8**place
+        factor = torch.where(fits(scale(larger)), larger, factor).amax(0, keepdim=True)
+    return torch.where(fits(alpha), alpha, scale(factor)[:, 0])
+
+
+def largest_margin(alpha: Tensor) -> float:
+    """The largest of 1e-3, half of it, and so on, with which :func:`stable` keeps stable filters.
+
+    Raises:
+        ValueError: a filter is nearer to the edge than any margin that float32 can hold.
+    """
+    inside = has_stable_poles(alpha.double())
+    for margin in (MARGIN / 2**halvings for halvings in range(10)):
+        if torch.equal(stable(alpha, margin)[:, inside], alpha[:, inside]):
+            return margin
+    raise ValueError(
+        "a filter is too near the edge of the stable set to stay as it is: expected shorter time "
+        'constants, higher frequencies or constraint="none"'
+    )
+
+
+def warn_if_unstable(alpha: Tensor) -> None:
+    """Warns, once in a process, if a pole lies outside the unit circle.
+
+    Coefficients on a CPU are checked at every call. Those on another device are checked now and
+    then, since the check waits for the device.
+    """
+    if alpha.device.type != "cpu" and (
+        next(_calls) % CHECKED or (alpha.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
+        return
+    with np.errstate(all="ignore"):
+        if not has_stable_poles(alpha.detach().cpu().numpy().astype(np.float64)).all():
+            _warn_of_instability()
+
+
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """Switches the warning off for a loop that reports unstable filters itself.
+
+    A loop after the context is still warned once.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNSTABLE, RuntimeWarning)
+        try:
+            yield
+        finally:
+            _warn_of_instability.cache_clear()
+
+
+_calls = count()
+
+
+@cache
+def _warn_of_instability() -> None:
+    remedy = 'IIRSynapse(..., constraint="stable") keeps the poles inside'
+    warnings.warn(
+        f"{UNSTABLE}, so that its output may grow without bound; {remedy}",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,55 @@
+"""Small networks for the tests of containers and chunks, and what such tests need beside them."""
+
+import torch
+from torch import nn
+
+from snn_lib.containers import Sequential
+from snn_lib.neurons import SpikingNeuron
+from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
+
+TAU_M, TAU_S = 4.0, 1.0
+
+
+def dual_exponential(channels):
+    return DualExponentialSynapse(channels, TAU_M, TAU_S)
+
+
+def low_pass(channels):
+    return LowPassSynapse(channels, TAU_M)
+
+
+def two_layers(synapse=dual_exponential, membrane_filter=False, dropout=0.0):
+    """12-10-5, with weights large enough for both layers to fire."""
+    network = Sequential(
+        synapse(12),
+        nn.Linear(12, 10),
+        SpikingNeuron(10, TAU_M, membrane_filter, dropout=dropout),
+        synapse(10),
+        nn.Linear(10, 5),
+        SpikingNeuron(5, TAU_M, membrane_filter, dropout=dropout),
+    )
+    for index in (1, 4):
+        nn.init.normal_(network[index].weight, 0.1, 0.5)
+    return network
+
+
+def spike_trains(steps=25, batch=8, channels=12):
+    return (torch.rand(steps, batch, channels) > 0.6).float()
+
+
+def ragged_network():
+    return Sequential(
+        IIRSynapse(6, (0.5, -0.25, 0.125), (0.5, 0.25)),
+        nn.Linear(6, 5),
+        SpikingNeuron(5, TAU_M),
+        Sequential(LowPassSynapse(5, 4.0), nn.Linear(5, 4)),
+        SpikingNeuron(4, TAU_M, membrane_filter=True),
+    ).double()
+
+
+def parts(state):
+    if state is None:
+        return []
+    return (
+        [state] if isinstance(state, torch.Tensor) else [t for part in state for t in parts(part)]
+    )

@@ -1,0 +1,341 @@
+"""Chunks of time: output, state, dropout and gradients are those of the whole run."""
+
+import pytest
+import torch
+from networks import TAU_M, TAU_S, parts, ragged_network, spike_trains, two_layers
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from snn_lib.chunks import Chunked, recomputing, running_chunk
+from snn_lib.containers import Sequential
+from snn_lib.neurons import SpikingNeuron
+from snn_lib.synapses import DualExponentialSynapse
+
+EXACT = {"rtol": 0.0, "atol": 0.0}
+
+
+class OwnNetwork(nn.Module):
+    """A network of one's own, with a state of another form."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.neurons = nn.Linear(12, 5), SpikingNeuron(5, TAU_M, True, dropout=0.2)
+        nn.init.normal_(self.weights.weight, 0.1, 0.5)
+
+    def forward(self, x, state=None):
+        spikes, of_neurons = self.neurons(self.weights(x), state and state["neurons"])
+        return spikes, {"neurons": of_neurons}
+
+
+class Resampled(nn.Module):
+    """A layer that sees every step of the input twice."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, state=None):
+        return self.layer(x.repeat_interleave(2, 0), state)
+
+
+CHUNKED = {
+    "synapse": lambda: DualExponentialSynapse(12, TAU_M, TAU_S, constraint="stable"),
+    "neuron": lambda: SpikingNeuron(12, TAU_M, dropout=0.3),
+    "network": lambda: two_layers(dropout=0.3),
+    "gru": lambda: nn.GRU(12, 5),
+    "own": OwnNetwork,
+    "twice as many steps": lambda: Resampled(SpikingNeuron(12, TAU_M, dropout=0.3)),
+}
+
+
+def whole_and_chunked(module, x, steps, state=None, **options):
+    """Output, last state and gradients of a seeded run at once, and of one in chunks."""
+    results = []
+    for run in (module, Chunked(module, steps)):
+        torch.manual_seed(3)
+        leaf = x.clone().requires_grad_()
+        output, last = run(leaf, state, **options)
+        weights = torch.linspace(0.5, 1.5, output.numel()).view_as(
+            output
+        )  # no step is like another
+        loss = (output * weights).sum() + sum(part.square().sum() for part in tensors(last))
+        gradients = torch.autograd.grad(loss, [leaf, *module.parameters()])
+        results.append((output, tensors(last), gradients, torch.rand(1)))
+    return results
+
+
+def tensors(state):
+    return next(iter(state.values())) if isinstance(state, dict) else parts(state)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("steps", [1, 7, 25, 100])
+@pytest.mark.parametrize("build", CHUNKED.values(), ids=CHUNKED)
+def test_chunked_is_the_whole_run_with_its_dropout_and_gradients(build, steps, training):
+    module = build().double().train(training)
+    x = 2 * spike_trains().double()
+    (output, state, gradients, after), chunked = whole_and_chunked(module, x, steps)
+    assert output.abs().sum() > 0
+    torch.testing.assert_close(chunked[0], output, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(chunked[1], state, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(chunked[2], gradients, rtol=1e-9, atol=1e-9)
+    assert torch.equal(chunked[3], after)  # as many random numbers were drawn
+
+
+def test_dropout_of_other_kinds_is_the_same_when_a_chunk_runs_again():
+    torch.manual_seed(1)
+    network = Sequential(SpikingNeuron(12, TAU_M, dropout=0.3), nn.Dropout(0.5), nn.Linear(12, 5))
+    network, x = network.double(), (2 * spike_trains()).double()
+    torch.manual_seed(3)
+    kept = []
+    network[2].register_forward_pre_hook(lambda layer, args: kept.append(args[0].detach()))
+    Chunked(network, 7)(x)[0].sum().backward()
+    forward, again = kept[:4], kept[4:]
+    assert all(torch.equal(*pair) for pair in zip(forward, again[::-1], strict=True))
+
+
+def test_a_generator_that_is_not_set_back_does_not_change_the_dropout(monkeypatch):
+    """That of a second GPU, say, to which the module itself brings its input."""
+    elsewhere = torch.Generator().manual_seed(1)
+    monkeypatch.setattr(
+        "snn_lib.neurons.draw_seed",
+        lambda device: torch.randint(2**40, (2,), generator=elsewhere) * torch.tensor([1, 0]),
+    )
+    kept = []
+    network = two_layers(dropout=0.3)
+    network[1].register_forward_hook(lambda layer, args, output: kept.append(args[0].detach()))
+    Chunked(network, 10)(spike_trains())[0].sum().backward()
+    forward, again = kept[:3], kept[3:]
+    assert all(torch.equal(*pair) for pair in zip(forward, again[::-1], strict=True))
+
+
+def test_chunked_goes_on_from_a_state_and_lets_its_gradient_through():
+    network, x = two_layers().double(), spike_trains().double()
+    _, state = network(spike_trains(5).double().requires_grad_())
+    found = []
+    for run in (network, Chunked(network, 4)):
+        output, _ = run(x, state)
+        found.append(torch.autograd.grad(output.sum(), state[0][0], retain_graph=True))
+    assert found[0][0].abs().sum() > 0
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_chunked_batch_first_and_a_last_layer_without_a_state():
+    network = two_layers().append(nn.Linear(5, 3)).double()
+    network.batch_first = True
+    x = spike_trains().double().transpose(0, 1)
+    whole, chunked = whole_and_chunked(network, x, 6)
+    assert whole[0].shape == (8, 25, 3)
+    for one, other in zip(whole[:3], chunked[:3], strict=True):
+        torch.testing.assert_close(other, one)
+
+
+def test_chunked_has_the_state_at_each_sequence_s_own_end():
+    network, x = ragged_network(), 2 * torch.rand(9, 4, 6).double()
+    nn.init.normal_(network[1].weight, 0.5)
+    lengths = torch.tensor([9, 1, 4, 6])
+    whole, state = network(x, lengths=lengths)
+    output, last = Chunked(network, 3)(x, lengths=lengths)
+    torch.testing.assert_close(parts(last), parts(state))
+    for b, length in enumerate(lengths):
+        torch.testing.assert_close(output[:length, b], whole[:length, b], **EXACT)
+
+
+def test_chunked_keeps_states_and_the_input_alone():
+    """All that the graph of the network itself would keep is what a chunk leaves out."""
+
+    def kept(module, x):
+        sizes = {}
+
+        def count(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            module(x)
+        return sum(sizes.values())
+
+    network, x = two_layers(), spike_trains(60)
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    assert kept(network, x) > 2 * x.nbytes
+    assert kept(Chunked(network, 10), x) <= weights + x.nbytes
+
+
+def test_the_gradient_of_the_input_costs_as_much_for_every_step():
+    def elements(steps):
+        network, x = Chunked(two_layers(), 5), torch.rand(steps, 2, 12, requires_grad=True)
+        with Counted() as counted:
+            network(2 * x)[0].sum().backward()
+        return counted.elements / steps
+
+    assert elements(200) < 1.2 * elements(50)
+
+
+class Counted(TorchDispatchMode):
+    """The elements of what all operators return."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.elements += sum(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+        return result
+
+
+def test_chunks_run_again_the_last_first_and_hooks_can_tell():
+    network, x, seen = two_layers(), spike_trains(10), []
+    network[1].register_forward_hook(lambda *_: seen.append((running_chunk().start, recomputing())))
+    Chunked(network, 4)(x)[0].sum().backward()
+    assert seen == [(0, False), (4, False), (8, False), (8, True), (4, True), (0, True)]
+    assert running_chunk() is None
+    assert not recomputing()
+
+
+def test_chunked_pulls_filters_back_in_the_forward_pass_alone():
+    synapse = DualExponentialSynapse(12, TAU_M, TAU_S, constraint="stable")
+    synapse.alpha.data.fill_(3.0)
+    output, _ = Chunked(synapse, 4)(spike_trains(10))
+    inside = synapse.alpha.detach().clone()
+    assert synapse.pole_radius() < 1
+    synapse.alpha.data.mul_(0.5)
+    changed = synapse.alpha.detach().clone()
+    assert (changed != inside).any()
+    output.sum().backward()
+    assert torch.equal(synapse.alpha, changed)
+
+
+def test_chunked_without_gradients_and_without_steps():
+    network, x = two_layers(dropout=0.3).eval(), spike_trains()
+    with torch.no_grad():
+        torch.testing.assert_close(Chunked(network, 6)(x), network(x), rtol=0.0, atol=1e-6)
+    assert Chunked(network, 6)(x[:0])[0].shape == (0, 8, 5)
+
+
+def test_chunked_accumulates_gradients():
+    network, x = two_layers().double(), spike_trains().double()
+    chunked = Chunked(network, 6)
+    for batch in x.split(4, dim=1):
+        chunked(batch)[0].sum().backward()
+    found = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    network(x)[0].sum().backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in network.parameters()])
+
+
+def test_the_loss_of_chunks_of_bytes():
+    """The way of sequences that are too long to keep their output."""
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = two_layers().double()
+
+        def forward(self, x, state=None):
+            inputs, target = x
+            output, state = self.network(inputs, state)
+            return (output - target.double()).square().sum()[None], state
+
+    model, x, target = Loss(), spike_trains().bool(), spike_trains(channels=5).bool()
+    losses, _ = Chunked(model, 10)((x, target))
+    assert losses.shape == (3,)
+    losses.sum().backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    loss = (model.network(x)[0] - target.double()).square().sum()
+    torch.testing.assert_close(losses.sum(), loss)
+    loss.backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
+
+
+def test_chunked_around_a_compiled_module_and_never_inside_one():
+    torch.compiler.reset()
+    network, x = two_layers(dropout=0.3), spike_trains(12)
+    chunked = Chunked(torch.compile(network, backend="aot_eager"), 4)
+    torch.manual_seed(0)
+    output, _ = chunked(x)
+    found = torch.autograd.grad(output.sum(), list(network.parameters()))
+    assert all(torch.isfinite(gradient).all() for gradient in found)
+    with pytest.raises(Exception, match=r"Chunked\(torch\.compile\(module\), steps\)"):
+        torch.compile(Chunked(network, 4), backend="eager", fullgraph=True)(x)
+
+
+def test_what_cannot_be_chunked_is_refused():
+    with pytest.raises(ValueError, match="steps is 0"):
+        Chunked(two_layers(), 0)
+    with pytest.raises(TypeError, match=r"Stateless returned Tensor, expected \(output, state\)"):
+        Chunked(Stateless(), 4)(spike_trains())
+    with pytest.raises(ValueError, match=r"\[25, 24\] steps"):
+        Chunked(two_layers(), 4)((spike_trains(), spike_trains(24)))
+    with pytest.raises(ValueError, match=r"bidirectional=True\) reads time both ways"):
+        Chunked(Sequential(nn.GRU(12, 5, bidirectional=True)), 4)
+    with pytest.raises(RuntimeError, match="in the chunks of another"):
+        Chunked(Chunked(two_layers(), 4), 10)(spike_trains())
+
+
+def test_a_hidden_part_that_is_batch_first_has_to_be_told_of():
+    network = Resampled(two_layers())
+    network.layer.batch_first = True
+    with pytest.raises(ValueError, match="Resampled has a part with batch_first=True: give it an"):
+        Chunked(network, 4)
+    network.batch_first = False
+    Chunked(network, 4)
+
+
+def change_a_weight(network, x, state):
+    with torch.no_grad():
+        network[1].weight.mul_(2)
+
+
+def refill_the_input(network, x, state):
+    x[0].zero_()
+
+
+def refill_the_state(network, x, state):
+    state[0][0].zero_()
+
+
+@pytest.mark.parametrize("change", [change_a_weight, refill_the_input, refill_the_state])
+def test_what_has_changed_since_the_forward_pass_is_refused(change):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = two_layers()
+
+        def forward(self, x, state=None):
+            return self.network(x[0] + x[1], state)
+
+    model, x = Pair(), (spike_trains(), spike_trains())
+    state = tuple(part and tuple(p.detach() for p in part) for part in model(x)[1])
+    output, _ = Chunked(model, 4)(x, state)
+    change(model.network, x, state)
+    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
+        output.sum().backward()
+
+
+def test_a_state_of_another_form_that_has_changed_is_refused():
+    model, x = OwnNetwork(), spike_trains()
+    state = {"neurons": tuple(part.detach() for part in model(x)[1]["neurons"])}
+    output, _ = Chunked(model, 4)(x, state)
+    state["neurons"][0].zero_()
+    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
+        output.sum().backward()
+
+
+def test_parameters_that_are_put_in_place_for_a_call_are_refused():
+    chunked, x = Chunked(two_layers(), 4), spike_trains()
+    others = {name: p.detach().clone() for name, p in chunked.named_parameters()}
+    others = {name: p.requires_grad_() for name, p in others.items()}
+    output, _ = torch.func.functional_call(chunked, others, (x,))
+    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
+        output.sum().backward()
+    with torch.no_grad():
+        torch.func.functional_call(chunked, others, (x,))
+
+
+class Stateless(nn.Linear):
+    def __init__(self):
+        super().__init__(12, 5)
+
+    def forward(self, x, state=None):
+        return super().forward(x)

@@ -1,0 +1,222 @@
+"""The stable set, what lies next to it, and the warning, against the poles by NumPy."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from claimed_device import ClaimedDevice
+from filters import MARGIN, filters, from_poles, numpy_poles
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+
+from snn_lib import stability
+from snn_lib.functional import iir_filter
+from snn_lib.stability import has_stable_poles, stable
+
+ORDERS = st.integers(1, 6)
+COEFFICIENTS = st.one_of(
+    st.floats(-5.0, 5.0, width=16),
+    st.sampled_from([1.0, -1.0, 3e4, -3e4, 1e-4, math.inf, -math.inf]),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@given(alpha=ORDERS.flatmap(lambda n: st.lists(COEFFICIENTS, min_size=n, max_size=n)))
+@example(alpha=[0.0, 0.0, 0.0])
+@example(alpha=[math.inf] * 4)
+def test_stable_filters_are_stable_and_those_well_inside_are_kept(dtype, alpha):
+    before = torch.tensor([alpha, alpha[::-1]], dtype=dtype).T
+    after = stable(before, MARGIN)
+    assert after.dtype == dtype
+    for old, new in zip(before.double().T, after.double().T, strict=True):
+        assert abs(numpy_poles(new)).max() < 1.0
+        if torch.isfinite(old).all() and abs(numpy_poles(old)).max() < 0.9 and len(alpha) <= 4:
+            assert torch.equal(new, old)
+    assert torch.equal(stable(after, MARGIN), after)
+
+
+def clusters(order):
+    """Filters with all poles near 1 or near -1, some inside the unit circle, some outside."""
+    spread = (
+        np.random.default_rng(order).normal(size=(60, order)) * np.logspace(-8, -1, 60)[:, None]
+    )
+    side = np.array([[1.0], [-1.0]] * 30)
+    return torch.tensor([from_poles(*poles) for poles in side * (1.0 + spread)]).T
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
+def test_rounding_moves_no_cluster_of_poles_out_again(dtype, order):
+    after = stable(clusters(order).to(dtype), MARGIN)
+    assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
+    assert torch.equal(stable(after, MARGIN), after)
+
+
+@pytest.mark.parametrize(
+    "poles",
+    [
+        (0.9,),
+        (-0.998,),
+        (0.9, -0.5),
+        (0.7 + 0.7j, 0.7 - 0.7j),
+        (-0.7 + 0.7j, -0.7 - 0.7j),
+        (0.3, 0.5 + 0.8j, 0.5 - 0.8j),
+        (0.998, 0.6, -0.998),
+        (0.9, -0.9, 0.8j, -0.8j, 0.1, 0.2),
+    ],
+)
+def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
+    alpha = torch.tensor([from_poles(*poles)]).T
+    assert torch.equal(stable(alpha, MARGIN), alpha)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "expected"),
+    [
+        ((1.5,), (1 - MARGIN,)),
+        ((-1.5,), (-(1 - MARGIN),)),
+        ((1.9, -1.2), (1.9, -(1 - MARGIN))),  # complex poles outside: onto the base
+        ((1.2, 0.5), (0.5 - MARGIN, 0.5)),  # a real pole beyond 1: onto the right side
+        ((-1.2, 0.5), (-(0.5 - MARGIN), 0.5)),
+        ((0.3, 1.7), (0.0, 1 - MARGIN)),  # beyond the apex
+        ((5.0, -5.0), (2 - 2 * MARGIN, -(1 - MARGIN))),  # beyond a corner
+    ],
+)
+def test_orders_one_and_two_land_on_the_edge_of_the_triangle(alpha, expected):
+    moved = stable(torch.tensor([alpha]).T, MARGIN)
+    np.testing.assert_allclose(moved[:, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_complex_poles_stay_complex():
+    poles = filters([from_poles(0.9 + 0.6j, 0.9 - 0.6j)], constraint="stable").poles()[0]
+    assert (poles.imag.abs() > 0.1).all()
+
+
+def test_higher_orders_have_all_poles_scaled_alike():
+    poles = np.array([1.05, 0.5 + 0.8j, 0.5 - 0.8j])
+    alpha = torch.tensor([from_poles(*poles), from_poles(0.5, 0.2, 0.1)]).T
+    moved = stable(alpha, MARGIN)
+    scaled = poles * (1 - MARGIN) / abs(poles).max()
+    found = np.sort_complex(numpy_poles(moved[:, 0]))
+    np.testing.assert_allclose(found, np.sort_complex(scaled), rtol=1e-4)
+    assert torch.equal(moved[:, 1], alpha[:, 1])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_what_is_not_a_number_is_not_hidden(order):
+    synapse = filters([(0.5,) * order] * 2, constraint="stable")
+    with torch.no_grad():
+        synapse.alpha[-1, 0] = math.nan
+    synapse(torch.ones(2, 1, 2))
+    assert synapse.alpha.isnan().any(0).tolist() == [True, False]
+    assert synapse.pole_radius() == math.inf
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_no_value_is_looked_at(order):
+    assert stable(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_infinite_coefficients_become_finite_ones(order):
+    synapse = filters([(0.1,) * order], constraint="stable")
+    with torch.no_grad():
+        synapse.alpha[-1, 0] = math.inf
+    assert synapse(torch.ones(9, 1, 1))[0].isfinite().all()
+    assert synapse.alpha.isfinite().all()
+
+
+class _OnMPS(torch.Tensor):
+    device = torch.device("mps")  # as it claims
+
+
+class _WithoutFloat64(TorchFunctionMode):
+    """A CPU that stands in for MPS and fails where float64 is asked of it."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = {key: value for key, value in (kwargs or {}).items() if key != "device"}
+        result = function(*args, **kwargs)
+        assert getattr(result, "dtype", None) != torch.float64, function
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
+def test_mps_needs_no_float64(dtype, order):
+    alpha = torch.cat([clusters(order), 2 * torch.randn(order, 60)], 1).to(dtype)
+    with _WithoutFloat64():
+        after = stable(alpha.as_subclass(_OnMPS), MARGIN).as_subclass(torch.Tensor)
+    assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
+
+
+# Training that leaves the stable region is told of once
+
+
+def train_filter(alpha):
+    alpha = torch.as_tensor(alpha, dtype=torch.float32).view(-1, 1).requires_grad_()
+    output, _ = iir_filter(torch.ones(2, 1, 1), alpha, torch.ones(1, 1))
+    output.sum().backward()
+
+
+def test_a_pole_outside_the_unit_circle_is_warned_of_once():
+    stability._warn_of_instability.cache_clear()
+    with pytest.warns(RuntimeWarning, match='pole.*constraint="stable"'):
+        train_filter([1.2, -0.1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_filter([1.2, -0.1])
+        stability._warn_of_instability.cache_clear()
+        train_filter([1.7, -0.9])
+        iir_filter(torch.ones(2, 1, 1), torch.full((1, 1), 2.0), torch.ones(1, 1))
+
+
+def test_the_coefficients_of_a_device_are_looked_at_now_and_then(monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        stability, "has_stable_poles", lambda alpha: looked.append(alpha) or np.array(True)
+    )
+    with ClaimedDevice() as device:
+        alpha = torch.zeros(1, 1, device="cuda")
+        device.waits.clear()
+        for _ in range(3 * stability.CHECKED):
+            stability.warn_if_unstable(alpha)
+        assert len(looked) == sum(device.waits.values()) == 3
+    stability.warn_if_unstable(torch.zeros(1, 1))
+    stability.warn_if_unstable(torch.zeros(1, 1))
+    assert len(looked) == 5
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.double, torch.Tensor.numpy])
+@given(order=st.integers(0, 5), seed=st.integers(0, 2**32 - 1))
+def test_stable_poles_are_told_from_others(form, order, seed):
+    """Against the roots of z^P - sum_p alpha_p z^(P-p)."""
+    generator = np.random.default_rng(seed)
+    radius = generator.choice([0.7, 0.999, 1.001, 1.5], size=order // 2)
+    pairs = radius * np.exp(1j * generator.uniform(0, np.pi, order // 2))
+    real = generator.choice([-1.1, -0.9, 0.5, 0.99, 1.01], size=order % 2)
+    poles = np.concatenate([pairs, pairs.conj(), real])
+    alpha = torch.from_numpy(-np.atleast_1d(np.poly(poles)).real[1:]).view(-1, 1)
+    beside = torch.zeros(order, 2, dtype=torch.float64)  # a stable filter on either side
+    found = has_stable_poles(form(torch.cat([beside, alpha, beside], 1)))
+    assert found.tolist() == [True, True, (abs(poles) < 1).all(), True, True]
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.double, torch.Tensor.numpy])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_coefficients_that_are_not_finite_are_not_stable(order, value, form):
+    for p in range(order):
+        alpha = torch.zeros(order, 2)
+        alpha[p, 1] = value
+        with np.errstate(all="ignore"):
+            assert has_stable_poles(form(alpha)).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_filter_without_poles_has_nothing_to_move(dtype):
+    alpha = torch.zeros(0, 3, dtype=dtype)
+    assert stable(alpha, MARGIN).shape == (0, 3)
+    assert has_stable_poles(alpha.double()).all()
