@@ -126,15 +126,10 @@ class EventCamera(EventVision):
     config_class = EventConvConfig
 
 
-task = EventCamera()
-
-
-def build_model(config: EventConvConfig) -> SNN:
-    """The network, with first weights with which it fires on what the task has read."""
-    model = SNN(config)
-    fire_from_the_start(model, task.sample(), config.hyperparameters.first_rate)
-    return model
+def initialise(model: SNN, task: EventCamera) -> None:
+    """Scales the first weights so that every layer fires on the training recordings."""
+    fire_from_the_start(model, task.sample(), task.config.hyperparameters.first_rate)
 
 
 if __name__ == "__main__":
-    main(__file__, build_model, task)
+    main(__file__, SNN, EventCamera(), initialise)

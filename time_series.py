@@ -82,19 +82,18 @@ class SNN(nn.Module):
         return self.layers(x.repeat(1, 1, self.copies), state)
 
 
-@torch.no_grad()
-def begun(config: TimeSeriesConfig, task: TimeSeries) -> SNN:
-    """The network with first weights from the training sequences.
+def initialise(model: SNN, task: TimeSeries) -> None:
+    """Finds first weights on the training sequences.
 
-    Its filters are equally loud, its neurons fire at a rate, and its last layer answers already.
+    The filters become equally loud, the neurons fire at a given rate, and the last layer already
+    tells the classes apart.
     """
-    model, x = SNN(config, task.inputs, len(task.classes), task.steps), task.sample()
+    x = task.sample()
     filters, readout = model.layers[0], model.layers[-1]
     loudness = filters(x.repeat(1, 1, model.copies))[0].std((0, 1))
     filters.beta /= torch.where(loudness > 0, loudness, 1.0)
-    fire_from_the_start(model, x, config.hyperparameters.first_rate)
+    fire_from_the_start(model, x, task.config.hyperparameters.first_rate)
     answer_from_the_start(model, readout, task.training_sequences(), scale=4.0)
-    return model
 
 
 task = TimeSeries()
@@ -102,8 +101,8 @@ task = TimeSeries()
 
 def build_model(config: TimeSeriesConfig) -> SNN:
     """The network for the data that the task has read."""
-    return begun(config, task)
+    return SNN(config, task.inputs, len(task.classes), task.steps)
 
 
 if __name__ == "__main__":
-    main(__file__, build_model, task)
+    main(__file__, build_model, task, initialise)

@@ -36,7 +36,7 @@ from snn_lib.files import write_csv
 from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
-from time_series import SNN, begun
+from time_series import SNN, initialise
 
 SETS = (
     "UnitTest",
@@ -100,12 +100,13 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
     def build(config: TimeSeriesConfig) -> nn.Module:
         if method in RECURRENT:
             return recurrent(RECURRENT[method], config, task)
-        return begun(config, task)
+        return SNN(config, task.inputs, len(task.classes), task.steps)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         config.checkpoint_base_path = config.runs_path = folder
         begin = time.process_time()
-        experiment = Experiment(build, task, config)  # whose first weights are found on the data
+        first_weights = None if method in RECURRENT else initialise
+        experiment = Experiment(build, task, config, first_weights)
         experiment.train()
         seconds = time.process_time() - begin
         metrics, activity = experiment.evaluate("test")

@@ -80,7 +80,7 @@ class Finished:
     err: str
 
 
-def run(*arguments, model=snn_mlp_1.SNN, task=None, script=SCRIPT):
+def run(*arguments, model=snn_mlp_1.SNN, task=None, initialise=None, script=SCRIPT):
     """Runs the script in this process."""
     out, err = io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
@@ -88,7 +88,13 @@ def run(*arguments, model=snn_mlp_1.SNN, task=None, script=SCRIPT):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main(str(script), model, task or DigitClassification(), list(map(str, arguments)))
+            main(
+                str(script),
+                model,
+                task or DigitClassification(),
+                initialise,
+                [*map(str, arguments)],
+            )
     except SystemExit as end:
         return Finished(end.code, out.getvalue(), err.getvalue())
     finally:
@@ -171,7 +177,7 @@ def _script(files, arguments, environment, prepare):
     sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115
     if prepare is not None:
         prepare()
-    main(str(SCRIPT), SmallSNN, DigitClassification(), list(map(str, arguments)))
+    main(str(SCRIPT), SmallSNN, DigitClassification(), arguments=list(map(str, arguments)))
 
 
 def shell(*command, **options):

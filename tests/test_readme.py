@@ -44,9 +44,3 @@ def test_your_own_data_is_learned_by_the_command_that_follows(scripts, monkeypat
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert float(re.search(r"test .*accuracy ([\d.]+) %", printed)[1]) > 90
-
-
-def test_it_has_two_pages():
-    lines = README.read_text().splitlines()
-    assert len(lines) <= 120
-    assert all(len(line) <= 110 for line in lines)

@@ -97,11 +97,9 @@ class Association(Task):
     config_class = AssociationConfig
     unit = "samples"
 
-    def prepare(
-        self, config: AssociationConfig, device: torch.device, rank: int = 0, world: int = 1
-    ) -> None:
+    def prepare(self, config: AssociationConfig, device: torch.device) -> None:
         """Reads the patterns; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
+        super().prepare(config, device)
         options = config.hyperparameters
         try:
             self.patterns = load_patterns(config.dataset_path)

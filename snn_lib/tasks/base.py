@@ -27,20 +27,30 @@ class Task:
         unit: what a sample is, for the progress bar.
         mean_over: the sum that counts what the loss is a mean over, which weighs the shares of
             several processes.
-        config, device, rank, world: the experiment's, once the task is prepared.
+        config, device: the experiment's, once the task is prepared.
+        rank, world: this process's number and how many there are; 0 and 1 until :meth:`share`.
     """
 
     config_class: type[ExperimentConfig] = ExperimentConfig
     unit = "sequences"
     mean_over = "samples"
 
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
-        """Gets ready to run on a device, as process ``rank`` of ``world``.
+    def prepare(self, config: Any, device: torch.device) -> None:
+        """Reads the data and gets ready to run on a device, as if this were the only process.
 
         Raises:
             InputError: the data is missing, corrupt, or does not fit the configuration.
         """
-        self.config, self.device, self.rank, self.world = config, device, rank, world
+        self.config, self.device = config, device
+        self.share(0, 1)
+
+    def share(self, rank: int, world: int) -> None:
+        """From now on this process takes share ``rank`` of ``world`` of every batch.
+
+        The experiment calls it after it has computed what precedes training, such as first weights:
+        that comes from all the data and is the same however many processes there are.
+        """
+        self.rank, self.world = rank, world
         self._batches: dict[str, Batches] = {}
 
     def make_batches(self, split: str) -> Batches:

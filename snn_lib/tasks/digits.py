@@ -116,9 +116,9 @@ class Digits(Classification):
 
     unit = "images"
 
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
+        super().prepare(config, device)
         options = config.mnist_config
         images, labels = load_mnist(Path(config.dataset_path), train=True)
         training, validation = split_indices(len(labels), options.validation_size, config.seed)

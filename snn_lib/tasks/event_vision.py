@@ -105,9 +105,9 @@ class EventVision(CountClassification):
     config_class = EventConfig
     unit = "recordings"
 
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def prepare(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
-        super().prepare(config, device, rank, world)
+        super().prepare(config, device)
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def make_batches(self, split: str) -> Batches:

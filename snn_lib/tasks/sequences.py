@@ -53,9 +53,9 @@ class SequenceTask(Task):
         self.data, self.validation_share = data, validation_share
         self.config_class = config_class or self.config_class
 
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
+        super().prepare(config, device)
         parts = self.data(config) if callable(self.data) else self.data
         require(
             isinstance(parts, Mapping),

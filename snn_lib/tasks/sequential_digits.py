@@ -71,9 +71,9 @@ class SequentialDigits(Digits):
 
     config_class = SequentialConfig
 
-    def prepare(self, config: Any, device: torch.device, rank: int = 0, world: int = 1) -> None:
+    def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""
-        super().prepare(config, device, rank, world)
+        super().prepare(config, device)
         order = torch.arange(PIXELS)
         if config.mnist_config.permuted:
             order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(ORDER_SEED))

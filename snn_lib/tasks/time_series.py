@@ -184,11 +184,12 @@ class TimeSeries(SequenceClassification):
         """What the network sees of training sequences from all over the set, ``(T, B, inputs)``."""
         samples = self.parts["train"]
         spread = range(0, len(samples), -(-len(samples) // EVALUATION_BATCH))
-        return self.encode(collate([samples[index] for index in spread])).x
+        batch = collate([samples[index] for index in spread])
+        return self.encode(batch.apply(lambda tensor: tensor.to(self.device))).x
 
     def training_sequences(self) -> Iterator[Batch]:
-        """All training sequences as they are, once each, on the CPU, where models are built."""
-        return map(self.encode, self._batches_of("train", training=False).epoch())
+        """The training sequences without augmentation, once each."""
+        return self._on_device(self._batches_of("train", training=False).epoch())
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Spikes and synaptic operations a sequence beside those of a dense network."""

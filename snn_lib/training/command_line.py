@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -45,6 +46,7 @@ def main(
     script: str,
     build_model: Callable[[Any], nn.Module],
     task: Task,
+    initialise: Callable[[nn.Module, Any], object] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs an experiment's script and exits.
@@ -54,9 +56,12 @@ def main(
             configuration.
         build_model: makes the model from the configuration.
         task: the task that the model learns.
+        initialise: called as ``initialise(model, task)`` where training starts from scratch, to
+            find first weights on the training data; see :class:`Experiment`.
         arguments: the command line, by default the process's.
     """
-    exit_with(Path(script).name, lambda: _run(Path(script), build_model, task, arguments))
+    work = partial(_run, Path(script), build_model, task, initialise, arguments)
+    exit_with(Path(script).name, work)
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
@@ -111,6 +116,7 @@ def _run(
     script: Path,
     build_model: Callable[[Any], nn.Module],
     task: Task,
+    initialise: Callable[[nn.Module, Any], object] | None,
     arguments: Sequence[str] | None,
 ) -> int:
     options = _parser(script, task.config_class).parse_intermixed_args(arguments)
@@ -142,7 +148,7 @@ def _run(
 
     distributed.start()
     stop_signals: list[int] = []
-    experiment = Experiment(build_model, task, config, lambda: bool(stop_signals))
+    experiment = Experiment(build_model, task, config, initialise, lambda: bool(stop_signals))
     if options.test:
         require(task.has("test"), "there is no test data")
         experiment.test(checkpoint, source)

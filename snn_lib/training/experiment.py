@@ -47,6 +47,9 @@ class Experiment:
         build_model: makes the model from the configuration.
         task: the task that the model learns.
         config: the configuration, by default that of the task with its defaults.
+        initialise: called as ``initialise(model, task)`` where training starts from scratch, to
+            find first weights on the training data. The task hands out all of it, and the model and
+            what the task hands out are on the device.
         stop_requested: asked after every batch whether to stop.
 
     Raises:
@@ -58,9 +61,10 @@ class Experiment:
         build_model: Callable[[Any], nn.Module],
         task: Task,
         config: Any = None,
+        initialise: Callable[[nn.Module, Any], object] | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.task, self.stop_requested = task, stop_requested
+        self.task, self.initialise, self.stop_requested = task, initialise, stop_requested
         config = task.config_class() if config is None else config
         require(
             dataclasses.is_dataclass(config),
@@ -72,7 +76,7 @@ class Experiment:
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
         torch.manual_seed(self.config.seed)  # the same data and first weights in every process
-        task.prepare(self.config, self.device, self.rank, self.world)
+        task.prepare(self.config, self.device)
         torch.manual_seed(self.config.seed)
         builds = callable(build_model) and not isinstance(build_model, nn.Module)
         model = build_model(self.config) if builds else None
@@ -92,7 +96,7 @@ class Experiment:
             f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
             "hidden layer of neurons to be penalised",
         )
-        torch.manual_seed(self.config.seed + self.rank)  # other dropout in each
+        self.has_first_weights = True  # as they were built, until something is loaded or trained
         self.state: TrainingState | None = None  # once it trains
         self.files = RunFiles(self.config, environment(self.device, self.world), self.say)
         self._introduce()
@@ -107,8 +111,8 @@ class Experiment:
             ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split.
 
         Raises:
-            InputError: the checkpoint does not fit, or nothing can be written where the
-                configuration says.
+            InputError: the checkpoint does not fit, nothing can be written where the configuration
+                says, or there is no checkpoint and the model no longer has its first weights.
             RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
         """
@@ -126,7 +130,18 @@ class Experiment:
             f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
             f"{batches.count} {self.task.unit} to train on: set it to that or less",
         )
+        require(
+            checkpoint is not None or self.has_first_weights,
+            "this experiment's model has been trained or loaded already: make a new Experiment to "
+            "train from the start, or give train() a last checkpoint to go on from",
+        )
         self._tell_of_memory()
+        if checkpoint is None:
+            self._initialise()
+        self.has_first_weights = False
+        # Until here every process has seen all the data, so that all have computed the same.
+        self.task.share(self.rank, self.world)
+        torch.manual_seed(self.config.seed + self.rank)  # each draws dropout of its own
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         self.state = TrainingState(self.model, self.config, len(batches))
@@ -137,6 +152,13 @@ class Experiment:
             self.files.open(self.progress, resumed=checkpoint is not None)
         if self._ends_with_best_epoch():  # a resumed run, maybe killed before it had written that
             self._save_best()
+
+    def _initialise(self) -> None:
+        """Finds first weights on the training data, the same ones in every process."""
+        if self.initialise is not None:
+            torch.manual_seed(self.config.seed)
+            with torch.no_grad(), self.backend():
+                self.initialise(self.model, self.task)
 
     def _train_epoch(self) -> None:
         """Trains on the batches of an epoch that are left."""
@@ -270,6 +292,7 @@ class Experiment:
         if checkpoint is None:
             source = self.files.path("best")
             checkpoint = load_checkpoint(source)
+        self.has_first_weights = False
         load_weights(self.model, checkpoint, source)
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")

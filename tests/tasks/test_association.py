@@ -50,7 +50,8 @@ def config(pattern_file):
 
 def prepared(config, rank=0, world=1):
     task = Association()
-    task.prepare(config, CPU, rank, world)
+    task.prepare(config, CPU)
+    task.share(rank, world)
     return task
 
 

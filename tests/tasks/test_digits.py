@@ -35,7 +35,8 @@ def config():
 
 def task_of(config, rank=0, world=1):
     task = DigitClassification()
-    task.prepare(config, CPU, rank, world)
+    task.prepare(config, CPU)
+    task.share(rank, world)
     return task
 
 

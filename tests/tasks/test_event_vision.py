@@ -36,7 +36,8 @@ def configured(*overrides, file="event_vision.yaml"):
 
 def task_of(config, rank=0, world=1):
     task = EventVision()
-    task.prepare(config, CPU, rank, world)
+    task.prepare(config, CPU)
+    task.share(rank, world)
     return task
 
 
@@ -140,10 +141,13 @@ def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):
 @pytest.mark.parametrize("side", [34, 32, 20])
 def test_every_layer_of_the_network_fires_from_the_start(simulated, side):
     config = configured(f"dataset_path={simulated}", f"events.side={side}")
-    event_vision.task.prepare(config, CPU)
+    task = event_vision.EventCamera()
+    task.prepare(config, CPU)
     torch.manual_seed(0)
-    model = event_vision.build_model(config).eval()
-    x = event_vision.task.sample()
+    model = event_vision.SNN(config)
+    event_vision.initialise(model, task)
+    model.eval()
+    x = task.sample()
     with torch.no_grad():
         outputs, _ = model.layers.layerwise(x.movedim(-1, 2))
     for layer, output in zip(model.layers, outputs, strict=True):
@@ -171,8 +175,9 @@ def script(folder, action, *overrides, file="event_vision.yaml"):
     paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
     settings = [*SMALL, *paths, "name=mine", *overrides]
     best = f"test_checkpoint_path={folder}/checkpoint/mine_best"
-    options = {"model": event_vision.build_model, "task": event_vision.task}
+    options = {"model": event_vision.SNN, "initialise": event_vision.initialise}
     arguments = [action, "--config_file", ROOT / file, *settings, best]
+    options["task"] = event_vision.EventCamera()
     return run(*arguments, script=ROOT / "event_vision.py", **options)
 
 

@@ -49,7 +49,8 @@ def prepared(task, rank=0, world=1, **options):
     config.hyperparameters.batch_size = 8
     for key, value in options.items():
         setattr(config, key, value)
-    task.prepare(config, CPU, rank, world)
+    task.prepare(config, CPU)
+    task.share(rank, world)
     return task
 
 
@@ -249,7 +250,9 @@ def test_workers_change_nothing_in_a_run_that_resumes(tmp_path, monkeypatch):
 
         config = ClassificationConfig(name=name, device="cpu", data_workers=workers)
         config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 8
-        trial = Experiment(model, SequenceClassification({"train": sequences()}), config, stop)
+        trial = Experiment(
+            model, SequenceClassification({"train": sequences()}), config, stop_requested=stop
+        )
         if checkpoint is None:
             trial.train()
         else:

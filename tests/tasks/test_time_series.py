@@ -52,7 +52,8 @@ def configured(folder, **options):
 
 def task_of(config, rank=0, world=1):
     task = TimeSeries()
-    task.prepare(config, CPU, rank, world)
+    task.prepare(config, CPU)
+    task.share(rank, world)
     return task
 
 
@@ -183,7 +184,10 @@ def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding)
     config = configured(tmp_path, encoding=encoding)
     time_series.task.prepare(config, CPU)
     torch.manual_seed(0)
-    model = time_series.build_model(config).eval()
+    model = time_series.build_model(config)
+    with torch.no_grad():
+        time_series.initialise(model, time_series.task)
+    model.eval()
     batch = next(time_series.task.evaluation_batches("test"))
     with torch.no_grad():
         outputs, _ = model.layers.layerwise(batch.x.repeat(1, 1, model.copies))
@@ -201,8 +205,9 @@ def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding)
 def script(folder, action, *overrides):
     paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
     settings = ["name=mine", "device=cpu", *paths, *overrides]
-    options = {"model": time_series.build_model, "task": time_series.task}
-    return run(action, *settings, script=ROOT / "time_series.py", **options)
+    options = {"model": time_series.build_model, "initialise": time_series.initialise}
+    options |= {"task": time_series.task, "script": ROOT / "time_series.py"}
+    return run(action, *settings, **options)
 
 
 def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tmp_path):

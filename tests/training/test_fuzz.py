@@ -43,8 +43,8 @@ def cases(share):
 class Noise(DigitClassification):
     """The task of the scripts on four images of noise, so that settings that are fine train."""
 
-    def prepare(self, config, device, rank=0, world=1):
-        self.config, self.device, self.rank, self.world = config, device, rank, world
+    def prepare(self, config, device):
+        self.config, self.device = config, device
 
     def batches(self, split):
         size = self.config.hyperparameters.batch_size

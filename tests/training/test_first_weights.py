@@ -1,0 +1,134 @@
+"""First weights: found on all the training data, only where training starts from scratch."""
+
+import runpy
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+import torch
+from running import ROOT, SmallSNN, load, tiny, train
+from torch import nn
+
+from snn_lib.errors import InputError
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.training import distributed, experiment
+from snn_lib.training.config import load_config
+from snn_lib.training.experiment import Experiment, Stopped
+
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+FEW = {  # settings with which a script's data is read in a moment
+    "mnist_config.training_size": 150,
+    "mnist_config.validation_size": 20,
+    "events.training_size": 30,
+    "events.validation_size": 10,
+    "hyperparameters.batch_size": 7,
+}
+
+
+@pytest.fixture
+def arguments_of(monkeypatch):
+    """A function of a script's name that returns what the script hands to ``main``."""
+
+    def call(name):
+        given = []
+        monkeypatch.setattr("snn_lib.training.main", lambda *arguments: given.extend(arguments))
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+        _, build_model, task, *initialise = given
+        return build_model, task, *initialise
+
+    return call
+
+
+def before_the_first_batch(build_model, task, initialise, config, rank, world, monkeypatch):
+    """As training begins in a process: parameters and buffers, samples, and what dropout draws."""
+
+    def stop(self):
+        raise Stopped
+
+    with monkeypatch.context() as patch, redirect_stdout(StringIO()):
+        patch.setattr(distributed, "rank_and_world", lambda: (rank, world))
+        patch.setattr(experiment, "DistributedDataParallel", lambda model: model)
+        patch.setattr(Experiment, "_train_epoch", stop)
+        trial = Experiment(build_model, task, config, initialise)
+        with pytest.raises(Stopped):
+            trial.train()
+    drawn = torch.randint(2**31, ()).item()
+    samples = sum(batch.x.shape[1] for batch in task.train_batches(0))
+    return trial.model.state_dict(), samples, drawn
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_first_weights_are_the_same_with_one_process_and_with_two(
+    name, arguments_of, tmp_path, monkeypatch
+):
+    if name == "time_series":
+        pytest.importorskip("aeon")
+    build_model, task, *initialise = arguments_of(name)
+    config = load_config(task.config_class, ROOT / f"{name}.yaml", [f"runs_path={tmp_path}"])
+    for key, value in FEW.items():
+        section, option = key.split(".")
+        if hasattr(getattr(config, section, None), option):
+            setattr(getattr(config, section), option, value)
+    (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    if name != "associative_memory":  # its data set is a file
+        config.dataset_path = str(tmp_path)
+    config.checkpoint_base_path, config.device = str(tmp_path), "cpu"
+    states, samples, drawn = zip(
+        *(
+            before_the_first_batch(
+                build_model, task, *initialise or [None], config, rank, world, monkeypatch
+            )
+            for rank, world in ((0, 1), (0, 2), (1, 2))
+        ),
+        strict=True,
+    )
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[key], states[0][key]) for key in state)
+    assert 0 < samples[1] < samples[0] == samples[1] + samples[2]  # then they share the data
+    assert drawn[0] == drawn[1] != drawn[2]  # and each has dropout of its own
+
+
+def test_initialise_sees_all_the_data_and_draws_the_same_whatever_the_process(
+    tmp_path, monkeypatch
+):
+    seen = []
+
+    def initialise(model, task):
+        images = torch.cat([batch.x for batch in task.train_batches(0)], 1)
+        seen.append((images.shape[1], torch.rand(()), torch.is_grad_enabled()))
+
+    for rank, world in ((0, 1), (1, 2)):
+        config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", tiny(tmp_path))
+        task = DigitClassification()
+        before_the_first_batch(SmallSNN, task, initialise, config, rank, world, monkeypatch)
+    assert seen[0] == seen[1] == (256, seen[0][1], False)
+
+
+def test_initialise_is_called_where_training_starts_from_scratch_and_nowhere_else(tmp_path):
+    calls = []
+
+    def initialise(model, task):
+        calls.append(task.device)
+        nn.init.constant_(model.layers[4].bias, 0.25)
+
+    more = ("scheduler.scheduler_choice=none", "optimizer.AdamW.lr=1e-9")
+    settings = tiny(tmp_path, *more, "hyperparameters.epoch=1")
+    train(*settings, model=SmallSNN, initialise=initialise)
+    assert calls == [torch.device("cpu")]
+    bias = load(tmp_path / "checkpoint/snn_mlp_1_last")["snn_state_dict"]["layers.4.bias"]
+    torch.testing.assert_close(bias, torch.full((10,), 0.25), rtol=0, atol=1e-6)
+    longer = [*settings, "hyperparameters.epoch=2"]
+    train("--resume", *longer, model=SmallSNN, initialise=initialise)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("use", ["train", "test"])
+def test_training_from_the_start_takes_a_model_with_its_first_weights(tmp_path, use):
+    settings = tiny(tmp_path, "hyperparameters.epoch=1")
+    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", settings)
+    Experiment(SmallSNN, DigitClassification(), config).train()
+    again = Experiment(SmallSNN, DigitClassification(), config)
+    getattr(again, use)()
+    with pytest.raises(InputError, match="has been trained or loaded already: make a new Exp"):
+        again.train()
