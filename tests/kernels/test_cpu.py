@@ -22,7 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 pytest.importorskip("numba")
 
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.kernels import cpu, eager, openmp
+from snn_lib.kernels import cpu, eager
+from snn_lib.kernels.cpu import iir_filter as filter_kernels
+from snn_lib.kernels.cpu import memory, openmp, tiles
+from snn_lib.kernels.cpu.rows import TINY
 
 ROOT = Path(__file__).parents[2]
 T, B, N = 12, 64, 50  # large enough for several threads
@@ -74,13 +77,13 @@ GNU_OPENMP = [*SITE.glob("torch/lib/libgomp*"), *SITE.glob("torch.libs/libgomp*"
 
 @pytest.mark.skipif(not GNU_OPENMP, reason="PyTorch brings no GNU OpenMP library")
 def test_as_many_threads_as_pytorch_has_are_at_work(threads, monkeypatch):
-    teams, parallel = [], cpu._filter_forward_parallel
+    teams, parallel = [], filter_kernels._filter_forward_parallel
 
     def spy(team, items, arguments):
         teams.append(team)
         parallel(team, items, arguments)
 
-    monkeypatch.setattr(cpu, "_filter_forward_parallel", spy)
+    monkeypatch.setattr(filter_kernels, "_filter_forward_parallel", spy)
     for count in (1, 2, 3):
         threads(count)
         iir_filter(*leaves())
@@ -104,7 +107,7 @@ def test_without_openmp_a_thread_pool_gives_the_same(threads, monkeypatch):
 
 def test_tiles_of_channels_give_the_same(monkeypatch):
     expected = outcome()
-    monkeypatch.setattr(cpu, "TILE_CHANNELS", 16)
+    monkeypatch.setattr(tiles, "TILE_CHANNELS", 16)
     assert same(outcome()[:2], expected[:2])
 
 
@@ -204,7 +207,8 @@ def run_python(code, folder=ROOT, stderr=subprocess.PIPE, **environment):
 
 FILTER = """
 import torch
-from snn_lib.kernels import cpu, openmp
+from snn_lib.kernels import cpu
+from snn_lib.kernels.cpu import openmp
 torch.set_num_threads(2)
 x, one, zero = torch.ones(3, 64, 100), torch.ones(1, 100), torch.zeros(())
 past = zero.expand(1, 64, 100), zero.expand(0, 64, 100)
@@ -219,7 +223,7 @@ run()
 def test_first_use_says_that_it_compiles_and_later_ones_read_the_cache(tmp_path):
     """So does the first use after a change of openmp.py, whose code becomes part of the kernels."""
     shutil.copytree(ROOT / "snn_lib", tmp_path / "snn_lib")
-    hits = "print(sum(cpu._filter_forward_parallel.stats.cache_hits.values()))"
+    hits = "print(sum(cpu.iir_filter._filter_forward_parallel.stats.cache_hits.values()))"
 
     def use():
         """What the cache held, and what a terminal shows."""
@@ -236,7 +240,7 @@ def test_first_use_says_that_it_compiles_and_later_ones_read_the_cache(tmp_path)
     first_use = 0, "first use: compiling the CPU kernels (about 8 s)\r\n"
     assert use() == first_use
     assert use() == (1, "")
-    with (tmp_path / "snn_lib/kernels/openmp.py").open("a") as source:
+    with (tmp_path / "snn_lib/kernels/cpu/openmp.py").open("a") as source:
         source.write("# changed\n")
     assert use() == first_use
 
@@ -325,17 +329,17 @@ def test_an_allocator_that_the_user_has_tuned_is_left_alone(name, value, expecte
     monkeypatch.setenv(name, value)
     changed = []
     library = SimpleNamespace(mallopt=lambda option, value: changed.append(option))
-    monkeypatch.setattr(cpu.ctypes, "CDLL", lambda path: library)
-    cpu._keep_freed_memory()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda path: library)
+    memory.keep_freed_memory()
     assert changed == expected
 
 
 def test_repeated_steps_are_not_unpacked():
     image = torch.rand(B, N)
-    dense = cpu._dense(image.expand(1000, B, N))
+    dense = tiles.dense(image.expand(1000, B, N))
     assert dense.shape == (1, B, N)
     assert dense.data_ptr() == image.data_ptr()
-    assert cpu._dense(torch.zeros(()).expand(1000, B, N)).shape == (1, 1, N)
+    assert tiles.dense(torch.zeros(()).expand(1000, B, N)).shape == (1, 1, N)
 
 
 def test_a_tensor_elsewhere_is_refused_before_its_address_is_read():
@@ -347,7 +351,7 @@ def test_a_tensor_elsewhere_is_refused_before_its_address_is_read():
 
 def denormal(tensor):
     """Whether a value is not zero and yet smaller than a recurrence may carry on."""
-    return bool(((tensor != 0) & (tensor.abs() < cpu.TINY)).any())
+    return bool(((tensor != 0) & (tensor.abs() < TINY)).any())
 
 
 def test_decaying_traces_end_in_zero():

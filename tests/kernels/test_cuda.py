@@ -17,6 +17,7 @@ triton = pytest.importorskip("triton", exc_type=ImportError)
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter compiles and launches nothing", allow_module_level=True)
 cuda = importlib.import_module("snn_lib.kernels.cuda")
+launching = importlib.import_module("snn_lib.kernels.cuda.launching")
 
 FORWARD = ("_filter_forward", "_neuron_forward")
 SEQUENCES = {  # that a kernel reads, its own scratch memory included
@@ -110,7 +111,7 @@ def test_every_sequence_is_loaded_ahead(compile_all, architecture, dtypes):
     """By asynchronous copies, of several steps before the loop and in it."""
     for name, kernel in compile_all(architecture, *dtypes).items():
         copies = len(re.findall(r"cp\.async\.c[ag]\.", kernel.asm["ptx"]))
-        assert copies == SEQUENCES[name] * cuda.UNROLL.value * cuda.STAGES.value, name
+        assert copies == SEQUENCES[name] * launching.UNROLL.value * launching.STAGES.value, name
 
 
 @pytest.mark.parametrize(
