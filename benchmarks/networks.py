@@ -171,7 +171,7 @@ MAPS = Network(
 class Variant:
     """One row of the table: how to build the network, and how to run it.
 
-    This library has the C library's allocator reuse large buffers (``snn_lib/kernels/cpu.py``),
+    This library makes the allocator reuse large buffers (``snn_lib/kernels/cpu/memory.py``),
     which makes any network quicker: with ``keeps_memory`` the row has it too.
     """
 

@@ -29,7 +29,7 @@ SEQUENCES = {  # that a kernel reads, its own scratch memory included
 FLOAT, BFLOAT = (torch.float32, torch.float32), (torch.float32, torch.bfloat16)
 
 
-def call_all(shape, dtype, rounded, width=0.4, dropout=0.3, device="cpu"):
+def call_all(shape, dtype, rounded, surrogate="gaussian", width=0.4, dropout=0.3, device="cpu"):
     """The four functions, with what goes to matrix products and comes from them ``rounded``."""
     steps, batch, channels = shape
     order_p, order_q = 2, 1
@@ -42,7 +42,8 @@ def call_all(shape, dtype, rounded, width=0.4, dropout=0.3, device="cpu"):
     cuda.filter_forward(sequence, alpha, beta, *past, rounded)
     cuda.filter_backward(product, past[0], sequence, alpha, beta, product, *past, [True] * 5)
     cuda.neuron_forward(*neuron, dropout, seed)
-    settings = "gaussian", width, None, dropout, seed, [True] * 6
+    slope = sequence if surrogate == "given" else None
+    settings = surrogate, width, slope, dropout, seed, [True] * 6
     cuda.neuron_backward(sequence, *sequence[:2], *neuron, *settings)
 
 
@@ -142,6 +143,13 @@ def test_scratch_memory_is_written_before_it_is_read(compile_all, architecture, 
     assert "bar.sync" in ptx[last_store:first_copy]
 
 
+@pytest.mark.parametrize("surrogate", ["fast_sigmoid", "given"])
+def test_every_surrogate_compiles(compile_all, surrogate):
+    kernel = compile_all(90, *BFLOAT, surrogate=surrogate)["_neuron_backward"]
+    assert kernel.asm["cubin"]
+    assert "ex2.approx" not in kernel.asm["ptx"]  # of the Gaussian
+
+
 def test_offsets_have_64_bits(compile_all):
     """A sequence may have more than 2^31 elements."""
     for name, kernel in compile_all(90, *FLOAT).items():
@@ -187,10 +195,11 @@ def launches(monkeypatch):
     return launches
 
 
-def test_kernels_run_on_the_device_of_their_tensors(launches):
+@pytest.mark.parametrize("surrogate", ["gaussian", "fast_sigmoid", "given"])
+def test_kernels_run_on_the_device_of_their_tensors(launches, surrogate):
     """On PyTorch's current device they would not find them; here a device without memory serves."""
-    call_all((5, 3, 70), *FLOAT, device="meta")
-    assert len(launches) == 4
+    call_all((5, 3, 70), *FLOAT, surrogate, device="meta")
+    assert len(launches) == 4  # each function has its kernel, whatever the surrogate
     for launch in launches:
         assert launch.guard is not None
         tensors = [tensor for tensor in launch.tensors if isinstance(tensor, torch.Tensor)]

@@ -1,9 +1,9 @@
-"""Compiled kernels on the very OpenMP threads that PyTorch computes on.
+"""Runs kernels on the OpenMP threads that PyTorch itself computes on.
 
-PyTorch's OpenMP threads spin for a while after every matrix product, so threads of our own would
-compete with them for the cores, and Numba's own OpenMP layer does not survive a fork. Kernels
-therefore call PyTorch's OpenMP library themselves, by the functions of GNU's, which LLVM's and
-Intel's offer as well. Where there are none, or after a fork, a thread pool serves.
+PyTorch's OpenMP threads spin for a while after every matrix product, so other threads would compete
+with them for the cores. Numba can use OpenMP as well, but not after a fork. Kernels therefore call
+PyTorch's OpenMP library directly. They use the functions of GNU's library, which LLVM's and Intel's
+offer too. A thread pool takes their place where a library has no such functions, and after a fork.
 """
 
 import ctypes
@@ -22,10 +22,10 @@ from snn_lib.pytorch_private import EXTENSION_PATH
 
 
 def _link() -> bool:
-    """Makes the OpenMP library that PyTorch runs on callable from compiled code, if it can be."""
+    """Makes PyTorch's OpenMP library callable from compiled code; returns whether that worked."""
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-    # As Linux binds PyTorch's own calls: what the whole process sees, a preloaded library for one,
-    # comes before what PyTorch brings along.
+    # Linux binds PyTorch's own calls in this order: a library that the whole process sees, such as
+    # a preloaded one, comes before the one that PyTorch brings along.
     paths = [None] if sys.platform == "linux" else []
     for path in [*paths, EXTENSION_PATH]:
         library = ctypes.CDLL(path)
@@ -41,9 +41,9 @@ _usable = _link()
 
 
 def _after_fork() -> None:
-    """GNU's OpenMP does not survive a fork: a forked process that calls it hangs.
+    """Switches to the thread pool, since a forked process that calls GNU's OpenMP hangs.
 
-    LLVM's and Intel's do, and lose little by the thread pool.
+    LLVM's and Intel's libraries would survive a fork, but the thread pool costs them little.
     """
     global _usable
     _usable = False
@@ -69,7 +69,7 @@ def in_parallel(typing_context, kernel, threads, items, arguments):
                 builder.module, ir.FunctionType(result, parameters), f"snn_{name}"
             )
 
-        # What each thread runs, with what it needs packed into a struct as OpenMP asks.
+        # A function for the threads to run, which takes a pointer to a struct of what it needs.
         packed = cgutils.alloca_once_value(
             builder, cgutils.pack_struct(builder, [items, arguments])
         )
@@ -113,12 +113,12 @@ def run(kernel: Callable, parallel: Callable, threads: int, items: int, argument
     """Runs ``kernel(first, last, arguments)`` on ``threads`` threads that share ``range(items)``.
 
     Args:
-        kernel: a compiled function without the GIL.
-        parallel: a compiled ``(threads, items, arguments)`` that hands ``kernel`` to
-            :func:`in_parallel`.
-        threads: at least 1.
-        items: number of items.
-        arguments: a tuple.
+        kernel: a compiled function that releases the GIL.
+        parallel: a compiled function of (threads, items, arguments) that calls
+            :func:`in_parallel` with ``kernel``.
+        threads: at least 1; a single one is the calling thread.
+        items: the number of items, which the threads share in equal parts.
+        arguments: a tuple, handed to ``kernel`` as it is.
     """
     if threads == 1:
         kernel(0, items, arguments)
