@@ -26,7 +26,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
 from event_vision import SNN, EventConvConfig
 from snn_lib.data.events import Events
-from snn_lib.data.recordings import SETS, recording_files
+from snn_lib.data.recordings import SETS
 from snn_lib.data.simulated_events import simulated_recordings
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
@@ -132,8 +132,8 @@ def main() -> None:
     load_weights(model, checkpoint, chosen.checkpoint)
     kind, path = SETS[config.dataset], chosen.recording
     if path is None:
-        folder = simulated_recordings(config.camera, chosen.dataset_path, False, chosen.number + 1)
-        path = recording_files(SETS["simulated"], folder, "test")[chosen.number]
+        count = chosen.number + 1
+        path = simulated_recordings(config.camera, chosen.dataset_path, False, count)[-1]
     width, label = config.events.duration / config.hyperparameters.length, kind.label(path)
 
     steps = []

@@ -47,21 +47,27 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
+def served(folder):
+    """A server of the files in a folder; gives its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.01}).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
 def tonic_downloads(tmp_path, monkeypatch):
     """Tonic's own download of N-MNIST, two files a class, from here instead of its host."""
     datasets = pytest.importorskip("tonic.datasets")
     from tonic.download_utils import calculate_md5
 
     files = nmnist_files(tmp_path / "files")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with served(tmp_path) as address:
         for part in ("train", "test"):
             archive = tmp_path / f"{part}.zip"
             with zipfile.ZipFile(archive, "w") as file:
                 for path in sorted((files / part.title()).rglob("*.bin")):
                     file.write(path, path.relative_to(files))
-            url = f"http://127.0.0.1:{server.server_port}/{archive.name}"
-            monkeypatch.setattr(datasets.NMNIST, f"{part}_url", url)
+            monkeypatch.setattr(datasets.NMNIST, f"{part}_url", f"{address}/{archive.name}")
             monkeypatch.setattr(datasets.NMNIST, f"{part}_md5", calculate_md5(str(archive)))
         yield
-        server.shutdown()

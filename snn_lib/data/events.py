@@ -4,18 +4,19 @@ An event camera has no shutter. A pixel sends an event whenever its light has ch
 share: where, when, and whether it has become brighter or darker.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.data.reading import read_array, read_file
+from snn_lib.errors import InputError, require
 
 NMNIST_SIDE, GESTURE_SIDE = 34, 128  # pixels of the sensor
 OVERFLOW_ROW, OVERFLOW = 240, 2**13  # y of an event that is none, and its microseconds
 LATEST = 2**23 - 1  # microseconds that fit into an event
+LARGEST = 2**40  # of the numbers in a file: as milliseconds they are 35 years
 MOST = 255  # events that an element of a frame counts
 
 
@@ -34,7 +35,7 @@ class Events(NamedTuple):
     p: np.ndarray
 
 
-def read_nmnist(path: Path | str, content: bytes | None = None) -> Events:
+def read_nmnist(path: Path | str) -> Events:
     """The events of a file in the form of N-MNIST.
 
     Five bytes are an event: x, y, then from the highest bit on one of polarity and 23 of
@@ -44,15 +45,11 @@ def read_nmnist(path: Path | str, content: bytes | None = None) -> Events:
     Source: Orchard, Jayawant, Cohen, Thakor, Frontiers in Neuroscience 2015, doi
     10.3389/fnins.2015.00437.
 
-    Args:
-        path: the file.
-        content: what is in it, where that has been read already.
-
     Raises:
         InputError: the file cannot be read, ends within an event or has none, an event is outside
             of the 34 x 34 pixels, or times run backwards.
     """
-    content = _bytes_of(path) if content is None else content
+    content = read_file(path)
     require(
         len(content) % 5 == 0,
         f"{path} is cut in the middle of an event: it has {len(content)} bytes, five an event",
@@ -64,7 +61,7 @@ def read_nmnist(path: Path | str, content: bytes | None = None) -> Events:
     events = Events(x, y, t, high >> 7)
     if marks.any():
         events = Events(*(values[~marks] for values in events))
-    return checked(events, NMNIST_SIDE, path)
+    return check_events(events, NMNIST_SIDE, path)
 
 
 def nmnist_bytes(events: Events) -> bytes:
@@ -80,37 +77,37 @@ def nmnist_bytes(events: Events) -> bytes:
     return np.stack(columns, 1).astype(np.uint8).tobytes()
 
 
-def read_gesture(path: Path | str, content: bytes | None = None) -> Events:
+def read_gesture(path: Path | str) -> Events:
     """The events of a file of DVS128 Gesture as Tonic hands it out.
 
-    It is an ``.npy`` with a row for each event: x, y, polarity, time in milliseconds.
-
-    Args:
-        path, content: as in :func:`read_nmnist`.
+    It is an ``.npy`` with a row for each event: x, y, polarity (0 or -1 for darker, 1 for
+    brighter), time in milliseconds.
 
     Raises:
-        InputError: the file cannot be read or has no events, an event is outside of the 128 x 128
-            pixels, or times run backwards.
+        InputError: the file cannot be read or has no events, an event has a value that is none or
+            is outside of the 128 x 128 pixels, or times run backwards.
     """
-    content = _bytes_of(path) if content is None else content
-    try:
-        rows = np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}") from None
+    rows = read_array(path)
     require(
-        isinstance(rows, np.ndarray)
-        and rows.ndim == 2
-        and rows.shape[1] == 4
-        and rows.dtype.kind in "iuf",
-        f"{path} is no array (events, 4) of numbers: x, y, polarity and milliseconds",
+        rows.ndim == 2 and rows.shape[1] == 4 and rows.dtype.kind in "iuf",
+        f"{path} has an array of shape {rows.shape} in {rows.dtype}, expected numbers (events, 4): "
+        "x, y, polarity and milliseconds",
     )
-    x, y, p, milliseconds = rows.T
-    t = (milliseconds.astype(np.float64) * 1000).astype(np.int64)
-    columns = (values.astype(np.int64) for values in (x, y))
-    return checked(Events(*columns, t, (p > 0).astype(np.int64)), GESTURE_SIDE, path)
+    rows = rows.astype(np.float64)
+    sensible = (np.abs(rows) < LARGEST).all(1) & np.isin(rows[:, 2], (-1, 0, 1))
+    sensible &= (rows[:, :2] == np.rint(rows[:, :2])).all(1)
+    if not sensible.all():
+        number = sensible.argmin()
+        raise InputError(
+            f"{path}: event {number} is {rows[number].tolist()}, expected x and y in whole pixels, "
+            "a polarity of 0 or 1 and a time in milliseconds"
+        )
+    rows[:, 3] *= 1000  # in microseconds
+    x, y, p, t = rows.astype(np.int64).T
+    return check_events(Events(x, y, t, (p > 0).astype(np.int64)), GESTURE_SIDE, path)
 
 
-def checked(events: Events, side: int, source: Path | str) -> Events:
+def check_events(events: Events, side: int, source: Path | str) -> Events:
     """The events if they make sense.
 
     Args:
@@ -137,13 +134,6 @@ def checked(events: Events, side: int, source: Path | str) -> Events:
             f"before it of {events.t[number - 1]} us"
         )
     return events
-
-
-def _bytes_of(path: Path | str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

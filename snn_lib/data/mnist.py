@@ -1,50 +1,103 @@
-"""MNIST, read into memory."""
+"""MNIST, or a set of one's own in its form, read into memory."""
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchvision.datasets import MNIST
-from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.utils import check_integrity, download_url
 
-from snn_lib.errors import InputError, one_line
+from snn_lib.data.reading import read_file
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.files import write_atomically
 
 CLASSES = 10
 PIXELS = 28 * 28
+IMAGES = {True: 60_000, False: 10_000}  # to train on, and to test on
+CHECKSUMS = {  # CRC-32 of the unpacked files
+    "train-images-idx3-ubyte": 0xE9F4D8B3,
+    "train-labels-idx1-ubyte": 0xE0CB4AD2,
+    "t10k-images-idx3-ubyte": 0x91373BDF,
+    "t10k-labels-idx1-ubyte": 0x4AB9EFF9,
+}
 
 
 def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``.
+    """MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``, int64.
 
-    The archives under ``root/MNIST/raw`` are verified and unpacked; where they are missing,
-    torchvision downloads them.
+    The archives under ``root/MNIST/raw`` are verified and unpacked. Missing ones are downloaded.
+    Without archives, the unpacked files of another set in MNIST's form serve as well.
 
     Raises:
         InputError: a file is corrupt, or there is neither data nor a network.
     """
-    raw = root / "MNIST" / "raw"
-    for name, md5 in MNIST.resources:
-        archive = raw / name
-        if archive.exists() and not check_integrity(str(archive), md5):
-            raise InputError(
-                f"{archive} is corrupt: restore it with 'git checkout {archive}', or delete it to "
-                "have it downloaded"
-            )
-        unpacked = archive.with_suffix("")
-        if archive.exists() and not unpacked.exists():
-            # torchvision would do it, but not so that another process or a crash may come between
-            write_atomically(unpacked, gzip.decompress(archive.read_bytes()))
-    try:
-        digits = MNIST(str(root), train=train, download=True)
-    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
-        if raw.exists() and any(raw.glob("*-ubyte")):
-            raise InputError(
-                f"MNIST under {raw} cannot be read ({one_line(error)}): delete the *-ubyte files "
-                "there to have them unpacked again"
-            ) from None
-        raise InputError(
-            f"there is no MNIST under {raw} and it cannot be downloaded "
-            f"({one_line(error).rstrip(':')}): put the four .gz files there or set dataset_path"
-        ) from None
-    return digits.data, digits.targets
+    raw, part = root / "MNIST" / "raw", "train" if train else "t10k"
+    names = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+    contents = [_content(raw, name) for name in names]
+    from_mnist = [_is_mnist(name, content) for name, content in zip(names, contents, strict=True)]
+    require(
+        from_mnist[0] == from_mnist[1],
+        f"only one of {names[0]} and {names[1]} in {raw} is MNIST's: the other is corrupt, or of "
+        "another set",
+    )
+    shapes = (IMAGES[train], 28, 28), (IMAGES[train],)
+    images, labels = (
+        _array(raw / name, content, shape)
+        for name, content, shape in zip(names, contents, shapes, strict=True)
+    )
+    classes = labels.unique().tolist()
+    require(
+        classes == list(range(CLASSES)),
+        f"{raw / names[1]} has the labels {classes}, expected all from 0 to {CLASSES - 1}",
+    )
+    return images, labels.long()
+
+
+def _content(raw: Path, name: str) -> bytes:
+    """The content of an unpacked file, which is downloaded and unpacked if it is not there."""
+    path, archive, md5 = raw / name, raw / f"{name}.gz", dict(MNIST.resources)[f"{name}.gz"]
+    if not path.exists() and not archive.exists():
+        _download(archive, md5)
+    if archive.exists():
+        require(
+            check_integrity(str(archive), md5),
+            f"{archive} is corrupt: restore it with 'git checkout {archive}', or move it away to "
+            "have it downloaded",
+        )
+        if not path.exists():
+            write_atomically(path, gzip.decompress(archive.read_bytes()))
+    content = read_file(path)
+    require(
+        _is_mnist(name, content) or not archive.exists(),
+        f"{path} is not what {archive.name} beside it holds: move it away to have that unpacked",
+    )
+    return content
+
+
+def _is_mnist(name: str, content: bytes) -> bool:
+    return zlib.crc32(content) == CHECKSUMS[name]
+
+
+def _array(path: Path, content: bytes, shape: tuple[int, ...]) -> Tensor:
+    """The bytes behind a header that says of what shape they are."""
+    header = b"".join(size.to_bytes(4, "big") for size in (0x800 + len(shape), *shape))
+    require(
+        content.startswith(header) and len(content) == len(header) + math.prod(shape),
+        f"{path} does not hold bytes of shape {shape} in MNIST's form",
+    )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=len(header)).view(shape)
+
+
+def _download(archive: Path, md5: str) -> None:
+    for mirror in MNIST.mirrors:
+        try:
+            return download_url(f"{mirror}{archive.name}", archive.parent, archive.name, md5)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = one_line(error)
+    raise InputError(
+        f"there is no MNIST under {archive.parent}: {archive.name} is missing and cannot be "
+        f"downloaded ({reason.rstrip(':')}). Put it there, or set dataset_path"
+    )

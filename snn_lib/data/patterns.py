@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.data.reading import read_array
+from snn_lib.errors import require
 from snn_lib.settings import setting
 
 
@@ -28,24 +30,17 @@ def load_patterns(path: str | Path) -> Tensor:
         float32, ``(T, patterns, N)``.
 
     Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is no such array.
+        InputError: the file cannot be read, or holds no such array.
     """
-    try:
-        # Mapped, not read: a header that promises more than the file holds costs no memory, and
-        # pickled objects are refused.
-        array = np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception as error:  # NumPy parses the header as Python text: any error can come
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a .npy file of numbers ({reason})") from None
-    if array.ndim != 3 or array.size == 0:
-        raise ValueError(
-            f"{path} holds an array of shape {array.shape}, expected (patterns, trains, time)"
-        )
-    if array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{path} holds values other than 0 and 1")
+    array = read_array(path)
+    require(
+        array.ndim == 3 and array.size > 0,
+        f"{path} holds an array of shape {array.shape}, expected (patterns, trains, time)",
+    )
+    require(
+        array.dtype.kind in "biuf" and bool(np.isin(array, (0, 1)).all()),
+        f"{path} holds values other than 0 and 1",
+    )
     return torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32, order="C"))
 
 

@@ -4,8 +4,7 @@ N-MNIST and DVS128 Gesture lie in the folders in which Tonic, https://tonic.read
 what it downloads. It is asked for them only where no path is given.
 """
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +21,7 @@ from snn_lib.data.events import (
     read_nmnist,
 )
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.files import write_atomically
 
-SUMS = "SHA256SUMS"
 FOLDERS = {"train": "Train", "test": "Test"}  # of N-MNIST
 
 
@@ -89,91 +86,49 @@ def downloaded(kind: RecordingSet, root: Path) -> Path:
 
 
 def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
-    """The files of a part, by name.
-
-    Where the folder has a list of checksums, they are those that it names.
-
-    Raises:
-        InputError: there are none, or the list is damaged.
-    """
-    sums, within = read_sums(folder), folder / kind.folders[part]
-    if sums:
-        paths = [path for name in sums if (path := folder / name).is_relative_to(within)]
-    else:
-        paths = list(within.glob(kind.files))
-    require(bool(paths), f"there are no recordings {within / kind.files}")
-    return sorted(paths, key=lambda path: (path.stem, path.parent.name))
-
-
-def load_recordings(
-    kind: RecordingSet, folder: Path, part: str, frames: Frames, count: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """The recordings of a part as frames.
+    """The files of a part, in the order of their names.
 
     Args:
         kind: the set.
-        folder: of its files.
+        folder: the folder of its files.
         part: ``"train"`` or ``"test"``.
+
+    Raises:
+        InputError: there are none, a class has none, or a file is of no class.
+    """
+    within = folder / kind.folders[part]
+    paths = sorted(within.glob(kind.files), key=lambda path: (path.stem, path.parent.name))
+    require(bool(paths), f"there are no recordings {within / kind.files}")
+    classes = {str(number) for number in range(kind.classes)}
+    for path in paths:
+        label = kind.label(path)
+        require(label in classes, f"{path} is of class {label}, expected 0 to {kind.classes - 1}")
+    missing = classes - {kind.label(path) for path in paths}
+    require(
+        not missing,
+        f"{within} has no recordings of class {', '.join(sorted(missing, key=int))}: unpack the "
+        "whole set",
+    )
+    return paths
+
+
+def load_recordings(
+    kind: RecordingSet, paths: Sequence[Path], frames: Frames
+) -> tuple[Tensor, Tensor]:
+    """Recordings as frames.
+
+    Args:
+        kind: the set that they are of.
+        paths: their files.
         frames: how a recording becomes frames.
-        count: the first so many by name, all if ``None``.
 
     Returns:
         Frames, uint8 ``(N, T, side, side, 2)``, and class numbers, int64 ``(N,)``.
 
     Raises:
-        InputError: there are no files, a file makes no sense or is not what its checksum says, or
-            its class is none.
+        InputError: a file cannot be read or makes no sense.
     """
-    sums, paths = read_sums(folder), recording_files(kind, folder, part)[:count]
-    shape = len(paths), frames.length, frames.side, frames.side, 2
-    x, y = np.empty(shape, np.uint8), np.empty(len(paths), np.int64)
-    classes = {str(number): number for number in range(kind.classes)}
+    x = np.empty((len(paths), frames.length, frames.side, frames.side, 2), np.uint8)
     for number, path in enumerate(paths):
-        label = kind.label(path)
-        require(label in classes, f"{path} is of class {label}, expected 0 to {kind.classes - 1}")
-        y[number] = classes[label]
-        x[number] = frames.of(kind.read(path, _verified(path, folder, sums)), kind.sensor)
-    return torch.from_numpy(x), torch.from_numpy(y)
-
-
-def _verified(path: Path, folder: Path, sums: dict[str, str]) -> bytes | None:
-    """What is in a file of a list of checksums; ``None`` where there is no list."""
-    if not sums:
-        return None
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}), but is in {SUMS}: delete {folder} to have "
-            "it made again"
-        ) from None
-    require(
-        hashlib.sha256(content).hexdigest() == sums[path.relative_to(folder).as_posix()],
-        f"{path} is not what its checksum in {SUMS} says: delete {folder} to have it made again",
-    )
-    return content
-
-
-def read_sums(folder: Path) -> dict[str, str]:
-    """The checksums by the path of each file in a folder, as ``sha256sum`` lists them.
-
-    Raises:
-        InputError: the list is damaged.
-    """
-    path = folder / SUMS
-    if not path.exists():
-        return {}
-    try:
-        lines = path.read_text().splitlines()
-        sums = dict(reversed(line.split("  ", 1)) for line in lines)
-        if not all(len(total) == 64 for total in sums.values()):
-            raise ValueError
-    except (OSError, ValueError):
-        raise InputError(f"{path} is damaged: delete {folder} to have it made again") from None
-    return sums
-
-
-def write_sums(folder: Path, sums: dict[str, str]) -> None:
-    """Writes what :func:`read_sums` reads."""
-    text = "".join(f"{total}  {path}\n" for path, total in sorted(sums.items()))
-    write_atomically(folder / SUMS, text.encode())
+        x[number] = frames.of(kind.read(path), kind.sensor)
+    return torch.from_numpy(x), torch.tensor([int(kind.label(path)) for path in paths])

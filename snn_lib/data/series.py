@@ -5,7 +5,7 @@ along and downloads the others.
 """
 
 import difflib
-import zipfile
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.data.reading import read_arrays
 from snn_lib.errors import InputError, one_line, require
 
 TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
@@ -23,7 +24,7 @@ class SeriesSet(NamedTuple):
     """A data set of labelled time series.
 
     Attributes:
-        parts: ``train``, and ``test`` if there is one: sequences ``(T_i, channels)``, float32, and
+        parts: ``train``, and ``test`` if there is one: sequences ``(T_i, channels)``, float64, and
             their class numbers, int64 ``(samples,)``.
         classes: the names of the classes, by number.
     """
@@ -90,22 +91,15 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
 
 
 def _npz(path: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} cannot be read: {one_line(error)} (sequences of different lengths are padded "
-            "to one array x, with their lengths beside it)"
-        ) from None
+    names = "x", "y", "lengths"
+    arrays = read_arrays(path, [name + suffix for suffix in ("", "_test") for name in names])
     parts = {}
     for part, suffix in (("train", ""), ("test", "_test")):
-        x, y, lengths = (arrays.get(name + suffix) for name in ("x", "y", "lengths"))
-        if part == "test" and x is None and y is None:
+        x, y, lengths = (arrays.get(name + suffix) for name in names)
+        missing = [name + suffix for name, array in (("x", x), ("y", y)) if array is None]
+        if part == "test" and len(missing) == 2:
             continue
-        require(x is not None and y is not None, f"{path} has no x{suffix} and y{suffix}")
+        require(not missing, f"{path} has no array {' and no '.join(missing)}")
         require(
             x.ndim in (2, 3) and x.dtype.kind in "biuf",
             f"{path}: x{suffix} has shape {x.shape} in {x.dtype}, expected numbers (samples, T) or "
@@ -125,12 +119,14 @@ def _npz(path: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
             f"{path}: lengths{suffix} has shape {lengths.shape} in {lengths.dtype}, expected a "
             f"number of steps for each of the {len(x)} sequences",
         )
+        require(steps > 0, f"{path}: the sequences of x{suffix} have no steps")
         for index, length in enumerate(lengths):
             require(
-                length <= steps, f"{path}: sequence {index} has length {length} in {steps} steps"
+                0 < length <= steps,
+                f"{path}: lengths{suffix}[{index}] is {length}, expected 1 to {steps} steps",
             )
         x = x[..., None] if x.ndim == 2 else x
-        parts[part] = [own[: max(n, 0)] for own, n in zip(x, lengths, strict=True)], y
+        parts[part] = [own[:length] for own, length in zip(x, lengths, strict=True)], y
     return parts
 
 
@@ -147,6 +143,7 @@ def _ts(dataset: str) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
 
 def _read_ts(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
     require(path.exists(), f"there is no file {path}")
+    require(path.is_file(), f"{path} is not a file")
     read = _aeon(f"{path} is").load_from_ts_file
     return _time_first(path, lambda: read(str(path), return_meta_data=True))
 
@@ -177,13 +174,22 @@ def _time_first(
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
     """What aeon reads, ``(channels, T)`` each, as ``(T, channels)``."""
     try:
-        x, y, about = read()
-    except (OSError, ValueError, IndexError, KeyError, zipfile.BadZipFile) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x, y, about = read()
+    except Exception as error:  # aeon lets through whatever a line of text or the network raises
         raise InputError(
             f"{source} can be neither read nor downloaded: {one_line(error)}"
         ) from None
     require(about["classlabel"] and len(y) > 0, f"{source} has no classes: it is no classification")
-    return [np.transpose(sequence) for sequence in x], y
+    labels = [str(label).strip() for label in y]
+    for index, label in enumerate(labels):
+        require(
+            label in about["class_values"],
+            f"{source}: sequence {index} is of class {label}, expected one of those that "
+            f"@classLabel lists: {', '.join(about['class_values'])}",
+        )
+    return [np.transpose(sequence) for sequence in x], np.array(labels)
 
 
 def _aeon(what: str) -> Any:
@@ -197,27 +203,43 @@ def _aeon(what: str) -> Any:
 
 def _sequences(x: Iterable[np.ndarray], part: str, missing: str) -> list[Tensor]:
     sequences = []
-    for index, sequence in enumerate(x):
-        sequence = np.array(sequence, dtype=np.float32)
-        require(sequence.size > 0, f"{part}: sequence {index} has length zero")
+    for index, values in enumerate(x):
+        with np.errstate(over="ignore"):  # of numbers that no float64 holds
+            sequence = np.array(values, dtype=np.float64)
+        require(sequence.size > 0, f"{part}: sequence {index} has no steps")
         require(not np.isinf(sequence).any(), f"{part}: sequence {index} has infinite values")
-        unknown = np.isnan(sequence)
-        if unknown.any():
+        gaps = np.isnan(sequence)
+        if gaps.any():
             require(
                 missing == "interpolate",
                 f"{part}: sequence {index} has missing values; series.missing=interpolate fills "
                 "them",
             )
             require(
-                not unknown.all(0).any(),
+                not gaps.all(0).any(),
                 f"{part}: sequence {index} has a channel without any value",
             )
-            _interpolate(sequence, unknown)
+            _interpolate(sequence, gaps)
         sequences.append(torch.from_numpy(sequence))
     return sequences
 
 
-def _interpolate(sequence: np.ndarray, unknown: np.ndarray) -> None:
-    """Fills what is unknown, in place."""
-    for values, gaps in zip(sequence.T, unknown.T, strict=True):
-        values[gaps] = np.interp(gaps.nonzero()[0], (~gaps).nonzero()[0], values[~gaps])
+def _interpolate(sequence: np.ndarray, gaps: np.ndarray) -> None:
+    """Fills the gaps of each channel, in place."""
+    for values, missing in zip(sequence.T, gaps.T, strict=True):
+        values[missing] = np.interp(missing.nonzero()[0], (~missing).nonzero()[0], values[~missing])
+
+
+def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over all steps of all sequences.
+
+    They are computed relative to the first step, so that large numbers which differ little keep
+    their digits, and a channel that never changes has a deviation of exactly zero.
+
+    Args:
+        sequences: ``(T_i, channels)`` each, float64.
+    """
+    steps, first = sum(map(len, sequences)), sequences[0][0]
+    mean = first + sum((sequence - first).sum(0) for sequence in sequences) / steps
+    variance = sum((sequence - mean).square().sum(0) for sequence in sequences) / steps
+    return mean, variance.sqrt()

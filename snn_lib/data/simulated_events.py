@@ -10,7 +10,7 @@ of N-MNIST, whose form they have so that everything behind the camera can be tri
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from snn_lib.data.batches import batch_generator
 from snn_lib.data.events import NMNIST_SIDE, Events, nmnist_bytes
-from snn_lib.data.mnist import load_mnist
-from snn_lib.data.recordings import FOLDERS, read_sums, write_sums
-from snn_lib.errors import RunError, require
+from snn_lib.data.mnist import IMAGES, load_mnist
+from snn_lib.data.recordings import FOLDERS
+from snn_lib.errors import require
 from snn_lib.files import write_atomically
 from snn_lib.settings import setting
 
@@ -62,49 +62,68 @@ class CameraConfig:
         return root / f"simulated_nmnist_{hashlib.sha256(settings).hexdigest()[:8]}"
 
 
-def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: int) -> Path:
-    """Sees to it that the first images of MNIST have been recorded.
+def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: int) -> list[Path]:
+    """The files of the first images of MNIST as a camera records them. Those missing are made.
 
-    Files are written one after the other, and listed with their checksums when all of them are
-    there: what is not in the list is no recording.
+    Recordings are made in blocks. Beside each block lies a list of its files with their checksums,
+    which is written last. A block without its list, or with a file that the list does not describe,
+    is made again. What is written depends on the camera and the image alone, so that several
+    processes may make the same block.
 
     Args:
         camera: the camera.
         root: the folder of all data sets, MNIST's among them.
         train: whether the training images are meant.
-        count: how many; they are rounded up to blocks of 100.
-
-    Returns:
-        The folder, which has those of N-MNIST.
+        count: how many recordings, at most as many as there are images.
 
     Raises:
-        InputError: there is no MNIST, or the list is damaged.
-        RunError: nothing can be written.
+        InputError: there is no MNIST, or the camera sees nothing of an image.
+        RunError, OSError: nothing can be written.
     """
-    folder = camera.folder(root)
-    part = FOLDERS["train" if train else "test"]
-    sums = read_sums(folder)
-    there = sum(path.startswith(f"{part}/") for path in sums)
-    if there >= count:
-        return folder
-    images, labels = load_mnist(root, train)
-    labels = labels.tolist()
-    try:
-        for label in set(labels):
-            (folder / part / str(label)).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {folder}: {error.strerror}") from None
-    starts = range(there, min(count, len(labels)), BLOCK)
-    for start in tqdm(starts, "simulating recordings", disable=None, leave=False):
+    folder, part = camera.folder(root), FOLDERS["train" if train else "test"]
+    starts = range(0, min(count, IMAGES[train]), BLOCK)
+    lists = {start: folder / f"{part}_{start + 1:05d}.sha256" for start in starts}
+    blocks = {start: intact_block(path) for start, path in lists.items()}
+    missing = [start for start in starts if not blocks[start]]
+    images, labels = load_mnist(root, train) if missing else (None, None)
+    for start in tqdm(missing, "simulating recordings", disable=not missing or None, leave=False):
         generator = batch_generator(camera.seed, int(train), start)
         block = record(images[start : start + BLOCK], camera, generator)
-        for number, events in enumerate(block, start):
-            path = f"{part}/{labels[number]}/{number + 1:05d}.bin"
-            content = nmnist_bytes(events)
-            write_atomically(folder / path, content, sync=False)
-            sums[path] = hashlib.sha256(content).hexdigest()
-    write_sums(folder, sums)
-    return folder
+        names = [
+            f"{part}/{label}/{number + 1:05d}.bin"
+            for number, label in enumerate(labels[start : start + BLOCK].tolist(), start)
+        ]
+        blocks[start] = write_block(lists[start], names, block)
+    return [path for start in starts for path in blocks[start]][:count]
+
+
+def write_block(list_path: Path, names: Sequence[str], block: Sequence[Events]) -> list[Path]:
+    """Writes recordings beside a list of them, and then the list in the form of ``sha256sum``."""
+    lines, paths = [], [list_path.parent / name for name in names]
+    for name, path, events in zip(names, paths, block, strict=True):
+        require(
+            len(events.t) > 0,
+            f"the camera records nothing of an image ({name}): lower camera.threshold, or raise "
+            "camera.reach or camera.noise",
+        )
+        content = nmnist_bytes(events)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content, sync=False)
+        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
+    write_atomically(list_path, "".join(lines).encode(), sync=False)
+    return paths
+
+
+def intact_block(list_path: Path) -> list[Path]:
+    """The files of a list, or none of them if one is not what its checksum says."""
+    try:
+        lines = [line.split("  ", 1) for line in list_path.read_text().splitlines()]
+        files = [(total, list_path.parent / name) for total, name in lines]
+        if all(hashlib.sha256(path.read_bytes()).hexdigest() == total for total, path in files):
+            return [path for _, path in files] if len(files) == BLOCK else []
+    except (OSError, ValueError):  # a file is missing, or the list is damaged
+        pass
+    return []
 
 
 def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> list[Events]:

@@ -101,12 +101,7 @@ class Association(Task):
         """Reads the patterns; see :class:`Task`."""
         super().prepare(config, device)
         options = config.hyperparameters
-        try:
-            self.patterns = load_patterns(config.dataset_path)
-        except FileNotFoundError:
-            raise InputError(f"there is no pattern file {config.dataset_path}") from None
-        except (OSError, ValueError) as error:
-            raise InputError(str(error)) from None
+        self.patterns = load_patterns(config.dataset_path)
         require(
             len(self.patterns) == options.length,
             f"{config.dataset_path} has {len(self.patterns)} time steps, hyperparameters.length is "

@@ -14,7 +14,7 @@ from torch import Tensor
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, random_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
-from snn_lib.data.mnist import CLASSES, PIXELS, load_mnist
+from snn_lib.data.mnist import CLASSES, IMAGES, PIXELS, load_mnist
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, setting
 from snn_lib.tasks.classification import (
@@ -25,7 +25,6 @@ from snn_lib.tasks.classification import (
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
 
-TRAIN_IMAGES, TEST_IMAGES = 60_000, 10_000
 EVALUATION_BATCH = 250
 
 
@@ -76,13 +75,13 @@ class MNISTOptions:
             "mnist_config: validation_size, training_size and test_size must be at least 1",
         )
         require(
-            self.validation_size + self.training_size <= TRAIN_IMAGES,
+            self.validation_size + self.training_size <= IMAGES[True],
             f"mnist_config: validation_size + training_size is "
-            f"{self.validation_size + self.training_size}, MNIST has {TRAIN_IMAGES}",
+            f"{self.validation_size + self.training_size}, MNIST has {IMAGES[True]}",
         )
         require(
-            self.test_size <= TEST_IMAGES,
-            f"mnist_config.test_size is {self.test_size}, MNIST has {TEST_IMAGES}",
+            self.test_size <= IMAGES[False],
+            f"mnist_config.test_size is {self.test_size}, MNIST has {IMAGES[False]}",
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.event_augmentation import EventAugmentationConfig, augmented_events
 from snn_lib.data.events import NMNIST_SIDE, Frames
-from snn_lib.data.recordings import SETS, downloaded, load_recordings
+from snn_lib.data.recordings import SETS, downloaded, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.errors import require
 from snn_lib.settings import LARGEST, ExperimentConfig, setting
@@ -163,9 +163,9 @@ class EventVision(CountClassification):
         config = self.config
         kind, root = SETS[config.dataset], Path(config.dataset_path)
         if config.dataset == "simulated":
-            folder = simulated_recordings(config.camera, root, part == "train", count)
-        elif config.events.path:
-            folder = Path(config.events.path)
+            paths = simulated_recordings(config.camera, root, part == "train", count)
         else:
-            folder = downloaded(kind, root)
-        return load_recordings(kind, folder, part, config.frames(), count)
+            path = config.events.path
+            folder = Path(path) if path else downloaded(kind, root)
+            paths = recording_files(kind, folder, part)[:count]
+        return load_recordings(kind, paths, config.frames())

@@ -17,7 +17,7 @@ from snn_lib import encoding
 from snn_lib.data.batches import Batch, Batches, batch_generator
 from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented
 from snn_lib.data.sequences import collate
-from snn_lib.data.series import load_series
+from snn_lib.data.series import load_series, mean_and_deviation
 from snn_lib.errors import require
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig, setting
@@ -121,23 +121,33 @@ class TimeSeries(SequenceClassification):
         parts["train"] = [x[index] for index in training], y[training]
         parts["validation"] = [x[index] for index in held_out], y[held_out]
 
-        values = torch.cat(parts["train"][0])
-        mean, deviation = values.mean(0), values.std(0, correction=0)
+        mean, deviation = mean_and_deviation(parts["train"][0])
+        require(
+            bool(deviation.isfinite().all()),
+            f"{config.dataset}: the numbers of a channel are too large to be squared",
+        )
         require(bool((deviation > 0).any()), f"{config.dataset}: no training sequence ever changes")
         deviation = torch.where(deviation > 0, deviation, 1.0)  # of a channel that never changes
         longest = max(map(len, parts["train"][0]))
         block = -(-longest // options.length)
 
-        def prepared(sequence: Tensor) -> Tensor:
-            blocks = ((sequence - mean) / deviation).split(block)
-            return torch.stack([steps.mean(0) for steps in blocks])
+        def prepare(part: str) -> Iterator[Tensor]:
+            for index, sequence in enumerate(parts[part][0]):
+                blocks = ((sequence - mean) / deviation).split(block)
+                sequence = torch.stack([steps.mean(0) for steps in blocks]).float()
+                require(
+                    bool(sequence.isfinite().all()),
+                    f"{config.dataset}, {part}: sequence {index} is too far from the training part",
+                )
+                yield sequence
 
         window = options.window if options.encoding == "latency" else 1
         self.steps = -(-longest // block) * window
         inputs = {"population": options.fields, "latency": 1}.get(options.encoding, 2)  # a channel
         self.inputs = inputs * len(mean)
-        parts = {part: ([prepared(one) for one in x], y) for part, (x, y) in parts.items()}
-        change = torch.cat([one.diff(dim=0) for one in parts["train"][0]]).std(0, correction=0)
+        parts = {part: (list(prepare(part)), y) for part, (_, y) in parts.items()}
+        changes = torch.cat([one.diff(dim=0) for one in parts["train"][0]])
+        change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
         self.change = torch.where(change > 0, change, 1.0)  # deviation of a channel's changes
         return parts
 

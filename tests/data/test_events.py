@@ -1,7 +1,7 @@
 """Files of events, written by hand, event for event; and frames against counting in a loop."""
 
-import io
-import re
+import warnings
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
@@ -33,8 +33,10 @@ def rows_of(events):
 
 
 def refusal(read, path):
-    with pytest.raises(InputError) as refused:
-        read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError) as refused:
+            read(path)
     assert "\n" not in str(refused.value)
     assert str(path) in str(refused.value)
     return str(refused.value)
@@ -68,7 +70,10 @@ def test_what_is_written_is_read(rows):
     rows.sort(key=lambda row: row[2])
     content = nmnist_bytes(events_of(rows))
     assert len(content) == 5 * len(rows)
-    assert rows_of(read_nmnist("it", content)) == rows
+    with NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        assert rows_of(read_nmnist(file.name)) == rows
 
 
 def test_written_by_hand_and_by_the_writer_are_the_same():
@@ -103,7 +108,7 @@ def test_files_that_make_no_sense_are_refused(tmp_path, content, message):
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     for read in (read_nmnist, read_gesture):
-        assert "cannot be read: No such file" in refusal(read, tmp_path / "none")
+        assert refusal(read, tmp_path / "none") == f"there is no file {tmp_path}/none"
 
 
 GESTURE = [[0, 127, 1, 5], [64, 3, 0, 5], [127, 0, 1, 6000]]
@@ -120,27 +125,25 @@ def test_a_gesture_is_read_event_for_event(tmp_path, dtype):
     ("rows", "message"),
     [
         (np.zeros((0, 4)), "has no events"),
-        (np.zeros((3, 5)), "is no array (events, 4) of numbers"),
-        (np.zeros(4), "is no array (events, 4) of numbers"),
-        (np.array([["a"] * 4]), "is no array (events, 4) of numbers"),
+        (np.zeros((3, 5)), "has an array of shape (3, 5) in float64, expected numbers (events, 4)"),
+        (np.zeros(4), "has an array of shape (4,) in float64"),
+        (np.array([["a"] * 4]), "in <U1, expected numbers (events, 4)"),
         (np.array([[128, 0, 0, 0]]), "event 0 is at (128, 0), outside of the 128 x 128"),
         (np.array([[0, -1, 0, 0]]), "event 0 is at (0, -1), outside"),
         (np.array([[0, 0, 0, 2], [0, 0, 0, 1]]), "times run backwards, event 1 is of 1000 us"),
         (np.array([[0, 0, 0, object()]]), "cannot be read"),
+        *(
+            (np.insert(np.ones((2, 4)), 1, np.where(np.arange(4) == column, value, 0), axis=0), row)
+            for column in range(4)
+            for value, row in ((np.nan, "nan"), (np.inf, "inf"), (-1e300, "-1e+300"))
+        ),
+        (np.array([[0.5, 0, 0, 0]]), "event 0 is [0.5, 0.0, 0.0, 0.0], expected x and y in whole"),
+        (np.array([[0, 0, 2, 0]]), "event 0 is [0.0, 0.0, 2.0, 0.0]"),
     ],
 )
 def test_gestures_that_make_no_sense_are_refused(tmp_path, rows, message):
     np.save(tmp_path / "3.npy", rows)
     assert message in refusal(read_gesture, tmp_path / "3.npy")
-
-
-def test_a_gesture_that_is_cut_or_no_array_is_refused(tmp_path):
-    path = tmp_path / "3.npy"
-    whole = io.BytesIO()
-    np.save(whole, np.array(GESTURE))
-    for content in (whole.getvalue()[:-3], whole.getvalue()[:20], b"text", b""):
-        path.write_bytes(content)
-        assert re.search("cannot be read", refusal(read_gesture, path))
 
 
 def random_events(count, sensor=34, last=400_000, seed=0):

@@ -1,4 +1,4 @@
-"""MNIST: read and verified."""
+"""MNIST: read, verified, and told from what is not MNIST."""
 
 import gzip
 import os
@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from recorded import served
 from running import ROOT
 from torchvision.datasets import MNIST
 
@@ -13,16 +14,25 @@ from snn_lib.data.mnist import load_mnist
 from snn_lib.errors import InputError
 
 RAW = ROOT / "dataset" / "MNIST" / "raw"
+IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 
 
-def raw_copy(tmp_path, without=()):
-    """A data folder with links to the archives."""
+@pytest.fixture(scope="module")
+def unpacked():
+    """The content of the two files of the test part."""
+    return {name: gzip.decompress((RAW / f"{name}.gz").read_bytes()) for name in (IMAGES, LABELS)}
+
+
+@pytest.fixture
+def raw(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for archive in RAW.glob("*.gz"):
-        if archive.name not in without:
-            (raw / archive.name).symlink_to(archive)
     return raw
+
+
+def link_archives(raw, *names):
+    for name in names:
+        (raw / f"{name}.gz").symlink_to(RAW / f"{name}.gz")
 
 
 @pytest.fixture
@@ -30,58 +40,93 @@ def no_network(monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody listens there
 
 
-def test_images_and_labels_are_those_of_the_archives(tmp_path):
-    raw = raw_copy(tmp_path)
-    pictures, labels = load_mnist(tmp_path, train=False)
-    content = gzip.decompress((raw / "t10k-images-idx3-ubyte.gz").read_bytes())
-    expected = np.frombuffer(content, np.uint8, offset=16).reshape(10_000, 28, 28)
-    assert pictures.dtype == torch.uint8
-    assert np.array_equal(pictures.numpy(), expected)
-    content = gzip.decompress((raw / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    assert np.array_equal(labels.numpy(), np.frombuffer(content, np.uint8, offset=8))
-    assert not list(raw.glob("*.tmp"))
+def refusal(raw):
+    with pytest.raises(InputError) as refused:
+        load_mnist(raw.parent.parent, train=False)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
 
 
-def test_a_corrupt_archive_is_named_and_left_alone(tmp_path, no_network):
-    name = "t10k-labels-idx1-ubyte.gz"
-    raw = raw_copy(tmp_path, without=[name])
-    content = bytearray((RAW / name).read_bytes())
+def test_images_and_labels_are_those_of_the_archives(raw, unpacked):
+    link_archives(raw, IMAGES, LABELS)
+    for _ in range(2):  # unpacked, then as they were unpacked
+        images, labels = load_mnist(raw.parent.parent, train=False)
+        expected = np.frombuffer(unpacked[IMAGES], np.uint8, offset=16).reshape(10_000, 28, 28)
+        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        assert np.array_equal(images.numpy(), expected)
+        assert np.array_equal(labels.numpy(), np.frombuffer(unpacked[LABELS], np.uint8, offset=8))
+        assert {path.name for path in raw.glob("*-ubyte*")} == {
+            name + ending for name in (IMAGES, LABELS) for ending in ("", ".gz")
+        }
+
+
+def test_a_corrupt_archive_is_named_and_left_alone(raw, no_network):
+    link_archives(raw, IMAGES)
+    content = bytearray((RAW / f"{LABELS}.gz").read_bytes())
     content[2000] ^= 4
-    (raw / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"{name} is corrupt: restore it with 'git checkout"):
-        load_mnist(tmp_path, train=True)
-    assert (raw / name).read_bytes() == content
+    (raw / f"{LABELS}.gz").write_bytes(content)
+    assert f"{LABELS}.gz is corrupt: restore it with 'git checkout" in refusal(raw)
+    assert (raw / f"{LABELS}.gz").read_bytes() == content
 
 
-def test_a_missing_archive_without_a_network_is_told(tmp_path, no_network):
-    raw_copy(tmp_path, without=["train-labels-idx1-ubyte.gz"])
-    with pytest.raises(InputError, match=r"cannot be (read|downloaded)"):
-        load_mnist(tmp_path, train=True)
+def test_a_missing_archive_without_a_network_is_told(raw, no_network):
+    link_archives(raw, LABELS)
+    expected = f"there is no MNIST under {raw}: {IMAGES}.gz is missing and cannot be downloaded ("
+    assert refusal(raw).startswith(expected)
 
 
-def test_no_data_and_no_network_is_told(tmp_path, no_network):
-    with pytest.raises(
-        InputError, match=r"there is no MNIST under .* put the four \.gz files there"
-    ):
-        load_mnist(tmp_path, train=True)
+def test_missing_archives_are_downloaded(raw, monkeypatch):
+    link_archives(raw, IMAGES)
+    with served(RAW) as address:
+        monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/", f"{address}/"])
+        assert len(load_mnist(raw.parent.parent, train=False)[1]) == 10_000
+    assert (raw / f"{LABELS}.gz").read_bytes() == (RAW / f"{LABELS}.gz").read_bytes()
 
 
-def test_a_damaged_unpacked_file_is_told(tmp_path):
-    raw = raw_copy(tmp_path)
-    (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03 short")
-    with pytest.raises(InputError, match=r"delete the \*-ubyte files"):
-        load_mnist(tmp_path, train=False)
+@pytest.mark.parametrize("name", [IMAGES, LABELS])
+@pytest.mark.parametrize("archives", [True, False])
+def test_a_damaged_unpacked_file_is_told(raw, unpacked, name, archives):
+    if archives:
+        link_archives(raw, IMAGES, LABELS)
+    for other in (IMAGES, LABELS):
+        content = bytearray(unpacked[other])
+        content[-5] ^= other == name  # a pixel or a label that might as well be
+        (raw / other).write_bytes(content)
+    message = refusal(raw)
+    if archives:
+        assert message.startswith(f"{raw}/{name} is not what {name}.gz beside it holds")
+    else:
+        assert message.startswith(f"only one of {IMAGES} and {LABELS} in {raw} is MNIST's")
 
 
-def test_a_crash_while_unpacking_leaves_no_half_of_a_file(tmp_path, monkeypatch):
-    raw = raw_copy(tmp_path)
+def test_another_set_in_its_form_is_read_if_it_makes_sense(raw, unpacked):
+    def write(images=unpacked[IMAGES], labels=unpacked[LABELS]):
+        # Turned around, images and labels still belong together.
+        (raw / IMAGES).write_bytes(images[:16] + images[:15:-1])
+        (raw / LABELS).write_bytes(labels[:8] + labels[:7:-1])
+
+    write()
+    expected = np.frombuffer(unpacked[LABELS], np.uint8, offset=8)[::-1]
+    assert np.array_equal(load_mnist(raw.parent.parent, train=False)[1].numpy(), expected)
+    write(labels=unpacked[LABELS].replace(b"\x09", b"\xc8"))
+    assert f"{LABELS} has the labels [0, 1, 2, 3, 4, 5, 6, 7, 8, 200], expected all" in refusal(raw)
+    write(labels=unpacked[LABELS][:8] + bytes(10_000))
+    assert "has the labels [0], expected all from 0 to 9" in refusal(raw)
+    write(images=unpacked[IMAGES][:-1])
+    assert f"{IMAGES} does not hold bytes of shape (10000, 28, 28)" in refusal(raw)
+    write(images=b"\0\0\x08\x04" + unpacked[IMAGES][4:])
+    assert f"{IMAGES} does not hold bytes of shape" in refusal(raw)
+
+
+def test_a_crash_while_unpacking_leaves_no_half_of_a_file(raw, monkeypatch):
+    link_archives(raw, IMAGES, LABELS)
 
     def crash(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(KeyboardInterrupt):
-        load_mnist(tmp_path, train=False)
+        load_mnist(raw.parent.parent, train=False)
     monkeypatch.undo()
     assert not list(raw.glob("*-ubyte"))
-    assert len(load_mnist(tmp_path, train=False)[1]) == 10_000
+    assert len(load_mnist(raw.parent.parent, train=False)[1]) == 10_000

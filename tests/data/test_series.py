@@ -1,13 +1,17 @@
 """Reading time series: what comes out is what went in, and bad input is refused in one line."""
 
 import builtins
+import os
 import re
+import warnings
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.series import load_series
+from snn_lib.data.series import load_series, mean_and_deviation
 from snn_lib.errors import InputError
 
 X = np.random.default_rng(0).normal(size=(6, 5, 2))
@@ -30,8 +34,10 @@ def ts(folder, train, test, equal="true", missing="false"):
 
 
 def refusal(dataset, root=".", **options):
-    with pytest.raises(InputError) as refused:
-        load_series(dataset, root, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError) as refused:
+            load_series(dataset, root, **options)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -41,7 +47,7 @@ def test_an_npz_gives_its_sequences_and_classes_by_number(tmp_path):
     assert found.classes == ["run", "sit", "walk"]
     x, y = found.parts["train"]
     assert [found.classes[number] for number in y] == Y.tolist()
-    assert torch.equal(torch.stack(x), torch.from_numpy(X).float())
+    assert torch.equal(torch.stack(x), torch.from_numpy(X))
     assert found.parts["test"][1].tolist() == [2, 0]
 
 
@@ -53,7 +59,7 @@ def test_lengths_cut_the_padding_and_single_channels_need_no_axis(tmp_path):
     assert found.classes == ["0", "1"]
     assert found.parts.keys() == {"train"}
     for own, n, sequence in zip(padded, lengths, found.parts["train"][0], strict=True):
-        assert torch.equal(sequence, torch.from_numpy(own[:n, None]).float())
+        assert torch.equal(sequence, torch.from_numpy(own[:n, None]))
 
 
 def test_numbers_sort_as_numbers(tmp_path):
@@ -110,19 +116,21 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"x": X}, "has no x and y"),
-        ({"x": X, "y": Y, "x_test": X}, "has no x_test and y_test"),
+        ({"x": X}, "has no array y"),
+        ({"z": X}, "has no array x and no y"),
+        ({"x": X, "y": Y, "x_test": X}, "has no array y_test"),
         ({"x": X[0, 0], "y": Y}, "x has shape (2,)"),
         ({"x": Y, "y": Y}, "in <U4, expected numbers"),
         ({"x": X, "y": Y[:4]}, "y has shape (4,) in <U4, expected the number or name of a class"),
         ({"x": X, "y": np.arange(6) / 2}, "y has shape (6,) in float64"),
         ({"x": X[:0], "y": Y[:0]}, "x has no sequences"),
         ({"x": X, "y": Y, "lengths": np.array([1, 2])}, "lengths has shape (2,)"),
-        ({"x": X, "y": Y, "lengths": np.full(6, 6)}, "sequence 0 has length 6 in 5 steps"),
-        ({"x": X, "y": Y, "lengths": np.arange(6)}, "sequence 0 has length zero"),
-        ({"x": X, "y": Y, "lengths": np.arange(6) - 1}, "sequence 0 has length zero"),
-        ({"x": X[:, :0], "y": Y}, "sequence 0 has length zero"),
+        ({"x": X, "y": Y, "lengths": np.full(6, 6)}, "lengths[0] is 6, expected 1 to 5 steps"),
+        ({"x": X, "y": Y, "lengths": np.arange(6)}, "lengths[0] is 0, expected 1 to 5"),
+        ({"x": X, "y": Y, "lengths": np.arange(6) - 1}, "lengths[0] is -1, expected 1 to 5"),
+        ({"x": X[:, :0], "y": Y}, "the sequences of x have no steps"),
         ({"x": X * np.inf, "y": Y}, "sequence 0 has infinite values"),
+        ({"x": np.full((6, 5), np.longdouble("1e4000")), "y": Y}, "sequence 0 has infinite values"),
         ({"x": X, "y": np.ones(6, int)}, "all training sequences are of class 1"),
         (
             {"x": X, "y": Y, "x_test": X[:1], "y_test": np.array(["fly"])},
@@ -155,6 +163,39 @@ def test_files_that_are_none_are_refused(tmp_path):
             (tmp_path / f"text_{part}.ts").write_text(text)
         message = refusal(f"{tmp_path}/text_TRAIN.ts")
         assert re.search("can be neither read nor downloaded|no classification", message)
+
+
+def test_a_class_that_the_header_does_not_list_is_refused(tmp_path):
+    pytest.importorskip("aeon")
+    path = ts(tmp_path, ["1,2:4,5:a", "7,8:9,10: b", "0,1:2,3:c"], ["0,1:2,3:b"])
+    assert refusal(path) == (
+        f"{path}: sequence 2 is of class c, expected one of those that @classLabel lists: a, b"
+    )
+    path = ts(tmp_path, ["1,2:4,5:a", "7,8:9,10: b"], ["0,1:2,3:b"])
+    assert load_series(path, tmp_path).classes == ["a", "b"]
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    pytest.importorskip("aeon")
+    for name in ("mine.npz", "Mine_TRAIN.ts"):
+        os.mkfifo(tmp_path / name)
+        assert refusal(f"{tmp_path}/{name}") == f"{tmp_path}/{name} is not a file"
+
+
+def test_mean_and_deviation_keep_their_digits():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(500, 3)) * [1, 1e37, 0] + [1e8, 0, 0.1]
+    sequences = [torch.from_numpy(part) for part in np.split(values, [100, 101, 400])]
+    mean, deviation = mean_and_deviation(sequences)
+    exact = values.astype(object)  # Python's own integers and floats, one by one
+    for channel in range(2):
+        column = [Fraction(value) for value in exact[:, channel]]
+        expected = sum(column) / 500
+        variance = sum((value - expected) ** 2 for value in column) / 500
+        assert mean[channel].item() == pytest.approx(float(expected), rel=1e-15)
+        root = Decimal(variance.numerator) / Decimal(variance.denominator)
+        assert deviation[channel].item() == pytest.approx(float(root.sqrt()), rel=1e-8)
+    assert (mean[2], deviation[2]) == (0.1, 0)
 
 
 def test_archive_names_are_checked_before_the_network_is_asked(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The simulated camera: its physics, its determinism, and the files that it leaves."""
 
-import hashlib
 import math
 import subprocess
 
@@ -13,7 +12,7 @@ import snn_lib.data.simulated_events as simulated
 from snn_lib.data.batches import batch_generator
 from snn_lib.data.events import Frames, read_nmnist
 from snn_lib.data.mnist import load_mnist
-from snn_lib.data.recordings import NMNIST, SUMS, load_recordings, read_sums
+from snn_lib.data.recordings import NMNIST, load_recordings
 from snn_lib.data.simulated_events import (
     CameraConfig,
     noise,
@@ -23,14 +22,15 @@ from snn_lib.data.simulated_events import (
     thresholds,
     watch,
 )
-from snn_lib.errors import InputError, RunError
+from snn_lib.errors import InputError
 
 IMAGES, LABELS = load_mnist(ROOT / "dataset", train=True)
 
 
 @pytest.fixture
-def root(tmp_path):
-    """A folder of data sets that has MNIST alone."""
+def root(tmp_path, monkeypatch):
+    """A folder of data sets that has MNIST alone. Recordings are made in blocks of ten."""
+    monkeypatch.setattr(simulated, "BLOCK", 10)
     (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
     return tmp_path
 
@@ -160,23 +160,26 @@ def test_the_same_seed_records_the_same_and_each_image_alone_but_for_noise():
 
 def test_recordings_lie_as_those_of_n_mnist_and_grow_without_a_change(root):
     camera = CameraConfig()
-    folder = simulated_recordings(camera, root, train=True, count=30)
-    files = sorted(folder.glob("Train/*/*.bin"), key=lambda path: path.stem)
-    assert [path.stem for path in files] == [f"{n:05d}" for n in range(1, 101)]  # a block
-    assert [int(path.parent.name) for path in files] == LABELS[:100].tolist()
-    block = record(IMAGES[:100], camera, batch_generator(camera.seed, 1, 0))
+    assert len(simulated_recordings(camera, root, train=True, count=3)) == 3
+    files = simulated_recordings(camera, root, train=True, count=10)
+    folder = camera.folder(root)
+    assert set(files) == set(folder.glob("Train/*/*.bin"))
+    assert [path.stem for path in files] == [f"{n:05d}" for n in range(1, 11)]  # a block
+    assert [int(path.parent.name) for path in files] == LABELS[:10].tolist()
+    block = record(IMAGES[:10], camera, batch_generator(camera.seed, 1, 0))
     for path, events in zip(files, block, strict=True):
         assert all(map(np.array_equal, read_nmnist(path), events))
     before = {path: path.stat().st_mtime_ns for path in files}
-    assert simulated_recordings(camera, root, train=True, count=100) == folder
-    assert simulated_recordings(camera, root, train=False, count=1) == folder
-    simulated_recordings(camera, root, train=True, count=101)
+    (test,) = simulated_recordings(camera, root, train=False, count=1)
+    assert test == folder / "Test" / "7" / "00001.bin"
+    assert simulated_recordings(camera, root, train=True, count=11)[:10] == files
     assert {path: path.stat().st_mtime_ns for path in files} == before
-    assert len(list(folder.glob("Train/*/*.bin"))) == 200
-    assert len(list(folder.glob("Test/*/*.bin"))) == 100
-    check = ["sha256sum", "--check", "--quiet", SUMS]
+    assert len(list(folder.glob("Train/*/*.bin"))) == 20
+    assert len(list(folder.glob("Test/*/*.bin"))) == 10
+    lists = sorted(path.name for path in folder.glob("*.sha256"))
+    assert lists == ["Test_00001.sha256", "Train_00001.sha256", "Train_00011.sha256"]
+    check = ["sha256sum", "--check", "--quiet", *lists]
     assert subprocess.run(check, cwd=folder, check=False).returncode == 0
-    assert len(read_sums(folder)) == 300
 
 
 def test_another_camera_has_another_folder(tmp_path):
@@ -186,7 +189,7 @@ def test_another_camera_has_another_folder(tmp_path):
 
 
 def test_what_is_interrupted_is_no_recording_and_is_made_again(root, monkeypatch):
-    camera, real, left = CameraConfig(), simulated.write_atomically, [30]
+    camera, real, left = CameraConfig(), simulated.write_atomically, [3]
 
     def interrupted(path, content, **options):
         left[0] -= 1
@@ -196,45 +199,65 @@ def test_what_is_interrupted_is_no_recording_and_is_made_again(root, monkeypatch
 
     monkeypatch.setattr(simulated, "write_atomically", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        simulated_recordings(camera, root, train=True, count=100)
+        simulated_recordings(camera, root, train=True, count=10)
     folder = camera.folder(root)
     half = list(folder.glob("Train/*/*.bin"))
-    assert len(half) == 30
-    assert not (folder / SUMS).exists()
+    assert len(half) == 3
+    assert not list(folder.glob("*.sha256"))
     half[0].write_bytes(b"half of a f")  # as a failure of power may leave it
     monkeypatch.undo()
-    simulated_recordings(camera, root, train=True, count=100)
-    x, y = load_recordings(NMNIST, folder, "train", Frames(2, 300.0))
-    assert len(x) == 100
-    assert torch.equal(y, LABELS[:100])
+    paths = simulated_recordings(camera, root, train=True, count=10)
+    x, y = load_recordings(NMNIST, paths, Frames(2, 300.0))
+    assert len(x) == 10
+    assert torch.equal(y, LABELS[:10])
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "list"])
-def test_a_damaged_recording_is_named_by_its_checksum(root, damage):
-    folder = simulated_recordings(CameraConfig(), root, train=False, count=1)
-    path = folder / "Test" / "2" / "00002.bin"
-    content = path.read_bytes()
-    if damage == "changed":
-        path.write_bytes(content[:7] + bytes([content[7] ^ 1]) + content[8:])
-    elif damage == "cut":
-        path.write_bytes(content[:-5])
-    elif damage == "gone":
-        path.unlink()
-    else:
-        path = folder / SUMS
-        path.write_text(path.read_text()[:-70])
-    with pytest.raises(InputError) as refused:
-        load_recordings(NMNIST, folder, "test", Frames(2, 300.0))
-    message = str(refused.value)
-    assert message.startswith(str(path))
-    assert message.endswith(f"delete {folder} to have it made again")
-    assert "\n" not in message
+def test_a_damaged_recording_is_made_again_as_it_was(root):
+    def contents():
+        paths = simulated_recordings(CameraConfig(), root, train=False, count=10)
+        return {path: path.read_bytes() for path in paths}
+
+    whole, listed = contents(), CameraConfig().folder(root) / "Test_00001.sha256"
+    lines = listed.read_text()
+    path, other, *_ = whole
+    path.write_bytes(whole[path][:-5])
+    assert contents() == whole
+    path.unlink()
+    other.write_bytes(whole[other][:7] + bytes([whole[other][7] ^ 1]) + whole[other][8:])
+    assert contents() == whole
+    for damaged in (lines[:-70], lines[-70:], "", "\xff\n"):
+        listed.write_text(damaged, "latin-1")
+        assert contents() == whole
+        assert listed.read_text() == lines
 
 
-def test_a_folder_that_cannot_be_written_fails_in_a_line(root):
+def test_runs_that_simulate_at_the_same_time_leave_all_recordings(root, monkeypatch):
+    camera, real, waiting = CameraConfig(), simulated.record, [(True, 20), (False, 10)]
+
+    def record_while_others_do(*arguments):
+        if waiting:
+            others.append(simulated_recordings(camera, root, *waiting.pop(0)))
+        return real(*arguments)
+
+    others = []
+    monkeypatch.setattr(simulated, "record", record_while_others_do)
+    mine = simulated_recordings(camera, root, train=True, count=30)
+    monkeypatch.setattr(simulated, "record", None)  # from now on there is nothing to be recorded
+    assert simulated_recordings(camera, root, train=True, count=30) == mine
+    assert [len(paths) for paths in others] == [10, 20]
+    assert simulated_recordings(camera, root, train=True, count=20) == others[1] == mine[:20]
+    assert simulated_recordings(camera, root, train=False, count=10) == others[0]
+
+
+def test_a_camera_that_sees_nothing_of_an_image_is_refused(root):
+    with pytest.raises(InputError, match=r"records nothing of an image .*lower camera\.threshold"):
+        simulated_recordings(CameraConfig(reach=0.0, noise=0.0), root, train=True, count=1)
+
+
+def test_a_folder_that_cannot_be_written_fails(root):
     CameraConfig().folder(root).write_text("a file")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(OSError, match="Not a directory"):
         simulated_recordings(CameraConfig(), root, train=True, count=1)
 
 
@@ -251,9 +274,3 @@ def test_a_folder_that_cannot_be_written_fails_in_a_line(root):
 def test_settings_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         CameraConfig(**options)
-
-
-def test_checksums_are_sha_256(root):
-    folder = simulated_recordings(CameraConfig(), root, train=False, count=1)
-    for name, total in read_sums(folder).items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == total

@@ -11,7 +11,7 @@ from running import ROOT, run
 import event_vision
 from snn_lib import SpikingNeuron
 from snn_lib.data.events import Frames
-from snn_lib.data.recordings import NMNIST, load_recordings
+from snn_lib.data.recordings import NMNIST, load_recordings, recording_files
 from snn_lib.errors import InputError
 from snn_lib.tasks.event_vision import EventOptions, EventVision
 from snn_lib.training.config import load_config
@@ -58,7 +58,7 @@ def simulated(tmp_path_factory):
 def frames_of(files, part="train", **options):
     frames = Frames(STEPS, 300.0, **options)
     path = files[1].removeprefix("events.path=")
-    return load_recordings(NMNIST, Path(path), part, frames)
+    return load_recordings(NMNIST, recording_files(NMNIST, Path(path), part), frames)
 
 
 def test_the_network_sees_whether_there_were_events_or_how_many_time_first(files):

@@ -97,6 +97,37 @@ def test_a_channel_that_never_changes_is_zero(tmp_path):
         task_of(configured(tmp_path))
 
 
+@pytest.mark.parametrize(("offset", "factor"), [(1e8, 1.0), (0.0, 1e37), (0.0, 1e150)])
+def test_large_numbers_are_standardised_alike(mine, tmp_path, offset, factor):
+    expected = task_of(configured(tmp_path)).parts["test"]
+    moved = {key: mine[key] * factor + offset for key in ("x", "x_test")}
+    np.savez(tmp_path / "mine.npz", **{**mine, **moved})
+    for (sequence, _), (other, _) in zip(
+        task_of(configured(tmp_path)).parts["test"], expected, strict=True
+    ):
+        assert sequence.dtype == torch.float32
+        torch.testing.assert_close(sequence, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_cannot_be_standardised_are_refused(mine, tmp_path):
+    np.savez(tmp_path / "mine.npz", **{**mine, "x": mine["x"] * 1e300})
+    with pytest.raises(InputError, match="the numbers of a channel are too large to be squared"):
+        task_of(configured(tmp_path))
+    np.savez(tmp_path / "mine.npz", **{**mine, "x_test": mine["x_test"] * 1e300})
+    with pytest.raises(InputError, match="test: sequence 0 is too far from the training part"):
+        task_of(configured(tmp_path))
+
+
+@pytest.mark.filterwarnings("error")
+def test_sequences_of_a_single_step_have_no_changes(tmp_path):
+    np.savez(tmp_path / "mine.npz", x=np.arange(8.0)[:, None], y=np.arange(8) % 2)
+    task = task_of(configured(tmp_path))
+    batch = next(task.evaluation_batches("validation"))
+    assert batch.x.shape == (1, 8, 2)
+    assert not batch.x[..., 1].any()
+
+
 def test_long_sequences_are_averaged_over_blocks(mine, tmp_path):
     whole = task_of(configured(tmp_path))
     assert whole.steps == mine["lengths"][:45].max()

@@ -1,0 +1,134 @@
+"""Files of a user's: what is in them comes back, and what is wrong with them is told in a line."""
+
+import os
+import struct
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+
+from snn_lib.data.reading import read_array, read_arrays, read_file
+from snn_lib.errors import InputError
+
+X = np.arange(24.0).reshape(2, 3, 4)
+
+
+def refusal(read, *arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is said beside the line
+        with pytest.raises(InputError) as refused:
+            read(*arguments)
+    message = str(refused.value)
+    assert str(arguments[0]) in message
+    assert "\n" not in message
+    assert "pickle" not in message
+    return message
+
+
+def test_what_was_written_is_read(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.savez_compressed(tmp_path / "x.npz", x=X, y=X[0], z=X[1])
+    assert (read_array(tmp_path / "x.npy") == X).all()
+    found = read_arrays(str(tmp_path / "x.npz"), ["x", "z", "lengths"])
+    assert found.keys() == {"x", "z"}
+    assert (found["x"] == X).all()
+    assert (found["z"] == X[1]).all()
+    assert read_file(tmp_path / "x.npy").endswith(X.tobytes())
+
+
+def readers(path):
+    return (read_file,), (read_array,), (read_arrays, ["x"])
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read, *names in readers(tmp_path):
+        assert refusal(read, tmp_path / "no", *names) == f"there is no file {tmp_path}/no"
+        assert refusal(read, tmp_path, *names) == f"{tmp_path} is not a file"
+        assert refusal(read, tmp_path / "pipe", *names) == f"{tmp_path}/pipe is not a file"
+
+
+def test_an_array_that_is_cut_or_changed_anywhere_is_refused_or_read(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((2, 3), np.uint8))
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert "cannot be read" in refusal(read_array, path)
+    for position in range(len(whole) - 6):
+        path.write_bytes(whole[:position] + b"(" + whole[position + 1 :])
+        try:  # a change of the header may be without consequence
+            read_array(path)
+        except InputError:
+            refusal(read_array, path)
+
+
+def test_objects_and_files_of_other_kinds_are_refused(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.savez(tmp_path / "objects.npz", x=np.array([{}]))
+    (tmp_path / "text.npy").write_text("0 1 1 0")
+    for name, *names in (("objects.npy",), ("text.npy",)):
+        message = refusal(read_array, tmp_path / name, *names)
+        assert message.endswith("it is not a NumPy file of numbers")
+    assert "it is not a NumPy file of numbers" in refusal(
+        read_arrays, tmp_path / "objects.npz", ["x"]
+    )
+    np.savez(tmp_path / "some.npy.npz", x=X)
+    assert "expected the one of an .npy file" in refusal(read_array, tmp_path / "some.npy.npz")
+    np.save(tmp_path / "x.npy", X)
+    for other in ("x.npy", "text.npy"):
+        assert "cannot be read" in refusal(read_arrays, tmp_path / other, ["x"])
+
+
+def test_an_array_that_no_memory_holds_is_refused(tmp_path):
+    path = tmp_path / "x.npy"
+    promised = {"descr": "<f8", "fortran_order": False, "shape": (2_000_000, 30_000_000, 4)}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, promised)
+    assert "cannot be read" in refusal(read_array, path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_an_archive_that_is_damaged_anywhere_is_refused_or_read(tmp_path, method):
+    np.save(tmp_path / "x.npy", X)
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+    whole = path.read_bytes()
+    assert (read_arrays(path, ["x"])["x"] == X).all()
+    outcomes = set()
+    for position in range(0, len(whole), 3):
+        for content in (whole[:position], whole[:position] + b"\xff" + whole[position + 1 :]):
+            path.write_bytes(content)
+            try:
+                outcomes.add("x" in read_arrays(path, ["x"]))
+            except InputError:
+                refusal(read_arrays, path, ["x"])
+                outcomes.add("refused")
+    assert "refused" in outcomes
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, x=X)
+    content = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # a flag of either header
+        content[content.index(mark) + offset] |= 1
+    path.write_bytes(content)
+    assert "encrypted" in refusal(read_arrays, path, ["x"])
+
+
+def test_large_arrays_are_told_before_they_are_read(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, x=X, other=X)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # of x, which claims to be of 2 GiB
+    content[entry + 24 : entry + 28] = struct.pack("<I", 2**31)
+    path.write_bytes(content)
+    order = []
+    monkeypatch.setattr(np, "load", lambda *_, **__: order.append(capsys.readouterr().err) or 1 / 0)
+    assert "cannot be read" in refusal(read_arrays, path, ["x"])
+    assert order == [f"{path} holds 2.0 GiB of arrays: reading them\n"]
+    refusal(read_arrays, path, ["other"])
+    assert order[1] == ""
