@@ -10,7 +10,7 @@ from snn_lib.containers import (
     PerStep,
     Sequential,
     StatefulModule,
-    detached,
+    detach,
 )
 from snn_lib.initialisation import answer_from_the_start, fire_from_the_start
 from snn_lib.kernels import use_backend
@@ -40,7 +40,7 @@ __all__ = [
     "SpikingNeuron",
     "StatefulModule",
     "answer_from_the_start",
-    "detached",
+    "detach",
     "fire_from_the_start",
     "log_spaced",
     "use_backend",

@@ -1,5 +1,10 @@
-"""Long sequences in chunks of time, with the gradients of the whole run: :class:`Chunked`."""
+"""Long sequences in chunks of time, with the gradients of the whole run.
 
+:class:`Chunked` runs any module chunk by chunk and keeps only the states in between. For the
+backward pass it runs each chunk once more, as ``torch.utils.checkpoint`` does.
+"""
+
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snn_lib.containers import Output, StatefulModule
+from snn_lib.containers import Output, StatefulModule, batch_first_part, map_tensors
+from snn_lib.functional import draw_seed
 from snn_lib.pytorch_private import version
 
 
@@ -18,60 +24,54 @@ class Chunked(StatefulModule):
     """Runs a module in chunks of time: exact gradients, in memory that grows far less with T.
 
         model = Chunked(Sequential(...), steps=50)
-        output, state = model(x)  # as ever
+        output, state = model(x)  # as without chunks
 
-    Training keeps only the states between the chunks; the backward pass runs every chunk once more,
-    the last one first. Unlike with :func:`detached` no gradient is cut off: they are those of the
-    whole run, and so are spikes and the dropout of :class:`snn_lib.SpikingNeuron`, bit for bit
-    where the matrix products of a chunk are.
+    In training only the states between the chunks are kept. The backward pass runs every chunk once
+    more, beginning with the last one. No gradient is cut off, as :func:`snn_lib.detach` does: the
+    gradients are those of the whole run, and so are the spikes and the dropout of
+    :class:`snn_lib.SpikingNeuron`, bit for bit if the matrix products of a chunk are.
 
-    Input and output stay whole. Where these are too much already, let the module return less than
-    a value for every step: what it returns for the chunks is joined along time, whatever its
-    length, the loss of a chunk for example. ``x`` may be several sequences, input and target, say.
+    The whole input and the whole output stay in memory. If that is too much, let the module return
+    less than a value for every step, the loss of a chunk for example: what it returns for the
+    chunks is joined along time, whatever its length, and numbers become a vector. ``x`` may be a
+    tuple of several sequences, such as input and target.
+
+    The module's forward hooks see every chunk, and see it again in the backward pass, when
+    :func:`is_recomputing` is true. Whatever else the module changes as it runs, such as the
+    averages of ``nn.BatchNorm1d``, it changes twice. To compile it, compile the module inside:
+    ``Chunked(torch.compile(module), steps)``.
 
     Args:
-        module: ``(x, state) -> (output, state)``: a layer, a :class:`Sequential`, an ``nn.GRU``, a
-            network of one's own. If it has ``batch_first``, time is the second dimension.
-        steps: of a chunk. There is a state for each, so that neither few nor many steps are best:
-            about the square root of T times a few.
+        module: ``(x, state) -> (output, state)``: a layer, a :class:`snn_lib.Sequential`, an
+            ``nn.GRU`` or a network of your own. If its ``batch_first`` is true, time is the second
+            dimension.
+        steps: the number of steps in a chunk. Each chunk adds a state to the memory and each step
+            of a chunk adds to what the backward pass needs at once, so a few times the square root
+            of T is best.
 
     Shape:
         - x: ``(T, B, *)``, or a tuple of sequences, of which the module is given a tuple of chunks.
         - state: as the module takes it; ``None`` starts at rest.
-        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T and the module
-          takes them. The padding's own output may differ from the whole run's.
+        - lengths: int64 ``(B,)``, the number of steps of each sequence, if they are padded to T and
+          the module takes them. The output at the padding may differ from the whole run's.
         - returns the module's output of all chunks, and the state after the last step.
-
-    The module's forward hooks see every chunk, and once more in the backward pass, when
-    :func:`recomputing` says so. What else it changes as it runs, as ``nn.BatchNorm1d`` its
-    averages, it changes twice. Compile it inside, ``Chunked(torch.compile(module), steps)``.
 
     Raises:
         ValueError: ``steps`` is not a positive number, the sequences of ``x`` differ in length, the
-            module reads time both ways, or it has a part with ``batch_first`` but no attribute that
-            says of itself.
-        TypeError: the module does not return ``(output, state)``.
+            module reads time both ways, or a part of it has ``batch_first`` and the module itself
+            has no such attribute.
+        TypeError: the module takes no state or does not return ``(output, state)``.
         RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
-            the chunks of another; when the backward pass runs a chunk again, the parameters, ``x``
-            or the state are others than they were.
+            the chunks of another; or when the backward pass runs a chunk again, the parameters,
+            buffers, ``x`` or the state have changed.
     """
 
     def __init__(self, module: nn.Module, steps: int) -> None:
         super().__init__()
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps is {steps}, expected a whole number, at least 1")
-        for part in module.modules() if isinstance(module, nn.Module) else ():
-            if isinstance(part, nn.RNNBase) and part.bidirectional:
-                raise ValueError(f"{part} reads time both ways, which no chunk can")
-            if (
-                isinstance(part, (StatefulModule, nn.RNNBase))
-                and getattr(part, "batch_first", False)
-                and not hasattr(module, "batch_first")
-            ):
-                raise ValueError(
-                    f"{type(module).__name__} has a part with batch_first=True: give it an "
-                    "attribute batch_first that says whether it takes (B, T, *) itself"
-                )
+        if isinstance(module, nn.Module):
+            _check_module(module)
         self.module, self.steps = module, steps
 
     @property
@@ -91,7 +91,7 @@ class Chunked(StatefulModule):
                 "Chunked is not compiled or exported as a whole: compile the module inside, "
                 "Chunked(torch.compile(module), steps)"
             )
-        if running_chunk() is not None:
+        if current_chunk() is not None:
             raise RuntimeError("a Chunked runs in the chunks of another: let only one cut the time")
         time = int(self.batch_first)
         sequences = (x,) if isinstance(x, Tensor) else x
@@ -100,33 +100,37 @@ class Chunked(StatefulModule):
             raise ValueError(f"the sequences of x have {[total, *others]} steps, expected as many")
         outputs: list[Tensor] = []
         seeds: list[Seed] = []
-        # Not narrow, whose gradient is as long as the whole sequence for every chunk.
+        # The gradient of narrow would be as long as the whole sequence for every chunk.
         chunks = zip(*(sequence.split(self.steps, time) for sequence in sequences), strict=True)
         for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
-            known = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
-            arguments = Chunk(start, seeds), part, state, known
+            padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
+            arguments = Chunk(start, seeds), part, state, padding
             if torch.is_grad_enabled():
                 output, state = checkpoint(self._run, *arguments, use_reentrant=False)
             else:
                 output, state = self._run(*arguments)
-            outputs.append(output)
-        return Output(torch.cat(outputs, time), state)
+            outputs.append(torch.atleast_1d(output))
+        return Output(torch.cat(outputs, min(time, outputs[0].dim() - 1)), state)
 
     def _run(
-        self, chunk: "Chunk", x: Any, state: Any, known: dict[str, Tensor]
+        self, chunk: "Chunk", x: Any, state: Any, padding: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
-        before = [version(tensor) for tensor in _tensors((x, state))]
-        if chunk.runs and chunk.read != (before, self._parameters_at_work()):
+        given, before = _versions_in((x, state)), self._versions()
+        if chunk.runs and (
+            chunk.given != given or any(before.get(key) != v for key, v in chunk.read.items())
+        ):
             raise RuntimeError(
-                "Chunked runs each chunk again in the backward pass, and finds parameters, x or a "
-                "state changed since the forward pass"
+                "Chunked runs each chunk again in the backward pass, and finds parameters, "
+                "buffers, x or a state changed since the forward pass"
             )
         with chunk.running():
-            result = self.module(x, state, **known)
+            result = self.module(x, state, **padding)
         if chunk.runs == 1:
-            chunk.read = before, self._parameters_at_work()
+            # What the module itself changes as it runs is no change that somebody else made.
+            unchanged = {key: v for key, v in self._versions().items() if before.get(key) == v}
+            chunk.given, chunk.read = given, unchanged
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
                 f"{type(self.module).__name__} returned {type(result).__name__}, expected "
@@ -134,34 +138,55 @@ class Chunked(StatefulModule):
             )
         return result
 
-    def _parameters_at_work(self) -> list[tuple[int, int]]:
-        """Which they are, ``torch.func.functional_call`` may put others in place, and versions."""
-        known = isinstance(self.module, nn.Module)
-        return [(id(p), version(p)) for p in self.module.parameters()] if known else []
+    def _versions(self) -> dict[int, int]:
+        """The version of each parameter and buffer, by the identity of the tensor.
+
+        ``torch.func.functional_call`` puts other tensors in their places.
+        """
+        if not isinstance(self.module, nn.Module):
+            return {}
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return {id(tensor): version(tensor) for tensor in tensors}
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"steps={self.steps}"
 
 
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    """Those of sequences or states."""
-    if isinstance(nested, Tensor):
-        yield nested
-    elif isinstance(nested, dict):
-        yield from _tensors(tuple(nested.values()))
-    elif isinstance(nested, (tuple, list)):
-        for part in nested:
-            yield from _tensors(part)
+def _check_module(module: nn.Module) -> None:
+    """Refuses a module that cannot run in chunks."""
+    name = type(module).__name__
+    try:
+        inspect.signature(module.forward).bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"{name} takes no state, so it cannot run in chunks: expected a forward(x, state=None) "
+            "that returns (output, state)"
+        ) from None
+    for part in module.modules():
+        if isinstance(part, nn.RNNBase) and part.bidirectional:
+            raise ValueError(f"{part} reads time both ways, which no chunk can")
+    if not hasattr(module, "batch_first") and batch_first_part(module) is not None:
+        raise ValueError(
+            f"{name} has a part with batch_first: give {name} an attribute batch_first that says "
+            "whether it takes (B, T, *) itself"
+        )
+
+
+def _versions_in(nested: Any) -> list[int]:
+    """The versions of the tensors in sequences or states."""
+    versions: list[int] = []
+    map_tensors(lambda tensor: versions.append(version(tensor)), nested)
+    return versions
 
 
 @dataclass
 class Seed:
-    """What a layer with dropout draws in the first chunk, for all chunks to have it alike.
+    """The seed of one layer's dropout, which the first chunk draws for all chunks.
 
     Attributes:
-        key: what was drawn.
-        elements: how many the layer has numbered in the chunks so far.
+        key: the number drawn, int64 ``()``.
+        elements: how many elements the layer has had in the chunks so far.
     """
 
     key: Tensor
@@ -174,62 +199,76 @@ class Chunk:
 
     Attributes:
         start: the step of the sequence that it begins with.
-        seeds: those of the sequence, in the order in which they were drawn.
-        runs: how many times it has begun to run: at the second the backward pass asks for it.
-        taken: of this run, how many seeds.
-        first: the number of this chunk's first element, for each seed.
-        drawn: the places among the seeds of those that this chunk drew itself.
-        read: the versions of the tensors that it was given, and of the parameters.
+        seeds: the seeds of the whole sequence, in the order in which layers ask for them.
+        runs: how often it has begun to run; the backward pass runs it a second time.
+        used: of each seed that this chunk used: the key, the number of the chunk's first element,
+            and whether the chunk drew the key itself.
+        place: how many seeds the current run has used.
+        given: the versions of the sequences and states that it was given.
+        read: the versions of the parameters and buffers that it read.
     """
 
     start: int
     seeds: list[Seed] = field(default_factory=list)
     runs: int = 0
-    taken: int = 0
-    first: list[int] = field(default_factory=list)
-    drawn: list[int] = field(default_factory=list)
-    read: tuple[list[int], list[tuple[int, int]]] = ([], [])
+    used: list[tuple[Tensor, int, bool]] = field(default_factory=list)
+    place: int = 0
+    given: list[int] = field(default_factory=list)
+    read: dict[int, int] = field(default_factory=dict)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context in which its modules run."""
-        self.runs, self.taken = self.runs + 1, 0
+        self.runs, self.place = self.runs + 1, 0
         token = _chunk.set(self)
         try:
             yield
         finally:
             _chunk.reset(token)
 
-    def seed(self, draw: Callable[[], Tensor], elements: int) -> tuple[Tensor, int]:
-        """What was drawn at this place of the first chunk, and the number of the first element.
-
-        Who drew draws when run again, too, for the generator to go on as it did.
-        """
-        place, self.taken = self.taken, self.taken + 1
-        if self.runs > 1:
-            if place in self.drawn:
-                draw()
-        else:
-            if place == len(self.seeds):
-                self.seeds.append(Seed(draw()))
-                self.drawn.append(place)
-            self.first.append(self.seeds[place].elements)
-            self.seeds[place].elements += elements
-        return self.seeds[place].key, self.first[place]
+    def seed(self, draw: Callable[[], Tensor], elements: int) -> Tensor:
+        """The next layer's seed, int64 ``(2,)``: its key, and the number of its first element."""
+        if self.runs == 1:
+            drew = self.place == len(self.seeds)
+            if drew:
+                self.seeds.append(Seed(draw()[0]))
+            seed = self.seeds[self.place]
+            self.used.append((seed.key, seed.elements, drew))
+            seed.elements += elements
+        key, first, drew = self.used[self.place]
+        if self.runs > 1 and drew:
+            draw()  # so that the generator goes on as it did in the first run
+        self.place += 1
+        return torch.stack([key, torch.full_like(key, first)])
 
 
 _chunk: ContextVar[Chunk | None] = ContextVar("chunk", default=None)
 
 
-def running_chunk() -> Chunk | None:
-    """The chunk at work, inside :class:`Chunked`; compiled code knows of none."""
+def current_chunk() -> Chunk | None:
+    """The chunk that runs, inside :class:`Chunked`; ``None`` elsewhere and in compiled code."""
     return None if torch.compiler.is_compiling() else _chunk.get()
 
 
-def recomputing() -> bool:
+def is_recomputing() -> bool:
     """Whether a :class:`Chunked` runs its module once more, for the backward pass.
 
-    For forward hooks that count or collect: they have seen this chunk already.
+    A forward hook that counts or collects has seen this chunk already.
     """
-    chunk = running_chunk()
+    chunk = current_chunk()
     return chunk is not None and chunk.runs > 1
+
+
+def dropout_seed(current: Tensor) -> Tensor:
+    """A seed for the dropout of neurons with this input; in chunks, it gives the whole run's mask.
+
+    Args:
+        current: ``(T, B, *features)``.
+
+    Returns:
+        As :func:`snn_lib.functional.draw_seed`, int64 ``(2,)``.
+    """
+    chunk = current_chunk()
+    if chunk is None:
+        return draw_seed(current.device)
+    return chunk.seed(lambda: draw_seed(current.device), current.numel())

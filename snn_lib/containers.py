@@ -1,9 +1,12 @@
-"""What layers have in common, and what holds them.
+"""What layers have in common, and the containers that hold them.
 
-``Sequential`` threads states through; ``Chunked`` keeps long sequences from filling the memory. A
-layer of one's own derives from :class:`StatefulModule`; its docstring has an example.
+:class:`Sequential` runs modules one after the other and keeps a state for each. :class:`PerStep`
+applies a module that knows no time axis. A layer of your own derives from :class:`StatefulModule`,
+whose docstring has an example.
 """
 
+import copy
+import dataclasses
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import channels_last
+from snn_lib.pytorch_private import register_named_tuple
 
 
 class Output(NamedTuple):
-    """What a stateful module returns, ``(output, state)`` as ``nn.GRU`` does.
+    """What a stateful module returns: ``(output, state)``, as ``nn.GRU`` does.
 
-    A plain tuple by all means, that says so where it is taken for a tensor: in ``nn.Sequential``.
+    It behaves as a plain tuple. If it is passed to a PyTorch function as a tensor, as happens in
+    ``nn.Sequential``, an error names the mistake.
     """
 
     output: Any
@@ -28,7 +33,7 @@ class Output(NamedTuple):
     def __torch_function__(
         cls, function: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> NoReturn:
-        """Every PyTorch function that is given the pair instead of a tensor."""
+        """Raises the error, for every PyTorch function that is given the pair."""
         name = getattr(function, "__name__", "a PyTorch function")
         raise TypeError(
             f"{name} was given a layer's (output, state): chain layers with snn_lib.Sequential "
@@ -36,45 +41,58 @@ class Output(NamedTuple):
         )
 
 
+# So that torch.export.save can write a network, and torch.load can read an Output.
+register_named_tuple(Output)
+torch.serialization.add_safe_globals([Output])
+
+
 class StatefulModule(nn.Module):
     """A module over sequences that carries a state: ``forward(x, state=None)`` as in ``nn.GRU``.
 
     ``forward`` returns ``(output, state)``, an :class:`Output`. The state is a plain tuple of
-    tensors, never a buffer: feeding a sequence in chunks, with the state handed on, gives the
-    result of the whole run. With ``lengths``, int64 ``(B,)``, the state is that at each sequence's
-    own end, what follows being padding (of a membrane that filters, up to rounding). A layer of
-    one's own, the mean of the last two steps:
+    tensors, never a buffer. A sequence may be fed in chunks: if each chunk is given the state that
+    the one before returned, the results are those of the whole run.
+
+    With ``lengths``, int64 ``(B,)``, the steps after each sequence's length are padding, and the
+    returned state is the one at each sequence's own end (of a membrane that filters, up to
+    rounding).
+
+    Example: a layer that returns the mean of the last two steps.
 
         class PairMean(StatefulModule):
             def forward(self, x, state=None, lengths=None):
                 (before,) = state or (x.new_zeros(1, *x.shape[1:]),)
-                seen = torch.cat([before, x])
-                return Output((seen[1:] + seen[:-1]) / 2, (last_steps(seen, 1, lengths),))
+                steps = torch.cat([before, x])
+                return Output((steps[1:] + steps[:-1]) / 2, (last_steps(steps, 1, lengths),))
     """
 
 
 class Sequential(StatefulModule):
-    """Modules one after the other, with the states of the stateful ones threaded through.
+    """Modules one after the other, each of which is given its own state.
 
-    Plain modules (``nn.Linear``, ``nn.Flatten(start_dim=2)``, :class:`PerStep`) see the whole
-    sequence at once, so an ``nn.Linear`` is one matrix product over all time steps. Stateful ones
-    are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``. Like
-    ``nn.Sequential`` it takes an ``OrderedDict`` of named modules as well, has slices, ``append``,
-    ``extend`` and ``insert``.
+    Plain modules, such as ``nn.Linear``, ``nn.Flatten(start_dim=2)`` and :class:`PerStep`, are
+    given the whole sequence at once, so an ``nn.Linear`` is one matrix product over all time steps.
+    Stateful modules are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``.
+
+    As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
+    indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
 
     Args:
         modules: the modules, in order.
-        batch_first: whether input and output are ``(B, T, *)``; the modules see ``(T, B, *)``, and
-            states do not change.
+        batch_first: whether input and output are ``(B, T, *)``. The modules are given
+            ``(T, B, *)``, and states stay as they are.
 
     Shape:
         - x: ``(T, B, *)``.
-        - state: a tuple with one entry a module, ``None`` for plain ones; ``None`` starts at rest.
-        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
+        - state: a tuple with an entry for each module, ``None`` for plain ones. ``None`` in its
+          place starts at rest.
+        - lengths: int64 ``(B,)``, the number of steps of each sequence, if they are padded to T.
         - returns the last module's output and the new state.
 
     Raises:
-        ValueError: the state has not one entry a module.
+        ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
+            such attribute; or the state has not one entry for each module.
+        RuntimeError: ``torch.jit.trace`` traces it.
     """
 
     def __init__(
@@ -88,10 +106,20 @@ class Sequential(StatefulModule):
         else:
             self.extend(modules)
 
+    def add_module(self, name: str, module: nn.Module) -> None:
+        """Adds a module at the end under a name, or replaces the one of that name."""
+        if isinstance(module, nn.Module) and batch_first_part(module) is not None:
+            raise ValueError(
+                f"{type(module).__name__} has batch_first, but Sequential hands (T, B, *) to its "
+                "modules: build it without, and give batch_first to the outermost Sequential; or "
+                "give it an attribute batch_first = False if it takes (T, B, *)"
+            )
+        super().add_module(name, module)
+
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._modules.values())
 
     def __getitem__(self, index: int | slice) -> nn.Module:
@@ -100,10 +128,25 @@ class Sequential(StatefulModule):
             return Sequential(chosen, batch_first=self.batch_first)
         return list(self)[index]
 
+    def __setitem__(self, index: int, module: nn.Module) -> None:
+        self.add_module(list(self._modules)[index], module)
+
+    def __delitem__(self, index: int | slice) -> None:
+        named = list(self._modules.items())
+        del named[index]
+        self._hold(named)
+
+    def __add__(self, other: "Sequential") -> "Sequential":
+        if not isinstance(other, Sequential):
+            return NotImplemented
+        if self.batch_first != other.batch_first:
+            raise ValueError("one Sequential has batch_first and the other does not")
+        return Sequential(*self, *other, batch_first=self.batch_first)
+
     def append(self, module: nn.Module) -> "Sequential":
         """Adds a module at the end, under the next number that is free."""
         number = len(self)
-        while str(number) in self._modules:  # of a slice, say
+        while str(number) in self._modules:  # A slice keeps the numbers of its modules.
             number += 1
         self.add_module(str(number), module)
         return self
@@ -115,13 +158,19 @@ class Sequential(StatefulModule):
         return self
 
     def insert(self, index: int, module: nn.Module) -> "Sequential":
-        """Puts a module before number ``index``; numbers count anew, other names stay."""
+        """Puts a module before number ``index``. Numbers count anew, other names stay."""
         named = list(self._modules.items())
         named.insert(index, ("0", module))
-        self._modules.clear()
-        for number, (name, child) in enumerate(named):
-            self.add_module(str(number) if name.isdigit() else name, child)
+        self._hold(named)
         return self
+
+    def _hold(self, named: list[tuple[str, nn.Module]]) -> None:
+        """Holds these modules and no others. Numbers count anew, other names stay."""
+        names = [str(n) if name.isdigit() else name for n, (name, _) in enumerate(named)]
+        modules = [module for _, module in named]
+        checked = Sequential(OrderedDict(zip(names, modules, strict=True)))
+        self._modules.clear()
+        self._modules.update(checked._modules)
 
     def forward(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
@@ -135,7 +184,7 @@ class Sequential(StatefulModule):
     def layerwise(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
     ) -> Output:
-        """The same, with every module's output: for a loss on hidden spikes, say.
+        """Runs the modules and returns every module's output, for a loss on hidden spikes, say.
 
         Returns:
             The list of the modules' outputs, and the new state.
@@ -144,6 +193,11 @@ class Sequential(StatefulModule):
         return Output(list(self._outputs(x, states, lengths)), tuple(states))
 
     def _states(self, state: Sequence[Any] | None) -> list[Any]:
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace cannot return a network's state: use torch.export.export(model, "
+                "(x,)) instead"
+            )
         states = [None] * len(self._modules) if state is None else list(state)
         if len(states) != len(self._modules):
             raise ValueError(
@@ -152,19 +206,21 @@ class Sequential(StatefulModule):
         return states
 
     def _outputs(self, x: Tensor, states: list[Any], lengths: Tensor | None) -> Iterator[Tensor]:
-        """Each module's output, which nothing else keeps, as its state in ``states`` is renewed."""
-        known = {} if lengths is None else {"lengths": lengths}
+        """Yields each module's output and puts its new state into ``states``.
+
+        Nothing here keeps an output once the next module has run.
+        """
+        padding = {} if lengths is None else {"lengths": lengths}
         if self.batch_first:
             x = x.transpose(0, 1)
         for index, module in enumerate(self._modules.values()):
             if isinstance(module, StatefulModule):
-                x, states[index] = module(x, states[index], **known)
+                x, states[index] = module(x, states[index], **padding)
             elif isinstance(module, nn.RNNBase):
-                if module.batch_first or lengths is not None:
-                    name = type(module).__name__
+                if lengths is not None:
                     raise ValueError(
-                        f"nn.{name} runs here time first and without lengths: leave batch_first "
-                        "to Sequential, and take the state of padded sequences elsewhere"
+                        f"nn.{type(module).__name__} takes no lengths, so it cannot return the "
+                        "state at each sequence's own end"
                     )
                 x, states[index] = module(x, states[index])
             else:
@@ -179,8 +235,8 @@ class Sequential(StatefulModule):
 class PerStep(nn.Module):
     """Applies a module that knows no time axis, such as ``nn.Conv2d``, to every time step.
 
-    Time and batch are folded into one dimension, so the steps are still a single call. A module
-    that couples the elements of its batch, such as ``nn.BatchNorm2d``, then couples the steps.
+    Time and batch are folded into one dimension, so all steps are still a single call. If the
+    module couples the elements of its batch, as ``nn.BatchNorm2d`` does, it also couples the steps.
 
     Args:
         module: takes ``(N, *)`` and returns ``(N, *)``.
@@ -191,6 +247,8 @@ class PerStep(nn.Module):
     Raises:
         ValueError: the module holds a layer that knows the time axis.
     """
+
+    batch_first = False  # whatever its module's batch_first says of other axes than time
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -204,38 +262,93 @@ class PerStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the module; see the class for shapes."""
-        if channels_last(x):  # a single channel, too, for which flatten alone would forget it
+        if channels_last(x):  # flatten alone would forget it where there is a single channel
             folded = x.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
         else:
             folded = x.flatten(0, 1)
         return self.module(folded).unflatten(0, x.shape[:2])
 
 
-def call_of(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a layer's call by name, in order, as a hook of it is told them."""
+def batch_first_part(module: nn.Module) -> str | None:
+    """Finds what takes ``(B, T, *)``: a module's attribute ``batch_first`` says so.
+
+    A module that has the attribute speaks for all its parts, since it may transpose for them.
+
+    Returns:
+        The name of the first such part, ``""`` for the module itself, ``None`` if there is none.
+    """
+    own = getattr(module, "batch_first", None)
+    if own is not None:
+        return "" if own else None
+    for name, child in module.named_children():
+        part = batch_first_part(child)
+        if part is not None:
+            return f"{name}.{part}" if part else name
+    return None
+
+
+def bind_call(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer's call by name and in order, from what its hook is given."""
     return inspect.signature(layer.forward).bind(*args, **kwargs).arguments
 
 
-def detached(state: Any) -> Any:
-    """A state, of a layer or of a whole network, that no gradient flows through.
+def detach(state: Any) -> Any:
+    """The same state, of a layer or of a whole network, through which no gradient flows.
 
-    For training on chunks of a long sequence: ``output, state = model(chunk, detached(state))``.
+    For training on chunks of a long sequence: ``output, state = model(chunk, detach(state))``.
+
+    Raises:
+        TypeError: as :func:`map_tensors`.
+    """
+    return map_tensors(Tensor.detach, state)
+
+
+def map_tensors(function: Callable[[Tensor], Any], state: Any) -> Any:
+    """Applies a function to every tensor of a state.
+
+    Args:
+        function: takes a tensor.
+        state: a tensor, ``None`` or a number, or a tuple, list, dictionary or dataclass of such.
+
+    Returns:
+        A new state of the same form, with the function's results in the tensors' places.
+
+    Raises:
+        TypeError: the state holds anything else.
     """
     if isinstance(state, Tensor):
-        return state.detach()
+        return function(state)
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state
     if isinstance(state, (tuple, list)):
-        parts = [detached(part) for part in state]
+        parts = [map_tensors(function, part) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
-    return state
+    if isinstance(state, dict):
+        mapped = copy.copy(state)
+        mapped.update({key: map_tensors(function, part) for key, part in state.items()})
+        return mapped
+    if dataclasses.is_dataclass(state):
+        mapped = copy.copy(state)
+        for field in dataclasses.fields(state):
+            part = map_tensors(function, getattr(state, field.name))
+            object.__setattr__(mapped, field.name, part)  # which a frozen one allows, too
+        return mapped
+    raise TypeError(
+        f"a state holds {type(state).__name__}, expected tensors in tuples, lists, dictionaries or "
+        "dataclasses"
+    )
 
 
 def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> Tensor:
     """The last ``count`` steps of each sequence, ``(count, B, *)``: what a layer has to remember.
 
+    The result is a copy. A state that were a view would keep the whole sequence in memory, and
+    would change when the sequence is overwritten.
+
     Args:
-        sequence: ``(count + T, B, *)``, what was remembered before the first step in front.
-        count: how many.
-        lengths: int64 ``(B,)``, steps of each sequence; T for all if ``None``.
+        sequence: ``(count + T, B, *)``, which begins with the steps remembered from before.
+        count: the number of steps.
+        lengths: int64 ``(B,)``, the number of steps of each sequence; T for all if ``None``.
     """
     if lengths is None:
         return sequence[len(sequence) - count :].clone()

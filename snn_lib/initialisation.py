@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import call_of
+from snn_lib.containers import bind_call
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import Mean
@@ -70,7 +70,7 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
                     f"the weights before the neurons of layer {name} are computed from others, by "
                     "a parametrisation or pruning: scale first, then add it"
                 )
-            given = call_of(neuron, args, kwargs)
+            given = bind_call(neuron, args, kwargs)
             factor = _factor(neuron, given["current"], rate, name)
             found[name] = rate
             for parameter in (layer.weight, layer.bias):

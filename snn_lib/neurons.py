@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snn_lib.chunks import running_chunk
+from snn_lib.chunks import dropout_seed
 from snn_lib.containers import Output, StatefulModule, last_steps
-from snn_lib.functional import NeuronState, draw_seed, neuron_traces, spiking_neuron
+from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
 from snn_lib.surrogate import Gaussian, Surrogate
 from snn_lib.time_constants import decay_of
 
@@ -84,7 +84,7 @@ class SpikingNeuron(StatefulModule):
             state,
             self.surrogate,
             dropout,
-            _seed_in_chunk(current) if dropout else None,
+            dropout_seed(current) if dropout else None,
         )
         if lengths is not None:
             last = self._state_after(lengths, current, state)
@@ -127,16 +127,6 @@ class SpikingNeuron(StatefulModule):
         if torch.equal(self.membrane_decay, self.reset_decay):
             return True
         return self.membrane_decay.any().item() and _time_constant(self.membrane_decay)
-
-
-def _seed_in_chunk(current: Tensor) -> Tensor | None:
-    """In chunks, the seed with which the dropout is the whole run's."""
-    chunk = running_chunk()
-    if chunk is None:
-        return None
-    seed, first = chunk.seed(lambda: draw_seed(current.device), current.numel())
-    key, _ = seed.unbind()
-    return torch.stack([key, torch.full_like(key, first)])
 
 
 def _time_constant(decay: Tensor) -> str:

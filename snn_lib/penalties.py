@@ -1,6 +1,6 @@
 """Penalties on firing: terms of a loss that make a network sparse, and keep it from bursting.
 
-with collected_spikes(model) as spikes:
+with collect_spikes(model) as spikes:
     loss = criterion(model(x)[0], y)
 loss = loss + 0.1 * sum(rate_penalty(s, target=0.02) for s in spikes.values())
 """
@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import recomputing
-from snn_lib.containers import call_of
+from snn_lib.chunks import is_recomputing
+from snn_lib.containers import bind_call
 from snn_lib.initialisation import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
@@ -63,7 +63,7 @@ def rate_penalty(
 
 
 @contextmanager
-def collected_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def collect_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The spikes of every layer of neurons by name, with gradients, as the model runs.
 
     A layer that is called with a state goes on: the spikes of a sequence in chunks are put together
@@ -74,9 +74,9 @@ def collected_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     def keep(
         name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple
     ) -> None:
-        if recomputing():
+        if is_recomputing():
             return
-        goes_on = call_of(layer, args, kwargs).get("state") is not None and name in spikes
+        goes_on = bind_call(layer, args, kwargs).get("state") is not None and name in spikes
         spikes[name] = torch.cat([spikes[name], output[0]]) if goes_on else output[0]
 
     handles = [

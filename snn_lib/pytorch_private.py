@@ -8,6 +8,7 @@ here. Tried with PyTorch 2.13. Beside them, ``IIRSynapse`` overrides the private
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _pytree
 
 # The extension module, which is linked against PyTorch's OpenMP library.
 EXTENSION_PATH = torch._C.__file__
@@ -39,3 +40,8 @@ def watched() -> bool:
 def version(tensor: Tensor) -> int:
     """How often a tensor has been changed in place; 0 in inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def register_named_tuple(kind: type) -> None:
+    """Lets ``torch.export.save`` write programs that return such a named tuple."""
+    _pytree._register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__name__}")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import recomputing
+from snn_lib.chunks import is_recomputing
 from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import FilterState, iir_filter
 from snn_lib.pytorch_private import transformed
@@ -97,7 +97,7 @@ class IIRSynapse(StatefulModule):
     ) -> Output:
         """Filters all time steps; see the class for shapes."""
         alpha = self.effective_alpha()
-        if self.training and torch.is_grad_enabled() and not recomputing():
+        if self.training and torch.is_grad_enabled() and not is_recomputing():
             self._pull_back(alpha)
         dtype = _autocast_dtype(x.device.type) if alpha.dtype == torch.float32 else None
         if lengths is None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from snn_lib.chunks import Chunked, recomputing, running_chunk
+from snn_lib.chunks import Chunked, current_chunk, is_recomputing
 from snn_lib.containers import Sequential
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import DualExponentialSynapse
@@ -99,7 +99,7 @@ def test_a_generator_that_is_not_set_back_does_not_change_the_dropout(monkeypatc
     """That of a second GPU, say, to which the module itself brings its input."""
     elsewhere = torch.Generator().manual_seed(1)
     monkeypatch.setattr(
-        "snn_lib.neurons.draw_seed",
+        "snn_lib.chunks.draw_seed",
         lambda device: torch.randint(2**40, (2,), generator=elsewhere) * torch.tensor([1, 0]),
     )
     kept = []
@@ -185,11 +185,13 @@ class Counted(TorchDispatchMode):
 
 def test_chunks_run_again_the_last_first_and_hooks_can_tell():
     network, x, seen = two_layers(), spike_trains(10), []
-    network[1].register_forward_hook(lambda *_: seen.append((running_chunk().start, recomputing())))
+    network[1].register_forward_hook(
+        lambda *_: seen.append((current_chunk().start, is_recomputing()))
+    )
     Chunked(network, 4)(x)[0].sum().backward()
     assert seen == [(0, False), (4, False), (8, False), (8, True), (4, True), (0, True)]
-    assert running_chunk() is None
-    assert not recomputing()
+    assert current_chunk() is None
+    assert not is_recomputing()
 
 
 def test_chunked_pulls_filters_back_in_the_forward_pass_alone():
@@ -260,9 +262,30 @@ def test_chunked_around_a_compiled_module_and_never_inside_one():
         torch.compile(Chunked(network, 4), backend="eager", fullgraph=True)(x)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_loss_of_chunks_may_be_a_number(batch_first):
+    class Loss(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.batch_first = network, network.batch_first
+
+        def forward(self, x, state=None):
+            output, state = self.network(x, state)
+            return output.square().sum(), state
+
+    network, x = two_layers().double(), spike_trains().double()
+    expected = torch.stack([part.square().sum() for part in network(x)[0].split(10)])
+    network.batch_first = batch_first
+    losses, _ = Chunked(Loss(network), 10)(x.transpose(0, 1) if batch_first else x)
+    torch.testing.assert_close(losses, expected)
+    losses.sum().backward()
+
+
 def test_what_cannot_be_chunked_is_refused():
     with pytest.raises(ValueError, match="steps is 0"):
         Chunked(two_layers(), 0)
+    with pytest.raises(TypeError, match="Linear takes no state, so it cannot run in chunks"):
+        Chunked(nn.Linear(12, 5), 4)
     with pytest.raises(TypeError, match=r"Stateless returned Tensor, expected \(output, state\)"):
         Chunked(Stateless(), 4)(spike_trains())
     with pytest.raises(ValueError, match=r"\[25, 24\] steps"):
@@ -276,7 +299,7 @@ def test_what_cannot_be_chunked_is_refused():
 def test_a_hidden_part_that_is_batch_first_has_to_be_told_of():
     network = Resampled(two_layers())
     network.layer.batch_first = True
-    with pytest.raises(ValueError, match="Resampled has a part with batch_first=True: give it an"):
+    with pytest.raises(ValueError, match="Resampled has a part with batch_first: give Res"):
         Chunked(network, 4)
     network.batch_first = False
     Chunked(network, 4)
@@ -287,6 +310,14 @@ def change_a_weight(network, x, state):
         network[1].weight.mul_(2)
 
 
+def change_a_buffer(network, x, state):
+    network[2].reset_decay.mul_(0.5)
+
+
+def replace_a_buffer(network, x, state):
+    network[2].reset_decay = network[2].reset_decay / 2
+
+
 def refill_the_input(network, x, state):
     x[0].zero_()
 
@@ -295,7 +326,10 @@ def refill_the_state(network, x, state):
     state[0][0].zero_()
 
 
-@pytest.mark.parametrize("change", [change_a_weight, refill_the_input, refill_the_state])
+@pytest.mark.parametrize(
+    "change",
+    [change_a_weight, change_a_buffer, replace_a_buffer, refill_the_input, refill_the_state],
+)
 def test_what_has_changed_since_the_forward_pass_is_refused(change):
     class Pair(nn.Module):
         def __init__(self):
@@ -320,6 +354,22 @@ def test_a_state_of_another_form_that_has_changed_is_refused():
     state["neurons"][0].zero_()
     with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
         output.sum().backward()
+
+
+def test_averages_that_the_module_changes_itself_are_no_change():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.norm = two_layers(), nn.BatchNorm1d(5)
+
+        def forward(self, x, state=None):
+            output, state = self.network(x, state)
+            return self.norm(output.flatten(0, 1)).unflatten(0, output.shape[:2]), state
+
+    model = Normalised()
+    Chunked(model, 5)(spike_trains())[0].square().sum().backward()
+    assert model.norm.num_batches_tracked == 10  # five chunks, each of them twice
+    assert model.network[1].weight.grad.any()
 
 
 def test_parameters_that_are_put_in_place_for_a_call_are_refused():

@@ -1,8 +1,9 @@
 """Whole networks: against a plain step by step implementation, in chunks, compiled, exported."""
 
+import dataclasses
 import math
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from itertools import pairwise
 
 import pytest
@@ -22,12 +23,14 @@ from networks import (
 from torch import nn
 from torch.nn import functional as F
 
+from snn_lib.chunks import Chunked
 from snn_lib.containers import (
     Output,
     PerStep,
     Sequential,
     StatefulModule,
-    detached,
+    batch_first_part,
+    detach,
     last_steps,
 )
 from snn_lib.neurons import SpikingNeuron
@@ -364,6 +367,42 @@ def test_slices_names_and_additions():
     torch.testing.assert_close(named(x)[0], network[:2](x)[0], **EXACT)
 
 
+def test_items_are_replaced_and_deleted_and_networks_added_as_in_pytorch():
+    a, b, c, d, e = (nn.Linear(1, 1) for _ in range(5))
+    for kind in (Sequential, nn.Sequential):
+        network = kind(a, b, c, d)
+        network[1] = e
+        network[-1] = b
+        assert list(network) == [a, e, c, b]
+        del network[0]
+        assert list(network) == [e, c, b]
+        assert [name for name, _ in network.named_children()] == ["0", "1", "2"]
+        del network[1:]
+        added = network + kind(c, d)
+        assert (list(network), list(added)) == ([e], [e, c, d])
+        for wrong in (3, -4):
+            with pytest.raises(IndexError):
+                network[wrong] = a
+    assert (Sequential(a, batch_first=True) + Sequential(b, batch_first=True)).batch_first
+    with pytest.raises(ValueError, match="one Sequential has batch_first and the other does not"):
+        Sequential(a) + Sequential(b, batch_first=True)
+    with pytest.raises(TypeError):
+        Sequential(a) + a
+
+
+def test_what_is_no_module_leaves_a_network_as_it_was():
+    network = Sequential(OrderedDict(psp=low_pass(3), weights=nn.Linear(3, 2)))
+    before = list(network.named_children())
+    for change in (
+        lambda: network.insert(0, "x"),
+        lambda: network.append("x"),
+        lambda: network.__setitem__(0, "x"),
+    ):
+        with pytest.raises(TypeError, match="not a Module"):
+            change()
+        assert list(network.named_children()) == before
+
+
 def test_additions_take_no_name_that_is_taken():
     a, b, c, d, e = (nn.Identity() for _ in range(5))
     assert list(Sequential(a, b, c, d)[2:].append(e)) == [c, d, e]
@@ -372,12 +411,58 @@ def test_additions_take_no_name_that_is_taken():
     assert [name for name, _ in named.named_children()] == ["first", "1", "second"]
 
 
-@pytest.mark.parametrize(("options", "lengths"), [({"batch_first": True}, None), ({}, [2, 3])])
-def test_recurrent_networks_of_pytorch_run_time_first_without_lengths(options, lengths):
-    network = Sequential(nn.GRU(3, 4, **options))
-    lengths = None if lengths is None else torch.tensor(lengths)
-    with pytest.raises(ValueError, match=r"nn\.GRU runs here time first and without lengths"):
-        network(torch.rand(3, 2, 3), lengths=lengths)
+def test_recurrent_networks_of_pytorch_take_no_lengths():
+    with pytest.raises(ValueError, match=r"nn\.GRU takes no lengths"):
+        Sequential(nn.GRU(3, 4))(torch.rand(3, 2, 3), lengths=torch.tensor([2, 3]))
+
+
+class Holder(nn.Module):
+    """A module that holds another."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x, state=None):
+        return self.part(x, state)
+
+
+HIDE_BATCH_FIRST = {
+    "a slice": lambda network: network[:2],
+    "a recurrent layer": lambda network: nn.GRU(12, 5, batch_first=True),
+    "in a module": lambda network: Holder(nn.Sequential(nn.Identity(), network)),
+    "in chunks": lambda network: Chunked(network, 5),
+}
+
+
+@pytest.mark.parametrize("hide", HIDE_BATCH_FIRST.values(), ids=HIDE_BATCH_FIRST)
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_batch_first_inside_is_refused_wherever_modules_are_combined(hide, batch_first):
+    hidden = hide(Sequential(*two_layers(), batch_first=True))
+    linear = nn.Linear(12, 12)
+    network = Sequential(linear, batch_first=batch_first)
+    for combine in (
+        lambda: Sequential(hidden, linear, batch_first=batch_first),
+        lambda: Sequential(OrderedDict(first=hidden)),
+        lambda: network.append(hidden),
+        lambda: network.insert(0, hidden),
+        lambda: network.__setitem__(0, hidden),
+        lambda: network.add_module("0", hidden),
+    ):
+        with pytest.raises(ValueError, match="has batch_first, but Sequential hands"):
+            combine()
+        assert list(network) == [linear]
+
+
+def test_a_module_speaks_for_its_parts_about_batch_first():
+    holder = Holder(nn.GRU(3, 4, batch_first=True))
+    assert batch_first_part(holder) == "part"
+    assert batch_first_part(nn.Sequential(nn.Identity(), holder)) == "1.part"
+    assert batch_first_part(holder.part) == ""
+    holder.batch_first = False
+    assert batch_first_part(nn.Sequential(nn.Identity(), holder)) is None
+    attention = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True)  # of positions, not of time
+    assert batch_first_part(Sequential(PerStep(attention))) is None
 
 
 def test_batch_first_transposes_input_and_output():
@@ -421,11 +506,74 @@ def test_a_detached_state_stops_the_gradient():
     network, x = two_layers(), spike_trains().requires_grad_()
     _, state = network(x)
     assert any(part.requires_grad for part in parts(state))
-    cut = detached(state)
+    cut = detach(state)
     assert not any(part.requires_grad for part in parts(cut))
     torch.testing.assert_close(parts(cut), [part.detach() for part in parts(state)], **EXACT)
-    assert detached(None) is None
-    assert not detached(network(x)).output.requires_grad
+    assert detach(None) is None
+    assert not detach(network(x)).output.requires_grad
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """A state of another form."""
+
+    trace: torch.Tensor
+    count: int = 3
+
+
+def test_states_of_every_form_are_detached():
+    tensor = torch.ones(2, requires_grad=True) * 2
+    state = [
+        {"a": tensor, "deep": (tensor, None)},
+        OrderedDict(b=[tensor]),
+        defaultdict(list, c=Memory(tensor)),
+        Output(tensor, 0.5),
+    ]
+    cut = detach(state)
+    assert [type(part) for part in cut] == [type(part) for part in state]
+    assert isinstance(cut[2]["c"], Memory)
+    assert cut[2]["c"].count == 3
+    found = cut[0]["a"], cut[0]["deep"][0], cut[1]["b"][0], cut[2]["c"].trace, cut[3].output
+    assert all(torch.equal(part, tensor) and not part.requires_grad for part in found)
+    assert state[0]["a"] is tensor
+    assert state[2]["c"].trace is tensor
+    with pytest.raises(TypeError, match="a state holds object, expected tensors"):
+        detach((tensor, object()))
+
+
+def test_what_a_layer_remembers_is_a_copy():
+    sequence = torch.rand(100, 2, 3)
+    for lengths in (None, torch.tensor([97, 97])):
+        last = last_steps(sequence, 3, lengths)
+        assert torch.equal(last, sequence[97:])
+        assert last.untyped_storage().nbytes() == last.nbytes
+        assert last.data_ptr() != sequence[97:].data_ptr()
+
+
+def test_an_output_is_saved_and_loaded(tmp_path):
+    network, x = two_layers(), spike_trains()
+    torch.save(network(x), tmp_path / "output")
+    loaded = torch.load(tmp_path / "output", weights_only=True)
+    assert isinstance(loaded, Output)
+    torch.testing.assert_close(loaded, network(x), **EXACT)
+
+
+def test_an_exported_network_is_saved_and_loaded(tmp_path):
+    network, x = two_layers(), spike_trains()
+    dynamic = {0: torch.export.Dim("steps", min=2), 1: torch.export.Dim("batch", min=2)}
+    program = torch.export.export(network, (x,), dynamic_shapes=(dynamic,))
+    torch.export.save(program, tmp_path / "network.pt2")
+    loaded = torch.export.load(tmp_path / "network.pt2").module()
+    for steps, batch in ((25, 8), (7, 3)):
+        x = spike_trains(steps, batch)
+        found = loaded(x)
+        assert isinstance(found, Output)
+        torch.testing.assert_close(found, network(x), **EXACT)
+
+
+def test_the_tracer_is_sent_to_export():
+    with pytest.raises(RuntimeError, match=r"use torch\.export\.export"):
+        torch.jit.trace(two_layers(), (spike_trains(),))
 
 
 def test_a_layer_of_one_s_own():

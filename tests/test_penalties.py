@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.penalties import collected_spikes, hidden_layers, rate_penalty
+from snn_lib.penalties import collect_spikes, hidden_layers, rate_penalty
 
 
 def network():
@@ -62,13 +62,13 @@ def test_a_rate_that_is_none_is_refused(name, rate):
 
 def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks():
     model, x = network(), 3 * torch.rand(10, 4, 6)
-    with collected_spikes(model) as whole:
+    with collect_spikes(model) as whole:
         model(x)
     assert {name: spikes.shape for name, spikes in whole.items()} == {
         "1": (10, 4, 12),
         "4": (10, 4, 3),
     }
-    with collected_spikes(model) as chunks:
+    with collect_spikes(model) as chunks:
         state = None
         for chunk in x.split(3):
             _, state = model(chunk, state)
@@ -85,7 +85,7 @@ def test_a_chunked_run_is_penalised_as_the_whole_run():
     gradients = []
     for wrap in (lambda model: model, lambda model: Chunked(model, 3)):
         model = network()
-        with collected_spikes(model) as spikes:
+        with collect_spikes(model) as spikes:
             wrap(model)(x)
         sum(rate_penalty(layer, target=0.01) for layer in spikes.values()).backward()
         gradients.append(model[0].weight.grad)
@@ -96,7 +96,7 @@ def test_a_network_comes_to_its_target():
     model, x = network(), 3 * torch.rand(20, 8, 6)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(150):
-        with collected_spikes(model) as spikes:
+        with collect_spikes(model) as spikes:
             model(x)
         optimizer.zero_grad()
         rate_penalty(spikes["1"], target=0.1).backward()
@@ -106,7 +106,7 @@ def test_a_network_comes_to_its_target():
 
 def test_two_runs_are_no_chunks_of_one():
     model = network()
-    with collected_spikes(model) as spikes:
+    with collect_spikes(model) as spikes:
         model(torch.rand(5, 4, 6))
         model(torch.rand(3, 2, 6))
     assert spikes["1"].shape == (3, 2, 12)
@@ -114,7 +114,7 @@ def test_two_runs_are_no_chunks_of_one():
 
 def test_what_is_run_again_in_the_backward_pass_is_not_collected_twice():
     model = network()
-    with collected_spikes(model) as spikes:
+    with collect_spikes(model) as spikes:
         Chunked(model, 3)(3 * torch.rand(10, 4, 6))[0].sum().backward()
     assert spikes["1"].shape == (10, 4, 12)
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import recomputing
-from snn_lib.containers import call_of
+from snn_lib.chunks import is_recomputing
+from snn_lib.containers import bind_call
 from snn_lib.initialisation import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
@@ -169,9 +169,9 @@ class Activity:
         self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
     ) -> None:
         """Adds what the layer ``name`` did in a call; a forward hook but for the name."""
-        if recomputing():
+        if is_recomputing():
             return
-        given = call_of(layer, args, kwargs)
+        given = bind_call(layer, args, kwargs)
         received = next(iter(given.values()))  # (T, B, *features)
         if self._first is None:
             self._first = name
@@ -269,9 +269,9 @@ def _watch_arrivals(
     def remember(
         name: str, synapse: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
     ) -> None:
-        if recomputing():
+        if is_recomputing():
             return
-        given = call_of(synapse, args, kwargs)
+        given = bind_call(synapse, args, kwargs)
         if given.get("state") is None:  # a sequence begins
             calls[name] = []
         calls.setdefault(name, []).append(given)
@@ -279,7 +279,7 @@ def _watch_arrivals(
     def arrive(name: str, weights: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if not (waiting := calls.pop(name, [])):
             return
-        given = next(iter(call_of(weights, args, kwargs).values()))
+        given = next(iter(bind_call(weights, args, kwargs).values()))
         received = [next(iter(call.values())) for call in waiting]
         whole, step = sum(x.numel() for x in received), received[0].shape[1:]
         if given.numel() not in (whole, step.numel()):  # all steps, or each

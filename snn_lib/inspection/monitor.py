@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from snn_lib.chunks import recomputing, running_chunk
+from snn_lib.chunks import current_chunk, is_recomputing
 from snn_lib.functional import neuron_traces
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
@@ -88,7 +88,7 @@ class Monitor:
             hook.remove()
 
     def _store(self, name: str, record: SynapseRecord | NeuronRecord) -> None:
-        chunk = running_chunk()
+        chunk = current_chunk()
         if chunk is not None and chunk.start > 0:
             parts = zip(vars(self.records[name]).values(), vars(record).values(), strict=True)
             record = type(record)(*map(torch.cat, parts))
@@ -118,7 +118,7 @@ def _record(
     result: tuple,
 ) -> None:
     """The forward hook of :func:`watch`, after its first argument."""
-    if recomputing():
+    if is_recomputing():
         return
     with torch.no_grad():
         if hasattr(layer, "reset_decay"):

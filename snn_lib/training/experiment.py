@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
+from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
-from snn_lib.penalties import collected_spikes, hidden_layers, rate_penalty
+from snn_lib.penalties import collect_spikes, hidden_layers, rate_penalty
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
@@ -85,10 +86,12 @@ class Experiment:
             "build_model is to be a function of the configuration that returns the model",
         )
         self.model = model.to(self.device)
+        part = batch_first_part(self.model)
         require(
-            not getattr(self.model, "batch_first", False),
-            "the model has batch_first, but tasks hand out batches (T, B, *features): build it "
-            "without",
+            part is None,
+            f"the model{part and f', in its part {part},'} has batch_first, but tasks hand out "
+            "batches (T, B, *features): build it without, or give the model an attribute "
+            "batch_first = False if it takes these",
         )
         self.hidden = hidden_layers(self.model)  # what a penalty on the firing rate is of
         require(
@@ -347,7 +350,7 @@ class Experiment:
         settings = self.settings
         if not settings.rate_penalty:
             return self._loss(self.trained, batch)
-        with collected_spikes(self.model) as spikes:
+        with collect_spikes(self.model) as spikes:
             loss, sums = self._loss(self.trained, batch)
         hidden = [spikes[name] for name in self.hidden]
         aims = settings.target_rate, settings.rate_limit
