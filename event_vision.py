@@ -22,7 +22,6 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.errors import require
 from snn_lib.settings import ConvolutionHyperparameters, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
@@ -32,16 +31,9 @@ from snn_lib.training import main
 class EventConvHyperparameters(EventHyperparameters, ConvolutionHyperparameters):
     """Hyperparameters of the convolutional network."""
 
-    channels: list[int] = setting([8, 16, 32], "feature maps of the three convolutions")
-    hidden: int = setting(128, "neurons of the layer behind them")
-    first_rate: float = setting(0.05, "firing rate of the first weights, spikes a neuron and step")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            0 < self.first_rate < 1,
-            f"hyperparameters.first_rate is {self.first_rate}, expected in (0, 1)",
-        )
+    first_rate: float = setting(
+        0.05, "firing rate (spikes per step) that the first weights give", above=0, below=1
+    )
 
 
 @dataclass
@@ -120,16 +112,10 @@ class SNN(nn.Module):
         return self.layers(x.movedim(-1, 2), state)  # (T, B, 2, side, side), channels last
 
 
-class EventCamera(EventVision):
-    """Event vision with the settings of this network."""
-
-    config_class = EventConvConfig
-
-
-def initialise(model: SNN, task: EventCamera) -> None:
+def initialise(model: SNN, task: EventVision) -> None:
     """Scales the first weights so that every layer fires on the training recordings."""
     fire_from_the_start(model, task.sample(), task.config.hyperparameters.first_rate)
 
 
 if __name__ == "__main__":
-    main(__file__, SNN, EventCamera(), initialise)
+    main(__file__, SNN, EventVision(EventConvConfig), initialise)

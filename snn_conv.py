@@ -15,7 +15,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, PerStep, Sequential, SpikingNeuron
-from snn_lib.errors import require
 from snn_lib.settings import ConvolutionHyperparameters, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
@@ -31,14 +30,7 @@ class ConvHyperparameters(DigitHyperparameters, ConvolutionHyperparameters):
     filters: Literal["map", "pixel"] = setting(
         "map", "a filter for each feature map, or for each of its pixels"
     )
-    voters: int = setting(10, "output neurons of each class, whose spikes are added up")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.voters >= 1,
-            f"hyperparameters.voters is {self.voters}, expected at least 1",
-        )
+    voters: int = setting(10, "output neurons of each class, whose spikes are added up", at_least=1)
 
 
 @dataclass
@@ -124,11 +116,5 @@ class SNN(nn.Module):
         return spikes.unflatten(2, (CLASSES, -1)).sum(3), state
 
 
-class ConvDigits(DigitClassification):
-    """Digit classification with the settings of this network."""
-
-    config_class = ConvConfig
-
-
 if __name__ == "__main__":
-    main(__file__, SNN, ConvDigits())
+    main(__file__, SNN, DigitClassification(ConvConfig))

@@ -7,6 +7,7 @@ step (CSV and a chart), and spikes and synaptic operations per image (CSV).
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +23,10 @@ from snn_lib.tasks.digits import DigitClassification
 MODELS = {
     "snn_mlp_1": (snn_mlp_1.SNN, DigitClassification),
     "snn_mlp_2": (snn_mlp_2.SNN, DigitClassification),
-    "snn_conv": (snn_conv.SNN, snn_conv.ConvDigits),
+    "snn_conv": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
     "snn_mlp_1_poisson": (snn_mlp_1.SNN, DigitClassification),
     "snn_mlp_2_poisson": (snn_mlp_2.SNN, DigitClassification),
-    "snn_conv_poisson": (snn_conv.SNN, snn_conv.ConvDigits),
+    "snn_conv_poisson": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
 }
 
 

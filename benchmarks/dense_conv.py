@@ -15,9 +15,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
-from snn_conv import ConvConfig, ConvDigits
+from snn_conv import ConvConfig
 from snn_lib.inspection.activity import Activity
-from snn_lib.tasks.digits import CLASSES
+from snn_lib.tasks.digits import CLASSES, DigitClassification
 from snn_lib.training import main
 
 
@@ -47,7 +47,7 @@ class Dense(nn.Module):
         return self.layers(x[0])[None]
 
 
-class DenseDigits(ConvDigits):
+class DenseDigits(DigitClassification):
     """The same task, of a network that has no spikes to count."""
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
@@ -56,4 +56,4 @@ class DenseDigits(ConvDigits):
 
 
 if __name__ == "__main__":
-    main(__file__, Dense, DenseDigits())
+    main(__file__, Dense, DenseDigits(ConvConfig))

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
-from snn_conv import SNN, ConvConfig, ConvDigits
+from snn_conv import SNN, ConvConfig
 from snn_lib.inspection import plotting
 from snn_lib.inspection.monitor import Monitor, as_numpy
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
+from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.experiment import Experiment
@@ -36,7 +37,7 @@ def trained(path: Path) -> Experiment:
     checkpoint = load_checkpoint(path)
     overrides = ["device=cpu", f"dataset_path={ROOT / 'dataset'}"]
     config = config_from_dict(ConvConfig, checkpoint["config"], overrides)
-    experiment = Experiment(SNN, ConvDigits(), config)
+    experiment = Experiment(SNN, DigitClassification(ConvConfig), config)
     load_weights(experiment.model, checkpoint, path)
     return experiment
 

@@ -77,7 +77,7 @@ def live(model: nn.Module, config: EventConvConfig, events: Events, speed: float
         time.sleep(max(due - time.perf_counter(), 0.0))
         so_far = Events(*(values[passed < end] for values in events))
         frame = torch.from_numpy(frames.of(so_far, sensor)[number])
-        x = config.events.seen(frame[None, None])  # (T = 1, B = 1, side, side, 2)
+        x = config.events.input_of(frame[None, None])  # (T = 1, B = 1, side, side, 2)
         output, state = model(x, state)
         spikes = spikes + output[0, 0]
         confidence = (spikes * settings.logit_per_spike).softmax(0)

@@ -1,8 +1,10 @@
-"""What can be set: typed dataclasses with the keys of the YAML, their ranges and what they mean.
+"""What can be set: dataclasses whose fields are the keys of the YAML files.
 
-What an experiment sees is a plain dataclass: ``config.hyperparameters.tau_m``. Each task extends
-:class:`Hyperparameters` and :class:`ExperimentConfig` by what is particular to it.
-``training.config`` fills them from YAML and the command line.
+Each field states its default, its meaning and its range once, by :func:`setting`: ``--help`` prints
+them, and :class:`Settings` refuses a value outside the range. An experiment sees a plain dataclass:
+``config.hyperparameters.tau_m``. Each task extends :class:`Hyperparameters` and
+:class:`ExperimentConfig` by its own settings, and ``training.config`` fills them from YAML and the
+command line.
 """
 
 import dataclasses
@@ -10,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from snn_lib.errors import require
 
@@ -18,111 +20,170 @@ OptimizerChoice = Literal["Adam", "AdamW", "SGD"]
 SchedulerChoice = Literal[
     "MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none"
 ]
-LONGEST_MEMORY = 1_000_000  # steps; float32 does not tell much slower decays from none
-LARGEST = 2**31 - 1  # of counts such as batch_size
+LONGEST_MEMORY = 1_000_000  # steps; float32 can hardly tell slower decays from no decay
+LARGEST = 2**32 - 1  # of a whole number
 
 
-def setting(default: Any, doc: str) -> Any:
-    """A dataclass field with its default and the words that ``--help`` has for it."""
-    metadata = {"doc": doc}
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have. They are always finite.
+
+    Attributes:
+        at_least, above, at_most, below: the bounds of a number, or of each number in a list.
+        length: how many numbers a list must have, ``None``: any.
+    """
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    length: int | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises :class:`InputError` unless the setting of this name may have this value."""
+        values = value if isinstance(value, list) else [value]
+        numbers = [one for one in values if isinstance(one, (int, float))]
+        require(
+            all(
+                abs(one) <= LARGEST if isinstance(one, int) else math.isfinite(one)
+                for one in numbers
+            ),
+            f"{name} is {value}, expected finite numbers, and whole ones up to {LARGEST:,}",
+        )
+        require(
+            self.length in (None, len(values))
+            and all(
+                self.at_least <= one <= self.at_most and self.above < one < self.below
+                for one in numbers
+            ),
+            f"{name} is {value}, expected {self}",
+        )
+
+    def __str__(self) -> str:
+        bounds = {name: bound for name, bound in vars(self).items() if name != "length"}
+        each = " and ".join(
+            f"{name.replace('_', ' ')} {bound:,}"
+            for name, bound in bounds.items()
+            if math.isfinite(bound)
+        )
+        return each if self.length is None else f"{self.length} numbers, each {each}"
+
+
+def setting(default: Any, doc: str, **bounds: Any) -> Any:
+    """A dataclass field with its default, its meaning and its range.
+
+    Args:
+        default: the value where nothing else is set; a list is copied for every configuration.
+        doc: the words that ``--help`` prints.
+        bounds: those of :class:`Range`.
+    """
+    metadata = {"doc": doc, "range": Range(**bounds)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+class Settings:
+    """A section of the configuration, which refuses numbers outside their range.
+
+    A subclass is a dataclass with fields from :func:`setting`. Where they depend on each other, its
+    ``__post_init__`` calls this one and then checks them with :func:`snn_lib.errors.require`.
+    Messages name a setting without its section, which ``training.config`` puts in front.
+
+    Raises:
+        InputError: a value lies outside its range, or does not fit another one.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            allowed = entry.metadata.get("range", Range())
+            allowed.check(entry.name, getattr(self, entry.name))
+
+
 @dataclass
-class AdamOptions:
+class AdamOptions(Settings):
     """Options of Adam and AdamW, as PyTorch names them."""
 
-    lr: float = setting(1e-4, "learning rate; OneCycleLR and CyclicLR set their own")
-    betas: list[float] = setting([0.9, 0.999], "decay of the two moments of the gradient")
-    eps: float = setting(1e-8, "added to the denominator")
-    weight_decay: float = setting(0.0, "of the weights; filter coefficients never decay")
+    lr: float = setting(1e-4, "learning rate; OneCycleLR and CyclicLR replace it", above=0)
+    betas: list[float] = setting(
+        [0.9, 0.999], "decay rates of the gradient's two moments", at_least=0, below=1, length=2
+    )
+    eps: float = setting(1e-8, "number added to the denominator", at_least=0)
+    weight_decay: float = setting(0.0, "decay of the weights, never of the filters", at_least=0)
 
 
 @dataclass
-class SGDOptions:
+class SGDOptions(Settings):
     """Options of SGD, as PyTorch names them."""
 
-    lr: float = setting(0.1, "learning rate; OneCycleLR and CyclicLR set their own")
-    momentum: float = setting(0.9, "share of the last step that is taken again")
-    weight_decay: float = setting(0.0, "of the weights; filter coefficients never decay")
-    nesterov: bool = setting(False, "look ahead by the momentum")
+    lr: float = setting(0.1, "learning rate; OneCycleLR and CyclicLR replace it", above=0)
+    momentum: float = setting(0.9, "share of the previous step that is added", at_least=0)
+    weight_decay: float = setting(0.0, "decay of the weights, never of the filters", at_least=0)
+    nesterov: bool = setting(False, "use Nesterov's momentum")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.momentum > 0 or not self.nesterov,
+            "nesterov is true and momentum 0, expected a momentum above 0",
+        )
 
 
 @dataclass
-class OptimizerConfig:
-    """Which optimiser, and the options of each."""
+class OptimizerConfig(Settings):
+    """The optimiser, and the options of each."""
 
-    optimizer_choice: OptimizerChoice = setting("Adam", "the optimiser")
+    optimizer_choice: OptimizerChoice = setting("Adam", "which optimiser to use")
     Adam: AdamOptions = field(default_factory=AdamOptions)
     AdamW: AdamOptions = field(default_factory=lambda: AdamOptions(weight_decay=0.01))
     SGD: SGDOptions = field(default_factory=SGDOptions)
-    coefficient_lr_scale: float = setting(1.0, "learning rate of filter coefficients, relative")
-    gradient_clipping: float = setting(0.0, "largest norm of the whole gradient, 0: not clipped")
-
-    def __post_init__(self) -> None:
-        for name in get_args(OptimizerChoice):
-            options = getattr(self, name)
-            require(options.lr > 0, f"optimizer.{name}.lr is {options.lr}, expected > 0")
-            require(
-                options.weight_decay >= 0,
-                f"optimizer.{name}.weight_decay is {options.weight_decay}, expected >= 0",
-            )
-        for name in ("Adam", "AdamW"):
-            betas = getattr(self, name).betas
-            require(len(betas) == 2, f"optimizer.{name}.betas is {betas}, expected two numbers")
-        require(
-            self.coefficient_lr_scale >= 0,
-            f"optimizer.coefficient_lr_scale is {self.coefficient_lr_scale}, expected >= 0",
-        )
-        require(
-            self.gradient_clipping >= 0,
-            f"optimizer.gradient_clipping is {self.gradient_clipping}, expected >= 0 (0: off)",
-        )
+    coefficient_lr_scale: float = setting(
+        1.0, "factor on the learning rate of the filters' coefficients", at_least=0
+    )
+    gradient_clipping: float = setting(0.0, "largest norm of the gradient, 0: any", at_least=0)
 
 
 @dataclass
-class MultiStepLROptions:
-    """Learning rate times gamma at each milestone (epochs)."""
+class MultiStepLROptions(Settings):
+    """MultiStepLR: the learning rate is multiplied by gamma at each milestone."""
 
-    milestones: list[int] = setting([15, 90], "epochs after which the rate drops")
-    gamma: float = setting(0.1, "factor by which it drops")
-
-
-@dataclass
-class CosineAnnealingWarmRestartsOptions:
-    """Cosine from lr to eta_min over T_0 epochs, then again over T_0 T_mult, and so on."""
-
-    T_0: int = setting(10, "epochs of the first cycle")
-    T_mult: int = setting(1, "how many times longer each next cycle is")
-    eta_min: float = setting(0.0, "lowest learning rate")
+    milestones: list[int] = setting([15, 90], "epochs after which the rate drops", at_least=0)
+    gamma: float = setting(0.1, "factor that the rate is multiplied by", above=0)
 
 
 @dataclass
-class CyclicLROptions:
-    """Triangle between base_lr and max_lr, step_size_up batches up and as many down."""
+class CosineAnnealingWarmRestartsOptions(Settings):
+    """CosineAnnealingWarmRestarts: a cosine from lr to eta_min, started again after each cycle."""
 
-    base_lr: float = setting(1e-5, "lowest learning rate")
-    max_lr: float = setting(1e-3, "highest learning rate")
-    step_size_up: int = setting(2000, "batches from the lowest to the highest")
-
-
-@dataclass
-class OneCycleLROptions:
-    """One rise to max_lr over pct_start of the run, then a cosine fall to almost zero."""
-
-    max_lr: float = setting(1e-3, "highest learning rate")
-    pct_start: float = setting(0.3, "share of the run in which it rises")
-    div_factor: float = setting(25.0, "the run starts at max_lr / div_factor")
-    final_div_factor: float = setting(1e4, "and ends at the start / final_div_factor")
+    T_0: int = setting(10, "epochs of the first cycle", at_least=1)
+    T_mult: int = setting(1, "factor by which each cycle is longer than the last", at_least=1)
+    eta_min: float = setting(0.0, "lowest learning rate", at_least=0)
 
 
 @dataclass
-class SchedulerConfig:
-    """Which learning rate scheduler, and the options of each."""
+class CyclicLROptions(Settings):
+    """CyclicLR: a triangle from base_lr up to max_lr and down again."""
 
-    scheduler_choice: SchedulerChoice = setting("none", "the scheduler")
+    base_lr: float = setting(1e-5, "lowest learning rate", at_least=0)
+    max_lr: float = setting(1e-3, "highest learning rate", above=0)
+    step_size_up: int = setting(2000, "batches from the lowest to the highest rate", at_least=1)
+
+
+@dataclass
+class OneCycleLROptions(Settings):
+    """OneCycleLR: the rate rises to max_lr, then falls along a cosine to almost zero."""
+
+    max_lr: float = setting(1e-3, "highest learning rate", above=0)
+    pct_start: float = setting(0.3, "share of the run in which the rate rises", at_least=0, below=1)
+    div_factor: float = setting(25.0, "the first rate is max_lr / this", above=0)
+    final_div_factor: float = setting(1e4, "the last rate is the first / this", above=0)
+
+
+@dataclass
+class SchedulerConfig(Settings):
+    """The learning rate scheduler, and the options of each."""
+
+    scheduler_choice: SchedulerChoice = setting("none", "which scheduler to use")
     MultiStepLR: MultiStepLROptions = field(default_factory=MultiStepLROptions)
     CosineAnnealingWarmRestarts: CosineAnnealingWarmRestartsOptions = field(
         default_factory=CosineAnnealingWarmRestartsOptions
@@ -130,80 +191,59 @@ class SchedulerConfig:
     CyclicLR: CyclicLROptions = field(default_factory=CyclicLROptions)
     OneCycleLR: OneCycleLROptions = field(default_factory=OneCycleLROptions)
 
-    def __post_init__(self) -> None:
-        for section in ("CosineAnnealingWarmRestarts", "CyclicLR"):
-            for key in ("T_0", "T_mult", "step_size_up"):
-                value = getattr(getattr(self, section), key, 1)
-                require(value >= 1, f"scheduler.{section}.{key} is {value}, expected >= 1")
-        cycle = self.OneCycleLR
-        require(
-            cycle.max_lr > 0 and cycle.div_factor > 0 and cycle.final_div_factor > 0,
-            "scheduler.OneCycleLR: max_lr, div_factor and final_div_factor must be positive",
-        )
-        require(
-            0 <= cycle.pct_start < 1,
-            f"scheduler.OneCycleLR.pct_start is {cycle.pct_start}, expected a share in [0, 1)",
-        )
-
 
 @dataclass
-class Hyperparameters:
+class Hyperparameters(Settings):
     """The model and its training, as far as all experiments share them. Times are in steps."""
 
-    length: int = setting(25, "time steps of a sequence")
-    batch_size: int = setting(64, "sequences a batch, over all processes")
-    epoch: int = setting(100, "epochs of the run")
-    dropout: float = setting(0.0, "probability that a hidden spike is not passed on")
-    tau_m: float = setting(4.0, "slow time constant of PSP and membrane, in steps")
-    tau_s: float = setting(1.0, "fast time constant of the PSP, in steps")
-    train_coefficients: bool = setting(True, "train the filters of the synapses too")
-    train_bias: bool = setting(True, "give the layers a trained bias")
+    length: int = setting(25, "time steps of a sequence", at_least=1)
+    batch_size: int = setting(64, "sequences in a batch, over all processes", at_least=1)
+    epoch: int = setting(100, "epochs to train for", at_least=1)
+    dropout: float = setting(
+        0.0, "probability that a hidden spike is dropped in training", at_least=0, below=1
+    )
+    tau_m: float = setting(
+        4.0, "slow time constant of PSP and membrane, in steps", above=0, at_most=LONGEST_MEMORY
+    )
+    tau_s: float = setting(1.0, "fast time constant of the PSP, in steps, below tau_m", above=0)
+    train_coefficients: bool = setting(True, "train the coefficients of the synapses' filters")
+    train_bias: bool = setting(True, "give every layer a bias, and train it")
     membrane_filter: bool = setting(False, "let the membrane potential leak with tau_m")
-    surrogate_width: float = setting(0.4, "sigma of the Gaussian surrogate gradient")
+    surrogate_width: float = setting(0.4, "sigma of the Gaussian surrogate gradient", above=0)
     constraint: Literal["none", "stable"] = setting("none", "keep trained filters stable")
-    precision: Literal["float32", "bfloat16"] = setting("float32", "of the matrix products")
-    weight_averaging: float = setting(0.0, "decay of the moving average that is evaluated, 0: off")
-    chunk: int = setting(0, "run so many time steps at a time, which bounds the memory, 0: all")
-    rate_penalty: float = setting(0.0, "weight of the penalty on hidden layers' firing, 0: off")
-    target_rate: float = setting(0.0, "spikes per neuron and step it draws a layer to, 0: none")
-    rate_limit: float = setting(0.0, "above which it holds a neuron down, likewise")
+    precision: Literal["float32", "bfloat16"] = setting("float32", "type of the matrix products")
+    weight_averaging: float = setting(
+        0.0,
+        "decay of the weights' moving average, which is evaluated, 0: none",
+        at_least=0,
+        below=1,
+    )
+    chunk: int = setting(0, "time steps run at a time, to save memory, 0: all", at_least=0)
+    rate_penalty: float = setting(
+        0.0, "weight of the penalty on hidden layers' firing rates, 0: none", at_least=0
+    )
+    target_rate: float = setting(
+        0.0,
+        "mean firing rate (spikes per step) that a layer is penalised for missing, 0: none",
+        at_least=0,
+        at_most=1,
+    )
+    rate_limit: float = setting(
+        0.0,
+        "firing rate (spikes per step) above which a neuron is penalised, 0: none",
+        at_least=0,
+        at_most=1,
+    )
 
     def __post_init__(self) -> None:
-        for key in ("length", "batch_size", "epoch"):
-            value = getattr(self, key)
-            require(value >= 1, f"hyperparameters.{key} is {value}, expected at least 1")
-            require(value <= LARGEST, f"hyperparameters.{key} is {value}, expected below 2^31")
+        super().__post_init__()
         require(
-            0 <= self.dropout < 1,
-            f"hyperparameters.dropout is {self.dropout}, expected a probability in [0, 1)",
+            self.tau_s < self.tau_m,
+            f"tau_m is {self.tau_m} and tau_s {self.tau_s}, expected tau_s below tau_m",
         )
-        require(
-            0 < self.tau_s < self.tau_m < math.inf,
-            f"hyperparameters.tau_m is {self.tau_m} and tau_s {self.tau_s}, "
-            "expected 0 < tau_s < tau_m",
-        )
-        require(
-            self.surrogate_width > 0,
-            f"hyperparameters.surrogate_width is {self.surrogate_width}, expected > 0",
-        )
-        require(
-            0 <= self.chunk <= LARGEST,
-            f"hyperparameters.chunk is {self.chunk}, expected 0 (all steps at once) or more",
-        )
-        require(
-            0 <= self.weight_averaging < 1,
-            f"hyperparameters.weight_averaging is {self.weight_averaging}, expected in [0, 1)",
-        )
-        require(
-            self.rate_penalty >= 0,
-            f"hyperparameters.rate_penalty is {self.rate_penalty}, expected >= 0",
-        )
-        for key in ("target_rate", "rate_limit"):
-            rate = getattr(self, key)
-            require(0 <= rate <= 1, f"hyperparameters.{key} is {rate}, expected a rate in [0, 1]")
         require(
             (self.rate_penalty > 0) == (max(self.target_rate, self.rate_limit) > 0),
-            f"hyperparameters.rate_penalty is {self.rate_penalty}, target_rate {self.target_rate}, "
+            f"rate_penalty is {self.rate_penalty}, target_rate {self.target_rate}, "
             f"rate_limit {self.rate_limit}, expected a weight and a rate, or neither",
         )
 
@@ -212,59 +252,58 @@ class Hyperparameters:
 class ConvolutionHyperparameters(Hyperparameters):
     """The sizes of a network of three convolutions and a layer of neurons behind them."""
 
-    channels: list[int] = setting([16, 32, 64], "feature maps of the three convolutions")
-    hidden: int = setting(256, "neurons of the layer behind them")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            len(self.channels) == 3 and min(*self.channels, self.hidden) >= 1,
-            f"hyperparameters.channels is {self.channels} and hidden {self.hidden}, "
-            "expected three numbers and one, at least 1",
-        )
+    channels: list[int] = setting(
+        [16, 32, 64], "feature maps of the three convolutions", at_least=1, length=3
+    )
+    hidden: int = setting(256, "neurons in the layer behind the convolutions", at_least=1)
 
 
 @dataclass
 class ResonantHyperparameters(Hyperparameters):
-    """Where resonant filters start, the channels of a layer spread on logarithmic scales."""
+    """First values of resonant filters: a layer's channels are spread on logarithmic scales."""
 
-    shortest_memory: float = setting(10.0, "decay of the first filters, from so many steps")
-    longest_memory: float = setting(800.0, "to so many")
-    lowest_frequency: float = setting(1 / 800, "at which they ring, from so many cycles a step")
-    highest_frequency: float = setting(1 / 4, "to so many")
+    shortest_memory: float = setting(10.0, "steps in which the fastest filter decays", above=0)
+    longest_memory: float = setting(
+        800.0, "steps in which the slowest filter decays", above=0, at_most=LONGEST_MEMORY
+    )
+    lowest_frequency: float = setting(1 / 800, "lowest frequency, in cycles per step", above=0)
+    highest_frequency: float = setting(
+        1 / 4, "highest frequency, in cycles per step", above=0, at_most=0.5
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 < self.shortest_memory <= self.longest_memory <= LONGEST_MEMORY,
-            f"hyperparameters.shortest_memory is {self.shortest_memory} and longest_memory "
-            f"{self.longest_memory}, expected 0 < shortest_memory <= longest_memory <= "
-            f"{LONGEST_MEMORY:,}",
+            self.shortest_memory <= self.longest_memory,
+            f"shortest_memory is {self.shortest_memory} and longest_memory {self.longest_memory}, "
+            "expected the shortest first",
         )
         require(
-            0 < self.lowest_frequency <= self.highest_frequency <= 0.5,
-            f"hyperparameters.lowest_frequency is {self.lowest_frequency} and highest_frequency "
-            f"{self.highest_frequency}, expected 0 < lowest_frequency <= highest_frequency <= 0.5",
+            self.lowest_frequency <= self.highest_frequency,
+            f"lowest_frequency is {self.lowest_frequency} and highest_frequency "
+            f"{self.highest_frequency}, expected the lowest first",
         )
 
 
 @dataclass
-class ExperimentConfig:
+class ExperimentConfig(Settings):
     """What every experiment has; a task may add to it (see ``tasks.digits``)."""
 
-    name: str = setting("experiment", "of the run, in its logs and checkpoints")
-    seed: int = setting(2, "of first weights, order, augmentation, dropout and spikes")
-    device: str = setting("auto", "cpu, cuda, ...; auto: CUDA where there is one")
+    name: str = setting("experiment", "name of the run, in its logs and checkpoints")
+    seed: int = setting(
+        2, "seed of first weights, order, augmentation, dropout and spikes", at_least=0
+    )
+    device: str = setting("auto", "cpu, cuda, ...; auto: CUDA if there is a GPU")
     backend: Literal["auto", "eager", "cpu", "cuda"] = setting(
-        "auto", "of the kernels; auto: the fastest for the device"
+        "auto", "which kernels to run; auto: the fastest for the device"
     )
-    data_workers: int = setting(0, "processes that prepare batches ahead of time")
-    dataset_path: str = setting("dataset", "where the data is")
+    data_workers: int = setting(
+        0, "processes that prepare batches ahead of time", at_least=0, at_most=256
+    )
+    dataset_path: str = setting("dataset", "folder with the data")
     checkpoint_base_path: str = setting("checkpoint", "folder for NAME_last and NAME_best")
-    test_checkpoint_path: str = setting("", "what --test evaluates; empty: NAME_best")
-    checkpoint_minutes: float = setting(
-        10.0, "of training between writings of NAME_last within an epoch"
-    )
+    test_checkpoint_path: str = setting("", "checkpoint that --test evaluates; empty: NAME_best")
+    checkpoint_minutes: float = setting(10.0, "minutes between two checkpoints", above=0)
     runs_path: str = setting("runs", "folder for NAME/TIME/ with metrics.csv and settings")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
@@ -272,26 +311,16 @@ class ExperimentConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
-            re.fullmatch(r"\w[\w.+-]*", self.name) is not None,
-            f"name is {self.name!r}, expected letters, digits and . _ + - (it names files)",
+            re.fullmatch(r"\w[\w.+-]{,99}", self.name) is not None,
+            f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
+            "files)",
         )
         for key in ("dataset_path", "checkpoint_base_path", "test_checkpoint_path", "runs_path"):
             value = getattr(self, key)
             usable = value.isprintable() and (value or key == "test_checkpoint_path")
-            require(bool(usable), f"{key} is {value!r}, which is no usable path")
-        require(
-            0 <= self.data_workers <= 256, f"data_workers is {self.data_workers}, expected 0 to 256"
-        )
-        require(
-            self.checkpoint_minutes > 0,
-            f"checkpoint_minutes is {self.checkpoint_minutes}, expected > 0",
-        )
-        require(0 <= self.seed < 2**32, f"seed is {self.seed}, expected 0 to 2^32 - 1")
-        for key, value in flattened(self):
-            for number in value if isinstance(value, list) else [value]:
-                finite = not isinstance(number, float) or math.isfinite(number)
-                require(finite, f"{key} is {value}, expected finite numbers")
+            require(bool(usable), f"{key} is {value!r}, which cannot be a path")
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

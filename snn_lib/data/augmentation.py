@@ -8,64 +8,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib.errors import require
-from snn_lib.settings import setting
+from snn_lib.settings import Settings, setting
 
 
 @dataclass
-class RandomResizedCropConfig:
+class RandomResizedCropConfig(Settings):
     """Crop of a random share of the area and a random aspect ratio, resized to the full image."""
 
-    scale: list[float] = setting([0.85, 1.0], "share of the area, lowest and highest")
-    ratio: list[float] = setting([0.75, 1.3333], "width over height, lowest and highest")
+    scale: list[float] = setting(
+        [0.85, 1.0], "lowest and highest share of the area", above=0, at_most=1, length=2
+    )
+    ratio: list[float] = setting(
+        [0.75, 1.3333], "lowest and highest width over height", above=0, length=2
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, values in vars(self).items():
+            require(values[0] <= values[1], f"{key} is {values}, expected the lowest first")
 
 
 @dataclass
-class RandomRotationConfig:
+class RandomRotationConfig(Settings):
     """Rotation about the centre by up to so many degrees either way."""
 
-    degrees: float = setting(15.0, "largest angle")
+    degrees: float = setting(15.0, "largest angle", at_least=0)
 
 
 @dataclass
-class ElasticConfig:
+class ElasticConfig(Settings):
     """Smooth random displacement: noise blurred over sigma pixels, of alpha pixels' strength."""
 
-    alpha: float = setting(0.0, "root mean square in each direction, in pixels, 0: off")
-    sigma: float = setting(4.0, "how smooth it is, in pixels")
+    alpha: float = setting(
+        0.0, "root mean square in each direction, in pixels, 0: none", at_least=0
+    )
+    sigma: float = setting(4.0, "width of the Gaussian that smooths it, in pixels", above=0)
 
 
 @dataclass
-class TransformConfig:
+class TransformConfig(Settings):
     """Augmentation of the training images: with ``probability``, ``repeat`` times crop and turn."""
 
-    probability: float = setting(0.5, "that an image is augmented at all")
-    repeat: int = setting(2, "how often it is cropped and turned")
+    probability: float = setting(
+        0.5, "probability that an image is augmented at all", at_least=0, at_most=1
+    )
+    repeat: int = setting(
+        2, "number of times that it is cropped and turned", at_least=0, at_most=100
+    )
     RandomResizedCrop: RandomResizedCropConfig = field(default_factory=RandomResizedCropConfig)
     RandomRotation: RandomRotationConfig = field(default_factory=RandomRotationConfig)
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.probability <= 1,
-            f"transform.probability is {self.probability}, expected a probability in [0, 1]",
-        )
-        require(0 <= self.repeat <= 100, f"transform.repeat is {self.repeat}, expected 0 to 100")
-        for key, highest in (("scale", 1.0), ("ratio", math.inf)):
-            values = getattr(self.RandomResizedCrop, key)
-            require(
-                len(values) == 2 and 0 < values[0] <= values[1] <= highest,
-                f"transform.RandomResizedCrop.{key} is {values}, expected [low, high] with "
-                f"0 < low <= high" + (" <= 1" if highest == 1.0 else ""),
-            )
-        require(
-            self.RandomRotation.degrees >= 0,
-            f"transform.RandomRotation.degrees is {self.RandomRotation.degrees}, expected >= 0",
-        )
-        require(
-            self.elastic.alpha >= 0 and self.elastic.sigma > 0,
-            f"transform.elastic has alpha {self.elastic.alpha} and sigma {self.elastic.sigma}, "
-            "expected alpha >= 0 and sigma > 0",
-        )
 
 
 def random_grids(count: int, transform: TransformConfig, generator: torch.Generator) -> Tensor:

@@ -7,23 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_lib.errors import require
-from snn_lib.settings import setting
+from snn_lib.settings import Settings, setting
 
 
 @dataclass
-class EventAugmentationConfig:
+class EventAugmentationConfig(Settings):
     """Augmentation of the training recordings."""
 
-    shift: float = setting(2.0, "pixels, at most, in each direction, 0: off")
-    rotation: float = setting(10.0, "degrees, at most, either way, 0: off")
-    drop: float = setting(0.2, "share of the events that are lost, at most, 0: off")
-
-    def __post_init__(self) -> None:
-        for key in ("shift", "rotation"):
-            value = getattr(self, key)
-            require(value >= 0, f"augmentation.{key} is {value}, expected >= 0")
-        require(0 <= self.drop < 1, f"augmentation.drop is {self.drop}, expected in [0, 1)")
+    shift: float = setting(2.0, "largest shift in each direction, in pixels", at_least=0)
+    rotation: float = setting(10.0, "largest rotation either way, in degrees", at_least=0)
+    drop: float = setting(0.2, "largest share of the events that is lost", at_least=0, below=1)
 
 
 def augmented_events(

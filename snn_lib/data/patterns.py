@@ -7,7 +7,7 @@ time first like everything else, ``(T, patterns, N)`` for N spike trains, so tha
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_lib.data.reading import read_array
 from snn_lib.errors import require
-from snn_lib.settings import setting
+from snn_lib.settings import Settings, setting
 
 
 def load_patterns(path: str | Path) -> Tensor:
@@ -52,7 +52,7 @@ def delayed(spikes: Tensor, steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Damage:
+class Damage(Settings):
     """How the patterns of a batch are damaged, each sample independently of the others.
 
     A sample is modified with ``modify_probability``. A modified one has all its spikes jittered
@@ -77,30 +77,31 @@ class Damage:
         varied: whether each sample's damage has a strength of its own.
 
     Raises:
-        ValueError: a probability lies outside [0, 1], or a size or the deviation is negative.
+        InputError: a probability lies outside [0, 1], or a size or the deviation is negative.
     """
 
-    modify_probability: float = setting(0.4, "that a sample is modified at all")
-    jitter_probability: float = setting(0.7, "that the spikes of a modified sample move in time")
-    jitter_mean: float = setting(0.0, "mean of their shift, in steps")
-    jitter_sigma: float = setting(1.0, "standard deviation of their shift, in steps")
-    removal_probability: float = setting(0.5, "that a modified sample loses a block or rows")
-    block_probability: float = setting(0.5, "that it loses a block then, and not rows")
-    block_size: int = setting(40, "trains and steps of the block")
-    rows_removed: int = setting(40, "spike trains silenced otherwise")
-    noise_probability: float = setting(0.005, "of a noise spike in every cell of every sample")
-    varied: bool = setting(
-        False, "strengths drawn for each sample, from nothing to the values above"
+    modify_probability: float = setting(
+        0.4, "probability that a sample is modified at all", at_least=0, at_most=1
     )
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_probability") and not 0.0 <= value <= 1.0:
-                raise ValueError(f"{field.name} is {value}, expected a probability in [0, 1]")
-        for name in ("jitter_sigma", "block_size", "rows_removed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 0")
+    jitter_probability: float = setting(
+        0.7, "probability that a modified sample's spikes move in time", at_least=0, at_most=1
+    )
+    jitter_mean: float = setting(0.0, "mean of the spikes' shifts, in steps")
+    jitter_sigma: float = setting(1.0, "standard deviation of the shifts, in steps", at_least=0)
+    removal_probability: float = setting(
+        0.5, "probability that a modified sample loses a block or rows", at_least=0, at_most=1
+    )
+    block_probability: float = setting(
+        0.5, "probability that it then loses a block, not rows", at_least=0, at_most=1
+    )
+    block_size: int = setting(40, "spike trains and steps of the block", at_least=0)
+    rows_removed: int = setting(40, "number of spike trains that are silenced as rows", at_least=0)
+    noise_probability: float = setting(
+        0.005, "probability of a noise spike in each cell of each sample", at_least=0, at_most=1
+    )
+    varied: bool = setting(
+        False, "draw strengths for each sample anew, from nothing to the values above"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snn_lib.errors import require
 from snn_lib.readout import within
-from snn_lib.settings import setting
+from snn_lib.settings import Settings, setting
 
 
 @dataclass
-class AugmentationConfig:
+class AugmentationConfig(Settings):
     """Augmentation of the training sequences."""
 
-    noise: float = setting(0.0, "deviation of white noise, in deviations of the channel, 0: off")
-    scale: float = setting(0.1, "deviation of the logarithm of each channel's factor, 0: off")
-    stretch: float = setting(1.1, "time runs up to so many times slower or faster, 1: off")
-    crop: float = setting(1.0, "shortest share of a sequence that is shown, 1: off")
-    channel_dropout: float = setting(0.0, "probability that a channel is silenced, 0: off")
-
-    def __post_init__(self) -> None:
-        for key in ("noise", "scale"):
-            value = getattr(self, key)
-            require(value >= 0, f"augmentation.{key} is {value}, expected >= 0")
-        require(self.stretch >= 1, f"augmentation.stretch is {self.stretch}, expected >= 1")
-        require(0 < self.crop <= 1, f"augmentation.crop is {self.crop}, expected in (0, 1]")
-        require(
-            0 <= self.channel_dropout < 1,
-            f"augmentation.channel_dropout is {self.channel_dropout}, expected in [0, 1)",
-        )
+    noise: float = setting(
+        0.0, "standard deviation of white noise, in those of the channel, 0: none", at_least=0
+    )
+    scale: float = setting(
+        0.1, "standard deviation of the logarithm of each channel's factor, 0: none", at_least=0
+    )
+    stretch: float = setting(1.1, "most times that time is slowed or sped up, 1: none", at_least=1)
+    crop: float = setting(
+        1.0, "shortest share of a sequence that is shown, 1: all", above=0, at_most=1
+    )
+    channel_dropout: float = setting(
+        0.0, "probability that a channel is silenced", at_least=0, below=1
+    )
 
 
 def augmented(

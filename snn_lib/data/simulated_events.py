@@ -26,7 +26,7 @@ from snn_lib.data.mnist import IMAGES, load_mnist
 from snn_lib.data.recordings import FOLDERS
 from snn_lib.errors import require
 from snn_lib.files import write_atomically
-from snn_lib.settings import setting
+from snn_lib.settings import Settings, setting
 
 SACCADE, SACCADES = 100, 3  # milliseconds of each, and how many
 STEP = 1.0  # milliseconds between two looks at the light
@@ -35,26 +35,22 @@ CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, in its height
 
 
 @dataclass
-class CameraConfig:
+class CameraConfig(Settings):
     """The simulated event camera."""
 
-    threshold: float = setting(0.3, "change of the logarithm of the light that is an event")
-    spread: float = setting(0.1, "deviation of the pixels' thresholds, relative")
-    refractory: float = setting(1.0, "ms that a pixel is blind after an event")
-    noise: float = setting(1.0, "events a second that a pixel sends without a reason")
-    black: float = setting(0.1, "light of a black pixel, a white one's being 1")
-    reach: float = setting(6.0, "height of the triangle of saccades, in pixels")
-    seed: int = setting(0, "of thresholds and noise")
-
-    def __post_init__(self) -> None:
-        for key, lowest in (("threshold", 0.01), ("black", 0.001)):
-            value = getattr(self, key)
-            require(value >= lowest, f"camera.{key} is {value}, expected at least {lowest}")
-        for key in ("spread", "refractory", "noise", "reach", "seed"):
-            value = getattr(self, key)
-            require(value >= 0, f"camera.{key} is {value}, expected >= 0")
-        require(self.reach <= 34, f"camera.reach is {self.reach}, expected at most 34 pixels")
-        require(self.noise <= 1000, f"camera.noise is {self.noise}, expected at most 1000")
+    threshold: float = setting(
+        0.3, "change of the logarithm of the light that is an event", at_least=0.01
+    )
+    spread: float = setting(
+        0.1, "standard deviation of the pixels' thresholds, relative to threshold", at_least=0
+    )
+    refractory: float = setting(1.0, "milliseconds that a pixel rests after an event", at_least=0)
+    noise: float = setting(1.0, "random events of each pixel in a second", at_least=0, at_most=1000)
+    black: float = setting(0.1, "light of a black pixel; a white pixel has 1", at_least=0.001)
+    reach: float = setting(
+        6.0, "height of the triangle of saccades, in pixels", at_least=0, at_most=34
+    )
+    seed: int = setting(0, "seed of thresholds and noise", at_least=0)
 
     def folder(self, root: Path) -> Path:
         """Where the recordings of such a camera are: another camera has another folder."""

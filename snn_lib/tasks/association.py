@@ -28,7 +28,13 @@ from snn_lib.inspection.metrics import (
     read_sums,
     spike_scores,
 )
-from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
+from snn_lib.settings import (
+    LONGEST_MEMORY,
+    ExperimentConfig,
+    ResonantHyperparameters,
+    Settings,
+    setting,
+)
 from snn_lib.tasks.base import Task, output_of
 
 SAMPLES_PER_PATTERN = 10  # of each damage of the sweep
@@ -40,38 +46,38 @@ SWEEPS = -3  # stands for the epoch in its seeds, as in ``tasks.base.EVALUATIONS
 class AssociationHyperparameters(ResonantHyperparameters):
     """Hyperparameters of association: the model and its training."""
 
-    length: int = setting(300, "time steps T, those of the patterns")
+    length: int = setting(300, "time steps of the patterns", at_least=1)
     synapse: Literal["dual_exponential", "resonant"] = setting(
-        "dual_exponential", "all filters with tau_m and tau_s, or resonant ones of many memories"
+        "dual_exponential",
+        "filters that all have tau_m and tau_s, or resonant ones of many memories",
     )
-    tau_m: float = setting(8.0, "slow time constant of synapse, reset and loss, in steps")
-    tau_s: float = setting(2.0, "fast time constant of synapse and loss, in steps")
-    delay: int = setting(4, "steps by which the target is later than the input")
-    weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
+    tau_m: float = setting(
+        8.0,
+        "slow time constant of synapse, reset and loss, in steps",
+        above=0,
+        at_most=LONGEST_MEMORY,
+    )
+    tau_s: float = setting(2.0, "fast time constant of synapse and loss, in steps", above=0)
+    delay: int = setting(4, "steps by which the target is later than the input", at_least=0)
+    weight_gain: float = setting(
+        4.0, "standard deviation of the first weights, times sqrt(fan-in)", above=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 <= self.delay < self.length,
-            f"hyperparameters.delay is {self.delay}, expected 0 to length - 1",
-        )
-        require(
-            self.weight_gain > 0,
-            f"hyperparameters.weight_gain is {self.weight_gain}, expected > 0",
+            self.delay < self.length,
+            f"delay is {self.delay}, expected less than length, {self.length}",
         )
 
 
 @dataclass
-class PatternOptions:
+class PatternOptions(Settings):
     """How many damaged samples of each pattern are drawn."""
 
-    training_samples: int = setting(100, "of each pattern in an epoch")
-    validation_samples: int = setting(20, "of each pattern")
-    test_samples: int = setting(100, "of each pattern")
-
-    def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            require(value >= 1, f"pattern_config.{key} is {value}, expected at least 1")
+    training_samples: int = setting(100, "samples of each pattern in an epoch", at_least=1)
+    validation_samples: int = setting(20, "samples of each pattern", at_least=1)
+    test_samples: int = setting(100, "samples of each pattern", at_least=1)
 
 
 @dataclass

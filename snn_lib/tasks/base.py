@@ -20,10 +20,14 @@ EVALUATIONS = {"validation": -1, "test": -2}  # stand for the epoch in the seeds
 class Task:
     """What an experiment is about: its data, its loss and its metrics.
 
-    A subclass defines :meth:`make_batches`, :meth:`loss`, and what else shall differ from here.
+    A subclass defines :meth:`make_batches` and :meth:`loss`, and overrides what else it does
+    differently.
+
+    Args:
+        config_class: the class of its settings, by default that of the task.
 
     Attributes:
-        config_class: the settings that it reads.
+        config_class: the same.
         unit: what a sample is, for the progress bar.
         mean_over: the sum that counts what the loss is a mean over, which weighs the shares of
             several processes.
@@ -34,6 +38,9 @@ class Task:
     config_class: type[ExperimentConfig] = ExperimentConfig
     unit = "sequences"
     mean_over = "samples"
+
+    def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
+        self.config_class = config_class or self.config_class
 
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the data and gets ready to run on a device, as if this were the only process.

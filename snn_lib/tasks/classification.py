@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch
-from snn_lib.errors import require
 from snn_lib.inspection.activity import Activity, Operations, operations_per_step
 from snn_lib.readout import first_lead
 from snn_lib.settings import ExperimentConfig, Hyperparameters, setting
@@ -20,14 +19,9 @@ from snn_lib.tasks.base import Task, output_of
 class ClassificationHyperparameters(Hyperparameters):
     """Hyperparameters of classification: the model and its training."""
 
-    label_smoothing: float = setting(0.0, "share of the target that all classes have alike")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            0 <= self.label_smoothing < 1,
-            f"hyperparameters.label_smoothing is {self.label_smoothing}, expected in [0, 1)",
-        )
+    label_smoothing: float = setting(
+        0.0, "share of the target that is spread evenly over all classes", at_least=0, below=1
+    )
 
 
 @dataclass
@@ -80,19 +74,15 @@ class Classification(Task):
 class CountHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of a classification by the numbers of output spikes."""
 
-    logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit")
-    early_answers: float = setting(0.0, "weight of the loss after every step, 0: off")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.logit_per_spike > 0,
-            f"hyperparameters.logit_per_spike is {self.logit_per_spike}, expected > 0",
-        )
-        require(
-            self.early_answers >= 0,
-            f"hyperparameters.early_answers is {self.early_answers}, expected >= 0",
-        )
+    dropout: float = setting(
+        0.3, "probability that a hidden spike is dropped in training", at_least=0, below=1
+    )
+    logit_per_spike: float = setting(
+        1.0, "number that each output spike adds to the logit of its class", above=0
+    )
+    early_answers: float = setting(
+        0.0, "weight of the mean loss of the answers after each step, 0: none", at_least=0
+    )
 
 
 class CountClassification(Classification):

@@ -16,7 +16,7 @@ from snn_lib.data.augmentation import TransformConfig, random_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, PIXELS, load_mnist
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, setting
+from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import (
     Classification,
     CountClassification,
@@ -32,56 +32,46 @@ EVALUATION_BATCH = 250
 class DigitHyperparameters(CountHyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
-    dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
     encoding: Literal["constant", "poisson", "latency"] = setting(
-        "constant", "a pixel as a current, as random spikes, or as the time of one"
+        "constant", "a pixel enters as a current, as random spikes, or as the time of one spike"
     )
 
 
 @dataclass
-class LatencyOptions:
+class LatencyOptions(Settings):
     """The encoding ``latency``: a pixel spikes once, the brighter the earlier."""
 
-    span: int = setting(10, "steps over which the spikes are spread, the first of the sequence")
-    threshold: float = setting(0.2, "grey level, of 1, up to which a pixel stays silent")
-    law: encoding.LatencyLaw = setting("linear", "how grey becomes a time")
-    tau: float = setting(5.0, "time constant of the logarithmic law, in steps")
-    jitter: float = setting(0.0, "deviation of the times, in steps")
-
-    def __post_init__(self) -> None:
-        require(self.span >= 1, f"latency.span is {self.span}, expected at least 1")
-        require(
-            0 < self.threshold < 1,
-            f"latency.threshold is {self.threshold}, expected a grey level in (0, 1)",
-        )
-        require(self.tau > 0, f"latency.tau is {self.tau}, expected > 0")
-        require(self.jitter >= 0, f"latency.jitter is {self.jitter}, expected >= 0")
+    span: int = setting(10, "first steps of the sequence, in which the spikes come", at_least=1)
+    threshold: float = setting(
+        0.2, "brightest grey level at which a pixel stays silent; white is 1", above=0, below=1
+    )
+    law: encoding.LatencyLaw = setting("linear", "function from grey level to spike time")
+    tau: float = setting(5.0, "time constant of the logarithmic law, in steps", above=0)
+    jitter: float = setting(0.0, "standard deviation of noise on the times, in steps", at_least=0)
 
 
 @dataclass
-class MNISTOptions:
+class MNISTOptions(Settings):
     """How MNIST is used."""
 
-    max_rate: float = setting(1.0, "a white pixel's current, or spike probability a step")
+    max_rate: float = setting(
+        1.0, "current of a white pixel, or the probability of its spike in a step", above=0
+    )
     use_transform: bool = setting(True, "augment the training images")
-    validation_size: int = setting(5_000, "training images held out to choose the best epoch")
-    training_size: int = setting(55_000, "of the others, the first so many are trained on")
-    test_size: int = setting(10_000, "the first so many of the test images")
+    validation_size: int = setting(
+        5_000, "training images held out to choose the best epoch", at_least=1
+    )
+    training_size: int = setting(55_000, "number of the other images trained on", at_least=1)
+    test_size: int = setting(
+        10_000, "number of test images evaluated, the first ones", at_least=1, at_most=IMAGES[False]
+    )
 
     def __post_init__(self) -> None:
-        require(self.max_rate > 0, f"mnist_config.max_rate is {self.max_rate}, expected > 0")
+        super().__post_init__()
+        both = self.validation_size + self.training_size
         require(
-            min(self.validation_size, self.training_size, self.test_size) >= 1,
-            "mnist_config: validation_size, training_size and test_size must be at least 1",
-        )
-        require(
-            self.validation_size + self.training_size <= IMAGES[True],
-            f"mnist_config: validation_size + training_size is "
-            f"{self.validation_size + self.training_size}, MNIST has {IMAGES[True]}",
-        )
-        require(
-            self.test_size <= IMAGES[False],
-            f"mnist_config.test_size is {self.test_size}, MNIST has {IMAGES[False]}",
+            both <= IMAGES[True],
+            f"validation_size + training_size is {both}, MNIST has {IMAGES[True]} training images",
         )
 
 
@@ -96,17 +86,22 @@ class DigitConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        encoding, length = self.hyperparameters.encoding, self.hyperparameters.length
+        span, threshold = self.latency.span, self.latency.threshold
+        brightest = self.mnist_config.max_rate
         require(
-            self.hyperparameters.encoding != "latency"
-            or self.latency.span <= self.hyperparameters.length,
-            f"latency.span is {self.latency.span}, expected at most hyperparameters.length, "
-            f"{self.hyperparameters.length}",
+            encoding != "latency" or span <= length,
+            f"latency.span is {span}, expected at most hyperparameters.length, {length}",
         )
         require(
-            self.hyperparameters.encoding != "latency"
-            or self.latency.threshold < self.mnist_config.max_rate,
-            f"latency.threshold is {self.latency.threshold}, which no pixel exceeds: "
-            f"mnist_config.max_rate is {self.mnist_config.max_rate}",
+            encoding != "latency" or threshold < brightest,
+            f"latency.threshold is {threshold}, expected below mnist_config.max_rate, {brightest}, "
+            "which is the brightest pixel",
+        )
+        require(
+            encoding != "poisson" or brightest <= 1,
+            f"mnist_config.max_rate is {brightest}, expected at most 1: with "
+            "hyperparameters.encoding=poisson it is a probability",
         )
 
 

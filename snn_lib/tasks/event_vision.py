@@ -17,7 +17,7 @@ from snn_lib.data.events import NMNIST_SIDE, Frames
 from snn_lib.data.recordings import SETS, downloaded, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.errors import require
-from snn_lib.settings import LARGEST, ExperimentConfig, setting
+from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import CountClassification, CountHyperparameters
 
 __all__ = ["EventConfig", "EventHyperparameters", "EventVision"]
@@ -30,41 +30,40 @@ SAMPLE = 100  # recordings that first weights are fitted to
 class EventHyperparameters(CountHyperparameters):
     """Hyperparameters of event vision: the model and its training."""
 
-    length: int = setting(12, "time steps, which the events are sorted into")
-    dropout: float = setting(0.3, "probability that a hidden spike is not passed on")
+    length: int = setting(12, "time steps that the events are sorted into", at_least=1)
 
 
 @dataclass
-class EventOptions:
+class EventOptions(Settings):
     """How the recordings are used."""
 
-    path: str = setting("", "folder of files that you have; empty: what Tonic downloads")
-    bins: Literal["time", "count"] = setting("time", "what all time steps have the same of")
-    duration: float = setting(300.0, "ms of a recording that are seen, from its first event")
-    merge: int = setting(1, "pixels of the sensor, in each direction, that become one")
-    side: int = setting(NMNIST_SIDE, "pixels that the network sees in each direction")
+    path: str = setting("", "folder of your own files; empty: Tonic's download")
+    bins: Literal["time", "count"] = setting(
+        "time", "whether all time steps last equally long or have equally many events"
+    )
+    duration: float = setting(
+        300.0,
+        "milliseconds of a recording that are used, from its first event",
+        at_least=0.001,
+        at_most=1e9,
+    )
+    merge: int = setting(1, "sensor pixels in each direction that are merged into one", at_least=1)
+    side: int = setting(NMNIST_SIDE, "pixels of the input in each direction", at_least=1)
     values: Literal["clipped", "counted"] = setting(
-        "clipped", "whether there were events in a pixel and step, or how many"
+        "clipped", "whether the input is 1 for any events in a pixel and step, or their number"
     )
     order: Literal["forward", "reversed", "summed"] = setting(
-        "forward", "of the steps; summed: each is the mean of all, nothing is left of time"
+        "forward", "order of the steps; summed: every step is the mean of all of them"
     )
     use_augmentation: bool = setting(True, "augment the training recordings")
-    validation_size: int = setting(1_000, "training recordings held out for the best epoch")
-    training_size: int = setting(10_000, "of the others at most so many are trained on")
-    test_size: int = setting(10_000, "of the test recordings at most so many, the first")
+    validation_size: int = setting(
+        1_000, "training recordings held out to choose the best epoch", at_least=1
+    )
+    training_size: int = setting(10_000, "most other recordings that are trained on", at_least=1)
+    test_size: int = setting(10_000, "most test recordings that are evaluated", at_least=1)
 
-    def __post_init__(self) -> None:
-        for key in ("merge", "side", "validation_size", "training_size", "test_size"):
-            value = getattr(self, key)
-            require(1 <= value <= LARGEST, f"events.{key} is {value}, expected at least 1")
-        require(
-            0.001 <= self.duration <= LARGEST,
-            f"events.duration is {self.duration}, expected milliseconds",
-        )
-
-    def seen(self, frames: Tensor) -> Tensor:
-        """What a network sees of counted events ``(B, T, side, side, 2)``, time first."""
+    def input_of(self, frames: Tensor) -> Tensor:
+        """The network's input ``(T, B, side, side, 2)`` from counts ``(B, T, side, side, 2)``."""
         x = frames.transpose(0, 1)
         if self.values == "clipped":
             x = x.clamp(max=1)
@@ -80,7 +79,7 @@ class EventConfig(ExperimentConfig):
     """The configuration of event_vision."""
 
     dataset: Literal["simulated", "nmnist", "dvs_gesture"] = setting(
-        "simulated", "MNIST as a simulated camera records it, or real recordings"
+        "simulated", "MNIST in front of a simulated camera, or real recordings"
     )
     hyperparameters: EventHyperparameters = field(default_factory=EventHyperparameters)
     events: EventOptions = field(default_factory=EventOptions)
@@ -125,7 +124,7 @@ class EventVision(CountClassification):
                 x = augmented_events(frames[chosen[numbers]], config.augmentation, generator)[share]
             else:
                 x = frames[mine]
-            return Batch(config.events.seen(x), labels[mine])
+            return Batch(config.events.input_of(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return self.shared(len(chosen), size, take, shuffle=training)
@@ -133,7 +132,7 @@ class EventVision(CountClassification):
     def sample(self) -> Tensor:
         """A few recordings as the network sees them, ``(T, B, side, side, 2)``."""
         frames, _ = self._recordings("train", SAMPLE)
-        return self.config.events.seen(frames).to(self.device)
+        return self.config.events.input_of(frames).to(self.device)
 
     def _training_parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Frames, labels and which of them are trained on and held out."""

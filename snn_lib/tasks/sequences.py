@@ -50,8 +50,8 @@ class SequenceTask(Task):
         validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
+        super().__init__(config_class)
         self.data, self.validation_share = data, validation_share
-        self.config_class = config_class or self.config_class
 
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""

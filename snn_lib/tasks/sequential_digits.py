@@ -29,19 +29,21 @@ ORDER_SEED = 0  # of the permutation, which is the same for every run and everyo
 class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperparameters):
     """Hyperparameters of sequential digits: the model and its training."""
 
-    length: int = setting(PIXELS, "time steps: 784 of a pixel each, 28 of a row each, ...")
-    reset_strength: float = setting(1.0, "by how much a spike lowers the potential, 0: no reset")
-    weight_gain: float = setting(4.0, "deviation of the first weights times sqrt(fan-in)")
+    length: int = setting(
+        PIXELS, "time steps: 784 of one pixel each, 28 of one row each, ...", at_least=1
+    )
+    reset_strength: float = setting(
+        1.0, "amount by which a spike lowers the membrane potential, 0: no reset"
+    )
+    weight_gain: float = setting(
+        4.0, "standard deviation of the first weights, times sqrt(fan-in)", above=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             PIXELS % self.length == 0,
-            f"hyperparameters.length is {self.length}, expected a divisor of the {PIXELS} pixels",
-        )
-        require(
-            self.weight_gain > 0,
-            f"hyperparameters.weight_gain is {self.weight_gain}, expected > 0",
+            f"length is {self.length}, expected a divisor of the {PIXELS} pixels",
         )
 
 
@@ -50,7 +52,7 @@ class SequentialOptions(MNISTOptions):
     """How MNIST is used."""
 
     use_transform: bool = setting(False, "augment the training images")
-    permuted: bool = setting(True, "the pixels come in a fixed random order, else row by row")
+    permuted: bool = setting(True, "show the pixels in a fixed random order, not row by row")
 
 
 @dataclass

@@ -20,7 +20,7 @@ from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series, mean_and_deviation
 from snn_lib.errors import require
 from snn_lib.inspection.activity import Activity
-from snn_lib.settings import ExperimentConfig, setting
+from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
 
@@ -32,56 +32,47 @@ EVALUATION_BATCH = 16  # of long sequences and many neurons: a batch of 64 takes
 class TimeSeriesHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of time series classification: the model and its training."""
 
-    length: int = setting(512, "most time steps: longer sequences are averaged over blocks")
-    encoding: Literal["current", "population", "latency", "delta"] = setting(
-        "current", "how values enter"
+    length: int = setting(
+        512, "most time steps; longer sequences are averaged over blocks of steps", at_least=1
     )
-    fields: int = setting(8, "Gaussian receptive fields a channel, if the encoding is population")
-    window: int = setting(8, "steps that each step becomes, if the encoding is latency")
-    threshold: float = setting(0.25, "change that is an event, in deviations, if it is delta")
-    neurons: int = setting(1024, "of the hidden layer")
-    filters: int = setting(64, "of the inputs together, at least one for each")
-    shortest_memory: float = setting(1.0, "decay of the first filters, from so many steps")
-    longest_memory: float = setting(0.25, "to this share of the longest sequence")
-    first_rate: float = setting(0.3, "firing rate of the first weights, spikes per neuron and step")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key, lowest in (("fields", 2), ("window", 2), ("neurons", 1), ("filters", 1)):
-            value = getattr(self, key)
-            require(value >= lowest, f"hyperparameters.{key} is {value}, expected {lowest} or more")
-        for key in ("threshold", "shortest_memory", "longest_memory"):
-            value = getattr(self, key)
-            require(value > 0, f"hyperparameters.{key} is {value}, expected > 0")
-        require(
-            0 < self.first_rate < 1,
-            f"hyperparameters.first_rate is {self.first_rate}, expected in (0, 1)",
-        )
+    encoding: Literal["current", "population", "latency", "delta"] = setting(
+        "current", "how values become input (see docs/time_series.md)"
+    )
+    fields: int = setting(
+        8, "for population: Gaussian receptive fields of each channel", at_least=2
+    )
+    window: int = setting(8, "for latency: time steps that each step becomes", at_least=2)
+    threshold: float = setting(
+        0.25, "for delta: change that is an event, in standard deviations", above=0
+    )
+    neurons: int = setting(1024, "neurons in the hidden layer", at_least=1)
+    filters: int = setting(64, "filters of all inputs; each input has at least one", at_least=1)
+    shortest_memory: float = setting(1.0, "steps in which the fastest filter decays", above=0)
+    longest_memory: float = setting(
+        0.25, "time in which the slowest filter decays, as a share of the longest sequence", above=0
+    )
+    first_rate: float = setting(
+        0.3, "firing rate (spikes per step) that the first weights give", above=0, below=1
+    )
 
 
 @dataclass
-class SeriesOptions:
+class SeriesOptions(Settings):
     """How the data is used."""
 
-    missing: Literal["refuse", "interpolate"] = setting("refuse", "what becomes of missing values")
-    validation_share: float = setting(0.1, "of each class's training sequences, held out")
+    missing: Literal["refuse", "interpolate"] = setting("refuse", "what to do with missing values")
+    validation_share: float = setting(
+        0.1, "share of each class's training sequences that is held out", above=0, below=1
+    )
     validation_from: int = setting(
         1000,
-        "training sequences; of fewer none is held out, all of them choose the epoch",
+        "training sequences from which on some are held out; fewer all train and choose the epoch",
+        at_least=1,
     )
     smallest_epoch: int = setting(
-        256, "sequences an epoch at least: a smaller set is shown several times"
+        256, "fewest sequences of an epoch; a smaller set is repeated", at_least=1
     )
     use_augmentation: bool = setting(True, "augment the training sequences")
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.validation_share < 1,
-            f"series.validation_share is {self.validation_share}, expected a share in (0, 1)",
-        )
-        for key in ("validation_from", "smallest_epoch"):
-            value = getattr(self, key)
-            require(value >= 1, f"series.{key} is {value}, expected at least 1")
 
 
 @dataclass
@@ -89,7 +80,7 @@ class TimeSeriesConfig(ExperimentConfig):
     """The configuration of time_series."""
 
     dataset: str = setting(
-        "JapaneseVowels", "archive set by name, or a path: NAME_TRAIN.ts or an .npz with x and y"
+        "JapaneseVowels", "name of an archive set, or path of NAME_TRAIN.ts or of an .npz"
     )
     hyperparameters: TimeSeriesHyperparameters = field(default_factory=TimeSeriesHyperparameters)
     series: SeriesOptions = field(default_factory=SeriesOptions)

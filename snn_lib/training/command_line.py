@@ -232,7 +232,7 @@ def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.Argu
 
 
 def _explained_settings(script: Path, config_class: type[ExperimentConfig]) -> str:
-    """The settings with their values in the script's YAML file, what they mean and may be."""
+    """Each setting's value in the script's YAML file, its meaning, and what it may be."""
     yaml_file, values = script.with_suffix(".yaml"), "their defaults:"
     config = config_class(name=script.stem)
     if yaml_file.exists():
@@ -250,9 +250,10 @@ def _explained(section: Any, prefix: str) -> Iterator[str]:
             nested.append((value, f"{prefix}{entry.name}."))
             continue
         shown = value if isinstance(value, str) else json.dumps(value)
-        doc = entry.metadata.get("doc", "")
+        doc, allowed = entry.metadata.get("doc", ""), str(entry.metadata.get("range", ""))
         if get_origin(entry.type) is Literal:
-            doc += f" ({', '.join(get_args(entry.type))})"
+            allowed = ", ".join(get_args(entry.type))
+        doc += f" ({allowed})" if allowed else ""
         yield f"  {f'{prefix}{entry.name}={shown}':<50} {doc}".rstrip()
     for value, prefix in nested:
         yield f"\n{value.__doc__.splitlines()[0]}"

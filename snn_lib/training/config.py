@@ -1,14 +1,16 @@
 """Reads the settings of an experiment from YAML and the command line, and checks all of them.
 
-OmegaConf reads and merges; ``snn_lib.settings`` says which keys exist, of which type and range.
+OmegaConf reads and merges; ``snn_lib.settings`` says which keys exist, of which type and range. A
+YAML file may name another one, ``base: other.yaml``, and then lists only what differs from it.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -32,44 +34,63 @@ UNREADABLE = (
 def load_config(
     schema: type[Config], yaml_path: Path, overrides: Sequence[str], name: str | None = None
 ) -> Config:
-    """Reads a YAML file, applies ``key=value`` overrides, checks all of it against ``schema``.
+    """Reads a YAML file and its bases, applies ``key=value`` overrides, and checks all of it.
 
-    ``name`` is the run's where the file has none.
+    Args:
+        schema: the dataclass of the settings.
+        yaml_path: the file.
+        overrides: settings of the command line, of which the last one wins.
+        name: the run's name if the file gives none.
 
     Raises:
-        InputError: the file is missing or no YAML, a key is unknown (the message names the
-            nearest), or a value has a wrong type or lies outside its range.
+        InputError: a file is missing or is no YAML, a key is unknown (the message names the file
+            and the nearest key), or a value has a wrong type or lies outside its range.
     """
-    try:
-        loaded = OmegaConf.load(yaml_path)
-    except FileNotFoundError:
-        raise InputError(f"there is no configuration file {yaml_path}") from None
-    except UNREADABLE as error:
-        raise InputError(f"{yaml_path} cannot be read as YAML: {one_line(error)}") from None
-    if name is not None:
-        loaded = OmegaConf.merge({"name": name}, loaded)
-    return _typed(schema, loaded, overrides, str(yaml_path))
+    own_name = [] if name is None else [("the run's name", {"name": name})]
+    return _built(schema, [*own_name, *_files(Path(yaml_path))], overrides)
 
 
 def config_from_dict(
     schema: type[Config], values: dict[str, Any], overrides: Sequence[str]
 ) -> Config:
     """The same from a plain dict, as a checkpoint holds it."""
-    return _typed(schema, values, overrides, "the checkpoint's configuration")
+    return _built(schema, [("the checkpoint's configuration", values)], overrides)
 
 
-def _typed(schema: type[Config], values: Any, overrides: Sequence[str], source: str) -> Config:
-    config = OmegaConf.structured(schema)
-    parts = [(source, lambda: values)]
-    for override in overrides:
-        key, sign, _ = override.partition("=")
-        require(bool(key and sign), f"{override!r} is not an override, expected key=value")
-        parts.append((f"override {override!r}", lambda text=override: parse_override(text)))
+def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]:
+    """The paths and contents of a YAML file and of its bases, the last base first."""
+    require(
+        path.resolve() not in variants,
+        f"{path} is a base of itself: {' -> '.join(file.name for file in variants)} -> {path.name}",
+    )
     try:
-        for source, part in parts:  # noqa: B007 (named in the messages below)
-            config = OmegaConf.merge(config, part())
+        content = OmegaConf.load(path)
+        base = content.pop("base", None) if isinstance(content, DictConfig) else None
+    except FileNotFoundError:
+        raise InputError(f"there is no configuration file {path}") from None
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as YAML: {one_line(error)}") from None
+    if base is None:
+        return [(str(path), content)]
+    require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
+    return [*_files(path.parent / base, (*variants, path.resolve())), (str(path), content)]
+
+
+def _built(
+    schema: type[Config], parts: Sequence[tuple[str, Any]], overrides: Sequence[str]
+) -> Config:
+    """The dataclass from its defaults, from parts that each have a source, and from overrides."""
+    config = OmegaConf.structured(schema)
+    try:
+        for source, content in parts:  # noqa: B007 (named in the messages below)
+            config = OmegaConf.merge(config, content)
+        for override in overrides:
+            source = f"override {override!r}"
+            key, sign, _ = override.partition("=")
+            require(bool(key and sign), f"{override!r} is not an override, expected key=value")
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
         source = "the configuration"
-        return OmegaConf.to_object(config)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except KeyError as error:
         key = str(getattr(error, "full_key", error))
         known = [name for name, _ in flattened(schema())]
@@ -79,14 +100,25 @@ def _typed(schema: type[Config], values: Any, overrides: Sequence[str], source: 
         key = getattr(error, "full_key", None)
         where = f" ({key!r})" if key else ""
         raise InputError(f"{source}{where}: {one_line(error)}") from None
+    return _section(config, values)
+
+
+def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> Any:
+    """The dataclass of a section with these values; messages name its settings with ``prefix``."""
+    types = {key: OmegaConf.get_type(config, key) for key in values}
+    arguments = {
+        key: _section(config[key], value, f"{prefix}{key}.")
+        if dataclasses.is_dataclass(types[key])
+        else value
+        for key, value in values.items()
+    }
+    try:
+        return OmegaConf.get_type(config)(**arguments)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
 
 
 def _likeness(key: str, known: str) -> float:
     """How like two dotted keys are: as wholes, and in their last parts (a section is forgotten)."""
     pairs = ((key, known), (key.rsplit(".")[-1], known.rsplit(".")[-1]))
     return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-
-def parse_override(text: str) -> Any:
-    """One ``key=value`` as a nested configuration."""
-    return OmegaConf.from_dotlist([text])

@@ -119,9 +119,9 @@ def test_no_event_is_made_up():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shift": -1.0}, "augmentation.shift is -1.0, expected >= 0"),
-        ({"rotation": -1.0}, "augmentation.rotation is -1.0"),
-        ({"drop": 1.0}, "augmentation.drop is 1.0, expected in [0, 1)"),
+        ({"shift": -1.0}, "shift is -1.0, expected at least 0"),
+        ({"rotation": -1.0}, "rotation is -1.0"),
+        ({"drop": 1.0}, "drop is 1.0, expected at least 0 and below 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, message):

@@ -119,7 +119,7 @@ def test_defaults_are_the_authors():
     ],
 )
 def test_impossible_damage_is_refused(values, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         Damage(**values)
 
 

@@ -141,7 +141,7 @@ def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):
 @pytest.mark.parametrize("side", [34, 32, 20])
 def test_every_layer_of_the_network_fires_from_the_start(simulated, side):
     config = configured(f"dataset_path={simulated}", f"events.side={side}")
-    task = event_vision.EventCamera()
+    task = EventVision(event_vision.EventConvConfig)
     task.prepare(config, CPU)
     torch.manual_seed(0)
     model = event_vision.SNN(config)
@@ -177,7 +177,7 @@ def script(folder, action, *overrides, file="event_vision.yaml"):
     best = f"test_checkpoint_path={folder}/checkpoint/mine_best"
     options = {"model": event_vision.SNN, "initialise": event_vision.initialise}
     arguments = [action, "--config_file", ROOT / file, *settings, best]
-    options["task"] = event_vision.EventCamera()
+    options["task"] = EventVision(event_vision.EventConvConfig)
     return run(*arguments, script=ROOT / "event_vision.py", **options)
 
 
@@ -251,10 +251,10 @@ def test_bad_input_is_refused_in_a_line(files, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"merge": 0}, "events.merge is 0, expected at least 1"),
-        ({"side": 0}, "events.side is 0, expected at least 1"),
-        ({"validation_size": 0}, "events.validation_size is 0"),
-        ({"duration": 0.0}, "events.duration is 0.0, expected milliseconds"),
+        ({"merge": 0}, "merge is 0, expected at least 1"),
+        ({"side": 0}, "side is 0, expected at least 1"),
+        ({"validation_size": 0}, "validation_size is 0"),
+        ({"duration": 0.0}, "duration is 0.0, expected at least 0.001"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, message):

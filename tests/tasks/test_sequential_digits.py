@@ -129,10 +129,10 @@ def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
     [
         ({"length": 100}, "length is 100, expected a divisor of the 784 pixels"),
         ({"shortest_memory": 900.0}, "shortest_memory is 900.0 and longest_memory 800.0"),
-        ({"shortest_memory": 0.0}, "shortest_memory is 0.0"),
+        ({"shortest_memory": 0.0}, "shortest_memory is 0.0, expected above 0"),
         ({"lowest_frequency": 0.3}, "lowest_frequency is 0.3 and highest_frequency 0.25"),
-        ({"highest_frequency": 0.6}, "highest_frequency 0.6, expected"),
-        ({"weight_gain": 0.0}, "weight_gain is 0.0, expected > 0"),
+        ({"highest_frequency": 0.6}, "highest_frequency is 0.6, expected above 0 and at most 0.5"),
+        ({"weight_gain": 0.0}, "weight_gain is 0.0, expected above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

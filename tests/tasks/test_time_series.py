@@ -261,13 +261,13 @@ def test_bad_input_is_refused_in_a_line(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        (TimeSeriesHyperparameters, {"fields": 1}, "fields is 1, expected 2 or more"),
-        (TimeSeriesHyperparameters, {"window": 1}, "window is 1, expected 2 or more"),
-        (TimeSeriesHyperparameters, {"neurons": 0}, "neurons is 0, expected 1 or more"),
-        (TimeSeriesHyperparameters, {"filters": 0}, "filters is 0, expected 1 or more"),
-        (TimeSeriesHyperparameters, {"threshold": 0.0}, "threshold is 0.0, expected > 0"),
-        (TimeSeriesHyperparameters, {"first_rate": 1.0}, "first_rate is 1.0, expected in (0, 1)"),
-        (SeriesOptions, {"validation_share": 1.0}, "validation_share is 1.0, expected a share"),
+        (TimeSeriesHyperparameters, {"fields": 1}, "fields is 1, expected at least 2"),
+        (TimeSeriesHyperparameters, {"window": 1}, "window is 1, expected at least 2"),
+        (TimeSeriesHyperparameters, {"neurons": 0}, "neurons is 0, expected at least 1"),
+        (TimeSeriesHyperparameters, {"filters": 0}, "filters is 0, expected at least 1"),
+        (TimeSeriesHyperparameters, {"threshold": 0.0}, "threshold is 0.0, expected above 0"),
+        (TimeSeriesHyperparameters, {"first_rate": 1.0}, "first_rate is 1.0, expected above 0"),
+        (SeriesOptions, {"validation_share": 1.0}, "validation_share is 1.0, expected above 0"),
         (SeriesOptions, {"smallest_epoch": 0}, "smallest_epoch is 0, expected at least 1"),
     ],
 )

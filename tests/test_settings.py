@@ -1,0 +1,122 @@
+"""Settings: every range that a field declares is checked, shown, and holds for its default."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+import pytest
+
+import event_vision
+import snn_conv
+from snn_lib.errors import InputError, require
+from snn_lib.settings import LARGEST, ExperimentConfig, Range, Settings, flattened, setting
+from snn_lib.tasks.association import AssociationConfig
+from snn_lib.tasks.digits import DigitConfig
+from snn_lib.tasks.sequential_digits import SequentialConfig
+from snn_lib.tasks.time_series import TimeSeriesConfig
+from snn_lib.training.config import config_from_dict
+
+CONFIGS = (
+    DigitConfig,
+    snn_conv.ConvConfig,
+    SequentialConfig,
+    TimeSeriesConfig,
+    event_vision.EventConvConfig,
+    AssociationConfig,
+)
+
+
+def sections_of(config_class):
+    """Every section of a configuration by its prefix, the whole among them."""
+    config = config_class()
+    return {"": config, **{f"{k}.": v for k, v in flattened(config) if isinstance(v, Settings)}}
+
+
+SECTIONS = {type(s): s for config in CONFIGS for s in sections_of(config).values()}
+
+
+def outside(value, allowed):
+    """Numbers of the value's type that its range does not have, the nearest among them."""
+    number = value[0] if isinstance(value, list) else value
+    whole = isinstance(number, int)
+    below = {"at_least": -1, "above": 0}
+    yield from (LARGEST + 1, -LARGEST - 1) if whole else (math.inf, -math.inf, math.nan)
+    for name in ("at_least", "above", "at_most", "below"):
+        bound = getattr(allowed, name)
+        if math.isfinite(bound):
+            away = -1 if name in below else 1
+            if name in ("above", "below"):
+                yield bound if whole else float(bound)
+            yield bound + away if whole else math.nextafter(bound, away * math.inf)
+
+
+@pytest.mark.parametrize("section", SECTIONS.values(), ids=[s.__name__ for s in SECTIONS])
+def test_every_number_outside_its_range_is_refused_by_its_name(section):
+    for entry in dataclasses.fields(section):
+        value = getattr(section, entry.name)
+        if isinstance(value, (int, float, list)) and not isinstance(value, bool):
+            for wrong in outside(value, entry.metadata["range"]):
+                wrong = [wrong] * len(value) if isinstance(value, list) else wrong
+                with pytest.raises(InputError) as refusal:
+                    type(section)(**{entry.name: wrong})
+                assert str(refusal.value).startswith(f"{entry.name} is {wrong}, expected ")
+
+
+@pytest.mark.parametrize("config_class", CONFIGS)
+def test_a_configuration_puts_the_section_before_the_name(config_class):
+    for prefix, section in sections_of(config_class).items():
+        numbers = [e for e in dataclasses.fields(section) if isinstance(e.default, (int, float))]
+        for entry in numbers[:1]:
+            values = LARGEST + 1 if isinstance(entry.default, int) else math.inf
+            for part in reversed(f"{prefix}{entry.name}".split(".")):
+                values = {part: values}
+            with pytest.raises(InputError, match=rf"^{prefix}{entry.name} is \S+, expected "):
+                config_from_dict(config_class, values, [])
+
+
+@dataclass
+class Inner(Settings):
+    share: float = setting(0.5, "a share", above=0, at_most=1)
+    pair: list[int] = setting([1, 2], "two", at_least=1, length=2)
+    free: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.pair[0] < self.pair[1], f"pair is {self.pair}, expected the lowest first")
+
+
+@dataclass
+class Outer(ExperimentConfig):
+    inner: Inner = field(default_factory=Inner)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"share": 0.0}, "share is 0.0, expected above 0 and at most 1"),
+        ({"share": math.nan}, "share is nan, expected finite numbers"),
+        ({"pair": [1, 2, 3]}, "pair is [1, 2, 3], expected 2 numbers, each at least 1"),
+        ({"pair": [0, 1]}, "pair is [0, 1], expected 2 numbers, each at least 1"),
+        ({"pair": [2, 1]}, "pair is [2, 1], expected the lowest first"),
+        ({"free": math.inf}, "free is inf, expected finite numbers"),
+        ({"pair": [1, 10**30]}, f"and whole ones up to {LARGEST:,}"),
+    ],
+)
+def test_a_section_of_one_s_own_is_checked_alone_and_in_a_configuration(values, message):
+    with pytest.raises(InputError) as alone:
+        Inner(**values)
+    assert message in str(alone.value)
+    with pytest.raises(InputError) as inside:
+        config_from_dict(Outer, {"inner": values}, [])
+    assert str(inside.value) == f"inner.{alone.value}"
+
+
+def test_what_lies_on_an_included_bound_is_taken():
+    assert Inner(share=1.0, pair=[1, LARGEST]).share == 1.0
+
+
+def test_a_range_reads_as_words():
+    assert str(Range()) == ""
+    assert str(Range(at_least=0, below=1)) == "at least 0 and below 1"
+    assert str(Range(above=0.5, at_most=10_000)) == "above 0.5 and at most 10,000"
+    assert str(Range(above=0, length=2)) == "2 numbers, each above 0"
