@@ -27,6 +27,7 @@ MODELS = {
     "snn_mlp_1_poisson": (snn_mlp_1.SNN, DigitClassification),
     "snn_mlp_2_poisson": (snn_mlp_2.SNN, DigitClassification),
     "snn_conv_poisson": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
+    "snn_mlp_1_latency": (snn_mlp_1.SNN, DigitClassification),
 }
 
 

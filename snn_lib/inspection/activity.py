@@ -1,44 +1,42 @@
 """Counts what a network does while it runs: firing rates and operations.
 
-The counts are those of NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4), taken where a
-spike arrives: at the synapse, whose filter is counted by itself. Through a convolution it reaches
-as many sums as read its position: fewer at borders and between strides. Those that pooling then
-leaves out count too.
+Operations are counted at the weights, on what arrives there, in the network as it is: every element
+that is not zero meets the weights of its column that are not zero. Where only 0, 1 and -1 arrive,
+each meeting is an addition; elsewhere it is a multiply-accumulate. These are the effective synaptic
+operations of NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). Filters and neurons,
+which compute at every step, are counted beside them.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import is_recomputing
-from snn_lib.containers import bind_call
+from snn_lib.chunks import Chunked, is_recomputing
+from snn_lib.containers import PerStep, bind_call
 from snn_lib.initialisation import WEIGHTED
+from snn_lib.inspection.timeline import Timeline
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.readout import within
+from snn_lib.pytorch_private import convolve
 from snn_lib.synapses import IIRSynapse
 
-CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
-POOLING = tuple(getattr(nn, name) for name in nn.modules.pooling.__all__)
+UNCOUNTED = nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
 PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
 
 class Operations(NamedTuple):
-    """What a network computes for a sequence, if whatever is zero is left out, weights too.
+    """What a network computes for a sequence if it skips zeros, those among its weights too.
 
     Attributes:
-        additions: a weight added for every spike that reaches a neuron.
-        multiply_accumulates: a weight times a current, where the input of a synapse is no spike:
-            in a call in which any element of it is neither 0 nor 1 nor -1.
-        filters: multiply-accumulates of the synapses' filters, which never rest.
-        neurons: those of membrane and reset.
+        additions: of weights, where a layer of weights receives nothing but 0, 1 and -1.
+        multiply_accumulates: of weights, where a layer receives other values as well.
+        filters: multiply-accumulates of the synapses' filters, which compute at every step.
+        neurons: multiply-accumulates of membrane and reset, at every step as well.
     """
 
     additions: float
@@ -49,9 +47,8 @@ class Operations(NamedTuple):
     def energy(self) -> float:
         """An estimate in joules: arithmetic alone, 32-bit floating point, 45 nm.
 
-        It is no measurement. Memory, which costs more than arithmetic on most machines, control and
-        leakage are left out, and a machine is assumed that skips zeros and filters behind the
-        weights: before them, a filtered spike is a potential for steps.
+        This is not a measurement. It assumes hardware that skips zeros, and leaves out control,
+        leakage and memory traffic, which costs more than arithmetic on most machines.
         """
         product = PICOJOULES_ADDITION + PICOJOULES_MULTIPLICATION
         products = self.multiply_accumulates + self.filters + self.neurons
@@ -59,60 +56,88 @@ class Operations(NamedTuple):
 
 
 class Activity:
-    """Spike counts of a network's layers, summed over all sequences seen by :func:`count_activity`.
+    """What a network did, summed over all sequences that :func:`count_activity` has watched.
 
-    A sequence begins where a layer is called without a state, and goes on where it is called with
-    one, so that a sequence in chunks counts once, whoever cuts it. They are counted at the layer
-    that runs first, as the batch of its ``(T, B, *features)``, whatever the model's own input is.
+    Every ``nn.Linear`` and convolution counts, each time that the model calls it. The operations of
+    a network with weights of another kind, ``nn.GRU`` for example, are refused. If a layer receives
+    other values than 0, 1 and -1 only now and then, all its operations are multiply-accumulates; a
+    layer that is used twice in a run is two layers in this respect.
+
+    A sequence begins where the first synapse or neuron of a run is called without a state, so that
+    a sequence in chunks counts once, whoever cuts it.
 
     Attributes:
         neurons: names of the neuron layers.
         sequences: number of input sequences.
-        events: per layer, the non-zero elements that neurons sent or synapses received.
-        elements: per layer, all elements.
-        arrivals: per synapse layer, its synaptic operations: events times the neurons they reach.
-        currents: per synapse layer, those of its arrivals among others than 0, 1 and -1.
-        lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded:
-            what lies behind them is not counted. Whoever runs the model sets it.
-        fan_out: per synapse layer, the neurons that each of its channels reaches through the
-            weights, those that are not zero, of the ``nn.Linear`` or convolution that follows it,
-            int64, of the shape of what it filtered last. A synapse layer before anything else, such
-            as pooling, has no entry, and no operations.
-        dense: per synapse layer, multiply-accumulates of one pass through those weights.
+        spike_counts: for each neuron layer, its spikes.
+        elements: for each neuron and synapse layer, its channels times the steps of all sequences.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.neurons = [n for n, m in model.named_modules() if isinstance(m, SpikingNeuron)]
-        self.sequences = 0
-        self.lengths: Tensor | None = None
-        self.events: dict[str, Tensor] = {}
-        self.elements: dict[str, int] = {}
-        self.arrivals: dict[str, Tensor] = {}
-        self.currents: dict[str, Tensor] = {}
+        self.sequences: float = 0
+        self.spike_counts: dict[str, Any] = {}
+        self.elements: dict[str, Any] = {}
         self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
-        self.fan_out: dict[str, Tensor] = {}
-        self.dense: dict[str, int] = {}
-        self._first: str | None = None
-        # Steps of each layer's sequences so far, and those that have arrived behind its weights.
-        self._steps: dict[str, int] = defaultdict(int)
-        self._arrived: dict[str, int] = defaultdict(int)
         for name, module in model.named_modules():
-            if isinstance(module, SpikingNeuron):  # reset, and what it takes off the potential
+            if isinstance(module, SpikingNeuron):  # the reset, and what it takes off the potential
+                self.spike_counts[name] = self.elements[name] = 0
                 self.work[name] = 2 + bool(module.membrane_decay.any())
             if isinstance(module, IIRSynapse):
+                self.elements[name] = 0
                 self.work[name] = len(module.alpha) + len(module.beta)
+        self.neurons = list(self.spike_counts)
+        # For each use of a layer of weights: its operations, and whether it has to multiply.
+        self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._dense: Tensor | int = 0  # operations of all weights, zeros included
+        self._steps: Counter = Counter()  # of all sequences together, for each layer
+        self._totals: dict[str, float] = {}  # of all processes
+
+        self._in_per_step = {
+            part for m in model.modules() if isinstance(m, PerStep) for part in m.modules()
+        }
+        self._uncounted = next(
+            (
+                f"layer {name} is an nn.{type(module).__name__}, whose weights are not known here"
+                for name, module in model.named_modules()
+                if isinstance(module, UNCOUNTED)
+            ),
+            None,
+        )
+        self.timeline = Timeline()
+
+    def begin(self, lengths: Tensor | None, steps: int) -> None:
+        """Announces a batch, so that what lies behind the end of a sequence is not counted.
+
+        Only padded sequences need it, and whoever reads :attr:`per_step`. The model is then to be
+        called with ``(T, B, *)`` or ``(B, T, *)``.
+
+        Args:
+            lengths: steps of each sequence, int64 ``(B,)``; ``None`` if nothing is padded.
+            steps: T.
+        """
+        self.timeline.lengths = lengths
+        if lengths is not None:
+            shape = steps, len(lengths)
+            self._per_step = torch.zeros(shape, dtype=torch.int64, device=lengths.device)
 
     @property
-    def dense_operations(self) -> int:
-        """Multiply-accumulates of one pass through all layers of weights, which skips no zeros."""
-        return sum(self.dense[name] for name in self.fan_out)
+    def per_step(self) -> Tensor:
+        """The operations at the weights for each step and sequence of the batch, ``(T, B)``.
+
+        The batch is the one that :meth:`begin` announced. Behind a sequence's end they are zero.
+
+        Raises:
+            ValueError: they cannot be told.
+        """
+        self._refuse_trouble()
+        return self._per_step
 
     def firing_rates(self) -> dict[str, float]:
-        """Mean firing rate of every neuron layer, in spikes per neuron and time step."""
+        """Mean firing rate of every neuron layer that ran, in spikes per neuron and time step."""
         return {
-            name: float(self.events[name]) / float(self.elements[name])
-            for name in self.neurons
-            if self.elements.get(name)
+            name: float(spikes) / float(self.elements[name])
+            for name, spikes in self.spike_counts.items()
+            if self.elements[name]
         }
 
     def spikes(self) -> float:
@@ -121,269 +146,178 @@ class Activity:
         Raises:
             ValueError: no sequence has begun.
         """
-        return self._per_sequence({name: self.events.get(name, 0) for name in self.neurons})
+        return self._per_sequence(self.spike_counts.values())
 
     def activity_sparsity(self) -> float:
         """The share of neurons and steps without a spike; 1 where there are no neurons."""
-        spikes, elements = (
-            sum(float(counts[name]) for name in self.neurons if name in counts)
-            for counts in (self.events, self.elements)
-        )
-        return 1.0 - spikes / max(elements, 1.0)
-
-    def synaptic_operations(self) -> float:
-        """Synaptic operations per sequence: every event times the neurons that it reaches.
-
-        An input current that is not zero counts as an event at every step.
-
-        Raises:
-            ValueError: no sequence has begun.
-        """
-        return self._per_sequence(self.arrivals)
+        spikes = sum(map(float, self.spike_counts.values()))
+        return 1.0 - spikes / max(sum(float(self.elements[name]) for name in self.neurons), 1.0)
 
     def operations(self) -> Operations:
         """What was computed per sequence, by kind.
 
         Raises:
-            ValueError: no sequence has begun.
+            ValueError: no sequence has begun, or it cannot be told.
         """
-        total, currents = self.synaptic_operations(), self._per_sequence(self.currents)
+        self._refuse_trouble()
+        totals = self._sums()
         filters, neurons = (
-            sum(self.work[name] * float(self.elements[name]) for name in layers) / self.sequences
+            self._per_sequence(self.work[name] * self.elements[name] for name in layers)
             for layers in (self.elements.keys() - self.neurons, self.neurons)
         )
-        return Operations(total - currents, currents, filters, neurons)
+        additions, products = (
+            self._per_sequence([totals[kind]]) for kind in ("additions", "multiply_accumulates")
+        )
+        return Operations(additions, products, filters, neurons)
 
-    def _per_sequence(self, operations: dict[str, Tensor]) -> float:
-        if not self.sequences:
-            raise ValueError("no sequence has begun: no layer was called without a state")
-        return sum(map(float, operations.values())) / self.sequences
+    def synaptic_operations(self) -> float:
+        """Operations at the weights per sequence: additions and multiply-accumulates.
+
+        Raises:
+            ValueError: as :meth:`operations`.
+        """
+        return sum(self.operations()[:2])
+
+    def dense_operations(self) -> float:
+        """Multiply-accumulates of one pass through all layers of weights, without skipping zeros.
+
+        A layer that the network uses twice in a step counts twice.
+        """
+        totals = self._sums()
+        return float(totals["dense"]) / max(float(totals["passes"]), 1.0)
 
     def sum_by(self, total: Callable[[dict[str, Any]], dict[str, float]]) -> None:
         """Makes the counts those of all processes, by a function that sums over them."""
-        self.events, self.elements = total(self.events), total(self.elements)
-        self.arrivals, self.currents = total(self.arrivals), total(self.currents)
+        self._totals = total(self._sums())
+        self.spike_counts, self.elements = total(self.spike_counts), total(self.elements)
         self.sequences = total({"": self.sequences})[""]
 
-    def count(
+    def _sums(self) -> dict[str, Any]:
+        """The operations at the weights, and what a dense network would need for its passes."""
+        multiplied = sum(
+            operations * multiplies for operations, multiplies in self._products.values()
+        )
+        return self._totals or {
+            "additions": sum(operations for operations, _ in self._products.values()) - multiplied,
+            "multiply_accumulates": multiplied,
+            "dense": self._dense,
+            "passes": min(self._steps.values(), default=0),
+        }
+
+    def _refuse_trouble(self) -> None:
+        if self._uncounted is not None:
+            raise ValueError(self._uncounted)
+        if self.timeline.trouble is not None:
+            raise ValueError(f"nothing tells which steps are padding: {self.timeline.trouble}")
+
+    def _per_sequence(self, counts: Iterable[Any]) -> float:
+        if not self.sequences:
+            raise ValueError("no sequence has begun: no layer was called without a state")
+        return sum(map(float, counts)) / self.sequences
+
+    def count_layer(
         self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
     ) -> None:
-        """Adds what the layer ``name`` did in a call; a forward hook but for the name."""
+        """Adds what a synapse or neuron layer did in a call; a forward hook but for the name."""
         if is_recomputing():
             return
         given = bind_call(layer, args, kwargs)
         received = next(iter(given.values()))  # (T, B, *features)
-        if self._first is None:
-            self._first = name
-        if name == self._first and given.get("state") is None:
-            self.sequences += received.shape[1]
+        fresh = given.get("state") is None
+        self.sequences += self.timeline.new_sequences(name, received.shape[1], fresh)
         counted = result[0] if isinstance(layer, SpikingNeuron) else received
-        elements = counted.numel()
-        if (own := self._own(self._steps, name, given, counted)) is not None:
-            counted = counted * own
-            elements = own.sum() * math.prod(counted.shape[2:])
-        self.events[name] = self.events.get(name, 0) + torch.count_nonzero(counted)
-        self.elements[name] = self.elements.get(name, 0) + elements
+        steps = counted.shape[:2].numel()
+        if (found := self.timeline.own(name, steps, fresh)) is not None:
+            own, _ = found
+            counted, steps = counted * own.view(*own.shape, *[1] * (counted.dim() - 2)), own.sum()
+        self._steps[name] += steps
+        self.elements[name] += steps * counted.shape[2:].numel()
+        if isinstance(layer, SpikingNeuron):
+            self.spike_counts[name] += torch.count_nonzero(counted)
 
-    def _own(
-        self, steps: dict[str, int], name: str, given: dict[str, Any], counted: Tensor
-    ) -> Tensor | None:
-        """Where the sequences of a call are their own and not padding, if they are padded."""
-        begin = 0 if given.get("state") is None else steps[name]
-        steps[name] = begin + len(counted)
-        return None if self.lengths is None else within(counted, self.lengths - begin)
+    @torch.no_grad()
+    def count_weights(
+        self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: Tensor
+    ) -> None:
+        """Adds what a layer of weights did in a call; a forward hook but for the name."""
+        if is_recomputing():
+            return
+        x = next(iter(bind_call(layer, args, kwargs).values()))
+        x = self._one_leading_dimension(layer, x)
+        if not self.elements:  # there is no synapse or neuron to tell of the sequences
+            batch = self.timeline.batch or len(x)
+            self.sequences += self.timeline.new_sequences(name, batch, True)
+        operations, steps = _products(layer, x, layer.weight), len(x)  # (T * B,)
+        if (found := self.timeline.own(name, steps)) is not None:
+            own, begin = found
+            operations, steps = operations.view(own.shape) * own, own.sum()
+            self._per_step[begin : begin + len(own)] += operations
+        use = name, self.timeline.use(name)
+        before, multiplied = self._products.get(use, (0, False))
+        multiplies = ((x != 0) & (x != 1) & (x != -1)).any()
+        self._products[use] = before + operations.sum(), multiplied | multiplies
+        self._steps[name] += steps
+        ones = torch.ones_like(x[:1]), torch.ones_like(layer.weight)
+        self._dense += steps * _products(layer, *ones)[0]
 
-    def count_arrivals(self, name: str, given: dict[str, Any], reach: "Reach") -> None:
-        """Adds the synaptic operations of a call of the synapse layer ``name``."""
-        counted = next(iter(given.values()))  # (T, B, *features)
-        if (own := self._own(self._arrived, name, given, counted)) is not None:
-            counted = counted * own
-        self.fan_out[name], self.dense[name] = reach
-        arrivals = (counted.ne(0).sum((0, 1)) * reach.fan_out.to(counted.device)).sum()
-        spikes = ((counted == 0) | (counted == 1) | (counted == -1)).all()
-        self.arrivals[name] = self.arrivals.get(name, 0) + arrivals
-        self.currents[name] = self.currents.get(name, 0) + arrivals * ~spikes
+    def _one_leading_dimension(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What a layer of weights is given, time and batch in one dimension."""
+        map_dimensions = 1 if isinstance(layer, nn.Linear) else layer.weight.dim() - 1
+        if x.dim() == map_dimensions:
+            return x[None]
+        if x.dim() == map_dimensions + 1 or layer in self._in_per_step:
+            return x
+        if self.timeline.batch is None:
+            self.timeline.batch = x.shape[1]  # (T, B, *)
+        # Else it is (B, *), a single step with a matrix for each of several positions.
+        return x.flatten(0, 1) if x.shape[1] == self.timeline.batch else x
+
+
+def _products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """How many pairs of an input and a weight that are not zero a layer multiplies, int64 ``(N,)``.
+
+    Args:
+        layer: an ``nn.Linear`` or a convolution, with all its settings but the weights.
+        x: what it is given, ``(N, *)``.
+        weight: its weights.
+    """
+    # Summed over the outputs first, it is a small layer. Its sums are whole numbers, which are
+    # exact in float32 up to 2^24, and its weights in TF32 up to 2^11.
+    exact = weight.numel() < 2**24 and len(weight) <= 2**11
+    x, weight = (t.ne(0).to(torch.float32 if exact else torch.float64) for t in (x, weight))
+    with torch.autocast(x.device.type, enabled=False):
+        if isinstance(layer, nn.Linear):
+            products = (x @ weight.sum(0))[..., None]
+        else:
+            products = convolve(layer, x, weight.unflatten(0, (layer.groups, -1)).sum(1))
+    return products.round().long().flatten(1).sum(1)
 
 
 @contextmanager
 def count_activity(model: nn.Module) -> Iterator[Activity]:
-    """Counts the activity of ``model`` while the context lasts, by forward hooks."""
-    activity = Activity(model)
-    handles = [
-        module.register_forward_hook(partial(activity.count, name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, (IIRSynapse, SpikingNeuron))
-    ]
-    try:
-        with _watch_arrivals(model, activity.count_arrivals):
-            yield activity
-    finally:
-        for handle in handles:
-            handle.remove()
+    """Counts the activity of ``model`` while the context lasts, by hooks.
 
-
-@contextmanager
-def operations_per_step(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The synaptic operations of each step and sequence, ``(T, B)``, per synapse layer.
-
-    Filled while ``model`` runs in the context: what a sequence that is stopped early has cost.
-    Where a layer goes on from a state, its steps follow those before.
+    with count_activity(model) as activity:
+        model(x)
+    activity.operations()
     """
-    operations: dict[str, Tensor] = {}
-
-    def count(name: str, given: dict[str, Any], reach: Reach) -> None:
-        received = next(iter(given.values()))
-        steps = (received.ne(0) * reach.fan_out.to(received.device)).flatten(2).sum(2)
-        goes_on = given.get("state") is not None and name in operations
-        operations[name] = torch.cat([operations[name], steps]) if goes_on else steps
-
-    with _watch_arrivals(model, count):
-        yield operations
-
-
-class Reach(NamedTuple):
-    """How far a synapse layer reaches.
-
-    Attributes:
-        fan_out: how many neurons each of its channels reaches through weights that are not zero,
-            int64, of the shape of what it filters at a step, on the CPU.
-        dense: multiply-accumulates of one pass through the weights, zeros too.
-    """
-
-    fan_out: Tensor
-    dense: int
-
-
-@contextmanager
-def _watch_arrivals(
-    model: nn.Module, count: Callable[[str, dict[str, Any], Reach], None]
-) -> Iterator[None]:
-    """Calls ``count(name, arguments, reach)`` for every call of a synapse before weights.
-
-    That is when the weights are called: only then it is known which shape they see, and whether
-    they are given all that the synapse handed on or, after pooling say, something else.
-    """
-    calls: dict[str, list[dict[str, Any]]] = {}  # of synapses whose weights have not run since
-    known: dict[tuple[str, torch.Size, torch.Size], Reach | None] = {}
-
-    def remember(
-        name: str, synapse: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
-    ) -> None:
-        if is_recomputing():
-            return
-        given = bind_call(synapse, args, kwargs)
-        if given.get("state") is None:  # a sequence begins
-            calls[name] = []
-        calls.setdefault(name, []).append(given)
-
-    def arrive(name: str, weights: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if not (waiting := calls.pop(name, [])):
-            return
-        given = next(iter(bind_call(weights, args, kwargs).values()))
-        received = [next(iter(call.values())) for call in waiting]
-        whole, step = sum(x.numel() for x in received), received[0].shape[1:]
-        if given.numel() not in (whole, step.numel()):  # all steps, or each
-            return
-        features = step[1:]
-        key = name, features, given.shape
-        if key not in known:
-            known[key] = reach_of(weights, features, given.shape)
-        if (reach := known[key]) is not None:
-            for call in waiting:
-                count(name, call, reach)
-
-    handles = []
-    for name, weights in _weights_after(model).items():
-        synapse = model.get_submodule(name)
-        handles += [
-            synapse.register_forward_hook(partial(remember, name), with_kwargs=True),
-            weights.register_forward_pre_hook(partial(arrive, name), with_kwargs=True),
-        ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _weights_after(model: nn.Module) -> dict[str, nn.Module]:
-    """For each synapse layer the weights that follow it."""
-    found: dict[str, nn.Module] = {}
-    synapse = None
+    activity, handles = Activity(model), []
+    timeline = activity.timeline
+    for module in (model, *(m.module for m in model.modules() if isinstance(m, Chunked))):
+        before = module.register_forward_pre_hook(timeline.enter, with_kwargs=True, prepend=True)
+        after = module.register_forward_hook(timeline.leave, with_kwargs=True, always_call=True)
+        handles += [before, after]
     for name, module in model.named_modules():
-        if isinstance(module, IIRSynapse):
-            synapse = name
-        elif synapse is not None and _acts(module):
-            if isinstance(module, WEIGHTED):
-                found[synapse] = module
-            synapse = None
-    return found
-
-
-def _acts(module: nn.Module) -> bool:
-    """Whether the module is a layer itself: weights, neurons, pooling, numbers of its own."""
-    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
-    layers = *WEIGHTED, SpikingNeuron, *POOLING
-    return isinstance(module, layers) or next(own, None) is not None
-
-
-def reach_of(weights: nn.Module, features: Sequence[int], given: Sequence[int]) -> Reach | None:
-    """How far a synapse layer reaches through the weights behind it.
-
-    A weight counts for every time it reads a position: where padding repeats a position
-    (``reflect``, ``replicate``), it may do so more than once.
-
-    Args:
-        weights: an ``nn.Linear`` or a convolution.
-        features: the shape of what the synapse hands on at a step of a sequence.
-        given: the shape of what the weights are given, whatever lies before its own dimensions.
-
-    Returns:
-        The reach, or ``None`` where the weights do not fit what the synapse hands on.
-    """
-    present = (weights.weight != 0).detach().to("cpu", torch.float64)
-    both = present, torch.ones_like(present)
-    if isinstance(weights, nn.Linear):
-        # Flattened before, or a matrix for every position.
-        if weights.in_features not in (math.prod(features), features[-1]):
-            return None
-        whole = weights.in_features == math.prod(features)
-        reached, dense = (
-            counts.view(features) if whole else counts.expand(features)
-            for counts in (numbers.sum(0).long() for numbers in both)
-        )
-    else:
-        own = given[-1 - len(weights.kernel_size) :]  # channels and positions
-        if math.prod(own) != math.prod(features):
-            return None
-        reached, dense = (_readers(weights, numbers, own).reshape(features) for numbers in both)
-    return Reach(reached, int(dense.sum()))
-
-
-def _readers(weights: nn.Module, present: Tensor, maps: Sequence[int]) -> Tensor:
-    """How many weights of a convolution read each position of its ``maps``, int64.
-
-    It is the gradient of all its outputs if the weights ``present`` are ones, the others zero.
-    """
-    convolution = next(kind for kind in CONVOLUTIONS if isinstance(weights, kind))
-    with torch.inference_mode(False), torch.enable_grad():
-        exact = {"dtype": torch.float64, "device": "cpu"}
-        ones = convolution(
-            weights.in_channels,
-            weights.out_channels,
-            weights.kernel_size,
-            weights.stride,
-            weights.padding,
-            weights.dilation,
-            weights.groups,
-            bias=False,
-            padding_mode=weights.padding_mode,
-            **exact,
-        ).requires_grad_(False)
-        ones.weight.copy_(present)
-        x = torch.ones(1, *maps, requires_grad=True, **exact)
-        (readers,) = torch.autograd.grad(ones(x).sum(), x)
-    return readers[0].round().long()
+        if isinstance(module, PerStep):
+            handles.append(module.register_forward_pre_hook(timeline.fold, with_kwargs=True))
+        elif isinstance(module, (IIRSynapse, SpikingNeuron, *WEIGHTED)):
+            count = activity.count_weights if isinstance(module, WEIGHTED) else activity.count_layer
+            handles.append(module.register_forward_hook(partial(count, name), with_kwargs=True))
+    try:
+        yield activity
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def footprint(model: nn.Module) -> int:

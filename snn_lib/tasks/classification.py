@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch
-from snn_lib.inspection.activity import Activity, Operations, operations_per_step
-from snn_lib.readout import first_lead
+from snn_lib.inspection.activity import Activity, Operations, count_activity
+from snn_lib.readout import first_lead, within
 from snn_lib.settings import ExperimentConfig, Hyperparameters, setting
 from snn_lib.tasks.base import Task, output_of
 
@@ -34,9 +34,15 @@ class ClassificationConfig(ExperimentConfig):
 
 
 class Classification(Task):
-    """A class for every sequence; a subclass defines :meth:`logits`."""
+    """A class for every sequence; a subclass defines :meth:`logits`.
+
+    Attributes:
+        counts_spikes: whether the answer is the class whose output neuron spikes most, so that it
+            can be told before a sequence ends.
+    """
 
     config_class: type[ExperimentConfig] = ClassificationConfig
+    counts_spikes = False
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """How much speaks for each class, ``(B, classes)``."""
@@ -69,6 +75,83 @@ class Classification(Task):
         """What the best epoch is chosen by, higher is better: accuracy, then a lower loss."""
         return metrics["accuracy"], -metrics["loss"]
 
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Spikes, operations beside those of a dense network, and accuracy against steps."""
+        sample = self.unit.removesuffix("s")
+        try:
+            work, dense = activity.operations(), activity.dense_operations()
+        except ValueError as error:
+            yield f"operations are not counted: {error}"
+            return
+        dense_work = Operations(0, dense, 0, 0)
+        yield (
+            f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
+            f"operations per {sample} ({work.additions:,.0f} additions and "
+            f"{work.multiply_accumulates:,.0f} multiply-accumulates); a dense network of this size "
+            f"takes {dense:,.0f} multiply-accumulates"
+        )
+        yield (
+            f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
+            f"multiply-accumulates per {sample}; all arithmetic by estimate "
+            f"{1e6 * work.energy():.2f} uJ (45 nm, without memory), the dense network's "
+            f"{1e6 * dense_work.energy():.2f} uJ"
+        )
+        if not self.counts_spikes:
+            return
+        accuracy, stopped = self.early_answers(model, (1, 2, 3))
+        stride = 5 * -(-len(accuracy) // 25)
+        early = ", ".join(
+            f"{step}: {100 * accuracy[step - 1]:.2f} %"
+            for step in range(stride, len(accuracy) + 1, stride)
+        )
+        if early:
+            yield f"accuracy if the output is read after so many steps: {early}"
+        for row in stopped:
+            yield (
+                f"stopped when the first is {row['lead']} spikes ahead: "
+                f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
+                f"{row['operations']:,.0f} synaptic operations"
+            )
+
+    @torch.inference_mode()
+    def early_answers(
+        self, model: nn.Module, leads: Sequence[float] = ()
+    ) -> tuple[list[float], list[dict[str, float]]]:
+        """What a network that answers by counting spikes says before the test sequences end.
+
+        Returns:
+            The accuracy if the spikes are counted up to each step (a sequence that has ended keeps
+            its answer), and for each of the ``leads`` a row of what stopping every sequence there
+            gives: accuracy, mean steps and synaptic operations.
+        """
+        model.eval()
+        means = ("accuracy", "steps", "operations")
+        rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
+        curves, sequences = [], 0
+        with count_activity(model) as activity:
+            for batch in self.evaluation_batches("test"):
+                total, count = batch.x.shape[:2]
+                lengths = batch.lengths
+                if lengths is None:
+                    lengths = torch.full((count,), total, device=batch.x.device)
+                activity.begin(lengths, total)
+                output = output_of(model, batch.x)
+                output = output * within(output, lengths)
+                decisions = output.cumsum(0).argmax(2)  # (T, B)
+                curves.append((decisions == batch.y).sum(1))
+                sequences += count
+                cost = activity.per_step.cumsum(0)
+                for row in rows:
+                    answers, steps = first_lead(output, row["lead"])
+                    steps = steps.minimum(lengths)
+                    row["accuracy"] += (answers == batch.y).sum().item()
+                    row["steps"] += steps.sum().item()
+                    row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
+        rows = [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
+        longest = max(map(len, curves))
+        correct = sum(torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves)
+        return (correct / sequences).tolist(), rows
+
 
 @dataclass
 class CountHyperparameters(ClassificationHyperparameters):
@@ -88,6 +171,8 @@ class CountHyperparameters(ClassificationHyperparameters):
 class CountClassification(Classification):
     """The class whose output neuron spikes most; settings :class:`CountHyperparameters`."""
 
+    counts_spikes = True
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.
 
@@ -102,62 +187,3 @@ class CountClassification(Classification):
             early, _ = self.judged(model, logits.flatten(0, 1), labels.flatten())
             loss = loss + settings.early_answers * early
         return loss, sums
-
-    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Spikes, operations beside those of a dense network, and accuracy against steps."""
-        sample = self.unit.removesuffix("s")
-        work = activity.operations()
-        dense = Operations(0, activity.dense_operations, 0, 0)
-        yield (
-            f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
-            f"operations per {sample} ({work.additions:,.0f} additions for spikes, "
-            f"{work.multiply_accumulates:,.0f} multiply-accumulates for currents); a dense network "
-            f"of this size takes {activity.dense_operations:,} multiply-accumulates"
-        )
-        yield (
-            f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
-            f"multiply-accumulates per {sample}; all arithmetic by estimate "
-            f"{1e6 * work.energy():.2f} uJ (45 nm), the dense network's "
-            f"{1e6 * dense.energy():.2f} uJ"
-        )
-        accuracy, stopped = self.early_answers(model, (1, 2, 3))
-        early = ", ".join(
-            f"{step}: {100 * accuracy[step - 1]:.2f} %" for step in range(5, len(accuracy) + 1, 5)
-        )
-        if early:
-            yield f"accuracy if the output is read after so many steps: {early}"
-        for row in stopped:
-            yield (
-                f"stopped when the first is {row['lead']} spikes ahead: "
-                f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
-                f"{row['operations']:,.0f} synaptic operations"
-            )
-
-    @torch.inference_mode()
-    def early_answers(
-        self, model: nn.Module, leads: Sequence[float] = ()
-    ) -> tuple[list[float], list[dict[str, float]]]:
-        """What the network says of the test sequences before their end.
-
-        Returns:
-            The accuracy if the spikes are counted up to each step, and, of stopping each sequence
-            at each of the ``leads``, a row: accuracy, mean steps and synaptic operations.
-        """
-        model.eval()
-        means = ("accuracy", "steps", "operations")
-        rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
-        correct, sequences = torch.zeros((), device=self.device), 0
-        with operations_per_step(model) as operations:
-            for batch in self.evaluation_batches("test"):
-                output = output_of(model, batch.x)
-                decisions = output.cumsum(0).argmax(2)  # (T, B)
-                correct = correct + (decisions == batch.y).sum(1)
-                sequences += len(batch.y)
-                cost = sum(operations.values(), torch.zeros_like(decisions)).cumsum(0)
-                for row in rows:
-                    answers, steps = first_lead(output, row["lead"])
-                    row["accuracy"] += (answers == batch.y).sum().item()
-                    row["steps"] += steps.sum().item()
-                    row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
-        rows = [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
-        return (correct / sequences).tolist(), rows

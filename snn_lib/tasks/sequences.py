@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Subset
 from snn_lib.data.batches import Batch, Batches, batch_seed, split_indices
 from snn_lib.data.sequences import collate, sequence_dataset
 from snn_lib.errors import require
-from snn_lib.readout import READOUTS, within
+from snn_lib.readout import READOUTS, SpikeCount, within
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification
@@ -134,6 +134,7 @@ class SequenceClassification(SequenceTask, Classification):
     ) -> None:
         super().__init__(data, validation_share, config_class)
         self.readout = readout_named(readout)
+        self.counts_spikes = isinstance(self.readout, SpikeCount)
         self._labels_seen = False
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snn_lib import encoding
 from snn_lib.data.batches import Batch, Batches, batch_generator
@@ -19,7 +19,6 @@ from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series, mean_and_deviation
 from snn_lib.errors import require
-from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
@@ -191,13 +190,6 @@ class TimeSeries(SequenceClassification):
     def training_sequences(self) -> Iterator[Batch]:
         """The training sequences without augmentation, once each."""
         return self._on_device(self._batches_of("train", training=False).epoch())
-
-    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Spikes and synaptic operations a sequence beside those of a dense network."""
-        yield (
-            f"{activity.spikes():,.0f} spikes and "
-            f"{activity.synaptic_operations():,.0f} synaptic operations per sequence"
-        )
 
 
 def stratified(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

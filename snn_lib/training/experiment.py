@@ -276,7 +276,7 @@ class Experiment:
         sums: dict[str, Any] = {}
         with count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.evaluation_batches(split):
-                activity.lengths = batch.lengths
+                activity.begin(batch.lengths, len(batch.x))
                 add_sums(sums, self._loss(self._in_chunks(model), batch)[1])
         activity.sum_by(distributed.total)
         return self._metrics(distributed.total(sums)), activity

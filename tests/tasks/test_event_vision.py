@@ -203,7 +203,9 @@ def test_simulated_recordings_are_learned_and_tested_to_the_same_accuracy(simula
     tested = script(tmp_path, "--test", *overrides)
     assert accuracy(trained) == accuracy(tested)
     assert float(accuracy(tested)) > 25  # chance is 10
-    assert re.search(r"0 multiply-accumulates for currents\); a dense network", tested.out)
+    assert re.search(
+        r"\(0 additions and [\d,]+ multiply-accumulates\); a dense network", tested.out
+    )
     assert re.search(r"synaptic operations per recording", tested.out)
     backwards = script(tmp_path, "--test", *overrides, "events.order=reversed")
     assert accuracy(backwards) != accuracy(tested)

@@ -1,0 +1,135 @@
+"""Where each call of a layer lies in the sequences that a model runs.
+
+Layers are called with all steps at once, in chunks, or step by step, and some of them several times
+at each step. Whoever counts has to know which sequences are new, and which steps are padding.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.chunks import current_chunk
+from snn_lib.containers import bind_call
+
+
+@dataclass
+class Run:
+    """A call of the model, or of a module that a ``Chunked`` in it runs.
+
+    Attributes:
+        begin: the step of the sequences at which it begins.
+        steps: how many steps it runs; ``None`` if nobody has to know.
+        uses: how many calls of each layer there have been.
+        seen: how many steps a layer has seen that does not take them all at once.
+    """
+
+    begin: int = 0
+    steps: int | None = None
+    uses: Counter = field(default_factory=Counter)
+    seen: Counter = field(default_factory=Counter)
+
+
+class Timeline:
+    """Follows the calls of a model and its layers; its hooks tell it of them.
+
+    Attributes:
+        lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded.
+        batch: B, once a layer has told it.
+        trouble: why nothing tells which steps are padding, if so.
+    """
+
+    def __init__(self) -> None:
+        self.lengths: Tensor | None = None
+        self.batch: int | None = None
+        self.trouble: str | None = None
+        self._runs: list[Run] = []  # those at work, the innermost last
+        self._end = 0  # the step after the model's last run
+        self._first: str | None = None  # the layer that is called first outside of the model
+        self._begun = False  # a layer has been called in this run of the model
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Notes that a run begins; a forward pre-hook."""
+        if not self._runs:
+            self._begun, self.batch = False, None
+        self._runs.append(run := Run())
+        if self.lengths is None:
+            return
+        given = bind_call(module, args, kwargs)
+        x, batch = next(iter(given.values())), len(self.lengths)
+        shape = tuple((x if isinstance(x, Tensor) else x[0]).shape[:2])
+        if batch not in shape:
+            self.trouble = (
+                f"the lengths are of {batch} sequences, but the first dimensions of what the model "
+                f"is given are {shape}, neither (T, B) nor (B, T)"
+            )
+            return
+        run.steps = shape[0] if shape[1] == batch else shape[1]
+        if (chunk := current_chunk()) is not None:
+            run.begin = chunk.start
+        elif given.get("state") is not None:
+            run.begin = self._end
+        self._end = run.begin + run.steps
+
+    def leave(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        """Notes that a run has ended; a forward hook."""
+        self._runs.pop()
+
+    def fold(self, step: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Notes how many sequences a ``PerStep`` is given; a forward pre-hook."""
+        self.batch = next(iter(bind_call(step, args, kwargs).values())).shape[1]
+
+    def new_sequences(self, name: str, batch: int, fresh: bool) -> int:
+        """How many sequences begin with a call of layer ``name``.
+
+        Args:
+            name: of a layer.
+            batch: how many sequences it is given.
+            fresh: whether it is given no state.
+        """
+        self.batch = batch
+        if self._runs:
+            first, self._begun = not self._begun, True
+        else:
+            self._first = self._first or name
+            first = name == self._first
+        return batch if first and fresh else 0
+
+    def use(self, name: str) -> int:
+        """The how manieth call of layer ``name`` in this run it is, from 0 on."""
+        if not self._runs:
+            return 0
+        self._runs[-1].uses[name] += 1
+        return self._runs[-1].uses[name] - 1
+
+    def own(self, name: str, positions: int, fresh: bool = True) -> tuple[Tensor, int] | None:
+        """Which steps of a call of layer ``name`` are no padding.
+
+        Args:
+            name: of a layer.
+            positions: T * B of what it is given.
+            fresh: whether it is given no state.
+
+        Returns:
+            A mask, bool ``(T, B)``, and the step of the sequences at which the call begins; or
+            ``None`` if nothing is padded or there is :attr:`trouble`.
+        """
+        if self.lengths is None or self.trouble:
+            return None
+        steps = positions // len(self.lengths)
+        run = self._runs[-1] if self._runs else Run()
+        begin = run.begin
+        if not self._runs and not fresh:
+            self.trouble = f"layer {name} goes on from a state outside of a call of the model"
+        elif run.steps not in (None, steps):
+            begin += run.seen[name]
+            run.seen[name] += steps
+            if run.seen[name] > run.steps:
+                self.trouble = (
+                    f"layer {name} has seen {run.seen[name]} steps of the {run.steps} that the "
+                    "model is given, and not all at once"
+                )
+        time = torch.arange(begin, begin + steps, device=self.lengths.device)
+        return None if self.trouble else (time[:, None] < self.lengths, begin)

@@ -1,0 +1,84 @@
+"""What ``--test`` reports of a classification of anyone's sequences, padded ones among them."""
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.inspection.activity import Operations, count_activity
+from snn_lib.settings import ExperimentConfig
+from snn_lib.tasks import SequenceClassification
+
+LENGTHS = [12, 5, 30, 9, 30]
+
+
+def task_and_model(readout):
+    torch.manual_seed(0)
+    x = [(torch.rand(length, 4) < 0.4).float() for length in LENGTHS]
+    task = SequenceClassification(
+        {"train": (x, [0, 1, 2, 0, 1]), "test": (x, [0, 1, 2, 0, 1])}, readout
+    )
+    config = ExperimentConfig()
+    config.hyperparameters.batch_size = 3  # the batches are padded to 30 steps each
+    task.prepare(config, torch.device("cpu"))
+    model = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 3.0), SpikingNeuron(3, 3.0)).eval()
+    nn.init.normal_(model[0].weight, 0.1, 0.3)
+    return task, model, x
+
+
+def report(task, model):
+    with torch.no_grad(), count_activity(model) as activity:
+        for batch in task.evaluation_batches("test"):
+            activity.begin(batch.lengths, len(batch.x))
+            model(batch.x)
+    return activity, list(task.report(model, activity))
+
+
+def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
+    task, model, x = task_and_model("count")
+    activity, (first, second, early, *stopped) = report(task, model)
+    additions = 3 * sum(sequence.sum().item() for sequence in x) / 5
+    assert activity.operations()[:2] == (pytest.approx(additions), 0)
+    assert f"({additions:,.0f} additions and 0 multiply-accumulates)" in first
+    assert first.endswith("a dense network of this size takes 12 multiply-accumulates")
+    dense, spiking = Operations(0, 12, 0, 0).energy(), activity.operations().energy()
+    assert f"estimate {1e6 * spiking:.2f} uJ" in second
+    assert second.endswith(f"{1e6 * dense:.2f} uJ")
+
+    answers, rows = [], {1: [0, 0, 0], 2: [0, 0, 0], 3: [0, 0, 0]}
+    for sequence, label in zip(x, [0, 1, 2, 0, 1], strict=True):
+        with torch.no_grad():
+            total = model(sequence[:, None])[0][:, 0].cumsum(0)
+        answers.append(
+            [total[min(step, len(total)) - 1].argmax() == label for step in range(1, 31)]
+        )
+        for lead, row in rows.items():
+            ahead = [step for step, t in enumerate(total, 1) if t.topk(2)[0].diff().item() <= -lead]
+            step = min([*ahead, len(total)])
+            row[0] += (total[step - 1].argmax() == label).item()
+            row[1] += step
+            row[2] += 3 * sequence[:step].sum().item()
+    right = torch.tensor(answers).float().mean(0)
+    shares = ", ".join(f"{step}: {100 * right[step - 1]:.2f} %" for step in (10, 20, 30))
+    assert early == f"accuracy if the output is read after so many steps: {shares}"
+    assert stopped == [
+        f"stopped when the first is {lead} spikes ahead: {20 * correct:.2f} % after "
+        f"{steps / 5:.1f} steps and {operations / 5:,.0f} synaptic operations"
+        for lead, (correct, steps, operations) in rows.items()
+    ]
+
+
+def test_other_readouts_report_operations_alone():
+    task, model, _ = task_and_model("last")
+    _, lines = report(task, model)
+    assert len(lines) == 2
+    assert "synaptic operations per sequence" in lines[0]
+
+
+def test_a_network_whose_operations_cannot_be_counted_says_why():
+    task, _, _ = task_and_model("count")
+    model = Sequential(nn.GRU(4, 3))
+    _, lines = report(task, model)
+    assert lines == [
+        "operations are not counted: layer 0 is an nn.GRU, whose weights are not known here"
+    ]
