@@ -1,10 +1,11 @@
 """First weights that are found on data: every layer fires, and the last one answers already.
 
-With PyTorch's first weights the deeper layers of a spiking network stay silent: their currents are
-far below the threshold, no spike comes through, and no gradient either.
+With PyTorch's first weights the deeper layers of a spiking network stay silent. Their currents are
+far below the threshold, so no spike reaches the next layer, and no gradient either.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,91 +17,95 @@ from snn_lib.readout import Mean
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BISECTIONS = 20
-PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # a feature, to choose from
+LARGEST_FACTOR = 1e12
+PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature
 
 
 @torch.no_grad()
 def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict[str, float]:
     """Scales every layer's weights so that its neurons fire at a given mean rate on a batch.
 
-    The model runs twice. When a layer of neurons is reached, the weights (and the bias) of the
-    ``nn.Linear`` or convolution that ran last are multiplied by the factor at which these neurons
-    fire at the rate, found by bisection, and the run goes on with the current so scaled. The second
-    run measures what came of it: close to the rate, but not where something between weights and
-    neurons undoes the scale, such as a normalisation.
+    The model runs twice, in evaluation mode. In the first run, each layer of neurons looks at the
+    ``nn.Linear`` or convolution that ran last before it. A bisection finds the factor at which the
+    neurons fire at the rate; the weights and the bias are multiplied by it, and the run goes on
+    with the scaled current. The second run measures the rates. They are close to the one asked for,
+    unless something between weights and neurons undoes the scale, such as a normalisation.
 
     Args:
-        model: any module with neurons of this package inside; what drives each of them is a
-            weighted layer of its own.
+        model: any module with neurons of this package inside. A weighted layer of its own drives
+            each layer of neurons.
         x: a batch of real input, such as ``(T, B, *features)``, as the model takes it.
         rate: the mean firing rate aimed at, in spikes per neuron and step, in (0, 1).
 
     Returns:
-        The rate of every layer of neurons by name, as the second run found it.
+        The measured rate of every layer of neurons, by name.
 
     Raises:
-        ValueError: the rate is none, a layer's current is zero or negative throughout, no
-            ``nn.Linear`` or convolution ran before the neurons, its weights are computed from
-            others (a parametrisation, pruning), or neurons run several times in one run, in chunks
-            say.
+        TypeError: ``x`` is no tensor, or complex.
+        ValueError: ``x`` is empty; the rate lies outside (0, 1); a layer's current is not finite,
+            or hardly ever positive; no ``nn.Linear`` or convolution runs before the neurons; its
+            weights are computed from others, by a parametrisation or pruning; or neurons run
+            several times in one run, in chunks for example. All weights are then as before.
     """
+    if not isinstance(x, Tensor) or x.is_complex():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {kind}, expected a tensor of real numbers")
+    if x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one step and sequence")
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
-    found: dict[str, float] = {}
-    weighted: list[nn.Module] = []
+    rates: dict[str, float] = {}
+    driver: nn.Module | None = None  # the weighted layer that ran last
 
     def remember(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-        weighted.append(module)
+        nonlocal driver
+        driver = module
 
     def scale(name: str):
-        def before(neuron: SpikingNeuron, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            if name in found:
+        def hook(neuron: SpikingNeuron, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            nonlocal driver
+            layer, driver = driver, None
+            if name in rates:
                 raise ValueError(
                     f"the neurons of layer {name} run several times, in chunks or a loop: give the "
                     "network that runs all steps at once"
                 )
-            if not weighted:
+            if layer is None:
                 raise ValueError(
                     f"no nn.Linear or convolution runs before the neurons of layer {name}"
                 )
-            layer = weighted.pop()
-            weighted.clear()
             if not isinstance(layer.weight, nn.Parameter):
                 raise ValueError(
                     f"the weights before the neurons of layer {name} are computed from others, by "
                     "a parametrisation or pruning: scale first, then add it"
                 )
-            given = bind_call(neuron, args, kwargs)
-            factor = _factor(neuron, given["current"], rate, name)
-            found[name] = rate
+            call = bind_call(neuron, args, kwargs)
+            factor = _factor(neuron, call["current"], rate, name)
+            rates[name] = rate
             for parameter in (layer.weight, layer.bias):
                 if parameter is not None:
                     parameter.mul_(factor)
-            return (), {**given, "current": given["current"] * factor}
+            return (), {**call, "current": call["current"] * factor}
 
-        return before
+        return hook
 
     def measure(name: str):
-        def after(neuron: SpikingNeuron, inputs: tuple, output: tuple) -> None:
-            found[name] = output[0].ne(0).float().mean().item()
+        def hook(neuron: SpikingNeuron, inputs: tuple, output: tuple) -> None:
+            rates[name] = output[0].ne(0).float().mean().item()
 
-        return after
+        return hook
 
+    layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     neurons = {n: m for n, m in model.named_modules() if isinstance(m, SpikingNeuron)}
-    hooks = [m.register_forward_hook(remember) for m in model.modules() if isinstance(m, WEIGHTED)]
-    hooks += [m.register_forward_pre_hook(scale(n), with_kwargs=True) for n, m in neurons.items()]
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    hooks = [m.register_forward_hook(measure(n)) for n, m in neurons.items()]
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    with _evaluation(model), _unchanged_on_error(layers):
+        hooks = [layer.register_forward_hook(remember) for layer in layers]
+        hooks += [
+            neuron.register_forward_pre_hook(scale(name), with_kwargs=True)
+            for name, neuron in neurons.items()
+        ]
+        _run(model, x, hooks)
+        _run(model, x, [n.register_forward_hook(measure(name)) for name, n in neurons.items()])
+    return rates
 
 
 @torch.no_grad()
@@ -110,16 +115,16 @@ def answer_from_the_start(
     batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     scale: float = 1.0,
 ) -> None:
-    """Solves a classifier's last layer: ridge regression of the classes on what the layer is given.
+    """Solves a classifier's last layer: ridge regression of the classes on the layer's input.
 
     Averaged over time, the layer's output is then as near as the penalty allows to ``scale`` for a
-    sequence's own class, and to its negative for all others. The penalty is the one with which
-    sequences are predicted best by all the others (left out one by one, which ridge regression
-    knows in closed form).
+    sequence's own class, and to ``-scale`` for all others. The penalty is the one with which each
+    sequence is predicted best from all the others (leave-one-out, which ridge regression knows in
+    closed form).
 
     Args:
-        model: any module; it is run in evaluation mode, and is in it afterwards.
-        layer: the last of the model, with a bias; its output's mean over time is the answer.
+        model: any module; it runs in evaluation mode.
+        layer: the last layer of the model, with a bias; its output's mean over time is the answer.
         batches: the training data: inputs ``(T, B, *features)``, class numbers ``(B,)`` and
             ``lengths``, int64 ``(B,)``, or ``None`` if every sequence has T steps.
         scale: of the answers; logits of a few tell classes apart.
@@ -127,26 +132,25 @@ def answer_from_the_start(
     Raises:
         ValueError: the layer does not run once for a batch, but several times, in chunks say.
     """
-    given: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    inputs: list[Tensor] = []
     features, labels = [], []
-    model.eval()
-    try:
+
+    def remember(module: nn.Module, args: tuple) -> None:
+        inputs.append(args[0])
+
+    with _evaluation(model):
         for x, y, lengths in batches:
-            given.clear()
-            model(x)
-            if len(given) != 1:
+            inputs.clear()
+            _run(model, x, [layer.register_forward_pre_hook(remember)])
+            if len(inputs) != 1:
                 raise ValueError(
-                    f"the last layer runs {len(given)} times for a batch, expected once: give the "
+                    f"the last layer runs {len(inputs)} times for a batch, expected once: give the "
                     "network that runs all steps at once"
                 )
-            features.append(Mean()(given[0], lengths))
+            features.append(Mean()(inputs[0], lengths))
             labels.append(y)
-    finally:
-        hook.remove()
-    exact = {"device": "cpu", "dtype": torch.float64}  # not every device has it
-    classes = nn.functional.one_hot(torch.cat(labels), layer.out_features).to(**exact)
-    weight, bias = ridge_regression(torch.cat(features).to(**exact), 2.0 * classes - 1.0)
+    classes = nn.functional.one_hot(torch.cat(labels), layer.out_features)
+    weight, bias = ridge_regression(torch.cat(features), 2.0 * classes - 1.0)
     layer.weight.copy_(scale * weight)
     layer.bias.copy_(scale * bias)
 
@@ -155,18 +159,22 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The weights and the bias that predict ``y`` from ``x``, with the best of some penalties.
 
     Features are standardised first. With Z = U S V^T and the penalty c, the fit of centred y is
-    H y, H = U S^2 / (S^2 + c) U^T; left out, sample i is missed by (y_i - (H y)_i) / (1 - h_i),
-    where h_i is that diagonal element of H, and 1 / n more for the mean.
+    H y, H = U S^2 / (S^2 + c) U^T. If sample i is left out, its prediction misses it by
+    (y_i - (H y)_i) / (1 - h_i), where h_i is the diagonal element of H, plus 1 / n for the mean.
 
     Args:
-        x: features ``(samples, inputs)``.
+        x: features ``(samples, inputs)``, more or fewer than samples.
         y: targets ``(samples, outputs)``.
 
     Returns:
-        Weights ``(outputs, inputs)`` and bias ``(outputs,)``, for ``x`` as it is.
+        Weights ``(outputs, inputs)`` and bias ``(outputs,)``, for ``x`` as it is, in float64 and on
+        the CPU, where they are computed: with as many features as samples, 1 - h_i is as small as
+        float32's rounding, and not every device has float64.
     """
+    x, y = (tensor.to("cpu", torch.float64) for tensor in (x, y))
     mean, deviation, centre = x.mean(0), x.std(0, correction=0), y.mean(0)
-    # What all samples share, a silent neuron's rate say, differs by float32's rounding at most.
+    # A feature that all samples share, such as a silent neuron's rate, differs by float32's
+    # rounding at most.
     deviation = torch.where(deviation > 1e-5 * mean.abs(), deviation, 1.0)
     u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
     power, along = s.square(), u.T @ (y - centre)
@@ -183,7 +191,9 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> float:
-    """By what to multiply a current for a mean firing rate."""
+    """The factor by which to multiply a current for a mean firing rate."""
+    if not current.isfinite().all():
+        raise ValueError(f"the current of layer {name} is not finite on this batch")
 
     def fired(factor: float) -> float:
         spikes, _ = spiking_neuron(
@@ -191,15 +201,51 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
         )
         return spikes.mean().item()
 
-    low, high = 0.0, 1.0
+    high = 1.0
+    while fired(high) >= rate:
+        high /= 2.0
     while fired(high) < rate:
-        low, high = high, 2.0 * high
-        if high > 1e12:
+        high *= 2.0
+        if high > LARGEST_FACTOR:
             raise ValueError(
                 f"layer {name} cannot be made to fire at {rate}: its current is hardly ever "
                 "positive on this batch"
             )
+    low = high / 2.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2.0
         low, high = (middle, high) if fired(middle) < rate else (low, middle)
     return high
+
+
+def _run(model: nn.Module, x: Tensor, hooks: list) -> None:
+    """Runs the model once, and removes the hooks that watch it."""
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """The context in which a model is in evaluation mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _unchanged_on_error(layers: list[nn.Module]) -> Iterator[None]:
+    """The context that gives layers their parameters back if an error leaves it."""
+    before = [(p, p.clone()) for layer in layers for p in layer.parameters()]
+    try:
+        yield
+    except BaseException:
+        for parameter, value in before:
+            parameter.copy_(value)
+        raise

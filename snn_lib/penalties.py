@@ -5,7 +5,7 @@ with collect_spikes(model) as spikes:
 loss = loss + 0.1 * sum(rate_penalty(s, target=0.02) for s in spikes.values())
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,18 +23,19 @@ from snn_lib.readout import within
 def rate_penalty(
     spikes: Tensor, target: float = 0.0, limit: float = 0.0, lengths: Tensor | None = None
 ) -> Tensor:
-    """How far a layer fires off its target rate, and its neurons above a limit.
+    """How far a layer's firing rate is from its target, and its neurons' rates above a limit.
 
     With the mean rate r of a layer and r_n of each neuron, over steps and sequences,
         (r / target - 1)^2  +  mean over n of max(r_n / limit - 1, 0)^2,
-    relative to what is aimed at, so that one weight serves layers of any rate.
+    relative to the target and the limit, so that one weight serves layers of any rate.
 
     Args:
         spikes: ``(T, B, *features)``, with gradients.
-        target: the rate aimed at, in spikes per neuron and step, 0 for none.
-        limit: the rate above which a neuron is held down, 0 for none.
-        lengths: steps of each sequence, int64 ``(B,)``, those after them being padding, which has
-            no rate; ``None`` if every sequence has T.
+        target: the rate aimed at, in spikes per neuron and step; 0 for none.
+        limit: the rate above which a neuron is penalised; 0 for none.
+        lengths: int64 ``(B,)``, the number of steps of each sequence. The steps after them are
+            padding, which has no rate. ``None`` if every sequence has T. If all are 0, so is the
+            rate.
 
     Returns:
         A number, differentiable.
@@ -53,7 +54,8 @@ def rate_penalty(
     if lengths is None:
         rates = spikes.mean((0, 1))
     else:
-        rates = (spikes * within(spikes, lengths)).sum((0, 1)) / lengths.sum()
+        mask = within(spikes, lengths)
+        rates = (spikes * mask).sum((0, 1)) / mask.sum().clamp(min=1)
     penalty = rates.new_zeros(())
     if target:
         penalty = penalty + (rates.mean() / target - 1).square()
@@ -62,24 +64,44 @@ def rate_penalty(
     return penalty
 
 
-@contextmanager
-def collect_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """The spikes of every layer of neurons by name, with gradients, as the model runs.
+class CollectedSpikes(Mapping[str, Tensor]):
+    """The spikes of layers by name; those of a sequence in chunks are put together when read."""
 
-    A layer that is called with a state goes on: the spikes of a sequence in chunks are put together
-    in time. Without one it begins anew.
+    def __init__(self) -> None:
+        self.chunks: dict[str, list[Tensor]] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        chunks = self.chunks[name]
+        if len(chunks) > 1:
+            chunks[:] = [torch.cat(chunks)]
+        return chunks[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+
+@contextmanager
+def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
+    """Collects the spikes of every layer of neurons by name, with gradients, as the model runs.
+
+    A layer that is called with a state continues a sequence in chunks. A layer that is called
+    without one begins a new sequence, which replaces the one before.
     """
-    spikes: dict[str, Tensor] = {}
+    spikes = CollectedSpikes()
 
     def keep(
         name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple
     ) -> None:
         if is_recomputing():
             return
-        goes_on = bind_call(layer, args, kwargs).get("state") is not None and name in spikes
-        spikes[name] = torch.cat([spikes[name], output[0]]) if goes_on else output[0]
+        if bind_call(layer, args, kwargs).get("state") is None or name not in spikes.chunks:
+            spikes.chunks[name] = []
+        spikes.chunks[name].append(output[0])
 
-    handles = [
+    hooks = [
         module.register_forward_hook(partial(keep, name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, SpikingNeuron)
@@ -87,20 +109,20 @@ def collect_spikes(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         yield spikes
     finally:
-        for handle in handles:
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def hidden_layers(model: nn.Module) -> list[str]:
-    """The names of the layers of neurons behind which there are weights, in the model's order.
+    """The names of the layers of neurons that have weights after them, in the model's order.
 
-    The spikes of the last one are the answer, unless a layer of weights weighs them.
+    The spikes of the last layer are the answer, unless a layer of weights weighs them.
     """
-    found, waiting = [], []
+    hidden, waiting = [], []
     for name, module in model.named_modules():
         if isinstance(module, SpikingNeuron):
             waiting.append(name)
         elif isinstance(module, WEIGHTED):
-            found += waiting
+            hidden += waiting
             waiting = []
-    return found
+    return hidden

@@ -1,7 +1,8 @@
-"""Readouts: what a network says about a whole sequence, from its output at every step.
+"""Readouts: a network's answer about a whole sequence, from its output at every step.
 
-Each is a module ``(T, B, *features)`` to ``(B, *features)`` without parameters. With ``lengths``,
-int64 ``(B,)``, only the first steps of each sequence count, those after them being padding.
+Each readout is a module without parameters that takes ``(T, B, *features)`` and returns
+``(B, *features)``. With ``lengths``, int64 ``(B,)``, only the first so many steps of each sequence
+count and the others are padding. A length beyond T counts as T.
 """
 
 import math
@@ -25,25 +26,26 @@ class SpikeCount(nn.Module):
 
 
 class Mean(nn.Module):
-    """The mean over time: a firing rate, or the mean of a non-spiking output."""
+    """The mean over time: a firing rate, or the mean of a non-spiking output. 0 without steps."""
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
         output = _at_least_float32(output)
         if lengths is None:
             return output.mean(0)
-        steps = lengths.view(-1, *[1] * (output.dim() - 2))
-        return (output * within(output, lengths)).sum(0) / steps
+        mask = within(output, lengths)
+        return (output * mask).sum(0) / mask.sum(0).clamp(min=1)
 
 
 class Last(nn.Module):
-    """The value at the last step."""
+    """The value at the last step, of which each sequence needs one."""
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
         if lengths is None:
             return output[-1]
-        index = (lengths - 1).view(1, -1, *[1] * (output.dim() - 2))
+        last = lengths.clamp(max=output.shape[0]) - 1
+        index = last.view(1, -1, *[1] * (output.dim() - 2))
         return output.gather(0, index.expand(1, *output.shape[1:]))[0]
 
 
@@ -63,7 +65,7 @@ class LeakyIntegrator(nn.Module):
     U[t] = lambda U[t-1] + (1 - lambda) output[t],  lambda = exp(-1 / tau)
 
     Args:
-        tau: the time constant, in steps: how long ago what counts may be.
+        tau: the time constant, in steps. The output of so many steps ago still counts.
 
     Raises:
         ValueError: ``tau`` is not positive.
@@ -75,9 +77,9 @@ class LeakyIntegrator(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
-        output = _at_least_float32(output)
+        output = _at_least_float32(output)[..., None]  # the filter asks for a feature dimension
         decay = output.new_full((1, *output.shape[2:]), self.decay)
-        return Last()(iir_filter(output, decay, 1.0 - decay)[0], lengths)
+        return Last()(iir_filter(output, decay, 1.0 - decay)[0], lengths)[..., 0]
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
@@ -94,14 +96,14 @@ READOUTS: dict[str, type[nn.Module]] = {
 
 
 def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
-    """What each sequence's output says as soon as it says so clearly enough.
+    """Each sequence's answer at the first step at which it is clear.
 
-    An answer stands at the first step at which the sum of the output so far is larger for one class
-    than for every other by ``lead``; where that never happens, at the last.
+    It is clear when the sum of the output so far is larger for one class than for every other by
+    ``lead``. If that never happens, the answer is that of the last step.
 
     Args:
-        output: ``(T, B, classes)``, output spikes, say; at least two classes.
-        lead: by how much the first has to be ahead of the second.
+        output: ``(T, B, classes)``, output spikes for example; at least two classes.
+        lead: by how much the first class has to be ahead of the second.
 
     Returns:
         The class and the number of steps that it took, both int64 ``(B,)``.
@@ -115,19 +117,19 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
 def until_clear(
     model: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, lead: float, steps: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The same from a model that stops running as soon as every sequence's answer stands.
+    """The same answers from a model that stops as soon as every sequence's answer is clear.
 
     Args:
         model: ``(x, state) -> (output, state)``, in evaluation mode.
         x: ``(T, B, *features)``.
         lead: as in :func:`first_lead`.
-        steps: that it runs between two looks at the output.
+        steps: the number of steps that the model runs between two looks at the output.
 
     Returns:
         Classes and steps as :func:`first_lead` finds them in the output of the whole run.
 
     Raises:
-        ValueError: as :func:`first_lead`, or ``steps`` is none.
+        ValueError: as :func:`first_lead`, or ``steps`` is not positive.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, expected at least 1")
@@ -145,16 +147,16 @@ def until_clear(
 
 
 def within(sequence: Tensor, lengths: Tensor) -> Tensor:
-    """The mask of the steps that are each sequence's own, bool ``(T, B, 1, ...)``.
+    """The mask of the steps that are no padding, bool ``(T, B, 1, ...)``.
 
-    It has the dimensions of ``sequence``, ``(T, B, *features)``, to be multiplied with it.
+    It has as many dimensions as ``sequence``, ``(T, B, *features)``, to be multiplied with it.
     """
-    mask = torch.arange(len(sequence), device=lengths.device)[:, None] < lengths
+    mask = torch.arange(sequence.shape[0], device=lengths.device)[:, None] < lengths
     return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
 
 
 def _first_lead(total: Tensor, lead: float) -> tuple[Tensor, Tensor]:
-    """:func:`first_lead` of sums so far, ``(T, B, classes)``."""
+    """:func:`first_lead` from the sums so far, ``(T, B, classes)``."""
     clear = _leads(total, lead)
     clear[-1] = True
     step = clear.int().argmax(0)  # the first of equals
@@ -163,7 +165,7 @@ def _first_lead(total: Tensor, lead: float) -> tuple[Tensor, Tensor]:
 
 
 def _leads(total: Tensor, lead: float) -> Tensor:
-    """Where the first class of sums so far, ``(T, B, classes)``, is far enough ahead, (T, B)."""
+    """Where the first class is far enough ahead in the sums so far, ``(T, B, classes)``."""
     if total.dim() != 3 or len(total) == 0 or total.shape[2] < 2:
         raise ValueError(
             f"the output has the shape {tuple(total.shape)}, expected (T, B, classes) of at least "
@@ -174,5 +176,5 @@ def _leads(total: Tensor, lead: float) -> Tensor:
 
 
 def _at_least_float32(output: Tensor) -> Tensor:
-    """What is added up over time needs more digits than a product in bfloat16 hands out."""
+    """The output in float32 at least: sums over time need more digits than bfloat16 has."""
     return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -2,6 +2,8 @@
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from snn_lib.containers import Sequential
 from snn_lib.neurons import SpikingNeuron
@@ -53,3 +55,14 @@ def parts(state):
     return (
         [state] if isinstance(state, torch.Tensor) else [t for part in state for t in parts(part)]
     )
+
+
+class Counted(TorchDispatchMode):
+    """The elements of what all operators return."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        self.elements += sum(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+        return result

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from networks import TAU_M, TAU_S, parts, ragged_network, spike_trains, two_layers
+from networks import TAU_M, TAU_S, Counted, parts, ragged_network, spike_trains, two_layers
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from snn_lib.chunks import Chunked, current_chunk, is_recomputing
 from snn_lib.containers import Sequential
@@ -170,17 +168,6 @@ def test_the_gradient_of_the_input_costs_as_much_for_every_step():
         return counted.elements / steps
 
     assert elements(200) < 1.2 * elements(50)
-
-
-class Counted(TorchDispatchMode):
-    """The elements of what all operators return."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **kwargs or {})
-        self.elements += sum(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
-        return result
 
 
 def test_chunks_run_again_the_last_first_and_hooks_can_tell():

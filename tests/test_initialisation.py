@@ -100,6 +100,78 @@ def test_convolutions_too():
     assert all(rate == pytest.approx(0.1, rel=0.2) for rate in found.values())
 
 
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e7])
+@pytest.mark.parametrize("membrane_filter", [False, True])
+def test_the_size_of_the_input_does_not_matter(scale, membrane_filter):
+    model = Sequential(nn.Linear(30, 20, bias=False), SpikingNeuron(20, 8.0, membrane_filter))
+    found = fire_from_the_start(model, scale * spikes(), 0.05)
+    assert found == {"1": pytest.approx(0.05, rel=0.02)}
+
+
+def test_dropout_is_off_meanwhile():
+    model = Sequential(nn.Dropout(0.5), *deep()[1:3])
+    model[-1].dropout = 0.5
+    model[0].eval()  # of one's own choice
+    modes = [module.training for module in model.modules()]
+    x, before = spikes(), torch.get_rng_state()
+    found = fire_from_the_start(model, x, 0.1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+    assert found == {"2": pytest.approx(0.1, rel=0.05)}
+    assert model.eval()(x)[0].mean().item() == pytest.approx(found["2"])
+
+
+class Fails(nn.Module):
+    def __init__(self, at):
+        super().__init__()
+        self.runs, self.at = 0, at
+
+    def forward(self, x):
+        self.runs += 1
+        if self.runs == self.at:
+            raise KeyboardInterrupt
+        return x
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_error_halfway_leaves_all_as_it_was(at):
+    model = deep().append(Fails(at))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt):
+        fire_from_the_start(model, spikes())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(0, 2, 30), ValueError, r"x has shape \(0, 2, 30\), expected at least one"),
+        (torch.zeros(5, 0, 30), ValueError, r"x has shape \(5, 0, 30\), expected at least one"),
+        (torch.zeros(5, 2, 30).numpy(), TypeError, "x is ndarray, expected a tensor of real"),
+        (
+            torch.zeros(5, 2, 30) * 1j,
+            TypeError,
+            r"x is torch\.complex64, expected a tensor of real",
+        ),
+        (torch.full((5, 2, 30), torch.nan), ValueError, "the current of layer 2 is not finite"),
+        (torch.full((5, 2, 30), torch.inf), ValueError, "the current of layer 2 is not finite"),
+    ],
+)
+def test_an_input_that_says_nothing_is_refused(x, error, message):
+    with pytest.raises(error, match=message):
+        fire_from_the_start(deep(), x)
+
+
+def test_weights_drive_the_neurons_behind_them_alone():
+    model = Sequential(
+        nn.Linear(30, 20), nn.Linear(20, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0)
+    )
+    with pytest.raises(ValueError, match=r"no nn\.Linear or convolution runs before .* layer 3"):
+        fire_from_the_start(model, spikes())
+
+
 def pruned(layer):
     prune.l1_unstructured(layer, "weight", 0.5)
 
@@ -138,7 +210,7 @@ def ridge(x, y, penalty):
 
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])
-@pytest.mark.parametrize("inputs", [5, 40])
+@pytest.mark.parametrize("inputs", [5, 19, 20, 40])
 def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, noise):
     x = torch.randn(20, inputs, dtype=torch.float64) * 3 + 1
     y = x[:, :2] + noise * torch.randn(20, 2, dtype=torch.float64)
@@ -155,6 +227,14 @@ def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, nois
     expected = ridge(standard, y, best * inputs)
     weight, bias = ridge_regression(x, y)
     torch.testing.assert_close(x @ weight.T + bias, standard @ expected[:-1] + expected[-1])
+
+
+def test_as_many_features_as_samples_keep_their_digits():
+    x = torch.randn(400, 400)
+    y = x[:, :1] + 0.01 * torch.randn(400, 1)
+    weight, bias = ridge_regression(x, y)
+    torch.testing.assert_close(ridge_regression(x.double(), y.double()), (weight, bias))
+    assert weight.dtype == torch.float64
 
 
 def test_the_penalty_grows_with_the_noise():
@@ -187,6 +267,8 @@ def test_the_last_layer_answers_from_the_start():
     answer_from_the_start(model, model[3], batches, scale=4.0)
     assert all(torch.equal(value, hidden[name]) for name, value in model[:3].state_dict().items())
     assert not model[3]._forward_pre_hooks
+    assert model.training
+    model.eval()
     logits = Mean()(model(x)[0], lengths)
     torch.testing.assert_close(logits, 8.0 * nn.functional.one_hot(y, 3) - 4.0, atol=1, rtol=0)
     one = x[: lengths[5], 5:6]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import Counted
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
@@ -38,6 +39,18 @@ def test_padding_has_no_rate():
     torch.testing.assert_close(rate_penalty(spikes, 0.1, 0.3, lengths), rate_penalty(own, 0.1, 0.3))
 
 
+def test_lengths_are_those_that_are_there():
+    spikes = (torch.rand(7, 3, 5) < 0.4).float().requires_grad_()
+    beyond, all_of_it = torch.tensor([9, 2, 7]), torch.tensor([7, 2, 7])
+    torch.testing.assert_close(
+        rate_penalty(spikes, 0.1, 0.3, beyond), rate_penalty(spikes, 0.1, 0.3, all_of_it)
+    )
+    nothing = rate_penalty(spikes, 0.1, 0.3, torch.zeros(3, dtype=torch.int64))
+    nothing.backward()
+    assert nothing.item() == pytest.approx(1.0)  # as far from the target as no spike at all
+    assert not spikes.grad.any()
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 5), (7, 0, 5)])
 def test_no_spikes_at_all_are_refused(shape):
     with pytest.raises(ValueError, match="expected a step and a sequence"):
@@ -72,12 +85,27 @@ def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks(
         state = None
         for chunk in x.split(3):
             _, state = model(chunk, state)
+        assert len(chunks["1"]) <= 10  # what there is can be read at any time
+    assert chunks.keys() == whole.keys()
     for name, spikes in whole.items():
         assert torch.equal(spikes, chunks[name])
     rate_penalty(whole["1"], target=0.01).backward()
     assert model[0].weight.grad.any()
     model(x)
     assert len(whole["1"]) == 10  # nobody listens any more
+
+
+def test_many_chunks_are_put_together_once():
+    def elements(chunks):
+        model, x = network(), torch.rand(chunks * 3, 4, 6)
+        with Counted() as counted, collect_spikes(model) as spikes:
+            state = None
+            for chunk in x.split(3):
+                _, state = model(chunk, state)
+            rate_penalty(spikes["1"], target=0.1)
+        return counted.elements / chunks
+
+    assert elements(40) < 1.2 * elements(10)
 
 
 def test_a_chunked_run_is_penalised_as_the_whole_run():

@@ -32,7 +32,7 @@ def test_every_readout_has_a_definition():
     assert DEFINITIONS.keys() == READOUTS.keys()
 
 
-@pytest.mark.parametrize("features", [(N,), (2, N)])
+@pytest.mark.parametrize("features", [(), (N,), (2, N), (2, N, 4)])
 @pytest.mark.parametrize("name", READOUTS)
 def test_each_sequence_is_read_out_over_its_own_steps(name, features):
     output = torch.randn(T, B, *features) - 1.0
@@ -42,6 +42,19 @@ def test_each_sequence_is_read_out_over_its_own_steps(name, features):
     own = torch.stack([DEFINITIONS[name](output[:length, b]) for b, length in enumerate(LENGTHS)])
     torch.testing.assert_close(readout(output, LENGTHS), own)
     torch.testing.assert_close(readout(output, torch.full((B,), T)), whole)
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_a_length_beyond_the_steps_that_are_there_is_all_of_them(name):
+    output, readout = torch.randn(T, B, N), READOUTS[name]()
+    beyond = torch.tensor([T + 5, 1, 5, T + 1])
+    torch.testing.assert_close(readout(output, beyond), readout(output, beyond.clamp(max=T)))
+
+
+def test_without_steps_there_is_nothing_to_count():
+    output, lengths = torch.randn(T, 2, N), torch.tensor([0, T])
+    for name in ("count", "mean"):
+        assert READOUTS[name]()(output, lengths)[0].tolist() == [0.0] * N
 
 
 @pytest.mark.parametrize("name", READOUTS)
