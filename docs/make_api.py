@@ -27,6 +27,7 @@ FLOORS = {
     "Tasks": ("tasks",),
     "Training": ("training",),
     "Inspection": ("inspection",),
+    "Inference": ("inference",),
     "What all stand on": ("settings", "errors", "files"),
     "The interface of 2020": (
         "snn_layers",

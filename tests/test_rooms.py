@@ -14,7 +14,7 @@ FLOORS = [
     {"operators", "functional"},
     {"containers", "chunks", "synapses", "neurons"},
     {"encoding", "readout", "initialisation", "penalties"},
-    {"data", "inspection"},
+    {"data", "inspection", "inference"},
     {"tasks"},
     {"training"},
     # the door of the 2020 interface

@@ -19,17 +19,17 @@ _SOURCES = sorted(file for file in files(__package__).iterdir() if file.name.end
 VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
 
 
-def jit(function: Callable) -> Callable:
+def jit(function: Callable, **options: object) -> Callable:
     """Compiles a function with Numba, without the GIL; on disk where a folder can be written.
 
     Multiplications and additions are not fused, unless a function asks for it: fused, they round
-    differently from ``eager``, and neurons would fire at other times.
+    differently from ``eager``, and neurons would fire at other times. ``options`` are Numba's.
     """
     function.__qualname__ += f"_{VERSION}"
     try:
-        return njit(cache=True, **OPTIONS)(function)
+        return njit(cache=True, **OPTIONS, **options)(function)
     except RuntimeError:  # Numba found no folder for its cache
-        return njit(**OPTIONS)(function)
+        return njit(**OPTIONS, **options)(function)
 
 
 class _Announcement(events.Listener):

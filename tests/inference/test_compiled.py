@@ -1,0 +1,198 @@
+"""The compiled network against PyTorch, as a stream, in threads, and with input that is wrong."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from leaving_pytorch import NETWORKS, network, spikes, with_readout
+from torch import nn
+
+from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.inference import compiled, machine
+from snn_lib.readout import READOUTS, first_lead
+
+
+def expected(model, x):
+    """PyTorch's output for one sample, ``(T, *features)``."""
+    with torch.no_grad():
+        return model(x)[0][:, 0].numpy()
+
+
+def digits():
+    """A small classifier in float32, and spike trains ``(T, B, 12)``."""
+    model = Sequential(
+        DualExponentialSynapse(12, 4.0, 1.0), nn.Linear(12, 9), SpikingNeuron(9, 4.0)
+    )
+    nn.init.normal_(model[1].weight, 0.1, 0.5)
+    return model.eval(), (torch.rand(40, 5, 12) > 0.6).float()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_computes_what_pytorch_computes(name):
+    model, features = network(name)
+    x = spikes(50, *features)
+    network_ = compiled(model, features)
+    output = network_.run(x[:, 0].numpy())
+    target = expected(model, x)
+    assert output.dtype == np.float64
+    assert output.shape == target.shape
+    assert np.ptp(target) > 0
+    np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", READOUTS)
+def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
+    model, layers = with_readout(kind)
+    x = spikes(9, 4) - 0.3
+    output = compiled(model).run(x[:, 0].numpy())
+    with torch.no_grad():
+        values = layers(x)[0]
+        target = [READOUTS[kind]()(values[: t + 1])[0].numpy() for t in range(len(x))]
+    np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["order 3, 2", "neurons with a membrane", "rearranged and voting"])
+def test_steps_runs_and_chunks_are_one_stream(name):
+    model, features = network(name)
+    x = spikes(40, *features)[:, 0].numpy()
+    stream = compiled(model, features)
+    whole = stream.run(x)
+    stream.reset()
+    np.testing.assert_array_equal(np.stack([stream.step(step) for step in x]), whole)
+    stream.reset()
+    parts = [stream.run(x[:1]), stream.run(x[1:1]), stream.run(x[1:30]), stream.run(x[30:])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+def test_filters_and_neurons_are_pytorchs_bit_for_bit():
+    model = Sequential(
+        DualExponentialSynapse(50, 4.0, 1.0), SpikingNeuron(50, 4.0, membrane_filter=True)
+    )
+    x = torch.randn(100, 1, 50)
+    np.testing.assert_array_equal(compiled(model).run(x[:, 0].numpy()), expected(model, x))
+    synapse = Sequential(model[0])
+    np.testing.assert_array_equal(compiled(synapse).run(x[:, 0].numpy()), expected(synapse, x))
+
+
+def test_streams_share_weights_and_nothing_else():
+    model, x = digits()
+    first = compiled(model)
+    second = first.stream()
+    a, b = x[:, 0].numpy(), x[:, 1].numpy()
+    outputs = np.array([(first.step(one), second.step(two)) for one, two in zip(a, b, strict=True)])
+    np.testing.assert_array_equal(outputs[:, 0], expected(model, x[:, :1]))
+    np.testing.assert_array_equal(outputs[:, 1], expected(model, x[:, 1:2]))
+    assert first._program is second._program
+
+
+def test_streams_run_in_threads():
+    model, x = digits()
+    network_ = compiled(model)
+    samples = [x[:, n % 5].numpy() for n in range(40)]
+
+    def answer(sample):
+        return network_.stream().run(sample)
+
+    with ThreadPoolExecutor(4) as threads:
+        for sample, output in zip(samples, threads.map(answer, samples), strict=True):
+            np.testing.assert_array_equal(output, answer(sample))
+
+
+@pytest.mark.parametrize("lead", [1, 2, 5, 1000])
+def test_it_stops_where_the_answer_stands(lead):
+    model, x = digits()
+    with torch.no_grad():
+        answers, steps = first_lead(model(x)[0], lead)
+    stream = compiled(model)
+    for n in range(x.shape[1]):
+        stream.reset()
+        sample = x[:, n].numpy()
+        assert stream.until_clear(sample, lead) == (answers[n], steps[n])
+        # The stream stands where it stopped: it goes on with the steps that it did not run.
+        rest = stream.run(sample[steps[n] :])
+        np.testing.assert_array_equal(rest, expected(model, x[:, n : n + 1])[steps[n] :])
+
+
+def test_rows_of_neurons_that_did_not_fire_are_not_read():
+    model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
+    current = torch.zeros(1, 1, 9)
+    current[..., [2, 5, 6]] = 2.0
+    target = expected(model, current)
+    with torch.no_grad():
+        model[1].weight[:, [0, 1, 3, 4, 7, 8]] = torch.nan
+    np.testing.assert_allclose(compiled(model).run(current[:, 0].numpy()), target, rtol=1e-6)
+
+
+def test_what_decays_becomes_zero_and_no_denormal_number():
+    stream = compiled(Sequential(LowPassSynapse(3, 2.0), SpikingNeuron(3, 2.0, True)))
+    stream.run(np.ones((1, 3)))
+    output = stream.run(np.zeros((300, 3)))
+    assert not output[-1].any()
+    assert not stream._state.any()
+
+
+def test_it_takes_numbers_of_any_real_kind():
+    model, x = digits()
+    target = expected(model, x[:, :1])
+    sample = x[:, 0]
+    readonly = np.asfortranarray(sample.numpy())
+    readonly.flags.writeable = False
+    kinds = (sample.bool().numpy(), sample.int().numpy(), sample.double().numpy(), readonly, sample)
+    for values in kinds:
+        np.testing.assert_array_equal(compiled(model).run(values), target)
+    assert len(machine.run.signatures) <= 2  # one for each dtype
+
+
+def test_the_network_is_left_as_it_was_and_may_change():
+    model, x = digits()
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stream = compiled(model)
+    target = stream.run(x[:, 0].numpy())
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    with torch.no_grad():
+        model[1].weight.zero_()
+    stream.reset()
+    np.testing.assert_array_equal(stream.run(x[:, 0].numpy()), target)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (np.zeros((4, 11)), ValueError, r"shape \(11,\), expected \(12,\)"),
+        (np.zeros(12), ValueError, r"shape \(\), expected \(12,\)"),
+        (np.full((4, 12), "a"), TypeError, "cast"),
+        (np.zeros((4, 12), complex), TypeError, "cast"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(value, error, words):
+    stream = compiled(digits()[0])
+    with pytest.raises(error, match=words):
+        stream.run(value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_input_that_is_not_finite_is_named_and_changes_no_state(bad):
+    model, x = digits()
+    stream, sample = compiled(model), x[:, 0].numpy()
+    stream.run(sample[:10])
+    wrong = sample[10:].copy()
+    wrong[3, 7] = bad
+    with pytest.raises(ValueError, match=f"input is {bad} in step 3, channel 7"):
+        stream.run(wrong)
+    with pytest.raises(ValueError, match="channel 7"):
+        stream.step(wrong[3])
+    np.testing.assert_array_equal(stream.run(sample[10:]), expected(model, x[:, :1])[10:])
+
+
+def test_an_answer_needs_steps_and_classes():
+    stream = compiled(digits()[0])
+    with pytest.raises(ValueError, match="0 steps"):
+        stream.until_clear(np.zeros((0, 12)), 1)
+    single = compiled(Sequential(nn.Linear(12, 1)))
+    with pytest.raises(ValueError, match="two classes"):
+        single.until_clear(np.zeros((3, 12)), 1)

@@ -1,0 +1,91 @@
+"""What cannot leave PyTorch is refused in one line that names the layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib import LowPassSynapse, PerStep, Sequential, SpikingNeuron
+from snn_lib.inference.layers import describe
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Around(nn.Module):
+    """A forward of some kind around a Sequential."""
+
+    def __init__(self, before=lambda x: x, after=lambda y: y):
+        super().__init__()
+        self.layers = Sequential(nn.Linear(4, 3))
+        self.before, self.after = before, after
+
+    def forward(self, x, state=None):
+        y, state = self.layers(self.before(x), state)
+        return self.after(y), state
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Sequential(nn.Linear(4, 4)), Sequential(nn.Linear(4, 4))
+
+
+def in_maps(layer):
+    return Sequential(LowPassSynapse((2, 6, 6), 3.0), PerStep(layer))
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs in PyTorch alone"),
+        (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs in PyTorch alone"),
+        (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs in PyTorch alone"),
+        (in_maps(nn.BatchNorm2d(2)), r"1.module \(BatchNorm2d\) runs in PyTorch alone"),
+        (
+            in_maps(nn.Conv2d(2, 2, 3, padding_mode="circular")),
+            r"1.module \(Conv2d\).*padding_mode",
+        ),
+        (in_maps(nn.AvgPool2d(4, ceil_mode=True)), r"1.module \(AvgPool2d\).*ceil_mode"),
+        (in_maps(nn.MaxPool2d(2, return_indices=True)), r"1.module \(MaxPool2d\).*return_indices"),
+        (in_maps(nn.Flatten(2)), r"1.module \(Flatten\).*one row"),
+        (in_maps(nn.Linear(6, 2)), r"1.module \(Linear\).*nn.Flatten\(2\) before it"),
+        (in_maps(nn.Conv2d(3, 2, 3)), r"1.module \(Conv2d\) on features of the shape \(2, 6, 6\)"),
+        (Sequential(nn.Linear(4, 3), LowPassSynapse(5, 3.0)), r"1 \(LowPassSynapse\) on features"),
+        (Sequential(nn.Linear(4, 3), SpikingNeuron(5, 3.0)), r"1 \(SpikingNeuron\) on features"),
+        (Sequential(), "Sequential has no layers"),
+        (nn.Linear(4, 4), "Linear has 0 parts"),
+        (Two(), "Two has 2 parts"),
+        (Around(before=lambda x: 2 * x), "Around.forward computes with its input before"),
+        (Around(before=torch.relu), "Around.forward computes with its input before"),
+        (Around(before=lambda x: x.cumsum(0)), "Around.forward computes with its input before"),
+        (Around(before=lambda x: x @ None), "Around.forward refuses features"),
+        (Around(after=lambda y: y.softmax(-1)), "Around.forward does more than add up"),
+        (Around(after=lambda y: y + 1), "Around.forward does more than add up"),
+        (Around(after=lambda y: y.sum(5)), "Around.forward returns no output and state"),
+        (Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is torch.bfloat16"),
+        (Sequential(SpikingNeuron(4, 3.0)).half(), "0.reset_decay is torch.float16"),
+    ],
+)
+def test_what_only_pytorch_runs_is_refused_by_name(network, words):
+    shape = (4,) if isinstance(network, Around) or not len(network._modules) else None
+    with pytest.raises(ValueError, match=words) as caught:
+        describe(network, shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_shape_is_asked_for_where_the_first_layer_does_not_tell():
+    network = Sequential(LowPassSynapse((2, 1, 1), 3.0))
+    with pytest.raises(ValueError, match=r"0 \(LowPassSynapse\) does not tell"):
+        describe(network)
+    assert describe(network, (2, 5, 5)).after == (2, 5, 5)
+    repeating = Around(before=lambda x: x.repeat(1, 1, 2))
+    with pytest.raises(ValueError, match="shape"):
+        describe(repeating)
+    assert describe(repeating, (2,)).before == (2,)
+
+
+def test_a_float64_network_stays_one():
+    assert describe(Sequential(nn.Linear(4, 4)).double()).dtype == "float64"
+    assert describe(Sequential(nn.Linear(4, 4))).dtype == "float32"

@@ -1,0 +1,118 @@
+"""Networks of every kind of layer that can leave PyTorch, in float64, and inputs for them.
+
+In float64 sums in another order differ in the sixteenth digit, so that all spikes are the same.
+"""
+
+import torch
+from torch import nn
+
+from snn_lib import IIRSynapse, LowPassSynapse, PerStep, ResonantSynapse, Sequential, SpikingNeuron
+from snn_lib.readout import READOUTS
+
+SIDE = 7
+
+
+def maps(*layers):
+    """A network of maps (2, 7, 7) around these layers, which PerStep holds."""
+    return Sequential(LowPassSynapse((2, 1, 1), 3.0), *map(PerStep, layers)), (2, SIDE, SIDE)
+
+
+def convolution(**options):
+    return maps(nn.Conv2d(2, 6, 3, **options))
+
+
+def orders(order_p, order_q):
+    alpha = [0.4 / (p + 1) for p in range(order_p)]
+    beta = [0.5 / (q + 1) for q in range(order_q + 1)]
+    return Sequential(IIRSynapse(5, alpha, beta)), (5,)
+
+
+def spiking(**options):
+    """Two layers of neurons, the first of which drives the second without a synapse."""
+    return Sequential(
+        nn.Linear(6, 20), SpikingNeuron(20, 4.0, **options), nn.Linear(20, 7), SpikingNeuron(7, 4.0)
+    ), (6,)
+
+
+class Voting(nn.Module):
+    """Maps out of a row of pixels, two of each, and three neurons that vote for each class."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = Sequential(
+            ResonantSynapse((2, 1, 1), 5.0, 0.1),
+            PerStep(nn.Conv2d(2, 3, 2, stride=2)),
+            SpikingNeuron((3, 1, 1), 4.0),
+            nn.Flatten(2),
+            Sequential(nn.Linear(12, 12), SpikingNeuron(12, 4.0, dropout=0.5)),
+        )
+
+    def forward(self, x, state=None):
+        pixels = x.unflatten(2, (4, 4)).movedim(2, 3)[:, :, None].repeat(1, 1, 2, 1, 1)
+        spikes, state = self.layers(pixels, state)
+        return spikes.unflatten(2, (4, 3)).sum(3), state
+
+
+def shared():
+    synapse = LowPassSynapse(4, 3.0)
+    return Sequential(synapse, nn.Linear(4, 4), synapse), (4,)
+
+
+NETWORKS = {
+    "linear": (lambda: (Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2)), (3,))),
+    "order 0": lambda: orders(0, 0),
+    "order 1": lambda: orders(1, 0),
+    "order 2": lambda: orders(2, 0),
+    "order 3, 2": lambda: orders(3, 2),
+    "order 0, 3": lambda: orders(0, 3),
+    "resonant": lambda: (Sequential(ResonantSynapse(8, 50.0, 0.2), nn.Linear(8, 3)), (8,)),
+    "held stable": lambda: (
+        Sequential(IIRSynapse(5, (1.5, 0.4), (1.0,), constraint="stable")),
+        (5,),
+    ),
+    "neurons": spiking,
+    "neurons with a membrane": lambda: spiking(membrane_filter=True, reset_strength=0.7),
+    "convolution": convolution,
+    "padded": lambda: convolution(padding=1, bias=False),
+    "same": lambda: convolution(padding="same", dilation=2),
+    "stride": lambda: convolution(stride=(2, 3), padding=(0, 2)),
+    "dilation": lambda: convolution(dilation=(1, 2), padding=2),
+    "groups": lambda: convolution(groups=2),
+    "depthwise with a stride": lambda: convolution(groups=2, stride=2, dilation=2),
+    "pooling": lambda: maps(nn.MaxPool2d(2)),
+    "pooling up to the edge": lambda: maps(nn.MaxPool2d(2, ceil_mode=True)),
+    "pooling with gaps": lambda: maps(nn.MaxPool2d(3, stride=2, padding=1, dilation=2)),
+    "average": lambda: maps(nn.AvgPool2d(3, stride=2, padding=1)),
+    "several in a PerStep": lambda: maps(
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Dropout2d(), nn.Identity())
+    ),
+    "flattened": lambda: (
+        Sequential(PerStep(nn.Conv2d(2, 3, 3)), nn.Flatten(2), LowPassSynapse(75, 3.0)),
+        (2, SIDE, SIDE),
+    ),
+    "maps at the end": lambda: maps(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
+    "rearranged and voting": lambda: (Voting(), (16,)),
+    "used twice": shared,
+}
+
+
+def network(name):
+    """A network of ``NETWORKS`` with weights large enough to fire, and its input's features."""
+    model, features = NETWORKS[name]()
+    for part in model.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(part.weight, 0.1, 0.7)
+    return model.double().eval(), features
+
+
+def spikes(steps, *features):
+    """A random spike train ``(T, 1, *features)``, silent in the middle."""
+    train = (torch.rand(steps, 1, *features) > 0.5).double()
+    train[steps // 3 : steps // 2] = 0
+    return train
+
+
+def with_readout(kind):
+    """A network that ends in a readout, and the same without."""
+    layers = Sequential(nn.Linear(4, 6), SpikingNeuron(6, 4.0), nn.Linear(6, 3)).double().eval()
+    return Sequential(layers, READOUTS[kind]()), layers
