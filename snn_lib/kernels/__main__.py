@@ -1,8 +1,27 @@
-"""``python -m snn_lib.kernels`` says which backend serves each device of this machine, and why."""
+"""``python -m snn_lib.kernels`` says which backend serves each device of this machine, and why.
+
+``python -m snn_lib.kernels --check`` also compares the compiled backends with plain PyTorch.
+"""
+
+import argparse
+import sys
 
 import torch
 
 from snn_lib.kernels import serving
+from snn_lib.kernels.check import check
+
+parser = argparse.ArgumentParser(
+    "python -m snn_lib.kernels",
+    description="Says which backend serves each device of this machine, and why.",
+)
+parser.add_argument(
+    "--check",
+    action="store_true",
+    help="compare every compiled backend with plain PyTorch on every operator and dtype, and time "
+    "it; exit with 1 if any result differs",
+)
+arguments = parser.parse_args()
 
 devices = ["cpu"]
 if torch.accelerator.is_available():
@@ -10,3 +29,5 @@ if torch.accelerator.is_available():
 for device in devices:
     name, reason = serving(device)
     print(f"{device}: {name} ({reason})")
+if arguments.check and not check(devices):
+    sys.exit(1)

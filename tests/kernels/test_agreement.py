@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch
 from snn_lib import FastSigmoid, Gaussian, use_backend
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.kernels import eager
+from snn_lib.kernels.check import Draw
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of the tensor's largest magnitude
 GPU = torch.cuda.is_available()
@@ -24,11 +26,11 @@ DROPOUT_SEED = [0x1234_5678_9ABC_DEF0, 3]  # the key, and the first element's nu
 
 ORDERS = [(0, 0), (1, 0), (2, 0), (2, 1), (3, 2)]
 LAYOUTS = [  # (T, B, N) and how the input lies in memory
-    ((25, 3, 7), "contiguous"),
-    ((5, 2, 70), "constant in time"),
+    ((9, 3, 7), "contiguous"),
+    ((3, 2, 70), "constant in time"),
     ((2, 2, 70), "transposed"),
     ((1, 2, 1), "contiguous"),
-    ((2, 17, 7), "constant in time"),
+    ((2, 33, 3), "constant in time"),  # with a last tile that is not full
 ]
 EMPTY = [((0, 2, 7), "contiguous"), ((3, 0, 7), "contiguous")]
 
@@ -50,17 +52,7 @@ def backend(name):
 @pytest.fixture
 def draw(name, dtype):
     """Draws normally distributed tensors, on the backend's device, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    device = "cuda" if name == "cuda" and GPU else "cpu"
-
-    def draw(*shape, layout="contiguous"):
-        if layout == "constant in time":
-            return draw(1, *shape[1:]).expand(shape)
-        if layout == "transposed":
-            return draw(*reversed(shape)).permute(2, 1, 0)
-        return torch.randn(shape, generator=generator, dtype=dtype).to(device)
-
-    return draw
+    return Draw(dtype, "cuda" if name == "cuda" and GPU else "cpu")
 
 
 def assert_agree(actual, expected):
@@ -114,16 +106,16 @@ def test_filter(backend, draw, order, case):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_filter_with_coefficients_that_are_alike_for_all_lags(backend, draw):
     """A moving average, say, whose coefficients lie in memory once."""
-    x, _, _, *past = filter_case(draw, (3, 2), (25, 3, 7), "contiguous")
+    x, _, _, *past = filter_case(draw, (3, 2), (5, 3, 7), "contiguous")
     alpha, beta = (coefficient.expand(3, 7) for coefficient in (0.2 * draw(1, 7), draw(1, 7)))
     output, last = eager.filter_forward(x, alpha, beta, *past, x.dtype)
     assert_agree(backend.filter_forward(x, alpha, beta, *past, x.dtype), [output, last])
-    arguments = draw(25, 3, 7), draw(3, 3, 7), x, alpha, beta, output, *past, [True] * 5
+    arguments = draw(5, 3, 7), draw(3, 3, 7), x, alpha, beta, output, *past, [True] * 5
     assert_agree(backend.filter_backward(*arguments), eager.filter_backward(*arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
-@pytest.mark.parametrize("order", [(1, 0), (2, 0), (2, 1)], ids=str)
+@pytest.mark.parametrize("order", [(2, 0), (2, 1)], ids=str)
 @pytest.mark.parametrize("case", LAYOUTS + EMPTY, ids=str)
 def test_filter_between_products_in_bfloat16(backend, draw, order, case):
     """What goes to the matrix product and comes back from it is in bfloat16."""
@@ -139,8 +131,9 @@ def test_filter_between_products_in_bfloat16(backend, draw, order, case):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("surrogate", ["gaussian", "fast_sigmoid", "given"])
+@pytest.mark.parametrize(
+    ("surrogate", "dropout"), [("gaussian", 0.0), ("fast_sigmoid", 0.3), ("given", 0.3)]
+)
 @pytest.mark.parametrize("case", LAYOUTS + EMPTY, ids=str)
 def test_neuron(backend, draw, surrogate, dropout, case):
     shape, layout = case
@@ -228,9 +221,9 @@ def test_gradients_not_needed_are_empty(backend, draw, wanted):
 @pytest.mark.parametrize("dropout", [0.25, 0.7])
 def test_dropout_mask(backend, draw, dropout):
     """Neurons that always fire show the whole mask."""
-    shape = (9, 5, 70)
+    shape = (3, 2, 70)
     one, zero = torch.ones_like(draw(70)), torch.zeros_like(draw(70))
-    state = (zero.expand(5, 70),) * 2
+    state = (zero.expand(2, 70),) * 2
     seed = torch.tensor(DROPOUT_SEED, device=one.device)
     spikes, *_ = backend.neuron_forward(
         2.0 * one.expand(shape), one, zero, zero, *state, dropout, seed
@@ -288,8 +281,10 @@ def test_public_functions(name, backend, draw, with_state):
 def test_triton_interpreter():
     """The cuda cases on a machine without a GPU."""
     pytest.importorskip("triton", exc_type=ImportError)
+    options = "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "cuda"
+    files = __file__, Path(__file__).with_name("test_check.py")
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda", __file__],
+        [sys.executable, "-m", "pytest", *options, *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

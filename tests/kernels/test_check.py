@@ -1,0 +1,126 @@
+"""``python -m snn_lib.kernels --check``: what agrees, what does not, and what cannot run."""
+
+import os
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from claimed_device import ClaimedDevice
+
+from snn_lib.kernels import check, eager
+
+ROWS = len(check.OPERATORS) * len(check.TOLERANCE)
+FUNCTIONS = ("filter_forward", "filter_backward", "neuron_forward", "neuron_backward")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Nothing is large, and nothing is timed for long."""
+    monkeypatch.setattr(check, "ODD", (3, 2, 5))
+    monkeypatch.setattr(check, "LARGE", (3, 2, 4))
+    once = SimpleNamespace(times=[2e-3])
+    monkeypatch.setattr(check.Timer, "blocked_autorange", lambda timer, min_run_time: once)
+
+
+def backend(name="cpu", **functions):
+    """A backend that computes as ``eager``, but for ``functions``."""
+    own = {function: getattr(eager, function) for function in FUNCTIONS}
+    return SimpleNamespace(__name__=f"snn_lib.kernels.{name}", **own | functions)
+
+
+def lines(capsys):
+    """The lines of the table, without its head."""
+    _, _, table = capsys.readouterr().out.partition("product\n")
+    return table.splitlines()
+
+
+def test_the_cpu_backend_agrees(capsys):
+    pytest.importorskip("numba")
+    assert check.check(["cpu"])
+    table = lines(capsys)
+    assert len(table) == ROWS
+    assert all(line.endswith("  agrees") for line in table)
+    assert all(line.split()[-4:-1] == ["2.000"] * 3 for line in table)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_wrong_result_disagrees(capsys, function, place):
+    def spoilt(*arguments):
+        results = [*getattr(eager, function)(*arguments)]
+        results[place] = results[place] + 0.02 * results[place].abs().amax()
+        return results
+
+    assert not check.print_table(backend(**{function: spoilt}), "cpu")
+    for line in lines(capsys):
+        wrong = line.startswith(function.split("_")[0])
+        assert line.endswith("DISAGREES" if wrong else "  agrees")
+
+
+def test_a_difference_is_relative_and_nothing_hides_it():
+    expected = torch.tensor([-4.0, 1.0])
+    assert check.difference(expected + torch.tensor([0.0, 0.5]), expected) == 0.125
+    assert check.difference(expected[:0], expected[:0]) == 0
+    for wrong in (expected * torch.nan, expected.half(), expected[None], expected / 0):
+        assert check.difference(wrong, expected) == torch.inf
+    assert check.difference(expected, expected * torch.nan) == torch.inf
+
+
+def test_what_raises_is_told_in_a_line_and_the_rest_goes_on(capsys):
+    def fail(*arguments):
+        raise RuntimeError("no such\ninstruction")
+
+    assert not check.print_table(backend(neuron_backward=fail), "cpu")
+    table = lines(capsys)
+    assert len(table) == ROWS
+    for line in table:
+        failed = "FAILS: RuntimeError('no such\\ninstruction')" in line
+        assert failed == line.startswith("neuron")
+
+
+def test_a_gpu_s_tensors_stay_on_it(capsys, monkeypatch):
+    """With a device that is only claimed, and ``eager`` in the place of Triton."""
+    pytest.importorskip("triton")
+    with ClaimedDevice():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        agree = check.print_table(backend("cuda"), "cuda")
+    output = capsys.readouterr().out
+    assert agree, output
+    assert "Backend cuda on a GPU, Triton" in output
+
+
+def test_backends_that_cannot_serve_are_left_out(monkeypatch, capsys):
+    monkeypatch.setattr(check, "BACKENDS", ("eager",))
+    assert not check.check(["cpu"])
+    assert capsys.readouterr().out == (
+        "no compiled backend can run here, so there is nothing to check\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "agree", "code"),
+    [([], False, None), (["--check"], True, None), (["--check"], False, 1)],
+)
+def test_the_command_s_exit_code(options, agree, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels", *options])
+    monkeypatch.setattr(check, "check", lambda devices: agree)
+    if code is None:
+        runpy.run_module("snn_lib.kernels", run_name="__main__")
+    else:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("snn_lib.kernels", run_name="__main__")
+        assert end.value.code == code
+    assert capsys.readouterr().out.startswith("cpu: ")
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="runs with test_agreement's cuda cases"
+)
+def test_the_interpreted_cuda_backend_agrees(capsys):
+    agree = check.check(["cpu"])
+    output = capsys.readouterr().out
+    assert agree, output
+    assert "Backend cuda on cpu, Triton" in output
+    assert " interpreted" in output
