@@ -1,6 +1,7 @@
 """Which backend serves a tensor and why; what all backends promise beside the same numbers."""
 
 import runpy
+import sys
 import warnings
 from contextlib import ExitStack
 
@@ -157,7 +158,8 @@ def test_a_chosen_backend_that_cannot_be_imported_is_refused(broken, monkeypatch
         serving("cpu")
 
 
-def test_the_command_says_what_serves(capsys, numba):
+def test_the_command_says_what_serves(capsys, numba, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kernels"])
     runpy.run_module("snn_lib.kernels", run_name="__main__")
     assert capsys.readouterr().out.splitlines()[0] == "cpu: cpu (Numba)"
 
