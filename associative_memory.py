@@ -9,6 +9,7 @@ Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from snn_lib import (
     DualExponentialSynapse,
     Gaussian,
-    IIRSynapse,
     ResonantSynapse,
     Sequential,
     SpikingNeuron,
@@ -38,34 +38,34 @@ class SNN(nn.Module):
     def __init__(self, config: AssociationConfig) -> None:
         super().__init__()
         options = config.hyperparameters
-        trained = {
-            "train_coefficients": options.train_coefficients,
-            "constraint": options.constraint,
-        }
-
-        def synapse(channels: int) -> IIRSynapse:
-            if options.synapse == "dual_exponential":
-                return DualExponentialSynapse(channels, options.tau_m, options.tau_s, **trained)
-            return ResonantSynapse(
-                channels,
-                log_spaced(options.shortest_memory, options.longest_memory),
-                log_spaced(options.lowest_frequency, options.highest_frequency),
+        kinds = {
+            "dual_exponential": partial(
+                DualExponentialSynapse, tau_m=options.tau_m, tau_s=options.tau_s
+            ),
+            "resonant": partial(
+                ResonantSynapse,
+                tau=log_spaced(options.shortest_memory, options.longest_memory),
+                frequency=log_spaced(options.lowest_frequency, options.highest_frequency),
                 margin=1e-5,  # the slowest filters are near the edge of the stable set
-                **trained,
-            )
-
+            ),
+        }
+        synapse = partial(
+            kinds[options.synapse],
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+        )
+        neuron = partial(
+            SpikingNeuron,
+            tau_m=options.tau_m,
+            membrane_filter=options.membrane_filter,
+            surrogate=Gaussian(options.surrogate_width),
+        )
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(SIZES):
             weights = nn.Linear(inputs, outputs, bias=options.train_bias)
             nn.init.normal_(weights.weight, std=options.weight_gain / math.sqrt(inputs))
-            neurons = SpikingNeuron(
-                outputs,
-                options.tau_m,
-                membrane_filter=options.membrane_filter,
-                surrogate=Gaussian(options.surrogate_width),
-                dropout=options.dropout if outputs != SIZES[-1] else 0.0,
-            )
-            layers += [synapse(inputs), weights, neurons]
+            dropout = 0.0 if outputs == SIZES[-1] else options.dropout
+            layers += [synapse(inputs), weights, neuron(outputs, dropout=dropout)]
         self.layers = Sequential(*layers)
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:

@@ -10,6 +10,7 @@ Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -58,26 +59,22 @@ class SNN(nn.Module):
         super().__init__()
         options = config.hyperparameters
 
-        def synapse(channels: int, *positions: int) -> DualExponentialSynapse:
-            return DualExponentialSynapse(
-                (channels, *positions),
-                options.tau_m,
-                options.tau_s,
-                train_coefficients=options.train_coefficients,
-                constraint=options.constraint,
-            )
+        synapse = partial(
+            DualExponentialSynapse,
+            tau_m=options.tau_m,
+            tau_s=options.tau_s,
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+        )
+        neuron = partial(
+            SpikingNeuron,
+            tau_m=options.tau_m,
+            membrane_filter=options.membrane_filter,
+            surrogate=Gaussian(options.surrogate_width),
+        )
 
         def convolution(inputs: int, outputs: int) -> PerStep:
             return PerStep(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias))
-
-        def neuron(channels: int, *positions: int, dropout: float = 0.0) -> SpikingNeuron:
-            return SpikingNeuron(
-                (channels, *positions),
-                options.tau_m,
-                membrane_filter=options.membrane_filter,
-                surrogate=Gaussian(options.surrogate_width),
-                dropout=dropout,
-            )
 
         def pooling() -> PerStep:
             return PerStep(nn.MaxPool2d(2, ceil_mode=True))
@@ -86,19 +83,19 @@ class SNN(nn.Module):
         positions = (-(-config.events.side // 8)) ** 2  # of a map, pooled three times
         classes = SETS[config.dataset].classes
         self.layers = Sequential(
-            synapse(2, 1, 1),
+            synapse((2, 1, 1)),
             convolution(2, first),
-            neuron(first, 1, 1),
+            neuron((first, 1, 1)),
             pooling(),
-            synapse(first, 1, 1),
+            synapse((first, 1, 1)),
             convolution(first, second),
-            neuron(second, 1, 1),
+            neuron((second, 1, 1)),
             pooling(),
-            synapse(second, 1, 1),
+            synapse((second, 1, 1)),
             convolution(second, third),
-            neuron(third, 1, 1),
+            neuron((third, 1, 1)),
             pooling(),
-            synapse(third, 1, 1),
+            synapse((third, 1, 1)),
             nn.Flatten(2),
             nn.Linear(third * positions, options.hidden, bias=options.train_bias),
             neuron(options.hidden, dropout=options.dropout),

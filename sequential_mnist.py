@@ -9,6 +9,7 @@ Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388, with filters of their own fo
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -39,26 +40,22 @@ class SNN(nn.Module):
                 nn.init.zeros_(layer.bias)
             return layer
 
-        def neuron(count: int) -> SpikingNeuron:
-            return SpikingNeuron(
-                count,
-                options.tau_m,
-                membrane_filter=options.membrane_filter,
-                reset_strength=options.reset_strength,
-                surrogate=Gaussian(options.surrogate_width),
-                dropout=options.dropout,
-            )
-
-        def synapse(channels: int) -> ResonantSynapse:
-            return ResonantSynapse(
-                channels,
-                log_spaced(options.shortest_memory, options.longest_memory),
-                log_spaced(options.lowest_frequency, options.highest_frequency),
-                train_coefficients=options.train_coefficients,
-                constraint=options.constraint,
-                margin=1e-5,  # the slowest filters are near the edge of the stable set
-            )
-
+        neuron = partial(
+            SpikingNeuron,
+            tau_m=options.tau_m,
+            membrane_filter=options.membrane_filter,
+            reset_strength=options.reset_strength,
+            surrogate=Gaussian(options.surrogate_width),
+            dropout=options.dropout,
+        )
+        synapse = partial(
+            ResonantSynapse,
+            tau=log_spaced(options.shortest_memory, options.longest_memory),
+            frequency=log_spaced(options.lowest_frequency, options.highest_frequency),
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+            margin=1e-5,  # the slowest filters are near the edge of the stable set
+        )
         pixels = weights(PIXELS // options.length, 64)
         with torch.no_grad():  # every filter starts with a full share of the pixels
             pixels.weight.sign_().div_(math.sqrt(pixels.in_features))

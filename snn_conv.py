@@ -10,6 +10,7 @@ Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, Digi
 from snn_lib.training import main
 
 SIDE = 28  # pixels
-GAIN = 2.5  # of the first weights: all layers fire from the start
+GAIN = 2.5  # of the first weights, with which all layers fire
 
 
 @dataclass
@@ -28,7 +29,7 @@ class ConvHyperparameters(DigitHyperparameters, ConvolutionHyperparameters):
     """Hyperparameters of the convolutional network."""
 
     filters: Literal["map", "pixel"] = setting(
-        "map", "a filter for each feature map, or for each of its pixels"
+        "map", "whether each feature map has one filter, or each of its pixels"
     )
     voters: int = setting(10, "output neurons of each class, whose spikes are added up", at_least=1)
 
@@ -41,9 +42,10 @@ class ConvConfig(DigitConfig):
 
 
 class SNN(nn.Module):
-    """16C3-P2-64C3-P2-128C3-P2-256-100: each layer filters, weighs and pools spikes, and spikes.
+    """16C3-P2-64C3-P2-128C3-P2-256-100: layers that filter spikes, weigh and pool them, and spike.
 
-    Ten neurons vote for each class: in a few steps a single one's spikes often end in a tie.
+    Ten neurons vote for each class, because the spikes of a single neuron in a few steps often end
+    in a tie.
 
     Shape:
         Input over time ``(T, B, 784)`` to the spikes of each class ``(T, B, 10)`` and the state.
@@ -53,53 +55,52 @@ class SNN(nn.Module):
         super().__init__()
         options = config.hyperparameters
 
-        def synapse(channels: int, *positions: int) -> DualExponentialSynapse:
-            if options.filters == "map":
-                positions = (1,) * len(positions)  # shared by them
-            return DualExponentialSynapse(
-                (channels, *positions),
-                options.tau_m,
-                options.tau_s,
-                train_coefficients=options.train_coefficients,
-                constraint=options.constraint,
-            )
+        synapse = partial(
+            DualExponentialSynapse,
+            tau_m=options.tau_m,
+            tau_s=options.tau_s,
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+        )
+        neuron = partial(
+            SpikingNeuron,
+            tau_m=options.tau_m,
+            membrane_filter=options.membrane_filter,
+            surrogate=Gaussian(options.surrogate_width),
+        )
 
-        def begun(weights: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-            nn.init.normal_(weights.weight, std=GAIN / math.sqrt(weights.weight[0].numel()))
+        def map_synapse(maps: int, side: int) -> DualExponentialSynapse:
+            side = 1 if options.filters == "map" else side  # 1: all pixels of a map share a filter
+            return synapse((maps, side, side))
+
+        def weights(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+            nn.init.normal_(layer.weight, std=GAIN / math.sqrt(layer.weight[0].numel()))
             if options.train_bias:
-                nn.init.zeros_(weights.bias)
-            return weights
+                nn.init.zeros_(layer.bias)
+            return layer
 
         def convolution(inputs: int, outputs: int) -> PerStep:
-            return PerStep(begun(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias)))
+            layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias)
+            return PerStep(weights(layer))
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
-            return begun(nn.Linear(inputs, outputs, bias=options.train_bias))
-
-        def neuron(channels: int, *positions: int, dropout: float = 0.0) -> SpikingNeuron:
-            return SpikingNeuron(
-                (channels, *positions),
-                options.tau_m,
-                membrane_filter=options.membrane_filter,
-                surrogate=Gaussian(options.surrogate_width),
-                dropout=dropout,
-            )
+            return weights(nn.Linear(inputs, outputs, bias=options.train_bias))
 
         first, second, third = options.channels
         self.layers = Sequential(
-            synapse(1, 28, 28),
+            map_synapse(1, 28),
             convolution(1, first),
             PerStep(nn.MaxPool2d(2)),
-            neuron(first, 1, 1),
-            synapse(first, 14, 14),
+            neuron((first, 1, 1)),
+            map_synapse(first, 14),
             convolution(first, second),
             PerStep(nn.MaxPool2d(2)),
-            neuron(second, 1, 1),
-            synapse(second, 7, 7),
+            neuron((second, 1, 1)),
+            map_synapse(second, 7),
             convolution(second, third),
             PerStep(nn.MaxPool2d(2)),
-            neuron(third, 1, 1),
-            synapse(third, 3, 3),
+            neuron((third, 1, 1)),
+            map_synapse(third, 3),
             nn.Flatten(2),
             linear(9 * third, options.hidden),
             neuron(options.hidden, dropout=options.dropout),

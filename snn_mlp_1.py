@@ -7,6 +7,9 @@ The settings are in snn_mlp_1.yaml; --help lists them all. The model follows Fan
 Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 
 from snn_lib import DualExponentialSynapse, Gaussian, Sequential, SpikingNeuron
@@ -17,41 +20,42 @@ from snn_lib.training import main
 class SNN(nn.Module):
     """784-500-500-10: each layer filters its input spikes, weighs them, and spikes.
 
+    Args:
+        config: the settings.
+        synapse: makes the synapses for a number of channels, by default dual exponential ones.
+
     Shape:
         Input over time ``(T, B, 784)`` to output spikes ``(T, B, 10)`` and the state.
     """
 
-    def __init__(self, config: DigitConfig) -> None:
+    def __init__(
+        self, config: DigitConfig, synapse: Callable[[int], nn.Module] | None = None
+    ) -> None:
         super().__init__()
         options = config.hyperparameters
-
-        def synapse(channels: int) -> DualExponentialSynapse:
-            return DualExponentialSynapse(
-                channels,
-                options.tau_m,
-                options.tau_s,
-                train_coefficients=options.train_coefficients,
-                constraint=options.constraint,
-            )
-
-        def neuron(count: int, dropout: float = 0.0) -> SpikingNeuron:
-            return SpikingNeuron(
-                count,
-                options.tau_m,
-                membrane_filter=options.membrane_filter,
-                surrogate=Gaussian(options.surrogate_width),
-                dropout=dropout,
-            )
-
+        synapse = synapse or partial(
+            DualExponentialSynapse,
+            tau_m=options.tau_m,
+            tau_s=options.tau_s,
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+        )
+        weights = partial(nn.Linear, bias=options.train_bias)
+        neuron = partial(
+            SpikingNeuron,
+            tau_m=options.tau_m,
+            membrane_filter=options.membrane_filter,
+            surrogate=Gaussian(options.surrogate_width),
+        )
         self.layers = Sequential(
             synapse(PIXELS),
-            nn.Linear(PIXELS, 500, bias=options.train_bias),
-            neuron(500, options.dropout),
+            weights(PIXELS, 500),
+            neuron(500, dropout=options.dropout),
             synapse(500),
-            nn.Linear(500, 500, bias=options.train_bias),
-            neuron(500, options.dropout),
+            weights(500, 500),
+            neuron(500, dropout=options.dropout),
             synapse(500),
-            nn.Linear(500, CLASSES, bias=options.train_bias),
+            weights(500, CLASSES),
             neuron(CLASSES),
         )
 

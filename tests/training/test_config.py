@@ -240,3 +240,68 @@ def test_the_documented_command_has_the_constants_of_the_2020_release():
         assert getattr(config, section) == getattr(DigitConfig(), section)
     assert config.optimizer.Adam == DigitConfig().optimizer.Adam
     assert config.scheduler.MultiStepLR == DigitConfig().scheduler.MultiStepLR
+
+
+# ---------------------------------------------------------------------------------------------
+# A file that is a variant of another
+
+
+@pytest.fixture
+def variant(yaml_file):
+    path = yaml_file.parent / "more" / "variant.yaml"
+    path.parent.mkdir()
+    path.write_text("base: ../trial.yaml\nhyperparameters: {tau_m: 6}\nseed: 3")
+    return path
+
+
+def test_a_variant_has_what_its_base_says_but_for_its_own_lines(variant, yaml_file):
+    base, own = (load_config(DigitConfig, path, []) for path in (yaml_file, variant))
+    assert (own.hyperparameters.tau_m, own.seed) == (6, 3)
+    base.hyperparameters.tau_m, base.seed = 6.0, 3
+    assert own == base
+    assert load_config(DigitConfig, variant, ["seed=4"]).seed == 4
+
+
+def test_a_base_may_have_a_base(variant, tmp_path):
+    (tmp_path / "third.yaml").write_text("base: more/variant.yaml\nhyperparameters: {length: 9}")
+    config = load_config(DigitConfig, tmp_path / "third.yaml", [])
+    options = config.hyperparameters
+    assert (config.name, options.length, options.tau_m, config.seed) == ("trial", 9, 6, 3)
+
+
+def test_a_list_of_a_variant_replaces_that_of_its_base(variant, yaml_file):
+    key = "scheduler: {MultiStepLR: {milestones: %s}}"
+    yaml_file.write_text(key % [1, 2, 3])
+    variant.write_text("base: ../trial.yaml\n" + key % [4])
+    assert load_config(DigitConfig, variant, []).scheduler.MultiStepLR.milestones == [4]
+
+
+def test_the_file_with_an_unknown_key_is_named(variant, yaml_file):
+    yaml_file.write_text("hyperparameters: {droput: 0.5}")
+    assert refusal(variant).startswith(f"{variant.parent}/../trial.yaml: unknown key")
+    yaml_file.write_text(YAML)
+    variant.write_text("base: ../trial.yaml\nhyperparameters: {droput: 0.5}")
+    assert refusal(variant).startswith(f"{variant}: unknown key 'hyperparameters.droput'")
+
+
+@pytest.mark.parametrize("base", ["variant.yaml", "../trial.yaml", "../more/variant.yaml"])
+def test_a_circle_of_bases_is_refused(variant, yaml_file, base):
+    yaml_file.write_text("base: more/variant.yaml")
+    variant.write_text(f"base: {base}")
+    message = refusal(variant)
+    assert "is a base of itself: variant.yaml -> " in message
+    assert message.endswith("-> variant.yaml")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", "there is no configuration file {folder}/nowhere.yaml"),
+        ("[a]", "{folder}/variant.yaml: base is ['a'], expected the name of a YAML file"),
+        ("3", "base is 3, expected the name of a YAML file"),
+        (".", "{folder} cannot be read as YAML"),
+    ],
+)
+def test_a_base_that_is_no_file_is_refused(variant, base, message):
+    variant.write_text(f"base: {base}")
+    assert message.format(folder=variant.parent) in refusal(variant)
