@@ -1,8 +1,8 @@
 """The private parts of PyTorch that this package relies on, in one place.
 
 A new release of PyTorch may change them without a notice: if one breaks this package, it breaks it
-here. Tried with PyTorch 2.13. Beside them, ``IIRSynapse`` overrides the private method
-``_save_to_state_dict`` of ``nn.Module``.
+here. Tried with PyTorch 2.13. Besides these, ``IIRSynapse`` overrides two private methods of
+``nn.Module``, ``_save_to_state_dict`` and ``_apply``.
 """
 
 import torch

@@ -51,7 +51,7 @@ def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
     return distance > doubt
 
 
-def stable(alpha: Tensor, margin: float) -> Tensor:
+def stabilise(alpha: Tensor, margin: float) -> Tensor:
     """The stable filter next to each channel's: itself, bit for bit, where it is stable already.
 
     It never waits for a GPU, since it decides nothing by looking at a value.
@@ -104,19 +104,49 @@ def stable(alpha: Tensor, margin: float) -> Tensor:
 
 
 def largest_margin(alpha: Tensor) -> float:
-    """The largest of 1e-3, half of it, and so on, with which :func:`stable` keeps stable filters.
+    """The largest of 1e-3, half of it, and so on, with which stable filters stay as they are.
 
     Raises:
         ValueError: a filter is nearer to the edge than any margin that float32 can hold.
     """
     inside = has_stable_poles(alpha.double())
     for margin in (MARGIN / 2**halvings for halvings in range(10)):
-        if torch.equal(stable(alpha, margin)[:, inside], alpha[:, inside]):
+        if torch.equal(stabilise(alpha, margin)[:, inside], alpha[:, inside]):
             return margin
     raise ValueError(
         "a filter is too near the edge of the stable set to stay as it is: expected shorter time "
         'constants, higher frequencies or constraint="none"'
     )
+
+
+def round_decaying(*alpha: float | Tensor) -> list[Tensor]:
+    """Rounds the coefficients of filters that decay to the default dtype.
+
+    Args:
+        alpha: alpha_1 to alpha_P, numbers or tensors that broadcast.
+
+    Returns:
+        What the default dtype makes of each, in float64.
+
+    Raises:
+        ValueError: as rounded, a filter does not decay.
+    """
+    dtype = torch.get_default_dtype()
+    exact = {"dtype": torch.float64, "device": "cpu"}
+    rounded = [torch.as_tensor(a, **exact).to(dtype).to(**exact) for a in alpha]
+    if not has_stable_poles(torch.stack(torch.broadcast_tensors(*rounded))).all():
+        raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
+    return rounded
+
+
+def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
+    """Raises a ValueError if a stable filter, ``(P, *shape)``, is not stable in another dtype."""
+    before, after = (tensor.cpu().double() for tensor in (alpha, alpha.to(dtype)))
+    if (has_stable_poles(before) & ~has_stable_poles(after)).any():
+        raise ValueError(
+            f"a filter decays so slowly that, rounded to {dtype}, it does not decay: leave the "
+            'layer in float32 and use torch.autocast, or build it with constraint="stable"'
+        )
 
 
 def warn_if_unstable(alpha: Tensor) -> None:

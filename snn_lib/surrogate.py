@@ -1,9 +1,10 @@
-"""Surrogate gradients: what stands in for the derivative of the spike's step function.
+"""Surrogate gradients, which replace the derivative of the spike's step function.
 
 The forward pass of a neuron is a step, S = 1 if V > 1 else 0, whose derivative is zero almost
 everywhere. Training replaces it, in the backward pass only, by a smooth bump around the threshold.
 
-A surrogate of one's own is any object with a method ``derivative``:
+A surrogate of your own is any object with a method ``derivative``. If it has parameters, they are
+not trained: no gradient flows into the shape of the bump.
 
     class Window:
         def derivative(self, membrane):
@@ -21,7 +22,7 @@ THRESHOLD = 1.0
 
 
 class Surrogate(Protocol):
-    """What a neuron takes as its surrogate; nothing needs to inherit from it."""
+    """What a neuron takes as its surrogate. No class needs to inherit from it."""
 
     def derivative(self, membrane: Tensor) -> Tensor:
         """dS/dV at every element of ``membrane``, in its shape."""
@@ -88,5 +89,5 @@ def _check_width(width: float) -> None:
         raise ValueError(f"width is {width}, expected a positive number")
 
 
-# Those that every backend has compiled.
+# The surrogates that every backend has compiled.
 SURROGATES = {surrogate.name: surrogate for surrogate in (Gaussian, FastSigmoid)}

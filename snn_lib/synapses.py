@@ -2,18 +2,20 @@
 
 F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
-The coefficients belong to the channel, are initialised from time constants and trained together
-with the weights; the positions of a feature map ``(C, H, W)`` may share those of its channel, given
-as ``(C, 1, 1)``. A time constant is a number for all channels, a tensor of their shape, or a
-function of the shape such as :func:`snn_lib.time_constants.log_spaced`. ``constraint="stable"``
-keeps trained filters from blowing up, in any training loop: the filter at work is :func:`stable` of
-alpha, whatever alpha holds.
+Every channel has its own coefficients. They start from time constants and are trained together with
+the weights. The positions of a feature map ``(C, H, W)`` may share those of its channel, given as
+``(C, 1, 1)``. A time constant is a number for all channels, a tensor of their shape, or a function
+of the shape such as :func:`snn_lib.time_constants.log_spaced`.
+
+Trained filters can become unstable. ``constraint="stable"`` prevents that in any training loop: the
+layer does not filter with the parameter alpha itself, but with the stable filter next to it,
+:func:`snn_lib.stability.stabilise`.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +25,13 @@ from snn_lib.chunks import is_recomputing
 from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import FilterState, iir_filter
 from snn_lib.pytorch_private import transformed
-from snn_lib.stability import MARGIN, has_stable_poles, largest_margin, stable
+from snn_lib.stability import (
+    MARGIN,
+    check_rounding,
+    largest_margin,
+    round_decaying,
+    stabilise,
+)
 from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 
 CONSTRAINTS = ("none", "stable")
@@ -33,17 +41,16 @@ class IIRSynapse(StatefulModule):
     """An IIR filter of any order for every channel.
 
     Args:
-        shape: the channels: their number, or the feature shape such as ``(C, H, W)``; there a
-            dimension of 1 behind the first, as in ``(C, 1, 1)``, fits maps of any size.
+        shape: the channels: their number, or the feature shape such as ``(C, H, W)``. A dimension
+            of 1 behind the first, as in ``(C, 1, 1)``, fits maps of any size.
         alpha: the P weights of past outputs, alpha_1 first, each a number or a tensor ``(*shape)``.
-        beta: the Q + 1 weights of present and past inputs, beta_0 first, likewise.
+        beta: the Q + 1 weights of the present and past inputs, beta_0 first, likewise.
         train_alpha, train_beta: which of them are parameters; the others are buffers.
-        constraint: ``"none"``, or ``"stable"``: the filter at work is then :func:`stable` of alpha,
-            before any training too.
-        margin: m, how far inside the stable set ``"stable"`` keeps the filters, at least 1e-6. By
-            default 1e-3, halved until those first filters that are stable are inside as they are:
-            slow ones are near the edge. Set one where the start is random, if weights shall fit
-            another start's too; first filters nearer to the edge are then moved.
+        constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle.
+        margin: how far inside the stable set the filters are kept, in [1e-6, 1). ``None`` takes the
+            largest of 1e-3, half of it, and so on, that leaves stable first filters as they are.
+            Give a number where the first filters are random and their weights shall fit those of
+            another start; first filters that are nearer to the edge are then moved.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -51,16 +58,17 @@ class IIRSynapse(StatefulModule):
 
     Shape:
         - x: ``(T, B, *shape)``.
-        - state: ``(past_output, past_input)``: the last P outputs ``(P, B, *shape)`` and Q inputs
-          ``(Q, B, *shape)``, oldest first.
-        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
+        - state: ``(past_output, past_input)``: the last P outputs ``(P, B, *shape)`` and the last Q
+          inputs ``(Q, B, *shape)``, oldest first.
+        - lengths: int64 ``(B,)``, the number of steps of each sequence, if they are padded to T.
         - returns the PSP ``(T, B, *shape)`` and the new state. Under autocast the PSP of a float32
-          synapse is in autocast's dtype, as the matrix product after it would round it.
+          synapse is in autocast's dtype, to which the matrix product after it would round it.
 
     Raises:
         ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1), a
-            stable filter is too near the edge to be kept, or a shape is wrong. Of those below, too:
-            a time constant is so long that, rounded, the filter does not decay.
+            stable filter is too near the edge to be kept, or a shape is wrong. Also if a time
+            constant of the synapses below is so long that the filter does not decay as rounded,
+            when the layer is built or when it is converted to a lower precision.
     """
 
     def __init__(
@@ -78,14 +86,13 @@ class IIRSynapse(StatefulModule):
             raise ValueError("beta is empty, expected at least beta_0")
         if constraint not in CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}, choose one of {CONSTRAINTS}")
-        if margin is not None and not 1e-6 <= margin < 1:  # less than that float32 rounds away
+        if margin is not None and not 1e-6 <= margin < 1:  # float32 rounds a smaller one away
             raise ValueError(f"margin is {margin}, expected a number in [1e-6, 1)")
         self.shape = _shape_of(shape)
-        first = [_coefficients(values, self.shape) for values in (alpha, beta)]
+        alpha, beta = (_coefficients(values, self.shape) for values in (alpha, beta))
         self.constraint = constraint
-        self.margin = margin or (largest_margin(first[0]) if constraint == "stable" else MARGIN)
-        trained = train_alpha, train_beta
-        for name, values, train in zip(("alpha", "beta"), first, trained, strict=True):
+        self.margin = margin or (largest_margin(alpha) if constraint == "stable" else MARGIN)
+        for name, values, train in (("alpha", alpha, train_alpha), ("beta", beta, train_beta)):
             channels = torch.empty(values.shape).copy_(values)  # on the default device
             if train:
                 self.register_parameter(name, nn.Parameter(channels))
@@ -102,47 +109,39 @@ class IIRSynapse(StatefulModule):
         dtype = _autocast_dtype(x.device.type) if alpha.dtype == torch.float32 else None
         if lengths is None:
             return Output(*iir_filter(x, alpha, self.beta, state, dtype))
-        return self._until(lengths, x, alpha, state, dtype or alpha.dtype)
-
-    def _until(
-        self,
-        lengths: Tensor,
-        x: Tensor,
-        alpha: Tensor,
-        state: FilterState | None,
-        dtype: torch.dtype,
-    ) -> Output:
-        """The PSP, and the state at each sequence's own end."""
-        exact = torch.promote_types(alpha.dtype, torch.float32)  # a state is never rounded
+        # The state at each sequence's own end, which is never rounded.
+        exact = torch.promote_types(alpha.dtype, torch.float32)
         psp, last = iir_filter(x, alpha.to(exact), self.beta.to(exact), state)
         before = map(torch.zeros_like, last) if state is None else state
         ends = (
             last_steps(torch.cat([past.to(exact), new.to(exact)]), len(past), lengths)
             for past, new in zip(before, (psp, x), strict=True)
         )
-        return Output(psp.to(dtype), tuple(ends))
+        return Output(psp.to(dtype or alpha.dtype), tuple(ends))
 
     def effective_alpha(self) -> Tensor:
-        """The alpha of the filter at work, ``(P, *shape)``: :func:`stable` of it if constrained.
+        """The alpha that the layer filters with, ``(P, *shape)``.
 
-        Its gradient is alpha's, unchanged (straight-through), so that a filter held at the edge of
-        the stable set still feels what pulls it inside.
+        With ``constraint="stable"`` it is the stable one next to the parameter. Its gradient is
+        passed on to the parameter unchanged (straight-through), so that a filter at the edge of the
+        stable set can still be pulled back inside.
         """
         if self.constraint == "none":
             return self.alpha
         fixed = self.alpha.detach()
         if not (torch.is_grad_enabled() or transformed()):
-            return stable(fixed, self.margin)
+            return stabilise(fixed, self.margin)
         zero = (fixed - self.alpha).nan_to_num()  # inf and nan too, but for its gradient
-        return stable(fixed, self.margin) - zero  # not plus, which would make 0.0 of -0.0
+        return stabilise(fixed, self.margin) - zero  # not plus, which would make 0.0 of -0.0
 
     def project_(self) -> None:
-        """Moves the parameter alpha to the filter at work, in place.
+        """Sets the parameter alpha to the stable filter that the layer filters with, in place.
 
-        Left outside the stable set, alpha would be carried away by an optimiser's momentum and have
-        to come all the way back. Forward passes in training pull it back by themselves, and so does
-        ``state_dict``, which then holds the filters at work. Only what reads ``parameters()`` right
-        after an optimiser's step, as a moving average does, may want to call this.
+        An optimiser may move alpha out of the stable set. If it stayed there, momentum would carry
+        it away, and it would have to come all the way back. Every forward pass in training
+        therefore pulls alpha back, and so does ``state_dict``. Only code that reads
+        ``parameters()`` right after an optimiser's step, such as a moving average, has a reason to
+        call this.
         """
         self._pull_back(self.effective_alpha())
 
@@ -161,10 +160,16 @@ class IIRSynapse(StatefulModule):
         self.project_()
         super()._save_to_state_dict(*args, **kwargs)
 
-    def poles(self) -> Tensor:
-        """The poles of every channel's filter at work, complex, ``(*shape, P)``, on the CPU.
+    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "IIRSynapse":
+        dtype = convert(self.alpha.new_empty(0)).dtype
+        if dtype != self.alpha.dtype and self.constraint == "none" and not self.alpha.is_meta:
+            check_rounding(self.alpha.detach(), dtype)
+        return super()._apply(convert, recurse)
 
-        They are the eigenvalues of the recurrence's companion matrix; the filter is stable if all
+    def poles(self) -> Tensor:
+        """The poles of every channel's filter as it runs, complex, ``(*shape, P)``, on the CPU.
+
+        They are the eigenvalues of the recurrence's companion matrix. The filter is stable if all
         lie inside the unit circle.
         """
         order = len(self.alpha)
@@ -176,7 +181,7 @@ class IIRSynapse(StatefulModule):
         return torch.linalg.eigvals(companion)
 
     def pole_radius(self) -> float:
-        """The largest magnitude of any channel's pole: below 1, all filters are stable.
+        """The largest magnitude of any channel's pole; if it is below 1, all filters are stable.
 
         Infinite if a coefficient is not finite.
         """
@@ -192,52 +197,6 @@ class IIRSynapse(StatefulModule):
         )
 
 
-def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
-
-
-def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:
-    """First values of every channel, ``(len(values), *shape)``, on the CPU."""
-    rows = torch.empty(len(values), *shape, dtype=torch.float64, device="cpu")
-    for row, value in zip(rows, values, strict=True):
-        row[...] = per_channel(value, shape, "a coefficient")
-    return rows.to(torch.get_default_dtype())
-
-
-def _decaying(*alpha: float | Tensor) -> list[Tensor]:
-    """Coefficients of time constants as the default dtype rounds them, in float64.
-
-    Raises:
-        ValueError: so rounded, a filter does not decay.
-    """
-    dtype = torch.get_default_dtype()
-    exact = {"dtype": torch.float64, "device": "cpu"}
-    rounded = [torch.as_tensor(a, **exact).to(dtype).to(**exact) for a in alpha]
-    if not has_stable_poles(torch.stack(torch.broadcast_tensors(*rounded))).all():
-        raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
-    return rounded
-
-
-def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tensor:
-    """The beta_0 with which the squares of a decaying filter's impulse response sum to 1.
-
-    As large as its input if that is white noise, whatever the memory: the variance of such a
-    filter's output, an autoregressive process, is known in closed form,
-        beta_0^2 (1 - alpha_2) / ((1 + alpha_2) ((1 - alpha_2)^2 - alpha_1^2)).
-    """
-    power = (1.0 + alpha_2) * ((1.0 - alpha_2) ** 2 - alpha_1**2) / (1.0 - alpha_2)
-    return power.sqrt()
-
-
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    available = torch.amp.is_autocast_available(device)  # not on the meta device, for one
-    return (
-        torch.get_autocast_dtype(device)
-        if available and torch.is_autocast_enabled(device)
-        else None
-    )
-
-
 class DualExponentialSynapse(IIRSynapse):
     """The PSP of a synapse with finite rise: the difference of two exponentials.
 
@@ -251,7 +210,7 @@ class DualExponentialSynapse(IIRSynapse):
         tau_s: the fast time constant, in steps; 0 < tau_s < tau_m in every channel.
         train_coefficients: whether alpha_1, alpha_2 and beta_0 are trained.
         unit_energy: whether beta_0 is instead the one with which the squares of the impulse
-            response sum to 1, so that channels of any memory start equally strong.
+            response sum to 1. Channels of any memory then start equally strong.
         constraint, margin: as in :class:`IIRSynapse`.
 
     Shape:
@@ -275,7 +234,7 @@ class DualExponentialSynapse(IIRSynapse):
         p, q = decays_of(
             per_channel(tau_m, channels, "tau_m"), per_channel(tau_s, channels, "tau_s")
         )
-        alpha = _decaying(p + q, -p * q)
+        alpha = round_decaying(p + q, -p * q)
         super().__init__(
             shape,
             alpha=alpha,
@@ -315,7 +274,7 @@ class LowPassSynapse(IIRSynapse):
         margin: float | None = None,
         unit_energy: bool = False,
     ) -> None:
-        (alpha_1,) = _decaying(decay_of(per_channel(tau, _shape_of(shape), "tau")))
+        (alpha_1,) = round_decaying(decay_of(per_channel(tau, _shape_of(shape), "tau")))
         super().__init__(
             shape,
             alpha=(alpha_1,),
@@ -334,15 +293,15 @@ class ResonantSynapse(IIRSynapse):
     beta_0 r^k sin((k + 1) w) / sin(w), k >= 0, is the second-order filter
         alpha_1 = 2 r cos(w),  alpha_2 = -r^2
     whose beta_0 makes the squares of that response sum to 1, so that channels of any memory start
-    equally strong. Spread over many time constants and frequencies, a layer remembers what was
-    where in a long sequence:
+    equally strong. A layer whose channels have many time constants and frequencies remembers what
+    was where in a long sequence:
 
         ResonantSynapse(256, log_spaced(10, 800), log_spaced(1 / 800, 1 / 4))
 
     Args:
         shape: the channels: their number, or the feature shape.
         tau: the time constant of the decay, in steps; a number, tensor or function, see the module.
-        frequency: of the oscillation, in cycles per step, 0 to 0.5; likewise.
+        frequency: of the oscillation, in cycles per step, 0 to 0.5; given as ``tau`` is.
         train_coefficients: whether alpha_1, alpha_2 and beta_0 are trained.
         constraint, margin: as in :class:`IIRSynapse`.
 
@@ -369,7 +328,7 @@ class ResonantSynapse(IIRSynapse):
         cycles = torch.as_tensor(cycles, dtype=torch.float64, device="cpu")
         for wrong in cycles[~((cycles >= 0) & (cycles <= 0.5))]:  # nan too
             raise ValueError(f"frequency is {wrong}, expected cycles per step in [0, 0.5]")
-        alpha = _decaying(2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
+        alpha = round_decaying(2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
         super().__init__(
             shape,
             alpha=alpha,
@@ -379,3 +338,36 @@ class ResonantSynapse(IIRSynapse):
             constraint=constraint,
             margin=margin,
         )
+
+
+def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:
+    """First values of every channel, ``(len(values), *shape)``, on the CPU."""
+    rows = torch.empty(len(values), *shape, dtype=torch.float64, device="cpu")
+    for row, value in zip(rows, values, strict=True):
+        row[...] = per_channel(value, shape, "a coefficient")
+    return rows.to(torch.get_default_dtype())
+
+
+def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tensor:
+    """The beta_0 with which the squares of a decaying filter's impulse response sum to 1.
+
+    White noise then leaves the filter with the variance with which it came, whatever the memory.
+    The variance of such a filter's output, an autoregressive process, is known in closed form:
+        beta_0^2 (1 - alpha_2) / ((1 + alpha_2) ((1 - alpha_2)^2 - alpha_1^2)).
+    """
+    power = (1.0 + alpha_2) * ((1.0 - alpha_2) ** 2 - alpha_1**2) / (1.0 - alpha_2)
+    return power.sqrt()
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype of autocast on a kind of device, if it is at work there."""
+    available = torch.amp.is_autocast_available(device)  # not on the meta device, for one
+    return (
+        torch.get_autocast_dtype(device)
+        if available and torch.is_autocast_enabled(device)
+        else None
+    )

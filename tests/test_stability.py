@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from snn_lib import stability
 from snn_lib.functional import iir_filter
-from snn_lib.stability import has_stable_poles, stable
+from snn_lib.stability import has_stable_poles, stabilise
 
 ORDERS = st.integers(1, 6)
 COEFFICIENTS = st.one_of(
@@ -29,13 +29,13 @@ COEFFICIENTS = st.one_of(
 @example(alpha=[math.inf] * 4)
 def test_stable_filters_are_stable_and_those_well_inside_are_kept(dtype, alpha):
     before = torch.tensor([alpha, alpha[::-1]], dtype=dtype).T
-    after = stable(before, MARGIN)
+    after = stabilise(before, MARGIN)
     assert after.dtype == dtype
     for old, new in zip(before.double().T, after.double().T, strict=True):
         assert abs(numpy_poles(new)).max() < 1.0
         if torch.isfinite(old).all() and abs(numpy_poles(old)).max() < 0.9 and len(alpha) <= 4:
             assert torch.equal(new, old)
-    assert torch.equal(stable(after, MARGIN), after)
+    assert torch.equal(stabilise(after, MARGIN), after)
 
 
 def clusters(order):
@@ -50,9 +50,9 @@ def clusters(order):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5, 6])
 def test_rounding_moves_no_cluster_of_poles_out_again(dtype, order):
-    after = stable(clusters(order).to(dtype), MARGIN)
+    after = stabilise(clusters(order).to(dtype), MARGIN)
     assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
-    assert torch.equal(stable(after, MARGIN), after)
+    assert torch.equal(stabilise(after, MARGIN), after)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_rounding_moves_no_cluster_of_poles_out_again(dtype, order):
 )
 def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
     alpha = torch.tensor([from_poles(*poles)]).T
-    assert torch.equal(stable(alpha, MARGIN), alpha)
+    assert torch.equal(stabilise(alpha, MARGIN), alpha)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
     ],
 )
 def test_orders_one_and_two_land_on_the_edge_of_the_triangle(alpha, expected):
-    moved = stable(torch.tensor([alpha]).T, MARGIN)
+    moved = stabilise(torch.tensor([alpha]).T, MARGIN)
     np.testing.assert_allclose(moved[:, 0], expected, rtol=1e-6, atol=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_complex_poles_stay_complex():
 def test_higher_orders_have_all_poles_scaled_alike():
     poles = np.array([1.05, 0.5 + 0.8j, 0.5 - 0.8j])
     alpha = torch.tensor([from_poles(*poles), from_poles(0.5, 0.2, 0.1)]).T
-    moved = stable(alpha, MARGIN)
+    moved = stabilise(alpha, MARGIN)
     scaled = poles * (1 - MARGIN) / abs(poles).max()
     found = np.sort_complex(numpy_poles(moved[:, 0]))
     np.testing.assert_allclose(found, np.sort_complex(scaled), rtol=1e-4)
@@ -117,7 +117,7 @@ def test_what_is_not_a_number_is_not_hidden(order):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_no_value_is_looked_at(order):
-    assert stable(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
+    assert stabilise(torch.empty(order, 4, device="meta"), MARGIN).shape == (order, 4)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -148,7 +148,7 @@ class _WithoutFloat64(TorchFunctionMode):
 def test_mps_needs_no_float64(dtype, order):
     alpha = torch.cat([clusters(order), 2 * torch.randn(order, 60)], 1).to(dtype)
     with _WithoutFloat64():
-        after = stable(alpha.as_subclass(_OnMPS), MARGIN).as_subclass(torch.Tensor)
+        after = stabilise(alpha.as_subclass(_OnMPS), MARGIN).as_subclass(torch.Tensor)
     assert max(abs(numpy_poles(alpha)).max() for alpha in after.double().T) < 1.0
 
 
@@ -218,5 +218,5 @@ def test_coefficients_that_are_not_finite_are_not_stable(order, value, form):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_filter_without_poles_has_nothing_to_move(dtype):
     alpha = torch.zeros(0, 3, dtype=dtype)
-    assert stable(alpha, MARGIN).shape == (0, 3)
+    assert stabilise(alpha, MARGIN).shape == (0, 3)
     assert has_stable_poles(alpha.double()).all()

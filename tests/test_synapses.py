@@ -12,16 +12,17 @@ from filters import MARGIN, filters, from_poles, numpy_poles
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
+from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from snn_lib.stability import stabilise
 from snn_lib.synapses import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
     ResonantSynapse,
-    stable,
 )
 from snn_lib.time_constants import log_spaced
 
@@ -376,7 +377,7 @@ def test_training_is_that_of_a_projection_after_every_step(order, optimiser):
             (sign * outward_loss(trained, x)).backward()
             steps.step()
             if trained is projected:
-                trained.alpha.data = stable(trained.alpha.data, MARGIN)
+                trained.alpha.data = stabilise(trained.alpha.data, MARGIN)
     for key, value in synapse.state_dict().items():
         assert torch.equal(value, projected.state_dict()[key]), key
 
@@ -446,7 +447,7 @@ def test_functional_calls_run_stable_filters_and_change_no_parameter(monkeypatch
     monkeypatch.setattr("snn_lib.synapses.iir_filter", plain_filter)
     synapse = filters([alpha, alpha], constraint="stable")
     given_alpha = torch.tensor([alpha, alpha], dtype=torch.float64).T
-    at_work = {"alpha": stable(given_alpha, MARGIN), "beta": synapse.beta.detach()}
+    at_work = {"alpha": stabilise(given_alpha, MARGIN), "beta": synapse.beta.detach()}
     free = filters([alpha, alpha])
 
     def loss(parameters, x, module=synapse):
@@ -493,10 +494,26 @@ def test_low_precision_cannot_undo_stability(dtype, order):
     assert abs(numpy_poles(saved[:, 0].double())).max() < 1.0
 
 
+def test_a_conversion_that_would_stop_a_filter_from_decaying_is_refused():
+    slow = LowPassSynapse(2, torch.tensor([4.0, 1000.0]))
+    network = nn.Sequential(nn.Linear(2, 2), slow)
+    before = slow.alpha.detach().clone()
+    with pytest.raises(ValueError, match=r"rounded to torch\.bfloat16, it does not decay"):
+        network.bfloat16()
+    assert torch.equal(slow.alpha, before)
+    slow.half()
+    assert slow.pole_radius() < 1
+    slow.double().float()
+    LowPassSynapse(2, 1000.0, constraint="stable").bfloat16()
+    LowPassSynapse(2, 1000.0).to("meta").bfloat16()
+    unstable = IIRSynapse(2, (torch.tensor([1.5, 0.5]),), (1.0,)).bfloat16()
+    assert unstable.alpha[0].tolist() == [1.5, 0.5]
+
+
 @pytest.mark.parametrize("alpha", [(1.5,), (1.9, -1.2), (3.0, -3.0, 2.0)])
 def test_files_and_copies_hold_the_filter_at_work(alpha):
     synapse = filters([alpha], constraint="stable")
-    parameter, expected = synapse.alpha, stable(synapse.alpha.detach(), MARGIN)
+    parameter, expected = synapse.alpha, stabilise(synapse.alpha.detach(), MARGIN)
     x = torch.randn(9, 2, 1, dtype=torch.float64)
     psp = copy.deepcopy(synapse)(x)[0]
     assert torch.equal(pickle.loads(pickle.dumps(synapse))(x)[0], psp)
