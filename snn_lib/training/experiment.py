@@ -93,6 +93,10 @@ class Experiment:
             "batches (T, B, *features): build it without, or give the model an attribute "
             "batch_first = False if it takes these",
         )
+        try:
+            self._in_chunks(self.model)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"hyperparameters.chunk is {self.settings.chunk}: {error}") from error
         self.hidden = hidden_layers(self.model)  # what a penalty on the firing rate is of
         require(
             not self.settings.rate_penalty or bool(self.hidden),

@@ -153,6 +153,21 @@ def test_a_run_in_chunks_is_the_same_run(tmp_path):
     assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02)
 
 
+def test_a_network_without_a_state_is_refused_in_chunks(tmp_path):
+    class Dense(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.layer = nn.Linear(784, 10)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    overrides = small(tmp_path, "hyperparameters.chunk=4")
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
+    with pytest.raises(InputError, match=r"chunk is 4: Dense takes no state, so it"):
+        Experiment(Dense, DigitClassification(), config)
+
+
 def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     settings = ("scheduler.scheduler_choice=none",)
     experiment(small(tmp_path / "whole", *settings)).train()
