@@ -12,15 +12,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
-from snn_lib.errors import InputError, require
+from snn_lib.errors import InputError, RunError, require
 
 
 class Batch(NamedTuple):
@@ -37,9 +36,16 @@ class Batch(NamedTuple):
     y: Tensor
     lengths: Tensor | None = None
 
-    def apply(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with every tensor handed through a function."""
-        return Batch(*(None if part is None else function(part) for part in self))
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device. It is copied from pinned memory, which nothing waits for."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            *(
+                None if part is None else part.pin_memory().to(device, non_blocking=True)
+                for part in self
+            )
+        )
 
 
 class Batches:
@@ -76,7 +82,13 @@ class Batches:
         return -(-self.count // self.batch_size)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yields this process's share of the batches of an epoch, from number ``start`` on."""
+        """Yields this process's share of the batches of an epoch, from number ``start`` on.
+
+        Raises:
+            InputError: a sample is not what it should be, or ``workers`` are asked for where
+                processes do not fork.
+            RunError: a worker was killed.
+        """
         generator = batch_generator(self.seed, epoch, 0)
         order = (
             torch.randperm(self.count, generator=generator)
@@ -84,43 +96,56 @@ class Batches:
             else torch.arange(self.count)
         )
         batches = _Epoch(self, epoch, order.split(self.batch_size))
-        if self.workers == 0:
-            for number in range(start, len(self)):
-                yield batches[number]
-        else:
-            require(
-                "fork" in multiprocessing.get_all_start_methods(),
-                "data_workers needs processes that fork, which there are not here: set it to 0",
-            )
-            loader = DataLoader(
-                batches,
-                batch_size=None,
-                sampler=range(start, len(self)),
-                num_workers=self.workers,
-                multiprocessing_context="fork",
-                worker_init_fn=_leave_signals,
-                generator=torch.Generator(),  # not the one that dropout draws from
-            )
-            for batch in loader:
-                if isinstance(batch, InputError):
-                    raise batch
-                yield batch
+        numbers = range(start, len(self))
+        made = map(batches.__getitem__, numbers)
+        for batch in _from_workers(batches, numbers, self.workers) if self.workers else made:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
 
 
 class _Epoch(Dataset):
-    """The batches of one epoch by number, as a ``DataLoader`` with workers asks for them."""
+    """The batches of one epoch by number. A worker hands over what a user did wrong as it is."""
 
     def __init__(self, batches: Batches, epoch: int, parts: tuple[Tensor, ...]) -> None:
         self.batches, self.epoch, self.parts = batches, epoch, parts
 
     def __getitem__(self, number: int) -> Batch | InputError:
-        part = self.parts[number]
         try:
+            part = self.parts[number]
             return self.batches.take(part, self.batches.share, self.epoch, number)
         except InputError as error:
-            if get_worker_info() is None:
-                raise
             return error  # a DataLoader would wrap it in a traceback of text
+
+
+def _from_workers(batches: _Epoch, numbers: range, workers: int) -> Iterator[Batch | InputError]:
+    """The batches of these numbers, which so many processes prepare ahead of time."""
+    require(
+        "fork" in multiprocessing.get_all_start_methods(),
+        "data_workers needs processes that fork, and this system has none: set it to 0",
+    )
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        multiprocessing_context="fork",
+        worker_init_fn=_leave_signals,
+        generator=torch.Generator(),  # not the one that dropout draws from
+    )
+    handler = signal.getsignal(signal.SIGCHLD)
+    prepared = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)  # PyTorch's own would raise in the middle of a step
+    try:
+        yield from prepared
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise RunError(
+            "a process that prepares data was killed, for memory perhaps: set data_workers to a "
+            "lower number, or to 0"
+        ) from None
 
 
 def _leave_signals(worker: int) -> None:
@@ -162,45 +187,3 @@ def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tenso
     """Indices of the training and of the validation samples, drawn by ``seed``."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[validation:], order[:validation]
-
-
-def ahead(batches: Iterator[Batch], device: torch.device, depth: int = 2) -> Iterator[Batch]:
-    """The batches of the CPU on the device, prepared while it computes and copied without waiting.
-
-    For the CPU they are handed through as they are. For another device a thread prepares them and
-    pins their memory, from the first ``next`` on until the iterator is exhausted or closed; what
-    the preparation raises is raised here.
-
-    Args:
-        batches: the batches; the thread alone goes through them.
-        device: where they are wanted.
-        depth: how many are prepared beyond the one that was handed out.
-    """
-    if device.type == "cpu":
-        yield from batches
-        return
-    prepared: SimpleQueue = SimpleQueue()  # of batches; then None, or what the preparation raised
-    room, closed = threading.Semaphore(depth), threading.Event()
-
-    def prepare() -> None:
-        try:
-            while room.acquire() and not closed.is_set():
-                batch = next(batches, None)
-                prepared.put(batch and batch.apply(Tensor.pin_memory))
-                if batch is None:
-                    return
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
-            prepared.put(error)
-
-    thread = threading.Thread(target=prepare, name="batches", daemon=True)
-    thread.start()
-    try:
-        while (batch := prepared.get()) is not None:
-            room.release()
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch.apply(lambda tensor: tensor.to(device, non_blocking=True))
-    finally:
-        closed.set()
-        room.release()
-        thread.join()

@@ -1,14 +1,29 @@
-"""Sequences of anyone's: arrays or a data set of them, of equal or of different lengths."""
+"""Sequences of anyone's: arrays or a data set of them, of equal or of different lengths.
 
+Every sample is checked before the network sees it: arrays as a whole before training begins, the
+samples of a data set whenever they are read. What is wrong is told with the number of the sample.
+"""
+
+import reprlib
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from snn_lib.data.batches import Batch
-from snn_lib.errors import InputError, require
+from snn_lib.errors import InputError, one_line, require
+
+LIBRARIES = (
+    str(Path(__file__).parent.parent),
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    "<frozen",
+)
 
 
 class SequenceDataset(Dataset):
@@ -16,22 +31,22 @@ class SequenceDataset(Dataset):
 
     Args:
         x: the sequences, samples first: an array or tensor ``(samples, T, *features)``, or a list
-            of ``(T, *features)`` that may differ in T. Integers and booleans become float32.
+            of ``(T, *features)`` that may differ in T.
         y: a target for each.
         lengths: how many steps of each sequence are its own, the others being padding.
         targets_are_sequences: whether a target has a value at every step, and the same padding.
 
     Raises:
-        InputError: ``x`` and ``y`` do not fit each other; where another dimension of ``x`` is the
+        InputError: ``x`` and ``y`` do not fit each other. Where another dimension of ``x`` is the
             samples', the message says so.
     """
 
     def __init__(
         self, x: Any, y: Any, lengths: Any = None, targets_are_sequences: bool = False
     ) -> None:
-        self.x = x if isinstance(x, list) else _tensor(x, "x")
-        self.y = y if isinstance(y, list) else _tensor(y, "y")
-        self.lengths = None if lengths is None else _tensor(lengths, "lengths").tolist()
+        self.x = x if isinstance(x, list) else as_numbers(x, "x")
+        self.y = y if isinstance(y, list) else as_numbers(y, "y")
+        self.lengths = None if lengths is None else as_numbers(lengths, "lengths").tolist()
         self.targets_are_sequences = targets_are_sequences
         if isinstance(self.x, Tensor):
             shape = tuple(self.x.shape)
@@ -40,7 +55,7 @@ class SequenceDataset(Dataset):
                 f"x has shape {shape}, expected (samples, T, *features); a single value a step is "
                 "x[..., None]",
             )
-            transposed = len(shape) > 1 and len(self.y) == shape[1] != shape[0]
+            transposed = len(self.y) == shape[1] != shape[0]
             hint = ": time comes second, as in x.transpose(0, 1)" if transposed else ""
             require(
                 len(self.y) == shape[0],
@@ -63,7 +78,7 @@ class SequenceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         sequence, target = self.x[index], self.y[index]
         if self.lengths is not None:
             own = slice(self.lengths[index])
@@ -97,57 +112,82 @@ def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False
         raise InputError(f"{part} data: {error}") from None
 
 
-def collate(samples: Sequence[tuple[Any, Any]], targets_are_sequences: bool = False) -> Batch:
+def read_sample(
+    data: Dataset, index: int, targets_are_sequences: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A sequence ``(T, *features)`` and its target; real numbers in PyTorch's default precision.
+
+    Args:
+        data: a data set of ``(sequence, target)``.
+        index: the number of the sample.
+        targets_are_sequences: whether a target has a value at every step.
+
+    Raises:
+        InputError: the data set raises an error, of which the message names the user's own line, or
+            the sample is no sequence of finite numbers with a target.
+    """
+    try:
+        sample = data[index]
+    except Exception as error:  # the code of a user's data set may raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{reason}{place_of(error)}") from error
+    require(
+        isinstance(sample, (tuple, list)) and len(sample) == 2,
+        f"it is {type(sample).__name__}, expected (sequence, target)",
+    )
+    x, y = as_numbers(sample[0], "the sequence"), as_numbers(sample[1], "the target")
+    require(
+        x.dim() >= 2 and len(x) > 0,
+        f"the sequence has shape {tuple(x.shape)}, expected (T, *features) with T > 0",
+    )
+    x = x.to(torch.get_default_dtype())  # integers, and float64 as NumPy makes it
+    y = y.to(torch.get_default_dtype()) if y.is_floating_point() else y
+    if targets_are_sequences:
+        require(
+            y.dim() > 0 and len(y) == len(x),
+            f"the sequence has {len(x)} steps and the target shape {tuple(y.shape)}, expected a "
+            "target for each step",
+        )
+    for values, name in ((x, "sequence"), (y, "target")):
+        require(
+            bool(values.isfinite().all()),
+            f"the {name} has numbers that are infinite or undefined in {values.dtype}",
+        )
+    return x, y
+
+
+def as_numbers(values: Any, name: str) -> Tensor:
+    """An array of anyone's as a tensor.
+
+    Raises:
+        InputError: it is no array of real numbers.
+    """
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
+    require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
+    return tensor
+
+
+def place_of(error: BaseException) -> str:
+    """Where a user's code raised an error: the innermost line that is in no library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: bool = False) -> Batch:
     """A batch of samples, padded with zeros to the longest.
 
     Args:
         samples: ``(sequence, target)`` each, sequences ``(T_i, *features)``.
         targets_are_sequences: whether a target has a value at every step, ``(T_i, *targets)``, and
             is padded likewise.
-
-    Raises:
-        InputError: a sequence is empty, or has other features than the first.
     """
-    sequences = [_sequence(sequence) for sequence, _ in samples]
-    targets = [_in_default_precision(torch.as_tensor(target)) for _, target in samples]
+    sequences = [sequence for sequence, _ in samples]
+    targets = [torch.as_tensor(target) for _, target in samples]
+    y = pad_sequence(targets) if targets_are_sequences else torch.stack(targets)
     lengths = [len(sequence) for sequence in sequences]
-    if targets_are_sequences:
-        for length, target in zip(lengths, targets, strict=True):
-            require(
-                len(target) == length, f"a sequence of {length} steps has {len(target)} targets"
-            )
-    x = _padded(sequences, max(lengths, default=0))
-    y = _padded(targets, len(x)) if targets_are_sequences else torch.stack(targets)
-    return Batch(x, y, None if len(set(lengths)) <= 1 else torch.tensor(lengths))
-
-
-def _padded(sequences: Sequence[Tensor], steps: int) -> Tensor:
-    first = sequences[0]
-    padded = first.new_zeros(steps, len(sequences), *first.shape[1:])
-    for index, sequence in enumerate(sequences):
-        require(
-            sequence.shape[1:] == first.shape[1:],
-            f"sequences have features {tuple(first.shape[1:])} and {tuple(sequence.shape[1:])}",
-        )
-        padded[: len(sequence), index] = sequence
-    return padded
-
-
-def _sequence(values: Any) -> Tensor:
-    sequence = _tensor(values, "a sequence")
-    require(
-        sequence.dim() >= 2 and len(sequence) > 0,
-        f"a sequence has shape {tuple(sequence.shape)}, expected (T, *features) with T > 0",
-    )
-    return sequence.to(torch.get_default_dtype())  # integers, and float64 as NumPy makes it
-
-
-def _in_default_precision(values: Tensor) -> Tensor:
-    return values.to(torch.get_default_dtype()) if values.is_floating_point() else values
-
-
-def _tensor(values: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{name} is no array of numbers: {error}") from None
+    same = len(set(lengths)) == 1
+    return Batch(pad_sequence(sequences), y, None if same else torch.tensor(lengths))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import Batch, Batches, ahead
+from snn_lib.data.batches import Batch, Batches
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -122,7 +122,7 @@ class Task:
         return self._on_device(self.batches(split).epoch(EVALUATIONS[split]))
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return map(self.encode, ahead(batches, self.device))
+        return (self.encode(batch.to(self.device)) for batch in batches)
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:

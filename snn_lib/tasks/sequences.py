@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from snn_lib.data.batches import Batch, Batches, batch_seed, split_indices
-from snn_lib.data.sequences import collate, sequence_dataset
-from snn_lib.errors import require
+from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import READOUTS, SpikeCount, within
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task, output_of
@@ -71,6 +71,11 @@ class SequenceTask(Task):
             name: sequence_dataset(part, name, self.targets_are_sequences)
             for name, part in parts.items()
         }
+        self.shapes: tuple[tuple[int, ...], ...] | None = None
+        with batch_seed(config.seed, 0, 0):  # a data set may draw at random
+            for name, part in self.parts.items():  # of a data set on a disk one sample must do
+                for index in range(len(part) if isinstance(part, SequenceDataset) else 1):
+                    self.fetch(name, index)
         if "validation" not in self.parts:
             self.parts.update(self._held_out(self.parts["train"]))
         if isinstance(self.readout, nn.Module):
@@ -92,27 +97,68 @@ class SequenceTask(Task):
         """See :class:`Task`; there need not be a ``test`` part."""
         return split in self.parts
 
+    def fetch(self, part: str, index: int) -> tuple[Tensor, Tensor]:
+        """A sample of a part, ``(T, *features)`` and its target.
+
+        Raises:
+            InputError: the sample cannot be read, makes no sense, or has another shape than the one
+                that was read first. The message has its number, in the whole where a part was held
+                out.
+        """
+        data = self.parts[part]
+        if isinstance(data, Subset):
+            data, index = data.dataset, data.indices[index]
+        try:
+            x, y = read_sample(data, index, self.targets_are_sequences)
+            shapes = tuple(x.shape[1:]), tuple(y.shape[self.targets_are_sequences :])
+            self.shapes = self.shapes or shapes
+            require(
+                shapes == self.shapes,
+                f"features are {shapes[0]} and targets {shapes[1]}, expected {self.shapes[0]} and "
+                f"{self.shapes[1]}, as in the sample that was read first",
+            )
+            self.check_target(y)
+        except InputError as error:
+            raise InputError(f"sample {index} of the {part} data: {error}") from error.__cause__
+        return x, y
+
+    def output(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model says at every step.
+
+        Raises:
+            InputError: the model does not take sequences of these features.
+        """
+        try:
+            return output_of(model, batch.x)
+        except (ValueError, RuntimeError) as error:
+            if not any(word in str(error) for word in ("shape", "channels", "dimension")):
+                raise
+            raise InputError(
+                f"the model does not take batches (T, B, *features) of shape "
+                f"{tuple(batch.x.shape)}: {one_line(error)}"
+            ) from error
+
+    def check_target(self, target: Tensor) -> None:
+        """Raises :class:`InputError` if a target is not what the task needs."""
+
     def make_batches(self, split: str) -> Batches:
         """See :class:`Task`."""
         require(split in self.parts, f"data has no part {split!r}")
-        samples, seed = self.parts[split], self.config.seed
+        seed = self.config.seed
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = numbers[share].tolist()
             with batch_seed(seed + self.rank, epoch, number):
-                batch = collate(
-                    [samples[index] for index in mine or numbers[:1].tolist()],
-                    self.targets_are_sequences,
-                )
+                samples = [self.fetch(split, index) for index in mine or numbers[:1].tolist()]
+            batch = collate(samples, self.targets_are_sequences)
             if mine:
                 return batch
             none = slice(0, 0)  # was left of a small last batch for this process
             y = batch.y[:, none] if self.targets_are_sequences else batch.y[none]
             return Batch(batch.x[:, none], y)
 
-        return self.shared(
-            len(samples), self.config.hyperparameters.batch_size, take, shuffle=split == "train"
-        )
+        size = self.config.hyperparameters.batch_size
+        return self.shared(len(self.parts[split]), size, take, shuffle=split == "train")
 
 
 class SequenceClassification(SequenceTask, Classification):
@@ -139,20 +185,23 @@ class SequenceClassification(SequenceTask, Classification):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the readout says, ``(B, classes)``."""
-        logits, labels = self.readout(output_of(model, batch.x), batch.lengths).float(), batch.y
-        require(
-            labels.dim() == 1 and not labels.is_floating_point(),
-            f"labels are {tuple(labels.shape)} in {labels.dtype}, expected an integer a sequence",
-        )
+        logits, labels = self.readout(self.output(model, batch), batch.lengths).float(), batch.y
         if len(labels) and (labels.device.type == "cpu" or not self._labels_seen):
             self._labels_seen = True  # once, where to look is to wait for the device
-            low, high = labels.min().item(), labels.max().item()
+            highest = labels.max().item()
             require(
-                low >= 0 and high < logits.shape[1],
-                f"there are labels from {low} to {high}, the network has {logits.shape[1]} "
-                "outputs: classes count from 0",
+                highest < logits.shape[1],
+                f"there is a class {highest}, but the network has {logits.shape[1]} outputs: count "
+                "classes from 0",
             )
         return logits
+
+    def check_target(self, target: Tensor) -> None:
+        """See :class:`SequenceTask`."""
+        require(
+            target.dim() == 0 and not target.is_floating_point() and bool(target >= 0),
+            f"the target is {target.tolist()}, expected the number of a class, from 0 on",
+        )
 
 
 class SequenceRegression(SequenceTask):
@@ -181,7 +230,7 @@ class SequenceRegression(SequenceTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
-        output = output_of(model, batch.x)
+        output = self.output(model, batch)
         if self.readout is not None:
             output = self.readout(output, batch.lengths)
         require(

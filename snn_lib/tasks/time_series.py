@@ -185,7 +185,7 @@ class TimeSeries(SequenceClassification):
         samples = self.parts["train"]
         spread = range(0, len(samples), -(-len(samples) // EVALUATION_BATCH))
         batch = collate([samples[index] for index in spread])
-        return self.encode(batch.apply(lambda tensor: tensor.to(self.device))).x
+        return self.encode(batch.to(self.device)).x
 
     def training_sequences(self) -> Iterator[Batch]:
         """The training sequences without augmentation, once each."""

@@ -1,11 +1,14 @@
 """Sequences of one's own: what fits is padded into batches, what does not is refused in a line."""
 
+import inspect
+import math
+
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from snn_lib.data.sequences import SequenceDataset, collate, sequence_dataset
+from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError
 
 
@@ -48,8 +51,6 @@ def test_targets_at_every_step_are_padded_likewise():
     batch = collate([(torch.ones(3, 2), torch.ones(3)), (torch.ones(5, 2), torch.ones(5))], True)
     assert batch.y.shape == (5, 2)
     assert batch.y.sum(0).tolist() == [3, 5]
-    with pytest.raises(InputError, match="a sequence of 3 steps has 2 targets"):
-        collate([(torch.ones(3, 2), torch.ones(2))], True)
 
 
 def test_padded_targets_at_every_step_are_cut_as_their_sequences():
@@ -60,15 +61,18 @@ def test_padded_targets_at_every_step_are_cut_as_their_sequences():
     assert (batch.y[2:, 1] == 0).all()
 
 
+def sample_of(sequence, target, targets_are_sequences=False):
+    return read_sample([(sequence, target)], 0, targets_are_sequences)
+
+
 def test_numbers_of_numpy_become_float32():
-    batch = collate([(np.ones((3, 2)), np.float64(0.5))])
-    assert (batch.x.dtype, batch.y.dtype) == (torch.float32, torch.float32)
-    assert collate([(np.ones((3, 2)), np.int32(1))]).y.dtype == torch.int32
+    x, y = sample_of(np.ones((3, 2)), np.float64(0.5))
+    assert (x.dtype, y.dtype) == (torch.float32, torch.float32)
+    assert sample_of(np.ones((3, 2)), np.int32(1))[1].dtype == torch.int32
 
 
 def test_spikes_as_integers_become_floats():
-    batch = collate([(torch.ones(3, 2, dtype=torch.uint8), 0)])
-    assert batch.x.dtype == torch.float32
+    assert sample_of(torch.ones(3, 2, dtype=torch.uint8), 0)[0].dtype == torch.float32
 
 
 def test_a_data_set_is_taken_as_it_is():
@@ -93,7 +97,9 @@ X = torch.zeros(4, 7, 2)
         (([], []), "there are no sequences"),
         ((X,), r"expected \(x, y\), \(x, y, lengths\) or a torch"),
         (X, "the train data is Tensor, expected"),
-        (("words", [0]), "x is no array of numbers"),
+        (("words", [0]), "x is 'words', expected numbers"),
+        ((X, np.array(["a", "b"] * 2)), r"y is array\(\['a', .*, expected numbers"),
+        ((X + 1j, torch.zeros(4)), "x has complex numbers, expected real ones"),
         (TensorDataset(torch.zeros(0, 3, 1)), "the train data set is empty"),
     ],
 )
@@ -102,14 +108,55 @@ def test_what_does_not_fit_is_refused(source, message):
         sequence_dataset(source, "train")
 
 
+NAN, HUGE = torch.tensor([[1.0, math.nan]]), np.array([[1e300]])
+
+
 @pytest.mark.parametrize(
-    ("sequences", "message"),
+    ("sequence", "target", "message"),
     [
-        ([torch.zeros(0, 2)], r"shape \(0, 2\), expected \(T, \*features\) with T > 0"),
-        ([torch.zeros(5)], r"shape \(5,\)"),
-        ([torch.zeros(5, 2), torch.zeros(5, 3)], r"features \(2,\) and \(3,\)"),
+        (
+            torch.zeros(0, 2),
+            0,
+            r"shape \(0, 2\), expected \(T, \*features\) with T > 0",
+        ),
+        (torch.zeros(5), 0, r"the sequence has shape \(5,\)"),
+        (NAN, 0, "the sequence has numbers that are infinite or undefined in torch.float32"),
+        (HUGE, 0, "the sequence has numbers that are infinite or undefined in torch.float32"),
+        (torch.zeros(5, 2), math.inf, "the target has numbers that are infinite or undefined"),
+        (torch.zeros(5, 2), "walk", "the target is 'walk', expected numbers"),
+        (torch.zeros(5, 2), None, "the target is None, expected numbers"),
+        ([[1, 2], [3]], 0, r"the sequence is \[\[1, 2\], \[3\]\], expected numbers"),
     ],
 )
-def test_sequences_that_fit_no_batch_are_refused(sequences, message):
+def test_samples_that_are_none_are_refused(sequence, target, message):
     with pytest.raises(InputError, match=message):
-        collate([(sequence, 0) for sequence in sequences])
+        sample_of(sequence, target)
+
+
+@pytest.mark.parametrize("target", [torch.zeros(2), torch.tensor(1.0)])
+def test_a_target_that_has_other_steps_is_refused(target):
+    with pytest.raises(InputError, match="the sequence has 3 steps and the target shape"):
+        sample_of(torch.ones(3, 2), target, targets_are_sequences=True)
+
+
+def test_what_is_no_pair_is_refused():
+    with pytest.raises(InputError, match=r"it is Tensor, expected \(sequence, target\)"):
+        read_sample([torch.zeros(5, 2)], 0)
+
+
+class Failing(Dataset):
+    """Raises in NumPy, which it calls from the line that :attr:`line` has the number of."""
+
+    line = inspect.currentframe().f_lineno + 3
+
+    def __getitem__(self, index):
+        return np.load(f"none_{index}.npy")
+
+
+def test_an_error_of_the_user_s_code_is_told_with_its_line():
+    with pytest.raises(InputError) as refused:
+        read_sample(Failing(), 7)
+    message = str(refused.value)
+    assert message.startswith("FileNotFoundError: [Errno 2] No such file")
+    assert message.endswith(f"'none_7.npy' ({__file__}, line {Failing.line})")
+    assert isinstance(refused.value.__cause__, FileNotFoundError)

@@ -1,22 +1,32 @@
 """Tasks on one's own sequences: each at its own length, from a tensor to a tested model."""
 
 import math
+import os
+import random
+import runpy
+import signal
 import sys
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from running import assert_same_weights, load, shell
+from claimed_device import ClaimedDevice
+from running import assert_same_weights, load, run, shell
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
 from snn_lib.training import Experiment
 from snn_lib.training.experiment import Stopped
+from snn_lib.training.state import rng_state
 
 CPU = torch.device("cpu")
 CHANNELS, CLASSES = 4, 3
@@ -143,6 +153,38 @@ def test_a_data_set_that_draws_at_random_repeats_and_resumes(workers):
     assert not torch.equal(epoch[0].x, next(task.train_batches(2)).x)
 
 
+def drawn():
+    """A number of every global generator, and what a checkpoint would store of them."""
+    state = rng_state(CPU)["cpu"].numpy().tobytes()
+    return torch.rand(1).item(), float(np.random.rand()), random.random(), state  # noqa: NPY002
+
+
+@pytest.mark.parametrize(("device", "workers"), [("cpu", 0), ("cpu", 1), ("cuda", 0)])
+def test_what_a_data_set_draws_changes_nothing_beside_it(device, workers):
+    def draw_beside(batches):
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        random.seed(1)
+        seen, beside = [], []
+        for batch in batches:
+            seen.append(batch and batch.x.cpu())
+            beside.append(drawn())
+        return seen, beside
+
+    here = prepared(SequenceClassification({"train": Noisy()}))
+    expected = [batch.x for batch in here.train_batches(3)]
+    _, alone = draw_beside([None] * len(expected))
+    with ClaimedDevice() if device == "cuda" else nullcontext():
+        task = SequenceClassification({"train": Noisy()})
+        task.prepare(replace(here.config, data_workers=workers), torch.device(device))
+        threads = threading.active_count()
+        found, beside = draw_beside(task.train_batches(3))
+        assert workers or threading.active_count() == threads
+    assert beside == alone
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_processes_share_a_batch_even_where_there_is_none_for_all():
     data = {"train": sequences(10), "validation": sequences(3)}  # 8 + 2, among 3 processes
     whole = prepared(SequenceClassification(data))
@@ -176,21 +218,97 @@ def test_an_unknown_readout_is_refused():
         SequenceClassification({}, "total")
 
 
+class Listed(Dataset):
+    """Samples that are given one by one, as from a disk."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        if self.y[index] == "raises":
+            raise KeyError(index)
+        return self.x[index], self.y[index]
+
+
+NAN = torch.rand(5, CHANNELS).masked_fill(torch.eye(5, CHANNELS) > 0, math.nan)
+X = torch.rand(5, CHANNELS)
+WRONG = [  # of sample 7
+    (NAN, 0, "the sequence has numbers that are infinite or undefined"),
+    (
+        X[:, :1],
+        0,
+        r"features are \(1,\) and targets \(\), expected \(4,\) and \(\), as",
+    ),
+    (X, -1, "the target is -1, expected the number of a class, from 0 on"),
+    (X, 0.5, "the target is 0.5, expected the number of a class"),
+    (X, torch.tensor([1]), r"targets \(1,\), expected \(4,\) and \(\)"),
+    (X, "walk", "the target is 'walk', expected numbers"),
+]
+
+
+def data_with(sequence, target, part="train"):
+    """Two parts of twelve samples, in which sample 7 of one is as given."""
+    parts = {name: ([X] * 12, [k % CLASSES for k in range(12)]) for name in ("train", "test")}
+    x, y = parts[part]
+    x[7], y[7] = sequence, target
+    return parts
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(("sequence", "target", "message"), WRONG)
+def test_a_wrong_sample_of_arrays_is_named_before_training(sequence, target, message, part):
+    with pytest.raises(InputError, match=f"^sample 7 of the {part} data: .*{message}"):
+        prepared(SequenceClassification(data_with(sequence, target, part)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("labels", "message"),
-    [
-        (torch.arange(1, 4).repeat(4), "labels from 1 to 3, the network has 3 outputs"),
-        (-torch.ones(12).long(), "labels from -1 to -1"),
-        (torch.rand(12), r"labels are \(\d+,\) in torch.float32, expected an integer a sequence"),
-        (torch.zeros(12, 1).long(), r"labels are \(\d+, 1\) in torch.int64"),
-    ],
+    ("sequence", "target", "message"),
+    [*WRONG, (X, "raises", r"KeyError: 7 \(.*test_sequences.py, ")],
 )
-def test_labels_that_are_no_classes_are_refused(labels, message):
-    x = torch.rand(12, 5, CHANNELS)
-    task = prepared(SequenceClassification({"train": (x, labels), "validation": (x, labels)}))
-    batch = Batch(x.transpose(0, 1), labels)
+def test_a_wrong_sample_of_a_data_set_is_named_when_it_is_read(sequence, target, message, workers):
+    parts = {name: Listed(*part) for name, part in data_with(sequence, target).items()}
+    task = prepared(SequenceClassification(parts), data_workers=workers)
+    both = (batch for split in ("train", "validation") for batch in task.batches(split).epoch())
+    with pytest.raises(InputError, match=f"^sample 7 of the train data: .*{message}"):
+        list(both)  # whichever part it was drawn to
+
+
+def test_a_worker_that_is_killed_is_told_in_a_line(monkeypatch):
+    class Killed(Noisy):
+        def __getitem__(self, index):
+            if get_worker_info() and index == 13:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    # How often PyTorch looks whether workers live, in seconds.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    handler = signal.getsignal(signal.SIGCHLD)
+    data = {"train": Killed(), "validation": Killed()}
+    task = prepared(SequenceClassification(data), data_workers=2)
+    with pytest.raises(RunError, match=r"prepares data was killed.*set data_workers"):
+        list(task.train_batches(0))
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_classes_that_the_network_has_no_output_for_are_refused():
+    x, y = torch.rand(12, 5, CHANNELS), torch.arange(1, 4).repeat(4)
+    task = prepared(SequenceClassification({"train": (x, y), "validation": (x, y)}))
+    with pytest.raises(InputError, match="there is a class 3, but the network has 3 outputs"):
+        task.loss(network(), Batch(x.transpose(0, 1), y))
+
+
+@pytest.mark.parametrize("model", [network(), nn.Linear(CHANNELS, CLASSES)])
+def test_features_that_the_model_does_not_take_are_refused(model):
+    task = prepared(
+        SequenceClassification({"train": (torch.rand(12, 5, 3), torch.zeros(12).long())})
+    )
+    message = r"the model does not take batches \(T, B, \*features\) of shape \(5, 8, 3\): .*shape"
     with pytest.raises(InputError, match=message):
-        task.loss(network(), batch)
+        task.loss(model, next(task.train_batches(0)))
 
 
 def test_labels_of_any_integers_do():
@@ -299,7 +417,8 @@ def test_errors_at_every_step_are_those_of_the_sequences_own():
     metrics = task.metrics(values)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
     power = sum(batch.x[:n, b].sum(1).square().sum() for b, n in enumerate(batch.lengths.tolist()))
-    assert metrics["error"] == pytest.approx(float(torch.cat(errors).sum() / power), rel=1e-5)
+    expected = torch.cat(errors).detach().sum() / power
+    assert metrics["error"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_number_for_every_sequence():
@@ -393,7 +512,7 @@ def data(config):
 """
 
 
-def test_a_script_of_twelve_lines_trains_stops_resumes_and_tests(tmp_path):
+def test_a_script_of_twelve_lines_trains_stops_resumes_and_tests(tmp_path, monkeypatch):
     files = {"own.py": SCRIPT, "model.py": MODEL, "sequences.py": DATA}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -401,10 +520,18 @@ def test_a_script_of_twelve_lines_trains_stops_resumes_and_tests(tmp_path):
     options = ["hyperparameters.epoch=4", "hyperparameters.batch_size=20", "device=cpu"]
     options += ["optimizer.Adam.lr=0.02"]
 
-    def script(*arguments):
-        return shell(sys.executable, "own.py", *arguments, cwd=tmp_path)
+    first = ["--train", *options, "hyperparameters.epoch=2"]
+    first = shell(sys.executable, "own.py", *first, cwd=tmp_path)
+    model, data = (
+        runpy.run_path(str(tmp_path / name))[of]
+        for name, of in (("model.py", "network"), ("sequences.py", "data"))
+    )
+    monkeypatch.chdir(tmp_path)
 
-    first = script("--train", *options, "hyperparameters.epoch=2")
+    def script(*arguments):  # the same again, without starting Python
+        task = SequenceClassification(data, readout="mean")
+        return run(*arguments, model=model, task=task, script=tmp_path / "own.py")
+
     assert (first.code, first.err) == (0, "")
     more = script("--train", "--resume", *options)
     assert (more.code, more.err) == (0, "")
