@@ -1,7 +1,7 @@
 """Spiking neural networks as networks of trainable IIR filters.
 
-Here is the model: layers, containers, readouts, first weights. ``snn_lib.tasks`` and
-``snn_lib.training`` train it, ``snn_lib.inspection`` looks into it.
+This package exports the model: layers, containers and first weights. ``snn_lib.tasks`` and
+``snn_lib.training`` train it, and ``snn_lib.inspection`` looks into it.
 """
 
 from snn_lib.chunks import Chunked

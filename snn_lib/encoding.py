@@ -1,8 +1,8 @@
 """Encodings: how values become an input over time.
 
-:func:`constant`, :func:`poisson` and :func:`latency` take static values such as an image's,
-``(B, *features)`` to ``(T, B, *features)``. The others take values that change over time,
-``(T, B, channels)``, to more channels; what they say of a step depends on nothing later.
+:func:`constant`, :func:`poisson` and :func:`latency` turn static values such as an image's,
+``(B, *features)``, into a sequence, ``(T, B, *features)``. The others turn values that change over
+time, ``(T, B, channels)``, into more channels. What they make of a step depends on no later step.
 """
 
 from typing import Literal, get_args
@@ -16,7 +16,7 @@ LatencyLaw = Literal["linear", "logarithmic"]
 def constant(values: Tensor, length: int) -> Tensor:
     """The values as a current that is the same at every step: ``(T, B, *features)``.
 
-    A view that repeats the values without a copy; the filters read it as it is.
+    The result is a view that repeats the values without a copy, which the filters can read.
     """
     return values.expand(length, *values.shape)
 
@@ -25,16 +25,17 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
     """Independent spikes of 0 or 1 at every step, with the values as probabilities.
 
     Args:
-        values: ``(B, *features)``; at or above 1 a spike is certain, at or below 0 impossible.
+        values: ``(B, *features)``. At or above 1 a spike is certain, at or below 0 impossible.
         length: T.
-        generator: source of randomness, PyTorch's default of the values' device if ``None``. One
-            of another device draws there, so that a seed gives the same spikes wherever they go.
+        generator: the source of randomness; ``None`` is PyTorch's default on the values' device. A
+            generator of another device draws there, so one of the CPU gives the same spikes for
+            every device.
 
     Returns:
         ``(T, B, *features)``, in the dtype of ``values`` and on their device.
 
     Raises:
-        TypeError: the values are integers, such as grey levels, and no probabilities.
+        TypeError: the values are integers, such as grey levels.
     """
     _check_floating(values, "probabilities")
     # 16 random bits an element resolve rates to 1/65536 and cost a quarter of a float's draw.
@@ -58,32 +59,33 @@ def latency(
     jitter: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """One spike for every value above a threshold, the larger the earlier, and none for the others.
+    """One spike for each value above a threshold, earlier for a larger value; none for the others.
 
     - ``linear``: at step (1 - x) / (1 - threshold) (length - 1), from 0 for x = 1 to the last for
       the threshold.
     - ``logarithmic``: at step tau log(x / (x - threshold)), when a membrane that leaks with tau
-      and is driven by x first reaches the threshold; what it reaches after the last step never
-      comes (Gerstner et al., Neuronal Dynamics, 2014, section 1.3).
+      and is driven by x first reaches the threshold (Gerstner et al., Neuronal Dynamics, 2014,
+      section 1.3). If that is after the last step, there is no spike.
 
-    The steps are rounded. One spike says it all: Thorpe, Delorme, Van Rullen, "Spike-based
-    strategies for rapid processing", 2001, doi 10.1016/S0893-6080(01)00083-1.
+    The steps are rounded. Source: Thorpe, Delorme, Van Rullen, "Spike-based strategies for rapid
+    processing", 2001, doi 10.1016/S0893-6080(01)00083-1.
 
     Args:
         values: ``(B, *features)``; those above 1 count as 1.
         length: T.
-        threshold: in [0, 1), and not 0 for the logarithmic law.
+        threshold: in [0, 1); in (0, 1) for the logarithmic law.
         law: how a value becomes a time.
-        tau: of the logarithmic law, in steps.
-        jitter: deviation of the normal noise on each time, in steps; a spike stays within T.
-        generator: source of the jitter, as in :func:`poisson`.
+        tau: the time constant of the logarithmic law, in steps.
+        jitter: the standard deviation of the normal noise on each time, in steps. The noise moves
+            no spike out of the T steps.
+        generator: the source of the jitter, as in :func:`poisson`.
 
     Returns:
         ``(T, B, *features)`` of 0 and 1, in the dtype of ``values`` and on their device.
 
     Raises:
         TypeError: the values are integers, such as grey levels.
-        ValueError: the law is none, or length, threshold, tau or jitter lies outside its range.
+        ValueError: the law is unknown, or length, threshold, tau or jitter is out of its range.
     """
     _check_floating(values, "fractions")
     if law not in get_args(LatencyLaw):
@@ -115,8 +117,9 @@ def latency(
 def population(values: Tensor, centres: Tensor) -> Tensor:
     """Values as currents into a population of Gaussian receptive fields.
 
-    Each value drives the neurons most whose centre is near, exp(-d^2 / 2) at a distance of d times
-    that between neighbouring centres: a linear layer behind it can tell any range of values.
+    The current is exp(-d^2 / 2), where d is the distance between the value and the field's centre,
+    in units of the distance between two neighbouring centres. A linear layer behind the fields can
+    tell any range of values from the rest.
 
     Source: Bohte, Kok, La Poutre, "Error-backpropagation in temporally encoded networks of spiking
     neurons", Neurocomputing 2002, doi 10.1016/S0925-2312(01)00658-0.
@@ -126,7 +129,7 @@ def population(values: Tensor, centres: Tensor) -> Tensor:
         centres: ``(fields,)``, evenly spaced, two or more.
 
     Returns:
-        ``(T, B, channels * fields)``, from 0 to 1, the fields of a channel side by side.
+        ``(T, B, channels * fields)``, from 0 to 1. The fields of a channel lie side by side.
 
     Raises:
         ValueError: there are fewer than two centres.
@@ -138,18 +141,18 @@ def population(values: Tensor, centres: Tensor) -> Tensor:
 
 
 def delta(values: Tensor, threshold: float) -> Tensor:
-    """Events where a value has changed by a threshold since the last one, as event sensors give.
+    """Events wherever a value has changed by a threshold since the last event, as in event sensors.
 
-    The channel remembers a level, first 0. A value that is n thresholds above it gives an event
-    of the size n in the channel of rises, one below in that of falls, and the level follows by n
-    thresholds: it stays within one threshold of the value, and silence means no change.
+    Each channel remembers a level, which starts at 0. A value n thresholds above the level gives an
+    event of size n among the rises, and a value n thresholds below it one among the falls. The
+    level then follows by n thresholds, so it stays within one threshold of the value.
 
     Args:
         values: ``(T, B, channels)``.
-        threshold: the change that is an event, > 0.
+        threshold: the change that makes an event, > 0.
 
     Returns:
-        ``(T, B, 2 * channels)``, whole numbers, mostly 0: rises of all channels, then falls.
+        ``(T, B, 2 * channels)``, whole numbers, mostly 0: all rises, then all falls.
 
     Raises:
         ValueError: the threshold is not positive.

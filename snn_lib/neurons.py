@@ -30,11 +30,11 @@ class SpikingNeuron(StatefulModule):
         tau_m: time constant of the reset, and of the membrane if it filters, in steps.
         membrane_filter: whether the membrane potential leaks with ``tau_m`` or has no memory.
         reset_strength: v_reset, by how much a spike lowers the next potential.
-        surrogate: the surrogate gradient of the spike, Gaussian, FastSigmoid or any object with
-            ``derivative(membrane)``.
-        dropout: in training, the probability that a spike is not passed on to the next layer,
-            drawn for every neuron and time step; the others are scaled by 1 / (1 - dropout). The
-            neuron's own reset sees all its spikes.
+        surrogate: the surrogate gradient of the spike: ``Gaussian``, ``FastSigmoid`` or any object
+            with ``derivative(membrane)``, see :mod:`snn_lib.surrogate`.
+        dropout: the probability, in training, that a spike is not passed on to the next layer. It
+            is drawn for every neuron and time step. The other spikes are scaled by
+            1 / (1 - dropout). The neuron's own reset sees all its spikes.
 
     Attributes:
         reset_decay, reset_strength, membrane_decay: theta, v_reset and lambda of every neuron,
@@ -43,11 +43,11 @@ class SpikingNeuron(StatefulModule):
     Shape:
         - current: ``(T, B, *shape)``.
         - state: ``(membrane, reset)``, both ``(B, *shape)``: V of the last step and R of the next.
-        - lengths: int64 ``(B,)``, steps of each sequence, if they are padded to T.
+        - lengths: int64 ``(B,)``, the number of steps of each sequence, if they are padded to T.
         - returns spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
-        ValueError: ``tau_m`` is not positive, dropout lies outside [0, 1), or a shape is wrong.
+        ValueError: ``tau_m`` is not positive, dropout is outside [0, 1), or a shape is wrong.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class SpikingNeuron(StatefulModule):
     def traces(
         self, current: Tensor, state: NeuronState | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Spikes, membrane potential and reset at every step, for a loss on them, say.
+        """Spikes, membrane potential and reset at every step, for a loss on them for example.
 
         Returns:
-            S, V and R, each ``(T, B, *shape)``, with gradients and before dropout; V[t] has R[t]
-            subtracted already.
+            S, V and R, each ``(T, B, *shape)``, with gradients and before dropout. R[t] is already
+            subtracted in V[t].
         """
         coefficients = self.reset_decay, self.reset_strength, self.membrane_decay
         return neuron_traces(current, *coefficients, state, self.surrogate)
@@ -107,13 +107,15 @@ class SpikingNeuron(StatefulModule):
     ) -> NeuronState:
         """V of each sequence's own last step, and R of the next."""
         spikes, membrane, reset = self.traces(current, state)
-        first = (torch.zeros_like(spikes[:1]),) * 2 if state is None else (s[None] for s in state)
-        ever = membrane, self.reset_decay * reset + self.reset_strength * spikes
-        before_and_ever = (torch.cat(pair) for pair in zip(first, ever, strict=True))
-        return tuple(last_steps(sequence, 1, lengths)[0] for sequence in before_and_ever)
+        before = (torch.zeros_like(spikes[0]),) * 2 if state is None else state
+        after = membrane, self.reset_decay * reset + self.reset_strength * spikes  # of each step
+        return tuple(
+            last_steps(torch.cat([first[None], steps]), 1, lengths)[0]
+            for first, steps in zip(before, after, strict=True)
+        )
 
     def extra_repr(self) -> str:
-        """The settings as the buffers hold them, for ``print``."""
+        """The settings, from what the buffers hold, for ``print``."""
         return (
             f"{self.shape}, tau_m={_time_constant(self.reset_decay)}, "
             f"membrane_filter={self._membrane_filter()}, "
@@ -121,7 +123,7 @@ class SpikingNeuron(StatefulModule):
         )
 
     def _membrane_filter(self) -> bool | str:
-        """Whether the membrane filters, or with what if not with ``tau_m``."""
+        """Whether the membrane filters, or its time constant if that is not ``tau_m``."""
         if self.membrane_decay.is_meta:
             return "unknown"
         if torch.equal(self.membrane_decay, self.reset_decay):

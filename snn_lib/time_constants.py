@@ -1,7 +1,7 @@
-"""Time constants: what an exponential of so many steps is to a filter.
+"""Time constants, and the decays per step that filters are made of.
 
-A trace of the time constant tau loses the factor exp(-1 / tau) a step. The difference of two, slow
-and fast, rises and falls. A number stands for all channels, a tensor has one for each.
+A trace with the time constant tau is multiplied by exp(-1 / tau) at every step. The difference of a
+slow and a fast trace rises and falls. A number is for all channels; a tensor has one for each.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
@@ -17,7 +17,7 @@ PerChannel: TypeAlias = "float | Tensor | Callable[[tuple[int, ...]], Tensor]"
 
 
 def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float | Tensor:
-    """What a layer is given for its channels: a number, or a tensor with one for each.
+    """Brings what a layer is given for its channels to a number, or a tensor with one for each.
 
     Args:
         value: a number, a tensor ``(*shape)``, or a function of the shape that returns one, such as
@@ -26,7 +26,7 @@ def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float |
         name: what the error calls it.
 
     Returns:
-        A number as it is, a tensor in float64 and on the CPU, where first values are computed.
+        A number unchanged; a tensor in float64 and on the CPU, where first values are computed.
 
     Raises:
         ValueError: the tensor has another shape.
@@ -44,8 +44,8 @@ def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float |
 def log_spaced(low: float, high: float) -> Callable[[tuple[int, ...]], Tensor]:
     """Values for the channels of a layer, evenly spread on a logarithmic scale, in random order.
 
-    So few channels cover the range too, and two properties of theirs are independent. The order
-    comes from PyTorch's generator of the CPU, whatever the device.
+    Evenly spread, even a few channels cover the whole range. In random order, two properties of the
+    channels are independent. The order comes from PyTorch's generator of the CPU on every device.
 
     Args:
         low, high: the smallest and the largest value, 0 < low <= high.
@@ -69,7 +69,7 @@ def log_spaced(low: float, high: float) -> Callable[[tuple[int, ...]], Tensor]:
 
 
 def decay_of(tau: float | Tensor, name: str = "tau") -> float | Tensor:
-    """exp(-1 / tau), what is left of a trace after one step.
+    """exp(-1 / tau), the part of a trace that is left after one step.
 
     Args:
         tau: the time constant, in steps.
@@ -101,7 +101,7 @@ def decays_of(
 
 
 def peak_scale(tau_m: float, tau_s: float) -> float:
-    """v0, which gives a difference of two exponentials the peak 1 in continuous time.
+    """v0, the factor that gives a difference of two exponentials the peak 1 in continuous time.
 
     v0 = eta^(eta / (eta - 1)) / (eta - 1),  eta = tau_m / tau_s
 
@@ -128,5 +128,5 @@ def _check_order(tau_m: float | Tensor, tau_s: float | Tensor) -> None:
 
 
 def _one(value: float | Tensor, wrong: Tensor) -> float:
-    """The number that is wrong, or the first of them in a tensor."""
+    """The wrong number, or the first wrong number of a tensor."""
     return value.expand_as(wrong)[wrong][0].item() if isinstance(value, Tensor) else value
