@@ -29,7 +29,7 @@ from torch import nn
 
 sys.path.insert(0, str(ROOT))
 from snn_lib import Sequential
-from snn_lib.data.sequence_augmentation import resampled
+from snn_lib.data.augmentation import resample
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series
 from snn_lib.files import write_csv
@@ -146,7 +146,7 @@ def at_length(x: list[torch.Tensor], steps: int) -> np.ndarray:
     batch, _, lengths = collate([(sequence, 0) for sequence in x])
     if lengths is None:
         lengths = torch.full((len(x),), len(batch))
-    whole = resampled(batch, lengths, torch.zeros(len(x)), lengths, torch.full_like(lengths, steps))
+    whole = resample(batch, lengths, torch.zeros(len(x)), lengths, torch.full_like(lengths, steps))
     return whole.permute(1, 2, 0).double().numpy()
 
 

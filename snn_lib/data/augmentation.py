@@ -1,4 +1,7 @@
-"""Augmentation of images: each of a batch is cropped, turned and bent by values of its own."""
+"""Augmentation: the images, recordings and sequences of a batch, each changed by values of its own.
+
+All random numbers come from the generator of the batch.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -8,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib.errors import require
+from snn_lib.readout import within
 from snn_lib.settings import Settings, setting
+
+
+def draw_uniform(low: float, high: float, generator: torch.Generator, *shape: int) -> Tensor:
+    """Numbers that are uniformly distributed between ``low`` and ``high``."""
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+# Images
 
 
 @dataclass
@@ -60,15 +72,15 @@ class TransformConfig(Settings):
     elastic: ElasticConfig = field(default_factory=ElasticConfig)
 
 
-def random_grids(count: int, transform: TransformConfig, generator: torch.Generator) -> Tensor:
-    """Sampling grids ``(count, 28, 28, 2)`` that augment images, each with its own random values.
+def draw_grids(count: int, transform: TransformConfig, generator: torch.Generator) -> Tensor:
+    """Draws sampling grids ``(count, 28, 28, 2)``, through which :func:`warp` augments images.
 
-    The crops and rotations of an image are affine maps; their product is one map, so the image is
+    The crops and rotations of an image are affine maps. Their product is one map, so the image is
     interpolated once however many there are. Coordinates are those of ``F.grid_sample``.
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=generator) * (high - low) + low
+        return draw_uniform(low, high, generator, count)
 
     identity = torch.eye(3).repeat(count, 1, 1)
     total = identity.clone()
@@ -90,15 +102,16 @@ def random_grids(count: int, transform: TransformConfig, generator: torch.Genera
     total = torch.where(augmented[:, None, None], total, identity)
     grids = F.affine_grid(total[:, :2], [count, 1, 28, 28], align_corners=False)
     if transform.elastic.alpha:
-        shift = elastic_shift(count, transform.elastic, generator)
+        shift = draw_elastic_shift(count, transform.elastic, generator)
         grids = grids + torch.where(augmented[:, None, None, None], shift, 0.0)
     return grids
 
 
-def elastic_shift(count: int, elastic: ElasticConfig, generator: torch.Generator) -> Tensor:
-    """Smooth random displacements ``(count, 28, 28, 2)`` in the coordinates of ``F.grid_sample``.
+def draw_elastic_shift(count: int, elastic: ElasticConfig, generator: torch.Generator) -> Tensor:
+    """Draws smooth displacements ``(count, 28, 28, 2)`` in the coordinates of ``F.grid_sample``.
 
-    White noise blurred by a Gaussian in both directions and scaled to the asked root mean square.
+    They are white noise, blurred by a Gaussian in both directions and scaled to the root mean
+    square ``elastic.alpha``.
 
     Source: Simard, Steinkraus, Platt, ICDAR 2003, doi 10.1109/ICDAR.2003.1227801.
     """
@@ -113,3 +126,156 @@ def elastic_shift(count: int, elastic: ElasticConfig, generator: torch.Generator
 def warp(images: Tensor, grids: Tensor) -> Tensor:
     """Images ``(B, 28, 28)`` resampled bilinearly at the grids, zero outside."""
     return F.grid_sample(images[:, None], grids, align_corners=False)[:, 0]
+
+
+# Recordings of event cameras
+
+
+@dataclass
+class EventAugmentationConfig(Settings):
+    """Augmentation of the training recordings."""
+
+    shift: float = setting(2.0, "largest shift in each direction, in pixels", at_least=0)
+    rotation: float = setting(10.0, "largest rotation either way, in degrees", at_least=0)
+    drop: float = setting(0.2, "largest share of the events that is lost", at_least=0, below=1)
+
+
+def augment_events(
+    frames: Tensor, options: EventAugmentationConfig, generator: torch.Generator
+) -> Tensor:
+    """Moves and turns each recording, and loses some of its events.
+
+    A pixel takes the events of the pixel that lies nearest to the place it comes from. Then every
+    event is lost with the same probability, which is drawn for each recording.
+
+    Args:
+        frames: counted events, uint8 ``(B, T, side, side, 2)``.
+        options: the largest changes.
+        generator: the source of randomness.
+    """
+    count, steps, side = frames.shape[:3]
+    largest = options.shift, math.radians(options.rotation)
+    shift = draw_uniform(-largest[0], largest[0], generator, count, 2)
+    angle = draw_uniform(-largest[1], largest[1], generator, count)
+    if options.shift or options.rotation:
+        pairs = frames.flatten(2).view(torch.int16)  # of both polarities of a pixel
+        source = find_origins(side, shift, angle)[:, None].expand(-1, steps, -1)
+        # Nothing comes from outside of the frame: a pixel without events is put behind the last.
+        frames = F.pad(pairs, (0, 1)).gather(2, source).view(torch.uint8).view(frames.shape)
+    if options.drop:
+        kept = 1.0 - draw_uniform(0.0, options.drop, generator, count)
+        counts = frames.flatten().clone()
+        some = counts.nonzero()[:, 0]
+        shares = kept[some // (counts.numel() // count)]
+        counts[some] = torch.binomial(counts[some].float(), shares, generator).to(torch.uint8)
+        frames = counts.view(frames.shape)
+    return frames
+
+
+def find_origins(side: int, shift: Tensor, angle: Tensor) -> Tensor:
+    """Finds the pixel that each pixel comes from when a frame is turned about its middle and moved.
+
+    Args:
+        side: pixels of the frame in each direction.
+        shift: how far the frame is moved to the right and down, in pixels, ``(B, 2)``.
+        angle: the angle by which it is turned clockwise, in radians, ``(B,)``.
+
+    Returns:
+        Numbers of pixels, row by row, int64 ``(B, side * side)``. A pixel that comes from outside
+        has the number ``side * side``, which follows that of the last pixel.
+    """
+    middle = (side - 1) / 2
+    place = torch.arange(side) - middle
+    x, y = (place - shift[:, :1])[:, None], (place - shift[:, 1:])[:, :, None]
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    column = (cosine * x + sine * y + middle).round().long()
+    row = (cosine * y - sine * x + middle).round().long()
+    inside = (torch.minimum(row, column) >= 0) & (torch.maximum(row, column) < side)
+    return torch.where(inside, row * side + column, side * side).flatten(1)
+
+
+# Sequences
+
+
+@dataclass
+class AugmentationConfig(Settings):
+    """Augmentation of the training sequences."""
+
+    noise: float = setting(
+        0.0, "standard deviation of white noise, in those of the channel, 0: none", at_least=0
+    )
+    scale: float = setting(
+        0.1, "standard deviation of the logarithm of each channel's factor, 0: none", at_least=0
+    )
+    stretch: float = setting(1.1, "most times that time is slowed or sped up, 1: none", at_least=1)
+    crop: float = setting(
+        1.0, "shortest share of a sequence that is shown, 1: all", above=0, at_most=1
+    )
+    channel_dropout: float = setting(
+        0.0, "probability that a channel is silenced", at_least=0, below=1
+    )
+
+
+def augment_sequences(
+    x: Tensor, lengths: Tensor, options: AugmentationConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Cuts a window out of each sequence, stretches and scales it, and adds noise.
+
+    Cutting and stretching are one interpolation between neighbours in time. Then each channel is
+    scaled or silenced, and gets noise.
+
+    Args:
+        x: ``(T, B, channels)``.
+        lengths: steps of each sequence, int64 ``(B,)``.
+        options: the strength of each change.
+        generator: the source of randomness.
+
+    Returns:
+        The sequences ``(T', B, channels)``, zero behind their ends, and their new lengths.
+    """
+    _, batch, channels = x.shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return draw_uniform(low, high, generator, batch)
+
+    window = lengths * uniform(options.crop, 1.0)
+    start = uniform(0.0, 1.0) * (lengths - window)
+    factor = uniform(-math.log(options.stretch), math.log(options.stretch)).exp()
+    new_lengths = (window * factor).round().long().clamp(min=1)
+    x = resample(x, lengths, start, window, new_lengths)
+    factors = (torch.randn(batch, channels, generator=generator) * options.scale).exp()
+    heard = torch.rand(batch, channels, generator=generator) >= options.channel_dropout
+    noise = torch.randn(x.shape, generator=generator) * options.noise
+    return (x * factors * heard + noise) * within(x, new_lengths), new_lengths
+
+
+def resample(
+    x: Tensor, lengths: Tensor, start: Tensor, window: Tensor, new_lengths: Tensor
+) -> Tensor:
+    """Reads a window of each sequence at as many evenly spaced times as its new length has steps.
+
+    Each step stands for the middle of an interval of length 1. So step t of the new sequence is
+    read at ``start + (t + 1/2) window / new_length - 1/2``, by linear interpolation. Outside of the
+    sequence its nearest step is read. The whole sequence at its own length stays as it is.
+
+    Args:
+        x: ``(T, B, channels)``.
+        lengths: steps of each sequence, int64 ``(B,)``.
+        start, window: beginning and length of each window, in steps, ``(B,)``.
+        new_lengths: steps of each new sequence, int64 ``(B,)``.
+
+    Returns:
+        ``(max(new_lengths), B, channels)``, zero behind the end of each sequence.
+    """
+    steps = torch.arange(int(new_lengths.max()))[:, None]
+    place = start + (steps + 0.5) * (window / new_lengths) - 0.5
+    place = torch.minimum(place.clamp(min=0), (lengths - 1).to(place.dtype))
+    before = place.floor().long()
+    share = (place - before)[..., None]
+
+    def at(step: Tensor) -> Tensor:
+        return x.gather(0, step[..., None].expand(-1, -1, x.shape[2]))
+
+    # Not as a sum of two products, which would round a sequence that is read where it stands.
+    read = torch.lerp(at(before), at(torch.minimum(before + 1, lengths - 1)), share)
+    return read * within(read, new_lengths)

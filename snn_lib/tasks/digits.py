@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib import encoding
-from snn_lib.data.augmentation import TransformConfig, random_grids, warp
+from snn_lib.data.augmentation import TransformConfig, draw_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, PIXELS, load_mnist
 from snn_lib.errors import require
@@ -139,7 +139,7 @@ class Digits(Classification):
             x = images[mine].float() / 255.0
             if augment:
                 generator = batch_generator(config.seed, epoch, number + 1)
-                x = warp(x, random_grids(len(numbers), config.transform, generator)[share])
+                x = warp(x, draw_grids(len(numbers), config.transform, generator)[share])
             x = x.flatten(1) * config.mnist_config.max_rate  # (B, 784)
             return Batch(self.drawn(x, epoch, number), labels[mine])
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from snn_lib.data.augmentation import EventAugmentationConfig, augment_events
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
-from snn_lib.data.event_augmentation import EventAugmentationConfig, augmented_events
 from snn_lib.data.events import NMNIST_SIDE, Frames
 from snn_lib.data.recordings import SETS, downloaded, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
@@ -121,7 +121,7 @@ class EventVision(CountClassification):
             mine = chosen[numbers[share]]
             if training and config.events.use_augmentation:
                 generator = batch_generator(config.seed, epoch, number + 1)
-                x = augmented_events(frames[chosen[numbers]], config.augmentation, generator)[share]
+                x = augment_events(frames[chosen[numbers]], config.augmentation, generator)[share]
             else:
                 x = frames[mine]
             return Batch(config.events.input_of(x), labels[mine])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from snn_lib import encoding
+from snn_lib.data.augmentation import AugmentationConfig, augment_sequences
 from snn_lib.data.batches import Batch, Batches, batch_generator
-from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series, mean_and_deviation
 from snn_lib.errors import require
@@ -142,7 +142,7 @@ class TimeSeries(SequenceClassification):
         return parts
 
     def make_batches(self, split: str) -> Batches:
-        """See :class:`Task`; training sequences are augmented, and small sets shown repeatedly."""
+        """See :class:`Task`; training sequences are augmented, and small sets are repeated."""
         require(split in self.parts, f"the data has no part {split!r}")
         return self._batches_of(split, training=split == "train")
 
@@ -156,7 +156,7 @@ class TimeSeries(SequenceClassification):
                 if lengths is None:
                     lengths = torch.full((len(y),), len(x))
                 generator = batch_generator(config.seed, epoch, number + 1)
-                x, lengths = augmented(x, lengths, config.augmentation, generator)
+                x, lengths = augment_sequences(x, lengths, config.augmentation, generator)
             return Batch(x[:, share], y[share], None if lengths is None else lengths[share])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH

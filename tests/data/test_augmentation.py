@@ -12,8 +12,8 @@ from snn_lib.data.augmentation import (
     RandomResizedCropConfig,
     RandomRotationConfig,
     TransformConfig,
-    elastic_shift,
-    random_grids,
+    draw_elastic_shift,
+    draw_grids,
     warp,
 )
 
@@ -30,7 +30,7 @@ def transform(scale=(1.0, 1.0), ratio=(1.0, 1.0), degrees=0.0, **options):
 
 
 def grids(count, conf, seed=0):
-    return random_grids(count, conf, torch.Generator().manual_seed(seed))
+    return draw_grids(count, conf, torch.Generator().manual_seed(seed))
 
 
 def images(count):
@@ -162,7 +162,7 @@ def test_two_rounds_turn_further_than_one():
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(0.5, 2.0), (1.5, 4.0)])
 def test_elastic_displacements_have_the_asked_strength_and_smoothness(alpha, sigma):
-    shift = elastic_shift(4000, ElasticConfig(alpha, sigma), torch.Generator().manual_seed(1))
+    shift = draw_elastic_shift(4000, ElasticConfig(alpha, sigma), torch.Generator().manual_seed(1))
     pixels = shift.double().numpy() * SIDE / 2
     for direction in range(2):
         strength = np.sqrt((pixels[..., direction] ** 2).mean((0,)))  # of every place

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from snn_lib.data.event_augmentation import EventAugmentationConfig, augmented_events, origins
+from snn_lib.data.augmentation import EventAugmentationConfig, augment_events, find_origins
 from snn_lib.errors import InputError
 
 SIDE = 34
@@ -17,7 +17,7 @@ OFF = {"shift": 0.0, "rotation": 0.0, "drop": 0.0}
 
 def changed(frames, seed=0, **options):
     config = EventAugmentationConfig(**{**OFF, **options})
-    return augmented_events(frames, config, torch.Generator().manual_seed(seed))
+    return augment_events(frames, config, torch.Generator().manual_seed(seed))
 
 
 def recordings(count=3, side=SIDE):
@@ -41,9 +41,9 @@ def test_the_same_seed_gives_the_same_and_what_is_given_stays():
 
 
 def moved(frames, shift, angle=0.0):
-    """The frames (T, side, side, 2) through ``origins``."""
+    """The frames (T, side, side, 2) through ``find_origins``."""
     side = frames.shape[1]
-    source = origins(side, torch.tensor([shift]).float(), torch.tensor([angle]))[0]
+    source = find_origins(side, torch.tensor([shift]).float(), torch.tensor([angle]))[0]
     padded = torch.cat([frames.flatten(1, 2), torch.zeros_like(frames[:, :1, 0])], 1)
     return padded[:, source].unflatten(1, (side, side))
 

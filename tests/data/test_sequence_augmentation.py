@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.sequence_augmentation import AugmentationConfig, augmented, resampled
+from snn_lib.data.augmentation import AugmentationConfig, augment_sequences, resample
 from snn_lib.errors import InputError
 
 OFF = {"noise": 0.0, "scale": 0.0, "stretch": 1.0, "crop": 1.0, "channel_dropout": 0.0}
@@ -22,7 +22,7 @@ def batch(channels=3):
 
 def changed(x, lengths=LENGTHS, seed=0, **options):
     config = AugmentationConfig(**{**OFF, **options})
-    return augmented(x, lengths, config, torch.Generator().manual_seed(seed))
+    return augment_sequences(x, lengths, config, torch.Generator().manual_seed(seed))
 
 
 def test_with_everything_off_sequences_stay_as_they_are():
@@ -36,7 +36,7 @@ def test_a_window_is_read_as_numpy_interpolates_it():
     x = batch()
     start, window = torch.tensor([1.5, 0.0, 2.0, 0.25]), torch.tensor([8.0, 1.0, 5.0, 8.5])
     new_lengths = torch.tensor([11, 2, 3, 8])
-    found = resampled(x, LENGTHS, start, window, new_lengths)
+    found = resample(x, LENGTHS, start, window, new_lengths)
     assert found.shape == (11, 4, 3)
     for index, (length, new) in enumerate(zip(LENGTHS.tolist(), new_lengths.tolist(), strict=True)):
         middles = np.arange(new) + 0.5
@@ -80,6 +80,33 @@ def test_noise_scale_and_silence_have_the_asked_strength_and_end_with_the_sequen
     silent, _ = changed(ones, lengths, channel_dropout=0.25)
     assert set(silent[:20].unique().tolist()) == {0.0, 1.0}
     assert silent[0].mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_silenced_channels_are_noisy_and_scaled_ones_are_too():
+    lengths = torch.tensor([400] * 50 + [100] * 50)
+    tens = torch.full((400, 100, 4), 10.0)
+    found, _ = changed(tens, lengths, noise=0.3, scale=0.2, channel_dropout=0.5)
+    level = found[:100].mean(0)  # of each channel, (B, channels)
+    silent = level.abs() < 1
+    assert 0.4 < silent.float().mean() < 0.6
+    for channels in (silent, ~silent):
+        deviation = (found[:100] - level).std(0, correction=0)[channels]
+        assert deviation.mean() == pytest.approx(0.3, rel=0.02)
+    assert (level[~silent] / 10).log().std() == pytest.approx(0.2, rel=0.15)
+    assert not found[100:, 50:].any()
+
+
+def test_a_stretched_window_is_scaled_as_a_whole():
+    lengths = torch.full((500,), 60)
+    ramp = torch.arange(60.0)[:, None, None].expand(60, 500, 2) + 1
+    found, new = changed(ramp, lengths, scale=0.2, stretch=1.5, crop=0.6)
+    for index in range(500):
+        own = found[: new[index], index]
+        # The two channels read the same window, and differ by a factor alone.
+        ratio = own[:, 0] / own[:, 1]
+        torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
+        assert (own.diff(dim=0) > -1e-5).all()
+    assert (found[0, :, 0] / found[0, :, 1]).log().std() == pytest.approx(0.2 * 2**0.5, rel=0.15)
 
 
 def test_a_seed_gives_the_same_and_another_something_else():
