@@ -17,9 +17,9 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from snn_lib import operators
 from snn_lib.kernels import COMPUTE_DTYPES
-from snn_lib.operators import FilterState, NeuronState
+from snn_lib.operators.iir_filter import FilterState, check_filter, run_filter
+from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neuron
 from snn_lib.pytorch_private import transformed
 from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
 
@@ -67,7 +67,7 @@ def iir_filter(
         raise ValueError(
             f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 or float16 for float32"
         )
-    operators.check_filter(x, alpha, beta, state)
+    check_filter(x, alpha, beta, state)
     x = _in_dtype(x, alpha.dtype)
     if state is None:
         state = tuple(
@@ -78,7 +78,7 @@ def iir_filter(
     past_input = _in_dtype(past_input, alpha.dtype)
 
     last = channels_last(x)
-    output, last_output = operators.iir_filter(
+    output, last_output = run_filter(
         _fold(x, 2, last),
         _fold(alpha, 1, last),
         _fold(beta, 1, last),
@@ -146,7 +146,7 @@ def spiking_neuron(
     )
     features = current.shape[2:]
     coefficients = [_over_positions(tensor, features, 0) for tensor in coefficients]
-    operators.check_neuron(current, *coefficients, state)
+    check_neuron(current, *coefficients, state)
     dtype = coefficients[0].dtype
     if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
         current = _in_dtype(current, dtype)  # but kernels read bfloat16 into a float32 membrane
@@ -164,7 +164,7 @@ def spiking_neuron(
         seed = None
     elif seed is None:
         seed = draw_seed(current.device)
-    spikes, membrane, reset = operators.spiking_neuron(
+    spikes, membrane, reset = run_neuron(
         _fold(current, 2, last),
         *[_fold(tensor, 0, last) for tensor in coefficients],
         *[_fold(tensor, 1, last) for tensor in state],

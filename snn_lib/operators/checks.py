@@ -1,0 +1,61 @@
+"""Checks of shapes, dtypes and devices.
+
+The functions of ``snn_lib.functional`` check what a user hands in. A registered operator checks
+again, since a user may call it directly and its kernels trust the shapes.
+"""
+
+import torch
+from torch import Tensor
+
+from snn_lib.kernels import COMPUTE_DTYPES
+from snn_lib.pytorch_private import carries_tangents
+
+# Tensors that go to a matrix product or come from it; they may be in bfloat16 beside float32.
+ROUNDED = ("current", "output", "grad_output")
+
+
+def check_time_first(shape: tuple[int, ...], name: str) -> None:
+    """Raises a ValueError unless a sequence has the dimensions (T, B, *features)."""
+    if len(shape) < 3:
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, expected at least three dimensions (T, B, *features)"
+        )
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError unless the tensor has this shape."""
+    if tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+
+
+def check_operands(**tensors: Tensor) -> None:
+    """Raises a ValueError unless all tensors have one dtype and are on one device.
+
+    The first tensor must be a folded sequence. The second, a coefficient, sets dtype and device.
+    """
+    (name, sequence), (like_name, like), *_ = tensors.items()
+    dtype, device = like.dtype, like.device
+    refuse_forward_mode()
+    if sequence.dim() != 3:
+        raise ValueError(f"{name} has shape {tuple(sequence.shape)}, expected (T, B, N)")
+    if dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"{like_name} is in {dtype}, expected float32 or float64")
+    for name, tensor in tensors.items():
+        if tensor.dtype != dtype and not (
+            name in ROUNDED and (tensor.dtype, dtype) == (torch.bfloat16, torch.float32)
+        ):
+            raise ValueError(f"{name} is in {tensor.dtype}, expected {dtype} as {like_name}")
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {device} as {like_name}")
+
+
+def refuse_forward_mode() -> None:
+    """Raises a NotImplementedError in forward mode, where an operator would drop the tangents.
+
+    The Functions around the operators switch forward mode off before they call them.
+    """
+    if carries_tangents():
+        raise NotImplementedError(
+            "forward mode through torch.ops.snn is not possible, nor under torch.compile: "
+            "call the functions of snn_lib.functional, uncompiled"
+        )
