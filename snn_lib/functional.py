@@ -1,11 +1,11 @@
 """The two operators of the model, over whole sequences: the IIR filter and the spiking neuron.
 
-Each is a single node to autograd, ``torch.compile`` and ``torch.export`` however many time steps it
-covers, see ``snn_lib.operators``; the arithmetic is in ``snn_lib.kernels``. This file checks what a
-user hands in, brings it to one dtype and folds the features into one dimension.
+Autograd, ``torch.compile`` and ``torch.export`` see a single node, however many time steps there
+are. This file checks what a user hands in, converts it to one dtype and folds the features into one
+dimension. ``snn_lib.operators`` then differentiates, and ``snn_lib.kernels`` computes.
 
 Both have first derivatives in reverse and in forward mode, by ``backward`` and by the transforms of
-``torch.func`` (grad, vjp, jvp, jacrev, jacfwd, vmap); what would need a second is refused.
+``torch.func`` (grad, vjp, jvp, jacrev, jacfwd, vmap). Second derivatives are refused.
 
 Tensors are time first, ``(T, B, *features)``.
 
@@ -23,7 +23,7 @@ from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neur
 from snn_lib.pytorch_private import transformed
 from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
 
-# Coefficients in these are computed with in float32.
+# Coefficients in these dtypes are converted to float32 to compute with them.
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -39,25 +39,26 @@ def iir_filter(
     F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
     Args:
-        x: input, ``(T, B, *features)``. An input that is constant over time may be expanded
-            instead of copied. It is converted to the dtype of the recurrence.
-        alpha: ``(P, *features)``, weights of the past outputs, P >= 0. Here as in ``beta``, the
-            positions of feature maps may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``.
+        x: input, ``(T, B, *features)``. It is converted to the dtype of the recurrence. An input
+            that is constant over time may be expanded; it is then never copied.
+        alpha: ``(P, *features)``, weights of the past outputs, P >= 0. The positions of a feature
+            map may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``. So may those of ``beta``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
         state: ``(past_output, past_input)``, the last P outputs ``(P, B, *features)`` and the last
             Q inputs ``(Q, B, *features)`` before the first step, oldest first; zeros if ``None``.
-        dtype: what F is handed out in, that of the coefficients if ``None``; where the recurrence
-            is in float32 it may be ``torch.bfloat16`` or ``torch.float16``, for a matrix product
-            that would round F anyway.
+        dtype: the dtype of F, that of the coefficients if ``None``. If the recurrence is in
+            float32, it may be ``torch.bfloat16`` or ``torch.float16``, for a matrix product that
+            would round F anyway.
 
     Returns:
         F, ``(T, B, *features)``, and the state after the last step. The recurrence and the state
-        have the dtype that ``alpha`` and ``beta`` promote to, float32 at least, whatever F is
-        rounded to; the gradient of ``alpha`` is taken from F in bfloat16 if that is handed out.
+        have the dtype that ``alpha`` and ``beta`` promote to, at least float32, whatever F is
+        rounded to. The gradient of ``alpha`` is computed from the rounded F.
 
     Raises:
-        ValueError: a shape does not fit the others, the coefficients are not floating point, or F
-            cannot be handed out in ``dtype``.
+        ValueError: a shape does not fit the others, the coefficients are not floating point, the
+            input or the state is complex, or F cannot be rounded to ``dtype``.
+        TypeError: an argument is no tensor.
     """
     (alpha, beta), own = _in_one_dtype(alpha=alpha, beta=beta)
     features = x.shape[2:]
@@ -68,14 +69,14 @@ def iir_filter(
             f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 or float16 for float32"
         )
     check_filter(x, alpha, beta, state)
-    x = _in_dtype(x, alpha.dtype)
+    x = _in_dtype(x, alpha.dtype, "x")
     if state is None:
         state = tuple(
             x.new_zeros(()).expand(order, *x.shape[1:]) for order in (len(alpha), len(beta) - 1)
         )
     past_output, past_input = state
-    past_output = _in_dtype(past_output, alpha.dtype)
-    past_input = _in_dtype(past_input, alpha.dtype)
+    past_output = _in_dtype(past_output, alpha.dtype, "state past_output")
+    past_input = _in_dtype(past_input, alpha.dtype, "state past_input")
 
     last = channels_last(x)
     output, last_output = run_filter(
@@ -84,9 +85,9 @@ def iir_filter(
         _fold(beta, 1, last),
         _fold(past_output, 2, last),
         _fold(past_input, 2, last),
-        torch.float32 if dtype == torch.float16 else dtype,  # which no kernel writes
+        torch.float32 if dtype == torch.float16 else dtype,  # no kernel writes float16
     )
-    return _in_dtype(_unfold(output, features, last), dtype), (
+    return _in_dtype(_unfold(output, features, last), dtype, "F"), (
         _unfold(last_output, features, last),
         _last(past_input, x),
     )
@@ -112,32 +113,33 @@ def spiking_neuron(
 
     Args:
         current: I, ``(T, B, *features)``. The membrane is computed in the dtype that the
-            coefficients promote to, float32 at least, under autocast too.
-        reset_decay: theta, ``features``, or shared by the positions of feature maps as in
-            :func:`iir_filter`; so are the other two.
+            coefficients promote to, at least float32, under autocast too.
+        reset_decay: theta, ``features``. As in :func:`iir_filter`, the positions of a feature map
+            may share it and the other two coefficients.
         reset_strength: v_reset, ``features``.
         membrane_decay: lambda, ``features``; 0 for a membrane without memory.
         state: ``(membrane, reset)``, V before the first step and R at it, both
             ``(B, *features)``; zeros if ``None``.
-        surrogate: the surrogate gradient, any object with ``derivative(membrane)``. Backends have
-            compiled Gaussian and FastSigmoid; the derivative of any other is taken at all steps
-            at once where a gradient is needed, which runs the neuron once more.
-        dropout: probability with which a spike is not passed on (the others are scaled by
-            1 / (1 - dropout)), drawn for every element and time step. The reset sees every spike.
-            Under ``torch.func.vmap`` it follows the transform's ``randomness``.
-        seed: of the dropout, int64 ``(2,)`` as :func:`draw_seed` gives it, on the current's device;
-            drawn if ``None``. Its second number is that of the first element, in the order of
-            ``(T, B, *features)`` (in memory, if channels lie last there): a sequence in chunks has
-            the whole one's mask if it counts on.
+        surrogate: the surrogate gradient, any object with ``derivative(membrane)``. Gaussian and
+            FastSigmoid are compiled. The derivative of any other is computed for all steps at once
+            where a gradient is needed; to know the membrane, the neuron then runs once more.
+        dropout: probability with which a spike is not passed on, drawn for every element and time
+            step. Spikes that are passed on are scaled by 1 / (1 - dropout). The reset sees every
+            spike. Under ``torch.func.vmap`` dropout follows the transform's ``randomness``.
+        seed: of the dropout, int64 ``(2,)`` from :func:`draw_seed`, on the current's device; drawn
+            if ``None``. Its second number is the number of the first element. Elements are counted
+            in the order of ``(T, B, *features)``, or as they lie in memory if channels are last
+            there. A chunk that counts on from the one before has the mask of the whole sequence.
 
     Returns:
         S, ``(T, B, *features)``, in the dtype that the coefficients promote to, and the state after
-        the last step, in float32 at least.
+        the last step, in at least float32.
 
     Raises:
-        ValueError: a shape does not fit the others, the coefficients are not floating point,
-            dropout lies outside [0, 1), or the surrogate's derivative has another shape.
-        TypeError: the surrogate has no ``derivative``.
+        ValueError: a shape does not fit the others, the coefficients are not floating point, the
+            current or the state is complex, dropout lies outside [0, 1), or the surrogate's
+            derivative has another shape.
+        TypeError: the surrogate has no ``derivative``, or an argument is no tensor.
     """
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
@@ -149,10 +151,11 @@ def spiking_neuron(
     check_neuron(current, *coefficients, state)
     dtype = coefficients[0].dtype
     if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
-        current = _in_dtype(current, dtype)  # but kernels read bfloat16 into a float32 membrane
+        current = _in_dtype(current, dtype, "current")  # kernels read bfloat16 beside float32
     if state is None:
         state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
-    state = [_in_dtype(tensor, dtype) for tensor in state]
+    membrane, reset = state
+    state = _in_dtype(membrane, dtype, "state membrane"), _in_dtype(reset, dtype, "state reset")
     last = channels_last(current)
     if type(surrogate) in SURROGATES.values():
         name, width, slope = surrogate.name, surrogate.width, None
@@ -174,7 +177,7 @@ def spiking_neuron(
         dropout,
         seed,
     )
-    return _in_dtype(_unfold(spikes, features, last), own), (
+    return _in_dtype(_unfold(spikes, features, last), own, "S"), (
         _unfold(membrane, features, last),
         _unfold(reset, features, last),
     )
@@ -183,7 +186,7 @@ def spiking_neuron(
 def channels_last(sequence: Tensor) -> bool:
     """Whether the channels of feature maps ``(T, B, C, *positions)`` lie side by side in memory.
 
-    PyTorch's ``channels_last`` of convolutions. Folded in this order, a map is never copied.
+    Convolutions call this order ``channels_last``. Maps are folded as they lie, and never copied.
     """
     return sequence.dim() > 3 and sequence.stride(2) == 1
 
@@ -191,7 +194,7 @@ def channels_last(sequence: Tensor) -> bool:
 def draw_seed(device: torch.device | str) -> Tensor:
     """A seed for the dropout of :func:`spiking_neuron`, int64 ``(2,)``.
 
-    Drawn from PyTorch's generator on the device: reproducible, and nothing waits.
+    It is drawn from PyTorch's generator of the device, so it can be reproduced and nothing waits.
     """
     key = torch.randint(2**63 - 1, (), device=device)
     return torch.stack([key, torch.zeros_like(key)])
@@ -205,18 +208,18 @@ def neuron_traces(
     state: NeuronState | None = None,
     surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes, membrane potential and reset of a neuron at every step, for a loss on them, say.
+    """Spikes, membrane potential and reset of a neuron at every step, for a loss on them.
 
-    The reset is a first-order filter of the spikes, and the membrane potential one of current minus
-    reset, so the traces are filtered again instead of being kept in every forward pass.
+    The reset is a first-order filter of the spikes, and the membrane potential is one of the
+    current minus the reset. The function filters them anew, so no forward pass has to keep them.
 
     Args:
         current, reset_decay, reset_strength, membrane_decay, state, surrogate: as in
             :func:`spiking_neuron`.
 
     Returns:
-        S, V and R, each ``(T, B, *features)``, with gradients, in float32 at least. V[t] has R[t]
-        subtracted already; the spike at t is first felt in R[t+1].
+        S, V and R, each ``(T, B, *features)``, with gradients, in at least float32. R[t] is
+        already subtracted from V[t]. A spike at t first appears in R[t+1].
 
     Raises:
         ValueError, TypeError: as in :func:`spiking_neuron`.
@@ -241,17 +244,17 @@ def neuron_traces(
 
 
 def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
-    """S'(V[t]) of all steps, as the current; ``None`` where no gradient will ask for it."""
+    """S'(V[t]) at all steps, in the current's shape; ``None`` where no gradient needs it."""
     if not callable(getattr(surrogate, "derivative", None)):
         raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not (needed or transformed()):
         return None
     with torch.no_grad():
-        *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # no tangents either
+        *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # without tangents
         _, membrane, _ = neuron_traces(*inputs, (membrane, reset))
         slope = surrogate.derivative(membrane)
-    shape = getattr(slope, "shape", ())  # of a number, too
+    shape = getattr(slope, "shape", ())  # a plain number has none
     if shape != membrane.shape:
         raise ValueError(
             f"{type(surrogate).__name__}.derivative has shape {tuple(shape)}, expected "
@@ -261,12 +264,13 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
 
 
 def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
-    """The coefficients in the dtype that computes, float32 or float64, and the one they have."""
+    """The coefficients in one dtype, float32 or float64, and the dtype that they promote to."""
     tensors = list(coefficients.values())
     own, *others = {tensor.dtype for tensor in tensors}
     if not others and own in COMPUTE_DTYPES:
         return tensors, own
     for name, tensor in coefficients.items():
+        _check_tensor(tensor, name)
         if tensor.dtype not in COMPUTE_DTYPES + LOW_PRECISION:
             raise ValueError(
                 f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
@@ -276,15 +280,25 @@ def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
     return [tensor.to(dtype) for tensor in tensors], own
 
 
-def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor.to(dtype)``, without a call of PyTorch where there is nothing to do."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+def _in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The tensor in this dtype; without a call of PyTorch where there is nothing to do."""
+    if tensor.dtype == dtype:
+        return tensor
+    _check_tensor(tensor, name)
+    if tensor.is_complex():
+        raise ValueError(f"{name} is in {tensor.dtype}, expected real numbers")
+    return tensor.to(dtype)
+
+
+def _check_tensor(tensor: Tensor, name: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
 
 
 def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:
-    """Those of a channel, ``(C, 1, 1)``, repeated over its feature map ``(C, H, W)``; no copy.
+    """Repeats the coefficients of a channel, ``(C, 1, 1)``, over its feature map ``(C, H, W)``.
 
-    What does not fit comes back as it is, for a check to name it.
+    Nothing is copied. Coefficients that do not fit are returned as they are; a check names them.
     """
     own = coefficients.shape[leading:]
     if own == features or len(own) != len(features) or own[:1] != features[:1]:
@@ -295,9 +309,9 @@ def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1
 
 
 def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
-    """Folds the feature dimensions, those after the ``leading`` ones, into a single one.
+    """Folds the feature dimensions, which follow the ``leading`` ones, into a single dimension.
 
-    ``last`` folds the channels, the first of them, behind the positions.
+    With ``last``, the channels, which are the first of them, are folded behind the positions.
     """
     if tensor.dim() == leading + 1:
         return tensor
@@ -317,7 +331,7 @@ def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
 def _last(past: Tensor, sequence: Tensor) -> Tensor:
     """The last len(past) steps of ``past`` followed by ``sequence``.
 
-    A copy: the state keeps neither the whole sequence alive nor changes with it.
+    They are copied, so that the state neither keeps the whole sequence alive nor changes with it.
     """
     order, steps = past.shape[0], sequence.shape[0]  # len() would fix T in torch.export
     if order == 0:

@@ -35,7 +35,7 @@ def check_operands(**tensors: Tensor) -> None:
     """
     (name, sequence), (like_name, like), *_ = tensors.items()
     dtype, device = like.dtype, like.device
-    refuse_forward_mode()
+    _refuse_forward_mode()
     if sequence.dim() != 3:
         raise ValueError(f"{name} has shape {tuple(sequence.shape)}, expected (T, B, N)")
     if dtype not in COMPUTE_DTYPES:
@@ -49,7 +49,7 @@ def check_operands(**tensors: Tensor) -> None:
             raise ValueError(f"{name} is on {tensor.device}, expected {device} as {like_name}")
 
 
-def refuse_forward_mode() -> None:
+def _refuse_forward_mode() -> None:
     """Raises a NotImplementedError in forward mode, where an operator would drop the tangents.
 
     The Functions around the operators switch forward mode off before they call them.

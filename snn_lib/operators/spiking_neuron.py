@@ -10,7 +10,6 @@ from snn_lib.operators.checks import (
     check_operands,
     check_shape,
     check_time_first,
-    refuse_forward_mode,
 )
 from snn_lib.operators.transforms import (
     fill_tangents,
@@ -107,8 +106,10 @@ def _neuron_forward(*inputs):
 
 
 @_neuron_forward.register_fake
-def _(current, reset_decay, reset_strength, membrane_decay, membrane, reset, *_):
-    refuse_forward_mode()
+def _(current, reset_decay, reset_strength, membrane_decay, membrane, reset, *settings):
+    _check_neuron_operands(
+        current, reset_decay, reset_strength, membrane_decay, membrane, reset, *settings[-2:]
+    )
     return tuple(reset_decay.new_empty(like.shape) for like in (current, membrane, reset))
 
 
