@@ -91,7 +91,8 @@ class Sequential(StatefulModule):
 
     Raises:
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
-            such attribute; or the state has not one entry for each module.
+            such attribute; the state has not one entry for each module; or a module raises one, to
+            which the module's name is added.
         RuntimeError: ``torch.jit.trace`` traces it.
     """
 
@@ -210,26 +211,32 @@ class Sequential(StatefulModule):
 
         Nothing here keeps an output once the next module has run.
         """
-        padding = {} if lengths is None else {"lengths": lengths}
         if self.batch_first:
             x = x.transpose(0, 1)
-        for index, module in enumerate(self._modules.values()):
-            if isinstance(module, StatefulModule):
-                x, states[index] = module(x, states[index], **padding)
-            elif isinstance(module, nn.RNNBase):
-                if lengths is not None:
-                    raise ValueError(
-                        f"nn.{type(module).__name__} takes no lengths, so it cannot return the "
-                        "state at each sequence's own end"
-                    )
-                x, states[index] = module(x, states[index])
-            else:
-                x = module(x)
+        for index, (name, module) in enumerate(self._modules.items()):
+            try:
+                x, states[index] = _run(module, x, states[index], lengths)
+            except ValueError as error:
+                raise ValueError(f"layer {name}: {error}") from error
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return "batch_first=True" if self.batch_first else ""
+
+
+def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    """A module's output and its new state; a plain module leaves the state as it is."""
+    if isinstance(module, StatefulModule):
+        return module(x, state) if lengths is None else module(x, state, lengths=lengths)
+    if isinstance(module, nn.RNNBase):
+        if lengths is not None:
+            raise ValueError(
+                f"nn.{type(module).__name__} takes no lengths, so it cannot return the state at "
+                "each sequence's own end"
+            )
+        return module(x, state)
+    return module(x), state
 
 
 class PerStep(nn.Module):
@@ -267,6 +274,11 @@ class PerStep(nn.Module):
         else:
             folded = x.flatten(0, 1)
         return self.module(folded).unflatten(0, x.shape[:2])
+
+
+def feature_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """The shape of a layer's features, from their number or their shape."""
+    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def batch_first_part(module: nn.Module) -> str | None:

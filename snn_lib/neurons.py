@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.chunks import dropout_seed
-from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
 from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
 from snn_lib.surrogate import Gaussian, Surrogate
 from snn_lib.time_constants import decay_of
@@ -63,7 +63,7 @@ class SpikingNeuron(StatefulModule):
         decay = decay_of(tau_m, "tau_m")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = feature_shape(shape)
         self.surrogate, self.dropout = surrogate, dropout
         self.register_buffer("reset_decay", torch.full(self.shape, decay))
         self.register_buffer("reset_strength", torch.full(self.shape, float(reset_strength)))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import is_recomputing
-from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
 from snn_lib.functional import FilterState, iir_filter
 from snn_lib.pytorch_private import transformed
 from snn_lib.stability import (
@@ -88,7 +88,7 @@ class IIRSynapse(StatefulModule):
             raise ValueError(f"constraint is {constraint!r}, choose one of {CONSTRAINTS}")
         if margin is not None and not 1e-6 <= margin < 1:  # float32 rounds a smaller one away
             raise ValueError(f"margin is {margin}, expected a number in [1e-6, 1)")
-        self.shape = _shape_of(shape)
+        self.shape = feature_shape(shape)
         alpha, beta = (_coefficients(values, self.shape) for values in (alpha, beta))
         self.constraint = constraint
         self.margin = margin or (largest_margin(alpha) if constraint == "stable" else MARGIN)
@@ -230,7 +230,7 @@ class DualExponentialSynapse(IIRSynapse):
         margin: float | None = None,
         unit_energy: bool = False,
     ) -> None:
-        channels = _shape_of(shape)
+        channels = feature_shape(shape)
         p, q = decays_of(
             per_channel(tau_m, channels, "tau_m"), per_channel(tau_s, channels, "tau_s")
         )
@@ -274,7 +274,7 @@ class LowPassSynapse(IIRSynapse):
         margin: float | None = None,
         unit_energy: bool = False,
     ) -> None:
-        (alpha_1,) = round_decaying(decay_of(per_channel(tau, _shape_of(shape), "tau")))
+        (alpha_1,) = round_decaying(decay_of(per_channel(tau, feature_shape(shape), "tau")))
         super().__init__(
             shape,
             alpha=(alpha_1,),
@@ -322,7 +322,7 @@ class ResonantSynapse(IIRSynapse):
         constraint: str = "none",
         margin: float | None = None,
     ) -> None:
-        channels = _shape_of(shape)
+        channels = feature_shape(shape)
         r = decay_of(per_channel(tau, channels, "tau"))
         cycles = per_channel(frequency, channels, "frequency")
         cycles = torch.as_tensor(cycles, dtype=torch.float64, device="cpu")
@@ -338,10 +338,6 @@ class ResonantSynapse(IIRSynapse):
             constraint=constraint,
             margin=margin,
         )
-
-
-def _shape_of(shape: int | Sequence[int]) -> tuple[int, ...]:
-    return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
 def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:
