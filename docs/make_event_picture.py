@@ -76,7 +76,7 @@ def live(model: nn.Module, config: EventConvConfig, events: Events, speed: float
         due = begin + end / 1000.0 / speed
         time.sleep(max(due - time.perf_counter(), 0.0))
         so_far = Events(*(values[passed < end] for values in events))
-        frame = torch.from_numpy(frames.of(so_far, sensor)[number])
+        frame = torch.from_numpy(frames.count_events(so_far, sensor)[number])
         x = config.events.input_of(frame[None, None])  # (T = 1, B = 1, side, side, 2)
         output, state = model(x, state)
         spikes = spikes + output[0, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
 from associative_memory import SNN
-from snn_lib.data.patterns import Damage, damage_patterns, delayed
+from snn_lib.data.patterns import Damage, damage_patterns, delay_spikes
 from snn_lib.inspection import plotting
 from snn_lib.tasks.association import Association, AssociationConfig
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
@@ -47,7 +47,7 @@ def damaged_and_answered() -> tuple[Tensor, Tensor, Tensor]:
     spikes, removed = damage_patterns(experiment.task.patterns, LETTERS, DAMAGE, generator)
     with experiment.autocast():
         answered = experiment.model.eval()(spikes)[0]
-    return spikes, answered, delayed(removed, config.hyperparameters.delay)
+    return spikes, answered, delay_spikes(removed, config.hyperparameters.delay)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def test_a_recording_is_played_step_by_step_as_it_was_recorded_and_drawn(
     config.events.duration = 30.0
     model = event_vision.SNN(config).eval()
     events = some_events(3, count=2000)
-    x = config.events.input_of(torch.from_numpy(config.frames().of(events, 34))[None])
+    x = config.events.input_of(torch.from_numpy(config.frames().count_events(events, 34))[None])
     fire_from_the_start(model, x, rate=0.2)
     checkpoint, recording = tmp_path / "checkpoint", tmp_path / "7" / "00001.bin"
     save_checkpoint(checkpoint, {"snn_state_dict": model.state_dict(), "config": asdict(config)})

@@ -156,7 +156,7 @@ def _leave_signals(worker: int) -> None:
 
 def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
     """A generator of its own for every batch of every epoch."""
-    return torch.Generator().manual_seed(_mixed(seed, epoch, batch))
+    return torch.Generator().manual_seed(_mix(seed, epoch, batch))
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
     They are as they were when the context is left. Devices other than the CPU are left alone:
     their numbers may be in use meanwhile.
     """
-    mixed = _mixed(seed, epoch, batch)
+    mixed = _mix(seed, epoch, batch)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     torch.default_generator.manual_seed(mixed)
     np.random.seed(mixed % 2**32)  # noqa: NPY002 (a data set's own code draws from it)
@@ -179,7 +179,7 @@ def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
-def _mixed(seed: int, epoch: int, batch: int) -> int:
+def _mix(seed: int, epoch: int, batch: int) -> int:
     return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63
 
 

@@ -157,7 +157,7 @@ class Frames:
     merge: int = 1
     side: int = NMNIST_SIDE
 
-    def of(self, events: Events, sensor: int) -> np.ndarray:
+    def count_events(self, events: Events, sensor: int) -> np.ndarray:
         """The numbers of events, uint8 ``(T, side, side, 2)``: darker and brighter, at most 255.
 
         Args:

@@ -44,7 +44,7 @@ def load_patterns(path: str | Path) -> Tensor:
     return torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32, order="C"))
 
 
-def delayed(spikes: Tensor, steps: int) -> Tensor:
+def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
     """The spikes ``steps`` steps later, ``(T, B, N)``; silence before them, the last ones lost."""
     late = torch.zeros_like(spikes)
     late[steps:] = spikes[: len(spikes) - steps]

@@ -62,7 +62,7 @@ GESTURE = RecordingSet(
 SETS = {"simulated": NMNIST, "nmnist": NMNIST, "dvs_gesture": GESTURE}
 
 
-def downloaded(kind: RecordingSet, root: Path) -> Path:
+def download_recordings(kind: RecordingSet, root: Path) -> Path:
     """The folder of a set that Tonic has under ``root``, or downloads to there.
 
     Raises:
@@ -130,5 +130,5 @@ def load_recordings(
     """
     x = np.empty((len(paths), frames.length, frames.side, frames.side, 2), np.uint8)
     for number, path in enumerate(paths):
-        x[number] = frames.of(kind.read(path), kind.sensor)
+        x[number] = frames.count_events(kind.read(path), kind.sensor)
     return torch.from_numpy(x), torch.tensor([int(kind.label(path)) for path in paths])

@@ -130,22 +130,22 @@ def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> 
         camera: the camera.
         generator: of the noise.
     """
-    seen = watch(panned(images, camera), STEP, thresholds(camera), camera.refractory)
-    together = torch.cat([seen, noise(len(images), camera, generator)], 1)
+    seen = watch(pan_images(images, camera), STEP, draw_thresholds(camera), camera.refractory)
+    together = torch.cat([seen, draw_noise(len(images), camera, generator)], 1)
     recording, t, *_ = together
     together = together[:, (recording << 32 | t).argsort(stable=True)].numpy()
     begins = np.searchsorted(together[0], np.arange(1, len(images)))
     return [Events(x=x, y=y, t=t, p=p) for _, t, y, x, p in np.split(together, begins, axis=1)]
 
 
-def thresholds(camera: CameraConfig) -> Tensor:
+def draw_thresholds(camera: CameraConfig) -> Tensor:
     """Those of every pixel for darker and brighter, ``(2, 34, 34)``: properties of the camera."""
     generator = batch_generator(camera.seed, -1, 0)
     spread = camera.spread * torch.randn(2, NMNIST_SIDE, NMNIST_SIDE, generator=generator)
     return camera.threshold * (1.0 + spread).clamp(min=0.1)
 
 
-def panned(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
+def pan_images(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
     """The light ``(B, 34, 34)`` on the sensor every millisecond, from 0 to 300.
 
     The image passes by in saccades from corner to corner of a triangle around the middle; a saccade
@@ -212,7 +212,7 @@ def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: 
     return torch.stack([recording, microseconds, y, x, polarity])
 
 
-def noise(count: int, camera: CameraConfig, generator: torch.Generator) -> Tensor:
+def draw_noise(count: int, camera: CameraConfig, generator: torch.Generator) -> Tensor:
     """Events without a reason in so many recordings, in the form that :func:`watch` returns."""
     seconds = SACCADES * SACCADE / 1000.0
     expected = torch.full((count,), camera.noise * seconds * NMNIST_SIDE**2)

@@ -13,7 +13,7 @@ from snn_lib.data.patterns import (
     DAMAGE_KINDS,
     Damage,
     damage_patterns,
-    delayed,
+    delay_spikes,
     load_patterns,
     single_damage,
 )
@@ -113,7 +113,7 @@ class Association(Task):
             f"{config.dataset_path} has {len(self.patterns)} time steps, hyperparameters.length is "
             f"{options.length}",
         )
-        self.targets = delayed(self.patterns, options.delay).to(device)
+        self.targets = delay_spikes(self.patterns, options.delay).to(device)
         trains = self.patterns.shape[2]
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
@@ -248,7 +248,7 @@ class Association(Task):
             labels = labels.to(self.device)
             difference = self.filter(output - self.targets[:, labels])[0]
             add_sums(sums, self.likeness(output, difference, labels))
-            part = delayed(damaged.removed, self.config.hyperparameters.delay).to(self.device)
+            part = delay_spikes(damaged.removed, self.config.hyperparameters.delay).to(self.device)
             counts = match_spikes(output * part, self.targets[:, labels] * part)
             add_sums(sums, {f"part_{key}": value for key, value in counts.items()})
             late = self.filtered_targets[FIRST_STEPS:, labels]

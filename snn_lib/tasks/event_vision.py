@@ -14,7 +14,7 @@ from torch import Tensor
 from snn_lib.data.augmentation import EventAugmentationConfig, augment_events
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.events import NMNIST_SIDE, Frames
-from snn_lib.data.recordings import SETS, downloaded, load_recordings, recording_files
+from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, Settings, setting
@@ -165,6 +165,6 @@ class EventVision(CountClassification):
             paths = simulated_recordings(config.camera, root, part == "train", count)
         else:
             path = config.events.path
-            folder = Path(path) if path else downloaded(kind, root)
+            folder = Path(path) if path else download_recordings(kind, root)
             paths = recording_files(kind, folder, part)[:count]
         return load_recordings(kind, paths, config.frames())

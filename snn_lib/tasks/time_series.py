@@ -105,7 +105,7 @@ class TimeSeries(SequenceClassification):
         options, series = config.hyperparameters, config.series
         parts, self.classes = load_series(config.dataset, Path(config.dataset_path), series.missing)
         x, y = parts.pop("train")
-        training, held_out = stratified(y, series.validation_share, config.seed)
+        training, held_out = split_by_class(y, series.validation_share, config.seed)
         if len(y) < series.validation_from or len(held_out) == 0:
             training = held_out = torch.arange(len(y))
         parts["train"] = [x[index] for index in training], y[training]
@@ -192,7 +192,7 @@ class TimeSeries(SequenceClassification):
         return self._on_device(self._batches_of("train", training=False).epoch())
 
 
-def stratified(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_by_class(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Numbers of the training and of the held-out samples, of every class its share.
 
     Args:

@@ -184,34 +184,36 @@ def counted(frames, events, sensor):
 )
 def test_frames_count_every_event_where_and_when_it_was(frames, sensor):
     events = random_events(3000, sensor)
-    found = frames.of(events, sensor)
+    found = frames.count_events(events, sensor)
     assert found.dtype == np.uint8
     assert (found == counted(frames, events, sensor)).all()
 
 
 def test_bins_of_equal_count_have_as_many_events_each():
-    found = Frames(7, 500.0, "count").of(random_events(700), 34)
+    found = Frames(7, 500.0, "count").count_events(random_events(700), 34)
     assert found.sum((1, 2, 3)).tolist() == [100] * 7
 
 
 def test_what_happens_when_the_duration_is_over_is_not_seen():
     events = events_of([(0, 0, 0, 0), (1, 1, 9_999, 1), (2, 2, 10_000, 1)])
     for bins in ("time", "count"):
-        found = Frames(2, 10.0, bins).of(events, 34)
+        found = Frames(2, 10.0, bins).count_events(events, 34)
         assert found.sum() == 2
         assert not found[:, 2, 2].any()
 
 
 def test_more_events_than_a_byte_counts_stay_at_255():
     many = events_of([(3, 4, t, 1) for t in range(300)])
-    found = Frames(1, 1.0).of(many, 34)
+    found = Frames(1, 1.0).count_events(many, 34)
     assert found[0, 4, 3].tolist() == [0, 255]
     assert found.sum() == 255
 
 
 def test_frames_of_what_has_been_so_far_are_those_of_the_whole():
     events, frames = random_events(2000), Frames(12, 300.0)
-    whole = frames.of(events, 34)
+    whole = frames.count_events(events, 34)
     for step in range(12):
         so_far = (events.t - events.t[0]) < (step + 1) * 25_000
-        assert (frames.of(Events(*(v[so_far] for v in events)), 34)[step] == whole[step]).all()
+        assert (
+            frames.count_events(Events(*(v[so_far] for v in events)), 34)[step] == whole[step]
+        ).all()

@@ -10,7 +10,7 @@ from snn_lib.data.patterns import (
     DAMAGE_KINDS,
     Damage,
     damage_patterns,
-    delayed,
+    delay_spikes,
     load_patterns,
     single_damage,
 )
@@ -91,7 +91,7 @@ def test_load_refuses_other_arrays_in_one_line(tmp_path, array, message):
 
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_delay_shifts_in_time(patterns, steps):
-    late = delayed(patterns, steps)
+    late = delay_spikes(patterns, steps)
     assert late.shape == patterns.shape
     for t in range(STEPS):
         expected = patterns[t - steps] if t >= steps else torch.zeros_like(patterns[0])

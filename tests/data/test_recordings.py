@@ -11,7 +11,13 @@ import torch
 from recorded import gesture_files, nmnist_files, some_events, tonic_downloads
 
 from snn_lib.data.events import Events, Frames, nmnist_bytes
-from snn_lib.data.recordings import GESTURE, NMNIST, downloaded, load_recordings, recording_files
+from snn_lib.data.recordings import (
+    GESTURE,
+    NMNIST,
+    download_recordings,
+    load_recordings,
+    recording_files,
+)
 from snn_lib.errors import InputError
 
 FRAMES = Frames(3, 30.0)
@@ -33,7 +39,7 @@ def test_n_mnist_s_files_are_read_in_the_order_of_their_numbers(tmp_path):
     assert y.tolist() == [n * 7 % 10 for n in range(20)]
     assert (x.dtype, x.shape) == (torch.uint8, (20, 3, 34, 34, 2))
     for number in range(20):
-        expected = FRAMES.of(some_events(number), 34)
+        expected = FRAMES.count_events(some_events(number), 34)
         assert torch.equal(x[number], torch.from_numpy(expected))
 
 
@@ -94,7 +100,7 @@ def test_without_tonic_it_is_asked_for_by_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError) as refused:
-        downloaded(NMNIST, tmp_path)
+        download_recordings(NMNIST, tmp_path)
     assert str(refused.value) == (
         "NMNIST is downloaded by Tonic, which is not installed: pip install tonic, or set "
         "events.path to the folder of the files"
@@ -111,7 +117,7 @@ def root(tmp_path, monkeypatch):
 def test_tonic_downloads_and_reads_the_same_events(root):
     import tonic
 
-    folder = downloaded(NMNIST, root)
+    folder = download_recordings(NMNIST, root)
     assert folder == root / "NMNIST"
     for part in ("train", "test"):
         x, y = load(NMNIST, folder, part)
@@ -122,7 +128,7 @@ def test_tonic_downloads_and_reads_the_same_events(root):
             number = int(path[-9:-4]) - 1
             assert y[number] == label
             ours = Events(*(events[key].astype(np.int64) for key in "xytp"))
-            assert torch.equal(x[number], torch.from_numpy(FRAMES.of(ours, 34)))
+            assert torch.equal(x[number], torch.from_numpy(FRAMES.count_events(ours, 34)))
 
 
 def test_a_download_with_a_wrong_checksum_or_without_a_network_is_told(root, monkeypatch):
@@ -130,10 +136,10 @@ def test_a_download_with_a_wrong_checksum_or_without_a_network_is_told(root, mon
 
     monkeypatch.setattr(tonic.datasets.NMNIST, "train_md5", "0" * 32)
     with pytest.raises(InputError, match="Tonic can neither find nor download NMNIST under"):
-        downloaded(NMNIST, root)
+        download_recordings(NMNIST, root)
     monkeypatch.setattr(tonic.datasets.NMNIST, "train_url", "http://127.0.0.1:9/train.zip")
     with pytest.raises(InputError, match="Tonic can neither find nor download NMNIST under"):
-        downloaded(NMNIST, root / "other")
+        download_recordings(NMNIST, root / "other")
 
 
 def test_gestures_are_found_where_tonic_has_them(tmp_path, monkeypatch):
@@ -144,12 +150,12 @@ def test_gestures_are_found_where_tonic_has_them(tmp_path, monkeypatch):
             gesture_files(tmp_path / "DVSGesture")
 
     monkeypatch.setattr(datasets.DVSGesture, "download", unpack)
-    folder = downloaded(GESTURE, tmp_path)
+    folder = download_recordings(GESTURE, tmp_path)
     frames = Frames(3, 30.0, merge=4, side=32)
     x, y = load(GESTURE, folder, "train", frames)
     theirs = datasets.DVSGesture(str(tmp_path), train=True)
     assert sorted(theirs.targets) == sorted(y.tolist())
     for events, label in theirs:
         ours = Events(*(events[key].astype(np.int64) for key in "xytp"))
-        expected = torch.from_numpy(frames.of(ours, 128))
+        expected = torch.from_numpy(frames.count_events(ours, 128))
         assert any(torch.equal(x[n], expected) for n in (y == label).nonzero().flatten())

@@ -15,11 +15,11 @@ from snn_lib.data.mnist import load_mnist
 from snn_lib.data.recordings import NMNIST, load_recordings
 from snn_lib.data.simulated_events import (
     CameraConfig,
-    noise,
-    panned,
+    draw_noise,
+    draw_thresholds,
+    pan_images,
     record,
     simulated_recordings,
-    thresholds,
     watch,
 )
 from snn_lib.errors import InputError
@@ -83,7 +83,7 @@ def test_what_does_not_change_is_not_recorded_but_for_noise():
 
 
 def test_noise_is_everywhere_at_any_time_and_of_both_kinds():
-    _, t, y, x, p = noise(50, CameraConfig(noise=10.0), batch_generator(0, 0, 0)).double()
+    _, t, y, x, p = draw_noise(50, CameraConfig(noise=10.0), batch_generator(0, 0, 0)).double()
     for values, highest in ((t, 300_000), (y, 34), (x, 34), (p, 2)):
         assert values.min() >= 0
         assert values.max() < highest
@@ -115,29 +115,29 @@ def test_twice_the_threshold_gives_about_half_of_the_events():
 
 def test_thresholds_are_the_camera_s_and_spread_around_their_mean():
     camera = CameraConfig(threshold=0.4, spread=0.1)
-    found = thresholds(camera)
-    assert torch.equal(found, thresholds(camera))
+    found = draw_thresholds(camera)
+    assert torch.equal(found, draw_thresholds(camera))
     assert found.mean().item() == pytest.approx(0.4, rel=0.02)
     assert found.std().item() == pytest.approx(0.04, rel=0.1)
-    assert torch.equal(thresholds(CameraConfig(spread=0.0)).unique(), torch.tensor([0.3]))
-    assert thresholds(CameraConfig(spread=10.0)).min() > 0
+    assert torch.equal(draw_thresholds(CameraConfig(spread=0.0)).unique(), torch.tensor([0.3]))
+    assert draw_thresholds(CameraConfig(spread=10.0)).min() > 0
     # A pixel that needs less change sends more.
     still = CameraConfig(spread=0.3, noise=0.0)
     ramp = [torch.full((1, 34, 34), math.exp(0.05 * k)) for k in range(100)]
     counts = torch.zeros(34, 34)
-    _, _, y, x, p = watch(ramp, 1.0, thresholds(still), 0.0)
+    _, _, y, x, p = watch(ramp, 1.0, draw_thresholds(still), 0.0)
     counts.index_put_((y, x), torch.ones(len(p)), accumulate=True)
     assert p.all()
-    assert torch.corrcoef(torch.stack([counts.flatten(), thresholds(still)[1].flatten()]))[0, 1] < (
-        -0.8
-    )
+    assert torch.corrcoef(torch.stack([counts.flatten(), draw_thresholds(still)[1].flatten()]))[
+        0, 1
+    ] < (-0.8)
 
 
 def test_a_saccade_goes_from_corner_to_corner_and_comes_back():
     camera = CameraConfig(reach=6.0, black=0.1)
     dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
     dot[0, 10, 12] = 255
-    light = list(panned(dot, camera))
+    light = list(pan_images(dot, camera))
     assert len(light) == 301
     corners = {0: (-3, -3), 100: (0, 3), 200: (3, -3), 300: (-3, -3)}  # of where it looks
     for time, (x, y) in corners.items():

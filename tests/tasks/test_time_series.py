@@ -15,7 +15,7 @@ from snn_lib.tasks.time_series import (
     TimeSeries,
     TimeSeriesConfig,
     TimeSeriesHyperparameters,
-    stratified,
+    split_by_class,
 )
 from snn_lib.training.config import load_config
 
@@ -59,12 +59,12 @@ def task_of(config, rank=0, world=1):
 
 def test_of_every_class_its_share_is_held_out_by_the_seed():
     y = torch.tensor([0] * 50 + [1] * 20 + [2] * 3 + [3])
-    training, held_out = stratified(y, 0.2, seed=1)
+    training, held_out = split_by_class(y, 0.2, seed=1)
     assert sorted(torch.cat([training, held_out]).tolist()) == list(range(74))
     assert y[held_out].bincount(minlength=4).tolist() == [10, 4, 1, 0]
-    assert stratified(y, 0.2, seed=1)[1].tolist() == held_out.tolist()
-    assert stratified(y, 0.2, seed=2)[1].tolist() != held_out.tolist()
-    assert y[stratified(y, 0.99, seed=1)[0]].bincount().tolist() == [1, 1, 1, 1]
+    assert split_by_class(y, 0.2, seed=1)[1].tolist() == held_out.tolist()
+    assert split_by_class(y, 0.2, seed=2)[1].tolist() != held_out.tolist()
+    assert y[split_by_class(y, 0.99, seed=1)[0]].bincount().tolist() == [1, 1, 1, 1]
 
 
 def test_a_small_set_is_trained_on_whole_and_a_larger_one_in_part(mine, tmp_path):
