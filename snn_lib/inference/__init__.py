@@ -1,5 +1,6 @@
-"""A trained network at work, outside the training's PyTorch: compiled, or as an ONNX graph."""
+"""A trained network at work outside PyTorch: as one compiled function, or as an ONNX graph."""
 
 from snn_lib.inference.compiled import CompiledNetwork, compiled
+from snn_lib.inference.onnx_graph import to_onnx
 
-__all__ = ["CompiledNetwork", "compiled"]
+__all__ = ["CompiledNetwork", "compiled", "to_onnx"]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.containers import Output, PerStep, Sequential, StatefulModule
+from snn_lib.errors import one_line
 from snn_lib.kernels import use_backend
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import READOUTS
@@ -271,7 +272,7 @@ class _Surroundings:
             return arrival.args[0]
         except Exception as error:  # whatever a user's forward raises
             shape = self.before
-            self._refuse(f"refuses features of the shape {shape} ({first_line(error)}) before")
+            self._refuse(f"refuses features of the shape {shape} ({one_line(error)}) before")
         self._refuse("does not run")
 
     def _output(self, x: Tensor, reply: Tensor) -> Tensor:
@@ -281,7 +282,7 @@ class _Surroundings:
             output, _ = self.network(x)
             return output
         except Exception as error:
-            self._refuse(f"returns no output and state ({first_line(error)}) after")
+            self._refuse(f"returns no output and state ({one_line(error)}) after")
 
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(
@@ -293,11 +294,6 @@ class _Surroundings:
 def _random(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return str(error).strip().partition("\n")[0]
 
 
 def _walk(
@@ -328,7 +324,7 @@ def _walk(
             yield from READERS[type(module).forward](module, name, before, after)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(
-                f"{here} on features of the shape {before}: {first_line(error)}"
+                f"{here} on features of the shape {before}: {one_line(error)}"
             ) from None
 
 

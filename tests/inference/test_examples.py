@@ -1,0 +1,56 @@
+"""The examples run an exported network without this library and say what PyTorch says."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from networks import spike_trains, two_layers
+from running import ROOT
+
+from snn_lib.inference import to_onnx
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+CLASSES = ["a", "b", "c", "d", "e"]
+WITHOUT_SNN_LIB = "import sys; sys.modules['torch'] = sys.modules['snn_lib'] = None; "
+
+
+def exported(folder):
+    """The file of a network, a stream for it as text, and the classes that PyTorch names."""
+    model, x = two_layers().eval(), spike_trains(batch=1)
+    to_onnx(model, folder / "network.onnx", classes=CLASSES)
+    with torch.no_grad():
+        answers = model(x)[0].cumsum(0).argmax(2)[:, 0].tolist()
+    assert len(set(answers)) > 1
+    lines = "".join(json.dumps(step.tolist()) + "\n" for step in x[:, 0])
+    return folder / "network.onnx", lines, answers
+
+
+def printed(command, lines, **options):
+    run = subprocess.run(
+        command, input=lines, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.split()
+
+
+def test_python(tmp_path):
+    network, lines, answers = exported(tmp_path)
+    script = ROOT / "examples" / "stream_onnx.py"
+    code = f"{WITHOUT_SNN_LIB} import runpy; runpy.run_path({str(script)!r})"
+    found = printed([sys.executable, "-c", code, str(network)], lines, cwd=tmp_path)
+    assert found == [CLASSES[answer] for answer in answers]
+
+
+def test_node(tmp_path):
+    """Where Node.js finds onnxruntime-node, as in a folder that NODE_PATH names."""
+    node = shutil.which("node")
+    probe = [node or "node", "-e", "require('onnxruntime-node')"]
+    if node is None or subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("no onnxruntime-node: npm install onnxruntime-node, and NODE_PATH")
+    network, lines, answers = exported(tmp_path)
+    script = ROOT / "examples" / "stream_onnx.js"
+    assert printed([node, str(script), str(network)], lines) == list(map(str, answers))

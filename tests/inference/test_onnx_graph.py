@@ -1,0 +1,90 @@
+"""The ONNX graph, run by ONNX Runtime alone, against PyTorch."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from leaving_pytorch import NETWORKS, network, spikes, with_readout
+from torch import nn
+
+from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.inference import to_onnx
+from snn_lib.readout import READOUTS
+
+onnx = pytest.importorskip("onnx")
+runtime = pytest.importorskip("onnxruntime")
+
+
+def session(path):
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run(graph, x):
+    """All steps of ``(T, B, *features)``, each state fed back."""
+    _, *states = graph.get_inputs()
+    state = {s.name: np.zeros((x.shape[1], *s.shape[1:]), x.dtype) for s in states}
+    outputs = []
+    for step in x:
+        y, *new = graph.run(None, {"x": step, **state})
+        state = dict(zip(state, new, strict=True))
+        outputs.append(y)
+    return np.stack(outputs)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_computes_what_pytorch_computes(name, tmp_path):
+    model, features = network(name)
+    model.float()  # ONNX Runtime has no convolution in float64
+    x = torch.cat([spikes(30, *features) for _ in range(3)], 1).float()
+    to_onnx(model, tmp_path / "network.onnx", features)
+    output = run(session(tmp_path / "network.onnx"), x.numpy())
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    assert output.shape == target.shape
+    np.testing.assert_allclose(output, target, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", READOUTS)
+def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
+    model, layers = with_readout(kind)
+    x = torch.cat([spikes(9, 4), spikes(9, 4)], 1) - 0.3
+    to_onnx(model, tmp_path / "network.onnx")
+    output = run(session(tmp_path / "network.onnx"), x.numpy())
+    with torch.no_grad():
+        values = layers(x)[0]
+        target = [READOUTS[kind]()(values[: t + 1]).numpy() for t in range(len(x))]
+    np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
+
+
+def test_states_and_what_the_numbers_mean_are_named(tmp_path):
+    model = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2), SpikingNeuron(2, 3.0))
+    path = tmp_path / "network.onnx"
+    to_onnx(model, path, classes=["cat", "dog"], step="25 ms")
+    graph = session(path)
+    shapes = {value.name: value.shape for value in graph.get_inputs()}
+    assert shapes == {"x": ["batch", 4], "0.F[t-1]": ["batch", 4], "2.reset": ["batch", 2]}
+    outputs = [value.name for value in graph.get_outputs()]
+    assert outputs == ["y", "0.F[t-1].next", "2.reset.next"]
+    metadata = graph.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["cat", "dog"]
+    assert metadata["step"] == "25 ms"
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert all(onnx.defs.has(operator) for operator in operators)  # standard ones
+    assert all(node.domain == "" for node in onnx.load(path).graph.node)
+
+
+def test_what_only_pytorch_runs_is_refused_and_nothing_is_written(tmp_path):
+    path = tmp_path / "network.onnx"
+    with pytest.raises(ValueError, match=r"1 \(GRU\)"):
+        to_onnx(Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), path)
+    assert not path.exists()
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="pip install onnx"):
+        to_onnx(Sequential(nn.Linear(4, 4)), tmp_path / "network.onnx")
