@@ -3,10 +3,11 @@
     python benchmarks/operations.py           # the pretrained models, and what has been trained
     python benchmarks/operations.py --train   # first trains the short runs that are missing
 
-Saves a row for each model (CSV), and a chart: accuracy on the test images against synaptic
-operations an image, with the dense network of the same size, trained as snn_mlp_1 is, as a point,
-and what stopping early saves. A short run is snn_mlp_1 trained for EPOCHS epochs; its row is kept,
-so that the command goes on where it was stopped.
+Saves a row for each model (CSV) and a chart: the error on the test images against the operations at
+the weights for each image, and what stopping early saves. A short run is snn_mlp_1 trained for
+EPOCHS epochs; its row is kept, so that the command goes on where it was stopped. The dense network
+has the same size and is trained as snn_mlp_1 is. It is drawn twice: with all its products, and with
+those alone in which neither the pixel or activation nor the weight is zero.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import connection_sparsity, footprint
-from snn_lib.inspection.plotting import BLACK, BLUE, GREEN, ORANGE
+from snn_lib.inspection.plotting import BLACK, BLUE, GREEN, GREY, ORANGE
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
@@ -55,7 +56,7 @@ def short_runs() -> dict[str, list[str]]:
     return runs
 
 
-def row_of(name: str, experiment: Experiment, leads: tuple[float, ...]) -> dict:
+def row_of(name: str, experiment: Experiment, leads: tuple[float, ...] = LEADS) -> dict:
     """What a trained model reaches on the test images, and what it takes."""
     metrics, activity = experiment.evaluate("test")
     work, settings = activity.operations(), experiment.settings
@@ -63,14 +64,15 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...]) -> dict:
         _, early = experiment.task.early_answers(experiment.model, leads)
     return {
         "model": name,
-        "encoding": settings.encoding,
-        "steps": settings.length,
+        "encoding": settings.encoding if leads else "dense",
+        "steps": settings.length if leads else 1,
         "accuracy": round(metrics["accuracy"], 4),
         "spikes": round(activity.spikes()),
         "additions": round(work.additions),
         "multiply_accumulates": round(work.multiply_accumulates),
         "filters": round(work.filters),
         "neurons": round(work.neurons),
+        "dense_operations": round(activity.dense_operations()),
         "microjoules_estimate": round(1e6 * work.energy(), 3),
         "activity_sparsity": round(activity.activity_sparsity(), 4),
         "connection_sparsity": round(connection_sparsity(experiment.model), 4),
@@ -102,21 +104,6 @@ class Dense(nn.Module):
         return self.layers(x[0])[None]
 
 
-def dense_row(chosen: argparse.Namespace) -> dict:
-    """What the dense network reaches after all epochs of snn_mlp_1.yaml."""
-    overrides = ["hyperparameters.epoch=1"] if chosen.smoke else []
-    metrics, _ = train(Dense, overrides, chosen).evaluate("test")
-    products = sum(inputs * outputs for inputs, outputs in pairwise(SIZES))
-    return {
-        "model": DENSE,
-        "encoding": "dense",
-        "steps": 1,
-        "accuracy": round(metrics["accuracy"], 4),
-        "additions": 0,
-        "multiply_accumulates": products,
-    }
-
-
 def train(
     network: Callable[[DigitConfig], nn.Module], overrides: list[str], chosen: argparse.Namespace
 ) -> Experiment:
@@ -137,35 +124,34 @@ def chart(path: Path, rows: list[dict]) -> None:
     """Error against operations; a dot is a short run, a line a pretrained model stopped early."""
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     for encoding, color in COLORS.items():
-        own = [row for row in rows if row["encoding"] == encoding]
-        short = [row for row in own if row["model"] not in PRETRAINED]
-        if short:
-            axes.scatter(*points(short), s=18, color=color, alpha=0.5, lw=0)
-        for row in own:
+        for row in (row for row in rows if row["encoding"] == encoding):
             if row["model"] in PRETRAINED:
-                early = [
-                    (float(row[f"operations_lead_{n}"]), float(row[f"accuracy_lead_{n}"]))
-                    for n in LEADS
-                ]
-                whole = list(zip(*points([row]), strict=True))
-                x, y = zip(*[(o, 100 * (1 - a)) for o, a in early], *whole, strict=True)
+                early = [point(row, f"_lead_{lead}") for lead in LEADS]
+                x, y = zip(*early, point(row), strict=True)
                 axes.plot(x, y, "o-", color=color, ms=4, label=encoding)
+            else:
+                axes.scatter(*point(row), s=18, color=color, alpha=0.4, lw=0)
+    axes.scatter([], [], s=18, color=GREY, alpha=0.4, lw=0, label="one epoch, 4 to 25 steps")
     for row in rows:
         if row["model"] == DENSE:
-            axes.plot(*points([row]), "*", color=BLACK, ms=10, label="a dense network")
-    axes.set(xscale="log", yscale="log", xlabel="synaptic operations an image")
+            (skipping, error), every = point(row), float(row["dense_operations"])
+            axes.plot(every, error, "*", color=BLACK, ms=10, label="dense, multiplies everything")
+            axes.plot(skipping, error, "*", color=BLACK, mfc="w", ms=10, label="dense, skips zeros")
+    axes.set(xscale="log", yscale="log", xlabel="operations at the weights for an image")
     axes.set_ylabel("test images not recognised, %")
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         formatted("{x:g}")
+    axes.margins(0.08)
     axes.grid(which="both", alpha=0.3)
-    axes.legend(frameon=False, title="stopped 1, 2, 3, 4, 6 spikes\nahead, and after all steps")
+    axes.legend(title="lines: stopped 1, 2, 3, 4, 6 spikes\nahead, and after all steps")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
-def points(rows: list[dict]) -> tuple[list[float], list[float]]:
-    """Operations and errors in per cent."""
-    operations = [float(row["additions"]) + float(row["multiply_accumulates"]) for row in rows]
-    return operations, [100 * (1 - float(row["accuracy"])) for row in rows]
+def point(row: dict, stopped: str = "") -> tuple[float, float]:
+    """Operations, and the error in per cent; of all steps or if stopped at a lead."""
+    kinds = [f"operations{stopped}"] if stopped else ["additions", "multiply_accumulates"]
+    error = 100 * (1 - float(row[f"accuracy{stopped}"]))
+    return sum(float(row[kind]) for kind in kinds), error
 
 
 def main() -> None:
@@ -177,20 +163,22 @@ def main() -> None:
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if row["model"] not in PRETRAINED]
     rows = [
-        row_of(name, pretrained.load(name, SNN, DigitClassification(), chosen), LEADS)
+        row_of(name, pretrained.load(name, SNN, DigitClassification(), chosen))
         for name in PRETRAINED
         if pretrained.exists(name)
     ]
     done = {row["model"] for row in kept}
     if chosen.train and DENSE not in done:
-        kept.insert(0, dense_row(chosen))
+        epochs = ["hyperparameters.epoch=1"] if chosen.smoke else []
+        kept.insert(0, row_of(DENSE, train(Dense, epochs, chosen), leads=()))
+        write_csv(path, rows + kept)
     missing = {name: run for name, run in short_runs().items() if name not in done}
     for name, overrides in list(missing.items())[: 2 if chosen.smoke else None]:
         if chosen.train:
-            kept.append(row_of(name, train(SNN, overrides, chosen), LEADS))
+            kept.append(row_of(name, train(SNN, overrides, chosen)))
             write_csv(path, rows + kept)
     for row in rows + kept:
-        operations, error = (values[0] for values in points([row]))
+        operations, error = point(row)
         print(f"{row['model']}: {100 - error:.2f} %, {operations:,.0f} synaptic operations")
     write_csv(path, rows + kept)
     chart(chosen.output, rows + kept)
