@@ -9,14 +9,12 @@ that --test evaluates are named by test_checkpoint_path=checkpoint/dense_conv_be
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
 from snn_conv import ConvConfig
-from snn_lib.inspection.activity import Activity
 from snn_lib.tasks.digits import CLASSES, DigitClassification
 from snn_lib.training import main
 
@@ -47,13 +45,5 @@ class Dense(nn.Module):
         return self.layers(x[0])[None]
 
 
-class DenseDigits(DigitClassification):
-    """The same task, of a network that has no spikes to count."""
-
-    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Nothing beyond the metrics."""
-        return iter(())
-
-
 if __name__ == "__main__":
-    main(__file__, Dense, DenseDigits(ConvConfig))
+    main(__file__, Dense, DigitClassification(ConvConfig))

@@ -3,6 +3,12 @@
 ``pytest --hypothesis-profile=nightly`` tries many more, new ones each time.
 """
 
+import os
+
+# One process a core runs tests: each of them, and whatever it starts, has one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings

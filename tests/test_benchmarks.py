@@ -12,6 +12,7 @@ from running import tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
+from snn_lib.tasks.digits import DigitClassification
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -107,10 +108,11 @@ def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
 def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
     pytest.importorskip("matplotlib")
     rows, printed = run_smoke("accuracy", tmp_path)
-    assert [row["encoding"] for row in rows] == ["constant"] * 3 + ["poisson"] * 3
+    assert [row["encoding"] for row in rows] == [*["constant"] * 3, *["poisson"] * 3, "latency"]
     for row in rows:
         assert row["model"] in printed
-        steps = {"snn_conv": 8, "snn_conv_poisson": 10}.get(row["model"], 25)
+        others = {"snn_conv": 8, "snn_conv_poisson": 10, "snn_mlp_1_latency": 12}
+        steps = others.get(row["model"], 25)
         assert float(row["accuracy"]) == float(row[f"accuracy_{steps}"]) >= 0.9  # of ten images
         assert float(row["spikes_per_image"]) > 0
 
@@ -128,7 +130,8 @@ def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
     rows, printed = run_smoke("operations", tmp_path, "--train")
     assert [row["model"] for row in rows[:2]] == ["snn_mlp_1", "snn_mlp_1_poisson"]
     (dense,) = (row for row in rows if row["model"] == "dense network")
-    assert int(dense["multiply_accumulates"]) == 784 * 500 + 500 * 500 + 500 * 10
+    assert int(dense["dense_operations"]) == 784 * 500 + 500 * 500 + 500 * 10
+    assert 0 < int(dense["multiply_accumulates"]) < int(dense["dense_operations"]) / 2
     assert "dense network: " in printed
     rows.remove(dense)
     for row in rows:
@@ -224,10 +227,10 @@ def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
 
 def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from dense_conv import Dense, DenseDigits
+    from dense_conv import Dense
 
     overrides = ("hyperparameters.channels=[4,8,8]", "hyperparameters.batch_size=32")
-    options = {"model": Dense, "task": DenseDigits()}
+    options = {"model": Dense, "task": DigitClassification(ConvConfig)}
     script = BENCHMARKS / "dense_conv.py"
     trained = train(*tiny(tmp_path, *overrides), **options, script=script)
     assert "epoch 2/2" in trained.out
