@@ -171,7 +171,7 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         the CPU, where they are computed: with as many features as samples, 1 - h_i is as small as
         float32's rounding, and not every device has float64.
     """
-    x, y = (tensor.to("cpu", torch.float64) for tensor in (x, y))
+    x, y = (tensor.cpu().double() for tensor in (x, y))
     mean, deviation, centre = x.mean(0), x.std(0, correction=0), y.mean(0)
     # A feature that all samples share, such as a silent neuron's rate, differs by float32's
     # rounding at most.

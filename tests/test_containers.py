@@ -223,6 +223,17 @@ def test_per_step_calls_the_module_once():
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_per_step_leaves_channels_last_in_memory(channels):
+    strides = []
+    conv = nn.Conv2d(channels, 4, 3)
+    conv.register_forward_pre_hook(lambda _, args: strides.append(args[0].stride(1)))
+    x = torch.randn(5, 3, 8, 8, channels).movedim(-1, 2)
+    torch.testing.assert_close(PerStep(conv)(x), torch.stack([conv(x_t) for x_t in x]))
+    assert strides[0] == 1
+    torch.testing.assert_close(PerStep(conv)(x.contiguous()), PerStep(conv)(x))
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (0, 2), (4, 0)])
 def test_per_step_of_odd_sizes(steps, batch):
     output = PerStep(nn.Conv2d(2, 4, 3))(torch.randn(steps, batch, 2, 8, 8))

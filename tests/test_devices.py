@@ -24,7 +24,9 @@ from snn_lib import (
     LowPassSynapse,
     Sequential,
     SpikingNeuron,
+    answer_from_the_start,
     encoding,
+    fire_from_the_start,
     snn_layers,
 )
 from snn_lib.inspection import plotting
@@ -32,6 +34,7 @@ from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.metrics import read_sums
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.kernels import eager
+from snn_lib.penalties import rate_penalty
 from snn_lib.tasks import association, digits
 from snn_lib.tasks.association import Association
 from snn_lib.tasks.digits import DigitClassification
@@ -235,6 +238,21 @@ def test_poles_and_sums_ask_no_float64_of_a_device():
         assert 0 < model[0].pole_radius() < 1
         model[6].project_()
         assert read_sums({"n": torch.tensor(2.0, device="mps"), "m": 1}) == {"n": 2.0, "m": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_first_weights_are_found_there(kind):
+    model, x = network().append(torch.nn.Linear(4, 3)), torch.rand(8, 5, 6)
+    with ClaimedDevice(kind):
+        model, there = model.to(kind), x.to(kind)
+        rates = fire_from_the_start(model, there, 0.2)
+        y, lengths = torch.tensor([0, 1, 2, 0, 1]).to(kind), torch.tensor([8, 5, 8, 3, 8]).to(kind)
+        answer_from_the_start(model, model[-1], [(there, y, lengths)])
+        penalty = rate_penalty(model[:3](there)[0], 0.1, 0.3, lengths)
+        assert {penalty.device.type, model[-1].weight.device.type} == {kind}
+        model = model.cpu()
+    assert rates.keys() == {"2", "5"}
+    assert model.eval()[:3](x)[0].mean().item() == pytest.approx(rates["2"])
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
