@@ -1210,6 +1210,35 @@ def test_operators_check_that_tensors_are_on_one_device():
         checks.check_operands(x=one, alpha=one, beta=other)
 
 
+@both
+@pytest.mark.parametrize("wrong", [0, 1, -2, -1])
+def test_a_tensor_on_the_meta_device_among_others_is_refused(operator, make, wrong):
+    """PyTorch would ask the operator for its shapes alone and return memory that nobody wrote."""
+    inputs = list(make())
+    inputs[wrong] = inputs[wrong].to("meta")
+    with pytest.raises(ValueError, match=r" is on (meta, expected cpu|cpu, expected meta) as "):
+        operator(*inputs)
+
+
+@both
+@pytest.mark.parametrize("index", [0, -2, -1])
+def test_complex_numbers_are_refused(operator, make, index):
+    """A conversion would lose their imaginary parts."""
+    inputs = list(make())
+    inputs[index] = inputs[index] + 1j
+    with pytest.raises(ValueError, match=r" is in torch\.complex128, expected real numbers"):
+        operator(*inputs)
+
+
+@both
+@pytest.mark.parametrize("index", [0, 1, -1])
+def test_what_is_no_tensor_is_refused(operator, make, index):
+    inputs = list(make())
+    inputs[index] = inputs[index].numpy()
+    with pytest.raises(TypeError, match=r"is a ndarray, expected a tensor"):
+        operator(*inputs)
+
+
 def test_operators_called_directly_refuse_a_surrogate_that_is_not_compiled():
     _, arguments = neuron_operands()
     for surrogate, slope in (("arctan", None), ("given", None)):
