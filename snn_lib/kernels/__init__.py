@@ -1,14 +1,14 @@
-"""Backends of the two operators, one file each, chosen by the tensor's device.
+"""The backends that compute the two operators. A tensor's device decides which one serves it.
 
-Every backend offers the same four functions on flattened features, tensors ``(T, B, N)``:
-``filter_forward``, ``filter_backward``, ``neuron_forward``, ``neuron_backward``. ``eager`` is plain
-PyTorch, runs on any device, and is the definition of correct; ``cpu`` (Numba) and ``cuda`` (Triton)
-must agree with it. All compute in float32 or in float64.
+Every backend has the same four functions of tensors ``(T, B, N)`` with folded features:
+``filter_forward``, ``filter_backward``, ``neuron_forward`` and ``neuron_backward``. ``eager`` is
+plain PyTorch, runs on any device, and is the definition of correct. ``cpu`` (Numba) and ``cuda``
+(Triton) must agree with it. All of them compute in float32 or in float64.
 
-By default a device's compiled backend serves, and ``eager`` where there is none or it cannot be
-imported. The environment variable ``SNN_BACKEND`` chooses another for the whole process,
-:func:`use_backend` while it lasts. :func:`serving` and ``python -m snn_lib.kernels`` say which one
-serves a device, and why.
+The compiled backend of a device serves it, and ``eager`` does where there is none or where it
+cannot be imported. The environment variable ``SNN_BACKEND`` chooses a backend for the whole
+process, and :func:`use_backend` for a context. :func:`serving` and ``python -m snn_lib.kernels``
+say which one serves a device, and why. ``python -m snn_lib.kernels --check`` compares them.
 """
 
 import importlib
@@ -25,35 +25,35 @@ from torch import Tensor
 
 BACKENDS = ("eager", "cpu", "cuda")
 COMPUTE_DTYPES = (torch.float32, torch.float64)
-AUTO = "auto"  # whatever serves without a choice
+AUTO = "auto"  # the choice that leaves it to the device
 PACKAGES = {"cpu": "Numba", "cuda": "Triton"}
-# How a training step compares where plain PyTorch serves instead. On a GPU every operation of every
-# time step is then a kernel of its own.
+# How long a training step takes if plain PyTorch serves instead. On a GPU it launches a kernel for
+# every operation of every time step.
 SLOWER = {"cpu": "about one and a half times as long", "cuda": "many times as long"}
 
 
-@dataclass(eq=False)  # equal to itself alone, so that each entry removes itself
+@dataclass(eq=False)  # each choice equals itself alone, so a context removes its own
 class _Choice:
     name: str
 
 
-_choices: list[_Choice] = []  # of the uses of ``use_backend`` that last, oldest first
+_choices: list[_Choice] = []  # of the contexts of ``use_backend`` that are open, oldest first
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces one backend while the context lasts, in every thread of the process.
+    """Makes one backend serve all tensors within a context, in every thread of the process.
 
-    Process-wide, since autograd may run the backward pass on a thread of its own. Of several that
-    last at once, the one entered last rules.
+    It holds for the whole process, since autograd may run the backward pass on a thread of its own.
+    If several contexts are open, the one that was opened last decides.
 
     Args:
-        name: ``"eager"``, ``"cpu"`` (Numba), ``"cuda"`` (Triton), or ``"auto"`` for what serves
-            without this function.
+        name: ``"eager"``, ``"cpu"`` (Numba), ``"cuda"`` (Triton), or ``"auto"`` for the backend
+            that serves without this function.
 
     Raises:
-        ValueError: ``name`` is none of them; inside the context, a tensor is on a device that the
-            backend cannot serve.
+        ValueError: ``name`` is none of them; or, within the context, a tensor is on a device that
+            the backend cannot serve.
         ImportError: the backend cannot be imported.
     """
     _check(name, "backend")
@@ -68,11 +68,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def serving(device: torch.device | str) -> tuple[str, str]:
-    """The name of the backend that serves tensors on ``device``, and in words why it does.
+    """The name of the backend that serves tensors on ``device``, and the reason in words.
 
     Raises:
-        ValueError: a backend is chosen that is unknown or cannot serve this device.
-        ImportError: a backend is chosen that cannot be imported.
+        ValueError: the chosen backend is unknown or cannot serve this device.
+        ImportError: the chosen backend cannot be imported.
     """
     return _serving(torch.device(device).type, _newest_choice())
 
@@ -83,7 +83,7 @@ def backend_for(tensor: Tensor) -> ModuleType:
 
 
 def _newest_choice() -> str:
-    for choice in reversed(_choices):  # unlike [-1], it may become empty meanwhile
+    for choice in reversed(_choices):  # not [-1], since another thread may empty the list
         return choice.name
     return AUTO
 
@@ -119,7 +119,8 @@ def _fastest(device_type: str) -> tuple[str, str]:
         _module(device_type)
     except ImportError as error:
         warnings.warn(
-            f"{error}: plain PyTorch serves instead, a training step takes {SLOWER[device_type]}",
+            f"{error}: plain PyTorch serves instead, and a training step takes "
+            f"{SLOWER[device_type]}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -131,5 +132,5 @@ def _fastest(device_type: str) -> tuple[str, str]:
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"{__name__}.{name}")
-    except Exception as error:  # a broken package fails in its own way, llvmlite with OSError
+    except Exception as error:  # a broken package raises what it likes, llvmlite an OSError
         raise ImportError(f"{PACKAGES[name]} cannot be imported: {error!r}") from error

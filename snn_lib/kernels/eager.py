@@ -1,11 +1,12 @@
-"""The reference backend: plain PyTorch on any device, one step after the other.
+"""The reference backend: plain PyTorch on any device, one time step after the other.
 
-The other backends agree with this one; read the equations here. All tensors are time first with
-flattened features: sequences ``(T, B, N)``, coefficients ``(order, N)`` or ``(N,)``. The functions
-run below autograd, so their loops leave no graph behind and may work in place; only what the
-recurrence carries on is in a loop, the rest is one call over all steps. Products and sums are
-separate calls: fused (``addcmul``) they round differently, and spikes are the same bit for bit on
-every backend.
+The equations are here, and the other backends must agree with them. All tensors are time first with
+folded features: sequences ``(T, B, N)``, coefficients ``(order, N)`` or ``(N,)``.
+
+The functions run below autograd, so they record no graph and may work in place. A loop holds only
+what the recurrence carries on; everything else is one call over all steps. Products and sums are
+separate calls, because a fused one (``addcmul``) rounds differently, and every backend must give
+the same spikes bit for bit.
 """
 
 import torch
@@ -30,10 +31,10 @@ def filter_forward(
         beta: ``(Q + 1, N)``.
         past_output: ``(P, B, N)``, F before the first step, oldest first.
         past_input: ``(Q, B, N)``, x before the first step, oldest first.
-        dtype: F is rounded to it when it is handed out; the recurrence goes on unrounded.
+        dtype: the F that is returned is rounded to it; the recurrence goes on unrounded.
 
     Returns:
-        F, ``(T, B, N)`` in ``dtype``, and what the next call takes as ``past_output``.
+        F, ``(T, B, N)`` in ``dtype``, and the ``past_output`` of the next call.
     """
     order_p, order_q, steps = len(past_output), len(past_input), len(x)
     outputs = alpha.new_empty(order_p + steps, *x.shape[1:])  # outputs[order_p + t] is F[t]
@@ -60,7 +61,7 @@ def filter_backward(
     past_input: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for x, alpha, beta, past_output, past_input; those not needed come back empty.
+    """Gradients for x, alpha, beta, past_output, past_input; one that is not needed is empty.
 
     The adjoint A of F runs the same filter backwards in time:
         A[t] = dL/dF[t] + sum_p alpha_p A[t+p]
@@ -68,13 +69,14 @@ def filter_backward(
         dL/dx[t]    = sum_q beta_q A[t+q]
         dL/dalpha_p = sum_{t,b} A[t] F[t-p]
         dL/dbeta_q  = sum_{t,b} A[t] x[t-q]
-    dL/dF[t] is ``grad_output[t]`` and, for the last P steps, what ``grad_last`` adds.
-    ``x`` is read for beta's gradient only and ``output`` for alpha's; pass anything otherwise.
+    dL/dF[t] is ``grad_output[t]``, to which ``grad_last`` is added for the last P steps.
+    ``x`` is read for beta's gradient only, and ``output`` for alpha's. Where that gradient is not
+    needed, any tensor may be passed.
     """
     need_x, need_alpha, need_beta, need_past_output, need_past_input = needed
     steps, order_p, order_q = len(grad_output), len(past_output), len(past_input)
 
-    # First dL/dF[t], from t = -P on; then, from t = 0 on, A[t] in its place.
+    # ``flowing`` first holds dL/dF[t] from t = -P on. Then A[t] takes its place from t = 0 on.
     flowing = torch.cat([past_output.new_zeros(past_output.shape), grad_output.to(alpha)])
     flowing[steps:] += grad_last
     adjoint, product = flowing[order_p:], alpha.new_empty(grad_output.shape[1:])
@@ -113,7 +115,7 @@ def _correlation(adjoint: Tensor, sequence: Tensor, past: Tensor, lag: int) -> T
 
 
 def _total(products: Tensor) -> Tensor:
-    """The sum over all but the channels, in double precision where the device has it."""
+    """The sum over all dimensions but the channels, in float64 if the device has it."""
     return products.sum(tuple(range(products.dim() - 1)), dtype=_widest(products.device))
 
 
@@ -122,7 +124,7 @@ def _widest(device: torch.device) -> torch.dtype:
 
 
 def _past_gradient(adjoint: Tensor, weights: Tensor) -> Tensor:
-    """Gradient for the values before the first step, which ``weights[k - 1]`` carry k steps on."""
+    """Gradient for the values before the first step; ``weights[k - 1]`` is that of lag k."""
     order = len(weights)
     gradient = adjoint.new_zeros(order, *adjoint.shape[1:])
     for past in range(order):  # the value at time past - order
@@ -141,7 +143,7 @@ def neuron_forward(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes of all steps, and the membrane potential and reset that the last step leaves behind.
+    """Spikes of all steps, and the membrane potential and the reset after the last step.
 
     V[t] = lambda V[t-1] + I[t] - R[t],   S[t] = V[t] > 1,   R[t+1] = theta R[t] + v_reset S[t]
 
@@ -149,8 +151,8 @@ def neuron_forward(
         current: I, ``(T, B, N)``, in the dtype of the others or in bfloat16.
         reset_decay, reset_strength, membrane_decay: theta, v_reset and lambda, ``(N,)``.
         membrane, reset: V before the first step and R at it, ``(B, N)``.
-        dropout, seed: each spike that is passed on is dropped with this probability, the others
-            scaled by 1 / (1 - dropout); the reset sees all of them. No seed without dropout.
+        dropout, seed: each spike is dropped with this probability, and the others are scaled by
+            1 / (1 - dropout). The reset sees all spikes. Without dropout the seed may be ``None``.
     """
     spikes = reset_decay.new_empty(current.shape)
     membrane, reset = membrane.clone(), reset.clone()
@@ -170,7 +172,7 @@ def _advance(
     reset_strength: Tensor,
     membrane_decay: Tensor,
 ) -> None:
-    """One step in place: V[t-1] becomes V[t], R[t] becomes R[t+1], and ``spike`` S[t]."""
+    """One step in place: V[t-1] becomes V[t], R[t] becomes R[t+1], and ``spike`` becomes S[t]."""
     membrane.mul_(membrane_decay).add_(current).sub_(reset)
     torch.gt(membrane, THRESHOLD, out=spike)
     reset.mul_(reset_decay).add_(reset_strength * spike)
@@ -193,15 +195,15 @@ def neuron_backward(
     seed: Tensor | None,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for the six tensors of ``neuron_forward``, in its order; not needed: empty.
+    """Gradients for the six tensors of ``neuron_forward``, in its order; empty if not needed.
 
-    Runs the neuron again to have V, S and R, which is cheaper than to store them, then backwards,
-    with v[t] = dL/dV[t] and r[t] = dL/dR[t]:
+    The neuron runs again for V, S and R, which is cheaper than to store them. Then time runs
+    backwards, with v[t] = dL/dV[t] and r[t] = dL/dR[t]:
         v[t] = (dL/dS[t] + v_reset r[t+1]) S'(V[t]) + lambda v[t+1]
         r[t] = theta r[t+1] - v[t]
-    S' is the derivative of the ``surrogate`` of this name and ``width``; for "given", S'(V[t]) is
-    ``slope[t]``.
-    dL/dI[t] is v[t], and the coefficients' gradients are sums over time and batch:
+    S' is the derivative of the ``surrogate`` with this name and ``width``. If the name is "given",
+    S'(V[t]) is ``slope[t]``. dL/dI[t] is v[t], and the coefficients' gradients are sums over time
+    and batch:
         dL/dtheta = sum r[t+1] R[t],  dL/dv_reset = sum r[t+1] S[t],  dL/dlambda = sum v[t] V[t-1]
     """
     _, need_theta, need_strength, need_lambda, _, _ = needed
@@ -226,7 +228,7 @@ def neuron_backward(
     grad_theta, grad_strength, grad_lambda = (
         torch.zeros_like(reset_decay, dtype=_widest(reset_decay.device)) for _ in range(3)
     )
-    # what flows into V[t] and R[t+1] from the steps after t
+    # v and r are the gradients that reach V[t] and R[t+1] from the steps after t.
     v, r = grad_membrane.clone(), grad_reset.clone()
     for t in reversed(range(len(current))):
         if need_theta:
@@ -269,11 +271,13 @@ def neuron_jvp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tangents of the three results of ``neuron_forward``, for tangents of its six tensors.
 
-    Forward mode: each equation of the neuron differentiated, with S' as in ``neuron_backward``:
+    In forward mode, each equation of the neuron is differentiated, with S' as in
+    ``neuron_backward``:
         dV[t] = lambda dV[t-1] + dlambda V[t-1] + dI[t] - dR[t]
         dS[t] = S'(V[t]) dV[t]
         dR[t+1] = theta dR[t] + dtheta R[t] + v_reset dS[t] + dv_reset S[t]
-    No other backend has it, and nothing is written in place, so that ``torch.func.vmap`` maps it.
+    No other backend has this function. It writes nothing in place, so ``torch.func.vmap`` can map
+    it.
     """
     d_spikes = []
     derivative = None if slope is not None else SURROGATES[surrogate](width).derivative
@@ -298,13 +302,14 @@ def dropout_scale(
 ) -> Tensor:
     """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
 
-    A counter-based generator: element number i is dropped if the hash of i under a key, uniform in
-    0 ... 2^32 - 1, is below dropout * 2^32. ``seed``, int64 ``(2,)``, holds the key and the number
-    of the first element, from which they count row-major over ``shape``. Nothing is stored, any
-    backend draws the same mask in any order, and the backward pass draws it again.
-    The hash is the finaliser of MurmurHash3 (Appleby, public domain), once per half of the key.
+    The generator is counter-based. Element number i is dropped if the hash of i under a key, a
+    uniform number from 0 to 2^32 - 1, is below dropout * 2^32. ``seed``, int64 ``(2,)``, holds the
+    key and the number of the first element; the others are numbered row-major over ``shape``. No
+    mask is stored: any backend draws the same one in any order, and the backward pass draws it
+    again. The hash is the finaliser of MurmurHash3 (Appleby, public domain), once for each half of
+    the key.
     """
-    # In int32, which wraps around as the hash asks: several times faster than int64.
+    # int32 wraps around as the hash needs it, and is several times faster than int64.
     key, first = seed.unbind()
     h = (first + torch.arange(shape.numel(), device=seed.device)).to(torch.int32)
     for half in (key, key >> 32):
