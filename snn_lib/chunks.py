@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snn_lib.containers import Output, StatefulModule, batch_first_part, map_tensors
+from snn_lib.containers import Output, StatefulModule, batch_first_part, tensors_in
 from snn_lib.functional import draw_seed
 from snn_lib.pytorch_private import version
 
@@ -117,7 +117,7 @@ class Chunked(StatefulModule):
     def _run(
         self, chunk: "Chunk", x: Any, state: Any, padding: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
-        given, before = _versions_in((x, state)), self._versions()
+        given, before = list(map(version, tensors_in((x, state)))), self._versions()
         if chunk.runs and (
             chunk.given != given or any(before.get(key) != v for key, v in chunk.read.items())
         ):
@@ -171,13 +171,6 @@ def _check_module(module: nn.Module) -> None:
             f"{name} has a part with batch_first: give {name} an attribute batch_first that says "
             "whether it takes (B, T, *) itself"
         )
-
-
-def _versions_in(nested: Any) -> list[int]:
-    """The versions of the tensors in sequences or states."""
-    versions: list[int] = []
-    map_tensors(lambda tensor: versions.append(version(tensor)), nested)
-    return versions
 
 
 @dataclass

@@ -346,9 +346,16 @@ def map_tensors(function: Callable[[Tensor], Any], state: Any) -> Any:
             object.__setattr__(mapped, field.name, part)  # which a frozen one allows, too
         return mapped
     raise TypeError(
-        f"a state holds {type(state).__name__}, expected tensors in tuples, lists, dictionaries or "
-        "dataclasses"
+        f"found {type(state).__name__}, expected a tensor, or tensors in tuples, lists, "
+        "dictionaries or dataclasses"
     )
+
+
+def tensors_in(state: Any) -> list[Tensor]:
+    """The tensors of a state, in order; see :func:`map_tensors`."""
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, state)
+    return tensors
 
 
 def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> Tensor:

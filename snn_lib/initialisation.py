@@ -6,11 +6,12 @@ far below the threshold, so no spike reaches the next layer, and no gradient eit
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import bind_call
+from snn_lib.containers import bind_call, tensors_in
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import Mean
@@ -22,7 +23,7 @@ PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature
 
 
 @torch.no_grad()
-def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict[str, float]:
+def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[str, float]:
     """Scales every layer's weights so that its neurons fire at a given mean rate on a batch.
 
     The model runs twice, in evaluation mode. In the first run, each layer of neurons looks at the
@@ -34,24 +35,24 @@ def fire_from_the_start(model: nn.Module, x: Tensor, rate: float = 0.05) -> dict
     Args:
         model: any module with neurons of this package inside. A weighted layer of its own drives
             each layer of neurons.
-        x: a batch of real input, such as ``(T, B, *features)``, as the model takes it.
+        x: a batch of input as the model takes it: ``(T, B, *features)``, or a tuple of tensors.
         rate: the mean firing rate aimed at, in spikes per neuron and step, in (0, 1).
 
     Returns:
         The measured rate of every layer of neurons, by name.
 
     Raises:
-        TypeError: ``x`` is no tensor, or complex.
+        TypeError: ``x`` is no tensor, such as a NumPy array, or complex.
         ValueError: ``x`` is empty; the rate lies outside (0, 1); a layer's current is not finite,
             or hardly ever positive; no ``nn.Linear`` or convolution runs before the neurons; its
             weights are computed from others, by a parametrisation or pruning; or neurons run
             several times in one run, in chunks for example. All weights are then as before.
     """
-    if not isinstance(x, Tensor) or x.is_complex():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {kind}, expected a tensor of real numbers")
-    if x.numel() == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected at least one step and sequence")
+    for tensor in tensors_in(x):
+        if tensor.is_complex():
+            raise TypeError(f"x is {tensor.dtype}, expected real numbers")
+        if tensor.numel() == 0:
+            raise ValueError(f"x has shape {tuple(tensor.shape)}, expected steps and sequences")
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
     rates: dict[str, float] = {}
@@ -218,7 +219,7 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
     return high
 
 
-def _run(model: nn.Module, x: Tensor, hooks: list) -> None:
+def _run(model: nn.Module, x: Any, hooks: list) -> None:
     """Runs the model once, and removes the hooks that watch it."""
     try:
         model(x)

@@ -560,7 +560,7 @@ def test_states_of_every_form_are_detached():
     assert all(torch.equal(part, tensor) and not part.requires_grad for part in found)
     assert state[0]["a"] is tensor
     assert state[2]["c"].trace is tensor
-    with pytest.raises(TypeError, match="a state holds object, expected tensors"):
+    with pytest.raises(TypeError, match="found object, expected a tensor"):
         detach((tensor, object()))
 
 
