@@ -1,15 +1,15 @@
-"""A device that is only claimed: what would go wrong on a GPU goes wrong here, without one.
+"""A device that does not exist, so that mistakes which only a GPU would show are found without one.
 
     with ClaimedDevice() as device:
         model.to("cuda")(torch.zeros(5, 2, 784, device="cuda"))
     device.waits  # what made the CPU wait for the device, by line of code
 
-Tensors say that they are on the device, and their elements lie on the CPU, which computes
-everything. What CUDA refuses is refused with its words: tensors of two devices in one operation, a
-generator of the CPU for numbers of the device, ``numpy()``. The device has random numbers of its
-own. Of what autocast does, the matrix products are rounded and nothing else.
+Tensors claim that they are on the device, but their elements lie on the CPU, which computes
+everything. What CUDA refuses is refused in the same words: tensors of two devices in one operation,
+a generator of the CPU for numbers of the device, and ``numpy()``. The device has its own random
+numbers. Autocast rounds the matrix products and nothing else.
 
-PyTorch itself sees tensors of the meta device, of which autograd needs no driver.
+To PyTorch the tensors are on the meta device, for which autograd needs no driver.
 """
 
 import sys
@@ -96,10 +96,10 @@ class ClaimedTensor(Tensor):
 
 
 class ClaimedDevice:
-    """While the context lasts there is such a device, of a ``kind`` that is ``cuda`` or ``mps``.
+    """The context in which there is such a device, of the ``kind`` ``cuda`` or ``mps``.
 
     Attributes:
-        waits: how often each line of this project made the CPU wait for the device, keyed by
+        waits: how often each line of this project made the CPU wait for the device, by
             ``(line, operation)``.
     """
 

@@ -333,6 +333,9 @@ def test_a_batch_first_model_is_refused():
     task = SequenceClassification({"train": sequences()})
     with pytest.raises(InputError, match="the model has batch_first"):
         Experiment(lambda config: Sequential(*network(), batch_first=True), task)
+    hidden = nn.Sequential(nn.Identity(), nn.GRU(CHANNELS, 3, batch_first=True))
+    with pytest.raises(InputError, match=r"the model, in its part 1, has batch_first"):
+        Experiment(lambda config: hidden, task)
 
 
 @pytest.mark.parametrize("at_every_step", [True, False])
