@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import torch
 from torch import nn
 
 from snn_lib.errors import InputError, RunError, require
@@ -24,6 +23,7 @@ from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.config import config_from_dict, load_config
+from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.experiment import Experiment, Stopped
 
 # A checkpoint brings its own configuration along; these keys are about where it runs now.
@@ -83,7 +83,7 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
     except (RunError, OSError) as error:
         code, message = 1, f"the run failed: {error}"
     except (RuntimeError, MemoryError) as error:
-        if _out_of_memory(error):
+        if out_of_memory(error):
             remedy = "lower hyperparameters.batch_size or hyperparameters.length"
             code, message = 1, f"the run failed: out of memory; {remedy}"
         elif distributed.lost_contact(error):
@@ -104,12 +104,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse does not understand."""
         raise InputError(f"{message} (see --help)")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "can't allocate memory" in str(error)  # PyTorch on a CPU
-    )
 
 
 def _run(

@@ -1,13 +1,15 @@
 """Finding out what broke a run, and what may soon: numbers, silent layers, filters, memory."""
 
+import contextlib
 import copy
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.errors import RunError
+from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.synapses import IIRSynapse
 
 PATIENCE = 25  # batches between two looks at numbers that lie on another device than the CPU
@@ -15,6 +17,38 @@ REMEDY = (
     "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
     "hyperparameters.constraint=stable: checkpoints of earlier epochs are untouched"
 )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python found no memory for what it was asked to make."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("can't allocate memory", "size calculation overflowed")
+    )
+
+
+@contextlib.contextmanager
+def blaming_settings() -> Iterator[None]:
+    """Tells the user of a setting with which the model cannot be built or get its first weights.
+
+    Layers check what only they know, for example that float32 keeps a filter of ``tau_m`` steps
+    stable. An error in the user's own code passes through unchanged.
+
+    Raises:
+        InputError: a layer of this library or of PyTorch refuses a value, or the layers do not fit
+            into the memory.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, MemoryError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        package = frame.f_globals["__name__"].partition(".")[0]
+        if out_of_memory(error):
+            problem = "the model does not fit into the memory, make its layers smaller"
+        elif isinstance(error, ValueError) and package in ("snn_lib", "torch"):
+            problem = one_line(error)
+        else:
+            raise
+        raise InputError(f"hyperparameters: {problem}") from None
 
 
 class Numbers:

@@ -26,6 +26,7 @@ from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.diagnosis import (
     Numbers,
+    blaming_settings,
     memory_of,
     synapses,
     training_memory,
@@ -80,7 +81,8 @@ class Experiment:
         task.prepare(self.config, self.device)
         torch.manual_seed(self.config.seed)
         builds = callable(build_model) and not isinstance(build_model, nn.Module)
-        model = build_model(self.config) if builds else None
+        with blaming_settings():
+            model = build_model(self.config) if builds else None
         require(
             isinstance(model, nn.Module),
             "build_model is to be a function of the configuration that returns the model",
@@ -164,7 +166,7 @@ class Experiment:
         """Finds first weights on the training data, the same ones in every process."""
         if self.initialise is not None:
             torch.manual_seed(self.config.seed)
-            with torch.no_grad(), self.backend():
+            with torch.no_grad(), self.backend(), blaming_settings():
                 self.initialise(self.model, self.task)
 
     def _train_epoch(self) -> None:

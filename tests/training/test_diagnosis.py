@@ -1,14 +1,23 @@
 """Finding out what broke: the first batch that is not finite, and memory before it is taken."""
 
 import math
+import re
 
 import pytest
 import torch
+from running import SmallSNN, refused, tiny
 from torch import nn
 
-from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.errors import RunError
-from snn_lib.training.diagnosis import Numbers, memory_of, training_memory, troubled_layers
+import snn_mlp_1
+from snn_lib import LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
+from snn_lib.errors import InputError, RunError
+from snn_lib.training.diagnosis import (
+    Numbers,
+    blaming_settings,
+    memory_of,
+    training_memory,
+    troubled_layers,
+)
 
 CPU = torch.device("cpu")
 
@@ -88,3 +97,57 @@ def test_a_model_that_needs_values_is_not_estimated():
 def test_a_cpu_has_memory():
     assert 2**28 < memory_of(CPU) < 2**50
     assert memory_of(torch.device("meta")) is None
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings with which a model cannot be built
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hyperparameters.tau_m=1e6", "hyperparameters: a filter is too near the edge of the st"),
+        ("hyperparameters.dropout=0.5", "hyperparameters: dropout is 1.5, expected a probability"),
+    ],
+)
+def test_a_setting_that_a_layer_refuses_is_blamed_in_a_line(tmp_path, override, message):
+    class Demanding(snn_mlp_1.SNN):
+        def __init__(self, config):
+            config.hyperparameters.dropout += config.hyperparameters.dropout == 0.5
+            super().__init__(config)
+
+    line = refused("--train", *tiny(tmp_path, override), model=Demanding)
+    assert line.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_is_blamed_where_first_weights_are_found_with_it(tmp_path):
+    def initialise(model, task):
+        fire_from_the_start(model, next(task.train_batches(0)).x, 0.999999)
+
+    arguments = "--train", *tiny(tmp_path)
+    line = refused(*arguments, model=SmallSNN, initialise=initialise)
+    assert re.fullmatch(r"hyperparameters: .* cannot be made to fire at 0.999999: .*", line)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Linear(2**32, 2**32),
+        lambda: nn.Linear(10**8, 10**7),
+        lambda: torch.empty(2**62),
+    ],
+)
+def test_layers_that_do_not_fit_into_the_memory_are_blamed(make):
+    told = "the model does not fit into the memory, make its layers smaller"
+    with pytest.raises(InputError, match=told), blaming_settings():
+        make()
+
+
+@pytest.mark.parametrize("error", [ValueError("too many values"), RuntimeError("a bug")])
+def test_an_error_of_the_user_s_own_code_passes_through(error):
+    def wrong():
+        raise error
+
+    with pytest.raises(type(error), match=str(error)), blaming_settings():
+        wrong()
