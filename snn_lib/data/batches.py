@@ -1,9 +1,9 @@
 """Batches: their order, their random numbers, and their way to the device.
 
-Every random draw of a batch comes from a generator seeded by (seed, epoch, batch), so a run that
-resumes in the middle of an epoch sees the batches that an undisturbed one would, and every process
-of several draws the same batch and takes its own share. All of them are drawn on the CPU, so that a
-seed gives the same batches whatever the device.
+The random numbers of a batch come from a generator that is seeded by (seed, epoch, batch). So a run
+that resumes in the middle of an epoch sees the same batches as an undisturbed run, and each of
+several processes draws the same batch and takes its own share of it. All numbers are drawn on the
+CPU, so that a seed gives the same batches on every device.
 """
 
 import multiprocessing
@@ -28,8 +28,8 @@ class Batch(NamedTuple):
     Attributes:
         x: ``(T, B, *features)``.
         y: ``(B,)`` labels, ``(B, *targets)``, or a target at every step ``(T, B, *targets)``.
-        lengths: steps of each sequence, int64 ``(B,)``, those after them being padding; ``None`` if
-            every sequence has T.
+        lengths: number of steps of each sequence, int64 ``(B,)``. The steps after them are padding.
+            ``None`` if every sequence has T steps.
     """
 
     x: Tensor
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device. It is copied from pinned memory, which nothing waits for."""
+        """Copies the batch to a device, from pinned memory, so that the CPU need not wait."""
         if device.type == "cpu":
             return self
         return Batch(
@@ -53,14 +53,15 @@ class Batches:
 
     Args:
         count: number of samples.
-        batch_size: samples a batch, over all processes; the last batch takes what is left.
-        take: makes a batch on the CPU: called with the numbers of its samples ``(B,)``, the slice
-            of them that this process is to take, the epoch and the number of the batch. What it
-            draws at random, it draws by :func:`batch_generator` for the whole batch.
-        seed: of the order.
+        batch_size: samples of a batch over all processes. The last batch has those that are left.
+        take: a function that makes a batch on the CPU. Its arguments are the numbers of the samples
+            ``(B,)``, the slice of them that this process takes, the epoch and the number of the
+            batch. It draws random numbers for the whole batch, by :func:`batch_generator`.
+        seed: the seed of the order.
         shuffle: whether each epoch has an order of its own.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
-        workers: processes that make batches ahead of time; 0 makes them when they are asked for.
+        workers: number of processes that make batches ahead of time. With 0 the process makes each
+            batch itself when it is asked for.
     """
 
     def __init__(
@@ -82,11 +83,11 @@ class Batches:
         return -(-self.count // self.batch_size)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """Yields this process's share of the batches of an epoch, from number ``start`` on.
+        """Yields this process's share of each batch of an epoch, from number ``start`` on.
 
         Raises:
-            InputError: a sample is not what it should be, or ``workers`` are asked for where
-                processes do not fork.
+            InputError: a sample makes no sense, or ``workers`` is not 0 on a system whose processes
+                do not fork.
             RunError: a worker was killed.
         """
         generator = batch_generator(self.seed, epoch, 0)
@@ -105,7 +106,7 @@ class Batches:
 
 
 class _Epoch(Dataset):
-    """The batches of one epoch by number. A worker hands over what a user did wrong as it is."""
+    """The batches of one epoch by number."""
 
     def __init__(self, batches: Batches, epoch: int, parts: tuple[Tensor, ...]) -> None:
         self.batches, self.epoch, self.parts = batches, epoch, parts
@@ -115,11 +116,11 @@ class _Epoch(Dataset):
             part = self.parts[number]
             return self.batches.take(part, self.batches.share, self.epoch, number)
         except InputError as error:
-            return error  # a DataLoader would wrap it in a traceback of text
+            return error  # not raised: a DataLoader would turn it into the text of a traceback
 
 
 def _from_workers(batches: _Epoch, numbers: range, workers: int) -> Iterator[Batch | InputError]:
-    """The batches of these numbers, which so many processes prepare ahead of time."""
+    """Yields the batches of these numbers, which worker processes make ahead of time."""
     require(
         "fork" in multiprocessing.get_all_start_methods(),
         "data_workers needs processes that fork, and this system has none: set it to 0",
@@ -136,35 +137,36 @@ def _from_workers(batches: _Epoch, numbers: range, workers: int) -> Iterator[Bat
     handler = signal.getsignal(signal.SIGCHLD)
     prepared = iter(loader)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler)  # PyTorch's own would raise in the middle of a step
+        # PyTorch's handler would raise an error in the middle of a training step.
+        signal.signal(signal.SIGCHLD, handler)
     try:
         yield from prepared
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error):
             raise
         raise RunError(
-            "a process that prepares data was killed, for memory perhaps: set data_workers to a "
-            "lower number, or to 0"
+            "a process that prepares data was killed, perhaps because memory ran out: set "
+            "data_workers to a lower number or to 0"
         ) from None
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C is for the process that trains, which ends its workers."""
+    """Leaves Ctrl-C to the process that trains, which ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """A generator of its own for every batch of every epoch."""
+    """Makes the generator of a batch, which differs from that of every other batch and epoch."""
     return torch.Generator().manual_seed(_mix(seed, epoch, batch))
 
 
 @contextmanager
 def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
-    """The same for code that draws from the global generators of PyTorch, NumPy and Python.
+    """Seeds the global generators of PyTorch, NumPy and Python for code that draws from them.
 
-    They are as they were when the context is left. Devices other than the CPU are left alone:
-    their numbers may be in use meanwhile.
+    When the context ends, they are as they were before. Generators of devices other than the CPU
+    are not seeded.
     """
     mixed = _mix(seed, epoch, batch)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -184,6 +186,6 @@ def _mix(seed: int, epoch: int, batch: int) -> int:
 
 
 def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the training and of the validation samples, drawn by ``seed``."""
+    """Draws which samples are for training and which for validation; returns their indices."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[validation:], order[:validation]

@@ -1,7 +1,7 @@
-"""What an event camera records: files of events, checked as they are read, and frames of them.
+"""The events that an event camera records: reading and checking files, and counting in frames.
 
 An event camera has no shutter. A pixel sends an event whenever its light has changed by a certain
-share: where, when, and whether it has become brighter or darker.
+share. The event says where and when that was, and whether the light has become brighter or darker.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from snn_lib.data.reading import read_array, read_file
 from snn_lib.errors import InputError, require
 
 NMNIST_SIDE, GESTURE_SIDE = 34, 128  # pixels of the sensor
-OVERFLOW_ROW, OVERFLOW = 240, 2**13  # y of an event that is none, and its microseconds
-LATEST = 2**23 - 1  # microseconds that fit into an event
-LARGEST = 2**40  # of the numbers in a file: as milliseconds they are 35 years
-MOST = 255  # events that an element of a frame counts
+OVERFLOW_ROW, OVERFLOW = 240, 2**13  # y of an entry that adds so many microseconds to the clock
+LATEST = 2**23 - 1  # the latest time that an event can have, in microseconds
+LARGEST = 2**40  # numbers of a file are smaller: as milliseconds this is 35 years
+MOST = 255  # an element of a frame counts no more events
 
 
 class Events(NamedTuple):
@@ -36,18 +36,18 @@ class Events(NamedTuple):
 
 
 def read_nmnist(path: Path | str) -> Events:
-    """The events of a file in the form of N-MNIST.
+    """Reads a file in the form of N-MNIST.
 
-    Five bytes are an event: x, y, then from the highest bit on one of polarity and 23 of
-    microseconds. An event in row 240 is none: it says that the times of those after it are 2^13
-    microseconds later, for each that has come so far.
+    An event has five bytes: x, y, and three bytes whose highest bit is the polarity and whose other
+    23 bits are the time in microseconds. An entry in row 240 is not an event: it adds 2^13
+    microseconds to the times of all events after it.
 
     Source: Orchard, Jayawant, Cohen, Thakor, Frontiers in Neuroscience 2015, doi
     10.3389/fnins.2015.00437.
 
     Raises:
-        InputError: the file cannot be read, ends within an event or has none, an event is outside
-            of the 34 x 34 pixels, or times run backwards.
+        InputError: the file cannot be read, ends within an event or has no events, an event lies
+            outside of the 34 x 34 pixels, or times run backwards.
     """
     content = read_file(path)
     require(
@@ -65,7 +65,7 @@ def read_nmnist(path: Path | str) -> Events:
 
 
 def nmnist_bytes(events: Events) -> bytes:
-    """The events as :func:`read_nmnist` reads them.
+    """Writes the events as bytes that :func:`read_nmnist` reads.
 
     Raises:
         ValueError: an event is later than 2^23 - 1 microseconds.
@@ -78,14 +78,14 @@ def nmnist_bytes(events: Events) -> bytes:
 
 
 def read_gesture(path: Path | str) -> Events:
-    """The events of a file of DVS128 Gesture as Tonic hands it out.
+    """Reads a file of DVS128 Gesture as Tonic unpacks it.
 
-    It is an ``.npy`` with a row for each event: x, y, polarity (0 or -1 for darker, 1 for
-    brighter), time in milliseconds.
+    The file is an ``.npy`` with a row for each event: x, y, polarity (0 or -1 for darker, 1 for
+    brighter) and the time in milliseconds.
 
     Raises:
-        InputError: the file cannot be read or has no events, an event has a value that is none or
-            is outside of the 128 x 128 pixels, or times run backwards.
+        InputError: the file cannot be read or has no events, an event has a number that makes no
+            sense or lies outside of the 128 x 128 pixels, or times run backwards.
     """
     rows = read_array(path)
     require(
@@ -108,15 +108,15 @@ def read_gesture(path: Path | str) -> Events:
 
 
 def check_events(events: Events, side: int, source: Path | str) -> Events:
-    """The events if they make sense.
+    """Returns the events if they make sense.
 
     Args:
-        events: those that were read.
+        events: the events.
         side: pixels of the sensor in each direction.
         source: where they come from, for the messages.
 
     Raises:
-        InputError: there are none, one is outside of the sensor, or times run backwards.
+        InputError: there are no events, one lies outside of the sensor, or times run backwards.
     """
     require(len(events.t) > 0, f"{source} has no events")
     inside = (np.minimum(events.x, events.y) >= 0) & (np.maximum(events.x, events.y) < side)
@@ -140,15 +140,15 @@ def check_events(events: Events, side: int, source: Path | str) -> Events:
 class Frames:
     """How a recording becomes frames, one for each time step.
 
-    Time counts from a recording's first event. What is outside of the duration or of the picture is
-    cut off; where the recording is shorter or the sensor smaller, frames are empty.
+    Time counts from a recording's first event. Events after the duration or outside of the frame
+    are left out. Where the recording is shorter or the sensor smaller, frames stay empty.
 
     Attributes:
-        length: how many, T.
-        duration: milliseconds that are seen.
-        bins: whether the frames take the same ``"time"`` or the same ``"count"`` of events.
-        merge: pixels of the sensor, in each direction, that become one.
-        side: pixels of a frame in each direction; its middle is the sensor's.
+        length: number of frames, T.
+        duration: milliseconds of the recording that are used.
+        bins: whether all frames take the same ``"time"`` or have the same ``"count"`` of events.
+        merge: so many pixels of the sensor become one, in each direction.
+        side: pixels of a frame in each direction. Its middle is the middle of the sensor.
     """
 
     length: int
@@ -158,10 +158,10 @@ class Frames:
     side: int = NMNIST_SIDE
 
     def count_events(self, events: Events, sensor: int) -> np.ndarray:
-        """The numbers of events, uint8 ``(T, side, side, 2)``: darker and brighter, at most 255.
+        """Counts darker and brighter events, uint8 ``(T, side, side, 2)``, up to 255.
 
         Args:
-            events: at least one.
+            events: the events of a recording, at least one.
             sensor: pixels of the sensor in each direction.
         """
         time = events.t - events.t[0]

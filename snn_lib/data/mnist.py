@@ -1,4 +1,4 @@
-"""MNIST, or a set of one's own in its form, read into memory."""
+"""Reading MNIST, or another set in the form of its files."""
 
 import gzip
 import math
@@ -26,7 +26,7 @@ CHECKSUMS = {  # CRC-32 of the unpacked files
 
 
 def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``, int64.
+    """Reads MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``, int64.
 
     The archives under ``root/MNIST/raw`` are verified and unpacked. Missing ones are downloaded.
     Without archives, the unpacked files of another set in MNIST's form serve as well.
@@ -57,7 +57,7 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def _content(raw: Path, name: str) -> bytes:
-    """The content of an unpacked file, which is downloaded and unpacked if it is not there."""
+    """Reads an unpacked file, after downloading and unpacking it if it is not there."""
     path, archive, md5 = raw / name, raw / f"{name}.gz", dict(MNIST.resources)[f"{name}.gz"]
     if not path.exists() and not archive.exists():
         _download(archive, md5)
@@ -82,7 +82,7 @@ def _is_mnist(name: str, content: bytes) -> bool:
 
 
 def _array(path: Path, content: bytes, shape: tuple[int, ...]) -> Tensor:
-    """The bytes behind a header that says of what shape they are."""
+    """Makes a tensor of the bytes after the header, which states this shape."""
     header = b"".join(size.to_bytes(4, "big") for size in (0x800 + len(shape), *shape))
     require(
         content.startswith(header) and len(content) == len(header) + math.prod(shape),

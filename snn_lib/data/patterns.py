@@ -1,8 +1,8 @@
 """Spatio-temporal spike patterns: reading them, delaying them, and damaging them.
 
-A pattern file holds ``(patterns, trains, time)``, a picture per pattern. In memory patterns are
-time first like everything else, ``(T, patterns, N)`` for N spike trains, so that
-``patterns[:, labels]`` is a batch ``(T, B, N)``.
+A pattern file holds an array ``(patterns, trains, time)``. In memory patterns are time first like
+everything else, ``(T, patterns, N)`` for N spike trains, so that ``patterns[:, labels]`` is a batch
+``(T, B, N)``.
 """
 
 import math
@@ -45,7 +45,7 @@ def load_patterns(path: str | Path) -> Tensor:
 
 
 def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
-    """The spikes ``steps`` steps later, ``(T, B, N)``; silence before them, the last ones lost."""
+    """Delays spikes ``(T, B, N)`` by so many steps: the first steps are silent, the last lost."""
     late = torch.zeros_like(spikes)
     late[steps:] = spikes[: len(spikes) - steps]
     return late
@@ -59,22 +59,22 @@ class Damage(Settings):
     with ``jitter_probability``, and loses a part with ``removal_probability``: a block with
     ``block_probability``, otherwise whole rows. Every sample, modified or not, gets noise.
 
-    ``jitter_sigma``, ``block_size``, ``rows_removed`` and ``noise_probability`` say how strongly:
-    all samples alike or, if ``varied``, each by a draw of its own, evenly from nothing to that.
+    The strengths of the damage are ``jitter_sigma``, ``block_size``, ``rows_removed`` and
+    ``noise_probability``. All samples have these strengths or, if ``varied``, each sample has
+    strengths of its own, drawn uniformly from zero to these.
 
     Attributes:
-        modify_probability: that a sample is modified at all.
-        jitter_probability: that the spikes of a modified sample move in time, each on its own, by
-            a normal deviate rounded to steps; they stay within the pattern, and those that meet
-            become one.
-        jitter_mean, jitter_sigma: mean and standard deviation of that deviate, in steps.
-        removal_probability: that a modified sample loses a block or rows.
-        block_probability: that it loses a block then, and not rows.
-        block_size: the block is so many trains high and so many steps wide, anywhere in the
-            pattern.
-        rows_removed: number of spike trains silenced, chosen at random.
-        noise_probability: of a noise spike in every cell, after the other damage.
-        varied: whether each sample's damage has a strength of its own.
+        modify_probability: probability that a sample is modified at all.
+        jitter_probability: probability that the spikes of a modified sample move in time. Each
+            spike moves by a normal deviate, rounded to steps, and stays within the pattern. Spikes
+            that meet become one.
+        jitter_mean, jitter_sigma: mean and standard deviation of the deviate, in steps.
+        removal_probability: probability that a modified sample loses a block or rows.
+        block_probability: probability that it then loses a block, not rows.
+        block_size: number of trains and of steps of the block, which lies anywhere in the pattern.
+        rows_removed: number of spike trains that are silenced, chosen at random.
+        noise_probability: probability of a noise spike in each cell, after the other damage.
+        varied: whether each sample has strengths of its own.
 
     Raises:
         InputError: a probability lies outside [0, 1], or a size or the deviation is negative.
@@ -106,12 +106,12 @@ class Damage(Settings):
 
 @dataclass(frozen=True)
 class DamageKind:
-    """One kind of damage, of a strength that is the value of one field of :class:`Damage`.
+    """One kind of damage, whose strength is the value of one field of :class:`Damage`.
 
     Attributes:
-        label: what a picture calls it, with the strength's unit.
-        strengths: a sweep, from none to far beyond what training shows.
-        always: the probabilities that make it happen to every sample.
+        label: the words for it in a picture, with the unit of the strength.
+        strengths: the strengths of a sweep, from none to far more than in training.
+        always: the probabilities with which it happens to every sample.
     """
 
     label: str
@@ -119,7 +119,7 @@ class DamageKind:
     always: Mapping[str, float]
 
 
-# By the field that is the strength.
+# The keys are the fields of ``Damage`` that are the strengths.
 DAMAGE_KINDS = {
     "rows_removed": DamageKind(
         "rows removed",
@@ -141,7 +141,7 @@ DAMAGE_KINDS = {
 
 
 def single_damage(kind: str, strength: float) -> Damage:
-    """Damage that does one thing, to every sample: how strongly is the field ``kind``'s value.
+    """Damage of one kind alone, which happens to every sample with the same strength.
 
     Raises:
         ValueError: ``kind`` is none of ``DAMAGE_KINDS``.
@@ -164,8 +164,8 @@ class Damaged(NamedTuple):
     """A batch of damaged patterns.
 
     Attributes:
-        spikes: what is left of them, and what was added, ``(T, B, N)``.
-        removed: whether a cell belongs to the part that was cut out, bool ``(T, B, N)``.
+        spikes: the damaged patterns, ``(T, B, N)``.
+        removed: whether a cell belongs to the part that was removed, bool ``(T, B, N)``.
     """
 
     spikes: Tensor
@@ -175,15 +175,15 @@ class Damaged(NamedTuple):
 def damage_patterns(
     patterns: Tensor, labels: Tensor, damage: Damage, generator: torch.Generator
 ) -> Damaged:
-    """The batch ``patterns[:, labels]``, damaged.
+    """Takes the batch ``patterns[:, labels]`` and damages it.
 
-    Works on the list of spikes, which is short, and writes the dense batch once.
+    The damage is done to a list of the spikes, which is short. The dense batch is written once.
 
     Args:
         patterns: spikes of 0 and 1, ``(T, patterns, N)``.
-        labels: which pattern each sample is, int64 ``(B,)``.
+        labels: number of each sample's pattern, int64 ``(B,)``.
         damage: what may happen to a sample.
-        generator: draws all random numbers; of the patterns' device.
+        generator: the source of randomness, on the patterns' device.
 
     Returns:
         Spikes in the dtype of ``patterns``, and which part was removed.
@@ -220,7 +220,7 @@ def damage_patterns(
     shift = shift.round().clamp(-steps, steps).long()  # farther is no farther
     time = (time + shift * jittered[sample]).clamp_(0, steps - 1)
 
-    # The part cut out is the cells of some trains at some times: (B, T) and (B, N).
+    # The cells of some times (B, T) and of some trains (B, N) are removed.
     side = strength(damage.block_size).round().long()
     times, of_trains = (_span(extent, side, generator) for extent in (steps, trains))
     rows = torch.rand(size, trains, device=device, generator=generator).argsort(1)
@@ -235,7 +235,7 @@ def damage_patterns(
     noise = strength(damage.noise_probability)
     most = noise.max().item() if size else 0.0
     cells = _bernoulli(spikes.numel(), most, generator)
-    if damage.varied:  # of as many as the noisiest sample has, each keeps its share
+    if damage.varied:  # of the noisiest sample's number, each sample keeps its share
         share = torch.rand(len(cells), device=device, generator=generator) * most
         cells = cells[share < noise[cells // trains % size]]
     spikes.view(-1)[cells] = 1.0
@@ -243,11 +243,11 @@ def damage_patterns(
 
 
 def _spikes(patterns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Time, sample and train of every spike of ``patterns[:, labels]``."""
+    """Lists the time, sample and train of every spike of ``patterns[:, labels]``."""
     pattern, time, train = patterns.transpose(0, 1).nonzero(as_tuple=True)  # sorted by pattern
     number = pattern.bincount(minlength=patterns.shape[1])
     first = number.cumsum(0) - number
-    # Sample b takes the number[labels[b]] spikes from first[labels[b]] on.
+    # Sample b has number[labels[b]] spikes, which begin at first[labels[b]].
     of_sample = number[labels]
     sample = torch.arange(len(labels), device=labels.device).repeat_interleave(of_sample)
     begins = of_sample.cumsum(0) - of_sample
@@ -256,7 +256,7 @@ def _spikes(patterns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _span(extent: int, length: Tensor, generator: torch.Generator) -> Tensor:
-    """Where a span of each sample's ``length`` lies, anywhere in the extent: ``(B, extent)``."""
+    """Marks a span of each sample's ``length`` at a random place, bool ``(B, extent)``."""
     uniform = torch.rand(len(length), device=length.device, generator=generator)
     first = (uniform * (extent - length + 1)).long()
     index = torch.arange(extent, device=length.device)
@@ -264,15 +264,15 @@ def _span(extent: int, length: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _bernoulli(cells: int, probability: float, generator: torch.Generator) -> Tensor:
-    """The sorted indices below ``cells`` at which independent events of a probability happen.
+    """Draws the cells in which an event of this probability happens; returns sorted indices.
 
-    The gaps between them are geometric, 1 + floor(log U / log(1 - p)): one random number an event
-    instead of one a cell.
+    The gaps between events are geometric, 1 + floor(log U / log(1 - p)). This takes one random
+    number for each event instead of one for each cell.
     """
     if probability == 0.0:
         return torch.empty(0, dtype=torch.int64, device=generator.device)
     mean = cells * probability
-    # Ten standard deviations more than expected, so that they always reach past the last cell.
+    # So many gaps, ten standard deviations more than expected, reach past the last cell.
     enough = int(mean + 10 * math.sqrt(mean) + 10)
     uniform = torch.rand(enough, dtype=torch.float64, device=generator.device, generator=generator)
     log_failure = math.log1p(-probability) if probability < 1.0 else -math.inf

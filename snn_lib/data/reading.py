@@ -1,4 +1,4 @@
-"""Reading the files that a user hands in. Whatever is wrong with one is told in one line."""
+"""Reading a user's files: whatever is wrong with a file becomes one line that names it."""
 
 import sys
 import warnings
@@ -11,7 +11,7 @@ import numpy as np
 
 from snn_lib.errors import InputError, one_line
 
-LARGE = 2**30  # bytes of arrays whose reading takes long enough to be announced
+LARGE = 2**30  # bytes of arrays; the reading of more is announced
 
 
 def read_file(path: Path | str) -> bytes:
@@ -20,7 +20,7 @@ def read_file(path: Path | str) -> bytes:
     Raises:
         InputError: there is no such file, or it cannot be read.
     """
-    with _told_in_a_line(path):
+    with reading(path):
         return Path(path).read_bytes()
 
 
@@ -30,20 +30,17 @@ def read_array(path: Path | str) -> np.ndarray:
     Raises:
         InputError: there is no such file, or it holds no array.
     """
-    with _told_in_a_line(path):
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it holds several arrays, expected the one of an .npy file")
-        return array
+    with reading(path), open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the named arrays that are in an ``.npz`` file.
+    """The arrays of an ``.npz`` file that have one of these names.
 
     Raises:
         InputError: there is no such file, or it cannot be unpacked.
     """
-    with _told_in_a_line(path), zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         there = set(archive.namelist())
         names = [name for name in names if f"{name}.npy" in there]
         size = sum(archive.getinfo(f"{name}.npy").file_size for name in names)
@@ -54,15 +51,19 @@ def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]
 
 
 @contextmanager
-def _told_in_a_line(path: Path | str) -> Iterator[None]:
-    """Turns whatever the reading of a file raises or warns of into one line.
+def reading(path: Path | str) -> Iterator[None]:
+    """A context in which a file is read. Any error becomes one line, and warnings are not shown.
 
-    NumPy parses a header as Python text and unpacks by several libraries: any error may come.
+    NumPy, for example, parses a header as Python text and unpacks by several libraries, all of
+    which raise errors of their own.
+
+    Raises:
+        InputError: there is no such file, or reading it raises an error.
     """
     try:
         if not Path(path).exists():
             raise InputError(f"there is no file {path}")
-        if not Path(path).is_file():  # a pipe, for one, would be waited for without an end
+        if not Path(path).is_file():  # reading a pipe, for example, would never end
             raise InputError(f"{path} is not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,6 +72,6 @@ def _told_in_a_line(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        if "pickle" in reason:
+        if "pickle" in reason or "magic string is not correct" in reason:
             reason = "it is not a NumPy file of numbers"
         raise InputError(f"{path} cannot be read: {reason}") from None

@@ -1,7 +1,7 @@
-"""Labelled recordings of event cameras: which files there are, and all of them as frames.
+"""Labelled recordings of event cameras: finding their files and reading them as frames.
 
-N-MNIST and DVS128 Gesture lie in the folders in which Tonic, https://tonic.readthedocs.io, unpacks
-what it downloads. It is asked for them only where no path is given.
+N-MNIST and DVS128 Gesture lie in folders as Tonic, https://tonic.readthedocs.io, unpacks them.
+Tonic downloads them if the user names no folder.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ class RecordingSet(NamedTuple):
     """A set of recordings as it lies on the disk.
 
     Attributes:
-        tonic: its name there, and of the folder that Tonic makes for it.
-        classes: how many there are.
+        tonic: the set's name in Tonic, which is also the name of the folder that Tonic makes.
+        classes: number of classes.
         sensor: pixels of the camera in each direction.
-        folders: of each part.
-        files: pattern of their names in there.
-        label: the class by the path of a file.
-        read: reads a file.
+        folders: the folder of each part.
+        files: pattern of the files' names in that folder.
+        label: a function that tells the class by the path of a file.
+        read: a function that reads a file.
     """
 
     tonic: str
@@ -63,7 +63,7 @@ SETS = {"simulated": NMNIST, "nmnist": NMNIST, "dvs_gesture": GESTURE}
 
 
 def download_recordings(kind: RecordingSet, root: Path) -> Path:
-    """The folder of a set that Tonic has under ``root``, or downloads to there.
+    """Downloads a set by Tonic if it is not under ``root`` yet; returns its folder.
 
     Raises:
         InputError: Tonic is not installed, or can neither find nor download the set.
@@ -78,7 +78,7 @@ def download_recordings(kind: RecordingSet, root: Path) -> Path:
     for train in (True, False):
         try:
             getattr(tonic.datasets, kind.tonic)(str(root), train=train)
-        except Exception as error:  # of network, archive, checksum, disk: what its downloads raise
+        except Exception as error:  # the network, an archive, a checksum or the disk may fail
             raise InputError(
                 f"Tonic can neither find nor download {kind.tonic} under {root}: {one_line(error)}"
             ) from None
@@ -86,7 +86,7 @@ def download_recordings(kind: RecordingSet, root: Path) -> Path:
 
 
 def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
-    """The files of a part, in the order of their names.
+    """Lists the files of a part in the order of their names.
 
     Args:
         kind: the set.
@@ -94,7 +94,7 @@ def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
         part: ``"train"`` or ``"test"``.
 
     Raises:
-        InputError: there are none, a class has none, or a file is of no class.
+        InputError: there are no files, a class has no file, or a file's class does not exist.
     """
     within = folder / kind.folders[part]
     paths = sorted(within.glob(kind.files), key=lambda path: (path.stem, path.parent.name))
@@ -115,11 +115,11 @@ def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
 def load_recordings(
     kind: RecordingSet, paths: Sequence[Path], frames: Frames
 ) -> tuple[Tensor, Tensor]:
-    """Recordings as frames.
+    """Reads recordings as frames.
 
     Args:
-        kind: the set that they are of.
-        paths: their files.
+        kind: the set.
+        paths: the files of the recordings.
         frames: how a recording becomes frames.
 
     Returns:

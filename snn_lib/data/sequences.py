@@ -1,7 +1,6 @@
-"""Sequences of anyone's: arrays or a data set of them, of equal or of different lengths.
+"""A user's own sequences, of equal or different lengths: arrays of them, or a data set.
 
-Every sample is checked before the network sees it: arrays as a whole before training begins, the
-samples of a data set whenever they are read. What is wrong is told with the number of the sample.
+Every sample is checked when it is read, before the network sees it.
 """
 
 import reprlib
@@ -33,12 +32,11 @@ class SequenceDataset(Dataset):
         x: the sequences, samples first: an array or tensor ``(samples, T, *features)``, or a list
             of ``(T, *features)`` that may differ in T.
         y: a target for each.
-        lengths: how many steps of each sequence are its own, the others being padding.
-        targets_are_sequences: whether a target has a value at every step, and the same padding.
+        lengths: number of steps of each sequence. The steps after them are padding.
+        targets_are_sequences: whether a target has a value at every step, padded like ``x``.
 
     Raises:
-        InputError: ``x`` and ``y`` do not fit each other. Where another dimension of ``x`` is the
-            samples', the message says so.
+        InputError: ``x``, ``y`` and ``lengths`` do not fit each other.
     """
 
     def __init__(
@@ -87,15 +85,16 @@ class SequenceDataset(Dataset):
 
 
 def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False) -> Dataset:
-    """A data set of ``(sequence, target)`` from what a user may have.
+    """Makes a data set of ``(sequence, target)`` of a user's data.
 
     Args:
-        source: a ``torch.utils.data.Dataset`` of them, or a tuple for :class:`SequenceDataset`.
-        part: its name, for messages.
+        source: a ``torch.utils.data.Dataset`` of such pairs, or the arguments of
+            :class:`SequenceDataset` as a tuple.
+        part: the name of the data, for messages.
         targets_are_sequences: as in :class:`SequenceDataset`.
 
     Raises:
-        InputError: it is neither, or does not fit together.
+        InputError: ``source`` is neither, or its arrays do not fit each other.
     """
     if isinstance(source, Dataset):
         require(hasattr(source, "__len__"), f"the {part} data set has no length")
@@ -115,7 +114,10 @@ def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False
 def read_sample(
     data: Dataset, index: int, targets_are_sequences: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """A sequence ``(T, *features)`` and its target; real numbers in PyTorch's default precision.
+    """Reads a sequence ``(T, *features)`` and its target.
+
+    The sequence and a real target get PyTorch's default precision. An integer target stays as it
+    is.
 
     Args:
         data: a data set of ``(sequence, target)``.
@@ -123,8 +125,8 @@ def read_sample(
         targets_are_sequences: whether a target has a value at every step.
 
     Raises:
-        InputError: the data set raises an error, of which the message names the user's own line, or
-            the sample is no sequence of finite numbers with a target.
+        InputError: the data set raises an error, and the message names the line of the user's code
+            that raised it; or the sample is not a sequence of finite numbers with a target.
     """
     try:
         sample = data[index]
@@ -157,10 +159,10 @@ def read_sample(
 
 
 def as_numbers(values: Any, name: str) -> Tensor:
-    """An array of anyone's as a tensor.
+    """Makes a tensor of a user's array.
 
     Raises:
-        InputError: it is no array of real numbers.
+        InputError: ``values`` are not real numbers in the shape of an array.
     """
     try:
         tensor = torch.as_tensor(values)
@@ -171,14 +173,14 @@ def as_numbers(values: Any, name: str) -> Tensor:
 
 
 def place_of(error: BaseException) -> str:
-    """Where a user's code raised an error: the innermost line that is in no library."""
+    """Names the innermost line of the user's own code from which an error came."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: bool = False) -> Batch:
-    """A batch of samples, padded with zeros to the longest.
+    """Makes a batch of samples, padded with zeros to the longest.
 
     Args:
         samples: ``(sequence, target)`` each, sequences ``(T_i, *features)``.

@@ -1,12 +1,12 @@
 """Labelled time series: sets of the UCR and UEA archives by name, ``.ts`` files, ``.npz`` arrays.
 
-The archives and their files are read by aeon, https://www.aeon-toolkit.org, which brings some sets
-along and downloads the others.
+The package aeon, https://www.aeon-toolkit.org, reads the archives and their files. It contains some
+of the sets and downloads the others.
 """
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.data.reading import read_arrays
+from snn_lib.data.reading import read_arrays, reading
 from snn_lib.errors import InputError, one_line, require
 
 TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
@@ -37,20 +37,24 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
     """Reads a data set by its name in the archives, or from files of one's own.
 
     Args:
-        dataset: the name of a set in the UCR or UEA archive, which aeon brings along, ``root`` has
-            already, or aeon downloads to there; or a path. ``NAME_TRAIN.ts``, with ``NAME_TEST.ts``
-            beside it, or an ``.npz`` with ``x``, ``(samples, T)`` or ``(samples, T, channels)``,
-            ``y``, class numbers or names, and, if ``x`` is padded, ``lengths``. A test part is
-            ``x_test``, ``y_test`` and ``lengths_test``.
+        dataset: one of
+
+            - the name of a set in the UCR or UEA archive, which aeon downloads to ``root`` unless
+              aeon contains it or it is there;
+            - the path of ``NAME_TRAIN.ts``, with ``NAME_TEST.ts`` beside it;
+            - the path of an ``.npz`` with the arrays ``x``, ``(samples, T)`` or
+              ``(samples, T, channels)``, ``y`` with the number or name of each sample's class, and
+              ``lengths`` if ``x`` is padded. The arrays of a test part are ``x_test``, ``y_test``
+              and ``lengths_test``.
         root: the folder of downloaded sets.
-        missing: what becomes of missing values (nan): ``"refuse"``, or ``"interpolate"``: a line
-            between the neighbours in time, and the nearest value before the first and after the
-            last.
+        missing: what to do with missing values (nan). ``"refuse"`` raises an error.
+            ``"interpolate"`` fills them linearly between their neighbours in time, and with the
+            nearest value at the ends.
 
     Raises:
-        InputError: there is no such set or file, nothing to read it with, or its content makes no
-            sense: missing or infinite values, an empty sequence, other channels than the first, a
-            single class, or classes in the test part that training does not have.
+        InputError: the set or file does not exist, aeon is not installed, or the content makes no
+            sense: missing or infinite values, an empty sequence, a sequence with other channels
+            than the first, a single class, or a class in the test part alone.
     """
     if dataset.endswith(".npz"):
         arrays = _npz(Path(dataset))
@@ -73,7 +77,7 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
         for label in np.unique(y):
             require(
                 bool((names == label).any()),
-                f"{dataset}: class {label} of the test part is none of the training part",
+                f"{dataset}: the test part has class {label}, which the training part has not",
             )
         parts["test"] = _sequences(x, f"{dataset}, test", missing), np.searchsorted(names, y)
     channels = parts["train"][0][0].shape[1]
@@ -142,45 +146,41 @@ def _ts(dataset: str) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
 
 
 def _read_ts(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    require(path.exists(), f"there is no file {path}")
-    require(path.is_file(), f"{path} is not a file")
-    read = _aeon(f"{path} is").load_from_ts_file
-    return _time_first(path, lambda: read(str(path), return_meta_data=True))
+    with reading(path):
+        content = _aeon(f"{path} is").load_from_ts_file(str(path), return_meta_data=True)
+    return _check_classes(path, *content)
 
 
 def _archive(name: str, root: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
     aeon = _aeon(f"dataset={name} is")
-    brought = Path(aeon.__file__).parent / "data" / name / f"{name}{TRAIN}"
-    if brought.exists():
-        return _ts(str(brought))
-    there = (root / name / f"{name}{TRAIN}").exists()
+    contained = Path(aeon.__file__).parent / "data" / name / f"{name}{TRAIN}"
+    if contained.exists():
+        return _ts(str(contained))
     known = aeon.tsc_datasets.tsc_zenodo
-    if not there and name not in known:
+    if not (root / name / f"{name}{TRAIN}").exists() and name not in known:
         similar = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         raise InputError(
             f"dataset={name}: the UCR and UEA archives have no such set"
             + "".join(f", but {other}" for other in similar)
         )
+    parts = {}
+    for part in ("train", "test"):
+        options = {"split": part, "extract_path": str(root), "return_metadata": True}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = aeon.load_classification(name, **options)
+        except Exception as error:  # the network, an archive or a line of text may fail
+            reason = one_line(error)
+            raise InputError(f"{name} can be neither read nor downloaded: {reason}") from None
+        parts[part] = _check_classes(name, *content)
+    return parts
 
-    def read(split: str) -> tuple[Sequence[np.ndarray], np.ndarray]:
-        options = {"split": split, "extract_path": str(root), "return_metadata": True}
-        return _time_first(name, lambda: aeon.load_classification(name, **options))
 
-    return {split: read(split) for split in ("train", "test")}
-
-
-def _time_first(
-    source: Any, read: Callable[[], tuple[Any, np.ndarray, dict]]
+def _check_classes(
+    source: Any, x: Sequence[np.ndarray], y: np.ndarray, about: dict[str, Any]
 ) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """What aeon reads, ``(channels, T)`` each, as ``(T, channels)``."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            x, y, about = read()
-    except Exception as error:  # aeon lets through whatever a line of text or the network raises
-        raise InputError(
-            f"{source} can be neither read nor downloaded: {one_line(error)}"
-        ) from None
+    """Checks the classes that aeon has read, and turns sequences to ``(T, channels)``."""
     require(about["classlabel"] and len(y) > 0, f"{source} has no classes: it is no classification")
     labels = [str(label).strip() for label in y]
     for index, label in enumerate(labels):
@@ -231,10 +231,10 @@ def _interpolate(sequence: np.ndarray, gaps: np.ndarray) -> None:
 
 
 def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over all steps of all sequences.
+    """Computes each channel's mean and standard deviation over all steps of all sequences.
 
-    They are computed relative to the first step, so that large numbers which differ little keep
-    their digits, and a channel that never changes has a deviation of exactly zero.
+    The sums are of differences from the first step. So large numbers that differ little keep their
+    digits, and a channel that never changes has a deviation of exactly zero.
 
     Args:
         sequences: ``(T_i, channels)`` each, float64.

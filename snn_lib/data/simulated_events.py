@@ -1,10 +1,11 @@
-"""Simulated recordings of MNIST by an event camera, in the form and the folders of N-MNIST.
+"""Simulated recordings of MNIST by an event camera, in the files and folders of N-MNIST.
 
-An image stands still and the camera looks around in three saccades, a triangle of 100 ms a side. A
-pixel sees the logarithm of its light, and sends an event where that has changed by its threshold.
+An image stands still while the camera looks around in three saccades of 100 ms, along the sides of
+a triangle. A pixel sees the logarithm of its light and sends an event where that has changed by the
+pixel's threshold.
 
-They are simulated: what a network reaches on them says nothing of what it reaches on the recordings
-of N-MNIST, whose form they have so that everything behind the camera can be tried without those.
+The recordings let everything behind the camera be tried without N-MNIST. The accuracy of a network
+on them says nothing about its accuracy on the real recordings.
 """
 
 import hashlib
@@ -28,10 +29,10 @@ from snn_lib.errors import require
 from snn_lib.files import write_atomically
 from snn_lib.settings import Settings, setting
 
-SACCADE, SACCADES = 100, 3  # milliseconds of each, and how many
+SACCADE, SACCADES = 100, 3  # milliseconds of a saccade, and number of saccades
 STEP = 1.0  # milliseconds between two looks at the light
 BLOCK = 100  # recordings that are simulated together, with random numbers of their own
-CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, in its height
+CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, relative to its height
 
 
 @dataclass
@@ -53,28 +54,27 @@ class CameraConfig(Settings):
     seed: int = setting(0, "seed of thresholds and noise", at_least=0)
 
     def folder(self, root: Path) -> Path:
-        """Where the recordings of such a camera are: another camera has another folder."""
+        """The folder of this camera's recordings. Another camera has another folder."""
         settings = json.dumps(asdict(self), sort_keys=True).encode()
         return root / f"simulated_nmnist_{hashlib.sha256(settings).hexdigest()[:8]}"
 
 
 def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: int) -> list[Path]:
-    """The files of the first images of MNIST as a camera records them. Those missing are made.
+    """Lists the recordings of MNIST's first images, and makes those that are missing.
 
-    Recordings are made in blocks. Beside each block lies a list of its files with their checksums,
-    which is written last. A block without its list, or with a file that the list does not describe,
-    is made again. What is written depends on the camera and the image alone, so that several
-    processes may make the same block.
+    Recordings are made in blocks. A list of a block's files with their checksums is written last. A
+    block without its list, or with a file that differs from its checksum, is made again. Recordings
+    depend on the camera and the image alone, so several processes may make the same block.
 
     Args:
         camera: the camera.
-        root: the folder of all data sets, MNIST's among them.
-        train: whether the training images are meant.
-        count: how many recordings, at most as many as there are images.
+        root: the folder of all data sets, with MNIST in it.
+        train: whether to record the training images, or else the test images.
+        count: number of recordings, at most as many as there are images.
 
     Raises:
-        InputError: there is no MNIST, or the camera sees nothing of an image.
-        RunError, OSError: nothing can be written.
+        InputError: there is no MNIST, or the camera records no event of an image.
+        RunError, OSError: the recordings cannot be written.
     """
     folder, part = camera.folder(root), FOLDERS["train" if train else "test"]
     starts = range(0, min(count, IMAGES[train]), BLOCK)
@@ -94,12 +94,12 @@ def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: i
 
 
 def write_block(list_path: Path, names: Sequence[str], block: Sequence[Events]) -> list[Path]:
-    """Writes recordings beside a list of them, and then the list in the form of ``sha256sum``."""
+    """Writes recordings and then their list, in the form of ``sha256sum``; returns their files."""
     lines, paths = [], [list_path.parent / name for name in names]
     for name, path, events in zip(names, paths, block, strict=True):
         require(
             len(events.t) > 0,
-            f"the camera records nothing of an image ({name}): lower camera.threshold, or raise "
+            f"the camera records no event of an image ({name}): lower camera.threshold, or raise "
             "camera.reach or camera.noise",
         )
         content = nmnist_bytes(events)
@@ -111,7 +111,7 @@ def write_block(list_path: Path, names: Sequence[str], block: Sequence[Events]) 
 
 
 def intact_block(list_path: Path) -> list[Path]:
-    """The files of a list, or none of them if one is not what its checksum says."""
+    """Returns the files of a list, or no file if one of them differs from its checksum."""
     try:
         lines = [line.split("  ", 1) for line in list_path.read_text().splitlines()]
         files = [(total, list_path.parent / name) for total, name in lines]
@@ -123,15 +123,15 @@ def intact_block(list_path: Path) -> list[Path]:
 
 
 def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> list[Events]:
-    """What the camera records of each image.
+    """Records each image.
 
     Args:
         images: uint8 ``(B, 28, 28)``.
         camera: the camera.
-        generator: of the noise.
+        generator: the source of the noise.
     """
-    seen = watch(pan_images(images, camera), STEP, draw_thresholds(camera), camera.refractory)
-    together = torch.cat([seen, draw_noise(len(images), camera, generator)], 1)
+    changes = watch(pan_images(images, camera), STEP, draw_thresholds(camera), camera.refractory)
+    together = torch.cat([changes, draw_noise(len(images), camera, generator)], 1)
     recording, t, *_ = together
     together = together[:, (recording << 32 | t).argsort(stable=True)].numpy()
     begins = np.searchsorted(together[0], np.arange(1, len(images)))
@@ -139,17 +139,17 @@ def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> 
 
 
 def draw_thresholds(camera: CameraConfig) -> Tensor:
-    """Those of every pixel for darker and brighter, ``(2, 34, 34)``: properties of the camera."""
+    """Draws the thresholds of the camera's pixels for darker and brighter, ``(2, 34, 34)``."""
     generator = batch_generator(camera.seed, -1, 0)
     spread = camera.spread * torch.randn(2, NMNIST_SIDE, NMNIST_SIDE, generator=generator)
     return camera.threshold * (1.0 + spread).clamp(min=0.1)
 
 
 def pan_images(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
-    """The light ``(B, 34, 34)`` on the sensor every millisecond, from 0 to 300.
+    """Yields the light ``(B, 34, 34)`` on the sensor at every millisecond from 0 to 300.
 
-    The image passes by in saccades from corner to corner of a triangle around the middle; a saccade
-    starts and ends at rest, half a period of a cosine. Between pixels light is interpolated.
+    The image moves in saccades from corner to corner of a triangle around the middle. A saccade
+    starts and ends at rest, as half a period of a cosine. Light is interpolated between pixels.
     """
     margin = math.ceil(camera.reach / 2) + 1
     around = (NMNIST_SIDE - images.shape[-1]) // 2 + margin
@@ -170,23 +170,24 @@ def pan_images(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
 
 
 def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: float) -> Tensor:
-    """The events of pixels that see a changing light.
+    """Finds the events of pixels that see a changing light.
 
-    A pixel remembers the logarithm of the light of its last event. Where the logarithm now, a line
-    between two looks, has moved away from it by the threshold, the pixel sends an event. Then it is
-    blind for a while, and what it sees at the next look after that is what it remembers.
+    A pixel remembers the logarithm of the light at its last event. The logarithm is taken to change
+    linearly between two looks. When it differs from the remembered one by the threshold, the pixel
+    sends an event. Then the pixel is blind for a while, and remembers what it sees at its first
+    look after that.
 
     Source: Lichtsteiner, Posch, Delbruck, IEEE Journal of Solid-State Circuits 2008, doi
     10.1109/JSSC.2007.914337.
 
     Args:
-        light: ``(B, H, W)`` at every look, positive.
+        light: positive light ``(B, H, W)`` at every look.
         step: milliseconds between two looks.
-        thresholds: of the logarithm, for darker and for brighter, ``(2, H, W)``.
+        thresholds: changes of the logarithm for darker and for brighter, ``(2, H, W)``.
         refractory: milliseconds for which a pixel is blind.
 
     Returns:
-        For each event the number in B, microseconds, y, x, polarity, int64 ``(5, events)``.
+        int64 ``(5, events)``: number of the recording, microseconds, y, x and polarity.
     """
     looks = iter(light)
     before = next(looks).log()
@@ -213,7 +214,7 @@ def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: 
 
 
 def draw_noise(count: int, camera: CameraConfig, generator: torch.Generator) -> Tensor:
-    """Events without a reason in so many recordings, in the form that :func:`watch` returns."""
+    """Draws random events of ``count`` recordings, in the form that :func:`watch` returns."""
     seconds = SACCADES * SACCADE / 1000.0
     expected = torch.full((count,), camera.noise * seconds * NMNIST_SIDE**2)
     events = torch.poisson(expected, generator=generator).long()

@@ -1,14 +1,14 @@
-"""Tasks on anyone's sequences: classes, numbers, or a target at every step.
+"""Tasks on a user's own sequences: classes, numbers, or a target at every step.
 
     def data(config):
         return {"train": (x, y), "test": (x_test, y_test)}
 
     main(__file__, build_model, SequenceClassification(data, readout="mean"))
 
-``x`` has the samples first, ``(samples, T, *features)``, or is a list of ``(T, *features)``; a
-``torch.utils.data.Dataset`` of ``(sequence, target)`` serves as well. The network sees batches time
-first, ``(T, B, *features)``, padded to the longest; what lies after a sequence's own end changes
-neither loss nor metrics.
+``x`` has the samples first, ``(samples, T, *features)``, or is a list of ``(T, *features)``. A
+``torch.utils.data.Dataset`` of ``(sequence, target)`` serves as well. The network sees batches that
+are time first, ``(T, B, *features)``, and padded to the longest sequence. The padding changes
+neither the loss nor the metrics.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,12 +33,12 @@ class SequenceTask(Task):
     """What tasks on sequences share: the data, its parts and their batches.
 
     Args:
-        data: the parts, or a function that makes them from the configuration: ``train``, and
-            ``validation`` and ``test`` where there are any; each a data set of ``(sequence,
-            target)``, or ``(x, y)``, or ``(x, y, lengths)`` with padded sequences.
-        validation_share: of the training part, drawn by the seed, which chooses the best epoch if
-            there is no validation part.
-        config_class: the settings, by default those of the task.
+        data: the parts by name, or a function of the configuration that returns them. There must be
+            a part ``train``, and there may be ``validation`` and ``test``. A part is a data set of
+            ``(sequence, target)``, or ``(x, y)``, or ``(x, y, lengths)`` with padded sequences.
+        validation_share: without a validation part, this share of the training part is held out,
+            drawn by the seed, to choose the best epoch.
+        config_class: the class of the settings, by default that of the task.
     """
 
     targets_are_sequences = False
@@ -73,7 +73,7 @@ class SequenceTask(Task):
         }
         self.shapes: tuple[tuple[int, ...], ...] | None = None
         with batch_seed(config.seed, 0, 0):  # a data set may draw at random
-            for name, part in self.parts.items():  # of a data set on a disk one sample must do
+            for name, part in self.parts.items():  # all of arrays, the first of a data set
                 for index in range(len(part) if isinstance(part, SequenceDataset) else 1):
                     self.fetch(name, index)
         if "validation" not in self.parts:
@@ -82,7 +82,7 @@ class SequenceTask(Task):
             self.readout.to(device)
 
     def _held_out(self, whole: Dataset) -> dict[str, Dataset]:
-        """Training and validation parts of a data set, drawn by the seed."""
+        """Splits a data set into training and validation parts, drawn by the seed."""
         count = len(whole)
         validation = max(1, round(count * self.validation_share))
         require(
@@ -98,12 +98,11 @@ class SequenceTask(Task):
         return split in self.parts
 
     def fetch(self, part: str, index: int) -> tuple[Tensor, Tensor]:
-        """A sample of a part, ``(T, *features)`` and its target.
+        """Reads a sample of a part: a sequence ``(T, *features)`` and its target.
 
         Raises:
-            InputError: the sample cannot be read, makes no sense, or has another shape than the one
-                that was read first. The message has its number, in the whole where a part was held
-                out.
+            InputError: the sample cannot be read, makes no sense, or has another shape than the
+                sample that was read first. The message has its number in the user's own data.
         """
         data = self.parts[part]
         if isinstance(data, Subset):
@@ -123,7 +122,7 @@ class SequenceTask(Task):
         return x, y
 
     def output(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the model says at every step.
+        """Runs the model.
 
         Raises:
             InputError: the model does not take sequences of these features.
@@ -153,7 +152,7 @@ class SequenceTask(Task):
             batch = collate(samples, self.targets_are_sequences)
             if mine:
                 return batch
-            none = slice(0, 0)  # was left of a small last batch for this process
+            none = slice(0, 0)  # a small last batch has no sample for this process
             y = batch.y[:, none] if self.targets_are_sequences else batch.y[none]
             return Batch(batch.x[:, none], y)
 
@@ -162,12 +161,13 @@ class SequenceTask(Task):
 
 
 class SequenceClassification(SequenceTask, Classification):
-    """A class for every sequence: cross-entropy of what the readout says.
+    """A class for every sequence: cross-entropy of the readout's answer.
 
     Args:
         data: as in :class:`SequenceTask`; targets are class numbers, integers from 0 on.
         readout: a name of ``snn_lib.readout.READOUTS`` (``count``, ``mean``, ``last``, ``maximum``,
-            ``leaky``) or what takes ``(output, lengths)`` to ``(B, classes)``, without parameters.
+            ``leaky``), or a function without parameters from ``(output, lengths)`` to
+            ``(B, classes)``.
         validation_share, config_class: as in :class:`SequenceTask`.
     """
 
@@ -184,10 +184,10 @@ class SequenceClassification(SequenceTask, Classification):
         self._labels_seen = False
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the readout says, ``(B, classes)``."""
+        """The readout's answer, ``(B, classes)``."""
         logits, labels = self.readout(self.output(model, batch), batch.lengths).float(), batch.y
         if len(labels) and (labels.device.type == "cpu" or not self._labels_seen):
-            self._labels_seen = True  # once, where to look is to wait for the device
+            self._labels_seen = True  # on a device only once, as looking waits for the device
             highest = labels.max().item()
             require(
                 highest < logits.shape[1],
@@ -208,7 +208,7 @@ class SequenceRegression(SequenceTask):
     """Numbers for every sequence, or for every step of it: mean squared error.
 
     Args:
-        data: as in :class:`SequenceTask`; targets have the shape of what the network says, without
+        data: as in :class:`SequenceTask`. Targets have the shape of the network's answer, without
             the batch.
         readout: as in :class:`SequenceClassification`; ``None`` if there is a target at every step,
             ``(T, *targets)``.

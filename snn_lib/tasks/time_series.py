@@ -1,8 +1,8 @@
-"""Time series classification: a set of the UCR and UEA archives, or data of one's own.
+"""Time series classification: a set of the UCR and UEA archives, or a user's own data.
 
-Every channel is standardised by the training sequences, and long sequences are averaged over
-blocks of steps. What the network sees is an encoding of that, what it says the mean over time of
-its output, within each sequence's own length.
+Every channel is standardised by its mean and deviation in the training sequences, and long
+sequences are averaged over blocks of steps. The network sees an encoding of the result. Its answer
+is the mean of its output over the steps of the sequence.
 """
 
 from collections.abc import Iterator
@@ -91,8 +91,8 @@ class TimeSeries(SequenceClassification):
 
     Attributes:
         classes: the names of the classes, by number.
-        inputs: channels that the network sees.
-        steps: the most steps it sees, those of the longest training sequence.
+        inputs: number of channels that the network sees.
+        steps: number of steps that the network sees of the longest training sequence.
     """
 
     config_class = TimeSeriesConfig
@@ -101,7 +101,7 @@ class TimeSeries(SequenceClassification):
         super().__init__(self.read, readout="mean")
 
     def read(self, config: TimeSeriesConfig) -> dict[str, tuple[list[Tensor], Tensor]]:
-        """The parts, standardised and no longer than the configuration says."""
+        """Reads the parts, standardises them and shortens long sequences."""
         options, series = config.hyperparameters, config.series
         parts, self.classes = load_series(config.dataset, Path(config.dataset_path), series.missing)
         x, y = parts.pop("train")
@@ -133,8 +133,8 @@ class TimeSeries(SequenceClassification):
 
         window = options.window if options.encoding == "latency" else 1
         self.steps = -(-longest // block) * window
-        inputs = {"population": options.fields, "latency": 1}.get(options.encoding, 2)  # a channel
-        self.inputs = inputs * len(mean)
+        each = {"population": options.fields, "latency": 1}.get(options.encoding, 2)
+        self.inputs = each * len(mean)
         parts = {part: (list(prepare(part)), y) for part, (_, y) in parts.items()}
         changes = torch.cat([one.diff(dim=0) for one in parts["train"][0]])
         change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
@@ -164,7 +164,7 @@ class TimeSeries(SequenceClassification):
         return self.shared(shown, size, take, shuffle=training)
 
     def encode(self, batch: Batch) -> Batch:
-        """The sequences as the encoding has them; ``latency`` makes them longer."""
+        """Encodes the sequences. The encoding ``latency`` makes them longer."""
         options, (x, _, lengths) = self.config.hyperparameters, batch
         if options.encoding == "population":
             x = encoding.population(
@@ -181,7 +181,7 @@ class TimeSeries(SequenceClassification):
         return batch._replace(x=x, lengths=lengths)
 
     def sample(self) -> Tensor:
-        """What the network sees of training sequences from all over the set, ``(T, B, inputs)``."""
+        """Encodes training sequences from all over the set, ``(T, B, inputs)``."""
         samples = self.parts["train"]
         spread = range(0, len(samples), -(-len(samples) // EVALUATION_BATCH))
         batch = collate([samples[index] for index in spread])
@@ -193,12 +193,13 @@ class TimeSeries(SequenceClassification):
 
 
 def split_by_class(y: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the training and of the held-out samples, of every class its share.
+    """Draws a share of each class to be held out; returns training and held-out indices.
 
     Args:
         y: class numbers, ``(samples,)``.
-        share: of each class, rounded; a class keeps one for training at least.
-        seed: of the draw.
+        share: the share of each class that is held out, rounded to whole samples. Each class keeps
+            at least one sample for training.
+        seed: the seed of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
     training, held_out = [], []

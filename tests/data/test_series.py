@@ -134,7 +134,7 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ({"x": X, "y": np.ones(6, int)}, "all training sequences are of class 1"),
         (
             {"x": X, "y": Y, "x_test": X[:1], "y_test": np.array(["fly"])},
-            "class fly of the test part is none of the training part",
+            "the test part has class fly, which the training part has not",
         ),
         (
             {"x": X, "y": Y, "x_test": X[:1, :, :1], "y_test": Y[:1]},
@@ -162,7 +162,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         for part in ("TRAIN", "TEST"):
             (tmp_path / f"text_{part}.ts").write_text(text)
         message = refusal(f"{tmp_path}/text_TRAIN.ts")
-        assert re.search("can be neither read nor downloaded|no classification", message)
+        assert re.search("cannot be read|no classification", message)
 
 
 def test_a_class_that_the_header_does_not_list_is_refused(tmp_path):

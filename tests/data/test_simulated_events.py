@@ -251,7 +251,7 @@ def test_runs_that_simulate_at_the_same_time_leave_all_recordings(root, monkeypa
 
 
 def test_a_camera_that_sees_nothing_of_an_image_is_refused(root):
-    with pytest.raises(InputError, match=r"records nothing of an image .*lower camera\.threshold"):
+    with pytest.raises(InputError, match=r"records no event of an image .*lower camera\.threshold"):
         simulated_recordings(CameraConfig(reach=0.0, noise=0.0), root, train=True, count=1)
 
 
