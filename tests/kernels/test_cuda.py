@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 triton = pytest.importorskip("triton", exc_type=ImportError)
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -202,7 +203,7 @@ def test_kernels_run_on_the_device_of_their_tensors(launches, surrogate):
     assert len(launches) == 4  # each function has its kernel, whatever the surrogate
     for launch in launches:
         assert launch.guard is not None
-        tensors = [tensor for tensor in launch.tensors if isinstance(tensor, torch.Tensor)]
+        tensors = [leaf for leaf in tree_leaves(launch.tensors) if isinstance(leaf, torch.Tensor)]
         assert {tensor.device.type for tensor in (launch.guard, *tensors)} == {"meta"}
 
 

@@ -21,11 +21,19 @@ def lanes(batch, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS
 
 
 @triton.jit
-def at(sequence, stride, t, b, n, NEIGHBOURS: tl.constexpr):
+def at(sequence, t, b, n, NEIGHBOURS: tl.constexpr):
     """The addresses of the lanes at step ``t``, and the distance to those of the next step."""
+    address, stride = sequence
     step = tl.cast(stride[0], tl.int64) // NEIGHBOURS * NEIGHBOURS
     row = tl.cast(stride[1], tl.int64) // NEIGHBOURS * NEIGHBOURS
-    return sequence + t * step + b * row + n * stride[2], step
+    return address + t * step + b * row + n * stride[2], step
+
+
+@triton.jit
+def load_state(state, b, n, lane):
+    """What the lanes have of a neuron's state, which has no time."""
+    address, stride = state
+    return tl.load(address + b * stride[0] + n * stride[1], lane, 0.0)
 
 
 @triton.jit

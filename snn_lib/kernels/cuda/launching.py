@@ -41,7 +41,8 @@ def launch(kernel, tile: dict[str, int], shape: torch.Size, *arguments, **consta
     """Runs a kernel, with enough programs to cover all lanes of sequences of this shape."""
     steps, batch, channels = shape
     programs = triton.cdiv(batch, tile["ROWS"]) * triton.cdiv(channels, tile["COLUMNS"])
-    with torch.cuda.device_of(arguments[0]):
+    (tensor, _), *_ = arguments
+    with torch.cuda.device_of(tensor):
         kernel[(programs,)](
             *arguments,
             steps,
@@ -55,7 +56,7 @@ def launch(kernel, tile: dict[str, int], shape: torch.Size, *arguments, **consta
 
 
 def strided(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """A tensor as a kernel takes it, with its strides."""
+    """A tensor as a kernel takes it if it need not be contiguous."""
     return tensor, tensor.stride()
 
 

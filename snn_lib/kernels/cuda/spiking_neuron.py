@@ -4,7 +4,7 @@ import triton.language as tl
 from torch import Tensor
 
 from snn_lib.kernels.cuda.dropout import drop, numbered
-from snn_lib.kernels.cuda.lanes import at, lanes, store_partial_sums
+from snn_lib.kernels.cuda.lanes import at, lanes, load_state, store_partial_sums
 from snn_lib.kernels.cuda.launching import (
     STAGES,
     UNROLL,
@@ -34,12 +34,12 @@ def neuron_forward(
         _neuron_forward,
         tile_shape(current),
         current.shape,
-        *strided(current),
+        strided(current),
         reset_decay.contiguous(),
         reset_strength.contiguous(),
         membrane_decay.contiguous(),
-        *strided(membrane),
-        *strided(reset),
+        strided(membrane),
+        strided(reset),
         seed,
         spikes,
         last_membrane,
@@ -85,16 +85,16 @@ def neuron_backward(
         _neuron_backward,
         tile,
         shape,
-        *strided(grad_spikes),
-        *strided(grad_membrane),
-        *strided(grad_reset),
-        *strided(current),
+        strided(grad_spikes),
+        strided(grad_membrane),
+        strided(grad_reset),
+        strided(current),
         reset_decay.contiguous(),
         reset_strength.contiguous(),
         membrane_decay.contiguous(),
-        *strided(membrane),
-        *strided(reset),
-        *strided(slope),
+        strided(membrane),
+        strided(reset),
+        strided(slope),
         seed,
         membranes,
         resets,
@@ -123,14 +123,11 @@ def neuron_backward(
 @jit
 def _neuron_forward(
     current,
-    current_stride,
     reset_decay,
     reset_strength,
     membrane_decay,
     membrane,
-    membrane_stride,
     reset,
-    reset_stride,
     seed,
     spikes,
     last_membrane,
@@ -148,12 +145,12 @@ def _neuron_forward(
     theta = tl.load(reset_decay + n, n < channels, 0.0)
     strength = tl.load(reset_strength + n, n < channels, 0.0)
     decay = tl.load(membrane_decay + n, n < channels, 0.0)
-    v = tl.load(membrane + b * membrane_stride[0] + n * membrane_stride[1], lane, 0.0)
-    r = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
+    v = load_state(membrane, b, n, lane)
+    r = load_state(reset, b, n, lane)
     lane_index = b * channels + n
     key, index = numbered(seed, lane_index, DROPS)
 
-    current, current_step = at(current, current_stride, 0, b, n, NEIGHBOURS)
+    current, current_step = at(current, 0, b, n, NEIGHBOURS)
     spikes += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         v = decay * v + tl.load(current, lane, 0.0).to(v.dtype) - r
@@ -170,22 +167,15 @@ def _neuron_forward(
 @jit
 def _neuron_backward(
     grad_spikes,
-    grad_spikes_stride,
     grad_membrane,
-    grad_membrane_stride,
     grad_reset,
-    grad_reset_stride,
     current,
-    current_stride,
     reset_decay,
     reset_strength,
     membrane_decay,
     membrane,
-    membrane_stride,
     reset,
-    reset_stride,
     slope,
-    slope_stride,
     seed,
     membranes,
     resets,
@@ -219,9 +209,9 @@ def _neuron_backward(
     lane_index = b * channels + n
 
     # The neuron runs once more and leaves V[t-1] and R[t], of which step t is made.
-    potential = tl.load(membrane + b * membrane_stride[0] + n * membrane_stride[1], lane, 0.0)
-    trace = tl.load(reset + b * reset_stride[0] + n * reset_stride[1], lane, 0.0)
-    current, current_step = at(current, current_stride, 0, b, n, NEIGHBOURS)
+    potential = load_state(membrane, b, n, lane)
+    trace = load_state(reset, b, n, lane)
+    current, current_step = at(current, 0, b, n, NEIGHBOURS)
     membranes += lane_index
     resets += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
@@ -237,17 +227,15 @@ def _neuron_backward(
     tl.debug_barrier()  # from here on all threads of the program see the scratch memory
 
     # Then back through time: v and r are the gradients of V[t] and R[t+1] from the steps after t.
-    v = tl.load(
-        grad_membrane + b * grad_membrane_stride[0] + n * grad_membrane_stride[1], lane, 0.0
-    )
-    r = tl.load(grad_reset + b * grad_reset_stride[0] + n * grad_reset_stride[1], lane, 0.0)
+    v = load_state(grad_membrane, b, n, lane)
+    r = load_state(grad_reset, b, n, lane)
     theta_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     strength_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     lambda_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     last = steps.to(tl.int64) - 1
     key, index = numbered(seed, last * step + lane_index, DROPS)
-    grad_spikes, grad_spikes_step = at(grad_spikes, grad_spikes_stride, last, b, n, NEIGHBOURS)
-    slope, slope_step = at(slope, slope_stride, last, b, n, NEIGHBOURS)
+    grad_spikes, grad_spikes_step = at(grad_spikes, last, b, n, NEIGHBOURS)
+    slope, slope_step = at(slope, last, b, n, NEIGHBOURS)
     grad_current += last * step + lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         membranes -= step
