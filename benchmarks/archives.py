@@ -103,7 +103,7 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
         return SNN(config, task.inputs, len(task.classes), task.steps)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        config.checkpoint_base_path = config.runs_path = folder
+        config.runs_path = folder
         begin = time.process_time()
         first_weights = None if method in RECURRENT else initialise
         experiment = Experiment(build, task, config, first_weights)

@@ -84,7 +84,6 @@ def experiment_with(number: int, folder: str, chosen: argparse.Namespace) -> Exp
     samples = (40 if chosen.smoke else SAMPLES) // number
     overrides = [
         f"dataset_path={path}",
-        f"checkpoint_base_path={folder}",
         f"runs_path={folder}",
         f"device={chosen.device}",
         f"hyperparameters.epoch={1 if chosen.smoke else EPOCHS}",

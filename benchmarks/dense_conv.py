@@ -5,7 +5,7 @@
 
 It sees each image once, without a time axis, has a ReLU where the other spikes, one output for each
 class and PyTorch's first weights. Settings of time, neurons and filters have no effect; the weights
-that --test evaluates are named by test_checkpoint_path=checkpoint/dense_conv_best.
+that --test evaluates are named by test_checkpoint_path=runs/dense_conv/TIME/best.
 """
 
 import sys

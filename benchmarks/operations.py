@@ -110,7 +110,7 @@ def train(
     """Trains a network with the settings of snn_mlp_1.yaml, but for what is overridden."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"dataset_path={ROOT / 'dataset'}", f"device={chosen.device}"]
-        paths += [f"checkpoint_base_path={folder}", f"runs_path={folder}"]
+        paths.append(f"runs_path={folder}")
         if chosen.smoke:
             sizes = ("training_size=64", "validation_size=10", "test_size=10")
             paths += [f"mnist_config.{size}" for size in sizes]

@@ -15,7 +15,7 @@ import numpy as np
 from measuring import interleave, machine, options, quartiles
 from networks import CHUNK, MEMORY, SNN, ChunkedLoss, ChunkedSNN, Network, Variant, dense
 
-from snn_lib.training.run_log import write_csv
+from snn_lib.files import write_csv
 
 ROUNDS, SECONDS = 8, 0.2  # visits to each point, and how long one lasts at least
 

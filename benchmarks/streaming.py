@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT))
 import sequential_mnist
 import snn_mlp_1
 from snn_lib import SpikingNeuron, use_backend
+from snn_lib.files import write_csv
 from snn_lib.synapses import IIRSynapse
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
-from snn_lib.training.run_log import write_csv
 
 ROUNDS, STEPS = 10, 200  # visits to each subject, and steps of one
 

@@ -24,7 +24,7 @@ from networks import DIGITS, MAPS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent
 from other_libraries import installed
 from torch import nn
 
-from snn_lib.training.run_log import write_csv
+from snn_lib.files import write_csv
 
 FLOOR, LOOP = "dense floor", "per-step loop"
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least

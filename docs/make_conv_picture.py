@@ -1,7 +1,7 @@
 """Draws what a convolutional network does with a digit: its first maps' spikes, and its filters.
 
     python docs/make_conv_picture.py                                   # the pretrained snn_conv
-    python docs/make_conv_picture.py --checkpoint checkpoint/try_best --digit 7
+    python docs/make_conv_picture.py --checkpoint runs/try/TIME/best --digit 7
 
 Above, a row is a feature map of the first layer, a column a time step, a dot a neuron that spikes;
 before them the weights of the map and the sum of its spikes. Below, what the filters of every layer

@@ -2,7 +2,7 @@
 
     python docs/make_event_picture.py                            # a simulated test recording
     python docs/make_event_picture.py --recording folder/00007.bin
-    python docs/make_event_picture.py --checkpoint checkpoint/nmnist_best --number 3
+    python docs/make_event_picture.py --checkpoint runs/nmnist/TIME/best --number 3
 
 A step runs as soon as its events are all there, with the state of the steps before: after each it
 says what it would say of a recording that ended here, and how long after the step's end. Above,

@@ -1,20 +1,28 @@
 """Writing files so that a crash leaves the old content or the new, never half of it."""
 
+import contextlib
 import csv
 import io
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from snn_lib.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None
 
 
 def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
     """Writes a file beside ``path``, then renames it to ``path``.
 
     The file is synced before the renaming, so whatever happens, ``path`` holds its old content or
-    the new, never part of one.
+    the new, never part of one. A file that is replaced keeps its permissions, and of a symbolic
+    link the file that it leads to is replaced.
 
     Args:
         path: the file.
@@ -25,26 +33,43 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror}; what was there before is untouched"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide the error above
+            temporary.unlink(missing_ok=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes what a process that was killed while it wrote ``path`` has left beside it."""
-    for temporary in path.parent.glob(f"{path.name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+def lock(path: Path) -> IO[bytes]:
+    """Locks a file for this process, until it is closed or the process ends in whatever way.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+        OSError: it cannot be written.
+    """
+    file = open(path, "ab")  # noqa: SIM115 (closed by the caller)
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # systems differ in which
+            file.close()
+            raise BlockingIOError from None
+        except OSError:  # a file system that has no locks
+            pass
+    return file
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -289,7 +289,7 @@ class ResonantHyperparameters(Hyperparameters):
 class ExperimentConfig(Settings):
     """What every experiment has; a task may add to it (see ``tasks.digits``)."""
 
-    name: str = setting("experiment", "name of the run, in its logs and checkpoints")
+    name: str = setting("experiment", "name of the run, and of the folder of all runs of this name")
     seed: int = setting(
         2, "seed of first weights, order, augmentation, dropout and spikes", at_least=0
     )
@@ -301,10 +301,13 @@ class ExperimentConfig(Settings):
         0, "processes that prepare batches ahead of time", at_least=0, at_most=256
     )
     dataset_path: str = setting("dataset", "folder with the data")
-    checkpoint_base_path: str = setting("checkpoint", "folder for NAME_last and NAME_best")
-    test_checkpoint_path: str = setting("", "checkpoint that --test evaluates; empty: NAME_best")
-    checkpoint_minutes: float = setting(10.0, "minutes between two checkpoints", above=0)
-    runs_path: str = setting("runs", "folder for NAME/TIME/ with metrics.csv and settings")
+    test_checkpoint_path: str = setting(
+        "", "checkpoint that --test evaluates; empty: the newest run's best"
+    )
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between two checkpoints within an epoch", above=0
+    )
+    runs_path: str = setting("runs", "folder in which every run has its own, NAME/TIME/")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -317,7 +320,7 @@ class ExperimentConfig(Settings):
             f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
             "files)",
         )
-        for key in ("dataset_path", "checkpoint_base_path", "test_checkpoint_path", "runs_path"):
+        for key in ("dataset_path", "test_checkpoint_path", "runs_path"):
             value = getattr(self, key)
             usable = value.isprintable() and (value or key == "test_checkpoint_path")
             require(bool(usable), f"{key} is {value!r}, which cannot be a path")

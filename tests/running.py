@@ -47,9 +47,13 @@ TINY = (
 
 def tiny(folder, *overrides):
     """Overrides for a run of a second on real digits, which writes under ``folder``."""
-    paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
-    best = f"test_checkpoint_path={folder}/checkpoint/snn_mlp_1_best"
-    return [*TINY, *paths, best, *overrides]
+    return [*TINY, f"runs_path={folder}/runs", "test_checkpoint_path=''", *overrides]
+
+
+def the_run(folder, name="*"):
+    """The folder of the one run under ``folder``."""
+    (path,) = Path(folder).glob(f"runs/{name}/*/")
+    return path
 
 
 class SmallSNN(nn.Module):
@@ -139,6 +143,10 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def kill(self):
+        """Ends it without its having a say."""
+        self.send(signal.SIGKILL)
+
     def wait(self, timeout=120):
         """Waits for its end; a negative exit code is the signal that ended it."""
         self.process.join(timeout)
@@ -201,7 +209,7 @@ def assert_same_weights(one, other):
 
 def metrics_of(folder):
     """The one metrics.csv under ``folder``, as rows without the columns that tell time."""
-    (path,) = Path(folder).glob("runs/*/*/metrics.csv")
-    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    text = (the_run(folder) / "metrics.csv").read_text()
+    header, *rows = [line.split(",") for line in text.splitlines()]
     kept = [i for i, name in enumerate(header) if name not in ("seconds", "data_seconds")]
     return [[row[i] for i in kept] for row in (header, *rows)]

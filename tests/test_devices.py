@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from claimed_device import ClaimedDevice
-from running import ROOT, SmallSNN, assert_same_weights, load, run, tiny
+from running import ROOT, SmallSNN, assert_same_weights, load, run, the_run, tiny
 from torch import nn
 
 from snn_lib import (
@@ -312,8 +312,7 @@ def memory_settings(folder, *overrides):
         "damage.block_size=3",
         "damage.rows_removed=3",
         "hyperparameters.delay=4",
-        f"checkpoint_base_path={folder}/checkpoint",
-        f"test_checkpoint_path={folder}/checkpoint/associative_memory_best",
+        "test_checkpoint_path=''",
         f"runs_path={folder}/runs",
         *overrides,
     ]
@@ -377,12 +376,11 @@ def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(tmp_path, exp
     interrupt = {"training_step": stop_in_the_second_epoch}
     stopped = on_the_device(experiment, ["--train"], parts, *overrides, **interrupt)
     assert stopped.code == 130
-    name = experiment[3].stem
-    assert load(parts / f"checkpoint/{name}_last")["progress"]["batch"] == 2
+    assert load(the_run(parts) / "last")["progress"]["batch"] == 2
     resumed = on_the_device(experiment, ["--train", "--resume"], parts, *overrides)
     assert (resumed.code, resumed.err) == (0, "")
     for which in ("last", "best"):
-        assert_same_weights(*(f / f"checkpoint/{name}_{which}" for f in (whole, parts)))
+        assert_same_weights(*(the_run(folder) / which for folder in (whole, parts)))
 
     tested = on_the_device(experiment, ["--test"], parts, *overrides)
     assert (tested.code, tested.err) == (0, "")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from running import ONE_THREAD, ROOT, assert_same_weights, metrics_of, shell, tiny
+from running import ONE_THREAD, ROOT, assert_same_weights, metrics_of, shell, the_run, tiny
 
 import event_vision
 import sequential_mnist
@@ -50,9 +50,7 @@ def accuracy(text):
     ],
 )
 def test_a_script_trains_and_tests_to_the_same_accuracy(tmp_path, script, overrides):
-    name = script.removesuffix(".py")
-    best = f"test_checkpoint_path={tmp_path}/checkpoint/{name}_best"
-    settings = [*tiny(tmp_path, "hyperparameters.epoch=3", *overrides), best]
+    settings = tiny(tmp_path, "hyperparameters.epoch=3", *overrides)
     trained = shell(sys.executable, script, "--train", *settings)
     assert trained.code == 0, trained.err
     assert trained.err == ""
@@ -82,8 +80,7 @@ def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path
     assert resumed.code == 0, resumed.err
     undisturbed = shell(*command, *whole)
     assert accuracy(undisturbed.out) == accuracy(resumed.out)
-    last = "checkpoint/snn_mlp_1_last"
-    assert_same_weights(tmp_path / "whole" / last, tmp_path / "halves" / last)
+    assert_same_weights(*(the_run(tmp_path / way) / "last" for way in ("whole", "halves")))
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
@@ -135,9 +132,8 @@ def test_event_vision_records_what_it_needs_trains_and_tests_to_the_same_accurac
         "events.validation_size=50",
         "events.test_size=50",
         f"dataset_path={tmp_path}",
-        f"checkpoint_base_path={tmp_path}/checkpoint",
         f"runs_path={tmp_path}/runs",
-        f"test_checkpoint_path={tmp_path}/checkpoint/event_vision_best",
+        "test_checkpoint_path=''",
     ]
     trained = shell(sys.executable, "event_vision.py", "--train", *settings)
     assert (trained.code, trained.err) == (0, "")

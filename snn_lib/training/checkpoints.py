@@ -1,26 +1,30 @@
 """Checkpoints: plain dicts of tensors and built-in types, written so that a crash leaves none half.
 
-Keys: ``epoch, snn_state_dict, optimizer_state_dict, rng, config, environment, metrics`` and what
-``experiment`` adds to resume in the middle of an epoch; a scheduler's state follows from the number
-of steps. Finished models hold ``epoch, snn_state_dict, config, environment, metrics``.
+A finished model holds ``epoch, snn_state_dict, metrics``, and of its origin ``config, environment``
+and ``script``. The last checkpoint of a run holds ``optimizer_state_dict, average_state_dict, rng``
+and ``progress`` as well, with which training goes on in the middle of an epoch; the scheduler's
+state follows from the number of steps.
 """
 
 import io
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from snn_lib.errors import InputError, one_line
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.files import write_atomically
 
+Checkpoint = dict[str, Any]
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint atomically.
 
     Raises:
@@ -31,7 +35,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint to the CPU, running no code from it (``weights_only``).
 
     Raises:
@@ -64,15 +68,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Puts a checkpoint's weights into the model.
 
     Raises:
-        InputError: the checkpoint belongs to another model; the message names what differs.
+        InputError: the checkpoint belongs to another model, and the message names what differs; or
+            a weight is not finite.
     """
     try:
         model.load_state_dict(checkpoint["snn_state_dict"])
     except Exception as error:  # a key or value that is none can fail in the loader in any way
         lines = str(error).splitlines() or [type(error).__name__]
         difference = shorten(lines[min(1, len(lines) - 1)], 200)  # the first is a title
-        raise InputError(f"checkpoint {path} belongs to another model: {difference}") from None
+        origin = named_with_origin(checkpoint, path)
+        raise InputError(f"{origin} belongs to another model: {difference}") from None
+    broken = not_finite(model.state_dict())
+    require(not broken, f"checkpoint {path} is of no use: {broken} not finite")
+
+
+def named_with_origin(checkpoint: Checkpoint, path: Path) -> str:
+    """The checkpoint's path, and the script that wrote it if the checkpoint tells."""
+    script = checkpoint.get("script")
+    return f"checkpoint {path}" + (f", written by {shorten(str(script), 50)}," if script else "")
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """The names of those that have an infinite or undefined element, separated by commas."""
+    return ", ".join(k for k, values in tensors.items() if not torch.isfinite(values).all())

@@ -21,10 +21,11 @@ from snn_lib.errors import InputError, RunError, require
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
-from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, named_with_origin
 from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.experiment import Experiment, Stopped
+from snn_lib.training.run_folder import newest
 
 # A checkpoint brings its own configuration along; these keys are about where it runs now.
 LOCAL_KEYS = (
@@ -32,14 +33,12 @@ LOCAL_KEYS = (
     "backend",
     "data_workers",
     "dataset_path",
-    "checkpoint_base_path",
     "test_checkpoint_path",
     "checkpoint_minutes",
     "runs_path",
     "tensorboard",
 )
 PIPE_CLOSED = 141  # what a shell reports of a process that a closed pipe ended
-INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended
 
 
 def main(
@@ -75,8 +74,8 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
         code, message = work(), None
     except InputError as error:
         code, message = 2, error
-    except KeyboardInterrupt:
-        code, message = INTERRUPTED, "stopped at once"
+    except KeyboardInterrupt as interrupt:
+        code, message = 128 + (*interrupt.args, signal.SIGINT)[0], "stopped at once"
     except BrokenPipeError:  # whoever read what is printed has had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, message = PIPE_CLOSED, None
@@ -131,42 +130,59 @@ def _run(
         config = config_from_dict(task.config_class, own_name, options.overrides)
 
     checkpoint = source = None
-    own = f"{config.checkpoint_base_path}/{config.name}"
     if options.test:
-        source = Path(config.test_checkpoint_path or f"{own}_best")
+        named = config.test_checkpoint_path
+        source = Path(named) if named else newest(config, "best")
     elif options.resume is not None:
-        source = Path(options.resume or f"{own}_last")
+        source = Path(options.resume) if options.resume else newest(config, "last")
     if source is not None:
         checkpoint = load_checkpoint(source)
-        config = _with_own_settings(config, checkpoint, options.overrides)
+        config = _with_own_settings(config, checkpoint, source, options.overrides)
 
+    stop = StopSignals()
     distributed.start()
-    stop_signals: list[int] = []
-    experiment = Experiment(build_model, task, config, initialise, lambda: bool(stop_signals))
+    experiment = Experiment(build_model, task, config, initialise, stop.asked_after_a_batch)
+    experiment.script = script.name
     if options.test:
         require(task.has("test"), "there is no test data")
         experiment.test(checkpoint, source)
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: _request_stop(number, stop_signals))
     try:
         experiment.train(checkpoint, source)
     except Stopped:
-        last = experiment.files.path("last")
-        command = _resume_command(script, options, last, experiment.world)
+        command = _resume_command(script, options, experiment.run.last, experiment.world)
         experiment.say(f"stopped; continue with: {command}")
-        return 128 + stop_signals[0] if stop_signals else INTERRUPTED
+        return 128 + (*stop.received, signal.SIGINT)[0]  # maybe another process was asked
     return 0
 
 
-def _request_stop(number: int, stop_signals: list[int]) -> None:
-    # torchrun passes on what the terminal sends to all processes too, so twice is once.
-    if stop_signals and not distributed.launched():
-        raise KeyboardInterrupt
-    if not stop_signals:
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"stopping after this batch; once more stops at once\n")
-    stop_signals.append(number)
+class StopSignals:
+    """Ctrl-C and SIGTERM, from now on.
+
+    While the model trains, the first one asks for a stop after the batch, and the second one stops
+    at once. Until the first batch is done there is nothing to save, and one is enough.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.training = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def asked_after_a_batch(self) -> bool:
+        """Whether to stop."""
+        self.training = True
+        return bool(self.received)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        # torchrun sends on to all processes what the terminal has sent to them: twice is once.
+        again = bool(self.received) and not distributed.launched()
+        if again or not self.training:
+            raise KeyboardInterrupt(number)
+        if not self.received:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"stopping after this batch; once more stops at once\n")
+        self.received.append(number)
 
 
 def _resume_command(script: Path, options: argparse.Namespace, last: Path, processes: int) -> str:
@@ -178,14 +194,15 @@ def _resume_command(script: Path, options: argparse.Namespace, last: Path, proce
 
 
 def _with_own_settings(
-    config: ExperimentConfig, checkpoint: dict[str, Any], overrides: Sequence[str]
+    config: ExperimentConfig, checkpoint: Checkpoint, source: Path, overrides: Sequence[str]
 ) -> ExperimentConfig:
     """The checkpoint's configuration at this place, with the overrides."""
     own = checkpoint.get("config")
     if not isinstance(own, dict):
         return config
     here = {key: getattr(config, key) for key in LOCAL_KEYS}
-    return config_from_dict(type(config), {**own, **here}, overrides)
+    origin = f"the configuration of {named_with_origin(checkpoint, source)}"
+    return config_from_dict(type(config), {**own, **here}, overrides, origin)
 
 
 def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.ArgumentParser:
@@ -200,7 +217,9 @@ def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.Argu
     )
     parser.add_argument("--train", action="store_true", help="train, then test the best epoch")
     parser.add_argument(
-        "--test", action="store_true", help="evaluate test_checkpoint_path on the test data"
+        "--test",
+        action="store_true",
+        help="evaluate test_checkpoint_path, or the newest run's best epoch, on the test data",
     )
     parser.add_argument(
         "--config_file",
@@ -213,8 +232,8 @@ def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.Argu
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="with --train: go on from this checkpoint, by default the run's last one, "
-        "with the settings it was trained with",
+        help="with --train: go on from this last checkpoint, with the settings it was trained "
+        "with (default: that of the newest run of this name)",
     )
     parser.add_argument(
         "overrides",

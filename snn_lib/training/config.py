@@ -19,6 +19,9 @@ from snn_lib.settings import flattened
 
 Config = TypeVar("Config")
 
+# Settings of earlier versions, which their checkpoints hold, and what has taken their place.
+RETIRED = {"checkpoint_base_path": "runs_path"}
+
 # What OmegaConf and PyYAML raise at text and values that they cannot use.
 UNREADABLE = (
     IndexError,
@@ -51,10 +54,14 @@ def load_config(
 
 
 def config_from_dict(
-    schema: type[Config], values: dict[str, Any], overrides: Sequence[str]
+    schema: type[Config],
+    values: dict[str, Any],
+    overrides: Sequence[str],
+    source: str = "the configuration",
 ) -> Config:
-    """The same from a plain dict, as a checkpoint holds it."""
-    return _built(schema, [("the checkpoint's configuration", values)], overrides)
+    """The same from a plain dict, as a checkpoint holds it; ``source`` is named if it is wrong."""
+    values = {key: value for key, value in values.items() if key not in RETIRED}
+    return _built(schema, [(source, values)], overrides)
 
 
 def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]:
@@ -94,7 +101,7 @@ def _built(
     except KeyError as error:
         key = str(getattr(error, "full_key", error))
         known = [name for name, _ in flattened(schema())]
-        nearest = max(known, key=lambda name: _likeness(key, name))
+        nearest = RETIRED.get(key) or max(known, key=lambda name: _likeness(key, name))
         raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
     except UNREADABLE as error:
         key = getattr(error, "full_key", None)

@@ -5,12 +5,14 @@ import copy
 import os
 import traceback
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.synapses import IIRSynapse
+from snn_lib.training.checkpoints import not_finite
 
 PATIENCE = 25  # batches between two looks at numbers that lie on another device than the CPU
 REMEDY = (
@@ -136,11 +138,6 @@ def synapses(model: nn.Module) -> dict[str, IIRSynapse]:
     return {name: m for name, m in model.named_modules() if isinstance(m, IIRSynapse)}
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """The names of those that have an infinite or undefined element, separated by commas."""
-    return ", ".join(k for k, values in tensors.items() if not torch.isfinite(values).all())
-
-
 def troubled_layers(
     rates: Mapping[str, float], radii: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
@@ -197,6 +194,29 @@ def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
         return None
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return sum(kept.values()) + 4 * weights
+
+
+def memory_warning(
+    model: nn.Module, x: Tensor, settings: Any, world: int, device: torch.device
+) -> str | None:
+    """What to tell beforehand if a training step may need more memory than the device has.
+
+    Args:
+        model: the model.
+        x: any batch ``(T, B, *features)``, for its shape.
+        settings: the hyperparameters.
+        world: how many processes share a batch.
+        device: where the model is.
+    """
+    share = -(-settings.batch_size // world)
+    needed = training_memory(model, x[: settings.chunk or None], share)
+    there = memory_of(device)
+    if not needed or not there or needed <= there:
+        return None
+    return (
+        f"warning: a training step takes about {needed / 2**30:.0f} GiB, {device} has "
+        f"{there / 2**30:.0f} GiB: lower hyperparameters.batch_size, or set hyperparameters.chunk"
+    )
 
 
 def memory_of(device: torch.device) -> int | None:

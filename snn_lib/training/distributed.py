@@ -1,5 +1,6 @@
 """Several processes, as ``torchrun`` starts them; without it, one process of rank 0."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -31,7 +32,8 @@ def rank_and_world() -> tuple[int, int]:
 def stop() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        with contextlib.suppress(RuntimeError):  # which would hide why the process ends
+            dist.destroy_process_group()
 
 
 def lost_contact(error: Exception) -> bool:

@@ -2,14 +2,13 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
@@ -18,24 +17,34 @@ from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import serving, use_backend
-from snn_lib.penalties import collect_spikes, hidden_layers, rate_penalty
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
-from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.diagnosis import (
     Numbers,
     blaming_settings,
-    memory_of,
+    memory_warning,
     synapses,
-    training_memory,
     troubled_layers,
 )
-from snn_lib.training.display import described, split_of
-from snn_lib.training.run_files import Checkpoint, RunFiles
-from snn_lib.training.run_log import Row, environment
-from snn_lib.training.state import TIMES, TrainingState, cannot_resume, rng_state, set_rng_state
+from snn_lib.training.display import described
+from snn_lib.training.objective import TrainingLoss, task_loss
+from snn_lib.training.run_folder import (
+    RunFolder,
+    best_beside,
+    environment,
+    folder_of,
+    new_folder,
+    newest,
+)
+from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 
 class Stopped(Exception):
@@ -53,6 +62,11 @@ class Experiment:
             find first weights on the training data. The task hands out all of it, and the model and
             what the task hands out are on the device.
         stop_requested: asked after every batch whether to stop.
+
+    Attributes:
+        model: the model, on its device. Once trained it is that of the best epoch.
+        run: the folder of the run, once it trains.
+        script: the name of the script, which checkpoints tell.
 
     Raises:
         InputError: the device does not exist, or the data is missing or corrupt.
@@ -72,7 +86,7 @@ class Experiment:
             dataclasses.is_dataclass(config),
             f"config is a {type(config).__name__}, expected a {task.config_class.__name__}",
         )
-        # Of one made in Python nobody has looked at types and ranges yet.
+        # A configuration that was made in Python has not been checked yet.
         self.config = config_from_dict(type(config), dataclasses.asdict(config), [])
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
@@ -80,34 +94,13 @@ class Experiment:
         torch.manual_seed(self.config.seed)  # the same data and first weights in every process
         task.prepare(self.config, self.device)
         torch.manual_seed(self.config.seed)
-        builds = callable(build_model) and not isinstance(build_model, nn.Module)
-        with blaming_settings():
-            model = build_model(self.config) if builds else None
-        require(
-            isinstance(model, nn.Module),
-            "build_model is to be a function of the configuration that returns the model",
-        )
-        self.model = model.to(self.device)
-        part = batch_first_part(self.model)
-        require(
-            part is None,
-            f"the model{part and f', in its part {part},'} has batch_first, but tasks hand out "
-            "batches (T, B, *features): build it without, or give the model an attribute "
-            "batch_first = False if it takes these",
-        )
-        try:
-            self._in_chunks(self.model)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"hyperparameters.chunk is {self.settings.chunk}: {error}") from error
-        self.hidden = hidden_layers(self.model)  # what a penalty on the firing rate is of
-        require(
-            not self.settings.rate_penalty or bool(self.hidden),
-            f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
-            "hidden layer of neurons to be penalised",
-        )
-        self.has_first_weights = True  # as they were built, until something is loaded or trained
-        self.state: TrainingState | None = None  # once it trains
-        self.files = RunFiles(self.config, environment(self.device, self.world), self.say)
+        self.model = built(build_model, self.config).to(self.device)
+        self._in_chunks(self.model)  # refuses a model that cannot run so
+        self.training_loss = TrainingLoss(task, self.model, self.config)
+        self.has_first_weights = True  # until something is loaded or trained
+        self.state: TrainingState | None = None  # while it trains
+        self.run: RunFolder | None = None
+        self.script = ""
         self._introduce()
 
     def train(self, checkpoint: Checkpoint | None = None, source: Path | None = None) -> Row:
@@ -126,13 +119,14 @@ class Experiment:
             Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
         """
         self._begin(checkpoint, source)
-        with without_warning():  # an epoch's line tells of an unstable filter and its layer
+        with self.run, without_warning():  # an epoch's line tells of an unstable filter
             while self.progress.epoch < self.settings.epoch:
                 self._train_epoch()
                 self._finish_epoch()
         return self._conclude()
 
     def _begin(self, checkpoint: Checkpoint | None, source: Path | None) -> None:
+        """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
         batches = self.task.batches("train")
         require(
             self.settings.batch_size <= batches.count,
@@ -144,30 +138,51 @@ class Experiment:
             "this experiment's model has been trained or loaded already: make a new Experiment to "
             "train from the start, or give train() a last checkpoint to go on from",
         )
-        self._tell_of_memory()
-        if checkpoint is None:
-            self._initialise()
+        some = next(iter(self.task.evaluation_batches("validation")))
+        warning = memory_warning(self.model, some.x, self.settings, self.world, self.device)
+        if warning:
+            self.say(warning)
+        if checkpoint is None and self.initialise is not None:
+            torch.manual_seed(self.config.seed)
+            with torch.no_grad(), self.backend(), blaming_settings():
+                self.initialise(self.model, self.task)
         self.has_first_weights = False
         # Until here every process has seen all the data, so that all have computed the same.
         self.task.share(self.rank, self.world)
         torch.manual_seed(self.config.seed + self.rank)  # each draws dropout of its own
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
-        self.state = TrainingState(self.model, self.config, len(batches))
+        self.state = TrainingState(self.model, self.config, self.device, len(batches))
         self.numbers = Numbers(self.model, self.device)
         if checkpoint is not None:
-            self._resume(checkpoint, source)
-        if self.rank == 0:
-            self.files.open(self.progress, resumed=checkpoint is not None)
-        if self._ends_with_best_epoch():  # a resumed run, maybe killed before it had written that
-            self._save_best()
+            self.state.restore(checkpoint, source, self.task)
+        self._open_folder(source)
+        if checkpoint is not None:
+            self.say(
+                f"resumed from {source} after {self.progress.epoch} epochs and "
+                f"{self.progress.batch} batches"
+            )
 
-    def _initialise(self) -> None:
-        """Finds first weights on the training data, the same ones in every process."""
-        if self.initialise is not None:
-            torch.manual_seed(self.config.seed)
-            with torch.no_grad(), self.backend(), blaming_settings():
-                self.initialise(self.model, self.task)
+    def _open_folder(self, source: Path | None) -> None:
+        """Opens the folder in which the run goes on, or a new one, and brings it up to date."""
+        progress, best, path = self.progress, None, None
+        at_best = progress.is_at_best_epoch(self.task)
+        if progress.history and not at_best:
+            best = best_beside(source, progress.best_row(self.task))
+        if self.rank == 0:
+            path = source and folder_of(source, self.config)
+            path = path or new_folder(Path(self.config.runs_path) / self.config.name)
+        path = distributed.gather(path)[0]
+        made_by = {"script": self.script, "environment": environment(self.device, self.world)}
+        self.run = RunFolder(path, self.config, made_by)
+        if self.rank == 0:
+            self.run.open(progress.epoch)
+            if at_best:  # the run may have been killed before it had written that
+                self.run.write(self.run.best, self.state.best_checkpoint())
+            elif best and not self.run.best.exists():  # a new folder
+                save_checkpoint(self.run.best, best)
+            if progress.history:
+                self.run.write_metrics(progress.history)
 
     def _train_epoch(self) -> None:
         """Trains on the batches of an epoch that are left."""
@@ -175,7 +190,7 @@ class Experiment:
         batches = self.task.train_batches(progress.epoch, progress.batch)
         self.trained.train()
         saved = time.monotonic()
-        with display.epoch_bar(progress, self.settings.epoch, hidden=self.rank > 0) as bar:
+        with display.EpochDisplay(progress, self.task, self.config, self.rank > 0) as shown:
             while progress.batch < total:
                 begin = time.perf_counter()
                 batch = next(batches, None)
@@ -185,7 +200,7 @@ class Experiment:
                 add_sums(progress.sums, self._train_batch(batch))
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
-                display.advance(bar, progress, self.task)
+                shown.advance()
                 due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
                 stop, due = distributed.any_process(self.stop_requested(), due)
                 if (stop or due) and progress.batch < total:  # else the epoch is finished first
@@ -200,10 +215,7 @@ class Experiment:
         state.optimizer.zero_grad(set_to_none=True)
         with self.backend():
             with self.autocast():
-                loss, sums = self._penalised_loss(batch)
-            if self.world > 1:  # the last batch may not divide equally: weight each process's mean
-                share = sums[self.task.mean_over]
-                loss = loss * (share * self.world / distributed.total({"": share})[""])
+                loss, sums = self.training_loss(self.trained, batch)
             loss.backward()
         weights = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])
@@ -216,13 +228,13 @@ class Experiment:
     def _finish_epoch(self) -> None:
         """Evaluates, writes what the epoch gave, and tells of it."""
         progress = self.progress
-        training = self._metrics(distributed.total(progress.sums))
+        training = self._metrics(progress.sums)
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
         self.numbers.check_weights(progress.epoch + 1)
         validation, activity = self.evaluate("validation")
         rates = activity.firing_rates()
-        radii = {name: synapse.pole_radius() for name, synapse in self.synapses.items()}
+        radii = {name: synapse.pole_radius() for name, synapse in synapses(self.model).items()}
         for key, text in troubled_layers(rates, radii):
             if key not in progress.warned:  # once a run
                 progress.warned.append(key)
@@ -237,32 +249,32 @@ class Experiment:
             "seconds": round(progress.seconds, 3),
             "data_seconds": round(progress.data_seconds, 3),
         }
-        progress.history.append(row)
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.sums, progress.seconds, progress.data_seconds = {}, 0.0, 0.0
-
+        progress.finish_epoch(row)
+        is_best = progress.is_at_best_epoch(self.task)
         # The last first: of it the best can be written again, should the run be killed in between.
         self._save_last()
-        is_best = self._ends_with_best_epoch()
-        if is_best:
-            self._save_best()
         if self.rank == 0:
-            self.files.log.write(progress.history)
+            if is_best:
+                self.run.write(self.run.best, self.state.best_checkpoint())
+            self.run.write_metrics(progress.history)
         self.say(
             f"epoch {row['epoch']}/{self.settings.epoch}: train {described(training)}; "
             f"validation {described(validation)}; {row['seconds']:.1f} s"
             + (" (best)" if is_best else "")
         )
 
+    def _save_last(self) -> None:
+        """Writes the checkpoint from which the run resumes to the same numbers."""
+        self.numbers.check_weights(self.progress.epoch + 1)
+        checkpoint = self.state.last_checkpoint()
+        if self.rank == 0:
+            self.run.write(self.run.last, checkpoint)
+
     def _conclude(self) -> Row:
         """Tests the best epoch."""
-        best, path = self._best_row(), self.files.path("best")
-        distributed.barrier()
-        finished = self.files.best(best)
-        if finished is None:
-            raise RunError(f"{path} is not of this run: the best epoch was {best['epoch']}")
-        load_weights(self.model, finished, path)
-        history, folder = self.progress.history, self.progress.folder
+        best, history = self.progress.best_row(self.task), self.progress.history
+        distributed.barrier()  # the first process may still be writing it
+        load_weights(self.model, load_checkpoint(self.run.best), self.run.best)
         self.state = None  # what is evaluated from now on is the model
         test = self.evaluate("test")[0] if self.task.has("test") else None
         seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
@@ -270,7 +282,7 @@ class Experiment:
             f"best epoch {best['epoch']}: validation {described(split_of(best, 'validation'))}"
             + (f"; test {described(test)}" if test else "")
             + f"\ntrained for {seconds:.0f} s, {100 * data_seconds / max(seconds, 1e-9):.1f} % of "
-            f"it preparing data; metrics in {folder}, model in {path}"
+            f"it preparing data; metrics in {self.run.path}, model in {self.run.best}"
         )
         return {"best": best, "test": test}
 
@@ -283,9 +295,9 @@ class Experiment:
         with count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.evaluation_batches(split):
                 activity.begin(batch.lengths, len(batch.x))
-                add_sums(sums, self._loss(self._in_chunks(model), batch)[1])
+                add_sums(sums, task_loss(self.task, self._in_chunks(model), batch)[1])
         activity.sum_by(distributed.total)
-        return self._metrics(distributed.total(sums)), activity
+        return self._metrics(sums), activity
 
     def test(
         self, checkpoint: Checkpoint | None = None, source: Path | None = None
@@ -293,13 +305,14 @@ class Experiment:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
 
         Args:
-            checkpoint, source: a checkpoint and its path, by default this run's best.
+            checkpoint, source: a checkpoint and its path, by default the best of this run, or of
+                the newest run of this name.
 
         Raises:
             InputError: the checkpoint belongs to another model.
         """
         if checkpoint is None:
-            source = self.files.path("best")
+            source = self.run.best if self.run else newest(self.config, "best")
             checkpoint = load_checkpoint(source)
         self.has_first_weights = False
         load_weights(self.model, checkpoint, source)
@@ -314,17 +327,10 @@ class Experiment:
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
         return metrics
 
-    # What the above is made of
-
     @property
-    def progress(self) -> Any:
+    def progress(self) -> Progress:
         """How far the training has come."""
         return self.state.progress
-
-    @property
-    def synapses(self) -> dict[str, Any]:
-        """The model's synapse layers by name."""
-        return synapses(self.model)
 
     def say(self, line: str) -> None:
         """Prints a line, once however many processes there are."""
@@ -343,35 +349,21 @@ class Experiment:
 
     def _in_chunks(self, model: nn.Module) -> nn.Module:
         """The model as tasks run it: ``hyperparameters.chunk`` time steps at a time."""
-        return Chunked(model, self.settings.chunk) if self.settings.chunk else model
-
-    def _loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        loss, sums = self.task.loss(model, batch)
-        if sums["samples"] == 0:  # this process's share of a small last batch: a mean of nothing
-            return loss.nan_to_num(), dict.fromkeys(sums, 0.0)
-        return loss, sums
-
-    def _penalised_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a training batch, with the penalty on the hidden layers' firing."""
-        settings = self.settings
-        if not settings.rate_penalty:
-            return self._loss(self.trained, batch)
-        with collect_spikes(self.model) as spikes:
-            loss, sums = self._loss(self.trained, batch)
-        hidden = [spikes[name] for name in self.hidden]
-        aims = settings.target_rate, settings.rate_limit
-        penalties = (  # of this process's share, which may be none of a small last batch
-            rate_penalty(layer, *aims, batch.lengths) for layer in hidden if layer.shape[1]
-        )
-        return loss + settings.rate_penalty * sum(penalties), sums
-
-    def _metrics(self, sums: dict[str, float]) -> dict[str, int | float]:
         try:
-            return {key: plain_number(value) for key, value in self.task.metrics(sums).items()}
+            return Chunked(model, self.settings.chunk) if self.settings.chunk else model
+        except (TypeError, ValueError) as error:
+            raise InputError(f"hyperparameters.chunk is {self.settings.chunk}: {error}") from error
+
+    def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
+        """The task's metrics from the sums of all processes."""
+        metrics = self.task.metrics(distributed.total(sums))
+        try:
+            return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
             raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
 
     def _introduce(self) -> None:
+        """Prints what is going to run, and on what."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         share = f", {self.world} processes" if self.world > 1 else ""
         try:
@@ -384,72 +376,28 @@ class Experiment:
             f"{self.settings.batch_size}, seed {self.config.seed}, kernels {kernels} ({why})"
         )
 
-    def _tell_of_memory(self) -> None:
-        """Says before the first batch if a training step may need more than there is."""
-        some = next(iter(self.task.evaluation_batches("validation")))
-        share = -(-self.settings.batch_size // self.world)
-        x = some.x[: self.settings.chunk or None]
-        needed, there = training_memory(self.model, x, share), memory_of(self.device)
-        if needed and there and needed > there:
-            self.say(
-                f"warning: a training step takes about {needed / 2**30:.0f} GiB, {self.device} has "
-                f"{there / 2**30:.0f} GiB: lower hyperparameters.batch_size, or set "
-                "hyperparameters.chunk"
-            )
 
-    def _resume(self, checkpoint: Checkpoint, source: Path) -> None:
-        self.state.restore(checkpoint, source)
-        try:
-            if self.rank < len(checkpoint["rng"]) == self.world:
-                set_rng_state(checkpoint["rng"][self.rank], self.device)
-            if self.progress.history:
-                self._best_row()  # fails on the metrics of another task
-        except Exception as error:  # whatever a file holds that is no checkpoint of such a run
-            raise cannot_resume(source, error) from None
-        require(
-            not self.progress.history
-            or self._ends_with_best_epoch()
-            or self.files.best(self._best_row()) is not None,
-            f"the best epoch so far is not at {self.files.path('best')}: put it there, or set "
-            "checkpoint_base_path",
-        )
-        if self.rank:  # the sums of all processes go on in the first
-            self.progress.sums = dict.fromkeys(self.progress.sums, 0.0)
-        self.say(
-            f"resumed from {source} after {self.progress.epoch} epochs and "
-            f"{self.progress.batch} batches"
-        )
+def built(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """The model that ``build_model`` makes.
 
-    def _best_row(self) -> Row:
-        """The best epoch's row of metrics, the earliest of equals."""
-
-        def score(row: Row) -> tuple[float, ...]:
-            scores = self.task.score(split_of(row, "validation"))
-            return tuple(-math.inf if math.isnan(one) else one for one in scores)
-
-        return max(self.progress.history, key=score)
-
-    def _ends_with_best_epoch(self) -> bool:
-        """Whether the weights are those of the best epoch so far."""
-        history = self.progress.history
-        return self.progress.batch == 0 and bool(history) and self._best_row() is history[-1]
-
-    def _save_best(self) -> None:
-        """Writes the finished model as it is after this epoch."""
-        if self.rank == 0:
-            row = self.progress.history[-1]
-            weights = self.state.evaluated_model().state_dict()
-            content = {"epoch": row["epoch"], "snn_state_dict": weights, "metrics": row}
-            self.files.write("best", content)
-
-    def _save_last(self) -> None:
-        """Writes the checkpoint from which the run resumes to the same numbers."""
-        self.numbers.check_weights(self.progress.epoch + 1)
-        rng = distributed.gather(rng_state(self.device))
-        sums = distributed.total(self.progress.sums)
-        if self.rank == 0:
-            progress = {**vars(self.progress), "sums": sums}
-            self.files.write("last", {**self.state.state_dict(), "rng": rng, "progress": progress})
+    Raises:
+        InputError: it makes none, or one that does not take time first.
+    """
+    builds = callable(build_model) and not isinstance(build_model, nn.Module)
+    with blaming_settings():
+        model = build_model(config) if builds else None
+    require(
+        isinstance(model, nn.Module),
+        "build_model is to be a function of the configuration that returns the model",
+    )
+    part = batch_first_part(model)
+    require(
+        part is None,
+        f"the model{part and f', in its part {part},'} has batch_first, but tasks hand out "
+        "batches (T, B, *features): build it without, or give the model an attribute "
+        "batch_first = False if it takes these",
+    )
+    return model
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,6 +1,6 @@
 """What training changes and a checkpoint holds: weights, average, optimiser, schedule, progress.
 
-A file may hold anything: what PyTorch would compute with unchecked is checked here.
+A file may hold anything, and PyTorch would compute with much of it: it is checked here.
 """
 
 import dataclasses
@@ -16,21 +16,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse
-from snn_lib.training.checkpoints import load_weights
+from snn_lib.tasks.base import Task
+from snn_lib.training import distributed
+from snn_lib.training.checkpoints import Checkpoint, load_weights
 from snn_lib.training.optimisation import (
     get_optimizer,
     get_scheduler,
     parameter_groups,
     steps_every_batch,
 )
-from snn_lib.training.run_log import Row
 
+Row = dict[str, Any]  # the metrics of an epoch
 TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
 
 
 @dataclass
 class Progress:
-    """How far a run has come: what a checkpoint holds besides weights and optimiser."""
+    """How far a run has come."""
 
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the epoch under way
@@ -39,11 +41,30 @@ class Progress:
     seconds: float = 0.0  # that they took
     data_seconds: float = 0.0  # of which until their data was there
     history: list[Row] = field(default_factory=list)  # a row of metrics an epoch
-    warned: list[str] = field(default_factory=list)  # what was warned of, once a run
-    folder: str = ""  # of the run's logs
+    warned: list[str] = field(default_factory=list)  # what the run has warned of already
+
+    def finish_epoch(self, row: Row) -> None:
+        """Takes note of the epoch's metrics and turns to the next one."""
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums, self.seconds, self.data_seconds = {}, 0.0, 0.0
+
+    def best_row(self, task: Task) -> Row:
+        """The metrics of the best epoch, the earliest of equals."""
+
+        def score(row: Row) -> tuple[float, ...]:
+            scores = task.score(split_of(row, "validation"))
+            return tuple(-math.inf if math.isnan(one) else one for one in scores)
+
+        return max(self.history, key=score)
+
+    def is_at_best_epoch(self, task: Task) -> bool:
+        """Whether the weights are those of the best epoch so far."""
+        at_end = self.batch == 0 and bool(self.history)
+        return at_end and self.best_row(task) is self.history[-1]
 
     def check(self) -> None:
-        """Raises ValueError unless it makes sense, which a file does not promise."""
+        """Raises ValueError unless the values make sense, as those of a file may not."""
         for name, value in vars(Progress()).items():
             if not isinstance(getattr(self, name), type(value)):
                 raise ValueError(f"{name} is no {type(value).__name__}")
@@ -73,14 +94,15 @@ class TrainingState:
     Args:
         model: on its device.
         config: the configuration.
+        device: where the model is.
         batches: of an epoch.
 
     Raises:
         InputError: PyTorch refuses the options of optimiser or scheduler.
     """
 
-    def __init__(self, model: nn.Module, config: Any, batches: int) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: nn.Module, config: Any, device: torch.device, batches: int) -> None:
+        self.model, self.config, self.device = model, config, device
         self.progress = Progress(batches=batches)
         self.total_batches = config.hyperparameters.epoch * batches
         try:
@@ -116,49 +138,68 @@ class TrainingState:
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """What :meth:`restore` needs, but for random numbers and configuration."""
+    def best_checkpoint(self) -> Checkpoint:
+        """The finished model as it is after this epoch."""
+        row, weights = self.progress.history[-1], self.evaluated_model().state_dict()
+        return {"epoch": row["epoch"], "snn_state_dict": weights, "metrics": row}
+
+    def last_checkpoint(self) -> Checkpoint:
+        """What :meth:`restore` goes on from; every process has to call this."""
+        rng = distributed.gather(rng_state(self.device))
+        sums = distributed.total(self.progress.sums)
         return {
             "epoch": self.progress.epoch,
             "snn_state_dict": self.model.state_dict(),
             "average_state_dict": self.average.state_dict() if self.average else None,
             "optimizer_state_dict": self.optimizer.state_dict(),
             "metrics": self.progress.history,
+            "progress": {**vars(self.progress), "sums": sums},
+            "rng": rng,
         }
 
-    def restore(self, checkpoint: dict[str, Any], source: Path) -> None:
+    def restore(self, checkpoint: Checkpoint, source: Path, task: Task) -> None:
         """Goes on from a last checkpoint; the schedule repeats its steps.
 
         Raises:
             InputError: the checkpoint is not one of such a run, or settings differ that cannot.
         """
-        if "optimizer_state_dict" not in checkpoint or "progress" not in checkpoint:
-            raise InputError(
-                f"{source} is a finished model, without the state of its training: resume from "
-                "the checkpoint that ends in _last"
-            )
+        require(
+            "optimizer_state_dict" in checkpoint and "progress" in checkpoint,
+            f"{source} is a finished model, without the state of its training: resume from the "
+            "checkpoint named last",
+        )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer.step()  # shows what its state looks like; the weights come next
         load_weights(self.model, checkpoint, source)
         batches = self.progress.batches
         try:
-            progress = Progress(**checkpoint["progress"])
+            values = dict(checkpoint["progress"])
+            values.pop("folder", None)  # which earlier versions wrote
+            progress = Progress(**values)
             progress.check()
+            if progress.history:
+                progress.best_row(task)  # fails on the metrics of another task
             optimizer = self.optimizer.state_dict()
             state = dict(checkpoint["optimizer_state_dict"])["state"]
-            for number, values in state.items():
-                check_alike(values, optimizer["state"][number], f"the optimiser's state {number}")
+            for number, own in state.items():
+                check_alike(own, optimizer["state"][number], f"the optimiser's state {number}")
             self.optimizer.load_state_dict({**optimizer, "state": state})
             if self.average is not None:
                 average = checkpoint["average_state_dict"]
                 check_alike(average, self.average.state_dict(), "the average")
                 self.average.load_state_dict(average)
-            begun_with = dict(checkpoint["config"])
-            planned = begun_with["hyperparameters"]["epoch"] * progress.batches
-            own = learning_settings(begun_with)
+            earlier = dict(checkpoint["config"])
+            planned = earlier["hyperparameters"]["epoch"] * progress.batches
+            own = learning_settings(earlier)
+            rank, world = distributed.rank_and_world()
+            if rank < len(checkpoint["rng"]) == world:
+                set_rng_state(checkpoint["rng"][rank], self.device)
         except Exception as error:  # whatever a file holds that is no checkpoint of such a run
-            raise cannot_resume(source, error) from None
+            raise InputError(
+                f"{source} cannot be resumed with this configuration: its optimiser, scheduler or "
+                f"progress do not fit ({type(error).__name__}: {one_line(error)})"
+            ) from None
         require(
             own == learning_settings(dataclasses.asdict(self.config)),
             "the options of optimizer and scheduler cannot change when a run is resumed, as their "
@@ -176,6 +217,8 @@ class TrainingState:
             "its scheduler counts them: hyperparameters.batch_size and the number of samples "
             "cannot change now",
         )
+        if rank:  # the sums of all processes go on in the first
+            progress.sums = dict.fromkeys(progress.sums, 0.0)
         self.progress = dataclasses.replace(progress, batches=batches)
         if self.scheduler is not None:  # its state is how often it stepped
             steps = progress.epoch
@@ -209,12 +252,13 @@ class MovingAverage(AveragedModel):
         self.n_averaged += 1
 
 
-def cannot_resume(source: Path, error: Exception) -> InputError:
-    """The one line about a file that holds something else than such a run."""
-    return InputError(
-        f"{source} cannot be resumed with this configuration: its optimiser, scheduler or "
-        f"progress do not fit ({type(error).__name__}: {one_line(error)})"
-    )
+def split_of(row: Row, split: str) -> dict[str, float]:
+    """The metrics of one split from an epoch's row."""
+    return {
+        key.removeprefix(f"{split}_"): value
+        for key, value in row.items()
+        if key.startswith(f"{split}_")
+    }
 
 
 def check_alike(state: Any, own: Any, name: str) -> None:

@@ -375,8 +375,7 @@ def arguments(folder, pattern_file, *overrides):
         "damage.block_size=5",
         "damage.rows_removed=5",
         "device=cpu",
-        f"checkpoint_base_path={folder}/checkpoint",
-        f"test_checkpoint_path={folder}/checkpoint/associative_memory_best",
+        "test_checkpoint_path=''",
         f"runs_path={folder}/runs",
         *overrides,
     ]
@@ -472,7 +471,7 @@ def test_settings_that_cannot_be_are_refused(override, message, tmp_path, patter
 
 def test_a_missing_checkpoint_is_refused(tmp_path, pattern_file):
     error = refused("--test", *arguments(tmp_path, pattern_file))
-    assert f"there is no checkpoint {tmp_path}/checkpoint/associative_memory_best" in error
+    assert f"there is no checkpoint {tmp_path}/runs/associative_memory/*/best" in error
 
 
 def test_the_task_itself_raises_input_errors(config, tmp_path):

@@ -172,9 +172,8 @@ def test_feature_maps_keep_their_channels_last_and_what_is_left_over_is_pooled()
 
 
 def script(folder, action, *overrides, file="event_vision.yaml"):
-    paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
-    settings = [*SMALL, *paths, "name=mine", *overrides]
-    best = f"test_checkpoint_path={folder}/checkpoint/mine_best"
+    settings = [*SMALL, f"runs_path={folder}/runs", "name=mine", *overrides]
+    best = "test_checkpoint_path=''"
     options = {"model": event_vision.SNN, "initialise": event_vision.initialise}
     arguments = [action, "--config_file", ROOT / file, *settings, best]
     options["task"] = EventVision(event_vision.EventConvConfig)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from claimed_device import ClaimedDevice
-from running import assert_same_weights, load, run, shell
+from running import assert_same_weights, load, run, shell, the_run
 from torch import nn
 from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -382,8 +382,8 @@ def test_workers_change_nothing_in_a_run_that_resumes(tmp_path, monkeypatch):
     run("whole", 0)
     with pytest.raises(Stopped):
         run("parts", 1, stop_after=6)
-    run("parts", 1, checkpoint=tmp_path / "checkpoint/parts_last")
-    assert_same_weights(*(tmp_path / f"checkpoint/{name}_last" for name in ("whole", "parts")))
+    run("parts", 1, checkpoint=the_run(tmp_path, "parts") / "last")
+    assert_same_weights(*(the_run(tmp_path, name) / "last" for name in ("whole", "parts")))
 
 
 def test_a_readout_of_one_s_own():
@@ -538,7 +538,7 @@ def test_a_script_of_twelve_lines_trains_stops_resumes_and_tests(tmp_path, monke
     assert (first.code, first.err) == (0, "")
     more = script("--train", "--resume", *options)
     assert (more.code, more.err) == (0, "")
-    assert "resumed from checkpoint/own_last after 2 epochs" in more.out
+    assert f"resumed from {the_run(tmp_path).relative_to(tmp_path)}/last after 2 epochs" in more.out
     tested = script("--test", *options)
     assert (tested.code, tested.err) == (0, "")
     best = more.out.split("; test ")[1].split("\n")[0]

@@ -102,7 +102,6 @@ def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
     settings = tiny(
         tmp_path,
         "name=sequential",
-        f"test_checkpoint_path={tmp_path}/checkpoint/sequential_best",
         "hyperparameters.length=28",
         "hyperparameters.batch_size=32",
         "mnist_config.training_size=512",

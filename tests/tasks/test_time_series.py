@@ -234,8 +234,7 @@ def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding)
 
 
 def script(folder, action, *overrides):
-    paths = (f"checkpoint_base_path={folder}/checkpoint", f"runs_path={folder}/runs")
-    settings = ["name=mine", "device=cpu", *paths, *overrides]
+    settings = ["name=mine", "device=cpu", f"runs_path={folder}/runs", *overrides]
     options = {"model": time_series.build_model, "initialise": time_series.initialise}
     options |= {"task": time_series.task, "script": ROOT / "time_series.py"}
     return run(action, *settings, **options)
@@ -244,7 +243,7 @@ def script(folder, action, *overrides):
 def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tmp_path):
     data = f"dataset={tmp_path}/mine.npz"
     trained = script(tmp_path, "--train", data, "hyperparameters.epoch=12")
-    tested = script(tmp_path, "--test", f"test_checkpoint_path={tmp_path}/checkpoint/mine_best")
+    tested = script(tmp_path, "--test", "test_checkpoint_path=''")
     assert (trained.code, tested.code) == (0, 0), trained.err + tested.err
     found = [re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", d.out) for d in (trained, tested)]
     assert found[0] == found[1]

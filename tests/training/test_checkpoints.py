@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from snn_lib.errors import InputError, RunError
-from snn_lib.files import remove_leftovers, write_atomically
+from snn_lib.files import write_atomically
 from snn_lib.training.checkpoints import (
     load_checkpoint,
     load_weights,
@@ -69,12 +69,31 @@ def test_a_file_is_synced_before_it_takes_its_name(path, monkeypatch):
     assert path.read_bytes() == b"content"
 
 
-def test_leftovers_of_killed_processes_are_removed_and_no_other_file(path):
-    kept = [path, path.with_name("model_best"), path.with_name("other_last.12.tmp")]
-    for file in (*kept, path.with_name("model_last.12.tmp"), path.with_name("model_last.9.tmp")):
-        file.write_bytes(b"")
-    remove_leftovers(path)
-    assert sorted(path.parent.iterdir()) == sorted(kept)
+def test_the_reason_is_told_where_what_was_half_written_cannot_be_removed(path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    with pytest.raises(RunError, match="No space left"):
+        write_atomically(path, b"content")
+
+
+def test_a_symbolic_link_stays_one_and_permissions_stay_as_they_are(path, tmp_path):
+    real = tmp_path / "elsewhere/model"
+    real.parent.mkdir()
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    path.symlink_to(real)
+    write_atomically(path, b"new")
+    assert path.is_symlink()
+    assert path.resolve() == real
+    assert real.read_bytes() == b"new"
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(real.parent) == ["model"]
 
 
 def test_a_missing_checkpoint_is_named(path):
@@ -169,3 +188,17 @@ def test_weights_of_another_model_are_refused_in_one_line(path, change, message)
     with pytest.raises(InputError, match=f"belongs to another model: .*{message}") as refusal:
         load_weights(model, {"snn_state_dict": weights}, path)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(path, value):
+    model = nn.Linear(3, 2)
+    weights = {**model.state_dict(), "bias": torch.tensor([0.0, value])}
+    with pytest.raises(InputError, match=f"checkpoint {re.escape(str(path))} .*bias not finite"):
+        load_weights(model, {"snn_state_dict": weights}, path)
+
+
+def test_the_script_that_wrote_a_checkpoint_of_another_model_is_named(path):
+    weights = nn.Linear(4, 2).state_dict()
+    with pytest.raises(InputError, match=r"written by snn_conv\.py, belongs to another model"):
+        load_weights(nn.Linear(3, 2), {"snn_state_dict": weights, "script": "snn_conv.py"}, path)

@@ -1,14 +1,17 @@
 """The command line: bad input gives one line and exit code 2, and leaves nothing half written."""
 
 import dataclasses
+import math
 import os
 import re
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from running import SCRIPT, TINY, Process, load, refused, run, shell, tiny, train
+from running import SCRIPT, TINY, Process, load, refused, run, shell, the_run, tiny, train
 from torch import nn
 from torchvision.datasets import MNIST
 
@@ -117,7 +120,7 @@ def test_another_config_file_is_read(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("name: own\nhyperparameters: {epoch: 1, train_bias: false}")
     train("--config_file", path, *[o for o in tiny(tmp_path) if "epoch" not in o])
-    weights = load(tmp_path / "checkpoint/own_last")["snn_state_dict"]
+    weights = load(the_run(tmp_path, "own") / "last")["snn_state_dict"]
     assert "layers.1.weight" in weights
     assert "layers.1.bias" not in weights
 
@@ -129,19 +132,22 @@ def test_another_config_file_is_read(tmp_path):
 def test_a_missing_checkpoint_is_refused(tmp_path):
     for arguments in (("--test",), ("--train", "--resume"), ("--train", "--resume", "nowhere")):
         assert "there is no checkpoint" in refused(*arguments, *tiny(tmp_path))
+    message = refused("--train", "--resume", *tiny(tmp_path, "name=mine"))
+    assert f"{tmp_path}/runs/mine/*/last: train mine first, or name a checkpoint" in message
     assert everything_in(tmp_path) == {}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "noise", "empty"])
 @pytest.mark.parametrize("action", [("--test",), ("--train", "--resume")])
 def test_a_damaged_checkpoint_is_refused(trained, tmp_path, damage, action):
-    content = (trained / "checkpoint/snn_mlp_1_best").read_bytes()
+    content = (the_run(trained) / "best").read_bytes()
     content = {"truncated": content[:-1000], "noise": os.urandom(5000), "empty": b""}[damage]
-    (tmp_path / "checkpoint").mkdir()
+    folder = tmp_path / "runs/snn_mlp_1/2026-01-01_00-00-00"
+    folder.mkdir(parents=True)
     for which in ("last", "best"):
-        (tmp_path / f"checkpoint/snn_mlp_1_{which}").write_bytes(content)
+        (folder / which).write_bytes(content)
     before = everything_in(tmp_path)
-    assert "checkpoint/snn_mlp_1_" in refused(*action, *tiny(tmp_path))
+    assert f"checkpoint {folder}" in refused(*action, *tiny(tmp_path))
     assert everything_in(tmp_path) == before
 
 
@@ -158,6 +164,31 @@ def test_a_malicious_checkpoint_is_refused_and_its_code_not_run(tmp_path):
     assert not touched.exists()
 
 
+def test_a_checkpoint_of_another_script_is_refused_by_its_name(trained, tmp_path):
+    written = load(the_run(trained) / "best")
+    assert written["script"] == "snn_mlp_1.py"
+    written["config"]["mnist_config"]["permuted"] = True
+    path = tmp_path / "best"
+    torch.save({**written, "script": "sequential_mnist.py"}, path)
+    message = refused("--test", *tiny(trained, f"test_checkpoint_path={path}"))
+    assert f"the configuration of checkpoint {path}, written by sequential_mnist.py," in message
+    assert "mnist_config.permuted" in message
+
+
+@pytest.mark.parametrize("action", ["--test", "--resume"])
+def test_a_checkpoint_whose_weights_are_not_finite_is_refused(trained, tmp_path, action):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    path = the_run(tmp_path) / ("best" if action == "--test" else "last")
+    checkpoint = load(path)
+    checkpoint["snn_state_dict"]["layers.4.weight"][0, 0] = math.nan
+    torch.save(checkpoint, path)
+    before = everything_in(tmp_path)
+    arguments = ["--test"] if action == "--test" else ["--train", "--resume"]
+    message = refused(*arguments, *tiny(tmp_path, "hyperparameters.epoch=1"))
+    assert message == f"checkpoint {path} is of no use: layers.4.weight not finite"
+    assert everything_in(tmp_path) == before
+
+
 def test_a_checkpoint_of_another_model_is_refused(trained):
     message = refused("--test", *tiny(trained), model=snn_mlp_2.SNN)
     assert "belongs to another model" in message
@@ -170,10 +201,9 @@ def test_a_checkpoint_of_another_model_is_refused(trained):
 
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    for key in ("checkpoint_base_path", "runs_path"):
-        message = refused("--train", *tiny(tmp_path / "out", f"{key}={tmp_path}/file/folder"))
-        assert f"cannot write to {tmp_path}/file" in message
-        assert "set runs_path and checkpoint_base_path" in message
+    message = refused("--train", *tiny(tmp_path / "out", f"runs_path={tmp_path}/file/folder"))
+    assert f"cannot write to {tmp_path}/file" in message
+    assert message.endswith("set runs_path to a folder that can be written")
     assert not list(tmp_path.rglob("*.csv"))
 
 
@@ -181,16 +211,11 @@ def test_a_read_only_output_folder_is_refused(tmp_path, monkeypatch):
     def read_only(path, *_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.touch", read_only)
+    monkeypatch.setattr("pathlib.Path.mkdir", read_only)
     message = refused("--train", *tiny(tmp_path))
-    assert f"cannot write to {tmp_path}/checkpoint" in message
+    assert f"cannot write to {tmp_path}/runs/snn_mlp_1" in message
     assert "Permission denied" in message
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_folder_in_the_place_of_a_checkpoint_is_refused(tmp_path):
-    (tmp_path / "checkpoint/snn_mlp_1_best").mkdir(parents=True)
-    assert "snn_mlp_1_best: it is a folder" in refused("--train", *tiny(tmp_path))
 
 
 def test_missing_and_corrupt_data_are_refused(tmp_path, monkeypatch):
@@ -213,7 +238,7 @@ def test_missing_and_corrupt_data_are_refused(tmp_path, monkeypatch):
 def test_test_finds_the_checkpoint_of_the_run_and_prints_its_activity(trained):
     finished = run("--test", *tiny(trained, "test_checkpoint_path=''"))
     assert finished.code == 0
-    assert f"{trained}/checkpoint/snn_mlp_1_best, epoch 1: test loss" in finished.out
+    assert f"{the_run(trained)}/best, epoch 1: test loss" in finished.out
     assert (
         len(re.findall(r"layer layers\.\d: 0\.\d{4} spikes per neuron and step", finished.out)) == 3
     )
@@ -245,6 +270,23 @@ def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(Experiment, "_train_batch", interrupted)
     finished = run("--train", *tiny(tmp_path))
     assert finished.code == 130
+    assert finished.err == "snn_mlp_1.py: stopped at once\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("action", ["--train", "--test"])
+def test_a_signal_before_the_first_batch_stops_at_once_with_a_line(
+    trained, monkeypatch, action, number
+):
+    class Slow(DigitClassification):
+        """Simulates its data, say, until a signal comes."""
+
+        def make_batches(self, split):
+            os.kill(os.getpid(), number)
+            return super().make_batches(split)
+
+    finished = run(action, *tiny(trained), task=Slow())
+    assert finished.code == 128 + number
     assert finished.err == "snn_mlp_1.py: stopped at once\n"
 
 
@@ -300,7 +342,6 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
         ("backend", "eager"),
         ("data_workers", 2),
         ("dataset_path", "here"),
-        ("checkpoint_base_path", "here"),
         ("checkpoint_minutes", 3.0),
         ("runs_path", "here"),
         ("tensorboard", True),
@@ -309,7 +350,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
 def test_a_checkpoint_does_not_say_where_a_run_goes_on(key, here):
     config = DigitConfig(**{key: here})
     there = dataclasses.asdict(DigitConfig(device="cuda", seed=7))
-    resumed = _with_own_settings(config, {"config": there}, [])
+    resumed = _with_own_settings(config, {"config": there}, Path("x"), [])
     assert getattr(resumed, key) == here
     assert resumed.seed == 7
 

@@ -1,14 +1,17 @@
-"""What a run shows: metrics as text, and a bar that tells of them."""
+"""What a run shows: metrics as text, and how far an epoch has come."""
 
 import io
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 
+import pytest
 import torch
 from tqdm import tqdm
 
-from snn_lib.tasks.classification import Classification
+from snn_lib.tasks.classification import Classification, ClassificationConfig
 from snn_lib.training import display
-from snn_lib.training.display import advance, described, split_of
-from snn_lib.training.state import Progress
+from snn_lib.training.display import EpochDisplay, described, duration
+from snn_lib.training.state import Progress, split_of
 
 
 def test_metrics_read_well():
@@ -20,14 +23,56 @@ def test_a_split_s_metrics_lose_its_name():
     assert split_of(row, "validation") == {"loss": 0.1, "f1": 0.5}
 
 
-def test_the_bar_tells_the_metrics_so_far_now_and_then():
-    text = io.StringIO()
-    bar = tqdm(total=60, file=text, mininterval=0)
-    progress = Progress(batches=60)
-    for batch in range(1, display.BATCHES_PER_DISPLAY + 1):
-        progress.batch, progress.seconds = batch, batch / 10
-        progress.sums = {"samples": 4 * batch, "loss": torch.tensor(2.0 * batch), "correct": batch}
-        assert "accuracy" not in text.getvalue()
-        advance(bar, progress, Classification())
-    bar.close()
-    assert "loss 0.5000, accuracy 25.00 %, 40 sequences/s" in text.getvalue()
+def shown(monkeypatch, terminal, batches, hidden=False):
+    """What is printed while an epoch's batches are trained on, two seconds each."""
+    out, bar = io.StringIO(), io.StringIO()
+    bar.isatty = lambda: terminal
+    config = ClassificationConfig()
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 3, 40
+    progress = Progress(batches=60, epoch=1)
+    with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(bar):
+        patch.setattr(display, "tqdm", partial(tqdm, file=bar, mininterval=0))
+        patch.setattr(display, "say", lambda line: out.write(f"{line}\n"))
+        with EpochDisplay(progress, Classification(), config, hidden) as epoch:
+            for batch in range(1, batches + 1):
+                progress.batch, progress.seconds = batch, 2.0 * batch
+                loss = torch.tensor(2.0 * batch)
+                progress.sums = {"samples": 4 * batch, "loss": loss, "correct": batch}
+                epoch.advance()
+    return out.getvalue(), bar.getvalue()
+
+
+def test_a_terminal_shows_a_bar_with_the_metrics_so_far_and_one_rate(monkeypatch):
+    for batches in (display.BATCHES_PER_DISPLAY - 1, display.BATCHES_PER_DISPLAY):
+        lines, bar = shown(monkeypatch, True, batches)
+        assert lines == ""
+        assert ("accuracy" in bar) is (batches == display.BATCHES_PER_DISPLAY)
+    assert "epoch 2/3:  42%" in bar
+    assert "25/60 batches" in bar
+    assert "loss 0.5000, accuracy 25.00 %, 20 sequences/s" in bar
+    assert "it/s" not in bar
+    assert "batch/s" not in bar
+    assert "s/batch" not in bar
+
+
+def test_elsewhere_a_line_a_minute_says_how_far_it_has_come(monkeypatch):
+    lines, bar = shown(monkeypatch, False, 60)
+    # An epoch and the rest of this one are left: 90 batches of two seconds, 60 after this minute.
+    assert lines.splitlines() == [
+        "epoch 2/3, batch 30/60: 20 sequences/s, about 3 min left",
+        "epoch 2/3, batch 60/60: 20 sequences/s, about 2 min left",
+    ]
+    assert bar == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_other_processes_than_the_first_show_nothing(monkeypatch, terminal):
+    assert shown(monkeypatch, terminal, 60, hidden=True) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min"), (3570, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_times_read_well(seconds, said):
+    assert duration(seconds) == said

@@ -8,13 +8,11 @@ import sys
 
 import pytest
 import torch
-from running import SCRIPT, Process, SmallSNN, load, metrics_of, shell, tiny
+from running import SCRIPT, Process, SmallSNN, load, metrics_of, shell, the_run, tiny
 
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.config import load_config
-
-LAST = "checkpoint/snn_mlp_1_last"
 
 
 def settings(folder, *overrides):
@@ -49,7 +47,7 @@ def finish(processes):
 
 def assert_close_runs(one, other):
     """The same weights within 1e-5, and the same metrics but for rounding."""
-    weights, others = (load(folder / LAST)["snn_state_dict"] for folder in (one, other))
+    weights, others = (load(the_run(folder) / "last")["snn_state_dict"] for folder in (one, other))
     for key in weights:
         torch.testing.assert_close(weights[key], others[key], rtol=0, atol=1e-5, msg=key)
     for row, row_of_other in zip(metrics_of(one)[1:], metrics_of(other)[1:], strict=True):
@@ -69,12 +67,14 @@ def test_two_processes_train_as_one_and_one_of_them_writes(tmp_path, alone):
     assert_close_runs(alone, tmp_path)
     torch.manual_seed(2)
     before = SmallSNN(load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), [])).layers[4].weight
-    moved = (load(tmp_path / LAST)["snn_state_dict"]["layers.4.weight"] - before).abs().max()
+    moved = (
+        (load(the_run(tmp_path) / "last")["snn_state_dict"]["layers.4.weight"] - before).abs().max()
+    )
     assert moved > 1e-3  # far more than the tolerance
     assert "2 processes, batches of 64" in first.out
     assert (second.out, second.err) == ("", "")
-    assert len(load(tmp_path / LAST)["rng"]) == 2
-    assert load(tmp_path / LAST)["environment"]["processes"] == 2
+    assert len(load(the_run(tmp_path) / "last")["rng"]) == 2
+    assert load(the_run(tmp_path) / "last")["environment"]["processes"] == 2
 
 
 def test_a_run_is_stopped_together_and_resumed_by_another_number_of_processes(tmp_path):
@@ -85,7 +85,7 @@ def test_a_run_is_stopped_together_and_resumed_by_another_number_of_processes(tm
     stopped = [process.wait() for process in processes]
     assert [each.code for each in stopped] == [130, 143]
     assert "continue with: torchrun --nproc-per-node=2 snn_mlp_1.py --train" in stopped[0].out
-    progress = load(tmp_path / LAST)["progress"]
+    progress = load(the_run(tmp_path) / "last")["progress"]
 
     epochs = progress["epoch"] + 1
     settings_of_both = f"hyperparameters.epoch={epochs}"
@@ -110,7 +110,7 @@ def test_a_process_that_dies_ends_the_run_with_a_line(tmp_path, victim):
     assert left.code == 1
     assert left.err.count("\n") == 1, left.err
     assert f"snn_mlp_1.py: process {1 - victim}: the run failed: another process" in left.err
-    load(tmp_path / LAST)  # the last good checkpoint is there
+    load(the_run(tmp_path) / "last")  # the last good checkpoint is there
 
 
 def test_bad_input_ends_all_processes(tmp_path):
@@ -126,7 +126,7 @@ def test_bad_input_ends_all_processes(tmp_path):
 
 def test_trouble_of_the_writer_ends_the_others_too(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    overrides = settings(tmp_path, f"checkpoint_base_path={tmp_path}/file/x")
+    overrides = settings(tmp_path, f"runs_path={tmp_path}/file/x")
     first, second = (p.wait(timeout=60) for p in start(tmp_path, 2, "--train", *overrides))
     assert (first.code, second.code) == (2, 1)
     assert "process 0: cannot write to" in first.err

@@ -4,7 +4,6 @@ import csv
 import functools
 import itertools
 import math
-import shutil
 import time
 import warnings
 
@@ -19,6 +18,7 @@ from running import (
     metrics_of,
     refused,
     run,
+    the_run,
     tiny,
     train,
 )
@@ -32,8 +32,9 @@ from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.config import load_config
+from snn_lib.training.diagnosis import synapses
 from snn_lib.training.experiment import Experiment, Stopped, choose_device
-from snn_lib.training.run_files import RunFiles
+from snn_lib.training.run_folder import RunFolder
 from snn_lib.training.state import MovingAverage, TrainingState
 
 
@@ -117,15 +118,15 @@ def test_a_run_that_stops_and_resumes_equals_one_that_does_not(tmp_path, undistu
     overrides = small(tmp_path, *settings)
     with pytest.raises(Stopped):
         experiment(overrides, stop_after).train()
-    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    last = the_run(tmp_path) / "last"
     torch.rand(3)  # the generators' states are the checkpoint's
     resumed = experiment(overrides).train(load(last), last)
 
-    one, other = (load(folder / "checkpoint/snn_mlp_1_last") for folder in (whole, tmp_path))
+    one, other = (load(the_run(folder) / "last") for folder in (whole, tmp_path))
     for part in ("snn", "average", "optimizer"):
         assert_equal_states(one[f"{part}_state_dict"], other[f"{part}_state_dict"])
     assert_equal_states(one["rng"], other["rng"])
-    assert_same_weights(*(folder / "checkpoint/snn_mlp_1_best" for folder in (whole, tmp_path)))
+    assert_same_weights(*(the_run(folder) / "best" for folder in (whole, tmp_path)))
     assert metrics_of(whole) == metrics_of(tmp_path)
     assert len(metrics_of(tmp_path)) == 1 + 3
     assert finished["test"] == resumed["test"]
@@ -136,7 +137,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path):
         experiment(
             small(tmp_path / name, f"seed={seed}", "hyperparameters.encoding=poisson")
         ).train()
-    last = [tmp_path / name / "checkpoint/snn_mlp_1_last" for name in "abc"]
+    last = [the_run(tmp_path / name) / "last" for name in "abc"]
     assert_same_weights(last[0], last[1])
     assert metrics_of(tmp_path / "a") == metrics_of(tmp_path / "b") != metrics_of(tmp_path / "c")
 
@@ -173,7 +174,7 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     experiment(small(tmp_path / "whole", *settings)).train()
     halves = small(tmp_path / "halves", *settings)
     experiment([*halves, "hyperparameters.epoch=2"]).train()
-    last = tmp_path / "halves/checkpoint/snn_mlp_1_last"
+    last = the_run(tmp_path / "halves") / "last"
     experiment(halves).train(load(last), last)
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
@@ -189,7 +190,7 @@ def test_training_learns_and_reports_its_best_epoch(tmp_path):
     score = [(float(row["validation_accuracy"]), -float(row["validation_loss"])) for row in table]
     best = 1 + score.index(max(score))
     assert f"best epoch {best}: validation loss" in finished.out
-    assert load(tmp_path / "checkpoint/snn_mlp_1_best")["epoch"] == best
+    assert load(the_run(tmp_path) / "best")["epoch"] == best
 
 
 def test_metrics_are_means_over_the_images(tmp_path):
@@ -207,7 +208,7 @@ def test_metrics_are_means_over_the_images(tmp_path):
 def test_checkpoint_and_log_record_what_decides_the_numbers(tmp_path):
     experiment(small(tmp_path, "seed=11", "hyperparameters.epoch=1")).train()
     for which in ("last", "best"):
-        checkpoint = load(tmp_path / f"checkpoint/snn_mlp_1_{which}")
+        checkpoint = load(the_run(tmp_path) / which)
         assert checkpoint["config"]["seed"] == 11
         assert checkpoint["environment"]["torch"] == torch.__version__
         assert checkpoint["environment"]["threads"] == 1
@@ -223,7 +224,7 @@ def test_checkpoint_and_log_record_what_decides_the_numbers(tmp_path):
 
 def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
     experiment(small(tmp_path, "hyperparameters.weight_averaging=0.9")).train()
-    last, best = (load(tmp_path / f"checkpoint/snn_mlp_1_{which}") for which in ("last", "best"))
+    last, best = (load(the_run(tmp_path) / which) for which in ("last", "best"))
     averaged = {
         key.removeprefix("module."): value for key, value in last["average_state_dict"].items()
     }
@@ -269,7 +270,7 @@ def test_the_penalty_is_of_the_hidden_layers_and_towards_the_settings(tmp_path, 
         seen.add((spikes.shape[2:], target, limit, lengths))
         return 0.0 * spikes.sum()
 
-    monkeypatch.setattr("snn_lib.training.experiment.rate_penalty", spy)
+    monkeypatch.setattr("snn_lib.training.objective.rate_penalty", spy)
     options = "rate_penalty=1", "target_rate=0.1", "rate_limit=0.3"
     experiment(small(tmp_path, *(f"hyperparameters.{option}" for option in options))).train()
     hidden = {
@@ -352,14 +353,6 @@ def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path
         synapse(torch.rand(5, 2, 3))[0].sum().backward()
 
 
-def test_a_run_that_fails_at_once_leaves_the_earlier_one_in_its_place(tmp_path):
-    experiment(small(tmp_path)).train()
-    before = (tmp_path / "checkpoint/snn_mlp_1_best").read_bytes()
-    with pytest.raises(RunError):
-        experiment(small(tmp_path), task=Broken(at=1)).train()
-    assert (tmp_path / "checkpoint/snn_mlp_1_best").read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -387,12 +380,12 @@ def test_a_builder_that_builds_no_model_is_refused(tmp_path, builder):
 def test_on_resuming_the_sums_of_all_processes_go_on_in_the_first(tmp_path, monkeypatch):
     with pytest.raises(Stopped):
         experiment(small(tmp_path), stop_after=2).train()
-    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    last = the_run(tmp_path) / "last"
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 2))
         trial = experiment(small(tmp_path))
-        trial.state = TrainingState(trial.model, trial.config, 4)
-        trial._resume(load(last), last)
+        trial.state = TrainingState(trial.model, trial.config, trial.device, 4)
+        trial.state.restore(load(last), last, trial.task)
         assert (trial.progress.sums["samples"] > 0) is (rank == 0)
         assert trial.progress.batch == 2
 
@@ -426,32 +419,32 @@ def test_the_stable_constraint_is_applied_after_every_step(tmp_path):
     for constraint, stable in (("stable", True), ("none", False)):
         trial = experiment([*settings, f"hyperparameters.constraint={constraint}"])
         trial.train()
-        radius = max(module.pole_radius() for module in trial.synapses.values())
+        radius = max(module.pole_radius() for module in synapses(trial.model).values())
         assert (radius < 1) is stable
 
 
 def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatch):
     clock = iter(range(0, 10**9, 70))  # seconds, that pass between two looks at it
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    written, write = [], RunFiles.write
+    written, write = [], RunFolder.write
 
-    def spy(self, which, content):
-        write(self, which, content)
-        if which == "last":
+    def spy(self, path, content):
+        write(self, path, content)
+        if path.name == "last":
             written.append((content["progress"]["epoch"], content["progress"]["batch"]))
             if len(written) == 3:  # killed right after it
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunFiles, "write", spy)
+    monkeypatch.setattr(RunFolder, "write", spy)
     overrides = small(tmp_path / "killed", "checkpoint_minutes=2")
     with pytest.raises(KeyboardInterrupt):
         experiment(overrides).train()
     assert written == [(0, 2), (1, 0), (1, 2)]
     monkeypatch.undo()
-    last = tmp_path / "killed/checkpoint/snn_mlp_1_last"
+    last = the_run(tmp_path / "killed") / "last"
     experiment(overrides).train(load(last), last)
     experiment(small(tmp_path / "whole")).train()
-    best = [tmp_path / name / "checkpoint/snn_mlp_1_best" for name in ("killed", "whole")]
+    best = [the_run(tmp_path / name) / "best" for name in ("killed", "whole")]
     assert_same_weights(*best)
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
 
@@ -470,7 +463,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 
 def test_a_step_that_takes_more_memory_than_there_is_is_told_beforehand(tmp_path, monkeypatch):
     for there, told in ((10**6, True), (10**12, False)):
-        monkeypatch.setattr("snn_lib.training.experiment.memory_of", lambda _, there=there: there)
+        monkeypatch.setattr("snn_lib.training.diagnosis.memory_of", lambda _, there=there: there)
         finished = train(*small(tmp_path, "hyperparameters.epoch=1"), model=SmallSNN)
         warning = "warning: a training step takes about 0 GiB, cpu has 0 GiB: lower"
         assert (warning in finished.out) is told
@@ -494,9 +487,9 @@ def test_metrics_of_numpy_are_read_back(tmp_path):
 
     settings = small(tmp_path)
     experiment(settings, task=Measured()).train()
-    last = tmp_path / "checkpoint/snn_mlp_1_last"
+    last = the_run(tmp_path) / "last"
     assert {type(value) for row in load(last)["metrics"] for value in row.values()} == {int, float}
-    assert load(tmp_path / "checkpoint/snn_mlp_1_best")["metrics"]["validation_accuracy"] > 0
+    assert load(the_run(tmp_path) / "best")["metrics"]["validation_accuracy"] > 0
 
 
 class Broken(DigitClassification):
@@ -526,8 +519,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert "; the largest pole radius is 0." in finished.err
     assert "lower learning rate" in finished.err
     for which in ("last", "best"):
-        name = f"checkpoint/snn_mlp_1_{which}"
-        assert_same_weights(tmp_path / "good" / name, tmp_path / "bad" / name)
+        assert_same_weights(*(the_run(tmp_path / run) / which for run in ("good", "bad")))
     assert len(metrics_of(tmp_path / "bad")) == 1 + 1
 
 
@@ -545,7 +537,8 @@ def test_weights_that_the_last_batch_made_infinite_are_not_saved(tmp_path, monke
     monkeypatch.setattr(Experiment, "_train_batch", explode)
     with pytest.raises(RunError, match=r"epoch 1: layers\.1\.weight not finite"):
         trial.train()
-    assert not list((tmp_path / "checkpoint").iterdir())
+    assert not (the_run(tmp_path) / "last").exists()
+    assert not (the_run(tmp_path) / "best").exists()
 
 
 def test_a_silent_and_a_saturated_layer_are_told_once_with_the_rates(tmp_path):
@@ -614,13 +607,12 @@ def averaged(tmp_path_factory):
         ("optimizer.optimizer_choice=SGD", "cannot"),
         ("scheduler.scheduler_choice=none", "the options of optimizer and scheduler cannot change"),
         ("hyperparameters.weight_averaging=0.9", "cannot be resumed with this configuration"),
-        ("checkpoint_base_path={}/elsewhere", "the best epoch so far is not at"),
     ],
 )
-def test_settings_that_cannot_change_on_resuming_are_refused(trained, tmp_path, override, message):
-    last = trained / "checkpoint/snn_mlp_1_last"
+def test_settings_that_cannot_change_on_resuming_are_refused(trained, override, message):
+    last = the_run(trained) / "last"
     before = last.read_bytes()
-    settings = [*small(trained), override.format(tmp_path)]
+    settings = [*small(trained), override]
     assert message in refused("--train", "--resume", last, *settings, model=SmallSNN)
     assert last.read_bytes() == before
 
@@ -636,10 +628,10 @@ def test_the_batch_size_cannot_change_in_the_middle_of_an_epoch(tmp_path):
 
 
 def test_a_finished_model_cannot_be_resumed(trained):
-    best = trained / "checkpoint/snn_mlp_1_best"
+    best = the_run(trained) / "best"
     message = refused("--train", "--resume", best, *small(trained), model=SmallSNN)
     assert "is a finished model" in message
-    assert "ends in _last" in message
+    assert "resume from the checkpoint named last" in message
 
 
 @pytest.mark.parametrize(
@@ -660,9 +652,9 @@ def test_a_finished_model_cannot_be_resumed(trained):
 )
 def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, change):
     path = tmp_path / "changed_last"
-    torch.save({**load(trained / "checkpoint/snn_mlp_1_last"), **change}, path)
+    torch.save({**load(the_run(trained) / "last"), **change}, path)
     message = refused("--train", "--resume", path, *small(trained), model=SmallSNN)
-    assert "cannot be resumed" in message or "the checkpoint's configuration" in message
+    assert "cannot be resumed" in message or "the configuration of checkpoint" in message
 
 
 @pytest.mark.parametrize(
@@ -685,7 +677,7 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
 )
 def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, part, values):
     """PyTorch would compute with it, or crash."""
-    checkpoint = load(averaged / "checkpoint/snn_mlp_1_last")
+    checkpoint = load(the_run(averaged) / "last")
     states = checkpoint["optimizer_state_dict"]["state"].values()
     (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
     if part == "progress":
@@ -701,52 +693,6 @@ def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, p
     assert "cannot be resumed" in refused(*arguments, model=SmallSNN)
 
 
-@pytest.mark.parametrize("folder", ["{}/elsewhere", "\0", "", "{}/runs/snn_mlp_1/gone"])
-def test_a_resumed_run_writes_under_its_own_runs_path_only(trained, tmp_path, folder):
-    for path in (trained / "checkpoint").iterdir():
-        checkpoint = load(path)
-        if "progress" in checkpoint:
-            checkpoint["progress"]["folder"] = folder.format(tmp_path)
-        (tmp_path / "checkpoint").mkdir(exist_ok=True)
-        torch.save(checkpoint, tmp_path / "checkpoint" / path.name)
-    (tmp_path / "elsewhere").mkdir()
-    train("--resume", *small(tmp_path), model=SmallSNN)
-    assert not list((tmp_path / "elsewhere").iterdir())
-    assert len(metrics_of(tmp_path)) == 1 + 3
-
-
-def test_a_run_sets_an_earlier_one_of_its_name_aside(trained, tmp_path):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    with pytest.raises(Stopped):
-        experiment(small(tmp_path), stop_after=1).train()
-    for which in ("last", "best"):
-        previous = tmp_path / f"checkpoint/snn_mlp_1_previous_{which}"
-        assert previous.read_bytes() == (trained / f"checkpoint/snn_mlp_1_{which}").read_bytes()
-    assert not (tmp_path / "checkpoint/snn_mlp_1_best").exists()
-
-    said = train(*small(tmp_path), model=SmallSNN).out
-    assert "the earlier run of this name is snn_mlp_1_previous now" in said
-    assert load(tmp_path / "checkpoint/snn_mlp_1_previous_last")["progress"]["batch"] == 1
-    assert not (tmp_path / "checkpoint/snn_mlp_1_previous_best").exists()
-
-
-def test_an_earlier_run_goes_on_under_its_new_name(trained, tmp_path):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    train("--resume", *small(tmp_path), model=SmallSNN)
-    shutil.copytree(trained, tmp_path / "again")
-    train(*small(tmp_path / "again"), model=SmallSNN)
-    train("--resume", "name=snn_mlp_1_previous", *small(tmp_path / "again"), model=SmallSNN)
-    assert_same_weights(
-        tmp_path / "checkpoint/snn_mlp_1_last",
-        tmp_path / "again/checkpoint/snn_mlp_1_previous_last",
-    )
-
-
-class FirstIsBest(DigitClassification):
-    def score(self, metrics):
-        return (0.0,)
-
-
 class LastIsBest(DigitClassification):
     scored = 0.0
 
@@ -755,31 +701,10 @@ class LastIsBest(DigitClassification):
         return (self.scored,)
 
 
-def test_the_best_checkpoint_of_another_run_is_not_taken_for_its_own(trained, tmp_path):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
-    content = load(best)
-    torch.save({**content, "metrics": {**content["metrics"], "validation_loss": 0.1}}, best)
-    with pytest.raises(InputError, match=r"the best epoch so far is not at .*snn_mlp_1_best"):
-        experiment(small(tmp_path)).train(load(last), last)
-
-
-def test_two_runs_of_one_name_at_a_time_are_noticed(tmp_path):
-    class Twofold(FirstIsBest):
-        def train_batches(self, epoch, start):
-            if epoch == 2:
-                best = tmp_path / "checkpoint/snn_mlp_1_best"
-                torch.save({**load(best), "metrics": {}}, best)
-            return super().train_batches(epoch, start)
-
-    with pytest.raises(RunError, match="snn_mlp_1_best is not of this run: the best epoch was 1"):
-        experiment(small(tmp_path), task=Twofold()).train()
-
-
 def test_a_best_checkpoint_that_a_kill_prevented_is_written_on_resuming(tmp_path):
     settings = small(tmp_path, AVERAGING)
     experiment(settings, task=LastIsBest()).train()
-    best, last = (tmp_path / f"checkpoint/snn_mlp_1_{which}" for which in ("best", "last"))
+    best, last = (the_run(tmp_path) / which for which in ("best", "last"))
     written = load(best)
     best.unlink()
     experiment(settings, task=LastIsBest()).train(load(last), last)
@@ -811,7 +736,7 @@ def test_gradients_that_only_together_are_too_large_are_traced_to_the_largest(tm
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained):
-    last = trained / "checkpoint/snn_mlp_1_last"
+    last = the_run(trained) / "last"
     message = refused("--train", "--resume", last, *small(trained), model=snn_mlp_1.SNN)
     assert "belongs to another model" in message
     assert "layers." in message

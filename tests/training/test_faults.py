@@ -12,14 +12,14 @@ import os
 import random
 import resource
 import shlex
+import shutil
 import signal
 import time
 
 import pytest
-from running import Process, assert_same_weights, load, metrics_of, tiny
+from running import Process, assert_same_weights, load, metrics_of, the_run, tiny
 
 KILLS = int(os.environ.get("SNN_KILLS", "5"))
-LAST, BEST = "checkpoint/snn_mlp_1_last", "checkpoint/snn_mlp_1_best"
 
 
 def settings(folder, *overrides):
@@ -37,8 +37,8 @@ def undisturbed(tmp_path_factory):
 
 
 def assert_nothing_lost(undisturbed, folder):
-    for checkpoint in (LAST, BEST):
-        assert_same_weights(undisturbed / checkpoint, folder / checkpoint)
+    for checkpoint in ("last", "best"):
+        assert_same_weights(the_run(undisturbed) / checkpoint, the_run(folder) / checkpoint)
     assert metrics_of(undisturbed) == metrics_of(folder)
     assert not list(folder.rglob("*.tmp"))
 
@@ -78,7 +78,9 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, undisturb
     # The first kills hit each of them, the others come at any time.
     writes = [functools.partial(die_at_write, number) for number in (3, 4, 4, 7)]
     for kill in range(KILLS):
-        resume = ["--resume"] if (tmp_path / LAST).exists() else []
+        resume = ["--resume"] if list(tmp_path.glob("runs/*/*/last")) else []
+        if not resume:  # the run before was killed before its first checkpoint
+            shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         prepare = writes[kill] if kill < len(writes) else None
         process = Process(tmp_path, "--train", *resume, *settings(tmp_path), prepare=prepare)
         if prepare is None:
@@ -86,9 +88,9 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, undisturb
             time.sleep(random.uniform(0.0, 0.1))
             process.send(signal.SIGKILL)
         assert process.wait().code == -signal.SIGKILL, process.err
-        for checkpoint in (LAST, BEST):  # whatever is there is whole
-            if (tmp_path / checkpoint).exists():
-                load(tmp_path / checkpoint)
+        for which in ("last", "best"):  # whatever is there is whole
+            for checkpoint in tmp_path.glob(f"runs/*/*/{which}"):
+                load(checkpoint)
     finished = Process(tmp_path, "--train", "--resume", *settings(tmp_path)).wait()
     assert finished.code == 0, finished
     assert_nothing_lost(undisturbed, tmp_path)
@@ -127,13 +129,13 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     process.send(signal.SIGTERM)
     process.wait()
     # The run's start writes three files, the fourth is a checkpoint.
-    before = (tmp_path / LAST).read_bytes()
+    before = (the_run(tmp_path) / "last").read_bytes()
     full = Process(tmp_path, "--train", "--resume", *settings(tmp_path), prepare=fault).wait()
     assert full.code == 1
     assert full.err.count("\n") == 1
-    assert full.err.startswith(f"snn_mlp_1.py: the run failed: cannot write {tmp_path}/checkpoint/")
+    assert full.err.startswith(f"snn_mlp_1.py: the run failed: cannot write {the_run(tmp_path)}/")
     assert f"{reason}; what was there before is untouched" in full.err
-    assert (tmp_path / LAST).read_bytes() == before
+    assert (the_run(tmp_path) / "last").read_bytes() == before
     finished = Process(tmp_path, "--train", "--resume", *settings(tmp_path)).wait()
     assert finished.code == 0, finished
     assert_nothing_lost(undisturbed, tmp_path)
@@ -149,4 +151,4 @@ def test_numbers_that_explode_end_the_run_with_one_line(tmp_path):
     assert "the run failed: epoch 1, batch " in finished.err
     assert "not finite: " in finished.err
     assert "layers." in finished.err
-    assert not list((tmp_path / "checkpoint").iterdir())
+    assert not (the_run(tmp_path) / "last").exists()

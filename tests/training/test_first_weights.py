@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 import torch
-from running import ROOT, SmallSNN, load, tiny, train
+from running import ROOT, SmallSNN, load, the_run, tiny, train
 from torch import nn
 
 from snn_lib.errors import InputError
@@ -42,13 +42,13 @@ def arguments_of(monkeypatch):
 def before_the_first_batch(build_model, task, initialise, config, rank, world, monkeypatch):
     """As training begins in a process: parameters and buffers, samples, and what dropout draws."""
 
-    def stop(self):
+    def stop(self, source):
         raise Stopped
 
     with monkeypatch.context() as patch, redirect_stdout(StringIO()):
         patch.setattr(distributed, "rank_and_world", lambda: (rank, world))
         patch.setattr(experiment, "DistributedDataParallel", lambda model: model)
-        patch.setattr(Experiment, "_train_epoch", stop)
+        patch.setattr(Experiment, "_open_folder", stop)
         trial = Experiment(build_model, task, config, initialise)
         with pytest.raises(Stopped):
             trial.train()
@@ -72,7 +72,7 @@ def test_first_weights_are_the_same_with_one_process_and_with_two(
     (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
     if name != "associative_memory":  # its data set is a file
         config.dataset_path = str(tmp_path)
-    config.checkpoint_base_path, config.device = str(tmp_path), "cpu"
+    config.device = "cpu"
     states, samples, drawn = zip(
         *(
             before_the_first_batch(
@@ -116,7 +116,7 @@ def test_initialise_is_called_where_training_starts_from_scratch_and_nowhere_els
     settings = tiny(tmp_path, *more, "hyperparameters.epoch=1")
     train(*settings, model=SmallSNN, initialise=initialise)
     assert calls == [torch.device("cpu")]
-    bias = load(tmp_path / "checkpoint/snn_mlp_1_last")["snn_state_dict"]["layers.4.bias"]
+    bias = load(the_run(tmp_path) / "last")["snn_state_dict"]["layers.4.bias"]
     torch.testing.assert_close(bias, torch.full((10,), 0.25), rtol=0, atol=1e-6)
     longer = [*settings, "hyperparameters.epoch=2"]
     train("--resume", *longer, model=SmallSNN, initialise=initialise)

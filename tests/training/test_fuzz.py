@@ -96,7 +96,7 @@ def check(*arguments, task=Noise):
 
 
 KEYS = [key for key, _ in flattened(DigitConfig()) if key not in ("runs_path", "dataset_path")]
-SAFE = ["device=cpu", "checkpoint_base_path=c", "name=n"]  # last, where a case may write anywhere
+SAFE = ["device=cpu", "name=n"]  # last, where a case may write anywhere
 REAL_YAML = SCRIPT.with_suffix(".yaml").read_bytes()
 CODE = "!!python/object/apply:os.system ['touch touched']"
 numbers = st.sampled_from(
@@ -177,19 +177,19 @@ def test_any_yaml_file(content):
 
 @pytest.fixture(scope="module")
 def good(folder):
-    """The path of a real checkpoint, and a function that resumes or tests the file ``any``."""
-    settings = ["name=good", "checkpoint_base_path=c", "device=cpu", "hyperparameters.epoch=3"]
+    """The path of a real checkpoint, and a function that resumes or tests the file ``any_last``."""
+    settings = ["name=good", "device=cpu", "hyperparameters.epoch=3"]
     finished = check("--train", *settings, task=Interrupted)
     assert finished.code == 128 + signal.SIGTERM, finished
-    path, best = (folder / "c/good_last").rename(folder / "good"), folder / "c/good_best"
-    best_epoch = best.read_bytes()
+    (run,) = folder.glob("r/good/*/")
+    (run / "best").rename(folder / "any_best")
 
     def use(test):
-        best.write_bytes(best_epoch)  # what the case before has left may be another run's
-        action = ("--test", "test_checkpoint_path=any") if test else ("--train", "--resume", "any")
+        named = ("--train", "--resume", "any_last")
+        action = ("--test", "test_checkpoint_path=any_last") if test else named
         check(*action, *settings)
 
-    return path, use
+    return run / "last", use
 
 
 class Touch:
@@ -223,7 +223,7 @@ def damaged_checkpoints(draw, content):
 @given(st.data(), st.booleans())
 def test_any_bytes_as_a_checkpoint(good, data, test):
     path, use = good
-    with open("any", "wb") as file:
+    with open("any_last", "wb") as file:
         file.write(data.draw(damaged_checkpoints(path.read_bytes())))
     use(test)
 
@@ -244,7 +244,7 @@ def test_any_value_in_a_checkpoint(good, data, test):
         level = level[place]
     tensors = st.sampled_from([torch.zeros(3), torch.tensor(2), torch.zeros(2, 3).to_sparse()])
     level[place] = data.draw(st.one_of(values, tensors))
-    torch.save(checkpoint, "any")
+    torch.save(checkpoint, "any_last")
     use(test)
 
 

@@ -1,0 +1,202 @@
+"""The folder of a run, ``runs/<name>/<time>/``, in which no other run ever writes.
+
+It holds the settings (``config.yaml``), the versions (``environment.yaml``), a row of metrics for
+every epoch (``metrics.csv``), the checkpoint from which the run can be resumed (``last``) and the
+finished model of its best epoch (``best``). ``metrics.csv`` is written as a whole after every
+epoch, from the history that ``last`` holds: a run that is killed and resumed has each epoch in it
+once.
+"""
+
+import dataclasses
+import os
+import platform
+import shutil
+import subprocess
+import time
+import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from snn_lib.errors import InputError, require
+from snn_lib.files import lock, write_atomically, write_csv
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from snn_lib.training.state import TIMES, Row
+
+
+class RunFolder:
+    """The folder of one run. Every process may read it; only the first one opens it and writes.
+
+    Args:
+        path: the folder.
+        config: the configuration.
+        made_by: what else a checkpoint tells of its origin: ``script`` and ``environment``.
+
+    Attributes:
+        last, best: the paths of the two checkpoints.
+    """
+
+    def __init__(self, path: Path, config: Any, made_by: Row) -> None:
+        self.path, self.last, self.best = path, path / "last", path / "best"
+        self.made_by = {"config": dataclasses.asdict(config), **made_by}
+        self._writer = self._lock = None
+
+    def open(self, epochs: int = 0) -> None:
+        """Locks the folder and writes settings and versions.
+
+        Args:
+            epochs: how many epochs the run has behind it.
+
+        Raises:
+            InputError: another process trains this run, or the folder cannot be written.
+        """
+        try:
+            self._lock = lock(self.path / "lock")
+        except BlockingIOError:
+            raise InputError(f"another process is training the run {self.path}") from None
+        except OSError as error:
+            raise cannot_write(error) from None
+        for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote
+            leftover.unlink()
+        for key in ("config", "environment"):
+            content = yaml.safe_dump(self.made_by[key], sort_keys=False)
+            write_atomically(self.path / f"{key}.yaml", content.encode())
+        if self.made_by["config"]["tensorboard"]:
+            self._writer = summary_writer(self.path, epochs)
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes what :meth:`open` opened, so that another process may go on with the run."""
+        for opened in (self._writer, self._lock):
+            if opened is not None:
+                opened.close()
+
+    def write(self, path: Path, content: Checkpoint) -> None:
+        """Writes the ``last`` or the ``best`` checkpoint, with what decided its numbers."""
+        save_checkpoint(path, {**content, **self.made_by})
+
+    def write_metrics(self, history: list[Row]) -> None:
+        """Writes the metrics of all epochs, and those of the last one to TensorBoard."""
+        write_csv(self.path / "metrics.csv", history)
+        if self._writer is not None:
+            for key, value in history[-1].items():
+                self._writer.add_scalar(key, value, history[-1]["epoch"])
+            self._writer.flush()
+
+
+def new_folder(base: Path) -> Path:
+    """Makes a new folder under ``base``, named by the time; runs of one second get one each.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for name in (stamp, *(f"{stamp}_{number:03d}" for number in range(2, 1000))):
+            try:
+                (base / name).mkdir()  # fails if another process was quicker
+            except FileExistsError:
+                continue
+            return base / name
+    except OSError as error:
+        raise cannot_write(error) from None
+    raise InputError(f"{base} has a thousand folders of {stamp}")
+
+
+def cannot_write(error: OSError) -> InputError:
+    """The line about a folder of runs that cannot be written."""
+    return InputError(
+        f"cannot write to {error.filename}: {error.strerror}; set runs_path to a folder that can "
+        "be written"
+    )
+
+
+def newest(config: Any, which: str) -> Path:
+    """The ``last`` or ``best`` checkpoint of the newest run of the configuration's name.
+
+    Raises:
+        InputError: there is none.
+    """
+    base = Path(config.runs_path) / config.name
+    found = sorted(base.glob(f"*/{which}"))  # folders are named by the time
+    require(
+        bool(found),
+        f"there is no checkpoint {base}/*/{which}: train {config.name} first, or name a checkpoint",
+    )
+    return found[-1]
+
+
+def folder_of(last: Path, config: Any) -> Path | None:
+    """The folder in which the run of a last checkpoint goes on, if it is one of the same name.
+
+    Any other checkpoint, such as one of another name or of an earlier version of this project, is
+    continued in a new folder.
+    """
+    base = Path(config.runs_path) / config.name
+    own = last.name == "last" and last.parent.parent.resolve() == base.resolve()
+    return last.parent if own else None
+
+
+def best_beside(last: Path, row: Row) -> Checkpoint:
+    """The best checkpoint beside a last one: ``best`` for ``last``, ``x_best`` for ``x_last``.
+
+    Args:
+        last: the path of the last checkpoint.
+        row: the metrics of the best epoch.
+
+    Raises:
+        InputError: it is not there, or not that of this epoch.
+    """
+    path = last.with_name(f"{last.name.removesuffix('last')}best")
+    checkpoint = load_checkpoint(path) if path.exists() else {}
+    found = checkpoint.get("metrics")
+    # Without the times, which each process measures by itself; as text, since a file may hold
+    # anything and nan differs from itself.
+    row = {key: value for key, value in row.items() if key not in TIMES}
+    same = isinstance(found, dict) and repr({key: found.get(key) for key in row}) == repr(row)
+    require(same, f"the best epoch so far, {row['epoch']}, is not at {path}: put it there")
+    return checkpoint
+
+
+def summary_writer(folder: Path, epochs: int) -> Any:
+    """TensorBoard's writer, or ``None`` and a warning where the package is not installed."""
+    if find_spec("tensorboard") is None:
+        warnings.warn(
+            "tensorboard is true but the package is not installed: no events are written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=epochs + 1)
+
+
+def environment(device: torch.device, processes: int) -> Row:
+    """What besides the configuration decides a run's numbers: versions, revision, threads."""
+    revision = None
+    if shutil.which("git"):
+        git = ["git", "describe", "--always", "--dirty"]
+        folder = Path(__file__).parent
+        revision = subprocess.run(
+            git, cwd=folder, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": version("torchvision"),
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        "device": str(device),
+        "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "revision": revision or None,
+    }

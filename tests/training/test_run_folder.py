@@ -1,0 +1,306 @@
+"""The folder of a run: what is in it, and that no other run ever writes there."""
+
+import csv
+import itertools
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from running import (
+    SCRIPT,
+    Process,
+    SmallSNN,
+    assert_same_weights,
+    load,
+    metrics_of,
+    refused,
+    run,
+    the_run,
+    tiny,
+    train,
+)
+
+from snn_lib.errors import InputError, RunError
+from snn_lib.settings import ExperimentConfig
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.training import run_folder
+from snn_lib.training.config import load_config
+from snn_lib.training.experiment import Experiment, Stopped
+from snn_lib.training.run_folder import RunFolder, environment, new_folder, newest
+
+HISTORY = [{"epoch": 1, "loss": 0.5, "seconds": 1.25}, {"epoch": 2, "loss": 0.25, "seconds": 1.5}]
+CONFIG = ExperimentConfig(name="trial")
+
+
+def opened(folder, config=CONFIG):
+    one = RunFolder(folder, config, {"environment": {"torch": "2"}})
+    one.open()
+    return one
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---------------------------------------------------------------------------------------------
+# What is in it
+
+
+def test_metrics_are_written_as_a_whole_each_time(tmp_path):
+    with opened(tmp_path) as one:
+        one.write_metrics(HISTORY[:1])
+        assert rows(tmp_path) == [{"epoch": "1", "loss": "0.5", "seconds": "1.25"}]
+        one.write_metrics(HISTORY)
+    with opened(tmp_path) as again:  # the run is resumed
+        again.write_metrics(HISTORY)
+    assert [row["epoch"] for row in rows(tmp_path)] == ["1", "2"]
+
+
+def test_a_column_that_came_later_is_empty_before(tmp_path):
+    with opened(tmp_path) as one:
+        one.write_metrics([HISTORY[0], {**HISTORY[1], "rate": 0.1}])
+    assert [row["rate"] for row in rows(tmp_path)] == ["", "0.1"]
+
+
+def test_settings_and_environment_are_readable_yaml(tmp_path):
+    with opened(tmp_path):
+        pass
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert ExperimentConfig(**{**vars(CONFIG), "name": written["name"]}).name == "trial"
+    assert written["optimizer"]["Adam"]["betas"] == [0.9, 0.999]
+    assert yaml.safe_load((tmp_path / "environment.yaml").read_text()) == {"torch": "2"}
+
+
+def test_what_a_killed_process_has_left_half_written_is_removed(tmp_path):
+    for name in ("config.yaml", "last", "metrics.csv"):
+        (tmp_path / f"{name}.123.tmp").write_text("half")
+    (tmp_path / "notes.txt").write_text("the user's own")
+    with opened(tmp_path):
+        found = sorted(file.name for file in tmp_path.iterdir())
+    assert found == ["config.yaml", "environment.yaml", "lock", "notes.txt"]
+
+
+def test_the_environment_names_what_decides_the_numbers():
+    found = environment(torch.device("cpu"), 2)
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert (found["device"], found["processes"], found["cuda"]) == ("cpu", 2, None)
+    yaml.safe_dump(found)  # built-in types only
+
+
+def test_the_environment_without_git(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert environment(torch.device("cpu"), 1)["revision"] is None
+
+
+def test_tensorboard_events_hold_the_metrics(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with opened(tmp_path, ExperimentConfig(tensorboard=True)) as one:
+        one.write_metrics(HISTORY[:1])
+        one.write_metrics(HISTORY)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def test_without_tensorboard_the_run_goes_on_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "find_spec", lambda _: None)
+    message = "tensorboard is true but the package is not installed"
+    with pytest.warns(RuntimeWarning, match=message):
+        one = opened(tmp_path, ExperimentConfig(tensorboard=True))
+    with one:
+        one.write_metrics(HISTORY)
+    assert len(rows(tmp_path)) == 2
+
+
+# ---------------------------------------------------------------------------------------------
+# Which one it is
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own_in_the_order_of_their_start(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "2026-01-01_00-00-00")
+    folders = [new_folder(tmp_path / "trial") for _ in range(11)]
+    assert folders == sorted(set(folders))
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_the_newest_run_with_a_checkpoint_is_taken(tmp_path):
+    config = SimpleNamespace(runs_path=str(tmp_path), name="trial")
+    for name in ("2026-01-02_00-00-00_002", "2026-01-02_00-00-00", "2026-01-01_09-00-00"):
+        (tmp_path / "trial" / name).mkdir(parents=True)
+        (tmp_path / "trial" / name / "last").touch()
+    (tmp_path / "trial/2026-01-03_00-00-00").mkdir()  # failed before its first checkpoint
+    (tmp_path / "other/2026-01-04_00-00-00").mkdir(parents=True)
+    (tmp_path / "other/2026-01-04_00-00-00/last").touch()
+    assert newest(config, "last") == tmp_path / "trial/2026-01-02_00-00-00_002/last"
+    with pytest.raises(InputError, match=r"no checkpoint .*trial/\*/best: train trial first"):
+        newest(config, "best")
+
+
+# ---------------------------------------------------------------------------------------------
+# No other run writes there
+
+
+class FirstIsBest(DigitClassification):
+    def score(self, metrics):
+        return (0.0,)
+
+
+def small(folder, *overrides):
+    """Overrides for 3 epochs of 4 batches; with SmallSNN they take a fraction of a second."""
+    plan = "scheduler.scheduler_choice=none"
+    return tiny(folder, plan, "hyperparameters.epoch=3", *overrides)
+
+
+def experiment(overrides, stop_after=None, task=DigitClassification):
+    """An experiment that is asked to stop after so many batches."""
+    asked = itertools.count(1)
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
+    stop = lambda: next(asked) == stop_after  # noqa: E731
+    return Experiment(SmallSNN, task(), config, stop_requested=stop)
+
+
+def runs(folder):
+    """The folders of all runs, the oldest first."""
+    return sorted(folder.glob("runs/*/*/"))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was stopped in the middle of its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stopped):
+        experiment(small(folder), stop_after=6).train()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(stopped, tmp_path_factory):
+    """The same run, gone on to its end."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(stopped, folder, dirs_exist_ok=True)
+    train("--resume", *small(folder), model=SmallSNN)
+    return folder
+
+
+def test_a_run_writes_to_its_own_folder_and_to_no_other(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    with pytest.raises(Stopped):
+        experiment(small(tmp_path), stop_after=1).train()  # stopped before its first best model
+    with pytest.raises(RunError):
+        experiment(small(tmp_path, "optimizer.AdamW.lr=1e30")).train()  # fails at once
+    train(*small(tmp_path), model=SmallSNN)
+    train("--resume", *small(tmp_path), model=SmallSNN)  # which is finished
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before} == before
+    assert len(runs(tmp_path)) == 4
+    assert {path.parent.parent for path in after} == {tmp_path / "runs/snn_mlp_1"}
+
+
+def test_a_run_goes_on_in_its_folder(stopped, finished):
+    assert the_run(finished).name == the_run(stopped).name
+    assert len(metrics_of(finished)) == 1 + 3
+
+
+def test_a_checkpoint_that_is_named_is_resumed_whatever_the_newest_run_is(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    train(*small(tmp_path), model=SmallSNN)
+    first, second = runs(tmp_path)
+    newer = contents(second)
+    train("--resume", first / "last", *small(tmp_path), model=SmallSNN)
+    assert_same_weights(first / "best", second / "best")
+    assert_same_weights(first / "last", second / "last")
+    assert contents(second) == newer
+    assert runs(tmp_path) == [first, second]
+
+
+def test_resuming_under_another_name_starts_a_folder_there(stopped, finished, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    other = small(tmp_path, "name=other")
+    train("--resume", the_run(tmp_path) / "last", *other, model=SmallSNN)
+    after = contents(tmp_path)
+    assert {path: after[path] for path in before} == before
+    continued = the_run(tmp_path, "other")
+    for which in ("last", "best"):
+        assert_same_weights(continued / which, the_run(finished) / which)
+    assert [row["epoch"] for row in rows(continued)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("task", [DigitClassification, FirstIsBest])
+def test_checkpoints_of_earlier_versions_go_on(tmp_path, task):
+    """``checkpoint/x_last`` with ``checkpoint/x_best``, whose settings and progress have more."""
+    with pytest.raises(Stopped):
+        experiment(small(tmp_path / "new"), stop_after=9, task=task).train()
+    old = tmp_path / "checkpoint"
+    old.mkdir()
+    for which in ("last", "best"):
+        checkpoint = load(the_run(tmp_path / "new") / which)
+        del checkpoint["script"]
+        checkpoint["config"]["checkpoint_base_path"] = "checkpoint"
+        if which == "last":
+            checkpoint["progress"]["folder"] = "runs/x/2026-01-01_00-00-00"
+        torch.save(checkpoint, old / f"x_{which}")
+    before = contents(old)
+    settings = [*small(tmp_path), f"test_checkpoint_path={old}/x_best"]
+    assert run("--test", *settings, model=SmallSNN, task=task()).code == 0
+    resumed = train("--resume", old / "x_last", *small(tmp_path), model=SmallSNN, task=task())
+    assert "after 2 epochs and 1 batches" in resumed.out
+    assert contents(old) == before
+    assert [row["epoch"] for row in rows(the_run(tmp_path))] == ["1", "2", "3"]
+    best = load(the_run(tmp_path) / "best")
+    assert best["epoch"] == (1 if task is FirstIsBest else best["metrics"]["epoch"])
+
+
+def test_the_best_model_of_another_run_is_not_taken_for_its_own(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    best = the_run(tmp_path) / "best"
+    content = load(best)
+    torch.save({**content, "metrics": {**content["metrics"], "validation_loss": 0.1}}, best)
+    message = f"the best epoch so far, 1, is not at {best}: put it there"
+    assert refused("--train", "--resume", *small(tmp_path), model=SmallSNN) == message
+    best.unlink()
+    assert refused("--train", "--resume", *small(tmp_path), model=SmallSNN) == message
+
+
+def test_two_runs_of_one_name_at_a_time_keep_both_models(tmp_path):
+    second = []
+
+    class Twofold(DigitClassification):
+        def train_batches(self, epoch, start=0):
+            if epoch == 1 and not second:
+                second.append(experiment(small(tmp_path, "seed=7")))
+                second[0].train()
+            return super().train_batches(epoch, start)
+
+    first = experiment(small(tmp_path), task=Twofold)
+    first.train()
+    assert runs(tmp_path) == [first.run.path, second[0].run.path]
+    for one in (first, second[0]):
+        own = load(one.run.best)["snn_state_dict"]
+        assert all(torch.equal(own[key], value) for key, value in one.model.state_dict().items())
+        assert load(one.run.best)["config"]["seed"] == one.config.seed
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
+    more = small(tmp_path, "hyperparameters.epoch=1000")
+    with pytest.raises(Stopped):
+        experiment(more, stop_after=1).train()
+    process = Process(tmp_path, "--train", "--resume", *more)
+    process.wait_for("epoch 1/")
+    message = refused("--train", "--resume", *more, model=SmallSNN)
+    assert message == f"another process is training the run {the_run(tmp_path)}"
+    process.kill()  # the lock dies with the process
+    process.wait()
+    experiment(small(tmp_path)).train(load(the_run(tmp_path) / "last"), the_run(tmp_path) / "last")
