@@ -593,8 +593,8 @@ def test_a_layer_of_one_s_own():
     class PairMean(StatefulModule):
         def forward(self, x, state=None, lengths=None):
             (before,) = state or (x.new_zeros(1, *x.shape[1:]),)
-            seen = torch.cat([before, x])
-            return Output((seen[1:] + seen[:-1]) / 2, (last_steps(seen, 1, lengths),))
+            steps = torch.cat([before, x])
+            return Output((steps[1:] + steps[:-1]) / 2, (last_steps(steps, 1, lengths),))
 
     network, x = Sequential(PairMean(), nn.Identity(), PairMean()), torch.rand(6, 3, 2)
     whole, _ = network(x)

@@ -173,6 +173,16 @@ def test_a_pole_outside_the_unit_circle_is_warned_of_once():
         iir_filter(torch.ones(2, 1, 1), torch.full((1, 1), 2.0), torch.ones(1, 1))
 
 
+def test_a_loop_after_one_without_the_warning_is_warned():
+    stability._warn_of_instability.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with stability.without_warning():
+            train_filter([1.2, -0.1])
+    with pytest.warns(RuntimeWarning, match="pole"):
+        train_filter([1.2, -0.1])
+
+
 def test_the_coefficients_of_a_device_are_looked_at_now_and_then(monkeypatch):
     looked = []
     monkeypatch.setattr(
@@ -184,6 +194,10 @@ def test_the_coefficients_of_a_device_are_looked_at_now_and_then(monkeypatch):
         for _ in range(3 * stability.CHECKED):
             stability.warn_if_unstable(alpha)
         assert len(looked) == sum(device.waits.values()) == 3
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        for _ in range(stability.CHECKED):  # A CUDA graph cannot record what waits.
+            stability.warn_if_unstable(alpha)
+        assert len(looked) == 3
     stability.warn_if_unstable(torch.zeros(1, 1))
     stability.warn_if_unstable(torch.zeros(1, 1))
     assert len(looked) == 5
