@@ -1,86 +1,132 @@
-"""Writes docs/api.md: every public name of the library, with the first line of its docstring.
+"""Writes docs/api.md: what users import from the library, with the first line of each docstring.
 
     python docs/make_api.py
 
-The files are read, not imported, so that a backend whose package is missing is listed as well.
+That is what the packages export, what README, docs, notebooks, scripts and examples import, and
+every public name of the modules that are for users alone.
 """
 
 import ast
+import importlib
+import inspect
+import json
 import re
+import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = ROOT / "snn_lib"
+sys.path.insert(0, str(ROOT))  # of snn_lib
 PAGE = ROOT / "docs" / "api.md"
 HEAD = """\
-# Every public name
+# What to import
 
-A line each; `help(name)` has shapes, units and errors. Names in bold are those that `snn_lib`,
-`snn_lib.tasks` and `snn_lib.training` export: import them from there. This page is written by
+A line for each name; `help(name)` has shapes, units and errors. This page is written by
 `python docs/make_api.py`.
 """
-MODEL = "The model"  # whatever lies beside the other floors
+# From the ground up; a room imports from its own floor and from those below it.
 FLOORS = {
-    MODEL: (),
-    "Data": ("data",),
-    "Tasks": ("tasks",),
-    "Training": ("training",),
-    "Inspection": ("inspection",),
-    "Inference": ("inference",),
-    "What all stand on": ("settings", "errors", "files"),
-    "The interface of 2020": (
-        "snn_layers",
-        "optimizers",
-        "schedulers",
-        "data_loaders",
-        "utilities",
+    "What all stand on": {
+        *("errors", "files", "settings", "time_constants", "stability", "pytorch_private"),
+    },
+    "Surrogates and kernels": {"surrogate", "kernels"},
+    "Operators": {"operators", "functional"},
+    "Layers": {"containers", "chunks", "synapses", "neurons"},
+    "Around the layers": {"encoding", "readout", "initialisation", "penalties"},
+    "Data, inspection, inference": {"data", "inspection", "inference"},
+    "Tasks": {"tasks"},
+    "Training": {"training"},
+    "The interface of 2020": {
+        *("release_2020", "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"),
         "checkpoints",
-    ),
+    },
 }
+EXPORTING = "snn_lib", "snn_lib.inference", "snn_lib.tasks", "snn_lib.training"
+DOORS = "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"
+FOR_USERS = (
+    "functional",
+    "encoding",
+    "readout",
+    "penalties",
+    "inspection.activity",
+    "inspection.metrics",
+)
 
 
 def page() -> str:
     """The text of docs/api.md."""
-    sections = dict.fromkeys(FLOORS, "")
-    exports = set(exported())
-    for path in sorted(LIBRARY.rglob("*.py")):
-        parts = path.relative_to(LIBRARY).with_suffix("").parts
-        module = ".".join(("snn_lib", *parts)).removesuffix(".__init__")
-        tree = ast.parse(path.read_text())
-        names = list(public(tree))
-        if names:
-            floor = next((f for f, rooms in FLOORS.items() if parts[0] in rooms), MODEL)
-            sections[floor] += f"\n### `{module}`\n\n{first_line(tree)}\n\n"
-        for name, line in names:
-            shown = f"**`{name}`**" if (module, name) in exports else f"`{name}`"
-            sections[floor] += f"- {shown}: {line}\n"
-    return HEAD + "".join(f"\n## {floor}\n{text}" for floor, text in sections.items())
+    listed: dict[str, dict[str, dict[str, str]]] = {floor: defaultdict(dict) for floor in FLOORS}
+    for module, name in sorted(names_for_users()):
+        thing = getattr(importlib.import_module(module), name)
+        if inspect.isroutine(thing) or inspect.isclass(thing):  # a constant explains itself
+            home = module if module.split(".")[-1] in DOORS else thing.__module__
+            listed[floor_of(home)][module][name] = first_line(thing)
+    sections = (
+        f"\n## {floor}\n"
+        + "".join(
+            f"\n### `{module}`\n\n"
+            + "".join(f"- `{name}`: {line}\n" for name, line in names.items())
+            for module, names in modules.items()
+        )
+        for floor, modules in listed.items()
+        if modules
+    )
+    return HEAD + "".join(sections)
 
 
-def public(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Name and first line of every function and class that a module defines for others."""
-    names = set()
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            names.add(node.name)
-            yield node.name, first_line(node)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.value) in names:
-            yield ast.unparse(node.targets[0]), f"The same as `{ast.unparse(node.value)}`."
+def floor_of(module: str) -> str:
+    """The floor on which a module of the library lies."""
+    room = module.split(".")[1]
+    return next(floor for floor, rooms in FLOORS.items() if room in rooms)
 
 
-def exported() -> Iterator[tuple[str, str]]:
-    """Module and name of what the packages import for those who use them."""
-    for path in LIBRARY.rglob("__init__.py"):
-        text = path.read_text()
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ImportFrom) and "__all__" in text:
-                yield from ((node.module, alias.name) for alias in node.names)
+def names_for_users() -> set[tuple[str, str]]:
+    """Module and name of everything that a user is shown how to import."""
+    found = {
+        (module, name) for module in EXPORTING for name in importlib.import_module(module).__all__
+    }
+    exported = {name for _, name in found}
+    for door in DOORS:
+        module = f"snn_lib.{door}"
+        found |= {(module, n) for n in vars(importlib.import_module(module)) if n[0] != "_"}
+    for module in map(importlib.import_module, (f"snn_lib.{name}" for name in FOR_USERS)):
+        found |= {(module.__name__, name) for name in public_names(module)}
+    for code in code_for_users():
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("snn_lib"):
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names if alias.name != "*"):
+                    if isinstance(inner := getattr(module, name), ModuleType):
+                        found |= {(inner.__name__, public) for public in public_names(inner)}
+                    elif name not in exported:
+                        found.add((node.module, name))
+    return found
 
 
-def first_line(node: ast.AST) -> str:
+def code_for_users() -> Iterator[str]:
+    """The Python code that users read."""
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("examples/*.py")):
+        yield path.read_text()
+    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
+        yield from re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+    for path in ROOT.glob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            if cell["cell_type"] == "code":
+                yield "".join(cell["source"])
+
+
+def public_names(module: ModuleType) -> Iterator[str]:
+    """What a module defines for others."""
+    for name, thing in vars(module).items():
+        if getattr(thing, "__module__", None) == module.__name__ and not name.startswith("_"):
+            yield name
+
+
+def first_line(thing: object) -> str:
     """The first line of a docstring, its marks being those of this page."""
-    line = (ast.get_docstring(node) or "").partition("\n")[0]
+    line = (inspect.getdoc(thing) or "").partition("\n")[0]
     return re.sub(r":\w+:(?=`)", "", line).replace("``", "`")
 
 

@@ -1,26 +1,14 @@
 """Which room may import which: the model knows nothing of tasks, nothing here knows a script."""
 
 import ast
+import runpy
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 from running import ROOT
 
 LIBRARY = ROOT / "snn_lib"
-# From the ground up; a room imports from its own floor and from those below it.
-FLOORS = [
-    {"errors", "files", "settings", "time_constants", "stability", "pytorch_private"},
-    {"surrogate", "kernels"},
-    {"operators", "functional"},
-    {"containers", "chunks", "synapses", "neurons"},
-    {"encoding", "readout", "initialisation", "penalties"},
-    {"data", "inspection", "inference"},
-    {"tasks"},
-    {"training"},
-    # the door of the 2020 interface
-    {"snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"},
-    {"conversion", "checkpoints"},
-]
+FLOORS = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["FLOORS"].values()
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 
 

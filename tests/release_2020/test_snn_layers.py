@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from snn_lib import snn_layers as layers
+from snn_lib.release_2020 import snn_layers as layers
 
 STEPS, BATCH = 12, 3
 CONSTRUCTED_BATCH = 5

@@ -16,7 +16,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from snn_lib.snn_layers import dual_exp_iir_layer, first_order_low_pass_layer, neuron_layer
+from snn_lib.release_2020.snn_layers import (
+    dual_exp_iir_layer,
+    first_order_low_pass_layer,
+    neuron_layer,
+)
 from snn_lib.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from snn_lib.training.command_line import Parser, exit_with
 

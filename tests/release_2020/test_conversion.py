@@ -12,9 +12,9 @@ from torch import nn
 import associative_memory
 import snn_mlp_1
 import snn_mlp_2
-from snn_lib.conversion import MODELS, convert, main
 from snn_lib.errors import InputError
 from snn_lib.optimizers import get_optimizer
+from snn_lib.release_2020.conversion import MODELS, convert, main
 from snn_lib.schedulers import get_scheduler
 from snn_lib.snn_layers import *  # noqa: F403 (as the scripts of the release do)
 from snn_lib.tasks.association import AssociationConfig
@@ -22,7 +22,7 @@ from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import load_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STEPS, BATCH = 10, 4
 
 # As in the YAML of the release, with options that this project's schema does not list.

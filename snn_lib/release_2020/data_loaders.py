@@ -1,0 +1,85 @@
+"""MNIST one by one, under the names of the authors' 2020 release, for scripts written for it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from snn_lib import encoding
+
+__all__ = ["MNISTDataset", "MNISTDataset_Poisson_Spike", "get_rand_transform"]
+
+
+class MNISTDataset(Dataset):
+    """Digits one by one, for a ``DataLoader``, as in the authors' 2020 release.
+
+    Args:
+        torchvision_mnist: gives ``(image, label)``, the image a PIL image or integers of 0 to 255,
+            or floats in [0, 1] as torchvision's ``ToTensor`` makes them.
+        length: number of time steps, kept as an attribute.
+        max_rate: the value of a white pixel.
+        flatten: whether images are ``(784,)`` instead of ``(28, 28)``.
+        transform: called with each image as it comes, such as :func:`get_rand_transform`.
+
+    Returns (by index):
+        The image in [0, max_rate], float32, and its label.
+    """
+
+    def __init__(
+        self,
+        torchvision_mnist: Any,
+        length: int,
+        max_rate: float = 1,
+        flatten: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.dataset, self.length, self.max_rate = torchvision_mnist, length, max_rate
+        self.flatten, self.transform = flatten, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, label = self.dataset[index]
+        if self.transform is not None:
+            image = self.transform(image)
+        values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+        white = 1.0 if values.is_floating_point() else 255.0
+        values = values.float() * (self.max_rate / white)
+        return values.flatten() if self.flatten else values, label
+
+
+class MNISTDataset_Poisson_Spike(MNISTDataset):
+    """As :class:`MNISTDataset`, each image as spike trains ``(*image, length)``.
+
+    A pixel's value is its probability of a spike at every step, independently.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        rates, label = super().__getitem__(index)
+        return encoding.poisson(rates, self.length).movedim(0, -1), label
+
+
+def get_rand_transform(transform_config: Any) -> transforms.RandomApply:
+    """torchvision's random crops and rotations of PIL images, from the ``transform`` of the YAML.
+
+    With ``RandomApply.probability``, or ``probability``, an image is cropped, turned, and both
+    again.
+
+    Args:
+        transform_config: mapping with the sections ``RandomResizedCrop`` (``scale``, ``ratio``,
+            and ``size``, by default 28) and ``RandomRotation`` (``degrees`` or ``angle``).
+    """
+    crop, turn = transform_config["RandomResizedCrop"], transform_config["RandomRotation"]
+    apply = transform_config.get("RandomApply", transform_config)
+    steps = [
+        transforms.RandomResizedCrop(
+            crop.get("size", 28), scale=tuple(crop["scale"]), ratio=tuple(crop["ratio"])
+        ),
+        transforms.RandomRotation(turn["degrees"] if "degrees" in turn else turn["angle"]),
+    ]
+    return transforms.RandomApply(steps * 2, p=apply["probability"])

@@ -1,0 +1,206 @@
+"""Spike train utilities under the names of the authors' 2020 release, for scripts written for it.
+
+Arrays are NumPy's and time last, ``(pattern, train, time)``, times are in steps. Random numbers
+come from PyTorch's generator, ``torch.manual_seed`` seeds them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+from torch.utils.data import Dataset
+
+from snn_lib.data.patterns import Damage, damage_patterns
+from snn_lib.inspection.metrics import OutputFilter
+from snn_lib.inspection.plotting import raster
+from snn_lib.synapses import IIRSynapse, LowPassSynapse
+
+__all__ = [
+    "RandPatternDataset",
+    "filter_spike",
+    "filter_spike_multiple",
+    "float_to_spike_train",
+    "gaussian_filter_spike_train",
+    "gaussian_filter_spike_train_batch",
+    "generate_rand_pattern",
+    "mutate_spike_pattern",
+    "plot_raster",
+    "plot_raster_dot",
+]
+
+
+def generate_rand_pattern(
+    pattern_num: int, synapse_num: int, length: int, min_spike_num: int, max_spike_num: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random patterns, each a class of its own.
+
+    Every train has ``min_spike_num`` to ``max_spike_num`` spikes, both included, at different times
+    drawn uniformly.
+
+    Returns:
+        The patterns ``(pattern, synapse, time)`` and one-hot labels ``(pattern, pattern)``, both
+        float32, and the class labels ``(pattern,)``, int64.
+
+    Raises:
+        ValueError: the numbers of spikes are not 0 <= min <= max <= length.
+    """
+    if not 0 <= min_spike_num <= max_spike_num <= length:
+        raise ValueError(
+            f"min_spike_num is {min_spike_num} and max_spike_num {max_spike_num}, "
+            f"expected 0 <= min <= max <= length {length}"
+        )
+    number = torch.randint(min_spike_num, max_spike_num + 1, (pattern_num, synapse_num, 1))
+    rank = torch.rand(pattern_num, synapse_num, length).argsort(-1)  # a random order of the times
+    return (
+        (rank < number).float().numpy(),
+        np.eye(pattern_num, dtype=np.float32),
+        np.arange(pattern_num),
+    )
+
+
+def mutate_spike_pattern(template_pattern: ArrayLike, mean: float, sigma: float) -> np.ndarray:
+    """Moves every spike by round(N(mean, sigma)) steps, clipped to the time range.
+
+    Args:
+        template_pattern: 0 and 1, ``(..., time)``.
+
+    Returns:
+        float32, of the template's shape; spikes that meet are one.
+    """
+    template = np.asarray(template_pattern, dtype=np.float32)
+    trains = torch.from_numpy(template.reshape(-1, template.shape[-1]).T.copy())
+    jitter = Damage(
+        modify_probability=1.0,
+        jitter_probability=1.0,
+        jitter_mean=mean,
+        jitter_sigma=sigma,
+        removal_probability=0.0,
+        block_size=0,
+        rows_removed=0,
+        noise_probability=0.0,
+    )
+    one_sample = torch.zeros(1, dtype=torch.int64)
+    moved = damage_patterns(trains[:, None], one_sample, jitter, torch.default_generator).spikes
+    return moved[:, 0].T.reshape(template.shape).numpy()
+
+
+def filter_spike(
+    spike_train: ArrayLike,
+    filter_type: str = "exp",
+    tau_m: float = 10,
+    tau_s: float = 2.5,
+    normalize: bool = True,
+) -> np.ndarray:
+    """One spike train, ``(time,)``, through a filter.
+
+    Args:
+        spike_train: 0 and 1.
+        filter_type: ``"exp"``, the first-order low pass with ``tau_m``, whose answer to a spike
+            has the peak 1; or ``"dual_exp"``, the difference of two of them.
+        normalize: whether the difference is scaled to the peak 1 in continuous time.
+
+    Returns:
+        float32, ``(1, time)``.
+
+    Raises:
+        ValueError: the filter is unknown, or the time constants do not fit it.
+    """
+    return filter_spike_multiple(
+        np.asarray(spike_train)[None], filter_type, tau_m, tau_s, normalize
+    )
+
+
+def filter_spike_multiple(
+    spike_trains: ArrayLike,
+    filter_type: str = "exp",
+    tau_m: float = 10,
+    tau_s: float = 2.5,
+    normalize: bool = True,
+) -> np.ndarray:
+    """As :func:`filter_spike` for trains ``(train, time)``; returns the same shape."""
+    trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
+    channels = len(trains)
+    synapse: IIRSynapse
+    if filter_type == "exp":
+        synapse = LowPassSynapse(channels, tau_m)
+    elif filter_type == "dual_exp":
+        synapse = OutputFilter(tau_m, tau_s, channels, normalize)
+    else:
+        raise ValueError(f"filter_type is {filter_type!r}, expected 'exp' or 'dual_exp'")
+    with torch.no_grad():
+        psp, _ = synapse(trains.T[:, None])  # (T, 1, N)
+    return psp[:, 0].T.numpy()
+
+
+def gaussian_filter_spike_train(spike_train: ArrayLike, sigma: float) -> np.ndarray:
+    """Smooths a spike train by a Gaussian of standard deviation ``sigma`` and area 1.
+
+    Args:
+        spike_train: ``(time,)``; silence before and after it.
+
+    Returns:
+        float32, ``(time,)``.
+    """
+    return gaussian_filter_spike_train_batch(np.asarray(spike_train)[None], sigma)[0]
+
+
+def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> np.ndarray:
+    """As :func:`gaussian_filter_spike_train` for any ``(..., time)``; returns the same shape."""
+    trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
+    reach = math.ceil(4 * sigma)  # beyond it the Gaussian is below 1/2000 of its peak
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    rows = trains.reshape(-1, 1, trains.shape[-1])
+    smooth = F.conv1d(rows, (kernel / kernel.sum()).view(1, 1, -1), padding=reach)
+    return smooth.view(trains.shape).numpy()
+
+
+def float_to_spike_train(value: float, length: int) -> np.ndarray:
+    """int(value * length) evenly spaced spikes, the first at step 0, float32 ``(length,)``.
+
+    Raises:
+        ValueError: ``value`` lies outside [0, 1].
+    """
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"value is {value}, expected a rate in [0, 1]")
+    train = np.zeros(length, dtype=np.float32)
+    number = int(value * length)
+    train[np.arange(number) * length // max(number, 1)] = 1.0
+    return train
+
+
+class RandPatternDataset(Dataset):
+    """Patterns and their labels, as :func:`generate_rand_pattern` makes them.
+
+    Args:
+        dataset: patterns, first dimension the sample.
+        label: one label a pattern.
+        transform: called with each pattern, if given.
+    """
+
+    def __init__(
+        self,
+        dataset: Sequence[Any],
+        label: Sequence[Any],
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.dataset, self.label, self.transform = dataset, label, transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        pattern = self.dataset[index]
+        return pattern if self.transform is None else self.transform(pattern), self.label[index]
+
+
+def plot_raster(spike_mat: ArrayLike, **options: Any) -> Axes:
+    """A raster plot of spikes ``(train, time)``, with the options of ``plotting.raster``."""
+    return raster(torch.as_tensor(np.asarray(spike_mat)).T, **options)
+
+
+plot_raster_dot = plot_raster
