@@ -125,7 +125,7 @@ class Chunked(StatefulModule):
                 "Chunked runs each chunk again in the backward pass, and finds parameters, "
                 "buffers, x or a state changed since the forward pass"
             )
-        with chunk.running():
+        with chunk.run():
             result = self.module(x, state, **padding)
         if chunk.runs == 1:
             # What the module itself changes as it runs is no change that somebody else made.
@@ -210,7 +210,7 @@ class Chunk:
     read: dict[int, int] = field(default_factory=dict)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def run(self) -> Iterator[None]:
         """The context in which its modules run."""
         self.runs, self.place = self.runs + 1, 0
         token = _chunk.set(self)

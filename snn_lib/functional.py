@@ -20,7 +20,7 @@ from torch import Tensor
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.operators.iir_filter import FilterState, check_filter, run_filter
 from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neuron
-from snn_lib.pytorch_private import transformed
+from snn_lib.pytorch_private import is_transformed
 from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
 
 # Coefficients in these dtypes are converted to float32 to compute with them.
@@ -248,7 +248,7 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
     if not callable(getattr(surrogate, "derivative", None)):
         raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not (needed or transformed()):
+    if not (needed or is_transformed()):
         return None
     with torch.no_grad():
         *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # without tangents

@@ -15,7 +15,7 @@ from torch.utils import _pytree
 EXTENSION_PATH = torch._C.__file__
 
 
-def transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
@@ -25,7 +25,7 @@ def carries_tangents() -> bool:
     return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
-def watched() -> bool:
+def is_watched() -> bool:
     """Whether anything beside autograd sees each operation: a mode, the tracer or the profiler.
 
     Modes are fake and functional tensors, counters of FLOPs and a default device, for example.

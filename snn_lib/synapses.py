@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from snn_lib.chunks import is_recomputing
 from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
 from snn_lib.functional import FilterState, iir_filter
-from snn_lib.pytorch_private import transformed
+from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import (
     MARGIN,
     check_rounding,
@@ -129,7 +129,7 @@ class IIRSynapse(StatefulModule):
         if self.constraint == "none":
             return self.alpha
         fixed = self.alpha.detach()
-        if not (torch.is_grad_enabled() or transformed()):
+        if not (torch.is_grad_enabled() or is_transformed()):
             return stabilise(fixed, self.margin)
         zero = (fixed - self.alpha).nan_to_num()  # inf and nan too, but for its gradient
         return stabilise(fixed, self.margin) - zero  # not plus, which would make 0.0 of -0.0
@@ -150,7 +150,7 @@ class IIRSynapse(StatefulModule):
             self.constraint == "stable"
             and isinstance(self.alpha, nn.Parameter)  # not what functional_call puts in its place
             # torch.func's transforms and exported programs allow no change in place
-            and not transformed()
+            and not is_transformed()
             and not torch.compiler.is_exporting()
         ):
             # Through .data, so that a graph that has saved the parameter does not mind.

@@ -19,7 +19,7 @@ from snn_lib.operators.transforms import (
     save,
     unobserved,
 )
-from snn_lib.pytorch_private import transformed
+from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import warn_if_unstable
 
 FilterState = tuple[Tensor, Tensor]
@@ -35,7 +35,7 @@ def run_filter(*inputs: Any) -> tuple[Tensor, Tensor]:
 
     Shapes and dtypes are checked already.
     """
-    if transformed():
+    if is_transformed():
         return _IIRFilter.apply(*inputs)
     if unobserved(inputs):
         return backend_for(inputs[0]).filter_forward(*inputs)
@@ -133,7 +133,7 @@ class _IIRFilter(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         x, alpha, beta, past_output, past_input, _ = inputs
         output, _ = output
-        if not transformed():
+        if not is_transformed():
             # The output is kept for alpha's gradient only, and the input for beta's. Where one is
             # not needed, beta stands in for it and is never read.
             _, need_alpha, need_beta, *_ = ctx.needs_input_grad

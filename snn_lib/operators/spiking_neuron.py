@@ -19,7 +19,7 @@ from snn_lib.operators.transforms import (
     save,
     unobserved,
 )
-from snn_lib.pytorch_private import transformed
+from snn_lib.pytorch_private import is_transformed
 from snn_lib.surrogate import SURROGATES
 
 NeuronState = tuple[Tensor, Tensor]
@@ -38,7 +38,7 @@ def run_neuron(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     The arguments are those of the schema ``NEURON``; their shapes and dtypes are checked already.
     """
-    if transformed():
+    if is_transformed():
         return _SpikingNeuron.apply(*inputs)
     *tensors, _, _, _, dropout, seed = inputs
     if not dropout and unobserved(tensors):  # with dropout, the operator checks the seed

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_lib.pytorch_private import transformed, watched
+from snn_lib.pytorch_private import is_transformed, is_watched
 
 PLAIN = (Tensor, torch.nn.Parameter)  # other subclasses of a tensor may change what operators do
 
@@ -18,7 +18,7 @@ def unobserved(inputs: Sequence[Any]) -> bool:
     direct call leaves out PyTorch's dispatch and the operator's checks, which take most of the time
     of a single step of a stream. Tensors on several devices are left to those checks.
     """
-    if torch.compiler.is_compiling() or watched():
+    if torch.compiler.is_compiling() or is_watched():
         return False
     differentiable = torch.is_grad_enabled()
     device = inputs[0].device
@@ -41,7 +41,7 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     them.
     """
     ctx.save_for_backward(*tensors)
-    if transformed():
+    if is_transformed():
         ctx.save_for_forward(*tensors)
 
 
@@ -51,7 +51,7 @@ def run_backward(operator: Callable, needed: list[bool], *arguments: Any) -> tup
     The operator has no derivative registered, so without a transform PyTorch itself refuses a
     second derivative. Where a transform is at work, ``refuse_second`` refuses it.
     """
-    if transformed():
+    if is_transformed():
         name = str(operator)
         gradients = refuse_second(name, lambda *args: operator(*args, needed), *arguments)
     else:
