@@ -114,7 +114,6 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
     row["parameters"] = parameters(experiment.model)
     if activity.neurons:
         row["spikes"] = round(activity.spikes())
-        row["operations"] = round(activity.synaptic_operations())
     return row
 
 
@@ -206,7 +205,6 @@ def table(rows: list[dict]) -> Iterator[str]:
     for key, unit in (
         ("seconds", "seconds to train, mean"),
         ("spikes", "spikes a sequence, mean"),
-        ("operations", "operations a sequence, mean"),
     ):
         cells = []
         for method in methods:

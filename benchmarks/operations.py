@@ -131,7 +131,8 @@ def chart(path: Path, rows: list[dict]) -> None:
                 axes.plot(x, y, "o-", color=color, ms=4, label=encoding)
             else:
                 axes.scatter(*point(row), s=18, color=color, alpha=0.4, lw=0)
-    axes.scatter([], [], s=18, color=GREY, alpha=0.4, lw=0, label="one epoch, 4 to 25 steps")
+    if any(row["model"] not in (*PRETRAINED, DENSE) for row in rows):
+        axes.scatter([], [], s=18, color=GREY, alpha=0.4, lw=0, label="one epoch, 4 to 25 steps")
     for row in rows:
         if row["model"] == DENSE:
             (skipping, error), every = point(row), float(row["dense_operations"])
