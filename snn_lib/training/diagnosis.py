@@ -5,13 +5,13 @@ import copy
 import os
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.synapses import IIRSynapse
+from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import not_finite
 
 PATIENCE = 25  # batches between two looks at numbers that lie on another device than the CPU
@@ -196,18 +196,16 @@ def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
     return sum(kept.values()) + 4 * weights
 
 
-def memory_warning(
-    model: nn.Module, x: Tensor, settings: Any, world: int, device: torch.device
-) -> str | None:
+def memory_warning(model: nn.Module, task: Task, world: int) -> str | None:
     """What to tell beforehand if a training step may need more memory than the device has.
 
     Args:
         model: the model.
-        x: any batch ``(T, B, *features)``, for its shape.
-        settings: the hyperparameters.
+        task: the task, prepared.
         world: how many processes share a batch.
-        device: where the model is.
     """
+    settings, device = task.config.hyperparameters, task.device
+    x = next(task.evaluation_batches("validation")).x  # for its shape
     share = -(-settings.batch_size // world)
     needed = training_memory(model, x[: settings.chunk or None], share)
     there = memory_of(device)

@@ -12,11 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
-from snn_lib.containers import batch_first_part
-from snn_lib.errors import InputError, RunError, one_line, require
+from snn_lib.errors import InputError, RunError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.inspection.metrics import add_sums, plain_number
-from snn_lib.kernels import serving, use_backend
+from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
@@ -24,7 +23,6 @@ from snn_lib.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
 )
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.diagnosis import (
@@ -36,14 +34,8 @@ from snn_lib.training.diagnosis import (
 )
 from snn_lib.training.display import described
 from snn_lib.training.objective import TrainingLoss, task_loss
-from snn_lib.training.run_folder import (
-    RunFolder,
-    best_beside,
-    environment,
-    folder_of,
-    new_folder,
-    newest,
-)
+from snn_lib.training.preparation import build, choose_device, introduction
+from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 
@@ -94,14 +86,15 @@ class Experiment:
         torch.manual_seed(self.config.seed)  # the same data and first weights in every process
         task.prepare(self.config, self.device)
         torch.manual_seed(self.config.seed)
-        self.model = built(build_model, self.config).to(self.device)
+        self.model = build(build_model, self.config).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run so
         self.training_loss = TrainingLoss(task, self.model, self.config)
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | None = None  # while it trains
         self.run: RunFolder | None = None
         self.script = ""
-        self._introduce()
+        with self.backend():
+            self.say(introduction(self.model, self.config, self.device, self.world))
 
     def train(self, checkpoint: Checkpoint | None = None, source: Path | None = None) -> Row:
         """Trains, from the start or on from a checkpoint, and prints a line an epoch.
@@ -138,8 +131,7 @@ class Experiment:
             "this experiment's model has been trained or loaded already: make a new Experiment to "
             "train from the start, or give train() a last checkpoint to go on from",
         )
-        some = next(iter(self.task.evaluation_batches("validation")))
-        warning = memory_warning(self.model, some.x, self.settings, self.world, self.device)
+        warning = memory_warning(self.model, self.task, self.world)
         if warning:
             self.say(warning)
         if checkpoint is None and self.initialise is not None:
@@ -156,33 +148,13 @@ class Experiment:
         self.numbers = Numbers(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, source, self.task)
-        self._open_folder(source)
+        made_by = {"script": self.script, "environment": environment(self.device, self.world)}
+        self.run = open_run(self.state, self.task, source, made_by)
         if checkpoint is not None:
             self.say(
                 f"resumed from {source} after {self.progress.epoch} epochs and "
                 f"{self.progress.batch} batches"
             )
-
-    def _open_folder(self, source: Path | None) -> None:
-        """Opens the folder in which the run goes on, or a new one, and brings it up to date."""
-        progress, best, path = self.progress, None, None
-        at_best = progress.is_at_best_epoch(self.task)
-        if progress.history and not at_best:
-            best = best_beside(source, progress.best_row(self.task))
-        if self.rank == 0:
-            path = source and folder_of(source, self.config)
-            path = path or new_folder(Path(self.config.runs_path) / self.config.name)
-        path = distributed.gather(path)[0]
-        made_by = {"script": self.script, "environment": environment(self.device, self.world)}
-        self.run = RunFolder(path, self.config, made_by)
-        if self.rank == 0:
-            self.run.open(progress.epoch)
-            if at_best:  # the run may have been killed before it had written that
-                self.run.write(self.run.best, self.state.best_checkpoint())
-            elif best and not self.run.best.exists():  # a new folder
-                save_checkpoint(self.run.best, best)
-            if progress.history:
-                self.run.write_metrics(progress.history)
 
     def _train_epoch(self) -> None:
         """Trains on the batches of an epoch that are left."""
@@ -253,10 +225,9 @@ class Experiment:
         is_best = progress.is_at_best_epoch(self.task)
         # The last first: of it the best can be written again, should the run be killed in between.
         self._save_last()
-        if self.rank == 0:
-            if is_best:
-                self.run.write(self.run.best, self.state.best_checkpoint())
-            self.run.write_metrics(progress.history)
+        if is_best:
+            self.run.write(self.run.best, self.state.best_checkpoint())
+        self.run.write_metrics(progress.history)
         self.say(
             f"epoch {row['epoch']}/{self.settings.epoch}: train {described(training)}; "
             f"validation {described(validation)}; {row['seconds']:.1f} s"
@@ -266,9 +237,7 @@ class Experiment:
     def _save_last(self) -> None:
         """Writes the checkpoint from which the run resumes to the same numbers."""
         self.numbers.check_weights(self.progress.epoch + 1)
-        checkpoint = self.state.last_checkpoint()
-        if self.rank == 0:
-            self.run.write(self.run.last, checkpoint)
+        self.run.write(self.run.last, self.state.last_checkpoint())
 
     def _conclude(self) -> Row:
         """Tests the best epoch."""
@@ -361,56 +330,3 @@ class Experiment:
             return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
             raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
-
-    def _introduce(self) -> None:
-        """Prints what is going to run, and on what."""
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        share = f", {self.world} processes" if self.world > 1 else ""
-        try:
-            with self.backend():
-                kernels, why = serving(self.device)
-        except (ValueError, ImportError) as error:
-            raise InputError(f"backend={self.config.backend}: {one_line(error)}") from None
-        self.say(
-            f"{self.config.name}: {parameters:,} parameters on {self.device}{share}, batches of "
-            f"{self.settings.batch_size}, seed {self.config.seed}, kernels {kernels} ({why})"
-        )
-
-
-def built(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """The model that ``build_model`` makes.
-
-    Raises:
-        InputError: it makes none, or one that does not take time first.
-    """
-    builds = callable(build_model) and not isinstance(build_model, nn.Module)
-    with blaming_settings():
-        model = build_model(config) if builds else None
-    require(
-        isinstance(model, nn.Module),
-        "build_model is to be a function of the configuration that returns the model",
-    )
-    part = batch_first_part(model)
-    require(
-        part is None,
-        f"the model{part and f', in its part {part},'} has batch_first, but tasks hand out "
-        "batches (T, B, *features): build it without, or give the model an attribute "
-        "batch_first = False if it takes these",
-    )
-    return model
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; other names are PyTorch's.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception:  # every backend fails in its own way
-        raise InputError(f"device={name!r} is not available here, use device=cpu") from None
-    return device

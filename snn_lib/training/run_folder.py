@@ -24,12 +24,14 @@ import yaml
 
 from snn_lib.errors import InputError, require
 from snn_lib.files import lock, write_atomically, write_csv
+from snn_lib.tasks.base import Task
+from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from snn_lib.training.state import TIMES, Row
+from snn_lib.training.state import TIMES, Row, TrainingState
 
 
 class RunFolder:
-    """The folder of one run. Every process may read it; only the first one opens it and writes.
+    """The folder of one run. All processes read it; only the one that has opened it writes there.
 
     Args:
         path: the folder.
@@ -79,15 +81,56 @@ class RunFolder:
 
     def write(self, path: Path, content: Checkpoint) -> None:
         """Writes the ``last`` or the ``best`` checkpoint, with what decided its numbers."""
-        save_checkpoint(path, {**content, **self.made_by})
+        if self._lock is not None:
+            save_checkpoint(path, {**content, **self.made_by})
 
     def write_metrics(self, history: list[Row]) -> None:
         """Writes the metrics of all epochs, and those of the last one to TensorBoard."""
+        if self._lock is None:
+            return
         write_csv(self.path / "metrics.csv", history)
         if self._writer is not None:
             for key, value in history[-1].items():
                 self._writer.add_scalar(key, value, history[-1]["epoch"])
             self._writer.flush()
+
+
+def open_run(state: TrainingState, task: Task, source: Path | None, made_by: Row) -> RunFolder:
+    """Opens the folder in which a run begins or goes on; every process has to call this.
+
+    Args:
+        state: of the run, after it was restored if it is resumed.
+        task: by whose score the best epoch is chosen.
+        source: the last checkpoint that the run is resumed from.
+        made_by: as in :class:`RunFolder`.
+
+    Raises:
+        InputError: the best epoch's model is not beside ``source``, another process trains this
+            run, or the folder cannot be written.
+    """
+    config, progress = state.config, state.progress
+    best, at_best = None, progress.is_at_best_epoch(task)
+    if progress.history and not at_best:
+        best = best_beside(source, progress.best_row(task))
+    rank, _ = distributed.rank_and_world()
+    path = None
+    if rank == 0:
+        path = (source and folder_of(source, config)) or new_folder(folder_of_all(config))
+    folder = RunFolder(distributed.gather(path)[0], config, made_by)
+    if rank == 0:
+        folder.open(progress.epoch)
+        if at_best:  # the run may have been killed before it had written that
+            folder.write(folder.best, state.best_checkpoint())
+        elif best and not folder.best.exists():  # the folder is new
+            save_checkpoint(folder.best, best)
+        if progress.history:
+            folder.write_metrics(progress.history)
+    return folder
+
+
+def folder_of_all(config: Any) -> Path:
+    """Where all runs of the configuration's name have their folders."""
+    return Path(config.runs_path) / config.name
 
 
 def new_folder(base: Path) -> Path:
@@ -124,7 +167,7 @@ def newest(config: Any, which: str) -> Path:
     Raises:
         InputError: there is none.
     """
-    base = Path(config.runs_path) / config.name
+    base = folder_of_all(config)
     found = sorted(base.glob(f"*/{which}"))  # folders are named by the time
     require(
         bool(found),
@@ -139,9 +182,8 @@ def folder_of(last: Path, config: Any) -> Path | None:
     Any other checkpoint, such as one of another name or of an earlier version of this project, is
     continued in a new folder.
     """
-    base = Path(config.runs_path) / config.name
-    own = last.name == "last" and last.parent.parent.resolve() == base.resolve()
-    return last.parent if own else None
+    base = folder_of_all(config).resolve()
+    return last.parent if last.name == "last" and last.parent.parent.resolve() == base else None
 
 
 def best_beside(last: Path, row: Row) -> Checkpoint:

@@ -42,13 +42,13 @@ def arguments_of(monkeypatch):
 def before_the_first_batch(build_model, task, initialise, config, rank, world, monkeypatch):
     """As training begins in a process: parameters and buffers, samples, and what dropout draws."""
 
-    def stop(self, source):
+    def stop(*_):
         raise Stopped
 
     with monkeypatch.context() as patch, redirect_stdout(StringIO()):
         patch.setattr(distributed, "rank_and_world", lambda: (rank, world))
         patch.setattr(experiment, "DistributedDataParallel", lambda model: model)
-        patch.setattr(Experiment, "_open_folder", stop)
+        patch.setattr(experiment, "open_run", stop)
         trial = Experiment(build_model, task, config, initialise)
         with pytest.raises(Stopped):
             trial.train()

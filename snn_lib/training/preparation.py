@@ -1,0 +1,69 @@
+"""What an experiment is made of before it trains: a device, a model, and first weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from snn_lib.containers import batch_first_part
+from snn_lib.errors import InputError, one_line, require
+from snn_lib.kernels import serving
+from snn_lib.training.diagnosis import blaming_settings
+
+
+def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """The model that ``build_model`` makes.
+
+    Raises:
+        InputError: it makes none, or one that does not take time first.
+    """
+    builds = callable(build_model) and not isinstance(build_model, nn.Module)
+    with blaming_settings():
+        model = build_model(config) if builds else None
+    require(
+        isinstance(model, nn.Module),
+        "build_model is to be a function of the configuration that returns the model",
+    )
+    part = batch_first_part(model)
+    require(
+        part is None,
+        f"the model{part and f', in its part {part},'} has batch_first, but tasks hand out "
+        "batches (T, B, *features): build it without, or give the model an attribute "
+        "batch_first = False if it takes these",
+    )
+    return model
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU; other names are PyTorch's.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception:  # every backend fails in its own way
+        raise InputError(f"device={name!r} is not available here, use device=cpu") from None
+    return device
+
+
+def introduction(model: nn.Module, config: Any, device: torch.device, world: int) -> str:
+    """The line about what runs, and on what; to be called in the context of the backend.
+
+    Raises:
+        InputError: the backend cannot run on this device.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    processes = f", {world} processes" if world > 1 else ""
+    try:
+        kernels, why = serving(device)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"backend={config.backend}: {one_line(error)}") from None
+    return (
+        f"{config.name}: {parameters:,} parameters on {device}{processes}, batches of "
+        f"{config.hyperparameters.batch_size}, seed {config.seed}, kernels {kernels} ({why})"
+    )
