@@ -253,6 +253,24 @@ def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
     assert all(seen)
 
 
+def test_filters_of_the_average_are_pulled_back_to_the_stable_set_before_they_are_averaged(
+    tmp_path,
+):
+    settings = small(tmp_path, "hyperparameters.weight_averaging=0.9")
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), settings)
+    model = SmallSNN(config)
+    state = TrainingState(model, config, torch.device("cpu"), 4)
+    state.step()  # the first weights replace what the average began with
+    averaged = state.average.module.layers[0]
+    averaged.alpha.data[0] = 1.9
+    pulled_back = averaged.effective_alpha().clone()
+    assert not torch.equal(pulled_back, averaged.alpha)
+    state.step()
+    decay = 2 / 11  # of the second update
+    expected = decay * pulled_back + (1 - decay) * model.layers[0].alpha
+    torch.testing.assert_close(averaged.alpha.data, expected.data)
+
+
 def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
     def rates(*overrides):
         row = experiment(small(tmp_path, *overrides)).train()["best"]

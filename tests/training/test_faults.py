@@ -19,13 +19,19 @@ import time
 import pytest
 from running import Process, assert_same_weights, load, metrics_of, the_run, tiny
 
+from snn_lib.training.state import TrainingState
+
 KILLS = int(os.environ.get("SNN_KILLS", "5"))
+
+
+AT_A_WRITE = (3, 4, 4, 7)  # the first kills come in the middle of these writes of files
 
 
 def settings(folder, *overrides):
     """Enough epochs for every kill to find the run under way."""
     images = ("mnist_config.training_size=128", "mnist_config.validation_size=50")
-    return tiny(folder, f"hyperparameters.epoch={6 + 6 * KILLS}", *images, *overrides)
+    epochs = 6 + 6 * max(KILLS - len(AT_A_WRITE), 0)
+    return tiny(folder, f"hyperparameters.epoch={epochs}", *images, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,18 @@ def die_at_write(number):
     os.fsync = fsync
 
 
+def signal_at_batch(number, batch):
+    """Sends this process a signal in its n-th training batch."""
+    calls, step = itertools.count(1), TrainingState.step
+
+    def signalled(self):
+        if next(calls) == batch:
+            os.kill(os.getpid(), number)
+        step(self)
+
+    TrainingState.step = signalled
+
+
 def fill_disk_at_write(number):
     """The disk is full at this process's n-th write of a file and from then on."""
     calls, sync = itertools.count(1), os.fsync
@@ -76,7 +94,7 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, undisturb
     # After two files of the run's start an epoch writes its last checkpoint, its best one and
     # metrics.csv; a resumed run's start writes metrics.csv too, and the best checkpoint once more.
     # The first kills hit each of them, the others come at any time.
-    writes = [functools.partial(die_at_write, number) for number in (3, 4, 4, 7)]
+    writes = [functools.partial(die_at_write, number) for number in AT_A_WRITE]
     for kill in range(KILLS):
         resume = ["--resume"] if list(tmp_path.glob("runs/*/*/last")) else []
         if not resume:  # the run before was killed before its first checkpoint
@@ -100,10 +118,8 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_not(tmp_path, undisturb
 def test_a_run_asked_to_stop_writes_a_checkpoint_and_tells_how_to_go_on(
     tmp_path, undisturbed, number
 ):
-    process = Process(tmp_path, "--train", *settings(tmp_path))
-    process.wait_for("epoch 2/")
-    process.send(number)
-    stopped = process.wait()
+    ask = functools.partial(signal_at_batch, number, 3)  # of 2 an epoch
+    stopped = Process(tmp_path, "--train", *settings(tmp_path), prepare=ask).wait()
     assert stopped.code == 128 + number
     assert stopped.err == "stopping after this batch; once more stops at once\n"
     *_, line = stopped.out.splitlines()
@@ -124,10 +140,8 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_and_tells_how_to_go_on(
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     tmp_path, undisturbed, fault, reason
 ):
-    process = Process(tmp_path, "--train", *settings(tmp_path))
-    process.wait_for("epoch 1/")
-    process.send(signal.SIGTERM)
-    process.wait()
+    stop = functools.partial(signal_at_batch, signal.SIGTERM, 3)
+    assert Process(tmp_path, "--train", *settings(tmp_path), prepare=stop).wait().code == 143
     # The run's start writes three files, the fourth is a checkpoint.
     before = (the_run(tmp_path) / "last").read_bytes()
     full = Process(tmp_path, "--train", "--resume", *settings(tmp_path), prepare=fault).wait()
