@@ -5,16 +5,20 @@ from torch import Tensor
 
 from snn_lib.kernels.cpu.compiling import jit
 
+NO_DROPOUT = False, 0, np.uint32(0), np.uint32(0), np.uint32(0), 1.0
+
 
 def dropout_arguments(dropout: float, seed: Tensor | None) -> tuple:
-    """What a kernel needs to call :func:`drop`.
+    """Whether to drop at all, and what :func:`drop` needs.
 
-    They are: whether it drops at all, the number of the first element, the two halves of the key,
-    the threshold of the hash, and the scale of what is kept.
+    That is the number of the first element, the two halves of the key, the threshold of the hash,
+    and the scale of what is kept.
     """
-    key, number = seed.tolist() if dropout else (0, 0)
+    if not dropout:
+        return NO_DROPOUT
+    key, number = seed.tolist()
     return (
-        dropout > 0.0,
+        True,
         number,
         np.uint32(key & 0xFFFFFFFF),
         np.uint32((key >> 32) & 0xFFFFFFFF),
@@ -24,13 +28,14 @@ def dropout_arguments(dropout: float, seed: Tensor | None) -> tuple:
 
 
 @jit
-def drop(values, start, low, high, threshold, scale):
-    """Drops or scales each of ``values``; the first is number ``start`` of all elements."""
-    zero, scale = values.dtype.type(0), values.dtype.type(scale)
-    index = np.uint32(start)  # counted by hand in 32 bits: half as wide, twice as fast
+def drop(values, start, dropout):
+    """Drops or scales each of ``values``; ``start`` elements come before."""
+    _, number, low, high, threshold, scale = dropout
+    zero, kept_scale = values.dtype.type(0), values.dtype.type(scale)
+    index = np.uint32(number + start)  # counted in 32 bits: half as wide, twice as fast
     for n in range(len(values)):
         kept = _mix(np.uint32(_mix(np.uint32(index ^ low)) ^ high)) >= threshold
-        values[n] *= scale if kept else zero
+        values[n] *= kept_scale if kept else zero
         index = np.uint32(index + np.uint32(1))
 
 

@@ -34,19 +34,9 @@ def second_order(f, beta_0, x, alpha_1, f_1, alpha_2, f_2):
 
 @jit
 def _filter_forward(first, last, arguments):
-    (
-        rows,
-        columns,
-        x,
-        alpha,
-        beta,
-        past_output,
-        past_input,
-        output,
-        rounds,
-        last_output,
-        recent,
-    ) = arrays(arguments)
+    (rows, columns), inputs, outputs = arrays(arguments)
+    x, alpha, beta, past_output, past_input = inputs
+    output, rounds, last_output, recent = outputs
     steps, batch, channels = output.shape
     order_p, order_q, kept = len(alpha), len(beta) - 1, len(recent)
     for item in range(first, last):
@@ -103,15 +93,8 @@ def filter_forward(
         _filter_forward,
         _filter_forward_parallel,
         shape,
-        x,
-        alpha.contiguous(),
-        beta.contiguous(),
-        past_output,
-        past_input,
-        output,
-        rounds,
-        last_output,
-        recent,
+        (x, alpha.contiguous(), beta.contiguous(), past_output, past_input),
+        (output, rounds, last_output, recent),
     )
     return output, last_output
 
@@ -123,27 +106,9 @@ def _filter_backward(first, last, arguments):
     A coefficient's gradient is summed for every group of batch rows on its own, so no two threads
     write to the same place.
     """
-    (
-        rows,
-        columns,
-        steps,
-        batch,
-        grad_output,
-        grad_last,
-        x,
-        alpha,
-        beta,
-        output,
-        past_output,
-        past_input,
-        ones,
-        adjoint,
-        grad_x,
-        grad_alpha,
-        grad_beta,
-        grad_past_output,
-        grad_past_input,
-    ) = arrays(arguments)
+    (rows, columns), (steps, batch), inputs, (ones, adjoint), gradients = arrays(arguments)
+    grad_output, grad_last, x, alpha, beta, output, past_output, past_input = inputs
+    grad_x, grad_alpha, grad_beta, grad_past_output, grad_past_input = gradients
     order_p, order_q, channels = len(alpha), len(beta) - 1, alpha.shape[1]
     kept = len(adjoint)
     for item in range(first, last):
@@ -222,21 +187,17 @@ def filter_backward(
     order_p, steps = len(alpha), len(grad_output)
     adjoint = torch.empty(max(order_p, len(beta) - 1) + 1, *shape[1:], dtype=dtype)
     grad_x = torch.empty(shape, dtype=dtype) if need_x else none
-    grad_alpha, grad_beta = (
+    sums = [
         torch.zeros(groups(shape) if need else 0, *coefficients.shape, dtype=torch.float64)
         for coefficients, need in ((alpha, need_alpha), (beta, need_beta))
-    )
+    ]
     grad_past_output, grad_past_input = (
         torch.zeros(past.shape, dtype=dtype) if need else none
         for past, need in ((past_output, need_past_output), (past_input, need_past_input))
     )
     if need_past_output and steps < order_p:  # some of them are still among the last P outputs
         grad_past_output[steps:] = grad_last[: order_p - steps]
-    share_out(
-        _filter_backward,
-        _filter_backward_parallel,
-        shape,
-        *shape[:2],
+    inputs = (
         grad_output,
         grad_last,
         x if need_beta else none,
@@ -245,19 +206,16 @@ def filter_backward(
         output if need_alpha else none,
         past_output,
         past_input,
-        torch.ones(shape[2], dtype=dtype),
-        adjoint,
-        grad_x,
-        grad_alpha,
-        grad_beta,
-        grad_past_output,
-        grad_past_input,
     )
-    gradients = (
-        grad_x,
-        grad_alpha.sum(0).to(dtype),
-        grad_beta.sum(0).to(dtype),
-        grad_past_output,
-        grad_past_input,
+    share_out(
+        _filter_backward,
+        _filter_backward_parallel,
+        shape,
+        shape[:2],
+        inputs,
+        (torch.ones(shape[2], dtype=dtype), adjoint),
+        (grad_x, *sums, grad_past_output, grad_past_input),
     )
+    grad_alpha, grad_beta = (total.sum(0).to(dtype) for total in sums)
+    gradients = grad_x, grad_alpha, grad_beta, grad_past_output, grad_past_input
     return only_needed(gradients, needed)

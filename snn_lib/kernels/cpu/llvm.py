@@ -13,42 +13,50 @@ from numba.np.arrayobj import populate_array
 
 @intrinsic
 def arrays(typing_context, arguments):
-    """The arguments of a kernel, each tensor ``(number, address, *shape)`` as a contiguous array.
+    """The groups of a kernel's arguments, with an array for each tensor (number, address, *shape).
 
-    The number stands for the dtype. A NumPy view of a tensor would take about as long to make as
-    the arithmetic of a single small step, and a kernel takes up to ten tensors.
+    The number stands for the dtype, and the array is contiguous. A NumPy view of a tensor would
+    take about as long to make as the arithmetic of a single small step, and a kernel takes up to
+    ten tensors.
     """
-    kinds = [
-        types.Array(kind[0], len(kind) - 2, "C") if isinstance(kind, types.BaseTuple) else kind
-        for kind in arguments
-    ]
+
+    def kind_of(argument):
+        is_tensor = isinstance(argument, types.BaseTuple)
+        return types.Array(argument[0], len(argument) - 2, "C") if is_tensor else argument
+
+    kinds = types.Tuple([types.Tuple([kind_of(argument) for argument in g]) for g in arguments])
+
+    def array(context, builder, kind, value):
+        _, address, *shape = cgutils.unpack_tuple(builder, value)
+        made = context.make_array(kind)(context, builder)
+        itemsize = context.get_constant(
+            types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype))
+        )
+        strides = [itemsize]
+        for size in shape[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], size))
+        populate_array(
+            made,
+            data=builder.inttoptr(address, made.data.type),
+            shape=shape,
+            strides=strides,
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return made._getvalue()
 
     def generate(context, builder, signature, values):
-        made = []
-        for number, kind in enumerate(kinds):
-            value = builder.extract_value(values[0], number)
-            if isinstance(kind, types.Array):
-                _, address, *shape = cgutils.unpack_tuple(builder, value)
-                array = context.make_array(kind)(context, builder)
-                itemsize = context.get_constant(
-                    types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype))
-                )
-                strides = [itemsize]
-                for size in shape[:0:-1]:
-                    strides.insert(0, builder.mul(strides[0], size))
-                populate_array(
-                    array,
-                    data=builder.inttoptr(address, array.data.type),
-                    shape=shape,
-                    strides=strides,
-                    itemsize=itemsize,
-                    meminfo=None,
-                )
-                value = array._getvalue()
-            made.append(value)
-        return context.make_tuple(builder, signature.return_type, made)
+        groups = []
+        for number, group in enumerate(kinds):
+            members = []
+            for place, kind in enumerate(group):
+                value = builder.extract_value(values[0], [number, place])
+                is_tensor = isinstance(kind, types.Array)
+                members.append(array(context, builder, kind, value) if is_tensor else value)
+            groups.append(context.make_tuple(builder, group, members))
+        return context.make_tuple(builder, signature.return_type, groups)
 
-    return types.Tuple(kinds)(arguments), generate
+    return kinds(arguments), generate
 
 
 @intrinsic

@@ -42,23 +42,9 @@ def fire(spikes, v):
 
 @jit
 def _neuron_forward(first, last, arguments):
-    (
-        rows,
-        columns,
-        current,
-        reset_decay,
-        reset_strength,
-        membrane_decay,
-        membrane,
-        reset,
-        spikes,
-        dropping,
-        number,
-        low,
-        high,
-        threshold,
-        scale,
-    ) = arrays(arguments)
+    (rows, columns), (current, membrane, reset, spikes), coefficients, dropout = arrays(arguments)
+    reset_decay, reset_strength, membrane_decay = coefficients
+    dropping = dropout[0]
     steps, batch, channels = spikes.shape
     for item in range(first, last):
         tile, cut = locate(item, rows, columns, batch, channels)
@@ -70,8 +56,7 @@ def _neuron_forward(first, last, arguments):
                 advance(v, reset[b, cut], row(current, t, b, cut), decay, theta, strength)
                 fire(spike, v)
                 if dropping:
-                    start = number + (t * batch + b) * channels + cut.start
-                    drop(spike, start, low, high, threshold, scale)
+                    drop(spike, (t * batch + b) * channels + cut.start, dropout)
 
 
 @jit
@@ -99,12 +84,9 @@ def neuron_forward(
         _neuron_forward,
         _neuron_forward_parallel,
         shape,
-        current,
-        *coefficients,
-        membrane,
-        reset,
-        spikes,
-        *dropout_arguments(dropout, seed),
+        (current, membrane, reset, spikes),
+        coefficients,
+        dropout_arguments(dropout, seed),
     )
     return spikes, membrane, reset
 
@@ -143,36 +125,15 @@ def _neuron_backward(first, last, arguments):
     A coefficient's gradient is summed for every group of batch rows on its own, so no two threads
     write to the same place.
     """
-    (
-        rows,
-        columns,
-        grad_spikes,
-        current,
-        reset_decay,
-        reset_strength,
-        membrane_decay,
-        membrane,
-        state,
-        work,
-        is_gaussian,
-        width,
-        slopes,
-        potentials,
-        grad_current,
-        rounds,
-        grad_theta,
-        grad_strength,
-        grad_lambda,
-        grad_v,
-        grad_r,
-        resets,
-        dropping,
-        number,
-        low,
-        high,
-        threshold,
-        scale,
-    ) = arrays(arguments)
+    (rows, columns), inputs, coefficients, surrogate, dropout, scratch, gradients = arrays(
+        arguments
+    )
+    grad_spikes, current, membrane = inputs
+    reset_decay, reset_strength, membrane_decay = coefficients
+    dropping = dropout[0]
+    is_gaussian, width, slopes = surrogate
+    state, work, potentials, resets = scratch
+    grad_current, rounds, grad_theta, grad_strength, grad_lambda, grad_v, grad_r = gradients
     steps, batch, channels = grad_current.shape
     for item in range(first, last):
         tile, cut = locate(item, rows, columns, batch, channels)
@@ -203,8 +164,7 @@ def _neuron_backward(first, last, arguments):
                     correlate(grad_strength[group, cut], grad_r[b, cut], derivative)
                 assign(grad_spike, row(grad_spikes, t, b, cut))
                 if dropping:
-                    start = number + (t * batch + b) * channels + cut.start
-                    drop(grad_spike, start, low, high, threshold, scale)
+                    drop(grad_spike, (t * batch + b) * channels + cut.start, dropout)
                 if len(slopes):
                     assign(derivative, row(slopes, t, b, cut))
                 elif is_gaussian:
@@ -272,23 +232,17 @@ def neuron_backward(
         _neuron_backward,
         _neuron_backward_parallel,
         shape,
-        grad_spikes,
-        current,
-        *coefficients,
-        membrane,
-        torch.stack([membrane, reset]),
-        torch.empty(2, *shape[1:], dtype=dtype),
-        surrogate == Gaussian.name,
-        width,
-        slopes,
-        potentials,
-        grad_current,
-        rounds,
-        *sums,
-        grad_v,
-        grad_r,
-        resets,
-        *dropout_arguments(dropout, seed),
+        (grad_spikes, current, membrane),
+        coefficients,
+        (surrogate == Gaussian.name, width, slopes),
+        dropout_arguments(dropout, seed),
+        (
+            torch.stack([membrane, reset]),
+            torch.empty(2, *shape[1:], dtype=dtype),
+            potentials,
+            resets,
+        ),
+        (grad_current, rounds, *sums, grad_v, grad_r),
     )
     gradients = (grad_current, *(total.sum(0).to(dtype) for total in sums), grad_v, grad_r)
     return only_needed(gradients, needed)

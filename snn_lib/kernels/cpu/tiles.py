@@ -68,23 +68,26 @@ def check_dtypes(sequences: tuple[Tensor, ...], *others: Tensor) -> None:
         )
 
 
-def share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *arguments) -> None:
+def share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *given: tuple) -> None:
     """Runs ``kernel`` on all tiles of sequences of this shape, see ``openmp.run``.
 
-    A tensor that repeats itself in time or batch is handed over once, with a length of 1 there, see
+    The kernel gets the rows and columns of a tile, then the groups of arguments that are given. A
+    tensor that repeats itself in time or batch is handed over once, with a length of 1 there, see
     :func:`dense`. Coefficients must be contiguous, since their length tells the order.
     """
     rows, columns = tile_shape(shape)
     items = groups(shape) * -(-shape[2] // columns)
-    kept = [dense(value) if isinstance(value, Tensor) else value for value in arguments]
-    arguments = [
-        (NUMBERS[value.dtype], value.data_ptr(), *value.shape)
-        if isinstance(value, Tensor)
-        else value
-        for value in kept
-    ]
+    kept = [[dense(one) if isinstance(one, Tensor) else one for one in group] for group in given]
+    arguments = [tuple(map(_argument, group)) for group in kept]
     threads = 1 if shape.numel() <= SMALL else max(1, min(torch.get_num_threads(), items))
-    openmp.run(kernel, parallel, threads, items, (rows, columns, *arguments))
+    openmp.run(kernel, parallel, threads, items, ((rows, columns), *arguments))
+
+
+def _argument(one: object) -> object:
+    """A tensor as ``llvm.arrays`` takes it, and anything else as it is."""
+    if isinstance(one, Tensor):
+        return NUMBERS[one.dtype], one.data_ptr(), *one.shape
+    return one
 
 
 def dense(tensor: Tensor) -> Tensor:
