@@ -27,7 +27,8 @@ from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.run_folder import newest
 
-# A checkpoint brings its own configuration along; these keys are about where it runs now.
+# A checkpoint holds the settings that it was trained with. These are not taken from it, since they
+# say where and how the script runs here.
 LOCAL_KEYS = (
     "device",
     "backend",
@@ -64,11 +65,11 @@ def main(
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
-    """Does the work of a command and exits with the code of its outcome, and a line if it failed.
+    """Runs a command and exits with the code of its outcome; a line says why it failed, if it did.
 
     Args:
-        name: of the command, in front of that line.
-        work: returns the exit code where nothing went wrong.
+        name: the command's name, with which that line begins.
+        work: does the work and returns the exit code.
     """
     try:
         code, message = work(), None
@@ -76,7 +77,7 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
         code, message = 2, error
     except KeyboardInterrupt as interrupt:
         code, message = 128 + (*interrupt.args, signal.SIGINT)[0], "stopped at once"
-    except BrokenPipeError:  # whoever read what is printed has had enough of it
+    except BrokenPipeError:  # the program that reads our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, message = PIPE_CLOSED, None
     except (RunError, OSError) as error:
@@ -101,7 +102,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose refusals are :class:`InputError`."""
 
     def error(self, message: str) -> NoReturn:
-        """What argparse does not understand."""
+        """Refuses what argparse does not understand."""
         raise InputError(f"{message} (see --help)")
 
 
@@ -186,7 +187,7 @@ class StopSignals:
 
 
 def _resume_command(script: Path, options: argparse.Namespace, last: Path, processes: int) -> str:
-    """What continues the run where it was started, with the same overrides."""
+    """The command that goes on with the run, with the same overrides."""
     launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
     config_file = ["--config_file", str(options.config_file)] if options.config_file else []
     flags = ["--train", "--resume", str(last), *config_file, *options.overrides]
@@ -196,7 +197,7 @@ def _resume_command(script: Path, options: argparse.Namespace, last: Path, proce
 def _with_own_settings(
     config: ExperimentConfig, checkpoint: Checkpoint, source: Path, overrides: Sequence[str]
 ) -> ExperimentConfig:
-    """The checkpoint's configuration at this place, with the overrides."""
+    """The checkpoint's settings, with the local ones and the overrides."""
     own = checkpoint.get("config")
     if not isinstance(own, dict):
         return config

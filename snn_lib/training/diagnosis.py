@@ -14,7 +14,7 @@ from snn_lib.synapses import IIRSynapse
 from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import not_finite
 
-PATIENCE = 25  # batches between two looks at numbers that lie on another device than the CPU
+PATIENCE = 25  # batches between two checks on a device other than the CPU
 REMEDY = (
     "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
     "hyperparameters.constraint=stable: checkpoints of earlier epochs are untouched"
@@ -54,39 +54,39 @@ def blaming_settings() -> Iterator[None]:
 
 
 class Numbers:
-    """Watches that loss and gradient of every batch are finite, without waiting for the device.
+    """Checks that loss and gradient of every batch are finite, without waiting for the device.
 
-    On a CPU each batch is looked at before the optimiser takes its step. Elsewhere that would stall
-    the device: the first batch that was not finite is remembered there, and looked at now and then.
+    On a CPU each batch is checked before the optimiser takes its step. Another device would have to
+    wait for that: it remembers the first batch that was not finite, and is asked now and then.
 
     Args:
-        model: whose gradients and synapses are named if something breaks.
-        device: where they are.
+        model: the model, whose weights, gradients and synapses the error names.
+        device: where the model is.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = model
         self.patience = 1 if device.type == "cpu" else PATIENCE
-        self.seen = 0
+        self.watched = 0
         self.first_broken = torch.zeros(4, device=device)  # epoch, batch, loss, gradient's norm
 
     def watch(self, epoch: int, batch: int, loss: Tensor, norm: Tensor) -> None:
-        """Takes note of a batch, numbers counted from 1.
+        """Notes whether a batch is finite; epochs and batches count from 1.
 
         Raises:
-            RunError: this one, or on another device than the CPU an earlier one, was not finite.
+            RunError: it is not, or on a device other than the CPU an earlier one was not.
         """
         loss, norm = loss.detach().float(), norm.detach().float()
         where = [torch.full_like(loss, number) for number in (epoch, batch)]
         broken = ~torch.isfinite(loss + norm) & (self.first_broken[0] == 0)
         now = torch.stack([*where, loss, norm])
         self.first_broken = torch.where(broken, now, self.first_broken)
-        self.seen += 1
-        if self.seen % self.patience == 0:
+        self.watched += 1
+        if self.watched % self.patience == 0:
             self.check()
 
     def check(self) -> None:
-        """Looks at what was noted.
+        """Asks the device for the first batch that was not finite.
 
         Raises:
             RunError: a batch was not finite; the message says where it began, and what to change.
@@ -99,10 +99,10 @@ class Numbers:
             )
 
     def check_weights(self, epoch: int) -> None:
-        """Looks at the weights, which no loss has met since the last step.
+        """Checks the weights that the last step has made, before they are used or saved.
 
         Raises:
-            RunError: one of them, or an earlier batch, is not finite.
+            RunError: one of them, or the loss or gradient of a batch, is not finite.
         """
         self.check()
         broken = not_finite(self.model.state_dict())
@@ -162,10 +162,10 @@ def troubled_layers(
 
 
 def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
-    """About how many bytes a training step takes, found without computing anything.
+    """Estimates how many bytes a training step takes, without computing anything.
 
-    What the backward pass keeps is counted on a copy of the model without values (PyTorch's meta
-    device), in float32; to it come the weights, their gradients and the optimiser's two moments.
+    It counts what the backward pass keeps, in float32, on a copy of the model without values
+    (PyTorch's meta device), and adds the weights, their gradients and the optimiser's two moments.
 
     Args:
         model: the model.
@@ -218,7 +218,7 @@ def memory_warning(model: nn.Module, task: Task, world: int) -> str | None:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """The bytes of memory that a device has in all, where that can be known."""
+    """How many bytes of memory a device has in all, or ``None`` if that is unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):

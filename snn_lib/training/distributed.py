@@ -1,4 +1,4 @@
-"""Several processes, as ``torchrun`` starts them; without it, one process of rank 0."""
+"""Several processes, as ``torchrun`` starts them; without it there is one, of rank 0."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ def launched() -> bool:
 
 
 def start() -> None:
-    """Joins the process group that ``torchrun`` announces, if it does."""
+    """Joins the group of processes that ``torchrun`` has started, if it started this one."""
     if launched():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local < torch.cuda.device_count():
@@ -42,7 +42,7 @@ def lost_contact(error: Exception) -> bool:
 
 
 def total(sums: dict[str, Any]) -> dict[str, float]:
-    """The sums over all processes, as floats; they meet on the CPU, which has float64."""
+    """Adds up the sums of all processes, on the CPU, which has float64; returns floats."""
     if not sums:
         return {}
     values = torch.tensor(list(read_sums(sums).values()), dtype=torch.float64)

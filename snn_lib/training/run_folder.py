@@ -106,7 +106,7 @@ def open_run(state: TrainingState, task: Task, source: Path | None, made_by: Row
 
     Raises:
         InputError: the best epoch's model is not beside ``source``, another process trains this
-            run, or the folder cannot be written.
+            run or has done so meanwhile, or the folder cannot be written.
     """
     config, progress = state.config, state.progress
     best, at_best = None, progress.is_at_best_epoch(task)
@@ -119,6 +119,12 @@ def open_run(state: TrainingState, task: Task, source: Path | None, made_by: Row
     folder = RunFolder(distributed.gather(path)[0], config, made_by)
     if rank == 0:
         folder.open(progress.epoch)
+        if source == folder.last:  # now that no other process can write there
+            found = load_checkpoint(source).get("progress", {})
+            require(
+                (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
+                f"another process has gone on with the run {path} meanwhile: resume it again",
+            )
         if at_best:  # the run may have been killed before it had written that
             folder.write(folder.best, state.best_checkpoint())
         elif best and not folder.best.exists():  # the folder is new

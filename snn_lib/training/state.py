@@ -95,7 +95,7 @@ class TrainingState:
         model: on its device.
         config: the configuration.
         device: where the model is.
-        batches: of an epoch.
+        batches: how many an epoch has.
 
     Raises:
         InputError: PyTorch refuses the options of optimiser or scheduler.
@@ -121,11 +121,12 @@ class TrainingState:
         return self.model if self.average is None else self.average.module
 
     def step(self) -> None:
-        """Optimiser, average and schedule take their step of a batch."""
+        """Lets the optimiser, the average and the schedule take their steps after a batch."""
         self.optimizer.step()
         if self.average is not None:
-            # Averaged are the filters at work, not what a step makes of the parameters. Writing a
-            # checkpoint pulls the average back as well: done every time, resuming changes nothing.
+            # The average is taken of the stable coefficients, with which the filters run. Writing a
+            # checkpoint pulls the average back to the stable set; as every step does so too, a run
+            # that is resumed from the checkpoint has the same numbers as one that is not.
             for module in (*self.model.modules(), *self.average.modules()):
                 if isinstance(module, IIRSynapse):
                     module.project_()
@@ -134,7 +135,7 @@ class TrainingState:
             self.scheduler.step()
 
     def end_epoch(self) -> None:
-        """A schedule that counts epochs takes its step."""
+        """Lets a schedule that counts epochs take its step."""
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
 
@@ -229,10 +230,10 @@ class TrainingState:
 
 
 class MovingAverage(AveragedModel):
-    """An exponential moving average that forgets faster at first, when it has seen little.
+    """An exponential moving average of the weights, which forgets faster at first.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)). Counting happens on the CPU, so that an
-    update does not wait for the device.
+    The decay of update n is min(decay, (1 + n) / (10 + n)). Updates are counted on the CPU, so that
+    none waits for the device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -241,9 +242,9 @@ class MovingAverage(AveragedModel):
 
     def update_parameters(self, model: nn.Module) -> None:
         """Takes one more set of weights into the average."""
-        seen = int(self.n_averaged)
+        number = int(self.n_averaged)
         # The first set replaces what the average began with.
-        decay = min(self.decay, (1 + seen) / (10 + seen)) if seen else 0.0
+        decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
         update = get_ema_multi_avg_fn(decay)
         update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
         with torch.no_grad():
@@ -275,7 +276,7 @@ def check_alike(state: Any, own: Any, name: str) -> None:
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of PyTorch's generators, of which dropout draws its seeds."""
+    """The state of PyTorch's generators, from which dropout draws its seeds."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state(*_which(device))
@@ -290,7 +291,7 @@ def set_rng_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:
-    """How PyTorch is told which device of its kind is meant: of MPS there is but one."""
+    """The argument that tells PyTorch which device is meant; for MPS there is none."""
     return () if device.type == "mps" else (device,)
 
 

@@ -304,3 +304,14 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     process.kill()  # the lock dies with the process
     process.wait()
     experiment(small(tmp_path)).train(load(the_run(tmp_path) / "last"), the_run(tmp_path) / "last")
+
+
+def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_refused(tmp_path):
+    experiment(small(tmp_path, "hyperparameters.epoch=1")).train()
+    last = the_run(tmp_path) / "last"
+    earlier = load(last)
+    train("--resume", *small(tmp_path), model=SmallSNN)
+    models = last.read_bytes(), last.with_name("best").read_bytes()
+    with pytest.raises(InputError, match="another process has gone on with the run"):
+        experiment(small(tmp_path)).train(earlier, last)
+    assert (last.read_bytes(), last.with_name("best").read_bytes()) == models
