@@ -1,0 +1,219 @@
+"""Every setting that a script's YAML file names changes its model, its data or its loss."""
+
+import contextlib
+import dataclasses
+import functools
+import operator
+import runpy
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from recorded import nmnist_files
+from running import ROOT
+
+import snn_lib.tasks.digits
+from snn_lib.errors import InputError
+from snn_lib.training.config import load_config
+
+# Read by the loop for any script, and tested there: tests/training.
+OF_THE_LOOP = {
+    *("name", "seed", "dataset", "dataset_path", "checkpoint_base_path", "test_checkpoint_path"),
+    *("hyperparameters.epoch", "hyperparameters.precision", "hyperparameters.weight_averaging"),
+    *("hyperparameters.chunk", "hyperparameters.rate_penalty", "hyperparameters.target_rate"),
+}
+SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")
+WITHOUT_EFFECT = {
+    "snn_mlp_2": {"hyperparameters.tau_s"},  # its synapses have one time constant
+    "time_series": {"series.missing"},  # nothing is missing in the data used here
+    "event_vision": {"events.path"},
+    "associative_memory": {"hyperparameters.length"},  # is refused unless it is the patterns'
+}
+FEW_DIGITS = {
+    "hyperparameters.length": 6,
+    "hyperparameters.batch_size": 4,
+    "mnist_config.training_size": 8,
+    "mnist_config.validation_size": 3,
+    "mnist_config.test_size": 3,
+}
+SMALL = {
+    "snn_mlp_1": FEW_DIGITS,
+    "snn_mlp_2": FEW_DIGITS,
+    "snn_conv": {**FEW_DIGITS, "hyperparameters.channels": [4, 8, 8]},
+    "sequential_mnist": {**FEW_DIGITS, "hyperparameters.length": 28},
+    "snn_mlp_1_latency": {"latency.span": 4, "hyperparameters.length": 8},
+    "time_series": {"hyperparameters.batch_size": 4, "hyperparameters.neurons": 32},
+    "event_vision": {
+        "dataset": "nmnist",
+        "hyperparameters.channels": [4, 4, 8],
+        "hyperparameters.batch_size": 4,
+        "events.training_size": 8,
+        "events.validation_size": 4,
+        "events.test_size": 8,
+    },
+    "associative_memory": {
+        "hyperparameters.length": 32,
+        "hyperparameters.batch_size": 8,
+        "hyperparameters.delay": 4,
+        "damage.block_size": 10,
+        "damage.rows_removed": 100,
+        "pattern_config.training_samples": 8,
+        "pattern_config.validation_samples": 1,
+        "pattern_config.test_samples": 1,
+    },
+}
+VARIANTS = {
+    "snn_mlp_1_latency": "snn_mlp_1",
+    "snn_mlp_1_poisson": "snn_mlp_1",
+    "snn_conv_poisson": "snn_conv",
+    "sequential_mnist_in_order": "sequential_mnist",
+    "associative_memory_2020": "associative_memory",
+}
+
+
+def keys_of(name):
+    """The dotted keys that a YAML file names, and for a script's own file those of its bases."""
+
+    def leaves(content, prefix=""):
+        for key, value in content.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
+
+    content = OmegaConf.to_container(OmegaConf.load(ROOT / f"{name}.yaml"))
+    base = content.pop("base", None)
+    inherited = keys_of(base.removesuffix(".yaml")) if base and name not in VARIANTS else ()
+    return {*leaves(content), *inherited}
+
+
+def keys_under_test(name):
+    script = VARIANTS.get(name, name)
+    untested = OF_THE_LOOP | WITHOUT_EFFECT.get(script, set())
+    keys = {"hyperparameters.surrogate_width"} | keys_of(name) - untested
+    return sorted(key for key in keys if not key.startswith(SECTIONS_OF_OTHERS))
+
+
+def others(value, choices):
+    """Values that a setting may have instead, of which some may not fit the other settings."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, str):
+        return [choice for choice in choices if choice != value]
+    if isinstance(value, list):
+        return [[other, *value[1:]] for other in others(value[0], choices)]
+    if isinstance(value, int):
+        return [2 * value, value // 2, value + 1, value - 1]
+    return [0.5 * value, 1.5 * value, 0.75 * value + 0.25]
+
+
+def with_value(section, key, value):
+    """The configuration with this value of a setting, which is checked."""
+    name, _, rest = key.partition(".")
+    inner = with_value(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: inner})
+
+
+def changed(config, key):
+    """The configuration with another value of a setting."""
+    *sections, name = key.split(".")
+    section = functools.reduce(getattr, sections, config)
+    (entry,) = (entry for entry in dataclasses.fields(section) if entry.name == name)
+    old = getattr(section, name)
+    for other in others(old, get_args(entry.type)):
+        with contextlib.suppress(InputError):
+            if other != old:
+                return with_value(config, key, other)
+    raise AssertionError(f"there is no other value for {key}")
+
+
+def weighted_sum(x):
+    """A number that depends on every element and its place."""
+    return (x.flatten().double() * torch.linspace(1, 2, x.numel(), dtype=torch.float64)).sum()
+
+
+def data_of(task, config):
+    """All batches of all splits, as numbers, and the first one to train on."""
+    torch.manual_seed(0)
+    task.prepare(config, torch.device("cpu"))
+    batches = [list(task.train_batches(0))]
+    batches += [list(task.evaluation_batches(split)) for split in ("validation", "test")]
+    return [
+        (len(split), *((*batch.x.shape, weighted_sum(batch.x).item()) for batch in split))
+        for split in batches
+    ], batches[0][0]
+
+
+def learning_of(build_model, initialise, task, config, batch):
+    """The loss of a training batch and its gradients, as numbers, and what keeps filters stable."""
+    torch.manual_seed(0)
+    model = build_model(config).train()
+    if initialise is not None:
+        with torch.no_grad():
+            initialise(model, task)
+    torch.manual_seed(0)
+    loss, _ = task.loss(model, batch)
+    loss.backward()
+    sums = [p.grad is not None and weighted_sum(p.grad).item() for p in model.parameters()]
+    constraints = [getattr(module, "constraint", None) for module in model.modules()]
+    return loss.item(), sums, constraints
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Small data for the scripts that need it."""
+    folder = tmp_path_factory.mktemp("data")
+    patterns = np.random.default_rng(0).random((2, 300, 32)) < 0.1
+    np.save(folder / "patterns.npy", patterns)
+    generator = np.random.default_rng(1)
+    arrays = {"x": generator.normal(size=(24, 20, 3)).cumsum(1), "y": np.arange(24) % 3}
+    np.savez(folder / "series.npz", **arrays, x_test=arrays["x"], y_test=arrays["y"])
+    nmnist_files(folder / "events")
+    return {
+        "associative_memory": {"dataset_path": str(folder / "patterns.npy")},
+        "time_series": {
+            "dataset": str(folder / "series.npz"),
+            "series.validation_from": 24,
+            "series.validation_share": 0.3,
+            "series.smallest_epoch": 40,
+            "hyperparameters.length": 15,
+        },
+        "event_vision": {"events.path": str(folder / "events")},
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digits_read_once():
+    read = snn_lib.tasks.digits.load_mnist
+    snn_lib.tasks.digits.load_mnist = functools.lru_cache(read)
+    yield
+    snn_lib.tasks.digits.load_mnist = read
+
+
+@pytest.mark.parametrize("name", sorted({*SMALL, *VARIANTS}))
+def test_every_setting_of_a_yaml_file_has_an_effect(name, data, monkeypatch):
+    script = VARIANTS.get(name, name)
+    given = []
+    monkeypatch.setattr("snn_lib.training.main", lambda *arguments: given.extend(arguments))
+    runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    _, build_model, task, initialise, *_ = [*given, None]
+    config = load_config(task.config_class, ROOT / f"{name}.yaml", [])
+    for key, value in {**SMALL[script], **data.get(script, {}), **SMALL.get(name, {})}.items():
+        config = with_value(config, key, value)
+
+    def effects(config):
+        """What it is about, the cheaper first."""
+        numbers, batch = data_of(task, config)
+        yield numbers
+        yield learning_of(build_model, initialise, task, config, batch)
+
+    usual = list(effects(config))
+    assert list(effects(config)) == usual  # nothing else differs from time to time
+    without = [
+        key
+        for key in keys_under_test(name)
+        if all(map(operator.eq, effects(changed(config, key)), usual))
+    ]
+    assert without == []
