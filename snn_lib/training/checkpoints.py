@@ -80,13 +80,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     except Exception as error:  # a key or value that is none can fail in the loader in any way
         lines = str(error).splitlines() or [type(error).__name__]
         difference = shorten(lines[min(1, len(lines) - 1)], 200)  # the first is a title
-        origin = named_with_origin(checkpoint, path)
+        origin = describe_origin(checkpoint, path)
         raise InputError(f"{origin} belongs to another model: {difference}") from None
     broken = not_finite(model.state_dict())
     require(not broken, f"checkpoint {path} is of no use: {broken} not finite")
 
 
-def named_with_origin(checkpoint: Checkpoint, path: Path) -> str:
+def describe_origin(checkpoint: Checkpoint, path: Path) -> str:
     """The checkpoint's path, and the script that wrote it if the checkpoint tells."""
     script = checkpoint.get("script")
     return f"checkpoint {path}" + (f", written by {shorten(str(script), 50)}," if script else "")

@@ -21,7 +21,7 @@ from snn_lib.errors import InputError, RunError, require
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
-from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, named_with_origin
+from snn_lib.training.checkpoints import Checkpoint, describe_origin, load_checkpoint
 from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.experiment import Experiment, Stopped
@@ -202,7 +202,7 @@ def _with_own_settings(
     if not isinstance(own, dict):
         return config
     here = {key: getattr(config, key) for key in LOCAL_KEYS}
-    origin = f"the configuration of {named_with_origin(checkpoint, source)}"
+    origin = f"the configuration of {describe_origin(checkpoint, source)}"
     return config_from_dict(type(config), {**own, **here}, overrides, origin)
 
 

@@ -59,7 +59,7 @@ class EpochDisplay:
             self.bar.update()
             if progress.batch % BATCHES_PER_DISPLAY == 0:  # to read the sums waits for the device
                 metrics = self.task.metrics(read_sums(progress.sums))
-                self.bar.set_postfix_str(f"{described(metrics)}, {self._rate()}")
+                self.bar.set_postfix_str(f"{describe(metrics)}, {self._rate()}")
         elif not self.hidden and progress.seconds - self.told >= SECONDS_PER_LINE:
             self.told = progress.seconds
             say(
@@ -86,7 +86,7 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def described(metrics: Row) -> str:
+def describe(metrics: Row) -> str:
     """Metrics as text: ``loss 0.0312, accuracy 99.12 %``."""
     shares = ("accuracy", "retrieval")
     return ", ".join(

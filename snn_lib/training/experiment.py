@@ -32,7 +32,7 @@ from snn_lib.training.diagnosis import (
     synapses,
     troubled_layers,
 )
-from snn_lib.training.display import described
+from snn_lib.training.display import describe
 from snn_lib.training.objective import TrainingLoss, task_loss
 from snn_lib.training.preparation import build, choose_device, introduction
 from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
@@ -229,8 +229,8 @@ class Experiment:
             self.run.write(self.run.best, self.state.best_checkpoint())
         self.run.write_metrics(progress.history)
         self.say(
-            f"epoch {row['epoch']}/{self.settings.epoch}: train {described(training)}; "
-            f"validation {described(validation)}; {row['seconds']:.1f} s"
+            f"epoch {row['epoch']}/{self.settings.epoch}: train {describe(training)}; "
+            f"validation {describe(validation)}; {row['seconds']:.1f} s"
             + (" (best)" if is_best else "")
         )
 
@@ -248,8 +248,8 @@ class Experiment:
         test = self.evaluate("test")[0] if self.task.has("test") else None
         seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
         self.say(
-            f"best epoch {best['epoch']}: validation {described(split_of(best, 'validation'))}"
-            + (f"; test {described(test)}" if test else "")
+            f"best epoch {best['epoch']}: validation {describe(split_of(best, 'validation'))}"
+            + (f"; test {describe(test)}" if test else "")
             + f"\ntrained for {seconds:.0f} s, {100 * data_seconds / max(seconds, 1e-9):.1f} % of "
             f"it preparing data; metrics in {self.run.path}, model in {self.run.best}"
         )
@@ -287,7 +287,7 @@ class Experiment:
         load_weights(self.model, checkpoint, source)
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")
-        self.say(f"{source}, epoch {checkpoint.get('epoch', 'unknown')}: test {described(metrics)}")
+        self.say(f"{source}, epoch {checkpoint.get('epoch', 'unknown')}: test {describe(metrics)}")
         for name, rate in activity.firing_rates().items():
             self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
         with self.autocast(), self.backend():

@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from snn_lib.tasks.classification import Classification, ClassificationConfig
 from snn_lib.training import display
-from snn_lib.training.display import EpochDisplay, described, duration
+from snn_lib.training.display import EpochDisplay, describe, duration
 from snn_lib.training.state import Progress, split_of
 
 
 def test_metrics_read_well():
-    assert described({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
+    assert describe({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
 
 
 def test_a_split_s_metrics_lose_its_name():
