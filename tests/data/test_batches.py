@@ -1,6 +1,7 @@
 """Batches: every sample once, in an order and with random numbers that resume and are shared."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -126,6 +127,19 @@ def test_workers_draw_nothing_from_the_generator_of_dropout():
     state = torch.get_rng_state()
     list(shuffled(workers=1).epoch(1))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_workers_leave_ctrl_c_to_the_process_that_ends_them():
+    def take(numbers, share, epoch, number):
+        handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return Batch(torch.tensor([int(handler) for handler in handlers]), numbers)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        batch = next(Batches(COUNT, COUNT, take, workers=1).epoch())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert batch.x.tolist() == [signal.SIG_IGN, signal.SIG_DFL]
 
 
 def test_a_refusal_comes_out_of_a_worker_as_it_is():

@@ -109,6 +109,14 @@ def test_events_are_dropped_one_by_one_up_to_the_share():
     torch.testing.assert_close(variance, 5 * kept * (1 - kept), atol=0.15, rtol=0.2)
 
 
+def test_what_is_moved_loses_events_too():
+    frames = torch.full((200, 1, SIDE, SIDE, 2), 5, dtype=torch.uint8)
+    moved_only, both = changed(frames, shift=3.0), changed(frames, shift=3.0, drop=0.4)
+    assert torch.equal(moved_only > 0, moved_only == 5)
+    assert not both[moved_only == 0].any()  # the places are drawn alike
+    assert both[moved_only > 0].float().mean().item() == pytest.approx(5 * 0.8, rel=0.02)
+
+
 def test_no_event_is_made_up():
     frames = recordings()
     left = changed(frames, drop=0.9)

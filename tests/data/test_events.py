@@ -121,6 +121,11 @@ def test_a_gesture_is_read_event_for_event(tmp_path, dtype):
     assert found == [(0, 127, 5000, 1), (64, 3, 5000, 0), (127, 0, 6_000_000, 1)]
 
 
+def test_a_polarity_of_minus_one_is_darker(tmp_path):
+    np.save(tmp_path / "3.npy", np.array([[0, 0, -1, 5], [0, 0, 1, 5]]))
+    assert read_gesture(tmp_path / "3.npy").p.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -138,6 +143,7 @@ def test_a_gesture_is_read_event_for_event(tmp_path, dtype):
             for value, row in ((np.nan, "nan"), (np.inf, "inf"), (-1e300, "-1e+300"))
         ),
         (np.array([[0.5, 0, 0, 0]]), "event 0 is [0.5, 0.0, 0.0, 0.0], expected x and y in whole"),
+        (np.array([[0, 0.5, 0, 0]]), "event 0 is [0.0, 0.5, 0.0, 0.0]"),
         (np.array([[0, 0, 2, 0]]), "event 0 is [0.0, 0.0, 2.0, 0.0]"),
     ],
 )

@@ -153,6 +153,12 @@ def test_a_data_set_that_draws_at_random_repeats_and_resumes(workers):
     assert not torch.equal(epoch[0].x, next(task.train_batches(2)).x)
 
 
+def test_of_several_processes_each_draws_numbers_of_its_own():
+    shares = [prepared(SequenceClassification({"train": Noisy()}), rank, 2) for rank in range(2)]
+    ones, others = (torch.cat([b.x for b in task.train_batches(0)], 1).flatten() for task in shares)
+    assert not set(ones.tolist()) & set(others.tolist())
+
+
 def drawn():
     """A number of every global generator, and what a checkpoint would store of them."""
     state = rng_state(CPU)["cpu"].numpy().tobytes()
@@ -161,24 +167,28 @@ def drawn():
 
 @pytest.mark.parametrize(("device", "workers"), [("cpu", 0), ("cpu", 1), ("cuda", 0)])
 def test_what_a_data_set_draws_changes_nothing_beside_it(device, workers):
-    def draw_beside(batches):
+    def draw_beside(batches_of):
         torch.manual_seed(1)
         np.random.seed(1)  # noqa: NPY002
         random.seed(1)
         seen, beside = [], []
-        for batch in batches:
+        for batch in batches_of():
             seen.append(batch and batch.x.cpu())
             beside.append(drawn())
         return seen, beside
 
     here = prepared(SequenceClassification({"train": Noisy()}))
     expected = [batch.x for batch in here.train_batches(3)]
-    _, alone = draw_beside([None] * len(expected))
-    with ClaimedDevice() if device == "cuda" else nullcontext():
+    _, alone = draw_beside(lambda: [None] * len(expected))
+    threads = threading.active_count()
+
+    def read():
         task = SequenceClassification({"train": Noisy()})
         task.prepare(replace(here.config, data_workers=workers), torch.device(device))
-        threads = threading.active_count()
-        found, beside = draw_beside(task.train_batches(3))
+        return task.train_batches(3)
+
+    with ClaimedDevice() if device == "cuda" else nullcontext():
+        found, beside = draw_beside(read)
         assert workers or threading.active_count() == threads
     assert beside == alone
     for one, other in zip(found, expected, strict=True):

@@ -242,7 +242,7 @@ def script(folder, action, *overrides):
 
 def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tmp_path):
     data = f"dataset={tmp_path}/mine.npz"
-    trained = script(tmp_path, "--train", data, "hyperparameters.epoch=12")
+    trained = script(tmp_path, "--train", data, "hyperparameters.epoch=3")
     tested = script(tmp_path, "--test", "test_checkpoint_path=''")
     assert (trained.code, tested.code) == (0, 0), trained.err + tested.err
     found = [re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", d.out) for d in (trained, tested)]
