@@ -1,12 +1,16 @@
-"""The pretrained models, ready to be evaluated."""
+"""The pretrained models, ready to be evaluated, in PyTorch and in ONNX Runtime."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 from measuring import ROOT
 from torch import nn
 
+from snn_lib.inference import to_onnx
 from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
@@ -19,15 +23,48 @@ def exists(name: str) -> bool:
 
 
 def load(
-    name: str, build_model: Callable[[Any], nn.Module], task: Task, chosen: argparse.Namespace
+    name: str,
+    build_model: Callable[[Any], nn.Module],
+    task: Task,
+    chosen: argparse.Namespace,
+    overrides: Sequence[str] = (),
 ) -> Experiment:
     """A pretrained model in its experiment; with ``--smoke`` there are ten test images."""
-    path = ROOT / "checkpoint" / f"pretrained_{name}"
+    path = next(ROOT.glob(f"*checkpoint/pretrained_{name}"))
     checkpoint = load_checkpoint(path)
-    config = config_from_dict(task.config_class, checkpoint["config"], [])
-    config.dataset_path, config.device = str(ROOT / "dataset"), chosen.device
-    if chosen.smoke:
+    config = config_from_dict(task.config_class, checkpoint["config"], overrides)
+    config.dataset_path, config.device = str(ROOT / config.dataset_path), chosen.device
+    if chosen.smoke and hasattr(config, "mnist_config"):
         config.mnist_config.test_size = 10
     experiment = Experiment(build_model, task, config)
     load_weights(experiment.model, checkpoint, path)
     return experiment
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """A graph in ONNX Runtime on one thread, with denormal numbers as zeros."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.add_session_config_entry("session.set_denormal_as_zero", "1")
+    return onnxruntime.InferenceSession(str(path), settings)
+
+
+class OnnxStream:
+    """A network as its ONNX graph, which keeps its state from one step to the next."""
+
+    def __init__(self, model: nn.Module, shape: Sequence[int], folder: str) -> None:
+        path = Path(folder) / "network.onnx"
+        to_onnx(model, path, shape)
+        self.session = onnx_session(path)
+        self.reset(batch=1)
+
+    def reset(self, batch: int) -> None:
+        """Starts at rest, for a batch of so many samples."""
+        _, *states = self.session.get_inputs()
+        self.state = {s.name: np.zeros((batch, *s.shape[1:]), np.float32) for s in states}
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """Runs one step, ``(B, *features)``."""
+        output, *states = self.session.run(None, {"x": x, **self.state})
+        self.state = dict(zip(self.state, states, strict=True))
+        return output

@@ -1,36 +1,46 @@
 """What a step of a live stream costs: one sample, one time step at a time, the state carried on.
 
-    python benchmarks/streaming.py
+    python benchmarks/streaming.py --threads 1
 
-The networks of sequential_mnist.py and snn_mlp_1.py with their first weights, beside the same
-equations written out in plain PyTorch, and gated cells of the same widths; under
-``torch.inference_mode``, in turns. ``whole`` is a step's share of a run over a whole sequence.
+Pretrained networks run a test sample in PyTorch, compiled, and as an ONNX graph. Beside them stand
+the same equations written out in plain PyTorch, and two gated cells of the widths of the hidden
+layers. All take turns; PyTorch runs under ``torch.inference_mode``. ``whole run`` is a step's share
+of a run over the sequence.
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from measuring import ROOT, machine, options, quartiles
+from pretrained import OnnxStream, load
 from torch import Tensor, nn
 
 sys.path.insert(0, str(ROOT))
+import event_vision
 import sequential_mnist
 import snn_mlp_1
 from snn_lib import SpikingNeuron, use_backend
 from snn_lib.files import write_csv
+from snn_lib.inference import compiled
 from snn_lib.synapses import IIRSynapse
-from snn_lib.tasks.digits import DigitConfig
-from snn_lib.tasks.sequential_digits import SequentialConfig
+from snn_lib.tasks.digits import DigitClassification
+from snn_lib.tasks.event_vision import EventVision
+from snn_lib.tasks.sequential_digits import SequentialDigits
 
-ROUNDS, STEPS = 10, 200  # visits to each subject, and steps of one
+ROUNDS, STEPS = 30, 200  # visits to each subject, and the most steps of one
 
-NETWORKS = {
-    "sequential_mnist": (sequential_mnist.SNN, SequentialConfig, (1, 64, 256, 256, 10)),
-    "snn_mlp_1": (snn_mlp_1.SNN, DigitConfig, (784, 500, 500, 10)),
+# Each with the widths of input and hidden layers, if its equations are written out and cells stand
+# beside it.
+NETWORKS: dict[str, tuple[Callable, Callable, tuple[int, ...]]] = {
+    "sequential_mnist": (sequential_mnist.SNN, SequentialDigits, (1, 256, 256)),
+    "snn_mlp_1": (snn_mlp_1.SNN, DigitClassification, (784, 500, 500)),
+    "event_vision": (event_vision.SNN, lambda: EventVision(event_vision.EventConvConfig), ()),
 }
 
 
@@ -64,13 +74,11 @@ class Written(nn.Module):
 
 
 class Cells(nn.Module):
-    """Gated cells of the same widths, one a layer, and a linear output."""
+    """Gated cells one after the other."""
 
     def __init__(self, cell: type[nn.Module], sizes: tuple[int, ...]) -> None:
         super().__init__()
-        *hidden, outputs = sizes
-        self.cells = nn.ModuleList(cell(*widths) for widths in pairwise(hidden))
-        self.output = nn.Linear(hidden[-1], outputs)
+        self.cells = nn.ModuleList(cell(*widths) for widths in pairwise(sizes))
 
     def forward(self, x: Tensor, state: list | None = None) -> tuple[Tensor, list]:
         state = list(state or [None] * len(self.cells))
@@ -78,7 +86,7 @@ class Cells(nn.Module):
         for index, cell in enumerate(self.cells):
             state[index] = cell(x, state[index])
             x = state[index][0] if isinstance(state[index], tuple) else state[index]
-        return self.output(x)[None], state
+        return x[None], state
 
 
 def each_step(model: nn.Module, x: Tensor) -> Callable[[], float]:
@@ -94,10 +102,24 @@ def each_step(model: nn.Module, x: Tensor) -> Callable[[], float]:
     return visit
 
 
-def whole_run(model: nn.Module, x: Tensor) -> Callable[[], float]:
+def each_step_of(step: Callable[[Any], Any], x: Any) -> Callable[[], float]:
+    """The same of what keeps its state itself."""
+    steps = list(x)
+
+    def visit() -> float:
+        step(steps[0])
+        start = time.perf_counter()
+        for one in steps:
+            step(one)
+        return (time.perf_counter() - start) / len(steps)
+
+    return visit
+
+
+def whole_run(run: Callable[[Any], Any], x: Any) -> Callable[[], float]:
     def visit() -> float:
         start = time.perf_counter()
-        model(x)
+        run(x)
         return (time.perf_counter() - start) / len(x)
 
     return visit
@@ -111,31 +133,39 @@ def on_eager(visit: Callable[[], float]) -> Callable[[], float]:
     return eager
 
 
-def subjects(name: str, steps: int, device: str) -> dict[str, Callable[[], float]]:
+def subjects(name: str, chosen: Any, folder: str) -> dict[str, Callable[[], float]]:
     """What takes turns, by name."""
-    build, config, sizes = NETWORKS[name]
-    torch.manual_seed(0)
-    model = build(config(name=name)).eval().to(device)
-    x = torch.rand(steps, 1, sizes[0], device=device)
-    cells = [Cells(cell, sizes).to(device) for cell in (nn.GRUCell, nn.LSTMCell)]
-    return {
+    build, task, sizes = NETWORKS[name]
+    overrides = ["events.test_size=1"] if name == "event_vision" else []
+    experiment = load(name, build, task(), chosen, overrides)
+    model = experiment.model.eval()
+    x = next(iter(experiment.task.evaluation_batches("test"))).x[: 3 if chosen.smoke else STEPS, :1]
+    x = x.float().contiguous()  # (T, 1, *features)
+    sample, stream = x[:, 0].cpu().numpy(), compiled(model, x.shape[2:])
+    found = {
         "SNN-IIR": each_step(model, x),
-        "SNN-IIR, a step of a whole run": whole_run(model, x),
+        "SNN-IIR, whole run": whole_run(model, x),
         "SNN-IIR eager": on_eager(each_step(model, x)),
-        "its equations in plain PyTorch": each_step(Written(model), x),
-        "nn.GRUCell": each_step(cells[0], x),
-        "nn.LSTMCell": each_step(cells[1], x),
+        "ONNX Runtime": each_step_of(OnnxStream(model, x.shape[2:], folder).step, x.cpu().numpy()),
+        "compiled": each_step_of(stream.step, sample),
+        "compiled, whole run": whole_run(stream.run, sample),
     }
+    if sizes:
+        found["its equations in plain PyTorch"] = each_step(Written(model), x)
+        for cell in (nn.GRUCell, nn.LSTMCell):
+            cells = Cells(cell, sizes).to(chosen.device)
+            found[f"two nn.{cell.__name__}s"] = each_step(cells, x)
+    return found
 
 
-def measure(name: str, rounds: int, steps: int, device: str) -> dict[str, list[float]]:
+def measure(name: str, chosen: Any) -> dict[str, list[float]]:
     """Seconds a step of each visit."""
-    visits = subjects(name, steps, device)
-    seconds: dict[str, list[float]] = {subject: [] for subject in visits}
-    with torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        visits = subjects(name, chosen, folder)
+        seconds: dict[str, list[float]] = {subject: [] for subject in visits}
         for visit in visits.values():  # compiles what is needed
             visit()
-        for _ in range(rounds):
+        for _ in range(1 if chosen.smoke else ROUNDS):
             for subject, visit in visits.items():
                 seconds[subject].append(visit())
     return seconds
@@ -145,11 +175,11 @@ def chart(path: Path, rows: list[dict]) -> None:
     """Draws a step's microseconds, axes for each network."""
     import matplotlib.pyplot as plt
 
-    figure, grid = plt.subplots(1, len(NETWORKS), figsize=(13, 3.5), squeeze=False)
+    figure, grid = plt.subplots(1, len(NETWORKS), figsize=(19, 3.5), squeeze=False)
     for axes, name in zip(grid[0], NETWORKS, strict=True):
         line = [row for row in rows if row["network"] == name]
         axes.barh([row["variant"] for row in line], [row["step_us"] for row in line])
-        axes.set(title=name, xlabel="a step, us (median)")
+        axes.set(title=name, xlabel="a step, us (median)", xscale="log")
         axes.invert_yaxis()
     figure.suptitle(rows[0]["machine"], fontsize=9)
     figure.tight_layout()
@@ -159,14 +189,19 @@ def chart(path: Path, rows: list[dict]) -> None:
 def main() -> None:
     chosen = options(__doc__, "streaming")
     torch.set_num_threads(chosen.threads)
-    rounds, steps = (1, 3) if chosen.smoke else (ROUNDS, STEPS)
     rows = []
     for name in NETWORKS:
-        measured = measure(name, rounds, steps, chosen.device)
-        floor = quartiles(measured["its equations in plain PyTorch"])[1]
+        measured = measure(name, chosen)
+        medians = {subject: quartiles(seconds)[1] for subject, seconds in measured.items()}
+        floors = {"step/SNN-IIR": "SNN-IIR", "step/two GRU cells": "two nn.GRUCells"}
         print(f"\n{name}   ({machine(chosen)})")
+        print(f"{'':33}{'a step':>11}{'quartiles':>18}   " + "   ".join(floors))
         for subject, seconds in measured.items():
             first, median, third = (1e3 * value for value in quartiles(seconds))
+            ratios = {
+                ratio: round(medians[subject] / medians[floor], 3) if floor in medians else ""
+                for ratio, floor in floors.items()
+            }
             rows.append(
                 {
                     "network": name,
@@ -174,12 +209,13 @@ def main() -> None:
                     "step_us": round(median, 1),
                     "step_q25": round(first, 1),
                     "step_q75": round(third, 1),
-                    "step/plain": round(median / 1e3 / floor, 3),
+                    **ratios,
                     "machine": machine(chosen),
                 }
             )
-            spread = f"({first:.0f} to {third:.0f})"
-            print(f"{subject:33}{median:8.0f} us{spread:>18}{rows[-1]['step/plain']:8.2f}")
+            spread = f"({first:.1f} to {third:.1f})"
+            line = "".join(f"{value:>{len(ratio) + 3}}" for ratio, value in ratios.items())
+            print(f"{subject:33}{median:8.1f} us{spread:>18}{line}")
     write_csv(chosen.output.with_suffix(".csv"), rows)
     chart(chosen.output, rows)
     print(f"\nsaved {chosen.output}.csv and .png")

@@ -17,7 +17,7 @@ from snn_lib.tasks.digits import DigitClassification
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_smoke(name, folder, *flags):
+def run_smoke(name, folder, *flags, chart=True):
     """Rows of the CSV, and what was printed."""
     output = folder / "new" / name
     script = str(BENCHMARKS / f"{name}.py")
@@ -31,7 +31,8 @@ def run_smoke(name, folder, *flags):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    if chart:
+        assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     with output.with_suffix(".csv").open(newline="") as file:
         return list(csv.DictReader(file)), run.stdout
 
@@ -64,29 +65,56 @@ def test_training_step_compares_every_variant_on_every_network(tmp_path):
     assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
 
 
-def test_streaming_compares_a_step_of_both_networks(tmp_path):
+def test_streaming_compares_a_step_of_every_network(tmp_path):
     pytest.importorskip("matplotlib")
+    pytest.importorskip("onnxruntime")
     rows, printed = run_smoke("streaming", tmp_path)
-    assert {row["network"] for row in rows} == {"sequential_mnist", "snn_mlp_1"}
-    assert {"SNN-IIR", "its equations in plain PyTorch"} <= {row["variant"] for row in rows}
+    assert {row["network"] for row in rows} == {"sequential_mnist", "snn_mlp_1", "event_vision"}
     for row in rows:
         assert row["variant"] in printed
         assert float(row["step_q25"]) <= float(row["step_us"]) <= float(row["step_q75"])
+    variants = [row["variant"] for row in rows if row["network"] == "sequential_mnist"]
+    assert {"SNN-IIR", "compiled", "ONNX Runtime", "two nn.GRUCells"} <= set(variants)
 
 
 def test_the_written_out_step_is_that_of_this_library(monkeypatch):
+    pytest.importorskip("onnxruntime")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from streaming import NETWORKS, Written
 
-    for build, config, (pixels, *_) in NETWORKS.values():
-        torch.manual_seed(0)
-        model = build(config(name="streamed")).double().eval()
+    for build, task, sizes in NETWORKS.values():
+        if not sizes:
+            continue
+        model = build(task().config_class(name="streamed")).double().eval()
         written, state, state_written = Written(model), None, None
-        for step in torch.rand(30, 1, 2, pixels, dtype=torch.float64):
+        for step in torch.rand(30, 1, 2, sizes[0], dtype=torch.float64):
             with torch.no_grad():
                 output, state = model(step, state)
                 again, state_written = written(step, state_written)
             torch.testing.assert_close(again, output, rtol=1e-9, atol=1e-9)
+
+
+def test_early_inference_compares_networks_that_compute_less(tmp_path):
+    pytest.importorskip("onnxruntime")
+    rows, printed = run_smoke("early_inference", tmp_path, chart=False)
+    single = {row["variant"] for row in rows if row["batch"] == "1"}
+    assert {"compiled", "compiled, until 2 ahead", "dense network, ONNX Runtime"} <= single
+    assert all(row["variant"] in printed and float(row["image_us"]) > 0 for row in rows)
+
+
+def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_model(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("aeon")
+    rows, _ = run_smoke("inference_agreement", tmp_path, chart=False)
+    pretrained = {path.name for path in BENCHMARKS.parent.glob("*checkpoint/pretrained_*")}
+    models = {name.removeprefix("pretrained_") for name in pretrained if "." not in name}
+    assert {row["model"] for row in rows} == models
+    for row in rows:
+        # A spike that is another's is one whose potential lies within rounding of the threshold.
+        assert float(row["farthest_from_threshold"]) <= 1e-5
+        assert float(row["output_error"]) <= 1e-4
+        if not row["model"].startswith("associative"):
+            assert row["samples"] == row["same_answer"] == row["same_answer_onnx"] == "10"
 
 
 def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):

@@ -68,9 +68,9 @@ class CompiledNetwork:
         self.before, self.after, self.dtype = program.before, program.after, program.dtype
         self._state = np.zeros(program.states, self.dtype)
         self._values = _aligned(program.values, self.dtype)
-        room = machine.BLOCK, program.widest + machine.GROUP
-        counts, begun = np.zeros((2, machine.BLOCK), np.int64)
-        self._work = counts, begun, np.zeros(room, np.int64), np.zeros(room, self.dtype)
+        room = program.widest + machine.GROUP
+        self._numbers = np.zeros(room, np.int64)
+        self._amounts = np.zeros((machine.BLOCK, room), self.dtype)
 
     def stream(self) -> "CompiledNetwork":
         """Another stream through the same network, at rest; both read the same weights."""
@@ -95,8 +95,9 @@ class CompiledNetwork:
         Raises:
             ValueError, TypeError: as :meth:`step`.
         """
-        out = np.empty((len(x), self._program.outputs), self.dtype)
-        self._run(x, out)
+        steps = self._steps(x)
+        out = np.empty((len(steps), self._program.outputs), self.dtype)
+        self._run(steps, out)
         return self._in_order(out).reshape(len(out), *self.after)
 
     def until_clear(self, x: np.ndarray, lead: float) -> tuple[int, int]:
@@ -114,6 +115,7 @@ class CompiledNetwork:
             ValueError: there are no steps or fewer than two classes, or as :meth:`step`.
             TypeError: as :meth:`step`.
         """
+        x = self._steps(x)
         if len(x) == 0 or len(self.after) != 1 or self.after[0] < 2:
             raise ValueError(
                 f"{len(x)} steps and an output of the shape {self.after}: expected at least one "
@@ -123,26 +125,28 @@ class CompiledNetwork:
         steps = self._run(x, total, True, float(lead))
         return int(self._in_order(total)[0].argmax()), steps
 
-    def _run(self, x: np.ndarray, out: np.ndarray, summing: bool = False, lead: float = 0.0) -> int:
+    def _steps(self, x: np.ndarray) -> np.ndarray:
+        """A sequence as the compiled function takes it: a fresh array, ``(T, features)``."""
         x = np.asarray(x)
-        if x.shape[1:] != self.before:
+        if x.shape[1:] != self.before or x.ndim == 0:
             raise ValueError(
                 f"a step of the input has the shape {x.shape[1:]}, expected {self.before}"
             )
-        # The copy is what the function was compiled for: writeable, contiguous, of its dtype.
-        steps = x.astype(self.dtype, order="C", casting="same_kind")
-        steps = steps.reshape(len(x), math.prod(self.before))
+        x = x.astype(self.dtype, order="C", casting="same_kind")
+        return x.reshape(len(x), math.prod(self.before))
+
+    def _run(self, x: np.ndarray, out: np.ndarray, summing: bool = False, lead: float = 0.0) -> int:
         program = self._program
-        if program.entry is not None:
-            steps = steps.take(program.entry, axis=1)
+        steps = x if program.entry is None else x.take(program.entry, axis=1)
         shared = program.layers, program.coefficients, program.table
-        own = self._state, self._values, self._work
+        own = self._state, self._values, self._numbers, self._amounts
         done = machine.run(*shared, *own, steps, out, summing, lead)
         if done == 0 and len(x) > 0:
-            step, *channel = np.argwhere(~np.isfinite(x))[0].tolist()
+            step, feature = np.argwhere(~np.isfinite(x))[0]
+            channel = ", ".join(str(index) for index in np.unravel_index(feature, self.before))
             raise ValueError(
-                f"the input is {x[(step, *channel)]} in step {step}, channel "
-                f"{', '.join(map(str, channel))}: expected finite numbers"
+                f"the input is {x[step, feature]} in step {step}, channel {channel}: expected "
+                f"finite numbers in {self.dtype}"
             )
         return done
 
@@ -188,6 +192,7 @@ class _Program:
                 "target": self.values,
                 "target_stride": target_stride,
                 "outputs": len(order),
+                "follows_filter": bool(records) and records[-1][0] == machine.FILTER,
                 "coefficients": begin,
                 "state": self.states,
                 "taps": 2 * len(taps),
@@ -238,7 +243,8 @@ def _part(layer: Layer, order: np.ndarray) -> _Part:
         case kinds.Flattening():
             return _Part(order)
         case kinds.Weights(weight=weight, bias=bias):
-            maps = _maps((count, 1, 1), (len(bias), 1, 1), tap_width=1)
+            # Whole lines of outputs: what is beyond the last stays zero.
+            maps = _maps((count, 1, 1), (_whole_lines(len(bias)), 1, 1), tap_width=1)
             rows = bias, weight.T[order]
             return _Part(np.arange(len(bias)), machine.WEIGHTS, rows, 0, [(0, 0)], maps)
         case kinds.Convolution():

@@ -7,8 +7,8 @@ compiled once for all networks, is kept in Numba's cache on disk, and allocates 
 - Weights are added up: each input that is not zero adds its row of the weights, times its value. Of
   a spike train these are the rows of the neurons that fired, and no others.
 - Filters and neurons compute what the CPU's kernels compute, bit for bit, with their functions.
-- A sequence runs layer by layer, ``BLOCK`` steps at a time: a row that is read from memory serves
-  all steps of the block.
+- A sequence runs layer by layer, ``BLOCK`` steps at a time. Behind a filter, whose output stays for
+  steps, a row of weights is then read once for the whole block.
 """
 
 from functools import partial
@@ -19,9 +19,8 @@ from snn_lib.kernels.cpu.compiling import jit
 from snn_lib.kernels.cpu.rows import add, assign, flush, multiply, multiply_add
 from snn_lib.kernels.cpu.spiking_neuron import advance, fire
 
-BLOCK = 12  # steps
+BLOCK = 3  # steps
 GROUP = 4  # rows of weights that are added at once
-CACHED = 8192  # weights that the processor keeps near it
 LINE = 16  # rows begin where a line of the cache does, every 16 numbers
 
 # What a layer does.
@@ -40,6 +39,7 @@ LAYER = np.dtype(
             "target",  # likewise the output
             "target_stride",
             "outputs",
+            "follows_filter",  # of weights
             "coefficients",  # where they begin, in the order that the layer's function reads
             "state",  # where it begins
             "past_outputs",  # P of a filter
@@ -73,87 +73,100 @@ def _collect(x, numbers, amounts):
     """
     count = 0
     for i in range(len(x)):
-        numbers[count], amounts[count] = i, x[i]
+        numbers[count], amounts[0, count] = i, x[i]
         count += x[i] != 0
+    return _fill_up(numbers, amounts[:1], count)
+
+
+@jit
+def _collect_block(x, y, z, numbers, amounts):
+    """The same of three steps: which inputs are not zero in one of them."""
+    count = 0
+    for i in range(len(x)):
+        numbers[count] = i
+        amounts[0, count], amounts[1, count], amounts[2, count] = x[i], y[i], z[i]
+        count += (x[i] != 0) | (y[i] != 0) | (z[i] != 0)
+    return _fill_up(numbers, amounts, count)
+
+
+@jit
+def _fill_up(numbers, amounts, count):
     if count:
         for k in range(count, count + GROUP):
-            numbers[k], amounts[k] = numbers[count - 1], 0
+            numbers[k] = numbers[count - 1]
+            amounts[:, k] = 0
     return count + -count % GROUP
 
 
 @partial(jit, fastmath={"contract"})  # a product and its sum are rounded once
 def _add_rows(rows, stride, numbers, amounts, out):
-    """out += the sum of amounts[k] times row numbers[k]."""
+    """out += the sum of amounts[0, k] times row numbers[k], one after the other."""
     for k in range(0, len(numbers), GROUP):
-        a, b, c, d = amounts[k], amounts[k + 1], amounts[k + 2], amounts[k + 3]
-        row_a = rows[numbers[k] * stride :][: len(out)]
-        row_b = rows[numbers[k + 1] * stride :][: len(out)]
-        row_c = rows[numbers[k + 2] * stride :][: len(out)]
-        row_d = rows[numbers[k + 3] * stride :][: len(out)]
+        row_0 = rows[numbers[k] * stride :][: len(out)]
+        row_1 = rows[numbers[k + 1] * stride :][: len(out)]
+        row_2 = rows[numbers[k + 2] * stride :][: len(out)]
+        row_3 = rows[numbers[k + 3] * stride :][: len(out)]
+        a, b, c, d = amounts[0, k], amounts[0, k + 1], amounts[0, k + 2], amounts[0, k + 3]
         for n in range(len(out)):
-            out[n] += a * row_a[n] + b * row_b[n] + c * row_c[n] + d * row_d[n]
+            out[n] = out[n] + a * row_0[n] + b * row_1[n] + c * row_2[n] + d * row_3[n]
+
+
+@partial(jit, fastmath={"contract"})
+def _add_rows_block(rows, stride, numbers, amounts, x, y, z):
+    """The same for the outputs ``x, y, z`` of three steps, each from its row of ``amounts``."""
+    for k in range(0, len(numbers), GROUP):
+        row_0 = rows[numbers[k] * stride :][: len(x)]
+        row_1 = rows[numbers[k + 1] * stride :][: len(x)]
+        row_2 = rows[numbers[k + 2] * stride :][: len(x)]
+        row_3 = rows[numbers[k + 3] * stride :][: len(x)]
+        a, b, c, d = amounts[0, k], amounts[0, k + 1], amounts[0, k + 2], amounts[0, k + 3]
+        e, f, g, h = amounts[1, k], amounts[1, k + 1], amounts[1, k + 2], amounts[1, k + 3]
+        p, q, r, s = amounts[2, k], amounts[2, k + 1], amounts[2, k + 2], amounts[2, k + 3]
+        for n in range(len(x)):
+            x[n] = x[n] + a * row_0[n] + b * row_1[n] + c * row_2[n] + d * row_3[n]
+            y[n] = y[n] + e * row_0[n] + f * row_1[n] + g * row_2[n] + h * row_3[n]
+            z[n] = z[n] + p * row_0[n] + q * row_1[n] + r * row_2[n] + s * row_3[n]
 
 
 @jit
-def _add_chunks(rows, stride, inputs, steps, work, out, out_stride, width):
-    """The rows of all steps, so few at a time that they stay in the cache from step to step."""
-    counts, begun, numbers, amounts = work
-    most = 1
-    for t in range(steps):
-        begun[t] = 0
-        most = max(most, counts[t])
-    chunk = 1 + (inputs if steps == 1 else CACHED * inputs // (width * most))
-    for end in range(chunk, inputs + chunk, chunk):
-        for t in range(steps):
-            first = last = begun[t]
-            while last < counts[t] and numbers[t, last + GROUP - 1] < end:
-                last += GROUP
-            begun[t] = last
-            mine = out[t * out_stride :][:width]
-            _add_rows(rows, stride, numbers[t, first:last], amounts[t, first:last], mine)
-
-
-@jit
-def _weigh(layer, steps, coefficients, table, values, work):
+def _weigh(layer, block, coefficients, table, x, out, numbers, amounts):
     """Every position of the input map adds, for each tap, to a stretch of the output map.
 
     A tap is a row of the convolution's window, or one element of it where the convolution has a
-    stride or gaps. Its output begins ``(above, left)`` of the input's position.
+    stride or gaps. Its output begins ``(above, left)`` of the input's position. ``x`` and ``out``
+    begin with the first step, and hold ``BLOCK`` of them if it is a ``block``.
     """
-    counts, _, numbers, amounts = work
-    inputs, outputs, out = layer.channels, layer.out_channels, values[layer.target :]
+    inputs, outputs = layer.channels, layer.out_channels
+    x_next, out_next = layer.source_stride, layer.target_stride
     kernel = coefficients[layer.kernel :]
-    for t in range(steps):
+    for t in range(BLOCK if block else 1):
         for position in range(layer.out_height * layer.out_width):
-            assign(out[t * layer.target_stride + position * outputs :][:outputs], coefficients)
+            assign(out[t * out_next + position * outputs :][:outputs], coefficients)
     for line in range(layer.height):
         for column in range(layer.width):
-            x = values[layer.source + (line * layer.width + column) * inputs :]
-            some = 0
-            for t in range(steps):
-                own = x[t * layer.source_stride :][:inputs]
-                counts[t] = _collect(own, numbers[t], amounts[t])
-                some += counts[t]
-            for tap in range(layer.tap_count if some else 0):
+            here = x[(line * layer.width + column) * inputs :]
+            if block:
+                y, z = here[x_next:][:inputs], here[2 * x_next :][:inputs]
+                count = _collect_block(here[:inputs], y, z, numbers, amounts)
+            else:
+                count = _collect(here[:inputs], numbers, amounts)
+            for tap in range(layer.tap_count if count else 0):
                 above = line + table[layer.taps + 2 * tap]
                 left = column + table[layer.taps + 2 * tap + 1]
                 if above % layer.stride_height or left % layer.stride_width:
                     continue
                 above, left = above // layer.stride_height, left // layer.stride_width
                 first, last = max(left, 0), min(left + layer.tap_width, layer.out_width)
-                if 0 <= above < layer.out_height and first < last:
-                    rows = kernel[tap * inputs * layer.row_stride + (first - left) * outputs :]
-                    begin = (above * layer.out_width + first) * outputs
-                    _add_chunks(
-                        rows,
-                        layer.row_stride,
-                        inputs,
-                        steps,
-                        work,
-                        out[begin:],
-                        layer.target_stride,
-                        (last - first) * outputs,
-                    )
+                if not (0 <= above < layer.out_height and first < last):
+                    continue
+                rows = kernel[tap * inputs * layer.row_stride + (first - left) * outputs :]
+                there, size = out[(above * layer.out_width + first) * outputs :], last - first
+                stretch = there[: size * outputs]
+                if block:
+                    y, z = there[out_next:], there[2 * out_next :]
+                    _add_rows_block(rows, layer.row_stride, numbers[:count], amounts, stretch, y, z)
+                else:
+                    _add_rows(rows, layer.row_stride, numbers[:count], amounts, stretch)
 
 
 @jit
@@ -243,15 +256,18 @@ def _read_out(kind, coefficients, state, x, out):
 
 
 @jit
-def _run_layer(layer, steps, coefficients, table, state, values, work):
+def _run_layer(layer, steps, coefficients, table, state, values, numbers, amounts):
     own, past = coefficients[layer.coefficients :], state[layer.state :]
-    if layer.kind == WEIGHTS:
-        _weigh(layer, steps, own, table, values, work)
+    if layer.kind == WEIGHTS and layer.follows_filter and steps == BLOCK:
+        x, out = values[layer.source :], values[layer.target :]
+        _weigh(layer, True, own, table, x, out, numbers, amounts)
         return
     for t in range(steps):
         x = values[layer.source + t * layer.source_stride :][: layer.inputs]
         out = values[layer.target + t * layer.target_stride :][: layer.outputs]
-        if layer.kind == POOLING:
+        if layer.kind == WEIGHTS:
+            _weigh(layer, False, own, table, x, out, numbers, amounts)
+        elif layer.kind == POOLING:
             _pool(layer, table, x, out)
         elif layer.kind == FILTER:
             _filter(layer.past_outputs, layer.past_inputs, own, past, x, out)
@@ -283,14 +299,15 @@ def _are_finite(x):
 
 
 @jit
-def run(program, coefficients, table, state, values, work, x, out, summing, lead):
+def run(program, coefficients, table, state, values, numbers, amounts, x, out, summing, lead):
     """Runs the steps of ``x`` and changes ``state``.
 
     Args:
         program: records of ``LAYER``.
         coefficients, table: of all layers, numbers, and the integers of the taps.
         state: what the layers remember.
-        values, work: room for the layers' outputs, and for lists of inputs.
+        values: room for the layers' outputs.
+        numbers, amounts: room for a list of inputs that are not zero.
         x: ``(T, inputs)`` of the first layer.
         out: ``(T, outputs)`` of the last layer, to be written; if ``summing``, ``(1, outputs)``, to
             be added to.
@@ -302,19 +319,21 @@ def run(program, coefficients, table, state, values, work, x, out, summing, lead
     if not _are_finite(x):
         return 0
     first, last = program[0], program[len(program) - 1]
-    block = 1 if summing else BLOCK
-    for start in range(0, len(x), block):
-        steps = min(block, len(x) - start)
+    start = 0
+    while start < len(x):
+        steps = 1 if summing or len(x) - start < BLOCK else BLOCK
         for t in range(steps):
             assign(values[t * first.source_stride :][: first.inputs], x[start + t])
         for number in range(len(program)):
-            _run_layer(program[number], steps, coefficients, table, state, values, work)
+            layer = program[number]
+            _run_layer(layer, steps, coefficients, table, state, values, numbers, amounts)
         for t in range(steps):
             output = values[last.target + t * last.target_stride :][: last.outputs]
             if summing:
                 add(out[0], output)
             else:
                 assign(out[start + t], output)
+        start += steps
         if summing and _is_ahead(out[0], lead):
-            return start + steps
-    return len(x)
+            break
+    return start

@@ -165,6 +165,8 @@ def test_the_network_is_left_as_it_was_and_may_change():
     [
         (np.zeros((4, 11)), ValueError, r"shape \(11,\), expected \(12,\)"),
         (np.zeros(12), ValueError, r"shape \(\), expected \(12,\)"),
+        (1.0, ValueError, r"shape \(\), expected \(12,\)"),
+        ([[0.0] * 12, [0.0] * 11], ValueError, "shape"),
         (np.full((4, 12), "a"), TypeError, "cast"),
         (np.zeros((4, 12), complex), TypeError, "cast"),
     ],
@@ -193,6 +195,8 @@ def test_an_answer_needs_steps_and_classes():
     stream = compiled(digits()[0])
     with pytest.raises(ValueError, match="0 steps"):
         stream.until_clear(np.zeros((0, 12)), 1)
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"inf .* in float32"):
+        stream.run(np.full((1, 12), 1e300))
     single = compiled(Sequential(nn.Linear(12, 1)))
     with pytest.raises(ValueError, match="two classes"):
         single.until_clear(np.zeros((3, 12)), 1)
