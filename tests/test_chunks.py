@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import TAU_M, TAU_S, Counted, parts, ragged_network, spike_trains, two_layers
+from small_networks import TAU_M, TAU_S, Counted, parts, ragged_network, spike_trains, two_layers
 from torch import nn
 
 from snn_lib.chunks import Chunked, current_chunk, is_recomputing

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import (
+from small_networks import (
     TAU_M,
     TAU_S,
     dual_exponential,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import Counted
+from small_networks import Counted
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 import torch
-from networks import spike_trains, two_layers
 from running import ROOT
+from small_networks import spike_trains, two_layers
 
 from snn_lib.inference import to_onnx
 
