@@ -800,7 +800,7 @@ def test_what_nothing_observes_is_what_the_operator_gives(operator, make, backen
     with use_backend(backend):
         short = operator(*inputs)
         for module in (filter_operator, neuron_operator):
-            monkeypatch.setattr(module, "unobserved", lambda inputs: False)
+            monkeypatch.setattr(module, "can_skip_dispatch", lambda inputs: False)
         torch.testing.assert_close(operator(*inputs), short, **EXACT)
 
 

@@ -7,8 +7,8 @@ plain PyTorch, runs on any device, and is the definition of correct. ``cpu`` (Nu
 
 The compiled backend of a device serves it, and ``eager`` does where there is none or where it
 cannot be imported. The environment variable ``SNN_BACKEND`` chooses a backend for the whole
-process, and :func:`use_backend` for a context. :func:`serving` and ``python -m snn_lib.kernels``
-say which one serves a device, and why. ``python -m snn_lib.kernels --check`` compares them.
+process, and :func:`use_backend` for a context. ``python -m snn_lib.kernels`` says which one serves
+each device, and why; with ``--check`` it also compares them.
 """
 
 import importlib
@@ -67,19 +67,19 @@ def use_backend(name: str) -> Iterator[None]:
         _choices.remove(choice)
 
 
-def serving(device: torch.device | str) -> tuple[str, str]:
+def choose_backend(device: torch.device | str) -> tuple[str, str]:
     """The name of the backend that serves tensors on ``device``, and the reason in words.
 
     Raises:
         ValueError: the chosen backend is unknown or cannot serve this device.
         ImportError: the chosen backend cannot be imported.
     """
-    return _serving(torch.device(device).type, _newest_choice())
+    return _choose_backend(torch.device(device).type, _newest_choice())
 
 
 def backend_for(tensor: Tensor) -> ModuleType:
-    """The backend that serves ``tensor``, see :func:`serving`."""
-    return _module(_serving(tensor.device.type, _newest_choice())[0])
+    """The backend that serves ``tensor``, see :func:`choose_backend`."""
+    return _module(_choose_backend(tensor.device.type, _newest_choice())[0])
 
 
 def _newest_choice() -> str:
@@ -89,7 +89,7 @@ def _newest_choice() -> str:
 
 
 @cache
-def _serving(device_type: str, name: str) -> tuple[str, str]:
+def _choose_backend(device_type: str, name: str) -> tuple[str, str]:
     reason = "forced by use_backend"
     if name == AUTO:
         name, reason = os.environ.get("SNN_BACKEND") or AUTO, "SNN_BACKEND"

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from snn_lib.kernels import serving
+from snn_lib.kernels import choose_backend
 from snn_lib.kernels.check import check
 
 parser = argparse.ArgumentParser(
@@ -27,7 +27,7 @@ devices = ["cpu"]
 if torch.accelerator.is_available():
     devices.append(torch.accelerator.current_accelerator().type)
 for device in devices:
-    name, reason = serving(device)
+    name, reason = choose_backend(device)
     print(f"{device}: {name} ({reason})")
 if arguments.check and not check(devices):
     sys.exit(1)

@@ -79,7 +79,7 @@ def print_table(backend: ModuleType, device: str) -> bool:
                 differences, agree = compare(backend, make, large=not interpreted)
                 cells[:3] = (f"{difference:.0e}" for difference in differences)
                 if not interpreted:
-                    cells[3:] = (f"{time:.3f}" for time in times(backend, make, dtype, device))
+                    cells[3:] = (f"{time:.3f}" for time in measure(backend, make, dtype, device))
                 verdict = "agrees" if agree else "DISAGREES"
             except Exception as error:  # of the compiler or the device; the other lines still help
                 agree, verdict = False, "FAILS: " + " ".join(repr(error).split())[:200]
@@ -122,7 +122,7 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return distance if math.isfinite(distance) else math.inf
 
 
-def times(
+def measure(
     backend: ModuleType, make: Callable[..., tuple[Call, Call]], dtype: torch.dtype, device: str
 ) -> Iterator[float]:
     """Milliseconds of a forward pass, a backward pass and a matrix product, the best of several."""

@@ -12,12 +12,12 @@ from snn_lib.operators.checks import (
     check_time_first,
 )
 from snn_lib.operators.transforms import (
+    can_skip_dispatch,
     fill_tangents,
     refuse_second,
     register_vmap,
     run_backward,
     save,
-    unobserved,
 )
 from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import warn_if_unstable
@@ -37,7 +37,7 @@ def run_filter(*inputs: Any) -> tuple[Tensor, Tensor]:
     """
     if is_transformed():
         return _IIRFilter.apply(*inputs)
-    if unobserved(inputs):
+    if can_skip_dispatch(inputs):
         return backend_for(inputs[0]).filter_forward(*inputs)
     return torch.ops.snn.iir_filter(*inputs)
 

@@ -12,12 +12,12 @@ from snn_lib.operators.checks import (
     check_time_first,
 )
 from snn_lib.operators.transforms import (
+    can_skip_dispatch,
     fill_tangents,
     refuse_second,
     register_vmap,
     run_backward,
     save,
-    unobserved,
 )
 from snn_lib.pytorch_private import is_transformed
 from snn_lib.surrogate import SURROGATES
@@ -41,7 +41,7 @@ def run_neuron(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     if is_transformed():
         return _SpikingNeuron.apply(*inputs)
     *tensors, _, _, _, dropout, seed = inputs
-    if not dropout and unobserved(tensors):  # with dropout, the operator checks the seed
+    if not dropout and can_skip_dispatch(tensors):  # with dropout, the operator checks the seed
         return backend_for(tensors[0]).neuron_forward(*tensors, dropout, seed)
     return torch.ops.snn.spiking_neuron(*inputs)
 

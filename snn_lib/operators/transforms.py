@@ -11,7 +11,7 @@ from snn_lib.pytorch_private import is_transformed, is_watched
 PLAIN = (Tensor, torch.nn.Parameter)  # other subclasses of a tensor may change what operators do
 
 
-def unobserved(inputs: Sequence[Any]) -> bool:
+def can_skip_dispatch(inputs: Sequence[Any]) -> bool:
     """Whether a backend may be called directly, because no part of PyTorch has to see the operator.
 
     That is so if no gradient is needed and no compiler, mode or subclass of a tensor is at work. A

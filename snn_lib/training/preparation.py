@@ -8,7 +8,7 @@ from torch import nn
 
 from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.kernels import serving
+from snn_lib.kernels import choose_backend
 from snn_lib.training.diagnosis import blaming_settings
 
 
@@ -60,7 +60,7 @@ def introduction(model: nn.Module, config: Any, device: torch.device, world: int
     parameters = sum(parameter.numel() for parameter in model.parameters())
     processes = f", {world} processes" if world > 1 else ""
     try:
-        kernels, why = serving(device)
+        kernels, why = choose_backend(device)
     except (ValueError, ImportError) as error:
         raise InputError(f"backend={config.backend}: {one_line(error)}") from None
     return (

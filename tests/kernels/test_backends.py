@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import kernels, use_backend
 from snn_lib.functional import iir_filter
-from snn_lib.kernels import backend_for, eager, serving
+from snn_lib.kernels import backend_for, choose_backend, eager
 
 AUTOMATIC = ("cpu", "Numba")
 
@@ -21,7 +21,7 @@ def unset(monkeypatch):
     """No choice by the environment, and none that was kept from before."""
     for name in ("SNN_BACKEND", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
-    functions = kernels._serving, kernels._module
+    functions = kernels._choose_backend, kernels._module
     for function in functions:
         function.cache_clear()
     yield
@@ -39,25 +39,25 @@ def numba():
 
 
 def test_the_fastest_serves_each_device(numba):
-    assert serving("cpu") == serving(torch.device("cpu")) == AUTOMATIC
-    assert serving("meta") == ("eager", "no backend is compiled for meta")
+    assert choose_backend("cpu") == choose_backend(torch.device("cpu")) == AUTOMATIC
+    assert choose_backend("meta") == ("eager", "no backend is compiled for meta")
     assert backend_for(torch.ones(1)).__name__ == "snn_lib.kernels.cpu"
 
 
 def test_use_backend_forces_one(numba):
     with use_backend("eager"):
-        assert serving("cpu") == ("eager", "forced by use_backend")
+        assert choose_backend("cpu") == ("eager", "forced by use_backend")
         assert backend_for(torch.ones(1)) is eager
         with use_backend("auto"):
-            assert serving("cpu") == AUTOMATIC
-    assert serving("cpu") == AUTOMATIC
+            assert choose_backend("cpu") == AUTOMATIC
+    assert choose_backend("cpu") == AUTOMATIC
 
 
 def test_of_the_same_backend_twice_the_inner_one_ends(numba):
     with use_backend("cpu"), use_backend("eager"):
         with use_backend("cpu"):
             pass
-        assert serving("cpu")[0] == "eager"
+        assert choose_backend("cpu")[0] == "eager"
 
 
 def test_uses_that_overlap_leave_nothing_behind(numba):
@@ -65,27 +65,27 @@ def test_uses_that_overlap_leave_nothing_behind(numba):
     first, second = ExitStack(), ExitStack()
     first.enter_context(use_backend("eager"))
     second.enter_context(use_backend("cpu"))
-    assert serving("cpu")[0] == "cpu"
+    assert choose_backend("cpu")[0] == "cpu"
     first.close()
-    assert serving("cpu") == ("cpu", "forced by use_backend")
+    assert choose_backend("cpu") == ("cpu", "forced by use_backend")
     second.close()
-    assert serving("cpu") == AUTOMATIC
+    assert choose_backend("cpu") == AUTOMATIC
 
 
 def test_a_use_that_fails_ends(numba):
     with pytest.raises(KeyError), use_backend("eager"):
         raise KeyError
-    assert serving("cpu") == AUTOMATIC
+    assert choose_backend("cpu") == AUTOMATIC
 
 
 @pytest.mark.parametrize(("value", "expected"), [("", None), ("auto", None), ("eager", "eager")])
 def test_the_environment_chooses_for_the_process(value, expected, monkeypatch, numba):
     monkeypatch.setenv("SNN_BACKEND", value)
-    assert serving("cpu") == ((expected, "SNN_BACKEND") if expected else AUTOMATIC)
+    assert choose_backend("cpu") == ((expected, "SNN_BACKEND") if expected else AUTOMATIC)
     with use_backend("auto"):  # what the configuration's default asks for
-        assert serving("cpu") == ((expected, "SNN_BACKEND") if expected else AUTOMATIC)
+        assert choose_backend("cpu") == ((expected, "SNN_BACKEND") if expected else AUTOMATIC)
     with use_backend("cpu"):
-        assert serving("cpu") == ("cpu", "forced by use_backend")
+        assert choose_backend("cpu") == ("cpu", "forced by use_backend")
 
 
 def test_unknown_names_are_refused(monkeypatch):
@@ -114,8 +114,8 @@ def test_triton_serves_a_cpu_by_its_interpreter(monkeypatch):
     monkeypatch.setattr(kernels, "_module", lambda name: name)  # importing it would stay so
     monkeypatch.setenv("SNN_BACKEND", "cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert serving("cpu") == ("cuda", "SNN_BACKEND")
-    assert serving("cuda") == ("cuda", "SNN_BACKEND")
+    assert choose_backend("cpu") == ("cuda", "SNN_BACKEND")
+    assert choose_backend("cuda") == ("cuda", "SNN_BACKEND")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_eager_serves_whatever_fails_at_import(broken):
     assert "one and a half times as long" in str(warning.message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # once is enough
-        assert serving("cpu") == ("eager", reason)
+        assert choose_backend("cpu") == ("eager", reason)
 
 
 def test_a_chosen_backend_that_cannot_be_imported_is_refused(broken, monkeypatch):
@@ -155,7 +155,7 @@ def test_a_chosen_backend_that_cannot_be_imported_is_refused(broken, monkeypatch
     assert not kernels._choices
     monkeypatch.setenv("SNN_BACKEND", "cpu")
     with pytest.raises(ImportError, match=r"^Numba cannot be imported: "):
-        serving("cpu")
+        choose_backend("cpu")
 
 
 def test_the_command_says_what_serves(capsys, numba, monkeypatch):

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def numbered(seed, index, DROPS: tl.constexpr):
+def number_elements(seed, index, DROPS: tl.constexpr):
     """The seed's key, and the numbers modulo 2^32 of the elements at ``index``."""
     if DROPS:
         return tl.load(seed), (tl.load(seed + 1) + index).to(tl.uint32)

@@ -7,9 +7,9 @@ from torch import Tensor
 from snn_lib.kernels.cuda.lanes import (
     add_products,
     add_scaled,
-    at,
-    lanes,
+    address_of,
     load_each,
+    locate_lanes,
     pop,
     push,
     repeat,
@@ -21,8 +21,8 @@ from snn_lib.kernels.cuda.launching import (
     jit,
     launch,
     partial_sums,
-    strided,
     tile_shape,
+    with_strides,
 )
 
 
@@ -41,11 +41,11 @@ def filter_forward(
         _filter_forward,
         tile_shape(x, output),
         x.shape,
-        strided(x),
+        with_strides(x),
         alpha.contiguous(),
         beta.contiguous(),
-        strided(past_output),
-        strided(past_input),
+        with_strides(past_output),
+        with_strides(past_input),
         output,
         last_output,
         P=len(past_output),
@@ -78,14 +78,14 @@ def filter_backward(
         _filter_backward,
         tile,
         shape,
-        strided(grad_output),
-        strided(grad_last),
-        strided(x),
+        with_strides(grad_output),
+        with_strides(grad_last),
+        with_strides(x),
         alpha.contiguous(),
         beta.contiguous(),
-        strided(output),
-        strided(past_output),
-        strided(past_input),
+        with_strides(output),
+        with_strides(past_output),
+        with_strides(past_input),
         grad_x,
         grad_alpha,
         grad_beta,
@@ -121,16 +121,16 @@ def _filter_forward(
     P: tl.constexpr,
     Q: tl.constexpr,
 ):
-    b, n, lane, step, channels = lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
+    b, n, lane, step, channels = locate_lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     alphas = load_each(alpha + n, channels, n < channels, P)
     betas = load_each(beta + n, channels, n < channels, Q + 1)
     # outputs[k] is F[t-1-k] and inputs[k] is x[t-1-k]
-    past_output, past_step = at(past_output, P - 1, b, n, 1)
+    past_output, past_step = address_of(past_output, P - 1, b, n, 1)
     outputs = load_each(past_output, -past_step, lane, P)
-    past_input, past_step = at(past_input, Q - 1, b, n, 1)
+    past_input, past_step = address_of(past_input, Q - 1, b, n, 1)
     inputs = load_each(past_input, -past_step, lane, Q)
 
-    x, x_step = at(x, 0, b, n, NEIGHBOURS)
+    x, x_step = address_of(x, 0, b, n, NEIGHBOURS)
     output += b * channels + n
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         newest = tl.load(x, lane, 0.0)
@@ -175,7 +175,7 @@ def _filter_backward(
     NEED_PAST_INPUT: tl.constexpr,
 ):
     ORDER: tl.constexpr = P if P > Q else Q
-    b, n, lane, step, channels = lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
+    b, n, lane, step, channels = locate_lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     alphas = load_each(alpha + n, channels, n < channels, P)
     betas = load_each(beta + n, channels, n < channels, Q + 1)
     zero = tl.zeros((ROWS, COLUMNS), alpha.dtype.element_ty)
@@ -183,14 +183,14 @@ def _filter_backward(
     alpha_sums, beta_sums = repeat(no_sum, P), repeat(no_sum, Q + 1)
 
     last = steps.to(tl.int64) - 1
-    grad_output, grad_output_step = at(grad_output, last, b, n, NEIGHBOURS)
+    grad_output, grad_output_step = address_of(grad_output, last, b, n, NEIGHBOURS)
     # pending[k] is what the state after the last step adds to the k-th of the F[t] still to come
-    grad_last, past_step = at(grad_last, P - 1, b, n, 1)
+    grad_last, past_step = address_of(grad_last, P - 1, b, n, 1)
     pending = load_each(grad_last, -past_step, lane, P)
     if NEED_ALPHA:
-        output, output_step = at(output, last, b, n, NEIGHBOURS)
+        output, output_step = address_of(output, last, b, n, NEIGHBOURS)
     if NEED_BETA:
-        x, x_step = at(x, last, b, n, NEIGHBOURS)
+        x, x_step = address_of(x, last, b, n, NEIGHBOURS)
     grad_x += last * step + b * channels + n
     adjoints = repeat(zero, ORDER + 1)  # once A[t] is pushed, adjoints[k] is A[t+k]
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
@@ -217,7 +217,7 @@ def _filter_backward(
         adjoints = push(zero, adjoints, ORDER + 1)
         if k <= P:
             if NEED_ALPHA:
-                past, _ = at(past_output, P - k, b, n, 1)
+                past, _ = address_of(past_output, P - k, b, n, 1)
                 alpha_sums = add_scaled(alpha_sums, adjoints, 1, tl.load(past, lane, 0.0), P)
             if NEED_PAST_OUTPUT:
                 gradient = add_products(pending[0], alphas, 0, adjoints, 1, P)
@@ -225,7 +225,7 @@ def _filter_backward(
                 tl.store(grad_past_output + (P - k) * step + b * channels + n, gradient, lane)
         if k <= Q:
             if NEED_BETA:
-                past, _ = at(past_input, Q - k, b, n, 1)
+                past, _ = address_of(past_input, Q - k, b, n, 1)
                 beta_sums = add_scaled(beta_sums, adjoints, 0, tl.load(past, lane, 0.0), Q + 1)
             if NEED_PAST_INPUT:
                 gradient = add_products(zero, betas, 1, adjoints, 1, Q)

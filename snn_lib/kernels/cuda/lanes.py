@@ -8,7 +8,9 @@ import triton.language as tl
 
 
 @triton.jit
-def lanes(batch, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr):
+def locate_lanes(
+    batch, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr
+):
     """This program's batch rows and channels, and which of them exist.
 
     Then the number of elements of a step and of a row.
@@ -21,7 +23,7 @@ def lanes(batch, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS
 
 
 @triton.jit
-def at(sequence, t, b, n, NEIGHBOURS: tl.constexpr):
+def address_of(sequence, t, b, n, NEIGHBOURS: tl.constexpr):
     """The addresses of the lanes at step ``t``, and the distance to those of the next step."""
     address, stride = sequence
     step = tl.cast(stride[0], tl.int64) // NEIGHBOURS * NEIGHBOURS

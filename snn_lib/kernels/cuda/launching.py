@@ -55,7 +55,7 @@ def launch(kernel, tile: dict[str, int], shape: torch.Size, *arguments, **consta
         )
 
 
-def strided(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+def with_strides(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """A tensor as a kernel takes it if it need not be contiguous."""
     return tensor, tensor.stride()
 

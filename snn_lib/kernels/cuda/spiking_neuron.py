@@ -3,16 +3,16 @@
 import triton.language as tl
 from torch import Tensor
 
-from snn_lib.kernels.cuda.dropout import drop, numbered
-from snn_lib.kernels.cuda.lanes import at, lanes, load_state, store_partial_sums
+from snn_lib.kernels.cuda.dropout import drop, number_elements
+from snn_lib.kernels.cuda.lanes import address_of, load_state, locate_lanes, store_partial_sums
 from snn_lib.kernels.cuda.launching import (
     STAGES,
     UNROLL,
     jit,
     launch,
     partial_sums,
-    strided,
     tile_shape,
+    with_strides,
 )
 from snn_lib.kernels.cuda.surrogates import THRESHOLD, derivative_at
 
@@ -34,12 +34,12 @@ def neuron_forward(
         _neuron_forward,
         tile_shape(current),
         current.shape,
-        strided(current),
+        with_strides(current),
         reset_decay.contiguous(),
         reset_strength.contiguous(),
         membrane_decay.contiguous(),
-        strided(membrane),
-        strided(reset),
+        with_strides(membrane),
+        with_strides(reset),
         seed,
         spikes,
         last_membrane,
@@ -85,16 +85,16 @@ def neuron_backward(
         _neuron_backward,
         tile,
         shape,
-        strided(grad_spikes),
-        strided(grad_membrane),
-        strided(grad_reset),
-        strided(current),
+        with_strides(grad_spikes),
+        with_strides(grad_membrane),
+        with_strides(grad_reset),
+        with_strides(current),
         reset_decay.contiguous(),
         reset_strength.contiguous(),
         membrane_decay.contiguous(),
-        strided(membrane),
-        strided(reset),
-        strided(slope),
+        with_strides(membrane),
+        with_strides(reset),
+        with_strides(slope),
         seed,
         membranes,
         resets,
@@ -141,16 +141,16 @@ def _neuron_forward(
     NEIGHBOURS: tl.constexpr,
     DROPS: tl.constexpr,
 ):
-    b, n, lane, step, channels = lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
+    b, n, lane, step, channels = locate_lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     theta = tl.load(reset_decay + n, n < channels, 0.0)
     strength = tl.load(reset_strength + n, n < channels, 0.0)
     decay = tl.load(membrane_decay + n, n < channels, 0.0)
     v = load_state(membrane, b, n, lane)
     r = load_state(reset, b, n, lane)
     lane_index = b * channels + n
-    key, index = numbered(seed, lane_index, DROPS)
+    key, index = number_elements(seed, lane_index, DROPS)
 
-    current, current_step = at(current, 0, b, n, NEIGHBOURS)
+    current, current_step = address_of(current, 0, b, n, NEIGHBOURS)
     spikes += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         v = decay * v + tl.load(current, lane, 0.0).to(v.dtype) - r
@@ -202,7 +202,7 @@ def _neuron_backward(
     NEED_MEMBRANE: tl.constexpr,
     NEED_RESET: tl.constexpr,
 ):
-    b, n, lane, step, channels = lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
+    b, n, lane, step, channels = locate_lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
     theta = tl.load(reset_decay + n, n < channels, 0.0)
     strength = tl.load(reset_strength + n, n < channels, 0.0)
     decay = tl.load(membrane_decay + n, n < channels, 0.0)
@@ -211,7 +211,7 @@ def _neuron_backward(
     # The neuron runs once more and leaves V[t-1] and R[t], of which step t is made.
     potential = load_state(membrane, b, n, lane)
     trace = load_state(reset, b, n, lane)
-    current, current_step = at(current, 0, b, n, NEIGHBOURS)
+    current, current_step = address_of(current, 0, b, n, NEIGHBOURS)
     membranes += lane_index
     resets += lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
@@ -233,9 +233,9 @@ def _neuron_backward(
     strength_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     lambda_sum = tl.zeros((ROWS, COLUMNS), tl.float64)
     last = steps.to(tl.int64) - 1
-    key, index = numbered(seed, last * step + lane_index, DROPS)
-    grad_spikes, grad_spikes_step = at(grad_spikes, last, b, n, NEIGHBOURS)
-    slope, slope_step = at(slope, last, b, n, NEIGHBOURS)
+    key, index = number_elements(seed, last * step + lane_index, DROPS)
+    grad_spikes, grad_spikes_step = address_of(grad_spikes, last, b, n, NEIGHBOURS)
+    slope, slope_step = address_of(slope, last, b, n, NEIGHBOURS)
     grad_current += last * step + lane_index
     for _ in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         membranes -= step
