@@ -37,7 +37,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
     experiment = load(name, model, task(), chosen)
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():
-        accuracy, _ = experiment.task.early_answers(experiment.model)
+        accuracy, _ = experiment.task.stop_early(experiment.model)
     return {
         "model": name,
         "encoding": experiment.settings.encoding,

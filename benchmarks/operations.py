@@ -61,7 +61,7 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...] = LEADS) 
     metrics, activity = experiment.evaluate("test")
     work, settings = activity.operations(), experiment.settings
     with experiment.autocast():
-        _, early = experiment.task.early_answers(experiment.model, leads)
+        _, early = experiment.task.stop_early(experiment.model, leads)
     return {
         "model": name,
         "encoding": settings.encoding if leads else "dense",

@@ -176,7 +176,7 @@ def test_a_network_is_recorded_counted_and_drawn_there():
     assert 0 <= activity.firing_rates()["2"] <= 1
     record = monitor["2"]
     spikes, membrane, reset = (t[:, 0] for t in (record.spikes, record.membrane, record.reset))
-    plotting.neuron_traces(spikes, membrane, reset, [0, 1])
+    plotting.membranes(spikes, membrane, reset, [0, 1])
     plotting.reconstructions(x, x, x, ["a", "b"])
     plotting.synapse_layers([model[0]], [DualExponentialSynapse(6, 4.0, 1.0)], ["first"])
     plt.close("all")

@@ -196,7 +196,7 @@ def completion(
     return file.getvalue()
 
 
-def neuron_traces(
+def membranes(
     spikes: Tensor,
     membrane: Tensor,
     reset: Tensor,

@@ -37,9 +37,9 @@ from snn_lib.settings import (
 )
 from snn_lib.tasks.base import Task, output_of
 
-SAMPLES_PER_PATTERN = 10  # of each damage of the sweep
-FIRST_STEPS = 50  # in which a pattern can hardly be told from the others yet
-SWEEPS = -3  # stands for the epoch in its seeds, as in ``tasks.base.EVALUATIONS``
+SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage in the sweep
+FIRST_STEPS = 50  # in which patterns can hardly be told apart
+SWEEPS = -3  # replaces the epoch in the sweep's seeds, as in ``tasks.base.EVALUATIONS``
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Association(Task):
 
     Attributes:
         patterns: the patterns, spikes ``(T, patterns, N)``, on the CPU, where damage is drawn.
-        targets: the same, later by the configured delay, on the device.
+        targets: the patterns, ``delay`` steps later, on the device.
     """
 
     config_class = AssociationConfig
@@ -117,7 +117,7 @@ class Association(Task):
         trains = self.patterns.shape[2]
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
-        try:  # refuses damage that does not fit the patterns before anything is trained
+        try:  # damage that does not fit the patterns is refused before training
             damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
@@ -130,10 +130,10 @@ class Association(Task):
             "validation": options.validation_samples,
             "test": options.test_samples,
         }
-        return self.damaged(samples[split], self.config.damage)
+        return self.damaged_batches(samples[split], self.config.damage)
 
-    def damaged(self, samples: int, damage: Damage) -> Batches:
-        """So many samples of every pattern, each damaged anew in every epoch."""
+    def damaged_batches(self, samples: int, damage: Damage) -> Batches:
+        """Batches with ``samples`` of every pattern, each damaged anew in every epoch."""
         seed, patterns = self.config.seed, self.patterns
         count = patterns.shape[1]
 
@@ -147,7 +147,7 @@ class Association(Task):
         return self.shared(samples * count, size, take, shuffle=True)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Mean squared difference of output and target through the output filter, and sums."""
+        """Mean squared difference of filtered output and filtered target, and sums."""
         output = output_of(model, batch.x)  # (T, B, N)
         difference = self.filter(output - self.targets[:, batch.y])[0]
         loss = difference.square().mean()
@@ -173,7 +173,7 @@ class Association(Task):
         }
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Loss, its share of the target's power, retrieval, and how spikes coincide."""
+        """Loss, error (the loss as a share of the target's power), retrieval, and spike scores."""
         return {
             "loss": sums["loss"] / sums["samples"],
             "error": sums["loss"] / sums["power"],

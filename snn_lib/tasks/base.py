@@ -1,7 +1,7 @@
-"""What every task has: data in batches, a loss, metrics. A task adds what is particular to it.
+"""What every task has: data in batches, a loss and metrics.
 
-It is made with what it needs to know, and prepared by the experiment, which has the configuration
-and the device. :class:`Task` says what to define; everything else has a default.
+A script makes the task; the experiment then prepares it with the configuration and the device.
+:class:`Task` lists what a subclass defines; everything else has a default.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from snn_lib.data.batches import Batch, Batches
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
-EVALUATIONS = {"validation": -1, "test": -2}  # stand for the epoch in the seeds of evaluations
+EVALUATIONS = {"validation": -1, "test": -2}  # replace the epoch in the seeds of evaluations
 
 
 class Task:
@@ -65,7 +65,7 @@ class Task:
         raise NotImplementedError
 
     def encode(self, batch: Batch) -> Batch:
-        """What the model sees of a batch that has come to the device."""
+        """The model's input from a batch that is on the device."""
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -77,7 +77,7 @@ class Task:
         return {"loss": sums["loss"] / sums["samples"]}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """What the best epoch is chosen by, higher is better: a low loss."""
+        """The best epoch is the one with the highest score: here the lowest loss."""
         return (-metrics["loss"],)
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
@@ -104,11 +104,11 @@ class Task:
         )
 
     def has(self, split: str) -> bool:
-        """Whether there is data for a split; training and validation there must be."""
+        """Whether there is data for a split; every task has training and validation data."""
         return True
 
     def batches(self, split: str) -> Batches:
-        """The batches of a split, made when they are first asked for."""
+        """The batches of a split, which are made at the first call."""
         if split not in self._batches:
             self._batches[split] = self.make_batches(split)
         return self._batches[split]
@@ -126,6 +126,6 @@ class Task:
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model answers, with or without a state beside it."""
+    """The output of a model that returns it alone or together with a state."""
     result = model(x)
     return result[0] if isinstance(result, tuple) else result

@@ -1,4 +1,4 @@
-"""Classification: cross-entropy of what a network says, or of how often it spikes, and accuracy."""
+"""Classification: cross-entropy and accuracy of a network's logits or of its spike counts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,19 +45,23 @@ class Classification(Task):
     counts_spikes = False
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """How much speaks for each class, ``(B, classes)``."""
+        """The network's logits for a batch, ``(B, classes)``."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Mean cross-entropy, and the sums that loss and accuracy are made of."""
-        return self.judged(model, self.logits(model, batch), batch.y)
+        """Mean cross-entropy, and the sums that :meth:`metrics` needs."""
+        return self.cross_entropy(model, self.logits(model, batch), batch.y)
 
-    def judged(
+    def cross_entropy(
         self, model: nn.Module, logits: Tensor, labels: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The same of logits ``(B, classes)`` and labels ``(B,)``."""
+        """Mean cross-entropy of logits ``(B, classes)`` and labels ``(B,)``, and sums.
+
+        Labels are smoothed in training only, so that validation losses of different settings can be
+        compared.
+        """
         labels = labels.long()
-        # Settings of one's own may do without it.
+        # A user's own class of settings need not have this one.
         smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
         smoothing = smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -72,7 +76,7 @@ class Classification(Task):
         return {**super().metrics(sums), "accuracy": sums["correct"] / sums["samples"]}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """What the best epoch is chosen by, higher is better: accuracy, then a lower loss."""
+        """The best epoch is the most accurate; if several are, the one with the lowest loss."""
         return metrics["accuracy"], -metrics["loss"]
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
@@ -98,7 +102,7 @@ class Classification(Task):
         )
         if not self.counts_spikes:
             return
-        accuracy, stopped = self.early_answers(model, (1, 2, 3))
+        accuracy, stopped = self.stop_early(model, (1, 2, 3))
         stride = 5 * -(-len(accuracy) // 25)
         early = ", ".join(
             f"{step}: {100 * accuracy[step - 1]:.2f} %"
@@ -114,7 +118,7 @@ class Classification(Task):
             )
 
     @torch.inference_mode()
-    def early_answers(
+    def stop_early(
         self, model: nn.Module, leads: Sequence[float] = ()
     ) -> tuple[list[float], list[dict[str, float]]]:
         """What a network that answers by counting spikes says before the test sequences end.
@@ -155,7 +159,7 @@ class Classification(Task):
 
 @dataclass
 class CountHyperparameters(ClassificationHyperparameters):
-    """Hyperparameters of a classification by the numbers of output spikes."""
+    """Hyperparameters of a classification by the numbers of output spikes: model and training."""
 
     dropout: float = setting(
         0.3, "probability that a hidden spike is dropped in training", at_least=0, below=1
@@ -169,21 +173,22 @@ class CountHyperparameters(ClassificationHyperparameters):
 
 
 class CountClassification(Classification):
-    """The class whose output neuron spikes most; settings :class:`CountHyperparameters`."""
+    """Answers with the class whose output neuron spikes most; see :class:`CountHyperparameters`."""
 
     counts_spikes = True
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.
 
-        ``early_answers`` adds the mean of that of the counts after each step.
+        The setting ``early_answers`` weighs a second term: the same loss of the counts after each
+        step, averaged over the steps.
         """
         settings = self.config.hyperparameters
         output = output_of(model, batch.x)  # (T, B, classes)
-        loss, sums = self.judged(model, output.sum(0) * settings.logit_per_spike, batch.y)
+        loss, sums = self.cross_entropy(model, output.sum(0) * settings.logit_per_spike, batch.y)
         if model.training and settings.early_answers:
             logits = output.cumsum(0) * settings.logit_per_spike
             labels = batch.y.expand(len(logits), -1)
-            early, _ = self.judged(model, logits.flatten(0, 1), labels.flatten())
+            early, _ = self.cross_entropy(model, logits.flatten(0, 1), labels.flatten())
             loss = loss + settings.early_answers * early
         return loss, sums

@@ -1,6 +1,6 @@
-"""Digit classification: MNIST as input over time, read out by counting the output spikes.
+"""Digit classification: MNIST as input over time, and an answer by counting output spikes.
 
-:class:`Digits` is what this shares with other tasks on MNIST.
+:class:`Digits` is the part that other tasks on MNIST share.
 """
 
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class DigitHyperparameters(CountHyperparameters):
 
 @dataclass
 class LatencyOptions(Settings):
-    """The encoding ``latency``: a pixel spikes once, the brighter the earlier."""
+    """The encoding ``latency``: each pixel spikes once, and brighter pixels spike earlier."""
 
     span: int = setting(10, "first steps of the sequence, in which the spikes come", at_least=1)
     threshold: float = setting(
@@ -106,7 +106,7 @@ class DigitConfig(ExperimentConfig):
 
 
 class Digits(Classification):
-    """MNIST in its parts and batches; a subclass says how a network sees an image."""
+    """MNIST in splits and batches; a subclass turns images into a network's input."""
 
     unit = "images"
 
@@ -123,7 +123,7 @@ class Digits(Classification):
         }
 
     def make_batches(self, split: str) -> Batches:
-        """The digits of a split; the test images are read when they are asked for, not before."""
+        """The digits of a split; the test images are read only when they are asked for."""
         config = self.config
         if split == "test":
             images, labels = load_mnist(Path(config.dataset_path), train=False)
@@ -141,13 +141,13 @@ class Digits(Classification):
                 generator = batch_generator(config.seed, epoch, number + 1)
                 x = warp(x, draw_grids(len(numbers), config.transform, generator)[share])
             x = x.flatten(1) * config.mnist_config.max_rate  # (B, 784)
-            return Batch(self.drawn(x, epoch, number), labels[mine])
+            return Batch(self.draw_spikes(x, epoch, number), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return self.shared(len(labels), size, take, shuffle=training)
 
-    def drawn(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        """What is drawn at random from the images ``(B, 784)`` of a batch: here nothing is."""
+    def draw_spikes(self, x: Tensor, epoch: int, number: int) -> Tensor:
+        """A batch as it goes to the device; here the images ``(B, 784)`` themselves."""
         return x
 
 
@@ -156,12 +156,12 @@ class DigitClassification(Digits, CountClassification):
 
     config_class = DigitConfig
 
-    def drawn(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        """Spikes with the pixels as probabilities or as times, if that is the encoding."""
+    def draw_spikes(self, x: Tensor, epoch: int, number: int) -> Tensor:
+        """The images, or spikes ``(T, B, 784)`` if pixels are encoded as probabilities or times."""
         settings, latency = self.config.hyperparameters, self.config.latency
         if settings.encoding == "constant":
             return x
-        # Of several processes, each draws spikes of its own for its share.
+        # Each process draws different spikes for its share of a batch.
         generator = batch_generator(self.config.seed + self.rank + 1, max(epoch, -1), number)
         if settings.encoding == "poisson":
             return encoding.poisson(x, settings.length, generator)

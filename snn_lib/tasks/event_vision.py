@@ -1,7 +1,7 @@
 """Classification of what event cameras record: simulated digits, N-MNIST, DVS128 Gesture.
 
-A recording becomes frames of counted events, kept as bytes, one for each time step; what the
-network sees of them is whether there were any, or how many.
+A recording becomes one frame of event counts for each time step, stored as bytes. The network sees
+whether a pixel had any events in a step, or how many.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from snn_lib.tasks.classification import CountClassification, CountHyperparamete
 __all__ = ["EventConfig", "EventHyperparameters", "EventVision"]
 
 EVALUATION_BATCH = 100
-SAMPLE = 100  # recordings that first weights are fitted to
+SAMPLE = 100  # recordings with which first weights are found
 
 
 @dataclass
@@ -99,7 +99,7 @@ class EventConfig(ExperimentConfig):
 
 
 class EventVision(CountClassification):
-    """The task of event_vision. Recordings are read when they are asked for, not before."""
+    """The task of event_vision. The recordings of a split are read when it is asked for."""
 
     config_class = EventConfig
     unit = "recordings"
@@ -110,7 +110,7 @@ class EventVision(CountClassification):
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def make_batches(self, split: str) -> Batches:
-        """The recordings of a split, of which those to train on are augmented."""
+        """The recordings of a split; those of the training split are augmented."""
         config = self.config
         if split not in self.parts:
             self.parts.update(self._test_part() if split == "test" else self._training_parts())
@@ -130,15 +130,15 @@ class EventVision(CountClassification):
         return self.shared(len(chosen), size, take, shuffle=training)
 
     def sample(self) -> Tensor:
-        """A few recordings as the network sees them, ``(T, B, side, side, 2)``."""
+        """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
         frames, _ = self._recordings("train", SAMPLE)
         return self.config.events.input_of(frames).to(self.device)
 
     def _training_parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Frames, labels and which of them are trained on and held out."""
+        """Frames, labels, and the numbers of those that are trained on and held out."""
         options = self.config.events
         held_out, count = options.validation_size, options.validation_size + options.training_size
-        # Of a real set, whose files are in no random order, all are read.
+        # All files of a real set are read, because they are not in random order.
         simulated = self.config.dataset == "simulated"
         frames, labels = self._recordings("train", count if simulated else None)
         require(

@@ -1,8 +1,8 @@
-"""Sequential digits: MNIST a few pixels a step, for which a network has to remember the image.
+"""Sequential digits: a network sees a few pixels of an image per step, and has to remember them.
 
-With a step for each of the 784 pixels this is the sequential MNIST of Le, Jaitly, Hinton, "A Simple
-Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv 1504.00941, and permuted the
-one where neighbours in the image are far apart in time.
+With one step for each of the 784 pixels this is the sequential MNIST of Le, Jaitly, Hinton, "A
+Simple Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv 1504.00941. In its
+permuted form, neighbours in the image are far apart in time.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
-MEAN = 0.1307  # of the training images' pixels, whose white is 1
-ORDER_SEED = 0  # of the permutation, which is the same for every run and everyone
+MEAN = 0.1307  # of all pixels of the training images; white is 1
+ORDER_SEED = 0  # of the permutation, which is the same in every run
 
 
 @dataclass
@@ -88,5 +88,5 @@ class SequentialDigits(Digits):
         return batch._replace(x=x.transpose(0, 1).contiguous())
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What the network says once it has seen every pixel, ``(B, 10)``."""
+        """The network's output at the last step, when it has seen every pixel, ``(B, 10)``."""
         return Last()(output_of(model, batch.x)).float()

@@ -23,8 +23,8 @@ from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
 
-REACH = 2.0  # deviations either way that receptive fields and latencies resolve
-EVALUATION_BATCH = 16  # of long sequences and many neurons: a batch of 64 takes gigabytes
+REACH = 2.0  # standard deviations from the mean that receptive fields and latencies cover
+EVALUATION_BATCH = 16  # sequences are long and neurons many: a batch of 64 takes gigabytes
 
 
 @dataclass

@@ -151,9 +151,9 @@ def test_reconstructions_have_a_row_for_each_sample(spikes):
             }
 
 
-def test_neuron_traces(spikes):
+def test_membranes(spikes):
     membrane, reset = torch.randn(40, 30), torch.rand(40, 30)
-    axes = plotting.neuron_traces(spikes, membrane, reset, [3, 17])
+    axes = plotting.membranes(spikes, membrane, reset, [3, 17])
     assert [ax.get_ylabel() for ax in axes] == ["neuron 3", "neuron 17"]
     for ax, neuron in zip(axes, [3, 17], strict=True):
         v, r, threshold, ticks = ax.lines
@@ -164,7 +164,7 @@ def test_neuron_traces(spikes):
     assert axes[-1].get_xlabel() == "time step"
     assert texts(axes[0]) == ["membrane potential V", "reset R", "threshold", "spike S"]
     _, given = plt.subplots(1, 1, squeeze=False)
-    assert plotting.neuron_traces(spikes, membrane, reset, [0], given[0])[0] is given[0, 0]
+    assert plotting.membranes(spikes, membrane, reset, [0], given[0])[0] is given[0, 0]
 
 
 def test_synapse_kernels_are_impulse_responses(learned):
@@ -334,7 +334,7 @@ def test_tensors_of_any_precision_and_device(converted, spikes):
     for ax in (plotting.raster(shown), *plotting.reconstruction(shown, shown, shown)):
         assert points(ax.collections[0]) == expected
     traces = (converted(trace.clone()) for trace in (membrane, reset))
-    (ax,) = plotting.neuron_traces(shown, *traces, [3])
+    (ax,) = plotting.membranes(shown, *traces, [3])
     v, r, _, ticks = ax.lines
     np.testing.assert_array_equal(v.get_ydata(), membrane[:, 3])
     np.testing.assert_array_equal(r.get_ydata(), reset[:, 3])
@@ -380,7 +380,7 @@ def test_rasters_without_steps_or_trains_are_empty_axes(shape):
 def test_axes_of_no_values_are_drawn_empty():
     empty = torch.zeros(0, 3)
     for axes in (
-        plotting.neuron_traces(empty, empty, empty, [1]),
+        plotting.membranes(empty, empty, empty, [1]),
         plotting.damage_sweep([], [], [], "x"),
         [plotting.firing_rates({})],
         [plotting.poles(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0))],
@@ -393,7 +393,7 @@ def test_axes_of_no_values_are_drawn_empty():
     [
         lambda: plotting.rasters([], []),
         lambda: plotting.reconstructions(*[torch.zeros(5, 0, 3)] * 3, []),
-        lambda: plotting.neuron_traces(*[torch.zeros(5, 3)] * 3, []),
+        lambda: plotting.membranes(*[torch.zeros(5, 3)] * 3, []),
         lambda: plotting.synapse_layers([], [], []),
         lambda: plotting.damage_sweeps([]),
         lambda: plotting.synapse_kernels(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0)),

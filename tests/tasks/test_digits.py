@@ -229,7 +229,7 @@ def test_accuracy_over_time_counts_the_spikes_so_far(config):
     task = task_of(config)
     labels = torch.cat([labels for _, labels, _ in task.evaluation_batches("test")])
     spikes = random_spikes(IMAGES)
-    found, rows = task.early_answers(Answer(spikes))
+    found, rows = task.stop_early(Answer(spikes))
     assert (len(found), rows) == (LENGTH, [])
     for step in range(LENGTH):
         counts = spikes[: step + 1].sum(0).tolist()
@@ -247,7 +247,7 @@ def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, 
     nn.init.normal_(model[1].weight, std=0.05)
     with torch.no_grad():  # one class spikes more often
         model[1].bias[3] = 3.0
-    _, rows = task.early_answers(wrap(model), [1, 2, 100])
+    _, rows = task.stop_early(wrap(model), [1, 2, 100])
     (batch,) = task.evaluation_batches("test")
     with torch.no_grad():
         psp, output = model[0](batch.x)[0], model(batch.x)[0]
@@ -275,7 +275,7 @@ def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, 
 
 def test_a_network_without_synapses_is_counted_too(config):
     task = task_of(config)
-    _, (row,) = task.early_answers(nn.Sequential(nn.Linear(784, 10)), [math.inf])
+    _, (row,) = task.stop_early(nn.Sequential(nn.Linear(784, 10)), [math.inf])
     x = torch.cat([batch.x for batch in task.evaluation_batches("test")], 1)
     assert row["operations"] == 10 * x.count_nonzero() / IMAGES
 
@@ -311,7 +311,7 @@ def test_the_report_says_what_was_counted(config):
     )
     assert first.endswith(" a dense network of this size takes 7,840 multiply-accumulates")
     assert f"estimate {1e6 * work.energy():.2f} uJ" in second
-    accuracy, (row, *_) = task.early_answers(model, [1])
+    accuracy, (row, *_) = task.stop_early(model, [1])
     assert f"5: {100 * accuracy[4]:.2f} %" in rest[0]
     assert (
         f"1 spikes ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]
