@@ -159,13 +159,13 @@ def read_sample(
 
 
 def as_numbers(values: Any, name: str) -> Tensor:
-    """Makes a tensor of a user's array.
+    """Makes a tensor of a user's array, on the CPU, where batches are made.
 
     Raises:
         InputError: ``values`` are not real numbers in the shape of an array.
     """
     try:
-        tensor = torch.as_tensor(values)
+        tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from claimed_device import ClaimedDevice
 from torch.utils.data import Dataset, TensorDataset
 
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
@@ -73,6 +74,17 @@ def test_numbers_of_numpy_become_float32():
 
 def test_spikes_as_integers_become_floats():
     assert sample_of(torch.ones(3, 2, dtype=torch.uint8), 0)[0].dtype == torch.float32
+
+
+def test_samples_that_lie_on_a_device_come_to_the_cpu():
+    with ClaimedDevice():
+        x, y = torch.rand(4, 6, 2, device="cuda"), torch.arange(4, device="cuda")
+        arrays = sequence_dataset((x, y), "train")
+        for data in (arrays, TensorDataset(x, y)):
+            sequence, target = read_sample(data, 3)
+            assert (sequence.device.type, target.device.type) == ("cpu", "cpu")
+            assert torch.equal(sequence, x.cpu()[3])
+            assert target == 3
 
 
 def test_a_data_set_is_taken_as_it_is():

@@ -1,5 +1,6 @@
 """The simulated camera: its physics, its determinism, and the files that it leaves."""
 
+import itertools
 import math
 import subprocess
 
@@ -180,6 +181,13 @@ def test_recordings_lie_as_those_of_n_mnist_and_grow_without_a_change(root):
     assert lists == ["Test_00001.sha256", "Train_00001.sha256", "Train_00011.sha256"]
     check = ["sha256sum", "--check", "--quiet", *lists]
     assert subprocess.run(check, cwd=folder, check=False).returncode == 0
+
+
+def test_every_block_of_either_part_has_noise_of_its_own(root):
+    camera = CameraConfig(threshold=100.0, noise=5.0)  # which sends nothing but noise
+    train, test = (simulated_recordings(camera, root, train, count=11) for train in (True, False))
+    times = [read_nmnist(path).t.tolist() for path in (train[0], train[10], test[0], test[10])]
+    assert all(one != other for one, other in itertools.combinations(times, 2))
 
 
 def test_another_camera_has_another_folder(tmp_path):

@@ -68,9 +68,13 @@ def test_of_every_class_its_share_is_held_out_by_the_seed():
 
 
 def test_a_small_set_is_trained_on_whole_and_a_larger_one_in_part(mine, tmp_path):
-    sizes = {46: (45, 45), 45: (36, 9)}
-    for validation_from, expected in sizes.items():
-        config = configured(tmp_path, validation_from=validation_from, validation_share=0.2)
+    # The last share is of no whole sequence.
+    for validation_from, share, expected in (
+        (46, 0.2, (45, 45)),
+        (45, 0.2, (36, 9)),
+        (45, 0.01, (45, 45)),
+    ):
+        config = configured(tmp_path, validation_from=validation_from, validation_share=share)
         parts = task_of(config).parts
         assert (len(parts["train"]), len(parts["validation"])) == expected
         assert len(parts["test"]) == 15
