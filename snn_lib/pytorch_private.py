@@ -1,9 +1,11 @@
 """The private parts of PyTorch that this package relies on, in one place.
 
 A new release of PyTorch may change them without a notice: if one breaks this package, it breaks it
-here. Tried with PyTorch 2.13. Three private parts of ``nn.Module`` are used where they are needed:
-``Sequential`` keeps its modules in ``_modules``, as ``nn.Sequential`` does, and ``IIRSynapse``
-overrides ``_save_to_state_dict`` and ``_apply``.
+here. Tried with PyTorch 2.7 and 2.13.
+
+Three private parts of ``nn.Module`` are used where they are needed. ``Sequential`` keeps modules
+in ``_modules``, as ``nn.Sequential`` does, and ``IIRSynapse`` overrides ``_save_to_state_dict`` and
+``_apply``.
 """
 
 import torch

@@ -134,6 +134,16 @@ def test_jitter_moves_the_spikes_by_its_deviation_and_keeps_them_within():
     early = times(latency(torch.ones(1000), 21, 0.2, jitter=2.0))
     assert early.amin() == 0
     assert early.amax() > 0
+    late = times(latency(torch.full((1000,), 0.2001), 21, 0.2, jitter=2.0))
+    assert late.amax() == 20
+    assert late.amin() < 20
+
+
+def test_a_time_that_is_rounded_to_one_step_too_late_never_comes():
+    tau, threshold, length = 5.0, 0.2, 10
+    values = [threshold / (1 - math.exp(-time / tau)) for time in (9.3, 9.7)]  # of the law, solved
+    spikes = latency(torch.tensor(values), length, threshold, "logarithmic", tau)
+    assert times(spikes).tolist() == [9, -1]
 
 
 def test_a_generator_decides_the_jitter():
