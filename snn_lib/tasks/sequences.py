@@ -72,16 +72,18 @@ class SequenceTask(Task):
             for name, part in parts.items()
         }
         self.shapes: tuple[tuple[int, ...], ...] | None = None
+        self.held_out = False  # whether the validation part was taken from the training part
         with batch_seed(config.seed, 0, 0):  # a data set may draw at random
             for name, part in self.parts.items():  # all of arrays, the first of a data set
                 for index in range(len(part) if isinstance(part, SequenceDataset) else 1):
                     self.fetch(name, index)
         if "validation" not in self.parts:
-            self.parts.update(self._held_out(self.parts["train"]))
+            self.parts.update(self._hold_out(self.parts["train"]))
+            self.held_out = True
         if isinstance(self.readout, nn.Module):
             self.readout.to(device)
 
-    def _held_out(self, whole: Dataset) -> dict[str, Dataset]:
+    def _hold_out(self, whole: Dataset) -> dict[str, Dataset]:
         """Splits a data set into training and validation parts, drawn by the seed."""
         count = len(whole)
         validation = max(1, round(count * self.validation_share))
@@ -105,8 +107,8 @@ class SequenceTask(Task):
                 sample that was read first. The message has its number in the user's own data.
         """
         data = self.parts[part]
-        if isinstance(data, Subset):
-            data, index = data.dataset, data.indices[index]
+        if self.held_out and part != "test":
+            data, index, part = data.dataset, data.indices[index], "train"
         try:
             x, y = read_sample(data, index, self.targets_are_sequences)
             shapes = tuple(x.shape[1:]), tuple(y.shape[self.targets_are_sequences :])

@@ -240,6 +240,14 @@ def test_noise_at_extreme_probabilities(patterns, probability):
     assert damaged.mean().item() == pytest.approx(expected, abs=0.01)
 
 
+def test_samples_that_are_not_modified_have_noise_too():
+    silence, labels = torch.zeros(STEPS, 1, TRAINS), torch.zeros(40, dtype=torch.int64)
+    damage = only(modify_probability=0.0, noise_probability=0.1)
+    rates = damaged_by(silence, labels, damage, seeded()).mean((0, 2))
+    assert rates.min() > 0.05
+    assert rates.mean().item() == pytest.approx(0.1, rel=0.05)
+
+
 def test_how_often_samples_are_modified():
     patterns, size = torch.ones(20, 1, 20), 6000
     damage = Damage(

@@ -16,7 +16,7 @@ import torch
 from claimed_device import ClaimedDevice
 from running import assert_same_weights, load, run, shell, the_run
 from torch import nn
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset, Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
@@ -285,6 +285,19 @@ def test_a_wrong_sample_of_a_data_set_is_named_when_it_is_read(sequence, target,
     both = (batch for split in ("train", "validation") for batch in task.batches(split).epoch())
     with pytest.raises(InputError, match=f"^sample 7 of the train data: .*{message}"):
         list(both)  # whichever part it was drawn to
+
+
+def test_a_held_out_sample_has_its_number_in_the_whole():
+    parts = {name: Listed(*part) for name, part in data_with(NAN, 0).items()}
+    for seed in range(40):  # which draw sample 7 for validation sooner or later
+        task = prepared(SequenceClassification(parts), seed=seed)
+        if task.parts["validation"].indices == [7]:
+            break
+    with pytest.raises(InputError, match=r"^sample 7 of the train data: the sequence has"):
+        task.fetch("validation", 0)
+    own = prepared(SequenceClassification({**parts, "validation": Subset(parts["train"], [2, 7])}))
+    with pytest.raises(InputError, match=r"^sample 1 of the validation data: the sequence has"):
+        own.fetch("validation", 1)
 
 
 def test_a_worker_that_is_killed_is_told_in_a_line(monkeypatch):
