@@ -42,10 +42,9 @@ def load(
 
 
 def onnx_session(path: Path) -> onnxruntime.InferenceSession:
-    """A graph in ONNX Runtime on one thread, with denormal numbers as zeros."""
+    """A graph in ONNX Runtime on one thread."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    settings.add_session_config_entry("session.set_denormal_as_zero", "1")
     return onnxruntime.InferenceSession(str(path), settings)
 
 

@@ -102,6 +102,16 @@ def test_early_inference_compares_networks_that_compute_less(tmp_path):
     assert all(row["variant"] in printed and float(row["image_us"]) > 0 for row in rows)
 
 
+def test_eight_bit_quantises_every_classifier(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("aeon")
+    rows, _ = run_smoke("eight_bit", tmp_path, chart=False)
+    assert len(rows) == 11
+    for row in rows:
+        assert float(row["megabytes_8_bit"]) < 0.6 * float(row["megabytes"])
+        assert int(row["changed_answers"]) <= 1  # of ten
+
+
 def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_model(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("aeon")
