@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from snn_lib.containers import Output, PerStep, Sequential, StatefulModule
 from snn_lib.errors import one_line
-from snn_lib.kernels import use_backend
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import READOUTS
 from snn_lib.synapses import IIRSynapse
@@ -149,8 +148,12 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     name, inner = _sequential_of(network)
     before = _input_shape(inner, name) if shape is None else tuple(shape)
     around = _Surroundings(network, name, before)
-    with use_backend("eager"):  # it compiles nothing
-        layers = list(_walk(inner, name, around.features, dtype))
+    if shape is None and around.features != before:
+        raise ValueError(
+            f"{type(network).__name__}.forward changes the features before its Sequential: give "
+            "those of its input, such as shape=(28, 28)"
+        )
+    layers = list(_walk(inner, name, around.features, dtype))
     if not layers:
         raise ValueError(f"{type(network).__name__} has no layers")
     layers += around.sums(layers[-1].after)
@@ -304,7 +307,7 @@ def _walk(
     A layer is known by its ``forward``: a subclass with another one is another kind.
     """
     kind = type(module).__name__
-    here = f"{name} ({kind})"
+    here = f"{name} ({kind})" if name else kind
     if type(module).forward in (Sequential.forward, nn.Sequential.forward):
         for child, part in module._modules.items():  # a part that is used twice is there twice
             for layer in _walk(part, f"{name}.{child}".lstrip("."), before, dtype, leading):
@@ -315,9 +318,10 @@ def _walk(
     elif type(module).forward not in READERS:
         raise ValueError(f"{here} runs in PyTorch alone: it can be neither compiled nor exported")
     else:
-        x = torch.zeros(*[1] * leading, *before, dtype=getattr(torch, dtype.name))
+        # On the meta device PyTorch works out shapes alone.
+        x = torch.zeros(*[1] * leading, *before, dtype=getattr(torch, dtype.name), device="meta")
         try:
-            output = module(x)
+            output = copy.deepcopy(module).to("meta")(x)
             output = output[0] if isinstance(output, tuple) else output
             gone = isinstance(module, tuple(READOUTS.values()))  # the time
             after = tuple(output.shape[leading - gone :])

@@ -13,6 +13,11 @@ class Doubling(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Backwards(Sequential):
+    def forward(self, x, state=None, lengths=None):
+        return super().forward(x.flip(0), state, lengths)
+
+
 class Around(nn.Module):
     """A forward of some kind around a Sequential."""
 
@@ -42,6 +47,7 @@ def in_maps(layer):
         (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs in PyTorch alone"),
         (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs in PyTorch alone"),
         (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs in PyTorch alone"),
+        (Backwards(nn.Linear(4, 4)), r"^Backwards runs in PyTorch alone"),
         (in_maps(nn.BatchNorm2d(2)), r"1.module \(BatchNorm2d\) runs in PyTorch alone"),
         (
             in_maps(nn.Conv2d(2, 2, 3, padding_mode="circular")),
@@ -81,7 +87,7 @@ def test_the_shape_is_asked_for_where_the_first_layer_does_not_tell():
         describe(network)
     assert describe(network, (2, 5, 5)).after == (2, 5, 5)
     repeating = Around(before=lambda x: x.repeat(1, 1, 2))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=r"Around.forward changes the features.*shape="):
         describe(repeating)
     assert describe(repeating, (2,)).before == (2,)
 
