@@ -338,3 +338,17 @@ def test_gradients_of_coefficients_are_summed_in_double_precision(backend, draw)
         grad_spikes, state, state, *neuron, "given", 0.0, slope, 0.0, seed, [True] * 6
     )
     assert [total.item() for total in sums] == [-2.0, -2.0, 4.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
+def test_sums_over_the_batch_are_in_double_precision(backend, draw):
+    """Also between the programs, or groups of batch rows, that sum a part of it each."""
+    ones, none = torch.ones_like(draw(1, 64, 1)), draw(0, 64, 1)
+    terms = 0.0 * ones
+    for row, term in {0: 2.0**30, 1: 1.0, 62: 1.0, 63: -(2.0**30)}.items():
+        terms[0, row] = term
+    coefficients = ones[:0, 0], ones[0, :1]
+    _, _, grad_beta, *_ = backend.filter_backward(
+        terms, none, ones, *coefficients, ones, none, none, [True] * 5
+    )
+    assert grad_beta.item() == 2.0
