@@ -142,7 +142,7 @@ def fitted(name: str, method: str, seed: int) -> dict:
 
 def at_length(x: list[torch.Tensor], steps: int) -> np.ndarray:
     """Sequences stretched to one length, ``(samples, channels, T)`` as aeon has them."""
-    batch, _, lengths = collate([(sequence, 0) for sequence in x])
+    batch, _, lengths = collate([(sequence.float(), 0) for sequence in x])
     if lengths is None:
         lengths = torch.full((len(x),), len(batch))
     whole = resample(batch, lengths, torch.zeros(len(x)), lengths, torch.full_like(lengths, steps))
