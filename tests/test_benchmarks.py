@@ -1,7 +1,7 @@
 """The benchmarks run, in a tiny setting, and write what they say. Nothing here looks at timings."""
 
 import csv
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,28 +17,33 @@ from snn_lib.tasks.digits import DigitClassification
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-def run_smoke(name, folder, *flags, chart=True):
-    """Rows of the CSV, and what was printed."""
-    output = folder / "new" / name
-    script = str(BENCHMARKS / f"{name}.py")
-    options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output), *flags]
-    run = subprocess.run(
-        [sys.executable, script, *options],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=240,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    if chart:
-        assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    with output.with_suffix(".csv").open(newline="") as file:
-        return list(csv.DictReader(file)), run.stdout
+@pytest.fixture
+def run_smoke(monkeypatch, capsys):
+    """Runs a benchmark in this process; gives the rows of its CSV, and what it printed."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def run(name, folder, *flags, chart=True):
+        output = folder / "new" / name
+        script = str(BENCHMARKS / f"{name}.py")
+        options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output), *flags]
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        monkeypatch.chdir(folder)
+        capsys.readouterr()
+        runpy.run_path(script, run_name="__main__")
+        if chart:
+            assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        with output.with_suffix(".csv").open(newline="") as file:
+            return list(csv.DictReader(file)), capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+    plt.close("all")
 
 
-def test_training_step_compares_every_variant_on_every_network(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_training_step_compares_every_variant_on_every_network(tmp_path, run_smoke):
     rows, printed = run_smoke("training_step", tmp_path)
     networks = {row["network"] for row in rows}
     assert len(networks) == 3  # made small, two are the same
@@ -65,8 +70,7 @@ def test_training_step_compares_every_variant_on_every_network(tmp_path):
     assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
 
 
-def test_streaming_compares_a_step_of_every_network(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_streaming_compares_a_step_of_every_network(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
     rows, printed = run_smoke("streaming", tmp_path)
     assert {row["network"] for row in rows} == {"sequential_mnist", "snn_mlp_1", "event_vision"}
@@ -94,7 +98,7 @@ def test_the_written_out_step_is_that_of_this_library(monkeypatch):
             torch.testing.assert_close(again, output, rtol=1e-9, atol=1e-9)
 
 
-def test_early_inference_compares_networks_that_compute_less(tmp_path):
+def test_early_inference_compares_networks_that_compute_less(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
     rows, printed = run_smoke("early_inference", tmp_path, chart=False)
     single = {row["variant"] for row in rows if row["batch"] == "1"}
@@ -102,7 +106,7 @@ def test_early_inference_compares_networks_that_compute_less(tmp_path):
     assert all(row["variant"] in printed and float(row["image_us"]) > 0 for row in rows)
 
 
-def test_eight_bit_quantises_every_classifier(tmp_path):
+def test_eight_bit_quantises_every_classifier(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("aeon")
     rows, _ = run_smoke("eight_bit", tmp_path, chart=False)
@@ -112,7 +116,9 @@ def test_eight_bit_quantises_every_classifier(tmp_path):
         assert int(row["changed_answers"]) <= 1  # of ten
 
 
-def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_model(tmp_path):
+def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_model(
+    tmp_path, run_smoke
+):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("aeon")
     rows, _ = run_smoke("inference_agreement", tmp_path, chart=False)
@@ -127,8 +133,7 @@ def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_mod
             assert row["samples"] == row["same_answer"] == row["same_answer_onnx"] == "10"
 
 
-def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_scaling_sweeps_time_steps_batch_and_width(tmp_path, run_smoke):
     rows, printed = run_smoke("scaling", tmp_path)
     for sweep in ("time steps", "batch", "width"):
         for variant in (
@@ -143,8 +148,7 @@ def test_scaling_sweeps_time_steps_batch_and_width(tmp_path):
             assert f"{variant} against {sweep}" in printed
 
 
-def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path, run_smoke):
     rows, printed = run_smoke("accuracy", tmp_path)
     assert [row["encoding"] for row in rows] == [*["constant"] * 3, *["poisson"] * 3, "latency"]
     for row in rows:
@@ -155,16 +159,14 @@ def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path):
         assert float(row["spikes_per_image"]) > 0
 
 
-def test_long_memory_tells_the_accuracy_after_every_pixel(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_long_memory_tells_the_accuracy_after_every_pixel(tmp_path, run_smoke):
     rows, printed = run_smoke("long_memory", tmp_path)
     assert [int(row["pixels"]) for row in rows if row["order"] == "permuted"] == [*range(1, 785)]
     assert float(rows[783]["accuracy"]) >= 0.8  # of ten images
     assert "sequential_mnist: " in printed
 
 
-def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_operations_trains_short_runs_once_and_stops_early(tmp_path, run_smoke):
     rows, printed = run_smoke("operations", tmp_path, "--train")
     assert [row["model"] for row in rows[:2]] == ["snn_mlp_1", "snn_mlp_1_poisson"]
     (dense,) = (row for row in rows if row["model"] == "dense network")
@@ -181,8 +183,7 @@ def test_operations_trains_short_runs_once_and_stops_early(tmp_path):
     assert again == [*rows[:3], dense, *rows[3:]]
 
 
-def test_capacity_compares_the_network_with_a_table_that_is_never_wrong(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_capacity_compares_the_network_with_a_table_that_is_never_wrong(tmp_path, run_smoke):
     rows, printed = run_smoke("capacity", tmp_path, "--train")
     assert {row["answering"] for row in rows} == {"network", "table"}
     for row in rows:
@@ -244,8 +245,7 @@ def test_the_loss_of_chunks_is_that_of_the_whole(monkeypatch):
     assert found[0][0] > 0
 
 
-def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path, run_smoke):
     pytest.importorskip("aeon")
     rows, printed = run_smoke("archives", tmp_path)
     assert {row["dataset"] for row in rows} == {"UnitTest"}
