@@ -21,6 +21,7 @@ from snn_lib import (
 )
 from snn_lib.inspection.activity import (
     Operations,
+    _products,
     connection_sparsity,
     count_activity,
     footprint,
@@ -224,6 +225,16 @@ def test_a_sequence_in_chunks_counts_once(build, chunk):
         assert in_chunks.operations() == whole.operations()
         assert in_chunks.firing_rates() == whole.firing_rates()
         assert in_chunks.dense_operations() == whole.dense_operations()
+
+
+def test_a_layer_that_multiplies_in_one_chunk_multiplies_in_all():
+    model, x = behind(), spikes(10, 4, 8)
+    with torch.no_grad(), count_activity(model) as activity:
+        _, state = model(x[:5] * 0.5)
+        model(x[5:], state)
+    found = activity.operations()
+    assert found.multiply_accumulates == 6 * x.sum().item() / 4
+    assert found.additions > 0
 
 
 def test_layers_that_are_called_alone_count_as_in_the_model():
@@ -540,9 +551,20 @@ def test_weights_that_are_zero_take_no_operations():
     assert activity.dense_operations() == 8 * 6 + 6 * 3
 
 
-def test_a_matrix_for_each_of_several_positions():
-    model = Sequential(nn.Linear(4, 5), SpikingNeuron((3, 5), 4.0))
-    x, lengths = spikes(6, 2, 3, 4), torch.tensor([6, 1])
+def test_weights_of_groups_that_are_zero_take_no_operations():
+    convolution = prune.random_unstructured(nn.Conv2d(4, 6, 3, groups=2, bias=False), "weight", 0.6)
+    x = spikes(6, 4, 5, 5)
+    with torch.no_grad(), count_activity(convolution) as activity:
+        convolution(x)
+    reached = outputs_reached(convolution, (4, 5, 5))
+    assert activity.synaptic_operations() == (x * reached).sum().item() / 6
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, PerStep])
+@pytest.mark.parametrize("batch", [2, 3])  # as many as there are positions, too
+def test_a_matrix_for_each_of_several_positions(batch, wrap):
+    model = Sequential(wrap(nn.Linear(4, 5)), SpikingNeuron((3, 5), 4.0))
+    x, lengths = spikes(6, batch, 3, 4), torch.tensor([6, 1, 4][:batch])
     with count_activity(model) as activity:
         activity.begin(lengths, 6)
         model(x)
@@ -570,6 +592,8 @@ def test_operations_are_exact_in_every_precision(dtype):
     with torch.no_grad(), count_activity(wide) as activity:
         wide(x)
     assert activity.operations()[:2] == (5000 * x.float().sum().item() / 4, 0)
+    many = torch.ones(1, 8191), torch.ones(2049, 8191)  # 2^24 and more, an odd number
+    assert _products(nn.Linear(1, 1), *many).item() == 8191 * 2049
     with torch.no_grad(), count_activity(model) as exact:
         model(x.float())
     rounding = torch.autocast("cpu", torch.bfloat16)
