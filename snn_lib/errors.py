@@ -1,4 +1,4 @@
-"""The two ways in which an experiment ends early, each with one line for its user."""
+"""The two ways in which an experiment ends early, and the one line that it prints then."""
 
 
 class InputError(Exception):
@@ -19,3 +19,9 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def shortened(message: str, longest: int = 1000) -> str:
+    """A message without its middle if it is very long, as when a name has thousands of letters."""
+    half = longest // 2
+    return message if len(message) <= longest else f"{message[:half]} ... {message[-half:]}"

@@ -9,6 +9,7 @@ command line.
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -322,8 +323,14 @@ class ExperimentConfig(Settings):
         )
         for key in ("dataset_path", "test_checkpoint_path", "runs_path"):
             value = getattr(self, key)
-            usable = value.isprintable() and (value or key == "test_checkpoint_path")
-            require(bool(usable), f"{key} is {value!r}, which cannot be a path")
+            named = value != "" or key == "test_checkpoint_path"
+            short = all(
+                len(os.fsencode(part)) < 256 for part in value.split("/")
+            )  # for file systems
+            require(
+                named and short and value.isprintable(),
+                f"{key} is {value!r}, which cannot be a path",
+            )
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from torch import nn
 
-from snn_lib.errors import InputError, RunError, require
+from snn_lib.errors import InputError, RunError, require, shortened
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -94,7 +94,7 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
         distributed.stop()
     if message is not None:
         process = f" process {os.environ['RANK']}:" if distributed.launched() else ""
-        print(f"{name}:{process} {message}", file=sys.stderr)
+        print(f"{name}:{process} {shortened(str(message))}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -105,6 +105,14 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, override,
     assert everything_in(tmp_path) == {}
 
 
+@pytest.mark.parametrize("override", ["name=%s/", "device=%s", "%s=3", "dataset_path=%s"])
+def test_a_name_of_thousands_of_characters_is_cut(tmp_path, override):
+    line = refused("--train", *tiny(tmp_path, override % ("long" * 2000)))
+    assert 900 < len(line) < 1100
+    assert " ... " in line
+    assert "longlong" in line.partition(" ... ")[0]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_cuda_is_refused(tmp_path):
     message = refused("--train", *tiny(tmp_path, "device=cuda"))
