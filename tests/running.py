@@ -7,12 +7,14 @@ import contextlib
 import io
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -85,20 +87,25 @@ class Finished:
 
 
 def run(*arguments, model=snn_mlp_1.SNN, task=None, initialise=None, script=SCRIPT):
-    """Runs the script in this process."""
+    """Runs a script with this model and task in this process."""
+    task = task or DigitClassification()
+    return _finished(lambda: main(str(script), model, task, initialise, [*map(str, arguments)]))
+
+
+def run_script(name, *arguments):
+    """Runs one of the repository's scripts in this process, as ``python name arguments`` does."""
+    with patch.object(sys, "argv", [name, *map(str, arguments)]):
+        return _finished(lambda: runpy.run_path(str(ROOT / name), run_name="__main__"))
+
+
+def _finished(work):
     out, err = io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main(
-                str(script),
-                model,
-                task or DigitClassification(),
-                initialise,
-                [*map(str, arguments)],
-            )
+            work()
     except SystemExit as end:
         return Finished(end.code, out.getvalue(), err.getvalue())
     finally:

@@ -6,6 +6,7 @@ YAML file may name another one, ``base: other.yaml``, and then lists only what d
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +88,7 @@ def _built(
     schema: type[Config], parts: Sequence[tuple[str, Any]], overrides: Sequence[str]
 ) -> Config:
     """The dataclass from its defaults, from parts that each have a source, and from overrides."""
-    config = OmegaConf.structured(schema)
+    config = _defaults(schema)
     try:
         for source, content in parts:  # noqa: B007 (named in the messages below)
             config = OmegaConf.merge(config, content)
@@ -108,6 +109,12 @@ def _built(
         where = f" ({key!r})" if key else ""
         raise InputError(f"{source}{where}: {one_line(error)}") from None
     return _section(config, values)
+
+
+@functools.cache
+def _defaults(schema: type) -> DictConfig:
+    """The defaults with their types; merging copies them."""
+    return OmegaConf.structured(schema)
 
 
 def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> Any:

@@ -1,14 +1,13 @@
 import csv
 import math
 import re
-import sys
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, run, shell
+from running import ROOT, run, run_script
 from scipy import signal
 
 from associative_memory import SNN
@@ -386,7 +385,7 @@ run_association = partial(run, model=SNN, task=Association(), script=SCRIPT)
 
 def test_script_trains_and_tests(tmp_path, pattern_file):
     options = arguments(tmp_path, pattern_file)
-    trained = shell(sys.executable, SCRIPT.name, "--train", *options)
+    trained = run_script(SCRIPT.name, "--train", *options)
     assert (trained.code, trained.err) == (0, "")
     metrics = ["loss", "error", "retrieval", "precision", "recall", "f1"]
     line = ", ".join(rf"{name} [\d.]+( %)?" for name in metrics)
@@ -398,7 +397,7 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
     (row,) = csv.DictReader(table.read_text().splitlines())
     assert {f"{split}_{name}" for split in ("train", "validation") for name in metrics} <= set(row)
 
-    tested = shell(sys.executable, SCRIPT.name, "--test", *options)
+    tested = run_script(SCRIPT.name, "--test", *options)
     assert (tested.code, tested.err) == (0, "")
     (of_training,) = re.findall(r"; test (loss .*)", trained.out)
     assert f"epoch 1: test {of_training}\n" in tested.out
