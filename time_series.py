@@ -101,7 +101,7 @@ task = TimeSeries()
 
 def build_model(config: TimeSeriesConfig) -> SNN:
     """The network for the data that the task has read."""
-    return SNN(config, task.inputs, len(task.classes), task.steps)
+    return SNN(config, task.preparation.inputs, len(task.classes), task.preparation.steps)
 
 
 if __name__ == "__main__":

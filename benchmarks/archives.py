@@ -77,9 +77,9 @@ def recurrent(kind: type[nn.RNNBase], config: TimeSeriesConfig, task: TimeSeries
     classes, dropout = len(task.classes), nn.Dropout(config.hyperparameters.dropout)
 
     def sized(width: int) -> nn.Module:
-        return Sequential(kind(task.inputs, width), dropout, nn.Linear(width, classes))
+        return Sequential(kind(task.preparation.inputs, width), dropout, nn.Linear(width, classes))
 
-    most = parameters(SNN(config, task.inputs, classes, task.steps))
+    most = parameters(SNN(config, task.preparation.inputs, classes, task.preparation.steps))
     width = 1
     while parameters(sized(width + 1)) <= most:
         width += 1
@@ -100,7 +100,7 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
     def build(config: TimeSeriesConfig) -> nn.Module:
         if method in RECURRENT:
             return recurrent(RECURRENT[method], config, task)
-        return SNN(config, task.inputs, len(task.classes), task.steps)
+        return SNN(config, task.preparation.inputs, len(task.classes), task.preparation.steps)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         config.runs_path = folder

@@ -1,8 +1,11 @@
 """Spiking neural networks as networks of trainable IIR filters.
 
 This package exports the model: layers, containers and first weights. ``snn_lib.tasks`` and
-``snn_lib.training`` train it, and ``snn_lib.inspection`` looks into it.
+``snn_lib.training`` train it, and ``snn_lib.inspection`` looks into it. :func:`load` loads what
+was trained.
 """
+
+from typing import Any
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import (
@@ -42,6 +45,16 @@ __all__ = [
     "answer_from_the_start",
     "detach",
     "fire_from_the_start",
+    "load",
     "log_spaced",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports ``load`` when it is asked for, since layers alone do not need what it needs."""
+    if name == "load":
+        from snn_lib.training.loading import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

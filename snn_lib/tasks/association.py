@@ -17,6 +17,7 @@ from snn_lib.data.patterns import (
     load_patterns,
     single_damage,
 )
+from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import InputError, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
@@ -115,6 +116,7 @@ class Association(Task):
         )
         self.targets = delay_spikes(self.patterns, options.delay).to(device)
         trains = self.patterns.shape[2]
+        self.preparation = SequencePreparation([trains])
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
         try:  # damage that does not fit the patterns is refused before training

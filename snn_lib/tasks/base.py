@@ -4,13 +4,14 @@ A script makes the task; the experiment then prepares it with the configuration 
 :class:`Task` lists what a subclass defines; everything else has a default.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch, Batches
+from snn_lib.data.preparation import Preparation
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -32,12 +33,20 @@ class Task:
         mean_over: the sum that counts what the loss is a mean over, which weighs the shares of
             several processes.
         config, device: the experiment's, once the task is prepared.
+        preparation: makes the network's input of a user's values, if the task knows how.
+        classes: the names of the classes, by number, if there are any and they have names.
+        readout_name: the name of the readout that makes the answer, if there is one.
+        logit_scale: what the readout's value is multiplied by to be a logit.
         rank, world: this process's number and how many there are; 0 and 1 until :meth:`share`.
     """
 
     config_class: type[ExperimentConfig] = ExperimentConfig
     unit = "sequences"
     mean_over = "samples"
+    preparation: Preparation | None = None
+    classes: Sequence[str] = ()
+    readout_name: str | None = None
+    logit_scale = 1.0
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class
@@ -83,6 +92,15 @@ class Task:
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Lines that ``--test`` prints beyond the metrics and firing rates."""
         return iter(())
+
+    def usage(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights, so that the network works without the data."""
+        return {
+            "preparation": self.preparation and self.preparation.to_dict(),
+            "readout": self.readout_name,
+            "logit_scale": self.logit_scale,
+            "classes": list(self.classes),
+        }
 
     def shared(
         self,

@@ -176,6 +176,12 @@ class CountClassification(Classification):
     """Answers with the class whose output neuron spikes most; see :class:`CountHyperparameters`."""
 
     counts_spikes = True
+    readout_name = "count"
+
+    def prepare(self, config: Any, device: torch.device) -> None:
+        """See :class:`Task`."""
+        super().prepare(config, device)
+        self.logit_scale = config.hyperparameters.logit_per_spike
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.

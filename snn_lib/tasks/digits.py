@@ -3,18 +3,19 @@
 :class:`Digits` is the part that other tasks on MNIST share.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, draw_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, PIXELS, load_mnist
+from snn_lib.data.preparation import DigitPreparation
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import (
@@ -114,6 +115,7 @@ class Digits(Classification):
         """Reads the training images; see :class:`Task`."""
         super().prepare(config, device)
         options = config.mnist_config
+        self.classes = [str(digit) for digit in range(CLASSES)]
         images, labels = load_mnist(Path(config.dataset_path), train=True)
         training, validation = split_indices(len(labels), options.validation_size, config.seed)
         training = training[: options.training_size]
@@ -156,21 +158,19 @@ class DigitClassification(Digits, CountClassification):
 
     config_class = DigitConfig
 
+    def prepare(self, config: Any, device: torch.device) -> None:
+        """See :class:`Digits`."""
+        super().prepare(config, device)
+        settings, rate = config.hyperparameters, config.mnist_config.max_rate
+        latency = dataclasses.asdict(config.latency)
+        self.preparation = DigitPreparation(settings.length, settings.encoding, rate, **latency)
+
     def draw_spikes(self, x: Tensor, epoch: int, number: int) -> Tensor:
         """The images, or spikes ``(T, B, 784)`` if pixels are encoded as probabilities or times."""
-        settings, latency = self.config.hyperparameters, self.config.latency
-        if settings.encoding == "constant":
-            return x
         # Each process draws different spikes for its share of a batch.
         generator = batch_generator(self.config.seed + self.rank + 1, max(epoch, -1), number)
-        if settings.encoding == "poisson":
-            return encoding.poisson(x, settings.length, generator)
-        options = latency.threshold, latency.law, latency.tau, latency.jitter
-        spikes = encoding.latency(x, latency.span, *options, generator)
-        return F.pad(spikes, (0, 0, 0, 0, 0, settings.length - latency.span))
+        return self.preparation.draw(x, generator)
 
     def encode(self, batch: Batch) -> Batch:
         """Images as input over time ``(T, B, 784)``."""
-        if self.config.hyperparameters.encoding == "constant":
-            return batch._replace(x=encoding.constant(batch.x, self.config.hyperparameters.length))
-        return batch
+        return batch._replace(x=self.preparation.repeat(batch.x))

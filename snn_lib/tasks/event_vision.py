@@ -13,7 +13,8 @@ from torch import Tensor
 
 from snn_lib.data.augmentation import EventAugmentationConfig, augment_events
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
-from snn_lib.data.events import NMNIST_SIDE, Frames
+from snn_lib.data.events import NMNIST_SIDE
+from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.errors import require
@@ -62,17 +63,6 @@ class EventOptions(Settings):
     training_size: int = setting(10_000, "most other recordings that are trained on", at_least=1)
     test_size: int = setting(10_000, "most test recordings that are evaluated", at_least=1)
 
-    def input_of(self, frames: Tensor) -> Tensor:
-        """The network's input ``(T, B, side, side, 2)`` from counts ``(B, T, side, side, 2)``."""
-        x = frames.transpose(0, 1)
-        if self.values == "clipped":
-            x = x.clamp(max=1)
-        if self.order == "reversed":
-            x = x.flip(0)
-        elif self.order == "summed":
-            x = x.float().mean(0).expand(x.shape)
-        return x
-
 
 @dataclass
 class EventConfig(ExperimentConfig):
@@ -86,15 +76,18 @@ class EventConfig(ExperimentConfig):
     camera: CameraConfig = field(default_factory=CameraConfig)
     augmentation: EventAugmentationConfig = field(default_factory=EventAugmentationConfig)
 
-    def frames(self) -> Frames:
-        """How recordings become frames."""
+    def preparation(self) -> RecordingPreparation:
+        """How recordings become input."""
         options = self.events
-        return Frames(
+        return RecordingPreparation(
+            SETS[self.dataset].sensor,
             self.hyperparameters.length,
             options.duration,
             options.bins,
             options.merge,
             options.side,
+            options.values,
+            options.order,
         )
 
 
@@ -107,6 +100,8 @@ class EventVision(CountClassification):
     def prepare(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
         super().prepare(config, device)
+        self.preparation = config.preparation()
+        self.classes = [str(number) for number in range(SETS[config.dataset].classes)]
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
     def make_batches(self, split: str) -> Batches:
@@ -124,7 +119,7 @@ class EventVision(CountClassification):
                 x = augment_events(frames[chosen[numbers]], config.augmentation, generator)[share]
             else:
                 x = frames[mine]
-            return Batch(config.events.input_of(x), labels[mine])
+            return Batch(self.preparation.input_of(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return self.shared(len(chosen), size, take, shuffle=training)
@@ -132,7 +127,7 @@ class EventVision(CountClassification):
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
         frames, _ = self._recordings("train", SAMPLE)
-        return self.config.events.input_of(frames).to(self.device)
+        return self.preparation.input_of(frames).to(self.device)
 
     def _training_parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Frames, labels, and the numbers of those that are trained on and held out."""
@@ -167,4 +162,4 @@ class EventVision(CountClassification):
             path = config.events.path
             folder = Path(path) if path else download_recordings(kind, root)
             paths = recording_files(kind, folder, part)[:count]
-        return load_recordings(kind, paths, config.frames())
+        return load_recordings(kind, paths, self.preparation.frames)

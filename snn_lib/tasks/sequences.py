@@ -11,7 +11,7 @@ are time first, ``(T, B, *features)``, and padded to the longest sequence. The p
 neither the loss nor the metrics.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from snn_lib.data.batches import Batch, Batches, batch_seed, split_indices
+from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import READOUTS, SpikeCount, within
@@ -56,6 +57,7 @@ class SequenceTask(Task):
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
         super().prepare(config, device)
+        self.preparation = None  # unless the function of the data makes one
         parts = self.data(config) if callable(self.data) else self.data
         require(
             isinstance(parts, Mapping),
@@ -77,6 +79,7 @@ class SequenceTask(Task):
             for name, part in self.parts.items():  # all of arrays, the first of a data set
                 for index in range(len(part) if isinstance(part, SequenceDataset) else 1):
                     self.fetch(name, index)
+        self.preparation = self.preparation or SequencePreparation(list(self.shapes[0]))
         if "validation" not in self.parts:
             self.parts.update(self._hold_out(self.parts["train"]))
             self.held_out = True
@@ -171,6 +174,7 @@ class SequenceClassification(SequenceTask, Classification):
             ``leaky``), or a function without parameters from ``(output, lengths)`` to
             ``(B, classes)``.
         validation_share, config_class: as in :class:`SequenceTask`.
+        classes: the names of the classes, by number, for the use of the trained network.
     """
 
     def __init__(
@@ -179,9 +183,11 @@ class SequenceClassification(SequenceTask, Classification):
         readout: str | Readout = "count",
         validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, validation_share, config_class)
-        self.readout = readout_named(readout)
+        self.readout, self.readout_name = readout_named(readout), name_of(readout)
+        self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
         self._labels_seen = False
 
@@ -229,6 +235,7 @@ class SequenceRegression(SequenceTask):
         super().__init__(data, validation_share, config_class)
         self.targets_are_sequences = readout is None
         self.readout = None if readout is None else readout_named(readout)
+        self.readout_name = name_of(readout)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
@@ -256,6 +263,11 @@ class SequenceRegression(SequenceTask):
         """Mean squared error, and its share of the targets' power."""
         power = max(sums["power"], 1e-30)
         return {"loss": sums["squares"] / sums["elements"], "error": sums["squares"] / power}
+
+
+def name_of(readout: str | Readout | None) -> str | None:
+    """The name of a readout that was given by its name; a checkpoint can hold no other."""
+    return readout if isinstance(readout, str) else None
 
 
 def readout_named(readout: str | Readout) -> Readout:

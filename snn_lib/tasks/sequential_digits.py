@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from snn_lib.data.augmentation import TransformConfig
 from snn_lib.data.batches import Batch
 from snn_lib.data.mnist import PIXELS
+from snn_lib.data.preparation import PixelPreparation
 from snn_lib.errors import require
 from snn_lib.readout import Last
 from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
@@ -21,7 +22,6 @@ from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
-MEAN = 0.1307  # of all pixels of the training images; white is 1
 ORDER_SEED = 0  # of the permutation, which is the same in every run
 
 
@@ -65,13 +65,10 @@ class SequentialConfig(ExperimentConfig):
 
 
 class SequentialDigits(Digits):
-    """The task of sequential_mnist.
-
-    Attributes:
-        order: int64 ``(784,)``, the pixel that each place of the sequence shows, on the device.
-    """
+    """The task of sequential_mnist."""
 
     config_class = SequentialConfig
+    readout_name = "last"
 
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""
@@ -79,13 +76,12 @@ class SequentialDigits(Digits):
         order = torch.arange(PIXELS)
         if config.mnist_config.permuted:
             order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(ORDER_SEED))
-        self.order = order.to(device)
+        length, rate = config.hyperparameters.length, config.mnist_config.max_rate
+        self.preparation = PixelPreparation(length, rate, order)
 
     def encode(self, batch: Batch) -> Batch:
         """Images as a sequence of pixels around their mean, ``(T, B, 784 / T)``."""
-        x = batch.x[:, self.order] - MEAN * self.config.mnist_config.max_rate
-        x = x.unflatten(1, (self.config.hyperparameters.length, -1))
-        return batch._replace(x=x.transpose(0, 1).contiguous())
+        return batch._replace(x=self.preparation.arrange(batch.x))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The network's output at the last step, when it has seen every pixel, ``(B, 10)``."""

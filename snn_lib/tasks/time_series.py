@@ -5,6 +5,7 @@ sequences are averaged over blocks of steps. The network sees an encoding of the
 is the mean of its output over the steps of the sequence.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from snn_lib import encoding
 from snn_lib.data.augmentation import AugmentationConfig, augment_sequences
 from snn_lib.data.batches import Batch, Batches, batch_generator
+from snn_lib.data.preparation import SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series, mean_and_deviation
 from snn_lib.errors import require
@@ -23,7 +24,6 @@ from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification
 
-REACH = 2.0  # standard deviations from the mean that receptive fields and latencies cover
 EVALUATION_BATCH = 16  # sequences are long and neurons many: a batch of 64 takes gigabytes
 
 
@@ -91,8 +91,8 @@ class TimeSeries(SequenceClassification):
 
     Attributes:
         classes: the names of the classes, by number.
-        inputs: number of channels that the network sees.
-        steps: number of steps that the network sees of the longest training sequence.
+        preparation: what the network sees: ``inputs`` channels, and ``steps`` of the longest
+            training sequence.
     """
 
     config_class = TimeSeriesConfig
@@ -121,24 +121,33 @@ class TimeSeries(SequenceClassification):
         longest = max(map(len, parts["train"][0]))
         block = -(-longest // options.length)
 
-        def prepare(part: str) -> Iterator[Tensor]:
+        window = options.window if options.encoding == "latency" else 1
+        self.preparation = SeriesPreparation(
+            mean,
+            deviation,
+            torch.ones(len(mean)),  # of the changes, until they are known
+            block,
+            -(-longest // block) * window,
+            options.encoding,
+            options.fields,
+            options.window,
+            options.threshold,
+        )
+
+        def shorten(part: str) -> Iterator[Tensor]:
             for index, sequence in enumerate(parts[part][0]):
-                blocks = ((sequence - mean) / deviation).split(block)
-                sequence = torch.stack([steps.mean(0) for steps in blocks]).float()
+                sequence = self.preparation.shorten(sequence)
                 require(
                     bool(sequence.isfinite().all()),
                     f"{config.dataset}, {part}: sequence {index} is too far from the training part",
                 )
                 yield sequence
 
-        window = options.window if options.encoding == "latency" else 1
-        self.steps = -(-longest // block) * window
-        each = {"population": options.fields, "latency": 1}.get(options.encoding, 2)
-        self.inputs = each * len(mean)
-        parts = {part: (list(prepare(part)), y) for part, (_, y) in parts.items()}
+        parts = {part: (list(shorten(part)), y) for part, (_, y) in parts.items()}
         changes = torch.cat([one.diff(dim=0) for one in parts["train"][0]])
         change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
-        self.change = torch.where(change > 0, change, 1.0)  # deviation of a channel's changes
+        change = torch.where(change > 0, change, 1.0)
+        self.preparation = dataclasses.replace(self.preparation, change=change)
         return parts
 
     def make_batches(self, split: str) -> Batches:
@@ -165,19 +174,7 @@ class TimeSeries(SequenceClassification):
 
     def encode(self, batch: Batch) -> Batch:
         """Encodes the sequences. The encoding ``latency`` makes them longer."""
-        options, (x, _, lengths) = self.config.hyperparameters, batch
-        if options.encoding == "population":
-            x = encoding.population(
-                x, torch.linspace(-REACH, REACH, options.fields, device=x.device)
-            )
-        elif options.encoding == "latency":
-            spikes = encoding.latency((x + REACH) / (2 * REACH), options.window, threshold=0.0)
-            x = spikes.transpose(0, 1).flatten(0, 1)  # a window for each step
-            lengths = None if lengths is None else lengths * options.window
-        elif options.encoding == "delta":
-            x = encoding.delta(x, options.threshold)
-        else:
-            x = torch.cat([x, torch.diff(x, dim=0, prepend=x[:1]) / self.change.to(x.device)], 2)
+        x, lengths = self.preparation.encode(batch.x, batch.lengths)
         return batch._replace(x=x, lengths=lengths)
 
     def sample(self) -> Tensor:

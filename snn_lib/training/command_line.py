@@ -25,6 +25,7 @@ from snn_lib.training.checkpoints import Checkpoint, describe_origin, load_check
 from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.experiment import Experiment, Stopped
+from snn_lib.training.loading import READING, Handover
 from snn_lib.training.run_folder import newest
 
 # A checkpoint holds the settings that it was trained with. These are not taken from it, since they
@@ -59,7 +60,17 @@ def main(
         initialise: called as ``initialise(model, task)`` where training starts from scratch, to
             find first weights on the training data; see :class:`Experiment`.
         arguments: the command line, by default the process's.
+
+    Raises:
+        InputError: the script is imported, but calls ``main`` all the same.
     """
+    caller = sys._getframe(1).f_globals
+    require(
+        caller.get("__file__") != script or caller.get("__name__") == "__main__",
+        f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
+    )
+    if READING.get():
+        raise Handover(build_model, task)
     work = partial(_run, Path(script), build_model, task, initialise, arguments)
     exit_with(Path(script).name, work)
 

@@ -19,6 +19,7 @@ from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.training import display, distributed
+from snn_lib.training.building import build, choose_device, introduction
 from snn_lib.training.checkpoints import (
     Checkpoint,
     load_checkpoint,
@@ -34,7 +35,6 @@ from snn_lib.training.diagnosis import (
 )
 from snn_lib.training.display import describe
 from snn_lib.training.objective import TrainingLoss, task_loss
-from snn_lib.training.preparation import build, choose_device, introduction
 from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
@@ -149,7 +149,7 @@ class Experiment:
         if checkpoint is not None:
             self.state.restore(checkpoint, source, self.task)
         made_by = {"script": self.script, "environment": environment(self.device, self.world)}
-        self.run = open_run(self.state, self.task, source, made_by)
+        self.run = open_run(self.state, self.task, source, {**made_by, **self.task.usage()})
         if checkpoint is not None:
             self.say(
                 f"resumed from {source} after {self.progress.epoch} epochs and "

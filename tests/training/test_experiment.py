@@ -31,10 +31,10 @@ from snn_lib.kernels import eager
 from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
+from snn_lib.training.building import choose_device
 from snn_lib.training.config import load_config
 from snn_lib.training.diagnosis import synapses
 from snn_lib.training.experiment import Experiment, Stopped
-from snn_lib.training.preparation import choose_device
 from snn_lib.training.run_folder import RunFolder
 from snn_lib.training.state import MovingAverage, TrainingState
 

@@ -1,0 +1,306 @@
+"""From a user's values to a network's input, the same way in training and in use.
+
+Each kind of data has its preparation, which knows all that the step from values to input depends
+on, such as the mean of the training sequences. A task prepares its batches with it, and a
+checkpoint holds it, so that :func:`snn_lib.load` needs no training data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from snn_lib.data.events import Events, Frames
+from snn_lib.data.mnist import PIXELS
+from snn_lib.data.sequences import as_numbers
+from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
+from snn_lib.errors import InputError, require
+
+MEAN_PIXEL = 0.1307  # of MNIST's training images, whose white is 1
+REACH = 2.0  # deviations either way that receptive fields and latencies resolve
+
+
+class Prepared(NamedTuple):
+    """A network's input.
+
+    Attributes:
+        x: ``(T, B, *features)``.
+        lengths: steps of each sequence, int64 ``(B,)``; ``None`` if every sequence has T.
+    """
+
+    x: Tensor
+    lengths: Tensor | None = None
+
+
+class Preparation:
+    """Makes a network's input of samples; a subclass is a dataclass of plain values and tensors."""
+
+    def __call__(self, samples: Any) -> Prepared:
+        """Prepares samples, on the CPU.
+
+        Raises:
+            InputError: a sample is not what the network was trained on.
+        """
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The preparation as a checkpoint holds it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"kind": type(self).__name__, **values}
+
+
+@dataclass(frozen=True)
+class SequencePreparation(Preparation):
+    """Sequences enter as they are: samples ``(samples, T, *features)``, or a list of sequences.
+
+    Attributes:
+        features: the shape of a step.
+    """
+
+    features: Sequence[int]
+
+    def __call__(self, samples: Any) -> Prepared:
+        """Checks the sequences and pads them to the longest."""
+        return _pad(_sequences(samples, self.features))
+
+
+@dataclass(frozen=True)
+class SeriesPreparation(Preparation):
+    """Time series are standardised, shortened and encoded: a list of ``(T, channels)``.
+
+    Attributes:
+        mean, deviation: of each channel in the training sequences, float64 ``(channels,)``.
+        change: deviation of the standardised channels' changes from step to step, ``(channels,)``.
+        block: steps that are averaged into one.
+        steps: of the longest training sequence, encoded.
+        encoding: how values become input.
+        fields: of a population, receptive fields of each channel.
+        window: of latencies, steps that a step becomes.
+        threshold: of events, the change that is one, in deviations.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    change: Tensor
+    block: int
+    steps: int
+    encoding: Literal["current", "population", "latency", "delta"]
+    fields: int
+    window: int
+    threshold: float
+
+    def __call__(self, samples: Any) -> Prepared:
+        """Standardises, shortens, pads and encodes the sequences."""
+        sequences = _sequences(samples, self.mean.shape, torch.float64)
+        return self.encode(*_pad([self.shorten(sequence) for sequence in sequences]))
+
+    @property
+    def inputs(self) -> int:
+        """The number of channels that the network sees."""
+        each = {"population": self.fields, "latency": 1}.get(self.encoding, 2)
+        return each * len(self.mean)
+
+    def shorten(self, sequence: Tensor) -> Tensor:
+        """Standardises a sequence and averages it over blocks of steps, in float32."""
+        blocks = ((sequence - self.mean) / self.deviation).split(self.block)
+        return torch.stack([steps.mean(0) for steps in blocks]).float()
+
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Prepared:
+        """Encodes ``(T, B, channels)`` on its device. The encoding ``latency`` makes it longer."""
+        if self.encoding == "population":
+            centres = torch.linspace(-REACH, REACH, self.fields, device=x.device)
+            return Prepared(population(x, centres), lengths)
+        if self.encoding == "latency":
+            spikes = latency((x + REACH) / (2 * REACH), self.window, threshold=0.0)
+            x = spikes.transpose(0, 1).flatten(0, 1)  # a window for each step
+            return Prepared(x, None if lengths is None else lengths * self.window)
+        if self.encoding == "delta":
+            return Prepared(delta(x, self.threshold), lengths)
+        change = torch.diff(x, dim=0, prepend=x[:1]) / self.change.to(x.device)
+        return Prepared(torch.cat([x, change], 2), lengths)
+
+
+@dataclass(frozen=True)
+class DigitPreparation(Preparation):
+    """Images become currents or spikes: ``(samples, 28, 28)``, uint8 or from 0 to 1.
+
+    Attributes:
+        length: time steps.
+        encoding: whether a pixel enters as a current, as random spikes or as the time of one.
+        max_rate: the current of a white pixel, or the probability of its spike.
+        span, threshold, law, tau, jitter: of latencies, see :func:`snn_lib.encoding.latency`.
+    """
+
+    length: int
+    encoding: Literal["constant", "poisson", "latency"]
+    max_rate: float
+    span: int
+    threshold: float
+    law: LatencyLaw
+    tau: float
+    jitter: float
+
+    def __call__(self, samples: Any) -> Prepared:
+        """Encodes images; random spikes come from PyTorch's generator."""
+        return Prepared(self.repeat(self.draw(_pixels(samples) * self.max_rate)))
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws spikes ``(T, B, 784)`` for pixels ``(B, 784)``; a current stays as it is."""
+        if self.encoding == "constant":
+            return x
+        if self.encoding == "poisson":
+            return poisson(x, self.length, generator)
+        options = self.threshold, self.law, self.tau, self.jitter
+        spikes = latency(x, self.span, *options, generator)
+        return F.pad(spikes, (0, 0, 0, 0, 0, self.length - self.span))
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """Repeats a current at every step, on its device; spikes stay as they are."""
+        return constant(x, self.length) if self.encoding == "constant" else x
+
+
+@dataclass(frozen=True)
+class PixelPreparation(Preparation):
+    """Images become sequences of pixels: ``(samples, 28, 28)``, uint8 or from 0 to 1.
+
+    Attributes:
+        length: time steps, each of 784 / T pixels.
+        max_rate: the value of a white pixel.
+        order: int64 ``(784,)``, the pixel that each place of the sequence shows.
+    """
+
+    length: int
+    max_rate: float
+    order: Tensor
+
+    def __call__(self, samples: Any) -> Prepared:
+        """Puts the pixels in order."""
+        return Prepared(self.arrange(_pixels(samples) * self.max_rate))
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Makes a sequence ``(T, B, 784 / T)`` around the mean of pixels ``(B, 784)``."""
+        x = x[:, self.order.to(x.device)] - MEAN_PIXEL * self.max_rate
+        return x.unflatten(1, (self.length, -1)).transpose(0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class RecordingPreparation(Preparation):
+    """Recordings of an event camera become frames: a list of :class:`snn_lib.data.events.Events`.
+
+    Attributes:
+        sensor: pixels of the camera in each direction.
+        length, duration, bins, merge, side: as in :class:`snn_lib.data.events.Frames`.
+        values: whether the input is 1 for any events in a pixel and step, or their number.
+        order: order of the steps; summed: every step is the mean of all of them.
+    """
+
+    sensor: int
+    length: int
+    duration: float
+    bins: Literal["time", "count"]
+    merge: int
+    side: int
+    values: Literal["clipped", "counted"]
+    order: Literal["forward", "reversed", "summed"]
+
+    def __call__(self, samples: Sequence[Events]) -> Prepared:
+        """Sorts events into frames."""
+        require(
+            all(isinstance(sample, Events) for sample in samples),
+            "expected a list of recordings, each a snn_lib.data.events.Events",
+        )
+        counts = [self.frames.count_events(events, self.sensor) for events in samples]
+        return Prepared(self.input_of(torch.stack([torch.from_numpy(one) for one in counts])))
+
+    @property
+    def frames(self) -> Frames:
+        """How a recording becomes frames."""
+        return Frames(self.length, self.duration, self.bins, self.merge, self.side)
+
+    def input_of(self, frames: Tensor) -> Tensor:
+        """The network's input ``(T, B, side, side, 2)`` from counts ``(B, T, side, side, 2)``."""
+        x = frames.transpose(0, 1)
+        if self.values == "clipped":
+            x = x.clamp(max=1)
+        if self.order == "reversed":
+            x = x.flip(0)
+        elif self.order == "summed":
+            x = x.float().mean(0).expand(x.shape)
+        return x
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        SequencePreparation,
+        SeriesPreparation,
+        DigitPreparation,
+        PixelPreparation,
+        RecordingPreparation,
+    )
+}
+
+
+def preparation_from(values: Any) -> Preparation:
+    """The preparation that a checkpoint holds, see :meth:`Preparation.to_dict`.
+
+    Raises:
+        InputError: there is none, or this version does not know it.
+    """
+    try:
+        values = dict(values)
+        return KINDS[values.pop("kind")](**values)
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            "it does not hold how input is prepared: prepare it yourself for network(x)"
+        ) from None
+
+
+def _sequences(
+    samples: Any, features: Sequence[int], dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """The samples as sequences ``(T, *features)`` of finite numbers; ``(T,)`` is one channel."""
+    sequences = []
+    for index, sample in enumerate(samples):
+        sequence = as_numbers(sample, f"sample {index}").to(dtype)
+        sequence = sequence[:, None] if sequence.dim() == 1 else sequence
+        shape = tuple(sequence.shape)
+        require(
+            len(shape) >= 2 and shape[0] > 0 and shape[1:] == tuple(features),
+            f"sample {index} has the shape {shape}, expected (T, {', '.join(map(str, features))}) "
+            "as in training",
+        )
+        wrong = (~sequence.isfinite()).nonzero()
+        if len(wrong):
+            step, *channel = wrong[0].tolist()
+            place = f"step {step}, channel {', '.join(map(str, channel))}"
+            raise InputError(f"sample {index} has an infinite or undefined number in {place}")
+        sequences.append(sequence)
+    require(bool(sequences), "there are no samples")
+    return sequences
+
+
+def _pad(sequences: Sequence[Tensor]) -> Prepared:
+    lengths = [len(sequence) for sequence in sequences]
+    same = len(set(lengths)) == 1
+    return Prepared(pad_sequence(sequences), None if same else torch.tensor(lengths))
+
+
+def _pixels(images: Any) -> Tensor:
+    """Images as pixels from 0 to 1, ``(samples, 784)``."""
+    images = torch.as_tensor(images)
+    require(
+        images.dim() == 3 and images.shape[1:].numel() == PIXELS and len(images) > 0,
+        f"the images have the shape {tuple(images.shape)}, expected (samples, 28, 28)",
+    )
+    pixels = images.flatten(1)
+    pixels = pixels.float() / 255.0 if images.dtype == torch.uint8 else pixels.float()
+    require(
+        bool(((pixels >= 0) & (pixels <= 1)).all()),
+        "a pixel is not a number from 0 to 1: expected those, or uint8 from 0 to 255",
+    )
+    return pixels

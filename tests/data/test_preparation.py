@@ -1,0 +1,118 @@
+"""The way from a user's values to input: that of the task's own batches, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from recorded import some_events
+
+from snn_lib.data.preparation import (
+    DigitPreparation,
+    PixelPreparation,
+    RecordingPreparation,
+    SequencePreparation,
+    SeriesPreparation,
+    preparation_from,
+)
+from snn_lib.errors import InputError
+
+LATENCY = {"span": 3, "threshold": 0.2, "law": "linear", "tau": 5.0, "jitter": 0.0}
+SERIES = SeriesPreparation(
+    mean=torch.tensor([1e8, 2.0], dtype=torch.float64),
+    deviation=torch.tensor([1.0, 4.0], dtype=torch.float64),
+    change=torch.tensor([1.0, 2.0]),
+    block=2,
+    steps=3,
+    encoding="current",
+    fields=8,
+    window=8,
+    threshold=0.25,
+)
+DIGITS = DigitPreparation(4, "constant", 0.5, **LATENCY)
+PIXELS = PixelPreparation(28, 1.0, torch.arange(784).flip(0))
+RECORDINGS = RecordingPreparation(34, 5, 30.0, "time", 1, 34, "clipped", "forward")
+SEQUENCES = SequencePreparation([3])
+
+
+@pytest.mark.parametrize("made", [SERIES, DIGITS, PIXELS, RECORDINGS, SEQUENCES], ids=repr)
+def test_a_preparation_comes_back_from_a_checkpoint(made, tmp_path):
+    torch.save(made.to_dict(), tmp_path / "file")
+    again = preparation_from(torch.load(tmp_path / "file", weights_only=True))
+    assert type(again) is type(made)
+    for name, value in vars(made).items():
+        assert torch.equal(value, vars(again)[name]) if torch.is_tensor(value) else True
+    assert again.to_dict().keys() == made.to_dict().keys()
+
+
+@pytest.mark.parametrize("values", [None, {}, {"kind": "Unknown"}, {"kind": "PixelPreparation"}, 3])
+def test_a_preparation_that_is_none_is_refused(values):
+    with pytest.raises(InputError, match="does not hold how input is prepared"):
+        preparation_from(values)
+
+
+def test_series_are_standardised_shortened_padded_and_encoded():
+    long = np.array([[1e8 + 1, 6.0], [1e8 + 3, 10.0], [1e8, 2.0], [1e8 - 1, -2.0]])
+    x, lengths = SERIES([long, long[:2]])
+    # Means of two standardised steps: (1, 1), (3, 2) and (0, 0), (-1, -1); then their changes.
+    first = torch.tensor([[2.0, 1.5, 0.0, 0.0], [-0.5, -0.5, -2.5, -1.0]])
+    torch.testing.assert_close(x[:, 0], first)
+    torch.testing.assert_close(x[0, 1], first[0])
+    assert lengths.tolist() == [2, 1]
+    assert SERIES.inputs == x.shape[2]
+
+
+def test_images_become_currents_or_one_spike_a_pixel():
+    images = torch.zeros(2, 28, 28, dtype=torch.uint8)
+    images[1, 0, 3] = 255
+    x, lengths = DIGITS(images)
+    assert x.shape == (4, 2, 784)
+    assert lengths is None
+    assert x[:, 1, 3].tolist() == [0.5] * 4
+    assert x.sum() == 2
+    assert torch.equal(x, DIGITS(images.float() / 255).x)
+    spikes = DigitPreparation(5, "latency", 1.0, **LATENCY)(images).x
+    assert spikes[:, 1, 3].tolist() == [1, 0, 0, 0, 0]
+    assert spikes.sum() == 1
+
+
+def test_pixels_come_in_order_around_their_mean():
+    images = torch.rand(2, 28, 28)
+    x, _ = PIXELS(images)
+    assert x.shape == (28, 2, 28)
+    expected = images.flatten(1).flip(1).view(2, 28, 28).transpose(0, 1) - 0.1307
+    torch.testing.assert_close(x, expected)
+
+
+def test_recordings_become_frames():
+    events = some_events(3, count=500)
+    x, _ = RECORDINGS([events, events])
+    counts = torch.from_numpy(RECORDINGS.frames.count_events(events, 34))
+    assert torch.equal(x[:, 1], counts.clamp(max=1))
+    with pytest.raises(InputError, match="list of recordings"):
+        RECORDINGS([np.zeros(3)])
+
+
+def test_sequences_enter_as_they_are():
+    x = torch.rand(2, 5, 3)
+    assert torch.equal(SEQUENCES(x).x, x.transpose(0, 1))
+    padded, lengths = SEQUENCES([x[0], x[1, :2]])
+    assert lengths.tolist() == [5, 2]
+    assert not padded[2:, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("made", "samples", "words"),
+    [
+        (SEQUENCES, torch.rand(2, 5, 4), r"sample 0 has the shape \(5, 4\), expected \(T, 3\)"),
+        (SEQUENCES, [torch.rand(5, 3), torch.rand(0, 3)], "sample 1 has the shape"),
+        (SEQUENCES, [], "no samples"),
+        (SEQUENCES, [torch.rand(4, 3).where(torch.arange(3) != 1, torch.nan)], "step 0, channel 1"),
+        (SEQUENCES, [["a"]], "sample 0 is .*, expected numbers"),
+        (SERIES, [np.ones((4, 3))], "expected .T, 2."),
+        (DIGITS, torch.rand(28, 28), r"expected \(samples, 28, 28\)"),
+        (DIGITS, torch.full((1, 28, 28), 255.0), "from 0 to 1"),
+        (PIXELS, torch.full((1, 28, 28), torch.nan), "from 0 to 1"),
+    ],
+)
+def test_samples_that_the_network_was_not_trained_on_are_refused(made, samples, words):
+    with pytest.raises(InputError, match=words):
+        made(samples)

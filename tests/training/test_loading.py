@@ -1,0 +1,260 @@
+"""Loading a trained network: what it computes, and that it needs nothing but its checkpoint."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from running import ONE_THREAD, ROOT, the_run
+from torch import nn
+
+import snn_lib
+from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.data.series import load_series
+from snn_lib.errors import InputError
+from snn_lib.inference import compiled
+from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
+from snn_lib.tasks.base import output_of
+from snn_lib.tasks.digits import DigitClassification
+from snn_lib.tasks.sequential_digits import SequentialDigits
+from snn_lib.tasks.time_series import TimeSeries
+from snn_lib.training import Experiment
+from snn_lib.training.checkpoints import load_checkpoint, save_checkpoint
+from snn_lib.training.config import config_from_dict
+
+SCRIPT = """\
+import torch
+from torch import nn
+from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.tasks import SequenceClassification
+from snn_lib.training import main
+
+torch.manual_seed(0)
+y = torch.arange(40) % 2
+x = torch.rand(40, 6, 3)
+data = {"train": (x[:30], y[:30]), "test": (x[30:], y[30:])}
+
+
+def build_model(config):
+    neurons = SpikingNeuron(8, tau_m=5)
+    return Sequential(LowPassSynapse(3, tau=5), nn.Linear(3, 8), neurons, nn.Linear(8, 2))
+
+
+task = SequenceClassification(data, readout="mean", classes=["down", "up"])
+"""
+CALL = "main(__file__, build_model, task)\n"
+
+
+def build_model(config):
+    return Sequential(
+        LowPassSynapse(3, tau=5), nn.Linear(3, 8), SpikingNeuron(8, tau_m=5), nn.Linear(8, 2)
+    )
+
+
+def train(folder, task):
+    """The path of the best checkpoint of a run of one epoch."""
+    config = task.config_class(name="mine", device="cpu", runs_path=str(folder / "runs"))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    experiment = Experiment(build_model, task, config)
+    experiment.train()
+    return experiment.run.best
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A trained network: its checkpoint, its data and its task."""
+    torch.manual_seed(0)
+    x, y = torch.rand(20, 6, 3), torch.arange(20) % 2
+    task = SequenceClassification({"train": (x, y)}, "mean", classes=["down", "up"])
+    return train(tmp_path_factory.mktemp("mine"), task), x, task
+
+
+def pretrained(name, task_class, **options):
+    """A pretrained network, and its task on a few test samples."""
+    path = ROOT / "checkpoint" / f"pretrained_{name}"
+    task = task_class()
+    values = {**load_checkpoint(path)["config"], "dataset_path": str(ROOT / "dataset")}
+    if options:
+        values["mnist_config"] = {**values["mnist_config"], **options}
+    task.prepare(config_from_dict(task.config_class, values, []), torch.device("cpu"))
+    return snn_lib.load(path), task
+
+
+@pytest.mark.parametrize(
+    ("name", "task_class"),
+    [
+        ("snn_mlp_1", DigitClassification),
+        ("snn_mlp_1_latency", DigitClassification),
+        ("sequential_mnist", SequentialDigits),
+    ],
+)
+def test_images_are_prepared_and_answered_as_in_the_test(name, task_class):
+    network, task = pretrained(name, task_class, test_size=10)
+    (batch,) = task.evaluation_batches("test")
+    images = torch.frombuffer(
+        bytearray((ROOT / "dataset/MNIST/raw/t10k-images-idx3-ubyte").read_bytes()[16:][:7840]),
+        dtype=torch.uint8,
+    ).view(10, 28, 28)
+    assert torch.equal(network.prepare(images).x, batch.x)
+    with torch.no_grad():
+        logits = task.logits(network, batch) if hasattr(task, "order") else None
+        output = output_of(network, batch.x)
+    expected = (
+        output[-1] if name == "sequential_mnist" else output.sum(0) * network._usage.logit_scale
+    )
+    torch.testing.assert_close(network.answer(images), expected)
+    assert logits is None or torch.equal(logits, expected)
+    names, scores = network.classify(images)
+    assert [int(one) for one in names] == expected.argmax(1).tolist()
+    torch.testing.assert_close(scores, expected.softmax(1))
+    assert sum(int(one) == label for one, label in zip(names, batch.y, strict=True)) >= 9
+
+
+def test_series_are_prepared_and_answered_as_in_the_test():
+    network, task = pretrained("time_series", TimeSeries)
+    parts, classes = load_series("JapaneseVowels", ROOT / "dataset")
+    batch = next(task.evaluation_batches("test"))
+    x, lengths = network.prepare(parts["test"][0][: batch.x.shape[1]])
+    assert torch.equal(x, batch.x)
+    assert torch.equal(lengths, batch.lengths)
+    names, _ = network.classify(parts["test"][0][:50])
+    right = [name == classes[label] for name, label in zip(names, parts["test"][1], strict=False)]
+    assert sum(right) >= 48
+
+
+def test_a_network_of_one_s_own_computes_what_was_trained(mine):
+    path, x, _ = mine
+    network = snn_lib.load(path, build_model)
+    assert not network.training
+    model = build_model(None)
+    model.load_state_dict(load_checkpoint(path)["snn_state_dict"])
+    with torch.no_grad():
+        expected, state = model.eval()(x.transpose(0, 1))
+        output, next_state = network(x.transpose(0, 1))
+    assert torch.equal(output, expected)
+    assert len(next_state) == len(state)
+    names, scores = network.classify(x)
+    assert names == [["down", "up"][k] for k in expected.mean(0).argmax(1)]
+    torch.testing.assert_close(scores.sum(1), torch.ones(20))
+    stream = compiled(network)
+    for step, values in enumerate(x[0].numpy()):
+        np.testing.assert_allclose(stream.step(values), expected[step, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_loading_changes_no_random_numbers(mine):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    snn_lib.load(mine[0], build_model)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_number_for_every_sequence_is_answered(tmp_path):
+    x = torch.rand(20, 6, 3)
+    task = SequenceRegression({"train": (x, x.sum((1, 2))[:, None].repeat(1, 2))}, readout="last")
+    network = snn_lib.load(train(tmp_path, task), build_model)
+    with torch.no_grad():
+        expected = network(x.transpose(0, 1))[0][-1]
+    torch.testing.assert_close(network.answer(x), expected)
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    "])
+def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monkeypatch, guard):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rising.py").write_text(SCRIPT + guard + CALL)
+    settings = "hyperparameters.epoch=1", "hyperparameters.batch_size=8", "device=cpu"
+    command = sys.executable, "rising.py", "--train", *settings
+    subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True)
+    best = the_run(tmp_path) / "best"
+    shutil.copy(best, tmp_path / "sent")  # to another machine, with the script beside it
+    network = snn_lib.load("sent")
+    assert network.classes == ["down", "up"]
+    assert network.classify(torch.rand(1, 6, 3))[0][0] in network.classes
+    monkeypatch.chdir(ROOT)
+    assert snn_lib.load(best).classes == ["down", "up"]  # the script lies above the checkpoint
+    (tmp_path / "rising.py").unlink()
+    with pytest.raises(InputError, match=r"rising.py, which wrote checkpoint .* is neither in"):
+        snn_lib.load(best)
+
+
+def test_a_script_that_fails_or_calls_no_main_is_named(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = {**load_checkpoint(mine[0]), "script": "broken.py"}
+    save_checkpoint(tmp_path / "best", checkpoint)
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(InputError, match=r"broken.py fails before .*ModuleNotFoundError"):
+        snn_lib.load("best")
+    (tmp_path / "broken.py").write_text("x = 1\n")
+    with pytest.raises(InputError, match="does not call"):
+        snn_lib.load("best")
+
+
+def test_a_script_that_is_imported_without_a_guard_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "unguarded.py").write_text(SCRIPT + CALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=r"unguarded.py calls main when it is imported: put the"):
+        import unguarded  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"script": None}, "does not name the script"),
+        ({"script": "../up.py"}, "does not name the script"),
+        ({"script": "lost.py"}, "lost.py, which wrote"),
+    ],
+)
+def test_a_checkpoint_without_its_script_needs_a_build_model(mine, tmp_path, change, words):
+    save_checkpoint(tmp_path / "best", {**load_checkpoint(mine[0]), **change})
+    with pytest.raises(InputError, match=words):
+        snn_lib.load(tmp_path / "best")
+    assert snn_lib.load(tmp_path / "best", build_model).classes == ["down", "up"]
+
+
+def test_what_an_earlier_version_s_checkpoint_does_not_hold_is_named(mine, tmp_path):
+    path, x, _ = mine
+    old = load_checkpoint(path)
+    for key in ("preparation", "readout", "logit_scale", "classes", "script"):
+        del old[key]
+    save_checkpoint(tmp_path / "old", old)
+    network = snn_lib.load(tmp_path / "old", build_model)
+    assert network(x.transpose(0, 1))[0].shape == (6, 20, 2)
+    with pytest.raises(InputError, match="does not hold how input is prepared"):
+        network.prepare(x)
+    with pytest.raises(InputError, match="does not hold a readout"):
+        network.classify(x)
+
+
+def test_a_checkpoint_of_another_network_is_refused(mine):
+    with pytest.raises(InputError, match=r"belongs to another model: .*1.weight"):
+        snn_lib.load(mine[0], lambda config: Sequential(LowPassSynapse(4, tau=5)))
+    with pytest.raises(InputError, match=r"cannot be built: .*no attribute 'fan_in'"):
+        snn_lib.load(mine[0], lambda config: Sequential(nn.Linear(config.fan_in, 2)))
+
+
+def test_samples_of_other_channels_are_refused(mine):
+    network = snn_lib.load(mine[0], build_model)
+    with pytest.raises(InputError, match=r"sample 0 has the shape \(6, 4\), expected \(T, 3\)"):
+        network.classify(torch.rand(1, 6, 4))
+
+
+def test_a_checkpoint_is_loaded_whose_settings_are_a_class_of_one_s_own(tmp_path):
+    @dataclasses.dataclass
+    class OwnConfig(ClassificationConfig):
+        width: int = 8
+
+    x, y = torch.rand(20, 6, 3), torch.arange(20) % 2
+    task = SequenceClassification({"train": (x, y)}, "mean", config_class=OwnConfig)
+    network = snn_lib.load(
+        train(tmp_path, task),
+        lambda config: Sequential(
+            LowPassSynapse(3, tau=5),
+            nn.Linear(3, config.width),
+            SpikingNeuron(config.width, tau_m=5),
+            nn.Linear(config.width, 2),
+        ),
+    )
+    assert set(network.classify(x)[0]) <= {"0", "1"}
