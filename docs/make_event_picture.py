@@ -4,10 +4,11 @@
     python docs/make_event_picture.py --recording folder/00007.bin
     python docs/make_event_picture.py --checkpoint runs/nmnist/TIME/best --number 3
 
-A step runs as soon as its events are all there, with the state of the steps before: after each it
-says what it would say of a recording that ended here, and how long after the step's end. Above,
-what it saw in a step, brighter blue and darker orange, and what it said then; below, how sure it
-was of each class, of the right one in green.
+A compiled network runs each step as soon as the events of that step are all there, and keeps its
+state. After each step the script prints the network's answer so far, and how long after the end of
+the step it came. The upper half of the picture shows the events of each step, brighter in blue and
+darker in orange, and the answer. The lower half shows the confidence in each class, the right one
+in green.
 """
 
 import argparse
@@ -21,16 +22,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.colors import to_rgb
-from torch import Tensor, nn
+from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
-from event_vision import SNN, EventConvConfig
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of snn_lib
+import snn_lib
 from snn_lib.data.events import Events
 from snn_lib.data.recordings import SETS
-from snn_lib.data.simulated_events import simulated_recordings
+from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
+from snn_lib.inference import compiled
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
-from snn_lib.training.checkpoints import load_checkpoint, load_weights
-from snn_lib.training.config import config_from_dict
+from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.loading import TrainedNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, INK = "#ffffff", "#444444"  # opaque, to be read on a dark page as well
@@ -56,32 +58,29 @@ class Step(NamedTuple):
         return "-" if silent else str(self.confidence.argmax().item())
 
 
-@torch.inference_mode()
-def live(model: nn.Module, config: EventConvConfig, events: Events, speed: float) -> Iterator[Step]:
+def live(network: TrainedNetwork, events: Events, speed: float) -> Iterator[Step]:
     """Yields each step of a recording when its time has come.
 
     Args:
-        model: in evaluation mode.
-        config: its configuration; events are binned by time and shown in their order.
+        network: a network of event_vision.py, whose steps are bins of time that run forward.
         events: the recording.
         speed: how many times faster than it was recorded it is played.
     """
-    frames, settings = config.frames(), config.hyperparameters
-    sensor, width = SETS[config.dataset].sensor, frames.duration / frames.length
+    preparation = network.preparation
+    frames, width = preparation.frames, preparation.duration / preparation.length
     passed = (events.t - events.t[0]) / 1000.0
-    model(torch.zeros(1, 1, frames.side, frames.side, 2))  # loads the kernels before it counts
-    state, spikes, begin = None, 0.0, time.perf_counter()
+    stream = compiled(network, shape=(frames.side, frames.side, 2))
+    spikes, begin = 0.0, time.perf_counter()
     for number in range(frames.length):
         end = (number + 1) * width
         due = begin + end / 1000.0 / speed
         time.sleep(max(due - time.perf_counter(), 0.0))
         so_far = Events(*(values[passed < end] for values in events))
-        frame = torch.from_numpy(frames.count_events(so_far, sensor)[number])
-        x = config.events.input_of(frame[None, None])  # (T = 1, B = 1, side, side, 2)
-        output, state = model(x, state)
-        spikes = spikes + output[0, 0]
-        confidence = (spikes * settings.logit_per_spike).softmax(0)
-        yield Step(x[0, 0], confidence, time.perf_counter() - due)
+        frame = torch.from_numpy(frames.count_events(so_far, preparation.sensor)[number])
+        x = preparation.input_of(frame[None, None])[0, 0]  # (side, side, 2)
+        spikes = spikes + torch.from_numpy(stream.step(x.numpy()))
+        confidence = (spikes * network.logit_scale).softmax(0)
+        yield Step(x, confidence, time.perf_counter() - due)
 
 
 def draw(steps: list[Step], width: float, label: int | None) -> plt.Figure:
@@ -124,20 +123,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     chosen = parser.parse_args()
 
-    checkpoint = load_checkpoint(chosen.checkpoint)
-    config = config_from_dict(EventConvConfig, checkpoint["config"], [])
-    if (config.events.bins, config.events.order) != ("time", "forward"):
+    network, config = snn_lib.load(chosen.checkpoint), load_checkpoint(chosen.checkpoint)["config"]
+    if (network.preparation.bins, network.preparation.order) != ("time", "forward"):
         parser.error("only a network of bins of time that run forward can follow a stream")
-    model = SNN(config).eval()
-    load_weights(model, checkpoint, chosen.checkpoint)
-    kind, path = SETS[config.dataset], chosen.recording
+    kind, path = SETS[config["dataset"]], chosen.recording
     if path is None:
-        count = chosen.number + 1
-        path = simulated_recordings(config.camera, chosen.dataset_path, False, count)[-1]
-    width, label = config.events.duration / config.hyperparameters.length, kind.label(path)
+        count, camera = chosen.number + 1, CameraConfig(**config["camera"])
+        path = simulated_recordings(camera, chosen.dataset_path, False, count)[-1]
+    width, label = network.preparation.duration / network.preparation.length, kind.label(path)
 
     steps = []
-    for step in live(model, config, kind.read(path), chosen.speed):
+    for step in live(network, kind.read(path), chosen.speed):
         steps.append(step)
         sure = 100 * step.confidence.max()
         print(

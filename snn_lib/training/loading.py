@@ -9,9 +9,8 @@ layers come from ``build_model``, which the script of the experiment hands over.
 
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,11 +73,13 @@ def trained_network(
     origin = describe_origin(checkpoint, path)
     values = checkpoint.get("config")
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
-    usage = Usage.of(checkpoint)
+    preparation = checkpoint.get("preparation")
+    if preparation is not None:
+        preparation = preparation_from(preparation)
     if task is None:
         config = _namespace(values)
     else:
-        task.preparation, task.classes = usage.preparation, usage.classes
+        task.preparation, task.classes = preparation, checkpoint.get("classes", ())
         config = config_from_dict(task.config_class, values, [], origin)
     with torch.random.fork_rng(devices=[]):  # the first weights are replaced anyway
         try:
@@ -86,28 +87,8 @@ def trained_network(
         except AttributeError as error:
             raise InputError(f"the layers of {origin} cannot be built: {error}") from error
     load_weights(model, checkpoint, path)
-    return TrainedNetwork(model.cpu(), usage, origin).eval()
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a checkpoint holds of a network's use; see :meth:`snn_lib.tasks.Task.usage`."""
-
-    preparation: Preparation | None
-    readout: str | None
-    logit_scale: float
-    classes: list[str]
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Usage":
-        """What there is of it in a checkpoint; those of earlier versions hold none."""
-        values = checkpoint.get("preparation")
-        return cls(
-            None if values is None else preparation_from(values),
-            checkpoint.get("readout"),
-            float(checkpoint.get("logit_scale", 1.0)),
-            [str(name) for name in checkpoint.get("classes", ())],
-        )
+    answering = [checkpoint.get(key) for key in ("readout", "logit_scale", "classes")]
+    return TrainedNetwork(model.cpu(), origin, preparation, *answering).eval()
 
 
 class TrainedNetwork(nn.Module):
@@ -115,17 +96,30 @@ class TrainedNetwork(nn.Module):
 
     Attributes:
         model: the module as it was trained.
+        preparation: makes its input of samples, see :mod:`snn_lib.data.preparation`.
+        readout: a name of ``snn_lib.readout.READOUTS``.
+        logit_scale: what the readout's value is multiplied by to be a logit.
         classes: the names of the classes, by number; empty if they have none.
+
+    What the checkpoint does not hold, since an earlier version wrote it, say, is ``None``.
 
     Shape:
         As the model: input over time ``(T, B, *features)`` to its output, with its state if it has
         one.
     """
 
-    def __init__(self, model: nn.Module, usage: Usage, origin: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        origin: str,
+        preparation: Preparation | None = None,
+        readout: str | None = None,
+        logit_scale: float | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
-        self.model, self._usage, self._origin = model, usage, origin
-        self.classes = usage.classes
+        self.model, self._origin, self.preparation = model, origin, preparation
+        self.readout, self.logit_scale, self.classes = readout, logit_scale, list(classes or ())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model as it was trained."""
@@ -147,11 +141,11 @@ class TrainedNetwork(nn.Module):
                 not hold how input is prepared.
         """
         require(
-            self._usage.preparation is not None,
+            self.preparation is not None,
             f"{self._origin} does not hold how input is prepared: run network(x) on input of your "
             "own, (T, B, *features)",
         )
-        return self._usage.preparation(samples)
+        return self.preparation(samples)
 
     @torch.inference_mode()
     def answer(self, samples: Any) -> Tensor:
@@ -162,12 +156,12 @@ class TrainedNetwork(nn.Module):
                 one that a checkpoint cannot hold.
         """
         require(
-            self._usage.readout in READOUTS,
+            self.readout in READOUTS,
             f"{self._origin} does not hold a readout: read network(x) out yourself",
         )
         x, lengths = self.prepare(samples)
         output = output_of(self.model, x)
-        return READOUTS[self._usage.readout]()(output, lengths).float() * self._usage.logit_scale
+        return READOUTS[self.readout]()(output, lengths).float() * self.logit_scale
 
     def classify(self, samples: Any) -> tuple[list[str], Tensor]:
         """The name of each sample's class, and the scores of all classes, ``(samples, classes)``.

@@ -57,7 +57,7 @@ def test_in_order_a_digit_is_read_row_by_row(config, length):
 def test_the_permutation_is_the_same_for_everyone(config, seed):
     config.seed = seed
     task, x = shown(config)
-    order = task.order.tolist()
+    order = task.preparation.order.tolist()
     assert sorted(order) == list(range(784))
     assert hashlib.sha256(bytes(str(order), "ascii")).hexdigest()[:16] == "453ad6c92e265c24"
     assert torch.equal(x[:, :, 0].T, images().flatten(1)[:, order])

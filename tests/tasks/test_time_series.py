@@ -134,9 +134,9 @@ def test_sequences_of_a_single_step_have_no_changes(tmp_path):
 
 def test_long_sequences_are_averaged_over_blocks(mine, tmp_path):
     whole = task_of(configured(tmp_path))
-    assert whole.steps == mine["lengths"][:45].max()
+    assert whole.preparation.steps == mine["lengths"][:45].max()
     blocks = task_of(configured(tmp_path, length=7))  # blocks of three steps
-    assert blocks.steps == -(-whole.steps // 3) <= 7
+    assert blocks.preparation.steps == -(-whole.preparation.steps // 3) <= 7
     for (long, _), (short, _) in zip(whole.parts["test"], blocks.parts["test"], strict=True):
         expected = [long[begin : begin + 3].mean(0) for begin in range(0, len(long), 3)]
         torch.testing.assert_close(short, torch.stack(expected))
@@ -150,7 +150,10 @@ def test_the_network_sees_the_channels_and_steps_that_the_task_says(mine, tmp_pa
     batch = next(task.evaluation_batches("test"))
     assert batch.x.shape == (longer * len(plain.x), 15, channels)
     assert torch.equal(batch.lengths, longer * plain.lengths)
-    assert (task.inputs, task.steps) == (channels, longer * mine["lengths"][:45].max())
+    assert (task.preparation.inputs, task.preparation.steps) == (
+        channels,
+        longer * mine["lengths"][:45].max(),
+    )
     assert task.classes == ["0", "1", "2"]
 
 

@@ -102,9 +102,7 @@ def test_images_are_prepared_and_answered_as_in_the_test(name, task_class):
     with torch.no_grad():
         logits = task.logits(network, batch) if hasattr(task, "order") else None
         output = output_of(network, batch.x)
-    expected = (
-        output[-1] if name == "sequential_mnist" else output.sum(0) * network._usage.logit_scale
-    )
+    expected = output[-1] if name == "sequential_mnist" else output.sum(0) * task.logit_scale
     torch.testing.assert_close(network.answer(images), expected)
     assert logits is None or torch.equal(logits, expected)
     names, scores = network.classify(images)
