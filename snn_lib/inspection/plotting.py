@@ -321,52 +321,6 @@ def synapse_layers(
     return axes
 
 
-def damage_sweep(
-    strengths: Sequence[float],
-    errors: Sequence[float],
-    retrievals: Sequence[float],
-    xlabel: str,
-    trained: float | None = None,
-    axes: Sequence[Axes] | None = None,
-) -> np.ndarray:
-    """Error, on a logarithmic axis, and retrieval against the strength of one kind of damage.
-
-    Args:
-        strengths: of the damage, ascending.
-        errors: loss as a share of the target's power, at each strength; an output without spikes
-            has 100 %, where a line is drawn.
-        retrievals: share of samples recognised, at each strength.
-        xlabel: the kind of damage with its unit, such as ``"rows removed"``.
-        trained: the strength in training, the most if it varied, where a line is drawn.
-        axes: two axes, for the error and for the retrieval.
-
-    Returns:
-        The two axes.
-    """
-    alone = axes is None
-    if alone:
-        axes = _panels(2, 1, (4, 5), sharex=True)[:, 0]
-    axes[0].axhline(1.0, color=GREY, lw=1, ls="--", label="silence")
-    for ax, values, ylabel, color, marker in (
-        (axes[0], errors, "error / target's power", VERMILION, "s"),
-        (axes[1], retrievals, "retrieval", BLUE, "o"),
-    ):
-        if trained is not None:
-            ax.axvline(trained, color=GREY, lw=1, ls=":", label="in training")
-        ax.plot(strengths, values, color=color, marker=marker, ms=4)
-        ax.set_ylabel(ylabel)
-        ax.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[1].set_ylim(-0.05, 1.05)
-    for ax in axes:
-        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
-    axes[1].set_xlabel(xlabel)
-    if alone:
-        axes[0].legend(frameon=False, fontsize="small", loc="lower right")
-    return np.asarray(axes)
-
-
 def damage_sweeps(
     rows: Sequence[Mapping[str, Any]],
     trained: Mapping[str, float] | None = None,
@@ -374,33 +328,55 @@ def damage_sweeps(
 ) -> np.ndarray:
     """Error and retrieval against the strength of every kind of damage, a column each.
 
+    The error is a share of the target's power, on a logarithmic axis. An output without spikes has
+    100 %, where a line is drawn. Retrieval is the share of samples that are recognised.
+
     Args:
         rows: with ``damage``, ``strength``, ``error`` and ``retrieval``, as
             :meth:`snn_lib.tasks.association.Association.sweep` returns them.
-        trained: strengths in training, by the kind of damage.
+        trained: the strength in training for each kind of damage, the most if it varied; a line is
+            drawn there.
         others: rows of another model, drawn behind in grey.
 
     Returns:
         The axes, two rows of them.
     """
-
-    def curves(of_model: Sequence[Mapping[str, Any]], kind: str) -> list[list[float]]:
-        of_kind = [row for row in of_model if row["damage"] == kind]
-        return [[row[key] for row in of_kind] for key in ("strength", "error", "retrieval")]
-
     kinds = list(dict.fromkeys(row["damage"] for row in rows))
     axes = _panels(2, len(kinds), (2.8 * len(kinds), 5), sharex="col", sharey="row")
+    measures = (
+        ("error", "error / target's power", VERMILION, "s"),
+        ("retrieval", "retrieval", BLUE, "o"),
+    )
     for kind, column in zip(kinds, axes.T, strict=True):
-        if others:
-            strengths, *compared = curves(others, kind)
-            for ax, values in zip(column, compared, strict=True):
-                ax.plot(strengths, values, color=GREY, marker=".", label="the other")
-        label = DAMAGE_KINDS[kind].label if kind in DAMAGE_KINDS else kind
-        damage_sweep(*curves(rows, kind), label, (trained or {}).get(kind), column)
+        for ax, (measure, ylabel, color, marker) in zip(column, measures, strict=True):
+            grey = {"color": GREY, "marker": ".", "label": "the other"}
+            _plot_damage(ax, others, kind, measure, **grey)
+            if measure == "error":
+                ax.axhline(1.0, color=GREY, lw=1, ls="--", label="silence")
+            if trained and kind in trained:
+                ax.axvline(trained[kind], color=GREY, lw=1, ls=":", label="in training")
+            _plot_damage(ax, rows, kind, measure, color=color, marker=marker, ms=4)
+            ax.set_ylabel(ylabel)
+            ax.grid(alpha=0.3)
+        column[0].set_yscale("log")
+        column[0].yaxis.set_minor_formatter(NullFormatter())
+        column[1].set_ylim(-0.05, 1.05)
+        column[1].set_xlabel(DAMAGE_KINDS[kind].label if kind in DAMAGE_KINDS else kind)
     for ax in axes.flat:
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         ax.label_outer()
     axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
     return axes
+
+
+def _plot_damage(
+    ax: Axes, rows: Sequence[Mapping[str, Any]], kind: str, measure: str, **style: Any
+) -> None:
+    """A curve of one measure against the strength of one kind of damage, if there are rows."""
+    of_kind = [row for row in rows if row["damage"] == kind]
+    if of_kind:
+        strengths = [row["strength"] for row in of_kind]
+        ax.plot(strengths, [row[measure] for row in of_kind], **style)
 
 
 def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
