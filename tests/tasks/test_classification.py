@@ -23,8 +23,8 @@ def task_and_model(readout):
     task.prepare(config, torch.device("cpu"))
     model = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 3.0), SpikingNeuron(3, 3.0)).eval()
     with torch.no_grad():  # the first class fires on in the padding, the others do not
-        model[0].weight.copy_(torch.tensor([[0.0], [0.3], [0.2]]) + 0.05 * torch.randn(3, 4))
-        model[0].bias.copy_(torch.tensor([0.5, 0.0, 0.0]))
+        model[0].weight.copy_(torch.tensor([[0.0], [0.6], [0.3]]) + 0.05 * torch.randn(3, 4))
+        model[0].bias.copy_(torch.tensor([0.35, 0.0, 0.0]))
     return task, model, x
 
 
