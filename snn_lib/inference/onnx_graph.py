@@ -12,7 +12,8 @@ import numpy as np
 from torch import nn
 
 from snn_lib.inference import layers as kinds
-from snn_lib.inference.layers import Description, Layer, Shape, describe
+from snn_lib.inference.description import Description, describe
+from snn_lib.inference.layers import Layer, Shape
 from snn_lib.surrogate import THRESHOLD
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
@@ -43,7 +44,7 @@ def to_onnx(
     Raises:
         ImportError: the package onnx is not installed.
         ValueError: a layer cannot be exported, or the shape is missing; see
-            :func:`snn_lib.inference.layers.describe`.
+            :func:`snn_lib.inference.description.describe`.
     """
     try:
         import onnx

@@ -1,0 +1,200 @@
+"""A described network as the program of arrays that ``machine.py`` runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from snn_lib.inference import layers as kinds
+from snn_lib.inference import machine
+from snn_lib.inference.description import Description
+from snn_lib.inference.layers import Layer, Shape
+
+READOUT_KINDS = {
+    "count": machine.SUM,
+    "mean": machine.MEAN,
+    "last": machine.LAST,
+    "maximum": machine.MAXIMUM,
+    "leaky": machine.INTEGRATOR,
+}
+
+
+class Program:
+    """A description as the arrays that ``machine.run`` reads.
+
+    Attributes:
+        before, after, dtype: as in :class:`Description`.
+        layers: a record of ``machine.LAYER`` each.
+        coefficients, table: of all layers, the numbers and the integers of the taps.
+        entry: which feature of the network's input each of the first layer's is, ``None``: itself.
+        leave: which feature of the last layer's output each of the network's is, likewise.
+        outputs: of the last layer.
+        states, values, widest: the lengths of what a stream has of its own.
+    """
+
+    def __init__(self, description: Description) -> None:
+        self.before, self.after = description.before, description.after
+        self.dtype = description.dtype
+        order = _channels_last(description.layers[0].before)
+        self.entry = _unless_in_order(description.entry[order])
+        self.states, self.widest = 0, 0
+        source, stride = 0, _whole_lines(len(order))
+        self.values = stride * machine.BLOCK
+        records, taps, coefficients, begin = [], [], [], 0
+        for layer in description.layers:
+            part = _part_of(layer, order)
+            order = part.order
+            if part.kind is None:
+                continue
+            numbers = [_lined_up(row) for row in part.coefficients]
+            target_stride = _whole_lines(len(order))
+            fields = {
+                "kind": part.kind,
+                "source": source,
+                "source_stride": stride,
+                "inputs": math.prod(layer.before),
+                "target": self.values,
+                "target_stride": target_stride,
+                "outputs": len(order),
+                "follows_filter": bool(records) and records[-1][0] == machine.FILTER,
+                "coefficients": begin,
+                "state": self.states,
+                "taps": 2 * len(taps),
+                "tap_count": len(part.taps),
+                **part.fields,
+            }
+            records.append(tuple(fields.get(name, 0) for name in machine.LAYER.names))
+            source, stride = self.values, target_stride
+            self.values += stride * machine.BLOCK
+            self.states += part.states
+            self.widest = max(self.widest, fields.get("channels", 0))
+            coefficients += numbers
+            begin += sum(map(len, numbers))
+            taps += part.taps
+        self.leave, self.outputs = _unless_in_order(np.argsort(order)), len(order)
+        self.layers = np.array(records, machine.LAYER)
+        self.coefficients = aligned(begin, self.dtype)
+        if coefficients:
+            np.concatenate(coefficients, out=self.coefficients, casting="same_kind")
+        self.table = np.array(taps, np.int64).ravel()
+
+
+@dataclass
+class _Part:
+    """A layer as ``machine.py`` runs it.
+
+    Attributes:
+        order: for each value of its output, which of PyTorch's features it is.
+        kind: what it does; ``None`` if nothing is computed.
+        coefficients: in the order in which the function of this kind takes them.
+        states: how many numbers it remembers.
+        taps: of a convolution or a pooling, see ``machine.py``.
+        fields: the others of ``machine.LAYER``.
+    """
+
+    order: np.ndarray
+    kind: int | None = None
+    coefficients: Sequence[np.ndarray] = ()
+    states: int = 0
+    taps: Sequence[tuple[int, int]] = ()
+    fields: dict[str, int] = field(default_factory=dict)
+
+
+def _part_of(layer: Layer, order: np.ndarray) -> _Part:
+    """A layer as the machine runs it, on values in this order."""
+    count = len(order)
+    match layer:
+        case kinds.Flattening():
+            return _Part(order)
+        case kinds.Weights(weight=weight, bias=bias):
+            # Whole lines of outputs: what is beyond the last stays zero.
+            maps = _maps((count, 1, 1), (_whole_lines(len(bias)), 1, 1), tap_width=1)
+            rows = bias, weight.T[order]
+            return _Part(np.arange(len(bias)), machine.WEIGHTS, rows, 0, [(0, 0)], maps)
+        case kinds.Convolution():
+            return _convolution(layer)
+        case kinds.MaxPooling(size=size, padding=padding, dilation=dilation, stride=stride):
+            taps = [
+                (y * dilation[0] - padding[0], x * dilation[1] - padding[1])
+                for y, x in np.ndindex(*size)
+            ]
+            maps = _maps(layer.before, layer.after, stride)
+            return _Part(_channels_last(layer.after), machine.POOLING, (), 0, taps, maps)
+        case kinds.Filter(alpha=alpha, beta=beta):
+            orders = {"past_outputs": len(alpha), "past_inputs": len(beta) - 1}
+            rows = [np.concatenate([alpha, beta]).reshape(-1, count)[:, order].ravel()]
+            return _Part(order, machine.FILTER, rows, sum(orders.values()) * count, (), orders)
+        case kinds.Neuron():
+            rows = layer.membrane_decay, layer.reset_decay, layer.reset_strength
+            rows = [np.stack(rows).reshape(3, count)[:, order].ravel()]
+            return _Part(order, machine.NEURON, rows, 2 * count)
+        case kinds.Readout(kind=kind, decay=decay):
+            numbers = np.array([decay, 1 - decay])
+            return _Part(order, READOUT_KINDS[kind], (numbers,), count + 1)
+
+
+def _convolution(layer: kinds.Convolution) -> _Part:
+    """A convolution as taps: what an input at ``(0, 0)`` adds to the output, and where.
+
+    Neighbours in a row of the window reach neighbouring columns, so that a tap is a whole row, last
+    element first. Where they do not, with a stride or a dilation, it is a single element.
+    """
+    (outputs, inputs, height, width), groups = layer.weight.shape, layer.groups
+    weight = np.zeros((groups, outputs // groups, groups, inputs, height, width))
+    for group, own in enumerate(np.split(layer.weight, groups)):  # others' weights are zero
+        weight[group, :, group] = own
+    weight = weight.reshape(outputs, groups * inputs, height, width)
+    (down, right), (above, left) = layer.dilation, layer.padding
+    if layer.stride[1] == right == 1:
+        kernel = weight[..., ::-1].transpose(2, 1, 3, 0)  # height, inputs, width, outputs
+        taps = [(above - y * down, left - width + 1) for y in range(height)]
+    else:
+        kernel = weight.transpose(2, 3, 1, 0)  # height, width, inputs, outputs
+        taps = [(above - y * down, left - x * right) for y, x in np.ndindex(height, width)]
+    rows = kernel.reshape(len(taps) * groups * inputs, -1)
+    maps = _maps(layer.before, layer.after, layer.stride, tap_width=rows.shape[1] // outputs)
+    order = _channels_last(layer.after)
+    return _Part(order, machine.WEIGHTS, (layer.bias, rows), 0, taps, maps)
+
+
+def _maps(
+    before: Shape, after: Shape, stride: tuple[int, int] = (1, 1), tap_width: int = 0
+) -> dict[str, int]:
+    """The fields of maps ``(C, H, W)``."""
+    names = "channels", "height", "width", "out_channels", "out_height", "out_width"
+    return {
+        **dict(zip(names, (*before, *after), strict=True)),
+        "stride_height": stride[0],
+        "stride_width": stride[1],
+        "tap_width": tap_width,
+        "kernel": _whole_lines(after[0]),
+        "row_stride": _whole_lines(tap_width * after[0]),
+    }
+
+
+def _channels_last(features: Shape) -> np.ndarray:
+    """The features of maps ``(C, H, W)`` in the order (H, W, C), by number; others as they are."""
+    numbers = np.arange(math.prod(features)).reshape(features)
+    return (np.moveaxis(numbers, 0, -1) if len(features) == 3 else numbers).ravel()
+
+
+def _unless_in_order(numbers: np.ndarray) -> np.ndarray | None:
+    return None if np.array_equal(numbers, np.arange(len(numbers))) else numbers
+
+
+def _whole_lines(count: int) -> int:
+    """A number of numbers, rounded up to lines of the cache."""
+    return -(-count // machine.LINE) * machine.LINE
+
+
+def _lined_up(rows: np.ndarray) -> np.ndarray:
+    """Rows one after the other, each filled up to whole lines."""
+    missing = _whole_lines(rows.shape[-1]) - rows.shape[-1]
+    return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)]).ravel()
+
+
+def aligned(count: int, dtype: np.dtype) -> np.ndarray:
+    """Zeros that begin with a line."""
+    room = np.zeros(count + machine.LINE, dtype)
+    return room[-(room.ctypes.data // room.itemsize) % machine.LINE :][:count]
