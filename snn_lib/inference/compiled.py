@@ -23,9 +23,10 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
     """Compiles a trained network for one sample at a time.
 
     It computes what ``network`` does in evaluation mode, from NumPy arrays on the CPU, with the
-    weights that it has now. Filters and neurons give PyTorch's bits; sums of weights are added in
-    another order and differ in their last digits, so that a potential within some 1e-6 of the
-    threshold may be decided otherwise.
+    weights that it has now. Filters and neurons give PyTorch's bits. Sums of weights are added in
+    another order than PyTorch's, and in :meth:`CompiledNetwork.run` in another than in
+    :meth:`CompiledNetwork.step`. They differ in their last digits, so that a potential this near to
+    the threshold may be decided otherwise.
 
     Args:
         network: a :class:`snn_lib.Sequential`, or a module around one; of ``nn.Linear``, synapses,

@@ -100,7 +100,10 @@ def _fill_up(numbers, amounts, count):
 
 @partial(jit, fastmath={"contract"})  # a product and its sum are rounded once
 def _add_rows(rows, stride, numbers, amounts, out):
-    """out += the sum of amounts[0, k] times row numbers[k], one after the other."""
+    """out += amounts[0, k] times row numbers[k] for all k.
+
+    The sum of a group is added as one, so that fewer additions are rounded at the size of ``out``.
+    """
     for k in range(0, len(numbers), GROUP):
         row_0 = rows[numbers[k] * stride :][: len(out)]
         row_1 = rows[numbers[k + 1] * stride :][: len(out)]
@@ -108,7 +111,7 @@ def _add_rows(rows, stride, numbers, amounts, out):
         row_3 = rows[numbers[k + 3] * stride :][: len(out)]
         a, b, c, d = amounts[0, k], amounts[0, k + 1], amounts[0, k + 2], amounts[0, k + 3]
         for n in range(len(out)):
-            out[n] = out[n] + a * row_0[n] + b * row_1[n] + c * row_2[n] + d * row_3[n]
+            out[n] += a * row_0[n] + b * row_1[n] + c * row_2[n] + d * row_3[n]
 
 
 @partial(jit, fastmath={"contract"})
@@ -123,9 +126,9 @@ def _add_rows_block(rows, stride, numbers, amounts, x, y, z):
         e, f, g, h = amounts[1, k], amounts[1, k + 1], amounts[1, k + 2], amounts[1, k + 3]
         p, q, r, s = amounts[2, k], amounts[2, k + 1], amounts[2, k + 2], amounts[2, k + 3]
         for n in range(len(x)):
-            x[n] = x[n] + a * row_0[n] + b * row_1[n] + c * row_2[n] + d * row_3[n]
-            y[n] = y[n] + e * row_0[n] + f * row_1[n] + g * row_2[n] + h * row_3[n]
-            z[n] = z[n] + p * row_0[n] + q * row_1[n] + r * row_2[n] + s * row_3[n]
+            x[n] += a * row_0[n] + b * row_1[n] + c * row_2[n] + d * row_3[n]
+            y[n] += e * row_0[n] + f * row_1[n] + g * row_2[n] + h * row_3[n]
+            z[n] += p * row_0[n] + q * row_1[n] + r * row_2[n] + s * row_3[n]
 
 
 @jit
