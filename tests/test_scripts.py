@@ -158,6 +158,8 @@ def test_help(tmp_path):
     assert (shown.code, shown.err) == (0, "")
     assert shown.out.startswith("usage: python snn_mlp_2.py")
     assert "hyperparameters.tau_m=4.0 " in shown.out
+    own = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", [])  # the base of snn_mlp_2.yaml
+    assert f"hyperparameters.epoch={own.hyperparameters.epoch} " in shown.out
 
 
 @pytest.mark.parametrize(

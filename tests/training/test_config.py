@@ -199,6 +199,13 @@ def test_a_value_outside_its_range_is_refused(yaml_file, overrides, message):
     assert message in refusal(yaml_file, overrides)
 
 
+def test_poisson_spikes_need_a_probability(yaml_file):
+    bright = "mnist_config.max_rate=1.5"
+    assert load_config(DigitConfig, yaml_file, [bright]).mnist_config.max_rate == 1.5
+    message = refusal(yaml_file, bright, "hyperparameters.encoding=poisson")
+    assert message.startswith("mnist_config.max_rate is 1.5, expected at most 1: with ")
+
+
 def test_a_missing_file_is_named(tmp_path):
     assert refusal(tmp_path / "none.yaml") == f"there is no configuration file {tmp_path}/none.yaml"
 
