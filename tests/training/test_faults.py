@@ -2,7 +2,7 @@
 
 SNN_KILLS sets how often the run is killed before it may finish (default 5), for a longer test:
 
-    SNN_KILLS=20 python -m pytest tests/test_faults.py
+    SNN_KILLS=20 python -m pytest tests/training/test_faults.py
 """
 
 import errno

@@ -4,7 +4,7 @@ Exit code 1 only where the file holds numbers that make training explode.
 
 SNN_FUZZ_CASES sets the number of cases over all tests (default 200), new ones each time then:
 
-    SNN_FUZZ_CASES=10000 python -m pytest tests/test_fuzz.py
+    SNN_FUZZ_CASES=10000 python -m pytest tests/training/test_fuzz.py
 """
 
 import os
