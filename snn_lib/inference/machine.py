@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from snn_lib.kernels.cpu.compiling import jit
+from snn_lib.kernels.cpu.iir_filter import second_order
 from snn_lib.kernels.cpu.rows import add, assign, flush, multiply, multiply_add
 from snn_lib.kernels.cpu.spiking_neuron import advance, fire
 
@@ -66,36 +67,34 @@ LAYER = np.dtype(
 
 
 @jit
-def _collect(x, numbers, amounts):
-    """Which inputs are not zero, and their values; returns how many, up to a multiple of ``GROUP``.
+def _collect(x, stride, inputs, steps, numbers, amounts):
+    """Lists the inputs that are not zero in one of the steps, and their values in each of them.
 
-    The last group is filled up with the last of these inputs, times zero.
+    Returns how many there are, up to a multiple of ``GROUP``: the last group is filled up with the
+    last of these inputs, times zero.
     """
+    size = amounts[0, :inputs]  # of each input, summed over the steps
+    size[:] = 0
+    for t in range(steps):
+        _add_size(size, x[t * stride :])
     count = 0
-    for i in range(len(x)):
-        numbers[count], amounts[0, count] = i, x[i]
-        count += x[i] != 0
-    return _fill_up(numbers, amounts[:1], count)
-
-
-@jit
-def _collect_block(x, y, z, numbers, amounts):
-    """The same of three steps: which inputs are not zero in one of them."""
-    count = 0
-    for i in range(len(x)):
+    for i in range(inputs):
         numbers[count] = i
-        amounts[0, count], amounts[1, count], amounts[2, count] = x[i], y[i], z[i]
-        count += (x[i] != 0) | (y[i] != 0) | (z[i] != 0)
-    return _fill_up(numbers, amounts, count)
+        count += size[i] > 0
+    if count == 0:
+        return 0
+    numbers[count : count + GROUP] = numbers[count - 1]
+    for t in range(steps):
+        for k in range(count):
+            amounts[t, k] = x[t * stride + numbers[k]]
+        amounts[t, count : count + GROUP] = 0
+    return count + -count % GROUP
 
 
 @jit
-def _fill_up(numbers, amounts, count):
-    if count:
-        for k in range(count, count + GROUP):
-            numbers[k] = numbers[count - 1]
-            amounts[:, k] = 0
-    return count + -count % GROUP
+def _add_size(size, x):
+    for i in range(len(size)):
+        size[i] += abs(x[i])
 
 
 @partial(jit, fastmath={"contract"})  # a product and its sum are rounded once
@@ -132,27 +131,22 @@ def _add_rows_block(rows, stride, numbers, amounts, x, y, z):
 
 
 @jit
-def _weigh(layer, block, coefficients, table, x, out, numbers, amounts):
+def _weigh(layer, steps, coefficients, table, x, out, numbers, amounts):
     """Every position of the input map adds, for each tap, to a stretch of the output map.
 
     A tap is a row of the convolution's window, or one element of it where the convolution has a
-    stride or gaps. Its output begins ``(above, left)`` of the input's position. ``x`` and ``out``
-    begin with the first step, and hold ``BLOCK`` of them if it is a ``block``.
+    stride or gaps. Its output begins ``(above, left)`` of the input's position. There are 1 or
+    ``BLOCK`` steps, of which ``x`` and ``out`` begin with the first.
     """
-    inputs, outputs = layer.channels, layer.out_channels
-    x_next, out_next = layer.source_stride, layer.target_stride
+    inputs, outputs, out_next = layer.channels, layer.out_channels, layer.target_stride
     kernel = coefficients[layer.kernel :]
-    for t in range(BLOCK if block else 1):
+    for t in range(steps):
         for position in range(layer.out_height * layer.out_width):
             assign(out[t * out_next + position * outputs :][:outputs], coefficients)
     for line in range(layer.height):
         for column in range(layer.width):
             here = x[(line * layer.width + column) * inputs :]
-            if block:
-                y, z = here[x_next:][:inputs], here[2 * x_next :][:inputs]
-                count = _collect_block(here[:inputs], y, z, numbers, amounts)
-            else:
-                count = _collect(here[:inputs], numbers, amounts)
+            count = _collect(here, layer.source_stride, inputs, steps, numbers, amounts)
             for tap in range(layer.tap_count if count else 0):
                 above = line + table[layer.taps + 2 * tap]
                 left = column + table[layer.taps + 2 * tap + 1]
@@ -163,13 +157,13 @@ def _weigh(layer, block, coefficients, table, x, out, numbers, amounts):
                 if not (0 <= above < layer.out_height and first < last):
                     continue
                 rows = kernel[tap * inputs * layer.row_stride + (first - left) * outputs :]
-                there, size = out[(above * layer.out_width + first) * outputs :], last - first
-                stretch = there[: size * outputs]
-                if block:
-                    y, z = there[out_next:], there[2 * out_next :]
-                    _add_rows_block(rows, layer.row_stride, numbers[:count], amounts, stretch, y, z)
+                there = out[(above * layer.out_width + first) * outputs :]
+                own = there[: (last - first) * outputs]
+                if steps == 1:
+                    _add_rows(rows, layer.row_stride, numbers[:count], amounts, own)
                 else:
-                    _add_rows(rows, layer.row_stride, numbers[:count], amounts, stretch)
+                    y, z = there[out_next:], there[2 * out_next :]
+                    _add_rows_block(rows, layer.row_stride, numbers[:count], amounts, own, y, z)
 
 
 @jit
@@ -201,12 +195,15 @@ def _filter(order_p, order_q, coefficients, state, x, f):
     n = len(x)
     alpha, beta = coefficients, coefficients[order_p * n :]
     past_f, past_x = state, state[order_p * n :]
-    multiply(f, beta, x)
-    for q in range(order_q):
-        multiply_add(f, beta[(q + 1) * n :], past_x[q * n :])
-    for p in range(order_p):
-        multiply_add(f, alpha[p * n :], past_f[p * n :])
-    flush(f)
+    if order_p == 2 and order_q == 0:
+        second_order(f, beta, x, alpha, past_f, alpha[n:], past_f[n:])
+    else:
+        multiply(f, beta, x)
+        for q in range(order_q):
+            multiply_add(f, beta[(q + 1) * n :], past_x[q * n :])
+        for p in range(order_p):
+            multiply_add(f, alpha[p * n :], past_f[p * n :])
+        flush(f)
     _remember(order_p, past_f, f)
     _remember(order_q, past_x, x)
 
@@ -263,13 +260,13 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
     own, past = coefficients[layer.coefficients :], state[layer.state :]
     if layer.kind == WEIGHTS and layer.follows_filter and steps == BLOCK:
         x, out = values[layer.source :], values[layer.target :]
-        _weigh(layer, True, own, table, x, out, numbers, amounts)
+        _weigh(layer, steps, own, table, x, out, numbers, amounts)
         return
     for t in range(steps):
         x = values[layer.source + t * layer.source_stride :][: layer.inputs]
         out = values[layer.target + t * layer.target_stride :][: layer.outputs]
         if layer.kind == WEIGHTS:
-            _weigh(layer, False, own, table, x, out, numbers, amounts)
+            _weigh(layer, 1, own, table, x, out, numbers, amounts)
         elif layer.kind == POOLING:
             _pool(layer, table, x, out)
         elif layer.kind == FILTER:
