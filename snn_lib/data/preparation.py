@@ -37,7 +37,15 @@ class Prepared(NamedTuple):
 
 
 class Preparation:
-    """Makes a network's input of samples; a subclass is a dataclass of plain values and tensors."""
+    """Makes a network's input of samples; a subclass is a dataclass of plain values and tensors.
+
+    Attributes:
+        features: the shape of a step of the network's input.
+        step: how long a step lasts, such as ``"25 ms"``, if it is known.
+    """
+
+    features: Sequence[int]
+    step = ""
 
     def __call__(self, samples: Any) -> Prepared:
         """Prepares samples, on the CPU.
@@ -104,6 +112,11 @@ class SeriesPreparation(Preparation):
         each = {"population": self.fields, "latency": 1}.get(self.encoding, 2)
         return each * len(self.mean)
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """See :class:`Preparation`."""
+        return (self.inputs,)
+
     def shorten(self, sequence: Tensor) -> Tensor:
         """Standardises a sequence and averages it over blocks of steps, in float32."""
         blocks = ((sequence - self.mean) / self.deviation).split(self.block)
@@ -143,6 +156,7 @@ class DigitPreparation(Preparation):
     law: LatencyLaw
     tau: float
     jitter: float
+    features = (PIXELS,)
 
     def __call__(self, samples: Any) -> Prepared:
         """Encodes images; random spikes come from PyTorch's generator."""
@@ -181,6 +195,11 @@ class PixelPreparation(Preparation):
         """Puts the pixels in order."""
         return Prepared(self.arrange(_pixels(samples) * self.max_rate))
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """See :class:`Preparation`."""
+        return (PIXELS // self.length,)
+
     def arrange(self, x: Tensor) -> Tensor:
         """Makes a sequence ``(T, B, 784 / T)`` around the mean of pixels ``(B, 784)``."""
         x = x[:, self.order.to(x.device)] - MEAN_PIXEL * self.max_rate
@@ -215,6 +234,16 @@ class RecordingPreparation(Preparation):
         )
         counts = [self.frames.count_events(events, self.sensor) for events in samples]
         return Prepared(self.input_of(torch.stack([torch.from_numpy(one) for one in counts])))
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """See :class:`Preparation`."""
+        return self.side, self.side, 2
+
+    @property
+    def step(self) -> str:
+        """See :class:`Preparation`."""
+        return f"{self.duration / self.length:g} ms" if self.bins == "time" else ""
 
     @property
     def frames(self) -> Frames:

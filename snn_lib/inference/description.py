@@ -48,13 +48,17 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     Args:
         network: what is read; it is not changed.
         shape: the features of a step of its input, such as ``(28, 28)``. Needed if the first layer
-            does not tell them: it takes maps of any size, or features are repeated before it.
+            does not tell them: it takes maps of any size, or features are repeated before it. A
+            network that :func:`snn_lib.load` returns knows them by its preparation.
 
     Raises:
         ValueError: only PyTorch can run a layer or the module around the Sequential, the shape is
             missing or does not fit, or a dtype is neither float32 nor float64. The message names
             the layer.
     """
+    preparation = getattr(network, "preparation", None)
+    if shape is None and preparation is not None:
+        shape = preparation.features
     network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     dtype = _dtype_of(network)
     name, inner = _sequential_of(network)

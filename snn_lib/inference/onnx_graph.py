@@ -11,6 +11,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from snn_lib.data.preparation import (
+    MEAN_PIXEL,
+    DigitPreparation,
+    PixelPreparation,
+    Preparation,
+    RecordingPreparation,
+    SequencePreparation,
+    SeriesPreparation,
+)
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Layer, Shape
@@ -24,8 +33,8 @@ def to_onnx(
     network: nn.Module,
     path: str | Path,
     shape: Sequence[int] | None = None,
-    classes: Sequence[str] = (),
-    step: str = "",
+    classes: Sequence[str] | None = None,
+    step: str | None = None,
 ) -> None:
     """Writes one time step of a trained network as an ONNX graph.
 
@@ -35,15 +44,22 @@ def to_onnx(
     :func:`snn_lib.inference.compiled`. Its numbers have the network's dtype; of convolutions in
     float64 ONNX Runtime has none.
 
+    The graph of a network that :func:`snn_lib.load` returned prepares its input as well: ``x`` are
+    the values of a step as they were measured, a pixel from 0 to 1, or the number of events.
+    Standardisation is computed in the network's dtype. Random and latency spikes have to come from
+    outside.
+
     Args:
         network, shape: as in :func:`snn_lib.inference.compiled`.
         path: the file, ``.onnx``.
-        classes: the names of the classes; the metadata ``classes`` holds them, as JSON.
-        step: what a time step is, such as ``"25 ms"``; the metadata ``step`` holds it.
+        classes: the names of the classes, by default the network's; the metadata ``classes`` holds
+            them, as JSON.
+        step: what a time step is, such as ``"25 ms"``, by default what the network's preparation
+            says; the metadata ``step`` holds it.
 
     Raises:
         ImportError: the package onnx is not installed.
-        ValueError: a layer cannot be exported, or the shape is missing; see
+        ValueError: a layer or the preparation cannot be exported, or the shape is missing; see
             :func:`snn_lib.inference.description.describe`.
     """
     try:
@@ -51,7 +67,10 @@ def to_onnx(
     except ImportError:
         raise ImportError("to_onnx needs the package onnx: pip install onnx") from None
     description = describe(network, shape)
-    graph = _Graph(description)
+    preparation = getattr(network, "preparation", None)
+    graph = _Graph(description, preparation)
+    classes = getattr(network, "classes", ()) if classes is None else classes
+    step = getattr(preparation, "step", "") if step is None else step
     number = onnx.helper.np_dtype_to_tensor_dtype(description.dtype)
 
     def values(features: dict[str, Shape]) -> list[onnx.ValueInfoProto]:
@@ -68,7 +87,7 @@ def to_onnx(
                 for operator, inputs, output, attributes in graph.nodes
             ],
             type(network).__name__,
-            values({INPUT: description.before, **states}),
+            values({INPUT: graph.before, **states}),
             values({OUTPUT: description.after, **{name + NEXT: states[name] for name in states}}),
             [onnx.numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
         ),
@@ -85,18 +104,20 @@ class _Graph:
     """A description as nodes ``(operator, inputs, output, attributes)``.
 
     Attributes:
+        before: the features of a step's values, before they are prepared.
         nodes: in the order in which they run.
         constants: arrays by name.
         states: the features of each state, by name.
     """
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: Description, preparation: Preparation | None) -> None:
         self.nodes: list[tuple[str, list[str], str, dict]] = []
         self.constants: dict[str, np.ndarray] = {}
         self.states: dict[str, Shape] = {}
         self._number = description.dtype
         first, last = description.layers[0], description.layers[-1]
-        x, features = INPUT, description.before
+        self.before = description.before
+        x, features = self._prepare(preparation), description.before
         if not np.array_equal(description.entry, np.arange(len(description.entry))):
             x, features = self._node("Flatten", x, axis=1), description.entry.shape
             x = self._node("Gather", x, self._integers(description.entry), axis=1)
@@ -105,6 +126,40 @@ class _Graph:
             x = self._layer(layer, x)
         x = self._reshaped(x, last.after, description.after)
         self._node("Identity", x, output=OUTPUT)
+
+    def _prepare(self, preparation: Preparation | None) -> str:
+        """Adds what makes the network's input of a step's values, and returns its name."""
+        match preparation:
+            case None | SequencePreparation():
+                return INPUT
+            case RecordingPreparation(values="counted", order="forward"):
+                return INPUT
+            case RecordingPreparation(values="clipped", order="forward"):
+                return self._node("Min", INPUT, self._numbers(1.0))
+            case DigitPreparation(encoding=encoding, max_rate=rate):
+                spikes = encoding != "constant"
+                return INPUT if spikes else self._node("Mul", INPUT, self._numbers(rate))
+            case PixelPreparation(max_rate=rate):
+                centred = self._node("Sub", INPUT, self._numbers(MEAN_PIXEL))
+                return self._node("Mul", centred, self._numbers(rate))
+            case SeriesPreparation(encoding="current", block=1):
+                return self._series(preparation)
+        raise ValueError(
+            f"{type(preparation).__name__} of this network looks at more than a step and the one "
+            "before: export network.model, and prepare its input outside"
+        )
+
+    def _series(self, preparation: SeriesPreparation) -> str:
+        """The standardised values, and their changes since the step before."""
+        self.before = tuple(preparation.mean.shape)
+        centred = self._node("Sub", INPUT, self._numbers(preparation.mean))
+        x = self._node("Div", centred, self._numbers(preparation.deviation))
+        before, started = (self._state(f"input.{name}", self.before) for name in ("x", "started"))
+        change = self._node("Mul", started, self._node("Sub", x, before))  # 0 at the first step
+        change = self._node("Div", change, self._numbers(preparation.change))
+        self._next(before, x)
+        self._next(started, self._node("Max", started, self._numbers(1.0)))
+        return self._node("Concat", x, change, axis=1)
 
     def _layer(self, layer: Layer, x: str) -> str:
         """Adds the nodes of a layer, and returns the name of its output."""

@@ -18,14 +18,16 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from torch import nn
 
 from snn_lib.errors import InputError, RunError, require, shortened
+from snn_lib.inference import to_onnx
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, describe_origin, load_checkpoint
 from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.diagnosis import out_of_memory
+from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment, Stopped
-from snn_lib.training.loading import READING, Handover
+from snn_lib.training.loading import READING, BuildModel, Handover, trained_network
 from snn_lib.training.run_folder import newest
 
 # A checkpoint holds the settings that it was trained with. These are not taken from it, since they
@@ -128,11 +130,14 @@ def _run(
     if "=" in (options.resume or "") and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
-    require(options.train != options.test, "choose one of --train and --test (see --help)")
+    require(
+        options.train + options.test + bool(options.export) == 1,
+        "choose one of --train, --test and --export (see --help)",
+    )
     require(options.train or options.resume is None, "--resume goes with --train")
     require(
         options.train or not distributed.launched(),
-        "--test takes one process: start the script with python instead of torchrun",
+        "--test and --export take one process: start the script with python instead of torchrun",
     )
     yaml_file = options.config_file or script.with_suffix(".yaml")
     if options.config_file or yaml_file.exists():
@@ -142,7 +147,7 @@ def _run(
         config = config_from_dict(task.config_class, own_name, options.overrides)
 
     checkpoint = source = None
-    if options.test:
+    if options.test or options.export:
         named = config.test_checkpoint_path
         source = Path(named) if named else newest(config, "best")
     elif options.resume is not None:
@@ -150,6 +155,9 @@ def _run(
     if source is not None:
         checkpoint = load_checkpoint(source)
         config = _with_own_settings(config, checkpoint, source, options.overrides)
+    if options.export:
+        _export(checkpoint, source, build_model, task, options.export)
+        return 0
 
     stop = StopSignals()
     distributed.start()
@@ -166,6 +174,17 @@ def _run(
         experiment.say(f"stopped; continue with: {command}")
         return 128 + (*stop.received, signal.SIGINT)[0]  # maybe another process was asked
     return 0
+
+
+def _export(
+    checkpoint: Checkpoint, source: Path, build_model: BuildModel, task: Task, path: Path
+) -> None:
+    network = trained_network(checkpoint, source, build_model, task)
+    try:
+        to_onnx(network, path)
+    except (ImportError, ValueError) as error:
+        raise InputError(str(error)) from None
+    say(f"{source} is exported to {path}: one time step, which takes and returns its states")
 
 
 class StopSignals:
@@ -232,6 +251,12 @@ def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.Argu
         "--test",
         action="store_true",
         help="evaluate test_checkpoint_path, or the newest run's best epoch, on the test data",
+    )
+    parser.add_argument(
+        "--export",
+        type=Path,
+        metavar="FILE",
+        help="write one time step of that network to FILE.onnx, for use without PyTorch",
     )
     parser.add_argument(
         "--config_file",

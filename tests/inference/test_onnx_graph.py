@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 import torch
 from leaving_pytorch import NETWORKS, network, spikes, with_readout
+from recorded import some_events
 from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.data.events import Frames
+from snn_lib.data.preparation import (
+    DigitPreparation,
+    PixelPreparation,
+    RecordingPreparation,
+    SequencePreparation,
+    SeriesPreparation,
+)
 from snn_lib.inference import to_onnx
 from snn_lib.readout import READOUTS
 
@@ -88,3 +97,82 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match="pip install onnx"):
         to_onnx(Sequential(nn.Linear(4, 4)), tmp_path / "network.onnx")
+
+
+class Prepared(nn.Module):
+    """A network with its preparation, as ``snn_lib.load`` returns it."""
+
+    def __init__(self, preparation):
+        super().__init__()
+        self.preparation, self.classes = preparation, ["no", "yes"]
+        inputs = int(np.prod(preparation.features))
+        self.layers = Sequential(nn.Flatten(2), nn.Linear(inputs, 3), LowPassSynapse(3, tau=4))
+
+    def forward(self, x, state=None):
+        return self.layers(x, state)
+
+
+LATENCY = {"span": 3, "threshold": 0.2, "law": "linear", "tau": 5.0, "jitter": 0.0}
+SERIES = {
+    "mean": torch.tensor([3.0, -1.0], dtype=torch.float64),
+    "deviation": torch.tensor([2.0, 0.5], dtype=torch.float64),
+    "change": torch.tensor([0.7, 0.9]),
+    "steps": 6,
+    **{"fields": 8, "window": 8, "threshold": 0.25},
+}
+
+
+@pytest.mark.parametrize(
+    ("preparation", "raw", "steps"),
+    [
+        (SequencePreparation([5]), torch.rand(3, 6, 5), lambda raw: raw.transpose(0, 1)),
+        (
+            SeriesPreparation(block=1, encoding="current", **SERIES),
+            torch.rand(3, 6, 2) * 4,
+            lambda raw: raw.transpose(0, 1),
+        ),
+        (
+            DigitPreparation(4, "constant", 0.5, **LATENCY),
+            torch.rand(3, 28, 28),
+            lambda raw: raw.flatten(1).expand(4, 3, 784),
+        ),
+        (
+            PixelPreparation(28, 0.5, torch.arange(784)),
+            torch.rand(3, 28, 28),
+            lambda raw: raw.transpose(0, 1),
+        ),
+        (
+            RecordingPreparation(34, 5, 30.0, "time", 1, 34, "clipped", "forward"),
+            [some_events(seed, count=300) for seed in range(3)],
+            lambda raw: torch.stack(
+                [torch.from_numpy(Frames(5, 30.0).count_events(one, 34)) for one in raw], 1
+            ),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
+    model = Prepared(preparation).eval()
+    to_onnx(model, tmp_path / "network.onnx")
+    graph = session(tmp_path / "network.onnx")
+    output = run(graph, steps(raw).float().numpy())
+    with torch.no_grad():
+        target = model(preparation(raw).x.float())[0]
+    np.testing.assert_allclose(output, target, rtol=1e-4, atol=1e-5)
+    about = graph.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == ["no", "yes"]
+    assert about["step"] == preparation.step
+
+
+@pytest.mark.parametrize(
+    "preparation",
+    [
+        SeriesPreparation(block=2, encoding="current", **SERIES),
+        SeriesPreparation(block=1, encoding="population", **SERIES),
+        RecordingPreparation(34, 5, 30.0, "time", 1, 34, "clipped", "summed"),
+    ],
+    ids=["blocks", "population", "summed"],
+)
+def test_a_preparation_of_more_than_a_step_is_refused(preparation, tmp_path):
+    with pytest.raises(ValueError, match="Preparation of this network looks at more than a step"):
+        to_onnx(Prepared(preparation), tmp_path / "network.onnx")

@@ -42,7 +42,7 @@ def everything_in(folder):
 
 @pytest.mark.parametrize("arguments", [(), ("--train", "--test"), ("seed=3",)])
 def test_one_of_train_and_test_must_be_chosen(arguments):
-    assert refused(*arguments) == "choose one of --train and --test (see --help)"
+    assert refused(*arguments) == "choose one of --train, --test and --export (see --help)"
 
 
 def test_resume_goes_with_train():
@@ -340,7 +340,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
         assert finished.err.count("\n") == 1
     finished = shell(sys.executable, SCRIPT, "--train", "--test", *TINY)
     assert (finished.code, finished.out) == (2, "")
-    assert finished.err == "snn_mlp_1.py: choose one of --train and --test (see --help)\n"
+    assert finished.err == "snn_mlp_1.py: choose one of --train, --test and --export (see --help)\n"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from running import ONE_THREAD, ROOT, the_run
+from running import ONE_THREAD, ROOT, shell, the_run
 from torch import nn
 
 import snn_lib
@@ -256,3 +256,16 @@ def test_a_checkpoint_is_loaded_whose_settings_are_a_class_of_one_s_own(tmp_path
         ),
     )
     assert set(network.classify(x)[0]) <= {"0", "1"}
+
+
+def test_a_script_exports_its_network_without_its_data(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    command = "--export", str(tmp_path / "network.onnx"), f"dataset_path={tmp_path}"
+    done = shell(sys.executable, "time_series.py", *command)
+    assert done.code == 0, done.err
+    assert "is exported to" in done.out
+    graph = runtime.InferenceSession(str(tmp_path / "network.onnx"))
+    assert graph.get_inputs()[0].shape == ["batch", 12]
+    refused = shell(sys.executable, "time_series.py", "--export", str(tmp_path / "none" / "x.onnx"))
+    assert refused.code == 1
+    assert len(refused.err.splitlines()) == 1
