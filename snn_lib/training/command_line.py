@@ -108,6 +108,12 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
     if message is not None:
         process = f" process {os.environ['RANK']}:" if distributed.launched() else ""
         print(f"{name}:{process} {shortened(str(message))}", file=sys.stderr)
+    if distributed.launched():
+        # The threads of PyTorch's process group outlive it, and one of them that lets go of a
+        # tensor while Python shuts down aborts the process: end without that.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -295,8 +295,9 @@ def test_two_runs_of_one_name_at_a_time_keep_both_models(tmp_path):
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     more = small(tmp_path, "hyperparameters.epoch=1000")
+    first = experiment(more, stop_after=1)
     with pytest.raises(Stopped):
-        experiment(more, stop_after=1).train()
+        first.train()  # and lets go of the run, though it is still there
     process = Process(tmp_path, "--train", "--resume", *more)
     process.wait_for("epoch 1/")
     message = refused("--train", "--resume", *more, model=SmallSNN)
