@@ -4,7 +4,7 @@
 
 ONNX Runtime quantises the graph: weights become 8-bit integers with a scale for each output, and
 what arrives at them is rounded to 8 bits as it comes (``quantize_dynamic``). Filters and neurons
-stay in float32. Prints and saves (CSV) the accuracy on the first 2,000 test samples before and
+stay in float32. Prints and saves (CSV) the accuracy on the first 1,000 test samples before and
 after, how many answers changed, and the sizes of the files.
 """
 
@@ -23,7 +23,7 @@ from pretrained import OnnxStream, load, onnx_session
 from snn_lib.files import write_csv
 from snn_lib.tasks.classification import Classification
 
-SAMPLES = 2000
+SAMPLES = 1000
 
 
 @torch.inference_mode()

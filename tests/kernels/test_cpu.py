@@ -252,7 +252,7 @@ for function in (iir_filter._filter_forward_parallel, rows.flush):
         assert run.returncode == 0, shown
         return run.stdout, shown
 
-    first_use = "0 0 ", "first use: compiling the CPU kernels (about 8 s)\r\n"
+    first_use = "0 0 ", "first use: compiling for this CPU (about 8 s)\r\n"
     assert use(FILTER) == first_use
     assert use(FILTER + FLUSH) == ("1 1 ", "")
     with (tmp_path / "snn_lib/kernels/cpu/openmp.py").open("a") as source:

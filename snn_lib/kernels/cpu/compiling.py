@@ -33,7 +33,7 @@ def jit(function: Callable, **options: object) -> Callable:
 
 
 class _Announcement(events.Listener):
-    """Says once, at a terminal, that kernels are being compiled and not read from the cache.
+    """Says once, at a terminal, that functions are being compiled and not read from the cache.
 
     A notebook or a log file gets no such line: nobody waits there and wonders.
     """
@@ -41,10 +41,10 @@ class _Announcement(events.Listener):
     made = False
 
     def on_start(self, event: events.Event) -> None:
-        ours = event.data["dispatcher"].py_func.__module__.startswith(__package__)
+        ours = event.data["dispatcher"].py_func.__module__.startswith("snn_lib.")
         if ours and not self.made and sys.stderr is not None and sys.stderr.isatty():
             self.made = True
-            tqdm.write("first use: compiling the CPU kernels (about 8 s)", file=sys.stderr)
+            tqdm.write("first use: compiling for this CPU (about 8 s)", file=sys.stderr)
 
     def on_end(self, event: events.Event) -> None:
         pass
