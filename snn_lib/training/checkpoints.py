@@ -89,7 +89,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
 def describe_origin(checkpoint: Checkpoint, path: Path) -> str:
     """The checkpoint's path, and the script that wrote it if the checkpoint tells."""
     script = checkpoint.get("script")
-    return f"checkpoint {path}" + (f", written by {shorten(str(script), 50)}," if script else "")
+    return f"checkpoint {path}" + (f" (written by {shorten(str(script), 50)})" if script else "")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -209,6 +209,7 @@ def test_archive_names_are_checked_before_the_network_is_asked(tmp_path, monkeyp
     monkeypatch.setattr(loaders.urllib.request, "urlretrieve", no_network)
     assert refusal("gunpoint", tmp_path).endswith("have no such set, but GunPoint")
     assert refusal("Elephants", tmp_path).endswith("have no such set")
+    assert refusal("Elephants" * 100, tmp_path).endswith("have no such set")
     message = refusal("Wafer", tmp_path)
     assert message.startswith("Wafer can be neither read nor downloaded")
 

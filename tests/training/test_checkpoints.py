@@ -200,5 +200,5 @@ def test_weights_that_are_not_finite_are_refused(path, value):
 
 def test_the_script_that_wrote_a_checkpoint_of_another_model_is_named(path):
     weights = nn.Linear(4, 2).state_dict()
-    with pytest.raises(InputError, match=r"written by snn_conv\.py, belongs to another model"):
+    with pytest.raises(InputError, match=r"\(written by snn_conv\.py\) belongs to another model"):
         load_weights(nn.Linear(3, 2), {"snn_state_dict": weights, "script": "snn_conv.py"}, path)
