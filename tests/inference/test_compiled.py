@@ -124,6 +124,17 @@ def test_rows_of_neurons_that_did_not_fire_are_not_read():
     np.testing.assert_allclose(compiled(model).run(current[:, 0].numpy()), target, rtol=1e-6)
 
 
+def test_a_row_is_read_in_the_step_in_which_its_neuron_fires_and_in_no_other():
+    model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
+    current = np.zeros((3, 9))
+    current[0, [2, 5]] = current[1, 7] = 2.0
+    with torch.no_grad():
+        model[1].weight[:, 5] = torch.inf  # in another step, zero times it would be nan
+    first, *others = compiled(model).run(current)
+    assert not np.isfinite(first).any()
+    assert np.isfinite(others).all()
+
+
 def test_what_decays_becomes_zero_and_no_denormal_number():
     stream = compiled(Sequential(LowPassSynapse(3, 2.0), SpikingNeuron(3, 2.0, True)))
     stream.run(np.ones((1, 3)))

@@ -96,3 +96,14 @@ def test_the_shape_is_asked_for_where_the_first_layer_does_not_tell():
 def test_a_float64_network_stays_one():
     assert describe(Sequential(nn.Linear(4, 4)).double()).dtype == "float64"
     assert describe(Sequential(nn.Linear(4, 4))).dtype == "float32"
+
+
+class Jittering(Around):
+    def forward(self, x, state=None):
+        return super().forward(x + torch.randn_like(x) if self.training else x, state)
+
+
+def test_a_forward_is_read_as_in_evaluation():
+    network = Jittering().train()
+    assert describe(network, (4,)).after == (3,)
+    assert network.training
