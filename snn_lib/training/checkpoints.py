@@ -43,6 +43,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             checkpoint.
     """
     try:
+        if not path.exists():
+            raise InputError(f"there is no checkpoint {path}")
+        if not path.is_file():  # reading a pipe, for example, would never end
+            raise InputError(f"checkpoint {path} is not a file")
         if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
@@ -52,8 +56,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except FileNotFoundError:
-        raise InputError(f"there is no checkpoint {path}") from None
     except pickle.UnpicklingError:
         raise InputError(
             f"checkpoint {path} is refused: it is damaged, or holds other objects than tensors "

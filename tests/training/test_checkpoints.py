@@ -159,9 +159,11 @@ def test_an_archive_of_something_else_is_refused(path):
         load_checkpoint(path)
 
 
-def test_a_folder_is_no_checkpoint(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: IsADirectoryError"):
-        load_checkpoint(tmp_path)
+def test_a_folder_or_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # whose reading would never end
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(InputError, match=f"checkpoint {re.escape(str(path))} is not a file"):
+            load_checkpoint(path)
 
 
 def test_weights_come_into_the_model(path):
