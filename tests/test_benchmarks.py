@@ -106,11 +106,10 @@ def test_early_inference_compares_networks_that_compute_less(tmp_path, run_smoke
     assert all(row["variant"] in printed and float(row["image_us"]) > 0 for row in rows)
 
 
-def test_eight_bit_quantises_every_classifier(tmp_path, run_smoke):
+def test_eight_bit_quantises_linear_layers_and_convolutions(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("aeon")
     rows, _ = run_smoke("eight_bit", tmp_path, chart=False)
-    assert len(rows) == 11
+    assert [row["model"] for row in rows] == ["snn_mlp_1", "event_vision"]
     for row in rows:
         assert float(row["megabytes_8_bit"]) < 0.6 * float(row["megabytes"])
         assert int(row["changed_answers"]) <= 1  # of ten
