@@ -140,6 +140,10 @@ def _run(
         options.train + options.test + bool(options.export) == 1,
         "choose one of --train, --test and --export (see --help)",
     )
+    require(
+        options.export is None or (options.export.parent.is_dir() and not options.export.is_dir()),
+        f"--export {options.export}: expected the name of a file in a folder that exists",
+    )
     require(options.train or options.resume is None, "--resume goes with --train")
     require(
         options.train or not distributed.launched(),

@@ -45,6 +45,11 @@ def test_one_of_train_and_test_must_be_chosen(arguments):
     assert refused(*arguments) == "choose one of --train, --test and --export (see --help)"
 
 
+@pytest.mark.parametrize("place", ["none/step.onnx", "."])
+def test_a_graph_is_exported_to_a_file_in_a_folder_that_exists(tmp_path, place):
+    assert refused("--export", tmp_path / place).startswith(f"--export {tmp_path}")
+
+
 def test_resume_goes_with_train():
     assert refused("--test", "--resume", "x") == "--resume goes with --train"
 
