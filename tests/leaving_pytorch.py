@@ -99,10 +99,15 @@ NETWORKS = {
 def network(name):
     """A network of ``NETWORKS`` with weights large enough to fire, and its input's features."""
     model, features = NETWORKS[name]()
+    return loud(model), features
+
+
+def loud(model):
+    """The network in float64, with weights large enough to fire."""
     for part in model.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(part.weight, 0.1, 0.7)
-    return model.double().eval(), features
+    return model.double().eval()
 
 
 def spikes(steps, *features):
@@ -114,5 +119,5 @@ def spikes(steps, *features):
 
 def with_readout(kind):
     """A network that ends in a readout, and the same without."""
-    layers = Sequential(nn.Linear(4, 6), SpikingNeuron(6, 4.0), nn.Linear(6, 3)).double().eval()
+    layers = loud(Sequential(nn.Linear(4, 20), SpikingNeuron(20, 4.0), nn.Linear(20, 3)))
     return Sequential(layers, READOUTS[kind]()), layers

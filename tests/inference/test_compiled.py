@@ -44,11 +44,12 @@ def test_it_computes_what_pytorch_computes(name):
 @pytest.mark.parametrize("kind", READOUTS)
 def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
     model, layers = with_readout(kind)
-    x = spikes(9, 4) - 0.3
+    x = spikes(20, 4) - 0.3
     output = compiled(model).run(x[:, 0].numpy())
     with torch.no_grad():
         values = layers(x)[0]
         target = [READOUTS[kind]()(values[: t + 1])[0].numpy() for t in range(len(x))]
+    assert (np.diff(values.numpy(), axis=0) < 0).any()  # the last is not the largest
     np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
 
 

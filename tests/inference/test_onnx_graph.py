@@ -60,12 +60,13 @@ def test_it_computes_what_pytorch_computes(name, tmp_path):
 @pytest.mark.parametrize("kind", READOUTS)
 def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
     model, layers = with_readout(kind)
-    x = torch.cat([spikes(9, 4), spikes(9, 4)], 1) - 0.3
+    x = torch.cat([spikes(20, 4), spikes(20, 4)], 1) - 0.3
     to_onnx(model, tmp_path / "network.onnx")
     output = run(session(tmp_path / "network.onnx"), x.numpy())
     with torch.no_grad():
         values = layers(x)[0]
         target = [READOUTS[kind]()(values[: t + 1]).numpy() for t in range(len(x))]
+    assert (np.diff(values.numpy(), axis=0) < 0).any()  # the last is not the largest
     np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
 
 
