@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snn_lib import Gaussian, ResonantSynapse, Sequential, SpikingNeuron, log_spaced
+from snn_lib import Gaussian, PerStep, ResonantSynapse, Sequential, SpikingNeuron, log_spaced
 from snn_lib.tasks.digits import CLASSES, PIXELS
 from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training import main
@@ -33,12 +33,18 @@ class SNN(nn.Module):
         super().__init__()
         options = config.hyperparameters
 
-        def weights(inputs: int, outputs: int) -> nn.Linear:
-            layer = nn.Linear(inputs, outputs, bias=options.train_bias)
+        def weights(inputs: int, outputs: int, bias: bool = options.train_bias) -> nn.Linear:
+            layer = nn.Linear(inputs, outputs, bias)
             nn.init.normal_(layer.weight, std=options.weight_gain / math.sqrt(inputs))
-            if options.train_bias:
+            if bias:
                 nn.init.zeros_(layer.bias)
             return layer
+
+        def current(inputs: int, outputs: int) -> list[nn.Module]:
+            if options.batch_norm:  # over time as well; it has a bias of its own
+                norm = PerStep(nn.BatchNorm1d(outputs))
+                return [weights(inputs, outputs, bias=False), norm]
+            return [weights(inputs, outputs)]
 
         neuron = partial(
             SpikingNeuron,
@@ -59,13 +65,18 @@ class SNN(nn.Module):
         pixels = weights(PIXELS // options.length, 64)
         with torch.no_grad():  # every filter starts with a full share of the pixels
             pixels.weight.sign_().div_(math.sqrt(pixels.in_features))
+        pixel_filters = (
+            synapse(64, frequency=torch.linspace(options.lowest_frequency, 0.5, 64))
+            if options.even_frequencies
+            else synapse(64)
+        )
         self.layers = Sequential(
             pixels,
-            synapse(64),
-            weights(64, 256),
+            pixel_filters,
+            *current(64, 256),
             neuron(256),
             synapse(256),
-            weights(256, 256),
+            *current(256, 256),
             neuron(256),
             synapse(256),
             nn.Linear(256, CLASSES),

@@ -38,6 +38,10 @@ class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperpara
     weight_gain: float = setting(
         4.0, "standard deviation of the first weights, times sqrt(fan-in)", above=0
     )
+    even_frequencies: bool = setting(
+        False, "spread the pixels' filters evenly from lowest_frequency to 0.5"
+    )
+    batch_norm: bool = setting(False, "normalise the hidden neurons' currents over the batch")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -97,6 +97,35 @@ def test_the_model_has_the_size_it_says_and_every_layer_fires(config):
             assert tau.amax() == pytest.approx(800, rel=1e-2)
 
 
+def test_batch_norm_standardises_the_currents_of_hidden_neurons(config):
+    config.hyperparameters.length, config.hyperparameters.batch_norm = 28, True
+    model = sequential_mnist.SNN(config).train()
+    _, x = shown(config)
+    outputs, _ = model.layers.layerwise(x)
+    drives = [
+        output
+        for output, following in zip(outputs, model.layers[1:], strict=False)
+        if isinstance(following, SpikingNeuron)
+    ]
+    assert len(drives) == 2
+    for current in drives:
+        torch.testing.assert_close(current.mean((0, 1)), torch.zeros(256), rtol=0, atol=1e-4)
+        deviation = current.std((0, 1), correction=0)
+        torch.testing.assert_close(deviation, torch.ones(256), rtol=0, atol=1e-2)
+    assert model.layers[2].bias is None  # the normalisation has one
+
+
+def test_the_filters_of_the_pixels_can_be_spread_evenly_over_all_frequencies(config):
+    config.hyperparameters.even_frequencies = True
+    model = sequential_mnist.SNN(config)
+    cycles = model.layers[1].poles().angle().abs().amax(-1) / (2 * torch.pi)
+    steps = cycles.sort().values.diff()
+    assert cycles.amin() == pytest.approx(config.hyperparameters.lowest_frequency, rel=1e-2)
+    assert cycles.amax() == pytest.approx(0.5, rel=1e-3)
+    torch.testing.assert_close(steps, steps.mean().expand(63), rtol=1e-2, atol=0)
+    assert model.layers[4].poles().angle().abs().amax() < 1.01 * torch.pi / 2  # as without
+
+
 @pytest.mark.parametrize("permuted", [True, False])
 def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
     settings = tiny(
