@@ -145,7 +145,7 @@ def test_torchrun_trains_the_script(tmp_path):
 def test_testing_takes_one_process(tmp_path):
     for process in [p.wait() for p in start(tmp_path, 2, "--test", *settings(tmp_path))]:
         assert process.code == 2
-        assert "--test takes one process: start the script with python" in process.err
+        assert "--test and --export take one process: start the script with python" in process.err
 
 
 def test_one_process_needs_no_group():
