@@ -178,8 +178,9 @@ def chart(path: Path, rows: list[dict]) -> None:
     figure, grid = plt.subplots(1, len(NETWORKS), figsize=(19, 3.5), squeeze=False)
     for axes, name in zip(grid[0], NETWORKS, strict=True):
         line = [row for row in rows if row["network"] == name]
-        axes.barh([row["variant"] for row in line], [row["step_us"] for row in line])
-        axes.set(title=name, xlabel="a step, us (median)", xscale="log")
+        bars = axes.barh([row["variant"] for row in line], [row["step_us"] for row in line])
+        axes.bar_label(bars, fmt="%.3g", padding=2)
+        axes.set(title=name, xlabel="a step, us (median)", xscale="log", xlim=(1, 2000))
         axes.invert_yaxis()
     figure.suptitle(rows[0]["machine"], fontsize=9)
     figure.tight_layout()
