@@ -30,7 +30,7 @@ def test_the_first_network_learns_and_a_trained_one_classifies(scripts, monkeypa
     assert right > 0.9
     assert names["output"].shape == (40, 64, 2)
     monkeypatch.chdir(ROOT)
-    loaded = runpy.run_path(str(scripts[1]), init_globals={"torch": torch})
+    loaded = runpy.run_path(str(scripts[1]))
     assert len(loaded["names"]) == 2
     assert set(loaded["names"]) <= set("0123456789")
     assert loaded["scores"].shape == (2, 10)
