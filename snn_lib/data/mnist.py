@@ -15,7 +15,6 @@ from snn_lib.errors import InputError, one_line, require
 from snn_lib.files import write_atomically
 
 CLASSES = 10
-PIXELS = 28 * 28
 IMAGES = {True: 60_000, False: 10_000}  # to train on, and to test on
 CHECKSUMS = {  # CRC-32 of the unpacked files
     "train-images-idx3-ubyte": 0xE9F4D8B3,

@@ -12,14 +12,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from snn_lib.data.events import Events, Frames
-from snn_lib.data.mnist import PIXELS
-from snn_lib.data.sequences import as_numbers
+from snn_lib.data.sequences import as_numbers, pad
 from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
 from snn_lib.errors import InputError, require
 
+PIXELS = 28 * 28  # of an image of MNIST
 MEAN_PIXEL = 0.1307  # of MNIST's training images, whose white is 1
 REACH = 2.0  # deviations either way that receptive fields and latencies resolve
 
@@ -73,7 +72,7 @@ class SequencePreparation(Preparation):
 
     def __call__(self, samples: Any) -> Prepared:
         """Checks the sequences and pads them to the longest."""
-        return _pad(_sequences(samples, self.features))
+        return Prepared(*pad(_sequences(samples, self.features)))
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class SeriesPreparation(Preparation):
     def __call__(self, samples: Any) -> Prepared:
         """Standardises, shortens, pads and encodes the sequences."""
         sequences = _sequences(samples, self.mean.shape, torch.float64)
-        return self.encode(*_pad([self.shorten(sequence) for sequence in sequences]))
+        return self.encode(*pad([self.shorten(sequence) for sequence in sequences]))
 
     @property
     def inputs(self) -> int:
@@ -311,12 +310,6 @@ def _sequences(
         sequences.append(sequence)
     require(bool(sequences), "there are no samples")
     return sequences
-
-
-def _pad(sequences: Sequence[Tensor]) -> Prepared:
-    lengths = [len(sequence) for sequence in sequences]
-    same = len(set(lengths)) == 1
-    return Prepared(pad_sequence(sequences), None if same else torch.tensor(lengths))
 
 
 def _pixels(images: Any) -> Tensor:

@@ -187,9 +187,18 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: boo
         targets_are_sequences: whether a target has a value at every step, ``(T_i, *targets)``, and
             is padded likewise.
     """
-    sequences = [sequence for sequence, _ in samples]
     targets = [torch.as_tensor(target) for _, target in samples]
     y = pad_sequence(targets) if targets_are_sequences else torch.stack(targets)
+    x, lengths = pad([sequence for sequence, _ in samples])
+    return Batch(x, y, lengths)
+
+
+def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Pads sequences ``(T_i, *features)`` with zeros to the longest, ``(T, B, *features)``.
+
+    Returns:
+        The padded sequences, and their lengths, int64 ``(B,)``, or ``None`` if all are T.
+    """
     lengths = [len(sequence) for sequence in sequences]
     same = len(set(lengths)) == 1
-    return Batch(pad_sequence(sequences), y, None if same else torch.tensor(lengths))
+    return pad_sequence(sequences), None if same else torch.tensor(lengths)

@@ -14,8 +14,8 @@ from torch import Tensor
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, draw_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
-from snn_lib.data.mnist import CLASSES, IMAGES, PIXELS, load_mnist
-from snn_lib.data.preparation import DigitPreparation
+from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
+from snn_lib.data.preparation import PIXELS, DigitPreparation
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import (

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.augmentation import TransformConfig
 from snn_lib.data.batches import Batch
-from snn_lib.data.mnist import PIXELS
-from snn_lib.data.preparation import PixelPreparation
+from snn_lib.data.preparation import PIXELS, PixelPreparation
 from snn_lib.errors import require
 from snn_lib.readout import Last
 from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
