@@ -47,7 +47,8 @@ class EventConvConfig(EventConfig):
 class SNN(nn.Module):
     """8C3-P2-16C3-P2-32C3-P2-128-classes: each layer filters spikes, weighs them, spikes and pools.
 
-    All pixels of a feature map share a filter. Pooling keeps what an odd side leaves over: 34 x 34
+    With the setting ``filter_position=behind`` it weighs them first and filters the currents. All
+    pixels of a feature map share a filter. Pooling keeps what an odd side leaves over: 34 x 34
     pixels become 17 x 17, 9 x 9 and 5 x 5.
 
     Shape:
@@ -73,6 +74,9 @@ class SNN(nn.Module):
             surrogate=Gaussian(options.surrogate_width),
         )
 
+        def filters(position: str, *shape: int) -> list[nn.Module]:
+            return [synapse(shape)] if options.filter_position == position else []
+
         def convolution(inputs: int, outputs: int) -> PerStep:
             return PerStep(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias))
 
@@ -83,24 +87,29 @@ class SNN(nn.Module):
         positions = (-(-config.events.side // 8)) ** 2  # of a map, pooled three times
         classes = SETS[config.dataset].classes
         self.layers = Sequential(
-            synapse((2, 1, 1)),
+            *filters("before", 2, 1, 1),
             convolution(2, first),
+            *filters("behind", first, 1, 1),
             neuron((first, 1, 1)),
             pooling(),
-            synapse((first, 1, 1)),
+            *filters("before", first, 1, 1),
             convolution(first, second),
+            *filters("behind", second, 1, 1),
             neuron((second, 1, 1)),
             pooling(),
-            synapse((second, 1, 1)),
+            *filters("before", second, 1, 1),
             convolution(second, third),
+            *filters("behind", third, 1, 1),
             neuron((third, 1, 1)),
             pooling(),
-            synapse((third, 1, 1)),
+            *filters("before", third, 1, 1),
             nn.Flatten(2),
             nn.Linear(third * positions, options.hidden, bias=options.train_bias),
+            *filters("behind", options.hidden),
             neuron(options.hidden, dropout=options.dropout),
-            synapse(options.hidden),
+            *filters("before", options.hidden),
             nn.Linear(options.hidden, classes, bias=options.train_bias),
+            *filters("behind", classes),
             neuron(classes),
         )
 

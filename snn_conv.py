@@ -44,6 +44,7 @@ class ConvConfig(DigitConfig):
 class SNN(nn.Module):
     """16C3-P2-64C3-P2-128C3-P2-256-100: layers that filter spikes, weigh and pool them, and spike.
 
+    With the setting ``filter_position=behind`` they weigh and pool first, and filter the currents.
     Ten neurons vote for each class, because the spikes of a single neuron in a few steps often end
     in a tie.
 
@@ -69,9 +70,10 @@ class SNN(nn.Module):
             surrogate=Gaussian(options.surrogate_width),
         )
 
-        def map_synapse(maps: int, side: int) -> DualExponentialSynapse:
-            side = 1 if options.filters == "map" else side  # 1: all pixels of a map share a filter
-            return synapse((maps, side, side))
+        def filters(position: str, channels: int, *sides: int) -> list[nn.Module]:
+            if options.filters == "map":  # all pixels of a map share a filter
+                sides = (1,) * len(sides)
+            return [synapse((channels, *sides))] if options.filter_position == position else []
 
         def weights(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
             nn.init.normal_(layer.weight, std=GAIN / math.sqrt(layer.weight[0].numel()))
@@ -87,26 +89,32 @@ class SNN(nn.Module):
             return weights(nn.Linear(inputs, outputs, bias=options.train_bias))
 
         first, second, third = options.channels
+        hidden, voters = options.hidden, CLASSES * options.voters
         self.layers = Sequential(
-            map_synapse(1, 28),
+            *filters("before", 1, 28, 28),
             convolution(1, first),
             PerStep(nn.MaxPool2d(2)),
+            *filters("behind", first, 14, 14),
             neuron((first, 1, 1)),
-            map_synapse(first, 14),
+            *filters("before", first, 14, 14),
             convolution(first, second),
             PerStep(nn.MaxPool2d(2)),
+            *filters("behind", second, 7, 7),
             neuron((second, 1, 1)),
-            map_synapse(second, 7),
+            *filters("before", second, 7, 7),
             convolution(second, third),
             PerStep(nn.MaxPool2d(2)),
+            *filters("behind", third, 3, 3),
             neuron((third, 1, 1)),
-            map_synapse(third, 3),
+            *filters("before", third, 3, 3),
             nn.Flatten(2),
-            linear(9 * third, options.hidden),
-            neuron(options.hidden, dropout=options.dropout),
-            synapse(options.hidden),
-            linear(options.hidden, CLASSES * options.voters),
-            neuron(CLASSES * options.voters),
+            linear(9 * third, hidden),
+            *filters("behind", hidden),
+            neuron(hidden, dropout=options.dropout),
+            *filters("before", hidden),
+            linear(hidden, voters),
+            *filters("behind", voters),
+            neuron(voters),
         )
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:

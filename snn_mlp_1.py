@@ -20,6 +20,8 @@ from snn_lib.training import main
 class SNN(nn.Module):
     """784-500-500-10: each layer filters its input spikes, weighs them, and spikes.
 
+    With the setting ``filter_position=behind`` it weighs them first and filters the currents.
+
     Args:
         config: the settings.
         synapse: makes the synapses for a number of channels, by default dual exponential ones.
@@ -47,15 +49,22 @@ class SNN(nn.Module):
             membrane_filter=options.membrane_filter,
             surrogate=Gaussian(options.surrogate_width),
         )
+
+        def filters(position: str, channels: int) -> list[nn.Module]:
+            return [synapse(channels)] if options.filter_position == position else []
+
         self.layers = Sequential(
-            synapse(PIXELS),
+            *filters("before", PIXELS),
             weights(PIXELS, 500),
+            *filters("behind", 500),
             neuron(500, dropout=options.dropout),
-            synapse(500),
+            *filters("before", 500),
             weights(500, 500),
+            *filters("behind", 500),
             neuron(500, dropout=options.dropout),
-            synapse(500),
+            *filters("before", 500),
             weights(500, CLASSES),
+            *filters("behind", CLASSES),
             neuron(CLASSES),
         )
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import channels_last
-from snn_lib.pytorch_private import register_named_tuple
+from snn_lib.pytorch_private import is_transformed, is_watched, register_named_tuple
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Output(NamedTuple):
@@ -73,6 +75,11 @@ class Sequential(StatefulModule):
     Plain modules, such as ``nn.Linear``, ``nn.Flatten(start_dim=2)`` and :class:`PerStep`, are
     given the whole sequence at once, so an ``nn.Linear`` is one matrix product over all time steps.
     Stateful modules are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``.
+
+    An input that was expanded over time is the same at every step. An ``nn.Linear`` or a
+    convolution then weighs it once for all steps, and its hooks see one step, ``(1, B, *)``. An
+    input that requires a gradient is weighed at every step, because each step has a gradient of its
+    own, and so is every input where ``torch.compile`` or ``torch.func`` is at work.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
     indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
@@ -214,15 +221,39 @@ class Sequential(StatefulModule):
         if self.batch_first:
             x = x.transpose(0, 1)
         for index, (name, module) in enumerate(self._modules.items()):
+            steps, once = x.shape[0], _weighs(module) and _repeats(x)
             try:
-                x, states[index] = _run(module, x, states[index], lengths)
+                x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
+            if once:
+                x = x.expand(steps, *x.shape[1:])
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return "batch_first=True" if self.batch_first else ""
+
+
+def _weighs(module: nn.Module) -> bool:
+    """Whether a module is a layer of weights, which treats all steps alike."""
+    return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+
+
+def _repeats(x: Tensor) -> bool:
+    """Whether a sequence is one step, expanded over time, and may be computed as one.
+
+    A program that a compiler or a transform makes must serve other inputs too.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.dim() > 1
+        and x.stride(0) == 0
+        and x.shape[0] > 1
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not is_transformed()
+        and not is_watched()
+    )
 
 
 def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:

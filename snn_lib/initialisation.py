@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import bind_call, tensors_in
+from snn_lib.containers import WEIGHTED, bind_call, tensors_in
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import Mean
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BISECTIONS = 20
 LARGEST_FACTOR = 1e12
 PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import is_recomputing
-from snn_lib.containers import bind_call
-from snn_lib.initialisation import WEIGHTED
+from snn_lib.containers import WEIGHTED, bind_call
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import within
 

@@ -250,7 +250,16 @@ class Hyperparameters(Settings):
 
 
 @dataclass
-class ConvolutionHyperparameters(Hyperparameters):
+class OrderHyperparameters(Hyperparameters):
+    """The order of weights and filters in a layer."""
+
+    filter_position: Literal["before", "behind"] = setting(
+        "before", "filter each input of the weights (the paper's order), or each of their outputs"
+    )
+
+
+@dataclass
+class ConvolutionHyperparameters(OrderHyperparameters):
     """The sizes of a network of three convolutions and a layer of neurons behind them."""
 
     channels: list[int] = setting(

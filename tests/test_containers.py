@@ -617,3 +617,61 @@ def test_without_gradients_no_output_outlives_the_next_module():
         output, _ = Sequential(Watch(), Watch(), Watch(), Watch())(torch.zeros(2, 1, 3))
     assert torch.equal(output, torch.full((2, 1, 3), 4.0))
     assert len(alive) == 4
+
+
+def watched_steps(model):
+    """How many steps each layer of weights is given, as a list that grows with every call."""
+    seen = []
+    for module in model:
+        if isinstance(module, (nn.Linear, PerStep)):
+            module.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    return seen
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("features", [(8,), (2, 4, 4)])
+def test_an_input_that_repeats_is_weighed_once(features, batch_first):
+    torch.manual_seed(0)
+    if len(features) == 1:
+        first, second = nn.Linear(8, 6), nn.Linear(6, 3)
+    else:
+        first = PerStep(nn.Conv2d(2, 6, 3))
+        second = PerStep(nn.Conv2d(6, 3, 2))
+    shape = (6,) + (1,) * len(features[1:])
+    layers = (first, LowPassSynapse(shape, 4.0), SpikingNeuron(shape, 4.0), second)
+    model = Sequential(*layers, batch_first=batch_first).double()
+    image = 4 * torch.rand(1, 5, *features, dtype=torch.float64)
+    expanded, copied = image.expand(7, 5, *features), image.repeat(7, *[1] * image[0].dim())
+    if batch_first:
+        expanded, copied = expanded.transpose(0, 1), copied.transpose(0, 1)
+    seen, found = watched_steps(model), []
+    for x in (copied, expanded):
+        model.zero_grad()
+        output, state = model(x)
+        output.square().sum().backward()
+        found.append([output, *state[1], *state[2], *(p.grad for p in model.parameters())])
+    assert seen == [7, 7, 1, 7]
+    for copy, once in zip(*found, strict=True):
+        torch.testing.assert_close(once, copy)
+
+
+def test_each_step_of_an_input_that_repeats_has_a_gradient_of_its_own():
+    model = Sequential(nn.Linear(8, 6), LowPassSynapse(6, 4.0)).double()
+    seen = watched_steps(model)
+    gradients = []
+    for x in (torch.ones(1, 5, 8).double().expand(7, 5, 8), torch.ones(7, 5, 8).double()):
+        x = x.detach().requires_grad_()
+        gradients += torch.autograd.grad(model(x)[0][-1].sum(), x)
+    assert seen == [7, 7]
+    torch.testing.assert_close(*gradients)
+    assert not torch.allclose(gradients[0][0], gradients[0][1])
+
+
+def test_programs_made_with_an_input_that_repeats_serve_others_too():
+    model = Sequential(nn.Linear(8, 6), SpikingNeuron(6, 4.0))
+    repeats, other = torch.ones(1, 5, 8).expand(7, 5, 8), 4 * torch.rand(7, 5, 8)
+    exported = torch.export.export(model, (repeats,)).module()
+    compiled = torch.compile(model, backend="eager")
+    for program in (exported, compiled):
+        assert torch.equal(program(repeats)[0], model(repeats)[0])
+        assert torch.equal(program(other)[0], model(other)[0])

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import Chunked, is_recomputing
-from snn_lib.containers import PerStep, bind_call
-from snn_lib.initialisation import WEIGHTED
+from snn_lib.containers import WEIGHTED, PerStep, bind_call
 from snn_lib.inspection.timeline import Timeline
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.pytorch_private import convolve
@@ -88,7 +87,7 @@ class Activity:
         self.neurons = list(self.spike_counts)
         # For each use of a layer of weights: its operations, and whether it has to multiply.
         self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-        self._dense: Tensor | int = 0  # operations of all weights, zeros included
+        self._dense: Counter = Counter()  # operations of a layer's weights, zeros included
         self._steps: Counter = Counter()  # of all sequences together, for each layer
         self._totals: dict[str, float] = {}  # of all processes
 
@@ -181,7 +180,8 @@ class Activity:
     def dense_operations(self) -> float:
         """Multiply-accumulates of one pass through all layers of weights, without skipping zeros.
 
-        A layer that the network uses twice in a step counts twice.
+        A layer that the network uses twice in a step counts twice, and one that weighs once for all
+        steps counts once.
         """
         totals = self._sums()
         return float(totals["dense"]) / max(float(totals["passes"]), 1.0)
@@ -197,11 +197,16 @@ class Activity:
         multiplied = sum(
             operations * multiplies for operations, multiplies in self._products.values()
         )
+        steps = {name: self._steps[name] for name in self.elements.keys() & self._steps.keys()}
+        passes = min((steps or self._steps).values(), default=0)
         return self._totals or {
             "additions": sum(operations for operations, _ in self._products.values()) - multiplied,
             "multiply_accumulates": multiplied,
-            "dense": self._dense,
-            "passes": min(self._steps.values(), default=0),
+            "dense": sum(
+                operations * max(passes / max(self._steps[name], 1), 1)
+                for name, operations in self._dense.items()
+            ),
+            "passes": passes,
         }
 
     def _refuse_trouble(self) -> None:
@@ -256,9 +261,9 @@ class Activity:
         before, multiplied = self._products.get(use, (0, False))
         multiplies = ((x != 0) & (x != 1) & (x != -1)).any()
         self._products[use] = before + operations.sum(), multiplied | multiplies
-        self._steps[name] += steps
         ones = torch.ones_like(x[:1]), torch.ones_like(layer.weight)
-        self._dense += steps * _products(layer, *ones)[0]
+        self._steps[name] += steps
+        self._dense[name] += steps * _products(layer, *ones)[0]
 
     def _one_leading_dimension(self, layer: nn.Module, x: Tensor) -> Tensor:
         """What a layer of weights is given, time and batch in one dimension."""

@@ -17,7 +17,7 @@ from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, Settings, setting
+from snn_lib.settings import ExperimentConfig, OrderHyperparameters, Settings, setting
 from snn_lib.tasks.classification import (
     Classification,
     CountClassification,
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 250
 
 
 @dataclass
-class DigitHyperparameters(CountHyperparameters):
+class DigitHyperparameters(CountHyperparameters, OrderHyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
     encoding: Literal["constant", "poisson", "latency"] = setting(

@@ -121,8 +121,25 @@ def test_a_current_counts_where_it_is_not_zero():
     model = Sequential(nn.Linear(4, 5), SpikingNeuron(5, 4.0))
     x = torch.tensor([0.3, 0.0, 2.0, 0.0]).expand(6, 2, 4)
     with count_activity(model) as activity:
-        model(x)
+        model(x.contiguous())
     assert activity.operations()[:2] == (0, 6 * 2 * 5)
+    assert activity.dense_operations() == 4 * 5
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_input_that_repeats_is_weighed_and_counted_once(padded):
+    model = behind()
+    x, lengths = torch.rand(1, 3, 8).expand(10, 3, 8), torch.tensor([10, 4, 7])
+    with torch.no_grad(), count_activity(model) as activity:
+        if padded:
+            activity.begin(lengths, 10)
+        spikes = model.layerwise(x)[0][2]
+    own = torch.arange(10)[:, None] < (lengths if padded else torch.full((3,), 10))
+    assert activity.operations().multiply_accumulates == 8 * 6
+    assert activity.operations().additions == (3 * spikes * own[..., None]).sum().item() / 3
+    assert activity.dense_operations() == 8 * 6 + 6 * 3
+    if padded:
+        assert activity.per_step[0].sum() == 3 * 8 * 6 + 3 * spikes[0].sum()
 
 
 def test_a_silent_layer_has_rate_zero_and_a_busy_one_rate_one():
@@ -520,7 +537,7 @@ def test_operations_of_a_network_of_convolutions_and_pooling():
     with count_activity(model) as activity:
         outputs, _ = model.layerwise(current)
     pooled, flat = outputs[4], outputs[7]
-    from_current = 6 * outputs_reached(convolutions[0], (1, 8, 8)).sum()
+    from_current = outputs_reached(convolutions[0], (1, 8, 8)).sum()  # computed once
     from_spikes = (pooled * outputs_reached(convolutions[1], (2, 3, 3))).sum() + 5 * flat.sum()
     found = activity.operations()
     assert found.multiply_accumulates == from_current.item()
