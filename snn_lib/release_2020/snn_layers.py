@@ -94,7 +94,7 @@ class threshold_layer(nn.Module):
 
 
 class _Cell(nn.Module):
-    """Named parameters and modules: what a layer keeps under its cell's name."""
+    """The parameters and modules of a layer, by name."""
 
     def __init__(self, **members: nn.Parameter | nn.Module) -> None:
         super().__init__()
@@ -105,12 +105,21 @@ class _Cell(nn.Module):
 class _Layer(nn.Module):
     """A layer between time-last tensors; subclasses define ``_run`` on time-first ones.
 
-    ``state_shapes`` are those of the states without the batch dimension.
+    ``state_shapes`` are the shapes of the states without the batch dimension.
     """
 
-    def __init__(self, step_num: int, batch_size: int, *state_shapes: tuple[int, ...]) -> None:
+    cell_name: str
+
+    def __init__(
+        self, step_num: int, batch_size: int, cell: _Cell, *state_shapes: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.step_num, self.batch_size, self._state_shapes = step_num, batch_size, state_shapes
+        self.add_module(self.cell_name, cell)
+
+    @property
+    def _cell(self) -> _Cell:
+        return getattr(self, self.cell_name)
 
     def create_init_states(self) -> States:
         """Zeros for the ``batch_size`` of the constructor."""
@@ -161,6 +170,8 @@ class dual_exp_iir_layer(_Layer):
         ``(B, *input_shape, T)`` to the same; states ``(F[t], F[t-1])``, both ``(B, *input_shape)``.
     """
 
+    cell_name = "dual_exp_iir_cell"
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -171,17 +182,17 @@ class dual_exp_iir_layer(_Layer):
         train_coefficients: bool,
     ) -> None:
         shape = tuple(input_shape)
-        super().__init__(step_num, batch_size, shape, shape)
         initial = DualExponentialSynapse(shape, tau_m, tau_s)
-        self.dual_exp_iir_cell = _Cell(
+        cell = _Cell(
             v_0=_parameter(peak_scale(tau_m, tau_s)),  # stored, not applied
             alpha_1=_parameter(initial.alpha[0], train_coefficients),
             alpha_2=_parameter(initial.alpha[1], train_coefficients),
             beta_1=_parameter(initial.beta[0], train_coefficients),
         )
+        super().__init__(step_num, batch_size, cell, shape, shape)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        cell = self.dual_exp_iir_cell
+        cell = self._cell
         if states is not None:
             last, before = states
             states = torch.stack([before, last]), x.new_empty(0, *x.shape[1:])
@@ -198,6 +209,8 @@ class first_order_low_pass_layer(_Layer):
         ``(B, *input_shape, T)`` to the same; states ``F[t]``, a tensor ``(B, *input_shape)``.
     """
 
+    cell_name = "first_order_low_pass_cell"
+
     def __init__(
         self,
         input_shape: Sequence[int],
@@ -207,15 +220,15 @@ class first_order_low_pass_layer(_Layer):
         train_coefficients: bool,
     ) -> None:
         shape = tuple(input_shape)
-        super().__init__(step_num, batch_size, shape)
-        self.first_order_low_pass_cell = _Cell(alpha_1=_decay(shape, tau, train_coefficients))
+        cell = _Cell(alpha_1=_decay(shape, tau, train_coefficients))
+        super().__init__(step_num, batch_size, cell, shape)
 
     def create_init_states(self) -> Tensor:
         """Zeros for the ``batch_size`` of the constructor."""
         return super().create_init_states()[0]
 
     def _run(self, x: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
-        return _trace(x, self.first_order_low_pass_cell.alpha_1, states)
+        return _trace(x, self._cell.alpha_1, states)
 
 
 class axon_layer(_Layer):
@@ -224,6 +237,8 @@ class axon_layer(_Layer):
     Shape:
         ``(B, *input_shape, T)`` to the same; states ``(m, s)``, both ``(B, *input_shape)``.
     """
+
+    cell_name = "axon_cell"
 
     def __init__(
         self,
@@ -236,49 +251,33 @@ class axon_layer(_Layer):
         train_tau_s: bool,
     ) -> None:
         shape = tuple(input_shape)
-        super().__init__(step_num, batch_size, shape, shape)
-        self.axon_cell = _Cell(
+        cell = _Cell(
             v_0=_parameter(peak_scale(tau_m, tau_s)),
             decay_m=_decay(shape, tau_m, train_tau_m),
             decay_s=_decay(shape, tau_s, train_tau_s),
         )
+        super().__init__(step_num, batch_size, cell, shape, shape)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        difference, states = _difference_of_traces(x, self.axon_cell, states)
-        return self.axon_cell.v_0 * difference, states
+        difference, states = _difference_of_traces(x, self._cell, states)
+        return self._cell.v_0 * difference, states
 
 
-class synapse_layer(_Layer):
+class synapse_layer(axon_layer):
     """As :class:`axon_layer`, with a filter of its own for every connection.
 
     Shape:
         ``(B, in, T)`` to ``(B, in, out, T)``; states ``(m, s)``, both ``(B, in, out)``.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        output_size: int,
-        step_num: int,
-        batch_size: int,
-        tau_m: float,
-        tau_s: float,
-        train_tau_m: bool,
-        train_tau_s: bool,
-    ) -> None:
-        shape = (input_size, output_size)
-        super().__init__(step_num, batch_size, shape, shape)
-        self.synapse_cell = _Cell(
-            v_0=_parameter(peak_scale(tau_m, tau_s)),
-            decay_m=_decay(shape, tau_m, train_tau_m),
-            decay_s=_decay(shape, tau_s, train_tau_s),
-        )
+    cell_name = "synapse_cell"
+
+    def __init__(self, input_size: int, output_size: int, *options: Any, **named: Any) -> None:
+        super().__init__((input_size, output_size), *options, **named)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        cell = self.synapse_cell
-        connections = x[..., None].expand(*x.shape, cell.decay_m.shape[1])
-        difference, states = _difference_of_traces(connections, cell, states)
-        return cell.v_0 * difference, states
+        connections = x[..., None].expand(*x.shape, self._cell.decay_m.shape[1])
+        return super()._run(connections, states)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -286,7 +285,7 @@ class synapse_layer(_Layer):
 
 
 class _NeuronCell(_Cell):
-    """A neuron layer's parameters. Its last two properties are ``SpikingNeuron``'s names."""
+    """A neuron layer's parameters; its properties have the names of ``SpikingNeuron``."""
 
     def __init__(
         self,
@@ -328,17 +327,10 @@ class _NeuronCell(_Cell):
 class _NeuronLayer(_Layer):
     """Subclasses define ``_current``, what a time-first PSP drives the neurons of the cell with."""
 
-    _cell_name = "neuron_cell"
-
-    def __init__(self, shape: tuple[int, ...], step_num: int, batch_size: int) -> None:
-        super().__init__(step_num, batch_size, shape, shape)
+    cell_name = "neuron_cell"
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         return self._cell(self._current(x), states)
-
-    @property
-    def _cell(self) -> _NeuronCell:
-        return getattr(self, self._cell_name)
 
     def _current(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -372,17 +364,17 @@ class neuron_layer(_NeuronLayer):
         reset_v: float = 1.0,
     ) -> None:
         shape = (neuron_number,)
-        super().__init__(shape, step_num, batch_size)
-        self.input_type = input_type
         if input_type == "axon":
             weight = nn.Linear(input_size, neuron_number, bias=train_bias)
         else:
             weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(input_size, neuron_number)))
-        self.neuron_cell = _NeuronCell(shape, tau_m, membrane_filter, reset_v, weight=weight)
+        cell = _NeuronCell(shape, tau_m, membrane_filter, reset_v, weight=weight)
+        super().__init__(step_num, batch_size, cell, shape, shape)
+        self.input_type = input_type
 
     def _current(self, x: Tensor) -> Tensor:
-        weight = self.neuron_cell.weight
-        return weight(x) if self.input_type == "axon" else (weight * x).sum(-2)
+        weight = self._cell.weight
+        return weight(x) if isinstance(weight, nn.Linear) else (weight * x).sum(-2)
 
 
 class neuron_layer_dot_product(_NeuronLayer):
@@ -404,13 +396,13 @@ class neuron_layer_dot_product(_NeuronLayer):
         input_type: str = "axon",
     ) -> None:
         shape = (neuron_number,)
-        super().__init__(shape, step_num, batch_size)
-        self.input_type = input_type
         weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(1, neuron_number)))
-        self.neuron_cell = _NeuronCell(shape, tau_m, membrane_filter, weight=weight)
+        cell = _NeuronCell(shape, tau_m, membrane_filter, weight=weight)
+        super().__init__(step_num, batch_size, cell, shape, shape)
+        self.input_type = input_type
 
     def _current(self, x: Tensor) -> Tensor:
-        return self.neuron_cell.weight * x
+        return self._cell.weight * x
 
 
 class conv2d_layer(_NeuronLayer):
@@ -424,7 +416,7 @@ class conv2d_layer(_NeuronLayer):
         ``(B, C', H', W')``.
     """
 
-    _cell_name = "conv2d_cell"
+    cell_name = "conv2d_cell"
 
     def __init__(
         self,
@@ -445,15 +437,15 @@ class conv2d_layer(_NeuronLayer):
     ) -> None:
         size = calculate_conv2d_outsize(h_input, w_input, padding, kernel_size, stride, dilation)
         shape = (out_channels, *size)
-        super().__init__(shape, step_num, batch_size)
-        self.input_type, self.output_shape = input_type, shape
         conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, bias=train_bias
         )
-        self.conv2d_cell = _NeuronCell(shape, tau_m, membrane_filter, conv=conv)
+        cell = _NeuronCell(shape, tau_m, membrane_filter, conv=conv)
+        super().__init__(step_num, batch_size, cell, shape, shape)
+        self.input_type, self.output_shape = input_type, shape
 
     def _current(self, x: Tensor) -> Tensor:
-        return PerStep(self.conv2d_cell.conv)(x)
+        return PerStep(self._cell.conv)(x)
 
 
 class snn_layer(_Layer):
@@ -463,6 +455,8 @@ class snn_layer(_Layer):
         ``(B, in, T)`` to spikes ``(B, out, T)``; states ``(V, R, m, s)``, V and R ``(B, out)``,
         the traces m and s ``(B, in)``.
     """
+
+    cell_name = "snn_cell"
 
     def __init__(
         self,
@@ -476,8 +470,7 @@ class snn_layer(_Layer):
         train_tau_s: bool,
     ) -> None:
         inputs, neurons = (input_size,), (neuron_number,)
-        super().__init__(step_num, batch_size, neurons, neurons, inputs, inputs)
-        self.snn_cell = _NeuronCell(
+        cell = _NeuronCell(
             neurons,
             tau_m,
             membrane_filter=False,
@@ -486,9 +479,10 @@ class snn_layer(_Layer):
             decay_s=_decay(inputs, tau_s, train_tau_s),
             weight=nn.Linear(input_size, neuron_number),
         )
+        super().__init__(step_num, batch_size, cell, neurons, neurons, inputs, inputs)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        cell = self.snn_cell
+        cell = self._cell
         neurons, traces = (None, None) if states is None else (states[:2], states[2:])
         difference, traces = _difference_of_traces(x, cell, traces)
         spikes, neurons = cell(cell.v_0 * cell.weight(difference), neurons)
@@ -508,14 +502,8 @@ def calculate_conv2d_outsize(
     dilation: int | tuple[int, int] = 1,
 ) -> tuple[int, int]:
     """Height and width of what a convolution or a pooling of an ``h`` x ``w`` image gives."""
-    padding, kernel_size, stride, dilation = (
-        (value, value) if isinstance(value, int) else value
-        for value in (padding, kernel_size, stride, dilation)
-    )
-    height, width = (
-        (size + 2 * padding[i] - dilation[i] * (kernel_size[i] - 1) - 1) // stride[i] + 1
-        for i, size in enumerate((h, w))
-    )
+    window = nn.Conv2d(1, 1, kernel_size, stride, padding, dilation, device="meta")
+    height, width = window(torch.empty(1, h, w, device="meta")).shape[1:]
     return height, width
 
 
