@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from snn_lib.containers import PerStep, Sequential
 from snn_lib.errors import one_line
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.readout import READOUTS
+from snn_lib.readout import READOUTS, Last, LeakyIntegrator, Maximum, Mean, SpikeCount
 from snn_lib.synapses import IIRSynapse
 
 Shape = tuple[int, ...]
@@ -92,16 +92,13 @@ class Neuron(Layer):
 
 
 @dataclass(frozen=True)
-class Readout(Layer):
-    """A readout, whose output at every step is that of the sequence up to there.
+class RunningMean(Layer):
+    """The mean of the steps so far: a mean over time, read at every step."""
 
-    Attributes:
-        kind: a name of ``snn_lib.readout.READOUTS``.
-        decay: lambda of the leaky one.
-    """
 
-    kind: str
-    decay: float
+@dataclass(frozen=True)
+class RunningMaximum(Layer):
+    """The largest value of the steps so far: a maximum over time, read at every step."""
 
 
 def read(
@@ -209,9 +206,24 @@ def _neuron(module: SpikingNeuron, name: str, before: Shape, after: Shape) -> li
     return [Neuron(name, before, after, *rows)]
 
 
-def _readout(module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
-    (kind,) = (kind for kind, readout in READOUTS.items() if isinstance(module, readout))
-    return [Readout(name, before, after, kind, getattr(module, "decay", 0.0))]
+def _sum(module: SpikeCount, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """F[t] = F[t-1] + x[t]."""
+    ones = np.ones((1, *before))
+    return [Filter(name, before, after, ones, ones)]
+
+
+def _leaky(module: LeakyIntegrator, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """F[t] = lambda F[t-1] + (1 - lambda) x[t]."""
+    decay = np.full((1, *before), module.decay)
+    return [Filter(name, before, after, decay, 1 - decay)]
+
+
+def _mean(module: Mean, name: str, before: Shape, after: Shape) -> list[Layer]:
+    return [RunningMean(name, before, after)]
+
+
+def _largest(module: Maximum, name: str, before: Shape, after: Shape) -> list[Layer]:
+    return [RunningMaximum(name, before, after)]
 
 
 def _weight_and_bias(module: nn.Linear | nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
@@ -240,5 +252,10 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     nn.Flatten.forward: _flattening,
     IIRSynapse.forward: _filter,
     SpikingNeuron.forward: _neuron,
-    **{readout.forward: _readout for readout in READOUTS.values()},
+    # The answer of a readout at a step is that of the sequence up to there.
+    SpikeCount.forward: _sum,
+    Mean.forward: _mean,
+    Last.forward: _nothing,
+    Maximum.forward: _largest,
+    LeakyIntegrator.forward: _leaky,
 }

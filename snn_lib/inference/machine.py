@@ -25,7 +25,7 @@ GROUP = 4  # rows of weights that are added at once
 LINE = 16  # rows begin where a line of the cache does, every 16 numbers
 
 # What a layer does.
-WEIGHTS, POOLING, FILTER, NEURON, INTEGRATOR, SUM, MEAN, LAST, MAXIMUM = range(9)
+WEIGHTS, POOLING, FILTER, NEURON, MEAN, MAXIMUM = range(6)
 
 # A layer of the program. The features of maps lie channels last, (H, W, C). An nn.Linear has maps
 # of one position.
@@ -228,27 +228,25 @@ def _spike(coefficients, state, current, spikes):
 
 
 @jit
-def _read_out(kind, coefficients, state, x, out):
-    """The readout of the steps so far; the state ends with their number."""
+def _mean(state, x, out):
+    """The mean of the steps so far; the state is their sum, and ends with their number."""
     n = len(x)
-    so_far, steps = state[:n], state[n] + 1
+    total, steps = state[:n], state[n] + 1
     state[n] = steps
-    if kind == INTEGRATOR:
-        decay, share = coefficients[0], coefficients[1]
-        for i in range(n):
-            so_far[i] = share * x[i] + decay * so_far[i]
-        flush(so_far)
-    elif kind == LAST:
-        assign(so_far, x)
-    elif kind == MAXIMUM:
-        for i in range(n):
-            so_far[i] = x[i] if steps == 1 else max(so_far[i], x[i])
-    else:
-        add(so_far, x)
-    assign(out, so_far)
-    if kind == MEAN:
-        for i in range(n):
-            out[i] /= steps
+    add(total, x)
+    for i in range(n):
+        out[i] = total[i] / steps
+
+
+@jit
+def _maximum(state, x, out):
+    """The largest of the steps so far; the state is this, and ends with their number."""
+    n = len(x)
+    largest, first = state[:n], state[n] == 0
+    state[n] += 1
+    for i in range(n):
+        largest[i] = x[i] if first else max(largest[i], x[i])
+    assign(out, largest)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -273,8 +271,10 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
             _filter(layer.past_outputs, layer.past_inputs, own, past, x, out)
         elif layer.kind == NEURON:
             _spike(own, past, x, out)
+        elif layer.kind == MEAN:
+            _mean(past, x, out)
         else:
-            _read_out(layer.kind, own, past, x, out)
+            _maximum(past, x, out)
 
 
 @jit

@@ -120,7 +120,7 @@ class _Graph:
         x, features = self._prepare(preparation), description.before
         if not np.array_equal(description.entry, np.arange(len(description.entry))):
             x, features = self._node("Flatten", x, axis=1), description.entry.shape
-            x = self._node("Gather", x, self._integers(description.entry), axis=1)
+            x = self._node("Gather", x, description.entry, axis=1)
         x = self._reshaped(x, features, first.before)
         for layer in description.layers:
             x = self._layer(layer, x)
@@ -135,13 +135,13 @@ class _Graph:
             case RecordingPreparation(values="counted", order="forward"):
                 return INPUT
             case RecordingPreparation(values="clipped", order="forward"):
-                return self._node("Min", INPUT, self._numbers(1.0))
+                return self._node("Min", INPUT, 1.0)
             case DigitPreparation(encoding=encoding, max_rate=rate):
                 spikes = encoding != "constant"
-                return INPUT if spikes else self._node("Mul", INPUT, self._numbers(rate))
+                return INPUT if spikes else self._node("Mul", INPUT, rate)
             case PixelPreparation(max_rate=rate):
-                centred = self._node("Sub", INPUT, self._numbers(MEAN_PIXEL))
-                return self._node("Mul", centred, self._numbers(rate))
+                centred = self._node("Sub", INPUT, MEAN_PIXEL)
+                return self._node("Mul", centred, rate)
             case SeriesPreparation(encoding="current", block=1):
                 return self._series(preparation)
         raise ValueError(
@@ -152,13 +152,12 @@ class _Graph:
     def _series(self, preparation: SeriesPreparation) -> str:
         """The standardised values, and their changes since the step before."""
         self.before = tuple(preparation.mean.shape)
-        centred = self._node("Sub", INPUT, self._numbers(preparation.mean))
-        x = self._node("Div", centred, self._numbers(preparation.deviation))
-        before, started = (self._state(f"input.{name}", self.before) for name in ("x", "started"))
+        centred = self._node("Sub", INPUT, preparation.mean)
+        x = self._node("Div", centred, preparation.deviation)
+        before, started = self._state("input.x", self.before), self._started("input", self.before)
         change = self._node("Mul", started, self._node("Sub", x, before))  # 0 at the first step
-        change = self._node("Div", change, self._numbers(preparation.change))
+        change = self._node("Div", change, preparation.change)
         self._next(before, x)
-        self._next(started, self._node("Max", started, self._numbers(1.0)))
         return self._node("Concat", x, change, axis=1)
 
     def _layer(self, layer: Layer, x: str) -> str:
@@ -168,69 +167,56 @@ class _Graph:
             case kinds.Flattening():
                 return self._node("Flatten", x, axis=1)
             case kinds.Weights(weight=weight, bias=bias):
-                return self._node("Gemm", x, self._numbers(weight), self._numbers(bias), transB=1)
+                return self._node("Gemm", x, weight, bias, transB=1)
             case kinds.Convolution(weight=weight, bias=bias, groups=groups):
                 window = self._window(layer, weight.shape[2:])
-                numbers = self._numbers(weight), self._numbers(bias)
-                return self._node("Conv", x, *numbers, group=groups, **window)
+                return self._node("Conv", x, weight, bias, group=groups, **window)
             case kinds.MaxPooling(size=size):
                 return self._node("MaxPool", x, **self._window(layer, size))
             case kinds.Filter(alpha=alpha, beta=beta):
-                f = self._node("Mul", self._numbers(beta[0]), x)
+                f = self._node("Mul", beta[0], x)
                 for letter, coefficients, newest in (("x", beta[1:], x), ("F", alpha, None)):
                     past = [
                         self._state(f"{name}.{letter}[t-{lag}]", layer.before)
                         for lag in range(1, len(coefficients) + 1)
                     ]
                     for weight, value in zip(coefficients, past, strict=True):
-                        f = self._node("Add", f, self._node("Mul", self._numbers(weight), value))
+                        f = self._node("Add", f, self._node("Mul", weight, value))
                     for state, value in zip(past, [newest or f, *past], strict=False):
                         self._next(state, value)
                 return f
             case kinds.Neuron():
                 return self._neuron(layer, x)
-            case kinds.Readout():
-                return self._readout(layer, x)
+            case kinds.RunningMean():
+                total = self._state(f"{name}.sum", layer.before)
+                steps = self._state(f"{name}.steps", layer.before)
+                y, count = self._node("Add", total, x), self._node("Add", steps, 1.0)
+                self._next(total, y)
+                self._next(steps, count)
+                return self._node("Div", y, count)
+            case kinds.RunningMaximum():
+                largest = self._state(f"{name}.maximum", layer.before)
+                first = self._node("Equal", self._started(name, layer.before), 0.0)
+                y = self._node("Where", first, x, self._node("Max", x, largest))
+                self._next(largest, y)
+                return y
 
     def _neuron(self, layer: kinds.Neuron, current: str) -> str:
         """V = lambda V + I - R;  S = V > 1;  R = theta R + v_reset S."""
         reset = self._state(f"{layer.name}.reset", layer.before)
         if layer.membrane_decay.any():
             membrane = self._state(f"{layer.name}.membrane", layer.before)
-            decayed = self._node("Mul", membrane, self._numbers(layer.membrane_decay))
+            decayed = self._node("Mul", membrane, layer.membrane_decay)
             potential = self._node("Sub", self._node("Add", decayed, current), reset)
             self._next(membrane, potential)
         else:
             potential = self._node("Sub", current, reset)
-        above = self._node("Greater", potential, self._numbers(THRESHOLD))
-        spikes = self._node("Where", above, self._numbers(1.0), self._numbers(0.0))
-        decayed = self._node("Mul", reset, self._numbers(layer.reset_decay))
-        jump = self._node("Mul", spikes, self._numbers(layer.reset_strength))
+        above = self._node("Greater", potential, THRESHOLD)
+        spikes = self._node("Where", above, 1.0, 0.0)
+        decayed = self._node("Mul", reset, layer.reset_decay)
+        jump = self._node("Mul", spikes, layer.reset_strength)
         self._next(reset, self._node("Add", decayed, jump))
         return spikes
-
-    def _readout(self, layer: kinds.Readout, x: str) -> str:
-        """The readout of the steps so far."""
-        if layer.kind == "last":
-            return x
-        before = self._state(f"{layer.name}.{layer.kind}", layer.before)
-        if layer.kind == "leaky":
-            old = self._node("Mul", before, self._numbers(layer.decay))
-            value = self._node("Add", self._node("Mul", x, self._numbers(1 - layer.decay)), old)
-        elif layer.kind == "maximum":
-            started = self._state(f"{layer.name}.started", layer.before)
-            first = self._node("Equal", started, self._numbers(0.0))
-            value = self._node("Where", first, x, self._node("Max", x, before))
-            self._next(started, self._node("Max", started, self._numbers(1.0)))
-        else:
-            value = self._node("Add", before, x)
-        self._next(before, value)
-        if layer.kind == "mean":
-            steps = self._state(f"{layer.name}.steps", layer.before)
-            count = self._node("Add", steps, self._numbers(1.0))
-            self._next(steps, count)
-            value = self._node("Div", value, count)
-        return value
 
     def _window(self, layer: kinds.Convolution | kinds.MaxPooling, size: Shape) -> dict:
         """The attributes of a convolution or a pooling.
@@ -257,25 +243,30 @@ class _Graph:
             "pads": [*layer.padding, *below],
         }
 
-    def _node(self, operator: str, *inputs: str, output: str = "", **attributes: object) -> str:
+    def _node(
+        self,
+        operator: str,
+        *inputs: str | np.ndarray | float,
+        output: str = "",
+        **attributes: object,
+    ) -> str:
+        """Adds a node, and returns the name of its output; inputs are names or constants."""
         output = output or f"{operator}_{len(self.nodes)}"
-        self.nodes.append((operator, list(inputs), output, attributes))
+        names = [value if isinstance(value, str) else self._constant(value) for value in inputs]
+        self.nodes.append((operator, names, output, attributes))
         return output
 
-    def _numbers(self, values: np.ndarray | float) -> str:
-        return self._constant(np.asarray(values, self._number))
-
-    def _integers(self, values: Sequence[int]) -> str:
-        return self._constant(np.asarray(values, np.int64))
-
-    def _constant(self, array: np.ndarray) -> str:
+    def _constant(self, value: np.ndarray | float) -> str:
+        """Adds a constant: an array of integers as it is, all else in the network's dtype."""
         name = f"constant_{len(self.constants)}"
-        self.constants[name] = np.ascontiguousarray(array)
+        is_integers = isinstance(value, np.ndarray) and value.dtype == np.int64
+        dtype = np.int64 if is_integers else self._number
+        self.constants[name] = np.ascontiguousarray(value, dtype)
         return name
 
     def _reshaped(self, x: str, before: Shape, after: Shape) -> str:
         same = tuple(before) == tuple(after)
-        return x if same else self._node("Reshape", x, self._integers([-1, *after]))
+        return x if same else self._node("Reshape", x, np.array([-1, *after]))
 
     def _state(self, name: str, features: Shape) -> str:
         self.states[name] = features
@@ -283,3 +274,9 @@ class _Graph:
 
     def _next(self, state: str, value: str) -> None:
         self._node("Identity", value, output=state + NEXT)
+
+    def _started(self, name: str, features: Shape) -> str:
+        """A state that is 0 at the first step and 1 at all others."""
+        started = self._state(f"{name}.started", features)
+        self._next(started, self._node("Max", started, 1.0))
+        return started

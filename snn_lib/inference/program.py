@@ -11,14 +11,6 @@ from snn_lib.inference import machine
 from snn_lib.inference.description import Description
 from snn_lib.inference.layers import Layer, Shape
 
-READOUT_KINDS = {
-    "count": machine.SUM,
-    "mean": machine.MEAN,
-    "last": machine.LAST,
-    "maximum": machine.MAXIMUM,
-    "leaky": machine.INTEGRATOR,
-}
-
 
 class Program:
     """A description as the arrays that ``machine.run`` reads.
@@ -129,9 +121,10 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             rows = layer.membrane_decay, layer.reset_decay, layer.reset_strength
             rows = [np.stack(rows).reshape(3, count)[:, order].ravel()]
             return _Part(order, machine.NEURON, rows, 2 * count)
-        case kinds.Readout(kind=kind, decay=decay):
-            numbers = np.array([decay, 1 - decay])
-            return _Part(order, READOUT_KINDS[kind], (numbers,), count + 1)
+        case kinds.RunningMean():
+            return _Part(order, machine.MEAN, states=count + 1)
+        case kinds.RunningMaximum():
+            return _Part(order, machine.MAXIMUM, states=count + 1)
 
 
 def _convolution(layer: kinds.Convolution) -> _Part:
