@@ -31,13 +31,13 @@ from snn_lib import (
 )
 from snn_lib.inspection import plotting
 from snn_lib.inspection.activity import count_activity
-from snn_lib.inspection.metrics import read_sums
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.kernels import eager
 from snn_lib.penalties import rate_penalty
 from snn_lib.tasks import association, digits
 from snn_lib.tasks.association import Association
 from snn_lib.tasks.digits import DigitClassification
+from snn_lib.tasks.sums import read_sums
 from snn_lib.training.distributed import total
 from snn_lib.training.state import rng_state, set_rng_state
 

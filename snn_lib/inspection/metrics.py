@@ -1,14 +1,10 @@
-"""Sums and plain numbers; likeness of spike patterns: filtered difference, retrieval, coincidence.
+"""How alike spike patterns are: their filtered difference, the nearest pattern, matching spikes.
 
 All spike trains are time first, ``(T, B, N)``.
 """
 
 from collections.abc import Mapping
-from numbers import Integral, Real
-from textwrap import shorten
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,50 +12,6 @@ from snn_lib.containers import Output
 from snn_lib.functional import FilterState
 from snn_lib.synapses import IIRSynapse
 from snn_lib.time_constants import decays_of, peak_scale
-
-
-def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Adds the sums of one more batch, in place and without waiting for the device."""
-    for key, value in more.items():
-        sums[key] = sums[key] + value if key in sums else value  # counts stay integers
-
-
-def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
-    """The sums as floats; those on a device come over together, so that it is waited for once.
-
-    As bytes, since they are of several types and not every device has one that holds them all.
-    """
-    for key, value in sums.items():
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
-    tensors = [value.reshape(1) for value in sums.values() if isinstance(value, Tensor)]
-    if not tensors:
-        return {key: float(value) for key, value in sums.items()}
-    together = torch.cat([tensor.view(torch.uint8) for tensor in tensors]).cpu()
-    parts = together.split([tensor.element_size() for tensor in tensors])
-    numbers = iter(p.clone().view(t.dtype).item() for p, t in zip(parts, tensors, strict=True))
-    return {k: float(next(numbers) if isinstance(v, Tensor) else v) for k, v in sums.items()}
-
-
-def plain_number(value: Any) -> int | float:
-    """A metric as Python's own int or float, which a checkpoint keeps and JSON and CSV can write.
-
-    Args:
-        value: an int, a float, or any number of NumPy or PyTorch: a scalar, or an array or tensor
-            of no dimensions. ``True`` is 1.
-
-    Raises:
-        TypeError: it is no real number.
-    """
-    number = value
-    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
-        number = value.item()
-    if isinstance(number, Integral):
-        return int(number)
-    if isinstance(number, Real):
-        return float(number)
-    shown = shorten(repr(value), 60, placeholder="...")
-    raise TypeError(f"{type(value).__name__} {shown} is no number, expected an int or a float")
 
 
 class OutputFilter(IIRSynapse):

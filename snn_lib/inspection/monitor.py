@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from snn_lib.chunks import current_chunk, is_recomputing
-from snn_lib.functional import neuron_traces
+from snn_lib.containers import bind_call
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.synapses import IIRSynapse
 
@@ -98,18 +98,18 @@ class Monitor:
 def watch(
     layer: nn.Module, store: Callable[[SynapseRecord | NeuronRecord], None]
 ) -> RemovableHandle:
-    """Has ``store`` called with the record of each run of a layer, until the handle is removed.
+    """Calls ``store`` with the record of each run of a layer, until the handle is removed.
 
-    Runs that a :class:`snn_lib.Chunked` repeats for the backward pass do not count.
+    A run that :class:`snn_lib.Chunked` repeats for the backward pass is not recorded again.
 
     Args:
-        layer: neurons, with the coefficients and the arguments of :func:`record_neuron`; or
-            synapses, which return the PSP first.
-        store: takes the record, which is without gradient.
+        layer: neurons, which have a method ``traces``; or synapses, which return the PSP first.
+        store: takes the record, which has no gradient.
     """
     return layer.register_forward_hook(partial(_record, store), with_kwargs=True)
 
 
+@torch.no_grad()
 def _record(
     store: Callable[[SynapseRecord | NeuronRecord], None],
     layer: nn.Module,
@@ -120,31 +120,12 @@ def _record(
     """The forward hook of :func:`watch`, after its first argument."""
     if is_recomputing():
         return
-    with torch.no_grad():
-        if hasattr(layer, "reset_decay"):
-            store(record_neuron(layer, *args, **kwargs))
-        else:
-            store(SynapseRecord(result[0].detach()))
-
-
-def record_neuron(
-    neuron: SpikingNeuron,
-    current: Tensor,
-    state: tuple[Tensor, Tensor] | None = None,
-    lengths: Tensor | None = None,
-) -> NeuronRecord:
-    """Spikes, membrane potential and reset that an input current causes, without gradient.
-
-    Args:
-        neuron: the layer, of features ``shape``, or what has its three coefficients.
-        current: ``(T, B, *shape)``.
-        state: as in :class:`snn_lib.neurons.SpikingNeuron`.
-        lengths: changes nothing: padding is recorded like the rest.
-    """
-    coefficients = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
-    with torch.no_grad():
-        spikes, membrane, reset = neuron_traces(current, *coefficients, state)
-    return NeuronRecord(spikes, membrane, reset)
+    if hasattr(layer, "traces"):
+        given = bind_call(layer, args, kwargs)
+        given.pop("lengths", None)  # padding is recorded like the rest
+        store(NeuronRecord(*layer.traces(**given)))
+    else:
+        store(SynapseRecord(result[0].detach()))
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

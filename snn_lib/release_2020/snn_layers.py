@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
-from snn_lib.functional import iir_filter, spiking_neuron
+from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
 from snn_lib.inspection.monitor import NeuronRecord, SynapseRecord, as_numpy, watch
 from snn_lib.surrogate import THRESHOLD, Gaussian
 from snn_lib.synapses import DualExponentialSynapse
@@ -322,6 +322,11 @@ class _NeuronCell(_Cell):
             states,
             Gaussian(self.sigma.item()),
         )
+
+    def traces(self, current: Tensor, states: States | None = None) -> tuple[Tensor, ...]:
+        """Spikes, membrane potential and reset at every step."""
+        coefficients = self.reset_decay, self.reset_strength, self.membrane_decay
+        return neuron_traces(current, *coefficients, states)
 
 
 class _NeuronLayer(_Layer):

@@ -21,14 +21,7 @@ from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import InputError, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
-from snn_lib.inspection.metrics import (
-    OutputFilter,
-    add_sums,
-    match_spikes,
-    nearest_pattern,
-    read_sums,
-    spike_scores,
-)
+from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
 from snn_lib.settings import (
     LONGEST_MEMORY,
     ExperimentConfig,
@@ -37,6 +30,7 @@ from snn_lib.settings import (
     setting,
 )
 from snn_lib.tasks.base import Task, output_of
+from snn_lib.tasks.sums import add_sums, read_sums
 
 SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage in the sweep
 FIRST_STEPS = 50  # in which patterns can hardly be told apart

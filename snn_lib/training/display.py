@@ -5,8 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from snn_lib.inspection.metrics import read_sums
 from snn_lib.tasks.base import Task
+from snn_lib.tasks.sums import read_sums
 from snn_lib.training.state import Progress, Row
 
 BATCHES_PER_DISPLAY = 25

@@ -14,10 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from snn_lib.chunks import Chunked
 from snn_lib.errors import InputError, RunError, require
 from snn_lib.inspection.activity import Activity, count_activity
-from snn_lib.inspection.metrics import add_sums, plain_number
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
+from snn_lib.tasks.sums import add_sums, plain_number
 from snn_lib.training import display, distributed
 from snn_lib.training.building import build, choose_device, introduction
 from snn_lib.training.checkpoints import (

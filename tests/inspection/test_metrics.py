@@ -1,8 +1,6 @@
 import math
-from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from scipy import signal
@@ -10,11 +8,8 @@ from scipy import signal
 from snn_lib.data.patterns import Damage, damage_patterns, load_patterns
 from snn_lib.inspection.metrics import (
     OutputFilter,
-    add_sums,
     match_spikes,
     nearest_pattern,
-    plain_number,
-    read_sums,
     spike_scores,
 )
 
@@ -29,61 +24,6 @@ def spikes_at(*times, steps=20):
 
 def counts(output, target, **options):
     return tuple(count.item() for count in match_spikes(output, target, **options).values())
-
-
-# plain numbers
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (3, 3),
-        (True, 1),
-        (0.5, 0.5),
-        (np.float32(0.5), 0.5),
-        (np.float64(0.5), 0.5),  # a subclass of float that a checkpoint does not read
-        (np.longdouble(0.5), 0.5),
-        (np.int64(-3), -3),
-        (np.uint8(3), 3),
-        (np.bool_(True), 1),
-        (np.array(0.5, dtype=np.float16), 0.5),
-        (np.array(3), 3),
-        (torch.tensor(0.5, requires_grad=True), 0.5),
-        (torch.tensor(0.5, dtype=torch.bfloat16), 0.5),
-        (torch.tensor(3), 3),
-        (Fraction(1, 2), 0.5),
-    ],
-)
-def test_plain_numbers_are_pythons_own_and_readable_from_a_checkpoint(value, expected, tmp_path):
-    number = plain_number(value)
-    assert number == expected
-    assert type(number) is type(expected)
-    torch.save(number, tmp_path / "number")
-    assert torch.load(tmp_path / "number", weights_only=True) == expected
-
-
-@pytest.mark.parametrize("value", [np.float32("nan"), torch.tensor(math.nan), math.nan])
-def test_plain_numbers_may_be_nan(value):
-    assert math.isnan(plain_number(value))
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("0.5", "str '0.5' is no number, expected an int or a float"),
-        (None, "NoneType None is no number"),
-        (1 + 2j, r"complex \(1\+2j\) is no number"),
-        (np.complex64(1), "complex64 .* is no number"),
-        (np.str_("a"), "str_ .* is no number"),
-        (np.ones((9, 9)), r"ndarray array\(\[\[1.*\.\.\. is no number"),
-        (torch.ones(1), r"Tensor tensor\(\[1.\]\) is no number"),
-        ([1.0], r"list \[1.0\] is no number"),
-    ],
-)
-def test_what_is_no_number_is_named_in_one_line(value, message):
-    with pytest.raises(TypeError, match=message) as refusal:
-        plain_number(value)
-    assert "\n" not in str(refusal.value)
 
 
 # output filter
@@ -240,15 +180,3 @@ def test_scores_of_silence_are_zero():
     silence = torch.zeros(5, 2, 2)
     for output, target in ((silence, silence), (silence, silence + 1), (silence + 1, silence)):
         assert set(spike_scores(match_spikes(output, target)).values()) == {0.0}
-
-
-def test_counts_stay_whole_numbers():
-    sums = {}
-    for spikes in (2**24, *[1] * 100):
-        add_sums(sums, {"spikes": torch.tensor(spikes), "loss": torch.tensor(0.5)})
-    assert read_sums(sums) == {"spikes": 2**24 + 100, "loss": 50.5}
-
-
-def test_a_sum_that_is_no_number_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"sum 'per_class' has shape \(3,\)"):
-        read_sums({"per_class": torch.zeros(3)})

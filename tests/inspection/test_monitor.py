@@ -8,7 +8,6 @@ from snn_lib.inspection.monitor import (
     NeuronRecord,
     SynapseRecord,
     as_numpy,
-    record_neuron,
 )
 
 
@@ -185,7 +184,9 @@ def test_each_run_replaces_the_record(model, x):
 def test_a_neuron_of_lower_precision_is_recorded_in_float32(dtype):
     neuron = SpikingNeuron(4, 5.0, membrane_filter=True).to(dtype)
     current = (2 * torch.rand(20, 3, 4)).to(dtype)
-    record = record_neuron(neuron, current)
+    with Monitor(neuron) as monitor:
+        neuron(current)
+    record = monitor[""]
     rest = torch.zeros(3, 4)
     assert_record(record, neuron_by_definition(neuron.float(), current.float(), rest, rest))
 
