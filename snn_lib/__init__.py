@@ -23,6 +23,7 @@ from snn_lib.synapses import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
+    Repeat,
     ResonantSynapse,
 )
 from snn_lib.time_constants import log_spaced
@@ -38,6 +39,7 @@ __all__ = [
     "LowPassSynapse",
     "Output",
     "PerStep",
+    "Repeat",
     "ResonantSynapse",
     "Sequential",
     "SpikingNeuron",

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import is_recomputing
 from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
-from snn_lib.functional import FilterState, iir_filter
+from snn_lib.functional import FilterState, channels_last, iir_filter
 from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import (
     MARGIN,
@@ -338,6 +338,41 @@ class ResonantSynapse(IIRSynapse):
             constraint=constraint,
             margin=margin,
         )
+
+
+class Repeat(nn.Module):
+    """Repeats the channels of every step, so that a synapse behind it filters each several times.
+
+    Four inputs, each with 16 filters of its own:
+
+        Sequential(Repeat(16), ResonantSynapse(64, log_spaced(1, 100), log_spaced(1 / 400, 1 / 4)))
+
+    Args:
+        copies: how many times each channel is there afterwards.
+
+    Shape:
+        ``(T, B, C, *positions)`` to ``(T, B, copies * C, *positions)``: all channels in order, then
+        all of them again. So channel n is channel ``n % C`` of the input.
+
+    Raises:
+        ValueError: ``copies`` is not a whole number of at least 1.
+    """
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        if not isinstance(copies, int) or copies < 1:
+            raise ValueError(f"copies is {copies!r}, expected a whole number of at least 1")
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Repeats the channels; see the class for shapes."""
+        if channels_last(x):  # which the copies are to remain
+            return torch.cat([x.movedim(2, -1)] * self.copies, -1).movedim(-1, 2)
+        return torch.cat([x] * self.copies, 2)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"{self.copies}"
 
 
 def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:

@@ -6,7 +6,15 @@ In float64 sums in another order differ in the sixteenth digit, so that all spik
 import torch
 from torch import nn
 
-from snn_lib import IIRSynapse, LowPassSynapse, PerStep, ResonantSynapse, Sequential, SpikingNeuron
+from snn_lib import (
+    IIRSynapse,
+    LowPassSynapse,
+    PerStep,
+    Repeat,
+    ResonantSynapse,
+    Sequential,
+    SpikingNeuron,
+)
 from snn_lib.readout import READOUTS
 
 SIDE = 7
@@ -53,6 +61,12 @@ class Voting(nn.Module):
         return spikes.unflatten(2, (4, 3)).sum(3), state
 
 
+def several_filters(*positions):
+    """Each of two inputs has three low passes of its own."""
+    taus = torch.arange(1.0, 7.0).view(6, *positions and (1, 1))
+    return Sequential(Repeat(3), LowPassSynapse(tuple(taus.shape), taus)), (2, *positions)
+
+
 def shared():
     synapse = LowPassSynapse(4, 3.0)
     return Sequential(synapse, nn.Linear(4, 4), synapse), (4,)
@@ -66,6 +80,8 @@ NETWORKS = {
     "order 3, 2": lambda: orders(3, 2),
     "order 0, 3": lambda: orders(0, 3),
     "resonant": lambda: (Sequential(ResonantSynapse(8, 50.0, 0.2), nn.Linear(8, 3)), (8,)),
+    "several filters for each input": several_filters,
+    "several filters for each map": lambda: several_filters(SIDE, SIDE),
     "held stable": lambda: (
         Sequential(IIRSynapse(5, (1.5, 0.4), (1.0,), constraint="stable")),
         (5,),

@@ -17,11 +17,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from snn_lib.chunks import Chunked
+from snn_lib.containers import Sequential
 from snn_lib.stability import stabilise
 from snn_lib.synapses import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
+    Repeat,
     ResonantSynapse,
 )
 from snn_lib.time_constants import log_spaced
@@ -92,6 +95,51 @@ def test_every_channel_has_coefficients_of_its_own():
     response = impulse_response(synapse)
     np.testing.assert_allclose(response[:5, 0], np.exp(-np.arange(5) / 4.0), rtol=1e-6)
     np.testing.assert_allclose(response[:5, 1], 0.5 ** np.arange(5), rtol=1e-6)
+
+
+# Several filters for each input
+
+
+def several_filters(*positions):
+    """Three low passes for each of two inputs, and their decays, ``(copies, inputs)``."""
+    decays = torch.tensor([[0.9, 0.8], [0.5, 0.4], [0.2, 0.1]], dtype=torch.float64)
+    taus = (-1 / decays.log()).view(6, *positions and (1, 1))
+    return Sequential(Repeat(3), LowPassSynapse(tuple(taus.shape), taus)).double(), decays
+
+
+def test_each_input_goes_through_filters_of_its_own():
+    bank, decays = several_filters()
+    x = torch.randn(20, 4, 2, dtype=torch.float64)
+    psp = bank(x)[0].detach().unflatten(2, (3, 2))  # (T, B, copies, inputs)
+    for number, channel in np.ndindex(3, 2):
+        expected = lfilter([1.0], [1.0, -decays[number, channel].item()], x[..., channel], axis=0)
+        np.testing.assert_allclose(psp[:, :, number, channel], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_filters_of_repeated_maps_are_those_of_each_position(last):
+    maps, rows = several_filters(4, 5)[0], several_filters()[0]
+    x = torch.randn(6, 3, 2, 4, 5, dtype=torch.float64)
+    x = x.movedim(2, -1).contiguous().movedim(-1, 2) if last else x
+    psp = maps(x)[0]
+    assert psp.stride(2) == (1 if last else 20)  # maps stay as they lie in memory
+    for y, z in np.ndindex(4, 5):
+        assert torch.equal(psp[..., y, z], rows(x[..., y, z])[0])
+
+
+def test_repeated_inputs_run_in_chunks_at_their_lengths_and_as_bytes():
+    bank = several_filters()[0].requires_grad_(False)
+    x = torch.randint(0, 2, (20, 4, 2), dtype=torch.uint8)
+    whole, _ = bank(x)
+    assert torch.equal(Chunked(bank, 6)(x)[0], whole)
+    _, state = bank(x, lengths=torch.tensor([20, 5, 1, 9]))
+    assert torch.equal(state[1][0][0, 1], whole[4, 1])
+
+
+@pytest.mark.parametrize("copies", [0, -1, 1.5, None])
+def test_a_number_of_copies_that_makes_no_sense_is_refused(copies):
+    with pytest.raises(ValueError, match=f"copies is {copies}, expected a whole number"):
+        Repeat(copies)
 
 
 # First filters of every channel

@@ -202,12 +202,12 @@ class AugmentationConfig(Settings):
     """Augmentation of the training sequences."""
 
     noise: float = setting(
-        0.0, "standard deviation of white noise, in those of the channel, 0: none", at_least=0
+        0.0, "standard deviation of white noise, in the unit of the input, 0: none", at_least=0
     )
     scale: float = setting(
-        0.1, "standard deviation of the logarithm of each channel's factor, 0: none", at_least=0
+        0.0, "standard deviation of the logarithm of each channel's factor, 0: none", at_least=0
     )
-    stretch: float = setting(1.1, "most times that time is slowed or sped up, 1: none", at_least=1)
+    stretch: float = setting(1.0, "most times that time is slowed or sped up, 1: none", at_least=1)
     crop: float = setting(
         1.0, "shortest share of a sequence that is shown, 1: all", above=0, at_most=1
     )
@@ -217,23 +217,26 @@ class AugmentationConfig(Settings):
 
 
 def augment_sequences(
-    x: Tensor, lengths: Tensor, options: AugmentationConfig, generator: torch.Generator
+    x: Tensor, lengths: Tensor | None, options: AugmentationConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 
     Cutting and stretching are one interpolation between neighbours in time. Then each channel is
-    scaled or silenced, and gets noise.
+    scaled or silenced, and gets noise. All positions of a feature map share their channel's factor.
 
     Args:
-        x: ``(T, B, channels)``.
-        lengths: steps of each sequence, int64 ``(B,)``.
+        x: ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``.
+        lengths: steps of each sequence, int64 ``(B,)``; T for all if ``None``.
         options: the strength of each change.
         generator: the source of randomness.
 
     Returns:
-        The sequences ``(T', B, channels)``, zero behind their ends, and their new lengths.
+        The sequences ``(T', B, *features)``, zero behind their ends, and their new lengths.
     """
-    _, batch, channels = x.shape
+    steps, batch, *features = x.shape
+    channels = (batch, features[0], *[1] * (len(features) - 1))
+    if lengths is None:
+        lengths = torch.full((batch,), steps)
 
     def uniform(low: float, high: float) -> Tensor:
         return draw_uniform(low, high, generator, batch)
@@ -242,9 +245,9 @@ def augment_sequences(
     start = uniform(0.0, 1.0) * (lengths - window)
     factor = uniform(-math.log(options.stretch), math.log(options.stretch)).exp()
     new_lengths = (window * factor).round().long().clamp(min=1)
-    x = resample(x, lengths, start, window, new_lengths)
-    factors = (torch.randn(batch, channels, generator=generator) * options.scale).exp()
-    heard = torch.rand(batch, channels, generator=generator) >= options.channel_dropout
+    x = resample(x.flatten(2), lengths, start, window, new_lengths).unflatten(2, features)
+    factors = (torch.randn(channels, generator=generator) * options.scale).exp()
+    heard = torch.rand(channels, generator=generator) >= options.channel_dropout
     noise = torch.randn(x.shape, generator=generator) * options.noise
     return (x * factors * heard + noise) * within(x, new_lengths), new_lengths
 

@@ -17,7 +17,7 @@ from snn_lib.containers import PerStep, Sequential
 from snn_lib.errors import one_line
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.readout import READOUTS, Last, LeakyIntegrator, Maximum, Mean, SpikeCount
-from snn_lib.synapses import IIRSynapse
+from snn_lib.synapses import IIRSynapse, Repeat
 
 Shape = tuple[int, ...]
 
@@ -195,6 +195,15 @@ def _flattening(module: nn.Flatten, name: str, before: Shape, after: Shape) -> l
     return [Flattening(name, before, after)]
 
 
+def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """Weights of 0 and 1, which for maps are a convolution."""
+    weight, bias = np.tile(np.eye(before[0]), (module.copies, 1)), np.zeros(after[0])
+    if len(before) == 1:
+        return [Weights(name, before, after, weight, bias)]
+    window = (1, 1), (0, 0), (1, 1), 1
+    return [Convolution(name, before, after, weight[..., None, None], bias, *window)]
+
+
 def _filter(module: IIRSynapse, name: str, before: Shape, after: Shape) -> list[Layer]:
     coefficients = module.effective_alpha(), module.beta
     return [Filter(name, before, after, *(_over(values, before) for values in coefficients))]
@@ -250,6 +259,7 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     nn.AvgPool2d.forward: _average,
     nn.MaxPool2d.forward: _maximum,
     nn.Flatten.forward: _flattening,
+    Repeat.forward: _repetition,
     IIRSynapse.forward: _filter,
     SpikingNeuron.forward: _neuron,
     # The answer of a readout at a step is that of the sequence up to there.

@@ -2,6 +2,12 @@
 
 from snn_lib.tasks.base import Task
 from snn_lib.tasks.classification import ClassificationConfig
-from snn_lib.tasks.sequences import SequenceClassification, SequenceRegression
+from snn_lib.tasks.sequences import SequenceClassification, SequenceConfig, SequenceRegression
 
-__all__ = ["ClassificationConfig", "SequenceClassification", "SequenceRegression", "Task"]
+__all__ = [
+    "ClassificationConfig",
+    "SequenceClassification",
+    "SequenceConfig",
+    "SequenceRegression",
+    "Task",
+]

@@ -12,20 +12,22 @@ neither the loss nor the metrics.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from snn_lib.data.batches import Batch, Batches, batch_seed, split_indices
+from snn_lib.data.augmentation import AugmentationConfig, augment_sequences
+from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import READOUTS, SpikeCount, within
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task, output_of
-from snn_lib.tasks.classification import Classification
+from snn_lib.tasks.classification import Classification, ClassificationConfig
 
 Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
 
@@ -145,6 +147,10 @@ class SequenceTask(Task):
     def check_target(self, target: Tensor) -> None:
         """Raises :class:`InputError` if a target is not what the task needs."""
 
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Changes a training batch at random, on the CPU; here it stays as it is."""
+        return batch
+
     def make_batches(self, split: str) -> Batches:
         """See :class:`Task`."""
         require(split in self.parts, f"data has no part {split!r}")
@@ -155,6 +161,8 @@ class SequenceTask(Task):
             with batch_seed(seed + self.rank, epoch, number):
                 samples = [self.fetch(split, index) for index in mine or numbers[:1].tolist()]
             batch = collate(samples, self.targets_are_sequences)
+            if split == "train":
+                batch = self.augment(batch, batch_generator(seed + self.rank, epoch, number + 1))
             if mine:
                 return batch
             none = slice(0, 0)  # a small last batch has no sample for this process
@@ -165,8 +173,17 @@ class SequenceTask(Task):
         return self.shared(len(self.parts[split]), size, take, shuffle=split == "train")
 
 
+@dataclass
+class SequenceConfig(ClassificationConfig):
+    """The configuration of a classification of sequences."""
+
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
 class SequenceClassification(SequenceTask, Classification):
     """A class for every sequence: cross-entropy of the readout's answer.
+
+    The section ``augmentation`` of the settings says how training sequences are changed at random.
 
     Args:
         data: as in :class:`SequenceTask`; targets are class numbers, integers from 0 on.
@@ -176,6 +193,8 @@ class SequenceClassification(SequenceTask, Classification):
         validation_share, config_class: as in :class:`SequenceTask`.
         classes: the names of the classes, by number, for the use of the trained network.
     """
+
+    config_class = SequenceConfig
 
     def __init__(
         self,
@@ -203,6 +222,15 @@ class SequenceClassification(SequenceTask, Classification):
                 "classes from 0",
             )
         return logits
+
+    def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Changes the sequences as the settings say; see :class:`SequenceTask`."""
+        # A user's own class of settings need not have this section.
+        options = getattr(self.config, "augmentation", AugmentationConfig())
+        if options == AugmentationConfig():  # which changes nothing
+            return batch
+        x, lengths = augment_sequences(batch.x, batch.lengths, options, generator)
+        return batch._replace(x=x, lengths=lengths)
 
     def check_target(self, target: Tensor) -> None:
         """See :class:`SequenceTask`."""

@@ -83,7 +83,9 @@ class TimeSeriesConfig(ExperimentConfig):
     )
     hyperparameters: TimeSeriesHyperparameters = field(default_factory=TimeSeriesHyperparameters)
     series: SeriesOptions = field(default_factory=SeriesOptions)
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = field(
+        default_factory=lambda: AugmentationConfig(scale=0.1, stretch=1.1)
+    )
 
 
 class TimeSeries(SequenceClassification):
@@ -162,8 +164,6 @@ class TimeSeries(SequenceClassification):
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             x, y, lengths = collate([samples[index] for index in (numbers % count).tolist()])
             if training and config.series.use_augmentation:
-                if lengths is None:
-                    lengths = torch.full((len(y),), len(x))
                 generator = batch_generator(config.seed, epoch, number + 1)
                 x, lengths = augment_sequences(x, lengths, config.augmentation, generator)
             return Batch(x[:, share], y[share], None if lengths is None else lengths[share])

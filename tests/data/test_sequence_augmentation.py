@@ -9,7 +9,6 @@ import torch
 from snn_lib.data.augmentation import AugmentationConfig, augment_sequences, resample
 from snn_lib.errors import InputError
 
-OFF = {"noise": 0.0, "scale": 0.0, "stretch": 1.0, "crop": 1.0, "channel_dropout": 0.0}
 LENGTHS = torch.tensor([12, 1, 7, 9])
 
 
@@ -21,11 +20,11 @@ def batch(channels=3):
 
 
 def changed(x, lengths=LENGTHS, seed=0, **options):
-    config = AugmentationConfig(**{**OFF, **options})
-    return augment_sequences(x, lengths, config, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return augment_sequences(x, lengths, AugmentationConfig(**options), generator)
 
 
-def test_with_everything_off_sequences_stay_as_they_are():
+def test_by_default_sequences_stay_as_they_are():
     x = batch()
     found, lengths = changed(x)
     assert torch.equal(found, x)
@@ -94,6 +93,20 @@ def test_silenced_channels_are_noisy_and_scaled_ones_are_too():
         assert deviation.mean() == pytest.approx(0.3, rel=0.02)
     assert (level[~silent] / 10).log().std() == pytest.approx(0.2, rel=0.15)
     assert not found[100:, 50:].any()
+
+
+def test_maps_change_as_their_channels_do():
+    x = torch.ones(40, 300, 2, 3, 4)
+    found, lengths = changed(x, None, scale=0.2, channel_dropout=0.2)
+    assert lengths.tolist() == [40] * 300
+    factors = found[0, :, :, 0, 0]
+    assert torch.equal(found, factors[None, ..., None, None].expand_as(found))
+    assert (factors == 0).float().mean() == pytest.approx(0.2, abs=0.06)
+    assert factors[factors > 0].log().std() == pytest.approx(0.2, rel=0.15)
+    ramp = torch.arange(40.0).view(40, 1, 1, 1, 1).expand_as(x)
+    places, new = changed(ramp, None, crop=0.5, noise=0.0)
+    assert torch.equal(places, places[..., :1, :1, :1].expand_as(places))
+    assert new.min() < 25
 
 
 def test_a_stretched_window_is_scaled_as_a_whole():

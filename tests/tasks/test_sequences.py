@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
+from snn_lib.data.augmentation import AugmentationConfig
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
@@ -138,6 +139,54 @@ def test_without_a_validation_part_a_tenth_is_held_out_by_the_seed():
     assert labels(same, "validation") == validation != labels(other, "validation")
     given = prepared(SequenceClassification({**parts, "validation": (x[:2], [0, 1])}))
     assert (len(given.parts["train"]), len(given.parts["validation"])) == (50, 2)
+
+
+def test_training_sequences_are_augmented_as_the_settings_say_and_others_are_not():
+    data = ([torch.ones(6 + k % 2, 2) for k in range(16)], torch.arange(16) % 2)
+    task = prepared(SequenceClassification({"train": data, "validation": data}))
+    plain = list(task.train_batches(0))
+    assert all(batch.x.unique().tolist() == [0, 1] for batch in plain)  # by default nothing is
+    options = AugmentationConfig(noise=0.1, scale=0.2, stretch=1.3, crop=0.7)
+    task = prepared(SequenceClassification({"train": data, "validation": data}))
+    task.config.augmentation = options
+    for number, (batch, before) in enumerate(zip(task.train_batches(3), plain, strict=True)):
+        assert len(batch.y) == len(before.y)
+        again = next(task.train_batches(3, number))  # as a run that is resumed there sees it
+        assert torch.equal(batch.x, again.x)
+        assert torch.equal(batch.lengths, again.lengths)
+        assert len(batch.x[batch.x != 0].unique()) > 50
+    first, second = (next(task.train_batches(epoch)) for epoch in (3, 4))
+    assert first.x.shape != second.x.shape or not torch.equal(first.x, second.x)
+    for batch in task.evaluation_batches("validation"):
+        assert batch.x.unique().tolist() == [0, 1]
+
+
+def test_sequences_that_augmentation_makes_unequal_get_lengths():
+    x = torch.ones(8, 20, 1)
+    task = prepared(SequenceClassification({"train": (x, torch.arange(8) % 2)}, "mean"))
+    task.config.augmentation.stretch = 1.5
+    batch = next(task.train_batches(0))
+    assert len(set(batch.lengths.tolist())) > 1
+    assert torch.equal((batch.x != 0).sum(0)[:, 0], batch.lengths)
+
+
+def test_each_process_augments_its_share():
+    samples = torch.ones(17, 5, 1), torch.arange(17) % 3
+    data = {"train": samples, "validation": samples}
+    shares = [prepared(SequenceClassification(data), rank, 2) for rank in range(2)]
+    for share in shares:
+        share.config.augmentation.scale = 0.5
+    one, other = (list(share.train_batches(0)) for share in shares)
+    assert [len(batch.y) for batch in one] == [4, 4, 1]
+    assert [len(batch.y) for batch in other] == [4, 4, 0]
+    assert not torch.equal(one[0].x, other[0].x)
+
+
+def test_settings_without_a_section_for_it_augment_nothing():
+    task = SequenceClassification({"train": sequences()}, config_class=ClassificationConfig)
+    prepared(task)
+    padding = [batch.x == 0 for batch in task.train_batches(0)]
+    assert len(padding) == 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
