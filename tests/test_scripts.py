@@ -23,8 +23,10 @@ import event_vision
 import sequential_mnist
 import snn_conv
 import snn_mlp_1
-from snn_lib import SpikingNeuron
+import snn_mlp_2
+from snn_lib import SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError
+from snn_lib.inspection.activity import count_activity
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.config import load_config
@@ -193,6 +195,33 @@ def test_a_network_that_sees_one_step_at_a_time_says_what_it_says_of_the_whole(
     assert torch.equal(torch.cat(others), first)
     torch.testing.assert_close(torch.cat(outputs), whole, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state, last, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("script", "task"),
+    [
+        (snn_mlp_1, DigitConfig),
+        (snn_mlp_2, DigitConfig),
+        (snn_conv, snn_conv.ConvConfig),
+        (event_vision, event_vision.EventConvConfig),
+    ],
+)
+def test_filters_stand_before_the_weights_or_behind_them(script, task):
+    counts = {}
+    for position in ("before", "behind"):
+        torch.manual_seed(0)
+        config = task(name=position)
+        config.hyperparameters.filter_position = position
+        model = script.SNN(config).eval()
+        features = (34, 34, 2) if script is event_vision else (784,)
+        x = (torch.rand(10, 2, *features) < 0.5).float()
+        fire_from_the_start(model, x)
+        with torch.no_grad(), count_activity(model) as activity:
+            model(x)
+        assert all(rate > 0 for rate in activity.firing_rates().values())
+        counts[position] = activity.operations()
+    assert counts["before"].multiply_accumulates > counts["before"].additions == 0
+    assert counts["behind"].additions > counts["behind"].multiply_accumulates == 0
 
 
 def test_filters_of_the_convolutional_network_belong_to_maps_or_to_pixels():

@@ -84,12 +84,15 @@ class CompiledNetwork:
     def run(self, x: np.ndarray) -> np.ndarray:
         """Runs a sequence ``(T, *before)`` from the present state on: ``(T, *after)``.
 
+        If one step is broadcast over time, by ``np.broadcast_to``, a first layer of weights weighs
+        it once.
+
         Raises:
             ValueError, TypeError: as :meth:`step`.
         """
         steps = self._steps(x)
-        out = np.empty((len(steps), self._program.outputs), self.dtype)
-        self._run(steps, out)
+        out = np.empty((len(x), self._program.outputs), self.dtype)
+        self._run(steps, len(x), out)
         return self._in_order(out).reshape(len(out), *self.after)
 
     def until_clear(self, x: np.ndarray, lead: float) -> tuple[int, int]:
@@ -107,32 +110,36 @@ class CompiledNetwork:
             ValueError: there are no steps or fewer than two classes, or as :meth:`step`.
             TypeError: as :meth:`step`.
         """
-        x = self._steps(x)
+        steps = self._steps(x)
         if len(x) == 0 or len(self.after) != 1 or self.after[0] < 2:
             raise ValueError(
                 f"{len(x)} steps and an output of the shape {self.after}: expected at least one "
                 "step and two classes"
             )
         total = np.zeros((1, self._program.outputs), self.dtype)
-        steps = self._run(x, total, True, float(lead))
-        return int(self._in_order(total)[0].argmax()), steps
+        done = self._run(steps, len(x), total, True, float(lead))
+        return int(self._in_order(total)[0].argmax()), done
 
     def _steps(self, x: np.ndarray) -> np.ndarray:
-        """A sequence as the compiled function takes it: a fresh array, ``(T, features)``."""
+        """A sequence as the compiled function takes it: a fresh array, ``(T or 1, features)``."""
         x = np.asarray(x)
         if x.shape[1:] != self.before or x.ndim == 0:
             raise ValueError(
                 f"a step of the input has the shape {x.shape[1:]}, expected {self.before}"
             )
+        if x.strides[0] == 0:  # every step is the same
+            x = x[:1]
         x = x.astype(self.dtype, order="C", casting="same_kind")
         return x.reshape(len(x), math.prod(self.before))
 
-    def _run(self, x: np.ndarray, out: np.ndarray, summing: bool = False, lead: float = 0.0) -> int:
+    def _run(
+        self, x: np.ndarray, total: int, out: np.ndarray, summing: bool = False, lead: float = 0.0
+    ) -> int:
         program = self._program
         steps = x if program.entry is None else x.take(program.entry, axis=1)
         shared = program.layers, program.coefficients, program.table
         own = self._state, self._values, self._numbers, self._amounts
-        done = machine.run(*shared, *own, steps, out, summing, lead)
+        done = machine.run(*shared, *own, steps, total, out, summing, lead)
         if done == 0 and len(x) > 0:
             step, feature = np.argwhere(~np.isfinite(x))[0]
             channel = ", ".join(str(index) for index in np.unravel_index(feature, self.before))

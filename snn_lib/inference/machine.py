@@ -299,8 +299,10 @@ def _are_finite(x):
 
 
 @jit
-def run(program, coefficients, table, state, values, numbers, amounts, x, out, summing, lead):
-    """Runs the steps of ``x`` and changes ``state``.
+def run(
+    program, coefficients, table, state, values, numbers, amounts, x, total, out, summing, lead
+):
+    """Runs ``total`` steps of ``x`` and changes ``state``.
 
     Args:
         program: records of ``LAYER``.
@@ -308,7 +310,8 @@ def run(program, coefficients, table, state, values, numbers, amounts, x, out, s
         state: what the layers remember.
         values: room for the layers' outputs.
         numbers, amounts: room for a list of inputs that are not zero.
-        x: ``(T, inputs)`` of the first layer.
+        x: ``(total, inputs)`` of the first layer; ``(1, inputs)`` if every step is the same. If
+            that layer has weights, it then weighs one step for all.
         out: ``(T, outputs)`` of the last layer, to be written; if ``summing``, ``(1, outputs)``, to
             be added to.
         lead: if ``summing``, it stops when one sum is ahead of every other by so much.
@@ -319,12 +322,20 @@ def run(program, coefficients, table, state, values, numbers, amounts, x, out, s
     if not _are_finite(x):
         return 0
     first, last = program[0], program[len(program) - 1]
+    weighs_once = len(x) < total and first.kind == WEIGHTS
+    if weighs_once:
+        assign(values[: first.inputs], x[0])
+        _run_layer(first, 1, coefficients, table, state, values, numbers, amounts)
+        once = values[first.target :][: first.outputs]
+        for t in range(1, BLOCK):
+            assign(values[first.target + t * first.target_stride :][: first.outputs], once)
     start = 0
-    while start < len(x):
-        steps = 1 if summing or len(x) - start < BLOCK else BLOCK
+    while start < total:
+        steps = 1 if summing or total - start < BLOCK else BLOCK
         for t in range(steps):
-            assign(values[t * first.source_stride :][: first.inputs], x[start + t])
-        for number in range(len(program)):
+            now = x[min(start + t, len(x) - 1)]
+            assign(values[t * first.source_stride :][: first.inputs], now)
+        for number in range(weighs_once, len(program)):
             layer = program[number]
             _run_layer(layer, steps, coefficients, table, state, values, numbers, amounts)
         for t in range(steps):

@@ -115,6 +115,17 @@ def test_it_stops_where_the_answer_stands(lead):
         np.testing.assert_array_equal(rest, expected(model, x[:, n : n + 1])[steps[n] :])
 
 
+@pytest.mark.parametrize("total", [1, 3, 7])
+def test_a_step_may_be_broadcast_over_time(total):
+    model = Sequential(nn.Linear(4, 40), LowPassSynapse(40, 4.0), SpikingNeuron(40, 4.0))
+    model.append(nn.Linear(40, 3))
+    network, image = compiled(model), np.random.default_rng(0).random((1, 4), np.float32) * 4
+    copied, broadcast = image.repeat(total, 0), np.broadcast_to(image, (total, 4))
+    np.testing.assert_allclose(network.run(broadcast), network.stream().run(copied), rtol=1e-6)
+    network.reset()
+    assert network.until_clear(broadcast, 1e6) == network.stream().until_clear(copied, 1e6)
+
+
 def test_rows_of_neurons_that_did_not_fire_are_not_read():
     model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
     current = torch.zeros(1, 1, 9)
