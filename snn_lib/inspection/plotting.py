@@ -1,12 +1,11 @@
-"""Pictures of spike trains, neurons, synapses and results, on Matplotlib.
+"""Pictures of spike trains, neurons, synapses and results, drawn by Matplotlib.
 
-Every function draws on the axes it is given, or on a new figure, and returns them. Tensors may be
-of any device and precision. Axes are in time steps and train (or neuron) index, train 0 at the top
-as an array is printed. Colours are those of Okabe and Ito, which colour-blind readers can tell
-apart. A figure of no panels is refused with a ``ValueError``.
+Every function returns the axes it has drawn on. Those are the axes that it was given, or those of a
+new figure. Tensors may be on any device and of any precision. Time runs to the right, in steps, and
+train 0 is at the top, as in a printed array. The colours are those of Okabe and Ito, which
+colour-blind readers can tell apart. If there is nothing to draw, a ``ValueError`` says so.
 """
 
-import copy
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,12 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from snn_lib.data.patterns import DAMAGE_KINDS
+from snn_lib.functional import iir_filter
 from snn_lib.inspection.monitor import as_numpy
 from snn_lib.surrogate import THRESHOLD
 from snn_lib.synapses import IIRSynapse
 
 BLACK, GREY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN, BLUE, VERMILION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
+LEGEND = {"frameon": False, "fontsize": "small"}
 
 
 def raster(
@@ -35,44 +36,40 @@ def raster(
 
     Args:
         spikes: ``(T, N)``; any value but 0 is a spike.
-        ax: where to draw.
-        title: above the axes.
-        color: of the dots.
+        ax: the axes to draw on; ``None`` for a new figure.
+        title: the title above the axes.
+        color: the colour of the dots.
     """
     ax = ax or _panels(1, 1, (4, 4))[0, 0]
     steps, trains = (max(size, 1) for size in spikes.shape)
     time, train = as_numpy(spikes).nonzero()
-    # A dot about as large as a cell, within what can be seen and told apart.
+    # A dot is about as large as a cell, but neither too small to be seen nor too large.
     ax.scatter(time, train, s=min(20, max(0.6, 400 / max(steps, trains))), c=color, lw=0)
     ax.set(xlim=(-0.5, steps - 0.5), ylim=(trains - 0.5, -0.5), title=title)
     ax.set(xlabel="time step", ylabel="train index")
-    _integer_ticks(ax)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     return ax
 
 
 def rasters(
     samples: Sequence[Tensor], titles: Sequence[str], columns: int = 5, color: str = BLACK
 ) -> np.ndarray:
-    """A raster of each of several samples or layers, in reading order.
+    """Rasters of several samples or layers, in reading order.
 
     Args:
         samples: each ``(T, N)``; N may differ.
-        titles: one for each.
-        columns: panels in a row, at most.
-        color: of the dots.
+        titles: a title for each sample.
+        columns: the largest number of panels in a row.
+        color: the colour of the dots.
 
     Returns:
         The axes, one for each sample.
     """
     columns = min(columns, len(samples))
     rows = -(-len(samples) // max(columns, 1))
-    grid = _panels(
-        rows,
-        columns,
-        (2.4 * columns, 0.3 + 2.4 * rows),
-        sharex=True,
-        sharey=len({spikes.shape for spikes in samples}) == 1,
-    )
+    same = len({spikes.shape for spikes in samples}) == 1
+    grid = _panels(rows, columns, (2.4 * columns, 0.3 + 2.4 * rows), sharex=True, sharey=same)
     empty, above = grid.flat[len(samples) :], grid.flat[len(samples) - columns :]
     for ax, lowest in zip(empty, above, strict=False):
         ax.set_axis_off()
@@ -86,48 +83,23 @@ def rasters(
     return axes
 
 
-def reconstruction(
-    damaged: Tensor, output: Tensor, target: Tensor, axes: Sequence[Axes] | None = None
-) -> np.ndarray:
-    """Rasters of the damaged input, the network's output and the target, side by side.
-
-    Args:
-        damaged, output, target: of one sample, ``(T, N)``.
-        axes: three axes.
-
-    Returns:
-        The three axes.
-    """
-    if axes is None:
-        (axes,) = _panels(1, 3, (10.5, 3.8), sharex=True, sharey=True)
-    panels = (
-        (damaged, "damaged input", VERMILION),
-        (output, "network's output", BLUE),
-        (target, "target", BLACK),
-    )
-    for ax, (spikes, title, color) in zip(axes, panels, strict=True):
-        raster(spikes, ax, title, color)
-    for ax in axes[1:]:
-        ax.set_ylabel("")
-    return np.asarray(axes)
-
-
 def reconstructions(
     damaged: Tensor, output: Tensor, target: Tensor, names: Sequence[str]
 ) -> np.ndarray:
-    """Damaged input, output and target of several samples, a row each.
+    """Rasters of damaged input, network's output and target, with a row for each sample.
 
     Args:
         damaged, output, target: ``(T, B, N)``.
-        names: what was done to each sample, written over its input.
+        names: what was done to each sample, which is written above its input.
 
     Returns:
         The axes, ``(B, 3)``.
     """
     axes = _panels(len(names), 3, (9, 0.4 + 3 * len(names)), sharex=True, sharey=True)
     for b, (name, row) in enumerate(zip(names, axes, strict=True)):
-        reconstruction(damaged[:, b], output[:, b], target[:, b], row)
-        row[0].set_title(f"input: {name}")
+        raster(damaged[:, b], row[0], f"input: {name}", VERMILION)
+        raster(output[:, b], row[1], "network's output", BLUE)
+        raster(target[:, b], row[2], "target", BLACK)
         for ax in row:
             ax.label_outer()
     return axes
@@ -136,15 +108,15 @@ def reconstructions(
 def completion(
     given: Tensor, answered: Tensor, missing: Tensor, frames: int = 30, width: int = 880
 ) -> bytes:
-    """A moving picture of what a network is given and what it answers, as both come in time.
+    """A moving picture of what a network is given and of what it answers as time goes on.
 
     Args:
         given, answered: spikes, ``(T, B, N)``; the samples stand side by side.
-        missing: where the answer cannot come from the input, bool ``(T, B, N)``; the spikes there
-            have a colour of their own.
-        frames: pictures from the first step to the last, a tenth of a second each; where nothing
-            changes from one to the next, there are fewer.
-        width: in pixels.
+        missing: the part of the answer that was missing from the input, bool ``(T, B, N)``; its
+            spikes have a colour of their own.
+        frames: the number of pictures, each of which is shown for a tenth of a second; pictures in
+            which nothing changes are left out.
+        width: the width in pixels.
 
     Returns:
         A GIF.
@@ -197,33 +169,26 @@ def completion(
 
 
 def membranes(
-    spikes: Tensor,
-    membrane: Tensor,
-    reset: Tensor,
-    neurons: Sequence[int],
-    axes: Sequence[Axes] | None = None,
+    spikes: Tensor, membrane: Tensor, reset: Tensor, neurons: Sequence[int]
 ) -> np.ndarray:
     """Membrane potential, reset and spikes of a few neurons over time, one panel each.
 
     Args:
-        spikes, membrane, reset: of one sample, ``(T, N)``, such as ``record.membrane[:, 0]`` of a
-            :class:`snn_lib.inspection.monitor.NeuronRecord`.
-        neurons: which of the N to show.
-        axes: one for each.
+        spikes, membrane, reset: those of one sample, ``(T, N)``, such as ``record.membrane[:, 0]``
+            of a :class:`snn_lib.inspection.monitor.NeuronRecord`.
+        neurons: which of the N neurons to show.
 
     Returns:
         The axes, one for each neuron.
     """
-    if axes is None:
-        axes = _panels(len(neurons), 1, (9, 1.2 + 1.5 * len(neurons)), sharex=True)[:, 0]
+    axes = _panels(len(neurons), 1, (9, 1.2 + 1.5 * len(neurons)), sharex=True)[:, 0]
     spikes, membrane, reset = (as_numpy(trace) for trace in (spikes, membrane, reset))
     for ax, neuron in zip(axes, neurons, strict=True):
         (time,) = spikes[:, neuron].nonzero()
         ax.plot(membrane[:, neuron], color=BLUE, lw=1, label="membrane potential V")
         ax.plot(reset[:, neuron], color=ORANGE, lw=1, label="reset R")
         ax.axhline(THRESHOLD, color=GREY, lw=1, ls="--", label="threshold")
-        # On the upper edge of the panel, in the axes' own coordinates.
-        edge = ax.get_xaxis_transform()
+        edge = ax.get_xaxis_transform()  # 0.95 is near the upper edge, whatever the potentials
         ax.plot(
             time, [0.95] * len(time), "|", c=BLACK, ms=9, mew=1.2, transform=edge, label="spike S"
         )
@@ -231,22 +196,20 @@ def membranes(
         ax.set_ylim(bottom, top + 0.25 * (top - bottom))
         ax.set(ylabel=f"neuron {neuron}", xlim=(-0.5, max(len(spikes), 1) - 0.5))
     axes[-1].set_xlabel("time step")
-    axes[0].legend(
-        ncols=4, fontsize="small", frameon=False, loc="lower left", bbox_to_anchor=(0, 1)
-    )
-    return np.asarray(axes)
+    axes[0].legend(**LEGEND, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
+    return axes
 
 
 def synapse_kernels(
     learned: IIRSynapse, initial: IIRSynapse, steps: int = 50, ax: Axes | None = None
 ) -> Axes:
-    """Impulse responses of all channels of a synapse layer, learned against initial.
+    """Impulse responses of all channels of a synapse layer, before and after training.
 
     Args:
         learned: the trained layer.
-        initial: a layer as training began with; its first channel is shown.
+        initial: the layer before training; its first channel is shown.
         steps: length of the response, in steps.
-        ax: where to draw.
+        ax: the axes to draw on; ``None`` for a new figure.
 
     Raises:
         ValueError: there are no channels, or no steps.
@@ -261,25 +224,26 @@ def synapse_kernels(
     ax.plot([], [], color=SKY, label="learned, each channel")
     ax.plot(time, np.median(kernels, axis=1), color=BLUE, lw=2, label="learned, median")
     ax.plot(time, start, color=VERMILION, ls="--", label="initial")
-    # One channel in a hundred may leave the panel, so that the others can be seen.
+    # Up to one channel in a hundred may leave the panel, so that the others can be seen.
     low, high = np.quantile(kernels, (0.005, 0.995), axis=1)
     bottom, top = min(low.min(), start.min()), max(high.max(), start.max())
     margin = 0.05 * (top - bottom) or 1.0
     ax.set(ylim=(bottom - margin, top + margin), xlim=(0, max(steps - 1, 1)))
     ax.set(xlabel="time step after a spike", ylabel="PSP")
-    ax.legend(frameon=False, fontsize="small", loc="upper right")
+    ax.legend(**LEGEND, loc="upper right")
     return ax
 
 
 def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> Axes:
-    """The poles of all channels of a synapse layer in the complex plane, learned against initial.
+    """The poles of all channels of a synapse layer in the complex plane, before and after training.
 
-    A filter is stable if its poles lie inside the unit circle; a pair off the real axis rings.
+    A filter is stable if its poles lie inside the unit circle. It rings if two poles lie off the
+    real axis.
 
     Args:
         learned: the trained layer.
-        initial: a layer as training began with.
-        ax: where to draw.
+        initial: the layer before training.
+        ax: the axes to draw on; ``None`` for a new figure.
     """
     ax = ax or _panels(1, 1, (4.5, 4.5))[0, 0]
     angle = np.linspace(0, 2 * np.pi, 200)
@@ -288,34 +252,34 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
     start = np.unique(as_numpy(initial.poles()))
     faint = min(1.0, max(0.3, 100 / max(trained.size, 1)))
     ax.scatter(trained.real, trained.imag, s=6, c=BLUE, alpha=faint, lw=0, label="learned")
-    few = len(start) < 20  # many are drawn small, or they would hide what they became
+    few = len(start) < 20  # many crosses are small, since large ones would hide the learned poles
     size = {"s": 40, "lw": 1} if few else {"s": 8, "lw": 0.5, "zorder": 0}
     ax.scatter(start.real, start.imag, c=VERMILION, marker="x", label="initial", **size)
     limit = 1.1 * max(1.0, np.abs(trained).max(initial=0.0), np.abs(start).max(initial=0.0))
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set(xlabel="real part", ylabel="imaginary part")
-    ax.legend(frameon=False, fontsize="small", loc="center", bbox_to_anchor=(0.3, 0.5))
+    ax.legend(**LEGEND, loc="center", bbox_to_anchor=(0.3, 0.5))
     return ax
 
 
 def synapse_layers(
     learned: Sequence[IIRSynapse], initial: Sequence[IIRSynapse], titles: Sequence[str]
 ) -> np.ndarray:
-    """Kernels and, below them, poles of several synapse layers, learned against initial.
+    """Kernels and, below them, poles of several synapse layers, before and after training.
 
     Args:
         learned: the trained layers.
-        initial: layers as training began with, one for each.
-        titles: one for each.
+        initial: the same layers before training.
+        titles: a title for each layer.
 
     Returns:
-        The axes, two rows of them.
+        The axes, ``(2, layers)``.
     """
     axes = _panels(2, len(titles), (3 * len(titles), 6.2))
     for trained, fresh, title, column in zip(learned, initial, titles, axes.T, strict=True):
         synapse_kernels(trained, fresh, ax=column[0]).set_title(title)
         poles(trained, fresh, ax=column[1])
-    for ax in axes[:, 1:].flat:  # the first column's hold for all
+    for ax in axes[:, 1:].flat:  # the first column's label and legend hold for its row
         ax.set_ylabel("")
         ax.get_legend().remove()
     return axes
@@ -326,20 +290,21 @@ def damage_sweeps(
     trained: Mapping[str, float] | None = None,
     others: Sequence[Mapping[str, Any]] = (),
 ) -> np.ndarray:
-    """Error and retrieval against the strength of every kind of damage, a column each.
+    """Error and retrieval against the strength of damage, with a column for each kind of damage.
 
-    The error is a share of the target's power, on a logarithmic axis. An output without spikes has
-    100 %, where a line is drawn. Retrieval is the share of samples that are recognised.
+    The error is given as a share of the target's power, on a logarithmic axis. An output without
+    spikes has an error of 100 %, where a line is drawn. Retrieval is the share of samples that are
+    recognised.
 
     Args:
-        rows: with ``damage``, ``strength``, ``error`` and ``retrieval``, as
-            :meth:`snn_lib.tasks.association.Association.sweep` returns them.
-        trained: the strength in training for each kind of damage, the most if it varied; a line is
-            drawn there.
-        others: rows of another model, drawn behind in grey.
+        rows: what :meth:`snn_lib.tasks.association.Association.sweep` returns, with ``damage``,
+            ``strength``, ``error`` and ``retrieval`` in each row.
+        trained: the strength in training for each kind of damage, the largest one if it varied; a
+            line is drawn there.
+        others: the rows of another model, which is drawn in grey behind the first.
 
     Returns:
-        The axes, two rows of them.
+        The axes, ``(2, kinds of damage)``.
     """
     kinds = list(dict.fromkeys(row["damage"] for row in rows))
     axes = _panels(2, len(kinds), (2.8 * len(kinds), 5), sharex="col", sharey="row")
@@ -349,8 +314,7 @@ def damage_sweeps(
     )
     for kind, column in zip(kinds, axes.T, strict=True):
         for ax, (measure, ylabel, color, marker) in zip(column, measures, strict=True):
-            grey = {"color": GREY, "marker": ".", "label": "the other"}
-            _plot_damage(ax, others, kind, measure, **grey)
+            _plot_damage(ax, others, kind, measure, color=GREY, marker=".", label="the other")
             if measure == "error":
                 ax.axhline(1.0, color=GREY, lw=1, ls="--", label="silence")
             if trained and kind in trained:
@@ -365,7 +329,7 @@ def damage_sweeps(
     for ax in axes.flat:
         ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
         ax.label_outer()
-    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
+    axes[0, 0].legend(**LEGEND, loc="lower right")
     return axes
 
 
@@ -373,18 +337,17 @@ def _plot_damage(
     ax: Axes, rows: Sequence[Mapping[str, Any]], kind: str, measure: str, **style: Any
 ) -> None:
     """A curve of one measure against the strength of one kind of damage, if there are rows."""
-    of_kind = [row for row in rows if row["damage"] == kind]
-    if of_kind:
-        strengths = [row["strength"] for row in of_kind]
-        ax.plot(strengths, [row[measure] for row in of_kind], **style)
+    points = [(row["strength"], row[measure]) for row in rows if row["damage"] == kind]
+    if points:
+        ax.plot(*zip(*points, strict=True), **style)
 
 
 def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     """Mean firing rate of every layer, as bars.
 
     Args:
-        rates: spikes per neuron and time step, by the layer's name, first layer first.
-        ax: where to draw.
+        rates: spikes per neuron and time step, by the layer's name, with the first layer first.
+        ax: the axes to draw on; ``None`` for a new figure.
     """
     ax = ax or _panels(1, 1, (5, 1 + 0.4 * len(rates)))[0, 0]
     bars = ax.barh(list(rates), list(rates.values()), color=BLUE)
@@ -408,15 +371,8 @@ def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) 
 
 def _impulse_response(synapse: IIRSynapse, steps: int) -> np.ndarray:
     """The answer of every channel to one spike at step 0, ``(steps, channels)``."""
-    dtype = torch.promote_types(synapse.alpha.dtype, torch.float32)
-    synapse = copy.deepcopy(synapse).to("cpu", dtype)
-    impulse = torch.zeros(steps, 1, *synapse.shape, dtype=dtype)
+    alpha, beta = (torch.from_numpy(as_numpy(c)) for c in (synapse.effective_alpha(), synapse.beta))
+    impulse = torch.zeros(steps, 1, *synapse.shape)
     impulse[:1] = 1.0
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        psp, _ = synapse.forward(impulse)  # forward: who watches the layer is not told
-    return as_numpy(psp[:, 0].flatten(1))
-
-
-def _integer_ticks(ax: Axes) -> None:
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
+    psp, _ = iir_filter(impulse, alpha, beta)
+    return psp[:, 0].flatten(1).numpy()
