@@ -33,7 +33,7 @@ FLOORS = {
     },
     "Surrogates and kernels": {"surrogate", "kernels"},
     "Operators": {"operators", "functional"},
-    "Layers": {"containers", "chunks", "synapses", "neurons"},
+    "Layers": {"containers", "chunks", "synapses", "neurons", "observing"},
     "Around the layers": {"encoding", "readout", "initialisation", "penalties"},
     "Data, inspection, inference": {"data", "inspection", "inference"},
     "Tasks": {"tasks"},

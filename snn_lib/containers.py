@@ -7,7 +7,6 @@ whose docstring has an example.
 
 import copy
 import dataclasses
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -328,11 +327,6 @@ def batch_first_part(module: nn.Module) -> str | None:
         if part is not None:
             return f"{name}.{part}" if part else name
     return None
-
-
-def bind_call(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a layer's call by name and in order, from what its hook is given."""
-    return inspect.signature(layer.forward).bind(*args, **kwargs).arguments
 
 
 def detach(state: Any) -> Any:

@@ -5,15 +5,16 @@ far below the threshold, so no spike reaches the next layer, and no gradient eit
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import WEIGHTED, bind_call, tensors_in
+from snn_lib.containers import WEIGHTED, tensors_in
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
+from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean
 
 BISECTIONS = 20
@@ -57,9 +58,9 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
     rates: dict[str, float] = {}
     driver: nn.Module | None = None  # the weighted layer that ran last
 
-    def remember(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def remember(name: str, layer: nn.Module, given: dict[str, Any], output: Tensor) -> None:
         nonlocal driver
-        driver = module
+        driver = layer
 
     def scale(name: str):
         def hook(neuron: SpikingNeuron, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -89,22 +90,20 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
 
         return hook
 
-    def measure(name: str):
-        def hook(neuron: SpikingNeuron, inputs: tuple, output: tuple) -> None:
-            rates[name] = output[0].ne(0).float().mean().item()
-
-        return hook
+    def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: tuple) -> None:
+        rates[name] = output[0].ne(0).float().mean().item()
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
-    neurons = {n: m for n, m in model.named_modules() if isinstance(m, SpikingNeuron)}
     with _evaluation(model), _unchanged_on_error(layers):
-        hooks = [layer.register_forward_hook(remember) for layer in layers]
-        hooks += [
-            neuron.register_forward_pre_hook(scale(name), with_kwargs=True)
-            for name, neuron in neurons.items()
-        ]
-        _run(model, x, hooks)
-        _run(model, x, [n.register_forward_hook(measure(name)) for name, n in neurons.items()])
+        with ExitStack() as hooks:
+            hooks.enter_context(observe_layers(model, WEIGHTED, remember))
+            for name, neuron in model.named_modules():
+                if isinstance(neuron, SpikingNeuron):
+                    hook = neuron.register_forward_pre_hook(scale(name), with_kwargs=True)
+                    hooks.enter_context(hook)
+            model(x)
+        with observe_layers(model, SpikingNeuron, measure):
+            model(x)
     return rates
 
 
@@ -135,13 +134,13 @@ def answer_from_the_start(
     inputs: list[Tensor] = []
     features, labels = [], []
 
-    def remember(module: nn.Module, args: tuple) -> None:
-        inputs.append(args[0])
+    def remember(given: dict[str, Any], output: Tensor) -> None:
+        inputs.append(given["input"])
 
-    with _evaluation(model):
+    with _evaluation(model), observe(layer, remember):
         for x, y, lengths in batches:
             inputs.clear()
-            _run(model, x, [layer.register_forward_pre_hook(remember)])
+            model(x)
             if len(inputs) != 1:
                 raise ValueError(
                     f"the last layer runs {len(inputs)} times for a batch, expected once: give the "
@@ -216,15 +215,6 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
         middle = (low + high) / 2.0
         low, high = (middle, high) if fired(middle) < rate else (low, middle)
     return high
-
-
-def _run(model: nn.Module, x: Any, hooks: list) -> None:
-    """Runs the model once, and removes the hooks that watch it."""
-    try:
-        model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager

@@ -7,15 +7,14 @@ loss = loss + 0.1 * sum(rate_penalty(s, target=0.02) for s in spikes.values())
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import is_recomputing
-from snn_lib.containers import WEIGHTED, bind_call
+from snn_lib.containers import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
+from snn_lib.observing import observe_layers
 from snn_lib.readout import within
 
 
@@ -91,25 +90,13 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
     """
     spikes = CollectedSpikes()
 
-    def keep(
-        name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple
-    ) -> None:
-        if is_recomputing():
-            return
-        if bind_call(layer, args, kwargs).get("state") is None or name not in spikes.chunks:
+    def keep(name: str, layer: nn.Module, given: dict[str, Any], output: tuple) -> None:
+        if given.get("state") is None or name not in spikes.chunks:
             spikes.chunks[name] = []
         spikes.chunks[name].append(output[0])
 
-    hooks = [
-        module.register_forward_hook(partial(keep, name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, SpikingNeuron)
-    ]
-    try:
+    with observe_layers(model, SpikingNeuron, keep):
         yield spikes
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def hidden_layers(model: nn.Module) -> list[str]:

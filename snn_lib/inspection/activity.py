@@ -10,16 +10,15 @@ which compute at every step, are counted beside them.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import Chunked, is_recomputing
-from snn_lib.containers import WEIGHTED, PerStep, bind_call
+from snn_lib.containers import WEIGHTED, PerStep
 from snn_lib.inspection.timeline import Timeline
 from snn_lib.neurons import SpikingNeuron
+from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
 from snn_lib.synapses import IIRSynapse
 
@@ -221,12 +220,9 @@ class Activity:
         return sum(map(float, counts)) / self.sequences
 
     def count_layer(
-        self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: tuple
+        self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple
     ) -> None:
-        """Adds what a synapse or neuron layer did in a call; a forward hook but for the name."""
-        if is_recomputing():
-            return
-        given = bind_call(layer, args, kwargs)
+        """Adds what a synapse or neuron layer did in a call."""
         received = next(iter(given.values()))  # (T, B, *features)
         fresh = given.get("state") is None
         self.sequences += self.timeline.new_sequences(name, received.shape[1], fresh)
@@ -242,13 +238,10 @@ class Activity:
 
     @torch.no_grad()
     def count_weights(
-        self, name: str, layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: Tensor
+        self, name: str, layer: nn.Module, given: dict[str, Any], result: Tensor
     ) -> None:
-        """Adds what a layer of weights did in a call; a forward hook but for the name."""
-        if is_recomputing():
-            return
-        x = next(iter(bind_call(layer, args, kwargs).values()))
-        x = self._one_leading_dimension(layer, x)
+        """Adds what a layer of weights did in a call."""
+        x = self._one_leading_dimension(layer, next(iter(given.values())))
         if not self.elements:  # there is no synapse or neuron to tell of the sequences
             batch = self.timeline.batch or len(x)
             self.sequences += self.timeline.new_sequences(name, batch, True)
@@ -306,23 +299,13 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
         model(x)
     activity.operations()
     """
-    activity, handles = Activity(model), []
-    timeline = activity.timeline
-    for module in (model, *(m.module for m in model.modules() if isinstance(m, Chunked))):
-        before = module.register_forward_pre_hook(timeline.enter, with_kwargs=True, prepend=True)
-        after = module.register_forward_hook(timeline.leave, with_kwargs=True, always_call=True)
-        handles += [before, after]
-    for name, module in model.named_modules():
-        if isinstance(module, PerStep):
-            handles.append(module.register_forward_pre_hook(timeline.fold, with_kwargs=True))
-        elif isinstance(module, (IIRSynapse, SpikingNeuron, *WEIGHTED)):
-            count = activity.count_weights if isinstance(module, WEIGHTED) else activity.count_layer
-            handles.append(module.register_forward_hook(partial(count, name), with_kwargs=True))
-    try:
+    activity = Activity(model)
+    with (
+        activity.timeline.following(model),
+        observe_layers(model, (IIRSynapse, SpikingNeuron), activity.count_layer),
+        observe_layers(model, WEIGHTED, activity.count_weights),
+    ):
         yield activity
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def footprint(model: nn.Module) -> int:

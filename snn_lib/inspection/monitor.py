@@ -1,6 +1,6 @@
 """Records what happens inside a model: PSPs, membrane potentials, resets and spikes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from snn_lib.chunks import current_chunk, is_recomputing
-from snn_lib.containers import bind_call
+from snn_lib.chunks import current_chunk
 from snn_lib.neurons import SpikingNeuron
+from snn_lib.observing import observe
 from snn_lib.synapses import IIRSynapse
 
 
@@ -79,7 +78,8 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         self._hooks = [
-            watch(module, partial(self._store, name)) for name, module in self._modules.items()
+            observe(module, partial(self._store, name, module))
+            for name, module in self._modules.items()
         ]
         return self
 
@@ -87,45 +87,28 @@ class Monitor:
         for hook in self._hooks:
             hook.remove()
 
-    def _store(self, name: str, record: SynapseRecord | NeuronRecord) -> None:
-        chunk = current_chunk()
+    def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
+        record, chunk = record_of(layer, given, result), current_chunk()
         if chunk is not None and chunk.start > 0:
             parts = zip(vars(self.records[name]).values(), vars(record).values(), strict=True)
             record = type(record)(*map(torch.cat, parts))
         self.records[name] = record
 
 
-def watch(
-    layer: nn.Module, store: Callable[[SynapseRecord | NeuronRecord], None]
-) -> RemovableHandle:
-    """Calls ``store`` with the record of each run of a layer, until the handle is removed.
-
-    A run that :class:`snn_lib.Chunked` repeats for the backward pass is not recorded again.
+@torch.no_grad()
+def record_of(
+    layer: nn.Module, given: dict[str, Any], result: tuple
+) -> SynapseRecord | NeuronRecord:
+    """The record of a call that :func:`snn_lib.observing.observe` reports.
 
     Args:
         layer: neurons, which have a method ``traces``; or synapses, which return the PSP first.
-        store: takes the record, which has no gradient.
+        given, result: the call's arguments by name, and what the layer returned.
     """
-    return layer.register_forward_hook(partial(_record, store), with_kwargs=True)
-
-
-@torch.no_grad()
-def _record(
-    store: Callable[[SynapseRecord | NeuronRecord], None],
-    layer: nn.Module,
-    args: tuple,
-    kwargs: dict[str, Any],
-    result: tuple,
-) -> None:
-    """The forward hook of :func:`watch`, after its first argument."""
-    if is_recomputing():
-        return
     if hasattr(layer, "traces"):
-        given = bind_call(layer, args, kwargs)
-        given.pop("lengths", None)  # padding is recorded like the rest
-        store(NeuronRecord(*layer.traces(**given)))
-    else:
-        store(SynapseRecord(result[0].detach()))
+        given = {name: value for name, value in given.items() if name != "lengths"}
+        return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest
+    return SynapseRecord(result[0].detach())
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

@@ -5,14 +5,17 @@ at each step. Whoever counts has to know which sequences are new, and which step
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import current_chunk
-from snn_lib.containers import bind_call
+from snn_lib.chunks import Chunked, current_chunk
+from snn_lib.containers import PerStep
+from snn_lib.observing import bind_call
 
 
 @dataclass
@@ -49,6 +52,21 @@ class Timeline:
         self._end = 0  # the step after the model's last run
         self._first: str | None = None  # the layer that is called first outside of the model
         self._begun = False  # a layer has been called in this run of the model
+
+    @contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """The context in which the timeline follows the calls of a model, by hooks."""
+        with ExitStack() as handles:
+            for part in model.modules():
+                if isinstance(part, PerStep):
+                    fold = part.register_forward_pre_hook(self.fold, with_kwargs=True)
+                    handles.enter_context(fold)
+            for run in (model, *(m.module for m in model.modules() if isinstance(m, Chunked))):
+                enter = run.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
+                leave = run.register_forward_hook(self.leave, with_kwargs=True, always_call=True)
+                handles.enter_context(enter)
+                handles.enter_context(leave)
+            yield
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Notes that a run begins; a forward pre-hook."""

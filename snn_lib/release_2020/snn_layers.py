@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
-from snn_lib.inspection.monitor import NeuronRecord, SynapseRecord, as_numpy, watch
+from snn_lib.inspection.monitor import SynapseRecord, as_numpy, record_of
+from snn_lib.observing import observe
 from snn_lib.surrogate import THRESHOLD, Gaussian
 from snn_lib.synapses import DualExponentialSynapse
 from snn_lib.time_constants import decay_of, peak_scale
@@ -638,14 +639,14 @@ class SNN_Monitor:
             raise TypeError(f"{type(module).__name__} is no layer that can be monitored")
         self.module, self.max_iteration = module, max_iteration
         self.record: dict[str, np.ndarray] = {}
-        neurons = isinstance(module, _NeuronLayer)
-        self._hook = watch(module._cell if neurons else module, self._store)
+        self._observed = module._cell if isinstance(module, _NeuronLayer) else module
+        self._hook = observe(self._observed, self._store)
 
-    def _store(self, run: SynapseRecord | NeuronRecord) -> None:
+    def _store(self, given: dict[str, Any], result: tuple) -> None:
+        run, cell = record_of(self._observed, given, result), self.module._cell
         if isinstance(run, SynapseRecord):
             traces = {"psp": run.psp}
         else:
-            cell = self.module._cell
             reset_after = cell.reset_decay * run.reset + cell.reset_strength * run.spikes  # R[t+1]
             time_first = {"v": run.membrane, "reset_v": reset_after, "spike": run.spikes}
             traces = {name: trace.movedim(0, -1) for name, trace in time_first.items()}

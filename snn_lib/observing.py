@@ -1,0 +1,54 @@
+"""Observes the layers of a model while it runs: what each call is given, and what it returns."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from snn_lib.chunks import is_recomputing
+
+
+def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -> RemovableHandle:
+    """Reports each call of a layer, until the handle is removed.
+
+    A call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again.
+
+    Args:
+        layer: any module.
+        report: takes the arguments of the call, by name and in order, and what the layer returned.
+    """
+
+    def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        if not is_recomputing():
+            report(bind_call(layer, args, kwargs), result)
+
+    return layer.register_forward_hook(hook, with_kwargs=True)
+
+
+@contextmanager
+def observe_layers(
+    model: nn.Module,
+    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    report: Callable[[str, nn.Module, dict[str, Any], Any], object],
+) -> Iterator[None]:
+    """The context in which each call of a model's layers of some kinds is reported.
+
+    Args:
+        model: any module.
+        kinds: the classes of the layers.
+        report: takes the name of the layer, the layer, and what :func:`observe` reports.
+    """
+    with ExitStack() as handles:
+        for name, layer in model.named_modules():
+            if isinstance(layer, kinds):
+                handles.enter_context(observe(layer, partial(report, name, layer)))
+        yield
+
+
+def bind_call(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a layer's call by name and in order, from what its hook is given."""
+    return inspect.signature(layer.forward).bind(*args, **kwargs).arguments

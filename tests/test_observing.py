@@ -1,0 +1,41 @@
+"""What is reported of the calls of layers."""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from snn_lib import Chunked, Sequential, SpikingNeuron
+from snn_lib.observing import observe, observe_layers
+
+
+def test_a_call_is_reported_with_its_arguments_by_name_until_the_handle_is_removed():
+    neuron, calls = SpikingNeuron(2, 4.0), []
+    handle = observe(neuron, lambda given, result: calls.append((given, result)))
+    current, state = torch.ones(3, 1, 2), (torch.zeros(1, 2), torch.zeros(1, 2))
+    output = neuron(current, state=state)
+    handle.remove()
+    neuron(current)
+    ((given, result),) = calls
+    assert list(given) == ["current", "state"]
+    assert given["current"] is current
+    assert given["state"] is state
+    assert result is output
+
+
+def test_layers_are_reported_by_name_until_the_context_is_left_and_also_after_an_error():
+    model = Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0), nn.Linear(2, 2))
+    calls = []
+    observing = observe_layers(model, nn.Linear, lambda *call: calls.append(call[:2]))
+    with contextlib.suppress(RuntimeError), observing:
+        model(torch.ones(3, 1, 2))
+        raise RuntimeError
+    model(torch.ones(3, 1, 2))
+    assert calls == [("0", model[0]), ("2", model[2])]
+
+
+def test_chunks_that_run_again_for_the_backward_pass_are_not_reported_again():
+    model, steps = Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0)), []
+    with observe_layers(model, nn.Linear, lambda *call: steps.append(len(call[2]["input"]))):
+        Chunked(model, 2)(torch.ones(5, 1, 2))[0].sum().backward()
+    assert steps == [2, 2, 1]
