@@ -1,10 +1,10 @@
 """Counts what a network does while it runs: firing rates and operations.
 
-Operations are counted at the weights, on what arrives there, in the network as it is: every element
-that is not zero meets the weights of its column that are not zero. Where only 0, 1 and -1 arrive,
-each meeting is an addition; elsewhere it is a multiply-accumulate. These are the effective synaptic
-operations of NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). Filters and neurons,
-which compute at every step, are counted beside them.
+Operations are counted at the weights. Each input value that is not zero takes one operation for
+each of its weights that is not zero. The operation is an addition if the layer receives only 0, 1
+and -1, and a multiply-accumulate otherwise. These are the effective synaptic operations of
+NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). The filters and the neurons compute
+at every step, and their operations are counted separately.
 """
 
 from collections import Counter
@@ -28,13 +28,13 @@ PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
 
 class Operations(NamedTuple):
-    """What a network computes for a sequence if it skips zeros, those among its weights too.
+    """The operations of a network for one sequence, if it skips inputs and weights that are zero.
 
     Attributes:
-        additions: of weights, where a layer of weights receives nothing but 0, 1 and -1.
-        multiply_accumulates: of weights, where a layer receives other values as well.
-        filters: multiply-accumulates of the synapses' filters, which compute at every step.
-        neurons: multiply-accumulates of membrane and reset, at every step as well.
+        additions: additions at the layers of weights that receive only 0, 1 and -1.
+        multiply_accumulates: multiply-accumulates at the other layers of weights.
+        filters: multiply-accumulates of the synapses' filters.
+        neurons: multiply-accumulates of the neurons' membranes and resets.
     """
 
     additions: float
@@ -43,9 +43,9 @@ class Operations(NamedTuple):
     neurons: float
 
     def energy(self) -> float:
-        """An estimate in joules: arithmetic alone, 32-bit floating point, 45 nm.
+        """Estimates the energy of the arithmetic in joules, for 32-bit floating point at 45 nm.
 
-        This is not a measurement. It assumes hardware that skips zeros, and leaves out control,
+        This is not a measurement. It assumes hardware that skips zeros. It leaves out control,
         leakage and memory traffic, which costs more than arithmetic on most machines.
         """
         product = PICOJOULES_ADDITION + PICOJOULES_MULTIPLICATION
@@ -54,48 +54,48 @@ class Operations(NamedTuple):
 
 
 class Activity:
-    """What a network did, summed over all sequences that :func:`count_activity` has watched.
+    """What a network did, summed over all sequences that :func:`count_activity` has observed.
 
-    Every ``nn.Linear`` and convolution counts, each time that the model calls it. The operations of
-    a network with weights of another kind, ``nn.GRU`` for example, are refused. If a layer receives
-    other values than 0, 1 and -1 only now and then, all its operations are multiply-accumulates; a
-    layer that is used twice in a run is two layers in this respect.
+    Every call of an ``nn.Linear`` or a convolution is counted. If the network has weights of
+    another kind, such as an ``nn.GRU``, its operations are refused. If a layer receives a value
+    other than 0, 1 and -1 even once, all its operations count as multiply-accumulates. If the model
+    calls a layer twice in a run, this is decided for each of the two calls.
 
-    A sequence begins where the first synapse or neuron of a run is called without a state, so that
-    a sequence in chunks counts once, whoever cuts it.
+    A new sequence begins when the first synapse or neuron of a run is called without a state. So a
+    sequence in chunks counts once.
 
     Attributes:
-        neurons: names of the neuron layers.
-        sequences: number of input sequences.
-        spike_counts: for each neuron layer, its spikes.
-        elements: for each neuron and synapse layer, its channels times the steps of all sequences.
+        neurons: the names of the neuron layers.
+        sequences: the number of input sequences.
+        spike_counts: the number of spikes of each neuron layer.
+        elements: the channels of each neuron and synapse layer times the steps of all sequences.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.sequences: float = 0
         self.spike_counts: dict[str, Any] = {}
         self.elements: dict[str, Any] = {}
-        self.work: dict[str, int] = {}  # multiply-accumulates of a layer's own for an element
+        self.work: dict[str, int] = {}  # a layer's multiply-accumulates for each element
         for name, module in model.named_modules():
-            if isinstance(module, SpikingNeuron):  # the reset, and what it takes off the potential
+            if isinstance(module, SpikingNeuron):  # two for the reset, one if the membrane filters
                 self.spike_counts[name] = self.elements[name] = 0
                 self.work[name] = 2 + bool(module.membrane_decay.any())
             if isinstance(module, IIRSynapse):
                 self.elements[name] = 0
                 self.work[name] = len(module.alpha) + len(module.beta)
         self.neurons = list(self.spike_counts)
-        # For each use of a layer of weights: its operations, and whether it has to multiply.
+        # For each use of a layer of weights in a run: its operations, and whether it multiplies.
         self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
-        self._dense: Counter = Counter()  # operations of a layer's weights, zeros included
-        self._steps: Counter = Counter()  # of all sequences together, for each layer
-        self._totals: dict[str, float] = {}  # of all processes
+        self._dense: Counter = Counter()  # each layer's operations if no zero is skipped
+        self._steps: Counter = Counter()  # each layer's steps of all sequences together
+        self._totals: dict[str, float] = {}  # the sums of all processes, once they are summed
 
         self._in_per_step = {
             part for m in model.modules() if isinstance(m, PerStep) for part in m.modules()
         }
         self._uncounted = next(
             (
-                f"layer {name} is an nn.{type(module).__name__}, whose weights are not known here"
+                f"layer {name} is an nn.{type(module).__name__}, whose operations are not counted"
                 for name, module in model.named_modules()
                 if isinstance(module, UNCOUNTED)
             ),
@@ -104,13 +104,14 @@ class Activity:
         self.timeline = Timeline()
 
     def begin(self, lengths: Tensor | None, steps: int) -> None:
-        """Announces a batch, so that what lies behind the end of a sequence is not counted.
+        """Announces the lengths of a batch, so that its padding is not counted.
 
-        Only padded sequences need it, and whoever reads :attr:`per_step`. The model is then to be
-        called with ``(T, B, *)`` or ``(B, T, *)``.
+        This is needed if sequences are padded, or to read :attr:`per_step`. The next call of the
+        model must then be given ``(T, B, *)`` or ``(B, T, *)``.
 
         Args:
-            lengths: steps of each sequence, int64 ``(B,)``; ``None`` if nothing is padded.
+            lengths: the number of steps of each sequence, int64 ``(B,)``; ``None`` if nothing is
+                padded.
             steps: T.
         """
         self.timeline.lengths = lengths
@@ -122,10 +123,10 @@ class Activity:
     def per_step(self) -> Tensor:
         """The operations at the weights for each step and sequence of the batch, ``(T, B)``.
 
-        The batch is the one that :meth:`begin` announced. Behind a sequence's end they are zero.
+        The batch is the one that :meth:`begin` announced. At padding the operations are zero.
 
         Raises:
-            ValueError: they cannot be told.
+            ValueError: the operations are not known; the message says why.
         """
         self._refuse_trouble()
         return self._per_step
@@ -147,15 +148,15 @@ class Activity:
         return self._per_sequence(self.spike_counts.values())
 
     def activity_sparsity(self) -> float:
-        """The share of neurons and steps without a spike; 1 where there are no neurons."""
+        """The share of all neurons' steps without a spike; 1 if there are no neurons."""
         spikes = sum(map(float, self.spike_counts.values()))
         return 1.0 - spikes / max(sum(float(self.elements[name]) for name in self.neurons), 1.0)
 
     def operations(self) -> Operations:
-        """What was computed per sequence, by kind.
+        """The mean number of operations per sequence, by kind.
 
         Raises:
-            ValueError: no sequence has begun, or it cannot be told.
+            ValueError: no sequence has begun, or the operations are not known.
         """
         self._refuse_trouble()
         totals = self._sums()
@@ -179,20 +180,20 @@ class Activity:
     def dense_operations(self) -> float:
         """Multiply-accumulates of one pass through all layers of weights, without skipping zeros.
 
-        A layer that the network uses twice in a step counts twice, and one that weighs once for all
-        steps counts once.
+        A layer that the network uses twice in a step counts twice. A layer that weighs its input
+        once for all steps counts once.
         """
         totals = self._sums()
         return float(totals["dense"]) / max(float(totals["passes"]), 1.0)
 
     def sum_by(self, total: Callable[[dict[str, Any]], dict[str, float]]) -> None:
-        """Makes the counts those of all processes, by a function that sums over them."""
+        """Replaces the counts by those of all processes, which ``total`` adds up."""
         self._totals = total(self._sums())
         self.spike_counts, self.elements = total(self.spike_counts), total(self.elements)
         self.sequences = total({"": self.sequences})[""]
 
     def _sums(self) -> dict[str, Any]:
-        """The operations at the weights, and what a dense network would need for its passes."""
+        """The sums of operations at the weights, and those of a network that skips no zeros."""
         multiplied = sum(
             operations * multiplies for operations, multiplies in self._products.values()
         )
@@ -212,7 +213,7 @@ class Activity:
         if self._uncounted is not None:
             raise ValueError(self._uncounted)
         if self.timeline.trouble is not None:
-            raise ValueError(f"nothing tells which steps are padding: {self.timeline.trouble}")
+            raise ValueError(f"it is unknown which steps are padding: {self.timeline.trouble}")
 
     def _per_sequence(self, counts: Iterable[Any]) -> float:
         if not self.sequences:
@@ -242,7 +243,7 @@ class Activity:
     ) -> None:
         """Adds what a layer of weights did in a call."""
         x = self._one_leading_dimension(layer, next(iter(given.values())))
-        if not self.elements:  # there is no synapse or neuron to tell of the sequences
+        if not self.elements:  # without synapses and neurons, the weights tell of new sequences
             batch = self.timeline.batch or len(x)
             self.sequences += self.timeline.new_sequences(name, batch, True)
         operations, steps = _products(layer, x, layer.weight), len(x)  # (T * B,)
@@ -259,7 +260,7 @@ class Activity:
         self._dense[name] += steps * _products(layer, *ones)[0]
 
     def _one_leading_dimension(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What a layer of weights is given, time and batch in one dimension."""
+        """The input of a layer of weights, with time and batch in one dimension."""
         map_dimensions = 1 if isinstance(layer, nn.Linear) else layer.weight.dim() - 1
         if x.dim() == map_dimensions:
             return x[None]
@@ -267,20 +268,20 @@ class Activity:
             return x
         if self.timeline.batch is None:
             self.timeline.batch = x.shape[1]  # (T, B, *)
-        # Else it is (B, *), a single step with a matrix for each of several positions.
+        # Otherwise x is (B, *), a single step with a matrix for each of several positions.
         return x.flatten(0, 1) if x.shape[1] == self.timeline.batch else x
 
 
 def _products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """How many pairs of an input and a weight that are not zero a layer multiplies, int64 ``(N,)``.
+    """Counts the products of an input and a weight that are both not zero, int64 ``(N,)``.
 
     Args:
-        layer: an ``nn.Linear`` or a convolution, with all its settings but the weights.
-        x: what it is given, ``(N, *)``.
-        weight: its weights.
+        layer: an ``nn.Linear`` or a convolution.
+        x: the layer's input, ``(N, *)``.
+        weight: the weights to count in place of the layer's own.
     """
-    # Summed over the outputs first, it is a small layer. Its sums are whole numbers, which are
-    # exact in float32 up to 2^24, and its weights in TF32 up to 2^11.
+    # The weights are summed over the outputs first, which leaves a small layer. All numbers are
+    # whole. Float32 holds sums up to 2^24 exactly, and TF32 weights up to 2^11.
     exact = weight.numel() < 2**24 and len(weight) <= 2**11
     x, weight = (t.ne(0).to(torch.float32 if exact else torch.float64) for t in (x, weight))
     with torch.autocast(x.device.type, enabled=False):
@@ -293,7 +294,7 @@ def _products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 @contextmanager
 def count_activity(model: nn.Module) -> Iterator[Activity]:
-    """Counts the activity of ``model`` while the context lasts, by hooks.
+    """The context in which the activity of ``model`` is counted.
 
     with count_activity(model) as activity:
         model(x)
@@ -309,13 +310,13 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
 
 
 def footprint(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers."""
+    """The bytes that a model's parameters and buffers take."""
     tensors = (*model.parameters(), *model.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def connection_sparsity(model: nn.Module) -> float:
-    """The share of the weights, of linear layers and convolutions, that are zero; 0 of none."""
+    """The share of zeros among the weights of linear layers and convolutions; 0 without weights."""
     weights = [module.weight for module in model.modules() if isinstance(module, WEIGHTED)]
     zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
     return zeros / max(sum(weight.numel() for weight in weights), 1)

@@ -22,8 +22,9 @@ class OutputFilter(IIRSynapse):
         alpha_1 = p + q,  alpha_2 = -p q,  beta_0 = 0,  beta_1 = v0 (p - q),
     one step later than :class:`snn_lib.synapses.DualExponentialSynapse`, with v0 from
     :func:`snn_lib.time_constants.peak_scale`.
-    As the filter is linear, the difference of two filtered spike trains is their filtered
-    difference: the loss of the associative memory is
+
+    The filter is linear, so the difference of two filtered spike trains is their filtered
+    difference. The loss of the associative memory is
     ``output_filter(output - target)[0].square().mean()``.
 
     Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
@@ -55,25 +56,25 @@ class OutputFilter(IIRSynapse):
     def forward(
         self, x: Tensor, state: FilterState | None = None, lengths: Tensor | None = None
     ) -> Output:
-        """Filters all time steps, unrounded under autocast too: distances need their digits."""
+        """Filters all time steps; not rounded under autocast, since distances need all digits."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x, state, lengths)
 
 
 def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:
-    """Which pattern every sample is nearest to, by Euclidean distance over all steps and trains.
+    """Finds the pattern nearest to each sample, by Euclidean distance over all steps and trains.
 
-    Retrieval is the share of samples for which that is the right one. Both arguments come filtered
-    by :class:`OutputFilter`, and the patterns delayed like the target.
+    The retrieval of the associative memory is the share of samples whose nearest pattern is the
+    right one.
 
     Args:
-        output: ``(T, B, N)``.
-        patterns: ``(T, patterns, N)``.
+        output: the network's output, filtered by :class:`OutputFilter`, ``(T, B, N)``.
+        patterns: the patterns, delayed as the targets are and filtered, ``(T, patterns, N)``.
 
     Returns:
-        int64, ``(B,)``.
+        The numbers of the patterns, int64 ``(B,)``.
     """
-    # |o - c|^2 = |o|^2 - 2 o c + |c|^2, of which |o|^2 does not depend on the pattern
+    # |o - c|^2 = |o|^2 - 2 o c + |c|^2, and |o|^2 is the same for all patterns
     with torch.autocast(output.device.type, enabled=False):
         overlap = torch.bmm(output, patterns.transpose(1, 2)).sum(0)  # (B, patterns)
     power = patterns.square().sum((0, 2))
@@ -81,20 +82,19 @@ def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:
 
 
 def match_spikes(output: Tensor, target: Tensor, tolerance: int = 2) -> dict[str, Tensor]:
-    """Counts the output spikes that have a target spike of their own in the same train.
+    """Pairs output spikes with target spikes of the same train, and counts the pairs.
 
-    A pair is an output and a target spike of one train, at most ``tolerance`` steps apart, and
-    every spike is in one pair at most, so that a burst at one target spike counts once. Pairs are
-    formed nearest first: those of the same step, then those one step apart (late outputs before
-    early ones), and so on.
+    The two spikes of a pair are at most ``tolerance`` steps apart. No spike is in two pairs, so a
+    burst around one target spike counts once. The nearest spikes are paired first: those of the
+    same step, then those one step apart (late outputs before early ones), and so on.
 
     Args:
         output, target: spikes, ``(T, B, N)``; any value but 0 is a spike.
-        tolerance: the largest distance of a pair, in steps.
+        tolerance: the largest distance within a pair, in steps.
 
     Returns:
-        The numbers of ``pairs``, ``output_spikes`` and ``target_spikes``, to be summed over
-        batches for :func:`spike_scores`.
+        The numbers of ``pairs``, ``output_spikes`` and ``target_spikes``. Their sums over batches
+        go to :func:`spike_scores`.
     """
     output, target = output != 0, target != 0
     output_spikes, target_spikes = output.sum(), target.sum()
@@ -114,8 +114,8 @@ def match_spikes(output: Tensor, target: Tensor, tolerance: int = 2) -> dict[str
 def spike_scores(counts: Mapping[str, float]) -> dict[str, float]:
     """Precision, recall and F1 of the output spikes, from the counts of :func:`match_spikes`.
 
-    Precision is the share of output spikes that are in a pair, recall that of target spikes, F1
-    their harmonic mean. A share of nothing is 0.
+    Precision is the share of output spikes that are in a pair. Recall is the share of target spikes
+    that are in a pair. F1 is the harmonic mean of the two. Each is 0 if there are no spikes.
     """
     pairs, outputs, targets = (
         float(counts[key]) for key in ("pairs", "output_spikes", "target_spikes")

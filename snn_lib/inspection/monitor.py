@@ -26,9 +26,9 @@ class SynapseRecord:
 class NeuronRecord:
     """Spikes S, membrane potential V and reset R of a neuron layer, each ``(T, B, *features)``.
 
-    The spikes are those that the neurons fired, dropout or not, and V[t] > 1 is where they did (but
-    for rounding, if the membrane filters): V[t] has R[t] subtracted already, and the spike at t is
-    first felt in R[t+1].
+    S has all spikes of the neurons, also those that dropout removes later. A neuron fires where
+    V[t] > 1 (up to rounding, if the membrane filters). R[t] is already subtracted from V[t]. A
+    spike at t first appears in R[t+1].
     """
 
     spikes: Tensor
@@ -37,24 +37,24 @@ class NeuronRecord:
 
 
 class Monitor:
-    """Records layers of a model while it runs inside this context, and leaves the model as it was.
+    """A context that records layers of a model while it runs, and does not change the model.
 
         with Monitor(model) as monitor:
             model(x)
         monitor["2"].membrane  # (T, B, N)
 
     Args:
-        model: any module with synapses and neurons of this package inside.
-        layers: names of the layers to record, as ``model.named_modules()`` has them; ``None`` for
-            all synapses and neurons.
+        model: any module that contains synapses and neurons of this package.
+        layers: the names of the layers to record, as in ``model.named_modules()``; ``None`` for all
+            synapses and neurons.
 
     Attributes:
-        records: for each layer that has run, its :class:`SynapseRecord` or :class:`NeuronRecord`
-            of the last run, without gradient, kept when the context is left. A run in chunks of
+        records: the :class:`SynapseRecord` or :class:`NeuronRecord` of each layer in its last run,
+            without gradient. They remain after the context. A run in chunks of
             :class:`snn_lib.Chunked` is one run.
 
     Raises:
-        ValueError: a name is not that of a synapse or neuron layer.
+        ValueError: there is no synapse or neuron layer of that name.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
@@ -112,7 +112,7 @@ def record_of(
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:
-    """The values for NumPy and Matplotlib, from any device, and lower precisions as float32."""
+    """A tensor of any device as an array; floating-point numbers become at least float32."""
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,7 +1,8 @@
-"""Where each call of a layer lies in the sequences that a model runs.
+"""Finds which steps of the sequences each call of a layer runs.
 
-Layers are called with all steps at once, in chunks, or step by step, and some of them several times
-at each step. Whoever counts has to know which sequences are new, and which steps are padding.
+A model may call its layers with all steps at once, in chunks or step by step, and some of them
+several times at each step. To count what they do, one must know which sequences are new and which
+steps are padding.
 """
 
 from collections import Counter
@@ -23,35 +24,35 @@ class Run:
     """A call of the model, or of a module that a ``Chunked`` in it runs.
 
     Attributes:
-        begin: the step of the sequences at which it begins.
-        steps: how many steps it runs; ``None`` if nobody has to know.
-        uses: how many calls of each layer there have been.
-        seen: how many steps a layer has seen that does not take them all at once.
+        begin: the step of the sequences at which the call begins.
+        steps: how many steps it runs; ``None`` if nothing is padded.
+        uses: how often it has called each layer.
+        steps_run: how many steps each layer has run, of those layers that do not run all at once.
     """
 
     begin: int = 0
     steps: int | None = None
     uses: Counter = field(default_factory=Counter)
-    seen: Counter = field(default_factory=Counter)
+    steps_run: Counter = field(default_factory=Counter)
 
 
 class Timeline:
-    """Follows the calls of a model and its layers; its hooks tell it of them.
+    """Follows the calls of a model and of its layers.
 
     Attributes:
-        lengths: steps of each sequence of the batch at work, int64 ``(B,)``, if they are padded.
-        batch: B, once a layer has told it.
-        trouble: why nothing tells which steps are padding, if so.
+        lengths: the steps of each sequence of the present batch, int64 ``(B,)``, if it is padded.
+        batch: B, once it is known.
+        trouble: why it is unknown which steps are padding; ``None`` if it is known.
     """
 
     def __init__(self) -> None:
         self.lengths: Tensor | None = None
         self.batch: int | None = None
         self.trouble: str | None = None
-        self._runs: list[Run] = []  # those at work, the innermost last
-        self._end = 0  # the step after the model's last run
-        self._first: str | None = None  # the layer that is called first outside of the model
-        self._begun = False  # a layer has been called in this run of the model
+        self._runs: list[Run] = []  # the calls that are running, with the innermost last
+        self._end = 0  # the step after those that the model has run last
+        self._first: str | None = None  # the layer that is called first without the model
+        self._has_called = False  # whether this run of the model has called a layer
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -71,7 +72,7 @@ class Timeline:
     def enter(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Notes that a run begins; a forward pre-hook."""
         if not self._runs:
-            self._begun, self.batch = False, None
+            self._has_called, self.batch = False, None
         self._runs.append(run := Run())
         if self.lengths is None:
             return
@@ -80,8 +81,8 @@ class Timeline:
         shape = tuple((x if isinstance(x, Tensor) else x[0]).shape[:2])
         if batch not in shape:
             self.trouble = (
-                f"the lengths are of {batch} sequences, but the first dimensions of what the model "
-                f"is given are {shape}, neither (T, B) nor (B, T)"
+                f"the lengths are of {batch} sequences, but the model's input begins with the "
+                f"dimensions {shape}, neither (T, B) nor (B, T)"
             )
             return
         run.steps = shape[0] if shape[1] == batch else shape[1]
@@ -103,32 +104,32 @@ class Timeline:
         """How many sequences begin with a call of layer ``name``.
 
         Args:
-            name: of a layer.
-            batch: how many sequences it is given.
-            fresh: whether it is given no state.
+            name: the name of the layer.
+            batch: how many sequences the layer is given.
+            fresh: whether the layer is given no state.
         """
         self.batch = batch
         if self._runs:
-            first, self._begun = not self._begun, True
+            first, self._has_called = not self._has_called, True
         else:
             self._first = self._first or name
             first = name == self._first
         return batch if first and fresh else 0
 
     def use(self, name: str) -> int:
-        """The how manieth call of layer ``name`` in this run it is, from 0 on."""
+        """The number of this call of layer ``name`` among those of this run, from 0 on."""
         if not self._runs:
             return 0
         self._runs[-1].uses[name] += 1
         return self._runs[-1].uses[name] - 1
 
     def own(self, name: str, positions: int, fresh: bool = True) -> tuple[Tensor, int] | None:
-        """Which steps of a call of layer ``name`` are no padding.
+        """Which steps of a call of layer ``name`` are not padding.
 
         Args:
-            name: of a layer.
-            positions: T * B of what it is given.
-            fresh: whether it is given no state.
+            name: the name of the layer.
+            positions: T * B of the layer's input.
+            fresh: whether the layer is given no state.
 
         Returns:
             A mask, bool ``(T, B)``, and the step of the sequences at which the call begins; or
@@ -140,14 +141,14 @@ class Timeline:
         run = self._runs[-1] if self._runs else Run()
         begin = run.begin
         if not self._runs and not fresh:
-            self.trouble = f"layer {name} goes on from a state outside of a call of the model"
+            self.trouble = f"layer {name} is given a state, but not by a call of the model"
         elif run.steps not in (None, steps):
-            begin += run.seen[name]
-            run.seen[name] += steps
-            if run.seen[name] > run.steps:
+            begin += run.steps_run[name]
+            run.steps_run[name] += steps
+            if run.steps_run[name] > run.steps:
                 self.trouble = (
-                    f"layer {name} has seen {run.seen[name]} steps of the {run.steps} that the "
-                    "model is given, and not all at once"
+                    f"layer {name} has run {run.steps_run[name]} steps in parts, but the model is "
+                    f"given {run.steps}"
                 )
         time = torch.arange(begin, begin + steps, device=self.lengths.device)
         return None if self.trouble else (time[:, None] < self.lengths, begin)

@@ -445,17 +445,20 @@ class Twice(StepByStep):
     ("run", "why"),
     [
         (lambda model, x: model(x[:, :3]), r"lengths are of 4 sequences, .* \(10, 3\), neither"),
-        (lambda model, x: model.layers[0](x, model.layers[0](x)[1]), "goes on from a state outsi"),
-        (lambda model, x: model(x), r"layer layers\.1 has seen 11 steps of the 10"),
+        (
+            lambda model, x: model.layers[0](x, model.layers[0](x)[1]),
+            "is given a state, but not by",
+        ),
+        (lambda model, x: model(x), r"layer layers\.1 has run 11 steps in parts, .* given 10"),
     ],
 )
-def test_operations_are_refused_where_nothing_tells_which_steps_are_padding(run, why):
+def test_operations_are_refused_if_it_is_unknown_which_steps_are_padding(run, why):
     model, x, lengths = Twice(), spikes(10, 4, 8), torch.tensor([10, 7, 3, 1])
     with torch.no_grad(), count_activity(model) as activity:
         activity.begin(lengths, 10)
         run(model, x)
     for refused in (activity.operations, lambda: activity.per_step):
-        with pytest.raises(ValueError, match=f"nothing tells which steps are padding: .*{why}"):
+        with pytest.raises(ValueError, match=f"it is unknown which steps are padding: .*{why}"):
             refused()
 
 
@@ -463,7 +466,9 @@ def test_operations_of_weights_of_another_kind_are_refused():
     model = Sequential(nn.GRU(3, 4), nn.Linear(4, 2))
     with torch.no_grad(), count_activity(model) as activity:
         model(torch.ones(5, 2, 3))
-    with pytest.raises(ValueError, match=r"layer 0 is an nn\.GRU, whose weights are not known"):
+    with pytest.raises(
+        ValueError, match=r"layer 0 is an nn\.GRU, whose operations are not counted"
+    ):
         activity.operations()
 
 
