@@ -1,4 +1,4 @@
-"""A trained network at work outside PyTorch: as one compiled function, or as an ONNX graph."""
+"""Runs a trained network outside PyTorch: as one compiled function, or as an ONNX graph."""
 
 from snn_lib.inference.compiled import CompiledNetwork, compiled
 from snn_lib.inference.onnx_graph import to_onnx

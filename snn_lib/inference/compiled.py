@@ -4,8 +4,8 @@
     for x in stream:  # NumPy arrays
         output = network.step(x)
 
-The network is described by ``description.py``, turned into a program by ``program.py``, and run by
-``machine.py``. Here is what a user calls.
+This file has what a user calls. ``description.py`` describes the network, ``program.py`` makes a
+program of the description, and ``machine.py`` runs the program.
 """
 
 import math
@@ -22,37 +22,37 @@ from snn_lib.inference.program import Program, aligned
 def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
     """Compiles a trained network for one sample at a time.
 
-    It computes what ``network`` does in evaluation mode, from NumPy arrays on the CPU, with the
-    weights that it has now. Filters and neurons give PyTorch's bits. Sums of weights are added in
-    another order than PyTorch's, and in :meth:`CompiledNetwork.run` in another than in
-    :meth:`CompiledNetwork.step`. They differ in their last digits, so that a potential this near to
-    the threshold may be decided otherwise.
+    The compiled network computes what ``network`` does in evaluation mode with its present weights,
+    from NumPy arrays on the CPU. Filters and neurons give the same bits as PyTorch. The products of
+    weights are added up in another order than in PyTorch, and :meth:`CompiledNetwork.run` adds in
+    another order than :meth:`CompiledNetwork.step`. So the sums may differ in their last digits,
+    and a neuron whose potential is that close to the threshold may fire in one and not in another.
 
     Args:
-        network: a :class:`snn_lib.Sequential`, or a module around one; of ``nn.Linear``, synapses,
-            :class:`snn_lib.SpikingNeuron`, readouts, ``nn.Flatten``, and :class:`snn_lib.PerStep`
-            of ``nn.Conv2d``, ``nn.MaxPool2d`` and ``nn.AvgPool2d``.
-        shape: the features of a step of its input, if its first layer does not tell them.
+        network: a :class:`snn_lib.Sequential`, or a module around one. Its layers may be
+            ``nn.Linear``, synapses, :class:`snn_lib.SpikingNeuron`, readouts, ``nn.Flatten``, and
+            :class:`snn_lib.PerStep` of ``nn.Conv2d``, ``nn.MaxPool2d`` and ``nn.AvgPool2d``.
+        shape: the shape of one step of the input; needed if the first layer does not determine it.
 
     Raises:
         ValueError: a layer cannot be compiled, or the shape is missing; see
             :func:`snn_lib.inference.description.describe`.
     """
     network = CompiledNetwork(Program(describe(network, shape)))
-    network.run(np.zeros((1, *network.before)))  # compiles, or reads the cache, here and not later
+    network.run(np.zeros((1, *network.before)))  # so that Numba compiles now or reads its cache
     network.reset()
     return network
 
 
 class CompiledNetwork:
-    """A stream through a compiled network: it keeps its state from one step to the next.
+    """A stream through a compiled network, which keeps its state from one step to the next.
 
-    Made by :func:`compiled`. Each stream is used by one thread at a time; different streams of a
-    network run in different threads at once, as no step holds the GIL.
+    :func:`compiled` makes the first stream. Only one thread may use a stream at a time. Different
+    streams of a network can run in several threads at once, since no step holds the GIL.
 
     Attributes:
-        before, after: the features of a step's input and output.
-        dtype: of the output, float32 or float64.
+        before, after: the shapes of one step of the input and of the output.
+        dtype: the dtype of the output, float32 or float64.
     """
 
     def __init__(self, program: Program) -> None:
@@ -65,7 +65,7 @@ class CompiledNetwork:
         self._amounts = np.zeros((machine.BLOCK, room), self.dtype)
 
     def stream(self) -> "CompiledNetwork":
-        """Another stream through the same network, at rest; both read the same weights."""
+        """Makes another stream through the same network, at rest; both read the same weights."""
         return CompiledNetwork(self._program)
 
     def reset(self) -> None:
@@ -73,16 +73,17 @@ class CompiledNetwork:
         self._state[:] = 0
 
     def step(self, x: np.ndarray) -> np.ndarray:
-        """Runs one time step: features ``before`` to features ``after``.
+        """Runs one time step, from an array of shape ``before`` to one of shape ``after``.
 
         Raises:
-            ValueError: ``x`` has another shape or a value that is not finite; no state changes.
+            ValueError: ``x`` has another shape, or a value that is not finite. The state then
+                stays as it is.
             TypeError: ``x`` does not hold real numbers.
         """
         return self.run(np.asarray(x)[None])[0]
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """Runs a sequence ``(T, *before)`` from the present state on: ``(T, *after)``.
+        """Runs a sequence, ``(T, *before)`` to ``(T, *after)``, beginning with the present state.
 
         If one step is broadcast over time, by ``np.broadcast_to``, a first layer of weights weighs
         it once.
@@ -96,15 +97,18 @@ class CompiledNetwork:
         return self._in_order(out).reshape(len(out), *self.after)
 
     def until_clear(self, x: np.ndarray, lead: float) -> tuple[int, int]:
-        """Runs a sequence until one class is ahead of every other, and returns class and steps.
+        """Runs a sequence until one class is ahead of every other.
 
-        The answer stands at the first step at which the sum of the output since the start of ``x``
-        is larger for one class than for every other by ``lead``; where that never happens, at the
-        last. The steps after it are not run. As :func:`snn_lib.readout.first_lead`.
+        It stops at the first step at which the sum of the output since the start of ``x`` is larger
+        for one class than for every other by ``lead``, or else after the last step. So does
+        :func:`snn_lib.readout.first_lead`.
 
         Args:
             x: ``(T, *before)``, at least one step.
-            lead: by how much the first has to be ahead of the second.
+            lead: by how much the first class has to be ahead of the second.
+
+        Returns:
+            The class, and the number of steps that were run.
 
         Raises:
             ValueError: there are no steps or fewer than two classes, or as :meth:`step`.
@@ -113,8 +117,8 @@ class CompiledNetwork:
         steps = self._steps(x)
         if len(x) == 0 or len(self.after) != 1 or self.after[0] < 2:
             raise ValueError(
-                f"{len(x)} steps and an output of the shape {self.after}: expected at least one "
-                "step and two classes"
+                f"there are {len(x)} steps and outputs of the shape {self.after}, expected at "
+                "least one step and two classes"
             )
         total = np.zeros((1, self._program.outputs), self.dtype)
         done = self._run(steps, len(x), total, True, float(lead))

@@ -1,7 +1,7 @@
-"""What a network computes in one time step: what both ways out of PyTorch begin with.
+"""Describes what a network computes in one time step.
 
-:func:`describe` walks once through a network. The compiled network and the ONNX graph are made from
-what it returns, and never look at the network itself.
+:func:`describe` reads a network once. The compiled network and the ONNX graph are both made from
+its description, and never look at the network itself.
 """
 
 import copy
@@ -21,13 +21,13 @@ from snn_lib.inference.layers import Flattening, Layer, Shape, Weights, read
 
 @dataclass(frozen=True)
 class Description:
-    """A network as what it computes in one step.
+    """What a network computes in one step.
 
     Attributes:
-        before, after: the features of a step's input and output.
-        entry: for each feature of the first layer's input, in PyTorch's order, which feature of the
-            network's input it is.
-        layers: in order.
+        before, after: the shapes of one step of the input and of the output.
+        entry: for each feature of the first layer's input, in PyTorch's order, the number of the
+            feature of the network's input that it is.
+        layers: the layers, in order.
         dtype: float32 or float64.
     """
 
@@ -41,15 +41,16 @@ class Description:
 def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Description:
     """Reads a network into a :class:`Description`.
 
-    The network is a :class:`snn_lib.Sequential`, or a module around one whose ``forward`` may
-    rearrange and repeat a step's features before it, and rearrange and add up its output. A
-    Sequential inside the Sequential is read as its layers. Dropout is off, as in evaluation.
+    The network is a :class:`snn_lib.Sequential`, or a module around one. The module's ``forward``
+    may rearrange and repeat the features of a step before the Sequential, and rearrange and add up
+    its output. The layers of a Sequential inside the Sequential are read one by one. Dropout is
+    off, as in evaluation.
 
     Args:
-        network: what is read; it is not changed.
-        shape: the features of a step of its input, such as ``(28, 28)``. Needed if the first layer
-            does not tell them: it takes maps of any size, or features are repeated before it. A
-            network that :func:`snn_lib.load` returns knows them by its preparation.
+        network: the network, which is not changed.
+        shape: the shape of one step of the input, such as ``(28, 28)``. It is needed if the first
+            layer takes maps of any size, or if features are repeated before it. A network that
+            :func:`snn_lib.load` returns has it from its preparation.
 
     Raises:
         ValueError: only PyTorch can run a layer or the module around the Sequential, the shape is
@@ -67,7 +68,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     if shape is None and around.features != before:
         raise ValueError(
             f"{type(network).__name__}.forward changes the features before its Sequential: give "
-            "those of its input, such as shape=(28, 28)"
+            "the shape of one step of its input, such as shape=(28, 28)"
         )
     layers = list(read(inner, name, around.features, dtype))
     if all(isinstance(layer, Flattening) for layer in layers):
@@ -77,7 +78,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
 
 
 def _dtype_of(network: nn.Module) -> np.dtype:
-    """In what the network computes, float32 or float64."""
+    """The dtype in which the network computes, float32 or float64."""
     found = set()
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         if tensor.is_floating_point() or tensor.is_complex():
@@ -91,7 +92,7 @@ def _dtype_of(network: nn.Module) -> np.dtype:
 
 
 def _sequential_of(network: nn.Module) -> tuple[str, Sequential]:
-    """The one Sequential that the network is or has, and its name in the network."""
+    """The name of the one Sequential that the network is or contains, and the Sequential itself."""
     found: dict[str, Sequential] = {}
     for name, module in network.named_modules():
         inside = "" in found or any(name.startswith(f"{outer}.") for outer in found)
@@ -99,14 +100,14 @@ def _sequential_of(network: nn.Module) -> tuple[str, Sequential]:
             found[name] = module
     if len(found) != 1:
         raise ValueError(
-            f"{type(network).__name__} has {len(found)} parts that are a snn_lib.Sequential: "
-            "expected one, around which its forward does no arithmetic"
+            f"{type(network).__name__} has {len(found)} parts that are a snn_lib.Sequential, "
+            "expected one, and a forward that does no arithmetic around it"
         )
     return found.popitem()
 
 
 def _input_shape(inner: nn.Module, name: str) -> Shape:
-    """The features that the first layer takes, if it tells them."""
+    """The features that the first layer takes, if it determines them."""
     while isinstance(inner, (Sequential, nn.Sequential)) and len(inner):
         child, inner = next(iter(inner._modules.items()))
         name = f"{name}.{child}".lstrip(".")
@@ -115,18 +116,18 @@ def _input_shape(inner: nn.Module, name: str) -> Shape:
     shape = getattr(inner, "shape", None)
     if not shape or 1 in shape[1:]:
         raise ValueError(
-            f"{name} ({type(inner).__name__}) does not tell the features of the input: give them, "
-            "such as shape=(28, 28)"
+            f"{name} ({type(inner).__name__}) takes inputs of several shapes: give the shape of "
+            "one step, such as shape=(28, 28)"
         )
     return tuple(shape)
 
 
 class _Arrival(Exception):
-    """Carries what the Sequential would be given."""
+    """Carries the input of the Sequential out of the network's forward."""
 
 
 class _Stand(StatefulModule):
-    """Stands in for the Sequential: it gives a reply, or hands out what it is given."""
+    """Stands in for the Sequential. It returns a reply, or raises :class:`_Arrival`."""
 
     reply: Tensor | None = None
 
@@ -137,16 +138,17 @@ class _Stand(StatefulModule):
 
 
 class _Surroundings:
-    """What a network's ``forward`` does around its Sequential, found out by running it.
+    """Finds out what a network's ``forward`` does around its Sequential, by running it.
 
-    The features of a step are numbered: where a number arrives tells where its feature goes. An
-    output of zeros with a single one tells what the forward makes of that feature. Random numbers
-    then tell whether that is all it does.
+    The input of the first run holds the numbers of the features, so the numbers that reach the
+    Sequential say which features it is given. Then every feature of the Sequential's output in turn
+    is set to one and all others to zero, which shows what the forward makes of it. A run with
+    random numbers checks that the forward does nothing else.
 
     Attributes:
-        features: of the input of the Sequential.
-        entry: which of the network's features each of them is.
-        after: the features of the network's output, once ``sums`` has been read.
+        features: the shape of one step of the Sequential's input.
+        entry: for each of its features, the number of the network's feature that it is.
+        after: the shape of one step of the network's output, once ``sums`` has been read.
     """
 
     def __init__(self, network: nn.Module, name: str, before: Shape) -> None:
@@ -166,7 +168,7 @@ class _Surroundings:
             self._refuse("computes with its input before")
 
     def sums(self, inner: Shape) -> Iterator[Layer]:
-        """What the forward makes of the Sequential's output of these features, as layers."""
+        """The layers that do what the forward does with the Sequential's output, ``inner``."""
         reply = _random(3, 2, *inner)
         output = self._output(self.x, reply)
         self.after = tuple(output.shape[2:])
@@ -183,7 +185,7 @@ class _Surroundings:
         yield Weights(name, (count,), (outputs,), matrix.T.numpy(), np.zeros(outputs))
 
     def _input(self, x: Tensor) -> Tensor:
-        """What the Sequential is given of an input."""
+        """The input of the Sequential when the network is given ``x``."""
         self.stand.reply = None
         try:
             self.network(x)
@@ -195,7 +197,7 @@ class _Surroundings:
         self._refuse("does not run")
 
     def _output(self, x: Tensor, reply: Tensor) -> Tensor:
-        """What the network returns if the Sequential gives this reply."""
+        """The network's output if the Sequential returns ``reply``."""
         self.stand.reply = reply
         try:
             output, _ = self.network(x)
@@ -205,8 +207,8 @@ class _Surroundings:
 
     def _refuse(self, what: str) -> NoReturn:
         raise ValueError(
-            f"{type(self.network).__name__}.forward {what} its Sequential: expected that it "
-            "rearranges and repeats features before it, and adds up its output"
+            f"{type(self.network).__name__}.forward {what} its Sequential: it may only rearrange "
+            "and repeat features before it, and add up its output"
         ) from None
 
 

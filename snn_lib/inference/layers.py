@@ -1,7 +1,7 @@
-"""The layers that can leave PyTorch, each described by arrays, and how they are read from modules.
+"""The layers that can run outside PyTorch, described by arrays, and how modules are read.
 
-To add a kind of layer, add its dataclass, an entry in ``READERS``, and what ``program.py`` and
-``onnx_graph.py`` make of it.
+To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``program.py`` and
+in ``onnx_graph.py``.
 """
 
 import copy
@@ -24,11 +24,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layer:
-    """One step of one layer.
+    """What a layer computes in one step.
 
     Attributes:
-        name: where the layer is in the network, such as ``layers.3``.
-        before, after: the features of its input and of its output, without time and batch.
+        name: the layer's name in the network, such as ``layers.3``.
+        before, after: the shapes of its input and of its output, without time and batch.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Weights(Layer):
 class Convolution(Layer):
     """An ``nn.Conv2d``, padded with zeros: weight ``(C_out, C_in / groups, height, width)``.
 
-    ``padding`` is what lies above and left of the map.
+    ``padding`` is the number of rows above the map and of columns left of it.
     """
 
     weight: np.ndarray
@@ -71,7 +71,7 @@ class MaxPooling(Layer):
 
 @dataclass(frozen=True)
 class Flattening(Layer):
-    """Maps as one row of features, in PyTorch's order; no arithmetic."""
+    """Feature maps as one row of features, in PyTorch's order, without arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,18 @@ class RunningMaximum(Layer):
 def read(
     module: nn.Module, name: str, before: Shape, dtype: np.dtype, leading: int = 2
 ) -> Iterator[Layer]:
-    """The layers of a module, in order.
+    """Yields the layers of a module, in order.
 
-    A layer is known by its ``forward``: a subclass with another one is another kind.
+    The kind of a layer is known by its ``forward``. So a subclass with a ``forward`` of its own is
+    refused.
 
     Args:
-        module: what is read.
-        name: of the module in its network, for messages.
-        before: the features of its input.
+        module: the module to read.
+        name: the module's name in its network, for messages.
+        before: the shape of one step of its input.
         dtype: float32 or float64.
-        leading: the dimensions before the features, time and batch; inside :class:`PerStep` they
-            are one.
+        leading: the number of dimensions before the features: two for time and batch, one inside
+            :class:`PerStep`.
 
     Raises:
         ValueError: only PyTorch can run a layer, or its input does not fit; the message names it.
@@ -129,30 +130,28 @@ def read(
     elif type(module).forward is PerStep.forward:
         yield from read(module.module, f"{name}.module", before, dtype, leading=1)
     elif type(module).forward not in READERS:
-        raise ValueError(f"{here} runs in PyTorch alone: it can be neither compiled nor exported")
+        raise ValueError(f"{here} runs only in PyTorch: it can be neither compiled nor exported")
     else:
-        # On the meta device PyTorch works out shapes alone.
+        # On the meta device PyTorch computes nothing but shapes.
         x = torch.zeros(*[1] * leading, *before, dtype=getattr(torch, dtype.name), device="meta")
         try:
             output = copy.deepcopy(module).to("meta")(x)
             output = output[0] if isinstance(output, tuple) else output
-            gone = isinstance(module, tuple(READOUTS.values()))  # the time
-            after = tuple(output.shape[leading - gone :])
+            without_time = isinstance(module, tuple(READOUTS.values()))
+            after = tuple(output.shape[leading - without_time :])
             yield from READERS[type(module).forward](module, name, before, after)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(
-                f"{here} on features of the shape {before}: {one_line(error)}"
-            ) from None
+            raise ValueError(f"{here} is given the shape {before}: {one_line(error)}") from None
 
 
 def _nothing(module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
-    """A layer that passes on what it is given."""
+    """A layer that returns its input."""
     return []
 
 
 def _linear(module: nn.Linear, name: str, before: Shape, after: Shape) -> list[Layer]:
     if len(before) != 1:
-        raise ValueError("it takes the last dimension alone, put nn.Flatten(2) before it")
+        raise ValueError("it weighs only the last dimension: put nn.Flatten(2) before it")
     return [Weights(name, before, after, *_weight_and_bias(module))]
 
 
@@ -191,7 +190,7 @@ def _maximum(module: nn.MaxPool2d, name: str, before: Shape, after: Shape) -> li
 
 def _flattening(module: nn.Flatten, name: str, before: Shape, after: Shape) -> list[Layer]:
     if after != (math.prod(before),):
-        raise ValueError("expected that it makes one row of all features of a step")
+        raise ValueError("it must make one row of all features of a step, as nn.Flatten(2) does")
     return [Flattening(name, before, after)]
 
 
@@ -249,7 +248,7 @@ def _pair(number: int | Sequence[int]) -> tuple[int, int]:
     return (number, number) if isinstance(number, int) else tuple(number)
 
 
-# What reads a layer, by the layer's forward.
+# The function that reads a layer, by the layer's forward.
 READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] = {
     nn.Identity.forward: _nothing,
     nn.Dropout.forward: _nothing,

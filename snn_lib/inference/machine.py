@@ -1,14 +1,14 @@
 """One Numba function that runs any described network, for one sample.
 
-A network is a program: an array with one record per layer, which says what the layer does, and
-where its coefficients, its state and its output are in three flat arrays. So the function is
-compiled once for all networks, is kept in Numba's cache on disk, and allocates nothing.
+A program is an array with a record for each layer. The record says what the layer does, and where
+its coefficients, its state and its output lie in three flat arrays. So the function is compiled
+once for all networks and kept in Numba's cache on disk. It allocates nothing.
 
-- Weights are added up: each input that is not zero adds its row of the weights, times its value. Of
-  a spike train these are the rows of the neurons that fired, and no others.
-- Filters and neurons compute what the CPU's kernels compute, bit for bit, with their functions.
-- A sequence runs layer by layer, ``BLOCK`` steps at a time. Behind a filter, whose output stays for
-  steps, a row of weights is then read once for the whole block.
+- Each input that is not zero adds its row of the weights, times its value. For a spike train only
+  the rows of the neurons that fired are read.
+- Filters and neurons use the functions of the CPU's kernels, and so compute the same bits.
+- A sequence runs layer by layer, ``BLOCK`` steps at a time. The output of a filter lasts for many
+  steps, so a layer of weights after it reads each row only once for the whole block.
 """
 
 from functools import partial
@@ -22,30 +22,30 @@ from snn_lib.kernels.cpu.spiking_neuron import advance, fire
 
 BLOCK = 3  # steps
 GROUP = 4  # rows of weights that are added at once
-LINE = 16  # rows begin where a line of the cache does, every 16 numbers
+LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
 # What a layer does.
 WEIGHTS, POOLING, FILTER, NEURON, MEAN, MAXIMUM = range(6)
 
-# A layer of the program. The features of maps lie channels last, (H, W, C). An nn.Linear has maps
-# of one position.
+# A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
+# maps of one position.
 LAYER = np.dtype(
     [
         (name, np.int64)
         for name in (
             "kind",
-            "source",  # where the input of the first step is among the values,
-            "source_stride",  # and how far it is to the next step's
+            "source",  # where the input of a block's first step begins among the values
+            "source_stride",  # the distance from there to the next step's input
             "inputs",
-            "target",  # likewise the output
+            "target",  # the same for the output
             "target_stride",
             "outputs",
-            "follows_filter",  # of weights
-            "coefficients",  # where they begin, in the order that the layer's function reads
-            "state",  # where it begins
+            "follows_filter",  # whether the layer before is a filter
+            "coefficients",  # where the layer's coefficients begin
+            "state",  # where its state begins
             "past_outputs",  # P of a filter
             "past_inputs",  # Q of a filter
-            "height",  # of the input maps
+            "height",  # those of the input maps
             "width",
             "channels",
             "out_height",
@@ -53,11 +53,11 @@ LAYER = np.dtype(
             "out_channels",
             "stride_height",
             "stride_width",
-            "taps",  # where they begin in the table, two integers each
+            "taps",  # where the taps begin in the table, with two integers for each
             "tap_count",
             "tap_width",  # columns of the output that a tap of a convolution reaches
-            "kernel",  # where the rows of a convolution begin among its coefficients,
-            "row_stride",  # and how far it is to the next row
+            "kernel",  # where the rows of weights begin among the layer's coefficients
+            "row_stride",  # the distance from one row to the next
         )
     ]
 )
@@ -70,8 +70,8 @@ LAYER = np.dtype(
 def _collect(x, stride, inputs, steps, numbers, amounts):
     """Lists the inputs that are not zero in one of the steps, and their values in each of them.
 
-    Returns how many there are, up to a multiple of ``GROUP``: the last group is filled up with the
-    last of these inputs, times zero.
+    Returns their number, rounded up to a multiple of ``GROUP``. The last group is filled up with
+    the last of these inputs, with a value of zero.
     """
     size = amounts[0, :inputs]  # of each input, summed over the steps
     size[:] = 0
@@ -97,11 +97,11 @@ def _add_size(size, x):
         size[i] += abs(x[i])
 
 
-@partial(jit, fastmath={"contract"})  # a product and its sum are rounded once
+@partial(jit, fastmath={"contract"})  # so that a product and its sum are rounded only once
 def _add_rows(rows, stride, numbers, amounts, out):
-    """out += amounts[0, k] times row numbers[k] for all k.
+    """Adds ``amounts[0, k]`` times row ``numbers[k]`` to ``out``, for all k.
 
-    The sum of a group is added as one, so that fewer additions are rounded at the size of ``out``.
+    The rows of a group are summed first, so that fewer sums as large as ``out`` are rounded.
     """
     for k in range(0, len(numbers), GROUP):
         row_0 = rows[numbers[k] * stride :][: len(out)]
@@ -115,7 +115,7 @@ def _add_rows(rows, stride, numbers, amounts, out):
 
 @partial(jit, fastmath={"contract"})
 def _add_rows_block(rows, stride, numbers, amounts, x, y, z):
-    """The same for the outputs ``x, y, z`` of three steps, each from its row of ``amounts``."""
+    """Does this for the outputs ``x, y, z`` of three steps, each with its row of ``amounts``."""
     for k in range(0, len(numbers), GROUP):
         row_0 = rows[numbers[k] * stride :][: len(x)]
         row_1 = rows[numbers[k + 1] * stride :][: len(x)]
@@ -132,11 +132,12 @@ def _add_rows_block(rows, stride, numbers, amounts, x, y, z):
 
 @jit
 def _weigh(layer, steps, coefficients, table, x, out, numbers, amounts):
-    """Every position of the input map adds, for each tap, to a stretch of the output map.
+    """Runs a layer of weights: each position of the input map adds to the output map at each tap.
 
-    A tap is a row of the convolution's window, or one element of it where the convolution has a
-    stride or gaps. Its output begins ``(above, left)`` of the input's position. There are 1 or
-    ``BLOCK`` steps, of which ``x`` and ``out`` begin with the first.
+    A tap is a row of the convolution's window, or a single element of it if the convolution has a
+    stride or a dilation. It reaches ``tap_width`` columns of the output, the first of which lies
+    ``(above, left)`` of the input's position. There are 1 or ``BLOCK`` steps; ``x`` and ``out``
+    begin with the first of them.
     """
     inputs, outputs, out_next = layer.channels, layer.out_channels, layer.target_stride
     kernel = coefficients[layer.kernel :]
@@ -168,7 +169,7 @@ def _weigh(layer, steps, coefficients, table, x, out, numbers, amounts):
 
 @jit
 def _pool(layer, table, x, out):
-    """The largest value of each window; what lies outside the map is none."""
+    """Finds the largest value of each window, without positions outside the map."""
     channels = layer.channels
     for line in range(layer.out_height):
         for column in range(layer.out_width):
@@ -229,7 +230,7 @@ def _spike(coefficients, state, current, spikes):
 
 @jit
 def _mean(state, x, out):
-    """The mean of the steps so far; the state is their sum, and ends with their number."""
+    """Finds the mean of the steps so far; the state holds their sum, then their number."""
     n = len(x)
     total, steps = state[:n], state[n] + 1
     state[n] = steps
@@ -240,7 +241,7 @@ def _mean(state, x, out):
 
 @jit
 def _maximum(state, x, out):
-    """The largest of the steps so far; the state is this, and ends with their number."""
+    """Finds the largest value so far; the state holds it, then the number of steps."""
     n = len(x)
     largest, first = state[:n], state[n] == 0
     state[n] += 1
@@ -306,7 +307,7 @@ def run(
 
     Args:
         program: records of ``LAYER``.
-        coefficients, table: of all layers, numbers, and the integers of the taps.
+        coefficients, table: the coefficients and the taps of all layers.
         state: what the layers remember.
         values: room for the layers' outputs.
         numbers, amounts: room for a list of inputs that are not zero.

@@ -1,7 +1,8 @@
-"""A trained network out of Python: one time step as an ONNX graph of standard operators.
+"""Writes one time step of a trained network as an ONNX graph of standard operators.
 
-Each state is an input of the graph and, with ``.next`` behind its name, an output. Who runs the
-graph feeds zeros at the first step, and at every other step what the step before has given.
+Each state is an input of the graph. Its next value is an output, whose name has ``.next`` at the
+end. To run a sequence, feed zeros as states at the first step, and after that the next states that
+the step before has returned.
 """
 
 import json
@@ -26,7 +27,7 @@ from snn_lib.inference.layers import Layer, Shape
 from snn_lib.surrogate import THRESHOLD
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
-OPSET, IR_VERSION = 17, 8  # of 2022, which today's runtimes read
+OPSET, IR_VERSION = 17, 8  # versions of 2022, which all present runtimes read
 
 
 def to_onnx(
@@ -39,23 +40,23 @@ def to_onnx(
     """Writes one time step of a trained network as an ONNX graph.
 
     The graph takes ``x``, ``(batch, *features)``, and the states, each ``(batch, *features)``, and
-    returns ``y`` and the next states. Batch is free. The graph computes what ``network`` does in
-    evaluation mode; sums are added in another order than PyTorch's, as in
-    :func:`snn_lib.inference.compiled`. Its numbers have the network's dtype; of convolutions in
-    float64 ONNX Runtime has none.
+    returns ``y`` and the next states. The batch may have any size. The graph computes what
+    ``network`` does in evaluation mode, but adds up sums in another order than PyTorch, as
+    :func:`snn_lib.inference.compiled` does. Its numbers have the network's dtype. ONNX Runtime has
+    no convolutions in float64.
 
-    The graph of a network that :func:`snn_lib.load` returned prepares its input as well: ``x`` are
-    the values of a step as they were measured, a pixel from 0 to 1, or the number of events.
-    Standardisation is computed in the network's dtype. Random and latency spikes have to come from
-    outside.
+    If :func:`snn_lib.load` returned the network, the graph prepares its input as well. ``x`` then
+    holds the values of a step as they were measured: pixels from 0 to 1, or numbers of events. They
+    are standardised in the network's dtype. The graph does not make random or latency spikes: there
+    ``x`` has to hold the spikes.
 
     Args:
         network, shape: as in :func:`snn_lib.inference.compiled`.
-        path: the file, ``.onnx``.
-        classes: the names of the classes, by default the network's; the metadata ``classes`` holds
-            them, as JSON.
+        path: the file to write, ``.onnx``.
+        classes: the names of the classes, by default those of the network. The file's metadata
+            holds them as ``classes``, in JSON.
         step: what a time step is, such as ``"25 ms"``, by default what the network's preparation
-            says; the metadata ``step`` holds it.
+            says. The file's metadata holds it as ``step``.
 
     Raises:
         ImportError: the package onnx is not installed.
@@ -104,10 +105,10 @@ class _Graph:
     """A description as nodes ``(operator, inputs, output, attributes)``.
 
     Attributes:
-        before: the features of a step's values, before they are prepared.
-        nodes: in the order in which they run.
-        constants: arrays by name.
-        states: the features of each state, by name.
+        before: the shape of a step's values, before they are prepared.
+        nodes: the nodes, in the order in which they run.
+        constants: arrays, by name.
+        states: the shape of each state, by name.
     """
 
     def __init__(self, description: Description, preparation: Preparation | None) -> None:
@@ -128,7 +129,7 @@ class _Graph:
         self._node("Identity", x, output=OUTPUT)
 
     def _prepare(self, preparation: Preparation | None) -> str:
-        """Adds what makes the network's input of a step's values, and returns its name."""
+        """Adds the nodes that prepare a step's values, and returns the name of their output."""
         match preparation:
             case None | SequencePreparation():
                 return INPUT
@@ -145,8 +146,8 @@ class _Graph:
             case SeriesPreparation(encoding="current", block=1):
                 return self._series(preparation)
         raise ValueError(
-            f"{type(preparation).__name__} of this network looks at more than a step and the one "
-            "before: export network.model, and prepare its input outside"
+            f"{type(preparation).__name__} of this network needs more than a step and the one "
+            "before it: export network.model, and prepare its input outside"
         )
 
     def _series(self, preparation: SeriesPreparation) -> str:
@@ -221,8 +222,7 @@ class _Graph:
     def _window(self, layer: kinds.Convolution | kinds.MaxPooling, size: Shape) -> dict:
         """The attributes of a convolution or a pooling.
 
-        What is padded below and to the right is what the output's size takes, whichever way PyTorch
-        rounds it.
+        The padding below and to the right is as large as the size of PyTorch's output needs.
         """
         below = [
             max(0, (after - 1) * stride + gap * (width - 1) + 1 - before - padded)

@@ -1,4 +1,4 @@
-"""A described network as the program of arrays that ``machine.py`` runs."""
+"""Makes the program of arrays that ``machine.py`` runs from the description of a network."""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +17,14 @@ class Program:
 
     Attributes:
         before, after, dtype: as in :class:`Description`.
-        layers: a record of ``machine.LAYER`` each.
-        coefficients, table: of all layers, the numbers and the integers of the taps.
-        entry: which feature of the network's input each of the first layer's is, ``None``: itself.
-        leave: which feature of the last layer's output each of the network's is, likewise.
-        outputs: of the last layer.
-        states, values, widest: the lengths of what a stream has of its own.
+        layers: an array with a record ``machine.LAYER`` for each layer.
+        coefficients, table: the coefficients and the taps of all layers.
+        entry: for each feature of the first layer's input, the number of the feature of the
+            network's input that it is; ``None`` if both have the same order.
+        leave: for each feature of the network's output, the number of the feature of the last
+            layer's output that it is; ``None`` if both have the same order.
+        outputs: the number of outputs of the last layer.
+        states, values, widest: the lengths of the arrays that every stream has of its own.
     """
 
     def __init__(self, description: Description) -> None:
@@ -77,12 +79,12 @@ class _Part:
     """A layer as ``machine.py`` runs it.
 
     Attributes:
-        order: for each value of its output, which of PyTorch's features it is.
-        kind: what it does; ``None`` if nothing is computed.
+        order: for each value of the output, the number of PyTorch's feature that it is.
+        kind: what the layer does, one of ``machine.py``'s numbers; ``None`` if it does nothing.
         coefficients: in the order in which the function of this kind takes them.
-        states: how many numbers it remembers.
-        taps: of a convolution or a pooling, see ``machine.py``.
-        fields: the others of ``machine.LAYER``.
+        states: how many numbers the layer remembers.
+        taps: those of a convolution or a pooling, see ``machine.py``.
+        fields: other fields of ``machine.LAYER``.
     """
 
     order: np.ndarray
@@ -94,13 +96,13 @@ class _Part:
 
 
 def _part_of(layer: Layer, order: np.ndarray) -> _Part:
-    """A layer as the machine runs it, on values in this order."""
+    """A layer as the machine runs it, on values that lie in this order."""
     count = len(order)
     match layer:
         case kinds.Flattening():
             return _Part(order)
         case kinds.Weights(weight=weight, bias=bias):
-            # Whole lines of outputs: what is beyond the last stays zero.
+            # The outputs fill whole lines of the cache; those beyond the last stay zero.
             maps = _maps((count, 1, 1), (_whole_lines(len(bias)), 1, 1), tap_width=1)
             rows = bias, weight.T[order]
             return _Part(np.arange(len(bias)), machine.WEIGHTS, rows, 0, [(0, 0)], maps)
@@ -128,14 +130,15 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
 
 
 def _convolution(layer: kinds.Convolution) -> _Part:
-    """A convolution as taps: what an input at ``(0, 0)`` adds to the output, and where.
+    """A convolution as taps, which say what an input at ``(0, 0)`` adds to the output, and where.
 
-    Neighbours in a row of the window reach neighbouring columns, so that a tap is a whole row, last
-    element first. Where they do not, with a stride or a dilation, it is a single element.
+    Without stride and dilation along a row, neighbours in a row of the window reach neighbouring
+    columns of the output. A tap is then a whole row of the window, with its last element first.
+    Otherwise a tap is a single element.
     """
     (outputs, inputs, height, width), groups = layer.weight.shape, layer.groups
     weight = np.zeros((groups, outputs // groups, groups, inputs, height, width))
-    for group, own in enumerate(np.split(layer.weight, groups)):  # others' weights are zero
+    for group, own in enumerate(np.split(layer.weight, groups)):  # other groups' weights are zero
         weight[group, :, group] = own
     weight = weight.reshape(outputs, groups * inputs, height, width)
     (down, right), (above, left) = layer.dilation, layer.padding
@@ -154,7 +157,7 @@ def _convolution(layer: kinds.Convolution) -> _Part:
 def _maps(
     before: Shape, after: Shape, stride: tuple[int, int] = (1, 1), tap_width: int = 0
 ) -> dict[str, int]:
-    """The fields of maps ``(C, H, W)``."""
+    """The fields of ``machine.LAYER`` for maps ``(C, H, W)``."""
     names = "channels", "height", "width", "out_channels", "out_height", "out_width"
     return {
         **dict(zip(names, (*before, *after), strict=True)),
@@ -167,7 +170,7 @@ def _maps(
 
 
 def _channels_last(features: Shape) -> np.ndarray:
-    """The features of maps ``(C, H, W)`` in the order (H, W, C), by number; others as they are."""
+    """The numbers of the features with the channels of maps ``(C, H, W)`` last, as (H, W, C)."""
     numbers = np.arange(math.prod(features)).reshape(features)
     return (np.moveaxis(numbers, 0, -1) if len(features) == 3 else numbers).ravel()
 
@@ -177,17 +180,17 @@ def _unless_in_order(numbers: np.ndarray) -> np.ndarray | None:
 
 
 def _whole_lines(count: int) -> int:
-    """A number of numbers, rounded up to lines of the cache."""
+    """A count of numbers, rounded up to whole lines of the cache."""
     return -(-count // machine.LINE) * machine.LINE
 
 
 def _lined_up(rows: np.ndarray) -> np.ndarray:
-    """Rows one after the other, each filled up to whole lines."""
+    """The rows one after the other, each padded with zeros to whole lines."""
     missing = _whole_lines(rows.shape[-1]) - rows.shape[-1]
     return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)]).ravel()
 
 
 def aligned(count: int, dtype: np.dtype) -> np.ndarray:
-    """Zeros that begin with a line."""
+    """An array of zeros that begins where a line of the cache begins."""
     room = np.zeros(count + machine.LINE, dtype)
     return room[-(room.ctypes.data // room.itemsize) % machine.LINE :][:count]

@@ -44,11 +44,11 @@ def in_maps(layer):
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs in PyTorch alone"),
-        (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs in PyTorch alone"),
-        (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs in PyTorch alone"),
-        (Backwards(nn.Linear(4, 4)), r"^Backwards runs in PyTorch alone"),
-        (in_maps(nn.BatchNorm2d(2)), r"1.module \(BatchNorm2d\) runs in PyTorch alone"),
+        (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs only in PyTorch"),
+        (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs only in PyTorch"),
+        (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs only in PyTorch"),
+        (Backwards(nn.Linear(4, 4)), r"^Backwards runs only in PyTorch"),
+        (in_maps(nn.BatchNorm2d(2)), r"1.module \(BatchNorm2d\) runs only in PyTorch"),
         (
             in_maps(nn.Conv2d(2, 2, 3, padding_mode="circular")),
             r"1.module \(Conv2d\).*padding_mode",
@@ -57,9 +57,9 @@ def in_maps(layer):
         (in_maps(nn.MaxPool2d(2, return_indices=True)), r"1.module \(MaxPool2d\).*return_indices"),
         (in_maps(nn.Flatten(2)), r"1.module \(Flatten\).*one row"),
         (in_maps(nn.Linear(6, 2)), r"1.module \(Linear\).*nn.Flatten\(2\) before it"),
-        (in_maps(nn.Conv2d(3, 2, 3)), r"1.module \(Conv2d\) on features of the shape \(2, 6, 6\)"),
-        (Sequential(nn.Linear(4, 3), LowPassSynapse(5, 3.0)), r"1 \(LowPassSynapse\) on features"),
-        (Sequential(nn.Linear(4, 3), SpikingNeuron(5, 3.0)), r"1 \(SpikingNeuron\) on features"),
+        (in_maps(nn.Conv2d(3, 2, 3)), r"1.module \(Conv2d\) is given the shape \(2, 6, 6\)"),
+        (Sequential(nn.Linear(4, 3), LowPassSynapse(5, 3.0)), r"1 \(LowPassSynapse\) is given"),
+        (Sequential(nn.Linear(4, 3), SpikingNeuron(5, 3.0)), r"1 \(SpikingNeuron\) is given"),
         (Sequential(), "Sequential has no layers"),
         (Sequential(nn.Flatten(2), nn.Identity()), "Sequential has no layers"),
         (nn.Linear(4, 4), "Linear has 0 parts"),
@@ -84,7 +84,7 @@ def test_what_only_pytorch_runs_is_refused_by_name(network, words):
 
 def test_the_shape_is_asked_for_where_the_first_layer_does_not_tell():
     network = Sequential(LowPassSynapse((2, 1, 1), 3.0))
-    with pytest.raises(ValueError, match=r"0 \(LowPassSynapse\) does not tell"):
+    with pytest.raises(ValueError, match=r"0 \(LowPassSynapse\) takes inputs of several shapes"):
         describe(network)
     assert describe(network, (2, 5, 5)).after == (2, 5, 5)
     repeating = Around(before=lambda x: x.repeat(1, 1, 2))

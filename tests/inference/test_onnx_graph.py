@@ -175,5 +175,5 @@ def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
     ids=["blocks", "population", "summed"],
 )
 def test_a_preparation_of_more_than_a_step_is_refused(preparation, tmp_path):
-    with pytest.raises(ValueError, match="Preparation of this network looks at more than a step"):
+    with pytest.raises(ValueError, match="Preparation of this network needs more than a step"):
         to_onnx(Prepared(preparation), tmp_path / "network.onnx")
