@@ -37,7 +37,7 @@ def load(
     if chosen.smoke and hasattr(config, "mnist_config"):
         config.mnist_config.test_size = 10
     experiment = Experiment(build_model, task, config)
-    load_weights(experiment.model, checkpoint, path)
+    load_weights(experiment.model, checkpoint)
     return experiment
 
 

@@ -38,7 +38,7 @@ def trained(path: Path) -> Experiment:
     overrides = ["device=cpu", f"dataset_path={ROOT / 'dataset'}"]
     config = config_from_dict(ConvConfig, checkpoint["config"], overrides)
     experiment = Experiment(SNN, DigitClassification(ConvConfig), config)
-    load_weights(experiment.model, checkpoint, path)
+    load_weights(experiment.model, checkpoint)
     return experiment
 
 

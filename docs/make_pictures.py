@@ -42,7 +42,7 @@ def damaged_and_answered() -> tuple[Tensor, Tensor, Tensor]:
     config = load_config(AssociationConfig, ROOT / "associative_memory.yaml", overrides)
     experiment = Experiment(SNN, Association(), config)
     path = ROOT / config.test_checkpoint_path
-    load_weights(experiment.model, load_checkpoint(path), path)
+    load_weights(experiment.model, load_checkpoint(path))
     generator = torch.Generator().manual_seed(1)
     spikes, removed = damage_patterns(experiment.task.patterns, LETTERS, DAMAGE, generator)
     with experiment.autocast():

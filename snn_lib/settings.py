@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from snn_lib.errors import require
@@ -340,6 +341,11 @@ class ExperimentConfig(Settings):
                 named and short and value.isprintable(),
                 f"{key} is {value!r}, which cannot be a path",
             )
+
+    @property
+    def runs_folder(self) -> Path:
+        """The folder of all runs of this name."""
+        return Path(self.runs_path) / self.name
 
 
 def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from snn_lib.errors import InputError, one_line
+from snn_lib.errors import InputError, one_line, require
 
 LARGE = 2**30  # bytes of arrays; the reading of more is announced
 
@@ -61,10 +61,8 @@ def reading(path: Path | str) -> Iterator[None]:
         InputError: there is no such file, or reading it raises an error.
     """
     try:
-        if not Path(path).exists():
-            raise InputError(f"there is no file {path}")
-        if not Path(path).is_file():  # reading a pipe, for example, would never end
-            raise InputError(f"{path} is not a file")
+        require(Path(path).exists(), f"there is no file {path}")
+        require(Path(path).is_file(), f"{path} is not a file")  # a pipe, say, would never end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
@@ -72,6 +70,6 @@ def reading(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        if "pickle" in reason or "magic string is not correct" in reason:
+        if "allow_pickle" in reason or "magic string is not correct" in reason:  # NumPy's words
             reason = "it is not a NumPy file of numbers"
         raise InputError(f"{path} cannot be read: {reason}") from None

@@ -91,7 +91,7 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
     synapse, sizes = MODELS[model]
     bias = "snn1.neuron_cell.weight.bias" in checkpoint["snn_state_dict"]
     layers = network_2020(synapse, sizes, bias, membrane_filter)
-    load_weights(layers, checkpoint, source)
+    load_weights(layers, checkpoint)
     # Without a configuration of its own, the script's YAML is that of the model.
     converted = {"snn_state_dict": native_state_dict(layers)}
     if isinstance(checkpoint.get("epoch"), int):

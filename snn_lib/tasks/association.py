@@ -179,7 +179,7 @@ class Association(Task):
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
         """Sweeps the damage, and writes the results as a table and as a plot."""
-        folder = Path(self.config.runs_path) / self.config.name
+        folder = self.config.runs_folder
         rows = self.sweep(model)
         write_sweep(rows, folder, vars(self.config.damage))
 

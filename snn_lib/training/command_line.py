@@ -22,7 +22,7 @@ from snn_lib.inference import to_onnx
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
-from snn_lib.training.checkpoints import Checkpoint, describe_origin, load_checkpoint
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
 from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
@@ -127,15 +127,27 @@ class Parser(argparse.ArgumentParser):
 
 def _run(
     script: Path,
-    build_model: Callable[[Any], nn.Module],
+    build_model: BuildModel,
     task: Task,
     initialise: Callable[[nn.Module, Any], object] | None,
     arguments: Sequence[str] | None,
 ) -> int:
-    options = _parser(script, task.config_class).parse_intermixed_args(arguments)
+    parser = _parser(script)
+    options = parser.parse_intermixed_args(arguments)
     if "=" in (options.resume or "") and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
+    yaml_file = options.config_file or script.with_suffix(".yaml")
+    if options.config_file or yaml_file.exists():
+        config = load_config(task.config_class, yaml_file, options.overrides, script.stem)
+    else:
+        own_name = {"name": script.stem}
+        config = config_from_dict(task.config_class, own_name, options.overrides)
+    if options.help:
+        values = f"the values from {yaml_file.name} and" if yaml_file.exists() else "their"
+        print(f"{parser.format_help()}\nsettings, with {values} defaults:")
+        print("\n".join(_explained(config)))
+        return 0
     require(
         options.train + options.test + bool(options.export) == 1,
         "choose one of --train, --test and --export (see --help)",
@@ -149,24 +161,22 @@ def _run(
         options.train or not distributed.launched(),
         "--test and --export take one process: start the script with python instead of torchrun",
     )
-    yaml_file = options.config_file or script.with_suffix(".yaml")
-    if options.config_file or yaml_file.exists():
-        config = load_config(task.config_class, yaml_file, options.overrides, script.stem)
-    else:
-        own_name = {"name": script.stem}
-        config = config_from_dict(task.config_class, own_name, options.overrides)
 
-    checkpoint = source = None
+    path = None
     if options.test or options.export:
-        named = config.test_checkpoint_path
-        source = Path(named) if named else newest(config, "best")
+        path = config.test_checkpoint_path or newest(config, "best")
     elif options.resume is not None:
-        source = Path(options.resume) if options.resume else newest(config, "last")
-    if source is not None:
-        checkpoint = load_checkpoint(source)
-        config = _with_own_settings(config, checkpoint, source, options.overrides)
+        path = options.resume or newest(config, "last")
+    checkpoint = None if path is None else load_checkpoint(path)
+    if checkpoint is not None:
+        config = settings_of(checkpoint, config, options.overrides)
     if options.export:
-        _export(checkpoint, source, build_model, task, options.export)
+        network = trained_network(checkpoint, build_model, task)
+        try:
+            to_onnx(network, options.export)
+        except (ImportError, ValueError) as error:
+            raise InputError(str(error)) from None
+        say(f"{path} is exported to {options.export}: one time step, with its states")
         return 0
 
     stop = StopSignals()
@@ -175,26 +185,15 @@ def _run(
     experiment.script = script.name
     if options.test:
         require(task.has("test"), "there is no test data")
-        experiment.test(checkpoint, source)
+        experiment.test(checkpoint)
         return 0
     try:
-        experiment.train(checkpoint, source)
+        experiment.train(checkpoint)
     except Stopped:
         command = _resume_command(script, options, experiment.run.last, experiment.world)
         experiment.say(f"stopped; continue with: {command}")
         return 128 + (*stop.received, signal.SIGINT)[0]  # maybe another process was asked
     return 0
-
-
-def _export(
-    checkpoint: Checkpoint, source: Path, build_model: BuildModel, task: Task, path: Path
-) -> None:
-    network = trained_network(checkpoint, source, build_model, task)
-    try:
-        to_onnx(network, path)
-    except (ImportError, ValueError) as error:
-        raise InputError(str(error)) from None
-    say(f"{source} is exported to {path}: one time step, which takes and returns its states")
 
 
 class StopSignals:
@@ -234,75 +233,68 @@ def _resume_command(script: Path, options: argparse.Namespace, last: Path, proce
     return shlex.join([*launcher, os.path.relpath(script), *flags])
 
 
-def _with_own_settings(
-    config: ExperimentConfig, checkpoint: Checkpoint, source: Path, overrides: Sequence[str]
+def settings_of(
+    checkpoint: Checkpoint, config: ExperimentConfig, overrides: Sequence[str]
 ) -> ExperimentConfig:
-    """The checkpoint's settings, with the local ones and the overrides."""
-    own = checkpoint.get("config")
-    if not isinstance(own, dict):
+    """The settings that a checkpoint was trained with, the local ones of ``config``, and overrides.
+
+    Raises:
+        InputError: the checkpoint's settings are not those of this script.
+    """
+    trained = checkpoint.get("config")
+    if not isinstance(trained, dict):
         return config
-    here = {key: getattr(config, key) for key in LOCAL_KEYS}
-    origin = f"the configuration of {describe_origin(checkpoint, source)}"
-    return config_from_dict(type(config), {**own, **here}, overrides, origin)
+    local = {key: getattr(config, key) for key in LOCAL_KEYS}
+    source = f"the configuration of {checkpoint.origin}"
+    return config_from_dict(type(config), {**trained, **local}, overrides, source)
 
 
-def _parser(script: Path, config_class: type[ExperimentConfig]) -> argparse.ArgumentParser:
-    class ExplainingParser(Parser):
-        def format_help(self) -> str:
-            return f"{super().format_help()}\n{_explained_settings(script, config_class)}\n"
-
-    parser = ExplainingParser(
+def _parser(script: Path) -> argparse.ArgumentParser:
+    parser = Parser(
         prog=f"python {script.name}",
-        description="Trains a network, or tests a trained one.",
+        add_help=False,  # which would end the script before the configuration is read
+        description="Trains a network, or tests or exports a trained one.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
     )
-    parser.add_argument("--train", action="store_true", help="train, then test the best epoch")
-    parser.add_argument(
-        "--test",
-        action="store_true",
-        help="evaluate test_checkpoint_path, or the newest run's best epoch, on the test data",
-    )
-    parser.add_argument(
+
+    def add(name: str, description: str, **options: Any) -> None:
+        parser.add_argument(name, help=description, **options)
+
+    flag = {"action": "store_true"}
+    add("--help", "show this help and all settings with their values, and exit", **flag)
+    add("--train", "train, then test the best epoch", **flag)
+    add("--test", "test test_checkpoint_path, by default the best of the newest run", **flag)
+    add(
         "--export",
+        "write one time step of the network that --test tests to FILE, for use without PyTorch",
         type=Path,
-        metavar="FILE",
-        help="write one time step of that network to FILE.onnx, for use without PyTorch",
+        metavar="FILE.onnx",
     )
-    parser.add_argument(
+    add(
         "--config_file",
+        f"read the settings from this YAML file (default: {script.with_suffix('.yaml').name})",
         type=Path,
         metavar="FILE",
-        help=f"the YAML file with the settings (default: {script.with_suffix('.yaml').name})",
     )
-    parser.add_argument(
+    add(
         "--resume",
+        "with --train: continue from this last checkpoint, with the settings that it was trained "
+        "with (default: that of the newest run of this name)",
         nargs="?",
         const="",
         metavar="CHECKPOINT",
-        help="with --train: go on from this last checkpoint, with the settings it was trained "
-        "with (default: that of the newest run of this name)",
     )
-    parser.add_argument(
+    add(
         "overrides",
+        "settings, such as hyperparameters.epoch=10 or device=cpu",
         nargs="*",
         metavar="key=value",
-        help="settings, such as hyperparameters.epoch=10 or device=cpu",
     )
     return parser
 
 
-def _explained_settings(script: Path, config_class: type[ExperimentConfig]) -> str:
-    """Each setting's value in the script's YAML file, its meaning, and what it may be."""
-    yaml_file, values = script.with_suffix(".yaml"), "their defaults:"
-    config = config_class(name=script.stem)
-    if yaml_file.exists():
-        config = load_config(config_class, yaml_file, [], script.stem)
-        values = f"the values that {yaml_file.name} and the defaults give them:"
-    title = f"settings, with {values}"
-    return "\n".join([title, *_explained(config, "")])
-
-
-def _explained(section: Any, prefix: str) -> Iterator[str]:
+def _explained(section: Any, prefix: str = "") -> Iterator[str]:
+    """A line for each setting: its key and value, its meaning, and what it may be."""
     nested = []
     for entry in dataclasses.fields(section):
         value = getattr(section, entry.name)

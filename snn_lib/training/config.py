@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.settings import flattened
 
@@ -71,13 +72,9 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
         path.resolve() not in variants,
         f"{path} is a base of itself: {' -> '.join(file.name for file in variants)} -> {path.name}",
     )
-    try:
+    with reading(path):
         content = OmegaConf.load(path)
         base = content.pop("base", None) if isinstance(content, DictConfig) else None
-    except FileNotFoundError:
-        raise InputError(f"there is no configuration file {path}") from None
-    except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as YAML: {one_line(error)}") from None
     if base is None:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")

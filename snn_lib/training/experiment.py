@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,7 @@ from snn_lib.tasks.base import Task
 from snn_lib.tasks.sums import add_sums, plain_number
 from snn_lib.training import display, distributed
 from snn_lib.training.building import build, choose_device, introduction
-from snn_lib.training.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    load_weights,
-)
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.diagnosis import (
     Numbers,
@@ -96,11 +91,11 @@ class Experiment:
         with self.backend():
             self.say(introduction(self.model, self.config, self.device, self.world))
 
-    def train(self, checkpoint: Checkpoint | None = None, source: Path | None = None) -> Row:
+    def train(self, checkpoint: Checkpoint | None = None) -> Row:
         """Trains, from the start or on from a checkpoint, and prints a line an epoch.
 
         Args:
-            checkpoint, source: a last checkpoint and its path.
+            checkpoint: a last checkpoint, as ``load_checkpoint`` returns it.
 
         Returns:
             ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split.
@@ -111,14 +106,14 @@ class Experiment:
             RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
         """
-        self._begin(checkpoint, source)
+        self._begin(checkpoint)
         with self.run, without_warning():  # an epoch's line tells of an unstable filter
             while self.progress.epoch < self.settings.epoch:
                 self._train_epoch()
                 self._finish_epoch()
         return self._conclude()
 
-    def _begin(self, checkpoint: Checkpoint | None, source: Path | None) -> None:
+    def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
         batches = self.task.batches("train")
         require(
@@ -147,12 +142,12 @@ class Experiment:
         self.state = TrainingState(self.model, self.config, self.device, len(batches))
         self.numbers = Numbers(self.model, self.device)
         if checkpoint is not None:
-            self.state.restore(checkpoint, source, self.task)
+            self.state.restore(checkpoint, self.task)
         made_by = {"script": self.script, "environment": environment(self.device, self.world)}
-        self.run = open_run(self.state, self.task, source, {**made_by, **self.task.usage()})
+        self.run = open_run(self.state, self.task, checkpoint, {**made_by, **self.task.usage()})
         if checkpoint is not None:
             self.say(
-                f"resumed from {source} after {self.progress.epoch} epochs and "
+                f"resumed from {checkpoint.path} after {self.progress.epoch} epochs and "
                 f"{self.progress.batch} batches"
             )
 
@@ -243,7 +238,7 @@ class Experiment:
         """Tests the best epoch."""
         best, history = self.progress.best_row(self.task), self.progress.history
         distributed.barrier()  # the first process may still be writing it
-        load_weights(self.model, load_checkpoint(self.run.best), self.run.best)
+        load_weights(self.model, load_checkpoint(self.run.best))
         self.state = None  # what is evaluated from now on is the model
         test = self.evaluate("test")[0] if self.task.has("test") else None
         seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
@@ -268,26 +263,24 @@ class Experiment:
         activity.sum_by(distributed.total)
         return self._metrics(sums), activity
 
-    def test(
-        self, checkpoint: Checkpoint | None = None, source: Path | None = None
-    ) -> dict[str, float]:
+    def test(self, checkpoint: Checkpoint | None = None) -> dict[str, float]:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
 
         Args:
-            checkpoint, source: a checkpoint and its path, by default the best of this run, or of
+            checkpoint: as ``load_checkpoint`` returns it, by default the best of this run, or of
                 the newest run of this name.
 
         Raises:
             InputError: the checkpoint belongs to another model.
         """
         if checkpoint is None:
-            source = self.run.best if self.run else newest(self.config, "best")
-            checkpoint = load_checkpoint(source)
+            checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
         self.has_first_weights = False
-        load_weights(self.model, checkpoint, source)
+        load_weights(self.model, checkpoint)
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")
-        self.say(f"{source}, epoch {checkpoint.get('epoch', 'unknown')}: test {describe(metrics)}")
+        epoch = checkpoint.get("epoch", "unknown")
+        self.say(f"{checkpoint.path}, epoch {epoch}: test {describe(metrics)}")
         for name, rate in activity.firing_rates().items():
             self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
         with self.autocast(), self.backend():

@@ -23,12 +23,7 @@ from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import READOUTS
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.training.building import build
-from snn_lib.training.checkpoints import (
-    Checkpoint,
-    describe_origin,
-    load_checkpoint,
-    load_weights,
-)
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 
 BuildModel = Callable[[Any], nn.Module]
@@ -47,22 +42,19 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
             finite, or its script is not found.
     """
-    path = Path(path)
     checkpoint = load_checkpoint(path)
     if build_model is not None:
-        return trained_network(checkpoint, path, build_model)
-    script = _find_script(checkpoint, path)
-    build_model, task = _arguments_of_main(script)
-    return trained_network(checkpoint, path, build_model, task)
+        return trained_network(checkpoint, build_model)
+    return trained_network(checkpoint, *_arguments_of_main(_find_script(checkpoint)))
 
 
 def trained_network(
-    checkpoint: Checkpoint, path: Path, build_model: BuildModel, task: Task | None = None
+    checkpoint: Checkpoint, build_model: BuildModel, task: Task | None = None
 ) -> "TrainedNetwork":
-    """The network of a checkpoint that was read from ``path``.
+    """The network of a checkpoint.
 
     Args:
-        checkpoint, path: the checkpoint, and its path for messages.
+        checkpoint: the checkpoint.
         build_model: makes the layers from the configuration.
         task: the experiment's, whose class of settings gives settings that are newer than the
             checkpoint their defaults, and which ``build_model`` may ask about the data.
@@ -70,7 +62,7 @@ def trained_network(
     Raises:
         InputError: as :func:`load`.
     """
-    origin = describe_origin(checkpoint, path)
+    origin = checkpoint.origin
     values = checkpoint.get("config")
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
     preparation = checkpoint.get("preparation")
@@ -86,7 +78,7 @@ def trained_network(
             model = build(build_model, config)
         except AttributeError as error:
             raise InputError(f"the layers of {origin} cannot be built: {error}") from error
-    load_weights(model, checkpoint, path)
+    load_weights(model, checkpoint)
     answering = [checkpoint.get(key) for key in ("readout", "logit_scale", "classes")]
     return TrainedNetwork(model.cpu(), origin, preparation, *answering).eval()
 
@@ -203,8 +195,8 @@ def _arguments_of_main(script: Path) -> tuple[BuildModel, Task]:
     raise InputError(f"{script} does not call snn_lib.training.main: give load a build_model")
 
 
-def _find_script(checkpoint: Checkpoint, path: Path) -> Path:
-    name = checkpoint.get("script")
+def _find_script(checkpoint: Checkpoint) -> Path:
+    name, path = checkpoint.get("script"), checkpoint.path
     require(
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",

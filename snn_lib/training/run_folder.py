@@ -1,21 +1,22 @@
-"""The folder of a run, ``runs/<name>/<time>/``, in which no other run ever writes.
+"""The folder of a run, ``runs/NAME/TIME/``, in which no other run ever writes.
 
 It holds the settings (``config.yaml``), the versions (``environment.yaml``), a row of metrics for
 every epoch (``metrics.csv``), the checkpoint from which the run can be resumed (``last``) and the
 finished model of its best epoch (``best``). ``metrics.csv`` is written as a whole after every
-epoch, from the history that ``last`` holds: a run that is killed and resumed has each epoch in it
-once.
+epoch, from the history in ``last``, so it has each epoch once even if the run was killed and
+resumed.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import platform
 import shutil
 import subprocess
 import time
-import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from snn_lib.training.state import TIMES, Row, TrainingState
 
 
 class RunFolder:
-    """The folder of one run. All processes read it; only the one that has opened it writes there.
+    """The folder of one run. All processes read it, but only the one that opened it writes there.
 
     Args:
         path: the folder.
@@ -51,10 +52,11 @@ class RunFolder:
         """Locks the folder and writes settings and versions.
 
         Args:
-            epochs: how many epochs the run has behind it.
+            epochs: number of epochs that the run has finished.
 
         Raises:
-            InputError: another process trains this run, or the folder cannot be written.
+            InputError: another process trains this run, the folder cannot be written, or
+                TensorBoard is not installed.
         """
         try:
             self._lock = lock(self.path / "lock")
@@ -68,18 +70,24 @@ class RunFolder:
             content = yaml.safe_dump(self.made_by[key], sort_keys=False)
             write_atomically(self.path / f"{key}.yaml", content.encode())
         if self.made_by["config"]["tensorboard"]:
-            self._writer = summary_writer(self.path, epochs)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError(
+                    "tensorboard=true needs a package: pip install tensorboard"
+                ) from None
+            self._writer = SummaryWriter(self.path, purge_step=epochs + 1)
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes what :meth:`open` opened, so that another process may go on with the run."""
+        """Closes what :meth:`open` opened, so that another process may continue the run."""
         for opened in (self._writer, self._lock):
             if opened is not None:
                 opened.close()
 
-    def write(self, path: Path, content: Checkpoint) -> None:
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Writes the ``last`` or the ``best`` checkpoint, with what decided its numbers."""
         if self._lock is not None:
             save_checkpoint(path, {**content, **self.made_by})
@@ -95,35 +103,40 @@ class RunFolder:
             self._writer.flush()
 
 
-def open_run(state: TrainingState, task: Task, source: Path | None, made_by: Row) -> RunFolder:
-    """Opens the folder in which a run begins or goes on; every process has to call this.
+def open_run(
+    state: TrainingState, task: Task, resumed: Checkpoint | None, made_by: Row
+) -> RunFolder:
+    """Opens the folder in which a run begins or continues; every process has to call this.
 
     Args:
         state: of the run, after it was restored if it is resumed.
         task: by whose score the best epoch is chosen.
-        source: the last checkpoint that the run is resumed from.
+        resumed: the last checkpoint that the run is resumed from.
         made_by: as in :class:`RunFolder`.
 
     Raises:
-        InputError: the best epoch's model is not beside ``source``, another process trains this
+        InputError: the best epoch's model is not beside ``resumed``, another process trains this
             run or has done so meanwhile, or the folder cannot be written.
     """
     config, progress = state.config, state.progress
     best, at_best = None, progress.is_at_best_epoch(task)
     if progress.history and not at_best:
-        best = best_beside(source, progress.best_row(task))
+        best = best_beside(resumed.path, progress.best_row(task))
     rank, _ = distributed.rank_and_world()
     path = None
     if rank == 0:
-        path = (source and folder_of(source, config)) or new_folder(folder_of_all(config))
+        # A checkpoint of another name, or one outside of the runs, is continued in a new folder.
+        own = resumed is not None and resumed.path.name == "last"
+        own = own and resumed.path.resolve().parent.parent == config.runs_folder.resolve()
+        path = resumed.path.parent if own else new_folder(config.runs_folder)
     folder = RunFolder(distributed.gather(path)[0], config, made_by)
     if rank == 0:
         folder.open(progress.epoch)
-        if source == folder.last:  # now that no other process can write there
-            found = load_checkpoint(source).get("progress", {})
+        if resumed is not None and resumed.path == folder.last:  # now nobody else can write there
+            found = load_checkpoint(folder.last).get("progress", {})
             require(
                 (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
-                f"another process has gone on with the run {path} meanwhile: resume it again",
+                f"another process has continued the run {path} meanwhile: resume it again",
             )
         if at_best:  # the run may have been killed before it had written that
             folder.write(folder.best, state.best_checkpoint())
@@ -134,11 +147,6 @@ def open_run(state: TrainingState, task: Task, source: Path | None, made_by: Row
     return folder
 
 
-def folder_of_all(config: Any) -> Path:
-    """Where all runs of the configuration's name have their folders."""
-    return Path(config.runs_path) / config.name
-
-
 def new_folder(base: Path) -> Path:
     """Makes a new folder under ``base``, named by the time; runs of one second get one each.
 
@@ -147,16 +155,13 @@ def new_folder(base: Path) -> Path:
     """
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        for name in (stamp, *(f"{stamp}_{number:03d}" for number in range(2, 1000))):
-            try:
-                (base / name).mkdir()  # fails if another process was quicker
-            except FileExistsError:
-                continue
-            return base / name
+        for number in itertools.count(1):
+            path = base / (stamp if number == 1 else f"{stamp}_{number:03d}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(parents=True)
+                return path
     except OSError as error:
         raise cannot_write(error) from None
-    raise InputError(f"{base} has a thousand folders of {stamp}")
 
 
 def cannot_write(error: OSError) -> InputError:
@@ -173,23 +178,13 @@ def newest(config: Any, which: str) -> Path:
     Raises:
         InputError: there is none.
     """
-    base = folder_of_all(config)
-    found = sorted(base.glob(f"*/{which}"))  # folders are named by the time
+    found = sorted(config.runs_folder.glob(f"*/{which}"))  # folders are named by the time
     require(
         bool(found),
-        f"there is no checkpoint {base}/*/{which}: train {config.name} first, or name a checkpoint",
+        f"there is no checkpoint {config.runs_folder}/*/{which}: train {config.name} first, or "
+        "name a checkpoint",
     )
     return found[-1]
-
-
-def folder_of(last: Path, config: Any) -> Path | None:
-    """The folder in which the run of a last checkpoint goes on, if it is one of the same name.
-
-    Any other checkpoint, such as one of another name or of an earlier version of this project, is
-    continued in a new folder.
-    """
-    base = folder_of_all(config).resolve()
-    return last.parent if last.name == "last" and last.parent.parent.resolve() == base else None
 
 
 def best_beside(last: Path, row: Row) -> Checkpoint:
@@ -200,7 +195,7 @@ def best_beside(last: Path, row: Row) -> Checkpoint:
         row: the metrics of the best epoch.
 
     Raises:
-        InputError: it is not there, or not that of this epoch.
+        InputError: it is not there, or belongs to another epoch.
     """
     path = last.with_name(f"{last.name.removesuffix('last')}best")
     checkpoint = load_checkpoint(path) if path.exists() else {}
@@ -213,29 +208,14 @@ def best_beside(last: Path, row: Row) -> Checkpoint:
     return checkpoint
 
 
-def summary_writer(folder: Path, epochs: int) -> Any:
-    """TensorBoard's writer, or ``None`` and a warning where the package is not installed."""
-    if find_spec("tensorboard") is None:
-        warnings.warn(
-            "tensorboard is true but the package is not installed: no events are written",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(folder, purge_step=epochs + 1)
-
-
 def environment(device: torch.device, processes: int) -> Row:
     """What besides the configuration decides a run's numbers: versions, revision, threads."""
-    revision = None
+    revision = ""
     if shutil.which("git"):
-        git = ["git", "describe", "--always", "--dirty"]
-        folder = Path(__file__).parent
+        git, folder = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
         revision = subprocess.run(
             git, cwd=folder, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        ).stdout
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -246,5 +226,5 @@ def environment(device: torch.device, processes: int) -> Row:
         "processes": processes,
         "device": str(device),
         "cuda": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "revision": revision or None,
+        "revision": revision.strip() or None,
     }

@@ -6,13 +6,12 @@ A file may hold anything, and PyTorch would compute with much of it: it is check
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse
@@ -64,28 +63,27 @@ class Progress:
         return at_end and self.best_row(task) is self.history[-1]
 
     def check(self) -> None:
-        """Raises ValueError unless the values make sense, as those of a file may not."""
+        """Raises :class:`InputError` unless the values make sense, as those of a file may not."""
         for name, value in vars(Progress()).items():
-            if not isinstance(getattr(self, name), type(value)):
-                raise ValueError(f"{name} is no {type(value).__name__}")
-        if len(self.history) != self.epoch:
-            raise ValueError(f"{self.epoch} epochs have {len(self.history)} rows of metrics")
-        if not 0 <= self.batch <= self.batches:
-            raise ValueError(f"batch {self.batch} of {self.batches}")
+            right = isinstance(getattr(self, name), type(value))
+            require(right, f"{name} is no {type(value).__name__}")
+        require(
+            [row.get("epoch") for row in self.history] == [*range(1, self.epoch + 1)],
+            f"{self.epoch} finished epochs have other rows of metrics",
+        )
+        require(0 <= self.batch <= self.batches, f"batch is {self.batch} of {self.batches}")
         for row in (self.sums, *self.history):
-            if not all(isinstance(value, (int, float)) for value in row.values()):
-                raise ValueError("a metric is no number")
+            numbers = all(isinstance(value, (int, float)) for value in row.values())
+            require(numbers, "a metric is no number")
+        for row in self.history:
+            same = row.keys() == self.history[0].keys() | {"epoch", *TIMES}
+            require(same, "epochs have different metrics")
         for value in self.sums.values():
-            if not math.isfinite(value) or (isinstance(value, int) and abs(value) > 2**53):
-                raise ValueError("a sum is not finite, or too large to be counted with")
-        for number, row in enumerate(self.history, 1):
-            if row.get("epoch") != number:
-                raise ValueError("epochs are not in order")
-            if row.keys() != self.history[0].keys() | {"epoch", *TIMES}:
-                raise ValueError("epochs have different metrics")
+            countable = not isinstance(value, int) or abs(value) <= 2**53
+            require(countable and math.isfinite(value), f"a sum is {value}")
         amounts = self.seconds, self.data_seconds, self.sums.get("samples", 0)
-        if not all(amount >= 0 for amount in amounts):  # nor nan
-            raise ValueError("a time or the number of samples is negative")
+        positive = all(amount >= 0 for amount in amounts)  # and not nan
+        require(positive, "a time or the number of samples is negative")
 
 
 class TrainingState:
@@ -114,7 +112,7 @@ class TrainingState:
                 f" or scheduler.{config.scheduler.scheduler_choice}: {one_line(error)}"
             ) from None
         decay = config.hyperparameters.weight_averaging
-        self.average = MovingAverage(model, decay) if decay else None
+        self.average = moving_average(model, decay) if decay else None
 
     def evaluated_model(self) -> nn.Module:
         """The model that is evaluated and kept: the average, if there is one."""
@@ -139,12 +137,12 @@ class TrainingState:
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
 
-    def best_checkpoint(self) -> Checkpoint:
+    def best_checkpoint(self) -> dict[str, Any]:
         """The finished model as it is after this epoch."""
         row, weights = self.progress.history[-1], self.evaluated_model().state_dict()
         return {"epoch": row["epoch"], "snn_state_dict": weights, "metrics": row}
 
-    def last_checkpoint(self) -> Checkpoint:
+    def last_checkpoint(self) -> dict[str, Any]:
         """What :meth:`restore` goes on from; every process has to call this."""
         rng = distributed.gather(rng_state(self.device))
         sums = distributed.total(self.progress.sums)
@@ -158,21 +156,22 @@ class TrainingState:
             "rng": rng,
         }
 
-    def restore(self, checkpoint: Checkpoint, source: Path, task: Task) -> None:
+    def restore(self, checkpoint: Checkpoint, task: Task) -> None:
         """Goes on from a last checkpoint; the schedule repeats its steps.
 
         Raises:
             InputError: the checkpoint is not one of such a run, or settings differ that cannot.
         """
+        path = checkpoint.path
         require(
             "optimizer_state_dict" in checkpoint and "progress" in checkpoint,
-            f"{source} is a finished model, without the state of its training: resume from the "
+            f"{path} is a finished model, without the state of its training: resume from the "
             "checkpoint named last",
         )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer.step()  # shows what its state looks like; the weights come next
-        load_weights(self.model, checkpoint, source)
+        load_weights(self.model, checkpoint)
         batches = self.progress.batches
         try:
             values = dict(checkpoint["progress"])
@@ -198,7 +197,7 @@ class TrainingState:
                 set_rng_state(checkpoint["rng"][rank], self.device)
         except Exception as error:  # whatever a file holds that is no checkpoint of such a run
             raise InputError(
-                f"{source} cannot be resumed with this configuration: its optimiser, scheduler or "
+                f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
                 f"progress do not fit ({type(error).__name__}: {one_line(error)})"
             ) from None
         require(
@@ -214,7 +213,7 @@ class TrainingState:
         require(
             progress.batches == batches
             or (progress.batch == 0 and not steps_every_batch(self.scheduler)),
-            f"{source} stopped in the middle of an epoch of {progress.batches} batches, or "
+            f"{path} stopped in the middle of an epoch of {progress.batches} batches, or "
             "its scheduler counts them: hyperparameters.batch_size and the number of samples "
             "cannot change now",
         )
@@ -229,28 +228,18 @@ class TrainingState:
                 self.scheduler.step()
 
 
-class MovingAverage(AveragedModel):
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the weights, which forgets faster at first.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)). Updates are counted on the CPU, so that
-    none waits for the device.
+    It begins with the first set of weights. The decay of update n after that is
+    min(decay, (1 + n) / (10 + n)).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model)
-        self.decay = decay
+    def update(averaged: Tensor, current: Tensor, number: Tensor) -> Tensor:
+        kept = ((1 + number) / (10 + number)).clamp(max=decay)
+        return torch.lerp(current, averaged, kept.to(averaged.dtype))
 
-    def update_parameters(self, model: nn.Module) -> None:
-        """Takes one more set of weights into the average."""
-        number = int(self.n_averaged)
-        # The first set replaces what the average began with.
-        decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
-        update = get_ema_multi_avg_fn(decay)
-        update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
-        with torch.no_grad():
-            for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-                kept.copy_(buffer)
-        self.n_averaged += 1
+    return AveragedModel(model, avg_fn=update)
 
 
 def split_of(row: Row, split: str) -> dict[str, float]:

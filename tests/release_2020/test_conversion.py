@@ -209,7 +209,7 @@ def test_same_outputs_after_save_and_load_and_conversion(
         f"hyperparameters.train_bias={train_bias}",
         f"hyperparameters.membrane_filter={membrane_filter}",
     ).eval()
-    load_weights(native, load_checkpoint(converted), converted)
+    load_weights(native, load_checkpoint(converted))
     assert torch.equal(native(x.movedim(-1, 0))[0], spikes.movedim(-1, 0))
     assert load_checkpoint(converted)["epoch"] == 7
 
@@ -219,7 +219,7 @@ def test_gradients_are_those_of_the_native_network(tmp_path):
     converted = tmp_path / "converted"
     convert(saved(tmp_path / "of_the_release", network, optimizer, loss), converted, "snn_mlp_1")
     native = native_network("snn_mlp_1").eval()
-    load_weights(native, load_checkpoint(converted), converted)
+    load_weights(native, load_checkpoint(converted))
     optimizer.zero_grad()
     for spikes, time in ((network(x), -1), (native(x.movedim(-1, 0))[0], 0)):
         nn.functional.cross_entropy(spikes.sum(time), torch.arange(BATCH)).backward()
@@ -269,7 +269,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     broken.write_bytes(source.read_bytes()[:1000])
     for arguments, message in (
         (("convert", source, target, "--model", "snn_mlp_1"), "belongs to another model"),
-        (("convert", tmp_path / "none", target, "--model", "snn_mlp_2"), "no checkpoint"),
+        (("convert", tmp_path / "none", target, "--model", "snn_mlp_2"), "no file"),
         (("convert", broken, target, "--model", "snn_mlp_2"), "cannot be read"),
         (("convert", source, target, "--model", "snn_mlp_3"), "invalid choice"),
         (("convert", source, target), "--model"),

@@ -355,7 +355,7 @@ def test_each_configuration_has_its_filters_and_its_pretrained_model(name, kind,
         assert (len(synapse.alpha[0].unique()) > 100) == spread
     path = ROOT / config.test_checkpoint_path
     checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint, path)
+    load_weights(model, checkpoint)
     own = config_from_dict(AssociationConfig, checkpoint["config"], [])
     assert own.hyperparameters.synapse == config.hyperparameters.synapse
     assert own.hyperparameters.delay == config.hyperparameters.delay

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from claimed_device import ClaimedDevice
-from running import assert_same_weights, load, run, shell, the_run
+from running import assert_same_weights, run, shell, the_run
 from torch import nn
 from torch.utils.data import Dataset, Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -26,6 +26,7 @@ from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
 from snn_lib.training import Experiment
+from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
 from snn_lib.training.state import rng_state
 
@@ -449,7 +450,7 @@ def test_workers_change_nothing_in_a_run_that_resumes(tmp_path, monkeypatch):
         if checkpoint is None:
             trial.train()
         else:
-            trial.train(load(checkpoint), checkpoint)
+            trial.train(load_checkpoint(checkpoint))
 
     run("whole", 0)
     with pytest.raises(Stopped):

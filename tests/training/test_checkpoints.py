@@ -13,6 +13,7 @@ from torch import nn
 from snn_lib.errors import InputError, RunError
 from snn_lib.files import write_atomically
 from snn_lib.training.checkpoints import (
+    Checkpoint,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -97,7 +98,7 @@ def test_a_symbolic_link_stays_one_and_permissions_stay_as_they_are(path, tmp_pa
 
 
 def test_a_missing_checkpoint_is_named(path):
-    with pytest.raises(InputError, match=f"there is no checkpoint {re.escape(str(path))}"):
+    with pytest.raises(InputError, match=f"there is no file {re.escape(str(path))}"):
         load_checkpoint(path)
 
 
@@ -162,13 +163,13 @@ def test_an_archive_of_something_else_is_refused(path):
 def test_a_folder_or_a_pipe_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # whose reading would never end
     for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(InputError, match=f"checkpoint {re.escape(str(path))} is not a file"):
+        with pytest.raises(InputError, match=f"{re.escape(str(path))} is not a file"):
             load_checkpoint(path)
 
 
 def test_weights_come_into_the_model(path):
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    load_weights(model, {"snn_state_dict": other.state_dict()}, path)
+    load_weights(model, Checkpoint({"snn_state_dict": other.state_dict()}, path))
     assert torch.equal(model.weight, other.weight)
     assert torch.equal(model.bias, other.bias)
 
@@ -188,7 +189,7 @@ def test_weights_of_another_model_are_refused_in_one_line(path, change, message)
     weights = {**nn.Linear(3, 2).state_dict(), **change}
     weights = {key: value for key, value in weights.items() if value is not None}
     with pytest.raises(InputError, match=f"belongs to another model: .*{message}") as refusal:
-        load_weights(model, {"snn_state_dict": weights}, path)
+        load_weights(model, Checkpoint({"snn_state_dict": weights}, path))
     assert "\n" not in str(refusal.value)
 
 
@@ -197,10 +198,12 @@ def test_weights_that_are_not_finite_are_refused(path, value):
     model = nn.Linear(3, 2)
     weights = {**model.state_dict(), "bias": torch.tensor([0.0, value])}
     with pytest.raises(InputError, match=f"checkpoint {re.escape(str(path))} .*bias not finite"):
-        load_weights(model, {"snn_state_dict": weights}, path)
+        load_weights(model, Checkpoint({"snn_state_dict": weights}, path))
 
 
 def test_the_script_that_wrote_a_checkpoint_of_another_model_is_named(path):
     weights = nn.Linear(4, 2).state_dict()
     with pytest.raises(InputError, match=r"\(written by snn_conv\.py\) belongs to another model"):
-        load_weights(nn.Linear(3, 2), {"snn_state_dict": weights, "script": "snn_conv.py"}, path)
+        load_weights(
+            nn.Linear(3, 2), Checkpoint({"snn_state_dict": weights, "script": "snn_conv.py"}, path)
+        )

@@ -19,7 +19,8 @@ import snn_mlp_2
 from snn_lib.settings import flattened
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
-from snn_lib.training.command_line import _with_own_settings
+from snn_lib.training.checkpoints import Checkpoint
+from snn_lib.training.command_line import settings_of
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
@@ -79,6 +80,15 @@ def test_help_explains_every_setting():
         assert option in finished.out
 
 
+def test_help_shows_the_values_of_the_file_and_the_overrides_that_are_named(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("hyperparameters: {epoch: 77}")
+    said = run("--config_file", path, "--help", "hyperparameters.tau_m=9.5").out
+    assert "the values from own.yaml and defaults" in said
+    assert "  hyperparameters.epoch=77 " in said
+    assert "  hyperparameters.tau_m=9.5 " in said
+
+
 def test_help_works_without_a_yaml_file(tmp_path):
     finished = run("--help", script=tmp_path / "own.py")
     assert finished.code == 0
@@ -126,7 +136,7 @@ def test_cuda_without_cuda_is_refused(tmp_path):
 
 def test_a_missing_config_file_is_refused(tmp_path):
     path = tmp_path / "none.yaml"
-    assert refused("--train", "--config_file", path) == f"there is no configuration file {path}"
+    assert refused("--train", "--config_file", path) == f"there is no file {path}"
 
 
 def test_another_config_file_is_read(tmp_path):
@@ -143,8 +153,10 @@ def test_another_config_file_is_read(tmp_path):
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
-    for arguments in (("--test",), ("--train", "--resume"), ("--train", "--resume", "nowhere")):
+    for arguments in (("--test",), ("--train", "--resume")):
         assert "there is no checkpoint" in refused(*arguments, *tiny(tmp_path))
+    named = "--train", "--resume", "nowhere"
+    assert refused(*named, *tiny(tmp_path)) == "there is no file nowhere"
     message = refused("--train", "--resume", *tiny(tmp_path, "name=mine"))
     assert f"{tmp_path}/runs/mine/*/last: train mine first, or name a checkpoint" in message
     assert everything_in(tmp_path) == {}
@@ -160,7 +172,7 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path, damage, action):
     for which in ("last", "best"):
         (folder / which).write_bytes(content)
     before = everything_in(tmp_path)
-    assert f"checkpoint {folder}" in refused(*action, *tiny(tmp_path))
+    assert f"{folder}/" in refused(*action, *tiny(tmp_path))
     assert everything_in(tmp_path) == before
 
 
@@ -338,7 +350,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     """As a user sees it: nothing but the line, and the exit code."""
     for arguments, line in [
         (("--train", "hyperparameters.lenght=3"), "did you mean 'hyperparameters.length'?"),
-        (("--test", "test_checkpoint_path=nowhere"), "there is no checkpoint nowhere"),
+        (("--test", "test_checkpoint_path=nowhere"), "there is no file nowhere"),
     ]:
         finished = Process(tmp_path, *arguments).wait()
         assert (finished.code, finished.out) == (2, "")
@@ -364,7 +376,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
 def test_a_checkpoint_does_not_say_where_a_run_goes_on(key, here):
     config = DigitConfig(**{key: here})
     there = dataclasses.asdict(DigitConfig(device="cuda", seed=7))
-    resumed = _with_own_settings(config, {"config": there}, Path("x"), [])
+    resumed = settings_of(Checkpoint({"config": there}, Path("x")), config, [])
     assert getattr(resumed, key) == here
     assert resumed.seed == 7
 
@@ -375,7 +387,7 @@ def test_a_run_is_named_as_its_script_where_no_yaml_file_says_otherwise(tmp_path
         if text is not None:
             script.with_suffix(".yaml").write_text(text)
         finished = run("--test", *TINY, "test_checkpoint_path=none", script=script)
-        assert finished.err == "mine.py: there is no checkpoint none\n"
+        assert finished.err == "mine.py: there is no file none\n"
         help_text = run("--help", script=script).out
         assert ("name=other" if text == "name: other\n" else "name=mine ") in help_text
-        assert ("with their defaults" in help_text) is (text is None)
+        assert ("their defaults" in help_text) is (text is None)

@@ -23,6 +23,7 @@ from running import (
     train,
 )
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
@@ -32,11 +33,12 @@ from snn_lib.tasks import digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.building import choose_device
+from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.config import load_config
 from snn_lib.training.diagnosis import synapses
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.run_folder import RunFolder
-from snn_lib.training.state import MovingAverage, TrainingState
+from snn_lib.training.state import TrainingState, moving_average
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,7 +123,7 @@ def test_a_run_that_stops_and_resumes_equals_one_that_does_not(tmp_path, undistu
         experiment(overrides, stop_after).train()
     last = the_run(tmp_path) / "last"
     torch.rand(3)  # the generators' states are the checkpoint's
-    resumed = experiment(overrides).train(load(last), last)
+    resumed = experiment(overrides).train(load_checkpoint(last))
 
     one, other = (load(the_run(folder) / "last") for folder in (whole, tmp_path))
     for part in ("snn", "average", "optimizer"):
@@ -176,7 +178,7 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     halves = small(tmp_path / "halves", *settings)
     experiment([*halves, "hyperparameters.epoch=2"]).train()
     last = the_run(tmp_path / "halves") / "last"
-    experiment(halves).train(load(last), last)
+    experiment(halves).train(load_checkpoint(last))
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
@@ -238,7 +240,7 @@ def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
 
 
 def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
-    seen, update = [], MovingAverage.update_parameters
+    seen, update = [], AveragedModel.update_parameters
 
     def spy(self, model):
         for module in model.modules():
@@ -246,7 +248,7 @@ def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
                 seen.append(torch.equal(module.alpha, module.effective_alpha()))
         update(self, model)
 
-    monkeypatch.setattr(MovingAverage, "update_parameters", spy)
+    monkeypatch.setattr(AveragedModel, "update_parameters", spy)
     settings = "hyperparameters.weight_averaging=0.9", "optimizer.coefficient_lr_scale=300"
     experiment(small(tmp_path, *settings)).train()
     assert seen
@@ -317,7 +319,7 @@ def test_a_penalty_without_a_rate_or_a_rate_without_a_penalty_is_refused(tmp_pat
 
 def test_the_average_forgets_faster_at_first():
     model = nn.Linear(1, 1, bias=False)
-    average = MovingAverage(model, 0.9)
+    average = moving_average(model, 0.9)
     values = [0.5, 3.0, -1.0, 4.0, 1.0, 5.0, *[2.0, 7.0] * 50]
     expected = None
     for count, value in enumerate(values):
@@ -355,7 +357,7 @@ def test_an_epoch_without_a_score_is_not_the_best(tmp_path):
 
 def test_an_average_has_the_buffers_of_the_model():
     model = nn.BatchNorm1d(2)
-    average = MovingAverage(model, 0.9)
+    average = moving_average(model, 0.9)
     model.running_mean.fill_(3.0)
     average.update_parameters(model)
     assert average.module.running_mean.tolist() == [3.0, 3.0]
@@ -404,7 +406,7 @@ def test_on_resuming_the_sums_of_all_processes_go_on_in_the_first(tmp_path, monk
         monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 2))
         trial = experiment(small(tmp_path))
         trial.state = TrainingState(trial.model, trial.config, trial.device, 4)
-        trial.state.restore(load(last), last, trial.task)
+        trial.state.restore(load_checkpoint(last), trial.task)
         assert (trial.progress.sums["samples"] > 0) is (rank == 0)
         assert trial.progress.batch == 2
 
@@ -461,7 +463,7 @@ def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatc
     assert written == [(0, 2), (1, 0), (1, 2)]
     monkeypatch.undo()
     last = the_run(tmp_path / "killed") / "last"
-    experiment(overrides).train(load(last), last)
+    experiment(overrides).train(load_checkpoint(last))
     experiment(small(tmp_path / "whole")).train()
     best = [the_run(tmp_path / name) / "best" for name in ("killed", "whole")]
     assert_same_weights(*best)
@@ -726,7 +728,7 @@ def test_a_best_checkpoint_that_a_kill_prevented_is_written_on_resuming(tmp_path
     best, last = (the_run(tmp_path) / which for which in ("best", "last"))
     written = load(best)
     best.unlink()
-    experiment(settings, task=LastIsBest()).train(load(last), last)
+    experiment(settings, task=LastIsBest()).train(load_checkpoint(last))
     for key in ("epoch", "metrics", "snn_state_dict"):
         assert_equal_states(load(best)[key], written[key])
 

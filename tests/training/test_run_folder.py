@@ -3,7 +3,7 @@
 import csv
 import itertools
 import shutil
-from types import SimpleNamespace
+import sys
 
 import pytest
 import torch
@@ -26,6 +26,7 @@ from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import run_folder
+from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.run_folder import RunFolder, environment, new_folder, newest
@@ -107,14 +108,10 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
 
 
-def test_without_tensorboard_the_run_goes_on_with_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "find_spec", lambda _: None)
-    message = "tensorboard is true but the package is not installed"
-    with pytest.warns(RuntimeWarning, match=message):
-        one = opened(tmp_path, ExperimentConfig(tensorboard=True))
-    with one:
-        one.write_metrics(HISTORY)
-    assert len(rows(tmp_path)) == 2
+def test_tensorboard_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
+    with pytest.raises(InputError, match="pip install tensorboard"):
+        opened(tmp_path, ExperimentConfig(tensorboard=True))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -131,7 +128,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own_in_the_order_of_their
 
 
 def test_the_newest_run_with_a_checkpoint_is_taken(tmp_path):
-    config = SimpleNamespace(runs_path=str(tmp_path), name="trial")
+    config = ExperimentConfig(runs_path=str(tmp_path), name="trial")
     for name in ("2026-01-02_00-00-00_002", "2026-01-02_00-00-00", "2026-01-01_09-00-00"):
         (tmp_path / "trial" / name).mkdir(parents=True)
         (tmp_path / "trial" / name / "last").touch()
@@ -304,15 +301,15 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     assert message == f"another process is training the run {the_run(tmp_path)}"
     process.kill()  # the lock dies with the process
     process.wait()
-    experiment(small(tmp_path)).train(load(the_run(tmp_path) / "last"), the_run(tmp_path) / "last")
+    experiment(small(tmp_path)).train(load_checkpoint(the_run(tmp_path) / "last"))
 
 
 def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_refused(tmp_path):
     experiment(small(tmp_path, "hyperparameters.epoch=1")).train()
     last = the_run(tmp_path) / "last"
-    earlier = load(last)
+    earlier = load_checkpoint(last)
     train("--resume", *small(tmp_path), model=SmallSNN)
     models = last.read_bytes(), last.with_name("best").read_bytes()
-    with pytest.raises(InputError, match="another process has gone on with the run"):
-        experiment(small(tmp_path)).train(earlier, last)
+    with pytest.raises(InputError, match="another process has continued the run"):
+        experiment(small(tmp_path)).train(earlier)
     assert (last.read_bytes(), last.with_name("best").read_bytes()) == models
