@@ -67,16 +67,16 @@ def live(network: TrainedNetwork, events: Events, speed: float) -> Iterator[Step
         speed: how many times faster than it was recorded it is played.
     """
     preparation = network.preparation
-    frames, width = preparation.frames, preparation.duration / preparation.length
+    width = preparation.duration / preparation.length
     passed = (events.t - events.t[0]) / 1000.0
-    stream = compiled(network, shape=(frames.side, frames.side, 2))
+    stream = compiled(network, shape=(preparation.side, preparation.side, 2))
     spikes, begin = 0.0, time.perf_counter()
-    for number in range(frames.length):
+    for number in range(preparation.length):
         end = (number + 1) * width
         due = begin + end / 1000.0 / speed
         time.sleep(max(due - time.perf_counter(), 0.0))
         so_far = Events(*(values[passed < end] for values in events))
-        frame = torch.from_numpy(frames.count_events(so_far, preparation.sensor)[number])
+        frame = torch.from_numpy(preparation.count_events(so_far, preparation.sensor)[number])
         x = preparation.input_of(frame[None, None])[0, 0]  # (side, side, 2)
         spikes = spikes + torch.from_numpy(stream.step(x.numpy()))
         confidence = (spikes * network.logit_scale).softmax(0)

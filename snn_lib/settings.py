@@ -108,7 +108,7 @@ class AdamOptions(Settings):
 
     lr: float = setting(1e-4, "learning rate; OneCycleLR and CyclicLR replace it", above=0)
     betas: list[float] = setting(
-        [0.9, 0.999], "decay rates of the gradient's two moments", at_least=0, below=1, length=2
+        [0.9, 0.999], "decay of both moments", at_least=0, below=1, length=2
     )
     eps: float = setting(1e-8, "number added to the denominator", at_least=0)
     weight_decay: float = setting(0.0, "decay of the weights, never of the filters", at_least=0)
@@ -139,9 +139,7 @@ class OptimizerConfig(Settings):
     Adam: AdamOptions = field(default_factory=AdamOptions)
     AdamW: AdamOptions = field(default_factory=lambda: AdamOptions(weight_decay=0.01))
     SGD: SGDOptions = field(default_factory=SGDOptions)
-    coefficient_lr_scale: float = setting(
-        1.0, "factor on the learning rate of the filters' coefficients", at_least=0
-    )
+    coefficient_lr_scale: float = setting(1.0, "factor on the filters' learning rate", at_least=0)
     gradient_clipping: float = setting(0.0, "largest norm of the gradient, 0: any", at_least=0)
 
 
@@ -154,7 +152,7 @@ class MultiStepLROptions(Settings):
 
 
 @dataclass
-class CosineAnnealingWarmRestartsOptions(Settings):
+class WarmRestartsOptions(Settings):
     """CosineAnnealingWarmRestarts: a cosine from lr to eta_min, started again after each cycle."""
 
     T_0: int = setting(10, "epochs of the first cycle", at_least=1)
@@ -187,9 +185,7 @@ class SchedulerConfig(Settings):
 
     scheduler_choice: SchedulerChoice = setting("none", "which scheduler to use")
     MultiStepLR: MultiStepLROptions = field(default_factory=MultiStepLROptions)
-    CosineAnnealingWarmRestarts: CosineAnnealingWarmRestartsOptions = field(
-        default_factory=CosineAnnealingWarmRestartsOptions
-    )
+    CosineAnnealingWarmRestarts: WarmRestartsOptions = field(default_factory=WarmRestartsOptions)
     CyclicLR: CyclicLROptions = field(default_factory=CyclicLROptions)
     OneCycleLR: OneCycleLROptions = field(default_factory=OneCycleLROptions)
 
@@ -201,9 +197,7 @@ class Hyperparameters(Settings):
     length: int = setting(25, "time steps of a sequence", at_least=1)
     batch_size: int = setting(64, "sequences in a batch, over all processes", at_least=1)
     epoch: int = setting(100, "epochs to train for", at_least=1)
-    dropout: float = setting(
-        0.0, "probability that a hidden spike is dropped in training", at_least=0, below=1
-    )
+    dropout: float = setting(0.0, "share of hidden spikes dropped in training", at_least=0, below=1)
     tau_m: float = setting(
         4.0, "slow time constant of PSP and membrane, in steps", above=0, at_most=LONGEST_MEMORY
     )
@@ -221,20 +215,15 @@ class Hyperparameters(Settings):
         below=1,
     )
     chunk: int = setting(0, "time steps run at a time, to save memory, 0: all", at_least=0)
-    rate_penalty: float = setting(
-        0.0, "weight of the penalty on hidden layers' firing rates, 0: none", at_least=0
-    )
+    rate_penalty: float = setting(0.0, "weight of the penalty on firing rates, 0: none", at_least=0)
     target_rate: float = setting(
         0.0,
-        "mean firing rate (spikes per step) that a layer is penalised for missing, 0: none",
+        "mean firing rate (spikes per step) that a layer should have, 0: any",
         at_least=0,
         at_most=1,
     )
     rate_limit: float = setting(
-        0.0,
-        "firing rate (spikes per step) above which a neuron is penalised, 0: none",
-        at_least=0,
-        at_most=1,
+        0.0, "spikes per step above which a neuron is penalised, 0: none", at_least=0, at_most=1
     )
 
     def __post_init__(self) -> None:
@@ -278,9 +267,7 @@ class ResonantHyperparameters(Hyperparameters):
         800.0, "steps in which the slowest filter decays", above=0, at_most=LONGEST_MEMORY
     )
     lowest_frequency: float = setting(1 / 800, "lowest frequency, in cycles per step", above=0)
-    highest_frequency: float = setting(
-        1 / 4, "highest frequency, in cycles per step", above=0, at_most=0.5
-    )
+    highest_frequency: float = setting(0.25, "highest, in cycles per step", above=0, at_most=0.5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -301,24 +288,14 @@ class ExperimentConfig(Settings):
     """What every experiment has; a task may add to it (see ``tasks.digits``)."""
 
     name: str = setting("experiment", "name of the run, and of the folder of all runs of this name")
-    seed: int = setting(
-        2, "seed of first weights, order, augmentation, dropout and spikes", at_least=0
-    )
+    seed: int = setting(2, "seed of weights, order, augmentation, dropout and spikes", at_least=0)
     device: str = setting("auto", "cpu, cuda, ...; auto: CUDA if there is a GPU")
-    backend: Literal["auto", "eager", "cpu", "cuda"] = setting(
-        "auto", "which kernels to run; auto: the fastest for the device"
-    )
-    data_workers: int = setting(
-        0, "processes that prepare batches ahead of time", at_least=0, at_most=256
-    )
+    backend: Literal["auto", "eager", "cpu", "cuda"] = setting("auto", "kernels; auto: the fastest")
+    data_workers: int = setting(0, "processes that prepare batches", at_least=0, at_most=256)
     dataset_path: str = setting("dataset", "folder with the data")
-    test_checkpoint_path: str = setting(
-        "", "checkpoint that --test evaluates; empty: the newest run's best"
-    )
-    checkpoint_minutes: float = setting(
-        10.0, "minutes between two checkpoints within an epoch", above=0
-    )
-    runs_path: str = setting("runs", "folder in which every run has its own, NAME/TIME/")
+    test_checkpoint_path: str = setting("", "what --test tests; empty: the newest run's best")
+    checkpoint_minutes: float = setting(10.0, "minutes between checkpoints in an epoch", above=0)
+    runs_path: str = setting("runs", "folder of all runs; each has its own, NAME/TIME/")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

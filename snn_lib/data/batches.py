@@ -12,12 +12,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from snn_lib.errors import InputError, RunError, require
 
@@ -40,44 +41,38 @@ class Batch(NamedTuple):
         """Copies the batch to a device, from pinned memory, so that the CPU need not wait."""
         if device.type == "cpu":
             return self
-        return Batch(
-            *(
-                None if part is None else part.pin_memory().to(device, non_blocking=True)
-                for part in self
-            )
-        )
+
+        def copied(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.pin_memory().to(device, non_blocking=True)
+
+        return Batch(*map(copied, self))
 
 
+@dataclass
 class Batches:
     """The samples of a data set in batches, shared out among processes.
 
-    Args:
+    Attributes:
         count: number of samples.
         batch_size: samples of a batch over all processes. The last batch has those that are left.
         take: a function that makes a batch on the CPU. Its arguments are the numbers of the samples
             ``(B,)``, the slice of them that this process takes, the epoch and the number of the
             batch. It draws random numbers for the whole batch, by :func:`batch_generator`.
-        seed: the seed of the order.
         shuffle: whether each epoch has an order of its own.
+        seed: the seed of the order.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
         workers: number of processes that make batches ahead of time. With 0 the process makes each
             batch itself when it is asked for.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        take: Callable[[Tensor, slice, int, int], Batch],
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-    ) -> None:
-        self.count, self.batch_size, self.take = count, batch_size, take
-        self.seed, self.shuffle, self.workers = seed, shuffle, workers
-        self.share = slice(rank, None, world)
+    count: int
+    batch_size: int
+    take: Callable[[Tensor, slice, int, int], Batch]
+    shuffle: bool = False
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
@@ -90,45 +85,37 @@ class Batches:
                 do not fork.
             RunError: a worker was killed.
         """
-        generator = batch_generator(self.seed, epoch, 0)
-        order = (
-            torch.randperm(self.count, generator=generator)
-            if self.shuffle
-            else torch.arange(self.count)
-        )
-        batches = _Epoch(self, epoch, order.split(self.batch_size))
+        order = torch.arange(self.count)
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=batch_generator(self.seed, epoch, 0))
+        parts, share = order.split(self.batch_size), slice(self.rank, None, self.world)
+
+        def make(number: int) -> Batch | InputError:
+            try:
+                return self.take(parts[number], share, epoch, number)
+            except InputError as error:
+                return error  # not raised: a DataLoader would turn it into a traceback's text
+
         numbers = range(start, len(self))
-        made = map(batches.__getitem__, numbers)
-        for batch in _from_workers(batches, numbers, self.workers) if self.workers else made:
+        made = _from_workers(make, numbers, self.workers) if self.workers else map(make, numbers)
+        for batch in made:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
 
 
-class _Epoch(Dataset):
-    """The batches of one epoch by number."""
-
-    def __init__(self, batches: Batches, epoch: int, parts: tuple[Tensor, ...]) -> None:
-        self.batches, self.epoch, self.parts = batches, epoch, parts
-
-    def __getitem__(self, number: int) -> Batch | InputError:
-        try:
-            part = self.parts[number]
-            return self.batches.take(part, self.batches.share, self.epoch, number)
-        except InputError as error:
-            return error  # not raised: a DataLoader would turn it into the text of a traceback
-
-
-def _from_workers(batches: _Epoch, numbers: range, workers: int) -> Iterator[Batch | InputError]:
+def _from_workers(
+    make: Callable[[int], Batch | InputError], numbers: range, workers: int
+) -> Iterator[Batch | InputError]:
     """Yields the batches of these numbers, which worker processes make ahead of time."""
     require(
         "fork" in multiprocessing.get_all_start_methods(),
         "data_workers needs processes that fork, and this system has none: set it to 0",
     )
     loader = DataLoader(
-        batches,
+        numbers,
         batch_size=None,
-        sampler=numbers,
+        collate_fn=make,
         num_workers=workers,
         multiprocessing_context="fork",
         worker_init_fn=_leave_signals,

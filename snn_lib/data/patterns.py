@@ -55,53 +55,36 @@ def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
 class Damage(Settings):
     """How the patterns of a batch are damaged, each sample independently of the others.
 
-    A sample is modified with ``modify_probability``. A modified one has all its spikes jittered
-    with ``jitter_probability``, and loses a part with ``removal_probability``: a block with
-    ``block_probability``, otherwise whole rows. Every sample, modified or not, gets noise.
+    A modified sample may have its spikes moved in time. Each spike then moves by a normal deviate,
+    rounded to steps, and stays within the pattern; spikes that meet become one. A modified sample
+    may also lose a part: a block at a random place, or whole rows at random. Then every sample,
+    modified or not, gets noise.
 
-    The strengths of the damage are ``jitter_sigma``, ``block_size``, ``rows_removed`` and
-    ``noise_probability``. All samples have these strengths or, if ``varied``, each sample has
-    strengths of its own, drawn uniformly from zero to these.
-
-    Attributes:
-        modify_probability: probability that a sample is modified at all.
-        jitter_probability: probability that the spikes of a modified sample move in time. Each
-            spike moves by a normal deviate, rounded to steps, and stays within the pattern. Spikes
-            that meet become one.
-        jitter_mean, jitter_sigma: mean and standard deviation of the deviate, in steps.
-        removal_probability: probability that a modified sample loses a block or rows.
-        block_probability: probability that it then loses a block, not rows.
-        block_size: number of trains and of steps of the block, which lies anywhere in the pattern.
-        rows_removed: number of spike trains that are silenced, chosen at random.
-        noise_probability: probability of a noise spike in each cell, after the other damage.
-        varied: whether each sample has strengths of its own.
-
-    Raises:
-        InputError: a probability lies outside [0, 1], or a size or the deviation is negative.
+    All samples have the strengths ``jitter_sigma``, ``block_size``, ``rows_removed`` and
+    ``noise_probability``. If ``varied``, these are the largest strengths: each sample draws its
+    own, uniformly from zero.
     """
 
     modify_probability: float = setting(
-        0.4, "probability that a sample is modified at all", at_least=0, at_most=1
+        0.4, "probability that a sample is modified", at_least=0, at_most=1
     )
     jitter_probability: float = setting(
-        0.7, "probability that a modified sample's spikes move in time", at_least=0, at_most=1
+        0.7, "probability that its spikes then move", at_least=0, at_most=1
     )
     jitter_mean: float = setting(0.0, "mean of the spikes' shifts, in steps")
     jitter_sigma: float = setting(1.0, "standard deviation of the shifts, in steps", at_least=0)
     removal_probability: float = setting(
-        0.5, "probability that a modified sample loses a block or rows", at_least=0, at_most=1
+        0.5, "probability that it then loses a part", at_least=0, at_most=1
     )
     block_probability: float = setting(
-        0.5, "probability that it then loses a block, not rows", at_least=0, at_most=1
+        0.5, "probability that the part is a block, not rows", at_least=0, at_most=1
     )
     block_size: int = setting(40, "spike trains and steps of the block", at_least=0)
     rows_removed: int = setting(40, "number of spike trains that are silenced as rows", at_least=0)
     noise_probability: float = setting(
-        0.005, "probability of a noise spike in each cell of each sample", at_least=0, at_most=1
+        0.005, "probability of a noise spike in a cell", at_least=0, at_most=1
     )
-    varied: bool = setting(
-        False, "draw strengths for each sample anew, from nothing to the values above"
-    )
+    varied: bool = setting(False, "draw each sample's strengths from 0 to these values")
 
 
 @dataclass(frozen=True)
@@ -244,15 +227,12 @@ def damage_patterns(
 
 def _spikes(patterns: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Lists the time, sample and train of every spike of ``patterns[:, labels]``."""
-    pattern, time, train = patterns.transpose(0, 1).nonzero(as_tuple=True)  # sorted by pattern
-    number = pattern.bincount(minlength=patterns.shape[1])
-    first = number.cumsum(0) - number
-    # Sample b has number[labels[b]] spikes, which begin at first[labels[b]].
-    of_sample = number[labels]
-    sample = torch.arange(len(labels), device=labels.device).repeat_interleave(of_sample)
-    begins = of_sample.cumsum(0) - of_sample
-    spike = torch.arange(len(sample), device=labels.device) + (first[labels] - begins)[sample]
-    return time[spike], sample, train[spike]
+    of_pattern = [pattern.nonzero() for pattern in patterns.unbind(1)]  # time and train
+    listed = [of_pattern[label] for label in labels.tolist()]
+    counts = labels.new_tensor([len(spikes) for spikes in listed])
+    sample = torch.arange(len(labels), device=labels.device).repeat_interleave(counts)
+    time, train = torch.cat([of_pattern[0][:0], *listed]).T  # the batch may be empty
+    return time, sample, train
 
 
 def _span(extent: int, length: Tensor, generator: torch.Generator) -> Tensor:

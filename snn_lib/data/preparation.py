@@ -6,7 +6,7 @@ checkpoint holds it, so that :func:`snn_lib.load` needs no training data.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -136,9 +136,41 @@ class SeriesPreparation(Preparation):
         return Prepared(torch.cat([x, change], 2), lengths)
 
 
+class ImagePreparation(Preparation):
+    """Images become input: ``(samples, 28, 28)``, uint8 or from 0 to 1.
+
+    Attributes:
+        max_rate: the value of a white pixel.
+    """
+
+    max_rate: float
+
+    def __call__(self, samples: Any) -> Prepared:
+        """Encodes images; random spikes come from PyTorch's generator."""
+        images = torch.as_tensor(samples)
+        require(
+            images.dim() == 3 and images.shape[1:].numel() == PIXELS and len(images) > 0,
+            f"the images have the shape {tuple(images.shape)}, expected (samples, 28, 28)",
+        )
+        pixels = images.flatten(1).float() / (255.0 if images.dtype == torch.uint8 else 1.0)
+        require(
+            bool(((pixels >= 0) & (pixels <= 1)).all()),
+            "a pixel is not a number from 0 to 1: expected those, or uint8 from 0 to 255",
+        )
+        return Prepared(self.encode(self.draw(pixels * self.max_rate)))
+
+    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Does the random part, on the CPU; here there is none, and pixels stay ``(B, 784)``."""
+        return x
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Makes input over time of what :meth:`draw` returned, on its device."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class DigitPreparation(Preparation):
-    """Images become currents or spikes: ``(samples, 28, 28)``, uint8 or from 0 to 1.
+class DigitPreparation(ImagePreparation):
+    """Images become currents or spikes, ``(T, B, 784)``.
 
     Attributes:
         length: time steps.
@@ -157,12 +189,8 @@ class DigitPreparation(Preparation):
     jitter: float
     features = (PIXELS,)
 
-    def __call__(self, samples: Any) -> Prepared:
-        """Encodes images; random spikes come from PyTorch's generator."""
-        return Prepared(self.repeat(self.draw(_pixels(samples) * self.max_rate)))
-
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draws spikes ``(T, B, 784)`` for pixels ``(B, 784)``; a current stays as it is."""
+        """Draws spikes ``(T, B, 784)`` for pixels ``(B, 784)``; currents stay as they are."""
         if self.encoding == "constant":
             return x
         if self.encoding == "poisson":
@@ -171,14 +199,14 @@ class DigitPreparation(Preparation):
         spikes = latency(x, self.span, *options, generator)
         return F.pad(spikes, (0, 0, 0, 0, 0, self.length - self.span))
 
-    def repeat(self, x: Tensor) -> Tensor:
-        """Repeats a current at every step, on its device; spikes stay as they are."""
+    def encode(self, x: Tensor) -> Tensor:
+        """Repeats currents at every step; spikes stay as they are."""
         return constant(x, self.length) if self.encoding == "constant" else x
 
 
 @dataclass(frozen=True)
-class PixelPreparation(Preparation):
-    """Images become sequences of pixels: ``(samples, 28, 28)``, uint8 or from 0 to 1.
+class PixelPreparation(ImagePreparation):
+    """Images become sequences of pixels, ``(T, B, 784 / T)``.
 
     Attributes:
         length: time steps, each of 784 / T pixels.
@@ -190,38 +218,30 @@ class PixelPreparation(Preparation):
     max_rate: float
     order: Tensor
 
-    def __call__(self, samples: Any) -> Prepared:
-        """Puts the pixels in order."""
-        return Prepared(self.arrange(_pixels(samples) * self.max_rate))
-
     @property
     def features(self) -> tuple[int, ...]:
         """See :class:`Preparation`."""
         return (PIXELS // self.length,)
 
-    def arrange(self, x: Tensor) -> Tensor:
-        """Makes a sequence ``(T, B, 784 / T)`` around the mean of pixels ``(B, 784)``."""
+    def encode(self, x: Tensor) -> Tensor:
+        """Puts pixels ``(B, 784)`` in order, around their mean."""
         x = x[:, self.order.to(x.device)] - MEAN_PIXEL * self.max_rate
         return x.unflatten(1, (self.length, -1)).transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True)
-class RecordingPreparation(Preparation):
+class RecordingPreparation(Frames, Preparation):
     """Recordings of an event camera become frames: a list of :class:`snn_lib.data.events.Events`.
 
     Attributes:
-        sensor: pixels of the camera in each direction.
         length, duration, bins, merge, side: as in :class:`snn_lib.data.events.Frames`.
+        sensor: pixels of the camera in each direction.
         values: whether the input is 1 for any events in a pixel and step, or their number.
         order: order of the steps; summed: every step is the mean of all of them.
     """
 
+    _: KW_ONLY
     sensor: int
-    length: int
-    duration: float
-    bins: Literal["time", "count"]
-    merge: int
-    side: int
     values: Literal["clipped", "counted"]
     order: Literal["forward", "reversed", "summed"]
 
@@ -231,8 +251,8 @@ class RecordingPreparation(Preparation):
             all(isinstance(sample, Events) for sample in samples),
             "expected a list of recordings, each a snn_lib.data.events.Events",
         )
-        counts = [self.frames.count_events(events, self.sensor) for events in samples]
-        return Prepared(self.input_of(torch.stack([torch.from_numpy(one) for one in counts])))
+        counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in samples]
+        return Prepared(self.input_of(torch.stack(counts)))
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -243,11 +263,6 @@ class RecordingPreparation(Preparation):
     def step(self) -> str:
         """See :class:`Preparation`."""
         return f"{self.duration / self.length:g} ms" if self.bins == "time" else ""
-
-    @property
-    def frames(self) -> Frames:
-        """How a recording becomes frames."""
-        return Frames(self.length, self.duration, self.bins, self.merge, self.side)
 
     def input_of(self, frames: Tensor) -> Tensor:
         """The network's input ``(T, B, side, side, 2)`` from counts ``(B, T, side, side, 2)``."""
@@ -262,14 +277,11 @@ class RecordingPreparation(Preparation):
 
 
 KINDS = {
-    kind.__name__: kind
-    for kind in (
-        SequencePreparation,
-        SeriesPreparation,
-        DigitPreparation,
-        PixelPreparation,
-        RecordingPreparation,
-    )
+    "SequencePreparation": SequencePreparation,
+    "SeriesPreparation": SeriesPreparation,
+    "DigitPreparation": DigitPreparation,
+    "PixelPreparation": PixelPreparation,
+    "RecordingPreparation": RecordingPreparation,
 }
 
 
@@ -310,19 +322,3 @@ def _sequences(
         sequences.append(sequence)
     require(bool(sequences), "there are no samples")
     return sequences
-
-
-def _pixels(images: Any) -> Tensor:
-    """Images as pixels from 0 to 1, ``(samples, 784)``."""
-    images = torch.as_tensor(images)
-    require(
-        images.dim() == 3 and images.shape[1:].numel() == PIXELS and len(images) > 0,
-        f"the images have the shape {tuple(images.shape)}, expected (samples, 28, 28)",
-    )
-    pixels = images.flatten(1)
-    pixels = pixels.float() / 255.0 if images.dtype == torch.uint8 else pixels.float()
-    require(
-        bool(((pixels >= 0) & (pixels <= 1)).all()),
-        "a pixel is not a number from 0 to 1: expected those, or uint8 from 0 to 255",
-    )
-    return pixels

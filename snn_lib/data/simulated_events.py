@@ -39,17 +39,13 @@ CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, relative to its
 class CameraConfig(Settings):
     """The simulated event camera."""
 
-    threshold: float = setting(
-        0.3, "change of the logarithm of the light that is an event", at_least=0.01
-    )
-    spread: float = setting(
-        0.1, "standard deviation of the pixels' thresholds, relative to threshold", at_least=0
-    )
+    threshold: float = setting(0.3, "change of log(light) that is an event", at_least=0.01)
+    spread: float = setting(0.1, "relative deviation of the pixels' thresholds", at_least=0)
     refractory: float = setting(1.0, "milliseconds that a pixel rests after an event", at_least=0)
     noise: float = setting(1.0, "random events of each pixel in a second", at_least=0, at_most=1000)
     black: float = setting(0.1, "light of a black pixel; a white pixel has 1", at_least=0.001)
     reach: float = setting(
-        6.0, "height of the triangle of saccades, in pixels", at_least=0, at_most=34
+        6.0, "height of the saccades' triangle, in pixels", at_least=0, at_most=34
     )
     seed: int = setting(0, "seed of thresholds and noise", at_least=0)
 

@@ -1,6 +1,6 @@
-"""Association: a network learns to answer damaged spike patterns with the patterns themselves."""
+"""Association: a network receives damaged spike patterns and learns to output the whole ones."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +32,9 @@ from snn_lib.settings import (
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.sums import add_sums, read_sums
 
-SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage in the sweep
-FIRST_STEPS = 50  # in which patterns can hardly be told apart
-SWEEPS = -3  # replaces the epoch in the sweep's seeds, as in ``tasks.base.EVALUATIONS``
+SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage
+FIRST_STEPS = 50  # the network can hardly tell the patterns apart during these
+SWEEPS = -3  # takes the place of the epoch in seeds, like ``tasks.base.EVALUATIONS``
 
 
 @dataclass
@@ -43,8 +43,7 @@ class AssociationHyperparameters(ResonantHyperparameters):
 
     length: int = setting(300, "time steps of the patterns", at_least=1)
     synapse: Literal["dual_exponential", "resonant"] = setting(
-        "dual_exponential",
-        "filters that all have tau_m and tau_s, or resonant ones of many memories",
+        "dual_exponential", "all filters with tau_m and tau_s, or resonant ones of many memories"
     )
     tau_m: float = setting(
         8.0,
@@ -54,9 +53,7 @@ class AssociationHyperparameters(ResonantHyperparameters):
     )
     tau_s: float = setting(2.0, "fast time constant of synapse and loss, in steps", above=0)
     delay: int = setting(4, "steps by which the target is later than the input", at_least=0)
-    weight_gain: float = setting(
-        4.0, "standard deviation of the first weights, times sqrt(fan-in)", above=0
-    )
+    weight_gain: float = setting(4.0, "first weights' deviation times sqrt(inputs)", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +88,7 @@ class Association(Task):
     """The task of associative_memory.
 
     Attributes:
-        patterns: the patterns, spikes ``(T, patterns, N)``, on the CPU, where damage is drawn.
+        patterns: the patterns, spikes ``(T, patterns, N)``, on the CPU, which damages them.
         targets: the patterns, ``delay`` steps later, on the device.
     """
 
@@ -103,60 +100,55 @@ class Association(Task):
         super().prepare(config, device)
         options = config.hyperparameters
         self.patterns = load_patterns(config.dataset_path)
+        steps, _, trains = self.patterns.shape
         require(
-            len(self.patterns) == options.length,
-            f"{config.dataset_path} has {len(self.patterns)} time steps, hyperparameters.length is "
+            steps == options.length,
+            f"{config.dataset_path} has {steps} time steps, hyperparameters.length is "
             f"{options.length}",
         )
         self.targets = delay_spikes(self.patterns, options.delay).to(device)
-        trains = self.patterns.shape[2]
         self.preparation = SequencePreparation([trains])
         self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
-        try:  # damage that does not fit the patterns is refused before training
+        try:  # refuse damage that does not fit the patterns before training
             damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
 
     def make_batches(self, split: str) -> Batches:
-        """Damaged patterns ``(T, B, N)`` and their numbers ``(B,)``."""
-        options = self.config.pattern_config
+        """Patterns ``(T, B, N)``, damaged anew in every epoch, and their numbers ``(B,)``."""
+        config, patterns = self.config, self.patterns
+        count = patterns.shape[1]
+
+        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+            labels = numbers % count
+            generator = batch_generator(config.seed, epoch, number + 1)
+            x = damage_patterns(patterns, labels, config.damage, generator).spikes
+            return Batch(x[:, share], labels[share])
+
+        options = config.pattern_config
         samples = {
             "train": options.training_samples,
             "validation": options.validation_samples,
             "test": options.test_samples,
         }
-        return self.damaged_batches(samples[split], self.config.damage)
-
-    def damaged_batches(self, samples: int, damage: Damage) -> Batches:
-        """Batches with ``samples`` of every pattern, each damaged anew in every epoch."""
-        seed, patterns = self.config.seed, self.patterns
-        count = patterns.shape[1]
-
-        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
-            labels = numbers % count
-            generator = batch_generator(seed, epoch, number + 1)
-            x = damage_patterns(patterns, labels, damage, generator).spikes
-            return Batch(x[:, share], labels[share])
-
-        size = self.config.hyperparameters.batch_size
-        return self.shared(samples * count, size, take, shuffle=True)
+        return Batches(samples[split] * count, config.hyperparameters.batch_size, take, True)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Mean squared difference of filtered output and filtered target, and sums."""
+        """Mean squared difference between filtered output and filtered target, and sums."""
         output = output_of(model, batch.x)  # (T, B, N)
         difference = self.filter(output - self.targets[:, batch.y])[0]
         loss = difference.square().mean()
         with torch.no_grad():
-            return loss, self.likeness(output, difference, batch.y)
+            return loss, self.compare(output, difference, batch.y)
 
-    def likeness(self, output: Tensor, difference: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Sums for :meth:`metrics`.
+    def compare(self, output: Tensor, difference: Tensor, labels: Tensor) -> dict[str, Any]:
+        """Compares outputs with their targets; returns the sums that :meth:`metrics` needs.
 
         Args:
             output: spikes, ``(T, B, N)``.
-            difference: of output and target, filtered, ``(T, B, N)``.
-            labels: which pattern each sample is, ``(B,)``.
+            difference: the filtered difference between output and target, ``(T, B, N)``.
+            labels: the number of each sample's pattern, ``(B,)``.
         """
         target = self.filtered_targets[:, labels]
         nearest = nearest_pattern(difference + target, self.filtered_targets)
@@ -178,41 +170,33 @@ class Association(Task):
         }
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Sweeps the damage, and writes the results as a table and as a plot."""
-        folder = self.config.runs_folder
+        """Measures the network at every kind and strength of damage, and writes what it found.
+
+        A table and a plot go to the folder of all runs of this name.
+        """
         rows = self.sweep(model)
+        folder = self.config.runs_folder
         write_sweep(rows, folder, vars(self.config.damage))
-
-        def listed(kind: str, key: str, said: Callable[[dict[str, Any]], str]) -> str:
-            """What is said at each strength of a kind of damage, of the rows that have the key."""
-            of_kind = (row for row in rows if row["damage"] == kind and key in row)
-            return ", ".join(f"{row['strength']:g}: {said(row)}" for row in of_kind)
-
-        def overall(row: dict[str, Any]) -> str:
-            return f"{100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
-
-        def inside(row: dict[str, Any]) -> str:
-            return f"{row['part_precision']:.3f} / {row['part_recall']:.3f}"
-
-        def late(row: dict[str, Any]) -> str:
-            return f"{100 * row['late_error']:.1f} %"
-
-        for kind in DAMAGE_KINDS:
-            yield f"error / retrieval at {kind} {listed(kind, 'error', overall)}"
-            if parts := listed(kind, "part_recall", inside):
-                yield f"precision / recall in the part cut out by {kind} {parts}"
-            if later := listed(kind, "late_error", late):
-                yield f"error after the first {FIRST_STEPS} steps at {kind} {later}"
-        usual = Damage()
-        if min(self.patterns.shape[0], self.patterns.shape[2]) >= usual.block_size:
-            row = self.measure(model, usual)
-            yield f"error / retrieval at the damage of the 2020 release {overall(row)}"
+        release = Damage()
+        if min(self.patterns.shape[0], self.patterns.shape[2]) >= release.block_size:
+            rows.append({"damage": "damage of the 2020 release", **self.measure(model, release)})
+        words = {
+            "error": "error",
+            "late_error": f"error after {FIRST_STEPS} steps",
+            "retrieval": "retrieval",
+            "part_precision": "precision in the removed part",
+            "part_recall": "recall in the removed part",
+        }
+        for row in rows:
+            strength = f" {row['strength']:g}" if "strength" in row else ""
+            shares = (f"{text} {100 * row[key]:.1f} %" for key, text in words.items() if key in row)
+            yield f"{row['damage']}{strength}: {', '.join(shares)}"
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
 
     def sweep(self, model: nn.Module, samples: int = SAMPLES_PER_PATTERN) -> list[dict[str, Any]]:
-        """What :meth:`measure` says of each kind and strength of ``DAMAGE_KINDS``, one row each.
+        """Calls :meth:`measure` for each kind and strength of ``DAMAGE_KINDS``; a row for each.
 
-        Sizes beyond the patterns' own are left out.
+        It leaves out sizes that are larger than the patterns.
         """
         steps, _, trains = self.patterns.shape
         limits = {"rows_removed": trains, "block_size": min(steps, trains)}
@@ -228,35 +212,41 @@ class Association(Task):
     def measure(
         self, model: nn.Module, damage: Damage, samples: int = SAMPLES_PER_PATTERN
     ) -> dict[str, float]:
-        """Metrics of the model under one kind of damage, on so many samples of every pattern.
+        """Tests the model on damaged patterns, so many samples of each.
 
-        In longer patterns ``late_error`` leaves out the first ``FIRST_STEPS``. Where the damage
-        cuts out a part, ``part_precision``, ``part_recall`` and ``part_f1`` are of the spikes
-        inside it alone, which the network adds by heart.
+        Returns:
+            The metrics. In patterns longer than ``FIRST_STEPS`` also ``late_error``, the error
+            without the first ``FIRST_STEPS``. If the damage removes a part, also
+            ``part_precision``, ``part_recall`` and ``part_f1`` of the spikes in this part, which
+            the network can only know by heart.
         """
         model.eval()
         sums: dict[str, Any] = {}
-        count, size = self.patterns.shape[1], self.config.hyperparameters.batch_size
-        for number, labels in enumerate((torch.arange(samples * count) % count).split(size)):
+        options = self.config.hyperparameters
+        numbers = torch.arange(samples * self.patterns.shape[1]) % self.patterns.shape[1]
+        for number, labels in enumerate(numbers.split(options.batch_size)):
             generator = batch_generator(self.config.seed, SWEEPS, number + 1)
             damaged = damage_patterns(self.patterns, labels, damage, generator)
-            output = output_of(model, damaged.spikes.to(self.device))
-            labels = labels.to(self.device)
-            difference = self.filter(output - self.targets[:, labels])[0]
-            add_sums(sums, self.likeness(output, difference, labels))
-            part = delay_spikes(damaged.removed, self.config.hyperparameters.delay).to(self.device)
-            counts = match_spikes(output * part, self.targets[:, labels] * part)
-            add_sums(sums, {f"part_{key}": value for key, value in counts.items()})
-            late = self.filtered_targets[FIRST_STEPS:, labels]
-            power = {"late_loss": difference[FIRST_STEPS:], "late_power": late}
-            add_sums(sums, {key: values.square().sum() for key, values in power.items()})
+            output, labels = (
+                output_of(model, damaged.spikes.to(self.device)),
+                labels.to(self.device),
+            )
+            target, part = self.targets[:, labels], delay_spikes(damaged.removed, options.delay)
+            difference = self.filter(output - target)[0]
+            part = part.to(self.device)
+            inside = match_spikes(output * part, target * part)
+            late_target = self.filtered_targets[FIRST_STEPS:, labels]
+            late = {"loss": difference[FIRST_STEPS:], "power": late_target}
+            add_sums(sums, self.compare(output, difference, labels))
+            add_sums(sums, {f"part_{key}": value for key, value in inside.items()})
+            add_sums(sums, {f"late_{key}": value.square().sum() for key, value in late.items()})
         totals = read_sums(sums)
         metrics = self.metrics(totals)
         if totals["late_power"]:
             metrics["late_error"] = totals["late_loss"] / totals["late_power"]
         if totals["part_target_spikes"]:
-            inside = {key: totals[f"part_{key}"] for key in counts}
-            metrics |= {f"part_{key}": value for key, value in spike_scores(inside).items()}
+            scores = spike_scores({key: totals[f"part_{key}"] for key in inside})
+            metrics |= {f"part_{key}": value for key, value in scores.items()}
         return metrics
 
 

@@ -4,7 +4,8 @@ A script makes the task; the experiment then prepares it with the configuration 
 :class:`Task` lists what a subclass defines; everything else has a default.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,7 +71,10 @@ class Task:
         self._batches: dict[str, Batches] = {}
 
     def make_batches(self, split: str) -> Batches:
-        """The batches of the ``train``, ``validation`` or ``test`` split, see :meth:`shared`."""
+        """The batches of the ``train``, ``validation`` or ``test`` split.
+
+        Their seed, workers, and this process's share of them are set by :meth:`batches`.
+        """
         raise NotImplementedError
 
     def encode(self, batch: Batch) -> Batch:
@@ -102,25 +106,6 @@ class Task:
             "classes": list(self.classes),
         }
 
-    def shared(
-        self,
-        count: int,
-        batch_size: int,
-        take: Callable[[Tensor, slice, int, int], Batch],
-        shuffle: bool = False,
-    ) -> Batches:
-        """Batches of which this process takes its share; arguments as in :class:`Batches`."""
-        return Batches(
-            count,
-            batch_size,
-            take,
-            self.config.seed,
-            shuffle,
-            self.rank,
-            self.world,
-            self.config.data_workers,
-        )
-
     def has(self, split: str) -> bool:
         """Whether there is data for a split; every task has training and validation data."""
         return True
@@ -128,7 +113,13 @@ class Task:
     def batches(self, split: str) -> Batches:
         """The batches of a split, which are made at the first call."""
         if split not in self._batches:
-            self._batches[split] = self.make_batches(split)
+            self._batches[split] = replace(
+                self.make_batches(split),
+                seed=self.config.seed,
+                rank=self.rank,
+                world=self.world,
+                workers=self.config.data_workers,
+            )
         return self._batches[split]
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -161,15 +161,9 @@ class Classification(Task):
 class CountHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of a classification by the numbers of output spikes: model and training."""
 
-    dropout: float = setting(
-        0.3, "probability that a hidden spike is dropped in training", at_least=0, below=1
-    )
-    logit_per_spike: float = setting(
-        1.0, "number that each output spike adds to the logit of its class", above=0
-    )
-    early_answers: float = setting(
-        0.0, "weight of the mean loss of the answers after each step, 0: none", at_least=0
-    )
+    dropout: float = setting(0.3, "share of hidden spikes dropped in training", at_least=0, below=1)
+    logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit", above=0)
+    early_answers: float = setting(0.0, "weight of the loss after every step, 0: none", at_least=0)
 
 
 class CountClassification(Classification):

@@ -44,7 +44,7 @@ class LatencyOptions(Settings):
 
     span: int = setting(10, "first steps of the sequence, in which the spikes come", at_least=1)
     threshold: float = setting(
-        0.2, "brightest grey level at which a pixel stays silent; white is 1", above=0, below=1
+        0.2, "pixels up to this grey level stay silent; white is 1", above=0, below=1
     )
     law: encoding.LatencyLaw = setting("linear", "function from grey level to spike time")
     tau: float = setting(5.0, "time constant of the logarithmic law, in steps", above=0)
@@ -55,17 +55,13 @@ class LatencyOptions(Settings):
 class MNISTOptions(Settings):
     """How MNIST is used."""
 
-    max_rate: float = setting(
-        1.0, "current of a white pixel, or the probability of its spike in a step", above=0
-    )
+    max_rate: float = setting(1.0, "current or firing rate of a white pixel", above=0)
     use_transform: bool = setting(True, "augment the training images")
     validation_size: int = setting(
-        5_000, "training images held out to choose the best epoch", at_least=1
+        5_000, "held-out images, which choose the best epoch", at_least=1
     )
     training_size: int = setting(55_000, "number of the other images trained on", at_least=1)
-    test_size: int = setting(
-        10_000, "number of test images evaluated, the first ones", at_least=1, at_most=IMAGES[False]
-    )
+    test_size: int = setting(10_000, "how many test images are used", at_least=1, at_most=10_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +103,7 @@ class DigitConfig(ExperimentConfig):
 
 
 class Digits(Classification):
-    """MNIST in splits and batches; a subclass turns images into a network's input."""
+    """MNIST in splits and batches; a subclass sets an :class:`ImagePreparation`."""
 
     unit = "images"
 
@@ -143,14 +139,16 @@ class Digits(Classification):
                 generator = batch_generator(config.seed, epoch, number + 1)
                 x = warp(x, draw_grids(len(numbers), config.transform, generator)[share])
             x = x.flatten(1) * config.mnist_config.max_rate  # (B, 784)
-            return Batch(self.draw_spikes(x, epoch, number), labels[mine])
+            # Each process draws different spikes for its share of a batch.
+            generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
+            return Batch(self.preparation.draw(x, generator), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
-        return self.shared(len(labels), size, take, shuffle=training)
+        return Batches(len(labels), size, take, shuffle=training)
 
-    def draw_spikes(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        """A batch as it goes to the device; here the images ``(B, 784)`` themselves."""
-        return x
+    def encode(self, batch: Batch) -> Batch:
+        """Input over time ``(T, B, *)`` from what the preparation has drawn."""
+        return batch._replace(x=self.preparation.encode(batch.x))
 
 
 class DigitClassification(Digits, CountClassification):
@@ -164,13 +162,3 @@ class DigitClassification(Digits, CountClassification):
         settings, rate = config.hyperparameters, config.mnist_config.max_rate
         latency = dataclasses.asdict(config.latency)
         self.preparation = DigitPreparation(settings.length, settings.encoding, rate, **latency)
-
-    def draw_spikes(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        """The images, or spikes ``(T, B, 784)`` if pixels are encoded as probabilities or times."""
-        # Each process draws different spikes for its share of a batch.
-        generator = batch_generator(self.config.seed + self.rank + 1, max(epoch, -1), number)
-        return self.preparation.draw(x, generator)
-
-    def encode(self, batch: Batch) -> Batch:
-        """Images as input over time ``(T, B, 784)``."""
-        return batch._replace(x=self.preparation.repeat(batch.x))

@@ -39,14 +39,9 @@ class EventOptions(Settings):
     """How the recordings are used."""
 
     path: str = setting("", "folder of your own files; empty: Tonic's download")
-    bins: Literal["time", "count"] = setting(
-        "time", "whether all time steps last equally long or have equally many events"
-    )
+    bins: Literal["time", "count"] = setting("time", "equal times or equal numbers of events")
     duration: float = setting(
-        300.0,
-        "milliseconds of a recording that are used, from its first event",
-        at_least=0.001,
-        at_most=1e9,
+        300.0, "milliseconds used, from the first event", at_least=0.001, at_most=1e9
     )
     merge: int = setting(1, "sensor pixels in each direction that are merged into one", at_least=1)
     side: int = setting(NMNIST_SIDE, "pixels of the input in each direction", at_least=1)
@@ -58,7 +53,7 @@ class EventOptions(Settings):
     )
     use_augmentation: bool = setting(True, "augment the training recordings")
     validation_size: int = setting(
-        1_000, "training recordings held out to choose the best epoch", at_least=1
+        1_000, "held-out recordings, which choose the best epoch", at_least=1
     )
     training_size: int = setting(10_000, "most other recordings that are trained on", at_least=1)
     test_size: int = setting(10_000, "most test recordings that are evaluated", at_least=1)
@@ -80,14 +75,14 @@ class EventConfig(ExperimentConfig):
         """How recordings become input."""
         options = self.events
         return RecordingPreparation(
-            SETS[self.dataset].sensor,
             self.hyperparameters.length,
             options.duration,
             options.bins,
             options.merge,
             options.side,
-            options.values,
-            options.order,
+            sensor=SETS[self.dataset].sensor,
+            values=options.values,
+            order=options.order,
         )
 
 
@@ -108,7 +103,7 @@ class EventVision(CountClassification):
         """The recordings of a split; those of the training split are augmented."""
         config = self.config
         if split not in self.parts:
-            self.parts.update(self._test_part() if split == "test" else self._training_parts())
+            self.parts.update(self._read(split))
         frames, labels, chosen = self.parts[split]
         training = split == "train"
 
@@ -122,16 +117,22 @@ class EventVision(CountClassification):
             return Batch(self.preparation.input_of(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
-        return self.shared(len(chosen), size, take, shuffle=training)
+        return Batches(len(chosen), size, take, shuffle=training)
 
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
         frames, _ = self._recordings("train", SAMPLE)
         return self.preparation.input_of(frames).to(self.device)
 
-    def _training_parts(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Frames, labels, and the numbers of those that are trained on and held out."""
+    def _read(self, split: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Reads a split: frames, labels, and the numbers of the recordings that belong to it.
+
+        Training and validation recordings are read together, and divided at random.
+        """
         options = self.config.events
+        if split == "test":
+            frames, labels = self._recordings("test", options.test_size)
+            return {"test": (frames, labels, torch.arange(len(labels)))}
         held_out, count = options.validation_size, options.validation_size + options.training_size
         # All files of a real set are read, because they are not in random order.
         simulated = self.config.dataset == "simulated"
@@ -143,14 +144,7 @@ class EventVision(CountClassification):
         )
         training, validation = split_indices(len(labels), held_out, self.config.seed)
         training = training[: options.training_size]
-        return {
-            "train": (frames, labels, training),
-            "validation": (frames, labels, validation),
-        }
-
-    def _test_part(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        frames, labels = self._recordings("test", self.config.events.test_size)
-        return {"test": (frames, labels, torch.arange(len(labels)))}
+        return {"train": (frames, labels, training), "validation": (frames, labels, validation)}
 
     def _recordings(self, part: str, count: int | None) -> tuple[Tensor, Tensor]:
         """Frames and labels of the first recordings of a part, of all if ``None``."""
@@ -162,4 +156,4 @@ class EventVision(CountClassification):
             path = config.events.path
             folder = Path(path) if path else download_recordings(kind, root)
             paths = recording_files(kind, folder, part)[:count]
-        return load_recordings(kind, paths, self.preparation.frames)
+        return load_recordings(kind, paths, self.preparation)

@@ -170,7 +170,7 @@ class SequenceTask(Task):
             return Batch(batch.x[:, none], y)
 
         size = self.config.hyperparameters.batch_size
-        return self.shared(len(self.parts[split]), size, take, shuffle=split == "train")
+        return Batches(len(self.parts[split]), size, take, shuffle=split == "train")
 
 
 @dataclass

@@ -28,18 +28,10 @@ ORDER_SEED = 0  # of the permutation, which is the same in every run
 class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperparameters):
     """Hyperparameters of sequential digits: the model and its training."""
 
-    length: int = setting(
-        PIXELS, "time steps: 784 of one pixel each, 28 of one row each, ...", at_least=1
-    )
-    reset_strength: float = setting(
-        1.0, "amount by which a spike lowers the membrane potential, 0: no reset"
-    )
-    weight_gain: float = setting(
-        4.0, "standard deviation of the first weights, times sqrt(fan-in)", above=0
-    )
-    even_frequencies: bool = setting(
-        False, "spread the pixels' filters evenly from lowest_frequency to 0.5"
-    )
+    length: int = setting(PIXELS, "time steps: 784 pixels, 28 rows, ...", at_least=1)
+    reset_strength: float = setting(1.0, "how much a spike lowers the potential, 0: none")
+    weight_gain: float = setting(4.0, "first weights' deviation times sqrt(inputs)", above=0)
+    even_frequencies: bool = setting(False, "spread the pixels' filters evenly up to 0.5")
     batch_norm: bool = setting(False, "normalise the hidden neurons' currents over the batch")
 
     def __post_init__(self) -> None:
@@ -81,10 +73,6 @@ class SequentialDigits(Digits):
             order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(ORDER_SEED))
         length, rate = config.hyperparameters.length, config.mnist_config.max_rate
         self.preparation = PixelPreparation(length, rate, order)
-
-    def encode(self, batch: Batch) -> Batch:
-        """Images as a sequence of pixels around their mean, ``(T, B, 784 / T)``."""
-        return batch._replace(x=self.preparation.arrange(batch.x))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The network's output at the last step, when it has seen every pixel, ``(B, 10)``."""

@@ -170,7 +170,7 @@ class TimeSeries(SequenceClassification):
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         shown = max(count, config.series.smallest_epoch) if training else count
-        return self.shared(shown, size, take, shuffle=training)
+        return Batches(shown, size, take, shuffle=training)
 
     def encode(self, batch: Batch) -> Batch:
         """Encodes the sequences. The encoding ``latency`` makes them longer."""

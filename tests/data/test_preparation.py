@@ -29,7 +29,7 @@ SERIES = SeriesPreparation(
 )
 DIGITS = DigitPreparation(4, "constant", 0.5, **LATENCY)
 PIXELS = PixelPreparation(28, 1.0, torch.arange(784).flip(0))
-RECORDINGS = RecordingPreparation(34, 5, 30.0, "time", 1, 34, "clipped", "forward")
+RECORDINGS = RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="forward")
 SEQUENCES = SequencePreparation([3])
 
 
@@ -85,7 +85,7 @@ def test_pixels_come_in_order_around_their_mean():
 def test_recordings_become_frames():
     events = some_events(3, count=500)
     x, _ = RECORDINGS([events, events])
-    counts = torch.from_numpy(RECORDINGS.frames.count_events(events, 34))
+    counts = torch.from_numpy(RECORDINGS.count_events(events, 34))
     assert torch.equal(x[:, 1], counts.clamp(max=1))
     with pytest.raises(InputError, match="list of recordings"):
         RECORDINGS([np.zeros(3)])

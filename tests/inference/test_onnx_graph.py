@@ -143,7 +143,7 @@ SERIES = {
             lambda raw: raw.transpose(0, 1),
         ),
         (
-            RecordingPreparation(34, 5, 30.0, "time", 1, 34, "clipped", "forward"),
+            RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="forward"),
             [some_events(seed, count=300) for seed in range(3)],
             lambda raw: torch.stack(
                 [torch.from_numpy(Frames(5, 30.0).count_events(one, 34)) for one in raw], 1
@@ -170,7 +170,7 @@ def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
     [
         SeriesPreparation(block=2, encoding="current", **SERIES),
         SeriesPreparation(block=1, encoding="population", **SERIES),
-        RecordingPreparation(34, 5, 30.0, "time", 1, 34, "clipped", "summed"),
+        RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="summed"),
     ],
     ids=["blocks", "population", "summed"],
 )

@@ -319,25 +319,19 @@ def test_the_report_says_what_was_measured(config, tmp_path):
     task = prepared(config)
     lines = list(task.report(_repeat_late(task), None))
     rows = {(row["damage"], row["strength"]): row for row in task.sweep(_repeat_late(task))}
-    for kind in DAMAGE_KINDS:
-        own = [(strength, row) for (name, strength), row in rows.items() if name == kind]
-        (line,) = (line for line in lines if line.startswith(f"error / retrieval at {kind} "))
-        for strength, row in own:
-            text = f"{strength:g}: {100 * row['error']:.1f} % / {100 * row['retrieval']:.0f} %"
-            assert text in line
-        (line,) = (line for line in lines if line.startswith("error after") and kind in line)
-        assert all(f"{strength:g}: {100 * r['late_error']:.1f} %" in line for strength, r in own)
-    (parts,) = (line for line in lines if "part cut out by block_size" in line)
-    row = rows["block_size", 40]
-    assert f"40: {row['part_precision']:.3f} / {row['part_recall']:.3f}" in parts
-    weak = task.measure(_repeat_late(task), Damage())
+    rows["damage of the 2020 release", ""] = weak = task.measure(_repeat_late(task), Damage())
     assert weak["error"] != rows["rows_removed", 0]["error"]
-    assert any(
-        line.endswith(
-            f"the 2020 release {100 * weak['error']:.1f} % / {100 * weak['retrieval']:.0f} %"
-        )
-        for line in lines
-    )
+    for (kind, strength), row in rows.items():
+        begin = f"{kind} {strength:g}: " if strength != "" else f"{kind}: "
+        (line,) = (line for line in lines if line.startswith(begin))
+        assert f"error {100 * row['error']:.1f} %, " in line
+        assert f"error after 50 steps {100 * row['late_error']:.1f} %, " in line
+        assert f"retrieval {100 * row['retrieval']:.1f} %" in line
+        assert ("removed part" in line) is ("part_recall" in row)
+    row = rows["block_size", 40]
+    (line,) = (line for line in lines if line.startswith("block_size 40: "))
+    assert f"precision in the removed part {100 * row['part_precision']:.1f} %" in line
+    assert line.endswith(f"recall in the removed part {100 * row['part_recall']:.1f} %")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +396,7 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
     (of_training,) = re.findall(r"; test (loss .*)", trained.out)
     assert f"epoch 1: test {of_training}\n" in tested.out
     for kind in DAMAGE_KINDS:
-        assert f"error / retrieval at {kind} 0: " in tested.out
+        assert f"{kind} 0: error " in tested.out
     folder = tmp_path / "runs" / "associative_memory"
     sweep = list(csv.DictReader((folder / "damage_sweep.csv").read_text().splitlines()))
     assert {row["damage"] for row in sweep} == set(DAMAGE_KINDS)

@@ -75,7 +75,7 @@ def test_help_explains_every_setting():
     assert own.hyperparameters.epoch != DigitConfig().hyperparameters.epoch
     assert f"hyperparameters.epoch={own.hyperparameters.epoch} " in finished.out
     assert "(constant, poisson, latency)" in finished.out
-    assert "is dropped in training (at least 0 and below 1)\n" in finished.out
+    assert "hidden spikes dropped in training (at least 0 and below 1)\n" in finished.out
     for option in ("--train", "--test", "--config_file", "--resume", "key=value", "exit codes"):
         assert option in finished.out
 
