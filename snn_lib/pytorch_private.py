@@ -53,3 +53,10 @@ def register_named_tuple(kind: type) -> None:
 def convolve(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """A convolution layer with other weights in place of its own and without a bias."""
     return layer._conv_forward(x, weight, None)
+
+
+def remove_forward_hooks(model: nn.Module) -> None:
+    """Removes all forward hooks, even those whose handles somebody else holds."""
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.errors import InputError, RunError, one_line
+from snn_lib.pytorch_private import remove_forward_hooks
 from snn_lib.synapses import IIRSynapse
 from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import not_finite
@@ -175,25 +176,22 @@ def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
     Returns:
         ``None`` if the model does not run without values.
     """
-    kept: dict[int, int] = {}
+    kept: set[torch.UntypedStorage] = set()
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
+        kept.add(tensor.untyped_storage())
         return tensor
 
     try:
         ghost = copy.deepcopy(model).to("meta").train()
-        for module in ghost.modules():  # whoever watches the model is not to see this
-            module._forward_hooks.clear()
-            module._forward_pre_hooks.clear()
+        remove_forward_hooks(ghost)  # whoever watches the model is not to see this
         shape = (x.shape[0], batch_size, *x.shape[2:])
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             ghost(torch.empty(shape, dtype=x.dtype, device="meta"))
     except Exception:  # a model of anyone's may need values in many ways
         return None
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return sum(kept.values()) + 4 * weights
+    return sum(storage.nbytes() for storage in kept) + 4 * weights
 
 
 def memory_warning(model: nn.Module, task: Task, world: int) -> str | None:

@@ -1,6 +1,8 @@
 """What a run shows: lines, metrics as text, and how far an epoch has come."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -20,8 +22,13 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-class EpochDisplay:
+@contextmanager
+def show_epoch(
+    progress: Progress, task: Task, config: Any, hidden: bool
+) -> Iterator[Callable[[], None]]:
     """Shows how far an epoch has come: by a bar on a terminal, elsewhere by a line every minute.
+
+    The context gives a function to call after every batch.
 
     Args:
         progress: of the run, which the training loop updates.
@@ -29,53 +36,37 @@ class EpochDisplay:
         config: the configuration.
         hidden: show nothing, as all processes but the first do.
     """
+    options = config.hyperparameters
+    title = f"epoch {progress.epoch + 1}/{options.epoch}"
+    told = progress.seconds
+    bar = tqdm(
+        total=progress.batches,
+        initial=progress.batch,
+        desc=title,
+        bar_format=BAR,
+        leave=False,
+        dynamic_ncols=True,
+        disable=True if hidden else None,  # None: shown on a terminal only
+    )
 
-    def __init__(self, progress: Progress, task: Task, config: Any, hidden: bool) -> None:
-        options = config.hyperparameters
-        self.progress, self.task, self.hidden = progress, task, hidden
-        self.epochs, self.batch_size = options.epoch, options.batch_size
-        self.told = progress.seconds
-        self.title = f"epoch {progress.epoch + 1}/{options.epoch}"
-        self.bar = tqdm(
-            total=progress.batches,
-            initial=progress.batch,
-            desc=self.title,
-            bar_format=BAR,
-            leave=False,
-            dynamic_ncols=True,
-            disable=True if hidden else None,  # None: shown on a terminal only
-        )
+    def advance() -> None:
+        nonlocal told
+        batch = progress.batch
+        # Samples of all processes together.
+        rate = f"{batch * options.batch_size / progress.seconds:.0f} {task.unit}/s"
+        if not bar.disable:
+            bar.update()
+            if batch % BATCHES_PER_DISPLAY == 0:  # to read the sums waits for the device
+                bar.set_postfix_str(f"{describe(task.metrics(read_sums(progress.sums)))}, {rate}")
+        elif not hidden and progress.seconds - told >= SECONDS_PER_LINE:
+            told = progress.seconds
+            # Until the end of the run, at this epoch's rate and without the evaluations.
+            batches = (options.epoch - progress.epoch) * progress.batches - batch
+            left = duration(batches * progress.seconds / batch)
+            say(f"{title}, batch {batch}/{progress.batches}: {rate}, about {left} left")
 
-    def __enter__(self) -> "EpochDisplay":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def advance(self) -> None:
-        """Shows that one more batch is done."""
-        progress = self.progress
-        if not self.bar.disable:
-            self.bar.update()
-            if progress.batch % BATCHES_PER_DISPLAY == 0:  # to read the sums waits for the device
-                metrics = self.task.metrics(read_sums(progress.sums))
-                self.bar.set_postfix_str(f"{describe(metrics)}, {self._rate()}")
-        elif not self.hidden and progress.seconds - self.told >= SECONDS_PER_LINE:
-            self.told = progress.seconds
-            say(
-                f"{self.title}, batch {progress.batch}/{progress.batches}: {self._rate()}, about "
-                f"{duration(self._seconds_left())} left"
-            )
-
-    def _rate(self) -> str:
-        samples = self.progress.batch * self.batch_size  # of all processes together
-        return f"{samples / self.progress.seconds:.0f} {self.task.unit}/s"
-
-    def _seconds_left(self) -> float:
-        """Until the end of the run, at this epoch's rate and without the evaluations."""
-        progress = self.progress
-        left = (self.epochs - progress.epoch) * progress.batches - progress.batch
-        return left * progress.seconds / progress.batch
+    with bar:
+        yield advance
 
 
 def duration(seconds: float) -> str:

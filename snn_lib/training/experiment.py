@@ -29,7 +29,7 @@ from snn_lib.training.diagnosis import (
     troubled_layers,
 )
 from snn_lib.training.display import describe
-from snn_lib.training.objective import TrainingLoss, task_loss
+from snn_lib.training.objective import check_penalty, task_loss, training_loss
 from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
@@ -83,7 +83,7 @@ class Experiment:
         torch.manual_seed(self.config.seed)
         self.model = build(build_model, self.config).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run so
-        self.training_loss = TrainingLoss(task, self.model, self.config)
+        check_penalty(self.model, self.settings)
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | None = None  # while it trains
         self.run: RunFolder | None = None
@@ -157,7 +157,7 @@ class Experiment:
         batches = self.task.train_batches(progress.epoch, progress.batch)
         self.trained.train()
         saved = time.monotonic()
-        with display.EpochDisplay(progress, self.task, self.config, self.rank > 0) as shown:
+        with display.show_epoch(progress, self.task, self.config, self.rank > 0) as advance:
             while progress.batch < total:
                 begin = time.perf_counter()
                 batch = next(batches, None)
@@ -167,7 +167,7 @@ class Experiment:
                 add_sums(progress.sums, self._train_batch(batch))
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
-                shown.advance()
+                advance()
                 due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
                 stop, due = distributed.any_process(self.stop_requested(), due)
                 if (stop or due) and progress.batch < total:  # else the epoch is finished first
@@ -182,7 +182,7 @@ class Experiment:
         state.optimizer.zero_grad(set_to_none=True)
         with self.backend():
             with self.autocast():
-                loss, sums = self.training_loss(self.trained, batch)
+                loss, sums = training_loss(self.task, self.model, self.trained, batch)
             loss.backward()
         weights = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])

@@ -1,5 +1,6 @@
 """What training minimises: the task's loss, and the penalty on the firing of hidden layers."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,50 +21,36 @@ def task_loss(task: Task, model: nn.Module, batch: Any) -> Loss:
     return loss, sums
 
 
-class TrainingLoss:
-    """The loss of a training batch over all processes.
+def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) -> Loss:
+    """The loss of this process's share, weighted so that the processes' mean is the batch's.
 
     Args:
         task: what the model learns.
         model: whose hidden layers are penalised.
-        config: the configuration.
-
-    Raises:
-        InputError: there is a penalty, but no hidden layer.
+        trained: the model as training runs it: in chunks, in several processes.
+        batch: this process's share.
     """
-
-    def __init__(self, task: Task, model: nn.Module, config: Any) -> None:
-        self.task, self.model, self.settings = task, model, config.hyperparameters
-        self.hidden = hidden_layers(model)
-        require(
-            not self.settings.rate_penalty or bool(self.hidden),
-            f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
-            "hidden layer of neurons to be penalised",
-        )
-
-    def __call__(self, trained: nn.Module, batch: Any) -> Loss:
-        """The loss of this process's share, so weighted that the processes' mean is the batch's.
-
-        Args:
-            trained: the model as training runs it: in chunks, in several processes.
-            batch: this process's share.
-        """
-        loss, sums = self._penalised(trained, batch)
-        _, world = distributed.rank_and_world()
-        if world > 1:  # the last batch may not divide equally
-            share = sums[self.task.mean_over]
-            loss = loss * (share * world / distributed.total({"": share})[""])
-        return loss, sums
-
-    def _penalised(self, trained: nn.Module, batch: Any) -> Loss:
-        settings = self.settings
-        if not settings.rate_penalty:
-            return task_loss(self.task, trained, batch)
-        with collect_spikes(self.model) as spikes:
-            loss, sums = task_loss(self.task, trained, batch)
+    settings = task.config.hyperparameters
+    with collect_spikes(model) if settings.rate_penalty else nullcontext() as spikes:
+        loss, sums = task_loss(task, trained, batch)
+    if settings.rate_penalty:
         rates = settings.target_rate, settings.rate_limit
-        hidden = [spikes[name] for name in self.hidden]
+        hidden = [spikes[name] for name in hidden_layers(model)]
         penalties = (  # the share of a small last batch may be empty
             rate_penalty(layer, *rates, batch.lengths) for layer in hidden if layer.shape[1]
         )
-        return loss + settings.rate_penalty * sum(penalties), sums
+        loss = loss + settings.rate_penalty * sum(penalties)
+    _, world = distributed.rank_and_world()
+    if world > 1:  # the last batch may not divide equally
+        share = sums[task.mean_over]
+        loss = loss * (share * world / distributed.total({"": share})[""])
+    return loss, sums
+
+
+def check_penalty(model: nn.Module, settings: Any) -> None:
+    """Raises :class:`InputError` if there is a penalty, but no hidden layer to be penalised."""
+    require(
+        not settings.rate_penalty or bool(hidden_layers(model)),
+        f"hyperparameters.rate_penalty is {settings.rate_penalty}, but the network has no hidden "
+        "layer of neurons to be penalised",
+    )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from snn_lib.tasks.classification import Classification, ClassificationConfig
 from snn_lib.training import display
-from snn_lib.training.display import EpochDisplay, describe, duration
+from snn_lib.training.display import describe, duration, show_epoch
 from snn_lib.training.state import Progress, split_of
 
 
@@ -33,12 +33,12 @@ def shown(monkeypatch, terminal, batches, hidden=False):
     with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(bar):
         patch.setattr(display, "tqdm", partial(tqdm, file=bar, mininterval=0))
         patch.setattr(display, "say", lambda line: out.write(f"{line}\n"))
-        with EpochDisplay(progress, Classification(), config, hidden) as epoch:
+        with show_epoch(progress, Classification(), config, hidden) as advance:
             for batch in range(1, batches + 1):
                 progress.batch, progress.seconds = batch, 2.0 * batch
                 loss = torch.tensor(2.0 * batch)
                 progress.sums = {"samples": 4 * batch, "loss": loss, "correct": batch}
-                epoch.advance()
+                advance()
     return out.getvalue(), bar.getvalue()
 
 
