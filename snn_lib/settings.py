@@ -45,21 +45,16 @@ class Range:
         """Raises :class:`InputError` unless the setting of this name may have this value."""
         values = value if isinstance(value, list) else [value]
         numbers = [one for one in values if isinstance(one, (int, float))]
-        require(
-            all(
-                abs(one) <= LARGEST if isinstance(one, int) else math.isfinite(one)
-                for one in numbers
-            ),
-            f"{name} is {value}, expected finite numbers, and whole ones up to {LARGEST:,}",
-        )
-        require(
-            self.length in (None, len(values))
-            and all(
-                self.at_least <= one <= self.at_most and self.above < one < self.below
-                for one in numbers
-            ),
-            f"{name} is {value}, expected {self}",
-        )
+        for one in numbers:
+            require(
+                abs(one) <= LARGEST if isinstance(one, int) else math.isfinite(one),
+                f"{name} is {value}, expected finite numbers, and whole ones up to {LARGEST:,}",
+            )
+        within = [
+            self.at_least <= n <= self.at_most and self.above < n < self.below for n in numbers
+        ]
+        right = all(within) and self.length in (None, len(values))
+        require(right, f"{name} is {value}, expected {self}")
 
     def __str__(self) -> str:
         bounds = {name: bound for name, bound in vars(self).items() if name != "length"}
@@ -209,18 +204,12 @@ class Hyperparameters(Settings):
     constraint: Literal["none", "stable"] = setting("none", "keep trained filters stable")
     precision: Literal["float32", "bfloat16"] = setting("float32", "type of the matrix products")
     weight_averaging: float = setting(
-        0.0,
-        "decay of the weights' moving average, which is evaluated, 0: none",
-        at_least=0,
-        below=1,
+        0.0, "decay of the moving average of the weights, 0: none", at_least=0, below=1
     )
     chunk: int = setting(0, "time steps run at a time, to save memory, 0: all", at_least=0)
     rate_penalty: float = setting(0.0, "weight of the penalty on firing rates, 0: none", at_least=0)
     target_rate: float = setting(
-        0.0,
-        "mean firing rate (spikes per step) that a layer should have, 0: any",
-        at_least=0,
-        at_most=1,
+        0.0, "mean spikes per step that a layer should have, 0: any", at_least=0, at_most=1
     )
     rate_limit: float = setting(
         0.0, "spikes per step above which a neuron is penalised, 0: none", at_least=0, at_most=1
@@ -271,16 +260,13 @@ class ResonantHyperparameters(Hyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.shortest_memory <= self.longest_memory,
-            f"shortest_memory is {self.shortest_memory} and longest_memory {self.longest_memory}, "
-            "expected the shortest first",
-        )
-        require(
-            self.lowest_frequency <= self.highest_frequency,
-            f"lowest_frequency is {self.lowest_frequency} and highest_frequency "
-            f"{self.highest_frequency}, expected the lowest first",
-        )
+        for first, last in (
+            ("shortest_memory", "longest_memory"),
+            ("lowest_frequency", "highest_frequency"),
+        ):
+            low, high = getattr(self, first), getattr(self, last)
+            message = f"{first} is {low} and {last} {high}, expected the smaller one first"
+            require(low <= high, message)
 
 
 @dataclass
@@ -310,14 +296,9 @@ class ExperimentConfig(Settings):
         )
         for key in ("dataset_path", "test_checkpoint_path", "runs_path"):
             value = getattr(self, key)
-            named = value != "" or key == "test_checkpoint_path"
-            short = all(
-                len(os.fsencode(part)) < 256 for part in value.split("/")
-            )  # for file systems
-            require(
-                named and short and value.isprintable(),
-                f"{key} is {value!r}, which cannot be a path",
-            )
+            usable = value.isprintable() and (value != "" or key == "test_checkpoint_path")
+            short = all(len(os.fsencode(part)) < 256 for part in value.split("/"))
+            require(usable and short, f"{key} is {value!r}, which cannot be a path")
 
     @property
     def runs_folder(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse
@@ -112,7 +112,7 @@ class TrainingState:
                 f" or scheduler.{config.scheduler.scheduler_choice}: {one_line(error)}"
             ) from None
         decay = config.hyperparameters.weight_averaging
-        self.average = moving_average(model, decay) if decay else None
+        self.average = MovingAverage(model, decay) if decay else None
 
     def evaluated_model(self) -> nn.Module:
         """The model that is evaluated and kept: the average, if there is one."""
@@ -228,18 +228,28 @@ class TrainingState:
                 self.scheduler.step()
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+class MovingAverage(AveragedModel):
     """An exponential moving average of the weights, which forgets faster at first.
 
-    It begins with the first set of weights. The decay of update n after that is
-    min(decay, (1 + n) / (10 + n)).
+    The decay of update n is min(decay, (1 + n) / (10 + n)). Updates are counted on the CPU, so that
+    none waits for the device.
     """
 
-    def update(averaged: Tensor, current: Tensor, number: Tensor) -> Tensor:
-        kept = ((1 + number) / (10 + number)).clamp(max=decay)
-        return torch.lerp(current, averaged, kept.to(averaged.dtype))
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
 
-    return AveragedModel(model, avg_fn=update)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Takes one more set of weights into the average."""
+        number = int(self.n_averaged)
+        # The first set replaces what the average began with.
+        decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
+        with torch.no_grad():
+            for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+                kept.copy_(buffer)
+        self.n_averaged += 1
 
 
 def split_of(row: Row, split: str) -> dict[str, float]:

@@ -23,7 +23,6 @@ from running import (
     train,
 )
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
@@ -38,7 +37,7 @@ from snn_lib.training.config import load_config
 from snn_lib.training.diagnosis import synapses
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.run_folder import RunFolder
-from snn_lib.training.state import TrainingState, moving_average
+from snn_lib.training.state import MovingAverage, TrainingState
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -240,7 +239,7 @@ def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
 
 
 def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
-    seen, update = [], AveragedModel.update_parameters
+    seen, update = [], MovingAverage.update_parameters
 
     def spy(self, model):
         for module in model.modules():
@@ -248,7 +247,7 @@ def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
                 seen.append(torch.equal(module.alpha, module.effective_alpha()))
         update(self, model)
 
-    monkeypatch.setattr(AveragedModel, "update_parameters", spy)
+    monkeypatch.setattr(MovingAverage, "update_parameters", spy)
     settings = "hyperparameters.weight_averaging=0.9", "optimizer.coefficient_lr_scale=300"
     experiment(small(tmp_path, *settings)).train()
     assert seen
@@ -319,7 +318,7 @@ def test_a_penalty_without_a_rate_or_a_rate_without_a_penalty_is_refused(tmp_pat
 
 def test_the_average_forgets_faster_at_first():
     model = nn.Linear(1, 1, bias=False)
-    average = moving_average(model, 0.9)
+    average = MovingAverage(model, 0.9)
     values = [0.5, 3.0, -1.0, 4.0, 1.0, 5.0, *[2.0, 7.0] * 50]
     expected = None
     for count, value in enumerate(values):
@@ -357,7 +356,7 @@ def test_an_epoch_without_a_score_is_not_the_best(tmp_path):
 
 def test_an_average_has_the_buffers_of_the_model():
     model = nn.BatchNorm1d(2)
-    average = moving_average(model, 0.9)
+    average = MovingAverage(model, 0.9)
     model.running_mean.fill_(3.0)
     average.update_parameters(model)
     assert average.module.running_mean.tolist() == [3.0, 3.0]
