@@ -1,4 +1,4 @@
-"""Reading MNIST, or another set in the form of its files."""
+"""Reads MNIST, or another set whose files have the same form."""
 
 import gzip
 import math
@@ -27,26 +27,22 @@ CHECKSUMS = {  # CRC-32 of the unpacked files
 def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     """Reads MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``, int64.
 
-    The archives under ``root/MNIST/raw`` are verified and unpacked. Missing ones are downloaded.
-    Without archives, the unpacked files of another set in MNIST's form serve as well.
+    It verifies and unpacks the archives under ``root/MNIST/raw``, and downloads them if they are
+    missing. If there are unpacked files alone, they may be those of another set in the same form.
 
     Raises:
         InputError: a file is corrupt, or there is neither data nor a network.
     """
     raw, part = root / "MNIST" / "raw", "train" if train else "t10k"
     names = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
-    contents = [_content(raw, name) for name in names]
-    from_mnist = [_is_mnist(name, content) for name, content in zip(names, contents, strict=True)]
+    (pixels, own_images), (numbers, own_labels) = (_content(raw, name) for name in names)
     require(
-        from_mnist[0] == from_mnist[1],
+        own_images == own_labels,
         f"only one of {names[0]} and {names[1]} in {raw} is MNIST's: the other is corrupt, or of "
         "another set",
     )
-    shapes = (IMAGES[train], 28, 28), (IMAGES[train],)
-    images, labels = (
-        _array(raw / name, content, shape)
-        for name, content, shape in zip(names, contents, shapes, strict=True)
-    )
+    images = _array(raw / names[0], pixels, (IMAGES[train], 28, 28))
+    labels = _array(raw / names[1], numbers, (IMAGES[train],))
     classes = labels.unique().tolist()
     require(
         classes == list(range(CLASSES)),
@@ -55,8 +51,8 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     return images, labels.long()
 
 
-def _content(raw: Path, name: str) -> bytes:
-    """Reads an unpacked file, after downloading and unpacking it if it is not there."""
+def _content(raw: Path, name: str) -> tuple[bytes, bool]:
+    """Reads an unpacked file, and whether it is MNIST's; downloads and unpacks what is missing."""
     path, archive, md5 = raw / name, raw / f"{name}.gz", dict(MNIST.resources)[f"{name}.gz"]
     if not path.exists() and not archive.exists():
         _download(archive, md5)
@@ -69,19 +65,16 @@ def _content(raw: Path, name: str) -> bytes:
         if not path.exists():
             write_atomically(path, gzip.decompress(archive.read_bytes()))
     content = read_file(path)
+    own = zlib.crc32(content) == CHECKSUMS[name]
     require(
-        _is_mnist(name, content) or not archive.exists(),
+        own or not archive.exists(),
         f"{path} is not what {archive.name} beside it holds: move it away to have that unpacked",
     )
-    return content
-
-
-def _is_mnist(name: str, content: bytes) -> bool:
-    return zlib.crc32(content) == CHECKSUMS[name]
+    return content, own
 
 
 def _array(path: Path, content: bytes, shape: tuple[int, ...]) -> Tensor:
-    """Makes a tensor of the bytes after the header, which states this shape."""
+    """Makes a tensor of the bytes after the header, which must state this shape."""
     header = b"".join(size.to_bytes(4, "big") for size in (0x800 + len(shape), *shape))
     require(
         content.startswith(header) and len(content) == len(header) + math.prod(shape),

@@ -7,7 +7,7 @@ everything else, ``(T, patterns, N)`` for N spike trains, so that ``patterns[:, 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,9 +92,9 @@ class DamageKind:
     """One kind of damage, whose strength is the value of one field of :class:`Damage`.
 
     Attributes:
-        label: the words for it in a picture, with the unit of the strength.
+        label: the label of a plot's axis, with the unit of the strength.
         strengths: the strengths of a sweep, from none to far more than in training.
-        always: the probabilities with which it happens to every sample.
+        always: the probabilities that let it happen to every sample.
     """
 
     label: str
@@ -105,9 +105,7 @@ class DamageKind:
 # The keys are the fields of ``Damage`` that are the strengths.
 DAMAGE_KINDS = {
     "rows_removed": DamageKind(
-        "rows removed",
-        (0, 40, 80, 120, 150, 180, 210),
-        {"removal_probability": 1.0},
+        "rows removed", (0, 40, 80, 120, 150, 180, 210), {"removal_probability": 1.0}
     ),
     "block_size": DamageKind(
         "side of the removed block",
@@ -131,16 +129,9 @@ def single_damage(kind: str, strength: float) -> Damage:
     """
     if kind not in DAMAGE_KINDS:
         raise ValueError(f"damage {kind!r} is unknown, choose one of {', '.join(DAMAGE_KINDS)}")
-    nothing_else = {
-        "modify_probability": 1.0,
-        "jitter_probability": 0.0,
-        "removal_probability": 0.0,
-        "block_probability": 0.0,
-        "block_size": 0,
-        "rows_removed": 0,
-        "noise_probability": 0.0,
-    }
-    return Damage(**{**nothing_else, **DAMAGE_KINDS[kind].always, kind: strength})
+    nothing = {entry.name: type(entry.default)(0) for entry in fields(Damage)}
+    always = {"modify_probability": 1.0, **DAMAGE_KINDS[kind].always}
+    return Damage(**{**nothing, **always, kind: strength})
 
 
 class Damaged(NamedTuple):

@@ -296,7 +296,7 @@ def preparation_from(values: Any) -> Preparation:
         return KINDS[values.pop("kind")](**values)
     except (KeyError, TypeError, ValueError):
         raise InputError(
-            "it does not hold how input is prepared: prepare it yourself for network(x)"
+            "it does not say how to prepare input: run network(x) on input of your own"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What an experiment is made of before it trains: a device, a model, and first weights."""
+"""Builds the model and chooses the device, before an experiment trains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """The model that ``build_model`` makes.
 
     Raises:
-        InputError: it makes none, or one that does not take time first.
+        InputError: it makes no model, or a model that does not take time first.
     """
     builds = callable(build_model) and not isinstance(build_model, nn.Module)
     with blaming_settings():
         model = build_model(config) if builds else None
     require(
         isinstance(model, nn.Module),
-        "build_model is to be a function of the configuration that returns the model",
+        "build_model must be a function that takes the configuration and returns the model",
     )
     part = batch_first_part(model)
     require(
@@ -36,7 +36,7 @@ def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one, else the CPU; other names are PyTorch's.
+    """The device of a name of PyTorch's; ``auto`` is CUDA if there is a GPU, else the CPU.
 
     Raises:
         InputError: there is no such device.
@@ -52,7 +52,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def introduction(model: nn.Module, config: Any, device: torch.device, world: int) -> str:
-    """The line about what runs, and on what; to be called in the context of the backend.
+    """The line that says what runs and where. Call it in the context of the backend.
 
     Raises:
         InputError: the backend cannot run on this device.

@@ -30,8 +30,8 @@ from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.loading import READING, BuildModel, Handover, trained_network
 from snn_lib.training.run_folder import newest
 
-# A checkpoint holds the settings that it was trained with. These are not taken from it, since they
-# say where and how the script runs here.
+# These settings are not taken from a checkpoint, because they say where and how a script runs on
+# this machine.
 LOCAL_KEYS = (
     "device",
     "backend",
@@ -42,7 +42,7 @@ LOCAL_KEYS = (
     "runs_path",
     "tensorboard",
 )
-PIPE_CLOSED = 141  # what a shell reports of a process that a closed pipe ended
+PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 
 def main(
@@ -55,8 +55,8 @@ def main(
     """Runs an experiment's script and exits.
 
     Args:
-        script: the script's ``__file__``; a YAML file of the same name, if there is one, is its
-            configuration.
+        script: the script's ``__file__``. The YAML file of the same name, if there is one, has its
+            settings.
         build_model: makes the model from the configuration.
         task: the task that the model learns.
         initialise: called as ``initialise(model, task)`` where training starts from scratch, to
@@ -64,7 +64,7 @@ def main(
         arguments: the command line, by default the process's.
 
     Raises:
-        InputError: the script is imported, but calls ``main`` all the same.
+        InputError: the script calls ``main`` when it is imported.
     """
     caller = sys._getframe(1).f_globals
     require(
@@ -78,10 +78,10 @@ def main(
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
-    """Runs a command and exits with the code of its outcome; a line says why it failed, if it did.
+    """Runs a command and exits with its exit code. If the command fails, a line says why.
 
     Args:
-        name: the command's name, with which that line begins.
+        name: the command's name, with which the line begins.
         work: does the work and returns the exit code.
     """
     try:
@@ -109,8 +109,8 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
         process = f" process {os.environ['RANK']}:" if distributed.launched() else ""
         print(f"{name}:{process} {shortened(str(message))}", file=sys.stderr)
     if distributed.launched():
-        # The threads of PyTorch's process group outlive it, and one of them that lets go of a
-        # tensor while Python shuts down aborts the process: end without that.
+        # Threads of PyTorch's process group live on. If one of them frees a tensor while Python
+        # shuts down, the process aborts. So end without Python's shutdown.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -192,15 +192,16 @@ def _run(
     except Stopped:
         command = _resume_command(script, options, experiment.run.last, experiment.world)
         experiment.say(f"stopped; continue with: {command}")
-        return 128 + (*stop.received, signal.SIGINT)[0]  # maybe another process was asked
+        return 128 + (*stop.received, signal.SIGINT)[0]  # if none, another process was asked
     return 0
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM, from now on.
+    """Handles Ctrl-C and SIGTERM from now on.
 
-    While the model trains, the first one asks for a stop after the batch, and the second one stops
-    at once. Until the first batch is done there is nothing to save, and one is enough.
+    While the model trains, the first signal asks for a stop after the current batch, and the second
+    stops at once. Before the first batch is done there is nothing to save, so the first signal
+    stops at once.
     """
 
     def __init__(self) -> None:
@@ -215,18 +216,18 @@ class StopSignals:
         return bool(self.received)
 
     def _receive(self, number: int, frame: Any) -> None:
-        # torchrun sends on to all processes what the terminal has sent to them: twice is once.
+        # A process of torchrun gets the same signal twice: from the terminal and from torchrun.
         again = bool(self.received) and not distributed.launched()
         if again or not self.training:
             raise KeyboardInterrupt(number)
         if not self.received:
-            # Not print: the signal may have come in the middle of one.
+            # Not by print, because the signal may have interrupted a print.
             os.write(2, b"stopping after this batch; once more stops at once\n")
         self.received.append(number)
 
 
 def _resume_command(script: Path, options: argparse.Namespace, last: Path, processes: int) -> str:
-    """The command that goes on with the run, with the same overrides."""
+    """The command that continues the run, with the same overrides."""
     launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
     config_file = ["--config_file", str(options.config_file)] if options.config_file else []
     flags = ["--train", "--resume", str(last), *config_file, *options.overrides]

@@ -21,10 +21,10 @@ from snn_lib.settings import flattened
 
 Config = TypeVar("Config")
 
-# Settings of earlier versions, which their checkpoints hold, and what has taken their place.
+# Settings that checkpoints of earlier versions hold, and the settings that replaced them.
 RETIRED = {"checkpoint_base_path": "runs_path"}
 
-# What OmegaConf and PyYAML raise at text and values that they cannot use.
+# The errors that OmegaConf and PyYAML raise if they cannot use a text or value.
 UNREADABLE = (
     IndexError,
     OSError,
@@ -44,7 +44,7 @@ def load_config(
     Args:
         schema: the dataclass of the settings.
         yaml_path: the file.
-        overrides: settings of the command line, of which the last one wins.
+        overrides: settings of the command line; the last of several for one key counts.
         name: the run's name if the file gives none.
 
     Raises:
@@ -61,7 +61,7 @@ def config_from_dict(
     overrides: Sequence[str],
     source: str = "the configuration",
 ) -> Config:
-    """The same from a plain dict, as a checkpoint holds it; ``source`` is named if it is wrong."""
+    """As :func:`load_config`, from the dict in a checkpoint; messages name it as ``source``."""
     values = {key: value for key, value in values.items() if key not in RETIRED}
     return _built(schema, [(source, values)], overrides)
 
@@ -84,7 +84,7 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
 def _built(
     schema: type[Config], parts: Sequence[tuple[str, Any]], overrides: Sequence[str]
 ) -> Config:
-    """The dataclass from its defaults, from parts that each have a source, and from overrides."""
+    """Makes the dataclass from its defaults, then parts that each name a source, then overrides."""
     config = _defaults(schema)
     try:
         for source, content in parts:  # noqa: B007 (named in the messages below)
@@ -110,12 +110,12 @@ def _built(
 
 @functools.cache
 def _defaults(schema: type) -> DictConfig:
-    """The defaults with their types; merging copies them."""
+    """The defaults with their types. Merging copies them, so they can be kept."""
     return OmegaConf.structured(schema)
 
 
 def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> Any:
-    """The dataclass of a section with these values; messages name its settings with ``prefix``."""
+    """Makes the dataclass of a section; messages name its settings with ``prefix`` in front."""
     types = {key: OmegaConf.get_type(config, key) for key in values}
     arguments = {
         key: _section(config[key], value, f"{prefix}{key}.")
@@ -130,6 +130,6 @@ def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> An
 
 
 def _likeness(key: str, known: str) -> float:
-    """How like two dotted keys are: as wholes, and in their last parts (a section is forgotten)."""
+    """How similar two dotted keys are: as a whole, and without their sections."""
     pairs = ((key, known), (key.rsplit(".")[-1], known.rsplit(".")[-1]))
     return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)

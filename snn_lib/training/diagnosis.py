@@ -1,4 +1,4 @@
-"""Finding out what broke a run, and what may soon: numbers, silent layers, filters, memory."""
+"""Finds out what broke a run, and what may break it soon: numbers, layers, filters, memory."""
 
 import contextlib
 import copy
@@ -18,12 +18,12 @@ from snn_lib.training.checkpoints import not_finite
 PATIENCE = 25  # batches between two checks on a device other than the CPU
 REMEDY = (
     "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
-    "hyperparameters.constraint=stable: checkpoints of earlier epochs are untouched"
+    "hyperparameters.constraint=stable: the last checkpoint is from before this happened"
 )
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python found no memory for what it was asked to make."""
+    """Whether an error says that PyTorch or Python could not allocate memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
         words in str(error) for words in ("can't allocate memory", "size calculation overflowed")
     )
@@ -31,10 +31,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def blaming_settings() -> Iterator[None]:
-    """Tells the user of a setting with which the model cannot be built or get its first weights.
+    """A context in which a layer's refusal of a setting becomes one line about the settings.
 
-    Layers check what only they know, for example that float32 keeps a filter of ``tau_m`` steps
-    stable. An error in the user's own code passes through unchanged.
+    Layers check what only they know, for example that float32 can hold a filter of ``tau_m`` steps.
+    An error in the user's own code passes through unchanged.
 
     Raises:
         InputError: a layer of this library or of PyTorch refuses a value, or the layers do not fit
@@ -57,8 +57,9 @@ def blaming_settings() -> Iterator[None]:
 class Numbers:
     """Checks that loss and gradient of every batch are finite, without waiting for the device.
 
-    On a CPU each batch is checked before the optimiser takes its step. Another device would have to
-    wait for that: it remembers the first batch that was not finite, and is asked now and then.
+    On a CPU, each batch is checked before the optimiser takes its step. Checking makes the CPU wait
+    for any other device. So such a device remembers the first batch that was not finite, and is
+    asked for it once in ``PATIENCE`` batches.
 
     Args:
         model: the model, whose weights, gradients and synapses the error names.
@@ -75,7 +76,7 @@ class Numbers:
         """Notes whether a batch is finite; epochs and batches count from 1.
 
         Raises:
-            RunError: it is not, or on a device other than the CPU an earlier one was not.
+            RunError: the batch is not finite, or, on a device other than the CPU, an earlier one.
         """
         loss, norm = loss.detach().float(), norm.detach().float()
         where = [torch.full_like(loss, number) for number in (epoch, batch)]
@@ -90,7 +91,7 @@ class Numbers:
         """Asks the device for the first batch that was not finite.
 
         Raises:
-            RunError: a batch was not finite; the message says where it began, and what to change.
+            RunError: a batch was not finite; the message says which, and what to change.
         """
         epoch, batch, loss, norm = self.first_broken.tolist()
         if epoch:
@@ -100,7 +101,7 @@ class Numbers:
             )
 
     def check_weights(self, epoch: int) -> None:
-        """Checks the weights that the last step has made, before they are used or saved.
+        """Checks the weights after the last step, before they are used or saved.
 
         Raises:
             RunError: one of them, or the loss or gradient of a batch, is not finite.
@@ -118,7 +119,7 @@ class Numbers:
             return f"not finite: {broken}"
         if not torch.isfinite(torch.tensor(loss)):
             return "not finite: the loss alone"
-        # The sum of their squares overflows.
+        # Every gradient is finite, but the sum of their squares is not.
         largest = max(gradients, key=lambda name: gradients[name].abs().max().item())
         return f"the largest is {gradients[largest].abs().max().item():g}, in the {largest}"
 
@@ -142,7 +143,7 @@ def synapses(model: nn.Module) -> dict[str, IIRSynapse]:
 def troubled_layers(
     rates: Mapping[str, float], radii: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
-    """What to warn of: for each layer that is silent, saturated or unstable, a key and a line.
+    """Yields a key and a line for each layer that is silent, saturated or unstable.
 
     Args:
         rates: firing rates, in spikes per neuron and step.
@@ -165,8 +166,9 @@ def troubled_layers(
 def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
     """Estimates how many bytes a training step takes, without computing anything.
 
-    It counts what the backward pass keeps, in float32, on a copy of the model without values
-    (PyTorch's meta device), and adds the weights, their gradients and the optimiser's two moments.
+    It counts the float32 tensors that the backward pass keeps, on a copy of the model without
+    values (PyTorch's meta device). To them it adds the weights, their gradients and the optimiser's
+    two moments.
 
     Args:
         model: the model.
@@ -184,18 +186,18 @@ def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
 
     try:
         ghost = copy.deepcopy(model).to("meta").train()
-        remove_forward_hooks(ghost)  # whoever watches the model is not to see this
+        remove_forward_hooks(ghost)  # hooks of the user's must not see this run
         shape = (x.shape[0], batch_size, *x.shape[2:])
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             ghost(torch.empty(shape, dtype=x.dtype, device="meta"))
-    except Exception:  # a model of anyone's may need values in many ways
+    except Exception:  # a user's model may need values in many ways
         return None
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return sum(storage.nbytes() for storage in kept) + 4 * weights
 
 
 def memory_warning(model: nn.Module, task: Task, world: int) -> str | None:
-    """What to tell beforehand if a training step may need more memory than the device has.
+    """The warning that a training step may need more memory than the device has, if it may.
 
     Args:
         model: the model.

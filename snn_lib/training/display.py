@@ -1,4 +1,4 @@
-"""What a run shows: lines, metrics as text, and how far an epoch has come."""
+"""What a run prints: lines, metrics as text, and the progress of an epoch."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches, {remaining
 
 
 def say(line: str) -> None:
-    """Prints a line, above the bar if there is one."""
+    """Prints a line, above the progress bar if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
@@ -26,15 +26,15 @@ def say(line: str) -> None:
 def show_epoch(
     progress: Progress, task: Task, config: Any, hidden: bool
 ) -> Iterator[Callable[[], None]]:
-    """Shows how far an epoch has come: by a bar on a terminal, elsewhere by a line every minute.
+    """Shows the progress of an epoch: as a bar on a terminal, elsewhere as a line every minute.
 
-    The context gives a function to call after every batch.
+    The context returns a function, which the training loop calls after every batch.
 
     Args:
-        progress: of the run, which the training loop updates.
-        task: whose metrics are shown.
+        progress: the progress of the run, which the training loop updates.
+        task: the task whose metrics are shown.
         config: the configuration.
-        hidden: show nothing, as all processes but the first do.
+        hidden: whether to show nothing, as all processes but the first do.
     """
     options = config.hyperparameters
     title = f"epoch {progress.epoch + 1}/{options.epoch}"
@@ -52,15 +52,15 @@ def show_epoch(
     def advance() -> None:
         nonlocal told
         batch = progress.batch
-        # Samples of all processes together.
+        # The rate is that of all processes together.
         rate = f"{batch * options.batch_size / progress.seconds:.0f} {task.unit}/s"
         if not bar.disable:
             bar.update()
-            if batch % BATCHES_PER_DISPLAY == 0:  # to read the sums waits for the device
+            if batch % BATCHES_PER_DISPLAY == 0:  # reading the sums waits for the device
                 bar.set_postfix_str(f"{describe(task.metrics(read_sums(progress.sums)))}, {rate}")
         elif not hidden and progress.seconds - told >= SECONDS_PER_LINE:
             told = progress.seconds
-            # Until the end of the run, at this epoch's rate and without the evaluations.
+            # The batches up to the end of the run take this long, without the evaluations.
             batches = (options.epoch - progress.epoch) * progress.batches - batch
             left = duration(batches * progress.seconds / batch)
             say(f"{title}, batch {batch}/{progress.batches}: {rate}, about {left} left")
@@ -70,7 +70,7 @@ def show_epoch(
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``2 h 05 min``, ``12 min`` or ``40 s``."""
+    """A time as text: ``2 h 05 min``, ``12 min`` or ``40 s``."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

@@ -1,4 +1,4 @@
-"""Several processes, as ``torchrun`` starts them; without it there is one, of rank 0."""
+"""Training in several processes that ``torchrun`` starts; without it there is one, of rank 0."""
 
 import contextlib
 import os
@@ -25,24 +25,24 @@ def start() -> None:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are."""
+    """This process's number, and the number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def stop() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # which would hide why the process ends
+        with contextlib.suppress(RuntimeError):  # it would hide the reason why the process ends
             dist.destroy_process_group()
 
 
 def lost_contact(error: Exception) -> bool:
-    """Whether an error tells that another process is gone."""
+    """Whether an error says that another process has ended."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def total(sums: dict[str, Any]) -> dict[str, float]:
-    """Adds up the sums of all processes, on the CPU, which has float64; returns floats."""
+    """Adds up the sums of all processes, on the CPU, because not every device has float64."""
     if not sums:
         return {}
     values = torch.tensor(list(read_sums(sums).values()), dtype=torch.float64)

@@ -45,15 +45,15 @@ class Experiment:
         build_model: makes the model from the configuration.
         task: the task that the model learns.
         config: the configuration, by default that of the task with its defaults.
-        initialise: called as ``initialise(model, task)`` where training starts from scratch, to
-            find first weights on the training data. The task hands out all of it, and the model and
-            what the task hands out are on the device.
-        stop_requested: asked after every batch whether to stop.
+        initialise: called as ``initialise(model, task)`` if training starts from scratch, to find
+            first weights on the training data. The task then gives every process all of the data.
+            The model and the task's batches are on the device.
+        stop_requested: called after every batch; returns whether to stop.
 
     Attributes:
-        model: the model, on its device. Once trained it is that of the best epoch.
-        run: the folder of the run, once it trains.
-        script: the name of the script, which checkpoints tell.
+        model: the model, on its device. After training it has the weights of the best epoch.
+        run: the folder of the run; ``None`` before training.
+        script: the name of the script, which is written into checkpoints.
 
     Raises:
         InputError: the device does not exist, or the data is missing or corrupt.
@@ -82,7 +82,7 @@ class Experiment:
         task.prepare(self.config, self.device)
         torch.manual_seed(self.config.seed)
         self.model = build(build_model, self.config).to(self.device)
-        self._in_chunks(self.model)  # refuses a model that cannot run so
+        self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         check_penalty(self.model, self.settings)
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | None = None  # while it trains
@@ -92,7 +92,7 @@ class Experiment:
             self.say(introduction(self.model, self.config, self.device, self.world))
 
     def train(self, checkpoint: Checkpoint | None = None) -> Row:
-        """Trains, from the start or on from a checkpoint, and prints a line an epoch.
+        """Trains, from the start or from a last checkpoint, and prints a line for each epoch.
 
         Args:
             checkpoint: a last checkpoint, as ``load_checkpoint`` returns it.
@@ -101,13 +101,13 @@ class Experiment:
             ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split.
 
         Raises:
-            InputError: the checkpoint does not fit, nothing can be written where the configuration
-                says, or there is no checkpoint and the model no longer has its first weights.
+            InputError: the checkpoint does not fit, the run's folder cannot be written, or there is
+                no checkpoint and the model no longer has its first weights.
             RunError: a loss, gradient or weight is not finite, or the disk is full.
-            Stopped: as ``stop_requested`` said; the last checkpoint continues from here.
+            Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """
         self._begin(checkpoint)
-        with self.run, without_warning():  # an epoch's line tells of an unstable filter
+        with self.run, without_warning():  # _finish_epoch warns of unstable filters
             while self.progress.epoch < self.settings.epoch:
                 self._train_epoch()
                 self._finish_epoch()
@@ -124,7 +124,7 @@ class Experiment:
         require(
             checkpoint is not None or self.has_first_weights,
             "this experiment's model has been trained or loaded already: make a new Experiment to "
-            "train from the start, or give train() a last checkpoint to go on from",
+            "train from the start, or give train() a last checkpoint to continue from",
         )
         warning = memory_warning(self.model, self.task, self.world)
         if warning:
@@ -134,9 +134,9 @@ class Experiment:
             with torch.no_grad(), self.backend(), blaming_settings():
                 self.initialise(self.model, self.task)
         self.has_first_weights = False
-        # Until here every process has seen all the data, so that all have computed the same.
+        # Up to here every process has seen all the data, so all have found the same weights.
         self.task.share(self.rank, self.world)
-        torch.manual_seed(self.config.seed + self.rank)  # each draws dropout of its own
+        torch.manual_seed(self.config.seed + self.rank)  # each process draws its own dropout
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         self.state = TrainingState(self.model, self.config, self.device, len(batches))
@@ -152,7 +152,7 @@ class Experiment:
             )
 
     def _train_epoch(self) -> None:
-        """Trains on the batches of an epoch that are left."""
+        """Trains on the remaining batches of an epoch."""
         progress, total = self.progress, len(self.task.batches("train"))
         batches = self.task.train_batches(progress.epoch, progress.batch)
         self.trained.train()
@@ -193,7 +193,7 @@ class Experiment:
         return sums
 
     def _finish_epoch(self) -> None:
-        """Evaluates, writes what the epoch gave, and tells of it."""
+        """Evaluates the model, writes checkpoints and metrics, and prints a line."""
         progress = self.progress
         training = self._metrics(progress.sums)
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
@@ -218,7 +218,8 @@ class Experiment:
         }
         progress.finish_epoch(row)
         is_best = progress.is_at_best_epoch(self.task)
-        # The last first: of it the best can be written again, should the run be killed in between.
+        # The last checkpoint comes first: if the run is killed before it has written the best one,
+        # the resumed run writes the best one from the last.
         self._save_last()
         if is_best:
             self.run.write(self.run.best, self.state.best_checkpoint())
@@ -230,7 +231,7 @@ class Experiment:
         )
 
     def _save_last(self) -> None:
-        """Writes the checkpoint from which the run resumes to the same numbers."""
+        """Writes the checkpoint from which the run can be resumed to the same numbers."""
         self.numbers.check_weights(self.progress.epoch + 1)
         self.run.write(self.run.last, self.state.last_checkpoint())
 
@@ -239,7 +240,7 @@ class Experiment:
         best, history = self.progress.best_row(self.task), self.progress.history
         distributed.barrier()  # the first process may still be writing it
         load_weights(self.model, load_checkpoint(self.run.best))
-        self.state = None  # what is evaluated from now on is the model
+        self.state = None  # from now on the model itself is evaluated
         test = self.evaluate("test")[0] if self.task.has("test") else None
         seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
         self.say(
@@ -252,7 +253,7 @@ class Experiment:
 
     @torch.inference_mode()
     def evaluate(self, split: str) -> tuple[dict[str, float], Activity]:
-        """Metrics of a split, and how active the network was."""
+        """Runs the model on a split; returns its metrics and the network's activity."""
         model = self.model if self.state is None else self.state.evaluated_model()
         model.eval()
         sums: dict[str, Any] = {}

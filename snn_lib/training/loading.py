@@ -9,7 +9,7 @@ layers come from ``build_model``, which the script of the experiment hands over.
 
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +35,8 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     Args:
         path: a checkpoint: ``best`` of a run, or a pretrained model.
         build_model: makes the layers from the configuration, as in the experiment. By default the
-            script that wrote the checkpoint is looked for in the present folder and in those above
-            the checkpoint, and run up to its call of ``main``.
+            script that wrote the checkpoint is run up to its call of ``main``. It is looked for in
+            the current folder and in the folders above the checkpoint.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
@@ -56,16 +56,15 @@ def trained_network(
     Args:
         checkpoint: the checkpoint.
         build_model: makes the layers from the configuration.
-        task: the experiment's, whose class of settings gives settings that are newer than the
-            checkpoint their defaults, and which ``build_model`` may ask about the data.
+        task: the experiment's task. Its class of settings has the defaults of settings that are
+            newer than the checkpoint, and ``build_model`` may ask it about the data.
 
     Raises:
         InputError: as :func:`load`.
     """
+    values, preparation = checkpoint.get("config"), checkpoint.get("preparation")
     origin = checkpoint.origin
-    values = checkpoint.get("config")
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
-    preparation = checkpoint.get("preparation")
     if preparation is not None:
         preparation = preparation_from(preparation)
     if task is None:
@@ -79,21 +78,24 @@ def trained_network(
         except AttributeError as error:
             raise InputError(f"the layers of {origin} cannot be built: {error}") from error
     load_weights(model, checkpoint)
-    answering = [checkpoint.get(key) for key in ("readout", "logit_scale", "classes")]
-    return TrainedNetwork(model.cpu(), origin, preparation, *answering).eval()
+    return TrainedNetwork(model.cpu(), checkpoint, preparation).eval()
 
 
 class TrainedNetwork(nn.Module):
-    """A trained model with what stands before and behind it.
+    """A trained model, with the preparation of its input and the readout of its output.
+
+    Args:
+        model: the module as it was trained.
+        checkpoint: the checkpoint that it comes from.
+        preparation: makes its input of samples, see :mod:`snn_lib.data.preparation`.
 
     Attributes:
-        model: the module as it was trained.
-        preparation: makes its input of samples, see :mod:`snn_lib.data.preparation`.
+        model, preparation: the same.
         readout: a name of ``snn_lib.readout.READOUTS``.
-        logit_scale: what the readout's value is multiplied by to be a logit.
+        logit_scale: factor that makes the readout's value a logit.
         classes: the names of the classes, by number; empty if they have none.
 
-    What the checkpoint does not hold, since an earlier version wrote it, say, is ``None``.
+    What the checkpoint does not hold is ``None``, for example if an earlier version wrote it.
 
     Shape:
         As the model: input over time ``(T, B, *features)`` to its output, with its state if it has
@@ -101,24 +103,20 @@ class TrainedNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        origin: str,
-        preparation: Preparation | None = None,
-        readout: str | None = None,
-        logit_scale: float | None = None,
-        classes: Sequence[str] | None = None,
+        self, model: nn.Module, checkpoint: Checkpoint, preparation: Preparation | None
     ) -> None:
         super().__init__()
-        self.model, self._origin, self.preparation = model, origin, preparation
-        self.readout, self.logit_scale, self.classes = readout, logit_scale, list(classes or ())
+        self.model, self.preparation, self._origin = model, preparation, checkpoint.origin
+        self.readout = checkpoint.get("readout")
+        self.logit_scale = checkpoint.get("logit_scale")
+        self.classes = list(checkpoint.get("classes") or ())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model as it was trained."""
         return self.model(*args, **kwargs)
 
     def prepare(self, samples: Any) -> Prepared:
-        """Makes the network's input of samples, as in training but without augmentation.
+        """Makes the network's input from samples, as in training but without augmentation.
 
         Args:
             samples: what the network was trained on, samples first: images ``(samples, 28, 28)``,
@@ -134,18 +132,18 @@ class TrainedNetwork(nn.Module):
         """
         require(
             self.preparation is not None,
-            f"{self._origin} does not hold how input is prepared: run network(x) on input of your "
+            f"{self._origin} does not say how to prepare input: run network(x) on input of your "
             "own, (T, B, *features)",
         )
         return self.preparation(samples)
 
     @torch.inference_mode()
     def answer(self, samples: Any) -> Tensor:
-        """What the readout makes of the output: ``(samples, *outputs)``, logits of a classifier.
+        """Runs the network and reads its output: ``(samples, *outputs)``, logits of a classifier.
 
         Raises:
-            InputError: as :meth:`prepare`; or the network was trained without a readout, or with
-                one that a checkpoint cannot hold.
+            InputError: as :meth:`prepare`; or the checkpoint names no readout, because the network
+                was trained without one or with a function of the user's own.
         """
         require(
             self.readout in READOUTS,
@@ -158,7 +156,7 @@ class TrainedNetwork(nn.Module):
     def classify(self, samples: Any) -> tuple[list[str], Tensor]:
         """The name of each sample's class, and the scores of all classes, ``(samples, classes)``.
 
-        The scores of a sample add up to 1. Where classes have no names, their numbers serve.
+        The scores of a sample add up to 1. If the classes have no names, their numbers are used.
 
         Raises:
             InputError: as :meth:`answer`.
@@ -169,13 +167,13 @@ class TrainedNetwork(nn.Module):
 
 
 class Handover(BaseException):
-    """Carries the arguments of ``main`` from a script to who reads it."""
+    """Carries the arguments of ``main`` from a script to the function that runs it."""
 
     def __init__(self, build_model: BuildModel, task: Task) -> None:
         self.build_model, self.task = build_model, task
 
 
-READING = ContextVar("READING", default=False)  # whether main is to hand over its arguments
+READING = ContextVar("READING", default=False)  # whether main hands over its arguments
 
 
 def _arguments_of_main(script: Path) -> tuple[BuildModel, Task]:
@@ -205,7 +203,7 @@ def _find_script(checkpoint: Checkpoint) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{name}, which wrote checkpoint {path}, is neither in the present folder nor above the "
+        f"{name}, which wrote checkpoint {path}, is neither in the current folder nor above the "
         "checkpoint: start there, or give load a build_model"
     )
 

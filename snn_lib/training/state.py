@@ -1,6 +1,7 @@
 """What training changes and a checkpoint holds: weights, average, optimiser, schedule, progress.
 
-A file may hold anything, and PyTorch would compute with much of it: it is checked here.
+The contents of a checkpoint are checked here, because a file may hold anything and PyTorch would
+compute with much of it.
 """
 
 import dataclasses
@@ -34,22 +35,22 @@ class Progress:
     """How far a run has come."""
 
     epoch: int = 0  # finished epochs
-    batch: int = 0  # finished batches of the epoch under way
-    batches: int = 0  # that an epoch has
-    sums: dict[str, float] = field(default_factory=dict)  # of those batches
-    seconds: float = 0.0  # that they took
-    data_seconds: float = 0.0  # of which until their data was there
-    history: list[Row] = field(default_factory=list)  # a row of metrics an epoch
-    warned: list[str] = field(default_factory=list)  # what the run has warned of already
+    batch: int = 0  # finished batches of the current epoch
+    batches: int = 0  # batches of an epoch
+    sums: dict[str, float] = field(default_factory=dict)  # over the finished batches
+    seconds: float = 0.0  # time that the finished batches took
+    data_seconds: float = 0.0  # the part of it that was spent waiting for data
+    history: list[Row] = field(default_factory=list)  # one row of metrics per epoch
+    warned: list[str] = field(default_factory=list)  # warnings that the run has printed
 
     def finish_epoch(self, row: Row) -> None:
-        """Takes note of the epoch's metrics and turns to the next one."""
+        """Notes the epoch's metrics and begins the next epoch."""
         self.history.append(row)
         self.epoch, self.batch = self.epoch + 1, 0
         self.sums, self.seconds, self.data_seconds = {}, 0.0, 0.0
 
     def best_row(self, task: Task) -> Row:
-        """The metrics of the best epoch, the earliest of equals."""
+        """The metrics of the best epoch; of equally good epochs, the first."""
 
         def score(row: Row) -> tuple[float, ...]:
             scores = task.score(split_of(row, "validation"))
@@ -115,16 +116,16 @@ class TrainingState:
         self.average = MovingAverage(model, decay) if decay else None
 
     def evaluated_model(self) -> nn.Module:
-        """The model that is evaluated and kept: the average, if there is one."""
+        """The model that is evaluated and saved as the best: the average, if there is one."""
         return self.model if self.average is None else self.average.module
 
     def step(self) -> None:
-        """Lets the optimiser, the average and the schedule take their steps after a batch."""
+        """Updates the weights, their average and the learning rate after a batch."""
         self.optimizer.step()
         if self.average is not None:
-            # The average is taken of the stable coefficients, with which the filters run. Writing a
-            # checkpoint pulls the average back to the stable set; as every step does so too, a run
-            # that is resumed from the checkpoint has the same numbers as one that is not.
+            # Filters run with stable coefficients, so these are averaged. Writing a checkpoint
+            # makes the average's coefficients stable too. Every step does the same, so that a
+            # resumed run computes the same numbers as one that was never stopped.
             for module in (*self.model.modules(), *self.average.modules()):
                 if isinstance(module, IIRSynapse):
                     module.project_()
@@ -133,7 +134,7 @@ class TrainingState:
             self.scheduler.step()
 
     def end_epoch(self) -> None:
-        """Lets a schedule that counts epochs take its step."""
+        """Updates the learning rate, if the schedule counts epochs."""
         if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
 
@@ -143,7 +144,7 @@ class TrainingState:
         return {"epoch": row["epoch"], "snn_state_dict": weights, "metrics": row}
 
     def last_checkpoint(self) -> dict[str, Any]:
-        """What :meth:`restore` goes on from; every process has to call this."""
+        """What :meth:`restore` continues from; every process has to call this."""
         rng = distributed.gather(rng_state(self.device))
         sums = distributed.total(self.progress.sums)
         return {
@@ -157,25 +158,26 @@ class TrainingState:
         }
 
     def restore(self, checkpoint: Checkpoint, task: Task) -> None:
-        """Goes on from a last checkpoint; the schedule repeats its steps.
+        """Continues from a last checkpoint; the schedule repeats its steps.
 
         Raises:
-            InputError: the checkpoint is not one of such a run, or settings differ that cannot.
+            InputError: the checkpoint is not that of such a run, or a setting has changed that must
+                not change.
         """
         path = checkpoint.path
         require(
             "optimizer_state_dict" in checkpoint and "progress" in checkpoint,
-            f"{path} is a finished model, without the state of its training: resume from the "
+            f"{path} is a finished model without the state of its training: resume from the "
             "checkpoint named last",
         )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        self.optimizer.step()  # shows what its state looks like; the weights come next
+        self.optimizer.step()  # makes a state to compare with; the weights are loaded next
         load_weights(self.model, checkpoint)
         batches = self.progress.batches
         try:
             values = dict(checkpoint["progress"])
-            values.pop("folder", None)  # which earlier versions wrote
+            values.pop("folder", None)  # earlier versions wrote it
             progress = Progress(**values)
             progress.check()
             if progress.history:
@@ -195,15 +197,15 @@ class TrainingState:
             rank, world = distributed.rank_and_world()
             if rank < len(checkpoint["rng"]) == world:
                 set_rng_state(checkpoint["rng"][rank], self.device)
-        except Exception as error:  # whatever a file holds that is no checkpoint of such a run
+        except Exception as error:  # a file may hold anything
             raise InputError(
                 f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
                 f"progress do not fit ({type(error).__name__}: {one_line(error)})"
             ) from None
         require(
             own == learning_settings(dataclasses.asdict(self.config)),
-            "the options of optimizer and scheduler cannot change when a run is resumed, as their "
-            "state goes on: start a new one (optimizer.gradient_clipping may change)",
+            "a resumed run keeps the options of optimizer and scheduler, because it keeps their "
+            "state: start a new run to change them (optimizer.gradient_clipping may change)",
         )
         require(
             planned == self.total_batches or not isinstance(self.scheduler, OneCycleLR),
@@ -217,10 +219,10 @@ class TrainingState:
             "its scheduler counts them: hyperparameters.batch_size and the number of samples "
             "cannot change now",
         )
-        if rank:  # the sums of all processes go on in the first
+        if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0.0)
         self.progress = dataclasses.replace(progress, batches=batches)
-        if self.scheduler is not None:  # its state is how often it stepped
+        if self.scheduler is not None:  # its state is the number of its steps
             steps = progress.epoch
             if steps_every_batch(self.scheduler):
                 steps = steps * batches + progress.batch
@@ -231,8 +233,8 @@ class TrainingState:
 class MovingAverage(AveragedModel):
     """An exponential moving average of the weights, which forgets faster at first.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)). Updates are counted on the CPU, so that
-    none waits for the device.
+    The decay of update n is min(decay, (1 + n) / (10 + n)). Unlike PyTorch's own, this class counts
+    updates on the CPU and copies no count to the device, so that no update waits for it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -240,9 +242,9 @@ class MovingAverage(AveragedModel):
         self.decay = decay
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Takes one more set of weights into the average."""
+        """Adds a set of weights to the average."""
         number = int(self.n_averaged)
-        # The first set replaces what the average began with.
+        # The first set replaces the initial average.
         decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
         update = get_ema_multi_avg_fn(decay)
         update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)

@@ -45,7 +45,7 @@ def test_a_preparation_comes_back_from_a_checkpoint(made, tmp_path):
 
 @pytest.mark.parametrize("values", [None, {}, {"kind": "Unknown"}, {"kind": "PixelPreparation"}, 3])
 def test_a_preparation_that_is_none_is_refused(values):
-    with pytest.raises(InputError, match="does not hold how input is prepared"):
+    with pytest.raises(InputError, match="does not say how to prepare input"):
         preparation_from(values)
 
 

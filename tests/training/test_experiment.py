@@ -393,7 +393,7 @@ def test_a_configuration_made_in_python_is_checked(change, message):
 @pytest.mark.parametrize("builder", [lambda config: None, nn.Linear(2, 2), 3])
 def test_a_builder_that_builds_no_model_is_refused(tmp_path, builder):
     config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), small(tmp_path))
-    with pytest.raises(InputError, match="build_model is to be a function of the configuration"):
+    with pytest.raises(InputError, match="build_model must be a function that takes the config"):
         Experiment(builder, DigitClassification(), config)
 
 
@@ -622,10 +622,16 @@ def averaged(tmp_path_factory):
     [
         ("hyperparameters.epoch=9", "OneCycleLR plans the whole run"),
         ("hyperparameters.batch_size=32", "OneCycleLR plans the whole run"),
-        ("optimizer.AdamW.lr=0.5", "the options of optimizer and scheduler cannot change"),
-        ("scheduler.OneCycleLR.max_lr=0.5", "the options of optimizer and scheduler cannot change"),
+        ("optimizer.AdamW.lr=0.5", "a resumed run keeps the options of optimizer and scheduler"),
+        (
+            "scheduler.OneCycleLR.max_lr=0.5",
+            "a resumed run keeps the options of optimizer and scheduler",
+        ),
         ("optimizer.optimizer_choice=SGD", "cannot"),
-        ("scheduler.scheduler_choice=none", "the options of optimizer and scheduler cannot change"),
+        (
+            "scheduler.scheduler_choice=none",
+            "a resumed run keeps the options of optimizer and scheduler",
+        ),
         ("hyperparameters.weight_averaging=0.9", "cannot be resumed with this configuration"),
     ],
 )

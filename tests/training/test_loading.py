@@ -220,7 +220,7 @@ def test_what_an_earlier_version_s_checkpoint_does_not_hold_is_named(mine, tmp_p
     save_checkpoint(tmp_path / "old", old)
     network = snn_lib.load(tmp_path / "old", build_model)
     assert network(x.transpose(0, 1))[0].shape == (6, 20, 2)
-    with pytest.raises(InputError, match="does not hold how input is prepared"):
+    with pytest.raises(InputError, match="does not say how to prepare input"):
         network.prepare(x)
     with pytest.raises(InputError, match="does not hold a readout"):
         network.classify(x)
