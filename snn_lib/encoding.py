@@ -2,7 +2,7 @@
 
 :func:`constant`, :func:`poisson` and :func:`latency` turn static values such as an image's,
 ``(B, *features)``, into a sequence, ``(T, B, *features)``. The others turn values that change over
-time, ``(T, B, channels)``, into more channels. What they make of a step depends on no later step.
+time, ``(T, B, channels)``, into more channels. Their output at a step depends on no later step.
 """
 
 from typing import Literal, get_args
@@ -28,8 +28,7 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
         values: ``(B, *features)``. At or above 1 a spike is certain, at or below 0 impossible.
         length: T.
         generator: the source of randomness; ``None`` is PyTorch's default on the values' device. A
-            generator of another device draws there, so one of the CPU gives the same spikes for
-            every device.
+            generator of the CPU gives the same spikes on every device.
 
     Returns:
         ``(T, B, *features)``, in the dtype of ``values`` and on their device.
@@ -38,12 +37,13 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
         TypeError: the values are integers, such as grey levels.
     """
     _check_floating(values, "probabilities")
-    # 16 random bits an element resolve rates to 1/65536 and cost a quarter of a float's draw.
+    # 16 random bits for each element resolve rates to 1/65536. Drawing them takes a quarter of the
+    # time that floats take.
     count = length * values.numel()
     device = values.device if generator is None else generator.device
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
     bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-    # Lower precisions cannot count to 65536.
+    # Dtypes of lower precision cannot count to 65536.
     rates = values.to(torch.promote_types(values.dtype, torch.float32))
     below = (rates * 65536).round().clamp(0, 65536) - 32768
     spikes = bits.to(values.device).view(length, *values.shape) < below.to(torch.int32)

@@ -1,4 +1,4 @@
-"""First weights that are found on data: every layer fires, and the last one answers already.
+"""First weights found on data, with which every layer fires and the last one answers well.
 
 With PyTorch's first weights the deeper layers of a spiking network stay silent. Their currents are
 far below the threshold, so no spike reaches the next layer, and no gradient either.
@@ -26,15 +26,15 @@ PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature
 def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[str, float]:
     """Scales every layer's weights so that its neurons fire at a given mean rate on a batch.
 
-    The model runs twice, in evaluation mode. In the first run, each layer of neurons looks at the
-    ``nn.Linear`` or convolution that ran last before it. A bisection finds the factor at which the
-    neurons fire at the rate; the weights and the bias are multiplied by it, and the run goes on
+    The model runs twice, in evaluation mode. In the first run, the ``nn.Linear`` or convolution
+    that ran last before each layer of neurons is scaled. A bisection finds the factor with which
+    the neurons fire at the rate. The weights and the bias are multiplied by it, and the run goes on
     with the scaled current. The second run measures the rates. They are close to the one asked for,
     unless something between weights and neurons undoes the scale, such as a normalisation.
 
     Args:
-        model: any module with neurons of this package inside. A weighted layer of its own drives
-            each layer of neurons.
+        model: any module that contains neurons of this package. Each layer of neurons needs a
+            weighted layer of its own before it.
         x: a batch of input as the model takes it: ``(T, B, *features)``, or a tuple of tensors.
         rate: the mean firing rate aimed at, in spikes per neuron and step, in (0, 1).
 
@@ -42,11 +42,11 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
         The measured rate of every layer of neurons, by name.
 
     Raises:
-        TypeError: ``x`` is no tensor, such as a NumPy array, or complex.
+        TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
         ValueError: ``x`` is empty; the rate lies outside (0, 1); a layer's current is not finite,
             or hardly ever positive; no ``nn.Linear`` or convolution runs before the neurons; its
             weights are computed from others, by a parametrisation or pruning; or neurons run
-            several times in one run, in chunks for example. All weights are then as before.
+            several times in one run, for example in chunks. All weights then stay as they were.
     """
     for tensor in tensors_in(x):
         if tensor.is_complex():
@@ -114,22 +114,22 @@ def answer_from_the_start(
     batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
     scale: float = 1.0,
 ) -> None:
-    """Solves a classifier's last layer: ridge regression of the classes on the layer's input.
+    """Sets a classifier's last layer by a ridge regression of the classes on the layer's input.
 
-    Averaged over time, the layer's output is then as near as the penalty allows to ``scale`` for a
-    sequence's own class, and to ``-scale`` for all others. The penalty is the one with which each
-    sequence is predicted best from all the others (leave-one-out, which ridge regression knows in
-    closed form).
+    The mean of the layer's output over time then comes close to ``scale`` for the class of a
+    sequence, and to ``-scale`` for all other classes. The penalty of the regression is the one with
+    which each sequence is predicted best from all the others (leave-one-out).
 
     Args:
         model: any module; it runs in evaluation mode.
-        layer: the last layer of the model, with a bias; its output's mean over time is the answer.
+        layer: the last layer of the model, with a bias. The mean of its output over time is the
+            answer.
         batches: the training data: inputs ``(T, B, *features)``, class numbers ``(B,)`` and
             ``lengths``, int64 ``(B,)``, or ``None`` if every sequence has T steps.
-        scale: of the answers; logits of a few tell classes apart.
+        scale: how large the answers are. As logits, values of a few tell classes apart.
 
     Raises:
-        ValueError: the layer does not run once for a batch, but several times, in chunks say.
+        ValueError: the layer runs several times for a batch, for example in chunks, or not at all.
     """
     inputs: list[Tensor] = []
     features, labels = [], []
@@ -158,7 +158,7 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The weights and the bias that predict ``y`` from ``x``, with the best of some penalties.
 
     Features are standardised first. With Z = U S V^T and the penalty c, the fit of centred y is
-    H y, H = U S^2 / (S^2 + c) U^T. If sample i is left out, its prediction misses it by
+    H y, H = U S^2 / (S^2 + c) U^T. A fit without sample i misses this sample by
     (y_i - (H y)_i) / (1 - h_i), where h_i is the diagonal element of H, plus 1 / n for the mean.
 
     Args:
@@ -166,14 +166,14 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         y: targets ``(samples, outputs)``.
 
     Returns:
-        Weights ``(outputs, inputs)`` and bias ``(outputs,)``, for ``x`` as it is, in float64 and on
-        the CPU, where they are computed: with as many features as samples, 1 - h_i is as small as
-        float32's rounding, and not every device has float64.
+        Weights ``(outputs, inputs)`` and bias ``(outputs,)`` for ``x`` before it is standardised.
+        They are computed in float64, because 1 - h_i is as small as float32's rounding if there are
+        as many features as samples, and on the CPU, because not every device has float64.
     """
     x, y = (tensor.cpu().double() for tensor in (x, y))
     mean, deviation, centre = x.mean(0), x.std(0, correction=0), y.mean(0)
-    # A feature that all samples share, such as a silent neuron's rate, differs by float32's
-    # rounding at most.
+    # A feature that is the same in all samples, such as a silent neuron's rate, is not scaled. Its
+    # deviation is at most float32's rounding.
     deviation = torch.where(deviation > 1e-5 * mean.abs(), deviation, 1.0)
     u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
     power, along = s.square(), u.T @ (y - centre)
@@ -190,7 +190,7 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> float:
-    """The factor by which to multiply a current for a mean firing rate."""
+    """The factor by which a current has to be multiplied for a mean firing rate."""
     if not current.isfinite().all():
         raise ValueError(f"the current of layer {name} is not finite on this batch")
 
@@ -231,7 +231,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unchanged_on_error(layers: list[nn.Module]) -> Iterator[None]:
-    """The context that gives layers their parameters back if an error leaves it."""
+    """The context that restores the layers' parameters if an error leaves it."""
     before = [(p, p.clone()) for layer in layers for p in layer.parameters()]
     try:
         yield

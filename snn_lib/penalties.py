@@ -21,25 +21,24 @@ from snn_lib.readout import within
 def rate_penalty(
     spikes: Tensor, target: float = 0.0, limit: float = 0.0, lengths: Tensor | None = None
 ) -> Tensor:
-    """How far a layer's firing rate is from its target, and its neurons' rates above a limit.
+    """Penalises a layer's firing rate off its target, and its neurons' rates above a limit.
 
-    With the mean rate r of a layer and r_n of each neuron, over steps and sequences,
-        (r / target - 1)^2  +  mean over n of max(r_n / limit - 1, 0)^2,
-    relative to the target and the limit, so that one weight serves layers of any rate.
+    With the mean rate r of the layer and r_n of each neuron, over steps and sequences, it is
+        (r / target - 1)^2  +  mean over n of max(r_n / limit - 1, 0)^2.
+    It is relative to the target and the limit, so one weight serves layers of any rate.
 
     Args:
         spikes: ``(T, B, *features)``, with gradients.
         target: the rate aimed at, in spikes per neuron and step; 0 for none.
         limit: the rate above which a neuron is penalised; 0 for none.
-        lengths: int64 ``(B,)``, the number of steps of each sequence. The steps after them are
-            padding, which has no rate. ``None`` if every sequence has T. If all are 0, so is the
-            rate.
+        lengths: int64 ``(B,)``, the number of steps of each sequence, if they are padded to T.
+            Padding does not count. If all lengths are 0, so is the rate.
 
     Returns:
         A number, differentiable.
 
     Raises:
-        ValueError: target or limit is negative, or there is no step of any sequence.
+        ValueError: target or limit is negative, or there are no steps or no sequences.
     """
     for name, rate in (("target", target), ("limit", limit)):
         if not rate >= 0:  # nan too
@@ -63,7 +62,7 @@ def rate_penalty(
 
 
 class CollectedSpikes(Mapping[str, Tensor]):
-    """The spikes of layers by name; those of a sequence in chunks are put together when read."""
+    """The spikes of layers, by name. The chunks of a sequence are joined when they are read."""
 
     def __init__(self) -> None:
         self.chunks: dict[str, list[Tensor]] = {}

@@ -1,10 +1,10 @@
-"""The private parts of PyTorch that this package relies on, in one place.
+"""The private parts of PyTorch that this package uses, in one place.
 
-A new release of PyTorch may change them without a notice: if one breaks this package, it breaks it
-here. Tried with PyTorch 2.7 and 2.13.
+A new release of PyTorch may change them without notice. If it breaks this package, look here first.
+They were tried with PyTorch 2.7 and 2.13.
 
-Three private parts of ``nn.Module`` are used where they are needed. ``Sequential`` keeps modules
-in ``_modules``, as ``nn.Sequential`` does, and ``IIRSynapse`` overrides ``_save_to_state_dict`` and
+Three private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
+``_modules``, as ``nn.Sequential`` does. ``IIRSynapse`` overrides ``_save_to_state_dict`` and
 ``_apply``.
 """
 
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils import _pytree
 
-# The extension module, which is linked against PyTorch's OpenMP library.
+# PyTorch's extension module, which is linked with its OpenMP library.
 EXTENSION_PATH = torch._C.__file__
 
 
 def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
+    """Whether this call is inside a transform of ``torch.func`` or forward-mode differentiation."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def carries_tangents() -> bool:
-    """Whether forward-mode differentiation is at work and not switched off for this call."""
+    """Whether forward-mode differentiation is switched on for this call."""
     return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def is_watched() -> bool:
-    """Whether anything beside autograd sees each operation: a mode, the tracer or the profiler.
+    """Whether a mode, the tracer or the profiler sees each operation, beside autograd.
 
-    Modes are fake and functional tensors, counters of FLOPs and a default device, for example.
+    Examples of modes are fake tensors, functional tensors, counters of FLOPs and a default device.
     """
     return bool(
         torch._C._len_torch_dispatch_stack()

@@ -38,7 +38,7 @@ class Mean(nn.Module):
 
 
 class Last(nn.Module):
-    """The value at the last step, of which each sequence needs one."""
+    """The value at the last step. Every sequence needs at least one step."""
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
@@ -65,7 +65,7 @@ class LeakyIntegrator(nn.Module):
     U[t] = lambda U[t-1] + (1 - lambda) output[t],  lambda = exp(-1 / tau)
 
     Args:
-        tau: the time constant, in steps. The output of so many steps ago still counts.
+        tau: the time constant, in steps: about how far back the output still counts.
 
     Raises:
         ValueError: ``tau`` is not positive.
@@ -98,15 +98,15 @@ READOUTS: dict[str, type[nn.Module]] = {
 def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     """Each sequence's answer at the first step at which it is clear.
 
-    It is clear when the sum of the output so far is larger for one class than for every other by
-    ``lead``. If that never happens, the answer is that of the last step.
+    The answer is clear when the sum of the output so far is larger for one class than for every
+    other by ``lead``. If that never happens, the answer at the last step counts.
 
     Args:
-        output: ``(T, B, classes)``, output spikes for example; at least two classes.
+        output: ``(T, B, classes)``, for example output spikes, with at least two classes.
         lead: by how much the first class has to be ahead of the second.
 
     Returns:
-        The class and the number of steps that it took, both int64 ``(B,)``.
+        The classes and the numbers of steps until they were clear, both int64 ``(B,)``.
 
     Raises:
         ValueError: there are no steps, or fewer than two classes.
@@ -117,16 +117,16 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
 def until_clear(
     model: Callable[[Tensor, Any], tuple[Tensor, Any]], x: Tensor, lead: float, steps: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The same answers from a model that stops as soon as every sequence's answer is clear.
+    """Runs a model until every sequence's answer is clear.
 
     Args:
         model: ``(x, state) -> (output, state)``, in evaluation mode.
         x: ``(T, B, *features)``.
         lead: as in :func:`first_lead`.
-        steps: the number of steps that the model runs between two looks at the output.
+        steps: how many steps the model runs before the answers are looked at again.
 
     Returns:
-        Classes and steps as :func:`first_lead` finds them in the output of the whole run.
+        What :func:`first_lead` returns for the output of the whole run.
 
     Raises:
         ValueError: as :func:`first_lead`, or ``steps`` is not positive.
@@ -147,9 +147,9 @@ def until_clear(
 
 
 def within(sequence: Tensor, lengths: Tensor) -> Tensor:
-    """The mask of the steps that are no padding, bool ``(T, B, 1, ...)``.
+    """The mask of the steps that are not padding, bool ``(T, B, 1, ...)``.
 
-    It has as many dimensions as ``sequence``, ``(T, B, *features)``, to be multiplied with it.
+    It has as many dimensions as ``sequence``, ``(T, B, *features)``, so the two can be multiplied.
     """
     mask = torch.arange(sequence.shape[0], device=lengths.device)[:, None] < lengths
     return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
@@ -165,7 +165,7 @@ def _first_lead(total: Tensor, lead: float) -> tuple[Tensor, Tensor]:
 
 
 def _leads(total: Tensor, lead: float) -> Tensor:
-    """Where the first class is far enough ahead in the sums so far, ``(T, B, classes)``."""
+    """Where one class leads in the sums so far, ``(T, B, classes)``; bool ``(T, B)``."""
     if total.dim() != 3 or len(total) == 0 or total.shape[2] < 2:
         raise ValueError(
             f"the output has the shape {tuple(total.shape)}, expected (T, B, classes) of at least "

@@ -3,8 +3,8 @@
 F[t] = sum_{p=1..P} alpha_p F[t-p] + ...
 
 A filter is stable if all its poles, the roots of z^P - sum_p alpha_p z^(P-p), lie inside the unit
-circle. If one lies outside, the output grows without bound. Nothing here runs through time: what
-follows reads the coefficients alone, ``(P, *shape)``, element-wise over the channels.
+circle. If one lies outside, the output grows without bound. All functions here read only the
+coefficients, ``(P, *shape)``, and treat every channel on its own.
 """
 
 import math
@@ -19,26 +19,26 @@ import torch
 from torch import Tensor
 
 MARGIN = 1e-3
-OCTAL_DIGITS = 5  # of the factor by which the poles of a filter are scaled
-CHECKED = 97  # On a GPU one backward pass in so many is checked; a prime, so that all layers are.
+OCTAL_DIGITS = 5  # digits, in base 8, of the factor that scales the poles of a filter
+CHECKED = 97  # One in so many calls is checked on a GPU. It is prime, so all layers get their turn.
 UNSTABLE = "a filter's pole lies outside the unit circle"
 
 
 def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Whether each channel's filter is stable, beyond doubt of rounding.
+    """Whether each channel's filter is stable, whatever the rounding.
 
     This is the step-down recursion of Schur and Cohn. A filter of order P is stable if its
     reflection coefficient k_P = alpha_P has a magnitude below 1 and if the filter of order P - 1
     with (alpha_p + k_P alpha_{P-p}) / (1 - k_P^2) is stable. On the unit circle
-    |1 - sum_p alpha_p z^-p| is at least the product of all 1 - |k_p|, so a product above the
-    recursion's rounding error leaves no doubt. Besides unstable filters it refuses only clusters of
-    poles that rounding could move outside.
+    |1 - sum_p alpha_p z^-p| is at least the product of all 1 - |k_p|. So the filter is certainly
+    stable if this product is larger than the recursion's rounding error. The answer is false for
+    unstable filters, and for stable ones with clusters of poles that rounding could move outside.
 
     Args:
-        alpha: ``(P, *shape)``, a tensor, or an array, whose operations take less time.
+        alpha: ``(P, *shape)``, a tensor or a NumPy array, which is faster.
 
     Returns:
-        bool, ``shape``; false where a coefficient is not finite.
+        bool, ``shape``; false if a coefficient is not finite.
     """
     precision = np.finfo if isinstance(alpha, np.ndarray) else torch.finfo
     doubt = 4 ** len(alpha) * precision(alpha.dtype).eps
@@ -52,9 +52,9 @@ def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
 
 
 def stabilise(alpha: Tensor, margin: float) -> Tensor:
-    """The stable filter next to each channel's: itself, bit for bit, where it is stable already.
+    """The nearest stable filter for each channel; a stable filter stays the same, bit for bit.
 
-    It never waits for a GPU, since it decides nothing by looking at a value.
+    The function never waits for a GPU, because what it does depends on no value.
 
     - Order 1: |alpha_1| <= 1 - m.
     - Order 2: |alpha_2| <= 1 - m and |alpha_1| <= 1 - alpha_2 - m, the triangle of all stable
@@ -104,10 +104,10 @@ def stabilise(alpha: Tensor, margin: float) -> Tensor:
 
 
 def largest_margin(alpha: Tensor) -> float:
-    """The largest of 1e-3, half of it, and so on, with which stable filters stay as they are.
+    """The largest margin of 1e-3, half of it, and so on, that leaves stable filters as they are.
 
     Raises:
-        ValueError: a filter is nearer to the edge than any margin that float32 can hold.
+        ValueError: a filter is too near the edge of the stable set for any of these margins.
     """
     inside = has_stable_poles(alpha.double())
     for margin in (MARGIN / 2**halvings for halvings in range(10)):
@@ -126,10 +126,10 @@ def round_decaying(*alpha: float | Tensor) -> list[Tensor]:
         alpha: alpha_1 to alpha_P, numbers or tensors that broadcast.
 
     Returns:
-        What the default dtype makes of each, in float64.
+        The rounded coefficients, in float64.
 
     Raises:
-        ValueError: as rounded, a filter does not decay.
+        ValueError: a filter no longer decays once it is rounded.
     """
     dtype = torch.get_default_dtype()
     exact = {"dtype": torch.float64, "device": "cpu"}
@@ -152,8 +152,8 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
 def warn_if_unstable(alpha: Tensor) -> None:
     """Warns, once in a process, if a pole lies outside the unit circle.
 
-    Coefficients on a CPU are checked at every call. Those on another device are checked now and
-    then, since the check waits for the device.
+    On a CPU every call checks the coefficients. On another device only one in ``CHECKED`` calls
+    does, because the check waits for the device.
     """
     if alpha.device.type != "cpu" and (
         next(_calls) % CHECKED or (alpha.is_cuda and torch.cuda.is_current_stream_capturing())
@@ -166,9 +166,9 @@ def warn_if_unstable(alpha: Tensor) -> None:
 
 @contextmanager
 def without_warning() -> Iterator[None]:
-    """Switches the warning off for a loop that reports unstable filters itself.
+    """The context without the warning, for a loop that reports unstable filters itself.
 
-    A loop after the context is still warned once.
+    After the context, the warning is given once again.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", UNSTABLE, RuntimeWarning)

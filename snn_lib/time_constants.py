@@ -1,7 +1,8 @@
 """Time constants, and the decays per step that filters are made of.
 
 A trace with the time constant tau is multiplied by exp(-1 / tau) at every step. The difference of a
-slow and a fast trace rises and falls. A number is for all channels; a tensor has one for each.
+slow and a fast trace rises and falls. A time constant is one number for all channels, or a tensor
+with a number for each.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
@@ -17,16 +18,16 @@ PerChannel: TypeAlias = "float | Tensor | Callable[[tuple[int, ...]], Tensor]"
 
 
 def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float | Tensor:
-    """Brings what a layer is given for its channels to a number, or a tensor with one for each.
+    """Turns an argument of a layer into a number, or a tensor with a number for each channel.
 
     Args:
         value: a number, a tensor ``(*shape)``, or a function of the shape that returns one, such as
             :func:`log_spaced`.
-        shape: the channels.
-        name: what the error calls it.
+        shape: the shape of the channels.
+        name: the name of the argument, for the error.
 
     Returns:
-        A number unchanged; a tensor in float64 and on the CPU, where first values are computed.
+        The number unchanged, or a tensor in float64 on the CPU, where first values are computed.
 
     Raises:
         ValueError: the tensor has another shape.
@@ -44,8 +45,9 @@ def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float |
 def log_spaced(low: float, high: float) -> Callable[[tuple[int, ...]], Tensor]:
     """Values for the channels of a layer, evenly spread on a logarithmic scale, in random order.
 
-    Evenly spread, even a few channels cover the whole range. In random order, two properties of the
-    channels are independent. The order comes from PyTorch's generator of the CPU on every device.
+    Because the values are evenly spread, a few channels already cover the whole range. Because the
+    order is random, two properties of the channels are independent. The order is drawn from
+    PyTorch's generator of the CPU, on every device.
 
     Args:
         low, high: the smallest and the largest value, 0 < low <= high.
@@ -73,7 +75,7 @@ def decay_of(tau: float | Tensor, name: str = "tau") -> float | Tensor:
 
     Args:
         tau: the time constant, in steps.
-        name: what the error calls it.
+        name: the name of the argument, for the error.
 
     Raises:
         ValueError: ``tau`` is not positive.
