@@ -49,8 +49,8 @@ class IIRSynapse(StatefulModule):
         constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle.
         margin: how far inside the stable set the filters are kept, in [1e-6, 1). ``None`` takes the
             largest of 1e-3, half of it, and so on, that leaves stable first filters as they are.
-            Give a number where the first filters are random and their weights shall fit those of
-            another start; first filters that are nearer to the edge are then moved.
+            If the first filters are random, that margin may differ from start to start; a number
+            fixes it, and first filters that are nearer to the edge are then moved.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -66,9 +66,9 @@ class IIRSynapse(StatefulModule):
 
     Raises:
         ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1), a
-            stable filter is too near the edge to be kept, or a shape is wrong. Also if a time
-            constant of the synapses below is so long that the filter does not decay as rounded,
-            when the layer is built or when it is converted to a lower precision.
+            stable filter is too near the edge to be kept, or a shape is wrong. The synapses below
+            also raise it, when they are built or converted to a lower precision, if a time constant
+            is so long that its filter no longer decays once it is rounded.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class IIRSynapse(StatefulModule):
             and not is_transformed()
             and not torch.compiler.is_exporting()
         ):
-            # Through .data, so that a graph that has saved the parameter does not mind.
+            # Through .data, or autograd would refuse the backward pass of a graph that saved it.
             self.alpha.data.copy_(alpha.detach())
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -301,7 +301,8 @@ class ResonantSynapse(IIRSynapse):
     Args:
         shape: the channels: their number, or the feature shape.
         tau: the time constant of the decay, in steps; a number, tensor or function, see the module.
-        frequency: of the oscillation, in cycles per step, 0 to 0.5; given as ``tau`` is.
+        frequency: the frequency of the oscillation, in cycles per step, 0 to 0.5; given like
+            ``tau``.
         train_coefficients: whether alpha_1, alpha_2 and beta_0 are trained.
         constraint, margin: as in :class:`IIRSynapse`.
 
@@ -386,8 +387,8 @@ def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tenso
 def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tensor:
     """The beta_0 with which the squares of a decaying filter's impulse response sum to 1.
 
-    White noise then leaves the filter with the variance with which it came, whatever the memory.
-    The variance of such a filter's output, an autoregressive process, is known in closed form:
+    White noise then has the same variance after the filter as before it, whatever the memory. The
+    variance of the output, an autoregressive process, is known in closed form:
         beta_0^2 (1 - alpha_2) / ((1 + alpha_2) ((1 - alpha_2)^2 - alpha_1^2)).
     """
     power = (1.0 + alpha_2) * ((1.0 - alpha_2) ** 2 - alpha_1**2) / (1.0 - alpha_2)
