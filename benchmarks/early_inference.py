@@ -31,7 +31,7 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.files import write_csv
-from snn_lib.inference import CompiledNetwork, compiled
+from snn_lib.inference import CompiledNetwork, compile_network
 from snn_lib.readout import until_clear
 from snn_lib.tasks.digits import DigitClassification
 from snn_mlp_1 import SNN
@@ -58,7 +58,7 @@ def behind_the_weights(x: Tensor) -> CompiledNetwork:
         ]
     network = Sequential(*layers)
     fire_from_the_start(network, x, RATE)
-    return compiled(network)
+    return compile_network(network)
 
 
 def in_onnx_runtime(dense: nn.Sequential, folder: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -130,7 +130,7 @@ def single(model: SNN, x: Tensor, folder: str) -> dict[str, Callable[[], None]]:
     samples = [one[:, 0].numpy() for one in steps]
     images = [one.sum(0) for one in steps]  # (1, 784)
     arrays = [one.numpy() for one in images]
-    dense, network, other = dense_network(), compiled(model), behind_the_weights(x)
+    dense, network, other = dense_network(), compile_network(model), behind_the_weights(x)
 
     def each(run: Callable[[Any], Any], inputs: list[Any]) -> Callable[[], None]:
         def visit() -> None:

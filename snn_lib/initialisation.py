@@ -194,16 +194,16 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
     if not current.isfinite().all():
         raise ValueError(f"the current of layer {name} is not finite on this batch")
 
-    def fired(factor: float) -> float:
+    def rate_with(factor: float) -> float:
         spikes, _ = spiking_neuron(
             current * factor, neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
         )
         return spikes.mean().item()
 
     high = 1.0
-    while fired(high) >= rate:
+    while rate_with(high) >= rate:
         high /= 2.0
-    while fired(high) < rate:
+    while rate_with(high) < rate:
         high *= 2.0
         if high > LARGEST_FACTOR:
             raise ValueError(
@@ -213,7 +213,7 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
     low = high / 2.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if fired(middle) < rate else (low, middle)
+        low, high = (middle, high) if rate_with(middle) < rate else (low, middle)
     return high
 
 

@@ -1,6 +1,6 @@
 """A trained network as one compiled function: one sample, one time step, in microseconds.
 
-    network = compiled(model)
+    network = compile_network(model)
     for x in stream:  # NumPy arrays
         output = network.step(x)
 
@@ -16,10 +16,10 @@ from torch import nn
 
 from snn_lib.inference import machine
 from snn_lib.inference.description import describe
-from snn_lib.inference.program import Program, aligned
+from snn_lib.inference.program import Program, aligned_zeros
 
 
-def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
+def compile_network(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
     """Compiles a trained network for one sample at a time.
 
     The compiled network computes what ``network`` does in evaluation mode with its present weights,
@@ -47,8 +47,8 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
 class CompiledNetwork:
     """A stream through a compiled network, which keeps its state from one step to the next.
 
-    :func:`compiled` makes the first stream. Only one thread may use a stream at a time. Different
-    streams of a network can run in several threads at once, since no step holds the GIL.
+    :func:`compile_network` makes the first stream. Only one thread may use a stream at a time.
+    Different streams of a network can run in several threads at once, since no step holds the GIL.
 
     Attributes:
         before, after: the shapes of one step of the input and of the output.
@@ -59,7 +59,7 @@ class CompiledNetwork:
         self._program = program
         self.before, self.after, self.dtype = program.before, program.after, program.dtype
         self._state = np.zeros(program.states, self.dtype)
-        self._values = aligned(program.values, self.dtype)
+        self._values = aligned_zeros(program.values, self.dtype)
         room = program.widest + machine.GROUP
         self._numbers = np.zeros(room, np.int64)
         self._amounts = np.zeros((machine.BLOCK, room), self.dtype)

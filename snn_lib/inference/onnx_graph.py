@@ -42,7 +42,7 @@ def to_onnx(
     The graph takes ``x``, ``(batch, *features)``, and the states, each ``(batch, *features)``, and
     returns ``y`` and the next states. The batch may have any size. The graph computes what
     ``network`` does in evaluation mode, but adds up sums in another order than PyTorch, as
-    :func:`snn_lib.inference.compiled` does. Its numbers have the network's dtype. ONNX Runtime has
+    :func:`snn_lib.inference.compile_network` does. Its numbers have the network's dtype. ONNX Runtime has
     no convolutions in float64.
 
     If :func:`snn_lib.load` returned the network, the graph prepares its input as well. ``x`` then
@@ -51,7 +51,7 @@ def to_onnx(
     ``x`` has to hold the spikes.
 
     Args:
-        network, shape: as in :func:`snn_lib.inference.compiled`.
+        network, shape: as in :func:`snn_lib.inference.compile_network`.
         path: the file to write, ``.onnx``.
         classes: the names of the classes, by default those of the network. The file's metadata
             holds them as ``classes``, in JSON.
@@ -122,10 +122,10 @@ class _Graph:
         if not np.array_equal(description.entry, np.arange(len(description.entry))):
             x, features = self._node("Flatten", x, axis=1), description.entry.shape
             x = self._node("Gather", x, description.entry, axis=1)
-        x = self._reshaped(x, features, first.before)
+        x = self._reshape(x, features, first.before)
         for layer in description.layers:
             x = self._layer(layer, x)
-        x = self._reshaped(x, last.after, description.after)
+        x = self._reshape(x, last.after, description.after)
         self._node("Identity", x, output=OUTPUT)
 
     def _prepare(self, preparation: Preparation | None) -> str:
@@ -155,7 +155,10 @@ class _Graph:
         self.before = tuple(preparation.mean.shape)
         centred = self._node("Sub", INPUT, preparation.mean)
         x = self._node("Div", centred, preparation.deviation)
-        before, started = self._state("input.x", self.before), self._started("input", self.before)
+        before, started = (
+            self._state("input.x", self.before),
+            self._add_started("input", self.before),
+        )
         change = self._node("Mul", started, self._node("Sub", x, before))  # 0 at the first step
         change = self._node("Div", change, preparation.change)
         self._next(before, x)
@@ -197,7 +200,7 @@ class _Graph:
                 return self._node("Div", y, count)
             case kinds.RunningMaximum():
                 largest = self._state(f"{name}.maximum", layer.before)
-                first = self._node("Equal", self._started(name, layer.before), 0.0)
+                first = self._node("Equal", self._add_started(name, layer.before), 0.0)
                 y = self._node("Where", first, x, self._node("Max", x, largest))
                 self._next(largest, y)
                 return y
@@ -264,7 +267,7 @@ class _Graph:
         self.constants[name] = np.ascontiguousarray(value, dtype)
         return name
 
-    def _reshaped(self, x: str, before: Shape, after: Shape) -> str:
+    def _reshape(self, x: str, before: Shape, after: Shape) -> str:
         same = tuple(before) == tuple(after)
         return x if same else self._node("Reshape", x, np.array([-1, *after]))
 
@@ -275,7 +278,7 @@ class _Graph:
     def _next(self, state: str, value: str) -> None:
         self._node("Identity", value, output=state + NEXT)
 
-    def _started(self, name: str, features: Shape) -> str:
+    def _add_started(self, name: str, features: Shape) -> str:
         """A state that is 0 at the first step and 1 at all others."""
         started = self._state(f"{name}.started", features)
         self._next(started, self._node("Max", started, 1.0))

@@ -68,7 +68,7 @@ class Program:
             taps += part.taps
         self.leave, self.outputs = _unless_in_order(np.argsort(order)), len(order)
         self.layers = np.array(records, machine.LAYER)
-        self.coefficients = aligned(begin, self.dtype)
+        self.coefficients = aligned_zeros(begin, self.dtype)
         if coefficients:
             np.concatenate(coefficients, out=self.coefficients, casting="same_kind")
         self.table = np.array(taps, np.int64).ravel()
@@ -190,7 +190,7 @@ def _lined_up(rows: np.ndarray) -> np.ndarray:
     return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, missing)]).ravel()
 
 
-def aligned(count: int, dtype: np.dtype) -> np.ndarray:
+def aligned_zeros(count: int, dtype: np.dtype) -> np.ndarray:
     """An array of zeros that begins where a line of the cache begins."""
     room = np.zeros(count + machine.LINE, dtype)
     return room[-(room.ctypes.data // room.itemsize) % machine.LINE :][:count]
