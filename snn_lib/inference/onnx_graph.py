@@ -42,8 +42,8 @@ def to_onnx(
     The graph takes ``x``, ``(batch, *features)``, and the states, each ``(batch, *features)``, and
     returns ``y`` and the next states. The batch may have any size. The graph computes what
     ``network`` does in evaluation mode, but adds up sums in another order than PyTorch, as
-    :func:`snn_lib.inference.compile_network` does. Its numbers have the network's dtype. ONNX Runtime has
-    no convolutions in float64.
+    :func:`snn_lib.inference.compile_network` does. Its numbers have the network's dtype. ONNX
+    Runtime has no convolutions in float64.
 
     If :func:`snn_lib.load` returned the network, the graph prepares its input as well. ``x`` then
     holds the values of a step as they were measured: pixels from 0 to 1, or numbers of events. They
@@ -279,7 +279,7 @@ class _Graph:
         self._node("Identity", value, output=state + NEXT)
 
     def _add_started(self, name: str, features: Shape) -> str:
-        """A state that is 0 at the first step and 1 at all others."""
+        """Adds a state that is 0 at the first step and 1 at all others."""
         started = self._state(f"{name}.started", features)
         self._next(started, self._node("Max", started, 1.0))
         return started
