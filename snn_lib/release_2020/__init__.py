@@ -1,1 +1,1 @@
-"""The interface of the authors' 2020 release, which has its old names in ``snn_lib`` itself."""
+"""The interface of the authors' 2020 release; ``snn_lib`` itself has modules of the old names."""

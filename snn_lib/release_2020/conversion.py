@@ -3,9 +3,9 @@
     python -m snn_lib.checkpoints convert IN OUT --model snn_mlp_1
 
 The three networks of that release are chains of synapses ``axon1``, ``axon2``, ... and neurons
-``snn1``, ``snn2``, ...; here they are a ``Sequential`` of synapse, ``nn.Linear`` and neurons for
-each pair. OUT holds the weights alone, for ``--test`` and as a start for work of one's own: the
-state of the optimiser belongs to other tensors and is left behind.
+``snn1``, ``snn2``, ... Here they are a ``Sequential`` with a synapse, an ``nn.Linear`` and neurons
+for each pair. OUT can be used for ``--test``, and its weights for work of your own. It does not
+hold the state of the optimiser, which belongs to other tensors.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from snn_lib.training.command_line import Parser, exit_with
 
 __all__ = ["MODELS", "convert", "network_2020"]
 
-# The synapses of each model, and the neurons of its input and of its layers.
+# The kind of each model's synapses, its number of inputs, and the number of neurons of its layers.
 MODELS = {
     "snn_mlp_1": ("dual_exp", (784, 500, 500, 10)),
     "snn_mlp_2": ("low_pass", (784, 500, 500, 10)),
@@ -37,9 +37,9 @@ MODELS = {
 def network_2020(
     synapse: str, sizes: Sequence[int], bias: bool = True, membrane_filter: bool = False
 ) -> nn.ModuleDict:
-    """The layers of a 2020 network under its attribute names, with the release's state-dict keys.
+    """The layers of a 2020 network, with the names and state-dict keys of the release.
 
-    The time constants are placeholders, for a checkpoint to overwrite.
+    Their time constants are placeholders, which a checkpoint overwrites.
     """
     layers = nn.ModuleDict()
     for number, (inputs, outputs) in enumerate(pairwise(sizes), 1):
@@ -53,7 +53,7 @@ def network_2020(
 
 
 def native_state_dict(layers: nn.ModuleDict) -> dict[str, Tensor]:
-    """The state dict of this project's model with the parameters of :func:`network_2020`'s."""
+    """The parameters of a :func:`network_2020` as the state dict of this project's model."""
     state = {}
     for number in range(len(layers) // 2):
         axon, cell = layers[f"axon{number + 1}"], layers[f"snn{number + 1}"].neuron_cell
@@ -77,8 +77,8 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
     """Reads a 2020 checkpoint of ``model`` and writes this project's.
 
     Args:
-        source: a file with ``snn_state_dict``, and ``epoch`` if it has one.
-        target: where to write.
+        source: a file with ``snn_state_dict``, and perhaps ``epoch``.
+        target: the file to write.
         model: a key of ``MODELS``.
         membrane_filter: whether the model was trained with the membrane filter, which a 2020
             checkpoint does not say.

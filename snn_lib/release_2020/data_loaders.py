@@ -1,4 +1,4 @@
-"""MNIST one by one, under the names of the authors' 2020 release, for scripts written for it."""
+"""Single images of MNIST, under the names of the authors' 2020 release."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,15 +15,15 @@ __all__ = ["MNISTDataset", "MNISTDataset_Poisson_Spike", "get_rand_transform"]
 
 
 class MNISTDataset(Dataset):
-    """Digits one by one, for a ``DataLoader``, as in the authors' 2020 release.
+    """The images of MNIST for a ``DataLoader``, as in the authors' 2020 release.
 
     Args:
-        torchvision_mnist: gives ``(image, label)``, the image a PIL image or integers of 0 to 255,
-            or floats in [0, 1] as torchvision's ``ToTensor`` makes them.
-        length: number of time steps, kept as an attribute.
+        torchvision_mnist: a data set of ``(image, label)``. The images are PIL images, integers
+            from 0 to 255, or floats in [0, 1] as torchvision's ``ToTensor`` makes them.
+        length: the number of time steps, which is only kept as an attribute.
         max_rate: the value of a white pixel.
         flatten: whether images are ``(784,)`` instead of ``(28, 28)``.
-        transform: called with each image as it comes, such as :func:`get_rand_transform`.
+        transform: called with each image before it is scaled, such as :func:`get_rand_transform`.
 
     Returns (by index):
         The image in [0, max_rate], float32, and its label.
@@ -54,9 +54,9 @@ class MNISTDataset(Dataset):
 
 
 class MNISTDataset_Poisson_Spike(MNISTDataset):
-    """As :class:`MNISTDataset`, each image as spike trains ``(*image, length)``.
+    """As :class:`MNISTDataset`, but each image becomes spike trains ``(*image, length)``.
 
-    A pixel's value is its probability of a spike at every step, independently.
+    A pixel's value is the probability of its spike at each step.
     """
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
@@ -65,13 +65,13 @@ class MNISTDataset_Poisson_Spike(MNISTDataset):
 
 
 def get_rand_transform(transform_config: Any) -> transforms.RandomApply:
-    """torchvision's random crops and rotations of PIL images, from the ``transform`` of the YAML.
+    """Random crops and rotations of PIL images by torchvision, from the YAML's ``transform``.
 
-    With ``RandomApply.probability``, or ``probability``, an image is cropped, turned, and both
-    again.
+    With the probability ``RandomApply.probability``, or ``probability``, an image is cropped,
+    turned, cropped again and turned again.
 
     Args:
-        transform_config: mapping with the sections ``RandomResizedCrop`` (``scale``, ``ratio``,
+        transform_config: a mapping with the sections ``RandomResizedCrop`` (``scale``, ``ratio``,
             and ``size``, by default 28) and ``RandomRotation`` (``degrees`` or ``angle``).
     """
     crop, turn = transform_config["RandomResizedCrop"], transform_config["RandomRotation"]

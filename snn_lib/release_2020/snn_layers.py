@@ -1,14 +1,13 @@
 """The layers of the authors' 2020 release: its names, arguments, shapes and state-dict keys.
 
-Scripts and checkpoints written for that release run unchanged. Nothing is computed here: every
-layer turns its time-last input ``(B, *features, T)`` into a time-first view, hands it to the
-operators of :mod:`snn_lib.functional`, and returns a time-last view of the result, which the next
-layer consumes without a copy.
+Scripts and checkpoints written for that release run unchanged. The layers take and return tensors
+with time last, ``(B, *features, T)``. These are views of tensors with time first, on which the
+operators of :mod:`snn_lib.functional` compute, so nothing is copied between layers.
 
-All layers but those that say otherwise have ``forward(x, states=None) -> (output, states)``, and
-``create_init_states()``, the zeros to start from. ``step_num`` and ``batch_size`` are kept as
-attributes; the sizes at work are those of the input. Time constants are in steps. The parameters
-live in a cell, whose name is part of their state-dict keys.
+Unless a layer says otherwise, it has ``forward(x, states=None) -> (output, states)``, and
+``create_init_states()``, which returns the zeros to start from. ``step_num`` and ``batch_size`` are
+only kept as attributes; the sizes of the input count. Time constants are in steps. A layer's
+parameters are in a cell, whose name is part of their state-dict keys.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
@@ -146,14 +145,14 @@ def _decay(shape: Sequence[int], tau: float, train: bool = False) -> nn.Paramete
 
 
 def _trace(x: Tensor, decay: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y[t] = decay y[t-1] + x[t], and its last value; ``past``, ``(B, *features)``, precedes it."""
+    """y[t] = decay y[t-1] + x[t] after the value ``past``, ``(B, *features)``, and the last y."""
     state = None if past is None else (past[None], x.new_empty(0, *x.shape[1:]))
     y, (last, _) = iir_filter(x, decay[None], torch.ones_like(decay)[None], state)
     return y, last[0]
 
 
 def _difference_of_traces(x: Tensor, cell: Any, states: States | None) -> tuple[Tensor, States]:
-    """m - s of the traces m and s with the cell's two decays, and ``(m, s)`` of the last step."""
+    """m - s of two traces with the cell's decays, and ``(m, s)`` at the last step."""
     past_m, past_s = (None, None) if states is None else states
     m, last_m = _trace(x, cell.decay_m, past_m)
     s, last_s = _trace(x, cell.decay_s, past_s)
@@ -233,7 +232,7 @@ class first_order_low_pass_layer(_Layer):
 
 
 class axon_layer(_Layer):
-    """v_0 (m[t] - s[t]) of each channel's traces, m[t] = decay_m m[t-1] + x[t] and s likewise.
+    """v_0 (m[t] - s[t]) with m[t] = decay_m m[t-1] + x[t] and s[t] = decay_s s[t-1] + x[t].
 
     Shape:
         ``(B, *input_shape, T)`` to the same; states ``(m, s)``, both ``(B, *input_shape)``.
@@ -265,7 +264,10 @@ class axon_layer(_Layer):
 
 
 class synapse_layer(axon_layer):
-    """As :class:`axon_layer`, with a filter of its own for every connection.
+    """As :class:`axon_layer`, but every connection has a filter of its own.
+
+    Args:
+        input_size, output_size: they take the place of ``input_shape``; the others are the same.
 
     Shape:
         ``(B, in, T)`` to ``(B, in, out, T)``; states ``(m, s)``, both ``(B, in, out)``.
@@ -331,7 +333,7 @@ class _NeuronCell(_Cell):
 
 
 class _NeuronLayer(_Layer):
-    """Subclasses define ``_current``, what a time-first PSP drives the neurons of the cell with."""
+    """Neurons; subclasses define ``_current``, which turns a time-first PSP into their current."""
 
     cell_name = "neuron_cell"
 
@@ -349,8 +351,8 @@ class neuron_layer(_NeuronLayer):
     off; R[t+1] = reset_decay R[t] + reset_v S[t].
 
     Args:
-        input_type: ``"axon"`` for a PSP per input. Otherwise the input is that of a
-            :class:`synapse_layer`, a PSP per connection, and there is no bias.
+        input_type: ``"axon"`` for one PSP for each input. Otherwise there is one for each
+            connection, as a :class:`synapse_layer` returns them, and there is no bias.
 
     Shape:
         ``(B, in, T)``, or ``(B, in, out, T)``, to spikes ``(B, out, T)``; states ``(V, R)``, both
@@ -384,7 +386,7 @@ class neuron_layer(_NeuronLayer):
 
 
 class neuron_layer_dot_product(_NeuronLayer):
-    """As :class:`neuron_layer`, each neuron with a single input: a weight times its PSP, no bias.
+    """As :class:`neuron_layer`, but each neuron has a single input, with a weight and no bias.
 
     Shape:
         ``(B, out, T)`` to spikes ``(B, out, T)``; states ``(V, R)``, both ``(B, out)``.
@@ -507,7 +509,7 @@ def calculate_conv2d_outsize(
     stride: int | tuple[int, int],
     dilation: int | tuple[int, int] = 1,
 ) -> tuple[int, int]:
-    """Height and width of what a convolution or a pooling of an ``h`` x ``w`` image gives."""
+    """The height and width of the output of a convolution or pooling of an ``h`` x ``w`` image."""
     window = nn.Conv2d(1, 1, kernel_size, stride, padding, dilation, device="meta")
     height, width = window(torch.empty(1, h, w, device="meta")).shape[1:]
     return height, width
@@ -554,7 +556,7 @@ class filter_layer(nn.Module):
     """The filter through which spike trains are compared, as in :class:`OutputFilter`.
 
     Args:
-        device: where the coefficients are.
+        device: the device of the coefficients.
 
     Shape:
         ``(B, input_size, T)`` to the same.
@@ -586,7 +588,7 @@ class exponential_filter_layer(nn.Module):
     """y[t] = (1 - alpha) y[t-1] + alpha x[t].
 
     Args:
-        device: where the coefficient is.
+        device: the device of the coefficient.
 
     Shape:
         ``(B, input_size, T)`` to the same.
@@ -605,7 +607,7 @@ class exponential_filter_layer(nn.Module):
 
 
 def _same_for_all(x: Tensor, alpha: States, beta: States) -> Tensor:
-    """Every channel of the time-last ``x`` through one filter, with scalar coefficients."""
+    """Filters every channel of the time-last ``x`` with the same scalar coefficients."""
     x = x.movedim(-1, 0)
     alpha, beta = (
         torch.stack(values).view(-1, *[1] * (x.dim() - 2)).expand(-1, *x.shape[2:])
@@ -626,9 +628,9 @@ class SNN_Monitor:
         max_iteration: number of passes, all of one batch size and length.
 
     Attributes:
-        record: ``"psp"`` of a synapse layer; ``"v"``, ``"reset_v"`` and ``"spike"`` of a neuron
-            layer, at step t the potential V[t], the reset R[t+1] that follows, and S[t]. NumPy
-            arrays ``(iteration, B, *features, T)``, as many iterations as have run.
+        record: NumPy arrays ``(iteration, B, *features, T)``, with the iterations that have run:
+            ``"psp"`` of a synapse layer, or ``"v"``, ``"reset_v"`` and ``"spike"`` of a neuron
+            layer. At step t these are the potential V[t], the next reset R[t+1], and S[t].
 
     Raises:
         TypeError: ``module`` is another kind of layer.

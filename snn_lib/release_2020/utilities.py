@@ -1,7 +1,7 @@
-"""Spike train utilities under the names of the authors' 2020 release, for scripts written for it.
+"""Utilities for spike trains, under the names of the authors' 2020 release.
 
-Arrays are NumPy's and time last, ``(pattern, train, time)``, times are in steps. Random numbers
-come from PyTorch's generator, ``torch.manual_seed`` seeds them.
+Arrays are NumPy arrays with time last, ``(pattern, train, time)``. Times are in steps. Random
+numbers come from PyTorch's generator, which ``torch.manual_seed`` seeds.
 """
 
 import math
@@ -37,10 +37,10 @@ __all__ = [
 def generate_rand_pattern(
     pattern_num: int, synapse_num: int, length: int, min_spike_num: int, max_spike_num: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Random patterns, each a class of its own.
+    """Makes random patterns, each of which is a class of its own.
 
-    Every train has ``min_spike_num`` to ``max_spike_num`` spikes, both included, at different times
-    drawn uniformly.
+    Every train has ``min_spike_num`` to ``max_spike_num`` spikes, at times that are all different
+    and equally likely.
 
     Returns:
         The patterns ``(pattern, synapse, time)`` and one-hot labels ``(pattern, pattern)``, both
@@ -70,7 +70,7 @@ def mutate_spike_pattern(template_pattern: ArrayLike, mean: float, sigma: float)
         template_pattern: 0 and 1, ``(..., time)``.
 
     Returns:
-        float32, of the template's shape; spikes that meet are one.
+        float32, of the template's shape. Spikes that are moved to the same step become one.
     """
     template = np.asarray(template_pattern, dtype=np.float32)
     trains = torch.from_numpy(template.reshape(-1, template.shape[-1]).T.copy())
@@ -96,12 +96,12 @@ def filter_spike(
     tau_s: float = 2.5,
     normalize: bool = True,
 ) -> np.ndarray:
-    """One spike train, ``(time,)``, through a filter.
+    """Filters one spike train.
 
     Args:
-        spike_train: 0 and 1.
-        filter_type: ``"exp"``, the first-order low pass with ``tau_m``, whose answer to a spike
-            has the peak 1; or ``"dual_exp"``, the difference of two of them.
+        spike_train: 0 and 1, ``(time,)``.
+        filter_type: ``"exp"`` for the first-order low pass with ``tau_m``, whose answer to a spike
+            has the peak 1; or ``"dual_exp"`` for the difference of two low passes.
         normalize: whether the difference is scaled to the peak 1 in continuous time.
 
     Returns:
@@ -122,7 +122,7 @@ def filter_spike_multiple(
     tau_s: float = 2.5,
     normalize: bool = True,
 ) -> np.ndarray:
-    """As :func:`filter_spike` for trains ``(train, time)``; returns the same shape."""
+    """As :func:`filter_spike`, for several trains ``(train, time)``; returns the same shape."""
     trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
     channels = len(trains)
     synapse: IIRSynapse
@@ -141,7 +141,7 @@ def gaussian_filter_spike_train(spike_train: ArrayLike, sigma: float) -> np.ndar
     """Smooths a spike train by a Gaussian of standard deviation ``sigma`` and area 1.
 
     Args:
-        spike_train: ``(time,)``; silence before and after it.
+        spike_train: ``(time,)``, with silence before and after it.
 
     Returns:
         float32, ``(time,)``.
@@ -150,7 +150,7 @@ def gaussian_filter_spike_train(spike_train: ArrayLike, sigma: float) -> np.ndar
 
 
 def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> np.ndarray:
-    """As :func:`gaussian_filter_spike_train` for any ``(..., time)``; returns the same shape."""
+    """As :func:`gaussian_filter_spike_train`, for any ``(..., time)``; returns the same shape."""
     trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
     reach = math.ceil(4 * sigma)  # beyond it the Gaussian is below 1/2000 of its peak
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
@@ -160,7 +160,7 @@ def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> 
 
 
 def float_to_spike_train(value: float, length: int) -> np.ndarray:
-    """int(value * length) evenly spaced spikes, the first at step 0, float32 ``(length,)``.
+    """Makes int(value * length) evenly spaced spikes from step 0 on, float32 ``(length,)``.
 
     Raises:
         ValueError: ``value`` lies outside [0, 1].
@@ -177,8 +177,8 @@ class RandPatternDataset(Dataset):
     """Patterns and their labels, as :func:`generate_rand_pattern` makes them.
 
     Args:
-        dataset: patterns, first dimension the sample.
-        label: one label a pattern.
+        dataset: the patterns, one after the other.
+        label: the label of each pattern.
         transform: called with each pattern, if given.
     """
 
@@ -199,7 +199,7 @@ class RandPatternDataset(Dataset):
 
 
 def plot_raster(spike_mat: ArrayLike, **options: Any) -> Axes:
-    """A raster plot of spikes ``(train, time)``, with the options of ``plotting.raster``."""
+    """Draws the spikes of ``(train, time)`` as dots, with the options of ``plotting.raster``."""
     return raster(torch.as_tensor(np.asarray(spike_mat)).T, **options)
 
 
