@@ -7,34 +7,20 @@ step (CSV and a chart), and spikes and synaptic operations per image (CSV).
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import torch
 from measuring import options
-from pretrained import load
+from pretrained import NAMES, load
 
-import snn_conv
-import snn_mlp_1
-import snn_mlp_2
 from snn_lib.files import write_csv
-from snn_lib.tasks.digits import DigitClassification
 
-MODELS = {
-    "snn_mlp_1": (snn_mlp_1.SNN, DigitClassification),
-    "snn_mlp_2": (snn_mlp_2.SNN, DigitClassification),
-    "snn_conv": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
-    "snn_mlp_1_poisson": (snn_mlp_1.SNN, DigitClassification),
-    "snn_mlp_2_poisson": (snn_mlp_2.SNN, DigitClassification),
-    "snn_conv_poisson": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
-    "snn_mlp_1_latency": (snn_mlp_1.SNN, DigitClassification),
-}
+MODELS = [name for name in NAMES if name.startswith(("snn_mlp", "snn_conv"))]
 
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """Accuracy after each step, and activity, of one pretrained model."""
-    model, task = MODELS[name]
-    experiment = load(name, model, task(), chosen)
+    experiment = load(name, chosen)
     metrics, activity = experiment.evaluate("test")
     with experiment.autocast():
         accuracy, _ = experiment.task.stop_early(experiment.model)

@@ -1,12 +1,12 @@
-"""Does computing less take less time? One image at a time through snn_mlp_1_latency, on a CPU.
+"""Does computing less take less time? One image at a time through the networks of snn_mlp_1.py.
 
     python benchmarks/early_inference.py --threads 1
 
-The network runs all 12 steps, or stops as soon as one class is two spikes ahead, in PyTorch and
-compiled. Beside it: the dense ReLU network of the same size in PyTorch, in ONNX Runtime, and in a
-loop that skips zeros; and a network whose filters stand behind the weights, so that only spikes
-reach weights, with random weights that fire as rarely. All take turns. Saves the processor's time
-an image (CSV); of the networks in PyTorch also in batches.
+Each pretrained network, with its filters before or behind the weights, runs compiled: all its
+steps, or until one class is two spikes ahead. The latency network also runs in PyTorch. Beside
+them: the dense ReLU network of the same size, with random weights, in PyTorch, in ONNX Runtime, and
+in a loop that skips zeros. All take turns. Saves the processor's time an image (CSV); of the
+networks in PyTorch also in batches.
 """
 
 import tempfile
@@ -21,23 +21,17 @@ import torch
 from measuring import machine, options
 from numba import njit
 from onnx import TensorProto, helper, numpy_helper
+from operations import PRETRAINED
 from pretrained import load, onnx_session
 from torch import Tensor, nn
 
-from snn_lib import (
-    DualExponentialSynapse,
-    Sequential,
-    SpikingNeuron,
-    fire_from_the_start,
-)
 from snn_lib.files import write_csv
 from snn_lib.inference import CompiledNetwork, compile_network
 from snn_lib.readout import until_clear
-from snn_lib.tasks.digits import DigitClassification
 from snn_mlp_1 import SNN
 
 LEAD, ROUNDS, IMAGES = 2, 30, 50
-RATE = 0.04  # spikes per hidden neuron and step, at which the pretrained network was held
+IN_PYTORCH, WITH_PIXELS = "snn_mlp_1_latency", "snn_mlp_1"
 FLOOR = "dense network, ONNX Runtime"
 
 
@@ -45,20 +39,6 @@ def dense_network() -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 500), nn.ReLU(), nn.Linear(500, 10)
     )
-
-
-def behind_the_weights(x: Tensor) -> CompiledNetwork:
-    """A network of the same size that weighs spikes and filters behind the weights."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((784, 500), (500, 500), (500, 10)):
-        layers += [
-            nn.Linear(inputs, outputs),
-            DualExponentialSynapse(outputs, 8.0, 2.0),
-            SpikingNeuron(outputs, 8.0),
-        ]
-    network = Sequential(*layers)
-    fire_from_the_start(network, x, RATE)
-    return compile_network(network)
 
 
 def in_onnx_runtime(dense: nn.Sequential, folder: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -116,6 +96,14 @@ def skipping_zeros(dense: nn.Sequential) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
+def each(run: Callable[[Any], Any], inputs: list[Any]) -> Callable[[], None]:
+    def visit() -> None:
+        for one in inputs:
+            run(one)
+
+    return visit
+
+
 def from_rest(stream: CompiledNetwork, run: Callable[[np.ndarray], Any]) -> Callable:
     def of_image(x: np.ndarray) -> Any:
         stream.reset()
@@ -124,33 +112,34 @@ def from_rest(stream: CompiledNetwork, run: Callable[[np.ndarray], Any]) -> Call
     return of_image
 
 
-def single(model: SNN, x: Tensor, folder: str) -> dict[str, Callable[[], None]]:
-    """What takes turns on images one at a time, from input spikes ``(T, B, 784)``."""
-    steps = [x[:, n : n + 1].contiguous() for n in range(x.shape[1])]
-    samples = [one[:, 0].numpy() for one in steps]
-    images = [one.sum(0) for one in steps]  # (1, 784)
-    arrays = [one.numpy() for one in images]
-    dense, network, other = dense_network(), compile_network(model), behind_the_weights(x)
+def compiled_visits(name: str, model: SNN, x: Tensor) -> dict[str, Callable[[], None]]:
+    """What runs a network compiled on each image of ``(T, B, 784)``: all steps, or until clear."""
+    network, samples = compile_network(model), [x[:, n].numpy() for n in range(x.shape[1])]
 
-    def each(run: Callable[[Any], Any], inputs: list[Any]) -> Callable[[], None]:
-        def visit() -> None:
-            for one in inputs:
-                run(one)
-
-        return visit
-
-    def early(stream: CompiledNetwork) -> Callable:
-        return from_rest(stream, lambda sample: stream.until_clear(sample, LEAD))
+    def early(sample: np.ndarray) -> tuple[int, int]:
+        return network.until_clear(sample, LEAD)
 
     return {
-        "PyTorch": each(model, steps),
-        f"PyTorch, until {LEAD} ahead": each(lambda one: until_clear(model, one, LEAD), steps),
-        "compiled": each(from_rest(network, network.run), samples),
-        f"compiled, until {LEAD} ahead": each(early(network), samples),
-        "filters behind weights, compiled": each(from_rest(other, other.run), samples),
-        "filters behind weights, 3 steps": each(
-            from_rest(other, other.run), [sample[:3] for sample in samples]
+        f"{name}, compiled": each(from_rest(network, network.run), samples),
+        f"{name}, compiled, until {LEAD} ahead": each(from_rest(network, early), samples),
+    }
+
+
+def single(models: dict[str, tuple[SNN, Tensor]], folder: str) -> dict[str, Callable[[], None]]:
+    """What takes turns on images one at a time, from each network and its input ``(T, B, 784)``."""
+    model, x = models[IN_PYTORCH]
+    steps = [x[:, n : n + 1].contiguous() for n in range(x.shape[1])]
+    images = models[WITH_PIXELS][1][0].split(1)  # (1, 784) each
+    arrays, dense = [one.numpy() for one in images], dense_network()
+    visits = {
+        f"{IN_PYTORCH}, PyTorch": each(model, steps),
+        f"{IN_PYTORCH}, PyTorch, until {LEAD} ahead": each(
+            lambda one: until_clear(model, one, LEAD), steps
         ),
+    }
+    for name, (network, of_network) in models.items():
+        visits |= compiled_visits(name, network, of_network)
+    return visits | {
         "dense network, PyTorch": each(dense, images),
         FLOOR: each(in_onnx_runtime(dense, folder), arrays),
         "dense network that skips zeros": each(skipping_zeros(dense), [one[0] for one in arrays]),
@@ -159,7 +148,7 @@ def single(model: SNN, x: Tensor, folder: str) -> dict[str, Callable[[], None]]:
 
 def in_a_batch(model: SNN, x: Tensor) -> dict[str, Callable[[], Any]]:
     """What takes turns on a batch."""
-    dense, images = dense_network(), x.sum(0)
+    dense, images = dense_network(), x.sum(0)  # any images: their values do not change the time
     return {
         "PyTorch": lambda: model(x),
         f"PyTorch, until {LEAD} ahead": lambda: until_clear(model, x, LEAD),
@@ -184,14 +173,20 @@ def measure(visits: dict[str, Callable[[], Any]], images: int, rounds: int) -> d
 def main() -> None:
     chosen = options(__doc__, "early_inference")
     torch.set_num_threads(chosen.threads)
-    experiment = load("snn_mlp_1_latency", SNN, DigitClassification(), chosen)
-    model = experiment.model.eval()
-    x = next(iter(experiment.task.evaluation_batches("test"))).x
+    models = {}
+    for name in PRETRAINED:
+        experiment = load(name, chosen)
+        models[name] = (
+            experiment.model.eval(),
+            next(iter(experiment.task.evaluation_batches("test"))).x,
+        )
     rounds, rows = 2 if chosen.smoke else ROUNDS, []
+    model, x = models[IN_PYTORCH]
     with tempfile.TemporaryDirectory() as folder:
-        few = x[:, :IMAGES]
+        few = {name: (network, x[:, :IMAGES]) for name, (network, x) in models.items()}
+        images = few[IN_PYTORCH][1].shape[1]
         measured = {
-            1: measure(single(model, few, folder), few.shape[1], rounds),
+            1: measure(single(few, folder), images, rounds),
             x.shape[1]: measure(in_a_batch(model, x), x.shape[1], rounds),
         }
     for batch, found in measured.items():
@@ -207,7 +202,7 @@ def main() -> None:
                     "machine": machine(chosen),
                 }
             )
-            print(f"{name:34}{microseconds:10.1f} us an image{microseconds / floor:8.2f}")
+            print(f"{name:56}{microseconds:10.1f} us an image{microseconds / floor:8.2f}")
     write_csv(chosen.output.with_suffix(".csv"), rows)
     print(f"\nsaved {chosen.output}.csv")
 

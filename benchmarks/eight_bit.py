@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from inference_agreement import MODELS, answers_of, batches, runs_onnx
+from inference_agreement import answers_of, batches, runs_onnx
 from measuring import options
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from pretrained import OnnxStream, load, onnx_session
+from pretrained import NAMES, OnnxStream, load, onnx_session
 
 from snn_lib.files import write_csv
 from snn_lib.tasks.classification import Classification
@@ -62,13 +62,12 @@ def main() -> None:
     chosen = options(__doc__, "eight_bit")
     torch.set_num_threads(chosen.threads)
     logging.getLogger().setLevel(logging.ERROR)  # what to do before quantising, which is done
-    samples, names, rows = SAMPLES, list(MODELS), []
+    samples, names, rows = SAMPLES, NAMES, []
     if chosen.smoke:
         samples, names = 10, ["snn_mlp_1", "event_vision"]
     for name in names:
-        build, task = MODELS[name]
         overrides = [f"events.test_size={samples}"] if name == "event_vision" else []
-        experiment = load(name, build, task(), chosen, overrides)
+        experiment = load(name, chosen, overrides)
         if isinstance(experiment.task, Classification):
             rows.append(measure(name, experiment, samples))
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)

@@ -8,51 +8,22 @@ from there on a sequence may go its own way. The table (CSV) tells how often tha
 from the threshold such a potential was, and how far outputs differ where it does not happen.
 """
 
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import ROOT, options
-from pretrained import OnnxStream, load
+from measuring import options
+from pretrained import NAMES, OnnxStream, load
 from torch import Tensor, nn
 
-sys.path.insert(0, str(ROOT))
-import associative_memory
-import event_vision
-import sequential_mnist
-import snn_conv
-import snn_mlp_1
-import snn_mlp_2
-import time_series
 from snn_lib import Sequential, SpikingNeuron
 from snn_lib.files import write_csv
 from snn_lib.inference import compile_network
 from snn_lib.tasks.association import Association
-from snn_lib.tasks.digits import DigitClassification
-from snn_lib.tasks.event_vision import EventVision
-from snn_lib.tasks.sequential_digits import SequentialDigits
 
 SAMPLES, BATCH = 1000, 50
-
-MODELS: dict[str, tuple[Callable[[Any], nn.Module], Callable[[], Any]]] = {
-    "snn_mlp_1": (snn_mlp_1.SNN, DigitClassification),
-    "snn_mlp_1_poisson": (snn_mlp_1.SNN, DigitClassification),
-    "snn_mlp_1_latency": (snn_mlp_1.SNN, DigitClassification),
-    "snn_mlp_2": (snn_mlp_2.SNN, DigitClassification),
-    "snn_mlp_2_poisson": (snn_mlp_2.SNN, DigitClassification),
-    "snn_conv": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
-    "snn_conv_poisson": (snn_conv.SNN, partial(DigitClassification, snn_conv.ConvConfig)),
-    "sequential_mnist": (sequential_mnist.SNN, SequentialDigits),
-    "sequential_mnist_in_order": (sequential_mnist.SNN, SequentialDigits),
-    "event_vision": (event_vision.SNN, partial(EventVision, event_vision.EventConvConfig)),
-    "time_series": (time_series.build_model, lambda: time_series.task),
-    "associative_memory": (associative_memory.SNN, Association),
-    "associative_memory_2020": (associative_memory.SNN, Association),
-}
 
 
 class Replay(nn.Module):
@@ -148,9 +119,8 @@ def answers_of(task: Any, batch: Any, output: Tensor) -> Tensor:
 @torch.inference_mode()
 def measure(name: str, chosen: Any, samples: int) -> dict[str, Any]:
     """The row of one model."""
-    build, task = MODELS[name]
     overrides = [f"events.test_size={samples}"] if name == "event_vision" else []
-    experiment = load(name, build, task(), chosen, overrides)
+    experiment = load(name, chosen, overrides)
     model = experiment.model.eval()
     count, own_way, same, same_onnx = 0, [], 0, 0
     output_error = 0.0
@@ -186,7 +156,7 @@ def main() -> None:
     chosen = options(__doc__, "inference_agreement")
     torch.set_num_threads(chosen.threads)
     rows = []
-    for name in MODELS:
+    for name in NAMES:
         rows.append(measure(name, chosen, 10 if chosen.smoke else SAMPLES))
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         write_csv(chosen.output.with_suffix(".csv"), rows)

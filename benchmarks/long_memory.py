@@ -12,7 +12,7 @@ import copy
 import matplotlib.pyplot as plt
 import torch
 from measuring import options
-from pretrained import exists, load
+from pretrained import NAMES, load
 from torch import Tensor
 
 from sequential_mnist import SNN
@@ -93,16 +93,16 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     curves, rows = {}, []
     for name, order in MODELS.items():
-        if not exists(name):
+        if name not in NAMES:
             continue
-        experiment = load(name, SNN, SequentialDigits(), chosen)
+        experiment = load(name, chosen)
         curves[order] = accuracy_over_time(experiment)
         print(f"{name}: {100 * curves[order][-1]:.2f} % after all pixels")
         steps = enumerate(curves[order].tolist(), 1)
         rows += [{"order": order, "pixels": step, "accuracy": round(a, 4)} for step, a in steps]
     write_csv(chosen.output.with_suffix(".csv"), rows)
 
-    experiment = load("sequential_mnist", SNN, SequentialDigits(), chosen)
+    experiment = load("sequential_mnist", chosen)
     initial = Experiment(SNN, SequentialDigits(), experiment.config).model  # as training began
     pairs = zip(experiment.model.layers, initial.layers, strict=True)
     pairs = [(new, old) for new, old in pairs if isinstance(new, ResonantSynapse)]

@@ -17,7 +17,7 @@ from neurobench.benchmarks import Benchmark
 from neurobench.metrics.static import ConnectionSparsity, Footprint
 from neurobench.metrics.workload import SynapticOperations
 from neurobench.models import TorchModel
-from pretrained import exists, load
+from pretrained import load
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -81,8 +81,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """A pretrained network, counted by both in float32."""
-    network, task = MODELS[name]
-    experiment = load(name, network, task(), chosen)
+    experiment = load(name, chosen)
     experiment.config.mnist_config.test_size = 5 if chosen.smoke else IMAGES
     x = next(iter(experiment.task.evaluation_batches("test"))).x
     model = experiment.model.eval()
@@ -99,14 +98,13 @@ def main() -> int:
     torch.set_num_threads(chosen.threads)
     rows, differ = [], 0
     for name in MODELS:
-        if exists(name):
-            rows.append(measure(name, chosen))
-            print(name)
-            for key, value in rows[-1].items():
-                if not key.endswith("_neurobench") and key != "model":
-                    other = rows[-1][f"{key}_neurobench"]
-                    differ += value != other
-                    print(f"  {key:20}{value:16,.2f}{other:16,.2f}")
+        rows.append(measure(name, chosen))
+        print(name)
+        for key, value in rows[-1].items():
+            if not key.endswith("_neurobench") and key != "model":
+                other = rows[-1][f"{key}_neurobench"]
+                differ += value != other
+                print(f"  {key:20}{value:16,.2f}{other:16,.2f}")
     write_csv(chosen.output.with_suffix(".csv"), rows)
     print(f"\nsaved {chosen.output}.csv; {differ} counts differ")
     return int(differ > 0)

@@ -33,8 +33,10 @@ from snn_mlp_1 import SNN
 
 EPOCHS = 1
 LEADS = (1, 2, 3, 4, 6)
-PRETRAINED = ("snn_mlp_1", "snn_mlp_1_poisson", "snn_mlp_1_latency")
 COLORS = {"constant": BLUE, "poisson": ORANGE, "latency": GREEN}
+BEFORE = ("snn_mlp_1", "snn_mlp_1_poisson", "snn_mlp_1_latency")
+BEHIND = tuple(f"{name}_behind" for name in BEFORE)
+PRETRAINED = BEFORE + BEHIND
 DENSE, SIZES = "dense network", (784, 500, 500, 10)
 
 
@@ -128,7 +130,9 @@ def chart(path: Path, rows: list[dict]) -> None:
             if row["model"] in PRETRAINED:
                 early = [point(row, f"_lead_{lead}") for lead in LEADS]
                 x, y = zip(*early, point(row), strict=True)
-                axes.plot(x, y, "o-", color=color, ms=4, label=encoding)
+                behind = row["model"] in BEHIND
+                label = f"{encoding}, filters {'behind' if behind else 'before'} the weights"
+                axes.plot(x, y, "o-" if behind else "o:", color=color, ms=4, label=label)
             else:
                 axes.scatter(*point(row), s=18, color=color, alpha=0.4, lw=0)
     if any(row["model"] not in (*PRETRAINED, DENSE) for row in rows):
@@ -164,9 +168,9 @@ def main() -> None:
         with path.open(newline="") as file:
             kept = [row for row in csv.DictReader(file) if row["model"] not in PRETRAINED]
     rows = [
-        row_of(name, pretrained.load(name, SNN, DigitClassification(), chosen))
+        row_of(name, pretrained.load(name, chosen))
         for name in PRETRAINED
-        if pretrained.exists(name)
+        if name in pretrained.NAMES
     ]
     done = {row["model"] for row in kept}
     if chosen.train and DENSE not in done:

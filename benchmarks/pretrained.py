@@ -1,9 +1,8 @@
 """The pretrained models, ready to be evaluated, in PyTorch and in ONNX Runtime."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -11,27 +10,23 @@ from measuring import ROOT
 from torch import nn
 
 from snn_lib.inference import to_onnx
-from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.experiment import Experiment
+from snn_lib.training.loading import arguments_of_main
+
+NAMES = sorted(
+    path.name.removeprefix("pretrained_")
+    for path in ROOT.glob("*checkpoint/pretrained_*")
+    if not path.suffix
+)
 
 
-def exists(name: str) -> bool:
-    """Whether there is a pretrained model of this name."""
-    return (ROOT / "checkpoint" / f"pretrained_{name}").exists()
-
-
-def load(
-    name: str,
-    build_model: Callable[[Any], nn.Module],
-    task: Task,
-    chosen: argparse.Namespace,
-    overrides: Sequence[str] = (),
-) -> Experiment:
+def load(name: str, chosen: argparse.Namespace, overrides: Sequence[str] = ()) -> Experiment:
     """A pretrained model in its experiment; with ``--smoke`` there are ten test images."""
     path = next(ROOT.glob(f"*checkpoint/pretrained_{name}"))
     checkpoint = load_checkpoint(path)
+    build_model, task = arguments_of_main(checkpoint, path)
     config = config_from_dict(task.config_class, checkpoint["config"], overrides)
     config.dataset_path, config.device = str(ROOT / config.dataset_path), chosen.device
     if chosen.smoke and hasattr(config, "mnist_config"):

@@ -8,7 +8,6 @@ layers. All take turns; PyTorch runs under ``torch.inference_mode``. ``whole run
 of a run over the sequence.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,30 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import ROOT, machine, options, quartiles
+from measuring import machine, options, quartiles
 from pretrained import OnnxStream, load
 from torch import Tensor, nn
 
-sys.path.insert(0, str(ROOT))
-import event_vision
-import sequential_mnist
-import snn_mlp_1
 from snn_lib import SpikingNeuron, use_backend
 from snn_lib.files import write_csv
 from snn_lib.inference import compile_network
 from snn_lib.synapses import IIRSynapse
-from snn_lib.tasks.digits import DigitClassification
-from snn_lib.tasks.event_vision import EventVision
-from snn_lib.tasks.sequential_digits import SequentialDigits
 
 ROUNDS, STEPS = 30, 200  # visits to each subject, and the most steps of one
 
 # Each with the widths of input and hidden layers, if its equations are written out and cells stand
 # beside it.
-NETWORKS: dict[str, tuple[Callable, Callable, tuple[int, ...]]] = {
-    "sequential_mnist": (sequential_mnist.SNN, SequentialDigits, (1, 256, 256)),
-    "snn_mlp_1": (snn_mlp_1.SNN, DigitClassification, (784, 500, 500)),
-    "event_vision": (event_vision.SNN, lambda: EventVision(event_vision.EventConvConfig), ()),
+NETWORKS: dict[str, tuple[int, ...]] = {
+    "sequential_mnist": (1, 256, 256),
+    "snn_mlp_1": (784, 500, 500),
+    "event_vision": (),
 }
 
 
@@ -135,9 +127,9 @@ def on_eager(visit: Callable[[], float]) -> Callable[[], float]:
 
 def subjects(name: str, chosen: Any, folder: str) -> dict[str, Callable[[], float]]:
     """What takes turns, by name."""
-    build, task, sizes = NETWORKS[name]
+    sizes = NETWORKS[name]
     overrides = ["events.test_size=1"] if name == "event_vision" else []
-    experiment = load(name, build, task(), chosen, overrides)
+    experiment = load(name, chosen, overrides)
     model = experiment.model.eval()
     x = next(iter(experiment.task.evaluation_batches("test"))).x[: 3 if chosen.smoke else STEPS, :1]
     x = x.float().contiguous()  # (T, 1, *features)

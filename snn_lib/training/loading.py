@@ -45,7 +45,7 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     checkpoint = load_checkpoint(path)
     if build_model is not None:
         return trained_network(checkpoint, build_model)
-    return trained_network(checkpoint, *_arguments_of_main(_find_script(checkpoint)))
+    return trained_network(checkpoint, *arguments_of_main(checkpoint))
 
 
 def trained_network(
@@ -176,8 +176,13 @@ class Handover(BaseException):
 READING = ContextVar("READING", default=False)  # whether main hands over its arguments
 
 
-def _arguments_of_main(script: Path) -> tuple[BuildModel, Task]:
-    """Runs a script up to its call of ``main``."""
+def arguments_of_main(checkpoint: Checkpoint) -> tuple[BuildModel, Task]:
+    """What the script that wrote a checkpoint gives ``main``; the script runs up to there.
+
+    Raises:
+        InputError: the script is not found, fails, or does not call ``main``.
+    """
+    script = _find_script(checkpoint)
     token = READING.set(True)
     sys.path.insert(0, str(script.parent))
     try:
