@@ -189,18 +189,20 @@ class Variant:
 
 
 class SNN(nn.Module):
-    """The network of the experiments, from this library."""
+    """The network of the experiments, from this library, with its filters before the weights."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, behind: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for layer in network.layers():
+            channels = layer.outputs if behind else layer.inputs
+            synapse = snn_lib.DualExponentialSynapse(
+                layer.shape(channels), network.tau_m, network.tau_s
+            )
+            weights = layer.weights_of_steps()
             layers += [
                 layer.before,
-                snn_lib.DualExponentialSynapse(
-                    layer.shape(layer.inputs), network.tau_m, network.tau_s
-                ),
-                layer.weights_of_steps(),
+                *([weights, synapse] if behind else [synapse, weights]),
                 snn_lib.SpikingNeuron(
                     layer.shape(layer.outputs),
                     network.tau_m,

@@ -59,8 +59,19 @@ def variants(device: str) -> list[Variant]:
 
 
 def rows_of(network: Network, device: str) -> list[Variant]:
-    """The rows of one network: in long sequences float32 alone, and recurrent layers as well."""
+    """The rows of one network: of an image the other order of the filters as well, and in long
+    sequences float32 alone and recurrent layers.
+    """
     rows = [row for row in variants(device) if network.steps <= (row.longest or network.steps)]
+    if network.images:
+        ours = next(row for row in rows if row.build is SNN)
+        behind = replace(
+            ours,
+            name="SNN-IIR, filters behind the weights",
+            build=partial(SNN, behind=True),
+            note="weighs the image once",
+        )
+        rows += [behind, replace(behind, precision="bfloat16")]
     if network.steps < PIXELS.steps:
         return rows
     gated = [
@@ -106,13 +117,13 @@ def show(lines: list[dict]) -> None:
     """Prints the table of one network."""
     print(f"\n{lines[0]['network']}   ({lines[0]['machine']})")
     print(
-        f"{'':42}{'training step, ms':>26}{'/floor':>8}{'/fp32':>7}{'loop/':>7}"
+        f"{'':45}{'training step, ms':>26}{'/floor':>8}{'/fp32':>7}{'loop/':>7}"
         f"{'inference':>11}{'/floor':>8}{'memory':>11}{'/loop':>7}"
     )
     for line in lines:
         spread = f"({line['training_q25']:.1f} to {line['training_q75']:.1f})"
         print(
-            f"{line['variant']:33} {line['precision']:8}{line['training_ms']:9.1f}{spread:>17}"
+            f"{line['variant']:36} {line['precision']:8}{line['training_ms']:9.1f}{spread:>17}"
             f"{line['training/floor']:8.2f}{line['training/floor_float32']:7.2f}"
             f"{line['loop/training']:7.2f}{line['inference_ms']:11.1f}"
             f"{line['inference/floor']:8.2f}{line['memory_MB']:8.0f} MB{line['memory/loop']:7.2f}"
