@@ -26,7 +26,7 @@ from pretrained import load, onnx_session
 from torch import Tensor, nn
 
 from snn_lib.files import write_csv
-from snn_lib.inference import CompiledNetwork, compile_network
+from snn_lib.inference import CompiledNetwork, compiled
 from snn_lib.readout import until_clear
 from snn_mlp_1 import SNN
 
@@ -114,7 +114,7 @@ def from_rest(stream: CompiledNetwork, run: Callable[[np.ndarray], Any]) -> Call
 
 def compiled_visits(name: str, model: SNN, x: Tensor) -> dict[str, Callable[[], None]]:
     """What runs a network compiled on each image of ``(T, B, 784)``: all steps, or until clear."""
-    network, samples = compile_network(model), [x[:, n].numpy() for n in range(x.shape[1])]
+    network, samples = compiled(model), [x[:, n].numpy() for n in range(x.shape[1])]
 
     def early(sample: np.ndarray) -> tuple[int, int]:
         return network.until_clear(sample, LEAD)

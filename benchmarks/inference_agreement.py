@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from snn_lib import Sequential, SpikingNeuron
 from snn_lib.files import write_csv
-from snn_lib.inference import compile_network
+from snn_lib.inference import compiled
 from snn_lib.tasks.association import Association
 
 SAMPLES, BATCH = 1000, 50
@@ -41,14 +41,13 @@ class Prefixes:
     """A network and its layers up to each layer of neurons, compiled: all spikes can be seen."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
-        self.model, self.network = model, compile_network(model, x.shape[2:])
+        self.model, self.network = model, compiled(model, x.shape[2:])
         self.neurons = [
             number for number, layer in enumerate(model.layers) if isinstance(layer, SpikingNeuron)
         ]
         inputs = self.outputs(x)[0].shape[2:]
         self.prefixes = [
-            compile_network(Sequential(*model.layers[: number + 1]), inputs)
-            for number in self.neurons
+            compiled(Sequential(*model.layers[: number + 1]), inputs) for number in self.neurons
         ]
 
     def outputs(self, x: Tensor) -> list[Tensor]:

@@ -26,7 +26,7 @@ def load(name: str, chosen: argparse.Namespace, overrides: Sequence[str] = ()) -
     """A pretrained model in its experiment; with ``--smoke`` there are ten test images."""
     path = next(ROOT.glob(f"*checkpoint/pretrained_{name}"))
     checkpoint = load_checkpoint(path)
-    build_model, task = arguments_of_main(checkpoint, path)
+    build_model, task = arguments_of_main(checkpoint)
     config = config_from_dict(task.config_class, checkpoint["config"], overrides)
     config.dataset_path, config.device = str(ROOT / config.dataset_path), chosen.device
     if chosen.smoke and hasattr(config, "mnist_config"):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from snn_lib import SpikingNeuron, use_backend
 from snn_lib.files import write_csv
-from snn_lib.inference import compile_network
+from snn_lib.inference import compiled
 from snn_lib.synapses import IIRSynapse
 
 ROUNDS, STEPS = 30, 200  # visits to each subject, and the most steps of one
@@ -133,7 +133,7 @@ def subjects(name: str, chosen: Any, folder: str) -> dict[str, Callable[[], floa
     model = experiment.model.eval()
     x = next(iter(experiment.task.evaluation_batches("test"))).x[: 3 if chosen.smoke else STEPS, :1]
     x = x.float().contiguous()  # (T, 1, *features)
-    sample, stream = x[:, 0].cpu().numpy(), compile_network(model, x.shape[2:])
+    sample, stream = x[:, 0].cpu().numpy(), compiled(model, x.shape[2:])
     found = {
         "SNN-IIR": each_step(model, x),
         "SNN-IIR, whole run": whole_run(model, x),

@@ -29,7 +29,7 @@ import snn_lib
 from snn_lib.data.events import Events
 from snn_lib.data.recordings import SETS
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
-from snn_lib.inference import compile_network
+from snn_lib.inference import compiled
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.loading import TrainedNetwork
@@ -69,7 +69,7 @@ def live(network: TrainedNetwork, events: Events, speed: float) -> Iterator[Step
     preparation = network.preparation
     width = preparation.duration / preparation.length
     passed = (events.t - events.t[0]) / 1000.0
-    stream = compile_network(network, shape=(preparation.side, preparation.side, 2))
+    stream = compiled(network, shape=(preparation.side, preparation.side, 2))
     spikes, begin = 0.0, time.perf_counter()
     for number in range(preparation.length):
         end = (number + 1) * width

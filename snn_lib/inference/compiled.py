@@ -1,6 +1,6 @@
 """A trained network as one compiled function: one sample, one time step, in microseconds.
 
-    network = compile_network(model)
+    network = compiled(model)
     for x in stream:  # NumPy arrays
         output = network.step(x)
 
@@ -19,7 +19,7 @@ from snn_lib.inference.description import describe
 from snn_lib.inference.program import Program, aligned_zeros
 
 
-def compile_network(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
+def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
     """Compiles a trained network for one sample at a time.
 
     The compiled network computes what ``network`` does in evaluation mode with its present weights,
@@ -47,7 +47,7 @@ def compile_network(network: nn.Module, shape: Sequence[int] | None = None) -> "
 class CompiledNetwork:
     """A stream through a compiled network, which keeps its state from one step to the next.
 
-    :func:`compile_network` makes the first stream. Only one thread may use a stream at a time.
+    :func:`compiled` makes the first stream. Only one thread may use a stream at a time.
     Different streams of a network can run in several threads at once, since no step holds the GIL.
 
     Attributes:

@@ -42,7 +42,7 @@ def to_onnx(
     The graph takes ``x``, ``(batch, *features)``, and the states, each ``(batch, *features)``, and
     returns ``y`` and the next states. The batch may have any size. The graph computes what
     ``network`` does in evaluation mode, but adds up sums in another order than PyTorch, as
-    :func:`snn_lib.inference.compile_network` does. Its numbers have the network's dtype. ONNX
+    :func:`snn_lib.inference.compiled` does. Its numbers have the network's dtype. ONNX
     Runtime has no convolutions in float64.
 
     If :func:`snn_lib.load` returned the network, the graph prepares its input as well. ``x`` then
@@ -51,7 +51,7 @@ def to_onnx(
     ``x`` has to hold the spikes.
 
     Args:
-        network, shape: as in :func:`snn_lib.inference.compile_network`.
+        network, shape: as in :func:`snn_lib.inference.compiled`.
         path: the file to write, ``.onnx``.
         classes: the names of the classes, by default those of the network. The file's metadata
             holds them as ``classes``, in JSON.

@@ -9,7 +9,7 @@ from leaving_pytorch import NETWORKS, network, spikes, with_readout
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.inference import compile_network, machine
+from snn_lib.inference import compiled, machine
 from snn_lib.readout import READOUTS, first_lead
 
 
@@ -32,7 +32,7 @@ def digits():
 def test_it_computes_what_pytorch_computes(name):
     model, features = network(name)
     x = spikes(50, *features)
-    network_ = compile_network(model, features)
+    network_ = compiled(model, features)
     output = network_.run(x[:, 0].numpy())
     target = expected(model, x)
     assert output.dtype == np.float64
@@ -45,7 +45,7 @@ def test_it_computes_what_pytorch_computes(name):
 def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
     model, layers = with_readout(kind)
     x = spikes(20, 4) - 0.3
-    output = compile_network(model).run(x[:, 0].numpy())
+    output = compiled(model).run(x[:, 0].numpy())
     with torch.no_grad():
         values = layers(x)[0]
         target = [READOUTS[kind]()(values[: t + 1])[0].numpy() for t in range(len(x))]
@@ -57,7 +57,7 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
 def test_steps_runs_and_chunks_are_one_stream(name):
     model, features = network(name)
     x = spikes(40, *features)[:, 0].numpy()
-    stream = compile_network(model, features)
+    stream = compiled(model, features)
     whole = stream.run(x)
     stream.reset()
     np.testing.assert_array_equal(np.stack([stream.step(step) for step in x]), whole)
@@ -71,16 +71,14 @@ def test_filters_and_neurons_are_pytorchs_bit_for_bit():
         DualExponentialSynapse(50, 4.0, 1.0), SpikingNeuron(50, 4.0, membrane_filter=True)
     )
     x = torch.randn(100, 1, 50)
-    np.testing.assert_array_equal(compile_network(model).run(x[:, 0].numpy()), expected(model, x))
+    np.testing.assert_array_equal(compiled(model).run(x[:, 0].numpy()), expected(model, x))
     synapse = Sequential(model[0])
-    np.testing.assert_array_equal(
-        compile_network(synapse).run(x[:, 0].numpy()), expected(synapse, x)
-    )
+    np.testing.assert_array_equal(compiled(synapse).run(x[:, 0].numpy()), expected(synapse, x))
 
 
 def test_streams_share_weights_and_nothing_else():
     model, x = digits()
-    first = compile_network(model)
+    first = compiled(model)
     second = first.stream()
     a, b = x[:, 0].numpy(), x[:, 1].numpy()
     outputs = np.array([(first.step(one), second.step(two)) for one, two in zip(a, b, strict=True)])
@@ -91,7 +89,7 @@ def test_streams_share_weights_and_nothing_else():
 
 def test_streams_run_in_threads():
     model, x = digits()
-    network_ = compile_network(model)
+    network_ = compiled(model)
     samples = [x[:, n % 5].numpy() for n in range(40)]
 
     def answer(sample):
@@ -107,7 +105,7 @@ def test_it_stops_where_the_answer_stands(lead):
     model, x = digits()
     with torch.no_grad():
         answers, steps = first_lead(model(x)[0], lead)
-    stream = compile_network(model)
+    stream = compiled(model)
     for n in range(x.shape[1]):
         stream.reset()
         sample = x[:, n].numpy()
@@ -121,7 +119,7 @@ def test_it_stops_where_the_answer_stands(lead):
 def test_a_step_may_be_broadcast_over_time(total):
     model = Sequential(nn.Linear(4, 40), LowPassSynapse(40, 4.0), SpikingNeuron(40, 4.0))
     model.append(nn.Linear(40, 3))
-    network, image = compile_network(model), np.random.default_rng(0).random((1, 4), np.float32) * 4
+    network, image = compiled(model), np.random.default_rng(0).random((1, 4), np.float32) * 4
     copied, broadcast = image.repeat(total, 0), np.broadcast_to(image, (total, 4))
     np.testing.assert_allclose(network.run(broadcast), network.stream().run(copied), rtol=1e-6)
     network.reset()
@@ -135,7 +133,7 @@ def test_rows_of_neurons_that_did_not_fire_are_not_read():
     target = expected(model, current)
     with torch.no_grad():
         model[1].weight[:, [0, 1, 3, 4, 7, 8]] = torch.nan
-    np.testing.assert_allclose(compile_network(model).run(current[:, 0].numpy()), target, rtol=1e-6)
+    np.testing.assert_allclose(compiled(model).run(current[:, 0].numpy()), target, rtol=1e-6)
 
 
 def test_a_row_is_read_in_the_step_in_which_its_neuron_fires_and_in_no_other():
@@ -144,13 +142,13 @@ def test_a_row_is_read_in_the_step_in_which_its_neuron_fires_and_in_no_other():
     current[0, [2, 5]] = current[1, 7] = 2.0
     with torch.no_grad():
         model[1].weight[:, 5] = torch.inf  # in another step, zero times it would be nan
-    first, *others = compile_network(model).run(current)
+    first, *others = compiled(model).run(current)
     assert not np.isfinite(first).any()
     assert np.isfinite(others).all()
 
 
 def test_what_decays_becomes_zero_and_no_denormal_number():
-    stream = compile_network(Sequential(LowPassSynapse(3, 2.0), SpikingNeuron(3, 2.0, True)))
+    stream = compiled(Sequential(LowPassSynapse(3, 2.0), SpikingNeuron(3, 2.0, True)))
     stream.run(np.ones((1, 3)))
     output = stream.run(np.zeros((300, 3)))
     assert not output[-1].any()
@@ -165,7 +163,7 @@ def test_it_takes_numbers_of_any_real_kind():
     readonly.flags.writeable = False
     kinds = (sample.bool().numpy(), sample.int().numpy(), sample.double().numpy(), readonly, sample)
     for values in kinds:
-        np.testing.assert_array_equal(compile_network(model).run(values), target)
+        np.testing.assert_array_equal(compiled(model).run(values), target)
     assert len(machine.run.signatures) <= 2  # one for each dtype
 
 
@@ -173,7 +171,7 @@ def test_the_network_is_left_as_it_was_and_may_change():
     model, x = digits()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stream = compile_network(model)
+    stream = compiled(model)
     target = stream.run(x[:, 0].numpy())
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -197,7 +195,7 @@ def test_the_network_is_left_as_it_was_and_may_change():
     ],
 )
 def test_input_that_does_not_fit_is_refused(value, error, words):
-    stream = compile_network(digits()[0])
+    stream = compiled(digits()[0])
     with pytest.raises(error, match=words):
         stream.run(value)
 
@@ -205,7 +203,7 @@ def test_input_that_does_not_fit_is_refused(value, error, words):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_input_that_is_not_finite_is_named_and_changes_no_state(bad):
     model, x = digits()
-    stream, sample = compile_network(model), x[:, 0].numpy()
+    stream, sample = compiled(model), x[:, 0].numpy()
     stream.run(sample[:10])
     wrong = sample[10:].copy()
     wrong[3, 7] = bad
@@ -217,11 +215,11 @@ def test_input_that_is_not_finite_is_named_and_changes_no_state(bad):
 
 
 def test_an_answer_needs_steps_and_classes():
-    stream = compile_network(digits()[0])
+    stream = compiled(digits()[0])
     with pytest.raises(ValueError, match="0 steps"):
         stream.until_clear(np.zeros((0, 12)), 1)
     with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"inf .* in float32"):
         stream.run(np.full((1, 12), 1e300))
-    single = compile_network(Sequential(nn.Linear(12, 1)))
+    single = compiled(Sequential(nn.Linear(12, 1)))
     with pytest.raises(ValueError, match="two classes"):
         single.until_clear(np.zeros((3, 12)), 1)

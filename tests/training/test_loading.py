@@ -15,7 +15,7 @@ import snn_lib
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.series import load_series
 from snn_lib.errors import InputError
-from snn_lib.inference import compile_network
+from snn_lib.inference import compiled
 from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
 from snn_lib.tasks.base import output_of
 from snn_lib.tasks.digits import DigitClassification
@@ -137,7 +137,7 @@ def test_a_network_of_one_s_own_computes_what_was_trained(mine):
     names, scores = network.classify(x)
     assert names == [["down", "up"][k] for k in expected.mean(0).argmax(1)]
     torch.testing.assert_close(scores.sum(1), torch.ones(20))
-    stream = compile_network(network)
+    stream = compiled(network)
     for step, values in enumerate(x[0].numpy()):
         np.testing.assert_allclose(stream.step(values), expected[step, 0], rtol=1e-4, atol=1e-5)
 
