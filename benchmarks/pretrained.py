@@ -13,7 +13,7 @@ from snn_lib.inference import to_onnx
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.experiment import Experiment
-from snn_lib.training.loading import arguments_of_main
+from snn_lib.training.loading import arguments_of_main, find_script
 
 NAMES = sorted(
     path.name.removeprefix("pretrained_")
@@ -26,7 +26,7 @@ def load(name: str, chosen: argparse.Namespace, overrides: Sequence[str] = ()) -
     """A pretrained model in its experiment; with ``--smoke`` there are ten test images."""
     path = next(ROOT.glob(f"*checkpoint/pretrained_{name}"))
     checkpoint = load_checkpoint(path)
-    build_model, task = arguments_of_main(checkpoint)
+    build_model, task, _ = arguments_of_main(find_script(checkpoint))
     config = config_from_dict(task.config_class, checkpoint["config"], overrides)
     config.dataset_path, config.device = str(ROOT / config.dataset_path), chosen.device
     if chosen.smoke and hasattr(config, "mnist_config"):

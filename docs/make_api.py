@@ -37,7 +37,7 @@ FLOORS = {
     "Around the layers": {"encoding", "readout", "initialisation", "penalties"},
     "Data, inspection, inference": {"data", "inspection", "inference"},
     "Tasks": {"tasks"},
-    "Training": {"training"},
+    "Training": {"training", "sweep"},
     "The interface of 2020": {
         *("release_2020", "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"),
         "checkpoints",

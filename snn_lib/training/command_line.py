@@ -23,7 +23,7 @@ from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
-from snn_lib.training.config import config_from_dict, load_config
+from snn_lib.training.config import config_from_dict, load_config, own_file
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment, Stopped
@@ -72,7 +72,7 @@ def main(
         f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
     )
     if READING.get():
-        raise Handover(build_model, task)
+        raise Handover(build_model, task, initialise)
     work = partial(_run, Path(script), build_model, task, initialise, arguments)
     exit_with(Path(script).name, work)
 
@@ -137,14 +137,10 @@ def _run(
     if "=" in (options.resume or "") and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
-    yaml_file = options.config_file or script.with_suffix(".yaml")
-    if options.config_file or yaml_file.exists():
-        config = load_config(task.config_class, yaml_file, options.overrides, script.stem)
-    else:
-        own_name = {"name": script.stem}
-        config = config_from_dict(task.config_class, own_name, options.overrides)
+    yaml_file = options.config_file or own_file(script)
+    config = load_config(task.config_class, yaml_file, options.overrides, script.stem)
     if options.help:
-        values = f"the values from {yaml_file.name} and" if yaml_file.exists() else "their"
+        values = f"the values from {yaml_file.name} and" if yaml_file else "their"
         print(f"{parser.format_help()}\nsettings, with {values} defaults:")
         print("\n".join(_explained(config)))
         return 0

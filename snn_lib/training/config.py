@@ -36,14 +36,20 @@ UNREADABLE = (
 )
 
 
+def own_file(script: Path) -> Path | None:
+    """The YAML file that lies beside a script and has its name, if there is one."""
+    path = script.with_suffix(".yaml")
+    return path if path.exists() else None
+
+
 def load_config(
-    schema: type[Config], yaml_path: Path, overrides: Sequence[str], name: str | None = None
+    schema: type[Config], yaml_path: Path | None, overrides: Sequence[str], name: str | None = None
 ) -> Config:
     """Reads a YAML file and its bases, applies ``key=value`` overrides, and checks all of it.
 
     Args:
         schema: the dataclass of the settings.
-        yaml_path: the file.
+        yaml_path: the file; ``None`` for the defaults.
         overrides: settings of the command line; the last of several for one key counts.
         name: the run's name if the file gives none.
 
@@ -52,7 +58,8 @@ def load_config(
             and the nearest key), or a value has a wrong type or lies outside its range.
     """
     own_name = [] if name is None else [("the run's name", {"name": name})]
-    return _built(schema, [*own_name, *_files(Path(yaml_path))], overrides)
+    files = [] if yaml_path is None else _files(Path(yaml_path))
+    return _built(schema, [*own_name, *files], overrides)
 
 
 def config_from_dict(

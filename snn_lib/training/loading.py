@@ -27,6 +27,7 @@ from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weigh
 from snn_lib.training.config import config_from_dict
 
 BuildModel = Callable[[Any], nn.Module]
+Initialise = Callable[[nn.Module, Any], object]
 
 
 def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNetwork":
@@ -45,7 +46,8 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     checkpoint = load_checkpoint(path)
     if build_model is not None:
         return trained_network(checkpoint, build_model)
-    return trained_network(checkpoint, *arguments_of_main(checkpoint))
+    build_model, task, _ = arguments_of_main(find_script(checkpoint))
+    return trained_network(checkpoint, build_model, task)
 
 
 def trained_network(
@@ -169,26 +171,26 @@ class TrainedNetwork(nn.Module):
 class Handover(BaseException):
     """Carries the arguments of ``main`` from a script to the function that runs it."""
 
-    def __init__(self, build_model: BuildModel, task: Task) -> None:
-        self.build_model, self.task = build_model, task
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
 
 READING = ContextVar("READING", default=False)  # whether main hands over its arguments
 
 
-def arguments_of_main(checkpoint: Checkpoint) -> tuple[BuildModel, Task]:
-    """What the script that wrote a checkpoint gives ``main``; the script runs up to there.
+def arguments_of_main(script: Path) -> tuple[BuildModel, Task, Initialise | None]:
+    """What a script gives ``main``: build_model, task and initialise. It runs up to there.
 
     Raises:
         InputError: the script is not found, fails, or does not call ``main``.
     """
-    script = _find_script(checkpoint)
+    require(script.is_file(), f"there is no script {script}")
     token = READING.set(True)
     sys.path.insert(0, str(script.parent))
     try:
         runpy.run_path(str(script), run_name="__main__")
     except Handover as handover:
-        return handover.build_model, handover.task
+        return handover.arguments
     except Exception as error:  # a user's script may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{script} fails before its call of main: {reason}") from error
@@ -198,7 +200,12 @@ def arguments_of_main(checkpoint: Checkpoint) -> tuple[BuildModel, Task]:
     raise InputError(f"{script} does not call snn_lib.training.main: give load a build_model")
 
 
-def _find_script(checkpoint: Checkpoint) -> Path:
+def find_script(checkpoint: Checkpoint) -> Path:
+    """Finds the script that wrote a checkpoint, here or in a folder above the checkpoint.
+
+    Raises:
+        InputError: the checkpoint names none, or it is not there.
+    """
     name, path = checkpoint.get("script"), checkpoint.path
     require(
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),

@@ -1,0 +1,80 @@
+"""Searches an experiment's settings with Optuna, in any number of processes.
+
+    python -m snn_lib.sweep snn_mlp_1.py hyperparameters.tau_m=2..16 hyperparameters.dropout=0,0.3
+
+docs/sweeps.md tells more.
+"""
+
+import os
+import signal
+import warnings
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from snn_lib.errors import InputError, one_line, require
+from snn_lib.files import write_atomically
+from snn_lib.training.command_line import Parser, exit_with
+from snn_lib.training.display import say
+from snn_lib.training.search import SearchSpace, run_trial
+
+try:
+    import optuna
+except ImportError:
+    optuna = None
+
+
+def main() -> int:
+    """Runs trials until the study has enough of them, and writes the best settings so far."""
+    parser = Parser(prog="python -m snn_lib.sweep", description=__doc__.splitlines()[0])
+    parser.add_argument("script", type=Path, help="a script that calls snn_lib.training.main")
+    parser.add_argument("settings", nargs="+", help="key=low..high, key=a,b,c or key=value")
+    parser.add_argument("--config_file", type=Path, help="a YAML file other than the script's own")
+    parser.add_argument("--trials", type=int, default=50, help="of all processes (default: 50)")
+    parser.add_argument("--storage", metavar="URL", help="a database (default: an SQLite file)")
+    options = parser.parse_intermixed_args()
+    require(optuna is not None, "a sweep needs the package optuna: pip install optuna")
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C kills, and a killed trial is run again
+    space = SearchSpace(options.script, options.config_file, options.settings)
+    folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"
+    study = open_study(folder, options.storage, space.settings)
+    while True:
+        if study.best_trials:
+            save_best(study.best_trial, space.base, folder / "best.yaml")
+        ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+        if len(ended) >= options.trials:
+            return 0 if study.best_trials else 1
+        study.optimize(lambda trial: run_trial(trial, space, folder), n_trials=1)
+
+
+def open_study(folder: Path, url: str | None, settings: list[str]) -> "optuna.Study":
+    """Opens the study of a folder, or begins it; a trial silent for 120 seconds is run again."""
+    url = url or f"sqlite:///{folder}/study.db"
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback(3, inherit_intermediate_values=True)
+    life = {"heartbeat_interval": 30, "grace_period": 120, "heartbeat_stale_trial_callback": retry}
+    options = {"study_name": folder.name, "direction": "maximize", "load_if_exists": True}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(storage=optuna.storages.RDBStorage(url, **life), **options)
+    except Exception as error:  # every database fails in its own way
+        raise InputError(f"the study cannot be kept in {url}: {one_line(error)}") from None
+    earlier = study.user_attrs.get("settings", settings)
+    mend = "repeat them, or begin another study by name="
+    require(earlier == settings, f"{folder.name} has the settings {' '.join(earlier)}: {mend}")
+    study.set_user_attr("settings", settings)
+    return study
+
+
+def save_best(trial: "optuna.trial.FrozenTrial", base: Path | None, path: Path) -> None:
+    """Writes the settings of a trial as a YAML file that ``--config_file`` takes."""
+    above = [] if base is None else [f"base={os.path.relpath(base, path.parent)}"]
+    values = OmegaConf.from_dotlist(above + trial.user_attrs["settings"])
+    title = f"trial {trial.number} of {path.parent.name}, score {trial.value:.6g}"
+    write_atomically(path, f"# {title}\n{OmegaConf.to_yaml(values)}".encode())
+    say(f"best so far: {title}; settings in {path}")
+
+
+if __name__ == "__main__":
+    exit_with("sweep", main)

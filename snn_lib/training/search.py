@@ -1,0 +1,144 @@
+"""What ``python -m snn_lib.sweep`` searches, and how it runs a trial."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from snn_lib.errors import InputError, RunError, require
+from snn_lib.settings import flattened
+from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.command_line import LOCAL_KEYS
+from snn_lib.training.config import load_config, own_file
+from snn_lib.training.display import say
+from snn_lib.training.experiment import Experiment
+from snn_lib.training.loading import arguments_of_main
+from snn_lib.training.state import Row, split_of
+
+NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+
+
+class SearchSpace:
+    """The settings of an experiment, some of which are searched.
+
+    Args:
+        script: the experiment's script.
+        config_file: the YAML file whose settings are changed; ``None`` for the script's own.
+        settings: ``key=low..high``, a range of numbers; ``key=a,b,c``, choices; or ``key=value``,
+            which is fixed. The commas of a list ``[1,2]`` separate no choices.
+
+    Attributes:
+        base: the YAML file, or ``None`` if the script has none.
+        settings: those that are the same on all machines, in order.
+        config: the configuration with the upper ends of the ranges and the last choices.
+
+    Raises:
+        InputError: a key is unknown, an end or a choice is not allowed, or a range is empty or not
+            one of numbers.
+    """
+
+    def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
+        self.script, self.base = script, config_file or own_file(script)
+        schema = arguments_of_main(script)[1].config_class
+        self.configured = partial(load_config, schema, self.base, name=script.stem)
+        self.settings = shared(settings)
+        self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
+        for setting in settings:
+            key, sign, text = setting.partition("=")
+            require(sign != "", f"{setting!r}: expected key=low..high, key=a,b,c or key=value")
+            ends = re.fullmatch(rf"{NUMBER}\.\.{NUMBER}", text)
+            self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
+        for number in range(max(map(len, self.choices.values()))):
+            chosen = {key: own[min(number, len(own) - 1)] for key, own in self.choices.items()}
+            self.config = self.configured([f"{key}={value}" for key, value in chosen.items()])
+        present = dict(flattened(self.config))
+        for key, ends in self.choices.items():
+            if isinstance(ends, tuple):
+                text, kind = f"{key}={ends[0]}..{ends[1]}", type(present[key])
+                require(kind in (int, float), f"{text} is a range, but {key} is no number")
+                low, high = self.choices[key] = tuple(kind(float(end)) for end in ends)
+                require(low < high, f"{text} is an empty range, expected the lower end first")
+
+    def draw(self, trial: Any) -> list[str]:
+        """Lets a trial of Optuna's choose the settings, and returns them, ``key=value`` each.
+
+        If the upper end of a range is at least ten times the lower one, its logarithm is searched.
+        """
+        return [f"{key}={self._draw(trial, key, own)}" for key, own in self.choices.items()]
+
+    def _draw(self, trial: Any, key: str, choices: Sequence[Any]) -> Any:
+        if len(choices) == 1:
+            return choices[0]
+        if isinstance(choices, list):
+            return trial.suggest_categorical(key, choices)
+        low, high = choices
+        logarithmic = 0 < 10 * low <= high
+        if isinstance(low, int):
+            return trial.suggest_int(key, low, high, log=logarithmic)
+        return f"{trial.suggest_float(key, low, high, log=logarithmic):.6g}"
+
+
+def shared(settings: Sequence[str]) -> list[str]:
+    """The settings but for those that say where and how a machine runs them, in order."""
+    return sorted(setting for setting in settings if setting.split("=")[0] not in LOCAL_KEYS)
+
+
+def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
+    """Trains with the settings that a trial of Optuna's draws.
+
+    A trial that was killed before goes on from its last checkpoint. The test data is left alone.
+
+    Args:
+        trial: takes note of the score of every epoch, and of its settings, ``settings``.
+        space: what the settings are drawn from.
+        folder: where the run has its folder.
+
+    Returns:
+        The best epoch's score, the first number of ``Task.score``.
+
+    Raises:
+        TrialPruned: the score after an epoch is below the median of earlier trials, the settings do
+            not fit each other, or the run failed, for example because a loss was not finite.
+    """
+    from optuna import TrialPruned
+
+    build_model, task, initialise = arguments_of_main(space.script)
+    has, task.has = task.has, lambda split: split != "test" and has(split)
+    settings = space.draw(trial)
+    name = trial.user_attrs.get("run", f"trial_{trial.number:04}")  # a killed one has it already
+    trial.set_user_attr("run", name)
+    trial.set_user_attr("settings", shared(settings))
+    say(f"{name}: {' '.join(settings)}")
+
+    def score(row: Row) -> float:
+        return task.score(split_of(row, "validation"))[0]
+
+    def end_early(why: object) -> NoReturn:
+        say(f"{name} ends early: {why}")
+        raise TrialPruned
+
+    def report() -> bool:
+        progress = experiment.progress
+        if progress.history and progress.batch == 1:  # the first batch after an epoch
+            trial.report(score(progress.history[-1]), progress.epoch)
+            if trial.should_prune():
+                end_early(f"others were better after epoch {progress.epoch}")
+        return False
+
+    try:
+        config = space.configured(settings)
+    except InputError as error:  # each setting is allowed, but not all together
+        end_early(error)
+    config.runs_path, config.name = str(folder), name
+    experiment = Experiment(build_model, task, config, initialise, report)
+    experiment.script = space.script.name
+    last = max(folder.glob(f"{name}/*/last"), default=None)
+    checkpoint = None if last is None else load_checkpoint(last)
+    if checkpoint and checkpoint["config"] != dataclasses.asdict(config):
+        checkpoint = None  # it is of an earlier study of this name
+    try:
+        return score(experiment.train(checkpoint)["best"])
+    except RunError as error:
+        end_early(error)

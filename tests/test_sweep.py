@@ -1,0 +1,124 @@
+"""Sweeps of the command line: any number of processes on one study, killed and resumed."""
+
+import csv
+import sqlite3
+import sys
+import time
+
+import pytest
+import yaml
+from running import run_script
+from sweeping import SCRIPT, start_sweep, sweep
+
+pytest.importorskip("optuna")
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The arguments of a sweep, to be followed by others, and its folder."""
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT)
+    settings = "hyperparameters.tau_m=4..16", "hyperparameters.epoch=2", "device=cpu"
+    return [script, *settings, f"runs_path={tmp_path}"], tmp_path / "sweep_mine"
+
+
+def runs(folder):
+    """The settings of all runs, by the names of their trials."""
+    found = sorted(folder.glob("trial_*/*/config.yaml"))
+    return {path.parts[-3]: yaml.safe_load(path.read_text()) for path in found}
+
+
+def epochs(run):
+    """The epochs of a run that are in its metrics."""
+    for path in run.glob("*/metrics.csv"):
+        with path.open() as file:
+            return [int(row["epoch"]) for row in csv.DictReader(file)]
+    return []
+
+
+def test_the_best_settings_are_a_yaml_file_with_which_the_script_trains(study, tmp_path):
+    arguments, folder = study
+    (tmp_path / "mine.yaml").write_text("seed: 5\n")
+    assert sweep(*arguments, "--trials", 3).code == 0
+    taus = {run["hyperparameters"]["tau_m"] for run in runs(folder).values()}
+    assert len(taus) == 3
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    nearest = min(taus, key=lambda tau: abs(tau - 5))
+    assert best == {"base": "../mine.yaml", "hyperparameters": {"tau_m": nearest, "epoch": 2}}
+    arguments = "--train", "--config_file", folder / "best.yaml", "device=cpu"
+    trained = run_script(tmp_path / "mine.py", *arguments, f"runs_path={tmp_path}")
+    assert trained.code == 0, trained.err
+    (path,) = tmp_path.glob("mine/*/config.yaml")
+    config = yaml.safe_load(path.read_text())
+    assert (config["seed"], config["hyperparameters"]["tau_m"]) == (5, nearest)
+
+
+def test_a_sweep_goes_on_until_there_are_as_many_trials_as_asked(study):
+    arguments, folder = study
+    for trials in (1, 1, 2):
+        assert sweep(*arguments, "--trials", trials).code == 0
+        assert len(runs(folder)) == trials
+    # Machines may differ in the device, but not in what is searched.
+    assert sweep(*arguments, "device=auto", "--trials", 2).code == 0
+    refused = sweep(*arguments, "hyperparameters.dropout=0..0.5", "--trials", 3)
+    assert refused.code == 2
+    known = "hyperparameters.epoch=2 hyperparameters.tau_m=4..16"
+    assert refused.err.startswith(f"sweep: sweep_mine has the settings {known}: repeat them")
+    assert len(runs(folder)) == 2
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["hyperparameters.tau=1..2"], "unknown key 'hyperparameters.tau'"),
+        (["--storage", "nothing://here"], "the study cannot be kept in nothing://here: "),
+        (["--trials", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_input_is_one_line(study, others, message):
+    arguments, _ = study
+    refused = sweep(*arguments, *others)
+    assert refused.code == 2
+    assert refused.err.startswith("sweep: ")
+    assert refused.err.count("\n") == 1
+    assert message in refused.err
+
+
+def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    refused = sweep(*study[0])
+    assert (refused.code, refused.err) == (
+        2,
+        "sweep: a sweep needs the package optuna: pip install optuna\n",
+    )
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_two_processes_share_a_study_and_a_killed_trial_goes_on_elsewhere(study):
+    arguments, folder = study
+    arguments[2] = "hyperparameters.epoch=10"
+    other = start_sweep(*arguments, "--trials", 99)
+    wait_for(lambda: epochs(folder / "trial_0000"))
+    mine = sweep(*arguments, "--trials", 4)  # while the other process is at work
+    assert mine.code == 0
+    assert 1 <= mine.out.count("\nbest epoch") <= 4
+    assert "trial_0000: " not in mine.out
+
+    wait_for(lambda: 2 <= len(epochs(folder / max(runs(folder)))) < 8)
+    other.kill()
+    other.join()
+    before, killed = runs(folder), max(runs(folder))
+    assert 2 <= len(epochs(folder / killed)) < 10
+    with sqlite3.connect(folder / "study.db") as database:  # as if time had passed
+        database.execute("update trial_heartbeats set heartbeat = datetime(heartbeat, '-1 hour')")
+    resumed = sweep(*arguments, "--trials", len(before))
+    assert resumed.code == 0
+    assert f"resumed from {folder / killed}" in resumed.out
+    assert runs(folder) == before
+    assert epochs(folder / killed) == list(range(1, 11))

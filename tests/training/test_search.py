@@ -1,0 +1,160 @@
+"""What a sweep searches, and a trial of it."""
+
+import math
+
+import pytest
+import yaml
+from running import ROOT
+from sweeping import SCRIPT
+
+from snn_lib.errors import InputError
+from snn_lib.training.search import SearchSpace, run_trial
+
+optuna = pytest.importorskip("optuna")
+
+SCRIPTS = (
+    "snn_mlp_1",
+    "snn_mlp_2",
+    "snn_conv",
+    "sequential_mnist",
+    "time_series",
+    "event_vision",
+    "associative_memory",
+)
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def drawn(script, *settings, trials=200):
+    """What so many trials draw, as a dict each."""
+    space = SearchSpace(script, None, settings)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [dict(one.split("=") for one in space.draw(study.ask())) for _ in range(trials)]
+
+
+def test_ranges_are_searched_between_their_ends_and_wide_ones_on_a_logarithmic_scale(script):
+    rows = drawn(script, "hyperparameters.tau_m=4..8", "optimizer.Adam.lr=1e-5..1e-1")
+    taus = [float(row["hyperparameters.tau_m"]) for row in rows]
+    assert 4 <= min(taus) < 4.2
+    assert 7.8 < max(taus) <= 8
+    assert sum(taus) / len(taus) == pytest.approx(6, abs=0.3)
+    decades = [math.log10(float(row["optimizer.Adam.lr"])) for row in rows]
+    assert -5 <= min(decades) < -4.8
+    assert sum(decades) / len(decades) == pytest.approx(-3, abs=0.3)
+
+
+def test_settings_that_count_are_whole_numbers(script):
+    rows = drawn(script, "hyperparameters.batch_size=2..5", "hyperparameters.epoch=1..64")
+    assert {row["hyperparameters.batch_size"] for row in rows} == {"2", "3", "4", "5"}
+    epochs = sorted(int(row["hyperparameters.epoch"]) for row in rows)
+    assert epochs[0] == 1
+    assert 4 < epochs[len(epochs) // 2] < 16  # on a logarithmic scale
+
+
+def test_choices_are_separated_by_the_commas_outside_of_lists_and_one_alone_is_fixed(script):
+    betas = "[0.9,0.99],[0.8,0.9]"
+    rows = drawn(script, f"optimizer.Adam.betas={betas}", "seed=3", "runs_path=../..")
+    assert {row["optimizer.Adam.betas"] for row in rows} == {"[0.9,0.99]", "[0.8,0.9]"}
+    assert {(row["seed"], row["runs_path"]) for row in rows} == {("3", "../..")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("hyperparameters.tau=2..4", "unknown key 'hyperparameters.tau', did you mean"),
+        ("hyperparameters.tau_m=9..2", "=9..2 is an empty range, expected the lower end first"),
+        ("hyperparameters.tau_m=2..2", "=2..2 is an empty range"),
+        ("hyperparameters.dropout=0..1", "dropout is 1.0, expected at least 0 and below 1"),
+        ("hyperparameters.tau_m=-1..2", "tau_m is -1.0, expected above 0"),
+        ("hyperparameters.epoch=1.5..2", "could not be converted to Integer"),
+        ("hyperparameters.train_bias=0..1", "is a range, but hyperparameters.train_bias is no num"),
+        ("optimizer.optimizer_choice=Adam,Adem,SGD", "Invalid value 'Adem'"),
+        ("hyperparameters.tau_m=2..x", "'2..x'"),
+        ("epoch", "'epoch': expected key=low..high, key=a,b,c or key=value"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_a_line(script, setting, message):
+    with pytest.raises(InputError) as caught:
+        SearchSpace(script, None, [setting])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ends_that_only_fit_each_other_are_allowed(script):
+    settings = ["hyperparameters.tau_s=2..6", "hyperparameters.tau_m=3..20"]
+    assert SearchSpace(script, None, settings).config.hyperparameters.tau_s == 6
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_experiment_can_be_searched(name):
+    settings = ["hyperparameters.tau_m=4..16", "name=mine"]
+    space = SearchSpace(ROOT / f"{name}.py", None, settings)
+    assert space.base == ROOT / f"{name}.yaml"
+    assert (space.config.name, space.config.hyperparameters.tau_m) == ("mine", 16)
+
+
+def test_a_yaml_file_of_another_name_is_the_base():
+    variant = ROOT / "snn_mlp_1_poisson.yaml"
+    space = SearchSpace(ROOT / "snn_mlp_1.py", variant, ["hyperparameters.tau_m=4..16"])
+    assert space.base == variant
+    assert space.config.hyperparameters.encoding == "poisson"
+
+
+def run(script, folder, setting, **values):
+    """Runs a trial with these values of what is searched."""
+    space = SearchSpace(script, None, [*setting, "hyperparameters.epoch=2", "device=cpu"])
+    return run_trial(optuna.trial.FixedTrial(values, number=7), space, folder)
+
+
+def test_a_trial_returns_the_best_score_and_leaves_the_test_data_alone(script, tmp_path, capsys):
+    value = {"hyperparameters.tau_m": 7.5}
+    assert run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **value) == -2.5
+    assert "test loss" not in capsys.readouterr().out
+    (found,) = tmp_path.glob("trial_0007/*/config.yaml")
+    assert yaml.safe_load(found.read_text())["hyperparameters"]["tau_m"] == 7.5
+
+
+def test_settings_that_do_not_fit_each_other_end_a_trial_early(script, tmp_path, capsys):
+    settings = ["hyperparameters.tau_s=1..9", "hyperparameters.tau_m=2..10"]
+    values = {"hyperparameters.tau_s": 8.0, "hyperparameters.tau_m": 3.0}
+    with pytest.raises(optuna.TrialPruned):
+        run(script, tmp_path, settings, **values)
+    assert "trial_0007 ends early: hyperparameters.tau_m is 3.0" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_ends_a_trial_early(script, tmp_path, capsys):
+    with pytest.raises(optuna.TrialPruned):
+        run(
+            script,
+            tmp_path,
+            ["optimizer.Adam.lr=1e-3,1e38"],
+            **{"optimizer.Adam.lr": "1e38"},
+        )
+    assert "trial_0007 ends early: epoch 1" in capsys.readouterr().out
+
+
+def test_wrong_input_is_not_a_bad_score(script, tmp_path):
+    value = {"hyperparameters.batch_size": "500"}
+    with pytest.raises(InputError, match="batch_size is 500, there are 90 sequences"):
+        run(script, tmp_path, ["hyperparameters.batch_size=8,500"], **value)
+
+
+def test_a_trial_that_is_worse_than_the_median_ends_after_its_first_epoch(script, tmp_path, capsys):
+    space = SearchSpace(script, None, ["hyperparameters.tau_m=4..9", "hyperparameters.epoch=3"])
+    study = optuna.create_study(direction="maximize")
+    for score in (-1.0, -1.0, -1.5, -2.0, -2.0):
+        before = dict.fromkeys(range(1, 4), score)
+        study.add_trial(optuna.create_trial(value=score, intermediate_values=before))
+    for tau_m, epochs in ((6.6, 1), (6.4, 3)):  # the median is that of 6.5
+        study.enqueue_trial({"hyperparameters.tau_m": tau_m})
+        study.optimize(lambda trial: run_trial(trial, space, tmp_path), n_trials=1)
+        found = study.trials[-1]
+        (metrics,) = tmp_path.glob(f"{found.user_attrs['run']}/*/metrics.csv")
+        assert len(metrics.read_text().splitlines()) == 1 + epochs
+        assert found.state.name == ("PRUNED" if epochs == 1 else "COMPLETE")
+    assert "trial_0005 ends early: others were better after epoch 1" in capsys.readouterr().out
