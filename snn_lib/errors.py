@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def shortened(message: str, longest: int = 1000) -> str:
+def limit_length(message: str, longest: int = 1000) -> str:
     """A message without its middle if it is very long, as when a name has thousands of letters."""
     half = longest // 2
     return message if len(message) <= longest else f"{message[:half]} ... {message[-half:]}"

@@ -306,10 +306,10 @@ class ExperimentConfig(Settings):
         return Path(self.runs_path) / self.name
 
 
-def flattened(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def list_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All dotted keys of a configuration with their values, sections among them."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         yield prefix + entry.name, value
         if dataclasses.is_dataclass(value):
-            yield from flattened(value, f"{prefix}{entry.name}.")
+            yield from list_settings(value, f"{prefix}{entry.name}.")

@@ -9,7 +9,7 @@ import pytest
 import event_vision
 import snn_conv
 from snn_lib.errors import InputError, require
-from snn_lib.settings import LARGEST, ExperimentConfig, Range, Settings, flattened, setting
+from snn_lib.settings import LARGEST, ExperimentConfig, Range, Settings, list_settings, setting
 from snn_lib.tasks.association import AssociationConfig
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
@@ -29,7 +29,7 @@ CONFIGS = (
 def sections_of(config_class):
     """Every section of a configuration by its prefix, the whole among them."""
     config = config_class()
-    return {"": config, **{f"{k}.": v for k, v in flattened(config) if isinstance(v, Settings)}}
+    return {"": config, **{f"{k}.": v for k, v in list_settings(config) if isinstance(v, Settings)}}
 
 
 SECTIONS = {type(s): s for config in CONFIGS for s in sections_of(config).values()}

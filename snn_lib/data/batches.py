@@ -42,10 +42,10 @@ class Batch(NamedTuple):
         if device.type == "cpu":
             return self
 
-        def copied(part: Tensor | None) -> Tensor | None:
+        def copy(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.pin_memory().to(device, non_blocking=True)
 
-        return Batch(*map(copied, self))
+        return Batch(*map(copy, self))
 
 
 @dataclass

@@ -205,7 +205,7 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, validation_share, config_class)
-        self.readout, self.readout_name = readout_named(readout), name_of(readout)
+        self.readout, self.readout_name = find_readout(readout), name_of(readout)
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
         self._labels_seen = False
@@ -262,7 +262,7 @@ class SequenceRegression(SequenceTask):
     ) -> None:
         super().__init__(data, validation_share, config_class)
         self.targets_are_sequences = readout is None
-        self.readout = None if readout is None else readout_named(readout)
+        self.readout = None if readout is None else find_readout(readout)
         self.readout_name = name_of(readout)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -298,7 +298,7 @@ def name_of(readout: str | Readout | None) -> str | None:
     return readout if isinstance(readout, str) else None
 
 
-def readout_named(readout: str | Readout) -> Readout:
+def find_readout(readout: str | Readout) -> Readout:
     """A readout by its name, or as it is.
 
     Raises:

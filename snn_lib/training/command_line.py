@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from torch import nn
 
-from snn_lib.errors import InputError, RunError, require, shortened
+from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_onnx
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
@@ -106,9 +106,9 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
     finally:
         distributed.stop()
     if message is not None:
-        process = f" process {os.environ['RANK']}:" if distributed.launched() else ""
-        print(f"{name}:{process} {shortened(str(message))}", file=sys.stderr)
-    if distributed.launched():
+        process = f" process {os.environ['RANK']}:" if distributed.is_launched() else ""
+        print(f"{name}:{process} {limit_length(str(message))}", file=sys.stderr)
+    if distributed.is_launched():
         # Threads of PyTorch's process group live on. If one of them frees a tensor while Python
         # shuts down, the process aborts. So end without Python's shutdown.
         sys.stdout.flush()
@@ -142,7 +142,7 @@ def _run(
     if options.help:
         values = f"the values from {yaml_file.name} and" if yaml_file else "their"
         print(f"{parser.format_help()}\nsettings, with {values} defaults:")
-        print("\n".join(_explained(config)))
+        print("\n".join(_explain(config)))
         return 0
     require(
         options.train + options.test + bool(options.export) == 1,
@@ -154,7 +154,7 @@ def _run(
     )
     require(options.train or options.resume is None, "--resume goes with --train")
     require(
-        options.train or not distributed.launched(),
+        options.train or not distributed.is_launched(),
         "--test and --export take one process: start the script with python instead of torchrun",
     )
 
@@ -213,7 +213,7 @@ class StopSignals:
 
     def _receive(self, number: int, frame: Any) -> None:
         # A process of torchrun gets the same signal twice: from the terminal and from torchrun.
-        again = bool(self.received) and not distributed.launched()
+        again = bool(self.received) and not distributed.is_launched()
         if again or not self.training:
             raise KeyboardInterrupt(number)
         if not self.received:
@@ -290,7 +290,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def _explained(section: Any, prefix: str = "") -> Iterator[str]:
+def _explain(section: Any, prefix: str = "") -> Iterator[str]:
     """A line for each setting: its key and value, its meaning, and what it may be."""
     nested = []
     for entry in dataclasses.fields(section):
@@ -306,4 +306,4 @@ def _explained(section: Any, prefix: str = "") -> Iterator[str]:
         yield f"  {f'{prefix}{entry.name}={shown}':<50} {doc}".rstrip()
     for value, prefix in nested:
         yield f"\n{value.__doc__.splitlines()[0]}"
-        yield from _explained(value, prefix)
+        yield from _explain(value, prefix)

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.settings import flattened
+from snn_lib.settings import list_settings
 
 Config = TypeVar("Config")
 
@@ -105,7 +105,7 @@ def _built(
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except KeyError as error:
         key = str(getattr(error, "full_key", error))
-        known = [name for name, _ in flattened(schema())]
+        known = [name for name, _ in list_settings(schema())]
         nearest = RETIRED.get(key) or max(known, key=lambda name: _likeness(key, name))
         raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
     except UNREADABLE as error:

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from snn_lib.tasks.sums import read_sums
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether ``torchrun`` or the like started this process."""
     return "RANK" in os.environ
 
 
 def start() -> None:
     """Joins the group of processes that ``torchrun`` has started, if it started this one."""
-    if launched():
+    if is_launched():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local < torch.cuda.device_count():
             torch.cuda.set_device(local)

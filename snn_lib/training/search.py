@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from snn_lib.errors import InputError, RunError, require
-from snn_lib.settings import flattened
+from snn_lib.settings import list_settings
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
 from snn_lib.training.config import load_config, own_file
@@ -53,7 +53,7 @@ class SearchSpace:
         for number in range(max(map(len, self.choices.values()))):
             chosen = {key: own[min(number, len(own) - 1)] for key, own in self.choices.items()}
             self.config = self.configured([f"{key}={value}" for key, value in chosen.items()])
-        present = dict(flattened(self.config))
+        present = dict(list_settings(self.config))
         for key, ends in self.choices.items():
             if isinstance(ends, tuple):
                 text, kind = f"{key}={ends[0]}..{ends[1]}", type(present[key])

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.datasets import MNIST
 
 import snn_mlp_2
-from snn_lib.settings import flattened
+from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint
@@ -65,7 +65,9 @@ def test_an_unknown_option_is_refused(argument):
 def test_help_explains_every_setting():
     finished = run("--help")
     assert finished.code == 0
-    settings = {k: v for k, v in flattened(DigitConfig()) if not hasattr(v, "__dataclass_fields__")}
+    settings = {
+        k: v for k, v in list_settings(DigitConfig()) if not hasattr(v, "__dataclass_fields__")
+    }
     lines = finished.out.splitlines()
     for key in settings:
         (line,) = [line for line in lines if line.startswith(f"  {key}=")]
@@ -343,7 +345,7 @@ def test_an_error_of_the_code_keeps_its_traceback(tmp_path):
 
     with pytest.raises(RuntimeError, match="a bug"):
         run("--train", *tiny(tmp_path), model=Wrong)
-    assert not distributed.launched()
+    assert not distributed.is_launched()
 
 
 def test_bad_input_in_a_process_of_its_own(tmp_path):

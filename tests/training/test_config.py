@@ -7,7 +7,7 @@ import pytest
 from running import ROOT
 
 from snn_lib.errors import InputError
-from snn_lib.settings import flattened
+from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training.config import config_from_dict, load_config
 
@@ -231,7 +231,7 @@ def test_a_folder_is_no_configuration_file(tmp_path):
 
 
 def test_flattened_has_every_key_once():
-    keys = [key for key, _ in flattened(DigitConfig())]
+    keys = [key for key, _ in list_settings(DigitConfig())]
     assert len(keys) == len(set(keys))
     assert {"seed", "optimizer", "optimizer.AdamW.lr", "transform.elastic.sigma"} <= set(keys)
 

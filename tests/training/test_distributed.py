@@ -150,7 +150,7 @@ def test_testing_takes_one_process(tmp_path):
 
 def test_one_process_needs_no_group():
     assert "RANK" not in os.environ
-    assert not distributed.launched()
+    assert not distributed.is_launched()
     assert distributed.rank_and_world() == (0, 1)
     assert distributed.total({"a": torch.tensor(2), "b": 0.5}) == {"a": 2.0, "b": 0.5}
     assert distributed.total({}) == {}

@@ -23,7 +23,7 @@ from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch, Batches
-from snn_lib.settings import flattened
+from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 
 CASES = os.environ.get("SNN_FUZZ_CASES")
@@ -95,7 +95,7 @@ def check(*arguments, task=Noise):
     return finished
 
 
-KEYS = [key for key, _ in flattened(DigitConfig()) if key not in ("runs_path", "dataset_path")]
+KEYS = [key for key, _ in list_settings(DigitConfig()) if key not in ("runs_path", "dataset_path")]
 SAFE = ["device=cpu", "name=n"]  # last, where a case may write anywhere
 REAL_YAML = SCRIPT.with_suffix(".yaml").read_bytes()
 CODE = "!!python/object/apply:os.system ['touch touched']"
