@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import Output, Sequential, StatefulModule
+from snn_lib.containers import Output, Sequential
 from snn_lib.errors import one_line
 from snn_lib.inference.layers import Flattening, Layer, Shape, Weights, read
 
@@ -64,7 +64,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     dtype = _dtype_of(network)
     name, inner = _sequential_of(network)
     before = _input_shape(inner, name) if shape is None else tuple(shape)
-    around = _Surroundings(network, name, before)
+    around = _Surroundings(network, inner, before)
     if shape is None and around.features != before:
         raise ValueError(
             f"{type(network).__name__}.forward changes the features before its Sequential: give "
@@ -126,17 +126,6 @@ class _Arrival(Exception):
     """Carries the input of the Sequential out of the network's forward."""
 
 
-class _Stand(StatefulModule):
-    """Stands in for the Sequential. It returns a reply, or raises :class:`_Arrival`."""
-
-    reply: Tensor | None = None
-
-    def forward(self, x: Tensor, state: object = None, lengths: Tensor | None = None) -> Output:
-        if self.reply is None:
-            raise _Arrival(x)
-        return Output(self.reply, state)
-
-
 class _Surroundings:
     """Finds out what a network's ``forward`` does around its Sequential, by running it.
 
@@ -151,13 +140,10 @@ class _Surroundings:
         after: the shape of one step of the network's output, once ``sums`` has been read.
     """
 
-    def __init__(self, network: nn.Module, name: str, before: Shape) -> None:
-        self.network, self.before, self.stand = network, before, _Stand()
-        if name:
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, self.stand)
-        else:
-            self.network = self.stand
+    def __init__(self, network: nn.Module, inner: Sequential, before: Shape) -> None:
+        self.network, self.before = network, before
+        self.reply: Tensor | None = None
+        inner.forward = self._stand_in
         numbers = torch.arange(math.prod(before), dtype=torch.float64)
         given = self._input(numbers.view(1, 1, *before))
         self.features = tuple(given.shape[2:])
@@ -184,9 +170,15 @@ class _Surroundings:
         yield Flattening(name, inner, (count,))
         yield Weights(name, (count,), (outputs,), matrix.T.numpy(), np.zeros(outputs))
 
+    def _stand_in(self, x: Tensor, state: object = None, lengths: Tensor | None = None) -> Output:
+        """Takes the place of the Sequential's forward: returns the reply if there is one."""
+        if self.reply is None:
+            raise _Arrival(x)
+        return Output(self.reply, state)
+
     def _input(self, x: Tensor) -> Tensor:
         """The input of the Sequential when the network is given ``x``."""
-        self.stand.reply = None
+        self.reply = None
         try:
             self.network(x)
         except _Arrival as arrival:
@@ -198,7 +190,7 @@ class _Surroundings:
 
     def _output(self, x: Tensor, reply: Tensor) -> Tensor:
         """The network's output if the Sequential returns ``reply``."""
-        self.stand.reply = reply
+        self.reply = reply
         try:
             output, _ = self.network(x)
             return output

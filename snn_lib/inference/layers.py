@@ -226,14 +226,6 @@ def _leaky(module: LeakyIntegrator, name: str, before: Shape, after: Shape) -> l
     return [Filter(name, before, after, decay, 1 - decay)]
 
 
-def _mean(module: Mean, name: str, before: Shape, after: Shape) -> list[Layer]:
-    return [RunningMean(name, before, after)]
-
-
-def _largest(module: Maximum, name: str, before: Shape, after: Shape) -> list[Layer]:
-    return [RunningMaximum(name, before, after)]
-
-
 def _weight_and_bias(module: nn.Linear | nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
     weight = module.weight.numpy()
     return weight, np.zeros(len(weight)) if module.bias is None else module.bias.numpy()
@@ -263,8 +255,8 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     SpikingNeuron.forward: _neuron,
     # The answer of a readout at a step is that of the sequence up to there.
     SpikeCount.forward: _sum,
-    Mean.forward: _mean,
+    Mean.forward: lambda module, *place: [RunningMean(*place)],
     Last.forward: _nothing,
-    Maximum.forward: _largest,
+    Maximum.forward: lambda module, *place: [RunningMaximum(*place)],
     LeakyIntegrator.forward: _leaky,
 }

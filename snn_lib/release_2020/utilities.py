@@ -6,6 +6,7 @@ numbers come from PyTorch's generator, which ``torch.manual_seed`` seeds.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
-from snn_lib.data.patterns import Damage, damage_patterns
+from snn_lib.data.patterns import damage_patterns, single_damage
 from snn_lib.inspection.metrics import OutputFilter
 from snn_lib.inspection.plotting import raster
 from snn_lib.synapses import IIRSynapse, LowPassSynapse
@@ -74,16 +75,7 @@ def mutate_spike_pattern(template_pattern: ArrayLike, mean: float, sigma: float)
     """
     template = np.asarray(template_pattern, dtype=np.float32)
     trains = torch.from_numpy(template.reshape(-1, template.shape[-1]).T.copy())
-    jitter = Damage(
-        modify_probability=1.0,
-        jitter_probability=1.0,
-        jitter_mean=mean,
-        jitter_sigma=sigma,
-        removal_probability=0.0,
-        block_size=0,
-        rows_removed=0,
-        noise_probability=0.0,
-    )
+    jitter = replace(single_damage("jitter_sigma", sigma), jitter_mean=mean)
     one_sample = torch.zeros(1, dtype=torch.int64)
     moved = damage_patterns(trains[:, None], one_sample, jitter, torch.default_generator).spikes
     return moved[:, 0].T.reshape(template.shape).numpy()
