@@ -38,6 +38,7 @@ FLOORS = {
     "Data, inspection, inference": {"data", "inspection", "inference"},
     "Tasks": {"tasks"},
     "Training": {"training", "sweep"},
+    "Time series": {"time_series", "classifier"},
     "The interface of 2020": {
         *("release_2020", "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"),
         "checkpoints",

@@ -6,10 +6,11 @@ far below the threshold, so no spike reaches the next layer, and no gradient eit
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 
 from snn_lib.containers import WEIGHTED, tensors_in
 from snn_lib.functional import spiking_neuron
@@ -20,6 +21,7 @@ from snn_lib.readout import Mean
 BISECTIONS = 20
 LARGEST_FACTOR = 1e12
 PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature
+SCALES = [2.0 ** (exponent / 2) for exponent in range(-8, 17)]  # of logits
 
 
 @torch.no_grad()
@@ -112,27 +114,30 @@ def answer_from_the_start(
     model: nn.Module,
     layer: nn.Linear,
     batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
-    scale: float = 1.0,
 ) -> None:
-    """Sets a classifier's last layer by a ridge regression of the classes on the layer's input.
+    """Sets the last layer by a ridge regression of the targets on the layer's input.
 
-    The mean of the layer's output over time then comes close to ``scale`` for the class of a
-    sequence, and to ``-scale`` for all other classes. The penalty of the regression is the one with
-    which each sequence is predicted best from all the others (leave-one-out).
+    The mean of the layer's output over time is the answer. The penalty of the regression is the one
+    with which each sequence is predicted best from all the others (leave-one-out).
+
+    Numbers as targets are answered as they are. Classes are answered by logits: a positive number
+    for the class of a sequence, and its negative for all other classes. Its size is the one with
+    which the classes of the sequences that are left out are most probable. So the softmax of an
+    answer says how sure it is.
 
     Args:
         model: any module; it runs in evaluation mode.
         layer: the last layer of the model, with a bias. The mean of its output over time is the
             answer.
-        batches: the training data: inputs ``(T, B, *features)``, class numbers ``(B,)`` and
-            ``lengths``, int64 ``(B,)``, or ``None`` if every sequence has T steps.
-        scale: how large the answers are. As logits, values of a few tell classes apart.
+        batches: the training data: inputs ``(T, B, *features)``, targets and ``lengths``, int64
+            ``(B,)``, or ``None`` if every sequence has T steps. The targets are class numbers,
+            int64 ``(B,)``, or numbers in floating point, ``(B, outputs)``.
 
     Raises:
         ValueError: the layer runs several times for a batch, for example in chunks, or not at all.
     """
     inputs: list[Tensor] = []
-    features, labels = [], []
+    features, targets = [], []
 
     def remember(given: dict[str, Any], output: Tensor) -> None:
         inputs.append(given["input"])
@@ -147,14 +152,32 @@ def answer_from_the_start(
                     "network that runs all steps at once"
                 )
             features.append(Mean()(inputs[0], lengths))
-            labels.append(y)
-    classes = nn.functional.one_hot(torch.cat(labels), layer.out_features)
-    weight, bias = ridge_regression(torch.cat(features), 2.0 * classes - 1.0)
-    layer.weight.copy_(scale * weight)
-    layer.bias.copy_(scale * bias)
+            targets.append(y)
+    x, y, scale = torch.cat(features), torch.cat(targets), 1.0
+    if y.is_floating_point():
+        fit = ridge_regression(x, y)
+    else:
+        fit = ridge_regression(x, 2.0 * one_hot(y, layer.out_features) - 1.0)
+        scale = _scale_of_logits(fit.left_out, y.cpu())
+    layer.weight.copy_(scale * fit.weight)
+    layer.bias.copy_(scale * fit.bias)
 
 
-def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+class RidgeRegression(NamedTuple):
+    """What a ridge regression finds, in float64 and on the CPU.
+
+    Attributes:
+        weight, bias: ``(outputs, inputs)`` and ``(outputs,)``, for features that are not
+            standardised.
+        left_out: what a fit without a sample predicts for it, ``(samples, outputs)``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    left_out: Tensor
+
+
+def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
     """The weights and the bias that predict ``y`` from ``x``, with the best of some penalties.
 
     Features are standardised first. With Z = U S V^T and the penalty c, the fit of centred y is
@@ -163,12 +186,10 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         x: features ``(samples, inputs)``, more or fewer than samples.
-        y: targets ``(samples, outputs)``.
+        y: targets ``(samples, outputs)``, of two samples or more.
 
-    Returns:
-        Weights ``(outputs, inputs)`` and bias ``(outputs,)`` for ``x`` before it is standardised.
-        They are computed in float64, because 1 - h_i is as small as float32's rounding if there are
-        as many features as samples, and on the CPU, because not every device has float64.
+    It is computed in float64, because 1 - h_i is as small as float32's rounding if there are as
+    many features as samples, and on the CPU, because not every device has float64.
     """
     x, y = (tensor.cpu().double() for tensor in (x, y))
     mean, deviation, centre = x.mean(0), x.std(0, correction=0), y.mean(0)
@@ -178,15 +199,30 @@ def ridge_regression(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
     power, along = s.square(), u.T @ (y - centre)
 
-    def error_left_out(penalty: float) -> float:
+    def error_left_out(penalty: float) -> Tensor:
         kept = power / (power + penalty)
         leverage = u.square() @ kept + 1 / len(x)
         residual = y - centre - u @ (kept[:, None] * along)
-        return (residual / (1 - leverage)[:, None]).square().mean().item()
+        return residual / (1 - leverage)[:, None]
 
-    penalty = min((share * x.shape[1] for share in PENALTIES), key=error_left_out)
+    penalties = (share * x.shape[1] for share in PENALTIES)
+    penalty = min(penalties, key=lambda one: error_left_out(one).square().mean().item())
     weight = ((s / (power + penalty))[:, None] * along).T @ vt / deviation
-    return weight, centre - weight @ mean
+    return RidgeRegression(weight, centre - weight @ mean, y - error_left_out(penalty))
+
+
+def _scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
+    """The factor that makes logits of predictions, with which the classes are most probable.
+
+    One sample more than there are is counted as wrong: however many are right, the next one may not
+    be.
+    """
+    wrong = 1 / (len(classes) + 1)
+
+    def surprise(scale: float) -> float:
+        return cross_entropy(scale * predicted, classes, label_smoothing=wrong).item()
+
+    return min(SCALES, key=surprise)
 
 
 def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> float:

@@ -255,7 +255,7 @@ def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path, r
     rows, printed = run_smoke("archives", tmp_path)
     assert {row["dataset"] for row in rows} == {"UnitTest"}
     found = {row["method"]: row for row in rows}
-    assert len(found) == len(rows) == 8
+    assert len(found) == len(rows) == 7
     spiking = int(found["SNN-IIR"]["parameters"])
     for method, row in found.items():
         assert 0 <= float(row["accuracy"]) <= 1

@@ -215,26 +215,26 @@ def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, nois
     x = torch.randn(20, inputs, dtype=torch.float64) * 3 + 1
     y = x[:, :2] + noise * torch.randn(20, 2, dtype=torch.float64)
     standard = (x - x.mean(0)) / x.std(0, correction=0)
-    errors = []
-    for share in PENALTIES:
-        missed = 0.0
+    left_out = torch.empty(len(PENALTIES), 20, 2, dtype=torch.float64)
+    for number, share in enumerate(PENALTIES):
         for index in range(20):
             others = torch.arange(20) != index
             fit = ridge(standard[others], y[others], share * inputs)
-            missed += (standard[index] @ fit[:-1] + fit[-1] - y[index]).square().sum().item()
-        errors.append(missed)
-    best = PENALTIES[errors.index(min(errors))]
-    expected = ridge(standard, y, best * inputs)
-    weight, bias = ridge_regression(x, y)
-    torch.testing.assert_close(x @ weight.T + bias, standard @ expected[:-1] + expected[-1])
+            left_out[number, index] = standard[index] @ fit[:-1] + fit[-1]
+    best = (left_out - y).square().sum((1, 2)).argmin().item()
+    expected = ridge(standard, y, PENALTIES[best] * inputs)
+    found = ridge_regression(x, y)
+    said = x @ found.weight.T + found.bias
+    torch.testing.assert_close(said, standard @ expected[:-1] + expected[-1])
+    torch.testing.assert_close(found.left_out, left_out[best])
 
 
 def test_as_many_features_as_samples_keep_their_digits():
     x = torch.randn(400, 400)
     y = x[:, :1] + 0.01 * torch.randn(400, 1)
-    weight, bias = ridge_regression(x, y)
-    torch.testing.assert_close(ridge_regression(x.double(), y.double()), (weight, bias))
-    assert weight.dtype == torch.float64
+    found = ridge_regression(x, y)
+    torch.testing.assert_close(ridge_regression(x.double(), y.double()), found)
+    assert found.weight.dtype == torch.float64
 
 
 def test_the_penalty_grows_with_the_noise():
@@ -246,7 +246,7 @@ def test_the_penalty_grows_with_the_noise():
 def test_what_differs_by_rounding_alone_says_nothing():
     x = torch.randn(30, 5, dtype=torch.float64)
     x[:, 0] = 0.3 + 1e-8 * torch.randn(30, dtype=torch.float64)
-    weight, _ = ridge_regression(x, torch.randn(30, 2, dtype=torch.float64))
+    weight, *_ = ridge_regression(x, torch.randn(30, 2, dtype=torch.float64))
     assert weight[:, 0].norm() < 1e-3 * weight[:, 1:].norm()
 
 
@@ -264,12 +264,33 @@ def test_the_last_layer_answers_from_the_start():
     fire_from_the_start(model[:2], x[:10], 0.1)
     hidden = {name: value.clone() for name, value in model[:3].state_dict().items()}
     batches = [(x[:, :12], y[:12], lengths[:12]), (x[:, 12:], y[12:], lengths[12:])]
-    answer_from_the_start(model, model[3], batches, scale=4.0)
+    answer_from_the_start(model, model[3], batches)
     assert all(torch.equal(value, hidden[name]) for name, value in model[:3].state_dict().items())
     assert not model[3]._forward_pre_hooks
     assert model.training
     model.eval()
     logits = Mean()(model(x)[0], lengths)
-    torch.testing.assert_close(logits, 8.0 * nn.functional.one_hot(y, 3) - 4.0, atol=1, rtol=0)
+    assert logits.abs().mean() > 1
+    signs = 2.0 * nn.functional.one_hot(y, 3) - 1.0
+    torch.testing.assert_close(logits / logits.abs().mean(), signs, atol=0.25, rtol=0)
     one = x[: lengths[5], 5:6]
     torch.testing.assert_close(model(one)[0].mean(0), logits[5:6])
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_the_last_layer_is_as_sure_as_the_sequences_left_out_allow(clear):
+    y = torch.arange(60) % 2
+    x = torch.randn(8, 60, 3) + (4.0 * y[:, None] if clear else 0.0)
+    layer = nn.Linear(3, 2)
+    answer_from_the_start(Sequential(layer), layer, [(x, y, None)])
+    right = layer(x).mean(0).softmax(1)[torch.arange(60), y]
+    least, most = (0.95, 0.999) if clear else (0.4, 0.65)
+    assert least < right.mean() < most
+
+
+def test_the_last_layer_answers_numbers_as_they_are():
+    x = torch.randn(8, 60, 3)
+    y = x.mean(0) @ torch.tensor([[30.0], [0.0], [-10.0]]) + 500
+    layer = nn.Linear(3, 1)
+    answer_from_the_start(Sequential(layer), layer, [(x, y, None)])
+    torch.testing.assert_close(layer(x).mean(0), y, atol=0.1, rtol=0)

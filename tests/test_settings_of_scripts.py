@@ -16,6 +16,7 @@ from running import ROOT
 
 import snn_lib.tasks.digits
 from snn_lib.errors import InputError
+from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.training.config import load_config
 
 # Read by the loop for any script, and tested there: tests/training.
@@ -27,7 +28,8 @@ OF_THE_LOOP = {
 SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")
 WITHOUT_EFFECT = {
     "snn_mlp_2": {"hyperparameters.tau_s"},  # its synapses have one time constant
-    "time_series": {"series.missing"},  # nothing is missing in the data used here
+    # Neither is part of the recipe.
+    "time_series": {"hyperparameters.fields", "hyperparameters.threshold"},
     "event_vision": {"events.path"},
     "associative_memory": {"hyperparameters.length"},  # is refused unless it is the patterns'
 }
@@ -92,7 +94,11 @@ def keys_of(name):
 def keys_under_test(name):
     script = VARIANTS.get(name, name)
     untested = OF_THE_LOOP | WITHOUT_EFFECT.get(script, set())
-    keys = {"hyperparameters.surrogate_width"} | keys_of(name) - untested
+    keys = {"hyperparameters.surrogate_width"} | keys_of(name)
+    if name == "time_series":  # its recipe is in the class of its settings
+        own = vars(TimeSeriesHyperparameters)["__annotations__"]
+        keys |= {f"hyperparameters.{key}" for key in own}
+    keys -= untested
     return sorted(key for key in keys if not key.startswith(SECTIONS_OF_OTHERS))
 
 
@@ -175,9 +181,7 @@ def data(tmp_path_factory):
         "associative_memory": {"dataset_path": str(folder / "patterns.npy")},
         "time_series": {
             "dataset": str(folder / "series.npz"),
-            "series.validation_from": 24,
-            "series.validation_share": 0.3,
-            "series.smallest_epoch": 40,
+            "hyperparameters.epoch": 1,
             "hyperparameters.length": 15,
         },
         "event_vision": {"events.path": str(folder / "events")},

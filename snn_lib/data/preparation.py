@@ -20,7 +20,7 @@ from snn_lib.errors import InputError, require
 
 PIXELS = 28 * 28  # of an image of MNIST
 MEAN_PIXEL = 0.1307  # of MNIST's training images, whose white is 1
-REACH = 2.0  # deviations either way that receptive fields and latencies resolve
+REACH = 2.0  # deviations either way that receptive fields resolve
 
 
 class Prepared(NamedTuple):
@@ -83,10 +83,9 @@ class SeriesPreparation(Preparation):
         mean, deviation: of each channel in the training sequences, float64 ``(channels,)``.
         change: deviation of the standardised channels' changes from step to step, ``(channels,)``.
         block: steps that are averaged into one.
-        steps: of the longest training sequence, encoded.
+        steps: of the longest training sequence, shortened.
         encoding: how values become input.
         fields: of a population, receptive fields of each channel.
-        window: of latencies, steps that a step becomes.
         threshold: of events, the change that is one, in deviations.
     """
 
@@ -95,9 +94,8 @@ class SeriesPreparation(Preparation):
     change: Tensor
     block: int
     steps: int
-    encoding: Literal["current", "population", "latency", "delta"]
+    encoding: Literal["current", "population", "delta"]
     fields: int
-    window: int
     threshold: float
 
     def __call__(self, samples: Any) -> Prepared:
@@ -108,8 +106,7 @@ class SeriesPreparation(Preparation):
     @property
     def inputs(self) -> int:
         """The number of channels that the network sees."""
-        each = {"population": self.fields, "latency": 1}.get(self.encoding, 2)
-        return each * len(self.mean)
+        return (self.fields if self.encoding == "population" else 2) * len(self.mean)
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -122,14 +119,10 @@ class SeriesPreparation(Preparation):
         return torch.stack([steps.mean(0) for steps in blocks]).float()
 
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> Prepared:
-        """Encodes ``(T, B, channels)`` on its device. The encoding ``latency`` makes it longer."""
+        """Encodes ``(T, B, channels)`` on its device."""
         if self.encoding == "population":
             centres = torch.linspace(-REACH, REACH, self.fields, device=x.device)
             return Prepared(population(x, centres), lengths)
-        if self.encoding == "latency":
-            spikes = latency((x + REACH) / (2 * REACH), self.window, threshold=0.0)
-            x = spikes.transpose(0, 1).flatten(0, 1)  # a window for each step
-            return Prepared(x, None if lengths is None else lengths * self.window)
         if self.encoding == "delta":
             return Prepared(delta(x, self.threshold), lengths)
         change = torch.diff(x, dim=0, prepend=x[:1]) / self.change.to(x.device)

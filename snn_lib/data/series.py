@@ -8,6 +8,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.data.preparation import SeriesPreparation
 from snn_lib.data.reading import read_arrays, reading
 from snn_lib.errors import InputError, one_line, require
 
@@ -213,8 +215,7 @@ def _sequences(x: Iterable[np.ndarray], part: str, missing: str) -> list[Tensor]
         if gaps.any():
             require(
                 missing == "interpolate",
-                f"{part}: sequence {index} has missing values; series.missing=interpolate fills "
-                "them",
+                f"{part}: sequence {index} has missing values; missing=interpolate fills them",
             )
             require(
                 not gaps.all(0).any(),
@@ -229,6 +230,47 @@ def _interpolate(sequence: np.ndarray, gaps: np.ndarray) -> None:
     """Fills the gaps of each channel, in place."""
     for values, missing in zip(sequence.T, gaps.T, strict=True):
         values[missing] = np.interp(missing.nonzero()[0], (~missing).nonzero()[0], values[~missing])
+
+
+def prepare_series(
+    sequences: Sequence[Tensor],
+    length: int,
+    encoding: str = "current",
+    fields: int = 8,
+    threshold: float = 0.25,
+) -> SeriesPreparation:
+    """Finds on the training sequences how series are standardised, shortened and encoded.
+
+    A channel that never changes is only centred.
+
+    Args:
+        sequences: ``(T_i, channels)`` each, float64.
+        length: most steps; if a sequence has more, all are averaged over blocks of steps.
+        encoding, fields, threshold: as in :class:`SeriesPreparation`.
+
+    Raises:
+        InputError: no sequence ever changes, or numbers are too large to be squared.
+    """
+    mean, deviation = mean_and_deviation(sequences)
+    require(
+        bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"
+    )
+    require(bool((deviation > 0).any()), "no training sequence ever changes")
+    longest = max(map(len, sequences))
+    block = -(-longest // length)
+    preparation = SeriesPreparation(
+        mean,
+        torch.where(deviation > 0, deviation, 1.0),
+        torch.ones(len(mean)),  # of the changes, until they are known
+        block,
+        -(-longest // block),
+        encoding,
+        fields,
+        threshold,
+    )
+    changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
+    change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
+    return replace(preparation, change=torch.where(change > 0, change, 1.0))
 
 
 def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

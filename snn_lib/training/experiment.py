@@ -111,13 +111,15 @@ class Experiment:
             while self.progress.epoch < self.settings.epoch:
                 self._train_epoch()
                 self._finish_epoch()
+            if self.settings.epoch == 0:
+                self._keep_first_weights()
         return self._conclude()
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
         batches = self.task.batches("train")
         require(
-            self.settings.batch_size <= batches.count,
+            self.settings.batch_size <= batches.count or self.settings.epoch == 0,
             f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
             f"{batches.count} {self.task.unit} to train on: set it to that or less",
         )
@@ -230,6 +232,14 @@ class Experiment:
             + (" (best)" if is_best else "")
         )
 
+    def _keep_first_weights(self) -> None:
+        """Evaluates and writes what ``initialise`` has found; there is nothing to resume."""
+        validation, _ = self.evaluate("validation")
+        found = {f"validation_{key}": value for key, value in validation.items()}
+        self.progress.history.append({"epoch": 0, **found, **dict.fromkeys(TIMES, 0.0)})
+        self.run.write(self.run.best, self.state.best_checkpoint())
+        self.run.write_metrics(self.progress.history)
+
     def _save_last(self) -> None:
         """Writes the checkpoint from which the run can be resumed to the same numbers."""
         self.numbers.check_weights(self.progress.epoch + 1)
@@ -242,13 +252,17 @@ class Experiment:
         load_weights(self.model, load_checkpoint(self.run.best))
         self.state = None  # from now on the model itself is evaluated
         test = self.evaluate("test")[0] if self.task.has("test") else None
-        seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
-        self.say(
-            f"best epoch {best['epoch']}: validation {describe(split_of(best, 'validation'))}"
-            + (f"; test {describe(test)}" if test else "")
-            + f"\ntrained for {seconds:.0f} s, {100 * data_seconds / max(seconds, 1e-9):.1f} % of "
-            f"it preparing data; metrics in {self.run.path}, model in {self.run.best}"
-        )
+        found = f"validation {describe(split_of(best, 'validation'))}"
+        found += f"; test {describe(test)}" if test else ""
+        where = f"metrics in {self.run.path}, model in {self.run.best}"
+        if self.settings.epoch == 0:
+            self.say(f"first weights: {found}\n{where}")
+        else:
+            seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
+            self.say(
+                f"best epoch {best['epoch']}: {found}\ntrained for {seconds:.0f} s, "
+                f"{100 * data_seconds / max(seconds, 1e-9):.1f} % of it preparing data; {where}"
+            )
         return {"best": best, "test": test}
 
     @torch.inference_mode()

@@ -105,7 +105,7 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
     x = np.zeros((2, 6, 1))
     x[0, :, 0] = [np.nan, 1, np.nan, np.nan, 4, np.nan]
     path = npz(tmp_path, x=x, y=np.array([0, 1]))
-    assert "sequence 0 has missing values; series.missing=interpolate fills" in refusal(path)
+    assert "sequence 0 has missing values; missing=interpolate fills" in refusal(path)
     sequence = load_series(path, tmp_path, "interpolate").parts["train"][0][0]
     assert sequence[:, 0].tolist() == [1, 1, 2, 3, 4, 4]
     x[1] = np.nan

@@ -1,0 +1,283 @@
+"""Time series for people who know no spikes: a classifier and a regressor as aeon's are.
+
+    from aeon.datasets import load_classification
+    from snn_lib.classifier import SpikingClassifier
+
+    X, y = load_classification("GunPoint", split="train")
+    classifier = SpikingClassifier(random_state=0).fit(X, y)
+
+They follow the conventions of aeon and scikit-learn: clones, pipelines, searches over parameters
+and pickles work. The network is that of :mod:`snn_lib.time_series`. A fitted estimator also follows
+a series step by step (:meth:`SpikingClassifier.stream`).
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    from aeon.classification.base import BaseClassifier
+    from aeon.regression.base import BaseRegressor
+    from aeon.utils.validation import check_n_jobs
+    from sklearn.utils import check_random_state
+except ImportError as error:
+    raise ImportError(
+        "snn_lib.classifier needs aeon and scikit-learn: pip install 'snn-iir[series]'"
+    ) from error
+from tqdm import tqdm
+
+from snn_lib.data.batches import Batch
+from snn_lib.data.series import prepare_series
+from snn_lib.errors import InputError
+from snn_lib.inference import compiled
+from snn_lib.readout import Mean
+from snn_lib.tasks.time_series import SAMPLE, TimeSeriesHyperparameters
+from snn_lib.time_series import build_network, find_weights
+
+BATCH = 16  # sequences that run at once: they are long and neurons many
+DEFAULTS = TimeSeriesHyperparameters()
+
+
+class SpikingEstimator:
+    """What the classifier and the regressor share: the network, and how it runs.
+
+    Args:
+        neurons: spiking neurons; more of them are a little more accurate, and slower.
+        filters: of all channels together; each channel has at least two.
+        reset_strength: by how much a spike lowers the next potential; 1 is the paper's, 0 none.
+        length: most steps; longer series are averaged over blocks of steps.
+        random_state: seed or generator of the filters' and the neurons' weights.
+        n_jobs: threads of PyTorch that ``fit`` and ``predict`` use; -1 for all processors.
+        verbose: whether ``fit`` shows a bar.
+
+    Attributes:
+        network_: the fitted network, a ``snn_lib.Sequential``.
+        preparation_: makes its input of series.
+
+    Series are aeon's collections: ``(samples, channels, T)``, ``(samples, T)`` for one channel, or
+    a list of ``(channels, T_i)``.
+    """
+
+    _tags = {  # noqa: RUF012 (aeon's way)
+        "X_inner_type": ["np-list", "numpy3D"],
+        "algorithm_type": "convolution",
+        "capability:multivariate": True,
+        "capability:unequal_length": True,
+        "capability:multithreading": True,
+    }
+
+    def __init__(
+        self,
+        neurons: int = DEFAULTS.neurons,
+        filters: int = DEFAULTS.filters,
+        reset_strength: float = DEFAULTS.reset_strength,
+        length: int = DEFAULTS.length,
+        random_state: Any = None,
+        n_jobs: int = 1,
+        verbose: int = 0,
+    ) -> None:
+        self.neurons, self.filters, self.reset_strength = neurons, filters, reset_strength
+        self.length, self.random_state = length, random_state
+        self.n_jobs, self.verbose = n_jobs, verbose
+        super().__init__()
+
+    def _train(self, X: Any, y: Tensor, outputs: int) -> None:
+        """Fits a network with so many outputs to targets of the series."""
+        sequences = _sequences(X)
+        self._n_jobs = check_n_jobs(self.n_jobs)
+        seed = check_random_state(self.random_state).randint(2**31)
+        sizes = "neurons", "filters", "reset_strength", "length"
+        with _refusing(), _threads(self._n_jobs), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            options = TimeSeriesHyperparameters(**{name: getattr(self, name) for name in sizes})
+            self.preparation_ = prepare_series(sequences, options.length)
+            self.network_ = build_network(options, self.preparation_, outputs).eval()
+            sample = self.preparation_(sequences[:: -(-len(sequences) // SAMPLE)])
+            begins = range(0, len(sequences), BATCH)
+            parts = (slice(begin, begin + BATCH) for begin in begins)
+            batches = (
+                Batch(x, y[part], lengths)
+                for part in parts
+                for x, lengths in [self.preparation_(sequences[part])]
+            )
+            bar = tqdm(batches, "fit", len(begins), unit="batch", disable=not self.verbose)
+            find_weights(self.network_, options, sample, bar)
+
+    @torch.inference_mode()
+    def _answers(self, X: Any) -> Tensor:
+        """The mean of the network's output, ``(samples, outputs)``."""
+        sequences, found = _sequences(X), []
+        with _refusing(), _threads(self._n_jobs):
+            for begin in range(0, len(sequences), BATCH):
+                x, lengths = self.preparation_(sequences[begin : begin + BATCH])
+                found.append(Mean()(self.network_(x)[0], lengths))
+        return torch.cat(found).double()
+
+    def _check_X(self, X: Any) -> dict[str, Any]:
+        """Checks series as aeon does; that some hardly change is no reason for a warning here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super()._check_X(X)
+
+
+class SpikingClassifier(SpikingEstimator, BaseClassifier):
+    """Classifies time series by how often random spiking neurons fire.
+
+    The probabilities of the classes are as large as suits the training series best if each of them
+    is predicted from all the others.
+
+    Args and attributes: as in :class:`SpikingEstimator`.
+    """
+
+    def _fit(self, X: Any, y: np.ndarray) -> "SpikingClassifier":
+        self._train(X, torch.from_numpy(np.searchsorted(self.classes_, y)), self.n_classes_)
+        return self
+
+    def _predict_proba(self, X: Any) -> np.ndarray:
+        return self._answers(X).softmax(1).numpy()
+
+    def _predict(self, X: Any) -> np.ndarray:
+        return self.classes_[self._answers(X).argmax(1).numpy()]
+
+    def stream(self) -> "Stream":
+        """Follows a new series step by step; several streams do not disturb each other.
+
+        :meth:`Stream.step` returns an :class:`Answer`.
+
+        Raises:
+            NotFittedError: ``fit`` has not been called.
+        """
+
+        def read(logits: np.ndarray) -> Answer:
+            likely = np.exp(logits - logits.max())
+            return Answer(self.classes_[logits.argmax()], likely / likely.sum())
+
+        self._check_is_fitted()
+        return Stream(self, read)
+
+
+class SpikingRegressor(SpikingEstimator, BaseRegressor):
+    """Predicts a number for each time series from how often random spiking neurons fire.
+
+    Args and attributes: as in :class:`SpikingEstimator`.
+    """
+
+    def _fit(self, X: Any, y: np.ndarray) -> "SpikingRegressor":
+        y = np.asarray(y, np.float64)
+        if len(y) < 2 or not np.isfinite(y).all():
+            raise ValueError(f"y has {len(y)} values, expected finite numbers, and at least two")
+        self._train(X, torch.from_numpy(y)[:, None], 1)
+        return self
+
+    def _predict(self, X: Any) -> np.ndarray:
+        return self._answers(X)[:, 0].numpy()
+
+    def stream(self) -> "Stream":
+        """Follows a new series step by step: :meth:`Stream.step` returns the predicted number.
+
+        Raises:
+            NotFittedError: ``fit`` has not been called.
+        """
+        self._check_is_fitted()
+        return Stream(self, lambda numbers: float(numbers[0]))
+
+
+class Answer(NamedTuple):
+    """What a classifier says of a series.
+
+    Attributes:
+        label: the most probable class.
+        probabilities: of all classes, in the order of ``classes_``; the largest says how sure the
+            classifier is.
+    """
+
+    label: Any
+    probabilities: np.ndarray
+
+
+class Stream:
+    """A series that is followed step by step, by the compiled network.
+
+    Made by the ``stream`` method of an estimator. After step t it says what the estimator would
+    predict of the first t steps.
+
+    Args:
+        estimator: the fitted estimator.
+        read: makes the answer of the mean output.
+    """
+
+    def __init__(self, estimator: SpikingEstimator, read: Callable[[np.ndarray], Any]) -> None:
+        preparation = estimator.preparation_
+        self._network = compiled(estimator.network_, preparation.features)
+        self._read, self._block = read, preparation.block
+        tensors = preparation.mean, preparation.deviation, preparation.change
+        self._mean, self._deviation, self._change = (one.numpy() for one in tensors)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins a new series."""
+        self._network.reset()
+        self._waiting: list[np.ndarray] = []  # steps of a block that is not whole yet
+        self._last: np.ndarray | None = None
+        self._total, self._steps = np.zeros(self._network.after), 0
+
+    def step(self, x: np.ndarray | float) -> Any:
+        """Takes the next step of the series and returns the answer so far.
+
+        If long series are averaged over blocks of steps, the answer changes when a block is whole.
+        Before the first one is, no class is more probable than another, and a number is 0.
+
+        Args:
+            x: ``(channels,)``, or a number if there is one channel.
+
+        Raises:
+            ValueError: ``x`` has another shape, or is not finite; the stream stays as it is.
+        """
+        x = np.atleast_1d(np.asarray(x, np.float64))
+        if x.shape != self._mean.shape or not np.isfinite(x).all():
+            raise ValueError(
+                f"a step is {x.tolist()}, expected {len(self._mean)} finite numbers, one for each "
+                "channel"
+            )
+        self._waiting.append((x - self._mean) / self._deviation)
+        if len(self._waiting) == self._block:
+            value = np.mean(self._waiting, 0).astype(np.float32)
+            last = value if self._last is None else self._last
+            output = self._network.step(np.concatenate([value, (value - last) / self._change]))
+            self._total, self._steps = self._total + output, self._steps + 1
+            self._waiting, self._last = [], value
+        return self._read(self._total / max(self._steps, 1))
+
+
+def _sequences(X: Any) -> list[Tensor]:
+    """Aeon's collection as ``(T, channels)`` each."""
+    sequences = [torch.from_numpy(np.array(series.T, np.float64)) for series in X]
+    for index, sequence in enumerate(sequences):
+        if sequence.numel() == 0 or not sequence.isfinite().all():
+            raise ValueError(f"series {index} is empty, or has values that are not finite")
+    return sequences
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """The context in which wrong input is a ValueError, as scikit-learn's users expect."""
+    try:
+        yield
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """The context in which PyTorch uses so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

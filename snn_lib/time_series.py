@@ -1,0 +1,160 @@
+"""The network for time series, and the command that trains it: archive sets, or files of yours.
+
+    python -m snn_lib.time_series mine.npz        # np.savez("mine.npz", x=x, y=y)
+    python -m snn_lib.time_series GunPoint        # any UCR or UEA set
+
+Random filters of many time scales tell random neurons what has just been and what was long ago. How
+often a neuron fires says how often in the sequence something was as its weights have it. Behind a
+synapse with a long memory an early spike counts more than a late one. The last layer weighs that,
+averaged over time. It alone learns, by ridge regression: no gradients are needed.
+
+MiniRocket reads its random features in the same way (Dempster, Schmidt, Webb, KDD 2021, doi
+10.1145/3447548.3467231). Here the features are spiking neurons, which also work step by step.
+
+:class:`snn_lib.classifier.SpikingClassifier` is the same network with the interface of scikit-learn
+and aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib import (
+    Gaussian,
+    LowPassSynapse,
+    Repeat,
+    ResonantSynapse,
+    Sequential,
+    SpikingNeuron,
+    answer_from_the_start,
+    log_spaced,
+)
+from snn_lib.data.batches import Batch
+from snn_lib.data.preparation import Prepared, SeriesPreparation
+from snn_lib.readout import within
+from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
+from snn_lib.training import main
+
+CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
+
+
+def build_network(
+    options: TimeSeriesHyperparameters, preparation: SeriesPreparation, outputs: int
+) -> Sequential:
+    """The network: filters of every input, neurons that hear some of them, and a linear layer.
+
+    Args:
+        options: the sizes, and the first values of filters and neurons.
+        preparation: of its input; memories and periods are spread up to its longest sequence.
+        outputs: classes, or numbers.
+
+    Shape:
+        Input over time ``(T, B, inputs)`` to output ``(T, B, outputs)`` and the state. The answer
+        is the mean of the output over the steps of the sequence.
+    """
+    copies = -(-options.filters // preparation.inputs)
+    filters, steps = copies * preparation.inputs, preparation.steps
+    shortest, longest = options.shortest_memory, options.longest_memory * steps
+    return Sequential(
+        Repeat(copies),
+        ResonantSynapse(
+            filters,
+            log_spaced(shortest, max(longest, 2 * shortest)),
+            log_spaced(min(options.fewest_cycles / steps, 0.25), 0.25),
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+            margin=1e-5,  # the slowest filters are near the edge of the stable set
+        ),
+        nn.Linear(filters, options.neurons),
+        SpikingNeuron(
+            options.neurons,
+            options.tau_m,
+            options.membrane_filter,
+            options.reset_strength,
+            Gaussian(options.surrogate_width),
+            options.dropout,
+        ),
+        LowPassSynapse(  # half of them remember nothing, in the others early spikes count more
+            options.neurons,
+            log_spaced(1 / steps, steps),
+            train_coefficients=options.train_coefficients,
+            constraint=options.constraint,
+            margin=1e-5,
+            unit_energy=True,
+        ),
+        nn.Linear(options.neurons, outputs),
+    )
+
+
+@torch.no_grad()
+def find_weights(
+    network: Sequential,
+    options: TimeSeriesHyperparameters,
+    sample: Prepared,
+    batches: Iterable[Batch],
+) -> None:
+    """Finds all weights of the network: random ones that suit the data, and the last layer's.
+
+    The filters become equally loud. Each neuron hears a few of them, drawn at random, by a current
+    of deviation 1, and has a share of the steps drawn at random in which its current is above the
+    threshold. Ridge regression solves the last layer.
+
+    Args:
+        network: from :func:`build_network`.
+        options: the same.
+        sample: sequences from all over the training data, for the first layers.
+        batches: all of the training data, for the last layer.
+    """
+    repeat, filters, weights, _, _, answer = network
+    psp = filters(repeat(sample.x))[0]
+    if sample.lengths is not None:
+        psp = psp[within(psp, sample.lengths)[..., 0]]
+    psp = psp.flatten(0, -2)
+    loudness = _or_one(psp.std(0, correction=0))
+    filters.beta /= loudness
+
+    neurons, inputs = weights.weight.shape
+    steps = torch.randperm(len(psp))[: max(CALIBRATION // (neurons + inputs), 1)]
+    psp = psp[steps.to(psp.device)] / loudness
+    drawn = torch.randn(neurons, inputs)
+    order = torch.rand(neurons, inputs).argsort(1).argsort(1)
+    drawn = drawn.where(order < options.heard, 0.0).to(psp.device)
+    current = psp @ drawn.T
+    deviation = _or_one(current.std(0, correction=0))
+    shares = torch.empty(neurons).uniform_(options.lowest_rate, options.highest_rate)
+    place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
+    threshold = (current / deviation).sort(0).values.gather(0, place[None])[0]
+    weights.weight.copy_(drawn / deviation[:, None])
+    weights.bias.copy_(1 - threshold)
+    answer_from_the_start(network, answer, batches)
+
+
+def _or_one(deviation: Tensor) -> Tensor:
+    """Deviations to divide by; what never changes stays as it is."""
+    return torch.where(deviation > 0, deviation, 1.0)
+
+
+def build_model(config: TimeSeriesConfig) -> Sequential:
+    """The network for the data that the task has read."""
+    return build_network(config.hyperparameters, task.preparation, len(task.classes))
+
+
+def initialise(network: Sequential, task: TimeSeries) -> None:
+    """Finds all weights on the training sequences."""
+    options = task.config.hyperparameters
+    find_weights(network, options, task.sample(), task.training_sequences())
+
+
+task = TimeSeries()
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        name = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
+        arguments[:1] = ["--train", f"dataset={arguments[0]}", f"name={name}"]
+    main(__file__, build_model, task, initialise, arguments)

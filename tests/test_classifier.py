@@ -1,0 +1,258 @@
+"""The estimators: aeon's and scikit-learn's conventions, input of all kinds, and streams."""
+
+import builtins
+import importlib
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("aeon")
+from aeon.testing.estimator_checking import check_estimator
+from aeon.transformations.collection import Normalizer
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+
+from snn_lib.classifier import SpikingClassifier, SpikingRegressor
+
+pytestmark = pytest.mark.filterwarnings("error")
+SMALL = {"neurons": 64, "filters": 16, "random_state": 0}
+
+
+def waves(samples=30, channels=2, steps=40, seed=0):
+    """Series whose class is their frequency, in noise, and the frequencies."""
+    generator = np.random.default_rng(seed)
+    y = np.arange(samples) % 3
+    phase = generator.uniform(0, 2 * np.pi, (samples, channels, 1))
+    cycles = (0.05 + 0.08 * y)[:, None, None]
+    x = np.sin(2 * np.pi * cycles * np.arange(steps) + phase)
+    return x + 0.3 * generator.normal(size=x.shape), y
+
+
+@pytest.mark.parametrize("estimator", [SpikingClassifier, SpikingRegressor])
+def test_aeon_s_checks_pass(estimator):
+    found = check_estimator(estimator(**SMALL))
+    assert len(found) > 20
+    assert {name: what for name, what in found.items() if what != "PASSED"} == {}
+
+
+def test_classes_of_any_kind_are_learned_and_named():
+    x, y = waves()
+    more, numbers = waves(seed=1)
+    for names in (np.array(["slow", "medium", "fast"]), np.array([5, -1, 70])):
+        classifier = SpikingClassifier(**SMALL).fit(x, names[y])
+        assert classifier.classes_.tolist() == sorted(names.tolist())
+        said = classifier.predict(more)
+        assert said.dtype == names.dtype
+        assert (said == names[numbers]).mean() == classifier.score(more, names[numbers]) > 0.9
+        likely = classifier.predict_proba(more)
+        np.testing.assert_allclose(likely.sum(1), 1)
+        assert (classifier.classes_[likely.argmax(1)] == said).all()
+
+
+def test_probabilities_are_as_sure_as_series_left_out_allow():
+    x, y = waves(samples=90)
+    sure = SpikingClassifier(**SMALL).fit(x, y).predict_proba(waves(seed=1)[0]).max(1)
+    assert 0.9 < sure.mean() < 1
+    guessed = np.random.default_rng(0).permutation(y)
+    unsure = SpikingClassifier(**SMALL).fit(x, guessed).predict_proba(waves(seed=1)[0]).max(1)
+    assert unsure.mean() < 0.5
+
+
+def test_a_number_is_predicted():
+    x, y = waves()
+    frequency = 0.05 + 0.08 * y
+    more, numbers = waves(seed=1)
+    regressor = SpikingRegressor(**SMALL).fit(x, 1e6 * frequency)
+    assert regressor.score(more, 1e6 * (0.05 + 0.08 * numbers)) > 0.8
+
+
+def test_a_channel_needs_no_axis_and_equal_series_no_array():
+    x, y = waves(channels=1)
+    expected = SpikingClassifier(**SMALL).fit(x, y).predict_proba(x)
+    for same in (x[:, 0], list(x), [series.astype(np.float32) for series in x]):
+        found = SpikingClassifier(**SMALL).fit(same, y).predict_proba(same)
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_series_of_other_lengths_do_not_disturb_each_other():
+    x, y = waves()
+    lengths = np.random.default_rng(0).integers(15, 41, len(x))
+    ragged = [series[:, :length] for series, length in zip(x, lengths, strict=True)]
+    classifier = SpikingClassifier(**SMALL).fit(ragged, y)
+    together = classifier.predict_proba(ragged)
+    for index in range(5):
+        alone = classifier.predict_proba([ragged[index]])
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-4)
+
+
+def test_the_seed_decides_and_nothing_outside_is_changed():
+    x, y = waves()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    drawn = [
+        SpikingClassifier(64, 16, random_state=seed).fit(x, y).predict_proba(x)
+        for seed in (0, 0, 1)
+    ]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), state)
+    classifier = SpikingClassifier(**SMALL, n_jobs=2).fit(x, y)
+    np.testing.assert_allclose(classifier.predict_proba(x), drawn[0], atol=1e-3)
+    assert torch.get_num_threads() == threads
+
+
+def test_scikit_learn_s_tools_take_the_classifier(tmp_path):
+    x, y = waves()
+    classifier = SpikingClassifier(**SMALL)
+    assert clone(classifier).get_params() == classifier.get_params()
+    assert cross_val_score(classifier, x, y, cv=3).mean() > 0.8
+    search = GridSearchCV(classifier, {"neurons": [8, 64], "reset_strength": [0.0, 1.0]}, cv=2)
+    assert search.fit(x, y).best_score_ > 0.8
+    assert make_pipeline(Normalizer(), classifier).fit(x, y).score(x, y) > 0.9
+    fitted = classifier.fit(x, y)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.predict_proba(x), fitted.predict_proba(x))
+    assert again.stream().step(x[0, :, 0]).probabilities.shape == (3,)
+
+
+@pytest.mark.parametrize("length", [512, 14])  # blocks of three steps
+def test_a_stream_says_what_the_classifier_says_of_the_steps_so_far(length):
+    x, y = waves()
+    classifier = SpikingClassifier(**SMALL, length=length).fit(x, y)
+    one, other = classifier.stream(), classifier.stream()
+    block = 3 if length == 14 else 1
+    for step in range(1, 41):
+        answer = one.step(x[0, :, step - 1])
+        other.step(x[1, :, step - 1])
+        whole = step // block * block
+        if whole == 0:
+            np.testing.assert_allclose(answer.probabilities, 1 / 3)
+            continue
+        expected = classifier.predict_proba(x[:1, :, :whole])[0]
+        np.testing.assert_allclose(answer.probabilities, expected, atol=1e-3)
+        assert answer.label == classifier.classes_[answer.probabilities.argmax()]
+    one.reset()
+    for step in range(40):
+        again = one.step(x[0, :, step])
+    assert np.array_equal(again.probabilities, answer.probabilities)
+
+
+def test_a_regressor_s_stream_says_a_number():
+    x, y = waves(channels=1)
+    regressor = SpikingRegressor(**SMALL).fit(x, y.astype(float))
+    stream = regressor.stream()
+    for value in x[0, 0]:
+        found = stream.step(value)
+    assert found == pytest.approx(regressor.predict(x[:1])[0], abs=1e-3)
+
+
+def test_a_stream_refuses_a_step_and_goes_on():
+    x, y = waves()
+    classifier = SpikingClassifier(**SMALL).fit(x, y)
+    stream, undisturbed = classifier.stream(), classifier.stream()
+    for step in range(5):
+        for wrong in ([1.0], [np.nan, 1.0], [[1.0, 2.0]]):
+            with pytest.raises(ValueError, match="expected 2 finite numbers, one for each channel"):
+                stream.step(wrong)
+        found = stream.step(x[0, :, step])
+        assert np.array_equal(found.probabilities, undisturbed.step(x[0, :, step]).probabilities)
+    with pytest.raises(NotFittedError):
+        SpikingClassifier().stream()
+
+
+def changed(x, index, value):
+    x = x.copy()
+    x[index] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("series", "labels", "message"),
+    [
+        (lambda x: changed(x, (0, 0, 0), np.nan), None, "missing values"),
+        (lambda x: changed(x, (0, 0, 0), np.inf), None, "series 0 .* not finite"),
+        (lambda x: np.full_like(x, 3.7), None, "no training sequence ever changes"),
+        (lambda x: 1e300 * x, None, "too large to be squared"),
+        (lambda x: x[:1], [0], "at least 2 unique labels, but found 1"),
+        (lambda x: x, [0] * 30, "at least 2 unique labels, but found 1"),
+        (lambda x: x, [0, 1], "Mismatch in number of cases"),
+        (lambda x: [x[0], *x[1:, :1]], None, "channels"),
+        (lambda x: x[:, :, :0], None, "."),
+    ],
+)
+def test_wrong_series_are_refused_as_scikit_learn_does(series, labels, message):
+    x, y = waves()
+    with pytest.raises(ValueError, match=message):
+        SpikingClassifier(**SMALL).fit(series(x), y if labels is None else np.array(labels))
+
+
+@pytest.mark.parametrize(
+    "options", [{"neurons": 0}, {"filters": 0}, {"length": 0}, {"reset_strength": -1.0}]
+)
+def test_wrong_parameters_are_refused(options):
+    x, y = waves()
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"{name} is .*, expected at least"):
+        SpikingClassifier(**options).fit(x, y)
+
+
+def test_wrong_series_are_refused_after_the_fit():
+    x, y = waves()
+    classifier = SpikingClassifier(**SMALL).fit(x, y)
+    for wrong, message in (
+        (x[:, :1], "number of channels"),
+        (changed(x, (0, 0, 0), np.nan), "missing values"),
+        (changed(x, (3, 0, 0), np.inf), "series 3 .* not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier.predict(wrong)
+    with pytest.raises(ValueError, match="at least two"):
+        SpikingRegressor(**SMALL).fit(x[:1], np.array([1.5]))
+
+
+@pytest.mark.parametrize(
+    ("series", "labels"),
+    [
+        (lambda x: x[:2], [0, 1]),  # a single member each
+        (lambda x: x[:, :, :1], None),  # a single step
+        (lambda x: changed(x, np.s_[:, 0], 5.0), None),  # a channel that never changes
+        (lambda x: changed(x, 0, 0.0), None),
+        (lambda x: 1e-30 * x, None),
+        (lambda x: 1e8 + x, None),
+        (lambda x: np.repeat(x[:4], 5000, 1)[..., :8], [0, 1, 0, 1]),  # 10,000 channels
+        (lambda x: x.astype(int), None),
+    ],
+)
+def test_unusual_series_get_a_sensible_answer_without_a_warning(series, labels):
+    x, y = waves()
+    x, y = series(x), y if labels is None else np.array(labels)
+    classifier = SpikingClassifier(**SMALL).fit(x, y)
+    likely = classifier.predict_proba(x)
+    assert np.isfinite(likely).all()
+    np.testing.assert_allclose(likely.sum(1), 1)
+
+
+def test_fit_shows_a_bar_if_asked(capsys):
+    x, y = waves()
+    SpikingClassifier(**SMALL).fit(x, y)
+    assert capsys.readouterr() == ("", "")
+    SpikingClassifier(**SMALL, verbose=1).fit(x, y)
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_without_aeon_the_import_says_what_to_install(monkeypatch):
+    importing = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.startswith("aeon"):
+            raise ImportError(name)
+        return importing(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(sys.modules, "snn_lib.classifier")
+    with pytest.raises(ImportError, match=r"pip install 'snn-iir\[series\]'"):
+        importlib.import_module("snn_lib.classifier")
