@@ -1,6 +1,5 @@
 """Reading a user's files: whatever is wrong with a file becomes one line that names it."""
 
-import sys
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from snn_lib.errors import InputError, one_line, require
-
-LARGE = 2**30  # bytes of arrays; the reading of more is announced
 
 
 def read_file(path: Path | str) -> bytes:
@@ -40,14 +37,8 @@ def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]
     Raises:
         InputError: there is no such file, or it cannot be unpacked.
     """
-    with reading(path), zipfile.ZipFile(path) as archive:
-        there = set(archive.namelist())
-        names = [name for name in names if f"{name}.npy" in there]
-        size = sum(archive.getinfo(f"{name}.npy").file_size for name in names)
-        if size > LARGE:
-            print(f"{path} holds {size / 2**30:.1f} GiB of arrays: reading them", file=sys.stderr)
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
+    with reading(path), zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in names if name in arrays}
 
 
 @contextmanager

@@ -17,17 +17,10 @@ from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.tasks.sums import add_sums, plain_number
-from snn_lib.training import display, distributed
+from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import build, choose_device, introduction
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
-from snn_lib.training.diagnosis import (
-    Numbers,
-    blaming_settings,
-    memory_warning,
-    synapses,
-    troubled_layers,
-)
 from snn_lib.training.display import describe
 from snn_lib.training.objective import check_penalty, task_loss, training_loss
 from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
@@ -128,12 +121,12 @@ class Experiment:
             "this experiment's model has been trained or loaded already: make a new Experiment to "
             "train from the start, or give train() a last checkpoint to continue from",
         )
-        warning = memory_warning(self.model, self.task, self.world)
+        warning = diagnosis.memory_warning(self.model, self.task, self.world)
         if warning:
             self.say(warning)
         if checkpoint is None and self.initialise is not None:
             torch.manual_seed(self.config.seed)
-            with torch.no_grad(), self.backend(), blaming_settings():
+            with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
                 self.initialise(self.model, self.task)
         self.has_first_weights = False
         # Up to here every process has seen all the data, so all have found the same weights.
@@ -142,7 +135,7 @@ class Experiment:
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         self.state = TrainingState(self.model, self.config, self.device, len(batches))
-        self.numbers = Numbers(self.model, self.device)
+        self.numbers = diagnosis.Numbers(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
         made_by = {"script": self.script, "environment": environment(self.device, self.world)}
@@ -203,8 +196,10 @@ class Experiment:
         self.numbers.check_weights(progress.epoch + 1)
         validation, activity = self.evaluate("validation")
         rates = activity.firing_rates()
-        radii = {name: synapse.pole_radius() for name, synapse in synapses(self.model).items()}
-        for key, text in troubled_layers(rates, radii):
+        radii = {
+            name: synapse.pole_radius() for name, synapse in diagnosis.synapses(self.model).items()
+        }
+        for key, text in diagnosis.troubled_layers(rates, radii):
             if key not in progress.warned:  # once a run
                 progress.warned.append(key)
                 self.say(f"warning: epoch {progress.epoch + 1}: {text}")

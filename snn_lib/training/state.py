@@ -11,20 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse
 from snn_lib.tasks.base import Task
-from snn_lib.training import distributed
+from snn_lib.training import distributed, optimisation
 from snn_lib.training.checkpoints import Checkpoint, load_weights
-from snn_lib.training.optimisation import (
-    get_optimizer,
-    get_scheduler,
-    parameter_groups,
-    steps_every_batch,
-)
 
 Row = dict[str, Any]  # the metrics of an epoch
 TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
@@ -105,8 +98,10 @@ class TrainingState:
         self.progress = Progress(batches=batches)
         self.total_batches = config.hyperparameters.epoch * batches
         try:
-            self.optimizer = get_optimizer(parameter_groups(model, config), config)
-            self.scheduler = get_scheduler(self.optimizer, config, self.total_batches)
+            self.optimizer = optimisation.get_optimizer(
+                optimisation.parameter_groups(model, config), config
+            )
+            self.scheduler = optimisation.get_scheduler(self.optimizer, config, self.total_batches)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise InputError(
                 f"PyTorch refuses the options of optimizer.{config.optimizer.optimizer_choice}"
@@ -130,12 +125,12 @@ class TrainingState:
                 if isinstance(module, IIRSynapse):
                     module.project_()
             self.average.update_parameters(self.model)
-        if steps_every_batch(self.scheduler):
+        if optimisation.steps_every_batch(self.scheduler):
             self.scheduler.step()
 
     def end_epoch(self) -> None:
         """Updates the learning rate, if the schedule counts epochs."""
-        if self.scheduler is not None and not steps_every_batch(self.scheduler):
+        if self.scheduler is not None and not optimisation.steps_every_batch(self.scheduler):
             self.scheduler.step()
 
     def best_checkpoint(self) -> dict[str, Any]:
@@ -191,9 +186,7 @@ class TrainingState:
                 average = checkpoint["average_state_dict"]
                 check_alike(average, self.average.state_dict(), "the average")
                 self.average.load_state_dict(average)
-            earlier = dict(checkpoint["config"])
-            planned = earlier["hyperparameters"]["epoch"] * progress.batches
-            own = learning_settings(earlier)
+            theirs = fixed_settings(checkpoint["config"], progress.batches, progress.batch)
             rank, world = distributed.rank_and_world()
             if rank < len(checkpoint["rng"]) == world:
                 set_rng_state(checkpoint["rng"][rank], self.device)
@@ -202,32 +195,20 @@ class TrainingState:
                 f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
                 f"progress do not fit ({type(error).__name__}: {one_line(error)})"
             ) from None
-        require(
-            own == learning_settings(dataclasses.asdict(self.config)),
-            "a resumed run keeps the options of optimizer and scheduler, because it keeps their "
-            "state: start a new run to change them (optimizer.gradient_clipping may change)",
-        )
-        require(
-            planned == self.total_batches or not isinstance(self.scheduler, OneCycleLR),
-            "OneCycleLR plans the whole run: hyperparameters.epoch, hyperparameters.batch_size and "
-            "the number of samples cannot change when it is resumed",
-        )
-        require(
-            progress.batches == batches
-            or (progress.batch == 0 and not steps_every_batch(self.scheduler)),
-            f"{path} stopped in the middle of an epoch of {progress.batches} batches, or "
-            "its scheduler counts them: hyperparameters.batch_size and the number of samples "
-            "cannot change now",
-        )
+        ours = fixed_settings(dataclasses.asdict(self.config), batches, progress.batch)
+        for what, value in ours.items():
+            require(
+                theirs.get(what) == value,
+                f"{what} cannot change when {path} is resumed, because the state of its training "
+                "depends on it: keep it, or start a new run",
+            )
         if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0.0)
         self.progress = dataclasses.replace(progress, batches=batches)
-        if self.scheduler is not None:  # its state is the number of its steps
-            steps = progress.epoch
-            if steps_every_batch(self.scheduler):
-                steps = steps * batches + progress.batch
-            for _ in range(min(steps, self.total_batches)):
-                self.scheduler.step()
+        every_batch = optimisation.steps_every_batch(self.scheduler)
+        steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
+        for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
+            self.scheduler.step()  # the scheduler's state is the number of its steps
 
 
 class MovingAverage(AveragedModel):
@@ -296,9 +277,23 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)
 
 
-def learning_settings(config: dict[str, Any]) -> tuple[Any, ...]:
-    """The settings that the states of optimiser and scheduler depend on."""
+def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str, Any]:
+    """What cannot change when a run is resumed, and its value.
+
+    Args:
+        config: the configuration.
+        batches: number of batches in an epoch.
+        batch: number of finished batches in the epoch in which the run stopped.
+    """
     optimizer, scheduler = config["optimizer"], config["scheduler"]
     choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
     scale = optimizer["coefficient_lr_scale"]
-    return choice, optimizer[choice], scale, plan, scheduler.get(plan)
+    fixed = {
+        "the optimizer with its options": (choice, optimizer[choice], scale),
+        "the scheduler with its options": (plan, scheduler.get(plan)),
+    }
+    if plan == "OneCycleLR":  # it plans the whole run
+        fixed["hyperparameters.epoch"] = config["hyperparameters"]["epoch"]
+    if plan in ("OneCycleLR", "CyclicLR") or batch:  # the scheduler counts batches
+        fixed["hyperparameters.batch_size or the number of samples"] = batches
+    return fixed

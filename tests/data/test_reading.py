@@ -1,7 +1,6 @@
 """Files of a user's: what is in them comes back, and what is wrong with them is told in a line."""
 
 import os
-import struct
 import warnings
 import zipfile
 
@@ -116,18 +115,3 @@ def test_an_encrypted_archive_is_refused(tmp_path):
         content[content.index(mark) + offset] |= 1
     path.write_bytes(content)
     assert "encrypted" in refusal(read_arrays, path, ["x"])
-
-
-def test_large_arrays_are_told_before_they_are_read(tmp_path, capsys, monkeypatch):
-    path = tmp_path / "x.npz"
-    np.savez_compressed(path, x=X, other=X)
-    content = bytearray(path.read_bytes())
-    entry = content.index(b"PK\x01\x02")  # of x, which claims to be of 2 GiB
-    content[entry + 24 : entry + 28] = struct.pack("<I", 2**31)
-    path.write_bytes(content)
-    order = []
-    monkeypatch.setattr(np, "load", lambda *_, **__: order.append(capsys.readouterr().err) or 1 / 0)
-    assert "cannot be read" in refusal(read_arrays, path, ["x"])
-    assert order == [f"{path} holds 2.0 GiB of arrays: reading them\n"]
-    refusal(read_arrays, path, ["other"])
-    assert order[1] == ""
