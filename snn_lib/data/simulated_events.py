@@ -73,20 +73,21 @@ def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: i
         RunError, OSError: the recordings cannot be written.
     """
     folder, part = camera.folder(root), FOLDERS["train" if train else "test"]
+    images, paths = None, []
     starts = range(0, min(count, IMAGES[train]), BLOCK)
-    lists = {start: folder / f"{part}_{start + 1:05d}.sha256" for start in starts}
-    blocks = {start: intact_block(path) for start, path in lists.items()}
-    missing = [start for start in starts if not blocks[start]]
-    images, labels = load_mnist(root, train) if missing else (None, None)
-    for start in tqdm(missing, "simulating recordings", disable=not missing or None, leave=False):
-        generator = batch_generator(camera.seed, int(train), start)
-        block = record(images[start : start + BLOCK], camera, generator)
-        names = [
-            f"{part}/{label}/{number + 1:05d}.bin"
-            for number, label in enumerate(labels[start : start + BLOCK].tolist(), start)
-        ]
-        blocks[start] = write_block(lists[start], names, block)
-    return [path for start in starts for path in blocks[start]][:count]
+    for start in tqdm(starts, "simulating recordings", disable=None, leave=False):
+        list_path = folder / f"{part}_{start + 1:05d}.sha256"
+        block = intact_block(list_path)
+        if not block:
+            if images is None:  # only if they are needed
+                images, labels = load_mnist(root, train)
+            own = slice(start, start + BLOCK)
+            events = record(images[own], camera, batch_generator(camera.seed, int(train), start))
+            numbers = enumerate(labels[own].tolist(), start + 1)
+            names = [f"{part}/{label}/{number:05d}.bin" for number, label in numbers]
+            block = write_block(list_path, names, events)
+        paths += block
+    return paths[:count]
 
 
 def write_block(list_path: Path, names: Sequence[str], block: Sequence[Events]) -> list[Path]:

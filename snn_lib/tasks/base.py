@@ -1,7 +1,6 @@
 """What every task has: data in batches, a loss and metrics.
 
-A script makes the task; the experiment then prepares it with the configuration and the device.
-:class:`Task` lists what a subclass defines; everything else has a default.
+A script makes the task, and the experiment prepares it with the configuration and the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,29 +15,30 @@ from snn_lib.data.preparation import Preparation
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
-EVALUATIONS = {"validation": -1, "test": -2}  # replace the epoch in the seeds of evaluations
+EVALUATIONS = {"validation": -1, "test": -2}  # take the place of the epoch in seeds
 
 
 class Task:
-    """What an experiment is about: its data, its loss and its metrics.
+    """The data, the loss and the metrics of an experiment.
 
-    A subclass defines :meth:`make_batches` and :meth:`loss`, and overrides what else it does
-    differently.
+    A subclass defines :meth:`make_batches` and :meth:`loss`. Everything else has a default, which
+    it may override.
 
     Args:
         config_class: the class of its settings, by default that of the task.
 
     Attributes:
         config_class: the same.
-        unit: what a sample is, for the progress bar.
-        mean_over: the sum that counts what the loss is a mean over, which weighs the shares of
-            several processes.
+        unit: the word for samples, for the progress bar.
+        mean_over: the name of the sum that counts the terms of the mean in the loss. It is the
+            weight of this process's share of a batch.
         config, device: the experiment's, once the task is prepared.
         preparation: makes the network's input of a user's values, if the task knows how.
-        classes: the names of the classes, by number, if there are any and they have names.
+        classes: the names of the classes, by number, if they have names.
         readout_name: the name of the readout that makes the answer, if there is one.
-        logit_scale: what the readout's value is multiplied by to be a logit.
-        rank, world: this process's number and how many there are; 0 and 1 until :meth:`share`.
+        logit_scale: factor that makes the readout's value a logit.
+        rank, world: this process's number, and the number of processes; 0 and 1 until
+            :meth:`share`.
     """
 
     config_class: type[ExperimentConfig] = ExperimentConfig
@@ -53,7 +53,7 @@ class Task:
         self.config_class = config_class or self.config_class
 
     def prepare(self, config: Any, device: torch.device) -> None:
-        """Reads the data and gets ready to run on a device, as if this were the only process.
+        """Reads the data and prepares to run on a device, as if this were the only process.
 
         Raises:
             InputError: the data is missing, corrupt, or does not fit the configuration.
@@ -62,10 +62,10 @@ class Task:
         self.share(0, 1)
 
     def share(self, rank: int, world: int) -> None:
-        """From now on this process takes share ``rank`` of ``world`` of every batch.
+        """From now on, this process takes share ``rank`` of ``world`` of every batch.
 
-        The experiment calls it after it has computed what precedes training, such as first weights:
-        that comes from all the data and is the same however many processes there are.
+        The experiment calls it after it has found first weights. They are found on all the data,
+        and so are the same for any number of processes.
         """
         self.rank, self.world = rank, world
         self._batches: dict[str, Batches] = {}
@@ -98,7 +98,7 @@ class Task:
         return iter(())
 
     def usage(self) -> dict[str, Any]:
-        """What a checkpoint holds beside weights, so that the network works without the data."""
+        """What a checkpoint holds beside weights, so that the network can be used without data."""
         return {
             "preparation": self.preparation and self.preparation.to_dict(),
             "readout": self.readout_name,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch
 from snn_lib.inspection.activity import Activity, Operations, count_activity
-from snn_lib.readout import first_lead, within
+from snn_lib.readout import READOUTS, first_lead, within
 from snn_lib.settings import ExperimentConfig, Hyperparameters, setting
 from snn_lib.tasks.base import Task, output_of
 
@@ -34,11 +34,11 @@ class ClassificationConfig(ExperimentConfig):
 
 
 class Classification(Task):
-    """A class for every sequence; a subclass defines :meth:`logits`.
+    """A class for every sequence; a subclass has a ``readout_name`` or its own :meth:`logits`.
 
     Attributes:
-        counts_spikes: whether the answer is the class whose output neuron spikes most, so that it
-            can be told before a sequence ends.
+        counts_spikes: whether the answer is the class whose output neuron spikes most. Such a
+            network can answer before a sequence ends.
     """
 
     config_class: type[ExperimentConfig] = ClassificationConfig
@@ -46,7 +46,8 @@ class Classification(Task):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The network's logits for a batch, ``(B, classes)``."""
-        raise NotImplementedError
+        readout = READOUTS[self.readout_name]()
+        return readout(output_of(model, batch.x), batch.lengths).float() * self.logit_scale
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that :meth:`metrics` needs."""
@@ -57,11 +58,11 @@ class Classification(Task):
     ) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy of logits ``(B, classes)`` and labels ``(B,)``, and sums.
 
-        Labels are smoothed in training only, so that validation losses of different settings can be
-        compared.
+        Labels are smoothed in training only, so that validation losses can be compared between
+        settings.
         """
         labels = labels.long()
-        # A user's own class of settings need not have this one.
+        # A user's own class of settings may lack this one.
         smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
         smoothing = smoothing if model.training else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -76,11 +77,11 @@ class Classification(Task):
         return {**super().metrics(sums), "accuracy": sums["correct"] / sums["samples"]}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """The best epoch is the most accurate; if several are, the one with the lowest loss."""
+        """The best epoch is the most accurate one; of equally accurate ones, the lowest loss."""
         return metrics["accuracy"], -metrics["loss"]
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
-        """Spikes, operations beside those of a dense network, and accuracy against steps."""
+        """Reports spikes, operations, those of a dense network, and accuracy at every few steps."""
         sample = self.unit.removesuffix("s")
         try:
             work, dense = activity.operations(), activity.dense_operations()
@@ -112,7 +113,7 @@ class Classification(Task):
             yield f"accuracy if the output is read after so many steps: {early}"
         for row in stopped:
             yield (
-                f"stopped when the first is {row['lead']} spikes ahead: "
+                f"stopped when one class is {row['lead']} spikes ahead: "
                 f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
                 f"{row['operations']:,.0f} synaptic operations"
             )
@@ -121,12 +122,12 @@ class Classification(Task):
     def stop_early(
         self, model: nn.Module, leads: Sequence[float] = ()
     ) -> tuple[list[float], list[dict[str, float]]]:
-        """What a network that answers by counting spikes says before the test sequences end.
+        """Tests a network that counts output spikes, if it answers before the sequences end.
 
         Returns:
-            The accuracy if the spikes are counted up to each step (a sequence that has ended keeps
-            its answer), and for each of the ``leads`` a row of what stopping every sequence there
-            gives: accuracy, mean steps and synaptic operations.
+            The accuracy if spikes are counted up to each step (a sequence that has ended keeps its
+            answer). And for each of the ``leads`` a row with the accuracy, the mean number of steps
+            and of synaptic operations, if each sequence stops when one class has this lead.
         """
         model.eval()
         means = ("accuracy", "steps", "operations")
@@ -159,7 +160,7 @@ class Classification(Task):
 
 @dataclass
 class CountHyperparameters(ClassificationHyperparameters):
-    """Hyperparameters of a classification by the numbers of output spikes: model and training."""
+    """Hyperparameters of a classification that counts output spikes: the model and its training."""
 
     dropout: float = setting(0.3, "share of hidden spikes dropped in training", at_least=0, below=1)
     logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit", above=0)
@@ -180,8 +181,8 @@ class CountClassification(Classification):
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Cross-entropy of the output neurons' spike counts; see :class:`Classification`.
 
-        The setting ``early_answers`` weighs a second term: the same loss of the counts after each
-        step, averaged over the steps.
+        The setting ``early_answers`` is the weight of a second term: the mean over all steps of the
+        cross-entropy of the counts up to this step.
         """
         settings = self.config.hyperparameters
         output = output_of(model, batch.x)  # (T, B, classes)

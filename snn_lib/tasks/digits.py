@@ -1,6 +1,6 @@
-"""Digit classification: MNIST as input over time, and an answer by counting output spikes.
+"""Digit classification: MNIST as input over time; the output neuron that spikes most answers.
 
-:class:`Digits` is the part that other tasks on MNIST share.
+:class:`Digits` is the part that all tasks on MNIST share.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class DigitHyperparameters(CountHyperparameters, OrderHyperparameters):
 
 @dataclass
 class LatencyOptions(Settings):
-    """The encoding ``latency``: each pixel spikes once, and brighter pixels spike earlier."""
+    """Encoding by latency: each pixel spikes once, and brighter pixels spike earlier."""
 
     span: int = setting(10, "first steps of the sequence, in which the spikes come", at_least=1)
     threshold: float = setting(
@@ -121,7 +121,7 @@ class Digits(Classification):
         }
 
     def make_batches(self, split: str) -> Batches:
-        """The digits of a split; the test images are read only when they are asked for."""
+        """The digits of a split. Test images are read only when they are needed."""
         config = self.config
         if split == "test":
             images, labels = load_mnist(Path(config.dataset_path), train=False)
@@ -147,7 +147,7 @@ class Digits(Classification):
         return Batches(len(labels), size, take, shuffle=training)
 
     def encode(self, batch: Batch) -> Batch:
-        """Input over time ``(T, B, *)`` from what the preparation has drawn."""
+        """Makes input over time, ``(T, B, *)``, on the device."""
         return batch._replace(x=self.preparation.encode(batch.x))
 
 

@@ -24,7 +24,7 @@ from snn_lib.tasks.classification import CountClassification, CountHyperparamete
 __all__ = ["EventConfig", "EventHyperparameters", "EventVision"]
 
 EVALUATION_BATCH = 100
-SAMPLE = 100  # recordings with which first weights are found
+SAMPLE = 100  # recordings on which first weights are found
 
 
 @dataclass
@@ -87,7 +87,7 @@ class EventConfig(ExperimentConfig):
 
 
 class EventVision(CountClassification):
-    """The task of event_vision. The recordings of a split are read when it is asked for."""
+    """The task of event_vision, which reads the recordings of a split when they are needed."""
 
     config_class = EventConfig
     unit = "recordings"
@@ -147,7 +147,7 @@ class EventVision(CountClassification):
         return {"train": (frames, labels, training), "validation": (frames, labels, validation)}
 
     def _recordings(self, part: str, count: int | None) -> tuple[Tensor, Tensor]:
-        """Frames and labels of the first recordings of a part, of all if ``None``."""
+        """Frames and labels of the first ``count`` recordings of a part; ``None``: of all."""
         config = self.config
         kind, root = SETS[config.dataset], Path(config.dataset_path)
         if config.dataset == "simulated":

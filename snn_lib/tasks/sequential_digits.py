@@ -1,27 +1,24 @@
 """Sequential digits: a network sees a few pixels of an image per step, and has to remember them.
 
-With one step for each of the 784 pixels this is the sequential MNIST of Le, Jaitly, Hinton, "A
-Simple Way to Initialize Recurrent Networks of Rectified Linear Units", arXiv 1504.00941. In its
-permuted form, neighbours in the image are far apart in time.
+The answer is the output of the last step. With one step for each of the 784 pixels this is the
+sequential MNIST of Le, Jaitly, Hinton, "A Simple Way to Initialize Recurrent Networks of Rectified
+Linear Units", arXiv 1504.00941. If the pixels are permuted, neighbours in the image are far apart
+in time.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from snn_lib.data.augmentation import TransformConfig
-from snn_lib.data.batches import Batch
 from snn_lib.data.preparation import PIXELS, PixelPreparation
 from snn_lib.errors import require
-from snn_lib.readout import Last
 from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
-from snn_lib.tasks.base import output_of
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
-ORDER_SEED = 0  # of the permutation, which is the same in every run
+ORDER_SEED = 0  # seed of the permutation, which is the same in every run
 
 
 @dataclass
@@ -73,7 +70,3 @@ class SequentialDigits(Digits):
             order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(ORDER_SEED))
         length, rate = config.hyperparameters.length, config.mnist_config.max_rate
         self.preparation = PixelPreparation(length, rate, order)
-
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The network's output at the last step, when it has seen every pixel, ``(B, 10)``."""
-        return Last()(output_of(model, batch.x)).float()
