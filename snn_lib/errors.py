@@ -1,12 +1,12 @@
-"""The two ways in which an experiment ends early, and the one line that it prints then."""
+"""The two kinds of errors that end an experiment, and the line that it then prints."""
 
 
 class InputError(Exception):
-    """The user's input is wrong: the message says what, and how to mend it (exit code 2)."""
+    """The user's input is wrong. The message says what, and how to mend it (exit code 2)."""
 
 
 class RunError(Exception):
-    """The run failed though the input was fine (exit code 1)."""
+    """The run failed although the input was right (exit code 1)."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -16,12 +16,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def limit_length(message: str, longest: int = 1000) -> str:
-    """A message without its middle if it is very long, as when a name has thousands of letters."""
+    """A message, without its middle if it is very long, because it names a very long path, say."""
     half = longest // 2
     return message if len(message) <= longest else f"{message[:half]} ... {message[-half:]}"

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old content or the new, never half of it."""
+"""Writes files so that a crash leaves either the old content or the new, never half of it."""
 
 import contextlib
 import csv
@@ -20,15 +20,15 @@ except ImportError:  # on Windows, where nothing is locked
 def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
     """Writes a file beside ``path``, then renames it to ``path``.
 
-    The file is synced before the renaming, so whatever happens, ``path`` holds its old content or
-    the new, never part of one. A file that is replaced keeps its permissions, and of a symbolic
-    link the file that it leads to is replaced.
+    The file is synced before it is renamed, so ``path`` always holds either the old content or the
+    new. A replaced file keeps its permissions. A symbolic link stays, and the file that it leads to
+    is replaced.
 
     Args:
         path: the file.
-        content: what is to be in it.
-        sync: leave it out for one of very many files, which a checksum tells from what a failure of
-            power has left of it.
+        content: its new content.
+        sync: whether to sync the file. It may be left out for one of very many files that have a
+            checksum, which shows whether a power failure has damaged the file.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -49,12 +49,12 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
             f"cannot write {path}: {error.strerror}; what was there before is untouched"
         ) from None
     finally:
-        with contextlib.suppress(OSError):  # which would hide the error above
+        with contextlib.suppress(OSError):  # it would hide the error above
             temporary.unlink(missing_ok=True)
 
 
 def lock(path: Path) -> IO[bytes]:
-    """Locks a file for this process, until it is closed or the process ends in whatever way.
+    """Locks a file for this process, until it closes the file or ends in any way.
 
     Raises:
         BlockingIOError: another process has locked it.
@@ -64,16 +64,16 @@ def lock(path: Path) -> IO[bytes]:
     if fcntl is not None:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # systems differ in which
+        except (BlockingIOError, PermissionError):  # one of them, depending on the system
             file.close()
             raise BlockingIOError from None
-        except OSError:  # a file system that has no locks
+        except OSError:  # the file system has no locks
             pass
     return file
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the rows atomically; a column for every key, empty where a row lacks it."""
+    """Writes rows atomically, with a column for every key; it is empty if a row lacks the key."""
     text = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")

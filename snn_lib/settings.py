@@ -1,10 +1,9 @@
-"""What can be set: dataclasses whose fields are the keys of the YAML files.
+"""The settings: dataclasses whose fields are the keys of the YAML files.
 
-Each field states its default, its meaning and its range once, by :func:`setting`: ``--help`` prints
-them, and :class:`Settings` refuses a value outside the range. An experiment sees a plain dataclass:
-``config.hyperparameters.tau_m``. Each task extends :class:`Hyperparameters` and
-:class:`ExperimentConfig` by its own settings, and ``training.config`` fills them from YAML and the
-command line.
+Each field states its default, its meaning and its range, by :func:`setting`. ``--help`` prints
+them, and :class:`Settings` refuses a value outside the range. Each task adds its own settings to
+:class:`Hyperparameters` and :class:`ExperimentConfig`. ``training.config`` fills them from YAML
+files and the command line. An experiment reads, for example, ``config.hyperparameters.tau_m``.
 """
 
 import dataclasses
@@ -23,16 +22,16 @@ SchedulerChoice = Literal[
     "MultiStepLR", "CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR", "none"
 ]
 LONGEST_MEMORY = 1_000_000  # steps; float32 can hardly tell slower decays from no decay
-LARGEST = 2**32 - 1  # of a whole number
+LARGEST = 2**32 - 1  # the largest whole number that a setting may have
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may have. They are always finite.
+    """The finite numbers that a setting may have.
 
     Attributes:
         at_least, above, at_most, below: the bounds of a number, or of each number in a list.
-        length: how many numbers a list must have, ``None``: any.
+        length: number of elements of a list; ``None``: any.
     """
 
     at_least: float = -math.inf
@@ -70,9 +69,9 @@ def setting(default: Any, doc: str, **bounds: Any) -> Any:
     """A dataclass field with its default, its meaning and its range.
 
     Args:
-        default: the value where nothing else is set; a list is copied for every configuration.
-        doc: the words that ``--help`` prints.
-        bounds: those of :class:`Range`.
+        default: the value if nothing else is set. A list is copied for every configuration.
+        doc: the meaning, which ``--help`` prints.
+        bounds: the bounds of :class:`Range`.
     """
     metadata = {"doc": doc, "range": Range(**bounds)}
     if isinstance(default, list):
@@ -83,9 +82,9 @@ def setting(default: Any, doc: str, **bounds: Any) -> Any:
 class Settings:
     """A section of the configuration, which refuses numbers outside their range.
 
-    A subclass is a dataclass with fields from :func:`setting`. Where they depend on each other, its
+    A subclass is a dataclass with fields from :func:`setting`. If fields depend on each other, its
     ``__post_init__`` calls this one and then checks them with :func:`snn_lib.errors.require`.
-    Messages name a setting without its section, which ``training.config`` puts in front.
+    Messages name a setting without its section, because ``training.config`` adds the section.
 
     Raises:
         InputError: a value lies outside its range, or does not fit another one.
@@ -187,7 +186,7 @@ class SchedulerConfig(Settings):
 
 @dataclass
 class Hyperparameters(Settings):
-    """The model and its training, as far as all experiments share them. Times are in steps."""
+    """The settings of model and training that all experiments share. Times are in steps."""
 
     length: int = setting(25, "time steps of a sequence", at_least=1)
     batch_size: int = setting(64, "sequences in a batch, over all processes", at_least=1)
@@ -271,7 +270,7 @@ class ResonantHyperparameters(Hyperparameters):
 
 @dataclass
 class ExperimentConfig(Settings):
-    """What every experiment has; a task may add to it (see ``tasks.digits``)."""
+    """The settings of every experiment; a task may add its own (see ``tasks.digits``)."""
 
     name: str = setting("experiment", "name of the run, and of the folder of all runs of this name")
     seed: int = setting(2, "seed of weights, order, augmentation, dropout and spikes", at_least=0)
@@ -307,7 +306,7 @@ class ExperimentConfig(Settings):
 
 
 def list_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All dotted keys of a configuration with their values, sections among them."""
+    """All dotted keys of a configuration, also those of sections, with their values."""
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         yield prefix + entry.name, value

@@ -1,4 +1,4 @@
-"""Batches: their order, their random numbers, and their way to the device.
+"""Batches: their order, their random numbers, and their copying to the device.
 
 The random numbers of a batch come from a generator that is seeded by (seed, epoch, batch). So a run
 that resumes in the middle of an epoch sees the same batches as an undisturbed run, and each of
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     lengths: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """Copies the batch to a device, from pinned memory, so that the CPU need not wait."""
+        """Copies the batch to a device, from pinned memory, so that the CPU does not wait."""
         if device.type == "cpu":
             return self
 
@@ -138,7 +138,7 @@ def _from_workers(
 
 
 def _leave_signals(worker: int) -> None:
-    """Leaves Ctrl-C to the process that trains, which ends its workers."""
+    """Ignores Ctrl-C in a worker, because the process that trains ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -173,6 +173,6 @@ def _mix(seed: int, epoch: int, batch: int) -> int:
 
 
 def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws which samples are for training and which for validation; returns their indices."""
+    """Divides samples at random; returns the indices for training and for validation."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[validation:], order[:validation]

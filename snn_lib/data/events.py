@@ -1,4 +1,4 @@
-"""The events that an event camera records: reading and checking files, and counting in frames.
+"""The events that an event camera records: reads and checks files, and counts events in frames.
 
 An event camera has no shutter. A pixel sends an event whenever its light has changed by a certain
 share. The event says where and when that was, and whether the light has become brighter or darker.
@@ -14,10 +14,10 @@ from snn_lib.data.reading import read_array, read_file
 from snn_lib.errors import InputError, require
 
 NMNIST_SIDE, GESTURE_SIDE = 34, 128  # pixels of the sensor
-OVERFLOW_ROW, OVERFLOW = 240, 2**13  # y of an entry that adds so many microseconds to the clock
+OVERFLOW_ROW, OVERFLOW = 240, 2**13  # an entry with this y adds so many microseconds to the clock
 LATEST = 2**23 - 1  # the latest time that an event can have, in microseconds
-LARGEST = 2**40  # numbers of a file are smaller: as milliseconds this is 35 years
-MOST = 255  # an element of a frame counts no more events
+LARGEST = 2**40  # numbers in a file must be smaller; as milliseconds this is 35 years
+MOST = 255  # an element of a frame counts up to so many events
 
 
 class Events(NamedTuple):
@@ -141,13 +141,13 @@ class Frames:
     """How a recording becomes frames, one for each time step.
 
     Time counts from a recording's first event. Events after the duration or outside of the frame
-    are left out. Where the recording is shorter or the sensor smaller, frames stay empty.
+    are left out. If the recording is shorter or the sensor smaller, the rest stays empty.
 
     Attributes:
         length: number of frames, T.
         duration: milliseconds of the recording that are used.
         bins: whether all frames take the same ``"time"`` or have the same ``"count"`` of events.
-        merge: so many pixels of the sensor become one, in each direction.
+        merge: pixels of the sensor, in each direction, that become one pixel of a frame.
         side: pixels of a frame in each direction. Its middle is the middle of the sensor.
     """
 

@@ -1,7 +1,7 @@
-"""Spatio-temporal spike patterns: reading them, delaying them, and damaging them.
+"""Spatio-temporal spike patterns: reads, delays and damages them.
 
-A pattern file holds an array ``(patterns, trains, time)``. In memory patterns are time first like
-everything else, ``(T, patterns, N)`` for N spike trains, so that ``patterns[:, labels]`` is a batch
+A pattern file holds an array ``(patterns, trains, time)``. In memory, patterns are time first like
+everything else: ``(T, patterns, N)`` for N spike trains. So ``patterns[:, labels]`` is a batch
 ``(T, B, N)``.
 """
 
@@ -45,7 +45,7 @@ def load_patterns(path: str | Path) -> Tensor:
 
 
 def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
-    """Delays spikes ``(T, B, N)`` by so many steps: the first steps are silent, the last lost."""
+    """Delays spikes ``(T, B, N)``: the first ``steps`` become silent, the last ones are lost."""
     late = torch.zeros_like(spikes)
     late[steps:] = spikes[: len(spikes) - steps]
     return late
@@ -122,7 +122,7 @@ DAMAGE_KINDS = {
 
 
 def single_damage(kind: str, strength: float) -> Damage:
-    """Damage of one kind alone, which happens to every sample with the same strength.
+    """Makes damage of one kind alone, which every sample gets with the same strength.
 
     Raises:
         ValueError: ``kind`` is none of ``DAMAGE_KINDS``.
@@ -151,16 +151,16 @@ def damage_patterns(
 ) -> Damaged:
     """Takes the batch ``patterns[:, labels]`` and damages it.
 
-    The damage is done to a list of the spikes, which is short. The dense batch is written once.
+    It damages a list of the spikes, which is short, and then writes the dense batch once.
 
     Args:
         patterns: spikes of 0 and 1, ``(T, patterns, N)``.
         labels: number of each sample's pattern, int64 ``(B,)``.
-        damage: what may happen to a sample.
+        damage: the kinds of damage, with their probabilities and strengths.
         generator: the source of randomness, on the patterns' device.
 
     Returns:
-        Spikes in the dtype of ``patterns``, and which part was removed.
+        Spikes in the dtype of ``patterns``, and the removed part.
 
     Raises:
         ValueError: a block or the rows to be removed are larger than a pattern.
@@ -191,10 +191,10 @@ def damage_patterns(
     time, sample, train = _spikes(patterns, labels)
     deviate = torch.randn(len(time), device=device, generator=generator)
     shift = damage.jitter_mean + strength(damage.jitter_sigma)[sample] * deviate
-    shift = shift.round().clamp(-steps, steps).long()  # farther is no farther
+    shift = shift.round().clamp(-steps, steps).long()
     time = (time + shift * jittered[sample]).clamp_(0, steps - 1)
 
-    # The cells of some times (B, T) and of some trains (B, N) are removed.
+    # A removed cell is one of these times, (B, T), and one of these trains, (B, N).
     side = strength(damage.block_size).round().long()
     times, of_trains = (_span(extent, side, generator) for extent in (steps, trains))
     rows = torch.rand(size, trains, device=device, generator=generator).argsort(1)
@@ -209,7 +209,7 @@ def damage_patterns(
     noise = strength(damage.noise_probability)
     most = noise.max().item() if size else 0.0
     cells = _bernoulli(spikes.numel(), most, generator)
-    if damage.varied:  # of the noisiest sample's number, each sample keeps its share
+    if damage.varied:  # spikes are drawn as for the noisiest sample; each keeps its share
         share = torch.rand(len(cells), device=device, generator=generator) * most
         cells = cells[share < noise[cells // trains % size]]
     spikes.view(-1)[cells] = 1.0
@@ -243,7 +243,7 @@ def _bernoulli(cells: int, probability: float, generator: torch.Generator) -> Te
     if probability == 0.0:
         return torch.empty(0, dtype=torch.int64, device=generator.device)
     mean = cells * probability
-    # So many gaps, ten standard deviations more than expected, reach past the last cell.
+    # Ten standard deviations more gaps than expected are enough to reach past the last cell.
     enough = int(mean + 10 * math.sqrt(mean) + 10)
     uniform = torch.rand(enough, dtype=torch.float64, device=generator.device, generator=generator)
     log_failure = math.log1p(-probability) if probability < 1.0 else -math.inf

@@ -1,8 +1,8 @@
-"""From a user's values to a network's input, the same way in training and in use.
+"""Makes a network's input of a user's values, in training and in use alike.
 
-Each kind of data has its preparation, which knows all that the step from values to input depends
-on, such as the mean of the training sequences. A task prepares its batches with it, and a
-checkpoint holds it, so that :func:`snn_lib.load` needs no training data.
+Each kind of data has its preparation. It holds everything on which the input depends, such as the
+mean of the training sequences. A task prepares its batches with it, and a checkpoint contains it,
+so that :func:`snn_lib.load` needs no training data.
 """
 
 from collections.abc import Sequence

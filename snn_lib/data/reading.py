@@ -1,4 +1,4 @@
-"""Reading a user's files: whatever is wrong with a file becomes one line that names it."""
+"""Reads a user's files. Anything wrong with a file becomes one line that names it."""
 
 import warnings
 import zipfile
@@ -45,8 +45,8 @@ def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]
 def reading(path: Path | str) -> Iterator[None]:
     """A context in which a file is read. Any error becomes one line, and warnings are not shown.
 
-    NumPy, for example, parses a header as Python text and unpacks by several libraries, all of
-    which raise errors of their own.
+    All errors are caught because readers raise many kinds. NumPy, for example, parses a header as
+    Python text, and several libraries unpack archives.
 
     Raises:
         InputError: there is no such file, or reading it raises an error.

@@ -1,4 +1,4 @@
-"""Labelled recordings of event cameras: finding their files and reading them as frames.
+"""Labelled recordings of event cameras: finds their files and reads them as frames.
 
 N-MNIST and DVS128 Gesture lie in folders as Tonic, https://tonic.readthedocs.io, unpacks them.
 Tonic downloads them if the user names no folder.

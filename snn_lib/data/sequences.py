@@ -1,4 +1,4 @@
-"""A user's own sequences, of equal or different lengths: arrays of them, or a data set.
+"""A user's own sequences, of equal or different lengths, in arrays or in a data set.
 
 Every sample is checked when it is read, before the network sees it.
 """
@@ -85,7 +85,7 @@ class SequenceDataset(Dataset):
 
 
 def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False) -> Dataset:
-    """Makes a data set of ``(sequence, target)`` of a user's data.
+    """Makes a data set of ``(sequence, target)`` from a user's data.
 
     Args:
         source: a ``torch.utils.data.Dataset`` of such pairs, or the arguments of
@@ -125,8 +125,8 @@ def read_sample(
         targets_are_sequences: whether a target has a value at every step.
 
     Raises:
-        InputError: the data set raises an error, and the message names the line of the user's code
-            that raised it; or the sample is not a sequence of finite numbers with a target.
+        InputError: the data set raises an error (the message names the line of the user's code that
+            raised it), or the sample is not a sequence of finite numbers with a target.
     """
     try:
         sample = data[index]
@@ -159,7 +159,7 @@ def read_sample(
 
 
 def as_numbers(values: Any, name: str) -> Tensor:
-    """Makes a tensor of a user's array, on the CPU, where batches are made.
+    """Makes a tensor on the CPU from a user's array.
 
     Raises:
         InputError: ``values`` are not real numbers in the shape of an array.
@@ -184,8 +184,8 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: boo
 
     Args:
         samples: ``(sequence, target)`` each, sequences ``(T_i, *features)``.
-        targets_are_sequences: whether a target has a value at every step, ``(T_i, *targets)``, and
-            is padded likewise.
+        targets_are_sequences: whether a target has a value at every step, ``(T_i, *targets)``.
+            Targets are then padded too.
     """
     targets = [torch.as_tensor(target) for _, target in samples]
     y = pad_sequence(targets) if targets_are_sequences else torch.stack(targets)

@@ -4,8 +4,8 @@ An image stands still while the camera looks around in three saccades of 100 ms,
 a triangle. A pixel sees the logarithm of its light and sends an event where that has changed by the
 pixel's threshold.
 
-The recordings let everything behind the camera be tried without N-MNIST. The accuracy of a network
-on them says nothing about its accuracy on the real recordings.
+With these recordings you can try everything behind the camera without N-MNIST. The accuracy of a
+network on them says nothing about its accuracy on the real recordings.
 """
 
 import hashlib
@@ -58,14 +58,15 @@ class CameraConfig(Settings):
 def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: int) -> list[Path]:
     """Lists the recordings of MNIST's first images, and makes those that are missing.
 
-    Recordings are made in blocks. A list of a block's files with their checksums is written last. A
-    block without its list, or with a file that differs from its checksum, is made again. Recordings
-    depend on the camera and the image alone, so several processes may make the same block.
+    Recordings are made in blocks. After a block's files, a list of them with their checksums is
+    written. A block without its list, or with a file that differs from its checksum, is made again.
+    A recording depends only on the camera and the number of its image, so several processes may
+    make the same block.
 
     Args:
         camera: the camera.
         root: the folder of all data sets, with MNIST in it.
-        train: whether to record the training images, or else the test images.
+        train: whether to record the training images or the test images.
         count: number of recordings, at most as many as there are images.
 
     Raises:
@@ -108,7 +109,7 @@ def write_block(list_path: Path, names: Sequence[str], block: Sequence[Events]) 
 
 
 def intact_block(list_path: Path) -> list[Path]:
-    """Returns the files of a list, or no file if one of them differs from its checksum."""
+    """The files of a list; none if a file is missing or differs from its checksum."""
     try:
         lines = [line.split("  ", 1) for line in list_path.read_text().splitlines()]
         files = [(total, list_path.parent / name) for total, name in lines]

@@ -46,12 +46,9 @@ class AssociationHyperparameters(ResonantHyperparameters):
         "dual_exponential", "all filters with tau_m and tau_s, or resonant ones of many memories"
     )
     tau_m: float = setting(
-        8.0,
-        "slow time constant of synapse, reset and loss, in steps",
-        above=0,
-        at_most=LONGEST_MEMORY,
+        8.0, "slow time constant of synapse, reset and loss", above=0, at_most=LONGEST_MEMORY
     )
-    tau_s: float = setting(2.0, "fast time constant of synapse and loss, in steps", above=0)
+    tau_s: float = setting(2.0, "fast time constant of synapse and loss", above=0)
     delay: int = setting(4, "steps by which the target is later than the input", at_least=0)
     weight_gain: float = setting(4.0, "first weights' deviation times sqrt(inputs)", above=0)
 

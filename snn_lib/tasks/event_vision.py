@@ -73,17 +73,10 @@ class EventConfig(ExperimentConfig):
 
     def preparation(self) -> RecordingPreparation:
         """How recordings become input."""
-        options = self.events
-        return RecordingPreparation(
-            self.hyperparameters.length,
-            options.duration,
-            options.bins,
-            options.merge,
-            options.side,
-            sensor=SETS[self.dataset].sensor,
-            values=options.values,
-            order=options.order,
-        )
+        shared = "duration", "bins", "merge", "side", "values", "order"
+        options = {name: getattr(self.events, name) for name in shared}
+        sensor = SETS[self.dataset].sensor
+        return RecordingPreparation(self.hyperparameters.length, sensor=sensor, **options)
 
 
 class EventVision(CountClassification):

@@ -41,14 +41,17 @@ def lost_contact(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
+def add(*values: float) -> list[float]:
+    """Adds up each value over all processes, on the CPU, because not every device has float64."""
+    totals = torch.tensor(values, dtype=torch.float64)
+    if values and dist.is_initialized():
+        dist.all_reduce(totals)
+    return totals.tolist()
+
+
 def total(sums: dict[str, Any]) -> dict[str, float]:
-    """Adds up the sums of all processes, on the CPU, because not every device has float64."""
-    if not sums:
-        return {}
-    values = torch.tensor(list(read_sums(sums).values()), dtype=torch.float64)
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return dict(zip(sums, values.tolist(), strict=True))
+    """Adds up the sums of all processes."""
+    return dict(zip(sums, add(*read_sums(sums).values()), strict=True))
 
 
 def gather(value: Any) -> list[Any]:
@@ -68,7 +71,4 @@ def barrier() -> None:
 
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set in any process."""
-    if not dist.is_initialized():
-        return flags
-    totals = total({str(index): float(flag) for index, flag in enumerate(flags)})
-    return tuple(value > 0 for value in totals.values())
+    return tuple(count > 0 for count in add(*flags))

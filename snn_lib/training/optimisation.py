@@ -1,6 +1,6 @@
-"""Optimisers and learning rate schedules by name, ``optimizer`` and ``scheduler`` of the YAML.
+"""Makes the optimiser and the learning rate schedule that the configuration chooses by name.
 
-``snn_lib.settings`` is the list of them, with their options.
+``snn_lib.settings`` lists them with their options.
 """
 
 from collections.abc import Iterable
@@ -32,10 +32,10 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
 
 
 def parameter_groups(model: nn.Module, conf: Any) -> list[dict[str, Any]]:
-    """Weights and filter coefficients as two groups.
+    """Divides a model's parameters into two groups: weights, and coefficients of filters.
 
-    The coefficients learn at ``optimizer.coefficient_lr_scale`` times the learning rate and never
-    decay: weight decay would pull the filters towards no memory.
+    The coefficients learn at ``optimizer.coefficient_lr_scale`` times the learning rate. They have
+    no weight decay, because it would shorten the memory of the filters.
     """
     section = conf.optimizer
     coefficients = [
@@ -56,11 +56,11 @@ def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LR
     """The chosen scheduler, or ``None`` for the choice ``none``.
 
     Args:
-        optimizer: whose learning rates it drives. A group's learning rate that differs from the
-            first group's keeps its ratio to it (but for eta_min, which all groups have alike).
+        optimizer: the optimiser whose learning rates it changes. Each group keeps the ratio of its
+            learning rate to the first group's, except that all groups have the same eta_min.
         conf: a configuration with ``scheduler.scheduler_choice`` and a section of that name with
             its options.
-        total_batches: length of the whole run, which OneCycleLR needs.
+        total_batches: batches of the whole run, which OneCycleLR needs.
 
     Raises:
         ValueError: the choice is none of ``settings.SchedulerChoice``.
@@ -74,7 +74,7 @@ def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LR
             options[bound] = [options[bound] * scale for scale in scales]
     if choice == "OneCycleLR":
         options["total_steps"] = total_batches
-        if options["pct_start"] * total_batches == 1:  # a rise within a step: PyTorch divides by 0
+        if options["pct_start"] * total_batches == 1:  # a rise of one step: PyTorch divides by 0
             options["pct_start"] = 0.0
     if choice in ("OneCycleLR", "CyclicLR"):
         options["cycle_momentum"] = False
@@ -87,9 +87,9 @@ def steps_every_batch(scheduler: LRScheduler | None) -> bool:
 
 
 def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """The name that a section chooses, and the options that it has for it.
+    """The name that a section chooses, and the options under this name.
 
-    The section is a dataclass of ours, or a mapping that OmegaConf read from a YAML of 2020.
+    The section is a dataclass, or a mapping that OmegaConf has read from a YAML file of 2020.
     """
     choice = getattr(section, key)
     if choice not in choices:
