@@ -108,15 +108,11 @@ def read_gesture(path: Path | str) -> Events:
 
 
 def check_events(events: Events, side: int, source: Path | str) -> Events:
-    """Returns the events if they make sense.
-
-    Args:
-        events: the events.
-        side: pixels of the sensor in each direction.
-        source: where they come from, for the messages.
+    """Returns the events from ``source`` if they make sense.
 
     Raises:
-        InputError: there are no events, one lies outside of the sensor, or times run backwards.
+        InputError: there are no events, times run backwards, or an event lies outside of the
+            sensor, which has ``side`` pixels in each direction.
     """
     require(len(events.t) > 0, f"{source} has no events")
     inside = (np.minimum(events.x, events.y) >= 0) & (np.maximum(events.x, events.y) < side)

@@ -86,12 +86,7 @@ def download_recordings(kind: RecordingSet, root: Path) -> Path:
 
 
 def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
-    """Lists the files of a part in the order of their names.
-
-    Args:
-        kind: the set.
-        folder: the folder of its files.
-        part: ``"train"`` or ``"test"``.
+    """Lists the files of the part ``"train"`` or ``"test"`` in the order of their names.
 
     Raises:
         InputError: there are no files, a class has no file, or a file's class does not exist.
@@ -116,11 +111,6 @@ def load_recordings(
     kind: RecordingSet, paths: Sequence[Path], frames: Frames
 ) -> tuple[Tensor, Tensor]:
     """Reads recordings as frames.
-
-    Args:
-        kind: the set.
-        paths: the files of the recordings.
-        frames: how a recording becomes frames.
 
     Returns:
         Frames, uint8 ``(N, T, side, side, 2)``, and class numbers, int64 ``(N,)``.

@@ -117,12 +117,7 @@ def read_sample(
     """Reads a sequence ``(T, *features)`` and its target.
 
     The sequence and a real target get PyTorch's default precision. An integer target stays as it
-    is.
-
-    Args:
-        data: a data set of ``(sequence, target)``.
-        index: the number of the sample.
-        targets_are_sequences: whether a target has a value at every step.
+    is. A target may have a value at every step (``targets_are_sequences``).
 
     Raises:
         InputError: the data set raises an error (the message names the line of the user's code that
@@ -180,12 +175,10 @@ def place_of(error: BaseException) -> str:
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: bool = False) -> Batch:
-    """Makes a batch of samples, padded with zeros to the longest.
+    """Makes a batch of samples ``(sequence, target)``, padded with zeros to the longest.
 
-    Args:
-        samples: ``(sequence, target)`` each, sequences ``(T_i, *features)``.
-        targets_are_sequences: whether a target has a value at every step, ``(T_i, *targets)``.
-            Targets are then padded too.
+    Sequences are ``(T_i, *features)``. Targets with a value at every step, ``(T_i, *targets)``, are
+    padded too.
     """
     targets = [torch.as_tensor(target) for _, target in samples]
     y = pad_sequence(targets) if targets_are_sequences else torch.stack(targets)

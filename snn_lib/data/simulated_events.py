@@ -121,13 +121,7 @@ def intact_block(list_path: Path) -> list[Path]:
 
 
 def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> list[Events]:
-    """Records each image.
-
-    Args:
-        images: uint8 ``(B, 28, 28)``.
-        camera: the camera.
-        generator: the source of the noise.
-    """
+    """Records each of the images, uint8 ``(B, 28, 28)``; the generator draws the noise."""
     changes = watch(pan_images(images, camera), STEP, draw_thresholds(camera), camera.refractory)
     together = torch.cat([changes, draw_noise(len(images), camera, generator)], 1)
     recording, t, *_ = together

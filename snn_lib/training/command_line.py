@@ -78,12 +78,7 @@ def main(
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
-    """Runs a command and exits with its exit code. If the command fails, a line says why.
-
-    Args:
-        name: the command's name, with which the line begins.
-        work: does the work and returns the exit code.
-    """
+    """Does the work and exits with the code that it returns; if it fails, a line says why."""
     try:
         code, message = work(), None
     except InputError as error:

@@ -61,9 +61,7 @@ class Numbers:
     for any other device. So such a device remembers the first batch that was not finite, and is
     asked for it once in ``PATIENCE`` batches.
 
-    Args:
-        model: the model, whose weights, gradients and synapses the error names.
-        device: where the model is.
+    The error names the model's weights, gradients and synapses that are not finite.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -145,9 +143,7 @@ def troubled_layers(
 ) -> Iterator[tuple[str, str]]:
     """Yields a key and a line for each layer that is silent, saturated or unstable.
 
-    Args:
-        rates: firing rates, in spikes per neuron and step.
-        radii: pole radii of the filters.
+    ``rates`` are firing rates in spikes per neuron and step, ``radii`` the filters' pole radii.
     """
     every = ", ".join(f"{name} {rate:.4f}" for name, rate in rates.items())
     for name, rate in rates.items():
@@ -164,19 +160,11 @@ def troubled_layers(
 
 
 def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
-    """Estimates how many bytes a training step takes, without computing anything.
+    """Estimates the bytes of a training step on ``batch_size`` sequences like those of x.
 
     It counts the float32 tensors that the backward pass keeps, on a copy of the model without
     values (PyTorch's meta device). To them it adds the weights, their gradients and the optimiser's
-    two moments.
-
-    Args:
-        model: the model.
-        x: any batch ``(T, B, *features)``, for its shape.
-        batch_size: sequences of the batch to be estimated.
-
-    Returns:
-        ``None`` if the model does not run without values.
+    two moments. A model that does not run without values has no estimate, ``None``.
     """
     kept: set[torch.UntypedStorage] = set()
 
@@ -197,12 +185,9 @@ def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
 
 
 def memory_warning(model: nn.Module, task: Task, world: int) -> str | None:
-    """The warning that a training step may need more memory than the device has, if it may.
+    """A warning if a training step may need more memory than the device has.
 
-    Args:
-        model: the model.
-        task: the task, prepared.
-        world: how many processes share a batch.
+    ``world`` processes share each batch.
     """
     settings, device = task.config.hyperparameters, task.device
     x = next(task.evaluation_batches("validation")).x  # for its shape

@@ -28,13 +28,8 @@ def show_epoch(
 ) -> Iterator[Callable[[], None]]:
     """Shows the progress of an epoch: as a bar on a terminal, elsewhere as a line every minute.
 
-    The context returns a function, which the training loop calls after every batch.
-
-    Args:
-        progress: the progress of the run, which the training loop updates.
-        task: the task whose metrics are shown.
-        config: the configuration.
-        hidden: whether to show nothing, as all processes but the first do.
+    The training loop updates ``progress`` after every batch, and then calls the function that this
+    context returns. If ``hidden``, nothing is shown: that is for all processes but the first.
     """
     options = config.hyperparameters
     title = f"epoch {progress.epoch + 1}/{options.epoch}"

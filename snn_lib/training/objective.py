@@ -24,11 +24,8 @@ def task_loss(task: Task, model: nn.Module, batch: Any) -> Loss:
 def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) -> Loss:
     """The loss of this process's share, weighted so that the processes' mean is the batch's.
 
-    Args:
-        task: what the model learns.
-        model: whose hidden layers are penalised.
-        trained: the model as training runs it: in chunks, in several processes.
-        batch: this process's share.
+    ``trained`` is the model as training runs it: in chunks, in several processes. The penalty is on
+    the hidden layers of ``model``.
     """
     settings = task.config.hyperparameters
     with collect_spikes(model) if settings.rate_penalty else nullcontext() as spikes:

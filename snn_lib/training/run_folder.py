@@ -49,10 +49,7 @@ class RunFolder:
         self._writer = self._lock = None
 
     def open(self, epochs: int = 0) -> None:
-        """Locks the folder and writes settings and versions.
-
-        Args:
-            epochs: number of epochs that the run has finished.
+        """Locks the folder and writes settings and versions, after ``epochs`` finished epochs.
 
         Raises:
             InputError: another process trains this run, the folder cannot be written, or
@@ -108,11 +105,7 @@ def open_run(
 ) -> RunFolder:
     """Opens the folder in which a run begins or continues; every process has to call this.
 
-    Args:
-        state: of the run, after it was restored if it is resumed.
-        task: by whose score the best epoch is chosen.
-        resumed: the last checkpoint that the run is resumed from.
-        made_by: as in :class:`RunFolder`.
+    A run that is resumed from a checkpoint has been restored before.
 
     Raises:
         InputError: the best epoch's model is not beside ``resumed``, another process trains this
@@ -190,12 +183,8 @@ def newest(config: Any, which: str) -> Path:
 def best_beside(last: Path, row: Row) -> Checkpoint:
     """The best checkpoint beside a last one: ``best`` for ``last``, ``x_best`` for ``x_last``.
 
-    Args:
-        last: the path of the last checkpoint.
-        row: the metrics of the best epoch.
-
     Raises:
-        InputError: it is not there, or belongs to another epoch.
+        InputError: it is not there, or does not have this row of metrics.
     """
     path = last.with_name(f"{last.name.removesuffix('last')}best")
     checkpoint = load_checkpoint(path) if path.exists() else {}

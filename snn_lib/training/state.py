@@ -81,13 +81,7 @@ class Progress:
 
 
 class TrainingState:
-    """Model, optimiser, schedule, moving average and progress of a run.
-
-    Args:
-        model: on its device.
-        config: the configuration.
-        device: where the model is.
-        batches: how many an epoch has.
+    """Model, optimiser, schedule, average and progress of a run with so many ``batches`` an epoch.
 
     Raises:
         InputError: PyTorch refuses the options of optimiser or scheduler.
@@ -280,10 +274,7 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
 def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str, Any]:
     """What cannot change when a run is resumed, and its value.
 
-    Args:
-        config: the configuration.
-        batches: number of batches in an epoch.
-        batch: number of finished batches in the epoch in which the run stopped.
+    An epoch has ``batches`` batches. When the run stopped, ``batch`` of them were finished.
     """
     optimizer, scheduler = config["optimizer"], config["scheduler"]
     choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
