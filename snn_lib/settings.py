@@ -117,13 +117,6 @@ class SGDOptions(Settings):
     weight_decay: float = setting(0.0, "decay of the weights, never of the filters", at_least=0)
     nesterov: bool = setting(False, "use Nesterov's momentum")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.momentum > 0 or not self.nesterov,
-            "nesterov is true and momentum 0, expected a momentum above 0",
-        )
-
 
 @dataclass
 class OptimizerConfig(Settings):

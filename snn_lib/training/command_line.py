@@ -255,7 +255,11 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     flag = {"action": "store_true"}
     add("--help", "show this help and all settings with their values, and exit", **flag)
     add("--train", "train, then test the best epoch", **flag)
-    add("--test", "test test_checkpoint_path, by default the best of the newest run", **flag)
+    add(
+        "--test",
+        "test the network in test_checkpoint_path, by default the best of the newest run",
+        **flag,
+    )
     add(
         "--export",
         "write one time step of the network that --test tests to FILE, for use without PyTorch",

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
@@ -23,17 +21,6 @@ Config = TypeVar("Config")
 
 # Settings that checkpoints of earlier versions hold, and the settings that replaced them.
 RETIRED = {"checkpoint_base_path": "runs_path"}
-
-# The errors that OmegaConf and PyYAML raise if they cannot use a text or value.
-UNREADABLE = (
-    IndexError,
-    OSError,
-    OmegaConfBaseException,
-    RecursionError,
-    TypeError,
-    ValueError,
-    YAMLError,
-)
 
 
 def own_file(script: Path) -> Path | None:
@@ -108,7 +95,9 @@ def _built(
         known = [name for name, _ in list_settings(schema())]
         nearest = RETIRED.get(key) or max(known, key=lambda name: _likeness(key, name))
         raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
-    except UNREADABLE as error:
+    except InputError:
+        raise
+    except Exception as error:  # OmegaConf and PyYAML raise many kinds
         key = getattr(error, "full_key", None)
         where = f" ({key!r})" if key else ""
         raise InputError(f"{source}{where}: {one_line(error)}") from None
