@@ -12,14 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.data.events import (
-    GESTURE_SIDE,
-    NMNIST_SIDE,
-    Events,
-    Frames,
-    read_gesture,
-    read_nmnist,
-)
+from snn_lib.data.events import GESTURE_SIDE, NMNIST_SIDE, Events, Frames, read_gesture, read_nmnist
 from snn_lib.errors import InputError, one_line, require
 
 FOLDERS = {"train": "Train", "test": "Test"}  # of N-MNIST

@@ -18,11 +18,7 @@ from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, OrderHyperparameters, Settings, setting
-from snn_lib.tasks.classification import (
-    Classification,
-    CountClassification,
-    CountHyperparameters,
-)
+from snn_lib.tasks.classification import Classification, CountClassification, CountHyperparameters
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
 
