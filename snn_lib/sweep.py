@@ -12,11 +12,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import require
 from snn_lib.files import write_atomically
 from snn_lib.training.command_line import Parser, exit_with
 from snn_lib.training.display import say
-from snn_lib.training.search import SearchSpace, run_trial
+from snn_lib.training.search import SearchSpace, open_study, run_trial
 
 try:
     import optuna
@@ -47,24 +47,6 @@ def main() -> int:
         if len(ended) >= options.trials:
             return 0 if study.best_trials else 1
         study.optimize(lambda trial: run_trial(trial, space, folder), n_trials=1)
-
-
-def open_study(folder: Path, url: str | None, settings: list[str]) -> "optuna.Study":
-    """Opens the study of a folder, or begins it; a trial silent for 120 seconds is run again."""
-    url = url or f"sqlite:///{folder}/study.db"
-    retry = optuna.storages.RetryHeartbeatStaleTrialCallback(3, inherit_intermediate_values=True)
-    life = {"heartbeat_interval": 30, "grace_period": 120, "heartbeat_stale_trial_callback": retry}
-    options = {"study_name": folder.name, "direction": "maximize", "load_if_exists": True}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(storage=optuna.storages.RDBStorage(url, **life), **options)
-    except Exception as error:  # every database fails in its own way
-        raise InputError(f"the study cannot be kept in {url}: {one_line(error)}") from None
-    earlier = study.user_attrs.get("settings", settings)
-    mend = "repeat them, or begin another study by name="
-    require(earlier == settings, f"{folder.name} has the settings {' '.join(earlier)}: {mend}")
-    study.set_user_attr("settings", settings)
-    return study
 
 
 def save_best(trial: "optuna.trial.FrozenTrial", base: Path | None, path: Path) -> None:

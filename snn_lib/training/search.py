@@ -1,13 +1,14 @@
-"""What ``python -m snn_lib.sweep`` searches, and how it runs a trial."""
+"""What ``python -m snn_lib.sweep`` searches, the study that it keeps, and how a trial runs."""
 
 import dataclasses
 import re
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from snn_lib.errors import InputError, RunError, require
+from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.settings import list_settings
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
@@ -83,6 +84,45 @@ class SearchSpace:
 def shared(settings: Sequence[str]) -> list[str]:
     """The settings but for those that say where and how a machine runs them, in order."""
     return sorted(setting for setting in settings if setting.split("=")[0] not in LOCAL_KEYS)
+
+
+def open_study(folder: Path, url: str | None, settings: list[str]) -> Any:
+    """Opens Optuna's study that is named like a folder, or begins it.
+
+    If a running trial gives no sign of life for two minutes, another process runs it again.
+
+    Args:
+        folder: of the files of its trials.
+        url: of its database; ``None`` for a file in the folder.
+        settings: those of the :class:`SearchSpace`.
+
+    Raises:
+        InputError: the database cannot be used, or the study is there and has other settings.
+    """
+    import optuna
+
+    url = url or f"sqlite:///{folder}/study.db"
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback(3, inherit_intermediate_values=True)
+    life = {"heartbeat_interval": 30, "grace_period": 120, "heartbeat_stale_trial_callback": retry}
+    options = {"study_name": folder.name, "direction": "maximize", "load_if_exists": True}
+    for wait in (0.5, 1, 2, 0):  # seconds, since two processes that begin it hinder each other
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            study = optuna.create_study(storage=optuna.storages.RDBStorage(url, **life), **options)
+            break
+        except Exception as error:  # every database fails in its own way
+            if not wait:
+                reason = one_line(error)
+                raise InputError(f"the study cannot be kept in {url}: {reason}") from None
+            time.sleep(wait)
+    earlier = study.user_attrs.get("settings", settings)
+    require(
+        earlier == settings,
+        f"{folder.name} has the settings {' '.join(earlier)}: repeat them, or begin another study "
+        "by name=",
+    )
+    study.set_user_attr("settings", settings)
+    return study
 
 
 def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:

@@ -1,6 +1,8 @@
 """What a sweep searches, and a trial of it."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import yaml
@@ -8,7 +10,7 @@ from running import ROOT
 from sweeping import SCRIPT
 
 from snn_lib.errors import InputError
-from snn_lib.training.search import SearchSpace, run_trial
+from snn_lib.training.search import SearchSpace, open_study, run_trial
 
 optuna = pytest.importorskip("optuna")
 
@@ -103,6 +105,18 @@ def test_a_yaml_file_of_another_name_is_the_base():
     space = SearchSpace(ROOT / "snn_mlp_1.py", variant, ["hyperparameters.tau_m=4..16"])
     assert space.base == variant
     assert space.config.hyperparameters.encoding == "poisson"
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_study_that_several_begin_at_once_is_the_same_for_all(tmp_path):
+    start = Barrier(4)
+
+    def begin(number):
+        start.wait()
+        return open_study(tmp_path / "sweep_mine", None, ["seed=1..2"])._study_id
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(begin, range(4))) == {1}
 
 
 def run(script, folder, setting, **values):
