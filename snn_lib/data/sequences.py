@@ -18,11 +18,8 @@ from torch.utils.data import Dataset
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, one_line, require
 
-LIBRARIES = (
-    str(Path(__file__).parent.parent),
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    "<frozen",
-)
+LIBRARIES = str(Path(__file__).parent.parent), sysconfig.get_path("stdlib"), "<frozen"
+INSTALLED = {"site-packages", "dist-packages"}  # wherever pip or the system puts packages
 
 
 class SequenceDataset(Dataset):
@@ -170,7 +167,11 @@ def as_numbers(values: Any, name: str) -> Tensor:
 def place_of(error: BaseException) -> str:
     """Names the innermost line of the user's own code from which an error came."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    own = [
+        frame
+        for frame in frames
+        if not (frame.filename.startswith(LIBRARIES) or INSTALLED & {*Path(frame.filename).parts})
+    ]
     return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 

@@ -1,5 +1,6 @@
 """Sequences of one's own: what fits is padded into batches, what does not is refused in a line."""
 
+import importlib
 import inspect
 import math
 
@@ -172,3 +173,24 @@ def test_an_error_of_the_user_s_code_is_told_with_its_line():
     assert message.startswith("FileNotFoundError: [Errno 2] No such file")
     assert message.endswith(f"'none_7.npy' ({__file__}, line {Failing.line})")
     assert isinstance(refused.value.__cause__, FileNotFoundError)
+
+
+class FailingInPackage(Dataset):
+    """Raises in a package that is installed somewhere else than NumPy."""
+
+    line = inspect.currentframe().f_lineno + 3
+
+    def __getitem__(self, index):
+        return self.package.read(index)
+
+
+def test_the_line_is_not_that_of_a_package_wherever_it_is_installed(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "reading_package.py").write_text("def read(index):\n    raise OSError('no disk')\n")
+    monkeypatch.syspath_prepend(folder)
+    data = FailingInPackage()
+    data.package = importlib.import_module("reading_package")
+    with pytest.raises(InputError) as refused:
+        read_sample(data, 7)
+    assert str(refused.value) == f"OSError: no disk ({__file__}, line {FailingInPackage.line})"
