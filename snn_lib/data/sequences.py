@@ -82,13 +82,10 @@ class SequenceDataset(Dataset):
 
 
 def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False) -> Dataset:
-    """Makes a data set of ``(sequence, target)`` from a user's data.
+    """Makes a data set of ``(sequence, target)`` from the user's data of a part.
 
-    Args:
-        source: a ``torch.utils.data.Dataset`` of such pairs, or the arguments of
-            :class:`SequenceDataset` as a tuple.
-        part: the name of the data, for messages.
-        targets_are_sequences: as in :class:`SequenceDataset`.
+    The source is a ``torch.utils.data.Dataset`` of such pairs, or a tuple of the arguments of
+    :class:`SequenceDataset`.
 
     Raises:
         InputError: ``source`` is neither, or its arrays do not fit each other.

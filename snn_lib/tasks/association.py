@@ -129,7 +129,8 @@ class Association(Task):
             "validation": options.validation_samples,
             "test": options.test_samples,
         }
-        return Batches(samples[split] * count, config.hyperparameters.batch_size, take, True)
+        size = config.hyperparameters.batch_size
+        return Batches(samples[split] * count, size, take, shuffle=True)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared difference between filtered output and filtered target, and sums."""
@@ -140,12 +141,9 @@ class Association(Task):
             return loss, self.compare(output, difference, batch.y)
 
     def compare(self, output: Tensor, difference: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Compares outputs with their targets; returns the sums that :meth:`metrics` needs.
+        """The sums that :meth:`metrics` needs, of output spikes ``(T, B, N)``.
 
-        Args:
-            output: spikes, ``(T, B, N)``.
-            difference: the filtered difference between output and target, ``(T, B, N)``.
-            labels: the number of each sample's pattern, ``(B,)``.
+        ``difference`` is the filtered difference between output and target, ``(T, B, N)``.
         """
         target = self.filtered_targets[:, labels]
         nearest = nearest_pattern(difference + target, self.filtered_targets)
