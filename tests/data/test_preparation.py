@@ -24,7 +24,6 @@ SERIES = SeriesPreparation(
     steps=3,
     encoding="current",
     fields=8,
-    window=8,
     threshold=0.25,
 )
 DIGITS = DigitPreparation(4, "constant", 0.5, **LATENCY)
