@@ -119,7 +119,7 @@ SERIES = {
     "deviation": torch.tensor([2.0, 0.5], dtype=torch.float64),
     "change": torch.tensor([0.7, 0.9]),
     "steps": 6,
-    **{"fields": 8, "window": 8, "threshold": 0.25},
+    **{"fields": 8, "threshold": 0.25},
 }
 
 
