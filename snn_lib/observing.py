@@ -15,11 +15,8 @@ from snn_lib.chunks import is_recomputing
 def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -> RemovableHandle:
     """Reports each call of a layer, until the handle is removed.
 
-    A call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again.
-
-    Args:
-        layer: any module.
-        report: takes the arguments of the call, by name and in order, and what the layer returned.
+    ``report`` takes the arguments of the call, by name and in order, and what the layer returned. A
+    call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again.
     """
 
     def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
@@ -37,10 +34,7 @@ def observe_layers(
 ) -> Iterator[None]:
     """The context in which each call of a model's layers of some kinds is reported.
 
-    Args:
-        model: any module.
-        kinds: the classes of the layers.
-        report: takes the name of the layer, the layer, and what :func:`observe` reports.
+    ``report`` takes the name of the layer, the layer, and what :func:`observe` reports.
     """
     with ExitStack() as handles:
         for name, layer in model.named_modules():

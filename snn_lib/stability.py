@@ -32,13 +32,8 @@ def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
     with (alpha_p + k_P alpha_{P-p}) / (1 - k_P^2) is stable. On the unit circle
     |1 - sum_p alpha_p z^-p| is at least the product of all 1 - |k_p|. So the filter is certainly
     stable if this product is larger than the recursion's rounding error. The answer is false for
-    unstable filters, and for stable ones with clusters of poles that rounding could move outside.
-
-    Args:
-        alpha: ``(P, *shape)``, a tensor or a NumPy array, which is faster.
-
-    Returns:
-        bool, ``shape``; false if a coefficient is not finite.
+    unstable filters, for stable ones with clusters of poles that rounding could move outside, and
+    if a coefficient is not finite. ``alpha`` is a tensor or a NumPy array, which is faster.
     """
     precision = np.finfo if isinstance(alpha, np.ndarray) else torch.finfo
     doubt = 4 ** len(alpha) * precision(alpha.dtype).eps
@@ -120,13 +115,7 @@ def largest_margin(alpha: Tensor) -> float:
 
 
 def round_decaying(*alpha: float | Tensor) -> list[Tensor]:
-    """Rounds the coefficients of filters that decay to the default dtype.
-
-    Args:
-        alpha: alpha_1 to alpha_P, numbers or tensors that broadcast.
-
-    Returns:
-        The rounded coefficients, in float64.
+    """Rounds alpha_1, ... of filters that decay to the default dtype; returns them in float64.
 
     Raises:
         ValueError: a filter no longer decays once it is rounded.

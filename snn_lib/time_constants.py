@@ -20,17 +20,12 @@ PerChannel: TypeAlias = "float | Tensor | Callable[[tuple[int, ...]], Tensor]"
 def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float | Tensor:
     """Turns an argument of a layer into a number, or a tensor with a number for each channel.
 
-    Args:
-        value: a number, a tensor ``(*shape)``, or a function of the shape that returns one, such as
-            :func:`log_spaced`.
-        shape: the shape of the channels.
-        name: the name of the argument, for the error.
-
-    Returns:
-        The number unchanged, or a tensor in float64 on the CPU, where first values are computed.
+    The argument is a number, a tensor of the channels' shape, or a function of this shape that
+    returns one, such as :func:`log_spaced`. A number stays as it is. A tensor is returned in
+    float64 on the CPU, where first values are computed.
 
     Raises:
-        ValueError: the tensor has another shape.
+        ValueError: the tensor has another shape; the message calls the argument ``name``.
     """
     if callable(value):
         value = value(shape)
@@ -71,14 +66,10 @@ def log_spaced(low: float, high: float) -> Callable[[tuple[int, ...]], Tensor]:
 
 
 def decay_of(tau: float | Tensor, name: str = "tau") -> float | Tensor:
-    """exp(-1 / tau), the part of a trace that is left after one step.
-
-    Args:
-        tau: the time constant, in steps.
-        name: the name of the argument, for the error.
+    """exp(-1 / tau), the part of a trace that is left after one step; ``tau`` is in steps.
 
     Raises:
-        ValueError: ``tau`` is not positive.
+        ValueError: ``tau`` is not positive; the message calls it ``name``.
     """
     wrong = ~torch.as_tensor(tau > 0, device="cpu")  # nan too
     if wrong.any():
@@ -89,14 +80,10 @@ def decay_of(tau: float | Tensor, name: str = "tau") -> float | Tensor:
 def decays_of(
     tau_m: float | Tensor, tau_s: float | Tensor
 ) -> tuple[float | Tensor, float | Tensor]:
-    """p = exp(-1 / tau_m) and q = exp(-1 / tau_s) of a dual exponential.
-
-    Args:
-        tau_m: the slow time constant, in steps.
-        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
+    """p = exp(-1 / tau_m) and q = exp(-1 / tau_s) of a dual exponential, with times in steps.
 
     Raises:
-        ValueError: the time constants are not in that order, or not finite.
+        ValueError: not 0 < tau_s < tau_m, or one is not finite.
     """
     _check_order(tau_m, tau_s)
     return decay_of(tau_m), decay_of(tau_s)
@@ -107,12 +94,8 @@ def peak_scale(tau_m: float, tau_s: float) -> float:
 
     v0 = eta^(eta / (eta - 1)) / (eta - 1),  eta = tau_m / tau_s
 
-    Args:
-        tau_m: the slow time constant, in steps.
-        tau_s: the fast time constant, in steps; 0 < tau_s < tau_m.
-
     Raises:
-        ValueError: the time constants are not in that order, or not finite.
+        ValueError: not 0 < tau_s < tau_m, or one is not finite.
     """
     _check_order(tau_m, tau_s)
     eta = tau_m / tau_s

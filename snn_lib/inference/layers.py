@@ -107,15 +107,8 @@ def read(
     """Yields the layers of a module, in order.
 
     The kind of a layer is known by its ``forward``. So a subclass with a ``forward`` of its own is
-    refused.
-
-    Args:
-        module: the module to read.
-        name: the module's name in its network, for messages.
-        before: the shape of one step of its input.
-        dtype: float32 or float64.
-        leading: the number of dimensions before the features: two for time and batch, one inside
-            :class:`PerStep`.
+    refused. ``before`` is the shape of one step of the module's input. ``leading`` dimensions come
+    before it: two for time and batch, one inside :class:`PerStep`.
 
     Raises:
         ValueError: only PyTorch can run a layer, or its input does not fit; the message names it.

@@ -95,7 +95,7 @@ class Activity:
         }
         self._uncounted = next(
             (
-                f"layer {name} is an nn.{type(module).__name__}, whose operations are not counted"
+                f"layer {name} is an nn.{type(module).__name__}, whose weights have no count here"
                 for name, module in model.named_modules()
                 if isinstance(module, UNCOUNTED)
             ),
@@ -273,13 +273,7 @@ class Activity:
 
 
 def _products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
-    """Counts the products of an input and a weight that are both not zero, int64 ``(N,)``.
-
-    Args:
-        layer: an ``nn.Linear`` or a convolution.
-        x: the layer's input, ``(N, *)``.
-        weight: the weights to count in place of the layer's own.
-    """
+    """Counts the products of inputs, ``(N, *)``, and weights that are not zero, int64 ``(N,)``."""
     # The weights are summed over the outputs first, which leaves a small layer. All numbers are
     # whole. Float32 holds sums up to 2^24 exactly, and TF32 weights up to 2^11.
     exact = weight.numel() < 2**24 and len(weight) <= 2**11

@@ -99,12 +99,7 @@ class Monitor:
 def record_of(
     layer: nn.Module, given: dict[str, Any], result: tuple
 ) -> SynapseRecord | NeuronRecord:
-    """The record of a call that :func:`snn_lib.observing.observe` reports.
-
-    Args:
-        layer: neurons, which have a method ``traces``; or synapses, which return the PSP first.
-        given, result: the call's arguments by name, and what the layer returned.
-    """
+    """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if hasattr(layer, "traces"):
         given = {name: value for name, value in given.items() if name != "lengths"}
         return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest

@@ -36,8 +36,7 @@ def raster(
 
     Args:
         spikes: ``(T, N)``; any value but 0 is a spike.
-        ax: the axes to draw on; ``None`` for a new figure.
-        title: the title above the axes.
+        ax, title: the axes to draw on, and their title.
         color: the colour of the dots.
     """
     ax = ax or _panels(1, 1, (4, 4))[0, 0]
@@ -209,7 +208,7 @@ def synapse_kernels(
         learned: the trained layer.
         initial: the layer before training; its first channel is shown.
         steps: length of the response, in steps.
-        ax: the axes to draw on; ``None`` for a new figure.
+        ax: the axes to draw on.
 
     Raises:
         ValueError: there are no channels, or no steps.
@@ -239,11 +238,6 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
 
     A filter is stable if its poles lie inside the unit circle. It rings if two poles lie off the
     real axis.
-
-    Args:
-        learned: the trained layer.
-        initial: the layer before training.
-        ax: the axes to draw on; ``None`` for a new figure.
     """
     ax = ax or _panels(1, 1, (4.5, 4.5))[0, 0]
     angle = np.linspace(0, 2 * np.pi, 200)
@@ -267,13 +261,7 @@ def synapse_layers(
 ) -> np.ndarray:
     """Kernels and, below them, poles of several synapse layers, before and after training.
 
-    Args:
-        learned: the trained layers.
-        initial: the same layers before training.
-        titles: a title for each layer.
-
-    Returns:
-        The axes, ``(2, layers)``.
+    Returns the axes, ``(2, layers)``.
     """
     axes = _panels(2, len(titles), (3 * len(titles), 6.2))
     for trained, fresh, title, column in zip(learned, initial, titles, axes.T, strict=True):
@@ -343,12 +331,7 @@ def _plot_damage(
 
 
 def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
-    """Mean firing rate of every layer, as bars.
-
-    Args:
-        rates: spikes per neuron and time step, by the layer's name, with the first layer first.
-        ax: the axes to draw on; ``None`` for a new figure.
-    """
+    """Mean firing rate of every layer, in spikes per neuron and step, as bars from the top down."""
     ax = ax or _panels(1, 1, (5, 1 + 0.4 * len(rates)))[0, 0]
     bars = ax.barh(list(rates), list(rates.values()), color=BLUE)
     ax.bar_label(bars, fmt="%.4f", padding=3)

@@ -101,13 +101,7 @@ class Timeline:
         self.batch = next(iter(bind_call(step, args, kwargs).values())).shape[1]
 
     def new_sequences(self, name: str, batch: int, fresh: bool) -> int:
-        """How many sequences begin with a call of layer ``name``.
-
-        Args:
-            name: the name of the layer.
-            batch: how many sequences the layer is given.
-            fresh: whether the layer is given no state.
-        """
+        """How many sequences begin with a call of a layer, which is ``fresh`` without a state."""
         self.batch = batch
         if self._runs:
             first, self._has_called = not self._has_called, True
@@ -124,16 +118,11 @@ class Timeline:
         return self._runs[-1].uses[name] - 1
 
     def own(self, name: str, positions: int, fresh: bool = True) -> tuple[Tensor, int] | None:
-        """Which steps of a call of layer ``name`` are not padding.
+        """Which of the T * B ``positions`` of a call of layer ``name`` are not padding.
 
-        Args:
-            name: the name of the layer.
-            positions: T * B of the layer's input.
-            fresh: whether the layer is given no state.
-
-        Returns:
-            A mask, bool ``(T, B)``, and the step of the sequences at which the call begins; or
-            ``None`` if nothing is padded or there is :attr:`trouble`.
+        Returns a mask, bool ``(T, B)``, and the step of the sequences at which the call begins, or
+        ``None`` if nothing is padded or there is :attr:`trouble`. A call is ``fresh`` without a
+        state.
         """
         if self.lengths is None or self.trouble:
             return None

@@ -74,14 +74,10 @@ def native_state_dict(layers: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 def convert(source: Path, target: Path, model: str, membrane_filter: bool = False) -> None:
-    """Reads a 2020 checkpoint of ``model`` and writes this project's.
+    """Reads a 2020 checkpoint of ``model``, a key of ``MODELS``, and writes this project's.
 
-    Args:
-        source: a file with ``snn_state_dict``, and perhaps ``epoch``.
-        target: the file to write.
-        model: a key of ``MODELS``.
-        membrane_filter: whether the model was trained with the membrane filter, which a 2020
-            checkpoint does not say.
+    A 2020 checkpoint does not say whether its model was trained with the membrane filter, so
+    ``membrane_filter`` has to.
 
     Raises:
         InputError: ``source`` cannot be read or belongs to another model.

@@ -19,10 +19,8 @@ def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
 def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
     """The sums as floats. Those on a device come over together, which waits for it only once.
 
-    They come as bytes, since they have several dtypes, and not every device has one for them all.
-
-    Raises:
-        TypeError: a sum is a tensor of several numbers.
+    They come as bytes, since they have several dtypes, and not every device has one for them all. A
+    tensor of several numbers raises a TypeError.
     """
     for key, value in sums.items():
         if isinstance(value, Tensor) and value.numel() != 1:
@@ -39,12 +37,8 @@ def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
 def plain_number(value: Any) -> int | float:
     """A metric as Python's own int or float, which checkpoints, JSON and CSV can hold.
 
-    Args:
-        value: an int, a float, or any number of NumPy or PyTorch: a scalar, or an array or tensor
-            of no dimensions. ``True`` is 1.
-
-    Raises:
-        TypeError: it is no real number.
+    It may be any real number of Python, NumPy or PyTorch, in an array or tensor of no dimensions,
+    too. ``True`` is 1. Anything else raises a TypeError.
     """
     number = value
     if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:

@@ -467,7 +467,7 @@ def test_operations_of_weights_of_another_kind_are_refused():
     with torch.no_grad(), count_activity(model) as activity:
         model(torch.ones(5, 2, 3))
     with pytest.raises(
-        ValueError, match=r"layer 0 is an nn\.GRU, whose operations are not counted"
+        ValueError, match=r"layer 0 is an nn\.GRU, whose weights have no count here"
     ):
         activity.operations()
 

@@ -82,5 +82,5 @@ def test_a_network_whose_operations_cannot_be_counted_says_why():
     model = Sequential(nn.GRU(4, 3))
     _, lines = report(task, model)
     assert lines == [
-        "operations are not counted: layer 0 is an nn.GRU, whose operations are not counted"
+        "operations are not counted: layer 0 is an nn.GRU, whose weights have no count here"
     ]
