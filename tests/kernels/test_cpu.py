@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_networks import Counted
 from torch.utils.data import DataLoader, Dataset
 
 pytest.importorskip("numba")
@@ -361,6 +362,17 @@ def test_a_tensor_elsewhere_is_refused_before_its_address_is_read():
     past = torch.zeros(0, B, N)
     with pytest.raises(TypeError, match="CPU kernels got a tensor on meta"):
         cpu.filter_forward(x, alpha, torch.ones(1, N), past, past, x.dtype)
+
+
+def test_the_neuron_s_way_back_makes_one_gradient_as_long_as_the_sequence_and_no_more():
+    """V of all steps is held for a tile at a time, also where the current is in bfloat16."""
+    current = torch.ones(80, 64, 512, dtype=torch.bfloat16)
+    coefficients, state = torch.ones(3, 512), torch.zeros(2, 64, 512)
+    options = "gaussian", 0.4, None, 0.0, None, [True] + [False] * 5
+    gradients = current.float(), *state
+    with Counted() as made:
+        cpu.neuron_backward(*gradients, current, *coefficients, *state, *options)
+    assert made.elements < 1.5 * current.numel()
 
 
 def denormal(tensor):

@@ -33,7 +33,7 @@ def second_order(f, beta_0, x, alpha_1, f_1, alpha_2, f_2):
 
 
 @jit
-def _filter_forward(first, last, arguments):
+def _filter_forward(number, first, last, arguments):
     (rows, columns), inputs, outputs = arrays(arguments)
     x, alpha, beta, past_output, past_input = inputs
     output, rounds, last_output, recent = outputs
@@ -100,7 +100,7 @@ def filter_forward(
 
 
 @jit
-def _filter_backward(first, last, arguments):
+def _filter_backward(number, first, last, arguments):
     """A gradient that is not needed has length 0 and is not computed.
 
     A coefficient's gradient is summed for every group of batch rows on its own, so no two threads

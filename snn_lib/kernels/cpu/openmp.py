@@ -55,8 +55,11 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @intrinsic
 def in_parallel(typing_context, kernel, threads, items, arguments):
-    """Calls ``kernel(first, last, arguments)`` on every thread, with its share of range(items)."""
-    kernel_signature = kernel.get_call_type(typing_context, (types.intp, types.intp, arguments), {})
+    """Calls ``kernel(number, first, last, arguments)`` on every thread.
+
+    These are the thread's number and its share of range(items).
+    """
+    kernel_signature = kernel.get_call_type(typing_context, (*[types.intp] * 3, arguments), {})
 
     def generate(context, builder, signature, values):
         _, threads, items, arguments = values
@@ -96,7 +99,7 @@ def in_parallel(typing_context, kernel, threads, items, arguments):
             context.declare_function(builder.module, compiled.fndesc),
             types.none,
             kernel_signature.args,
-            (first, last, arguments),
+            (number, first, last, arguments),
         )
         inside.ret_void()
 
@@ -110,21 +113,22 @@ def in_parallel(typing_context, kernel, threads, items, arguments):
 
 
 def run(kernel: Callable, parallel: Callable, threads: int, items: int, arguments: tuple) -> None:
-    """Runs ``kernel(first, last, arguments)`` on ``threads`` threads that share ``range(items)``.
+    """Runs ``kernel(number, first, last, arguments)`` on threads that share ``range(items)``.
 
     Args:
         kernel: a compiled function that releases the GIL.
         parallel: a compiled function of (threads, items, arguments) that calls
             :func:`in_parallel` with ``kernel``.
-        threads: at least 1; a single one is the calling thread.
+        threads: at least 1, numbered from 0 on; a single one is the calling thread.
         items: the number of items, which the threads share in equal parts.
         arguments: a tuple, handed to ``kernel`` as it is.
     """
     if threads == 1:
-        kernel(0, items, arguments)
+        kernel(0, 0, items, arguments)
     elif _usable:
         parallel(threads, items, arguments)
     else:
         bounds = [items * i // threads for i in range(threads + 1)]
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda *share: kernel(*share, arguments), bounds[:-1], bounds[1:]))
+            shares = range(threads), bounds[:-1], bounds[1:]
+            list(pool.map(lambda *share: kernel(*share, arguments), *shares))

@@ -16,6 +16,7 @@ from snn_lib.kernels.cpu.tiles import (
     locate,
     only_needed,
     share_out,
+    tiles_of_all_steps,
 )
 from snn_lib.surrogate import Gaussian
 
@@ -41,7 +42,7 @@ def fire(spikes, v):
 
 
 @jit
-def _neuron_forward(first, last, arguments):
+def _neuron_forward(number, first, last, arguments):
     (rows, columns), (current, membrane, reset, spikes), coefficients, dropout = arrays(arguments)
     reset_decay, reset_strength, membrane_decay = coefficients
     dropping = dropout[0]
@@ -119,7 +120,7 @@ def retreat(
 
 
 @jit
-def _neuron_backward(first, last, arguments):
+def _neuron_backward(number, first, last, arguments):
     """The gradient of a coefficient that is not needed has length 0 and is not computed.
 
     A coefficient's gradient is summed for every group of batch rows on its own, so no two threads
@@ -133,32 +134,36 @@ def _neuron_backward(first, last, arguments):
     dropping = dropout[0]
     is_gaussian, width, slopes = surrogate
     state, work, potentials, resets = scratch
-    grad_current, rounds, grad_theta, grad_strength, grad_lambda, grad_v, grad_r = gradients
+    grad_current, grad_theta, grad_strength, grad_lambda, grad_v, grad_r = gradients
     steps, batch, channels = grad_current.shape
     for item in range(first, last):
         tile, cut = locate(item, rows, columns, batch, channels)
         group = tile.start // rows
         theta, strength, decay = reset_decay[cut], reset_strength[cut], membrane_decay[cut]
         grad_spike, derivative = work[0, tile.start, cut], work[1, tile.start, cut]
+        local = slice(0, len(derivative))
 
         # The neuron runs once more, which is cheaper than to have kept V from the first time.
         for t in range(steps):
             for b in tile:
                 prefetch(current, t + 1, b, cut)
                 v, r = state[0, b, cut], state[1, b, cut]
+                place = number, t, b - tile.start, local
                 if len(resets):
-                    assign(resets[t, b, cut], r)
+                    assign(resets[place], r)
                 advance(v, r, row(current, t, b, cut), decay, theta, strength)
-                assign(potentials[t, b, cut], v)
+                assign(potentials[place], v)
 
         # Then backwards. In ``potentials`` the gradient of V[t] takes the place of V[t].
         for t in range(steps - 1, -1, -1):
             for b in tile:
                 prefetch(grad_spikes, t - 1, b, cut)
-                prefetch(potentials, t - 1, b, cut)
-                v = potentials[t, b, cut]
+                prefetch(grad_current, t - 1, b, cut)
+                prefetch(potentials[number], t - 1, b - tile.start, local)
+                place = number, t, b - tile.start, local
+                v = potentials[place]
                 if len(grad_theta):
-                    correlate(grad_theta[group, cut], grad_r[b, cut], resets[t, b, cut])
+                    correlate(grad_theta[group, cut], grad_r[b, cut], resets[place])
                 if len(grad_strength):
                     fire(derivative, v)
                     correlate(grad_strength[group, cut], grad_r[b, cut], derivative)
@@ -183,12 +188,11 @@ def _neuron_backward(first, last, arguments):
                 )
                 if len(grad_lambda):
                     if t > 0:
-                        v_past = potentials[t - 1, b, cut]
+                        v_past = potentials[number, t - 1, b - tile.start, local]
                     else:
                         v_past = membrane[min(b, len(membrane) - 1), cut]
                     correlate(grad_lambda[group, cut], v, v_past)
-                if rounds:
-                    write(grad_current[t, b, cut], v)
+                write(grad_current[t, b, cut], v)
 
 
 @jit
@@ -219,15 +223,16 @@ def neuron_backward(
     slopes = reset_decay.new_empty(0, 0, 0) if slope is None else slope
     check_dtypes((current,), *gradients, *coefficients, membrane, reset, slopes)
     shape, dtype = current.shape, reset_decay.dtype
-    potentials = torch.empty(shape, dtype=dtype)
-    rounds = current.dtype != dtype
-    grad_current = torch.empty(shape, dtype=current.dtype) if rounds else potentials
+    # Every thread holds V, and where a gradient needs it R, for the tile that it works on.
+    room = tiles_of_all_steps(shape)
+    potentials = torch.empty(room, dtype=dtype)
+    resets = torch.empty(room if needed[1] else (0, 0, 0, 0), dtype=dtype)
+    grad_current = torch.empty(shape, dtype=current.dtype)
     grad_v, grad_r = contiguous_copy(grad_membrane), contiguous_copy(grad_reset)
     sums = [
         torch.zeros(groups(shape) if need else 0, shape[2], dtype=torch.float64)
         for need in needed[1:4]
     ]
-    resets = torch.empty(shape if needed[1] else (0, 0, 0), dtype=dtype)
     share_out(
         _neuron_backward,
         _neuron_backward_parallel,
@@ -242,7 +247,7 @@ def neuron_backward(
             potentials,
             resets,
         ),
-        (grad_current, rounds, *sums, grad_v, grad_r),
+        (grad_current, *sums, grad_v, grad_r),
     )
     gradients = (grad_current, *(total.sum(0).to(dtype) for total in sums), grad_v, grad_r)
     return only_needed(gradients, needed)

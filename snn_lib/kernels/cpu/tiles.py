@@ -75,12 +75,21 @@ def share_out(kernel: Callable, parallel: Callable, shape: torch.Size, *given: t
     tensor that repeats itself in time or batch is handed over once, with a length of 1 there, see
     :func:`dense`. Coefficients must be contiguous, since their length tells the order.
     """
-    rows, columns = tile_shape(shape)
-    items = groups(shape) * -(-shape[2] // columns)
+    items, threads = _share(shape)
     kept = [[dense(one) if isinstance(one, Tensor) else one for one in group] for group in given]
     arguments = [tuple(map(_argument, group)) for group in kept]
-    threads = 1 if shape.numel() <= SMALL else max(1, min(torch.get_num_threads(), items))
-    openmp.run(kernel, parallel, threads, items, ((rows, columns), *arguments))
+    openmp.run(kernel, parallel, threads, items, (tile_shape(shape), *arguments))
+
+
+def tiles_of_all_steps(shape: torch.Size) -> tuple[int, int, int, int]:
+    """The size of memory in which every thread holds a value for all steps of a tile."""
+    return _share(shape)[1], shape[0], *tile_shape(shape)
+
+
+def _share(shape: torch.Size) -> tuple[int, int]:
+    """The number of tiles of sequences of this shape, and of the threads that share them."""
+    items = groups(shape) * -(-shape[2] // tile_shape(shape)[1])
+    return items, 1 if shape.numel() <= SMALL else max(1, min(torch.get_num_threads(), items))
 
 
 def _argument(one: object) -> object:
