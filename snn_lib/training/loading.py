@@ -26,6 +26,7 @@ from snn_lib.training.building import build
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 
+LIBRARY = Path(__file__).parents[1]
 BuildModel = Callable[[Any], nn.Module]
 Initialise = Callable[[nn.Module, Any], object]
 
@@ -201,7 +202,7 @@ def arguments_of_main(script: Path) -> tuple[BuildModel, Task, Initialise | None
 
 
 def find_script(checkpoint: Checkpoint) -> Path:
-    """Finds the script that wrote a checkpoint, here or in a folder above the checkpoint.
+    """Finds the script that wrote a checkpoint: here, in a folder above it, or in the library.
 
     Raises:
         InputError: the checkpoint names none, or it is not there.
@@ -211,7 +212,7 @@ def find_script(checkpoint: Checkpoint) -> Path:
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",
     )
-    for folder in (Path.cwd(), *path.resolve().parents):
+    for folder in (Path.cwd(), *path.resolve().parents, LIBRARY):
         if (folder / name).is_file():
             return folder / name
     raise InputError(

@@ -1,12 +1,14 @@
 """Time series: how they are prepared and shown, and the script on arrays of one's own."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, run
+from running import ROOT, run, shell
 
+import snn_lib
 import time_series
 from snn_lib import SpikingNeuron
 from snn_lib.errors import InputError
@@ -225,3 +227,25 @@ def test_bad_input_is_refused_in_a_line(tmp_path):
 def test_settings_that_make_no_sense_are_refused(options, message):
     with pytest.raises(InputError, match=re.escape(message)):
         TimeSeriesHyperparameters(**options)
+
+
+def test_who_has_only_installed_the_library_trains_tests_and_loads(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def accuracy(*arguments):
+        done = shell(sys.executable, "-m", "snn_lib.time_series", *arguments, cwd=tmp_path)
+        assert (done.code, done.err) == (0, "")
+        return float(re.search(r"test loss [\d.]+, accuracy ([\d.]+) %", done.out)[1])
+
+    found = accuracy("mine.npz", "hyperparameters.neurons=64", "device=cpu")
+    assert found > 60  # chance is 33
+    assert accuracy("--test", "name=mine", "dataset=mine.npz") == found
+    (best,) = tmp_path.glob("runs/mine/*/best")
+    names, scores = snn_lib.load(best).classify([mine["x_test"][0]])
+    assert names[0] in {"0", "1", "2"}
+    assert scores.shape == (1, 3)
+
+
+def test_one_recipe_whatever_the_folder():
+    given = load_config(TimeSeriesConfig, ROOT / "time_series.yaml", []).hyperparameters
+    assert given == TimeSeriesHyperparameters()
