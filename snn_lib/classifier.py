@@ -12,6 +12,7 @@ a series step by step (:meth:`SpikingClassifier.stream`).
 """
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,13 +32,13 @@ except ImportError as error:
     ) from error
 from tqdm import tqdm
 
-from snn_lib.data.batches import Batch
 from snn_lib.data.series import prepare_series
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
+from snn_lib.initialisation import fit_readout
 from snn_lib.readout import Mean
 from snn_lib.tasks.time_series import SAMPLE, TimeSeriesHyperparameters
-from snn_lib.time_series import build_network, find_weights
+from snn_lib.time_series import build_network, draw_weights
 
 BATCH = 16  # sequences that run at once: they are long and neurons many
 DEFAULTS = TimeSeriesHyperparameters()
@@ -51,6 +52,9 @@ class SpikingEstimator:
         filters: of all channels together; each channel has at least two.
         reset_strength: by how much a spike lowers the next potential; 1 is the paper's, 0 none.
         length: most steps; longer series are averaged over blocks of steps.
+        moments: how many last layers are fitted for streams, each for a moment of the series. With
+            10, the answer after a tenth of the steps of the longest series is that of a layer which
+            is fitted to this beginning of the training series, and stands until two tenths.
         random_state: seed or generator of the filters' and the neurons' weights.
         n_jobs: threads of PyTorch that ``fit`` and ``predict`` use; -1 for all processors.
         verbose: whether ``fit`` shows a bar.
@@ -58,6 +62,8 @@ class SpikingEstimator:
     Attributes:
         network_: the fitted network, a ``snn_lib.Sequential``.
         preparation_: makes its input of series.
+        readouts_: the last layer, ``nn.Linear``, by the step that is its moment; that of the last
+            moment is the network's own.
 
     Series are aeon's collections: ``(samples, channels, T)``, ``(samples, T)`` for one channel, or
     a list of ``(channels, T_i)``.
@@ -77,18 +83,21 @@ class SpikingEstimator:
         filters: int = DEFAULTS.filters,
         reset_strength: float = DEFAULTS.reset_strength,
         length: int = DEFAULTS.length,
+        moments: int = 1,
         random_state: Any = None,
         n_jobs: int = 1,
         verbose: int = 0,
     ) -> None:
         self.neurons, self.filters, self.reset_strength = neurons, filters, reset_strength
-        self.length, self.random_state = length, random_state
+        self.length, self.moments, self.random_state = length, moments, random_state
         self.n_jobs, self.verbose = n_jobs, verbose
         super().__init__()
 
     def _train(self, X: Any, y: Tensor, outputs: int) -> None:
         """Fits a network with so many outputs to targets of the series."""
         sequences = _sequences(X)
+        if self.moments < 1:
+            raise ValueError(f"moments is {self.moments}, expected at least 1")
         self._n_jobs = check_n_jobs(self.n_jobs)
         seed = check_random_state(self.random_state).randint(2**31)
         sizes = "neurons", "filters", "reset_strength", "length"
@@ -98,25 +107,38 @@ class SpikingEstimator:
             self.preparation_ = prepare_series(sequences, options.length)
             self.network_ = build_network(options, self.preparation_, outputs).eval()
             sample = self.preparation_(sequences[:: -(-len(sequences) // SAMPLE)])
-            begins = range(0, len(sequences), BATCH)
-            parts = (slice(begin, begin + BATCH) for begin in begins)
-            batches = (
-                Batch(x, y[part], lengths)
-                for part in parts
-                for x, lengths in [self.preparation_(sequences[part])]
-            )
-            bar = tqdm(batches, "fit", len(begins), unit="batch", disable=not self.verbose)
-            find_weights(self.network_, options, sample, bar)
+            draw_weights(self.network_, options, sample)
+            steps = self.preparation_.steps
+            moments = [-(-steps * number // self.moments) for number in range(1, self.moments + 1)]
+            self.readouts_ = {
+                moment: torch.nn.Linear(options.neurons, outputs) for moment in moments
+            }
+            found = self._features(sequences, list(self.readouts_), bool(self.verbose))
+            for layer, features in zip(self.readouts_.values(), found, strict=True):
+                fit_readout(layer, features, y)
+            self.network_[-1] = self.readouts_[steps]
+
+    @torch.inference_mode()
+    def _features(
+        self, sequences: list[Tensor], moments: list[int | None], bar: bool = False
+    ) -> Tensor:
+        """The input of the last layer, averaged up to each moment; None is the end of all.
+
+        ``(moments, samples, neurons)``.
+        """
+        found = []
+        for begin in tqdm(range(0, len(sequences), BATCH), unit=" batches", disable=not bar):
+            x, lengths = self.preparation_(sequences[begin : begin + BATCH])
+            psp, _ = self.network_[:-1](x)
+            found.append(torch.stack([Mean()(psp[:moment], lengths) for moment in moments]))
+        return torch.cat(found, 1)
 
     @torch.inference_mode()
     def _answers(self, X: Any) -> Tensor:
-        """The mean of the network's output, ``(samples, outputs)``."""
-        sequences, found = _sequences(X), []
+        """The answers to whole series, ``(samples, outputs)``."""
         with _refusing(), _threads(self._n_jobs):
-            for begin in range(0, len(sequences), BATCH):
-                x, lengths = self.preparation_(sequences[begin : begin + BATCH])
-                found.append(Mean()(self.network_(x)[0], lengths))
-        return torch.cat(found).double()
+            (features,) = self._features(_sequences(X), [None])
+            return self.network_[-1](features).double()
 
     def _check_X(self, X: Any) -> dict[str, Any]:
         """Checks series as aeon does; that some hardly change is no reason for a warning here."""
@@ -203,8 +225,10 @@ class Answer(NamedTuple):
 class Stream:
     """A series that is followed step by step, by the compiled network.
 
-    Made by the ``stream`` method of an estimator. After step t it says what the estimator would
-    predict of the first t steps.
+    Made by the ``stream`` method of an estimator. With ``moments=1`` the answer after step t is
+    what the estimator would predict of the first t steps. With more it changes only at these
+    moments, for which the estimator has last layers of their own. Before the first moment and after
+    the last it changes at every step.
 
     Args:
         estimator: the fitted estimator.
@@ -213,7 +237,12 @@ class Stream:
 
     def __init__(self, estimator: SpikingEstimator, read: Callable[[np.ndarray], Any]) -> None:
         preparation = estimator.preparation_
-        self._network = compiled(estimator.network_, preparation.features)
+        self._network = compiled(estimator.network_[:-1], preparation.features)
+        self._moments = list(estimator.readouts_)
+        self._readouts = [
+            (layer.weight.detach().numpy().T, layer.bias.detach().numpy())
+            for layer in estimator.readouts_.values()
+        ]
         self._read, self._block = read, preparation.block
         tensors = preparation.mean, preparation.deviation, preparation.change
         self._mean, self._deviation, self._change = (one.numpy() for one in tensors)
@@ -225,12 +254,13 @@ class Stream:
         self._waiting: list[np.ndarray] = []  # steps of a block that is not whole yet
         self._last: np.ndarray | None = None
         self._total, self._steps = np.zeros(self._network.after), 0
+        self._answer = np.zeros(len(self._readouts[0][1]))
 
     def step(self, x: np.ndarray | float) -> Any:
         """Takes the next step of the series and returns the answer so far.
 
         If long series are averaged over blocks of steps, the answer changes when a block is whole.
-        Before the first one is, no class is more probable than another, and a number is 0.
+        Before the first one is, all classes are equally probable, and a number is 0.
 
         Args:
             x: ``(channels,)``, or a number if there is one channel.
@@ -251,7 +281,11 @@ class Stream:
             output = self._network.step(np.concatenate([value, (value - last) / self._change]))
             self._total, self._steps = self._total + output, self._steps + 1
             self._waiting, self._last = [], value
-        return self._read(self._total / max(self._steps, 1))
+            passed = bisect_right(self._moments, self._steps)
+            if passed in (0, len(self._moments)) or self._moments[passed - 1] == self._steps:
+                weight, bias = self._readouts[max(passed - 1, 0)]
+                self._answer = self._total / self._steps @ weight + bias
+        return self._read(self._answer)
 
 
 def _sequences(X: Any) -> list[Tensor]:

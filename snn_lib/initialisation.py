@@ -153,12 +153,25 @@ def answer_from_the_start(
                 )
             features.append(Mean()(inputs[0], lengths))
             targets.append(y)
-    x, y, scale = torch.cat(features), torch.cat(targets), 1.0
-    if y.is_floating_point():
-        fit = ridge_regression(x, y)
+    fit_readout(layer, torch.cat(features), torch.cat(targets))
+
+
+@torch.no_grad()
+def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
+    """Sets a linear layer by a ridge regression, as :func:`answer_from_the_start` describes.
+
+    Args:
+        layer: with a bias.
+        features: its input, ``(samples, inputs)``.
+        targets: class numbers ``(samples,)``, or numbers ``(samples, outputs)``.
+    """
+    scale = 1.0
+    if targets.is_floating_point():
+        fit = ridge_regression(features, targets)
     else:
-        fit = ridge_regression(x, 2.0 * one_hot(y, layer.out_features) - 1.0)
-        scale = _scale_of_logits(fit.left_out, y.cpu())
+        signs = 2.0 * one_hot(targets, layer.out_features) - 1.0
+        fit = ridge_regression(features, signs)
+        scale = _scale_of_logits(fit.left_out, targets.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
 

@@ -17,7 +17,6 @@ and aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/
 
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -33,7 +32,6 @@ from snn_lib import (
     answer_from_the_start,
     log_spaced,
 )
-from snn_lib.data.batches import Batch
 from snn_lib.data.preparation import Prepared, SeriesPreparation
 from snn_lib.readout import within
 from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
@@ -91,25 +89,19 @@ def build_network(
 
 
 @torch.no_grad()
-def find_weights(
-    network: Sequential,
-    options: TimeSeriesHyperparameters,
-    sample: Prepared,
-    batches: Iterable[Batch],
-) -> None:
-    """Finds all weights of the network: random ones that suit the data, and the last layer's.
+def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample: Prepared) -> None:
+    """Draws the weights of all layers but the last, as suits the data.
 
     The filters become equally loud. Each neuron hears a few of them, drawn at random, by a current
-    of deviation 1, and has a share of the steps drawn at random in which its current is above the
-    threshold. Ridge regression solves the last layer.
+    of deviation 1. It has a share of the steps of its own, drawn at random, in which this current
+    is above the threshold.
 
     Args:
         network: from :func:`build_network`.
         options: the same.
-        sample: sequences from all over the training data, for the first layers.
-        batches: all of the training data, for the last layer.
+        sample: sequences from all over the training data.
     """
-    repeat, filters, weights, _, _, answer = network
+    repeat, filters, weights, *_ = network
     psp = filters(repeat(sample.x))[0]
     if sample.lengths is not None:
         psp = psp[within(psp, sample.lengths)[..., 0]]
@@ -130,7 +122,6 @@ def find_weights(
     threshold = (current / deviation).sort(0).values.gather(0, place[None])[0]
     weights.weight.copy_(drawn / deviation[:, None])
     weights.bias.copy_(1 - threshold)
-    answer_from_the_start(network, answer, batches)
 
 
 def _or_one(deviation: Tensor) -> Tensor:
@@ -145,8 +136,8 @@ def build_model(config: TimeSeriesConfig) -> Sequential:
 
 def initialise(network: Sequential, task: TimeSeries) -> None:
     """Finds all weights on the training sequences."""
-    options = task.config.hyperparameters
-    find_weights(network, options, task.sample(), task.training_sequences())
+    draw_weights(network, task.config.hyperparameters, task.sample())
+    answer_from_the_start(network, network[-1], task.training_sequences())
 
 
 task = TimeSeries()

@@ -268,6 +268,16 @@ def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path, r
     assert "seed 0" not in printed
 
 
+def test_early_series_compares_a_stream_with_fits_of_beginnings(tmp_path, run_smoke):
+    pytest.importorskip("aeon")
+    rows, printed = run_smoke("early_series", tmp_path)
+    assert [row["method"][:3] for row in rows] == ["SNN"] * 10 + ["Min"] * 10
+    for row in rows:
+        assert row["method"] in printed
+        assert 0 <= float(row["accuracy"]) <= 1
+        assert bool(row["sure"]) == row["method"].startswith("SNN")
+
+
 def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from dense_conv import Dense

@@ -141,6 +141,31 @@ def test_a_stream_says_what_the_classifier_says_of_the_steps_so_far(length):
     assert np.array_equal(again.probabilities, answer.probabilities)
 
 
+def test_layers_for_moments_know_the_beginnings_of_series():
+    x, y = waves(samples=60)
+    more, numbers = waves(samples=60, seed=1)
+    right, sure = {}, {}
+    for moments in (1, 5):
+        classifier = SpikingClassifier(**SMALL, moments=moments).fit(x, y)
+        assert len(classifier.readouts_) == moments
+        stream, answers = classifier.stream(), []
+        for series in more:
+            stream.reset()
+            answers.append([stream.step(step) for step in series.T])
+        for step in (8, 40):  # a fifth, and all
+            labels = np.array([own[step - 1].label for own in answers])
+            right[moments, step] = (labels == numbers).mean()
+            sure[moments, step] = np.mean([own[step - 1].probabilities.max() for own in answers])
+        if moments > 1:
+            for own in answers:  # until the next moment
+                assert all(np.array_equal(own[7].probabilities, a.probabilities) for a in own[8:15])
+        last = [own[-1].probabilities for own in answers]
+        np.testing.assert_allclose(last, classifier.predict_proba(more), atol=1e-3)
+    assert right[5, 8] > right[1, 8] + 0.1
+    assert abs(sure[5, 8] - right[5, 8]) < abs(sure[1, 8] - right[1, 8])
+    assert right[5, 40] == right[1, 40] > 0.9
+
+
 def test_a_regressor_s_stream_says_a_number():
     x, y = waves(channels=1)
     regressor = SpikingRegressor(**SMALL).fit(x, y.astype(float))
@@ -191,7 +216,8 @@ def test_wrong_series_are_refused_as_scikit_learn_does(series, labels, message):
 
 
 @pytest.mark.parametrize(
-    "options", [{"neurons": 0}, {"filters": 0}, {"length": 0}, {"reset_strength": -1.0}]
+    "options",
+    [{"neurons": 0}, {"filters": 0}, {"length": 0}, {"reset_strength": -1.0}, {"moments": 0}],
 )
 def test_wrong_parameters_are_refused(options):
     x, y = waves()

@@ -14,12 +14,12 @@ from nbclient import NotebookClient
 from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
-MEMORY, TUTORIAL = "associative_memory", "tutorial"
+MEMORY, TUTORIAL, SERIES = "associative_memory", "tutorial", "time_series"
 PRETRAINED = ROOT / OmegaConf.load(ROOT / "associative_memory.yaml").test_checkpoint_path
-PICTURES = {MEMORY: 8, TUTORIAL: 5}  # at least
-LARGEST = {MEMORY: 2 * 2**20, TUTORIAL: 2**20}  # bytes
+PICTURES = {MEMORY: 8, TUTORIAL: 5, SERIES: 1}  # at least
+LARGEST = {MEMORY: 2 * 2**20, TUTORIAL: 2**20, SERIES: 2**18}  # bytes
 
-both = pytest.mark.parametrize("name", [MEMORY, TUTORIAL])
+every = pytest.mark.parametrize("name", [MEMORY, TUTORIAL, SERIES])
 
 
 def path_of(name):
@@ -47,6 +47,8 @@ def execute(notebook):
 def executed(name):
     if name == MEMORY and not PRETRAINED.exists():
         pytest.skip(f"there is no pretrained model {PRETRAINED.relative_to(ROOT)}")
+    if name == SERIES:
+        pytest.importorskip("aeon")
     notebook = read(name)
     for cell in code(notebook):  # the sweeps over all kinds of damage, on a sample of each pattern
         cell.source = cell.source.replace("samples=4", "samples=1")
@@ -71,7 +73,7 @@ def printed(cell, stream="stdout"):
     return "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == stream)
 
 
-@both
+@every
 @pytest.mark.parametrize("state", [read, executed])
 def test_every_plotting_cell_shows_one_picture_and_nothing_went_wrong(name, state):
     notebook = state(name)
@@ -83,7 +85,7 @@ def test_every_plotting_cell_shows_one_picture_and_nothing_went_wrong(name, stat
         assert all(output.output_type != "error" for output in cell.outputs)
 
 
-@both
+@every
 def test_committed_notebook_tells_nothing_of_the_machine_that_ran_it(name):
     committed = read(name)
     assert path_of(name).stat().st_size < LARGEST[name]
@@ -115,8 +117,18 @@ def test_the_tutorial_s_network_learns_what_one_without_memory_cannot(state):
     assert 35 < without < 65
 
 
+@pytest.mark.parametrize("state", [read, executed])
+def test_the_estimator_is_as_good_as_minirocket_and_its_stream_ends_right(state):
+    text = "\n".join(map(printed, code(state(SERIES))))
+    found = [
+        float(re.search(rf"{name}: ([\d.]+)", text)[1]) for name in ("Classifier", "MiniRocket")
+    ]
+    assert found[0] > found[1] - 0.02 > 0.9
+    assert re.search(r"class (\d), and it is class \1", text)
+
+
 if __name__ == "__main__":
-    for name in (MEMORY, TUTORIAL):
+    for name in (MEMORY, TUTORIAL, SERIES):
         notebook = read(name)
         execute(notebook)
         nbformat.write(notebook, path_of(name))

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from snn_lib.data.batches import Batch
+from snn_lib.data.preparation import Prepared
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import load_series, prepare_series
 from snn_lib.errors import InputError, require
@@ -120,10 +121,11 @@ class TimeSeries(SequenceClassification):
         x, lengths = self.preparation.encode(batch.x, batch.lengths)
         return batch._replace(x=x, lengths=lengths)
 
-    def sample(self) -> Batch:
+    def sample(self) -> Prepared:
         """Training sequences from all over the set, as they are."""
         count = len(self.parts["train"])
-        return next(self._as_they_are(range(0, count, -(-count // SAMPLE)), SAMPLE))
+        x, _, lengths = next(self._as_they_are(range(0, count, -(-count // SAMPLE)), SAMPLE))
+        return Prepared(x, lengths)
 
     def training_sequences(self) -> Iterator[Batch]:
         """The training sequences as they are, once each."""

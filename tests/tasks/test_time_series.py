@@ -151,17 +151,18 @@ def test_first_weights_see_every_training_sequence_as_it_is(mine, tmp_path):
     config = configured(tmp_path, epoch=1)
     config.augmentation.noise = 1.0
     task = task_of(config)
-    for batches in (list(task.training_sequences()), [task.sample()]):
-        shown = [
-            (batch.x[:length, index, :3], batch.y[index])
-            for batch in batches
-            for index, length in enumerate(batch.lengths)
-        ]
-        assert len(shown) == 41
-        for number, (own, label) in enumerate(shown):
-            sequence, target = task.parts["train"][number]
-            assert torch.equal(own, sequence)
-            assert label == target
+    shown = [
+        (batch.x[:length, index, :3], batch.y[index])
+        for batch in task.training_sequences()
+        for index, length in enumerate(batch.lengths)
+    ]
+    assert len(shown) == 41
+    sample, lengths = task.sample()
+    for number, (own, label) in enumerate(shown):
+        sequence, target = task.parts["train"][number]
+        assert torch.equal(own, sequence)
+        assert torch.equal(sample[: lengths[number], number, :3], sequence)
+        assert label == target
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
