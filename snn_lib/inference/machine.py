@@ -306,10 +306,8 @@ def run(
     """Runs ``total`` steps of ``x`` and changes ``state``.
 
     Args:
-        program: records of ``LAYER``.
-        coefficients, table: the coefficients and the taps of all layers.
-        state: what the layers remember.
-        values: room for the layers' outputs.
+        program, coefficients, table: a :class:`snn_lib.inference.program.Program`.
+        state, values: what the layers remember, and room for their outputs.
         numbers, amounts: room for a list of inputs that are not zero.
         x: ``(total, inputs)`` of the first layer; ``(1, inputs)`` if every step is the same. If
             that layer has weights, it then weighs one step for all.

@@ -555,9 +555,6 @@ class maxpooling2d_layer(nn.Module):
 class filter_layer(nn.Module):
     """The filter through which spike trains are compared, as in :class:`OutputFilter`.
 
-    Args:
-        device: the device of the coefficients.
-
     Shape:
         ``(B, input_size, T)`` to the same.
     """
@@ -586,9 +583,6 @@ class filter_layer(nn.Module):
 
 class exponential_filter_layer(nn.Module):
     """y[t] = (1 - alpha) y[t-1] + alpha x[t].
-
-    Args:
-        device: the device of the coefficient.
 
     Shape:
         ``(B, input_size, T)`` to the same.

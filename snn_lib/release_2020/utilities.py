@@ -168,10 +168,7 @@ def float_to_spike_train(value: float, length: int) -> np.ndarray:
 class RandPatternDataset(Dataset):
     """Patterns and their labels, as :func:`generate_rand_pattern` makes them.
 
-    Args:
-        dataset: the patterns, one after the other.
-        label: the label of each pattern.
-        transform: called with each pattern, if given.
+    If there is a ``transform``, it is called with each pattern.
     """
 
     def __init__(
