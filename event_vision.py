@@ -115,7 +115,10 @@ class SNN(nn.Module):
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """Runs all time steps; see the class for shapes."""
-        return self.layers(x.movedim(-1, 2), state)  # (T, B, 2, side, side), channels last
+        maps = x.movedim(-1, 2)  # (T, B, 2, side, side), channels last
+        if isinstance(self.layers[0], PerStep) and not maps.is_floating_point():
+            maps = maps.float()  # filters read bytes, convolutions do not
+        return self.layers(maps, state)
 
 
 def initialise(model: SNN, task: EventVision) -> None:
