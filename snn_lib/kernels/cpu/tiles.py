@@ -22,7 +22,7 @@ NUMBERS = {
     torch.float64: np.float64(0),
     torch.bfloat16: np.uint16(0),
 }
-TILE = 2048  # elements of a tile at one time step
+TILE = 512  # elements of a tile at one time step, whose state stays in the innermost cache
 TILE_CHANNELS = 1024
 GROUPS = 16  # a batch with this many rows is cut into at least as many groups of rows
 SMALL = 16384  # a sequence of at most so many elements is computed by the calling thread alone
