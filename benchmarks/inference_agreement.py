@@ -42,28 +42,29 @@ class Prefixes:
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.model, self.network = model, compiled(model, x.shape[2:])
+        self.layers = model if isinstance(model, Sequential) else model.layers
         self.neurons = [
-            number for number, layer in enumerate(model.layers) if isinstance(layer, SpikingNeuron)
+            number for number, layer in enumerate(self.layers) if isinstance(layer, SpikingNeuron)
         ]
         inputs = self.outputs(x)[0].shape[2:]
         self.prefixes = [
-            compiled(Sequential(*model.layers[: number + 1]), inputs) for number in self.neurons
+            compiled(Sequential(*self.layers[: number + 1]), inputs) for number in self.neurons
         ]
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """The input of the model's layers, and the output of each."""
         seen: list[Tensor] = []
-        handle = self.model.layers.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        handle = self.layers.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         self.model(x)
         handle.remove()
-        return [seen[0], *self.model.layers.layerwise(seen[0])[0]]
+        return [seen[0], *self.layers.layerwise(seen[0])[0]]
 
     def first_differences(self, x: Tensor) -> list[float | None]:
         """For each sample, how far from the threshold was what differs first; ``None``: nothing."""
         given, *outputs = self.outputs(x)
         first: list[tuple[int, float] | None] = [None] * x.shape[1]
         for number, prefix in zip(self.neurons, self.prefixes, strict=True):
-            neuron, current = self.model.layers[number], ([given, *outputs])[number]
+            neuron, current = self.layers[number], ([given, *outputs])[number]
             potentials = None
             for sample in range(x.shape[1]):
                 spikes = runs(prefix, given[:, sample])
