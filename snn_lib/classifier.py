@@ -27,9 +27,7 @@ try:
     from aeon.utils.validation import check_n_jobs
     from sklearn.utils import check_random_state
 except ImportError as error:
-    raise ImportError(
-        "snn_lib.classifier needs aeon and scikit-learn: pip install 'snn-iir[series]'"
-    ) from error
+    raise ImportError("snn_lib.classifier needs aeon: pip install 'aeon>=1.1'") from error
 from tqdm import tqdm
 
 from snn_lib.data.series import prepare_series

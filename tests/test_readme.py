@@ -17,7 +17,7 @@ README = ROOT / "README.md"
 def scripts(tmp_path, monkeypatch):
     """The README's Python blocks as files in a folder of their own, which is entered."""
     monkeypatch.chdir(tmp_path)
-    paths = [tmp_path / f"block_{number}.py" for number in (1, 2, 3)]
+    paths = [tmp_path / f"block_{number}.py" for number in (1, 2, 3, 4)]
     for path, block in zip(paths, blocks(README, "python"), strict=True):
         path.write_text(block)
     return paths
@@ -36,9 +36,15 @@ def test_the_first_network_learns_and_a_trained_one_classifies(scripts, monkeypa
     assert loaded["scores"].shape == (2, 10)
 
 
+def test_the_estimator_fits_and_scores_a_built_in_set(scripts, capsys):
+    pytest.importorskip("aeon")
+    runpy.run_path(str(scripts[2]))
+    assert float(capsys.readouterr().out) > 0.8
+
+
 def test_your_own_data_is_learned_by_the_command_that_follows(scripts, monkeypatch, capsys):
     (command,) = (line for line in README.read_text().splitlines() if "python rising" in line)
-    scripts[2].rename("rising.py")
+    scripts[3].rename("rising.py")
     monkeypatch.setattr(sys, "argv", [*shlex.split(command)[1:], "device=cpu"])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
