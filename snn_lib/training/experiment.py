@@ -102,8 +102,10 @@ class Experiment:
         self._begin(checkpoint)
         with self.run, without_warning():  # _finish_epoch warns of unstable filters
             while self.progress.epoch < self.settings.epoch:
-                self._train_epoch()
+                stop = self._train_epoch()
                 self._finish_epoch()
+                if stop and self.progress.epoch < self.settings.epoch:
+                    raise Stopped
             if self.settings.epoch == 0:
                 self._keep_first_weights()
         return self._conclude()
@@ -146,12 +148,16 @@ class Experiment:
                 f"{self.progress.batch} batches"
             )
 
-    def _train_epoch(self) -> None:
-        """Trains on the remaining batches of an epoch."""
+    def _train_epoch(self) -> bool:
+        """Trains on the remaining batches of an epoch.
+
+        Returns:
+            Whether the run was asked to stop after the last of them: the epoch is finished first.
+        """
         progress, total = self.progress, len(self.task.batches("train"))
         batches = self.task.train_batches(progress.epoch, progress.batch)
         self.trained.train()
-        saved = time.monotonic()
+        saved, stop = time.monotonic(), False
         with display.show_epoch(progress, self.task, self.config, self.rank > 0) as advance:
             while progress.batch < total:
                 begin = time.perf_counter()
@@ -165,11 +171,12 @@ class Experiment:
                 advance()
                 due = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
                 stop, due = distributed.any_process(self.stop_requested(), due)
-                if (stop or due) and progress.batch < total:  # else the epoch is finished first
+                if (stop or due) and progress.batch < total:
                     self._save_last()
                     saved = time.monotonic()
                     if stop:
                         raise Stopped
+        return stop
 
     def _train_batch(self, batch: Any) -> dict[str, Any]:
         """Forward, backward, and a step of the optimiser; returns the batch's sums."""

@@ -134,6 +134,13 @@ def test_a_run_that_stops_and_resumes_equals_one_that_does_not(tmp_path, undistu
     assert finished["test"] == resumed["test"]
 
 
+def test_a_run_of_a_batch_an_epoch_stops_behind_an_epoch(tmp_path):
+    one_batch = "hyperparameters.batch_size=16", "mnist_config.training_size=16"
+    with pytest.raises(Stopped):
+        experiment(small(tmp_path, *one_batch), stop_after=2).train()
+    assert len(metrics_of(tmp_path)) == 1 + 2
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_one_others(tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         experiment(
