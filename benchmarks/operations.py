@@ -124,7 +124,7 @@ def train(
 
 def chart(path: Path, rows: list[dict]) -> None:
     """Error against operations; a dot is a short run, a line a pretrained model stopped early."""
-    figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10.5, 5), layout="constrained")
     for encoding, color in COLORS.items():
         for row in (row for row in rows if row["encoding"] == encoding):
             if row["model"] in PRETRAINED:
@@ -136,7 +136,7 @@ def chart(path: Path, rows: list[dict]) -> None:
             else:
                 axes.scatter(*point(row), s=18, color=color, alpha=0.4, lw=0)
     if any(row["model"] not in (*PRETRAINED, DENSE) for row in rows):
-        axes.scatter([], [], s=18, color=GREY, alpha=0.4, lw=0, label="one epoch, 4 to 25 steps")
+        axes.scatter([], [], s=18, color=GREY, alpha=0.4, lw=0, label="one epoch, filters before")
     for row in rows:
         if row["model"] == DENSE:
             (skipping, error), every = point(row), float(row["dense_operations"])
@@ -148,7 +148,8 @@ def chart(path: Path, rows: list[dict]) -> None:
         formatted("{x:g}")
     axes.margins(0.08)
     axes.grid(which="both", alpha=0.3)
-    axes.legend(title="lines: stopped 1, 2, 3, 4, 6 spikes\nahead, and after all steps")
+    title = "lines: stopped 1, 2, 3, 4, 6 spikes\nahead, and after all steps"
+    figure.legend(title=title, loc="outside right upper")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
