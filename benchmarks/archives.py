@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import csv
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ import torch
 from measuring import ROOT, machine, options
 from torch import nn
 
-sys.path.insert(0, str(ROOT))
 from snn_lib import Sequential
 from snn_lib.data.augmentation import resample
 from snn_lib.data.sequences import collate

@@ -8,17 +8,14 @@ MiniRockets, each fitted to the beginnings of the training series. The dashed li
 stream is: it should be as high as its accuracy. Everything has one seed.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import ROOT, machine, options
-
-sys.path.insert(0, str(ROOT))
 from aeon.classification.convolution_based import MiniRocketClassifier
 from aeon.datasets import load_classification
+from measuring import machine, options
 
 from snn_lib.classifier import SpikingClassifier
 from snn_lib.files import write_csv
