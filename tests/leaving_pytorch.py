@@ -61,6 +61,17 @@ class Voting(nn.Module):
         return spikes.unflatten(2, (4, 3)).sum(3), state
 
 
+def normalised():
+    """Neurons whose current is normalised, and normalised outputs."""
+    return Sequential(
+        nn.Linear(6, 20, bias=False),
+        PerStep(nn.BatchNorm1d(20)),
+        SpikingNeuron(20, 4.0),
+        nn.Linear(20, 3),
+        PerStep(nn.BatchNorm1d(3, affine=False)),
+    ), (6,)
+
+
 def several_filters(*positions):
     """Each of two inputs has three low passes of its own."""
     taus = torch.arange(1.0, 7.0).view(6, *positions and (1, 1))
@@ -88,6 +99,10 @@ NETWORKS = {
     ),
     "neurons": spiking,
     "neurons with a membrane": lambda: spiking(membrane_filter=True, reset_strength=0.7),
+    "normalised": normalised,
+    "normalised maps": lambda: maps(
+        nn.Sequential(nn.Conv2d(2, 6, 3, groups=2), nn.BatchNorm2d(6)), nn.MaxPool2d(2)
+    ),
     "convolution": convolution,
     "padded": lambda: convolution(padding=1, bias=False),
     "same": lambda: convolution(padding="same", dilation=2),
@@ -123,6 +138,12 @@ def loud(model):
     for part in model.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(part.weight, 0.1, 0.7)
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(part.running_mean)
+            nn.init.uniform_(part.running_var, 0.1, 1.0)
+            if part.affine:
+                nn.init.normal_(part.weight)
+                nn.init.normal_(part.bias)
     return model.double().eval()
 
 

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from snn_lib.containers import Output, Sequential
 from snn_lib.errors import one_line
-from snn_lib.inference.layers import Flattening, Layer, Shape, Weights, read
+from snn_lib.inference.layers import (
+    Flattening,
+    Layer,
+    Shape,
+    Weights,
+    fold_normalisations,
+    read,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
             f"{type(network).__name__}.forward changes the features before its Sequential: give "
             "the shape of one step of its input, such as shape=(28, 28)"
         )
-    layers = list(read(inner, name, around.features, dtype))
+    layers = fold_normalisations(read(inner, name, around.features, dtype))
     if all(isinstance(layer, Flattening) for layer in layers):
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
     layers += around.sums(layers[-1].after)

@@ -6,8 +6,8 @@ in ``onnx_graph.py``.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -75,6 +75,17 @@ class Flattening(Layer):
 
 
 @dataclass(frozen=True)
+class Normalisation(Layer):
+    """A batch normalisation in evaluation mode: scale and shift ``(C,)`` of every channel.
+
+    :func:`fold_normalisations` makes it a part of the weights before it.
+    """
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+@dataclass(frozen=True)
 class Filter(Layer):
     """A synapse: alpha ``(P, *features)`` and beta ``(Q + 1, *features)``."""
 
@@ -137,6 +148,28 @@ def read(
             raise ValueError(f"{here} is given the shape {before}: {one_line(error)}") from None
 
 
+def fold_normalisations(layers: Iterable[Layer]) -> list[Layer]:
+    """The same layers, with each normalisation folded into the layer of weights before it.
+
+    Raises:
+        ValueError: there is no layer of weights right before a normalisation.
+    """
+    folded: list[Layer] = []
+    for layer in layers:
+        if isinstance(layer, Normalisation):
+            if not (folded and isinstance(folded[-1], (Weights, Convolution))):
+                raise ValueError(
+                    f"{layer.name} normalises what comes from no layer of weights: put it right "
+                    "behind an nn.Linear or nn.Conv2d"
+                )
+            weights = folded.pop()
+            scale = layer.scale.reshape(-1, *[1] * (weights.weight.ndim - 1))
+            bias = layer.scale * weights.bias + layer.shift
+            layer = replace(weights, weight=scale * weights.weight, bias=bias)
+        folded.append(layer)
+    return folded
+
+
 def _nothing(module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
     """A layer that returns its input."""
     return []
@@ -159,6 +192,20 @@ def _convolution(module: nn.Conv2d, name: str, before: Shape, after: Shape) -> l
         padding = (0, 0)
     window = module.stride, padding, module.dilation, module.groups
     return [Convolution(name, before, after, *_weight_and_bias(module), *window)]
+
+
+def _normalisation(
+    module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, before: Shape, after: Shape
+) -> list[Layer]:
+    if module.running_var is None:
+        raise ValueError("it has no running averages: expected track_running_stats=True")
+    scale = (module.running_var + module.eps).rsqrt()
+    if module.affine:
+        scale = scale * module.weight
+    shift = -scale * module.running_mean
+    if module.affine:
+        shift = shift + module.bias
+    return [Normalisation(name, before, after, scale.numpy(), shift.numpy())]
 
 
 def _average(module: nn.AvgPool2d, name: str, before: Shape, after: Shape) -> list[Layer]:
@@ -240,6 +287,7 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     nn.Dropout2d.forward: _nothing,
     nn.Linear.forward: _linear,
     nn.Conv2d.forward: _convolution,
+    nn.BatchNorm1d.forward: _normalisation,  # and of nn.BatchNorm2d
     nn.AvgPool2d.forward: _average,
     nn.MaxPool2d.forward: _maximum,
     nn.Flatten.forward: _flattening,

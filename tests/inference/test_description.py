@@ -48,7 +48,12 @@ def in_maps(layer):
         (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs only in PyTorch"),
         (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs only in PyTorch"),
         (Backwards(nn.Linear(4, 4)), r"^Backwards runs only in PyTorch"),
-        (in_maps(nn.BatchNorm2d(2)), r"1.module \(BatchNorm2d\) runs only in PyTorch"),
+        (in_maps(nn.BatchNorm2d(2)), "^1.module normalises what comes from no layer of weights"),
+        (
+            in_maps(nn.BatchNorm2d(2, track_running_stats=False)),
+            r"1.module \(BatchNorm2d\).*no running averages",
+        ),
+        (in_maps(nn.InstanceNorm2d(2)), r"1.module \(InstanceNorm2d\) runs only in PyTorch"),
         (
             in_maps(nn.Conv2d(2, 2, 3, padding_mode="circular")),
             r"1.module \(Conv2d\).*padding_mode",
