@@ -72,6 +72,14 @@ def test_training_step_compares_every_variant_on_every_network(tmp_path, run_smo
     assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
 
 
+def test_step_profile_counts_the_bytes_that_filters_and_neurons_move(tmp_path, run_smoke):
+    rows, _ = run_smoke("step_profile", tmp_path, chart=False)
+    assert [row["precision"] for row in rows] == ["float32", "bfloat16"] * 3
+    for row in rows:
+        assert 0 < float(row["copy_if_joined"]) < float(row["copy"])
+        assert 0 < float(row["filters"]) < float(row["step"])
+
+
 def test_streaming_compares_a_step_of_every_network(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
     rows, printed = run_smoke("streaming", tmp_path)
