@@ -33,7 +33,9 @@ def show_epoch(
     """
     options = config.hyperparameters
     title = f"epoch {progress.epoch + 1}/{options.epoch}"
-    told = progress.seconds
+    # A resumed epoch may have begun on another machine, so the rate is that of this process alone.
+    first, begin = progress.batch, progress.seconds
+    told = begin
     bar = tqdm(
         total=progress.batches,
         initial=progress.batch,
@@ -47,8 +49,9 @@ def show_epoch(
     def advance() -> None:
         nonlocal told
         batch = progress.batch
-        # The rate is that of all processes together.
-        rate = f"{batch * options.batch_size / progress.seconds:.0f} {task.unit}/s"
+        per_second = (batch - first) / (progress.seconds - begin)
+        # With torchrun, each batch is one of all processes together.
+        rate = f"{per_second * options.batch_size:.0f} {task.unit}/s"
         if not bar.disable:
             bar.update()
             if batch % BATCHES_PER_DISPLAY == 0:  # reading the sums waits for the device
@@ -57,7 +60,7 @@ def show_epoch(
             told = progress.seconds
             # The batches up to the end of the run take this long, without the evaluations.
             batches = (options.epoch - progress.epoch) * progress.batches - batch
-            left = duration(batches * progress.seconds / batch)
+            left = duration(batches / per_second)
             say(f"{title}, batch {batch}/{progress.batches}: {rate}, about {left} left")
 
     with bar:

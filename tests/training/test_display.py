@@ -23,19 +23,23 @@ def test_a_split_s_metrics_lose_its_name():
     assert split_of(row, "validation") == {"loss": 0.1, "f1": 0.5}
 
 
-def shown(monkeypatch, terminal, batches, hidden=False):
-    """What is printed while an epoch's batches are trained on, two seconds each."""
+def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0)):
+    """What is printed while an epoch's batches are trained on, two seconds each.
+
+    ``resumed`` is how many of them were done before, and the seconds that this took.
+    """
     out, bar = io.StringIO(), io.StringIO()
     bar.isatty = lambda: terminal
     config = ClassificationConfig()
     config.hyperparameters.epoch, config.hyperparameters.batch_size = 3, 40
-    progress = Progress(batches=60, epoch=1)
+    done, before = resumed
+    progress = Progress(batches=60, epoch=1, batch=done, seconds=before)
     with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(bar):
         patch.setattr(display, "tqdm", partial(tqdm, file=bar, mininterval=0))
         patch.setattr(display, "say", lambda line: out.write(f"{line}\n"))
         with show_epoch(progress, Classification(), config, hidden) as advance:
-            for batch in range(1, batches + 1):
-                progress.batch, progress.seconds = batch, 2.0 * batch
+            for batch in range(done + 1, batches + 1):
+                progress.batch, progress.seconds = batch, before + 2.0 * (batch - done)
                 loss = torch.tensor(2.0 * batch)
                 progress.sums = {"samples": 4 * batch, "loss": loss, "correct": batch}
                 advance()
@@ -63,6 +67,12 @@ def test_elsewhere_a_line_a_minute_says_how_far_it_has_come(monkeypatch):
         "epoch 2/3, batch 60/60: 20 sequences/s, about 2 min left",
     ]
     assert bar == ""
+
+
+def test_the_rate_of_a_resumed_epoch_is_that_of_this_process(monkeypatch):
+    """Whatever the machine on which the epoch began."""
+    lines, _ = shown(monkeypatch, False, 60, resumed=(25, 5000.0))
+    assert lines == "epoch 2/3, batch 55/60: 20 sequences/s, about 2 min left\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
