@@ -47,5 +47,5 @@ if __name__ == "__main__":
         str(ROOT / "sequential_mnist.py"),
         lambda config: Recurrent(kind, config),
         SequentialDigits(),
-        [*arguments[:1], f"name=sequential_mnist_{kind}", *RATE, *arguments[1:]],
+        arguments=[*arguments[:1], f"name=sequential_mnist_{kind}", *RATE, *arguments[1:]],
     )

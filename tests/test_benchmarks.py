@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import tiny, train
+from running import run_script, tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
@@ -180,6 +180,17 @@ def test_long_memory_tells_the_accuracy_after_every_pixel(tmp_path, run_smoke):
     assert [int(row["pixels"]) for row in rows if row["order"] == "permuted"] == [*range(1, 785)]
     assert float(rows[783]["accuracy"]) >= 0.8  # of ten images
     assert "sequential_mnist: " in printed
+
+
+def test_recurrent_trains_a_gated_layer_of_as_many_parameters(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    few = ("training_size=64", "validation_size=16", "test_size=16", "use_transform=false")
+    settings = [f"mnist_config.{setting}" for setting in few]
+    settings += ["hyperparameters.epoch=1", "hyperparameters.length=28", f"runs_path={tmp_path}"]
+    trained = run_script("benchmarks/recurrent.py", "gru", "--train", *settings)
+    assert trained.code == 0, trained.err
+    assert "sequential_mnist_gru: " in trained.out
+    assert len(list(tmp_path.glob("sequential_mnist_gru/*/best"))) == 1
 
 
 def test_operations_trains_short_runs_once_and_stops_early(tmp_path, run_smoke):
