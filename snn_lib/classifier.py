@@ -30,6 +30,7 @@ except ImportError as error:
     raise ImportError("snn_lib.classifier needs aeon: pip install 'aeon>=1.1'") from error
 from tqdm import tqdm
 
+from snn_lib.data.sequences import as_sequences
 from snn_lib.data.series import prepare_series
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
@@ -93,7 +94,6 @@ class SpikingEstimator:
 
     def _train(self, X: Any, y: Tensor, outputs: int) -> None:
         """Fits a network with so many outputs to targets of the series."""
-        sequences = _sequences(X)
         if self.moments < 1:
             raise ValueError(f"moments is {self.moments}, expected at least 1")
         self._n_jobs = check_n_jobs(self.n_jobs)
@@ -101,6 +101,7 @@ class SpikingEstimator:
         sizes = "neurons", "filters", "reset_strength", "length"
         with _refusing(), _threads(self._n_jobs), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            sequences = _sequences(X)
             options = TimeSeriesHyperparameters(**{name: getattr(self, name) for name in sizes})
             self.preparation_ = prepare_series(sequences, options.length)
             self.network_ = build_network(options, self.preparation_, outputs).eval()
@@ -288,11 +289,8 @@ class Stream:
 
 def _sequences(X: Any) -> list[Tensor]:
     """Aeon's collection as ``(T, channels)`` each."""
-    sequences = [torch.from_numpy(np.array(series.T, np.float64)) for series in X]
-    for index, sequence in enumerate(sequences):
-        if sequence.numel() == 0 or not sequence.isfinite().all():
-            raise ValueError(f"series {index} is empty, or has values that are not finite")
-    return sequences
+    turned = (np.array(series.T, np.float64) for series in X)
+    return as_sequences(turned, "series", dtype=torch.float64)
 
 
 @contextmanager

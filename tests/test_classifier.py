@@ -199,7 +199,11 @@ def changed(x, index, value):
     ("series", "labels", "message"),
     [
         (lambda x: changed(x, (0, 0, 0), np.nan), None, "missing values"),
-        (lambda x: changed(x, (0, 0, 0), np.inf), None, "series 0 .* not finite"),
+        (
+            lambda x: changed(x, (0, 0, 0), np.inf),
+            None,
+            "series 0 .* infinite .*: step 0",
+        ),
         (lambda x: np.full_like(x, 3.7), None, "no training sequence ever changes"),
         (lambda x: 1e300 * x, None, "too large to be squared"),
         (lambda x: x[:1], [0], "at least 2 unique labels, but found 1"),
@@ -232,7 +236,7 @@ def test_wrong_series_are_refused_after_the_fit():
     for wrong, message in (
         (x[:, :1], "number of channels"),
         (changed(x, (0, 0, 0), np.nan), "missing values"),
-        (changed(x, (3, 0, 0), np.inf), "series 3 .* not finite"),
+        (changed(x, (3, 0, 0), np.inf), "series 3 .* infinite .*: step 0, channel 0"),
     ):
         with pytest.raises(ValueError, match=message):
             classifier.predict(wrong)

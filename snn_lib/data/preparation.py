@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib.data.events import Events, Frames
-from snn_lib.data.sequences import as_numbers, pad
+from snn_lib.data.sequences import as_sequences, pad
 from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
 from snn_lib.errors import InputError, require
 
@@ -72,7 +72,7 @@ class SequencePreparation(Preparation):
 
     def __call__(self, samples: Any) -> Prepared:
         """Checks the sequences and pads them to the longest."""
-        return Prepared(*pad(_sequences(samples, self.features)))
+        return Prepared(*pad(as_sequences(samples, "sample", self.features)))
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class SeriesPreparation(Preparation):
 
     def __call__(self, samples: Any) -> Prepared:
         """Standardises, shortens, pads and encodes the sequences."""
-        sequences = _sequences(samples, self.mean.shape, torch.float64)
+        sequences = as_sequences(samples, "sample", self.mean.shape, torch.float64)
         return self.encode(*pad([self.shorten(sequence) for sequence in sequences]))
 
     @property
@@ -291,27 +291,3 @@ def preparation_from(values: Any) -> Preparation:
         raise InputError(
             "it does not say how to prepare input: run network(x) on input of your own"
         ) from None
-
-
-def _sequences(
-    samples: Any, features: Sequence[int], dtype: torch.dtype = torch.float32
-) -> list[Tensor]:
-    """The samples as sequences ``(T, *features)`` of finite numbers; ``(T,)`` is one channel."""
-    sequences = []
-    for index, sample in enumerate(samples):
-        sequence = as_numbers(sample, f"sample {index}").to(dtype)
-        sequence = sequence[:, None] if sequence.dim() == 1 else sequence
-        shape = tuple(sequence.shape)
-        require(
-            len(shape) >= 2 and shape[0] > 0 and shape[1:] == tuple(features),
-            f"sample {index} has the shape {shape}, expected (T, {', '.join(map(str, features))}) "
-            "as in training",
-        )
-        wrong = (~sequence.isfinite()).nonzero()
-        if len(wrong):
-            step, *channel = wrong[0].tolist()
-            place = f"step {step}, channel {', '.join(map(str, channel))}"
-            raise InputError(f"sample {index} has an infinite or undefined number in {place}")
-        sequences.append(sequence)
-    require(bool(sequences), "there are no samples")
-    return sequences

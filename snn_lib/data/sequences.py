@@ -6,7 +6,7 @@ Every sample is checked when it is read, before the network sees it.
 import reprlib
 import sysconfig
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class SequenceDataset(Dataset):
     ) -> None:
         self.x = x if isinstance(x, list) else as_numbers(x, "x")
         self.y = y if isinstance(y, list) else as_numbers(y, "y")
-        self.lengths = None if lengths is None else as_numbers(lengths, "lengths").tolist()
-        self.targets_are_sequences = targets_are_sequences
+        self.lengths, self.targets_are_sequences = None, targets_are_sequences
+        hint = ""
         if isinstance(self.x, Tensor):
             shape = tuple(self.x.shape)
             require(
@@ -50,23 +50,24 @@ class SequenceDataset(Dataset):
                 f"x has shape {shape}, expected (samples, T, *features); a single value a step is "
                 "x[..., None]",
             )
-            transposed = len(self.y) == shape[1] != shape[0]
-            hint = ": time comes second, as in x.transpose(0, 1)" if transposed else ""
-            require(
-                len(self.y) == shape[0],
-                f"x has shape {shape} and y {len(self.y)} targets, expected samples first{hint}",
-            )
-        require(len(self.x) == len(self.y), f"{len(self.x)} sequences have {len(self.y)} targets")
+            if len(self.y) == shape[1]:
+                hint = f": x has shape {shape}, expected samples first, as in x.transpose(0, 1)"
+        require(
+            len(self.x) == len(self.y),
+            f"{len(self.x)} sequences have {len(self.y)} targets{hint}",
+        )
         require(len(self.x) > 0, "there are no sequences")
-        if self.lengths is not None:
+        if lengths is not None:
+            lengths = as_numbers(lengths, "lengths")
             require(
-                len(self.lengths) == len(self.x),
-                f"{len(self.x)} sequences have {len(self.lengths)} lengths",
+                lengths.shape == (len(self.x),),
+                f"lengths has shape {tuple(lengths.shape)}, expected ({len(self.x)},)",
             )
+            self.lengths = lengths.tolist()
             for number, length in enumerate(self.lengths):
                 steps = len(self.x[number])
                 require(
-                    isinstance(length, int) and 0 < length <= steps,
+                    type(length) is int and 0 < length <= steps,
                     f"length {number} is {length}, expected 1 to {steps}",
                 )
 
@@ -126,25 +127,81 @@ def read_sample(
         isinstance(sample, (tuple, list)) and len(sample) == 2,
         f"it is {type(sample).__name__}, expected (sequence, target)",
     )
-    x, y = as_numbers(sample[0], "the sequence"), as_numbers(sample[1], "the target")
-    require(
-        x.dim() >= 2 and len(x) > 0,
-        f"the sequence has shape {tuple(x.shape)}, expected (T, *features) with T > 0",
-    )
-    x = x.to(torch.get_default_dtype())  # integers, and float64 as NumPy makes it
+    x, y = as_sequence(sample[0], "the sequence"), as_numbers(sample[1], "the target")
     y = y.to(torch.get_default_dtype()) if y.is_floating_point() else y
+    require(
+        bool(y.isfinite().all()),
+        f"the target has numbers that are infinite or undefined in {y.dtype}",
+    )
     if targets_are_sequences:
         require(
             y.dim() > 0 and len(y) == len(x),
             f"the sequence has {len(x)} steps and the target shape {tuple(y.shape)}, expected a "
             "target for each step",
         )
-    for values, name in ((x, "sequence"), (y, "target")):
-        require(
-            bool(values.isfinite().all()),
-            f"the {name} has numbers that are infinite or undefined in {values.dtype}",
-        )
     return x, y
+
+
+def as_sequences(
+    samples: Iterable[Any],
+    name: str,
+    features: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Makes sequences ``(T_i, *features)`` of finite numbers from a user's arrays.
+
+    Args:
+        samples: the arrays.
+        name: what an error calls a sample; its number follows.
+        features, dtype: as in :func:`as_sequence`; ``None``: the features of the first sample.
+
+    Raises:
+        InputError: there are no samples, or as :func:`as_sequence`.
+    """
+    sequences = []
+    for number, values in enumerate(samples):
+        sequences.append(as_sequence(values, f"{name} {number}", features, dtype))
+        features = sequences[0].shape[1:]
+    require(bool(sequences), "there are no samples")
+    return sequences
+
+
+def as_sequence(
+    values: Any,
+    name: str,
+    features: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Makes a sequence of finite numbers, ``(T, *features)``, from a user's array.
+
+    Args:
+        values: the array. Where ``features`` are known, ``(T,)`` is a single channel.
+        name: the sequence's name in an error.
+        features: the shape of a step in the training data, if it is known.
+        dtype: the precision, by default PyTorch's.
+
+    Raises:
+        InputError: ``values`` are not finite numbers, or have another shape, or are none.
+    """
+    sequence = as_numbers(values, name).to(dtype or torch.get_default_dtype())
+    if features is None:
+        fits, expected = sequence.dim() >= 2, "(T, *features)"
+    else:
+        sequence = sequence[:, None] if sequence.dim() == 1 else sequence
+        fits = sequence.shape[1:] == tuple(features)
+        expected = f"(T, {', '.join(map(str, features))}) as in training,"
+    require(
+        fits and sequence.numel() > 0,
+        f"{name} has shape {tuple(sequence.shape)}, expected {expected} with at least one number",
+    )
+    finite = sequence.isfinite()
+    if not finite.all():
+        step, *channel = (~finite).nonzero()[0].tolist()
+        raise InputError(
+            f"{name} has a number that is infinite or undefined in {sequence.dtype}: step {step}, "
+            f"channel {', '.join(map(str, channel))}"
+        )
+    return sequence
 
 
 def as_numbers(values: Any, name: str) -> Tensor:

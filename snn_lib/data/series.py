@@ -6,8 +6,7 @@ of the sets and downloads the others.
 
 import difflib
 import os
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from snn_lib.data.preparation import SeriesPreparation
 from snn_lib.data.reading import read_arrays, reading
+from snn_lib.data.sequences import as_sequences, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
 
 TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
@@ -60,44 +60,38 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
             than the first, a single class, or a class in the test part alone.
     """
     if dataset.endswith(".npz"):
-        arrays = _npz(Path(dataset))
-    elif dataset.endswith(".ts"):
+        arrays = _npz(dataset)
+    elif dataset.endswith(TRAIN):
         arrays = _ts(dataset)
     else:
         require(
             not {"/", "\\", "."} & set(dataset),
-            f"dataset={dataset}: expected the name of an archive set, NAME{TRAIN} or an .npz file",
+            f"dataset={dataset}: expected NAME{TRAIN} with NAME{TEST} beside it, an .npz file, or "
+            "the name of an archive set",
         )
-        arrays = _archive(dataset, root)
-    names, numbers = np.unique(arrays["train"][1], return_inverse=True)
+        arrays = _ts(_archive_file(dataset, root))
+    names = np.unique(arrays["train"][1])
     require(
         len(names) > 1,
         f"{dataset}: all training sequences are of class {names[0]}, expected two classes or more",
     )
-    parts = {"train": (_sequences(arrays["train"][0], f"{dataset}, train", missing), numbers)}
-    if "test" in arrays:
-        x, y = arrays["test"]
-        for label in np.unique(y):
-            require(
-                bool((names == label).any()),
-                f"{dataset}: the test part has class {label}, which the training part has not",
-            )
-        parts["test"] = _sequences(x, f"{dataset}, test", missing), np.searchsorted(names, y)
-    channels = parts["train"][0][0].shape[1]
-    for part, (sequences, _) in parts.items():
-        for index, sequence in enumerate(sequences):
-            require(
-                sequence.shape[1] == channels,
-                f"{dataset}, {part}: sequence {index} has {sequence.shape[1]} channels, the first "
-                f"has {channels}",
-            )
-    return SeriesSet(
-        {part: (x, torch.as_tensor(y, dtype=torch.int64)) for part, (x, y) in parts.items()},
-        [str(name) for name in names],
-    )
+    parts, features = {}, None
+    for part, (x, y) in arrays.items():
+        unknown = set(y.tolist()) - set(names.tolist())
+        require(
+            not unknown,
+            f"{dataset}: the {part} part has class {min(unknown, default='')}, which the training "
+            "part has not",
+        )
+        name = f"{dataset}, {part}: sequence"
+        filled = (_fill_gaps(one, f"{name} {index}", missing) for index, one in enumerate(x))
+        sequences = as_sequences(filled, name, features, torch.float64)
+        features = sequences[0].shape[1:]
+        parts[part] = sequences, torch.from_numpy(np.searchsorted(names, y))
+    return SeriesSet(parts, [str(name) for name in names])
 
 
-def _npz(path: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
+def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     names = "x", "y", "lengths"
     arrays = read_arrays(path, [name + suffix for suffix in ("", "_test") for name in names])
     parts = {}
@@ -113,123 +107,86 @@ def _npz(path: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
             "(samples, T, channels)",
         )
         require(
-            y.shape == x.shape[:1] and y.dtype.kind in "biuSU",
+            y.ndim == 1 and y.dtype.kind in "biuSU",
             f"{path}: y{suffix} has shape {y.shape} in {y.dtype}, expected the number or name of a "
-            f"class for each of the {len(x)} sequences",
+            "class for each sequence",
         )
-        require(len(x) > 0, f"{path}: x{suffix} has no sequences")
-        steps = x.shape[1]
-        if lengths is None:
-            lengths = np.full(len(x), steps)
-        require(
-            lengths.shape == y.shape and lengths.dtype.kind in "iu",
-            f"{path}: lengths{suffix} has shape {lengths.shape} in {lengths.dtype}, expected a "
-            f"number of steps for each of the {len(x)} sequences",
-        )
-        require(steps > 0, f"{path}: the sequences of x{suffix} have no steps")
-        for index, length in enumerate(lengths):
-            require(
-                0 < length <= steps,
-                f"{path}: lengths{suffix}[{index}] is {length}, expected 1 to {steps} steps",
-            )
         x = x[..., None] if x.ndim == 2 else x
-        parts[part] = [own[:length] for own, length in zip(x, lengths, strict=True)], y
+        lengths = None if lengths is None else lengths.tolist()
+        data = sequence_dataset((list(x), y.tolist(), lengths), f"{path}, {part}")
+        parts[part] = [sequence for sequence, _ in data], y
     return parts
 
 
-def _ts(dataset: str) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
-    require(
-        dataset.endswith(TRAIN),
-        f"dataset={dataset}: expected NAME{TRAIN}, with NAME{TEST} beside it",
-    )
-    stem = dataset.removesuffix(TRAIN)
-    return {
-        part: _read_ts(Path(stem + ending)) for part, ending in (("train", TRAIN), ("test", TEST))
-    }
+def _ts(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
+    """Reads the training file and the test file beside it."""
+    parts = {}
+    for part, ending in (("train", TRAIN), ("test", TEST)):
+        file = path.removesuffix(TRAIN) + ending
+        with reading(file):
+            x, y, about = _aeon().load_from_ts_file(file, return_meta_data=True)
+        require(
+            about["classlabel"] and len(y) > 0,
+            f"{file} has no classes: it is no classification",
+        )
+        labels = [str(label).strip() for label in y]
+        for index, label in enumerate(labels):
+            require(
+                label in about["class_values"],
+                f"{file}: sequence {index} is of class {label}, expected one of those that "
+                f"@classLabel lists: {', '.join(about['class_values'])}",
+            )
+        parts[part] = [np.transpose(sequence) for sequence in x], np.array(labels)
+    return parts
 
 
-def _read_ts(path: Path) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    with reading(path):
-        content = _aeon(f"{path} is").load_from_ts_file(str(path), return_meta_data=True)
-    return _check_classes(path, *content)
-
-
-def _archive(name: str, root: Path) -> dict[str, tuple[Sequence[np.ndarray], np.ndarray]]:
-    aeon = _aeon(f"dataset={name} is")
-    contained = Path(aeon.__file__).parent / "data" / name / f"{name}{TRAIN}"
-    if os.path.exists(contained):  # unlike Path's, False of a name too long for a file system
-        return _ts(str(contained))
+def _archive_file(name: str, root: Path) -> str:
+    """The training file of an archive set, which aeon contains or downloads to ``root``."""
+    aeon = _aeon()
+    for folder in os.path.join(os.path.dirname(aeon.__file__), "data"), os.path.expanduser(root):
+        path = os.path.join(folder, name, name)
+        # Path's exists would raise an error if a name is too long for the file system.
+        if os.path.exists(path + TRAIN) and os.path.exists(path + TEST):
+            return path + TRAIN
     known = aeon.tsc_datasets.tsc_zenodo
-    if name not in known and not os.path.exists(root / name / f"{name}{TRAIN}"):
+    if name not in known:
         similar = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
         raise InputError(
             f"dataset={name}: the UCR and UEA archives have no such set"
             + "".join(f", but {other}" for other in similar)
         )
-    parts = {}
-    for part in ("train", "test"):
-        options = {"split": part, "extract_path": str(root), "return_metadata": True}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = aeon.load_classification(name, **options)
-        except Exception as error:  # the network, an archive or a line of text may fail
-            reason = one_line(error)
-            raise InputError(f"{name} can be neither read nor downloaded: {reason}") from None
-        parts[part] = _check_classes(name, *content)
-    return parts
+    try:
+        aeon.load_classification(name, split="train", extract_path=folder)
+    except Exception as error:  # the network or an archive may fail
+        raise InputError(f"{name} cannot be downloaded: {one_line(error)}") from None
+    return path + TRAIN
 
 
-def _check_classes(
-    source: Any, x: Sequence[np.ndarray], y: np.ndarray, about: dict[str, Any]
-) -> tuple[Sequence[np.ndarray], np.ndarray]:
-    """Checks the classes that aeon has read, and turns sequences to ``(T, channels)``."""
-    require(about["classlabel"] and len(y) > 0, f"{source} has no classes: it is no classification")
-    labels = [str(label).strip() for label in y]
-    for index, label in enumerate(labels):
-        require(
-            label in about["class_values"],
-            f"{source}: sequence {index} is of class {label}, expected one of those that "
-            f"@classLabel lists: {', '.join(about['class_values'])}",
-        )
-    return [np.transpose(sequence) for sequence in x], np.array(labels)
-
-
-def _aeon(what: str) -> Any:
+def _aeon() -> Any:
     try:
         import aeon.datasets
         import aeon.datasets.tsc_datasets
     except ImportError:
-        raise InputError(f"{what} read by aeon, which is not installed: pip install aeon") from None
+        raise InputError(
+            "archive sets and .ts files are read by aeon, which is not installed: pip install aeon"
+        ) from None
     return aeon.datasets
 
 
-def _sequences(x: Iterable[np.ndarray], part: str, missing: str) -> list[Tensor]:
-    sequences = []
-    for index, values in enumerate(x):
-        with np.errstate(over="ignore"):  # of numbers that no float64 holds
-            sequence = np.array(values, dtype=np.float64)
-        require(sequence.size > 0, f"{part}: sequence {index} has no steps")
-        require(not np.isinf(sequence).any(), f"{part}: sequence {index} has infinite values")
-        gaps = np.isnan(sequence)
+def _fill_gaps(values: np.ndarray, name: str, missing: str) -> np.ndarray:
+    """Copies a sequence in float64, and fills its missing values if they are to be filled."""
+    with np.errstate(over="ignore"):  # of numbers that no float64 holds
+        sequence = np.array(values, dtype=np.float64)
+    for channel in sequence.T:
+        gaps = np.isnan(channel)
         if gaps.any():
             require(
                 missing == "interpolate",
-                f"{part}: sequence {index} has missing values; missing=interpolate fills them",
+                f"{name} has missing values; missing=interpolate fills them",
             )
-            require(
-                not gaps.all(0).any(),
-                f"{part}: sequence {index} has a channel without any value",
-            )
-            _interpolate(sequence, gaps)
-        sequences.append(torch.from_numpy(sequence))
-    return sequences
-
-
-def _interpolate(sequence: np.ndarray, gaps: np.ndarray) -> None:
-    """Fills the gaps of each channel, in place."""
-    for values, missing in zip(sequence.T, gaps.T, strict=True):
-        values[missing] = np.interp(missing.nonzero()[0], (~missing).nonzero()[0], values[~missing])
+            require(not gaps.all(), f"{name} has a channel without any value")
+            channel[gaps] = np.interp(gaps.nonzero()[0], (~gaps).nonzero()[0], channel[~gaps])
+    return sequence
 
 
 def prepare_series(

@@ -101,8 +101,8 @@ def test_sequences_enter_as_they_are():
 @pytest.mark.parametrize(
     ("made", "samples", "words"),
     [
-        (SEQUENCES, torch.rand(2, 5, 4), r"sample 0 has the shape \(5, 4\), expected \(T, 3\)"),
-        (SEQUENCES, [torch.rand(5, 3), torch.rand(0, 3)], "sample 1 has the shape"),
+        (SEQUENCES, torch.rand(2, 5, 4), r"sample 0 has shape \(5, 4\), expected \(T, 3\)"),
+        (SEQUENCES, [torch.rand(5, 3), torch.rand(0, 3)], "sample 1 has shape"),
         (SEQUENCES, [], "no samples"),
         (SEQUENCES, [torch.rand(4, 3).where(torch.arange(3) != 1, torch.nan)], "step 0, channel 1"),
         (SEQUENCES, [["a"]], "sample 0 is .*, expected numbers"),

@@ -16,6 +16,7 @@ from snn_lib.errors import InputError
 
 X = np.random.default_rng(0).normal(size=(6, 5, 2))
 Y = np.array(["walk", "run", "walk", "run", "sit", "sit"])
+INFINITE = "sequence 0 has a number that is infinite or undefined in torch.float64: step 0, channel"
 HEADER = "@problemName Mine\n@timeStamps false\n@missing {missing}\n@univariate false\n" + (
     "@dimensions 2\n@equalLength {equal}\n@classLabel true a b\n@data\n"
 )
@@ -121,16 +122,21 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ({"x": X, "y": Y, "x_test": X}, "has no array y_test"),
         ({"x": X[0, 0], "y": Y}, "x has shape (2,)"),
         ({"x": Y, "y": Y}, "in <U4, expected numbers"),
-        ({"x": X, "y": Y[:4]}, "y has shape (4,) in <U4, expected the number or name of a class"),
+        ({"x": X, "y": Y[:4]}, "train data: 6 sequences have 4 targets"),
+        ({"x": X, "y": Y[:, None]}, "y has shape (6, 1) in <U4, expected the number or name of a"),
         ({"x": X, "y": np.arange(6) / 2}, "y has shape (6,) in float64"),
-        ({"x": X[:0], "y": Y[:0]}, "x has no sequences"),
-        ({"x": X, "y": Y, "lengths": np.array([1, 2])}, "lengths has shape (2,)"),
-        ({"x": X, "y": Y, "lengths": np.full(6, 6)}, "lengths[0] is 6, expected 1 to 5 steps"),
-        ({"x": X, "y": Y, "lengths": np.arange(6)}, "lengths[0] is 0, expected 1 to 5"),
-        ({"x": X, "y": Y, "lengths": np.arange(6) - 1}, "lengths[0] is -1, expected 1 to 5"),
-        ({"x": X[:, :0], "y": Y}, "the sequences of x have no steps"),
-        ({"x": X * np.inf, "y": Y}, "sequence 0 has infinite values"),
-        ({"x": np.full((6, 5), np.longdouble("1e4000")), "y": Y}, "sequence 0 has infinite values"),
+        ({"x": X[:0], "y": Y[:0]}, "train data: there are no sequences"),
+        ({"x": X, "y": Y, "lengths": np.array([1, 2])}, "lengths has shape (2,), expected (6,)"),
+        ({"x": X, "y": Y, "lengths": np.full((6, 1), 5)}, "lengths has shape (6, 1)"),
+        ({"x": X, "y": Y, "lengths": np.full(6, 5.0)}, "length 0 is 5.0, expected 1 to 5"),
+        ({"x": X, "y": Y, "lengths": np.full(6, True)}, "length 0 is True, expected 1 to 5"),
+        ({"x": X, "y": Y, "lengths": np.full(6, 6)}, "length 0 is 6, expected 1 to 5"),
+        ({"x": X, "y": Y, "lengths": np.arange(6)}, "length 0 is 0, expected 1 to 5"),
+        ({"x": X, "y": Y, "lengths": np.arange(6) - 1}, "length 0 is -1, expected 1 to 5"),
+        ({"x": X[:, :0], "y": Y}, "train: sequence 0 has shape (0, 2), expected"),
+        ({"x": X[..., :0], "y": Y}, "train: sequence 0 has shape (5, 0), expected"),
+        ({"x": X * np.inf, "y": Y}, INFINITE),
+        ({"x": np.full((6, 5), np.longdouble("1e4000")), "y": Y}, INFINITE),
         ({"x": X, "y": np.ones(6, int)}, "all training sequences are of class 1"),
         (
             {"x": X, "y": Y, "x_test": X[:1], "y_test": np.array(["fly"])},
@@ -138,7 +144,7 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ),
         (
             {"x": X, "y": Y, "x_test": X[:1, :, :1], "y_test": Y[:1]},
-            "test: sequence 0 has 1 channels, the first has 2",
+            "test: sequence 0 has shape (5, 1), expected (T, 2) as in training",
         ),
         ({"x": np.array([[1], [2, 3]], dtype=object), "y": Y[:2]}, "cannot be read"),
     ],
@@ -152,7 +158,7 @@ def test_files_that_are_none_are_refused(tmp_path):
     assert refusal(f"{tmp_path}/no.npz") == f"there is no file {tmp_path}/no.npz"
     assert refusal(f"{tmp_path}/no_TRAIN.ts") == f"there is no file {tmp_path}/no_TRAIN.ts"
     assert "expected NAME_TRAIN.ts" in refusal(f"{tmp_path}/no.ts")
-    assert "expected the name of an archive set" in refusal(f"{tmp_path}/no.csv")
+    assert "expected NAME_TRAIN.ts" in refusal(f"{tmp_path}/no.csv")
     (tmp_path / "text.npz").write_text("no zip")
     assert "cannot be read" in refusal(f"{tmp_path}/text.npz")
     np.save(tmp_path / "one.npy", X)
@@ -211,7 +217,7 @@ def test_archive_names_are_checked_before_the_network_is_asked(tmp_path, monkeyp
     assert refusal("Elephants", tmp_path).endswith("have no such set")
     assert refusal("Elephants" * 100, tmp_path).endswith("have no such set")
     message = refusal("Wafer", tmp_path)
-    assert message.startswith("Wafer can be neither read nor downloaded")
+    assert message.startswith("Wafer cannot be downloaded: ")
 
 
 def test_without_aeon_it_is_asked_for_by_name(tmp_path, monkeypatch):

@@ -296,7 +296,7 @@ class Listed(Dataset):
 NAN = torch.rand(5, CHANNELS).masked_fill(torch.eye(5, CHANNELS) > 0, math.nan)
 X = torch.rand(5, CHANNELS)
 WRONG = [  # of sample 7
-    (NAN, 0, "the sequence has numbers that are infinite or undefined"),
+    (NAN, 0, "the sequence has a number that is infinite or undefined"),
     (
         X[:, :1],
         0,
