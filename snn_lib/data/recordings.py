@@ -15,8 +15,6 @@ from torch import Tensor
 from snn_lib.data.events import GESTURE_SIDE, NMNIST_SIDE, Events, Frames, read_gesture, read_nmnist
 from snn_lib.errors import InputError, one_line, require
 
-FOLDERS = {"train": "Train", "test": "Test"}  # of N-MNIST
-
 
 class RecordingSet(NamedTuple):
     """A set of recordings as it lies on the disk.
@@ -25,8 +23,7 @@ class RecordingSet(NamedTuple):
         tonic: the set's name in Tonic, which is also the name of the folder that Tonic makes.
         classes: number of classes.
         sensor: pixels of the camera in each direction.
-        folders: the folder of each part.
-        files: pattern of the files' names in that folder.
+        files: pattern of the files' paths, where ``{}`` stands for ``Train`` or ``Test``.
         label: a function that tells the class by the path of a file.
         read: a function that reads a file.
     """
@@ -34,23 +31,16 @@ class RecordingSet(NamedTuple):
     tonic: str
     classes: int
     sensor: int
-    folders: dict[str, str]
     files: str
     label: Callable[[Path], str]
     read: Callable[..., Events]
 
 
 NMNIST = RecordingSet(
-    "NMNIST", 10, NMNIST_SIDE, FOLDERS, "*/*.bin", lambda path: path.parent.name, read_nmnist
+    "NMNIST", 10, NMNIST_SIDE, "{}/*/*.bin", lambda path: path.parent.name, read_nmnist
 )
 GESTURE = RecordingSet(
-    "DVSGesture",
-    11,
-    GESTURE_SIDE,
-    {"train": "ibmGestureTrain", "test": "ibmGestureTest"},
-    "*/*.npy",
-    lambda path: path.stem,
-    read_gesture,
+    "DVSGesture", 11, GESTURE_SIDE, "ibmGesture{}/*/*.npy", lambda path: path.stem, read_gesture
 )
 SETS = {"simulated": NMNIST, "nmnist": NMNIST, "dvs_gesture": GESTURE}
 
@@ -84,9 +74,9 @@ def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
     Raises:
         InputError: there are no files, a class has no file, or a file's class does not exist.
     """
-    within = folder / kind.folders[part]
-    paths = sorted(within.glob(kind.files), key=lambda path: (path.stem, path.parent.name))
-    require(bool(paths), f"there are no recordings {within / kind.files}")
+    files = kind.files.format(part.capitalize())
+    paths = sorted(folder.glob(files), key=lambda path: (path.stem, path.parent.name))
+    require(bool(paths), f"there are no recordings {folder / files}")
     classes = {str(number) for number in range(kind.classes)}
     for path in paths:
         label = kind.label(path)
@@ -94,8 +84,8 @@ def recording_files(kind: RecordingSet, folder: Path, part: str) -> list[Path]:
     missing = classes - {kind.label(path) for path in paths}
     require(
         not missing,
-        f"{within} has no recordings of class {', '.join(sorted(missing, key=int))}: unpack the "
-        "whole set",
+        f"there are no recordings {folder / files} of class "
+        f"{', '.join(sorted(missing, key=int))}: unpack the whole set",
     )
     return paths
 

@@ -11,7 +11,7 @@ network on them says nothing about its accuracy on the real recordings.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from snn_lib.data.batches import batch_generator
 from snn_lib.data.events import NMNIST_SIDE, Events, nmnist_bytes
-from snn_lib.data.mnist import IMAGES, load_mnist
-from snn_lib.data.recordings import FOLDERS
+from snn_lib.data.mnist import load_mnist
 from snn_lib.errors import require
 from snn_lib.files import write_atomically
 from snn_lib.settings import Settings, setting
@@ -73,51 +72,47 @@ def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: i
         InputError: there is no MNIST, or the camera records no event of an image.
         RunError, OSError: the recordings cannot be written.
     """
-    folder, part = camera.folder(root), FOLDERS["train" if train else "test"]
-    images, paths = None, []
-    starts = range(0, min(count, IMAGES[train]), BLOCK)
+    images, labels = load_mnist(root, train)
+    folder, part = camera.folder(root), "Train" if train else "Test"
+    names = [f"{part}/{label}/{number:05d}.bin" for number, label in enumerate(labels.tolist(), 1)]
+    starts = range(0, min(count, len(names)), BLOCK)
     for start in tqdm(starts, "simulating recordings", disable=None, leave=False):
+        own = slice(start, start + BLOCK)
         list_path = folder / f"{part}_{start + 1:05d}.sha256"
-        block = intact_block(list_path)
-        if not block:
-            if images is None:  # only if they are needed
-                images, labels = load_mnist(root, train)
-            own = slice(start, start + BLOCK)
+        if not is_intact(list_path, names[own]):
             events = record(images[own], camera, batch_generator(camera.seed, int(train), start))
-            numbers = enumerate(labels[own].tolist(), start + 1)
-            names = [f"{part}/{label}/{number:05d}.bin" for number, label in numbers]
-            block = write_block(list_path, names, events)
-        paths += block
-    return paths[:count]
+            write_block(list_path, dict(zip(names[own], events, strict=True)))
+    return [folder / name for name in names[:count]]
 
 
-def write_block(list_path: Path, names: Sequence[str], block: Sequence[Events]) -> list[Path]:
-    """Writes recordings and then their list, in the form of ``sha256sum``; returns their files."""
-    lines, paths = [], [list_path.parent / name for name in names]
-    for name, path, events in zip(names, paths, block, strict=True):
+def is_intact(list_path: Path, names: Sequence[str]) -> bool:
+    """Whether the files of a block are there, and have the checksums that its list says."""
+    try:
+        contents = {name: (list_path.parent / name).read_bytes() for name in names}
+        return list_path.read_bytes() == checksums(contents)
+    except OSError:  # one of them is missing
+        return False
+
+
+def write_block(list_path: Path, block: Mapping[str, Events]) -> None:
+    """Writes recordings into files of these names, and then their list."""
+    contents = {name: nmnist_bytes(events) for name, events in block.items()}
+    for name, content in contents.items():
         require(
-            len(events.t) > 0,
+            len(content) > 0,
             f"the camera records no event of an image ({name}): lower camera.threshold, or raise "
             "camera.reach or camera.noise",
         )
-        content = nmnist_bytes(events)
+        path = list_path.parent / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, sync=False)
-        lines.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
-    write_atomically(list_path, "".join(lines).encode(), sync=False)
-    return paths
+    write_atomically(list_path, checksums(contents), sync=False)
 
 
-def intact_block(list_path: Path) -> list[Path]:
-    """The files of a list; none if a file is missing or differs from its checksum."""
-    try:
-        lines = [line.split("  ", 1) for line in list_path.read_text().splitlines()]
-        files = [(total, list_path.parent / name) for total, name in lines]
-        if all(hashlib.sha256(path.read_bytes()).hexdigest() == total for total, path in files):
-            return [path for _, path in files] if len(files) == BLOCK else []
-    except (OSError, ValueError):  # a file is missing, or the list is damaged
-        pass
-    return []
+def checksums(contents: Mapping[str, bytes]) -> bytes:
+    """The list of files with these contents, in the form of ``sha256sum``."""
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    return "".join(f"{total}  {name}\n" for name, total in sums.items()).encode()
 
 
 def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> list[Events]:

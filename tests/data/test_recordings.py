@@ -68,13 +68,13 @@ def test_classes_without_a_recording_are_named(tmp_path):
     for path in (tmp_path / "Train" / "8").iterdir():
         path.unlink()
     assert refusal(NMNIST, tmp_path, "train") == (
-        f"{tmp_path}/Train has no recordings of class 3, 8: unpack the whole set"
+        f"there are no recordings {tmp_path}/Train/*/*.bin of class 3, 8: unpack the whole set"
     )
     assert len(load(NMNIST, tmp_path, "test")[1]) == 20
     folder = gesture_files(tmp_path)
     for path in folder.glob("ibmGestureTest/*/10.npy"):
         path.unlink()
-    assert "ibmGestureTest has no recordings of class 10:" in refusal(GESTURE, folder, "test")
+    assert "ibmGestureTest/*/*.npy of class 10:" in refusal(GESTURE, folder, "test")
 
 
 def test_a_pipe_among_the_files_is_not_waited_for(tmp_path):
