@@ -13,7 +13,7 @@ a series step by step (:meth:`SpikingClassifier.stream`).
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -132,6 +132,18 @@ class SpikingEstimator:
             found.append(torch.stack([Mean()(psp[:moment], lengths) for moment in moments]))
         return torch.cat(found, 1)
 
+    def stream(self) -> "Stream":
+        """Follows a new series step by step; several streams do not disturb each other.
+
+        :meth:`Stream.step` of a classifier returns an :class:`Answer`, of a regressor the predicted
+        number.
+
+        Raises:
+            NotFittedError: ``fit`` has not been called.
+        """
+        self._check_is_fitted()
+        return Stream(self)
+
     @torch.inference_mode()
     def _answers(self, X: Any) -> Tensor:
         """The answers to whole series, ``(samples, outputs)``."""
@@ -165,21 +177,9 @@ class SpikingClassifier(SpikingEstimator, BaseClassifier):
     def _predict(self, X: Any) -> np.ndarray:
         return self.classes_[self._answers(X).argmax(1).numpy()]
 
-    def stream(self) -> "Stream":
-        """Follows a new series step by step; several streams do not disturb each other.
-
-        :meth:`Stream.step` returns an :class:`Answer`.
-
-        Raises:
-            NotFittedError: ``fit`` has not been called.
-        """
-
-        def read(logits: np.ndarray) -> Answer:
-            likely = np.exp(logits - logits.max())
-            return Answer(self.classes_[logits.argmax()], likely / likely.sum())
-
-        self._check_is_fitted()
-        return Stream(self, read)
+    def _read(self, logits: np.ndarray) -> "Answer":
+        likely = np.exp(logits - logits.max())
+        return Answer(self.classes_[logits.argmax()], likely / likely.sum())
 
 
 class SpikingRegressor(SpikingEstimator, BaseRegressor):
@@ -198,14 +198,8 @@ class SpikingRegressor(SpikingEstimator, BaseRegressor):
     def _predict(self, X: Any) -> np.ndarray:
         return self._answers(X)[:, 0].numpy()
 
-    def stream(self) -> "Stream":
-        """Follows a new series step by step: :meth:`Stream.step` returns the predicted number.
-
-        Raises:
-            NotFittedError: ``fit`` has not been called.
-        """
-        self._check_is_fitted()
-        return Stream(self, lambda numbers: float(numbers[0]))
+    def _read(self, numbers: np.ndarray) -> float:
+        return float(numbers[0])
 
 
 class Answer(NamedTuple):
@@ -230,11 +224,10 @@ class Stream:
     the last it changes at every step.
 
     Args:
-        estimator: the fitted estimator.
-        read: makes the answer of the mean output.
+        estimator: the fitted estimator, which makes the answer of the mean output.
     """
 
-    def __init__(self, estimator: SpikingEstimator, read: Callable[[np.ndarray], Any]) -> None:
+    def __init__(self, estimator: SpikingEstimator) -> None:
         preparation = estimator.preparation_
         self._network = compiled(estimator.network_[:-1], preparation.features)
         self._moments = list(estimator.readouts_)
@@ -242,7 +235,7 @@ class Stream:
             (layer.weight.detach().numpy().T, layer.bias.detach().numpy())
             for layer in estimator.readouts_.values()
         ]
-        self._read, self._block = read, preparation.block
+        self._read, self._block = estimator._read, preparation.block
         tensors = preparation.mean, preparation.deviation, preparation.change
         self._mean, self._deviation, self._change = (one.numpy() for one in tensors)
         self.reset()

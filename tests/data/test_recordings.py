@@ -1,8 +1,8 @@
 """Sets of recordings: found, labelled, read, and downloaded by Tonic."""
 
-import builtins
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -91,14 +91,7 @@ def test_a_file_that_makes_no_sense_is_named(tmp_path):
 
 
 def test_without_tonic_it_is_asked_for_by_name(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.startswith("tonic"):
-            raise ImportError(name)
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "tonic", None)  # as if there were none
     with pytest.raises(InputError) as refused:
         download_recordings(NMNIST, tmp_path)
     assert str(refused.value) == (
