@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snn_lib import (
     Gaussian,
@@ -33,6 +33,7 @@ from snn_lib import (
     log_spaced,
 )
 from snn_lib.data.preparation import Prepared, SeriesPreparation
+from snn_lib.data.series import divisors
 from snn_lib.readout import within
 from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
 from snn_lib.training import main
@@ -106,7 +107,7 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
     if sample.lengths is not None:
         psp = psp[within(psp, sample.lengths)[..., 0]]
     psp = psp.flatten(0, -2)
-    loudness = _or_one(psp.std(0, correction=0))
+    loudness = divisors(psp.std(0, correction=0))
     filters.beta /= loudness
 
     neurons, inputs = weights.weight.shape
@@ -116,17 +117,12 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
     order = torch.rand(neurons, inputs).argsort(1).argsort(1)
     drawn = drawn.where(order < options.heard, 0.0).to(psp.device)
     current = psp @ drawn.T
-    deviation = _or_one(current.std(0, correction=0))
+    deviation = divisors(current.std(0, correction=0))
     shares = torch.empty(neurons).uniform_(options.lowest_rate, options.highest_rate)
     place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
     threshold = (current / deviation).sort(0).values.gather(0, place[None])[0]
     weights.weight.copy_(drawn / deviation[:, None])
     weights.bias.copy_(1 - threshold)
-
-
-def _or_one(deviation: Tensor) -> Tensor:
-    """Deviations to divide by; what never changes stays as it is."""
-    return torch.where(deviation > 0, deviation, 1.0)
 
 
 def build_model(config: TimeSeriesConfig) -> Sequential:

@@ -217,7 +217,7 @@ def prepare_series(
     block = -(-longest // length)
     preparation = SeriesPreparation(
         mean,
-        torch.where(deviation > 0, deviation, 1.0),
+        divisors(deviation),
         torch.ones(len(mean)),  # of the changes, until they are known
         block,
         -(-longest // block),
@@ -227,7 +227,7 @@ def prepare_series(
     )
     changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
-    return replace(preparation, change=torch.where(change > 0, change, 1.0))
+    return replace(preparation, change=divisors(change))
 
 
 def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -243,3 +243,8 @@ def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     mean = first + sum((sequence - first).sum(0) for sequence in sequences) / steps
     variance = sum((sequence - mean).square().sum(0) for sequence in sequences) / steps
     return mean, variance.sqrt()
+
+
+def divisors(deviation: Tensor) -> Tensor:
+    """Deviations to divide by: 1 instead of 0, so that what never changes stays as it is."""
+    return torch.where(deviation > 0, deviation, 1.0)
