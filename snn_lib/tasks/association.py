@@ -217,18 +217,15 @@ class Association(Task):
         """
         model.eval()
         sums: dict[str, Any] = {}
-        options = self.config.hyperparameters
-        numbers = torch.arange(samples * self.patterns.shape[1]) % self.patterns.shape[1]
+        options, count = self.config.hyperparameters, self.patterns.shape[1]
+        numbers = torch.arange(samples * count) % count
         for number, labels in enumerate(numbers.split(options.batch_size)):
             generator = batch_generator(self.config.seed, SWEEPS, number + 1)
-            damaged = damage_patterns(self.patterns, labels, damage, generator)
-            output, labels = (
-                output_of(model, damaged.spikes.to(self.device)),
-                labels.to(self.device),
-            )
-            target, part = self.targets[:, labels], delay_spikes(damaged.removed, options.delay)
+            x, removed = damage_patterns(self.patterns, labels, damage, generator)
+            labels = labels.to(self.device)
+            output, target = output_of(model, x.to(self.device)), self.targets[:, labels]
             difference = self.filter(output - target)[0]
-            part = part.to(self.device)
+            part = delay_spikes(removed, options.delay).to(self.device)
             inside = match_spikes(output * part, target * part)
             late_target = self.filtered_targets[FIRST_STEPS:, labels]
             late = {"loss": difference[FIRST_STEPS:], "power": late_target}

@@ -101,13 +101,12 @@ class EventVision(CountClassification):
         training = split == "train"
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
-            mine = chosen[numbers[share]]
+            numbers = chosen[numbers]
+            x = frames[numbers]
             if training and config.events.use_augmentation:
                 generator = batch_generator(config.seed, epoch, number + 1)
-                x = augment_events(frames[chosen[numbers]], config.augmentation, generator)[share]
-            else:
-                x = frames[mine]
-            return Batch(self.preparation.input_of(x), labels[mine])
+                x = augment_events(x, config.augmentation, generator)
+            return Batch(self.preparation.input_of(x[share]), labels[numbers[share]])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return Batches(len(chosen), size, take, shuffle=training)

@@ -39,22 +39,26 @@ class SequenceTask(Task):
         data: the parts by name, or a function of the configuration that returns them. There must be
             a part ``train``, and there may be ``validation`` and ``test``. A part is a data set of
             ``(sequence, target)``, or ``(x, y)``, or ``(x, y, lengths)`` with padded sequences.
+        readout: as in :class:`SequenceClassification`; ``None``: the output itself is the answer.
         validation_share: without a validation part, this share of the training part is held out,
             drawn by the seed, to choose the best epoch.
         config_class: the class of the settings, by default that of the task.
     """
 
     targets_are_sequences = False
-    readout: Readout | None = None
 
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
+        readout: str | Readout | None,
         validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
         super().__init__(config_class)
         self.data, self.validation_share = data, validation_share
+        self.readout = find_readout(readout)
+        # A checkpoint can hold no readout but one that was given by its name.
+        self.readout_name = readout if isinstance(readout, str) else None
 
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
@@ -204,8 +208,7 @@ class SequenceClassification(SequenceTask, Classification):
         config_class: type[ExperimentConfig] | None = None,
         classes: Sequence[str] = (),
     ) -> None:
-        super().__init__(data, validation_share, config_class)
-        self.readout, self.readout_name = find_readout(readout), name_of(readout)
+        super().__init__(data, readout, validation_share, config_class)
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
         self._labels_seen = False
@@ -260,10 +263,8 @@ class SequenceRegression(SequenceTask):
         validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
-        super().__init__(data, validation_share, config_class)
+        super().__init__(data, readout, validation_share, config_class)
         self.targets_are_sequences = readout is None
-        self.readout = None if readout is None else find_readout(readout)
-        self.readout_name = name_of(readout)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
@@ -293,12 +294,7 @@ class SequenceRegression(SequenceTask):
         return {"loss": sums["squares"] / sums["elements"], "error": sums["squares"] / power}
 
 
-def name_of(readout: str | Readout | None) -> str | None:
-    """The name of a readout that was given by its name; a checkpoint can hold no other."""
-    return readout if isinstance(readout, str) else None
-
-
-def find_readout(readout: str | Readout) -> Readout:
+def find_readout(readout: str | Readout | None) -> Readout | None:
     """A readout by its name, or as it is.
 
     Raises:
