@@ -31,12 +31,11 @@ except ImportError as error:
 from tqdm import tqdm
 
 from snn_lib.data.sequences import as_sequences
-from snn_lib.data.series import prepare_series
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
 from snn_lib.initialisation import fit_readout
 from snn_lib.readout import Mean
-from snn_lib.tasks.time_series import SAMPLE, TimeSeriesHyperparameters
+from snn_lib.tasks.time_series import SAMPLE, TimeSeriesHyperparameters, prepare_series
 from snn_lib.time_series import build_network, draw_weights
 
 BATCH = 16  # sequences that run at once: they are long and neurons many
@@ -103,7 +102,7 @@ class SpikingEstimator:
             torch.manual_seed(seed)
             sequences = _sequences(X)
             options = TimeSeriesHyperparameters(**{name: getattr(self, name) for name in sizes})
-            self.preparation_ = prepare_series(sequences, options.length)
+            self.preparation_ = prepare_series(sequences, options)
             self.network_ = build_network(options, self.preparation_, outputs).eval()
             sample = self.preparation_(sequences[:: -(-len(sequences) // SAMPLE)])
             draw_weights(self.network_, options, sample)

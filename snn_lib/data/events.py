@@ -58,9 +58,7 @@ def read_nmnist(path: Path | str) -> Events:
     x, y, high, middle, low = raw.T
     marks = y == OVERFLOW_ROW
     t = ((high & 127) << 16 | middle << 8 | low) + OVERFLOW * np.cumsum(marks)
-    events = Events(x, y, t, high >> 7)
-    if marks.any():
-        events = Events(*(values[~marks] for values in events))
+    events = Events(*(values[~marks] for values in (x, y, t, high >> 7)))
     return check_events(events, NMNIST_SIDE, path)
 
 

@@ -7,7 +7,6 @@ of the sets and downloads the others.
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.data.preparation import SeriesPreparation
 from snn_lib.data.reading import read_arrays, reading
 from snn_lib.data.sequences import as_sequences, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
@@ -187,47 +185,6 @@ def _fill_gaps(values: np.ndarray, name: str, missing: str) -> np.ndarray:
             require(not gaps.all(), f"{name} has a channel without any value")
             channel[gaps] = np.interp(gaps.nonzero()[0], (~gaps).nonzero()[0], channel[~gaps])
     return sequence
-
-
-def prepare_series(
-    sequences: Sequence[Tensor],
-    length: int,
-    encoding: str = "current",
-    fields: int = 8,
-    threshold: float = 0.25,
-) -> SeriesPreparation:
-    """Finds on the training sequences how series are standardised, shortened and encoded.
-
-    A channel that never changes is only centred.
-
-    Args:
-        sequences: ``(T_i, channels)`` each, float64.
-        length: most steps; if a sequence has more, all are averaged over blocks of steps.
-        encoding, fields, threshold: as in :class:`SeriesPreparation`.
-
-    Raises:
-        InputError: no sequence ever changes, or numbers are too large to be squared.
-    """
-    mean, deviation = mean_and_deviation(sequences)
-    require(
-        bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"
-    )
-    require(bool((deviation > 0).any()), "no training sequence ever changes")
-    longest = max(map(len, sequences))
-    block = -(-longest // length)
-    preparation = SeriesPreparation(
-        mean,
-        divisors(deviation),
-        torch.ones(len(mean)),  # of the changes, until they are known
-        block,
-        -(-longest // block),
-        encoding,
-        fields,
-        threshold,
-    )
-    changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
-    change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
-    return replace(preparation, change=divisors(change))
 
 
 def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

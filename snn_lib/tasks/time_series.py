@@ -5,17 +5,18 @@ sequences are averaged over blocks of steps. The network sees an encoding of the
 is the mean of its output over the steps of the sequence.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from snn_lib.data.batches import Batch
-from snn_lib.data.preparation import Prepared
+from snn_lib.data.preparation import Prepared, SeriesPreparation
 from snn_lib.data.sequences import collate
-from snn_lib.data.series import load_series, prepare_series
+from snn_lib.data.series import divisors, load_series, mean_and_deviation
 from snn_lib.errors import InputError, require
 from snn_lib.settings import setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
@@ -104,9 +105,8 @@ class TimeSeries(SequenceClassification):
         """Reads the parts, standardises them and shortens long sequences."""
         options = config.hyperparameters
         parts, self.classes = load_series(config.dataset, Path(config.dataset_path), config.missing)
-        encoding = options.encoding, options.fields, options.threshold
         try:
-            self.preparation = prepare_series(parts["train"][0], options.length, *encoding)
+            self.preparation = prepare_series(parts["train"][0], options)
         except InputError as error:
             raise InputError(f"{config.dataset}: {error}") from None
         if options.epoch == 0:  # nothing is chosen that sequences would have to be held out for
@@ -137,3 +137,40 @@ class TimeSeries(SequenceClassification):
         for begin in range(0, len(numbers), size):
             samples = [self.fetch("train", index) for index in numbers[begin : begin + size]]
             yield self.encode(collate(samples).to(self.device))
+
+
+def prepare_series(
+    sequences: Sequence[Tensor], options: TimeSeriesHyperparameters
+) -> SeriesPreparation:
+    """Finds on the training sequences how series are standardised, shortened and encoded.
+
+    A channel that never changes is only centred.
+
+    Args:
+        sequences: ``(T_i, channels)`` each, float64.
+        options: the most steps, and the encoding. If a sequence has more steps, all are averaged
+            over blocks of steps.
+
+    Raises:
+        InputError: no sequence ever changes, or numbers are too large to be squared.
+    """
+    mean, deviation = mean_and_deviation(sequences)
+    require(
+        bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"
+    )
+    require(bool((deviation > 0).any()), "no training sequence ever changes")
+    longest = max(map(len, sequences))
+    block = -(-longest // options.length)
+    preparation = SeriesPreparation(
+        mean,
+        divisors(deviation),
+        torch.ones(len(mean)),  # of the changes, until they are known
+        block,
+        -(-longest // block),
+        options.encoding,
+        options.fields,
+        options.threshold,
+    )
+    changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
+    change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
+    return replace(preparation, change=divisors(change))
