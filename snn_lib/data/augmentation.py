@@ -154,9 +154,9 @@ def augment_events(
         generator: the source of randomness.
     """
     count, steps, side = frames.shape[:3]
-    largest = options.shift, math.radians(options.rotation)
-    shift = draw_uniform(-largest[0], largest[0], generator, count, 2)
-    angle = draw_uniform(-largest[1], largest[1], generator, count)
+    turn = math.radians(options.rotation)
+    shift = draw_uniform(-options.shift, options.shift, generator, count, 2)
+    angle = draw_uniform(-turn, turn, generator, count)
     if options.shift or options.rotation:
         pairs = frames.flatten(2).view(torch.int16)  # of both polarities of a pixel
         source = find_origins(side, shift, angle)[:, None].expand(-1, steps, -1)

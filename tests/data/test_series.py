@@ -102,6 +102,20 @@ def test_a_set_that_was_downloaded_is_read_where_it_is(tmp_path, monkeypatch):
     assert found.parts["test"][0][0].tolist() == [[0, 2], [1, 3]]
 
 
+def test_a_set_of_the_archive_is_downloaded_and_then_read(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("aeon.datasets")
+
+    def download(name, split, extract_path):
+        (tmp_path / name).mkdir()
+        ts(tmp_path / name, ["1,2:4,5:a", "7,8:9,10:b"], ["0,1:2,3:b"])
+        assert extract_path == str(tmp_path)
+
+    monkeypatch.setitem(datasets.tsc_datasets.tsc_zenodo, "Mine", 1)
+    monkeypatch.setattr(datasets, "load_classification", download)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_series("Mine", "~").parts["test"][0][0].tolist() == [[0, 2], [1, 3]]
+
+
 def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
     x = np.zeros((2, 6, 1))
     x[0, :, 0] = [np.nan, 1, np.nan, np.nan, 4, np.nan]
