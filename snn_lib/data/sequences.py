@@ -153,7 +153,8 @@ def as_sequences(
     Args:
         samples: the arrays.
         name: what an error calls a sample; its number follows.
-        features, dtype: as in :func:`as_sequence`; ``None``: the features of the first sample.
+        features: the shape of a step in the training data, by default that of the first sample.
+        dtype: the precision, by default PyTorch's.
 
     Raises:
         InputError: there are no samples, or as :func:`as_sequence`.
@@ -176,12 +177,12 @@ def as_sequence(
 
     Args:
         values: the array. Where ``features`` are known, ``(T,)`` is a single channel.
-        name: the sequence's name in an error.
+        name: what an error calls the sequence.
         features: the shape of a step in the training data, if it is known.
         dtype: the precision, by default PyTorch's.
 
     Raises:
-        InputError: ``values`` are not finite numbers, or have another shape, or are none.
+        InputError: ``values`` are not finite numbers, have another shape, or are empty.
     """
     sequence = as_numbers(values, name).to(dtype or torch.get_default_dtype())
     if features is None:

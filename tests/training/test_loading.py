@@ -235,7 +235,7 @@ def test_a_checkpoint_of_another_network_is_refused(mine):
 
 def test_samples_of_other_channels_are_refused(mine):
     network = snn_lib.load(mine[0], build_model)
-    with pytest.raises(InputError, match=r"sample 0 has the shape \(6, 4\), expected \(T, 3\)"):
+    with pytest.raises(InputError, match=r"sample 0 has shape \(6, 4\), expected \(T, 3\)"):
         network.classify(torch.rand(1, 6, 4))
 
 
