@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -211,6 +212,8 @@ def as_numbers(values: Any, name: str) -> Tensor:
     Raises:
         InputError: ``values`` are not real numbers in the shape of an array.
     """
+    if isinstance(values, np.ndarray) and min(values.strides, default=0) < 0:
+        values = values.copy()  # PyTorch takes no reversed array
     try:
         tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):

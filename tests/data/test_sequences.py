@@ -27,6 +27,14 @@ def test_arrays_are_taken_samples_first():
     assert label == 1
 
 
+def test_an_array_may_be_reversed():
+    x = np.random.default_rng(0).random((3, 7, 2))
+    data = SequenceDataset(x[:, ::-1], np.arange(3)[::-1])
+    sequence, label = data[0]
+    np.testing.assert_array_equal(sequence, x[0, ::-1])
+    assert label == 2
+
+
 def test_lengths_cut_the_padding_off():
     x = torch.randn(3, 6, 2)
     data = SequenceDataset(x, torch.arange(3), [6, 2, 4])
