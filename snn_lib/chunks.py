@@ -106,7 +106,7 @@ class Chunked(StatefulModule):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
             padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
-            arguments = Chunk(start, seeds), part, state, padding
+            arguments = Chunk(start, count, seeds), part, state, padding
             if torch.is_grad_enabled():
                 output, state = checkpoint(self._run, *arguments, use_reentrant=False)
             else:
@@ -192,6 +192,7 @@ class Chunk:
 
     Attributes:
         start: the step of the sequence that it begins with.
+        steps: how many steps it has.
         seeds: the seeds of the whole sequence, in the order in which layers ask for them.
         runs: how often it has begun to run; the backward pass runs it a second time.
         used: of each seed that this chunk used: the key, the number of the chunk's first element,
@@ -202,7 +203,8 @@ class Chunk:
     """
 
     start: int
-    seeds: list[Seed] = field(default_factory=list)
+    steps: int
+    seeds: list[Seed]
     runs: int = 0
     used: list[tuple[Tensor, int, bool]] = field(default_factory=list)
     place: int = 0

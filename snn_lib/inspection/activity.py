@@ -76,6 +76,7 @@ class Activity:
         self.spike_counts: dict[str, Any] = {}
         self.elements: dict[str, Any] = {}
         self.work: dict[str, int] = {}  # a layer's multiply-accumulates for each element
+        self._uncounted: str | None = None  # why the operations are refused
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):  # two for the reset, one if the membrane filters
                 self.spike_counts[name] = self.elements[name] = 0
@@ -83,24 +84,20 @@ class Activity:
             if isinstance(module, IIRSynapse):
                 self.elements[name] = 0
                 self.work[name] = len(module.alpha) + len(module.beta)
+            if isinstance(module, UNCOUNTED) and self._uncounted is None:
+                self._uncounted = (
+                    f"layer {name} is an nn.{type(module).__name__}, whose weights have no count "
+                    "here"
+                )
         self.neurons = list(self.spike_counts)
-        # For each use of a layer of weights in a run: its operations, and whether it multiplies.
-        self._products: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        # For each call of a layer of weights in a run: its operations, and whether it multiplies.
+        self._by_call: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._dense: Counter = Counter()  # each layer's operations if no zero is skipped
         self._steps: Counter = Counter()  # each layer's steps of all sequences together
         self._totals: dict[str, float] = {}  # the sums of all processes, once they are summed
-
         self._in_per_step = {
-            part for m in model.modules() if isinstance(m, PerStep) for part in m.modules()
+            part for m in model.modules() if isinstance(m, PerStep) for part in m.module.modules()
         }
-        self._uncounted = next(
-            (
-                f"layer {name} is an nn.{type(module).__name__}, whose weights have no count here"
-                for name, module in model.named_modules()
-                if isinstance(module, UNCOUNTED)
-            ),
-            None,
-        )
         self.timeline = Timeline()
 
     def begin(self, lengths: Tensor | None, steps: int) -> None:
@@ -160,14 +157,13 @@ class Activity:
         """
         self._refuse_trouble()
         totals = self._sums()
-        filters, neurons = (
-            self._per_sequence(self.work[name] * self.elements[name] for name in layers)
-            for layers in (self.elements.keys() - self.neurons, self.neurons)
+        filters = self.elements.keys() - self.neurons
+        return Operations(
+            additions=self._per_sequence([totals["additions"]]),
+            multiply_accumulates=self._per_sequence([totals["multiply_accumulates"]]),
+            filters=self._per_sequence(self.work[f] * self.elements[f] for f in filters),
+            neurons=self._per_sequence(self.work[n] * self.elements[n] for n in self.neurons),
         )
-        additions, products = (
-            self._per_sequence([totals[kind]]) for kind in ("additions", "multiply_accumulates")
-        )
-        return Operations(additions, products, filters, neurons)
 
     def synaptic_operations(self) -> float:
         """Operations at the weights per sequence: additions and multiply-accumulates.
@@ -178,13 +174,13 @@ class Activity:
         return sum(self.operations()[:2])
 
     def dense_operations(self) -> float:
-        """Multiply-accumulates of one pass through all layers of weights, without skipping zeros.
+        """Multiply-accumulates of one step of one sequence if no zero is skipped.
 
         A layer that the network uses twice in a step counts twice. A layer that weighs its input
         once for all steps counts once.
         """
         totals = self._sums()
-        return float(totals["dense"]) / max(float(totals["passes"]), 1.0)
+        return float(totals["dense"]) / max(float(totals["steps"]), 1.0)
 
     def sum_by(self, total: Callable[[dict[str, Any]], dict[str, float]]) -> None:
         """Replaces the counts by those of all processes, which ``total`` adds up."""
@@ -194,19 +190,23 @@ class Activity:
 
     def _sums(self) -> dict[str, Any]:
         """The sums of operations at the weights, and those of a network that skips no zeros."""
-        multiplied = sum(
-            operations * multiplies for operations, multiplies in self._products.values()
+        if self._totals:
+            return self._totals
+        operations = sum(counted for counted, _ in self._by_call.values())
+        multiplied = sum(counted * multiplies for counted, multiplies in self._by_call.values())
+        # Synapses and neurons run every step, so the one that has run least has run each step once.
+        # A layer of weights may have run several times at each step, or once for all steps.
+        clocks = self._steps.keys() & self.elements.keys() or self._steps.keys()
+        steps = min((self._steps[name] for name in clocks), default=0)
+        dense = (
+            int(counted) / max(min(self._steps[name], steps), 1)
+            for name, counted in self._dense.items()
         )
-        steps = {name: self._steps[name] for name in self.elements.keys() & self._steps.keys()}
-        passes = min((steps or self._steps).values(), default=0)
-        return self._totals or {
-            "additions": sum(operations for operations, _ in self._products.values()) - multiplied,
+        return {
+            "additions": operations - multiplied,
             "multiply_accumulates": multiplied,
-            "dense": sum(
-                operations * max(passes / max(self._steps[name], 1), 1)
-                for name, operations in self._dense.items()
-            ),
-            "passes": passes,
+            "dense": steps * sum(dense),
+            "steps": steps,
         }
 
     def _refuse_trouble(self) -> None:
@@ -220,59 +220,65 @@ class Activity:
             raise ValueError("no sequence has begun: no layer was called without a state")
         return sum(map(float, counts)) / self.sequences
 
+    def count_sequences(
+        self, name: str, layer: nn.Module, given: dict[str, Any], result: object
+    ) -> None:
+        """Adds the sequences that begin with a call of a layer."""
+        if layer in self._in_per_step:
+            return  # it is given time and batch in one dimension; its PerStep tells how many
+        x = next(iter(given.values()))
+        if isinstance(layer, WEIGHTED):
+            x = self._with_time(layer, x)
+        if self.timeline.begins_a_run(name) and given.get("state") is None:
+            self.sequences += x.shape[1]
+
+    @torch.no_grad()
     def count_layer(
         self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple
     ) -> None:
         """Adds what a synapse or neuron layer did in a call."""
-        received = next(iter(given.values()))  # (T, B, *features)
-        fresh = given.get("state") is None
-        self.sequences += self.timeline.new_sequences(name, received.shape[1], fresh)
-        counted = result[0] if isinstance(layer, SpikingNeuron) else received
-        steps = counted.shape[:2].numel()
-        if (found := self.timeline.own(name, steps, fresh)) is not None:
-            own, _ = found
-            counted, steps = counted * own.view(*own.shape, *[1] * (counted.dim() - 2)), own.sum()
-        self._steps[name] += steps
-        self.elements[name] += steps * counted.shape[2:].numel()
-        if isinstance(layer, SpikingNeuron):
-            self.spike_counts[name] += torch.count_nonzero(counted)
+        is_neuron = isinstance(layer, SpikingNeuron)
+        values = result[0] if is_neuron else next(iter(given.values()))  # (T, B, *features)
+        call = self.timeline.place(name, len(values), fresh=given.get("state") is None)
+        counted = values[call.own]
+        self._steps[name] += counted.numel() // values.shape[2:].numel()
+        self.elements[name] += counted.numel()
+        if is_neuron:
+            self.spike_counts[name] += counted.count_nonzero()
 
     @torch.no_grad()
     def count_weights(
         self, name: str, layer: nn.Module, given: dict[str, Any], result: Tensor
     ) -> None:
         """Adds what a layer of weights did in a call."""
-        x = self._one_leading_dimension(layer, next(iter(given.values())))
-        if not self.elements:  # without synapses and neurons, the weights tell of new sequences
-            batch = self.timeline.batch or len(x)
-            self.sequences += self.timeline.new_sequences(name, batch, True)
-        operations, steps = _products(layer, x, layer.weight), len(x)  # (T * B,)
-        if (found := self.timeline.own(name, steps)) is not None:
-            own, begin = found
-            operations, steps = operations.view(own.shape) * own, own.sum()
-            self._per_step[begin : begin + len(own)] += operations
-        use = name, self.timeline.use(name)
-        before, multiplied = self._products.get(use, (0, False))
+        x = self._with_time(layer, next(iter(given.values())))
+        call = self.timeline.place(name, len(x))
+        products = _count_products(layer, x.flatten(0, 1), layer.weight)
+        counted = products.view(x.shape[:2])[call.own]
+        if self.timeline.lengths is not None:
+            self._per_step[call.begin : call.begin + len(x)][call.own] += counted
+        before, multiplied = self._by_call.get((name, call.number), (0, False))
         multiplies = ((x != 0) & (x != 1) & (x != -1)).any()
-        self._products[use] = before + operations.sum(), multiplied | multiplies
-        ones = torch.ones_like(x[:1]), torch.ones_like(layer.weight)
-        self._steps[name] += steps
-        self._dense[name] += steps * _products(layer, *ones)[0]
+        self._by_call[name, call.number] = before + counted.sum(), multiplied | multiplies
+        one = torch.ones_like(x[0, :1]), torch.ones_like(layer.weight)
+        self._steps[name] += counted.numel()
+        self._dense[name] += counted.numel() * _count_products(layer, *one)[0]
 
-    def _one_leading_dimension(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The input of a layer of weights, with time and batch in one dimension."""
-        map_dimensions = 1 if isinstance(layer, nn.Linear) else layer.weight.dim() - 1
-        if x.dim() == map_dimensions:
-            return x[None]
-        if x.dim() == map_dimensions + 1 or layer in self._in_per_step:
-            return x
-        if self.timeline.batch is None:
-            self.timeline.batch = x.shape[1]  # (T, B, *)
-        # Otherwise x is (B, *), a single step with a matrix for each of several positions.
-        return x.flatten(0, 1) if x.shape[1] == self.timeline.batch else x
+    def _with_time(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The input of a layer of weights as ``(T, B, *)``.
+
+        In a ``PerStep`` it is ``(1, T * B, *)`` if nothing is padded.
+        """
+        lengths = self.timeline.lengths
+        if layer in self._in_per_step:
+            return x.unflatten(0, (-1, len(x) if lengths is None else len(lengths)))
+        while x.dim() <= layer.weight.dim():  # a single step (B, *), or a single sequence's (*)
+            x = x[None]
+        # A single step may also have several positions, each with a matrix of its own.
+        return x[None] if lengths is not None and x.shape[1] != len(lengths) else x
 
 
-def _products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """Counts the products of inputs, ``(N, *)``, and weights that are not zero, int64 ``(N,)``."""
     # The weights are summed over the outputs first, which leaves a small layer. All numbers are
     # whole. Float32 holds sums up to 2^24 exactly, and TF32 weights up to 2^11.
@@ -295,9 +301,13 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
     activity.operations()
     """
     activity = Activity(model)
+    stateful = IIRSynapse, SpikingNeuron
+    # Without synapses and neurons, the layers of weights tell of new sequences.
+    telling = stateful if activity.elements else (PerStep, *WEIGHTED)
     with (
         activity.timeline.following(model),
-        observe_layers(model, (IIRSynapse, SpikingNeuron), activity.count_layer),
+        observe_layers(model, telling, activity.count_sequences),
+        observe_layers(model, stateful, activity.count_layer),
         observe_layers(model, WEIGHTED, activity.count_weights),
     ):
         yield activity

@@ -21,7 +21,7 @@ from snn_lib import (
 )
 from snn_lib.inspection.activity import (
     Operations,
-    _products,
+    _count_products,
     connection_sparsity,
     count_activity,
     footprint,
@@ -264,6 +264,15 @@ def test_layers_that_are_called_alone_count_as_in_the_model():
     assert alone.operations() == whole.operations()
 
 
+def test_layers_that_are_called_alone_may_be_given_batches_of_several_sizes():
+    model = behind()
+    with count_activity(model) as activity:
+        for batch in (4, 3):
+            model.layerwise(spikes(10, batch, 8))
+    assert activity.sequences == 7
+    assert activity.dense_operations() == 8 * 6 + 6 * 3
+
+
 def test_without_a_beginning_there_are_no_operations_per_sequence():
     model, x = network(), torch.ones(4, 2, 8)
     _, state = model(x)
@@ -326,6 +335,37 @@ def test_layers_that_are_used_twice_count_twice_and_their_sequences_once(chunk):
     assert found.additions == pytest.approx(6 * (first * own).sum().item() / 3)
     assert found.additions > 0
     assert activity.elements["neuron"] == 2 * 6 * 16
+
+
+class ChunkedInside(nn.Module):
+    """Weights outside of a ``Chunked``, and layers inside that are used twice in each chunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = Loop()
+        self.chunked, self.last = Chunked(self.loop, 4), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x):
+        output, _ = self.chunked(x)
+        return self.last(output)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_part_of_the_model_may_run_in_chunks(padded):
+    model, x = ChunkedInside(), spikes(9, 3, 6) * 0.7
+    lengths = torch.tensor([9, 2, 5]) if padded else torch.full((3,), 9)
+    with count_activity(model) as activity:
+        activity.begin(lengths if padded else None, 9)
+        model(x).sum().backward()  # which runs each chunk once more
+    outputs, _ = model.loop.layers.layerwise(x)
+    own = (torch.arange(9)[:, None] < lengths)[..., None]
+    found = activity.operations()
+    assert activity.sequences == 3
+    assert found.multiply_accumulates == 6 * (x * own).count_nonzero().item() / 3
+    added = 6 * (outputs[2] * own).sum() + 3 * (outputs[5] * own).sum()
+    assert found.additions == pytest.approx(added.item() / 3)
+    assert outputs[5].any()
+    assert activity.elements["loop.neuron"] == 2 * 6 * own.sum()
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 2, 4)])
@@ -595,6 +635,28 @@ def test_a_matrix_for_each_of_several_positions(batch, wrap):
     assert activity.dense_operations() == 3 * 4 * 5
 
 
+class MatricesStepByStep(nn.Module):
+    """A matrix for each of several positions, one step ``(B, positions, C)`` at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.neuron = nn.Linear(4, 5), SpikingNeuron((3, 5), 4.0)
+
+    def forward(self, x):
+        return self.neuron(torch.stack([self.linear(step) for step in x]))
+
+
+def test_a_matrix_for_each_of_several_positions_step_by_step():
+    x, lengths = spikes(6, 2, 3, 4), torch.tensor([6, 1])
+    model = MatricesStepByStep()
+    with torch.no_grad(), count_activity(model) as activity:
+        activity.begin(lengths, 6)
+        model(x)
+    expected = 5 * x.sum((2, 3)).long() * (torch.arange(6)[:, None] < lengths)
+    assert torch.equal(activity.per_step, expected)
+    assert activity.dense_operations() == 3 * 4 * 5
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_parametrised_weights_are_weights(bias):
     convolution = nn.Conv2d(2, 3, 3, padding=1, bias=bias)
@@ -615,13 +677,13 @@ def test_operations_are_exact_in_every_precision(dtype):
         wide(x)
     assert activity.operations()[:2] == (5000 * x.float().sum().item() / 4, 0)
     many = torch.ones(1, 8191), torch.ones(2049, 8191)  # 2^24 and more, an odd number
-    assert _products(nn.Linear(1, 1), *many).item() == 8191 * 2049
+    assert _count_products(nn.Linear(1, 1), *many).item() == 8191 * 2049
     with torch.no_grad(), count_activity(model) as exact:
         model(x.float())
     rounding = torch.autocast("cpu", torch.bfloat16)
     with torch.no_grad(), rounding, count_activity(model) as rounded:
         model[0](x.float())
-    assert rounded._products["0", 0][0] == exact._products["0", 0][0] == 6 * x.sum()
+    assert rounded._by_call["0", 0][0] == exact._by_call["0", 0][0] == 6 * x.sum()
 
 
 def test_counting_keeps_nothing_of_what_it_has_counted():
