@@ -1,12 +1,13 @@
 """What training changes and a checkpoint holds: weights, average, optimiser, schedule, progress.
 
-The contents of a checkpoint are checked here, because a file may hold anything and PyTorch would
-compute with much of it.
+A file may hold anything, and PyTorch would compute with much of it. So the contents of a checkpoint
+are checked here: :func:`check_alike` compares them with what this run would write itself.
 """
 
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -57,21 +58,19 @@ class Progress:
         return at_end and self.best_row(task) is self.history[-1]
 
     def check(self) -> None:
-        """Raises :class:`InputError` unless the values make sense, as those of a file may not."""
-        for name, value in vars(Progress()).items():
-            right = isinstance(getattr(self, name), type(value))
-            require(right, f"{name} is no {type(value).__name__}")
+        """Raises an error unless the values make sense, as those of a file may not."""
+        row = dict.fromkeys({"epoch", *TIMES}.union(*self.history[:1]), 0.0)
+        own = Progress(
+            sums=dict.fromkeys(self.sums, 0.0),
+            history=[row] * len(self.history),
+            warned=[""] * len(self.warned),
+        )
+        check_alike(vars(self), vars(own), "the progress")
         require(
-            [row.get("epoch") for row in self.history] == [*range(1, self.epoch + 1)],
+            [row["epoch"] for row in self.history] == [*range(1, self.epoch + 1)],
             f"{self.epoch} finished epochs have other rows of metrics",
         )
         require(0 <= self.batch <= self.batches, f"batch is {self.batch} of {self.batches}")
-        for row in (self.sums, *self.history):
-            numbers = all(isinstance(value, (int, float)) for value in row.values())
-            require(numbers, "a metric is no number")
-        for row in self.history:
-            same = row.keys() == self.history[0].keys() | {"epoch", *TIMES}
-            require(same, "epochs have different metrics")
         for value in self.sums.values():
             countable = not isinstance(value, int) or abs(value) <= 2**53
             require(countable and math.isfinite(value), f"a sum is {value}")
@@ -164,26 +163,10 @@ class TrainingState:
         self.optimizer.step()  # makes a state to compare with; the weights are loaded next
         load_weights(self.model, checkpoint)
         batches = self.progress.batches
+        rank, _ = distributed.rank_and_world()
         try:
-            values = dict(checkpoint["progress"])
-            values.pop("folder", None)  # earlier versions wrote it
-            progress = Progress(**values)
-            progress.check()
-            if progress.history:
-                progress.best_row(task)  # fails on the metrics of another task
-            optimizer = self.optimizer.state_dict()
-            state = dict(checkpoint["optimizer_state_dict"])["state"]
-            for number, own in state.items():
-                check_alike(own, optimizer["state"][number], f"the optimiser's state {number}")
-            self.optimizer.load_state_dict({**optimizer, "state": state})
-            if self.average is not None:
-                average = checkpoint["average_state_dict"]
-                check_alike(average, self.average.state_dict(), "the average")
-                self.average.load_state_dict(average)
+            progress = self._restore_state(checkpoint, task)
             theirs = fixed_settings(checkpoint["config"], progress.batches, progress.batch)
-            rank, world = distributed.rank_and_world()
-            if rank < len(checkpoint["rng"]) == world:
-                set_rng_state(checkpoint["rng"][rank], self.device)
         except Exception as error:  # a file may hold anything
             raise InputError(
                 f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
@@ -203,6 +186,28 @@ class TrainingState:
         steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
         for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
             self.scheduler.step()  # the scheduler's state is the number of its steps
+
+    def _restore_state(self, checkpoint: Checkpoint, task: Task) -> Progress:
+        """Restores optimiser, average and random generators; returns the checkpoint's progress."""
+        values = dict(checkpoint["progress"])
+        values.pop("folder", None)  # earlier versions wrote it
+        progress = Progress(**values)
+        progress.check()
+        if progress.history:
+            progress.best_row(task)  # fails on the metrics of another task
+        own = self.optimizer.state_dict()
+        state = checkpoint["optimizer_state_dict"]["state"]
+        # Weights that never had a gradient have no state.
+        check_alike(state, {number: own["state"][number] for number in state}, "the optimiser")
+        self.optimizer.load_state_dict({**own, "state": state})
+        if self.average is not None:
+            average = checkpoint["average_state_dict"]
+            check_alike(average, self.average.state_dict(), "the average")
+            self.average.load_state_dict(average)
+        rank, world = distributed.rank_and_world()
+        if rank < len(checkpoint["rng"]) == world:
+            set_rng_state(checkpoint["rng"][rank], self.device)
+        return progress
 
 
 class MovingAverage(AveragedModel):
@@ -238,17 +243,32 @@ def split_of(row: Row, split: str) -> dict[str, float]:
     }
 
 
-def check_alike(state: Any, own: Any, name: str) -> None:
-    """Raises ValueError unless both have the same keys, types and shapes, and finite numbers."""
-    if isinstance(own, dict) and isinstance(state, dict) and state.keys() == own.keys():
-        for key, value in own.items():
-            check_alike(state[key], value, f"{name}, {key}")
-    elif isinstance(own, Tensor) and isinstance(state, Tensor):
-        kinds = [(tensor.shape, tensor.dtype, tensor.layout) for tensor in (state, own)]
-        if kinds[0] != kinds[1] or not torch.isfinite(state).all():
-            raise ValueError(f"{name} has another shape or type, or is not finite")
-    elif own is not None or state is not None:
-        raise ValueError(f"{name} is not what it should be")
+def check_alike(found: Any, own: Any, name: str) -> None:
+    """Raises ValueError unless ``found`` has the form of ``own``, and its tensors are finite.
+
+    They have the same form if types, keys, lengths of lists and shapes of tensors are the same. A
+    whole number may stand for a float.
+    """
+    match own:
+        case Tensor():
+            alike = isinstance(found, Tensor) and _form(found) == _form(own)
+            alike = alike and bool(torch.isfinite(found).all())
+        case dict():
+            alike = isinstance(found, dict) and found.keys() == own.keys()
+        case list():
+            alike = isinstance(found, list) and len(found) == len(own)
+        case float():
+            alike = isinstance(found, (int, float))
+        case _:
+            alike = isinstance(found, type(own))
+    if not alike:
+        raise ValueError(f"{name} is not what it should be, or not finite")
+    parts = own if isinstance(own, dict) else range(len(own)) if isinstance(own, list) else ()
+    for part in parts:
+        check_alike(found[part], own[part], f"{name}, {part}")
+
+
+_form = attrgetter("shape", "dtype", "layout")
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
