@@ -6,7 +6,7 @@ its description, and never look at the network itself.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -71,17 +71,18 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     dtype = _dtype_of(network)
     name, inner = _sequential_of(network)
     before = _input_shape(inner, name) if shape is None else tuple(shape)
-    around = _Surroundings(network, inner, before)
-    if shape is None and around.features != before:
+    around = _Surroundings(network, inner)
+    features, entry = around.read_input(before)
+    if shape is None and features != before:
         raise ValueError(
             f"{type(network).__name__}.forward changes the features before its Sequential: give "
             "the shape of one step of its input, such as shape=(28, 28)"
         )
-    layers = fold_normalisations(read(inner, name, around.features, dtype))
+    layers = fold_normalisations(read(inner, name, features, dtype))
     if all(isinstance(layer, Flattening) for layer in layers):
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
-    layers += around.sums(layers[-1].after)
-    return Description(before, around.after, around.entry, tuple(layers), dtype)
+    after, sums = around.read_output(before, layers[-1].after)
+    return Description(before, after, entry, (*layers, *sums), dtype)
 
 
 def _dtype_of(network: nn.Module) -> np.dtype:
@@ -136,68 +137,69 @@ class _Arrival(Exception):
 class _Surroundings:
     """Finds out what a network's ``forward`` does around its Sequential, by running it.
 
-    The input of the first run holds the numbers of the features, so the numbers that reach the
-    Sequential say which features it is given. Then every feature of the Sequential's output in turn
-    is set to one and all others to zero, which shows what the forward makes of it. A run with
-    random numbers checks that the forward does nothing else.
-
-    Attributes:
-        features: the shape of one step of the Sequential's input.
-        entry: for each of its features, the number of the network's feature that it is.
-        after: the shape of one step of the network's output, once ``sums`` has been read.
+    Before the Sequential, it may rearrange and repeat features. So each feature of the input is
+    given its own number as value, and the numbers that arrive at the Sequential say which features
+    they are. Behind it, the forward may rearrange and add up features. So each feature of the
+    Sequential's output in turn is one and all others are zero, and what the network then returns is
+    a row of a matrix. Each time, a run with random numbers checks that the forward does no more.
     """
 
-    def __init__(self, network: nn.Module, inner: Sequential, before: Shape) -> None:
-        self.network, self.before = network, before
-        self.reply: Tensor | None = None
-        inner.forward = self._stand_in
-        numbers = torch.arange(math.prod(before), dtype=torch.float64)
-        given = self._input(numbers.view(1, 1, *before))
-        self.features = tuple(given.shape[2:])
-        self.entry = given.flatten().long().clamp(0, len(numbers) - 1).numpy()
-        self.x = _random(3, 2, *before) * _random(3, 2, *before).mul(4).exp2()  # of all sizes
-        given = self._input(self.x)
-        if not torch.equal(given.flatten(2), self.x.flatten(2)[..., self.entry]):
-            self._refuse("computes with its input before")
+    def __init__(self, network: nn.Module, inner: Sequential) -> None:
+        self.network, self.inner = network, inner
 
-    def sums(self, inner: Shape) -> Iterator[Layer]:
-        """The layers that do what the forward does with the Sequential's output, ``inner``."""
+    def read_input(self, before: Shape) -> tuple[Shape, np.ndarray]:
+        """What the Sequential is given if the network is given features of the shape ``before``.
+
+        Returns the shape of its input, and for each feature the number of the network's feature
+        that it is.
+        """
+        count = math.prod(before)
+        arrived = self._arrival(torch.arange(count, dtype=torch.float64).view(1, 1, *before))
+        entry = arrived.flatten().long().clamp(0, count - 1)
+        x = _random_input(before)
+        if not torch.equal(self._arrival(x).flatten(2), x.flatten(2)[..., entry]):
+            self._refuse("computes with its input before")
+        return tuple(arrived.shape[2:]), entry.numpy()
+
+    def read_output(self, before: Shape, inner: Shape) -> tuple[Shape, list[Layer]]:
+        """What the network returns if the Sequential returns features of the shape ``inner``.
+
+        Returns the shape of its output, and the layers that make it of the Sequential's.
+        """
         reply = _random(3, 2, *inner)
-        output = self._output(self.x, reply)
-        self.after = tuple(output.shape[2:])
+        output = self._output(_random_input(before), reply)
+        after = tuple(output.shape[2:])
         if output.shape == reply.shape and torch.equal(output, reply):
-            return
+            return after, []
         count, name = math.prod(inner), type(self.network).__name__
-        ones = torch.eye(count, dtype=torch.float64).view(1, count, *inner)
-        x = torch.zeros(1, count, *self.before, dtype=torch.float64)
-        matrix = self._output(x, ones)[0].flatten(1)
+        one_each = torch.eye(count, dtype=torch.float64).view(1, count, *inner)
+        zeros = torch.zeros(1, count, *before, dtype=torch.float64)
+        matrix = self._output(zeros, one_each)[0].flatten(1)
         if not torch.allclose(output.flatten(2), reply.flatten(2) @ matrix):
             self._refuse("does more than add up output after")
         outputs = matrix.shape[1]
-        yield Flattening(name, inner, (count,))
-        yield Weights(name, (count,), (outputs,), matrix.T.numpy(), np.zeros(outputs))
+        weights = Weights(name, (count,), (outputs,), matrix.T.numpy(), np.zeros(outputs))
+        return after, [Flattening(name, inner, (count,)), weights]
 
-    def _stand_in(self, x: Tensor, state: object = None, lengths: Tensor | None = None) -> Output:
-        """Takes the place of the Sequential's forward: returns the reply if there is one."""
-        if self.reply is None:
+    def _arrival(self, x: Tensor) -> Tensor:
+        """The input of the Sequential if the network is given ``x``."""
+
+        def arrive(x: Tensor, state: object = None, lengths: Tensor | None = None) -> NoReturn:
             raise _Arrival(x)
-        return Output(self.reply, state)
 
-    def _input(self, x: Tensor) -> Tensor:
-        """The input of the Sequential when the network is given ``x``."""
-        self.reply = None
+        self.inner.forward = arrive
         try:
             self.network(x)
         except _Arrival as arrival:
             return arrival.args[0]
         except Exception as error:  # whatever a user's forward raises
-            shape = self.before
+            shape = tuple(x.shape[2:])
             self._refuse(f"refuses features of the shape {shape} ({one_line(error)}) before")
         self._refuse("does not run")
 
     def _output(self, x: Tensor, reply: Tensor) -> Tensor:
-        """The network's output if the Sequential returns ``reply``."""
-        self.reply = reply
+        """The network's output for ``x`` if the Sequential returns ``reply``."""
+        self.inner.forward = lambda x, state=None, lengths=None: Output(reply, state)
         try:
             output, _ = self.network(x)
             return output
@@ -209,6 +211,11 @@ class _Surroundings:
             f"{type(self.network).__name__}.forward {what} its Sequential: it may only rearrange "
             "and repeat features before it, and add up its output"
         ) from None
+
+
+def _random_input(features: Shape) -> Tensor:
+    """Random numbers of all sizes."""
+    return _random(3, 2, *features) * _random(3, 2, *features).mul(4).exp2()
 
 
 def _random(*shape: int) -> Tensor:
