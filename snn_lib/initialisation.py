@@ -6,6 +6,7 @@ far below the threshold, so no spike reaches the next layer, and no gradient eit
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -58,50 +59,46 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
     rates: dict[str, float] = {}
-    driver: nn.Module | None = None  # the weighted layer that ran last
+    ran: list[nn.Module] = []  # the layers of weights since the last neurons
+    scaled: set[str] = set()  # the layers of neurons whose weights have been scaled
 
     def remember(name: str, layer: nn.Module, given: dict[str, Any], output: Tensor) -> None:
-        nonlocal driver
-        driver = layer
+        ran.append(layer)
 
-    def scale(name: str):
-        def hook(neuron: SpikingNeuron, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            nonlocal driver
-            layer, driver = driver, None
-            if name in rates:
-                raise ValueError(
-                    f"the neurons of layer {name} run several times, in chunks or a loop: give the "
-                    "network that runs all steps at once"
-                )
-            if layer is None:
-                raise ValueError(
-                    f"no nn.Linear or convolution runs before the neurons of layer {name}"
-                )
-            if not isinstance(layer.weight, nn.Parameter):
-                raise ValueError(
-                    f"the weights before the neurons of layer {name} are computed from others, by "
-                    "a parametrisation or pruning: scale first, then add it"
-                )
-            call = bind_call(neuron, args, kwargs)
-            factor = _factor(neuron, call["current"], rate, name)
-            rates[name] = rate
-            for parameter in (layer.weight, layer.bias):
-                if parameter is not None:
-                    parameter.mul_(factor)
-            return (), {**call, "current": call["current"] * factor}
-
-        return hook
+    def scale(
+        name: str, neuron: SpikingNeuron, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
+        if name in scaled:
+            raise ValueError(
+                f"the neurons of layer {name} run several times, in chunks or a loop: give the "
+                "network that runs all steps at once"
+            )
+        if not ran:
+            raise ValueError(f"no nn.Linear or convolution runs before the neurons of layer {name}")
+        layer = ran[-1]
+        if not isinstance(layer.weight, nn.Parameter):
+            raise ValueError(
+                f"the weights before the neurons of layer {name} are computed from others, by a "
+                "parametrisation or pruning: scale first, then add it"
+            )
+        call = bind_call(neuron, args, kwargs)
+        factor = _factor(neuron, call["current"], rate, name)
+        for parameter in (layer.weight, layer.bias):
+            if parameter is not None:
+                parameter.mul_(factor)
+        scaled.add(name)
+        ran.clear()
+        return (), {**call, "current": call["current"] * factor}
 
     def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: tuple) -> None:
         rates[name] = output[0].ne(0).float().mean().item()
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     with _evaluation(model), _unchanged_on_error(layers):
-        with ExitStack() as hooks:
-            hooks.enter_context(observe_layers(model, WEIGHTED, remember))
+        with observe_layers(model, WEIGHTED, remember), ExitStack() as hooks:
             for name, neuron in model.named_modules():
                 if isinstance(neuron, SpikingNeuron):
-                    hook = neuron.register_forward_pre_hook(scale(name), with_kwargs=True)
+                    hook = neuron.register_forward_pre_hook(partial(scale, name), with_kwargs=True)
                     hooks.enter_context(hook)
             model(x)
         with observe_layers(model, SpikingNeuron, measure):
@@ -120,10 +117,10 @@ def answer_from_the_start(
     The mean of the layer's output over time is the answer. The penalty of the regression is the one
     with which each sequence is predicted best from all the others (leave-one-out).
 
-    Numbers as targets are answered as they are. Classes are answered by logits: a positive number
-    for the class of a sequence, and its negative for all other classes. Its size is the one with
-    which the classes of the sequences that are left out are most probable. So the softmax of an
-    answer says how sure it is.
+    If the targets are numbers, the answers predict them. If they are classes, the answers are
+    logits: they predict a positive number for the class of a sequence, and its negative for all
+    other classes. The number is chosen so that the softmax makes the right classes most probable
+    for sequences that were left out of the fit. So the softmax of an answer says how sure it is.
 
     Args:
         model: any module; it runs in evaluation mode.
@@ -193,9 +190,9 @@ class RidgeRegression(NamedTuple):
 def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
     """The weights and the bias that predict ``y`` from ``x``, with the best of some penalties.
 
-    Features are standardised first. With Z = U S V^T and the penalty c, the fit of centred y is
-    H y, H = U S^2 / (S^2 + c) U^T. A fit without sample i misses this sample by
-    (y_i - (H y)_i) / (1 - h_i), where h_i is the diagonal element of H, plus 1 / n for the mean.
+    Features are standardised first, and y is centred. With Z = U S V^T for the features and the
+    penalty c, the fit of y is H y, where H = U S^2 / (S^2 + c) U^T. A fit without sample i misses
+    this sample by (y_i - (H y)_i) / (1 - h_i), where h_i is H_ii + 1 / n; 1 / n is for the mean.
 
     Args:
         x: features ``(samples, inputs)``, more or fewer than samples.
@@ -225,15 +222,15 @@ def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
 
 
 def _scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
-    """The factor that makes logits of predictions, with which the classes are most probable.
+    """The factor of the predictions with which, as logits, they make the classes most probable.
 
-    One sample more than there are is counted as wrong: however many are right, the next one may not
-    be.
+    If all predictions are right, the largest factor would always be best. So the targets are
+    smoothed as if one sample more were there, and its prediction were wrong.
     """
-    wrong = 1 / (len(classes) + 1)
+    smoothing = 1 / (len(classes) + 1)
 
     def surprise(scale: float) -> float:
-        return cross_entropy(scale * predicted, classes, label_smoothing=wrong).item()
+        return cross_entropy(scale * predicted, classes, label_smoothing=smoothing).item()
 
     return min(SCALES, key=surprise)
 
@@ -259,7 +256,7 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
                 f"layer {name} cannot be made to fire at {rate}: its current is hardly ever "
                 "positive on this batch"
             )
-    low = high / 2.0
+    low = high / 2.0  # is too little, and high is enough
     for _ in range(BISECTIONS):
         middle = (low + high) / 2.0
         low, high = (middle, high) if rate_with(middle) < rate else (low, middle)
