@@ -6,6 +6,7 @@ are checked here: :func:`check_alike` compares them with what this run would wri
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -59,17 +60,18 @@ class Progress:
 
     def check(self) -> None:
         """Raises an error unless the values make sense, as those of a file may not."""
-        row = dict.fromkeys({"epoch", *TIMES}.union(*self.history[:1]), 0.0)
-        own = Progress(
+        columns = {"epoch", *TIMES}
+        if self.history:
+            columns |= self.history[0].keys()
+        example = Progress(
             sums=dict.fromkeys(self.sums, 0.0),
-            history=[row] * len(self.history),
+            history=[dict.fromkeys(columns, 0.0)] * len(self.history),
             warned=[""] * len(self.warned),
         )
-        check_alike(vars(self), vars(own), "the progress")
-        require(
-            [row["epoch"] for row in self.history] == [*range(1, self.epoch + 1)],
-            f"{self.epoch} finished epochs have other rows of metrics",
-        )
+        check_alike(vars(self), vars(example), "the progress")
+        rows = len(self.history)
+        numbered = [row["epoch"] for row in self.history] == [*range(1, rows + 1)]
+        require(self.epoch == rows and numbered, f"{self.epoch} epochs have other rows of metrics")
         require(0 <= self.batch <= self.batches, f"batch is {self.batch} of {self.batches}")
         for value in self.sums.values():
             countable = not isinstance(value, int) or abs(value) <= 2**53
@@ -249,21 +251,21 @@ def check_alike(found: Any, own: Any, name: str) -> None:
     They have the same form if types, keys, lengths of lists and shapes of tensors are the same. A
     whole number may stand for a float.
     """
+    parts: Iterable[Any] = ()
     match own:
         case Tensor():
             alike = isinstance(found, Tensor) and _form(found) == _form(own)
             alike = alike and bool(torch.isfinite(found).all())
         case dict():
-            alike = isinstance(found, dict) and found.keys() == own.keys()
+            alike, parts = isinstance(found, dict) and found.keys() == own.keys(), own
         case list():
-            alike = isinstance(found, list) and len(found) == len(own)
+            alike, parts = isinstance(found, list) and len(found) == len(own), range(len(own))
         case float():
             alike = isinstance(found, (int, float))
         case _:
             alike = isinstance(found, type(own))
     if not alike:
         raise ValueError(f"{name} is not what it should be, or not finite")
-    parts = own if isinstance(own, dict) else range(len(own)) if isinstance(own, list) else ()
     for part in parts:
         check_alike(found[part], own[part], f"{name}, {part}")
 

@@ -687,6 +687,7 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
 @pytest.mark.parametrize(
     ("part", "values"),
     [
+        ("progress", {"epoch": 10**9}),
         ("progress", {"batch": -3}),
         ("progress", {"batch": 5}),
         ("progress", {"seconds": math.nan}),
