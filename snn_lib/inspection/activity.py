@@ -267,15 +267,18 @@ class Activity:
     def _with_time(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The input of a layer of weights as ``(T, B, *)``.
 
-        In a ``PerStep`` it is ``(1, T * B, *)`` if nothing is padded.
+        If time and batch are one dimension and nothing is padded, it is ``(1, T * B, *)``.
         """
         lengths = self.timeline.lengths
-        if layer in self._in_per_step:
-            return x.unflatten(0, (-1, len(x) if lengths is None else len(lengths)))
-        while x.dim() <= layer.weight.dim():  # a single step (B, *), or a single sequence's (*)
+        if x.dim() < layer.weight.dim():  # a single step of a single sequence
             x = x[None]
-        # A single step may also have several positions, each with a matrix of its own.
-        return x[None] if lengths is not None and x.shape[1] != len(lengths) else x
+        batch = len(x) if lengths is None else len(lengths)
+        is_folded = (
+            x.dim() == layer.weight.dim()
+            or layer in self._in_per_step
+            or (lengths is not None and x.shape[1] != batch)  # a step with several positions
+        )
+        return x.unflatten(0, (-1, batch)) if is_folded else x
 
 
 def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

@@ -459,7 +459,15 @@ class BatchFirstSteps(StepByStep):
         return super().forward(x.transpose(0, 1))
 
 
-@pytest.mark.parametrize("kind", [StepByStep, WeightsStepByStep, BatchFirstSteps])
+class Folded(StepByStep):
+    """Time and batch folded by hand, as :class:`PerStep` does."""
+
+    def forward(self, x):
+        psp, _ = self.layers[0](x)
+        return self.layers[1](psp.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize("kind", [StepByStep, WeightsStepByStep, BatchFirstSteps, Folded])
 def test_layers_may_be_called_step_by_step(kind):
     model, x, lengths = kind(), spikes(10, 4, 8), torch.tensor([10, 7, 3, 1])
     own = torch.arange(10)[:, None] < lengths
