@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.containers import WEIGHTED, PerStep
-from snn_lib.inspection.timeline import Timeline
+from snn_lib.inspection.timeline import Call, Timeline
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
@@ -197,9 +197,9 @@ class Activity:
         # Synapses and neurons run every step, so the one that has run least has run each step once.
         # A layer of weights may have run several times at each step, or once for all steps.
         clocks = self._steps.keys() & self.elements.keys() or self._steps.keys()
-        steps = min((self._steps[name] for name in clocks), default=0)
+        steps = min((int(self._steps[name]) for name in clocks), default=0)
         dense = (
-            int(counted) / max(min(self._steps[name], steps), 1)
+            int(counted) / max(min(int(self._steps[name]), steps), 1)
             for name, counted in self._dense.items()
         )
         return {
@@ -240,11 +240,12 @@ class Activity:
         is_neuron = isinstance(layer, SpikingNeuron)
         values = result[0] if is_neuron else next(iter(given.values()))  # (T, B, *features)
         call = self.timeline.place(name, len(values), fresh=given.get("state") is None)
-        counted = values[call.own]
-        self._steps[name] += counted.numel() // values.shape[2:].numel()
-        self.elements[name] += counted.numel()
+        steps = _own_steps(call, values)
+        self._steps[name] += steps
+        self.elements[name] += steps * values.shape[2:].numel()
         if is_neuron:
-            self.spike_counts[name] += counted.count_nonzero()
+            spikes = values.ne(0).flatten(2).sum(2)  # (T, B)
+            self.spike_counts[name] += (spikes if call.own is None else spikes * call.own).sum()
 
     @torch.no_grad()
     def count_weights(
@@ -253,16 +254,17 @@ class Activity:
         """Adds what a layer of weights did in a call."""
         x = self._with_time(layer, next(iter(given.values())))
         call = self.timeline.place(name, len(x))
-        products = _count_products(layer, x.flatten(0, 1), layer.weight)
-        counted = products.view(x.shape[:2])[call.own]
-        if self.timeline.lengths is not None:
-            self._per_step[call.begin : call.begin + len(x)][call.own] += counted
+        counted = _count_products(layer, x.flatten(0, 1), layer.weight).view(x.shape[:2])
+        if call.own is not None:
+            counted = counted * call.own
+            self._per_step[call.begin : call.begin + len(x)] += counted
         before, multiplied = self._by_call.get((name, call.number), (0, False))
         multiplies = ((x != 0) & (x != 1) & (x != -1)).any()
         self._by_call[name, call.number] = before + counted.sum(), multiplied | multiplies
         one = torch.ones_like(x[0, :1]), torch.ones_like(layer.weight)
-        self._steps[name] += counted.numel()
-        self._dense[name] += counted.numel() * _count_products(layer, *one)[0]
+        steps = _own_steps(call, x)
+        self._steps[name] += steps
+        self._dense[name] += steps * _count_products(layer, *one)[0]
 
     def _with_time(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The input of a layer of weights as ``(T, B, *)``.
@@ -279,6 +281,14 @@ class Activity:
             or (lengths is not None and x.shape[1] != batch)  # a step with several positions
         )
         return x.unflatten(0, (-1, batch)) if is_folded else x
+
+
+def _own_steps(call: Call, values: Tensor) -> int | Tensor:
+    """The steps of all sequences in a call that are not padding; on a device nothing waits for it.
+
+    ``values`` are ``(T, B, *)``.
+    """
+    return values.shape[:2].numel() if call.own is None else call.own.sum()
 
 
 def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

@@ -32,12 +32,13 @@ class Call(NamedTuple):
     Attributes:
         number: how often this call of the model, or this chunk, has called the layer before.
         begin: the step of the sequences at which it begins, if they are padded.
-        own: an index of what is not padding: bool ``(T, B)``, or a slice of everything.
+        own: which of its steps are not padding, bool ``(T, B)``; ``None`` if all are the
+            sequences' own.
     """
 
     number: int
     begin: int = 0
-    own: Tensor | slice = slice(None)
+    own: Tensor | None = None
 
 
 @dataclass
