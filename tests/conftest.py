@@ -13,6 +13,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# So many seconds PyTorch waits for a process that prepares data to end, before it ends the process.
+torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
+
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None)
 settings.load_profile("ci")
