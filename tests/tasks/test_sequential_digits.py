@@ -23,7 +23,8 @@ IMAGES = 20
 
 @pytest.fixture
 def config():
-    config = load_config(SequentialConfig, ROOT / "sequential_mnist.yaml", [])
+    path = ROOT / "sequential_mnist_in_order.yaml"
+    config = load_config(SequentialConfig, path, ["mnist_config.permuted=true"])
     config.dataset_path = str(ROOT / "dataset")
     options = config.mnist_config
     options.training_size, options.validation_size, options.test_size = 30, 10, IMAGES
@@ -95,6 +96,12 @@ def test_the_model_has_the_size_it_says_and_every_layer_fires(config):
             tau = -1 / module.poles().abs().log()
             assert tau.amin() == pytest.approx(10, rel=1e-3)
             assert tau.amax() == pytest.approx(800, rel=1e-2)
+
+
+def test_with_batch_norm_it_has_a_gain_for_each_hidden_neuron_more(config):
+    config.hyperparameters.batch_norm = True
+    parameters = sequential_mnist.SNN(config).parameters()
+    assert sum(parameter.numel() for parameter in parameters) == 86_858 + 2 * 256
 
 
 def test_batch_norm_standardises_the_currents_of_hidden_neurons(config):
