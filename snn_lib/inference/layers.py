@@ -199,12 +199,9 @@ def _normalisation(
 ) -> list[Layer]:
     if module.running_var is None:
         raise ValueError("it has no running averages: expected track_running_stats=True")
-    scale = (module.running_var + module.eps).rsqrt()
-    if module.affine:
-        scale = scale * module.weight
-    shift = -scale * module.running_mean
-    if module.affine:
-        shift = shift + module.bias
+    weight, bias = (module.weight, module.bias) if module.affine else (1.0, 0.0)
+    scale = weight * (module.running_var + module.eps).rsqrt()
+    shift = bias - scale * module.running_mean
     return [Normalisation(name, before, after, scale.numpy(), shift.numpy())]
 
 

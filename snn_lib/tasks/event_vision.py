@@ -101,12 +101,13 @@ class EventVision(CountClassification):
         training = split == "train"
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
-            numbers = chosen[numbers]
-            x = frames[numbers]
+            mine = chosen[numbers[share]]
             if training and config.events.use_augmentation:
                 generator = batch_generator(config.seed, epoch, number + 1)
-                x = augment_events(x, config.augmentation, generator)
-            return Batch(self.preparation.input_of(x[share]), labels[numbers[share]])
+                x = augment_events(frames[chosen[numbers]], config.augmentation, generator)[share]
+            else:
+                x = frames[mine]
+            return Batch(self.preparation.input_of(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return Batches(len(chosen), size, take, shuffle=training)
