@@ -232,7 +232,8 @@ class MovingAverage(AveragedModel):
         update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
         with torch.no_grad():
             for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-                kept.copy_(buffer)
+                # The averages of a batch normalisation belong to the weights they were taken with.
+                kept.lerp_(buffer, 1 - decay) if buffer.is_floating_point() else kept.copy_(buffer)
         self.n_averaged += 1
 
 

@@ -361,12 +361,19 @@ def test_an_epoch_without_a_score_is_not_the_best(tmp_path):
     assert finished["best"]["epoch"] > 1
 
 
-def test_an_average_has_the_buffers_of_the_model():
+def test_the_running_averages_of_a_normalisation_are_averaged_as_its_weights_are():
     model = nn.BatchNorm1d(2)
     average = MovingAverage(model, 0.9)
-    model.running_mean.fill_(3.0)
-    average.update_parameters(model)
-    assert average.module.running_mean.tolist() == [3.0, 3.0]
+    for count, value in enumerate([3.0, -1.0, 4.0]):
+        model.num_batches_tracked.fill_(count)
+        for tensor in (model.running_mean, model.weight.data):
+            tensor.fill_(value)
+        average.update_parameters(model)
+    decays = 2 / 11, 3 / 12  # of the second and third update
+    expected = decays[1] * (decays[0] * 3 - (1 - decays[0])) + (1 - decays[1]) * 4
+    assert average.module.running_mean.tolist() == pytest.approx([expected] * 2)
+    assert average.module.weight.tolist() == pytest.approx([expected] * 2)
+    assert average.module.num_batches_tracked == 2
 
 
 def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path):
