@@ -23,8 +23,9 @@ IMAGES = 20
 
 @pytest.fixture
 def config():
-    path = ROOT / "sequential_mnist_in_order.yaml"
-    config = load_config(SequentialConfig, path, ["mnist_config.permuted=true"])
+    settings = "batch_norm=false", "even_frequencies=false", "weight_gain=4"
+    settings = [f"hyperparameters.{setting}" for setting in settings]
+    config = load_config(SequentialConfig, ROOT / "sequential_mnist.yaml", settings)
     config.dataset_path = str(ROOT / "dataset")
     options = config.mnist_config
     options.training_size, options.validation_size, options.test_size = 30, 10, IMAGES
