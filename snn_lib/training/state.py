@@ -215,7 +215,8 @@ class TrainingState:
 class MovingAverage(AveragedModel):
     """An exponential moving average of the weights, which forgets faster at first.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)). Unlike PyTorch's own, this class counts
+    It averages the running statistics of normalisations as well, and copies all other buffers. The
+    decay of update n is min(decay, (1 + n) / (10 + n)). Unlike PyTorch's own, this class counts
     updates on the CPU and copies no count to the device, so that no update waits for it.
     """
 
@@ -231,9 +232,14 @@ class MovingAverage(AveragedModel):
         update = get_ema_multi_avg_fn(decay)
         update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
         with torch.no_grad():
-            for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-                # The averages of a batch normalisation belong to the weights they were taken with.
-                kept.lerp_(buffer, 1 - decay) if buffer.is_floating_point() else kept.copy_(buffer)
+            buffers = zip(self.module.named_buffers(), model.buffers(), strict=True)
+            for (name, kept), buffer in buffers:
+                # The statistics of a normalisation belong to the weights that they were taken with.
+                # Other buffers may be constants, even infinite ones, and have no mean.
+                if name.endswith(("running_mean", "running_var")):
+                    kept.lerp_(buffer, 1 - decay)
+                else:
+                    kept.copy_(buffer)
         self.n_averaged += 1
 
 

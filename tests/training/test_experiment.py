@@ -376,6 +376,16 @@ def test_the_running_averages_of_a_normalisation_are_averaged_as_its_weights_are
     assert average.module.num_batches_tracked == 2
 
 
+def test_a_buffer_that_is_no_statistic_is_copied_into_the_average():
+    model = nn.Linear(1, 1)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    average = MovingAverage(model, 0.9)
+    for value in (1.0, 5.0, 2.0):
+        model.mask[0] = value
+        average.update_parameters(model)
+        assert average.module.mask.tolist() == [value, -math.inf]
+
+
 def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path):
     settings = "optimizer.coefficient_lr_scale=300", "hyperparameters.constraint=none"
     with warnings.catch_warnings():
