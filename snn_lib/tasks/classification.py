@@ -54,18 +54,21 @@ class Classification(Task):
         return self.cross_entropy(model, self.logits(model, batch), batch.y)
 
     def cross_entropy(
-        self, model: nn.Module, logits: Tensor, labels: Tensor
+        self, model: nn.Module, logits: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Mean cross-entropy of logits ``(B, classes)`` and labels ``(B,)``, and sums.
+        """Mean cross-entropy of logits ``(B, classes)``, and sums.
 
-        Labels are smoothed in training only, so that validation losses can be compared between
-        settings.
+        Targets are labels, ``(B,)``, or the probabilities of all classes, ``(B, classes)``. With
+        probabilities, the right answer is the most probable class. Targets are smoothed in training
+        only, so that validation losses can be compared between settings.
         """
-        labels = labels.long()
+        soft = targets.dim() == 2
+        targets = targets if soft else targets.long()
+        labels = targets.argmax(1) if soft else targets
         # A user's own class of settings may lack this one.
         smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
         smoothing = smoothing if model.training else 0.0
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss, {
             "samples": len(labels),
             "loss": loss.detach() * len(labels),
@@ -189,7 +192,7 @@ class CountClassification(Classification):
         loss, sums = self.cross_entropy(model, output.sum(0) * settings.logit_per_spike, batch.y)
         if model.training and settings.early_answers:
             logits = output.cumsum(0) * settings.logit_per_spike
-            labels = batch.y.expand(len(logits), -1)
-            early, _ = self.cross_entropy(model, logits.flatten(0, 1), labels.flatten())
+            targets = batch.y.expand(len(logits), *batch.y.shape)
+            early, _ = self.cross_entropy(model, logits.flatten(0, 1), targets.flatten(0, 1))
             loss = loss + settings.early_answers * early
         return loss, sums

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, draw_grids, warp
-from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
+from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, OrderHyperparameters, Settings, setting
 from snn_lib.tasks.classification import Classification, CountClassification, CountHyperparameters
+from snn_lib.tasks.distillation import Teachers
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
 
@@ -53,6 +54,12 @@ class MNISTOptions(Settings):
 
     max_rate: float = setting(1.0, "current or firing rate of a white pixel", above=0)
     use_transform: bool = setting(True, "augment the training images")
+    teachers: list[str] = setting(
+        [], "checkpoints of networks whose mean answer is learned instead of the label"
+    )
+    teacher_temperature: float = setting(
+        3.0, "what the teachers' logits are divided by: higher is softer", above=0
+    )
     validation_size: int = setting(
         5_000, "held-out images, which choose the best epoch", at_least=1
     )
@@ -118,15 +125,18 @@ class Digits(Classification):
 
     def make_batches(self, split: str) -> Batches:
         """The digits of a split. Test images are read only when they are needed."""
-        config = self.config
+        config, options = self.config, self.config.mnist_config
         if split == "test":
             images, labels = load_mnist(Path(config.dataset_path), train=False)
-            size = config.mnist_config.test_size
+            size = options.test_size
             images, labels = images[:size], labels[:size]
         else:
             images, labels = self.images[split]
         training = split == "train"
-        augment = training and config.mnist_config.use_transform
+        augment = training and options.use_transform
+        teachers = None
+        if training and options.teachers:
+            teachers = Teachers(options.teachers, options.teacher_temperature)
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = numbers[share]
@@ -134,10 +144,14 @@ class Digits(Classification):
             if augment:
                 generator = batch_generator(config.seed, epoch, number + 1)
                 x = warp(x, draw_grids(len(numbers), config.transform, generator)[share])
-            x = x.flatten(1) * config.mnist_config.max_rate  # (B, 784)
+            y = labels[mine]
+            if teachers is not None and len(mine):  # a process's share may be empty
+                with batch_seed(config.seed + self.rank, epoch, number):  # some draw spikes
+                    y = teachers(x)
+            x = x.flatten(1) * options.max_rate  # (B, 784)
             # Each process draws different spikes for its share of a batch.
             generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
-            return Batch(self.preparation.draw(x, generator), labels[mine])
+            return Batch(self.preparation.draw(x, generator), y)
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return Batches(len(labels), size, take, shuffle=training)
