@@ -122,6 +122,14 @@ class Digits(Classification):
             "train": (images[training], labels[training]),
             "validation": (images[validation], labels[validation]),
         }
+        self._teachers: Teachers | None = None
+
+    def teachers(self) -> Teachers:
+        """The teachers, which are loaded once, when they are first asked for."""
+        if self._teachers is None:
+            options = self.config.mnist_config
+            self._teachers = Teachers(options.teachers, options.teacher_temperature)
+        return self._teachers
 
     def make_batches(self, split: str) -> Batches:
         """The digits of a split. Test images are read only when they are needed."""
@@ -134,9 +142,7 @@ class Digits(Classification):
             images, labels = self.images[split]
         training = split == "train"
         augment = training and options.use_transform
-        teachers = None
-        if training and options.teachers:
-            teachers = Teachers(options.teachers, options.teacher_temperature)
+        teachers = self.teachers() if training and options.teachers else None
 
         def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = numbers[share]

@@ -1,8 +1,9 @@
 """Distillation: a network learns the answers of trained networks instead of the labels.
 
 An answer says more than a label: a four that looks a little like a nine is a little of both. The
-method is that of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv
-1503.02531.
+idea is that of Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv
+1503.02531. They divide the logits of both sides by the temperature. Here only those of the teachers
+are divided: how large the logits of the network become is its own affair.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from snn_lib.data.preparation import ImagePreparation
-from snn_lib.errors import require
+from snn_lib.data.mnist import CLASSES
+from snn_lib.errors import InputError, require
 
 
 class Teachers:
     """Trained networks of digits, whose mean answer takes the place of the label.
+
+    They run on the CPU.
 
     Args:
         paths: their checkpoints.
@@ -27,15 +30,23 @@ class Teachers:
     """
 
     def __init__(self, paths: Sequence[str], temperature: float) -> None:
-        from snn_lib.training.loading import load  # from a higher floor: a task may be loaded, too
+        from snn_lib.training.loading import load  # of a floor above, which imports this one
 
-        self.networks = [load(path) for path in paths]
-        self.temperature = temperature
-        for path, network in zip(paths, self.networks, strict=True):
+        self.temperature, self.networks = temperature, []
+        blank = torch.zeros(1, 28, 28)
+        for path in paths:
+            try:
+                network = load(path)
+                with torch.random.fork_rng(devices=[]):  # some draw spikes
+                    shape = tuple(network.answer(blank).shape)
+            except (InputError, ValueError) as error:
+                raise InputError(f"teacher {path}: {error}") from None
             require(
-                isinstance(network.preparation, ImagePreparation),
-                f"{path} is not a network of digits, so it cannot be a teacher",
+                shape == (1, CLASSES),
+                f"teacher {path}: the answer to an image has the shape {shape}, expected (1, "
+                f"{CLASSES})",
             )
+            self.networks.append(network)
 
     def __call__(self, images: Tensor) -> Tensor:
         """The probabilities of all classes, ``(B, classes)``, for images ``(B, 28, 28)``.

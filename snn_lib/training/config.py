@@ -99,8 +99,10 @@ def _built(
         raise
     except Exception as error:  # OmegaConf and PyYAML raise many kinds
         key = getattr(error, "full_key", None)
-        where = f" ({key!r})" if key else ""
-        raise InputError(f"{source}{where}: {one_line(error)}") from None
+        where, reason = f" ({key!r})" if key else "", one_line(error)
+        if "is not a ListConfig" in reason:
+            reason = "expected a list, such as [a, b]"
+        raise InputError(f"{source}{where}: {reason}") from None
     return _section(config, values)
 
 

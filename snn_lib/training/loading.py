@@ -47,7 +47,8 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     checkpoint = load_checkpoint(path)
     if build_model is not None:
         return trained_network(checkpoint, build_model)
-    build_model, task, _ = arguments_of_main(find_script(checkpoint))
+    with torch.random.fork_rng(devices=[]):  # the script may seed the generator, or draw from it
+        build_model, task, _ = arguments_of_main(find_script(checkpoint))
     return trained_network(checkpoint, build_model, task)
 
 

@@ -146,6 +146,7 @@ def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
         ),
         ("hyperparameters.label_smoothing=1", "label_smoothing is 1.0"),
         ("hyperparameters.logit_per_spike=0", "logit_per_spike is 0.0, expected above 0"),
+        ("mnist_config.teachers=one", "('mnist_config.teachers'): expected a list, such as [a, b]"),
         ("mnist_config.max_rate=0", "mnist_config.max_rate is 0.0"),
         ("mnist_config.max_rate=inf", "mnist_config.max_rate is inf, expected finite"),
         ("mnist_config.test_size=0", "mnist_config.test_size is 0, expected at least 1"),

@@ -168,7 +168,9 @@ def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monke
     subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True)
     best = the_run(tmp_path) / "best"
     shutil.copy(best, tmp_path / "sent")  # to another machine, with the script beside it
+    before = torch.get_rng_state()
     network = snn_lib.load("sent")
+    assert torch.equal(torch.get_rng_state(), before)  # although the script seeds it
     assert network.classes == ["down", "up"]
     assert network.classify(torch.rand(1, 6, 3))[0][0] in network.classes
     monkeypatch.chdir(ROOT)
