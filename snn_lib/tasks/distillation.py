@@ -30,7 +30,7 @@ class Teachers:
     """
 
     def __init__(self, paths: Sequence[str], temperature: float) -> None:
-        from snn_lib.training.loading import load  # of a floor above, which imports this one
+        from snn_lib.training.loading import load  # not above, since it imports tasks
 
         self.temperature, self.networks = temperature, []
         blank = torch.zeros(1, 28, 28)

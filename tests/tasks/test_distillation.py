@@ -180,6 +180,7 @@ def test_a_teacher_of_other_classes_is_refused(monkeypatch):
 
 
 def test_a_teacher_that_a_forced_backend_cannot_serve_is_refused():
+    pytest.importorskip("triton")
     with use_backend("cuda"), pytest.raises(InputError, match=r"teacher .*backend 'cuda'"):
         Teachers(PATHS[:1], TEMPERATURE)
 
