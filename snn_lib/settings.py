@@ -271,6 +271,7 @@ class ExperimentConfig(Settings):
     backend: Literal["auto", "eager", "cpu", "cuda"] = setting("auto", "kernels; auto: the fastest")
     data_workers: int = setting(0, "processes that prepare batches", at_least=0, at_most=256)
     dataset_path: str = setting("dataset", "folder with the data")
+    first_weights: str = setting("", "checkpoint whose weights training starts from; empty: none")
     test_checkpoint_path: str = setting("", "what --test tests; empty: the newest run's best")
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints in an epoch", above=0)
     runs_path: str = setting("runs", "folder of all runs; each has its own, NAME/TIME/")
@@ -286,9 +287,10 @@ class ExperimentConfig(Settings):
             f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
             "files)",
         )
-        for key in ("dataset_path", "test_checkpoint_path", "runs_path"):
+        for key in ("dataset_path", "first_weights", "test_checkpoint_path", "runs_path"):
             value = getattr(self, key)
-            usable = value.isprintable() and (value != "" or key == "test_checkpoint_path")
+            optional = key in ("first_weights", "test_checkpoint_path")
+            usable = value.isprintable() and (value != "" or optional)
             short = all(len(os.fsencode(part)) < 256 for part in value.split("/"))
             require(usable and short, f"{key} is {value!r}, which cannot be a path")
 

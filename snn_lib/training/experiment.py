@@ -38,9 +38,10 @@ class Experiment:
         build_model: makes the model from the configuration.
         task: the task that the model learns.
         config: the configuration, by default that of the task with its defaults.
-        initialise: called as ``initialise(model, task)`` if training starts from scratch, to find
-            first weights on the training data. The task then gives every process all of the data.
-            The model and the task's batches are on the device.
+        initialise: called as ``initialise(model, task)`` if training starts from scratch and not
+            from ``config.first_weights``, to find first weights on the training data. The task
+            then gives every process all of the data. The model and the task's batches are on the
+            device.
         stop_requested: called after every batch; returns whether to stop.
 
     Attributes:
@@ -94,8 +95,9 @@ class Experiment:
             ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split.
 
         Raises:
-            InputError: the checkpoint does not fit, the run's folder cannot be written, or there is
-                no checkpoint and the model no longer has its first weights.
+            InputError: the checkpoint or that of ``config.first_weights`` does not fit, the run's
+                folder cannot be written, or there is no checkpoint and the model no longer has its
+                first weights.
             RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """
@@ -126,7 +128,9 @@ class Experiment:
         warning = diagnosis.memory_warning(self.model, self.task, self.world)
         if warning:
             self.say(warning)
-        if checkpoint is None and self.initialise is not None:
+        if checkpoint is None and self.config.first_weights:
+            load_weights(self.model, load_checkpoint(self.config.first_weights))
+        elif checkpoint is None and self.initialise is not None:
             torch.manual_seed(self.config.seed)
             with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
                 self.initialise(self.model, self.task)

@@ -158,7 +158,7 @@ class TrainingState:
         require(
             "optimizer_state_dict" in checkpoint and "progress" in checkpoint,
             f"{path} is a finished model without the state of its training: resume from the "
-            "checkpoint named last",
+            f"checkpoint named last, or start a new run with first_weights={path}",
         )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

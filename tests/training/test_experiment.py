@@ -188,6 +188,35 @@ def test_a_finished_run_can_be_given_more_epochs(tmp_path):
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
+def test_training_starts_from_the_weights_of_a_checkpoint(tmp_path):
+    def initialise(model, task):
+        raise AssertionError("the first weights are given")
+
+    train(*tiny(tmp_path / "first", "seed=3"), model=SmallSNN)
+    best = the_run(tmp_path / "first") / "best"
+    settings = tiny(
+        tmp_path / "second",
+        f"first_weights={best}",
+        "optimizer.AdamW.lr=1e-12",  # so that all weights stay where they start
+        "scheduler.scheduler_choice=none",
+    )
+    train(*settings, model=SmallSNN, initialise=initialise)
+    theirs, ours = (load(the_run(tmp_path / name) / "best") for name in ("first", "second"))
+    torch.testing.assert_close(ours["snn_state_dict"], theirs["snn_state_dict"])
+    assert ours["config"]["first_weights"] == str(best)
+
+    best.unlink()  # a resumed run has its own weights
+    last = load_checkpoint(the_run(tmp_path / "second") / "last")
+    experiment([*settings, "hyperparameters.epoch=3"]).train(last)
+    assert "there is no file" in refused("--train", *settings, model=SmallSNN)
+
+
+def test_first_weights_of_another_network_are_refused(tmp_path, trained):
+    best = the_run(trained) / "best"
+    message = refused("--train", *tiny(tmp_path, f"first_weights={best}"), model=snn_mlp_1.SNN)
+    assert f"{best} belongs to another model" in message
+
+
 def test_training_learns_and_reports_its_best_epoch(tmp_path):
     finished = run("--train", *small(tmp_path, "hyperparameters.epoch=6"), model=SmallSNN)
     assert finished.code == 0
@@ -675,7 +704,8 @@ def test_a_finished_model_cannot_be_resumed(trained):
     best = the_run(trained) / "best"
     message = refused("--train", "--resume", best, *small(trained), model=SmallSNN)
     assert "is a finished model" in message
-    assert "resume from the checkpoint named last" in message
+    assert "resume from the checkpoint named last, or start a new run with" in message
+    assert f"first_weights={best}" in message
 
 
 @pytest.mark.parametrize(
