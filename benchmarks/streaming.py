@@ -171,8 +171,8 @@ def chart(path: Path, rows: list[dict]) -> None:
     for axes, name in zip(grid[0], NETWORKS, strict=True):
         line = [row for row in rows if row["network"] == name]
         bars = axes.barh([row["variant"] for row in line], [row["step_us"] for row in line])
-        axes.bar_label(bars, fmt="%.3g", padding=2)
-        axes.set(title=name, xlabel="a step, us (median)", xscale="log", xlim=(1, 2000))
+        axes.bar_label(bars, fmt="{:,.1f}", padding=2)
+        axes.set(title=name, xlabel="a step, us (median)", xscale="log", xlim=(1, 10_000))
         axes.invert_yaxis()
     figure.suptitle(rows[0]["machine"], fontsize=9)
     figure.tight_layout()
