@@ -157,7 +157,7 @@ def spiking_neuron(
     membrane, reset = state
     state = _in_dtype(membrane, dtype, "state membrane"), _in_dtype(reset, dtype, "state reset")
     last = channels_last(current)
-    if type(surrogate) in tuple(SURROGATES.values()):  # PyTorch 2.7 compiles no other form
+    if type(surrogate) in tuple(SURROGATES.values()):  # PyTorch 2.8 compiles no other form
         name, width, slope = surrogate.name, surrogate.width, None
     else:
         name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)

@@ -397,7 +397,7 @@ def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tens
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype of autocast on a kind of device, if it is at work there."""
-    # Some devices, such as meta, have no autocast. PyTorch 2.7 cannot compile the question.
+    # Some devices, such as meta, have no autocast. PyTorch 2.8 cannot compile the question.
     if not (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

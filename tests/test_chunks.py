@@ -245,7 +245,7 @@ def test_chunked_around_a_compiled_module_and_never_inside_one():
     output, _ = chunked(x)
     found = torch.autograd.grad(output.sum(), list(network.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in found)
-    # PyTorch 2.7 shows the line that raises instead of the message.
+    # PyTorch 2.8 shows the line that raises instead of the message.
     with pytest.raises(Exception, match=r"Chunked\(torch\.compile\(module\)|chunks\.py"):
         torch.compile(Chunked(network, 4), backend="eager", fullgraph=True)(x)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
@@ -95,4 +96,6 @@ def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict
     if choice not in choices:
         raise ValueError(f"{key} is {choice!r}, expected one of {', '.join(choices)}")
     options = getattr(section, choice)
-    return choice, dict(options if hasattr(options, "items") else vars(options))
+    if OmegaConf.is_config(options):  # whose lists are not Python's, and would go into checkpoints
+        return choice, OmegaConf.to_container(options, resolve=True)
+    return choice, dict(vars(options))
