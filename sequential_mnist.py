@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib import Gaussian, PerStep, ResonantSynapse, Sequential, SpikingNeuron, log_spaced
+from snn_lib.readout import Snapshots
 from snn_lib.tasks.digits import CLASSES, PIXELS
 from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training import main
 
 
 class SNN(nn.Module):
-    """64-256-256-10: 64 filters of the pixels, two layers of 256 neurons, each with its filters.
+    """64 filters of the pixels, two layers of neurons, each with its filters, and 10 outputs.
 
-    The last layer does not spike: it says at every step which digit it may be.
+    The last layer does not spike: it says at every step which digit it may be. If it reads at
+    several moments, it has weights of their own for each, and says the sum of what it has read.
 
     Shape:
         Pixels over time ``(T, B, 784 / T)`` to logits ``(T, B, 10)`` and the state.
@@ -70,17 +72,21 @@ class SNN(nn.Module):
             if options.even_frequencies
             else synapse(64)
         )
+        neurons, moments = options.neurons, options.moments
         self.layers = Sequential(
             pixels,
             pixel_filters,
-            *current(64, 256),
-            neuron(256),
-            synapse(256),
-            *current(256, 256),
-            neuron(256),
-            synapse(256),
-            nn.Linear(256, CLASSES),
+            *current(64, neurons),
+            neuron(neurons),
+            synapse(neurons),
+            *current(neurons, neurons),
+            neuron(neurons),
+            synapse(neurons),
+            nn.Linear(neurons, moments * CLASSES),
         )
+        if moments > 1:
+            between = options.length // moments
+            self.layers.append(Snapshots(range(between, options.length + 1, between)))
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """Runs all time steps; see the class for shapes."""

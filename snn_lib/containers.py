@@ -395,7 +395,7 @@ def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> T
         lengths: int64 ``(B,)``, the number of steps of each sequence; T for all if ``None``.
     """
     if lengths is None:
-        return sequence[len(sequence) - count :].clone()
+        return sequence[sequence.shape[0] - count :].clone()  # len would be a constant if exported
     steps = torch.arange(count, device=lengths.device)[:, None] + lengths  # (count, B)
     index = steps.view(*steps.shape, *[1] * (sequence.dim() - 2))
     return sequence.gather(0, index.expand(count, *sequence.shape[1:]))

@@ -3,16 +3,21 @@
 Each readout is a module without parameters that takes ``(T, B, *features)`` and returns
 ``(B, *features)``. With ``lengths``, int64 ``(B,)``, only the first so many steps of each sequence
 count and the others are padding. A length beyond T counts as T.
+
+:class:`Snapshots` is a layer before a readout, with which the last weights see several moments.
 """
 
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snn_lib.containers import Output, StatefulModule
 from snn_lib.functional import iir_filter
+from snn_lib.operators.checks import check_shape, check_time_first
 from snn_lib.time_constants import decay_of
 
 
@@ -84,6 +89,79 @@ class LeakyIntegrator(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"tau={self.tau}"
+
+
+class Snapshots(StatefulModule):
+    """The sum of parts of its input, each taken at a step of its own.
+
+    The channels are split into as many equal parts ``x_1, ..., x_K`` as there are steps:
+
+        y[t] = sum of x_k[steps_k] over all k with steps_k <= t
+
+    Before the first of the steps the output is 0, and a step that a sequence does not reach adds
+    nothing. Behind an ``nn.Linear`` with K outputs for each class and before the readout
+    :class:`Last`, the answer depends on what the layer before remembers at K moments, with weights
+    of their own for each moment:
+
+        Sequential(..., nn.Linear(256, 4 * 10), Snapshots([196, 392, 588, 784]))
+
+    Args:
+        steps: when the parts are taken; the first step of a sequence is number 1.
+
+    Shape:
+        ``(T, B, K * C, *positions)`` to ``(T, B, C, *positions)``, in float32 at least. The state
+        is ``(taken, elapsed)``: the parts taken so far, ``(B, K, C, *positions)``, and the number
+        of steps so far, int64 ``(B,)``. (Their sum alone would be rounded at the end of a chunk.)
+
+    Raises:
+        ValueError: a step is not a whole number of at least 1, or there is none; the channels
+            cannot be split into so many parts; or a shape is wrong.
+    """
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        super().__init__()
+        given = list(steps)
+        try:
+            self.steps = tuple(map(operator.index, given))
+        except TypeError:
+            self.steps = ()
+        if not self.steps or min(self.steps) < 1:
+            raise ValueError(f"steps are {given}, expected whole numbers of at least 1")
+
+    def forward(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+    ) -> Output:
+        """Takes the parts; see the class for shapes."""
+        check_time_first(x.shape, "x")
+        total, batch, channels, *positions = x.shape
+        count = len(self.steps)
+        if channels % count:
+            raise ValueError(f"got {channels} channels, expected a multiple of the {count} steps")
+        parts = _at_least_float32(x).unflatten(2, (count, -1))
+        shape, features = (batch, count, channels // count, *positions), [1] * (x.dim() - 2)
+        if state is None:
+            state = parts.new_zeros(shape), x.new_zeros(batch, dtype=torch.int64)
+        before, elapsed = state
+        check_shape("state taken", before, shape)
+        check_shape("state elapsed", elapsed, (batch,))
+        end = torch.full_like(elapsed, total) if lengths is None else lengths.clamp(max=total)
+
+        # At which step of x a part is taken; 0 if at none, so that it is as it was before.
+        here = torch.stack([step - elapsed for step in self.steps], 1)  # (B, K)
+        here = torch.where((here > 0) & (here <= end[:, None]), here, 0)
+        index = here.view(1, batch, count, *features).expand(1, *shape)
+        taken = torch.cat([before[None].to(parts.dtype), parts]).gather(0, index)[0]
+        now = elapsed + torch.arange(1, total + 1, device=x.device)[:, None]  # (T, B)
+        counts = torch.stack([now >= step for step in self.steps], 2)
+        counts = counts.view(total, batch, count, *features)
+        return Output(torch.where(counts, taken, 0).sum(2), (taken, elapsed + end))
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"steps={list(self.steps)}"
 
 
 READOUTS: dict[str, type[nn.Module]] = {

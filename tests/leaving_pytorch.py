@@ -15,7 +15,7 @@ from snn_lib import (
     Sequential,
     SpikingNeuron,
 )
-from snn_lib.readout import READOUTS
+from snn_lib.readout import READOUTS, Snapshots
 
 SIDE = 7
 
@@ -83,6 +83,12 @@ def shared():
     return Sequential(synapse, nn.Linear(4, 4), synapse), (4,)
 
 
+def snapshots_of_maps():
+    """Four maps become two, each of which is a sum of two snapshots, before weights."""
+    network, features = maps(nn.Conv2d(2, 4, 3))
+    return network + Sequential(Snapshots([4, 2]), PerStep(nn.Conv2d(2, 3, 2))), features
+
+
 NETWORKS = {
     "linear": (lambda: (Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2)), (3,))),
     "order 0": lambda: orders(0, 0),
@@ -124,6 +130,12 @@ NETWORKS = {
     "maps at the end": lambda: maps(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
     "rearranged and voting": lambda: (Voting(), (16,)),
     "used twice": shared,
+    "snapshots": lambda: (Sequential(nn.Linear(6, 12), Snapshots([2, 5, 5, 90])), (6,)),
+    "snapshots of maps": snapshots_of_maps,
+    "snapshots of a row of maps": lambda: (
+        Sequential(PerStep(nn.Conv2d(2, 3, 4)), nn.Flatten(2), Snapshots([1, 3, 4])),
+        (2, SIDE, SIDE),
+    ),
 }
 
 

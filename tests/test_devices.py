@@ -34,6 +34,7 @@ from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.kernels import eager
 from snn_lib.penalties import rate_penalty
+from snn_lib.readout import Snapshots
 from snn_lib.tasks import association, digits
 from snn_lib.tasks.association import Association
 from snn_lib.tasks.digits import DigitClassification
@@ -71,6 +72,7 @@ def network():
         nn.Linear(5, 4),
         SpikingNeuron(4, 3.0, membrane_filter=True),
         IIRSynapse(4, (1.2, -0.5, 0.1), (1.0, 0.3), constraint="stable"),
+        Snapshots([4, 8]),
     )
 
 
@@ -242,7 +244,7 @@ def test_poles_and_sums_ask_no_float64_of_a_device():
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_first_weights_are_found_there(kind):
-    model, x = network().append(torch.nn.Linear(4, 3)), torch.rand(8, 5, 6)
+    model, x = network().append(torch.nn.Linear(2, 3)), torch.rand(8, 5, 6)
     with ClaimedDevice(kind):
         model, there = model.to(kind), x.to(kind)
         rates = fire_from_the_start(model, there, 0.2)

@@ -1,12 +1,15 @@
 """Readouts against a loop over the samples, each at its own length."""
 
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from snn_lib.readout import READOUTS, LeakyIntegrator, first_lead, until_clear
+from snn_lib import Chunked, Sequential
+from snn_lib.readout import READOUTS, LeakyIntegrator, Snapshots, first_lead, until_clear
 
 T, B, N = 9, 4, 3
 LENGTHS = torch.tensor([9, 1, 5, 8])
@@ -84,6 +87,137 @@ def test_sums_over_time_keep_their_digits_in_bfloat16(name):
     found = readout(output)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, readout(output.double()).float(), rtol=1e-4, atol=1e-5)
+
+
+def snapshots_of(own, steps):
+    """The definition, step by step, for one sequence ``(T, K * C, *positions)``."""
+    channels = own.shape[1] // len(steps)
+    y, found = torch.zeros_like(own[0, :channels]), []
+    for t, now in enumerate(own, start=1):
+        for part, step in zip(now.split(channels), steps, strict=True):
+            y = y + part if step == t else y
+        found.append(y)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("positions", [(), (2, 5)])
+@pytest.mark.parametrize("steps", [[T], [2, 5, T], [T, 1, 1], [4, T + 1, 4 * T]])
+def test_snapshots_add_up_parts_of_the_input_at_their_steps(steps, positions):
+    x = torch.randn(T, B, 2 * len(steps), *positions)
+    whole = torch.stack([snapshots_of(x[:, b], steps) for b in range(B)], 1)
+    y, _ = Snapshots(steps)(x)
+    torch.testing.assert_close(y, whole)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 5, T])
+def test_snapshots_in_chunks_are_those_of_the_whole(cut):
+    x, snapshots = torch.randn(T, B, 6), Snapshots([2, 5, 8])
+    whole, end = snapshots(x)
+    first, state = snapshots(x[:cut])
+    second, state = snapshots(x[cut:], state)
+    assert torch.equal(torch.cat([first, second]), whole)
+    assert all(map(torch.equal, state, end))
+    torch.testing.assert_close(Chunked(Sequential(snapshots), 2)(x)[0], whole)
+
+
+def test_snapshots_of_padded_sequences_go_on_at_each_ones_own_end():
+    x, more, snapshots = torch.randn(T, B, 6), torch.randn(T, B, 6), Snapshots([2, 7, 12])
+    y, state = snapshots(x, lengths=LENGTHS)
+    again, _ = snapshots(more, state)
+    for b, length in enumerate(LENGTHS):
+        own = snapshots_of(torch.cat([x[:length, b], more[:, b]]), snapshots.steps)
+        torch.testing.assert_close(y[:length, b], own[:length])
+        torch.testing.assert_close(again[:, b], own[length:])
+
+
+def test_snapshots_hand_gradients_to_what_they_took_and_to_nothing_else():
+    x = torch.randn(T, B, 4, dtype=torch.float64, requires_grad=True)
+    taken = torch.randn(B, 2, 2, dtype=torch.float64, requires_grad=True)
+    snapshots = Snapshots([3, T])
+    state = taken, torch.full((B,), 1)
+    assert torch.autograd.gradcheck(lambda *given: snapshots(given[0], given[1:])[0], (x, *state))
+    (found,) = torch.autograd.grad(snapshots(x)[0][-1].sum(), x)
+    wanted = torch.zeros_like(x)
+    wanted[2, :, :2] = wanted[T - 1, :, 2:] = 1.0
+    assert torch.equal(found, wanted)
+
+
+def test_a_snapshot_is_no_product_with_what_was_not_taken():
+    x = torch.full((T, 1, 2), math.nan)
+    x[1, :, 0] = x[3, :, 1] = 1.0
+    assert Snapshots([2, 4])(x)[0].flatten().tolist() == [0, 1, 1, *[2] * (T - 3)]
+
+
+def test_snapshots_keep_their_digits_in_bfloat16():
+    x = torch.rand(T, B, 6).bfloat16()
+    y, _ = Snapshots([1, 2, 3])(x)
+    assert y.dtype == torch.float32
+    assert torch.equal(y[-1], x[0, :, :2].float() + x[1, :, 2:4].float() + x[2, :, 4:].float())
+
+
+def test_snapshots_compile_as_one_graph():
+    torch.compiler.reset()
+    x, snapshots = torch.randn(T, B, 6), Snapshots([2, 5, 8])
+    _, state = snapshots(x[:3])
+    wanted, end = snapshots(x, state)
+    y, found = torch.compile(snapshots, backend="eager", fullgraph=True)(x, state)
+    assert torch.equal(y, wanted)
+    assert all(map(torch.equal, found, end))
+
+
+def test_an_exported_network_with_snapshots_takes_any_number_of_steps_and_samples():
+    network, dynamic = Sequential(nn.Linear(4, 6), Snapshots([2, 5, 8])), torch.export.Dim.DYNAMIC
+    given = (torch.randn(T, B, 4),)
+    program = torch.export.export(network, given, dynamic_shapes=({0: dynamic, 1: dynamic},))
+    x = torch.randn(6, 2, 4)
+    torch.testing.assert_close(program.module()(x)[0], network(x)[0])
+
+
+def test_a_length_beyond_the_steps_that_are_there_counts_as_all_of_them_in_snapshots():
+    x, snapshots = torch.randn(T, B, 6), Snapshots([2, 7, 12])
+    _, (taken, elapsed) = snapshots(x, lengths=LENGTHS + T)
+    assert torch.equal(taken, snapshots(x)[1][0])
+    assert elapsed.tolist() == [T] * B
+
+
+@pytest.mark.parametrize("steps", [range(2, 7, 2), np.arange(2, 7, 2), iter([2, 4, 6])])
+def test_the_steps_of_snapshots_may_be_any_whole_numbers(steps):
+    assert Snapshots(steps).steps == (2, 4, 6)
+
+
+@pytest.mark.parametrize("steps", [[], [0, 1], [1.5], [-1], ["1"]])
+def test_snapshots_at_no_step_are_refused(steps):
+    with pytest.raises(ValueError, match="expected whole numbers of at least 1"):
+        Snapshots(steps)
+
+
+@pytest.mark.parametrize(
+    ("x", "state", "message"),
+    [
+        (torch.zeros(T, B, 7), None, "7 channels, expected a multiple of the 2 steps"),
+        (torch.zeros(T, B), None, "x has shape (9, 4), expected at least three dimensions"),
+        (
+            torch.zeros(T, B, 6),
+            (torch.zeros(B, 3), torch.zeros(B, dtype=torch.int64)),
+            "state taken has shape (4, 3), expected (4, 2, 3)",
+        ),
+        (
+            torch.zeros(T, B, 6),
+            (torch.zeros(B, 2, 3), torch.zeros((), dtype=torch.int64)),
+            "state elapsed has shape (), expected (4,)",
+        ),
+    ],
+)
+def test_what_snapshots_cannot_take_is_refused(x, state, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Snapshots([1, 2])(x, state)
+
+
+def test_a_state_in_another_dtype_does_not_change_that_of_the_output():
+    x, snapshots = torch.randn(T, B, 6), Snapshots([2, 5, 12])
+    _, state = snapshots(x.double())
+    y, (taken, _) = snapshots(x, state)
+    assert y.dtype == taken.dtype == torch.float32
 
 
 @pytest.mark.parametrize("lead", [0.0, 1.0, 3.0, 100.0])

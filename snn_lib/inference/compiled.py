@@ -30,7 +30,8 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
 
     Args:
         network: a :class:`snn_lib.Sequential`, or a module around one. Its layers may be
-            ``nn.Linear``, synapses, :class:`snn_lib.SpikingNeuron`, readouts, ``nn.Flatten``, and
+            ``nn.Linear``, synapses, :class:`snn_lib.Repeat`, :class:`snn_lib.SpikingNeuron`,
+            readouts, :class:`snn_lib.readout.Snapshots`, ``nn.Flatten``, and
             :class:`snn_lib.PerStep` of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d`` and, right
             behind weights, ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
         shape: the shape of one step of the input; needed if the first layer does not determine it.

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from snn_lib.containers import PerStep, Sequential
 from snn_lib.errors import one_line
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.readout import READOUTS, Last, LeakyIntegrator, Maximum, Mean, SpikeCount
+from snn_lib.readout import (
+    READOUTS,
+    Last,
+    LeakyIntegrator,
+    Maximum,
+    Mean,
+    Snapshots,
+    SpikeCount,
+)
 from snn_lib.synapses import IIRSynapse, Repeat
 
 Shape = tuple[int, ...]
@@ -110,6 +118,13 @@ class RunningMean(Layer):
 @dataclass(frozen=True)
 class RunningMaximum(Layer):
     """The largest value of the steps so far: a maximum over time, read at every step."""
+
+
+@dataclass(frozen=True)
+class Snapshot(Layer):
+    """The sum of parts of the input, each taken at a step of its own; the first is number 1."""
+
+    steps: tuple[int, ...]
 
 
 def read(
@@ -251,6 +266,12 @@ def _neuron(module: SpikingNeuron, name: str, before: Shape, after: Shape) -> li
     return [Neuron(name, before, after, *rows)]
 
 
+def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list[Layer]:
+    if max(module.steps) >= 2**24:  # up to which the steps are counted, in float32
+        raise ValueError(f"a step is {max(module.steps)}, expected fewer than 2^24 steps")
+    return [Snapshot(name, before, after, module.steps)]
+
+
 def _sum(module: SpikeCount, name: str, before: Shape, after: Shape) -> list[Layer]:
     """F[t] = F[t-1] + x[t]."""
     ones = np.ones((1, *before))
@@ -291,6 +312,7 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     Repeat.forward: _repetition,
     IIRSynapse.forward: _filter,
     SpikingNeuron.forward: _neuron,
+    Snapshots.forward: _snapshot,
     # The answer of a readout at a step is that of the sequence up to there.
     SpikeCount.forward: _sum,
     Mean.forward: lambda module, *place: [RunningMean(*place)],

@@ -25,7 +25,7 @@ GROUP = 4  # rows of weights that are added at once
 LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
 # What a layer does.
-WEIGHTS, POOLING, FILTER, NEURON, MEAN, MAXIMUM = range(6)
+WEIGHTS, POOLING, FILTER, NEURON, MEAN, MAXIMUM, SNAPSHOTS = range(7)
 
 # A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
 # maps of one position.
@@ -250,6 +250,21 @@ def _maximum(state, x, out):
     assign(out, largest)
 
 
+@jit
+def _snapshots(layer, table, state, x, out):
+    """Adds the inputs whose step has come; the state holds the sums, then the number of steps.
+
+    A tap is the step at which an input is added to an output, and the number of this input. The
+    taps go through the outputs again and again.
+    """
+    outputs = len(out)
+    state[outputs] += 1
+    for tap in range(layer.tap_count):
+        if table[layer.taps + 2 * tap] == state[outputs]:
+            state[tap % outputs] += x[table[layer.taps + 2 * tap + 1]]
+    assign(out, state)
+
+
 # --------------------------------------------------------------------------------------------------
 # The whole network
 
@@ -274,8 +289,10 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
             _spike(own, past, x, out)
         elif layer.kind == MEAN:
             _mean(past, x, out)
-        else:
+        elif layer.kind == MAXIMUM:
             _maximum(past, x, out)
+        else:
+            _snapshots(layer, table, past, x, out)
 
 
 @jit

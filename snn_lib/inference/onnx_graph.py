@@ -204,6 +204,8 @@ class _Graph:
                 y = self._node("Where", first, x, self._node("Max", x, largest))
                 self._next(largest, y)
                 return y
+            case kinds.Snapshot():
+                return self._snapshots(layer, x)
 
     def _neuron(self, layer: kinds.Neuron, current: str) -> str:
         """V = lambda V + I - R;  S = V > 1;  R = theta R + v_reset S."""
@@ -221,6 +223,20 @@ class _Graph:
         jump = self._node("Mul", spikes, layer.reset_strength)
         self._next(reset, self._node("Add", decayed, jump))
         return spikes
+
+    def _snapshots(self, layer: kinds.Snapshot, x: str) -> str:
+        """The sum so far, and each part of the input whose step has come."""
+        y = total = self._state(f"{layer.name}.sum", layer.after)
+        elapsed = self._state(f"{layer.name}.steps", layer.after)
+        now = self._node("Add", elapsed, 1.0)
+        parts = np.arange(layer.before[0]).reshape(len(layer.steps), -1)
+        for step, channels in zip(layer.steps, parts, strict=True):
+            part = self._node("Gather", x, channels, axis=1)
+            taken = self._node("Equal", now, float(step))
+            y = self._node("Add", y, self._node("Where", taken, part, 0.0))
+        self._next(total, y)
+        self._next(elapsed, now)
+        return y
 
     def _window(self, layer: kinds.Convolution | kinds.MaxPooling, size: Shape) -> dict:
         """The attributes of a convolution or a pooling.

@@ -83,7 +83,7 @@ class _Part:
         kind: what the layer does, one of ``machine.py``'s numbers; ``None`` if it does nothing.
         coefficients: in the order in which the function of this kind takes them.
         states: how many numbers the layer remembers.
-        taps: those of a convolution or a pooling, see ``machine.py``.
+        taps: those of a convolution, a pooling or snapshots, see ``machine.py``.
         fields: other fields of ``machine.LAYER``.
     """
 
@@ -127,6 +127,18 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             return _Part(order, machine.MEAN, states=count + 1)
         case kinds.RunningMaximum():
             return _Part(order, machine.MAXIMUM, states=count + 1)
+        case kinds.Snapshot():
+            return _snapshots(layer, order)
+
+
+def _snapshots(layer: kinds.Snapshot, order: np.ndarray) -> _Part:
+    """Snapshots as taps, of all outputs at the first of the steps, then at the second, and so on.
+
+    A tap is a step and the number of the input that is added to the output then.
+    """
+    places, after = np.argsort(order).reshape(len(layer.steps), -1), _channels_last(layer.after)
+    taps = [(s, i) for s, row in zip(layer.steps, places, strict=True) for i in row[after]]
+    return _Part(after, machine.SNAPSHOTS, states=len(after) + 1, taps=taps)
 
 
 def _convolution(layer: kinds.Convolution) -> _Part:

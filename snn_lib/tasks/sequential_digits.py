@@ -26,6 +26,8 @@ class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperpara
     """Hyperparameters of sequential digits: the model and its training."""
 
     length: int = setting(PIXELS, "time steps: 784 pixels, 28 rows, ...", at_least=1)
+    neurons: int = setting(256, "neurons of each hidden layer", at_least=1)
+    moments: int = setting(1, "how often the last layer reads, evenly spread", at_least=1)
     reset_strength: float = setting(1.0, "how much a spike lowers the potential, 0: none")
     weight_gain: float = setting(4.0, "first weights' deviation times sqrt(inputs)", above=0)
     even_frequencies: bool = setting(False, "spread the pixels' filters evenly up to 0.5")
@@ -36,6 +38,10 @@ class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperpara
         require(
             PIXELS % self.length == 0,
             f"length is {self.length}, expected a divisor of the {PIXELS} pixels",
+        )
+        require(
+            self.length % self.moments == 0,
+            f"moments is {self.moments}, expected a divisor of the length, {self.length}",
         )
 
 

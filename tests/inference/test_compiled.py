@@ -53,7 +53,9 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
     np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["order 3, 2", "neurons with a membrane", "rearranged and voting"])
+@pytest.mark.parametrize(
+    "name", ["order 3, 2", "neurons with a membrane", "rearranged and voting", "snapshots"]
+)
 def test_steps_runs_and_chunks_are_one_stream(name):
     model, features = network(name)
     x = spikes(40, *features)[:, 0].numpy()

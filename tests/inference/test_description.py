@@ -6,6 +6,7 @@ from torch import nn
 
 from snn_lib import LowPassSynapse, PerStep, Sequential, SpikingNeuron
 from snn_lib.inference.description import describe
+from snn_lib.readout import Snapshots
 
 
 class Doubling(nn.Linear):
@@ -76,6 +77,7 @@ def in_maps(layer):
         (Around(after=lambda y: y.softmax(-1)), "Around.forward does more than add up"),
         (Around(after=lambda y: y + 1), "Around.forward does more than add up"),
         (Around(after=lambda y: y.sum(5)), "Around.forward returns no output and state"),
+        (Sequential(nn.Linear(4, 4), Snapshots([1, 2**24])), r"1 \(Snapshots\).*than 2\^24 steps"),
         (Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is torch.bfloat16"),
         (Sequential(SpikingNeuron(4, 3.0)).half(), "0.reset_decay is torch.float16"),
     ],

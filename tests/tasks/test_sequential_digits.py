@@ -134,6 +134,22 @@ def test_the_filters_of_the_pixels_can_be_spread_evenly_over_all_frequencies(con
     assert model.layers[4].poles().angle().abs().amax() < 1.01 * torch.pi / 2  # as without
 
 
+def test_the_last_layer_has_weights_of_their_own_for_each_moment(config):
+    options = config.hyperparameters
+    options.neurons, options.moments, options.batch_norm = 240, 4, True
+    model = sequential_mnist.SNN(config).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 85_320
+    _, x = shown(config)
+    *_, memory, _, answers = model.layers.layerwise(x)[0]
+    weight, bias = model.layers[-2].weight, model.layers[-2].bias
+    expected = torch.zeros(IMAGES, 10)
+    for moment, step in enumerate((196, 392, 588, 784)):
+        own = slice(10 * moment, 10 * (moment + 1))
+        assert torch.equal(answers[step - 2], answers[step - 197] if moment else expected)
+        expected = expected + memory[step - 1] @ weight[own].T + bias[own]
+        torch.testing.assert_close(answers[step - 1], expected)
+
+
 @pytest.mark.parametrize("permuted", [True, False])
 def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
     settings = tiny(
@@ -164,6 +180,7 @@ def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
     ("settings", "message"),
     [
         ({"length": 100}, "length is 100, expected a divisor of the 784 pixels"),
+        ({"length": 28, "moments": 5}, "moments is 5, expected a divisor of the length, 28"),
         ({"shortest_memory": 900.0}, "shortest_memory is 900.0 and longest_memory 800.0"),
         ({"shortest_memory": 0.0}, "shortest_memory is 0.0, expected above 0"),
         ({"lowest_frequency": 0.3}, "lowest_frequency is 0.3 and highest_frequency 0.25"),
