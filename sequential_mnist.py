@@ -25,7 +25,7 @@ class SNN(nn.Module):
     """64 filters of the pixels, two layers of neurons, each with its filters, and 10 outputs.
 
     The last layer does not spike: it says at every step which digit it may be. If it reads at
-    several moments, it has weights of their own for each, and says the sum of what it has read.
+    several moments, it has other weights for each, and its output is the sum of what it has read.
 
     Shape:
         Pixels over time ``(T, B, 784 / T)`` to logits ``(T, B, 10)`` and the state.

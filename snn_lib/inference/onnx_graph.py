@@ -193,11 +193,9 @@ class _Graph:
                 return self._neuron(layer, x)
             case kinds.RunningMean():
                 total = self._state(f"{name}.sum", layer.before)
-                steps = self._state(f"{name}.steps", layer.before)
-                y, count = self._node("Add", total, x), self._node("Add", steps, 1.0)
+                y = self._node("Add", total, x)
                 self._next(total, y)
-                self._next(steps, count)
-                return self._node("Div", y, count)
+                return self._node("Div", y, self._add_count(name, layer.before))
             case kinds.RunningMaximum():
                 largest = self._state(f"{name}.maximum", layer.before)
                 first = self._node("Equal", self._add_started(name, layer.before), 0.0)
@@ -227,15 +225,13 @@ class _Graph:
     def _snapshots(self, layer: kinds.Snapshot, x: str) -> str:
         """The sum so far, and each part of the input whose step has come."""
         y = total = self._state(f"{layer.name}.sum", layer.after)
-        elapsed = self._state(f"{layer.name}.steps", layer.after)
-        now = self._node("Add", elapsed, 1.0)
+        now = self._add_count(layer.name, layer.after)
         parts = np.arange(layer.before[0]).reshape(len(layer.steps), -1)
         for step, channels in zip(layer.steps, parts, strict=True):
             part = self._node("Gather", x, channels, axis=1)
             taken = self._node("Equal", now, float(step))
             y = self._node("Add", y, self._node("Where", taken, part, 0.0))
         self._next(total, y)
-        self._next(elapsed, now)
         return y
 
     def _window(self, layer: kinds.Convolution | kinds.MaxPooling, size: Shape) -> dict:
@@ -293,6 +289,13 @@ class _Graph:
 
     def _next(self, state: str, value: str) -> None:
         self._node("Identity", value, output=state + NEXT)
+
+    def _add_count(self, name: str, features: Shape) -> str:
+        """Adds a state that counts the steps, and returns the name of the present step's number."""
+        before = self._state(f"{name}.steps", features)
+        count = self._node("Add", before, 1.0)
+        self._next(before, count)
+        return count
 
     def _add_started(self, name: str, features: Shape) -> str:
         """Adds a state that is 0 at the first step and 1 at all others."""

@@ -97,5 +97,5 @@ def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict
         raise ValueError(f"{key} is {choice!r}, expected one of {', '.join(choices)}")
     options = getattr(section, choice)
     if OmegaConf.is_config(options):  # whose lists are not Python's, and would go into checkpoints
-        return choice, OmegaConf.to_container(options, resolve=True)
-    return choice, dict(vars(options))
+        options = OmegaConf.to_container(options, resolve=True, throw_on_missing=True)
+    return choice, dict(options if hasattr(options, "items") else vars(options))
