@@ -21,11 +21,21 @@ from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training import main
 
 
+def current(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+    """Weights, and a normalisation over batch and time, which holds the bias.
+
+    Thanks to it, neurons fire even if the first weights are small, and small weights learn faster.
+    """
+    weights = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(weights.weight, std=0.4 / math.sqrt(inputs))
+    return weights, PerStep(nn.BatchNorm1d(outputs))
+
+
 class SNN(nn.Module):
     """64 filters of the pixels, two layers of neurons, each with its filters, and 10 outputs.
 
-    The last layer does not spike: it says at every step which digit it may be. If it reads at
-    several moments, it has other weights for each, and its output is the sum of what it has read.
+    The last layer does not spike. It reads the last filters at several moments, evenly spread, with
+    other weights for each, and its output is the sum of what it has read so far.
 
     Shape:
         Pixels over time ``(T, B, 784 / T)`` to logits ``(T, B, 10)`` and the state.
@@ -34,20 +44,7 @@ class SNN(nn.Module):
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__()
         options = config.hyperparameters
-
-        def weights(inputs: int, outputs: int, bias: bool = options.train_bias) -> nn.Linear:
-            layer = nn.Linear(inputs, outputs, bias)
-            nn.init.normal_(layer.weight, std=options.weight_gain / math.sqrt(inputs))
-            if bias:
-                nn.init.zeros_(layer.bias)
-            return layer
-
-        def current(inputs: int, outputs: int) -> list[nn.Module]:
-            if options.batch_norm:  # over time as well; it has a bias of its own
-                norm = PerStep(nn.BatchNorm1d(outputs))
-                return [weights(inputs, outputs, bias=False), norm]
-            return [weights(inputs, outputs)]
-
+        neurons, moments = options.neurons, options.moments
         neuron = partial(
             SpikingNeuron,
             tau_m=options.tau_m,
@@ -64,18 +61,16 @@ class SNN(nn.Module):
             constraint=options.constraint,
             margin=1e-5,  # the slowest filters are near the edge of the stable set
         )
-        pixels = weights(PIXELS // options.length, 64)
+        pixels = nn.Linear(PIXELS // options.length, 64, options.train_bias)
         with torch.no_grad():  # every filter starts with a full share of the pixels
-            pixels.weight.sign_().div_(math.sqrt(pixels.in_features))
-        pixel_filters = (
-            synapse(64, frequency=torch.linspace(options.lowest_frequency, 0.5, 64))
-            if options.even_frequencies
-            else synapse(64)
-        )
-        neurons, moments = options.neurons, options.moments
+            pixels.weight.normal_().sign_().div_(math.sqrt(pixels.in_features))
+        if options.train_bias:
+            nn.init.zeros_(pixels.bias)
+        between = options.length // moments
         self.layers = Sequential(
             pixels,
-            pixel_filters,
+            # Permuted pixels are almost white noise: all frequencies count as much.
+            synapse(64, frequency=torch.linspace(options.lowest_frequency, 0.5, 64)),
             *current(64, neurons),
             neuron(neurons),
             synapse(neurons),
@@ -83,10 +78,8 @@ class SNN(nn.Module):
             neuron(neurons),
             synapse(neurons),
             nn.Linear(neurons, moments * CLASSES),
+            Snapshots(range(between, options.length + 1, between)),
         )
-        if moments > 1:
-            between = options.length // moments
-            self.layers.append(Snapshots(range(between, options.length + 1, between)))
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
         """Runs all time steps; see the class for shapes."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from snn_lib import SpikingNeuron, use_backend
 from snn_lib.files import write_csv
 from snn_lib.inference import compiled
+from snn_lib.readout import Snapshots
 from snn_lib.synapses import IIRSynapse
 
 ROUNDS, STEPS = 30, 200  # visits to each subject, and the most steps of one
@@ -30,7 +31,7 @@ ROUNDS, STEPS = 30, 200  # visits to each subject, and the most steps of one
 # Each with the widths of input and hidden layers, if its equations are written out and cells stand
 # beside it.
 NETWORKS: dict[str, tuple[int, ...]] = {
-    "sequential_mnist": (1, 256, 256),
+    "sequential_mnist": (1, 240, 240),
     "snn_mlp_1": (784, 500, 500),
     "event_vision": (),
 }
@@ -60,6 +61,13 @@ class Written(nn.Module):
                 reset = old.get(layer, 0.0)
                 x = (x - reset > 1.0).to(x.dtype)
                 state[layer] = layer.reset_decay * reset + layer.reset_strength * x
+            elif isinstance(layer, Snapshots):
+                parts = x.unflatten(2, (len(layer.steps), -1))
+                step, x = old.get(layer, (0, torch.zeros_like(parts[:, :, 0])))
+                step += 1
+                if step in layer.steps:
+                    x = x + parts[:, :, layer.steps.index(step)]
+                state[layer] = step, x
             else:
                 x = layer(x)
         return x, state

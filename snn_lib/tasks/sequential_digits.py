@@ -29,9 +29,6 @@ class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperpara
     neurons: int = setting(256, "neurons of each hidden layer", at_least=1)
     moments: int = setting(1, "how often the last layer reads, evenly spread", at_least=1)
     reset_strength: float = setting(1.0, "how much a spike lowers the potential, 0: none")
-    weight_gain: float = setting(4.0, "first weights' deviation times sqrt(inputs)", above=0)
-    even_frequencies: bool = setting(False, "spread the pixels' filters evenly up to 0.5")
-    batch_norm: bool = setting(False, "normalise the hidden neurons' currents over the batch")
 
     def __post_init__(self) -> None:
         super().__post_init__()
