@@ -31,8 +31,9 @@ def arguments_of(monkeypatch):
 
     def call(name):
         given = []
-        monkeypatch.setattr("snn_lib.training.main", lambda *arguments: given.extend(arguments))
-        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+        with monkeypatch.context() as patch:  # teachers are found by the main of their own scripts
+            patch.setattr("snn_lib.training.main", lambda *arguments: given.extend(arguments))
+            runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
         _, build_model, task, *initialise = given
         return build_model, task, *initialise
 
