@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import operator
-import runpy
 from typing import get_args
 
 import numpy as np
@@ -18,6 +17,7 @@ import snn_lib.tasks.digits
 from snn_lib.errors import InputError
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.training.config import load_config
+from snn_lib.training.loading import arguments_of_main
 
 # Read by the loop for any script, and tested there: tests/training.
 OF_THE_LOOP = {
@@ -199,13 +199,9 @@ def digits_read_once():
 
 
 @pytest.mark.parametrize("name", sorted({*SMALL, *VARIANTS}))
-def test_every_setting_of_a_yaml_file_has_an_effect(name, data, monkeypatch):
+def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
     script = VARIANTS.get(name, name)
-    given = []
-    with monkeypatch.context() as patch:  # teachers are found by the main of their own scripts
-        patch.setattr("snn_lib.training.main", lambda *arguments: given.extend(arguments))
-        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
-    _, build_model, task, initialise, *_ = [*given, None]
+    build_model, task, initialise = arguments_of_main(ROOT / f"{script}.py")
     config = load_config(task.config_class, ROOT / f"{name}.yaml", [])
     for key, value in {**SMALL[script], **data.get(script, {}), **SMALL.get(name, {})}.items():
         config = with_value(config, key, value)

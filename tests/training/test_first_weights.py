@@ -1,6 +1,5 @@
 """First weights: found on all the training data, only where training starts from scratch."""
 
-import runpy
 from contextlib import redirect_stdout
 from io import StringIO
 
@@ -14,6 +13,7 @@ from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed, experiment
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped
+from snn_lib.training.loading import arguments_of_main
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 FEW = {  # settings with which a script's data is read in a moment
@@ -23,21 +23,6 @@ FEW = {  # settings with which a script's data is read in a moment
     "events.validation_size": 10,
     "hyperparameters.batch_size": 7,
 }
-
-
-@pytest.fixture
-def arguments_of(monkeypatch):
-    """A function of a script's name that returns what the script hands to ``main``."""
-
-    def call(name):
-        given = []
-        with monkeypatch.context() as patch:  # teachers are found by the main of their own scripts
-            patch.setattr("snn_lib.training.main", lambda *arguments: given.extend(arguments))
-            runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
-        _, build_model, task, *initialise = given
-        return build_model, task, *initialise
-
-    return call
 
 
 def before_the_first_batch(build_model, task, initialise, config, rank, world, monkeypatch):
@@ -59,12 +44,10 @@ def before_the_first_batch(build_model, task, initialise, config, rank, world, m
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_first_weights_are_the_same_with_one_process_and_with_two(
-    name, arguments_of, tmp_path, monkeypatch
-):
+def test_first_weights_are_the_same_with_one_process_and_with_two(name, tmp_path, monkeypatch):
     if name == "time_series":
         pytest.importorskip("aeon")
-    build_model, task, *initialise = arguments_of(name)
+    build_model, task, initialise = arguments_of_main(ROOT / f"{name}.py")
     config = load_config(task.config_class, ROOT / f"{name}.yaml", [f"runs_path={tmp_path}"])
     for key, value in FEW.items():
         section, option = key.split(".")
@@ -76,9 +59,7 @@ def test_first_weights_are_the_same_with_one_process_and_with_two(
     config.device = "cpu"
     states, samples, drawn = zip(
         *(
-            before_the_first_batch(
-                build_model, task, *initialise or [None], config, rank, world, monkeypatch
-            )
+            before_the_first_batch(build_model, task, initialise, config, rank, world, monkeypatch)
             for rank, world in ((0, 1), (0, 2), (1, 2))
         ),
         strict=True,
