@@ -1,7 +1,4 @@
-"""Runs experiments for the tests: in this process, or in one of their own where signals matter.
-
-Processes are forked from a server that has imported PyTorch once, so that each starts at once.
-"""
+"""Runs experiments for the tests: in this process, or in one of their own where signals matter."""
 
 import contextlib
 import io
@@ -13,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from unittest.mock import patch
 
@@ -130,16 +128,25 @@ def refused(*arguments, **options):
     return finished.err.removeprefix("snn_mlp_1.py: ").rstrip("\n")
 
 
+def forkserver():
+    """Makes processes of a server that has imported PyTorch, the tests' modules and the benchmarks'
+    once, so that each starts at once.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["running", "measuring"])
+    # Python 3.11 does not hand sys.path on to the server; what is not found is silently left out.
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "benchmarks")))
+    with patch.dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1"):
+        ensure_running()
+    return context
+
+
 class Process:
     """A script with SmallSNN in a process of its own; ``prepare`` is called there first."""
 
-    _context = multiprocessing.get_context("forkserver")
-    _context.set_forkserver_preload(["running"])
-
     def __init__(self, folder, *arguments, environment=None, prepare=None):
         self.files = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # the server's, for all its processes
-        self.process = self._context.Process(
+        self.process = forkserver().Process(
             target=_script, args=(self.files, arguments, environment or {}, prepare)
         )
         self.process.start()

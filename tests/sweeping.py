@@ -1,10 +1,9 @@
 """An experiment whose score is known beforehand, and sweeps in this process and in another."""
 
-import multiprocessing
 import sys
 
 import torch
-from running import run_script
+from running import forkserver, run_script
 
 SCRIPT = """
 import torch
@@ -37,8 +36,7 @@ def sweep(*arguments):
 
 def start_sweep(*arguments):
     """Starts it in a process of its own."""
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_sweep, args=arguments, daemon=True)
+    process = forkserver().Process(target=_sweep, args=arguments, daemon=True)
     process.start()
     return process
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import run_script, tiny, train
+from running import forkserver, run_script, tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
@@ -26,6 +26,7 @@ def run_smoke(monkeypatch, capsys):
     plt.switch_backend("agg")
     threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    forkserver()  # whose processes the benchmarks use
 
     def run(name, folder, *flags, chart=True):
         output = folder / "new" / name
