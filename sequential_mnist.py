@@ -1,11 +1,12 @@
 """A spiking network with resonant synapses reads a digit pixel by pixel, and says at the end which.
 
-    python sequential_mnist.py --train
-    python sequential_mnist.py --train mnist_config.permuted=false   # in the image's own order
-    python sequential_mnist.py --train hyperparameters.length=28     # a row a step, quick
+    python sequential_mnist.py --train   # pixels in a permuted order
+    python sequential_mnist.py --train --config_file sequential_mnist_in_order.yaml
+    python sequential_mnist.py --train hyperparameters.length=28   # 28 pixels a step, quick
 
-The settings are in sequential_mnist.yaml; --help lists them all. The model follows Fang, Shrestha,
-Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388, with filters of their own for every channel.
+The settings are in sequential_mnist.yaml; --help lists them all. Synapses and neurons are those of
+Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388, with filters of their own for
+every channel. Batch normalisation, a last layer that reads several times, and teachers are ours.
 """
 
 import math
@@ -21,14 +22,16 @@ from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training import main
 
 
-def current(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
+def current(inputs: int, outputs: int, bias: bool) -> tuple[nn.Module, nn.Module]:
     """Weights, and a normalisation over batch and time, which holds the bias.
 
     Thanks to it, neurons fire even if the first weights are small, and small weights learn faster.
     """
     weights = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(weights.weight, std=0.4 / math.sqrt(inputs))
-    return weights, PerStep(nn.BatchNorm1d(outputs))
+    normalisation = nn.BatchNorm1d(outputs)
+    normalisation.bias.requires_grad_(bias)  # else it stays 0
+    return weights, PerStep(normalisation)
 
 
 class SNN(nn.Module):
@@ -44,7 +47,7 @@ class SNN(nn.Module):
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__()
         options = config.hyperparameters
-        neurons, moments = options.neurons, options.moments
+        neurons, moments, bias = options.neurons, options.moments, options.train_bias
         neuron = partial(
             SpikingNeuron,
             tau_m=options.tau_m,
@@ -61,23 +64,23 @@ class SNN(nn.Module):
             constraint=options.constraint,
             margin=1e-5,  # the slowest filters are near the edge of the stable set
         )
-        pixels = nn.Linear(PIXELS // options.length, 64, options.train_bias)
+        pixels = nn.Linear(PIXELS // options.length, 64, bias)
         with torch.no_grad():  # every filter starts with a full share of the pixels
             pixels.weight.normal_().sign_().div_(math.sqrt(pixels.in_features))
-        if options.train_bias:
+        if bias:
             nn.init.zeros_(pixels.bias)
         between = options.length // moments
         self.layers = Sequential(
             pixels,
-            # Permuted pixels are almost white noise: all frequencies count as much.
+            # Permuted pixels are almost white noise, in which no frequency counts more than others.
             synapse(64, frequency=torch.linspace(options.lowest_frequency, 0.5, 64)),
-            *current(64, neurons),
+            *current(64, neurons, bias),
             neuron(neurons),
             synapse(neurons),
-            *current(neurons, neurons),
+            *current(neurons, neurons, bias),
             neuron(neurons),
             synapse(neurons),
-            nn.Linear(neurons, moments * CLASSES),
+            nn.Linear(neurons, moments * CLASSES, bias),
             Snapshots(range(between, options.length + 1, between)),
         )
 

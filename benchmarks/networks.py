@@ -149,8 +149,8 @@ class Layer:
 
 DIGITS = Network((784, 500, 500, 10), steps=25, tau_m=4, tau_s=1, images=True, dropout=0.3)
 MEMORY = Network((300, 500, 200, 500, 300), steps=300, tau_m=8, tau_s=2, images=False)
-# The widths of sequential_mnist.py, a pixel a step. Here the pixel is filtered and the output
-# spikes as well: a filter of one channel and ten neurons more.
+# Almost the widths of sequential_mnist.py (64, 240, 240), and a pixel a step as there. Here the
+# pixel is filtered and the output spikes: a filter of one channel and ten neurons more.
 PIXELS = Network(
     (1, 64, 256, 256, 10), steps=784, tau_m=8, tau_s=2, images=False, batch=100, dropout=0.1
 )

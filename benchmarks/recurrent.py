@@ -16,7 +16,7 @@ from snn_lib.tasks.digits import CLASSES, PIXELS
 from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training import main
 
-KINDS = {"lstm": (nn.LSTM, 144), "gru": (nn.GRU, 167)}  # the units that give 86,000 parameters
+KINDS = {"lstm": (nn.LSTM, 144), "gru": (nn.GRU, 167)}  # units: 86,122 and 86,850 parameters
 RATE = ["optimizer.AdamW.lr=0.001", "scheduler.OneCycleLR.max_lr=0.001"]
 
 

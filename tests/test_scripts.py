@@ -108,14 +108,17 @@ def test_the_pretrained_model_of_each_config_file(config):
     assert float(accuracy(tested.out)) > 97
 
 
-@pytest.mark.parametrize("name", ["sequential_mnist", "sequential_mnist_in_order"])
-def test_the_pretrained_model_of_sequential_mnist(name):
+# Without the last of the four moments these would be 94.4 and 99.6 %.
+@pytest.mark.parametrize(
+    ("name", "least"), [("sequential_mnist", 97), ("sequential_mnist_in_order", 99.7)]
+)
+def test_the_pretrained_model_of_sequential_mnist(name, least):
     config, few = f"{name}.yaml", "mnist_config.test_size=250"
     quick = "hyperparameters.precision=float32"  # everywhere
     tested = run_script("sequential_mnist.py", "--test", "--config_file", config, few, quick)
     assert tested.code == 0, tested.err
     assert f"checkpoint/pretrained_{name}," in tested.out
-    assert float(accuracy(tested.out)) > 94
+    assert float(accuracy(tested.out)) > least
 
 
 def test_the_pretrained_model_of_time_series():

@@ -25,7 +25,7 @@ ORDER_SEED = 0  # seed of the permutation, which is the same in every run
 class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperparameters):
     """Hyperparameters of sequential digits: the model and its training."""
 
-    length: int = setting(PIXELS, "time steps: 784 pixels, 28 rows, ...", at_least=1)
+    length: int = setting(PIXELS, "time steps, of 784 / length pixels each", at_least=1)
     neurons: int = setting(256, "neurons of each hidden layer", at_least=1)
     moments: int = setting(1, "how often the last layer reads, evenly spread", at_least=1)
     reset_strength: float = setting(1.0, "how much a spike lowers the potential, 0: none")

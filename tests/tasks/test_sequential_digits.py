@@ -85,7 +85,7 @@ def test_the_model_has_the_size_it_says_and_every_layer_fires(config):
     model = sequential_mnist.SNN(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == 85_320
     _, x = shown(config)
-    outputs, _ = model.train().layers.layerwise(x)  # before, the currents are not normalised
+    outputs, _ = model.train().layers.layerwise(x)  # eval() would use statistics of no data
     assert outputs[-1].shape == (784, IMAGES, 10)
     rates = [
         output.mean()
@@ -134,7 +134,25 @@ def test_the_currents_of_hidden_neurons_are_standardised(config):
         torch.testing.assert_close(current.mean((0, 1)), torch.zeros(240), rtol=0, atol=1e-4)
         deviation = current.std((0, 1), correction=0)
         torch.testing.assert_close(deviation, torch.ones(240), rtol=0, atol=1e-2)
-    assert model.layers[2].bias is None  # the normalisation has one
+
+
+def test_the_first_weights_of_each_layer(config):
+    model = sequential_mnist.SNN(config)
+    pixels, first, second = (model.layers[index] for index in (0, 2, 6))
+    assert set(pixels.weight.flatten().tolist()) == {-1.0, 1.0}
+    assert not pixels.bias.any()
+    for layer in (first, second):
+        assert layer.bias is None  # the normalisation has one
+        scale = layer.weight.detach().std() * layer.in_features**0.5
+        assert float(scale) == pytest.approx(0.4, rel=0.05)
+
+
+def test_no_bias_is_trained_if_the_settings_say_so(config):
+    config.hyperparameters.train_bias = False
+    for name, parameter in sequential_mnist.SNN(config).named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.requires_grad
+            assert not parameter.any()
 
 
 def test_the_last_layer_has_weights_of_their_own_for_each_moment(config):
