@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 
 import numpy as np
 import torch
@@ -205,7 +205,7 @@ def table(rows: list[dict]) -> Iterator[str]:
     def shown(values: list[float]) -> str:
         if not values:
             return ""
-        return f"{mean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
+        return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
     for name in sets:
         cells = (shown(accuracies(rows, name, method)) for method in methods)
@@ -237,7 +237,7 @@ def chart(path: Path, rows: list[dict]) -> None:
         axes.errorbar(
             [mean(values) for values in found.values()],
             [place + 0.12 * (offset - 2) for place in found],
-            xerr=[pstdev(values) for values in found.values()],
+            xerr=[stdev(v) if len(v) > 1 else 0 for v in found.values()],
             fmt="Do^s*"[offset],
             color=f"C{offset}",
             label=method,
