@@ -9,7 +9,6 @@ step (CSV and a chart), and spikes and synaptic operations per image (CSV).
 import argparse
 from pathlib import Path
 
-import torch
 from measuring import options
 from pretrained import NAMES, load
 
@@ -71,7 +70,6 @@ def chart(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     chosen = options(__doc__, "accuracy")
-    torch.set_num_threads(chosen.threads)
     rows = [measure(name, chosen) for name in MODELS]
     for row in rows:
         show(row)

@@ -252,7 +252,6 @@ def chart(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     chosen = options(__doc__, "archives")
-    torch.set_num_threads(chosen.threads)
     path = chosen.output.with_suffix(".csv")
     rows = finished(path)
     done = {(row["dataset"], row["method"], int(row["seed"])) for row in rows}

@@ -126,7 +126,6 @@ def chart(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     chosen = options(__doc__, "capacity", train="first train the networks that are missing")
-    torch.set_num_threads(chosen.threads)
     path, trained = chosen.output.with_suffix(".csv"), []
     if path.exists():
         with path.open(newline="") as file:

@@ -177,7 +177,6 @@ def measure(visits: dict[str, Callable[[], Any]], images: int, rounds: int) -> d
 @torch.no_grad()
 def main() -> None:
     chosen = options(__doc__, "early_inference")
-    torch.set_num_threads(chosen.threads)
     models = {}
     for name in PRETRAINED:
         experiment = load(name, chosen)

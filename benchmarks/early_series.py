@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from aeon.classification.convolution_based import MiniRocketClassifier
 from aeon.datasets import load_classification
 from measuring import machine, options
@@ -89,7 +88,6 @@ def chart(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     chosen = options(__doc__, "early_series")
-    torch.set_num_threads(chosen.threads)
     rows = []
     for name in SETS[1:2] if chosen.smoke else SETS:
         for row in (*streamed(name), *refitted(name)):

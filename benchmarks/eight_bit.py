@@ -60,14 +60,12 @@ def measure(name: str, experiment: Any, samples: int) -> dict[str, Any]:
 
 def main() -> None:
     chosen = options(__doc__, "eight_bit")
-    torch.set_num_threads(chosen.threads)
     logging.getLogger().setLevel(logging.ERROR)  # what to do before quantising, which is done
     samples, names, rows = SAMPLES, NAMES, []
     if chosen.smoke:
         samples, names = 10, ["snn_mlp_1", "event_vision"]
     for name in names:
-        overrides = [f"events.test_size={samples}"] if name == "event_vision" else []
-        experiment = load(name, chosen, overrides)
+        experiment = load(name, chosen, samples)
         if isinstance(experiment.task, Classification):
             rows.append(measure(name, experiment, samples))
             print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)

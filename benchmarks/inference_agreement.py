@@ -119,8 +119,7 @@ def answers_of(task: Any, batch: Any, output: Tensor) -> Tensor:
 @torch.inference_mode()
 def measure(name: str, chosen: Any, samples: int) -> dict[str, Any]:
     """The row of one model."""
-    overrides = [f"events.test_size={samples}"] if name == "event_vision" else []
-    experiment = load(name, chosen, overrides)
+    experiment = load(name, chosen, samples)
     model = experiment.model.eval()
     count, own_way, same, same_onnx = 0, [], 0, 0
     output_error = 0.0
@@ -154,7 +153,6 @@ def measure(name: str, chosen: Any, samples: int) -> dict[str, Any]:
 
 def main() -> None:
     chosen = options(__doc__, "inference_agreement")
-    torch.set_num_threads(chosen.threads)
     rows = []
     for name in NAMES:
         rows.append(measure(name, chosen, 10 if chosen.smoke else SAMPLES))

@@ -90,7 +90,6 @@ def draw_kernels(axes: plt.Axes, learned: ResonantSynapse, initial: ResonantSyna
 
 def main() -> None:
     chosen = options(__doc__, "long_memory")
-    torch.set_num_threads(chosen.threads)
     curves, rows = {}, []
     for name, order in MODELS.items():
         if name not in NAMES:

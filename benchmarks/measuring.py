@@ -152,7 +152,10 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 
 
 def options(description: str, name: str, **flags: str) -> argparse.Namespace:
-    """The command line that the benchmarks share, with flags of one's own and what they do."""
+    """The command line that the benchmarks share, with flags of one's own and what they do.
+
+    PyTorch then has as many threads as it says.
+    """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=raw)
     default = ROOT / "benchmarks" / "results" / name
@@ -165,6 +168,7 @@ def options(description: str, name: str, **flags: str) -> argparse.Namespace:
         parser.add_argument(f"--{flag}", action="store_true", help=text)
     chosen = parser.parse_args()
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(chosen.threads)
     return chosen
 
 

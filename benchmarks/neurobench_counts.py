@@ -95,7 +95,6 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
 
 def main() -> int:
     chosen = options(__doc__, "neurobench_counts")
-    torch.set_num_threads(chosen.threads)
     rows, differ = [], 0
     for name in MODELS:
         rows.append(measure(name, chosen))

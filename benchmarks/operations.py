@@ -19,7 +19,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pretrained
-import torch
 from measuring import ROOT, options
 from torch import Tensor, nn
 
@@ -163,7 +162,6 @@ def point(row: dict, stopped: str = "") -> tuple[float, float]:
 def main() -> None:
     text = "first train the short runs that are missing"
     chosen = options(__doc__, "operations", train=text)
-    torch.set_num_threads(chosen.threads)
     path, kept = chosen.output.with_suffix(".csv"), []
     if path.exists():
         with path.open(newline="") as file:

@@ -22,15 +22,20 @@ NAMES = sorted(
 )
 
 
-def load(name: str, chosen: argparse.Namespace, overrides: Sequence[str] = ()) -> Experiment:
-    """A pretrained model in its experiment; with ``--smoke`` there are ten test images."""
+def load(name: str, chosen: argparse.Namespace, samples: int | None = None) -> Experiment:
+    """A pretrained model in its experiment, with so many test images or recordings or all.
+
+    With ``--smoke`` there are ten.
+    """
     path = next(ROOT.glob(f"*checkpoint/pretrained_{name}"))
     checkpoint = load_checkpoint(path)
     build_model, task, _ = arguments_of_main(find_script(checkpoint))
-    config = config_from_dict(task.config_class, checkpoint["config"], overrides)
+    config = config_from_dict(task.config_class, checkpoint["config"], ())
     config.dataset_path, config.device = str(ROOT / config.dataset_path), chosen.device
-    if chosen.smoke and hasattr(config, "mnist_config"):
-        config.mnist_config.test_size = 10
+    samples = 10 if chosen.smoke else samples
+    for section in ("mnist_config", "events"):
+        if samples and hasattr(config, section):
+            getattr(config, section).test_size = samples
     experiment = Experiment(build_model, task, config)
     load_weights(experiment.model, checkpoint)
     return experiment

@@ -115,7 +115,6 @@ def rows_of(network: Network, precision: str, chosen: argparse.Namespace) -> dic
 
 def main() -> None:
     chosen = options(__doc__, "step_profile")
-    torch.set_num_threads(chosen.threads)
     rows = []
     for network in (DIGITS, MEMORY, PIXELS):
         network = network.small() if chosen.smoke else network

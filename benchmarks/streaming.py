@@ -136,8 +136,7 @@ def on_eager(visit: Callable[[], float]) -> Callable[[], float]:
 def subjects(name: str, chosen: Any, folder: str) -> dict[str, Callable[[], float]]:
     """What takes turns, by name."""
     sizes = NETWORKS[name]
-    overrides = ["events.test_size=1"] if name == "event_vision" else []
-    experiment = load(name, chosen, overrides)
+    experiment = load(name, chosen, samples=1)
     model = experiment.model.eval()
     x = next(iter(experiment.task.evaluation_batches("test"))).x[: 3 if chosen.smoke else STEPS, :1]
     x = x.float().contiguous()  # (T, 1, *features)
@@ -189,7 +188,6 @@ def chart(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     chosen = options(__doc__, "streaming")
-    torch.set_num_threads(chosen.threads)
     rows = []
     for name in NETWORKS:
         measured = measure(name, chosen)
