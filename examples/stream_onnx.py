@@ -4,7 +4,8 @@
     python examples/stream_onnx.py network.onnx < steps.txt
 
 Each line of the input is one time step, a JSON list of its features. For each line it prints the
-class that is ahead so far, by the sum of the outputs.
+class that the network would answer if the stream ended there. The file says how the answer comes
+from the outputs. If it does not, say it behind the file's name: count, mean, last or maximum.
 """
 
 import json
@@ -13,20 +14,32 @@ import sys
 import numpy as np
 import onnxruntime
 
+# The answer so far, and one more output. A mean has the same class as a sum.
+READOUTS = {
+    "count": np.add,
+    "mean": np.add,
+    "maximum": np.maximum,
+    "last": lambda answer, output: output,
+}
+
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # a step is too short to be shared out
 # Traces decay for ever; as denormal numbers they would make a step ten times slower.
 options.add_session_config_entry("session.set_denormal_as_zero", "1")
 session = onnxruntime.InferenceSession(sys.argv[1], options)
-classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+metadata = session.get_modelmeta().custom_metadata_map
+classes = json.loads(metadata["classes"])
+name = sys.argv[2] if len(sys.argv) > 2 else metadata["readout"]
+if name not in READOUTS:
+    sys.exit(f"the readout is {name!r}: say count, mean, last or maximum behind the file's name")
 
 x, *states = session.get_inputs()
 state = {s.name: np.zeros((1, *s.shape[1:]), np.float32) for s in states}
-total = 0.0
+answer = None
 for line in sys.stdin:
     step = np.array(json.loads(line), np.float32).reshape(1, *x.shape[1:])
     output, *following = session.run(None, {x.name: step, **state})
     state = dict(zip(state, following, strict=True))  # the graph returns them in their order
-    total = total + output[0]
-    best = int(total.argmax())
+    answer = output[0] if answer is None else READOUTS[name](answer, output[0])
+    best = int(answer.argmax())
     print(classes[best] if classes else best)

@@ -17,7 +17,7 @@ from snn_lib.containers import WEIGHTED, tensors_in
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.observing import bind_call, observe, observe_layers
-from snn_lib.readout import Mean
+from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
 LARGEST_FACTOR = 1e12
@@ -26,7 +26,9 @@ SCALES = [2.0 ** (exponent / 2) for exponent in range(-8, 17)]  # of logits
 
 
 @torch.no_grad()
-def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[str, float]:
+def fire_from_the_start(
+    model: nn.Module, x: Any, rate: float = 0.05, lengths: Tensor | None = None
+) -> dict[str, float]:
     """Scales every layer's weights so that its neurons fire at a given mean rate on a batch.
 
     The model runs twice, in evaluation mode. In the first run, the ``nn.Linear`` or convolution
@@ -40,6 +42,8 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
             weighted layer of its own before it.
         x: a batch of input as the model takes it: ``(T, B, *features)``, or a tuple of tensors.
         rate: the mean firing rate aimed at, in spikes per neuron and step, in (0, 1).
+        lengths: if sequences are padded, their own steps, int64 ``(B,)``. The rates are those
+            within them.
 
     Returns:
         The measured rate of every layer of neurons, by name.
@@ -82,7 +86,7 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
                 "parametrisation or pruning: scale first, then add it"
             )
         call = bind_call(neuron, args, kwargs)
-        factor = _factor(neuron, call["current"], rate, name)
+        factor = _factor(neuron, call["current"], rate, name, lengths)
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
                 parameter.mul_(factor)
@@ -91,7 +95,7 @@ def fire_from_the_start(model: nn.Module, x: Any, rate: float = 0.05) -> dict[st
         return (), {**call, "current": call["current"] * factor}
 
     def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: tuple) -> None:
-        rates[name] = output[0].ne(0).float().mean().item()
+        rates[name] = _mean_rate(output[0], lengths)
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     with _evaluation(model), _unchanged_on_error(layers):
@@ -235,7 +239,18 @@ def _scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
     return min(SCALES, key=surprise)
 
 
-def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> float:
+def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> float:
+    """Spikes per neuron and step of ``(T, B, *features)``, within sequences of these lengths."""
+    fired = spikes.ne(0).float()
+    if lengths is None:
+        return fired.mean().item()
+    own = within(fired, lengths.to(fired.device))
+    return ((fired * own).sum() / own.expand_as(fired).sum()).item()
+
+
+def _factor(
+    neuron: SpikingNeuron, current: Tensor, rate: float, name: str, lengths: Tensor | None
+) -> float:
     """The factor by which a current has to be multiplied for a mean firing rate."""
     if not current.isfinite().all():
         raise ValueError(f"the current of layer {name} is not finite on this batch")
@@ -244,7 +259,7 @@ def _factor(neuron: SpikingNeuron, current: Tensor, rate: float, name: str) -> f
         spikes, _ = spiking_neuron(
             current * factor, neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
         )
-        return spikes.mean().item()
+        return _mean_rate(spikes, lengths)
 
     high = 1.0
     while rate_with(high) >= rate:

@@ -172,6 +172,8 @@ READOUTS: dict[str, type[nn.Module]] = {
     "leaky": LeakyIntegrator,
 }
 
+EVERY_STEP = "every step"  # the answer is the output itself
+
 
 def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     """Each sequence's answer at the first step at which it is clear.

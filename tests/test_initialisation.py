@@ -56,6 +56,17 @@ def test_a_deep_network_fires_at_the_rate_in_every_layer(rate, bias):
     assert all(one == pytest.approx(rate, rel=0.4) for one in rates(model, spikes()))
 
 
+def test_padding_does_not_count():
+    model, lengths = deep(), torch.arange(10, 58, 3)
+    x = torch.cat([spikes(), torch.zeros(200, 16, 30)])
+    within = torch.arange(260)[:, None] < lengths
+    found = fire_from_the_start(model, x, 0.1, lengths)
+    for name, layer in zip(found, range(2, 3 * DEPTH, 3), strict=True):
+        own = model.layerwise(x)[0][layer][within].mean().item()
+        assert found[name] == pytest.approx(own)
+        assert 0.08 < own < 0.13
+
+
 def test_the_rates_are_those_that_a_run_then_has():
     """Also where a normalisation undoes the scale, and where the current comes by keyword."""
 

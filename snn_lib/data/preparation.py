@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib.data.events import Events, Frames
-from snn_lib.data.sequences import as_sequences, pad
+from snn_lib.data.sequences import as_numbers, as_sequences, pad
 from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
 from snn_lib.errors import InputError, require
 
@@ -140,7 +140,12 @@ class ImagePreparation(Preparation):
 
     def __call__(self, samples: Any) -> Prepared:
         """Encodes images; random spikes come from PyTorch's generator."""
-        images = torch.as_tensor(samples)
+        if isinstance(samples, (list, tuple)):
+            samples = [as_numbers(one, f"image {number}") for number, one in enumerate(samples)]
+            same = len({one.shape for one in samples}) == 1
+            require(same, "the images differ in their shape, or there are none")
+            samples = torch.stack(samples)
+        images = as_numbers(samples, "the array of images")
         require(
             images.dim() == 3 and images.shape[1:].numel() == PIXELS and len(images) > 0,
             f"the images have the shape {tuple(images.shape)}, expected (samples, 28, 28)",
@@ -244,6 +249,7 @@ class RecordingPreparation(Frames, Preparation):
             all(isinstance(sample, Events) for sample in samples),
             "expected a list of recordings, each a snn_lib.data.events.Events",
         )
+        require(len(samples) > 0, "there are no recordings")
         counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in samples]
         return Prepared(self.input_of(torch.stack(counts)))
 

@@ -158,8 +158,15 @@ def as_sequences(
         dtype: the precision, by default PyTorch's.
 
     Raises:
-        InputError: there are no samples, or as :func:`as_sequence`.
+        InputError: there are no samples, there is one without the dimension of the samples, or as
+            :func:`as_sequence`.
     """
+    if features is not None and getattr(samples, "dtype", None) not in (None, object):
+        shape = tuple(samples.shape)
+        require(
+            shape[1:] not in ((), tuple(features)),
+            f"got a single sequence of shape {shape}, expected samples first: give x[None]",
+        )
     sequences = []
     for number, values in enumerate(samples):
         sequences.append(as_sequence(values, f"{name} {number}", features, dtype))

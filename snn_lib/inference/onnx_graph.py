@@ -48,7 +48,12 @@ def to_onnx(
     If :func:`snn_lib.load` returned the network, the graph prepares its input as well. ``x`` then
     holds the values of a step as they were measured: pixels from 0 to 1, or numbers of events. They
     are standardised in the network's dtype. The graph does not make random or latency spikes: there
-    ``x`` has to hold the spikes.
+    ``x`` has to hold the spikes. Nor does it change the order of pixels that come one by one: the
+    network's ``preparation.order`` says which pixel is next.
+
+    The file's metadata holds, as texts, what makes a class of the outputs: ``readout``, a name of
+    ``snn_lib.readout.READOUTS`` or empty, and ``classes`` and ``step`` as below. For pixels one by
+    one it also holds ``order``, in JSON.
 
     Args:
         network, shape: as in :func:`snn_lib.inference.compiled`.
@@ -96,7 +101,15 @@ def to_onnx(
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    onnx.helper.set_model_props(model, {"classes": json.dumps(list(classes)), "step": step})
+    readout = getattr(network, "readout", None)
+    metadata = {
+        "classes": json.dumps(list(classes)),
+        "step": step,
+        "readout": readout if isinstance(readout, str) else "",
+    }
+    if isinstance(preparation, PixelPreparation):
+        metadata["order"] = json.dumps(preparation.order.tolist())
+    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 

@@ -35,8 +35,9 @@ class Task:
         config, device: the experiment's, once the task is prepared.
         preparation: makes the network's input of a user's values, if the task knows how.
         classes: the names of the classes, by number, if they have names.
-        readout_name: the name of the readout that makes the answer, if there is one.
-        logit_scale: factor that makes the readout's value a logit.
+        readout_name: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``,
+            or ``snn_lib.readout.EVERY_STEP``, or ``None`` if it has no name.
+        logit_scale: factor that makes the answer a logit, or ``None`` if it is not about classes.
         rank, world: this process's number, and the number of processes; 0 and 1 until
             :meth:`share`.
     """
@@ -47,7 +48,7 @@ class Task:
     preparation: Preparation | None = None
     classes: Sequence[str] = ()
     readout_name: str | None = None
-    logit_scale = 1.0
+    logit_scale: float | None = 1.0
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class

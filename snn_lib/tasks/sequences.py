@@ -7,8 +7,9 @@
 
 ``x`` has the samples first, ``(samples, T, *features)``, or is a list of ``(T, *features)``. A
 ``torch.utils.data.Dataset`` of ``(sequence, target)`` serves as well. The network sees batches that
-are time first, ``(T, B, *features)``, and padded to the longest sequence. The padding changes
-neither the loss nor the metrics.
+are time first, ``(T, B, *features)``, and padded with zeros to the longest sequence. The padding
+changes neither the loss nor the metrics, unless the model averages over all steps of a batch, as
+batch normalisation does in training.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, sp
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.readout import READOUTS, SpikeCount, within
+from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
@@ -58,7 +59,8 @@ class SequenceTask(Task):
         self.data, self.validation_share = data, validation_share
         self.readout = find_readout(readout)
         # A checkpoint can hold no readout but one that was given by its name.
-        self.readout_name = readout if isinstance(readout, str) else None
+        name = EVERY_STEP if readout is None else readout
+        self.readout_name = name if isinstance(name, str) else None
 
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
@@ -216,6 +218,11 @@ class SequenceClassification(SequenceTask, Classification):
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The readout's answer, ``(B, classes)``."""
         logits, labels = self.readout(self.output(model, batch), batch.lengths).float(), batch.y
+        require(
+            len(self.classes) in (0, logits.shape[1]),
+            f"there are {len(self.classes)} names of classes, but the network has "
+            f"{logits.shape[1]} outputs",
+        )
         if len(labels) and (labels.device.type == "cpu" or not self._labels_seen):
             self._labels_seen = True  # on a device only once, as looking waits for the device
             highest = labels.max().item()
@@ -239,7 +246,8 @@ class SequenceClassification(SequenceTask, Classification):
         """See :class:`SequenceTask`."""
         require(
             target.dim() == 0 and not target.is_floating_point() and bool(target >= 0),
-            f"the target is {target.tolist()}, expected the number of a class, from 0 on",
+            f"the target is {target.tolist()} ({str(target.dtype).removeprefix('torch.')}), "
+            "expected the number of a class, an integer from 0 on",
         )
 
 
@@ -255,6 +263,7 @@ class SequenceRegression(SequenceTask):
     """
 
     mean_over = "elements"
+    logit_scale = None
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation, Prepared, preparation_from
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.readout import READOUTS
+from snn_lib.readout import EVERY_STEP, READOUTS
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.training.building import build
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -95,8 +95,10 @@ class TrainedNetwork(nn.Module):
 
     Attributes:
         model, preparation: the same.
-        readout: a name of ``snn_lib.readout.READOUTS``.
-        logit_scale: factor that makes the readout's value a logit.
+        readout: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``, or
+            ``snn_lib.readout.EVERY_STEP`` if the output is the answer. A function of your own,
+            which no checkpoint holds, can be set here.
+        logit_scale: factor that makes the answer a logit; ``None`` if it is not about classes.
         classes: the names of the classes, by number; empty if they have none.
 
     What the checkpoint does not hold is ``None``, for example if an earlier version wrote it.
@@ -112,7 +114,7 @@ class TrainedNetwork(nn.Module):
         super().__init__()
         self.model, self.preparation, self._origin = model, preparation, checkpoint.origin
         self.readout = checkpoint.get("readout")
-        self.logit_scale = checkpoint.get("logit_scale")
+        self.logit_scale = checkpoint.get("logit_scale", 1.0)
         self.classes = list(checkpoint.get("classes") or ())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,17 +147,27 @@ class TrainedNetwork(nn.Module):
     def answer(self, samples: Any) -> Tensor:
         """Runs the network and reads its output: ``(samples, *outputs)``, logits of a classifier.
 
+        If there is an answer at every step, it is ``(samples, T, *outputs)``; the steps after a
+        sample's own end mean nothing. The network runs on the device and in the dtype of its
+        weights. Random spikes come from PyTorch's generator.
+
         Raises:
             InputError: as :meth:`prepare`; or the checkpoint names no readout, because the network
-                was trained without one or with a function of the user's own.
+                was trained with a function of the user's own.
         """
+        readout = READOUTS[self.readout]() if self.readout in READOUTS else self.readout
         require(
-            self.readout in READOUTS,
-            f"{self._origin} does not hold a readout: read network(x) out yourself",
+            readout is not None,
+            f"{self._origin} does not hold a readout: set network.readout to that of the training, "
+            "or read network(x) out yourself",
         )
         x, lengths = self.prepare(samples)
-        output = output_of(self.model, x)
-        return READOUTS[self.readout]()(output, lengths).float() * self.logit_scale
+        like = next(self.model.parameters(), x)
+        output = output_of(self.model, x.to(like.device, like.dtype))
+        if readout == EVERY_STEP:
+            return output.transpose(0, 1).float()
+        answer = readout(output, None if lengths is None else lengths.to(like.device)).float()
+        return answer if self.logit_scale is None else answer * self.logit_scale
 
     def classify(self, samples: Any) -> tuple[list[str], Tensor]:
         """The name of each sample's class, and the scores of all classes, ``(samples, classes)``.
@@ -163,9 +175,14 @@ class TrainedNetwork(nn.Module):
         The scores of a sample add up to 1. If the classes have no names, their numbers are used.
 
         Raises:
-            InputError: as :meth:`answer`.
+            InputError: as :meth:`answer`, or the network predicts numbers and not classes.
         """
-        scores = self.answer(samples).softmax(1)
+        logits = self.answer(samples)
+        require(
+            self.logit_scale is not None,
+            f"{self._origin} predicts numbers, not classes: call answer",
+        )
+        scores = logits.softmax(1)
         names = self.classes or [str(number) for number in range(scores.shape[1])]
         return [names[number] for number in scores.argmax(1).tolist()], scores
 

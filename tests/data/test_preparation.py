@@ -90,6 +90,12 @@ def test_recordings_become_frames():
         RECORDINGS([np.zeros(3)])
 
 
+def test_images_may_be_a_list():
+    images = torch.rand(2, 28, 28)
+    for given in ([*images], [image.numpy() for image in images], images.tolist()):
+        assert torch.equal(DIGITS(given).x, DIGITS(images).x)
+
+
 def test_sequences_enter_as_they_are():
     x = torch.rand(2, 5, 3)
     assert torch.equal(SEQUENCES(x).x, x.transpose(0, 1))
@@ -108,6 +114,11 @@ def test_sequences_enter_as_they_are():
         (SEQUENCES, [["a"]], "sample 0 is .*, expected numbers"),
         (SERIES, [np.ones((4, 3))], "expected .T, 2."),
         (DIGITS, torch.rand(28, 28), r"expected \(samples, 28, 28\)"),
+        (DIGITS, [torch.rand(28, 28), torch.rand(28, 27)], "the images differ in their shape"),
+        (DIGITS, [["a"]], "image 0 is .*, expected numbers"),
+        (RECORDINGS, [], "there are no recordings"),
+        (SEQUENCES, torch.rand(5, 3), r"a single sequence of shape \(5, 3\)"),
+        (SEQUENCES, np.ones(5), r"a single sequence of shape \(5,\)"),
         (DIGITS, torch.full((1, 28, 28), 255.0), "from 0 to 1"),
         (PIXELS, torch.full((1, 28, 28), torch.nan), "from 0 to 1"),
     ],

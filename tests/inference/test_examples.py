@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
-from running import ROOT
+from running import ROOT, shell
 from small_networks import spike_trains, two_layers
 
 from snn_lib.inference import to_onnx
+from snn_lib.readout import READOUTS
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -18,12 +19,14 @@ CLASSES = ["a", "b", "c", "d", "e"]
 WITHOUT_SNN_LIB = "import sys; sys.modules['torch'] = sys.modules['snn_lib'] = None; "
 
 
-def exported(folder):
+def exported(folder, readout):
     """The file of a network, a stream for it as text, and the classes that PyTorch names."""
-    model, x = two_layers().eval(), spike_trains(batch=1)
+    model, x = two_layers()[:-1].eval(), spike_trains(batch=1)
+    model.readout = readout
     to_onnx(model, folder / "network.onnx", classes=CLASSES)
     with torch.no_grad():
-        answers = model(x)[0].cumsum(0).argmax(2)[:, 0].tolist()
+        output = model(x)[0]
+        answers = [READOUTS[readout]()(output[:end]).argmax().item() for end in range(1, 26)]
     assert len(set(answers)) > 1
     lines = "".join(json.dumps(step.tolist()) + "\n" for step in x[:, 0])
     return folder / "network.onnx", lines, answers
@@ -37,20 +40,33 @@ def printed(command, lines, **options):
     return run.stdout.split()
 
 
-def test_python(tmp_path):
-    network, lines, answers = exported(tmp_path)
+readouts = pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum"])
+
+
+@readouts
+def test_python(tmp_path, readout):
+    network, lines, answers = exported(tmp_path, readout)
     script = ROOT / "examples" / "stream_onnx.py"
     code = f"{WITHOUT_SNN_LIB} import runpy; runpy.run_path({str(script)!r})"
     found = printed([sys.executable, "-c", code, str(network)], lines, cwd=tmp_path)
     assert found == [CLASSES[answer] for answer in answers]
 
 
-def test_node(tmp_path):
+def test_an_unknown_readout_is_asked_for(tmp_path):
+    network, *_ = exported(tmp_path, "leaky")
+    refused = shell(sys.executable, "examples/stream_onnx.py", network, input="")
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "the readout is 'leaky': say count, mean, last or maximum" in refused.err
+    assert shell(sys.executable, "examples/stream_onnx.py", network, "last", input="").code == 0
+
+
+@readouts
+def test_node(tmp_path, readout):
     """Where Node.js finds onnxruntime-node, as in a folder that NODE_PATH names."""
     node = shutil.which("node")
     probe = [node or "node", "-e", "require('onnxruntime-node')"]
     if node is None or subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("no onnxruntime-node: npm install onnxruntime-node, and NODE_PATH")
-    network, lines, answers = exported(tmp_path)
+    network, lines, answers = exported(tmp_path, readout)
     script = ROOT / "examples" / "stream_onnx.js"
-    assert printed([node, str(script), str(network)], lines) == list(map(str, answers))
+    assert printed([node, str(script), str(network), readout], lines) == list(map(str, answers))

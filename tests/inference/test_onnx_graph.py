@@ -81,7 +81,7 @@ def test_states_and_what_the_numbers_mean_are_named(tmp_path):
     assert outputs == ["y", "0.F[t-1].next", "2.reset.next"]
     metadata = graph.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["cat", "dog"]
-    assert metadata["step"] == "25 ms"
+    assert (metadata["step"], metadata["readout"]) == ("25 ms", "")
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert all(onnx.defs.has(operator) for operator in operators)  # standard ones
     assert all(node.domain == "" for node in onnx.load(path).graph.node)
@@ -105,7 +105,7 @@ class Prepared(nn.Module):
 
     def __init__(self, preparation):
         super().__init__()
-        self.preparation, self.classes = preparation, ["no", "yes"]
+        self.preparation, self.classes, self.readout = preparation, ["no", "yes"], "last"
         inputs = int(np.prod(preparation.features))
         self.layers = Sequential(nn.Flatten(2), nn.Linear(inputs, 3), LowPassSynapse(3, tau=4))
 
@@ -163,6 +163,9 @@ def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
     about = graph.get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["no", "yes"]
     assert about["step"] == preparation.step
+    assert about["readout"] == "last"
+    if isinstance(preparation, PixelPreparation):
+        assert json.loads(about["order"]) == preparation.order.tolist()
 
 
 @pytest.mark.parametrize(

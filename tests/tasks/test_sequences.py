@@ -302,8 +302,8 @@ WRONG = [  # of sample 7
         0,
         r"features are \(1,\) and targets \(\), expected \(4,\) and \(\), as",
     ),
-    (X, -1, "the target is -1, expected the number of a class, from 0 on"),
-    (X, 0.5, "the target is 0.5, expected the number of a class"),
+    (X, -1, r"the target is -1 \(int64\), expected the number of a class, an integer from 0 on"),
+    (X, 1.0, r"the target is 1.0 \(float32\), expected the number of a class"),
     (X, torch.tensor([1]), r"targets \(1,\), expected \(4,\) and \(\)"),
     (X, "walk", "the target is 'walk', expected numbers"),
 ]

@@ -16,6 +16,7 @@ from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.series import load_series
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
+from snn_lib.readout import LeakyIntegrator
 from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
 from snn_lib.tasks.base import output_of
 from snn_lib.tasks.digits import DigitClassification
@@ -157,6 +158,49 @@ def test_a_number_for_every_sequence_is_answered(tmp_path):
     with torch.no_grad():
         expected = network(x.transpose(0, 1))[0][-1]
     torch.testing.assert_close(network.answer(x), expected)
+    with pytest.raises(InputError, match="predicts numbers, not classes: call answer"):
+        network.classify(x)
+
+
+def test_numbers_at_every_step_are_answered(tmp_path):
+    x = torch.rand(20, 6, 3)
+    task = SequenceRegression({"train": (x, x[..., :2].cumsum(1))})
+    network = snn_lib.load(train(tmp_path, task), build_model)
+    with torch.no_grad():
+        expected = network(x.transpose(0, 1))[0]
+    torch.testing.assert_close(network.answer(x), expected.transpose(0, 1))
+
+
+def test_a_readout_of_one_s_own_is_set_after_loading(tmp_path):
+    x, y = torch.rand(20, 6, 3), torch.arange(20) % 2
+    readout = LeakyIntegrator(tau=50)
+    network = snn_lib.load(
+        train(tmp_path, SequenceClassification({"train": (x, y)}, readout)), build_model
+    )
+    with pytest.raises(InputError, match=r"set network.readout to that of the training"):
+        network.answer(x)
+    network.readout = readout
+    with torch.no_grad():
+        expected = readout(network(x.transpose(0, 1))[0])
+    torch.testing.assert_close(network.answer(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_answers_in_the_dtype_of_its_weights(mine, dtype):
+    path, x, _ = mine
+    network = snn_lib.load(path, build_model).to(dtype)
+    network.model.register_forward_hook(lambda module, args, output: seen.append(args[0].dtype))
+    seen = []
+    lengths = [6, 2, *[4] * 18]
+    assert network.answer([steps[:n] for steps, n in zip(x, lengths, strict=True)]).isfinite().all()
+    assert seen == [dtype]
+
+
+def test_a_network_answers_on_the_device_of_its_weights(mine):
+    path, x, _ = mine
+    network = snn_lib.load(path, build_model).to("meta")
+    assert network.answer(x).device.type == "meta"
+    assert network.answer([x[0], x[1, :3]]).device.type == "meta"  # with lengths
 
 
 @pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    "])
@@ -239,6 +283,10 @@ def test_samples_of_other_channels_are_refused(mine):
     network = snn_lib.load(mine[0], build_model)
     with pytest.raises(InputError, match=r"sample 0 has shape \(6, 4\), expected \(T, 3\)"):
         network.classify(torch.rand(1, 6, 4))
+    with pytest.raises(
+        InputError, match=r"a single sequence of shape \(6, 3\), .*: give x\[None\]"
+    ):
+        network.classify(torch.rand(6, 3))
 
 
 def test_a_checkpoint_is_loaded_whose_settings_are_a_class_of_one_s_own(tmp_path):
