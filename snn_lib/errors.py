@@ -21,7 +21,6 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def limit_length(message: str, longest: int = 1000) -> str:
+def limit_length(message: str) -> str:
     """A message, without its middle if it is very long, because it names a very long path, say."""
-    half = longest // 2
-    return message if len(message) <= longest else f"{message[:half]} ... {message[-half:]}"
+    return message if len(message) <= 1000 else f"{message[:500]} ... {message[-500:]}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import Output, StatefulModule
+from snn_lib.containers import Output, StatefulModule, last_steps
 from snn_lib.functional import iir_filter
 from snn_lib.operators.checks import check_shape, check_time_first
 from snn_lib.time_constants import decay_of
@@ -49,9 +49,7 @@ class Last(nn.Module):
         """Reads out; see the module for shapes."""
         if lengths is None:
             return output[-1]
-        last = lengths.clamp(max=output.shape[0]) - 1
-        index = last.view(1, -1, *[1] * (output.dim() - 2))
-        return output.gather(0, index.expand(1, *output.shape[1:]))[0]
+        return last_steps(output, 1, lengths.clamp(max=output.shape[0]) - 1)[0]
 
 
 class Maximum(nn.Module):

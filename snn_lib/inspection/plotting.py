@@ -51,16 +51,13 @@ def raster(
     return ax
 
 
-def rasters(
-    samples: Sequence[Tensor], titles: Sequence[str], columns: int = 5, color: str = BLACK
-) -> np.ndarray:
+def rasters(samples: Sequence[Tensor], titles: Sequence[str], columns: int = 5) -> np.ndarray:
     """Rasters of several samples or layers, in reading order.
 
     Args:
         samples: each ``(T, N)``; N may differ.
         titles: a title for each sample.
         columns: the largest number of panels in a row.
-        color: the colour of the dots.
 
     Returns:
         The axes, one for each sample.
@@ -75,7 +72,7 @@ def rasters(
         lowest.tick_params(labelbottom=True)
     axes = grid.flat[: len(samples)]
     for ax, spikes, title in zip(axes, samples, titles, strict=True):
-        raster(spikes, ax, title, color)
+        raster(spikes, ax, title)
         ax.set(xlabel="", ylabel="")
     grid[0, 0].figure.supxlabel("time step", fontsize="medium")
     grid[0, 0].figure.supylabel("train index", fontsize="medium")

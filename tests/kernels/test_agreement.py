@@ -42,11 +42,14 @@ def name(request):
 
 @pytest.fixture
 def backend(name):
-    package = {"cpu": "numba", "cuda": "triton"}[name]
-    pytest.importorskip(package, exc_type=ImportError)
+    if name != "eager":
+        pytest.importorskip({"cpu": "numba", "cuda": "triton"}[name], exc_type=ImportError)
     if name == "cuda" and not (GPU or INTERPRETER):
         pytest.skip("no GPU; runs through Triton's interpreter in test_triton_interpreter")
     return importlib.import_module(f"snn_lib.kernels.{name}")
+
+
+every_backend = pytest.mark.parametrize("name", ["eager", "cpu", "cuda"])
 
 
 @pytest.fixture
@@ -294,7 +297,7 @@ def test_triton_interpreter():
     assert re.search(r"\b1 skipped\b", result.stdout), result.stdout
 
 
-@pytest.mark.parametrize("name", ["cuda"])
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(6, 3, 7), (2, 2, 34)], ids=str)
 def test_given_slopes_serve_as_those_of_a_surrogate(backend, draw, shape):
@@ -313,7 +316,7 @@ def test_given_slopes_serve_as_those_of_a_surrogate(backend, draw, shape):
     assert_agree(actual, backend.neuron_backward(*arguments, "gaussian", 0.4, None, *rest))
 
 
-@pytest.mark.parametrize("name", ["cuda"])
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
 def test_gradients_of_coefficients_are_summed_in_double_precision(backend, draw):
     """Of terms that cancel, between which single precision loses the small ones."""

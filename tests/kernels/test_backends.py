@@ -171,13 +171,6 @@ SEED = torch.tensor([3, 0])
 T, B, N = 6, 5, 7
 
 
-@pytest.fixture(params=["eager", "cpu"])
-def backend(request):
-    if request.param == "cpu":
-        pytest.importorskip("numba")
-    return kernels._module(request.param)
-
-
 def filter_case():
     """Arguments of ``filter_forward`` but the last."""
     alpha, past = torch.rand(2, N) - 0.5, (torch.randn(2, B, N), torch.randn(1, B, N))
@@ -226,69 +219,6 @@ def test_eager_asks_for_no_double_precision_where_there_is_none(monkeypatch):
     with NoDoublePrecision():
         forward(eager)
         backward(eager)
-
-
-def test_gradient_sums_are_in_double_precision(backend):
-    """Two large terms that cancel each other hide nothing of the small ones."""
-    large = torch.randn(T, B, N)
-    large[1, 0], large[T - 2, B - 1] = 1e8, -1e8
-    ones, zeros, no_past = torch.ones(T, B, N), torch.zeros(N), torch.zeros(0, B, N)
-    total = large.double().sum((0, 1)).float()
-    none = torch.ones(0, N)
-    _, _, grad_beta, *_ = backend.filter_backward(
-        large, no_past, ones, none, torch.ones(1, N), ones, no_past, no_past, [True] * 5
-    )
-    torch.testing.assert_close(grad_beta[0], total)
-    # alpha_1 = 0: the adjoint is the gradient, and meets the output of the step before.
-    past = torch.ones(1, B, N)
-    _, grad_alpha, *_ = backend.filter_backward(
-        large, 0 * past, ones, torch.zeros(1, N), ones[0, :1], ones, past, no_past, [True] * 5
-    )
-    torch.testing.assert_close(grad_alpha[0], total)
-    # Every neuron fires at V = 2, where the derivative is 1/4, and R = 0 throughout.
-    options = "fast_sigmoid", 1.0, None, 0.0, SEED, [True] * 6
-    neuron = 2 * ones, zeros, zeros, zeros, 2 * ones[0], 0 * ones[0]
-    _, _, grad_strength, grad_lambda, *_ = backend.neuron_backward(
-        large, 0 * ones[0], 0 * ones[0], *neuron, *options
-    )
-    torch.testing.assert_close(grad_lambda, total / 4 * 2)
-    torch.testing.assert_close(grad_strength, -(total - large[0].double().sum(0)).float() / 4)
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "constant in time", "transposed"])
-def test_a_slope_that_is_given_takes_the_surrogate_s_place(backend, layout):
-    neuron = neuron_case()
-    slope = {
-        "contiguous": torch.rand(T, B, N),
-        "constant in time": torch.rand(1, B, N).expand(T, B, N),
-        "transposed": torch.rand(N, B, T).permute(2, 1, 0),
-    }[layout]
-    gradients = torch.randn(T, B, N), *torch.randn(2, B, N)
-    options = 0.4, slope, 0.3, SEED, [True] * 6
-    found = backend.neuron_backward(*gradients, *neuron, "given", *options)
-
-    # The recurrence once more, in double precision.
-    current, theta, strength, decay, v, r = (tensor.double() for tensor in neuron)
-    expected = [torch.empty(T, B, N, dtype=torch.float64), *torch.zeros(3, N).double()]
-    befores, spikes = [], []
-    for i in current:
-        befores.append((v, r))
-        v = decay * v + i - r
-        spikes.append((v > 1).double())
-        r = theta * r + strength * spikes[-1]
-    grad_spikes, v, r = (gradient.double() for gradient in gradients)
-    grad_spikes = grad_spikes * eager.dropout_scale(grad_spikes.shape, 0.3, SEED)
-    for t in reversed(range(T)):
-        v = (grad_spikes[t] + strength * r) * slope[t].double() + v
-        for total, term in zip(
-            expected[1:], (r * befores[t][1], r * spikes[t], v * befores[t][0]), strict=True
-        ):
-            total += term.sum(0)
-        expected[0][t] = v
-        r = theta * r - v
-        v = decay * v
-    for one, other in zip(found, (*expected, v, r), strict=True):
-        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
 
 
 LOW = pytest.mark.parametrize("low", [torch.bfloat16, torch.float16, torch.int64], ids=str)

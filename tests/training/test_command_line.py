@@ -130,17 +130,6 @@ def test_a_name_of_thousands_of_characters_is_cut(tmp_path, override):
     assert "longlong" in line.partition(" ... ")[0]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_cuda_without_cuda_is_refused(tmp_path):
-    message = refused("--train", *tiny(tmp_path, "device=cuda"))
-    assert message == "device='cuda' is not available here, use device=cpu"
-
-
-def test_a_missing_config_file_is_refused(tmp_path):
-    path = tmp_path / "none.yaml"
-    assert refused("--train", "--config_file", path) == f"there is no file {path}"
-
-
 def test_another_config_file_is_read(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("name: own\nhyperparameters: {epoch: 1, train_bias: false}")
@@ -176,19 +165,6 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path, damage, action):
     before = everything_in(tmp_path)
     assert f"{folder}/" in refused(*action, *tiny(tmp_path))
     assert everything_in(tmp_path) == before
-
-
-def test_a_malicious_checkpoint_is_refused_and_its_code_not_run(tmp_path):
-    touched, path = tmp_path / "touched", tmp_path / "evil"
-
-    class Malicious:
-        def __reduce__(self):
-            return os.system, (f"touch {touched}",)
-
-    torch.save({"snn_state_dict": {}, "config": Malicious()}, path)
-    message = refused("--test", *tiny(tmp_path, f"test_checkpoint_path={path}"))
-    assert "is refused" in message
-    assert not touched.exists()
 
 
 def test_a_checkpoint_of_another_script_is_refused_by_its_name(trained, tmp_path):
