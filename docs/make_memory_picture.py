@@ -1,6 +1,6 @@
 """Draws the README's picture: the associative memory reads a damaged word, letter by letter.
 
-    python docs/make_pictures.py
+    python docs/make_memory_picture.py
 
 The first five patterns are letters. A block of 160 trains and steps is cut out of each, the other
 spikes are jittered, with noise among them, by a fixed seed; the pretrained network answers step by
