@@ -161,10 +161,11 @@ def as_sequences(
         InputError: there are no samples, there is one without the dimension of the samples, or as
             :func:`as_sequence`.
     """
-    if features is not None and getattr(samples, "dtype", None) not in (None, object):
+    if features is not None and isinstance(samples, (Tensor, np.ndarray)):
         shape = tuple(samples.shape)
+        alone = shape[1:] == tuple(features) or (len(shape) == 1 and samples.dtype != np.dtype("O"))
         require(
-            shape[1:] not in ((), tuple(features)),
+            not alone,
             f"got a single sequence of shape {shape}, expected samples first: give x[None]",
         )
     sequences = []

@@ -372,6 +372,9 @@ def test_classes_that_the_network_has_no_output_for_are_refused():
     task = prepared(SequenceClassification({"train": (x, y), "validation": (x, y)}))
     with pytest.raises(InputError, match="there is a class 3, but the network has 3 outputs"):
         task.loss(network(), Batch(x.transpose(0, 1), y))
+    two_names = SequenceClassification({"train": (x, y - 1)}, classes=["walk", "run"])
+    with pytest.raises(InputError, match="2 names of classes, but the network has 3 outputs"):
+        prepared(two_names).loss(network(), Batch(x.transpose(0, 1), y - 1))
 
 
 @pytest.mark.parametrize("model", [network(), nn.Linear(CHANNELS, CLASSES)])
