@@ -281,3 +281,11 @@ def test_the_convolutional_network_adds_up_the_spikes_of_each_class_s_voters():
 def test_sizes_of_the_convolutional_network_are_checked(wrong):
     with pytest.raises(InputError, match=r"expected (3 numbers, each )?at least 1"):
         snn_conv.ConvHyperparameters(**wrong)
+
+
+@pytest.mark.parametrize("encoding", ["constant", "poisson"])
+def test_config_files_of_the_convolutional_network(encoding):
+    name = "snn_conv" if encoding == "constant" else f"snn_conv_{encoding}"
+    config = load_config(snn_conv.ConvConfig, ROOT / f"{name}.yaml", [])
+    assert config.name == name
+    assert config.hyperparameters.encoding == encoding

@@ -315,6 +315,13 @@ def test_given_slopes_serve_as_those_of_a_surrogate(backend, draw, shape):
     actual = backend.neuron_backward(*arguments, "given", 0.0, slope, *rest)
     assert_agree(actual, backend.neuron_backward(*arguments, "gaussian", 0.4, None, *rest))
 
+    constant = draw(1, *shape[1:]).expand(shape)
+    actual, expected = (
+        one.neuron_backward(*arguments, "given", 0.0, slope, *rest)
+        for one, slope in ((backend, constant), (eager, constant.contiguous()))
+    )
+    assert_agree(actual, expected)
+
 
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)

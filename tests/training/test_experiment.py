@@ -814,7 +814,19 @@ def test_gradients_that_only_together_are_too_large_are_traced_to_the_largest(tm
     assert "in the gradient of layers." in finished.err
 
 
-@pytest.mark.parametrize("name", ["cuda:77", "meta", "gpu", "", "cpu:x"])
+def test_a_checkpoint_of_another_model_is_refused(trained):
+    last = the_run(trained) / "last"
+    message = refused("--train", "--resume", last, *small(trained), model=snn_mlp_1.SNN)
+    assert "belongs to another model" in message
+    assert "layers." in message
+
+
+WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("cuda", marks=WITHOUT_CUDA), "cuda:77", "meta", "gpu", "", "cpu:x"]
+)
 def test_a_device_that_is_not_there_is_refused(name):
     with pytest.raises(InputError, match=f"device={name!r} is not available here, use device=cpu"):
         choose_device(name)
