@@ -74,21 +74,34 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     return Checkpoint(content, Path(path))
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True) -> None:
     """Puts a checkpoint's weights into the model.
+
+    Args:
+        model: a model of the same layers.
+        checkpoint: as :func:`load_checkpoint` returns it.
+        averaged: take the moving average that a last checkpoint may hold beside the weights. It is
+            what the training evaluates and keeps as the best.
 
     Raises:
         InputError: the checkpoint belongs to another model (the message names what differs), or a
             weight is not finite.
     """
+    average = checkpoint.get("average_state_dict") if averaged else None
     try:
-        model.load_state_dict(checkpoint["snn_state_dict"])
+        weights = checkpoint["snn_state_dict"] if average is None else weights_of_average(average)
+        model.load_state_dict(weights)
     except Exception as error:  # a key or value that is none can fail in the loader in any way
         lines = str(error).splitlines() or [type(error).__name__]
         difference = shorten(lines[min(1, len(lines) - 1)], 200)  # the first is a title
         raise InputError(f"{checkpoint.origin} belongs to another model: {difference}") from None
     broken = not_finite(model.state_dict())
     require(not broken, f"checkpoint {checkpoint.path} is of no use: {broken} not finite")
+
+
+def weights_of_average(average: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's weights in the state of an ``AveragedModel``."""
+    return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -35,7 +35,7 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     """Loads a trained network onto the CPU, in evaluation mode.
 
     Args:
-        path: a checkpoint: ``best`` of a run, or a pretrained model.
+        path: a checkpoint: ``best`` or ``last`` of a run, or a pretrained model.
         build_model: makes the layers from the configuration, as in the experiment. By default the
             script that wrote the checkpoint is run up to its call of ``main``. It is looked for in
             the current folder and in the folders above the checkpoint.

@@ -163,7 +163,7 @@ class TrainingState:
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer.step()  # makes a state to compare with; the weights are loaded next
-        load_weights(self.model, checkpoint)
+        load_weights(self.model, checkpoint, averaged=False)
         batches = self.progress.batches
         rank, _ = distributed.rank_and_world()
         try:

@@ -36,6 +36,7 @@ from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.config import load_config
 from snn_lib.training.diagnosis import synapses
 from snn_lib.training.experiment import Experiment, Stopped
+from snn_lib.training.loading import trained_network
 from snn_lib.training.run_folder import RunFolder
 from snn_lib.training.state import MovingAverage, TrainingState
 
@@ -261,17 +262,25 @@ def test_checkpoint_and_log_record_what_decides_the_numbers(tmp_path):
 
 
 def test_averaged_weights_are_evaluated_and_saved_as_best(tmp_path):
-    experiment(small(tmp_path, "hyperparameters.weight_averaging=0.9")).train()
+    settings = small(tmp_path, "hyperparameters.weight_averaging=0.9", "hyperparameters.epoch=1")
+    experiment(settings).train()
     last, best = (load(the_run(tmp_path) / which) for which in ("last", "best"))
-    averaged = {
-        key.removeprefix("module."): value for key, value in last["average_state_dict"].items()
-    }
-    if best["epoch"] == last["epoch"]:
-        assert all(
-            torch.equal(best["snn_state_dict"][key], averaged[key])
-            for key in best["snn_state_dict"]
-        )
-    assert not torch.equal(averaged["layers.1.weight"], last["snn_state_dict"]["layers.1.weight"])
+    trained, average = last["snn_state_dict"], last["average_state_dict"]
+    for name, weights in best["snn_state_dict"].items():
+        assert torch.equal(weights, average[f"module.{name}"])
+    assert not torch.equal(best["snn_state_dict"]["layers.1.weight"], trained["layers.1.weight"])
+
+
+def test_a_last_checkpoint_is_used_with_the_average_that_training_evaluates(tmp_path):
+    trial = experiment(
+        small(tmp_path, "hyperparameters.weight_averaging=0.9", "hyperparameters.epoch=1")
+    )
+    trial.train()
+    evaluated = load(trial.run.best)["snn_state_dict"]
+    last = load_checkpoint(trial.run.last)
+    trial.test(last)
+    assert_equal_states(trial.model.state_dict(), evaluated)
+    assert_equal_states(trained_network(last, SmallSNN).model.state_dict(), evaluated)
 
 
 def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):
