@@ -25,7 +25,6 @@ import snn_conv
 import snn_mlp_1
 import snn_mlp_2
 from snn_lib import SpikingNeuron, fire_from_the_start
-from snn_lib.errors import InputError
 from snn_lib.inspection.activity import count_activity
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
@@ -273,14 +272,6 @@ def test_the_convolutional_network_adds_up_the_spikes_of_each_class_s_voters():
         assert torch.equal(
             votes[..., number], sum(fired[0][..., 10 * number + v] for v in range(10))
         )
-    with pytest.raises(InputError, match=r"voters is 0, expected at least 1"):
-        snn_conv.ConvHyperparameters(voters=0)
-
-
-@pytest.mark.parametrize("wrong", [{"channels": [16, 32]}, {"channels": [1, 1, 0]}, {"hidden": 0}])
-def test_sizes_of_the_convolutional_network_are_checked(wrong):
-    with pytest.raises(InputError, match=r"expected (3 numbers, each )?at least 1"):
-        snn_conv.ConvHyperparameters(**wrong)
 
 
 @pytest.mark.parametrize("encoding", ["constant", "poisson"])

@@ -2,26 +2,35 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 
 import pytest
 
-import event_vision
-import snn_conv
+from event_vision import EventConvConfig, EventConvHyperparameters
+from snn_conv import ConvConfig, ConvHyperparameters
+from snn_lib.data.augmentation import AugmentationConfig, EventAugmentationConfig
+from snn_lib.data.patterns import Damage
+from snn_lib.data.simulated_events import CameraConfig
 from snn_lib.errors import InputError, require
 from snn_lib.settings import LARGEST, ExperimentConfig, Range, Settings, list_settings, setting
-from snn_lib.tasks.association import AssociationConfig
-from snn_lib.tasks.digits import DigitConfig
-from snn_lib.tasks.sequential_digits import SequentialConfig
-from snn_lib.tasks.time_series import TimeSeriesConfig
+from snn_lib.tasks.association import (
+    AssociationConfig,
+    AssociationHyperparameters,
+    PatternOptions,
+)
+from snn_lib.tasks.digits import DigitConfig, LatencyOptions, MNISTOptions
+from snn_lib.tasks.event_vision import EventOptions
+from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialHyperparameters
+from snn_lib.tasks.time_series import TimeSeriesConfig, TimeSeriesHyperparameters
 from snn_lib.training.config import config_from_dict
 
 CONFIGS = (
     DigitConfig,
-    snn_conv.ConvConfig,
+    ConvConfig,
     SequentialConfig,
     TimeSeriesConfig,
-    event_vision.EventConvConfig,
+    EventConvConfig,
     AssociationConfig,
 )
 
@@ -61,6 +70,72 @@ def test_every_number_outside_its_range_is_refused_by_its_name(section):
                 with pytest.raises(InputError) as refusal:
                     type(section)(**{entry.name: wrong})
                 assert str(refusal.value).startswith(f"{entry.name} is {wrong}, expected ")
+
+
+# The test above takes a range from the field itself, and cannot tell that the range is right.
+SENSELESS = [
+    (AugmentationConfig, {"noise": -1.0}, "noise is -1.0, expected at least 0"),
+    (AugmentationConfig, {"scale": -1.0}, "scale is -1.0, expected at least 0"),
+    (AugmentationConfig, {"stretch": 0.5}, "stretch is 0.5, expected at least 1"),
+    (AugmentationConfig, {"crop": 0.0}, "crop is 0.0, expected above 0 and at most 1"),
+    (AugmentationConfig, {"channel_dropout": 1.0}, "expected at least 0 and below 1"),
+    (CameraConfig, {"threshold": 0.0}, "threshold is 0.0, expected at least 0.01"),
+    (CameraConfig, {"black": 0.0}, "black is 0.0, expected at least 0.001"),
+    (CameraConfig, {"spread": -0.1}, "spread is -0.1, expected at least 0"),
+    (CameraConfig, {"reach": 40.0}, "reach is 40.0, expected at least 0 and at most 34"),
+    (CameraConfig, {"noise": 1e9}, "expected at least 0 and at most 1,000"),
+    (ConvHyperparameters, {"channels": [16, 32]}, "expected 3 numbers, each at least 1"),
+    (ConvHyperparameters, {"channels": [1, 1, 0]}, "expected 3 numbers, each at least 1"),
+    (ConvHyperparameters, {"hidden": 0}, "hidden is 0, expected at least 1"),
+    (ConvHyperparameters, {"voters": 0}, "voters is 0, expected at least 1"),
+    (Damage, {"modify_probability": 1.1}, "expected at least 0 and at most 1"),
+    (Damage, {"noise_probability": -0.1}, "expected at least 0 and at most 1"),
+    (Damage, {"noise_probability": 1.5}, "expected at least 0 and at most 1"),
+    (Damage, {"jitter_probability": math.nan}, "jitter_probability is nan, expected finite"),
+    (Damage, {"jitter_sigma": -1.0}, "jitter_sigma is -1.0, expected at least 0"),
+    (Damage, {"block_size": -1}, "block_size is -1, expected at least 0"),
+    (Damage, {"rows_removed": -2}, "rows_removed is -2, expected at least 0"),
+    (EventAugmentationConfig, {"shift": -1.0}, "shift is -1.0, expected at least 0"),
+    (EventAugmentationConfig, {"rotation": -1.0}, "rotation is -1.0, expected at least 0"),
+    (EventAugmentationConfig, {"drop": 1.0}, "drop is 1.0, expected at least 0 and below 1"),
+    (EventConvHyperparameters, {"first_rate": 0.0}, "first_rate is 0.0, expected above 0"),
+    (EventOptions, {"merge": 0}, "merge is 0, expected at least 1"),
+    (EventOptions, {"side": 0}, "side is 0, expected at least 1"),
+    (EventOptions, {"validation_size": 0}, "validation_size is 0, expected at least 1"),
+    (EventOptions, {"duration": 0.0}, "duration is 0.0, expected at least 0.001"),
+    (LatencyOptions, {"span": 0}, "span is 0, expected at least 1"),
+    (LatencyOptions, {"threshold": 1.0}, "threshold is 1.0, expected above 0 and below 1"),
+    (LatencyOptions, {"tau": 0.0}, "tau is 0.0, expected above 0"),
+    (LatencyOptions, {"jitter": -1.0}, "jitter is -1.0, expected at least 0"),
+    (MNISTOptions, {"teacher_temperature": 0.0}, "expected above 0"),
+    (MNISTOptions, {"training_size": -5}, "training_size is -5, expected at least 1"),
+    (AssociationHyperparameters, {"weight_gain": 0.0}, "weight_gain is 0.0, expected above 0"),
+    (PatternOptions, {"training_samples": 0}, "training_samples is 0, expected at least 1"),
+    (SequentialHyperparameters, {"length": 100}, "expected a divisor of the 784 pixels"),
+    (SequentialHyperparameters, {"length": 28, "moments": 5}, "a divisor of the length, 28"),
+    (SequentialHyperparameters, {"shortest_memory": 0.0}, "expected above 0"),
+    (SequentialHyperparameters, {"shortest_memory": 900.0}, "900.0 and longest_memory 800.0"),
+    (SequentialHyperparameters, {"highest_frequency": 0.6}, "expected above 0 and at most 0.5"),
+    (SequentialHyperparameters, {"lowest_frequency": 0.3}, "0.3 and highest_frequency 0.25"),
+    (TimeSeriesHyperparameters, {"fields": 1}, "fields is 1, expected at least 2"),
+    (TimeSeriesHyperparameters, {"neurons": 0}, "neurons is 0, expected at least 1"),
+    (TimeSeriesHyperparameters, {"filters": 0}, "filters is 0, expected at least 1"),
+    (TimeSeriesHyperparameters, {"heard": 0}, "heard is 0, expected at least 1"),
+    (TimeSeriesHyperparameters, {"threshold": 0.0}, "threshold is 0.0, expected above 0"),
+    (TimeSeriesHyperparameters, {"lowest_rate": 0.0}, "lowest_rate is 0.0, expected above 0"),
+    (TimeSeriesHyperparameters, {"highest_rate": 1.0}, "expected above 0 and below 1"),
+    (
+        TimeSeriesHyperparameters,
+        {"lowest_rate": 0.9, "highest_rate": 0.1},
+        "expected the lowest first",
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "message"), SENSELESS)
+def test_values_that_make_no_sense_are_refused(section, values, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        section(**values)
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

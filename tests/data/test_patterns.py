@@ -107,22 +107,6 @@ def test_defaults_are_the_authors():
         Damage().block_size = 3
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"modify_probability": 1.1}, "modify_probability is 1.1"),
-        ({"noise_probability": -0.1}, "noise_probability is -0.1"),
-        ({"jitter_probability": math.nan}, "jitter_probability is nan"),
-        ({"jitter_sigma": -1.0}, "jitter_sigma is -1.0"),
-        ({"block_size": -1}, "block_size is -1"),
-        ({"rows_removed": -2}, "rows_removed is -2"),
-    ],
-)
-def test_impossible_damage_is_refused(values, message):
-    with pytest.raises(InputError, match=message):
-        Damage(**values)
-
-
 def test_no_damage_gives_the_patterns_themselves(patterns):
     labels = torch.tensor([2, 0, 0, 1, 2])
     damage = replace(NO_DAMAGE, block_size=5, rows_removed=5)

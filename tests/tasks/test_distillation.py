@@ -183,10 +183,3 @@ def test_a_teacher_that_a_forced_backend_cannot_serve_is_refused():
     pytest.importorskip("triton")
     with use_backend("cuda"), pytest.raises(InputError, match=r"teacher .*backend 'cuda'"):
         Teachers(PATHS[:1], TEMPERATURE)
-
-
-@pytest.mark.parametrize("temperature", [0, -1])
-def test_a_temperature_that_makes_no_sense_is_refused(tmp_path, temperature):
-    line = refused("--train", *tiny(tmp_path, f"mnist_config.teacher_temperature={temperature}"))
-    assert "teacher_temperature is" in line
-    assert "expected above 0" in line

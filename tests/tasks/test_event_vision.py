@@ -13,7 +13,7 @@ from snn_lib import SpikingNeuron
 from snn_lib.data.events import Frames
 from snn_lib.data.recordings import NMNIST, load_recordings, recording_files
 from snn_lib.errors import InputError
-from snn_lib.tasks.event_vision import EventOptions, EventVision
+from snn_lib.tasks.event_vision import EventVision
 from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
@@ -247,25 +247,3 @@ def test_bad_input_is_refused_in_a_line(files, tmp_path):
     )
     refused = script(tmp_path, "--train", "dataset=nmnist", f"events.path={tmp_path}/no")
     assert refused.err.startswith(f"event_vision.py: there are no recordings {tmp_path}/no/Train")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"merge": 0}, "merge is 0, expected at least 1"),
-        ({"side": 0}, "side is 0, expected at least 1"),
-        ({"validation_size": 0}, "validation_size is 0"),
-        ({"duration": 0.0}, "duration is 0.0, expected at least 0.001"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        EventOptions(**options)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"channels": [16, 32]}, {"channels": [1, 1, 0]}, {"hidden": 0}, {"first_rate": 0.0}]
-)
-def test_sizes_of_the_network_are_checked(wrong):
-    with pytest.raises(InputError, match="expected"):
-        event_vision.EventConvHyperparameters(**wrong)

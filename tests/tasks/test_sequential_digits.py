@@ -10,11 +10,9 @@ import sequential_mnist
 from snn_lib import ResonantSynapse, SpikingNeuron
 from snn_lib.data.batches import Batch
 from snn_lib.data.mnist import load_mnist
-from snn_lib.errors import InputError
 from snn_lib.tasks.sequential_digits import (
     SequentialConfig,
     SequentialDigits,
-    SequentialHyperparameters,
 )
 from snn_lib.training.config import load_config
 
@@ -193,19 +191,3 @@ def test_rows_are_learned_and_tested_to_the_same_accuracy(tmp_path, permuted):
     ]
     assert accuracies[0] == accuracies[1]
     assert float(accuracies[0][0]) > 20  # chance is 10
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"length": 100}, "length is 100, expected a divisor of the 784 pixels"),
-        ({"length": 28, "moments": 5}, "moments is 5, expected a divisor of the length, 28"),
-        ({"shortest_memory": 900.0}, "shortest_memory is 900.0 and longest_memory 800.0"),
-        ({"shortest_memory": 0.0}, "shortest_memory is 0.0, expected above 0"),
-        ({"lowest_frequency": 0.3}, "lowest_frequency is 0.3 and highest_frequency 0.25"),
-        ({"highest_frequency": 0.6}, "highest_frequency is 0.6, expected above 0 and at most 0.5"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        SequentialHyperparameters(**settings)

@@ -212,24 +212,6 @@ def test_bad_input_is_refused_in_a_line(tmp_path):
     assert finished.err == f"time_series.py: there is no file {tmp_path}/mine.npz\n"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fields": 1}, "fields is 1, expected at least 2"),
-        ({"neurons": 0}, "neurons is 0, expected at least 1"),
-        ({"filters": 0}, "filters is 0, expected at least 1"),
-        ({"heard": 0}, "heard is 0, expected at least 1"),
-        ({"threshold": 0.0}, "threshold is 0.0, expected above 0"),
-        ({"lowest_rate": 0.0}, "lowest_rate is 0.0, expected above 0"),
-        ({"highest_rate": 1.0}, "highest_rate is 1.0, expected above 0"),
-        ({"lowest_rate": 0.9, "highest_rate": 0.1}, "expected the lowest first"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(InputError, match=re.escape(message)):
-        TimeSeriesHyperparameters(**options)
-
-
 def test_who_has_only_installed_the_library_trains_tests_and_loads(mine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -107,14 +107,10 @@ def test_help_works_without_a_yaml_file(tmp_path):
         ("hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
         ("hyperparameters.length=long", "could not be converted to Integer"),
         ("hyperparameters.tau_s=4", "tau_m is 4.0 and tau_s 4.0, expected tau_s below tau_m"),
-        ("hyperparameters.tau_s=-1", "hyperparameters.tau_s is -1.0, expected above 0"),
         ("hyperparameters.dropout=1", "dropout is 1.0, expected at least 0 and below 1"),
-        ("hyperparameters.batch_size=0", "expected at least 1"),
-        ("mnist_config.training_size=-5", "training_size is -5, expected at least 1"),
         ("device=cuda:77", "device='cuda:77' is not available here, use device=cpu"),
         ("optimizer.AdamW.betas=[2,3]", "optimizer.AdamW"),
         ("optimizer.AdamW.eps=-1", "optimizer.AdamW"),
-        ("scheduler.OneCycleLR.pct_start=1.0", "pct_start is 1.0, expected at least 0 and below 1"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path, override, message):
