@@ -1,6 +1,5 @@
 """The documentation: its code runs as it stands, its links lead somewhere, every name is listed."""
 
-import importlib
 import re
 import runpy
 import sys
@@ -59,13 +58,6 @@ def test_what_the_packages_export_is_in_the_list():
     packages = snn_lib, snn_lib.inference, snn_lib.tasks, snn_lib.training
     missing = {name for p in packages for name in p.__all__ if f"- `{name}`: " not in listed}
     assert not missing, "to be written anew by python docs/make_api.py"
-
-
-def test_every_import_that_the_list_shows_works():
-    page = (ROOT / "docs" / "api.md").read_text()
-    for module, names in re.findall(r"^### `(.*)`\n\n((?:- .*\n)+)", page, re.MULTILINE):
-        for name in re.findall(r"^- `(\w+)`: \S", names, re.MULTILINE):
-            assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 def test_the_list_is_as_the_docstrings_are():

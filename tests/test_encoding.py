@@ -67,15 +67,6 @@ def test_poisson_refuses_what_are_no_probabilities(dtype):
         poisson(torch.ones(3, dtype=dtype), 5)
 
 
-def test_the_generator_may_be_of_another_device_than_the_values():
-    generator = torch.Generator("cpu").manual_seed(1)
-    before = generator.get_state()
-    spikes = poisson(torch.rand(3, 5, device="meta"), 7, generator)
-    assert not torch.equal(generator.get_state(), before)  # it drew, on its own device
-    assert spikes.shape == (7, 3, 5)
-    assert spikes.device.type == "meta"
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_poisson_is_zero_or_one_in_the_dtype_of_the_values(dtype):
     spikes = poisson(torch.rand(3, 5, 7, dtype=dtype), 11)

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import use_backend
 from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
-from snn_lib.operators import checks
 from snn_lib.operators import iir_filter as filter_operator
 from snn_lib.operators import spiking_neuron as neuron_operator
 from snn_lib.surrogate import FastSigmoid, Gaussian
@@ -199,13 +198,6 @@ def test_filter_in_chunks_is_the_whole_run(dtype, order_p, order_q, cuts, seed):
     torch.testing.assert_close(state, whole_state, **EXACT)
 
 
-def test_filter_starts_at_rest_without_a_state():
-    x, alpha, beta, *state = filter_inputs(2, 1)
-    at_rest, _ = iir_filter(x, alpha, beta)
-    from_zeros, _ = iir_filter(x, alpha, beta, [torch.zeros_like(past) for past in state])
-    torch.testing.assert_close(at_rest, from_zeros, **EXACT)
-
-
 def test_filter_state_is_a_copy():
     x, alpha, beta, *_ = filter_inputs(2, 2)
     output, state = iir_filter(x, alpha, beta)
@@ -315,22 +307,6 @@ def test_neuron_in_chunks_is_the_whole_run(dtype, cuts, seed):
         chunks.append(chunk)
     torch.testing.assert_close(torch.cat(chunks), whole, **EXACT)
     torch.testing.assert_close(state, whole_state, **EXACT)
-
-
-def test_neuron_fires_above_the_threshold_only():
-    current = torch.tensor([1.0, math.nextafter(1.0, 2.0)], dtype=FLOAT64).view(1, 1, 2)
-    zero = torch.zeros(2, dtype=FLOAT64)
-    spikes, _ = spiking_neuron(current, zero, zero, zero)
-    assert spikes.flatten().tolist() == [0.0, 1.0]
-
-
-def test_neuron_starts_at_rest_without_a_state():
-    current, *coefficients, membrane, _ = neuron_inputs()
-    at_rest, _ = spiking_neuron(current, *coefficients)
-    zeros = torch.zeros_like(membrane)
-    torch.testing.assert_close(
-        at_rest, spiking_neuron(current, *coefficients, (zeros, zeros))[0], **EXACT
-    )
 
 
 def test_neuron_is_causal():
@@ -565,7 +541,9 @@ def in_maps(operator, inputs):
     return laid_out(*inputs), gradients(laid_out, inputs)
 
 
-@both
+@pytest.mark.parametrize(
+    ("operator", "make"), [*OPERATORS, pytest.param(own_neuron, neuron_inputs, id="own surrogate")]
+)
 def test_maps_with_channels_last_in_memory_are_the_same_maps(operator, make):
     inputs = make(features=(3, 4, 5))
     outputs, found = in_maps(operator, inputs)
@@ -573,16 +551,6 @@ def test_maps_with_channels_last_in_memory_are_the_same_maps(operator, make):
     torch.testing.assert_close(found, gradients(operator, inputs), **CLOSE)
     sequence, *_ = outputs
     assert sequence.movedim(2, -1).is_contiguous()  # as the next convolution takes it
-
-
-def test_a_surrogate_of_one_s_own_in_maps_with_channels_last():
-    inputs = neuron_inputs(features=(3, 4, 5))
-
-    def run(*tensors):
-        return run_neuron(*tensors, surrogate=Exponential())
-
-    _, found = in_maps(run, inputs)
-    torch.testing.assert_close(found, gradients(run, inputs), **CLOSE)
 
 
 def test_dropout_in_maps_with_channels_last_is_that_of_the_backward_pass():
@@ -1202,12 +1170,6 @@ def test_operators_called_directly_check_each_tensor(operator, arguments, name):
 def test_operators_called_directly_refuse_features_of_two_dimensions():
     with pytest.raises(ValueError, match=r"x has shape \(6, 2, 3, 4\), expected \(T, B, N\)"):
         torch.ops.snn.iir_filter(*filter_inputs(1, 0, features=(3, 4)), FLOAT64)
-
-
-def test_operators_check_that_tensors_are_on_one_device():
-    one, other = torch.zeros(1, 1, 1), torch.zeros(1, 1, device="meta")
-    with pytest.raises(ValueError, match="beta is on meta, expected cpu as alpha"):
-        checks.check_operands(x=one, alpha=one, beta=other)
 
 
 @both

@@ -75,19 +75,6 @@ def test_coefficients_are_buffers_of_the_neurons_shape(shape, membrane_filter):
     torch.testing.assert_close(neuron.membrane_decay, decay * membrane_filter)
 
 
-@pytest.mark.parametrize("membrane_filter", [False, True])
-@given(cut=st.integers(0, 9), seed=st.integers(0, 2**32 - 1))
-def test_chunks_with_the_state_carried_over_are_the_whole_run(membrane_filter, cut, seed):
-    torch.manual_seed(seed)
-    neuron = SpikingNeuron(3, 4.0, membrane_filter)
-    current = 2 * torch.randn(9, 2, 3)
-    whole, end = neuron(current)
-    first, state = neuron(current[:cut])
-    second, state = neuron(current[cut:], state)
-    torch.testing.assert_close(torch.cat([first, second]), whole, rtol=0.0, atol=0.0)
-    torch.testing.assert_close(state, end, rtol=0.0, atol=0.0)
-
-
 class Triangle:
     """A surrogate of one's own."""
 

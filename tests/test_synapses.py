@@ -276,22 +276,6 @@ def test_shapes(shape):
     assert past_input.shape == (3, 5, *features)
 
 
-@given(cut=st.integers(0, 9), seed=st.integers(0, 2**32 - 1))
-def test_chunks_with_the_state_carried_over_are_the_whole_run(cut, seed):
-    torch.manual_seed(seed)
-    x = (torch.rand(9, 2, 3) > 0.7).float()
-    for synapse in (
-        DualExponentialSynapse(3, 4.0, 1.0),
-        LowPassSynapse(3, 4.0),
-        IIRSynapse(3, (0.5, -0.2, 0.1), (1.0, 0.5)),
-    ):
-        whole, end = synapse(x)
-        first, state = synapse(x[:cut])
-        second, state = synapse(x[cut:], state)
-        torch.testing.assert_close(torch.cat([first, second]), whole, rtol=0.0, atol=0.0)
-        torch.testing.assert_close(state, end, rtol=0.0, atol=0.0)
-
-
 # Poles
 
 
@@ -338,10 +322,6 @@ def test_pole_radius_of_the_time_constants_and_of_a_filter_without_poles():
     assert LowPassSynapse((2, 2), 4.0).pole_radius() == pytest.approx(slow, rel=1e-6)
     assert IIRSynapse(3, (), (1.0,)).pole_radius() == 0.0
     assert IIRSynapse((2, 3), (), (1.0,)).poles().shape == (2, 3, 0)
-
-
-def test_pole_radius_is_the_largest_of_all_channels():
-    assert filters([(0.5,), (-1.5,), (0.9,)]).pole_radius() == pytest.approx(1.5)
 
 
 # Stability in any loop of training

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from claimed_device import ClaimedDevice
 
 from snn_lib import kernels, use_backend
 from snn_lib.functional import iir_filter
@@ -167,7 +167,7 @@ def test_the_command_says_what_serves(capsys, numba, monkeypatch):
 # --------------------------------------------------------------------------------------------------
 # What eager and the CPU kernels share
 
-SEED = torch.tensor([3, 0])
+SEED = [3, 0]
 T, B, N = 6, 5, 7
 
 
@@ -184,7 +184,7 @@ def neuron_case():
 
 def forward(backend):
     filtered = backend.filter_forward(*filter_case(), torch.float32)
-    return *filtered, *backend.neuron_forward(*neuron_case(), 0.3, SEED)
+    return *filtered, *backend.neuron_forward(*neuron_case(), 0.3, torch.tensor(SEED))
 
 
 def backward(backend):
@@ -192,7 +192,7 @@ def backward(backend):
     gradients = torch.randn(T, B, N), torch.randn(2, B, N)
     filtered = backend.filter_backward(*gradients, x, alpha, beta, x, *past, [True] * 5)
     gradients = torch.randn(T, B, N), *torch.randn(2, B, N)
-    options = "gaussian", 0.4, None, 0.3, SEED, [True] * 6
+    options = "gaussian", 0.4, None, 0.3, torch.tensor(SEED), [True] * 6
     return *filtered, *backend.neuron_backward(*gradients, *neuron_case(), *options)
 
 
@@ -204,19 +204,8 @@ def test_cpu_kernels_round_as_eager_does(numba):
         assert torch.equal(one, other)
 
 
-class NoDoublePrecision(TorchDispatchMode):
-    """Refuses float64, as Apple's GPUs do."""
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        result = function(*arguments, **(keywords or {}))
-        assert getattr(result, "dtype", None) != torch.float64, function
-        return result
-
-
-def test_eager_asks_for_no_double_precision_where_there_is_none(monkeypatch):
-    assert eager._widest(torch.device("mps")) == torch.float32
-    monkeypatch.setattr(eager, "_widest", lambda device: torch.float32)
-    with NoDoublePrecision():
+def test_eager_asks_for_no_double_precision_where_there_is_none():
+    with ClaimedDevice("mps"), torch.device("mps"):
         forward(eager)
         backward(eager)
 
@@ -240,20 +229,29 @@ def test_cpu_kernels_refuse_dtypes_that_they_would_misread(low, place, numba):
     arguments = [*neuron_case()]
     arguments[1 + place] = arguments[1 + place].to(low)
     with pytest.raises(TypeError, match=f"got .*{low}"):
-        cpu.neuron_forward(*arguments, 0.0, SEED)
-    options = "gaussian", 0.4, None, 0.0, SEED, [True] * 6
+        cpu.neuron_forward(*arguments, 0.0, torch.tensor(SEED))
+    options = "gaussian", 0.4, None, 0.0, torch.tensor(SEED), [True] * 6
     with pytest.raises(TypeError, match=f"got .*{low}"):
         cpu.neuron_backward(grad, *grad[:2], *arguments, *options)
 
 
 def test_cpu_kernels_refuse_sequences_in_half_precision(numba):
-    cpu, x = kernels._module("cpu"), torch.randn(T, B, N)
+    cpu, x, seed = kernels._module("cpu"), torch.randn(T, B, N), torch.tensor(SEED)
     with pytest.raises(TypeError, match=r"got torch.float16, torch.float32, "):
         cpu.filter_forward(*filter_case(), torch.float16)
     current, *neuron = neuron_case()
     with pytest.raises(TypeError, match=r"got torch.float16, torch.float32, "):
-        cpu.neuron_forward(current.half(), *neuron, 0.0, SEED)
+        cpu.neuron_forward(current.half(), *neuron, 0.0, seed)
     with pytest.raises(TypeError, match=r"got torch.float32, torch.float64, "):
         cpu.neuron_backward(
-            x, *x[:2], current, *neuron, "given", 0.4, x.double(), 0.0, SEED, [True] * 6
+            x,
+            *x[:2],
+            current,
+            *neuron,
+            "given",
+            0.4,
+            x.double(),
+            0.0,
+            torch.tensor(SEED),
+            [True] * 6,
         )
