@@ -92,7 +92,7 @@ def run(*arguments, model=snn_mlp_1.SNN, task=None, initialise=None, script=SCRI
 
 def run_script(name, *arguments):
     """Runs one of the repository's scripts in this process, as ``python name arguments`` does."""
-    with patch.object(sys, "argv", [name, *map(str, arguments)]):
+    with patch.object(sys, "argv", [str(name), *map(str, arguments)]):
         return _finished(lambda: runpy.run_path(str(ROOT / name), run_name="__main__"))
 
 
@@ -104,12 +104,14 @@ def _finished(work):
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             work()
+        code = 0
     except SystemExit as end:
-        return Finished(end.code, out.getvalue(), err.getvalue())
+        code = end.code
     finally:
         torch.set_num_threads(threads)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    return Finished(code, out.getvalue(), err.getvalue())
 
 
 def train(*arguments, **options):

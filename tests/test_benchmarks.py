@@ -3,8 +3,6 @@
 import argparse
 import csv
 import re
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,30 +17,31 @@ from snn_lib.tasks.digits import DigitClassification
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def _modules(monkeypatch):
+    """Benchmarks import each other, as scripts of one folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
 @pytest.fixture
-def run_smoke(monkeypatch, capsys):
+def run_smoke(monkeypatch):
     """Runs a benchmark in this process; gives the rows of its CSV, and what it printed."""
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("agg")
-    threads = torch.get_num_threads()
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     forkserver()  # whose processes the benchmarks use
 
     def run(name, folder, *flags, chart=True):
         output = folder / "new" / name
-        script = str(BENCHMARKS / f"{name}.py")
-        options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", str(output), *flags]
-        monkeypatch.setattr(sys, "argv", [script, *options])
+        options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", output, *flags]
         monkeypatch.chdir(folder)
-        capsys.readouterr()
-        runpy.run_path(script, run_name="__main__")
+        finished = run_script(BENCHMARKS / f"{name}.py", *options)
+        assert finished.code == 0, finished.err
         if chart:
             assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         with output.with_suffix(".csv").open(newline="") as file:
-            return list(csv.DictReader(file)), capsys.readouterr().out
+            return list(csv.DictReader(file)), finished.out
 
     yield run
-    torch.set_num_threads(threads)
     plt.close("all")
 
 
@@ -92,9 +91,8 @@ def test_streaming_compares_a_step_of_every_network(tmp_path, run_smoke):
     assert {"SNN-IIR", "compiled", "ONNX Runtime", "two nn.GRUCells"} <= set(variants)
 
 
-def test_the_written_out_step_is_that_of_this_library(monkeypatch):
+def test_the_written_out_step_is_that_of_this_library():
     pytest.importorskip("onnxruntime")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from pretrained import load
     from streaming import NETWORKS, Written
 
@@ -183,8 +181,7 @@ def test_long_memory_tells_the_accuracy_after_every_pixel(tmp_path, run_smoke):
     assert "sequential_mnist: " in printed
 
 
-def test_recurrent_trains_a_gated_layer_of_as_many_parameters(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_recurrent_trains_a_gated_layer_of_as_many_parameters(tmp_path):
     few = ("training_size=64", "validation_size=16", "test_size=16")
     settings = [
         f"mnist_config.{setting}" for setting in (*few, "use_transform=false", "teachers=[]")
@@ -227,16 +224,14 @@ def test_capacity_compares_the_network_with_a_table_that_is_never_wrong(tmp_path
     assert again == rows
 
 
-def test_slope_is_the_exponent_of_a_power_law(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_slope_is_the_exponent_of_a_power_law():
     from scaling import slope
 
     assert slope([1, 10, 100], [3.0, 300.0, 30000.0]) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("name", ["MEMORY", "MAPS"])
-def test_the_loop_computes_what_this_library_computes(monkeypatch, name):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_the_loop_computes_what_this_library_computes(name):
     import networks
 
     network = replace(getattr(networks, name).small(), dropout=0.0)
@@ -257,7 +252,6 @@ def test_the_loop_computes_what_this_library_computes(monkeypatch, name):
 
 
 def test_the_loss_of_chunks_is_that_of_the_whole(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import networks
 
     monkeypatch.setattr(networks, "CHUNK", 2)  # of three steps
@@ -305,8 +299,7 @@ def test_early_series_compares_a_stream_with_fits_of_beginnings(tmp_path, run_sm
         assert bool(row["sure"]) == row["method"].startswith("SNN")
 
 
-def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path):
     from dense_conv import Dense
 
     overrides = ("hyperparameters.channels=[4,8,8]", "hyperparameters.batch_size=32")

@@ -3,12 +3,11 @@
 import re
 import runpy
 import shlex
-import signal
-import sys
 
 import pytest
 import torch
 from reading import ROOT, blocks
+from running import run_script
 
 README = ROOT / "README.md"
 
@@ -42,17 +41,9 @@ def test_the_estimator_fits_and_scores_a_built_in_set(scripts, capsys):
     assert float(capsys.readouterr().out) > 0.8
 
 
-def test_your_own_data_is_learned_by_the_command_that_follows(scripts, monkeypatch, capsys):
+def test_your_own_data_is_learned_by_the_command_that_follows(scripts):
     (command,) = (line for line in README.read_text().splitlines() if "python rising" in line)
-    scripts[3].rename("rising.py")
-    monkeypatch.setattr(sys, "argv", [*shlex.split(command)[1:], "device=cpu"])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path("rising.py", run_name="__main__")
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert end.value.code == 0
-    printed = capsys.readouterr().out
-    assert float(re.search(r"test .*accuracy ([\d.]+) %", printed)[1]) > 90
+    _, name, *arguments = shlex.split(command)
+    finished = run_script(scripts[3].rename(name).resolve(), *arguments, "device=cpu")
+    assert finished.code == 0, finished.err
+    assert float(re.search(r"test .*accuracy ([\d.]+) %", finished.out)[1]) > 90

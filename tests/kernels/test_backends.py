@@ -244,14 +244,5 @@ def test_cpu_kernels_refuse_sequences_in_half_precision(numba):
         cpu.neuron_forward(current.half(), *neuron, 0.0, seed)
     with pytest.raises(TypeError, match=r"got torch.float32, torch.float64, "):
         cpu.neuron_backward(
-            x,
-            *x[:2],
-            current,
-            *neuron,
-            "given",
-            0.4,
-            x.double(),
-            0.0,
-            torch.tensor(SEED),
-            [True] * 6,
+            x, *x[:2], current, *neuron, "given", 0.4, x.double(), 0.0, seed, [True] * 6
         )
