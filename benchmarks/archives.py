@@ -13,7 +13,6 @@ table and draws the accuracies.
 
 import argparse
 import contextlib
-import csv
 import io
 import tempfile
 import time
@@ -23,7 +22,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
-from measuring import ROOT, machine, options
+from measuring import ROOT, earlier_rows, machine, options
 from torch import nn
 
 from snn_lib import Sequential
@@ -174,14 +173,6 @@ def jobs(chosen: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
         yield from ((name, method, seed) for seed in own for method in methods for name in sets)
 
 
-def finished(path: Path) -> list[dict]:
-    """The rows of an earlier call."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def accuracies(rows: list[dict], name: str, method: str) -> list[float]:
     """In percent, of the seeds that there are."""
     return [
@@ -253,7 +244,7 @@ def chart(path: Path, rows: list[dict]) -> None:
 def main() -> None:
     chosen = options(__doc__, "archives")
     path = chosen.output.with_suffix(".csv")
-    rows = finished(path)
+    rows = earlier_rows(path)
     done = {(row["dataset"], row["method"], int(row["seed"])) for row in rows}
     for name, method, seed in jobs(chosen):
         if (name, method, seed) in done:

@@ -11,7 +11,6 @@ of damage (CSV), and a chart.
 """
 
 import argparse
-import csv
 import runpy
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from measuring import ROOT, options
+from measuring import ROOT, earlier_rows, options
 from torch import Tensor, nn
 
 from associative_memory import SNN
@@ -126,10 +125,8 @@ def chart(path: Path, rows: list[dict]) -> None:
 
 def main() -> None:
     chosen = options(__doc__, "capacity", train="first train the networks that are missing")
-    path, trained = chosen.output.with_suffix(".csv"), []
-    if path.exists():
-        with path.open(newline="") as file:
-            trained = [row for row in csv.DictReader(file) if row["answering"] == "network"]
+    path = chosen.output.with_suffix(".csv")
+    trained = [row for row in earlier_rows(path) if row["answering"] == "network"]
     done, looked_up = {int(row["patterns"]) for row in trained}, []
     for number in NUMBERS[: 1 if chosen.smoke else None]:
         with tempfile.TemporaryDirectory() as folder:

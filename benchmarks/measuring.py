@@ -7,6 +7,7 @@ a drift of the machine hits all alike.
 
 import argparse
 import contextlib
+import csv
 import importlib
 import multiprocessing
 import os
@@ -170,6 +171,14 @@ def options(description: str, name: str, **flags: str) -> argparse.Namespace:
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(chosen.threads)
     return chosen
+
+
+def earlier_rows(path: Path) -> list[dict[str, str]]:
+    """The rows that an earlier call wrote, if there was one."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def machine(options: argparse.Namespace) -> str:

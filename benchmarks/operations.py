@@ -11,7 +11,6 @@ those alone in which neither the pixel or activation nor the weight is zero.
 """
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pretrained
-from measuring import ROOT, options
+from measuring import ROOT, earlier_rows, options
 from torch import Tensor, nn
 
 from snn_lib.files import write_csv
@@ -162,10 +161,8 @@ def point(row: dict, stopped: str = "") -> tuple[float, float]:
 def main() -> None:
     text = "first train the short runs that are missing"
     chosen = options(__doc__, "operations", train=text)
-    path, kept = chosen.output.with_suffix(".csv"), []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row["model"] not in PRETRAINED]
+    path = chosen.output.with_suffix(".csv")
+    kept = [row for row in earlier_rows(path) if row["model"] not in PRETRAINED]
     rows = [
         row_of(name, pretrained.load(name, chosen))
         for name in PRETRAINED

@@ -113,22 +113,14 @@ class SpikingJelly(nn.Module):
         return self.layers(x)
 
 
-def spikingjelly_filter(network: Network) -> nn.Module:
-    return SpikingJelly(network, synapse_filter=True)
-
-
-def snntorch_network(network: Network) -> nn.Module:
-    return nn.Sequential(*(SnnTorchLayer(layer, network) for layer in network.layers()))
-
-
-def norse_network(network: Network) -> nn.Module:
-    return nn.Sequential(*(NorseLayer(layer, network) for layer in network.layers()))
+def in_a_row(kind: type[nn.Module], network: Network) -> nn.Module:
+    return nn.Sequential(*(kind(layer, network) for layer in network.layers()))
 
 
 VARIANTS = [
     Variant(
         "snnTorch Synaptic",
-        snntorch_network,
+        partial(in_a_row, SnnTorchLayer),
         "2 learned decays a neuron, after the weights; reset not filtered, detached",
         package="snntorch",
     ),
@@ -147,14 +139,14 @@ VARIANTS = [
     ),
     Variant(
         "SpikingJelly SynapseFilter + PLIF",
-        spikingjelly_filter,
+        partial(SpikingJelly, synapse_filter=True),
         "1 learned first-order filter a layer before the weights, then as above",
         package="spikingjelly",
         longest=DIGITS.steps,
     ),
     Variant(
         "Norse LIF, lifted",
-        norse_network,
+        partial(in_a_row, NorseLayer),
         "2 learned decays a neuron, after the weights; reset to 0, not filtered",
         package="norse",
     ),

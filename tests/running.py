@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -21,8 +23,10 @@ from tqdm import tqdm
 import snn_lib.kernels.cpu  # noqa: F401 (imported late otherwise, by every process)
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
-from snn_lib.tasks.digits import DigitClassification
+from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.command_line import main
+from snn_lib.training.config import load_config
+from snn_lib.training.experiment import Experiment
 
 tqdm.get_lock()  # of the server too: a process that is killed would leave its own behind
 
@@ -114,6 +118,14 @@ def _finished(work):
     return Finished(code, out.getvalue(), err.getvalue())
 
 
+def experiment(overrides, stop_after=None, task=None):
+    """An experiment with SmallSNN that is asked to stop after so many batches."""
+    asked = itertools.count(1)
+    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
+    task = task or DigitClassification()
+    return Experiment(SmallSNN, task, config, stop_requested=lambda: next(asked) == stop_after)
+
+
 def train(*arguments, **options):
     """Trains in this process and expects no trouble."""
     finished = run("--train", *arguments, **options)
@@ -121,13 +133,20 @@ def train(*arguments, **options):
     return finished
 
 
-def refused(*arguments, **options):
+def accuracy(finished):
+    """The test accuracy, in per cent, that a run without trouble printed."""
+    assert finished.code == 0, finished.err
+    (found,) = re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", finished.out)
+    return float(found)
+
+
+def refused(*arguments, script=SCRIPT, **options):
     """The one line with which bad input is refused, without the script's name."""
-    finished = run(*arguments, **options)
+    finished = run(*arguments, script=script, **options)
     assert finished.code == 2, finished
-    assert finished.err.startswith("snn_mlp_1.py: ")
+    assert finished.err.startswith(f"{script.name}: ")
     assert finished.err.count("\n") == 1
-    return finished.err.removeprefix("snn_mlp_1.py: ").rstrip("\n")
+    return finished.err.removeprefix(f"{script.name}: ").rstrip("\n")
 
 
 def forkserver():

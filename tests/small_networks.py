@@ -50,11 +50,8 @@ def ragged_network():
 
 
 def parts(state):
-    if state is None:
-        return []
-    return (
-        [state] if isinstance(state, torch.Tensor) else [t for part in state for t in parts(part)]
-    )
+    """The tensors of a state, in order."""
+    return [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
 
 
 class Counted(TorchDispatchMode):

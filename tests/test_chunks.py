@@ -57,14 +57,10 @@ def whole_and_chunked(module, x, steps, state=None, **options):
         weights = torch.linspace(0.5, 1.5, output.numel()).view_as(
             output
         )  # no step is like another
-        loss = (output * weights).sum() + sum(part.square().sum() for part in tensors(last))
+        loss = (output * weights).sum() + sum(part.square().sum() for part in parts(last))
         gradients = torch.autograd.grad(loss, [leaf, *module.parameters()])
-        results.append((output, tensors(last), gradients, torch.rand(1)))
+        results.append((output, parts(last), gradients, torch.rand(1)))
     return results
-
-
-def tensors(state):
-    return next(iter(state.values())) if isinstance(state, dict) else parts(state)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -235,26 +235,6 @@ def test_an_answer_stands_as_soon_as_its_lead_is_large_enough(lead):
         assert counts[answers[sequence]] == max(counts)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 50])
-@pytest.mark.parametrize("lead", [1.0, 3.0, 100.0])
-def test_a_model_that_stops_when_all_is_clear_says_what_the_whole_run_says(lead, steps):
-    output = (torch.rand(T, 3, 5) < 0.4).float()
-    output[:3, :, 0] = 1.0
-    output[:3, :, 1:] = 0.0  # clear after three steps
-    seen = []
-
-    def model(x, state):
-        seen.append(len(x))
-        start = state or 0
-        return output[start : start + len(x)], start + len(x)
-
-    found = until_clear(model, torch.zeros(T, 3, 7), lead, steps)
-    for one, other in zip(found, first_lead(output, lead), strict=True):
-        assert torch.equal(one, other)
-    needed = {1.0: 1, 3.0: 3, 100.0: T}[lead]
-    assert sum(seen) == min(T, -(-needed // steps) * steps)
-
-
 def replayed(output):
     """A model that answers with this output, and the steps that it has been asked for."""
     seen = []
@@ -265,6 +245,20 @@ def replayed(output):
         return output[start : start + len(x)], start + len(x)
 
     return model, seen
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+@pytest.mark.parametrize("lead", [1.0, 3.0, 100.0])
+def test_a_model_that_stops_when_all_is_clear_says_what_the_whole_run_says(lead, steps):
+    output = (torch.rand(T, 3, 5) < 0.4).float()
+    output[:3, :, 0] = 1.0
+    output[:3, :, 1:] = 0.0  # clear after three steps
+    model, seen = replayed(output)
+    found = until_clear(model, torch.zeros(T, 3, 7), lead, steps)
+    for one, other in zip(found, first_lead(output, lead), strict=True):
+        assert torch.equal(one, other)
+    needed = {1.0: 1, 3.0: 3, 100.0: T}[lead]
+    assert sum(seen) == min(T, -(-needed // steps) * steps)
 
 
 def test_it_runs_until_the_last_sequence_is_clear_even_if_others_have_lost_their_lead():

@@ -11,6 +11,7 @@ import torch
 from running import (
     ONE_THREAD,
     ROOT,
+    accuracy,
     assert_same_weights,
     metrics_of,
     run_script,
@@ -29,12 +30,6 @@ from snn_lib.inspection.activity import count_activity
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.config import load_config
-
-
-def accuracy(text):
-    """The test accuracy that a script printed."""
-    (found,) = re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", text)
-    return found
 
 
 @pytest.mark.parametrize(
@@ -70,8 +65,8 @@ def test_a_script_trains_and_tests_to_the_same_accuracy(tmp_path, script, overri
     assert len(metrics_of(tmp_path)) == 1 + 3
     tested = start(script, "--test", *settings)
     assert tested.code == 0, tested.err
-    assert accuracy(tested.out) == accuracy(trained.out)
-    assert float(accuracy(tested.out)) > 15  # chance is 10
+    assert accuracy(tested) == accuracy(trained)
+    assert accuracy(tested) > 15  # chance is 10
 
 
 def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path):
@@ -92,7 +87,7 @@ def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path
     resumed = shell(sys.executable, *shlex.split(shown))
     assert resumed.code == 0, resumed.err
     undisturbed = shell(*command, *whole)
-    assert accuracy(undisturbed.out) == accuracy(resumed.out)
+    assert accuracy(undisturbed) == accuracy(resumed)
     assert_same_weights(*(the_run(tmp_path / way) / "last" for way in ("whole", "halves")))
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
@@ -104,7 +99,7 @@ def test_the_pretrained_model_of_each_config_file(config):
     tested = run_script(script, "--test", "--config_file", config, *few)
     assert tested.code == 0, tested.err
     assert f"checkpoint/pretrained_{config.removesuffix('.yaml')}" in tested.out
-    assert float(accuracy(tested.out)) > 97
+    assert accuracy(tested) > 97
 
 
 # Without the last of the four moments these would be 94.4 and 99.6 %.
@@ -117,7 +112,7 @@ def test_the_pretrained_model_of_sequential_mnist(name, least):
     tested = run_script("sequential_mnist.py", "--test", "--config_file", config, few, quick)
     assert tested.code == 0, tested.err
     assert f"checkpoint/pretrained_{name}," in tested.out
-    assert float(accuracy(tested.out)) > least
+    assert accuracy(tested) > least
 
 
 def test_the_pretrained_model_of_time_series():
@@ -125,7 +120,7 @@ def test_the_pretrained_model_of_time_series():
     tested = run_script("time_series.py", "--test")
     assert tested.code == 0, tested.err
     assert "checkpoint/pretrained_time_series" in tested.out
-    assert float(accuracy(tested.out)) > 95
+    assert accuracy(tested) > 95
 
 
 def test_the_pretrained_model_of_event_vision(tmp_path):
@@ -134,7 +129,7 @@ def test_the_pretrained_model_of_event_vision(tmp_path):
     tested = run_script("event_vision.py", "--test", *few)
     assert tested.code == 0, tested.err
     assert "checkpoint/pretrained_event_vision" in tested.out
-    assert float(accuracy(tested.out)) > 94
+    assert accuracy(tested) > 94
 
 
 def test_event_vision_records_what_it_needs_trains_and_tests_to_the_same_accuracy(tmp_path):
@@ -154,7 +149,7 @@ def test_event_vision_records_what_it_needs_trains_and_tests_to_the_same_accurac
     assert (trained.code, trained.err) == (0, "")
     tested = run_script("event_vision.py", "--test", *settings)
     assert (tested.code, tested.err) == (0, "")
-    assert accuracy(tested.out) == accuracy(trained.out)
+    assert accuracy(tested) == accuracy(trained)
 
 
 def test_help(tmp_path):

@@ -6,8 +6,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+import running
 import torch
-from running import ROOT, run, run_script
+from running import ROOT, run_script
 from scipy import signal
 
 from associative_memory import SNN
@@ -374,7 +375,8 @@ def arguments(folder, pattern_file, *overrides):
     ]
 
 
-run_association = partial(run, model=SNN, task=Association(), script=SCRIPT)
+PARTS = {"model": SNN, "task": Association(), "script": SCRIPT}
+run, refused = (partial(function, **PARTS) for function in (running.run, running.refused))
 
 
 def test_script_trains_and_tests(tmp_path, pattern_file):
@@ -408,14 +410,6 @@ def test_float_patterns_do_as_well(pattern_file, config, tmp_path, task):
     np.save(tmp_path / "float.npy", np.load(pattern_file).astype(np.float32))
     other = prepared(replace(config, dataset_path=str(tmp_path / "float.npy")))
     assert torch.equal(other.patterns, task.patterns)
-
-
-def refused(*options):
-    finished = run_association(*options)
-    assert finished.code == 2, finished
-    assert finished.err.startswith("associative_memory.py: ")
-    assert finished.err.count("\n") == 1
-    return finished.err
 
 
 @pytest.mark.parametrize(

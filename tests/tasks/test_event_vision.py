@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from recorded import gesture_files, nmnist_files, tonic_downloads
-from running import ROOT, run
+from running import ROOT, accuracy, run
 
 import event_vision
 from snn_lib import SpikingNeuron
@@ -180,12 +180,6 @@ def script(folder, action, *overrides, file="event_vision.yaml"):
     return run(*arguments, script=ROOT / "event_vision.py", **options)
 
 
-def accuracy(finished):
-    assert finished.code == 0, finished.err
-    (found,) = re.findall(r"test loss [\d.]+, accuracy ([\d.]+) %", finished.out)
-    return found
-
-
 def test_simulated_recordings_are_learned_and_tested_to_the_same_accuracy(simulated, tmp_path):
     overrides = (
         f"dataset_path={simulated}",
@@ -201,7 +195,7 @@ def test_simulated_recordings_are_learned_and_tested_to_the_same_accuracy(simula
     trained = script(tmp_path, "--train", *overrides)
     tested = script(tmp_path, "--test", *overrides)
     assert accuracy(trained) == accuracy(tested)
-    assert float(accuracy(tested)) > 25  # chance is 10
+    assert accuracy(tested) > 25  # chance is 10
     assert re.search(
         r"\(0 additions and [\d,]+ multiply-accumulates\); a dense network", tested.out
     )

@@ -14,6 +14,7 @@ from running import (
     SCRIPT,
     SmallSNN,
     assert_same_weights,
+    experiment,
     load,
     metrics_of,
     refused,
@@ -59,18 +60,6 @@ def _one_thread():
 def small(folder, *overrides):
     """Overrides for 3 epochs of 4 batches; with SmallSNN they take a fraction of a second."""
     return tiny(folder, "hyperparameters.epoch=3", "hyperparameters.dropout=0.1", *overrides)
-
-
-def experiment(overrides, stop_after=None, task=None):
-    """An experiment that is asked to stop after so many batches."""
-    asked = []
-
-    def stop():
-        asked.append(1)
-        return stop_after is not None and len(asked) >= stop_after
-
-    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
-    return Experiment(SmallSNN, task or DigitClassification(), config, stop_requested=stop)
 
 
 def assert_equal_states(one, other):

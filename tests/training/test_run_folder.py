@@ -1,7 +1,6 @@
 """The folder of a run: what is in it, and that no other run ever writes there."""
 
 import csv
-import itertools
 import shutil
 import sys
 
@@ -9,10 +8,10 @@ import pytest
 import torch
 import yaml
 from running import (
-    SCRIPT,
     Process,
     SmallSNN,
     assert_same_weights,
+    experiment,
     load,
     metrics_of,
     refused,
@@ -24,11 +23,10 @@ from running import (
 
 from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
-from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training import run_folder
 from snn_lib.training.checkpoints import load_checkpoint
-from snn_lib.training.config import load_config
-from snn_lib.training.experiment import Experiment, Stopped
+from snn_lib.training.experiment import Stopped
 from snn_lib.training.run_folder import RunFolder, environment, new_folder, newest
 
 HISTORY = [{"epoch": 1, "loss": 0.5, "seconds": 1.25}, {"epoch": 2, "loss": 0.25, "seconds": 1.5}]
@@ -155,14 +153,6 @@ def small(folder, *overrides):
     return tiny(folder, plan, "hyperparameters.epoch=3", *overrides)
 
 
-def experiment(overrides, stop_after=None, task=DigitClassification):
-    """An experiment that is asked to stop after so many batches."""
-    asked = itertools.count(1)
-    config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
-    stop = lambda: next(asked) == stop_after  # noqa: E731
-    return Experiment(SmallSNN, task(), config, stop_requested=stop)
-
-
 def runs(folder):
     """The folders of all runs, the oldest first."""
     return sorted(folder.glob("runs/*/*/"))
@@ -239,7 +229,7 @@ def test_resuming_under_another_name_starts_a_folder_there(stopped, finished, tm
 def test_checkpoints_of_earlier_versions_go_on(tmp_path, task):
     """``checkpoint/x_last`` with ``checkpoint/x_best``, whose settings and progress have more."""
     with pytest.raises(Stopped):
-        experiment(small(tmp_path / "new"), stop_after=9, task=task).train()
+        experiment(small(tmp_path / "new"), stop_after=9, task=task()).train()
     old = tmp_path / "checkpoint"
     old.mkdir()
     for which in ("last", "best"):
@@ -281,7 +271,7 @@ def test_two_runs_of_one_name_at_a_time_keep_both_models(tmp_path):
                 second[0].train()
             return super().train_batches(epoch, start)
 
-    first = experiment(small(tmp_path), task=Twofold)
+    first = experiment(small(tmp_path), task=Twofold())
     first.train()
     assert runs(tmp_path) == [first.run.path, second[0].run.path]
     for one in (first, second[0]):
