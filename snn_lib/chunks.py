@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from snn_lib.containers import Output, StatefulModule, batch_first_part, tensors_in
+from snn_lib.containers import (
+    Output,
+    StatefulModule,
+    batch_first_part,
+    tensors_in,
+    whole_number,
+)
 from snn_lib.functional import draw_seed
 from snn_lib.pytorch_private import version
 
@@ -68,11 +74,9 @@ class Chunked(StatefulModule):
 
     def __init__(self, module: nn.Module, steps: int) -> None:
         super().__init__()
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps is {steps}, expected a whole number, at least 1")
         if isinstance(module, nn.Module):
             _check_module(module)
-        self.module, self.steps = module, steps
+        self.module, self.steps = module, whole_number(steps, "steps")
 
     @property
     def batch_first(self) -> bool:

@@ -5,8 +5,10 @@ applies a module that knows no time axis. A layer of your own derives from :clas
 whose docstring has an example.
 """
 
+import contextlib
 import copy
 import dataclasses
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -18,17 +20,25 @@ from snn_lib.functional import channels_last
 from snn_lib.pytorch_private import is_transformed, is_watched, register_named_tuple
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHAIN = (
+    "chain layers with snn_lib.Sequential instead of nn.Sequential, or take the output alone, "
+    "output, state = layer(x)"
+)
 
 
 class Output(NamedTuple):
     """What a stateful module returns: ``(output, state)``, as ``nn.GRU`` does.
 
-    It behaves as a plain tuple. If it is passed to a PyTorch function as a tensor, as happens in
-    ``nn.Sequential``, an error names the mistake.
+    It behaves as a plain tuple. If it is used as a tensor, as happens in ``nn.Sequential``, an
+    error names the mistake.
     """
 
     output: Any
     state: Any
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises the error, for every attribute that a tuple has not."""
+        raise AttributeError(f"a layer's (output, state) has no attribute {name!r}: {CHAIN}")
 
     @classmethod
     def __torch_function__(
@@ -36,10 +46,7 @@ class Output(NamedTuple):
     ) -> NoReturn:
         """Raises the error, for every PyTorch function that is given the pair."""
         name = getattr(function, "__name__", "a PyTorch function")
-        raise TypeError(
-            f"{name} was given a layer's (output, state): chain layers with snn_lib.Sequential "
-            "instead of nn.Sequential, or take the output alone, output, state = layer(x)"
-        )
+        raise TypeError(f"{name} was given a layer's (output, state): {CHAIN}")
 
 
 # So that torch.export.save can write a network, and torch.load can read an Output.
@@ -219,14 +226,21 @@ class Sequential(StatefulModule):
         """
         if self.batch_first:
             x = x.transpose(0, 1)
+        shared = False  # whether all steps of x lie in the same memory because a layer ran once
         for index, (name, module) in enumerate(self._modules.items()):
             steps, once = x.shape[0], _weighs(module) and _repeats(x)
+            # Any other module may write to its input, or ask how it lies in memory.
+            if shared and not (_weighs(module) or isinstance(module, (StatefulModule, nn.Flatten))):
+                x, shared = x.contiguous(), False
             try:
                 x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
             if once:
                 x = x.expand(steps, *x.shape[1:])
+            shared = once or (shared and isinstance(module, nn.Flatten))
+            if shared and index == len(states) - 1:
+                x = x.contiguous()
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
@@ -258,7 +272,14 @@ def _repeats(x: Tensor) -> bool:
 def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
     """A module's output and its new state; a plain module leaves the state as it is."""
     if isinstance(module, StatefulModule):
-        return module(x, state) if lengths is None else module(x, state, lengths=lengths)
+        padding = {} if lengths is None else {"lengths": lengths}
+        result = module(x, state, **padding)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                f"{type(module).__name__} returned a {type(result).__name__}, expected "
+                "(output, state)"
+            )
+        return result
     if isinstance(module, nn.RNNBase):
         if lengths is not None:
             raise ValueError(
@@ -266,7 +287,13 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
                 "each sequence's own end"
             )
         return module(x, state)
-    return module(x), state
+    output = module(x)
+    if isinstance(output, tuple):
+        raise ValueError(
+            f"{type(module).__name__} returned a tuple, expected a tensor: a module with a state "
+            "derives from snn_lib.StatefulModule"
+        )
+    return output, state
 
 
 class PerStep(nn.Module):
@@ -308,7 +335,34 @@ class PerStep(nn.Module):
 
 def feature_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     """The shape of a layer's features, from their number or their shape."""
-    return (shape,) if isinstance(shape, int) else tuple(shape)
+    with contextlib.suppress(TypeError):
+        return (operator.index(shape),)  # NumPy's whole numbers too
+    return tuple(map(operator.index, shape))
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A whole number of at least 1, from Python's, NumPy's or PyTorch's.
+
+    Raises:
+        ValueError: it is none; the message calls it ``name``.
+    """
+    number = 0
+    with contextlib.suppress(TypeError):
+        number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
+    return number
+
+
+def check_lengths(lengths: Tensor, sequences: int) -> None:
+    """Raises a ValueError unless there is a whole number for each sequence."""
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths are a {type(lengths).__name__}, expected a tensor")
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (sequences,):
+        raise ValueError(
+            f"lengths have shape {tuple(lengths.shape)} in {lengths.dtype}, expected whole numbers "
+            f"of shape ({sequences},)"
+        )
 
 
 def batch_first_part(module: nn.Module) -> str | None:
@@ -392,10 +446,17 @@ def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> T
     Args:
         sequence: ``(count + T, B, *)``, which begins with the steps remembered from before.
         count: the number of steps.
-        lengths: int64 ``(B,)``, the number of steps of each sequence; T for all if ``None``.
+        lengths: int64 ``(B,)``, the number of steps of each sequence; T for all if ``None``. One
+            beyond T counts as T.
+
+    Raises:
+        ValueError: there is not a whole number for each sequence.
     """
+    total = sequence.shape[0] - count  # len would be a constant if exported
     if lengths is None:
-        return sequence[sequence.shape[0] - count :].clone()  # len would be a constant if exported
+        return sequence[total:].clone()
+    check_lengths(lengths, sequence.shape[1])
+    lengths = lengths.clamp(max=total)
     steps = torch.arange(count, device=lengths.device)[:, None] + lengths  # (count, B)
     index = steps.view(*steps.shape, *[1] * (sequence.dim() - 2))
     return sequence.gather(0, index.expand(count, *sequence.shape[1:]))

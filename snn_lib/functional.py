@@ -21,7 +21,7 @@ from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.operators.iir_filter import FilterState, check_filter, run_filter
 from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neuron
 from snn_lib.pytorch_private import is_transformed
-from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate
+from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate, check_surrogate
 
 # Coefficients in these dtypes are converted to float32 to compute with them.
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -245,8 +245,7 @@ def neuron_traces(
 
 def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
     """S'(V[t]) at all steps, in the current's shape; ``None`` where no gradient needs it."""
-    if not callable(getattr(surrogate, "derivative", None)):
-        raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
+    check_surrogate(surrogate)
     needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not (needed or is_transformed()):
         return None
@@ -335,7 +334,7 @@ def _last(past: Tensor, sequence: Tensor) -> Tensor:
     """
     order, steps = past.shape[0], sequence.shape[0]  # len() would fix T in torch.export
     if order == 0:
-        return past
+        return past.clone()
     if steps >= order:
         return sequence[steps - order :].clone()
     return torch.cat([past[steps:], sequence])

@@ -17,7 +17,7 @@ from torch import Tensor
 from snn_lib.chunks import dropout_seed
 from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
 from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
-from snn_lib.surrogate import Gaussian, Surrogate
+from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 from snn_lib.time_constants import decay_of
 
 
@@ -48,6 +48,7 @@ class SpikingNeuron(StatefulModule):
 
     Raises:
         ValueError: ``tau_m`` is not positive, dropout is outside [0, 1), or a shape is wrong.
+        TypeError: the surrogate has no ``derivative``.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class SpikingNeuron(StatefulModule):
         decay = decay_of(tau_m, "tau_m")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
+        check_surrogate(surrogate)
         self.shape = feature_shape(shape)
         self.surrogate, self.dropout = surrogate, dropout
         self.register_buffer("reset_decay", torch.full(self.shape, decay))
@@ -107,7 +109,7 @@ class SpikingNeuron(StatefulModule):
     ) -> NeuronState:
         """V of each sequence's own last step, and R of the next."""
         spikes, membrane, reset = self.traces(current, state)
-        before = (torch.zeros_like(spikes[0]),) * 2 if state is None else state
+        before = (spikes.new_zeros(spikes.shape[1:]),) * 2 if state is None else state
         after = membrane, self.reset_decay * reset + self.reset_strength * spikes  # of each step
         return tuple(
             last_steps(torch.cat([first[None], steps]), 1, lengths)[0]

@@ -8,14 +8,19 @@ count and the others are padding. A length beyond T counts as T.
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.containers import (
+    Output,
+    StatefulModule,
+    check_lengths,
+    last_steps,
+    whole_number,
+)
 from snn_lib.functional import iir_filter
 from snn_lib.operators.checks import check_shape, check_time_first
 from snn_lib.time_constants import decay_of
@@ -27,11 +32,16 @@ class SpikeCount(nn.Module):
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
         output = _at_least_float32(output)
-        return (output if lengths is None else output * within(output, lengths)).sum(0)
+        if lengths is not None:  # padding may be undefined
+            output = output.masked_fill(~within(output, lengths), 0)
+        return output.sum(0)
 
 
 class Mean(nn.Module):
-    """The mean over time: a firing rate, or the mean of a non-spiking output. 0 without steps."""
+    """The mean over time: a firing rate, or the mean of a non-spiking output.
+
+    A length of 0 gives 0.
+    """
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
@@ -39,7 +49,7 @@ class Mean(nn.Module):
         if lengths is None:
             return output.mean(0)
         mask = within(output, lengths)
-        return (output * mask).sum(0) / mask.sum(0).clamp(min=1)
+        return output.masked_fill(~mask, 0).sum(0) / mask.sum(0).clamp(min=1)
 
 
 class Last(nn.Module):
@@ -49,7 +59,8 @@ class Last(nn.Module):
         """Reads out; see the module for shapes."""
         if lengths is None:
             return output[-1]
-        return last_steps(output, 1, lengths.clamp(max=output.shape[0]) - 1)[0]
+        check_lengths(lengths, output.shape[1])
+        return last_steps(output, 1, lengths - 1)[0]
 
 
 class Maximum(nn.Module):
@@ -118,13 +129,9 @@ class Snapshots(StatefulModule):
 
     def __init__(self, steps: Iterable[int]) -> None:
         super().__init__()
-        given = list(steps)
-        try:
-            self.steps = tuple(map(operator.index, given))
-        except TypeError:
-            self.steps = ()
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"steps are {given}, expected whole numbers of at least 1")
+        self.steps = tuple(whole_number(step, "a step") for step in steps)
+        if not self.steps:
+            raise ValueError("there are no steps, expected whole numbers of at least 1")
 
     def forward(
         self,
@@ -207,10 +214,12 @@ def until_clear(
         What :func:`first_lead` returns for the output of the whole run.
 
     Raises:
-        ValueError: as :func:`first_lead`, or ``steps`` is not positive.
+        ValueError: as :func:`first_lead`, ``steps`` is not a whole number of at least 1, or the
+            model has ``batch_first``.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, expected at least 1")
+    steps = whole_number(steps, "steps")
+    if getattr(model, "batch_first", False):
+        raise ValueError("the model has batch_first, expected one that takes (T, B, *features)")
     state, totals, clear = None, [], False
     for part in x.split(steps):
         output, state = model(part, state)
@@ -228,7 +237,11 @@ def within(sequence: Tensor, lengths: Tensor) -> Tensor:
     """The mask of the steps that are not padding, bool ``(T, B, 1, ...)``.
 
     It has as many dimensions as ``sequence``, ``(T, B, *features)``, so the two can be multiplied.
+
+    Raises:
+        ValueError: there is not a whole number for each sequence.
     """
+    check_lengths(lengths, sequence.shape[1])
     mask = torch.arange(sequence.shape[0], device=lengths.device)[:, None] < lengths
     return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
 

@@ -28,6 +28,12 @@ class Surrogate(Protocol):
         """dS/dV at every element of ``membrane``, in its shape."""
 
 
+def check_surrogate(surrogate: Surrogate) -> None:
+    """Raises a TypeError for what is no surrogate gradient."""
+    if not callable(getattr(surrogate, "derivative", None)):
+        raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """The paper's surrogate, the density of a normal distribution around the threshold.

@@ -6,6 +6,7 @@ import weakref
 from collections import OrderedDict, defaultdict
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -34,7 +35,7 @@ from snn_lib.containers import (
     last_steps,
 )
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse
+from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Repeat
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
@@ -477,6 +478,59 @@ def test_batch_first_inside_is_refused_wherever_modules_are_combined(hide, batch
         assert list(network) == [linear]
 
 
+class Forgetful(StatefulModule):
+    def forward(self, x, state=None, lengths=None):
+        return x
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, None
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (Forgetful(), r"layer 0: Forgetful returned a Tensor, expected \(output, state\)"),
+        (Pair(), r"layer 0: Pair returned a tuple, expected a tensor: .* snn_lib.StatefulModule"),
+    ],
+)
+def test_modules_that_return_something_else_are_named(module, words):
+    with pytest.raises(ValueError, match=words):
+        Sequential(module)(torch.zeros(2, 3, 4))  # two steps, as many as a pair has parts
+
+
+@pytest.mark.parametrize(
+    "layer", [LowPassSynapse(3, TAU_M), SpikingNeuron(3, TAU_M), Repeat(2), PerStep(nn.Identity())]
+)
+def test_a_layer_behind_another_in_pytorch_s_container_is_told_which_to_take(layer):
+    with pytest.raises(AttributeError, match=r"chain layers with snn_lib.Sequential"):
+        nn.Sequential(SpikingNeuron(3, TAU_M), layer)(torch.zeros(4, 2, 3))
+
+
+@pytest.mark.parametrize("number", [np.int64(4), torch.tensor(4)])
+def test_sizes_may_be_numpys_and_pytorchs(number):
+    for layer in (LowPassSynapse(number, TAU_M), SpikingNeuron((number, number), TAU_M)):
+        assert set(layer.shape) == {4}
+        assert all(type(size) is int for size in layer.shape)
+    assert type(Repeat(number).copies) is type(Chunked(LowPassSynapse(3, 2.0), number).steps) is int
+
+
+def test_a_length_beyond_the_steps_counts_as_all_of_them():
+    network, x = two_layers(), spike_trains()
+    beyond = torch.full((x.shape[1],), len(x) + 5)
+    found, expected = network(x, lengths=beyond)[1], network(x, lengths=beyond - 5)[1]
+    torch.testing.assert_close(parts(found), parts(expected), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "lengths", [torch.tensor([2]), torch.tensor(2), torch.ones(8), torch.ones(8).bool(), [2] * 8]
+)
+def test_lengths_that_are_not_a_whole_number_for_each_sequence_are_refused(lengths):
+    with pytest.raises(ValueError, match=r"layer 0: lengths (have shape|are a list)"):
+        two_layers()(spike_trains(), lengths=lengths)
+
+
 def test_a_module_speaks_for_its_parts_about_batch_first():
     holder = Holder(nn.GRU(3, 4, batch_first=True))
     assert batch_first_part(holder) == "part"
@@ -653,6 +707,29 @@ def test_an_input_that_repeats_is_weighed_once(features, batch_first):
     assert seen == [7, 7, 1, 7]
     for copy, once in zip(*found, strict=True):
         torch.testing.assert_close(once, copy)
+
+
+class Adds(nn.Module):
+    """Writes to its input, and asks how it lies in memory."""
+
+    def forward(self, x):
+        x += 1
+        return x.view(-1, *x.shape[2:]).view(x.shape)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "behind",
+    [(nn.ReLU(inplace=True),), (PerStep(nn.ReLU(inplace=True)),), (nn.Flatten(2), Adds()), ()],
+    ids=str,
+)
+def test_what_was_weighed_once_may_be_changed_in_place(behind, batch):
+    layers = (nn.Linear(8, 6), *behind)
+    x = torch.randn(1, batch, 8).expand(5, batch, 8)
+    expected = nn.Sequential(*layers)(x.clone()) + 1
+    output, _ = Sequential(*layers)(x)
+    output += 1
+    torch.testing.assert_close(output, expected)
 
 
 def test_each_step_of_an_input_that_repeats_has_a_gradient_of_its_own():

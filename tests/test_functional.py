@@ -198,6 +198,16 @@ def test_filter_in_chunks_is_the_whole_run(dtype, order_p, order_q, cuts, seed):
     torch.testing.assert_close(state, whole_state, **EXACT)
 
 
+def test_a_state_may_be_reset_in_place_before_the_backward_pass():
+    x, alpha, beta, *_ = filter_inputs(1, 0)
+    alpha.requires_grad_()
+    (expected,) = torch.autograd.grad(iir_filter(x, alpha, beta)[0].sum(), alpha)
+    output, state = iir_filter(x, alpha, beta)
+    for past in state:
+        past.zero_()
+    assert torch.equal(torch.autograd.grad(output.sum(), alpha)[0], expected)
+
+
 def test_filter_state_is_a_copy():
     x, alpha, beta, *_ = filter_inputs(2, 2)
     output, state = iir_filter(x, alpha, beta)

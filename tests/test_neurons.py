@@ -75,6 +75,18 @@ def test_coefficients_are_buffers_of_the_neurons_shape(shape, membrane_filter):
     torch.testing.assert_close(neuron.membrane_decay, decay * membrane_filter)
 
 
+def test_what_is_no_surrogate_is_refused():
+    with pytest.raises(TypeError, match="surrogate is 'gaussian', expected an object with deriv"):
+        SpikingNeuron(3, 4.0, surrogate="gaussian")
+
+
+def test_sequences_without_steps_leave_the_state_as_it_was():
+    state = torch.randn(2, 3), torch.rand(2, 3)
+    nothing, lengths = torch.zeros(0, 2, 3), torch.zeros(2, dtype=torch.int64)
+    assert torch.equal(SpikingNeuron(3, 4.0)(nothing, None, lengths)[1][0], torch.zeros(2, 3))
+    torch.testing.assert_close(SpikingNeuron(3, 4.0)(nothing, state, lengths)[1], state)
+
+
 class Triangle:
     """A surrogate of one's own."""
 

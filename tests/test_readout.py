@@ -61,6 +61,24 @@ def test_without_steps_there_is_nothing_to_count():
 
 
 @pytest.mark.parametrize("name", READOUTS)
+def test_padding_may_be_undefined(name):
+    output = torch.randn(T, B, N)
+    clean, readout = output.clone(), READOUTS[name]()
+    for b, length in enumerate(LENGTHS):
+        output[length:, b] = math.nan
+    assert torch.equal(readout(output, LENGTHS), readout(clean, LENGTHS))
+
+
+@pytest.mark.parametrize("name", READOUTS)
+@pytest.mark.parametrize(
+    "lengths", [[2, 3, 4, 5], torch.tensor([2]), torch.tensor(2), torch.ones(B), LENGTHS > 3]
+)
+def test_lengths_that_are_not_a_whole_number_for_each_sequence_are_refused(name, lengths):
+    with pytest.raises(ValueError, match=r"lengths (are a list|have shape)"):
+        READOUTS[name]()(torch.randn(T, B, N), lengths)
+
+
+@pytest.mark.parametrize("name", READOUTS)
 def test_padding_has_no_gradient(name):
     output = torch.randn(T, B, N, requires_grad=True)
     READOUTS[name]()(output, LENGTHS).square().sum().backward()
@@ -187,7 +205,7 @@ def test_the_steps_of_snapshots_may_be_any_whole_numbers(steps):
 
 @pytest.mark.parametrize("steps", [[], [0, 1], [1.5], [-1], ["1"]])
 def test_snapshots_at_no_step_are_refused(steps):
-    with pytest.raises(ValueError, match="expected whole numbers of at least 1"):
+    with pytest.raises(ValueError, match=r"expected (a )?whole numbers? of at least 1"):
         Snapshots(steps)
 
 
@@ -290,3 +308,9 @@ def test_output_that_has_no_lead_is_refused(shape):
         until_clear(model, torch.zeros(shape), 1.0)
     with pytest.raises(ValueError, match="steps is 0"):
         until_clear(model, torch.zeros(3, 2, 2), 1.0, steps=0)
+
+
+def test_a_model_with_the_batch_first_is_refused():
+    model = Sequential(nn.Linear(3, 2), batch_first=True)
+    with pytest.raises(ValueError, match="the model has batch_first"):
+        until_clear(model, torch.zeros(2, 5, 3), 1.0)
