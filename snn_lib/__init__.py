@@ -25,6 +25,7 @@ from snn_lib.synapses import (
     LowPassSynapse,
     Repeat,
     ResonantSynapse,
+    parameter_groups,
 )
 from snn_lib.time_constants import log_spaced
 
@@ -49,6 +50,7 @@ __all__ = [
     "fire_from_the_start",
     "load",
     "log_spaced",
+    "parameter_groups",
     "use_backend",
 ]
 

@@ -22,7 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import is_recomputing
-from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
+from snn_lib.containers import (
+    Output,
+    StatefulModule,
+    feature_shape,
+    last_steps,
+    whole_number,
+)
 from snn_lib.functional import FilterState, channels_last, iir_filter
 from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import (
@@ -49,8 +55,8 @@ class IIRSynapse(StatefulModule):
         constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle.
         margin: how far inside the stable set the filters are kept, in [1e-6, 1). ``None`` takes the
             largest of 1e-3, half of it, and so on, that leaves stable first filters as they are.
-            If the first filters are random, that margin may differ from start to start; a number
-            fixes it, and first filters that are nearer to the edge are then moved.
+            Filters that ``load_state_dict`` brings may make it smaller, and stay as they are. A
+            number fixes it, and filters that are nearer to the edge are then moved.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -92,6 +98,7 @@ class IIRSynapse(StatefulModule):
         alpha, beta = (_coefficients(values, self.shape) for values in (alpha, beta))
         self.constraint = constraint
         self.margin = margin or (largest_margin(alpha) if constraint == "stable" else MARGIN)
+        self._margin_follows = margin is None and constraint == "stable"
         for name, values, train in (("alpha", alpha, train_alpha), ("beta", beta, train_beta)):
             channels = torch.empty(values.shape).copy_(values)  # on the default device
             if train:
@@ -106,7 +113,7 @@ class IIRSynapse(StatefulModule):
         alpha = self.effective_alpha()
         if self.training and torch.is_grad_enabled() and not is_recomputing():
             self._pull_back(alpha)
-        dtype = _autocast_dtype(x.device.type) if alpha.dtype == torch.float32 else None
+        dtype = _autocast_dtype(alpha.device.type) if alpha.dtype == torch.float32 else None
         if lengths is None:
             return Output(*iir_filter(x, alpha, self.beta, state, dtype))
         # The state at each sequence's own end, which is never rounded.
@@ -159,6 +166,12 @@ class IIRSynapse(StatefulModule):
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.project_()
         super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        # Without this, filters of a layer whose first ones were further inside would be moved.
+        if self._margin_follows and not self.alpha.is_meta:
+            self.margin = min(self.margin, largest_margin(self.alpha.detach()))
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "IIRSynapse":
         dtype = convert(self.alpha.new_empty(0)).dtype
@@ -361,9 +374,7 @@ class Repeat(nn.Module):
 
     def __init__(self, copies: int) -> None:
         super().__init__()
-        if not isinstance(copies, int) or copies < 1:
-            raise ValueError(f"copies is {copies!r}, expected a whole number of at least 1")
-        self.copies = copies
+        self.copies = whole_number(copies, "copies")
 
     def forward(self, x: Tensor) -> Tensor:
         """Repeats the channels; see the class for shapes."""
@@ -374,6 +385,33 @@ class Repeat(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"{self.copies}"
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, coefficient_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Divides a model's parameters, for any optimiser, into weights and coefficients of filters.
+
+        optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3))
+
+    Coefficients have no weight decay, which would shorten the memory of the filters: AdamW's
+    default alone takes a time constant of 800 steps to 89 in 1,000 steps with a rate of 1e-3.
+
+    Args:
+        model: any module.
+        lr: the learning rate of the weights.
+        coefficient_lr_scale: the coefficients learn at so many times that rate. The closer poles
+            are to the unit circle, the less they bear.
+
+    Returns:
+        The group of the weights and that of the coefficients, each if it has parameters.
+    """
+    synapses = [module for module in model.modules() if isinstance(module, IIRSynapse)]
+    coefficients = {id(p): p for synapse in synapses for p in synapse.parameters()}
+    weights = [p for p in model.parameters() if id(p) not in coefficients]
+    scaled = {"lr": lr * coefficient_lr_scale, "weight_decay": 0.0}
+    groups = [{"params": weights, "lr": lr}, {"params": list(coefficients.values()), **scaled}]
+    return [group for group in groups if group["params"]]
 
 
 def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:

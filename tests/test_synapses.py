@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
+from snn_lib.neurons import SpikingNeuron
 from snn_lib.stability import stabilise
 from snn_lib.synapses import (
     DualExponentialSynapse,
@@ -26,6 +27,7 @@ from snn_lib.synapses import (
     LowPassSynapse,
     Repeat,
     ResonantSynapse,
+    parameter_groups,
 )
 from snn_lib.time_constants import log_spaced
 
@@ -711,6 +713,20 @@ def test_an_unknown_constraint_is_refused_and_the_known_ones_are_named():
         LowPassSynapse(3, 4.0, constraint="stabel")
 
 
+def test_loaded_filters_stay_as_they_are_whatever_the_layers_first_ones_were():
+    x = torch.randn(50, 2, 3)
+    slow, fast = (LowPassSynapse(3, tau, constraint="stable") for tau in (2000.0, 4.0))
+    assert slow.margin < fast.margin == MARGIN
+    fast.load_state_dict(slow.state_dict())
+    assert torch.equal(fast(x)[0], slow(x)[0])
+    slow.load_state_dict(LowPassSynapse(3, 4.0).state_dict())
+    assert slow.margin == fast.margin  # as training began, for a run that goes on
+    fixed = LowPassSynapse(3, 4.0, constraint="stable", margin=0.1)
+    fixed.load_state_dict(fast.state_dict())
+    assert fixed.margin == 0.1
+    assert fixed.effective_alpha().max() <= 0.9
+
+
 @pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, math.nan])
 def test_a_margin_that_cannot_hold_is_refused(margin):
     with pytest.raises(ValueError, match=f"margin is {margin}"):
@@ -754,3 +770,56 @@ def test_positions_of_a_map_of_any_size_share_a_filter(constraint):
         first, state = shared(x[:4])
         rest, state = shared(x[4:], state)
         torch.testing.assert_close(torch.cat([first, rest]), shared(x)[0], rtol=0.0, atol=0.0)
+
+
+# Coefficients in an optimiser
+
+
+def network():
+    return Sequential(
+        DualExponentialSynapse(6, 4.0, 1.0),
+        nn.Linear(6, 5),
+        SpikingNeuron(5, 4.0),
+        LowPassSynapse(5, 4.0),
+        nn.Linear(5, 4, bias=False),
+        IIRSynapse(4, (0.5,), (1.0, 0.2), train_beta=False),
+    )
+
+
+def test_every_parameter_is_in_one_group_and_coefficients_in_theirs():
+    model = network()
+    weights, coefficients = parameter_groups(model, 0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert [names[id(p)] for p in weights["params"]] == ["1.weight", "1.bias", "4.weight"]
+    expected = ["0.alpha", "0.beta", "3.alpha", "5.alpha"]
+    assert [names[id(p)] for p in coefficients["params"]] == expected
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_coefficients_learn_at_the_scaled_rate_and_never_decay(kind):
+    model = network()
+    optimizer = kind(parameter_groups(model, 0.04, 0.25), lr=1.0, weight_decay=0.5)
+    weights, coefficients = optimizer.param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (0.04, 0.5)
+    assert (coefficients["lr"], coefficients["weight_decay"]) == (0.01, 0.0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        kept = 1 - 0.04 * 0.5 if "weight" in name or "bias" in name else 1
+        torch.testing.assert_close(parameter, kept * before[name])
+
+
+def test_a_network_without_trained_filters_has_one_group():
+    fixed = DualExponentialSynapse(3, 4.0, 1.0, train_coefficients=False)
+    (group,) = parameter_groups(Sequential(fixed, nn.Linear(3, 2)), 0.1)
+    assert len(group["params"]) == 2
+
+
+def test_parametrised_coefficients_are_coefficients():
+    synapse = LowPassSynapse(3, 4.0)
+    nn.utils.parametrizations.weight_norm(synapse, "alpha")
+    (group,) = parameter_groups(synapse, 0.1)
+    assert group["weight_decay"] == 0.0
+    assert len(group["params"]) == len(list(synapse.parameters()))

@@ -8,12 +8,10 @@ from typing import Any, get_args
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from snn_lib.settings import OptimizerChoice, SchedulerChoice
-from snn_lib.synapses import IIRSynapse
 
 
 def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
@@ -30,27 +28,6 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
     choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
     fused = {} if choice == "SGD" else {"fused": True}
     return getattr(torch.optim, choice)(params, **fused, **options)
-
-
-def parameter_groups(model: nn.Module, conf: Any) -> list[dict[str, Any]]:
-    """Divides a model's parameters into two groups: weights, and coefficients of filters.
-
-    The coefficients learn at ``optimizer.coefficient_lr_scale`` times the learning rate. They have
-    no weight decay, because it would shorten the memory of the filters.
-    """
-    section = conf.optimizer
-    coefficients = [
-        parameter
-        for module in model.modules()
-        if isinstance(module, IIRSynapse)
-        for parameter in module.parameters()
-    ]
-    known = {id(parameter) for parameter in coefficients}
-    weights = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    rate = getattr(section, section.optimizer_choice).lr
-    scaled = {"lr": rate * section.coefficient_lr_scale, "weight_decay": 0.0}
-    groups = [{"params": weights}, {"params": coefficients, **scaled}]
-    return [group for group in groups if group["params"]]
 
 
 def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LRScheduler | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.synapses import IIRSynapse
+from snn_lib.synapses import IIRSynapse, parameter_groups
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed, optimisation
 from snn_lib.training.checkpoints import Checkpoint, load_weights
@@ -93,9 +93,10 @@ class TrainingState:
         self.progress = Progress(batches=batches)
         self.total_batches = config.hyperparameters.epoch * batches
         try:
-            self.optimizer = optimisation.get_optimizer(
-                optimisation.parameter_groups(model, config), config
-            )
+            section = config.optimizer
+            learning_rate = getattr(section, section.optimizer_choice).lr
+            groups = parameter_groups(model, learning_rate, section.coefficient_lr_scale)
+            self.optimizer = optimisation.get_optimizer(groups, config)
             self.scheduler = optimisation.get_scheduler(self.optimizer, config, self.total_batches)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise InputError(

@@ -1,24 +1,12 @@
-"""Optimisers: the chosen one with its options, and the group of filter coefficients."""
+"""Optimisers: the chosen one with its options."""
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.tasks.digits import DigitConfig
-from snn_lib.training.optimisation import get_optimizer, parameter_groups
-
-
-def network():
-    return Sequential(
-        DualExponentialSynapse(6, 4.0, 1.0),
-        nn.Linear(6, 5),
-        SpikingNeuron(5, 4.0),
-        LowPassSynapse(5, 4.0),
-        nn.Linear(5, 4, bias=False),
-        IIRSynapse(4, (0.5,), (1.0, 0.2), train_beta=False),
-    )
+from snn_lib.training.optimisation import get_optimizer
 
 
 def config(choice, **options):
@@ -64,39 +52,3 @@ def test_an_unknown_choice_is_refused():
     conf = OmegaConf.create({"optimizer": {"optimizer_choice": "Adma"}})
     with pytest.raises(ValueError, match="'Adma', expected one of Adam, AdamW, SGD"):
         get_optimizer(nn.Linear(2, 2).parameters(), conf)
-
-
-def test_every_parameter_is_in_one_group_and_coefficients_in_theirs():
-    model = network()
-    weights, coefficients = parameter_groups(model, config("AdamW"))
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert [names[id(p)] for p in weights["params"]] == ["1.weight", "1.bias", "4.weight"]
-    expected = ["0.alpha", "0.beta", "3.alpha", "5.alpha"]
-    assert [names[id(p)] for p in coefficients["params"]] == expected
-
-
-def test_coefficients_learn_at_the_scaled_rate_and_never_decay():
-    conf = config("AdamW", lr=0.04, weight_decay=0.5)
-    conf.optimizer.coefficient_lr_scale = 0.25
-    model = network()
-    optimizer = get_optimizer(parameter_groups(model, conf), conf)
-    weights, coefficients = optimizer.param_groups
-    assert (weights["lr"], weights["weight_decay"]) == (0.04, 0.5)
-    assert (coefficients["lr"], coefficients["weight_decay"]) == (0.01, 0.0)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    for name, parameter in model.named_parameters():
-        expected = (
-            before[name] * (1 - 0.04 * 0.5) if "weight" in name or "bias" in name else before[name]
-        )
-        torch.testing.assert_close(parameter, expected)
-
-
-def test_a_network_without_trained_filters_has_one_group():
-    model = Sequential(
-        DualExponentialSynapse(3, 4.0, 1.0, train_coefficients=False), nn.Linear(3, 2)
-    )
-    (group,) = parameter_groups(model, config("SGD"))
-    assert len(group["params"]) == 2
