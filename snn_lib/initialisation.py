@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from snn_lib.containers import WEIGHTED, tensors_in
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.observing import bind_call, observe, observe_layers
+from snn_lib.observing import bind_call, observe, observe_layers, refuse_compiled
 from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
@@ -52,8 +52,9 @@ def fire_from_the_start(
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
         ValueError: ``x`` is empty; the rate lies outside (0, 1); a layer's current is not finite,
             or hardly ever positive; no ``nn.Linear`` or convolution runs before the neurons; its
-            weights are computed from others, by a parametrisation or pruning; or neurons run
-            several times in one run, for example in chunks. All weights then stay as they were.
+            weights are computed from others, by a parametrisation or pruning; the model is compiled
+            by ``torch.compile``; or neurons run several times in one run, for example in chunks.
+            All weights then stay as they were.
     """
     for tensor in tensors_in(x):
         if tensor.is_complex():
@@ -135,8 +136,10 @@ def answer_from_the_start(
             int64 ``(B,)``, or numbers in floating point, ``(B, outputs)``.
 
     Raises:
-        ValueError: the layer runs several times for a batch, for example in chunks, or not at all.
+        ValueError: the layer runs several times for a batch, for example in chunks, or not at all;
+            or as :func:`fit_readout`.
     """
+    refuse_compiled(model)
     inputs: list[Tensor] = []
     features, targets = [], []
 
@@ -154,6 +157,8 @@ def answer_from_the_start(
                 )
             features.append(Mean()(inputs[0], lengths))
             targets.append(y)
+    if not features:
+        raise ValueError("there are no batches to answer")
     fit_readout(layer, torch.cat(features), torch.cat(targets))
 
 
@@ -165,14 +170,29 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
         layer: with a bias.
         features: its input, ``(samples, inputs)``.
         targets: class numbers ``(samples,)``, or numbers ``(samples, outputs)``.
+
+    Raises:
+        ValueError: the layer has no bias, its weights are computed from others, by a
+            parametrisation or pruning, or the targets have another shape.
     """
+    if not isinstance(layer.weight, nn.Parameter) or layer.bias is None:
+        raise ValueError(
+            "the last layer has no bias, or weights that are computed from others, by a "
+            "parametrisation or pruning: set first weights first, then add it"
+        )
+    numbers = targets.is_floating_point()
+    expected = (len(features), layer.out_features) if numbers else (len(features),)
+    if targets.shape != expected:
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)} in {targets.dtype}, expected {expected}"
+        )
     scale = 1.0
-    if targets.is_floating_point():
+    if numbers:
         fit = ridge_regression(features, targets)
     else:
-        signs = 2.0 * one_hot(targets, layer.out_features) - 1.0
-        fit = ridge_regression(features, signs)
-        scale = _scale_of_logits(fit.left_out, targets.cpu())
+        classes = targets.long()
+        fit = ridge_regression(features, 2.0 * one_hot(classes, layer.out_features) - 1.0)
+        scale = _scale_of_logits(fit.left_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from snn_lib.chunks import is_recomputing
+from snn_lib.pytorch_private import is_compiled
 
 
 def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -> RemovableHandle:
@@ -35,12 +36,25 @@ def observe_layers(
     """The context in which each call of a model's layers of some kinds is reported.
 
     ``report`` takes the name of the layer, the layer, and what :func:`observe` reports.
+
+    Raises:
+        ValueError: as :func:`refuse_compiled`.
     """
+    refuse_compiled(model)
     with ExitStack() as handles:
         for name, layer in model.named_modules():
             if isinstance(layer, kinds):
                 handles.enter_context(observe(layer, partial(report, name, layer)))
         yield
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raises a ValueError if the model is compiled: its program may run without calling hooks."""
+    if is_compiled(model):
+        raise ValueError(
+            "torch.compile runs the model or a part of it, so that its layers cannot be observed: "
+            "give and run the module as it was before torch.compile"
+        )
 
 
 def bind_call(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

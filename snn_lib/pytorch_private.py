@@ -3,10 +3,12 @@
 A new release of PyTorch may change them without notice. If it breaks this package, look here first.
 They were tried with PyTorch 2.8 and 2.13.
 
-Three private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
-``_modules``, as ``nn.Sequential`` does. ``IIRSynapse`` overrides ``_save_to_state_dict`` and
-``_apply``.
+Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
+``_modules``, as ``nn.Sequential`` does. ``IIRSynapse`` overrides ``_save_to_state_dict``,
+``_load_from_state_dict`` and ``_apply``.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,19 @@ def register_named_tuple(kind: type) -> None:
 def convolve(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
     """A convolution layer with other weights in place of its own and without a bias."""
     return layer._conv_forward(x, weight, None)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether ``torch.compile`` runs the model or a part of it."""
+    return any(
+        module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )
+
+
+def forward_hooks(module: nn.Module) -> list[Callable]:
+    """The hooks that change or see a module's forward pass, as ``torch.nn.utils.prune`` adds."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
 def remove_forward_hooks(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from snn_lib import (
     answer_from_the_start,
     fire_from_the_start,
 )
-from snn_lib.initialisation import PENALTIES, ridge_regression
+from snn_lib.initialisation import PENALTIES, fit_readout, ridge_regression
 from snn_lib.readout import Mean
 
 DEPTH = 5
@@ -305,3 +305,37 @@ def test_the_last_layer_answers_numbers_as_they_are():
     layer = nn.Linear(3, 1)
     answer_from_the_start(Sequential(layer), layer, [(x, y, None)])
     torch.testing.assert_close(layer(x).mean(0), y, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "targets", "message"),
+    [
+        (nn.Linear(3, 2, bias=False), torch.arange(4) % 2, "has no bias"),
+        (
+            parametrizations.weight_norm(nn.Linear(3, 2)),
+            torch.arange(4) % 2,
+            "computed from others",
+        ),
+        (nn.Linear(3, 2), torch.rand(4, 1), r"shape \(4, 1\) in torch.float32, expected \(4, 2\)"),
+        (nn.Linear(3, 2), torch.rand(4), r"shape \(4,\) in torch.float32, expected \(4, 2\)"),
+        (nn.Linear(3, 2), torch.ones(4, 1).int(), r"shape \(4, 1\) in torch.int32, exp.* \(4,\)"),
+    ],
+)
+def test_a_last_layer_that_cannot_be_set_stays_as_it_was(layer, targets, message):
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit_readout(layer, torch.rand(4, 3), targets)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_classes_may_be_whole_numbers_of_any_size():
+    features, layers = torch.rand(6, 3), [nn.Linear(3, 2) for _ in range(2)]
+    for layer, dtype in zip(layers, (torch.int64, torch.uint8), strict=True):
+        fit_readout(layer, features, (torch.arange(6) % 2).to(dtype))
+    assert torch.equal(layers[0].weight, layers[1].weight)
+
+
+def test_an_answer_to_no_batches_is_refused():
+    model = Sequential(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="there are no batches"):
+        answer_from_the_start(model, model[0], [])

@@ -2,11 +2,20 @@
 
 import contextlib
 
+import pytest
 import torch
 from torch import nn
 
-from snn_lib import Chunked, Sequential, SpikingNeuron
+from snn_lib import (
+    Chunked,
+    Sequential,
+    SpikingNeuron,
+    answer_from_the_start,
+    fire_from_the_start,
+)
+from snn_lib.inspection.monitor import Monitor
 from snn_lib.observing import observe, observe_layers
+from snn_lib.penalties import collect_spikes
 
 
 def test_a_call_is_reported_with_its_arguments_by_name_until_the_handle_is_removed():
@@ -39,3 +48,18 @@ def test_chunks_that_run_again_for_the_backward_pass_are_not_reported_again():
     with observe_layers(model, nn.Linear, lambda *call: steps.append(len(call[2]["input"]))):
         Chunked(model, 2)(torch.ones(5, 1, 2))[0].sum().backward()
     assert steps == [2, 2, 1]
+
+
+@pytest.mark.parametrize("compile_it", [torch.compile, lambda model: model.compile() or model])
+def test_a_compiled_model_is_refused_since_it_may_not_call_hooks(compile_it):
+    model = Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0))
+    whole = nn.Sequential(compile_it(model))
+    for refuse in (
+        lambda: observe_layers(whole, nn.Linear, print).__enter__(),
+        lambda: collect_spikes(whole).__enter__(),
+        lambda: Monitor(whole),
+        lambda: fire_from_the_start(whole, torch.ones(3, 1, 2)),
+        lambda: answer_from_the_start(whole, model[0], []),
+    ):
+        with pytest.raises(ValueError, match=r"give and run the module as it was before"):
+            refuse()

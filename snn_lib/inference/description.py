@@ -24,6 +24,7 @@ from snn_lib.inference.layers import (
     fold_normalisations,
     read,
 )
+from snn_lib.pytorch_private import forward_hooks
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,16 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
             :func:`snn_lib.load` returns has it from its preparation.
 
     Raises:
-        ValueError: only PyTorch can run a layer or the module around the Sequential, the shape is
-            missing or does not fit, or a dtype is neither float32 nor float64. The message names
-            the layer.
+        ValueError: only PyTorch can run a layer or the module around the Sequential, a module has
+            hooks, the shape is missing or does not fit, or a dtype is neither float32 nor float64.
+            The message names the layer.
     """
+    for name, module in network.named_modules():
+        if forward_hooks(module):
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) has hooks, which only PyTorch "
+                "can call: remove them, and make pruning permanent by torch.nn.utils.prune.remove"
+            )
     preparation = getattr(network, "preparation", None)
     if shape is None and preparation is not None:
         shape = preparation.features

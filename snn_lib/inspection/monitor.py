@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import current_chunk
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.observing import observe
+from snn_lib.observing import observe, refuse_compiled
 from snn_lib.synapses import IIRSynapse
 
 
@@ -54,10 +54,12 @@ class Monitor:
             :class:`snn_lib.Chunked` is one run.
 
     Raises:
-        ValueError: there is no synapse or neuron layer of that name.
+        ValueError: there is no synapse or neuron layer of that name, or the model is compiled by
+            ``torch.compile``.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
+        refuse_compiled(model)
         self._modules = {
             name: module
             for name, module in model.named_modules()

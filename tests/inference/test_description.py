@@ -1,8 +1,11 @@
 """What cannot leave PyTorch is refused in one line that names the layer."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from snn_lib import LowPassSynapse, PerStep, Sequential, SpikingNeuron
 from snn_lib.inference.description import describe
@@ -98,6 +101,18 @@ def test_the_shape_is_asked_for_where_the_first_layer_does_not_tell():
     with pytest.raises(ValueError, match=r"Around.forward changes the features.*shape="):
         describe(repeating)
     assert describe(repeating, (2,)).before == (2,)
+
+
+def test_hooks_are_refused_since_only_pytorch_calls_them():
+    hooked, pruned = (Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2)) for _ in range(2))
+    handle = hooked[0].register_forward_hook(lambda module, args, result: result)
+    prune.l1_unstructured(pruned[1], "weight", amount=4)
+    for network, name in ((hooked, "0 (LowPassSynapse)"), (pruned, "1 (Linear)")):
+        with pytest.raises(ValueError, match=re.escape(f"{name} has hooks, which only PyTorch")):
+            describe(network)
+    handle.remove()
+    prune.remove(pruned[1], "weight")
+    assert describe(hooked).after == describe(pruned).after == (2,)
 
 
 def test_a_float64_network_stays_one():
