@@ -11,6 +11,7 @@ and pickles work. The network is that of :mod:`snn_lib.time_series`. A fitted es
 a series step by step (:meth:`SpikingClassifier.stream`).
 """
 
+import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ except ImportError as error:
     raise ImportError("snn_lib.classifier needs aeon: pip install 'aeon>=1.1'") from error
 from tqdm import tqdm
 
+from snn_lib.containers import whole_number
 from snn_lib.data.sequences import as_sequences
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
@@ -38,6 +40,8 @@ from snn_lib.readout import Mean
 from snn_lib.tasks.time_series import SAMPLE, TimeSeriesHyperparameters, prepare_series
 from snn_lib.time_series import build_network, draw_weights
 
+SEEDED = threading.Lock()
+SIZES = "neurons", "filters", "length"
 BATCH = 16  # sequences that run at once: they are long and neurons many
 DEFAULTS = TimeSeriesHyperparameters()
 
@@ -93,24 +97,23 @@ class SpikingEstimator:
 
     def _train(self, X: Any, y: Tensor, outputs: int) -> None:
         """Fits a network with so many outputs to targets of the series."""
-        if self.moments < 1:
-            raise ValueError(f"moments is {self.moments}, expected at least 1")
+        moments = whole_number(self.moments, "moments")
+        sizes = {name: whole_number(getattr(self, name), name) for name in SIZES}
         self._n_jobs = check_n_jobs(self.n_jobs)
         seed = check_random_state(self.random_state).randint(2**31)
-        sizes = "neurons", "filters", "reset_strength", "length"
-        with _refusing(), _threads(self._n_jobs), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _refusing(), _threads(self._n_jobs):
             sequences = _sequences(X)
-            options = TimeSeriesHyperparameters(**{name: getattr(self, name) for name in sizes})
+            options = TimeSeriesHyperparameters(**sizes, reset_strength=self.reset_strength)
             self.preparation_ = prepare_series(sequences, options)
-            self.network_ = build_network(options, self.preparation_, outputs).eval()
             sample = self.preparation_(sequences[:: -(-len(sequences) // SAMPLE)])
-            draw_weights(self.network_, options, sample)
             steps = self.preparation_.steps
-            moments = [-(-steps * number // self.moments) for number in range(1, self.moments + 1)]
-            self.readouts_ = {
-                moment: torch.nn.Linear(options.neurons, outputs) for moment in moments
-            }
+            ends = [-(-steps * number // moments) for number in range(1, moments + 1)]
+            # All threads of a process share the generator that first weights are drawn from.
+            with SEEDED, torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.network_ = build_network(options, self.preparation_, outputs).eval()
+                draw_weights(self.network_, options, sample)
+                self.readouts_ = {end: torch.nn.Linear(options.neurons, outputs) for end in ends}
             found = self._features(sequences, list(self.readouts_), bool(self.verbose))
             for layer, features in zip(self.readouts_.values(), found, strict=True):
                 fit_readout(layer, features, y)

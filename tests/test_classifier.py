@@ -3,6 +3,7 @@
 import importlib
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,12 +105,26 @@ def test_the_seed_decides_and_nothing_outside_is_changed():
     assert torch.get_num_threads() == threads
 
 
+def test_the_seed_decides_in_threads_too():
+    x, y = waves()
+
+    def drawn(_=None):
+        return SpikingClassifier(256, 16, random_state=0).fit(x, y).network_[-1].weight
+
+    expected, state = drawn(), torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        for weight in threads.map(drawn, range(8)):
+            torch.testing.assert_close(weight, expected)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_scikit_learn_s_tools_take_the_classifier(tmp_path):
     x, y = waves()
     classifier = SpikingClassifier(**SMALL)
     assert clone(classifier).get_params() == classifier.get_params()
     assert cross_val_score(classifier, x, y, cv=3).mean() > 0.8
-    search = GridSearchCV(classifier, {"neurons": [8, 64], "reset_strength": [0.0, 1.0]}, cv=2)
+    grid = {"neurons": np.array([8, 64]), "filters": np.array([9]), "reset_strength": [0.0, 1.0]}
+    search = GridSearchCV(classifier, grid, cv=2)
     assert search.fit(x, y).best_score_ > 0.8
     assert make_pipeline(Normalizer(), classifier).fit(x, y).score(x, y) > 0.9
     fitted = classifier.fit(x, y)
@@ -220,12 +235,19 @@ def test_wrong_series_are_refused_as_scikit_learn_does(series, labels, message):
 
 @pytest.mark.parametrize(
     "options",
-    [{"neurons": 0}, {"filters": 0}, {"length": 0}, {"reset_strength": -1.0}, {"moments": 0}],
+    [
+        {"neurons": 0},
+        {"neurons": 2.5},
+        {"filters": "9"},
+        {"length": 0},
+        {"reset_strength": -1.0},
+        {"moments": 1.5},
+    ],
 )
 def test_wrong_parameters_are_refused(options):
     x, y = waves()
     (name,) = options
-    with pytest.raises(ValueError, match=rf"{name} is .*, expected at least"):
+    with pytest.raises(ValueError, match=rf"{name} is .*, expected .*at least"):
         SpikingClassifier(**options).fit(x, y)
 
 

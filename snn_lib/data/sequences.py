@@ -220,8 +220,9 @@ def as_numbers(values: Any, name: str) -> Tensor:
     Raises:
         InputError: ``values`` are not real numbers in the shape of an array.
     """
-    if isinstance(values, np.ndarray) and min(values.strides, default=0) < 0:
-        values = values.copy()  # PyTorch takes no reversed array
+    if isinstance(values, np.ndarray):  # PyTorch takes no other order of bytes, none reversed
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        values = values.copy() if min(values.strides, default=0) < 0 else values
     try:
         tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):

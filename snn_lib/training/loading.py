@@ -143,7 +143,7 @@ class TrainedNetwork(nn.Module):
         )
         return self.preparation(samples)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(self, samples: Any) -> Tensor:
         """Runs the network and reads its output: ``(samples, *outputs)``, logits of a classifier.
 
@@ -157,7 +157,7 @@ class TrainedNetwork(nn.Module):
         """
         readout = READOUTS[self.readout]() if self.readout in READOUTS else self.readout
         require(
-            readout is not None,
+            readout == EVERY_STEP or callable(readout),
             f"{self._origin} does not hold a readout: set network.readout to that of the training, "
             "or read network(x) out yourself",
         )

@@ -75,6 +75,14 @@ def sample_of(sequence, target, targets_are_sequences=False):
     return read_sample([(sequence, target)], 0, targets_are_sequences)
 
 
+def test_the_bytes_of_an_array_may_be_in_any_order():
+    values = np.arange(6.0).reshape(3, 2)
+    for order in "<>":
+        x, y = sample_of(values.astype(f"{order}f8"), np.array(1, f"{order}i4"))
+        assert torch.equal(x, torch.tensor(values, dtype=torch.float32))
+        assert y == 1
+
+
 def test_numbers_of_numpy_become_float32():
     x, y = sample_of(np.ones((3, 2)), np.float64(0.5))
     assert (x.dtype, y.dtype) == (torch.float32, torch.float32)

@@ -239,7 +239,7 @@ def test_what_a_data_set_draws_changes_nothing_beside_it(device, workers):
 
     with ClaimedDevice() if device == "cuda" else nullcontext():
         found, beside = draw_beside(read)
-        assert workers or threading.active_count() == threads
+        assert workers or threading.active_count() <= threads
     assert beside == alone
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)

@@ -185,6 +185,15 @@ def test_a_readout_of_one_s_own_is_set_after_loading(tmp_path):
     torch.testing.assert_close(network.answer(x), expected)
 
 
+def test_an_answer_can_teach_another_network(mine):
+    path, x, _ = mine
+    answer = snn_lib.load(path, build_model).answer(x)
+    assert not answer.requires_grad
+    student = torch.zeros_like(answer, requires_grad=True)
+    nn.functional.mse_loss(student, answer).backward()  # which keeps the answer
+    assert student.grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_answers_in_the_dtype_of_its_weights(mine, dtype):
     path, x, _ = mine
