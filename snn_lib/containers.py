@@ -72,7 +72,13 @@ class StatefulModule(nn.Module):
                 (before,) = state or (x.new_zeros(1, *x.shape[1:]),)
                 steps = torch.cat([before, x])
                 return Output((steps[1:] + steps[:-1]) / 2, (last_steps(steps, 1, lengths),))
+
+    Attributes:
+        takes_expanded: whether ``x`` may be one step, expanded over time, all of whose steps lie in
+            the same memory. A :class:`Sequential` copies it otherwise.
     """
+
+    takes_expanded = False
 
 
 class Sequential(StatefulModule):
@@ -226,21 +232,25 @@ class Sequential(StatefulModule):
         """
         if self.batch_first:
             x = x.transpose(0, 1)
-        shared = False  # whether all steps of x lie in the same memory because a layer ran once
+        expanded = False  # whether x may be what a layer that ran once has returned
         for index, (name, module) in enumerate(self._modules.items()):
+            if isinstance(x, tuple):
+                raise ValueError(
+                    f"layer {name} is given a tuple, expected a tensor: a module that returns "
+                    "(output, state) derives from snn_lib.StatefulModule"
+                )
             steps, once = x.shape[0], _weighs(module) and _repeats(x)
-            # Any other module may write to its input, or ask how it lies in memory.
-            if shared and not (_weighs(module) or isinstance(module, (StatefulModule, nn.Flatten))):
-                x, shared = x.contiguous(), False
+            if expanded and x.stride(0) == 0 and not _takes_expanded(module):
+                x = x.contiguous()
             try:
                 x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
             if once:
                 x = x.expand(steps, *x.shape[1:])
-            shared = once or (shared and isinstance(module, nn.Flatten))
-            if shared and index == len(states) - 1:
-                x = x.contiguous()
+            expanded = expanded or once
+            if expanded and index == len(states) - 1 and isinstance(x, Tensor):
+                x = x.contiguous() if x.stride(0) == 0 else x
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
@@ -251,6 +261,15 @@ class Sequential(StatefulModule):
 def _weighs(module: nn.Module) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
     return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+
+
+def _takes_expanded(module: nn.Module) -> bool:
+    """Whether a module may be given an expanded tensor.
+
+    Others may write to their input, or ask how it lies in memory.
+    """
+    own = isinstance(module, StatefulModule) and module.takes_expanded
+    return own or _weighs(module) or isinstance(module, nn.Flatten)
 
 
 def _repeats(x: Tensor) -> bool:
@@ -274,7 +293,7 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
     if isinstance(module, StatefulModule):
         padding = {} if lengths is None else {"lengths": lengths}
         result = module(x, state, **padding)
-        if not isinstance(result, tuple) or len(result) != 2:
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
             raise ValueError(
                 f"{type(module).__name__} returned a {type(result).__name__}, expected "
                 "(output, state)"
@@ -287,13 +306,7 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
                 "each sequence's own end"
             )
         return module(x, state)
-    output = module(x)
-    if isinstance(output, tuple):
-        raise ValueError(
-            f"{type(module).__name__} returned a tuple, expected a tensor: a module with a state "
-            "derives from snn_lib.StatefulModule"
-        )
-    return output, state
+    return module(x), state
 
 
 class PerStep(nn.Module):
@@ -456,7 +469,7 @@ def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> T
     if lengths is None:
         return sequence[total:].clone()
     check_lengths(lengths, sequence.shape[1])
-    lengths = lengths.clamp(max=total)
+    lengths = lengths.long().clamp(max=total)
     steps = torch.arange(count, device=lengths.device)[:, None] + lengths  # (count, B)
     index = steps.view(*steps.shape, *[1] * (sequence.dim() - 2))
     return sequence.gather(0, index.expand(count, *sequence.shape[1:]))

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from snn_lib.containers import WEIGHTED, tensors_in
 from snn_lib.functional import spiking_neuron
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.observing import bind_call, observe, observe_layers, refuse_compiled
+from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
@@ -52,9 +52,9 @@ def fire_from_the_start(
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
         ValueError: ``x`` is empty; the rate lies outside (0, 1); a layer's current is not finite,
             or hardly ever positive; no ``nn.Linear`` or convolution runs before the neurons; its
-            weights are computed from others, by a parametrisation or pruning; the model is compiled
-            by ``torch.compile``; or neurons run several times in one run, for example in chunks.
-            All weights then stay as they were.
+            weights are computed from others, by a parametrisation or pruning; ``torch.compile``
+            runs the model without telling; or neurons run several times in one run, for example in
+            chunks. All weights then stay as they were.
     """
     for tensor in tensors_in(x):
         if tensor.is_complex():
@@ -139,7 +139,6 @@ def answer_from_the_start(
         ValueError: the layer runs several times for a batch, for example in chunks, or not at all;
             or as :func:`fit_readout`.
     """
-    refuse_compiled(model)
     inputs: list[Tensor] = []
     features, targets = [], []
 
@@ -175,10 +174,12 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
         ValueError: the layer has no bias, its weights are computed from others, by a
             parametrisation or pruning, or the targets have another shape.
     """
-    if not isinstance(layer.weight, nn.Parameter) or layer.bias is None:
+    if layer.bias is None:
+        raise ValueError("the last layer has no bias: build it with one")
+    if not isinstance(layer.weight, nn.Parameter):
         raise ValueError(
-            "the last layer has no bias, or weights that are computed from others, by a "
-            "parametrisation or pruning: set first weights first, then add it"
+            "the weights of the last layer are computed from others, by a parametrisation or "
+            "pruning: set them first, then add it"
         )
     numbers = targets.is_floating_point()
     expected = (len(features), layer.out_features) if numbers else (len(features),)

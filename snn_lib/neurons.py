@@ -51,6 +51,8 @@ class SpikingNeuron(StatefulModule):
         TypeError: the surrogate has no ``derivative``.
     """
 
+    takes_expanded = True
+
     def __init__(
         self,
         shape: int | Sequence[int],

@@ -1,7 +1,7 @@
 """Observes the layers of a model while it runs: what each call is given, and what it returns."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -38,22 +38,28 @@ def observe_layers(
     ``report`` takes the name of the layer, the layer, and what :func:`observe` reports.
 
     Raises:
-        ValueError: as :func:`refuse_compiled`.
+        ValueError: as :func:`check_observed`.
     """
-    refuse_compiled(model)
+    silent = {name for name, layer in model.named_modules() if isinstance(layer, kinds)}
+
+    def note(name: str, layer: nn.Module, given: dict[str, Any], result: Any) -> None:
+        silent.discard(name)
+        report(name, layer, given, result)
+
     with ExitStack() as handles:
         for name, layer in model.named_modules():
             if isinstance(layer, kinds):
-                handles.enter_context(observe(layer, partial(report, name, layer)))
+                handles.enter_context(observe(layer, partial(note, name, layer)))
         yield
+    check_observed(model, silent)
 
 
-def refuse_compiled(model: nn.Module) -> None:
-    """Raises a ValueError if the model is compiled: its program may run without calling hooks."""
-    if is_compiled(model):
+def check_observed(model: nn.Module, silent: Collection[str]) -> None:
+    """Raises a ValueError if layers were silent because a compiled program calls no hooks."""
+    if silent and is_compiled(model):
         raise ValueError(
-            "torch.compile runs the model or a part of it, so that its layers cannot be observed: "
-            "give and run the module as it was before torch.compile"
+            f"nothing was seen of layer {', '.join(silent)}, because torch.compile runs the model "
+            "or a part of it: observe the model before it is compiled"
         )
 
 

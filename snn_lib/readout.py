@@ -60,7 +60,7 @@ class Last(nn.Module):
         if lengths is None:
             return output[-1]
         check_lengths(lengths, output.shape[1])
-        return last_steps(output, 1, lengths - 1)[0]
+        return last_steps(output, 1, lengths.long() - 1)[0]
 
 
 class Maximum(nn.Module):

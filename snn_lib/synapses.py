@@ -14,6 +14,7 @@ layer does not filter with the parameter alpha itself, but with the stable filte
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,8 +56,9 @@ class IIRSynapse(StatefulModule):
         constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle.
         margin: how far inside the stable set the filters are kept, in [1e-6, 1). ``None`` takes the
             largest of 1e-3, half of it, and so on, that leaves stable first filters as they are.
-            Filters that ``load_state_dict`` brings may make it smaller, and stay as they are. A
-            number fixes it, and filters that are nearer to the edge are then moved.
+            If the first filters are random, that margin may differ from start to start. Stable
+            filters that ``load_state_dict`` brings make it smaller if they need to, and stay as
+            they are too. A number fixes it, and filters nearer to the edge are then moved.
 
     Attributes:
         alpha: ``(P, *shape)``.
@@ -76,6 +78,8 @@ class IIRSynapse(StatefulModule):
             also raise it, when they are built or converted to a lower precision, if a time constant
             is so long that its filter no longer decays once it is rounded.
     """
+
+    takes_expanded = True
 
     def __init__(
         self,
@@ -169,9 +173,10 @@ class IIRSynapse(StatefulModule):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # Without this, filters of a layer whose first ones were further inside would be moved.
+        # Else filters nearer to the edge than this layer's first ones would be moved.
         if self._margin_follows and not self.alpha.is_meta:
-            self.margin = min(self.margin, largest_margin(self.alpha.detach()))
+            with contextlib.suppress(ValueError):  # filters nearer than any margin are moved
+                self.margin = min(self.margin, largest_margin(self.alpha.detach().cpu()))
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "IIRSynapse":
         dtype = convert(self.alpha.new_empty(0)).dtype
@@ -400,8 +405,8 @@ def parameter_groups(
     Args:
         model: any module.
         lr: the learning rate of the weights.
-        coefficient_lr_scale: the coefficients learn at so many times that rate. The closer poles
-            are to the unit circle, the less they bear.
+        coefficient_lr_scale: the coefficients learn at so many times that rate. Poles near the unit
+            circle need a small one, such as 0.01.
 
     Returns:
         The group of the weights and that of the coefficients, each if it has parameters.

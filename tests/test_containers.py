@@ -492,12 +492,16 @@ class Pair(nn.Module):
     ("module", "words"),
     [
         (Forgetful(), r"layer 0: Forgetful returned a Tensor, expected \(output, state\)"),
-        (Pair(), r"layer 0: Pair returned a tuple, expected a tensor: .* snn_lib.StatefulModule"),
+        (Pair(), r"layer 1 is given a tuple, expected a tensor: .* snn_lib.StatefulModule"),
     ],
 )
 def test_modules_that_return_something_else_are_named(module, words):
     with pytest.raises(ValueError, match=words):
-        Sequential(module)(torch.zeros(2, 3, 4))  # two steps, as many as a pair has parts
+        Sequential(module, nn.Identity())(torch.zeros(2, 3, 4))  # as many steps as a pair has parts
+
+
+def test_the_last_module_may_return_what_it_likes():
+    assert Sequential(Pair())(torch.zeros(2, 3, 4))[0][1] is None
 
 
 @pytest.mark.parametrize(
@@ -518,8 +522,8 @@ def test_sizes_may_be_numpys_and_pytorchs(number):
 
 def test_a_length_beyond_the_steps_counts_as_all_of_them():
     network, x = two_layers(), spike_trains()
-    beyond = torch.full((x.shape[1],), len(x) + 5)
-    found, expected = network(x, lengths=beyond)[1], network(x, lengths=beyond - 5)[1]
+    beyond = torch.full((x.shape[1],), len(x) + 5, dtype=torch.uint8)
+    found, expected = network(x, lengths=beyond)[1], network(x, lengths=beyond.long() - 5)[1]
     torch.testing.assert_close(parts(found), parts(expected), **EXACT)
 
 
@@ -717,16 +721,37 @@ class Adds(nn.Module):
         return x.view(-1, *x.shape[2:]).view(x.shape)
 
 
+class OwnState(StatefulModule):
+    """A stateful layer of one's own around a module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x, state=None, lengths=None):
+        return Output(self.module(x), state)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     "behind",
-    [(nn.ReLU(inplace=True),), (PerStep(nn.ReLU(inplace=True)),), (nn.Flatten(2), Adds()), ()],
+    [
+        (),
+        (nn.ReLU(inplace=True),),
+        (PerStep(nn.ReLU(inplace=True)),),
+        (nn.Flatten(2), Adds()),
+        (Sequential(nn.ReLU(inplace=True)),),
+        (OwnState(Adds()),),
+        (OwnState(nn.Identity()), nn.ReLU(inplace=True)),
+        (Sequential(nn.Flatten(2)),),
+    ],
     ids=str,
 )
 def test_what_was_weighed_once_may_be_changed_in_place(behind, batch):
     layers = (nn.Linear(8, 6), *behind)
     x = torch.randn(1, batch, 8).expand(5, batch, 8)
-    expected = nn.Sequential(*layers)(x.clone()) + 1
+    expected, _ = Sequential(*layers)(x.clone())
+    expected += 1
     output, _ = Sequential(*layers)(x)
     output += 1
     torch.testing.assert_close(output, expected)

@@ -50,16 +50,43 @@ def test_chunks_that_run_again_for_the_backward_pass_are_not_reported_again():
     assert steps == [2, 2, 1]
 
 
-@pytest.mark.parametrize("compile_it", [torch.compile, lambda model: model.compile() or model])
-def test_a_compiled_model_is_refused_since_it_may_not_call_hooks(compile_it):
-    model = Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0))
-    whole = nn.Sequential(compile_it(model))
-    for refuse in (
-        lambda: observe_layers(whole, nn.Linear, print).__enter__(),
-        lambda: collect_spikes(whole).__enter__(),
-        lambda: Monitor(whole),
-        lambda: fire_from_the_start(whole, torch.ones(3, 1, 2)),
-        lambda: answer_from_the_start(whole, model[0], []),
-    ):
-        with pytest.raises(ValueError, match=r"give and run the module as it was before"):
-            refuse()
+def in_eager_mode(module):
+    module.compile(backend="eager")
+    return module
+
+
+COMPILED = [lambda module: torch.compile(module, backend="eager"), in_eager_mode]
+
+
+@pytest.mark.parametrize("compile_it", COMPILED, ids=["torch.compile", "Module.compile"])
+def test_layers_that_a_compiled_model_runs_without_telling_are_named(compile_it):
+    torch.compiler.reset()
+    x, layers = torch.ones(3, 1, 2), (nn.Linear(2, 2), SpikingNeuron(2, 4.0))
+    model = compile_it(Sequential(*layers)).eval()
+    with torch.no_grad():
+        model(x)  # this program calls no hooks
+        for observing in (
+            observe_layers(model, nn.Linear, print),
+            collect_spikes(model),
+            Monitor(model),
+        ):
+            with (
+                pytest.raises(ValueError, match=r"nothing was seen of .*torch\.compile"),
+                observing,
+            ):
+                model(x)
+        before = layers[0].weight.clone()
+        with pytest.raises(ValueError, match=r"nothing was seen of layer .*torch\.compile"):
+            fire_from_the_start(model, x)
+        assert torch.equal(layers[0].weight, before)
+        with pytest.raises(ValueError, match="the last layer runs 0 times"):
+            answer_from_the_start(model, layers[0], [(x, torch.zeros(1).long(), None)])
+
+
+def test_a_compiled_part_whose_layers_are_seen_is_no_trouble():
+    torch.compiler.reset()
+    model = Sequential(in_eager_mode(nn.Linear(2, 2)), SpikingNeuron(2, 4.0))
+    for _ in range(2):
+        with collect_spikes(model) as spikes:
+            model(torch.ones(3, 1, 2))
+        assert spikes.keys() == {"1"}

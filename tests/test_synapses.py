@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from claimed_device import ClaimedDevice
 from filters import MARGIN, filters, from_poles, numpy_poles
 from hypothesis import given
 from hypothesis import strategies as st
@@ -721,6 +722,11 @@ def test_loaded_filters_stay_as_they_are_whatever_the_layers_first_ones_were():
     assert torch.equal(fast(x)[0], slow(x)[0])
     slow.load_state_dict(LowPassSynapse(3, 4.0).state_dict())
     assert slow.margin == fast.margin  # as training began, for a run that goes on
+    nearest = LowPassSynapse(3, 4.0)
+    nearest.alpha.data.fill_(1 - 1e-6)  # no margin leaves this filter as it is
+    slow.load_state_dict(nearest.state_dict())
+    assert slow.margin == fast.margin
+    assert slow.effective_alpha().max() < 1 - slow.margin / 2
     fixed = LowPassSynapse(3, 4.0, constraint="stable", margin=0.1)
     fixed.load_state_dict(fast.state_dict())
     assert fixed.margin == 0.1
@@ -784,6 +790,15 @@ def network():
         nn.Linear(5, 4, bias=False),
         IIRSynapse(4, (0.5,), (1.0, 0.2), train_beta=False),
     )
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_filters_are_loaded_on_a_device(kind):
+    slow, other = (LowPassSynapse(3, tau, constraint="stable") for tau in (2000.0, 4.0))
+    with ClaimedDevice(kind):
+        other.to(kind).load_state_dict(slow.state_dict())
+        assert other.margin == slow.margin
+        assert torch.equal(other.effective_alpha().cpu(), slow.alpha)
 
 
 def test_every_parameter_is_in_one_group_and_coefficients_in_theirs():

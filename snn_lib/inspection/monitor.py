@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import current_chunk
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.observing import observe, refuse_compiled
+from snn_lib.observing import check_observed, observe
 from snn_lib.synapses import IIRSynapse
 
 
@@ -54,12 +54,12 @@ class Monitor:
             :class:`snn_lib.Chunked` is one run.
 
     Raises:
-        ValueError: there is no synapse or neuron layer of that name, or the model is compiled by
-            ``torch.compile``.
+        ValueError: there is no synapse or neuron layer of that name; or, at the end of the context,
+            nothing was seen of a layer because ``torch.compile`` runs it.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
-        refuse_compiled(model)
+        self._model = model
         self._modules = {
             name: module
             for name, module in model.named_modules()
@@ -88,6 +88,8 @@ class Monitor:
     def __exit__(self, *exception: object) -> None:
         for hook in self._hooks:
             hook.remove()
+        if exception[0] is None:
+            check_observed(self._model, self._modules.keys() - self.records.keys())
 
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
         record, chunk = record_of(layer, given, result), current_chunk()

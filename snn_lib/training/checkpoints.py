@@ -2,8 +2,8 @@
 
 A finished model holds ``epoch, snn_state_dict, metrics``, and of its origin ``config, environment``
 and ``script``. The last checkpoint of a run also holds ``optimizer_state_dict, average_state_dict,
-rng`` and ``progress``, from which training goes on in the middle of an epoch. The scheduler's state
-follows from the number of steps.
+margins, rng`` and ``progress``, from which training goes on in the middle of an epoch. The
+scheduler's state follows from the number of steps.
 """
 
 import io

@@ -145,8 +145,14 @@ class TrainingState:
             "optimizer_state_dict": self.optimizer.state_dict(),
             "metrics": self.progress.history,
             "progress": {**vars(self.progress), "sums": sums},
+            "margins": self._margins(),
             "rng": rng,
         }
+
+    def _margins(self) -> dict[str, float]:
+        """How far inside the stable set each layer keeps its filters."""
+        modules = self.model.named_modules()
+        return {name: m.margin for name, m in modules if isinstance(m, IIRSynapse)}
 
     def restore(self, checkpoint: Checkpoint, task: Task) -> None:
         """Continues from a last checkpoint; the schedule repeats its steps.
@@ -207,6 +213,12 @@ class TrainingState:
             average = checkpoint["average_state_dict"]
             check_alike(average, self.average.state_dict(), "the average")
             self.average.load_state_dict(average)
+        margins = checkpoint.get("margins", self._margins())  # earlier versions wrote none
+        check_alike(margins, self._margins(), "the margins")
+        for name, margin in margins.items():
+            require(0 < margin < 1, f"a margin is {margin}")
+            for model in (self.model, self.evaluated_model()):
+                model.get_submodule(name).margin = float(margin)
         rank, world = distributed.rank_and_world()
         if rank < len(checkpoint["rng"]) == world:
             set_rng_state(checkpoint["rng"][rank], self.device)

@@ -236,6 +236,7 @@ def test_dropout_mask(backend, draw, dropout):
     assert 0.0 < mask.count_nonzero() / mask.numel() < 1.0
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_threshold_is_strict(backend, draw, dtype):
     above = torch.nextafter(torch.ones((), dtype=dtype), torch.full((), 2.0, dtype=dtype))

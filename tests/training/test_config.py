@@ -135,7 +135,7 @@ def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
         ("hyperparameters.dropout=1", "dropout is 1.0, expected at least 0 and below 1"),
         ("hyperparameters.dropout=-0.1", "dropout is -0.1, expected at least 0 and below 1"),
         ("hyperparameters.length=0", "hyperparameters.length is 0, expected at least 1"),
-        ("hyperparameters.batch_size=-1", "hyperparameters.batch_size is -1"),
+        ("hyperparameters.batch_size=0", "hyperparameters.batch_size is 0"),
         ("hyperparameters.epoch=0", "hyperparameters.epoch is 0"),
         ("hyperparameters.length=10000000000000000000000", "whole ones up to 4,294,967,295"),
         ("hyperparameters.surrogate_width=0", "surrogate_width is 0.0"),

@@ -744,6 +744,9 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
         ("progress", {"warned": [1]}),
         ("history", {"epoch": 2}),
         ("history", {"seconds": "long"}),
+        ("margins", {"layers.0": 1.0}),
+        ("margins", {"layers.0": "wide"}),
+        ("margins", {"layers.9": 0.1}),
         ("average", math.nan),
         ("exp_avg", torch.zeros(3)),
         ("exp_avg", torch.zeros(20, 784).to_sparse()),
@@ -757,8 +760,8 @@ def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, p
     checkpoint = load(the_run(averaged) / "last")
     states = checkpoint["optimizer_state_dict"]["state"].values()
     (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
-    if part == "progress":
-        checkpoint["progress"].update(values)
+    if part in ("progress", "margins"):
+        checkpoint[part].update(values)
     elif part == "history":
         checkpoint["progress"]["history"][0].update(values)
     elif part == "average":
@@ -768,6 +771,28 @@ def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, p
     torch.save(checkpoint, tmp_path / "changed_last")
     arguments = "--train", "--resume", tmp_path / "changed_last", *small(averaged, AVERAGING)
     assert "cannot be resumed" in refused(*arguments, model=SmallSNN)
+
+
+def test_a_margin_that_followed_from_first_weights_stays_that_of_the_run(tmp_path):
+    settings = small(tmp_path, AVERAGING)
+    with pytest.raises(Stopped):
+        experiment(settings, stop_after=2).train()
+    path = the_run(tmp_path) / "last"
+    checkpoint = load(path)
+    trial = experiment(settings, stop_after=2)
+    synapses = {name: trial.model.get_submodule(name) for name in ("layers.0", "layers.3")}
+    assert checkpoint["margins"] == {name: one.margin for name, one in synapses.items()}
+    checkpoint["margins"]["layers.3"] = 2e-4
+    torch.save(checkpoint, path)
+    with pytest.raises(Stopped):
+        trial.train(load_checkpoint(path))
+    for model in (trial.model, trial.state.average.module):
+        assert model.get_submodule("layers.3").margin == 2e-4
+    assert load(trial.run.last)["margins"] == checkpoint["margins"]
+    del checkpoint["margins"]  # as earlier versions wrote it
+    torch.save(checkpoint, path)
+    with pytest.raises(Stopped):
+        experiment(settings, stop_after=2).train(load_checkpoint(path))
 
 
 class LastIsBest(DigitClassification):
