@@ -3,6 +3,7 @@
 import argparse
 import csv
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,6 +223,14 @@ def test_capacity_compares_the_network_with_a_table_that_is_never_wrong(tmp_path
             assert float(row["retrieval"]) == 1
     again, _ = run_smoke("capacity", tmp_path)
     assert again == rows
+
+
+def test_a_smoke_run_overwrites_no_results(monkeypatch):
+    from measuring import options
+
+    for flags, published in (["--smoke"], False), ([], True):
+        monkeypatch.setattr(sys, "argv", ["scaling.py", *flags])
+        assert (options("", "scaling").output.parent == BENCHMARKS / "results") is published
 
 
 def test_slope_is_the_exponent_of_a_power_law():

@@ -104,7 +104,7 @@ class Task:
             "preparation": self.preparation and self.preparation.to_dict(),
             "readout": self.readout_name,
             "logit_scale": self.logit_scale,
-            "classes": list(self.classes),
+            "classes": [str(name) for name in self.classes],  # NumPy's names, too
         }
 
     def has(self, split: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from snn_lib.data.reading import reading
@@ -58,6 +59,16 @@ def config_from_dict(
     """As :func:`load_config`, from the dict in a checkpoint; messages name it as ``source``."""
     values = {key: value for key, value in values.items() if key not in RETIRED}
     return _built(schema, [(source, values)], overrides)
+
+
+def attributes_of(section: Any) -> Any:
+    """All attributes of a configuration as plain values, those that are no settings among them.
+
+    ``dataclasses.asdict`` would leave a misspelt one out, so that nobody is told.
+    """
+    if dataclasses.is_dataclass(section):
+        return {name: attributes_of(value) for name, value in vars(section).items()}
+    return section.item() if isinstance(section, np.generic) else section
 
 
 def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]:

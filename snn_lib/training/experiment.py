@@ -20,7 +20,7 @@ from snn_lib.tasks.sums import add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import build, choose_device, introduction
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
-from snn_lib.training.config import config_from_dict
+from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe
 from snn_lib.training.objective import check_penalty, task_loss, training_loss
 from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
@@ -68,7 +68,7 @@ class Experiment:
             f"config is a {type(config).__name__}, expected a {task.config_class.__name__}",
         )
         # A configuration that was made in Python has not been checked yet.
-        self.config = config_from_dict(type(config), dataclasses.asdict(config), [])
+        self.config = config_from_dict(type(config), attributes_of(config), [])
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)

@@ -367,6 +367,13 @@ def test_a_worker_that_is_killed_is_told_in_a_line(monkeypatch):
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
+def test_the_names_of_classes_may_be_numpys():
+    task = SequenceClassification({}, classes=np.unique(["walk", "run"]))
+    names = task.usage()["classes"]
+    assert names == ["run", "walk"]
+    assert {type(name) for name in names} == {str}  # which a checkpoint may hold
+
+
 def test_classes_that_the_network_has_no_output_for_are_refused():
     x, y = torch.rand(12, 5, CHANNELS), torch.arange(1, 4).repeat(4)
     task = prepared(SequenceClassification({"train": (x, y), "validation": (x, y)}))

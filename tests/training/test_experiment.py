@@ -441,6 +441,21 @@ def test_a_configuration_made_in_python_is_checked(change, message):
         Experiment(SmallSNN, DigitClassification(), {})
 
 
+def test_a_setting_that_is_misspelt_in_python_is_told():
+    config = DigitConfig(dataset_path=str(SCRIPT.parent / "dataset"))
+    config.hyperparameters.epochs = 3
+    with pytest.raises(InputError, match=r"'hyperparameters.epochs', did you mean 'hyper.*epoch'"):
+        Experiment(SmallSNN, DigitClassification(), config)
+
+
+def test_a_setting_may_be_a_number_of_numpy():
+    config = DigitConfig(dataset_path=str(SCRIPT.parent / "dataset"), device="cpu")
+    config.hyperparameters.epoch, config.optimizer.AdamW.lr = np.int64(3), np.float64(0.5)
+    found = Experiment(SmallSNN, DigitClassification(), config).config
+    assert (found.hyperparameters.epoch, found.optimizer.AdamW.lr) == (3, 0.5)
+    assert type(found.hyperparameters.epoch) is int
+
+
 @pytest.mark.parametrize("builder", [lambda config: None, nn.Linear(2, 2), 3])
 def test_a_builder_that_builds_no_model_is_refused(tmp_path, builder):
     config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), small(tmp_path))
