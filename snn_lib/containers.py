@@ -240,8 +240,6 @@ class Sequential(StatefulModule):
                     "(output, state) derives from snn_lib.StatefulModule"
                 )
             steps, once = x.shape[0], _weighs(module) and _repeats(x)
-            if expanded and x.stride(0) == 0 and not _takes_expanded(module):
-                x = x.contiguous()
             try:
                 x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
             except ValueError as error:
@@ -249,8 +247,10 @@ class Sequential(StatefulModule):
             if once:
                 x = x.expand(steps, *x.shape[1:])
             expanded = expanded or once
-            if expanded and index == len(states) - 1 and isinstance(x, Tensor):
-                x = x.contiguous() if x.stride(0) == 0 else x
+            if expanded and isinstance(x, Tensor) and x.dim() and x.stride(0) == 0:
+                following = list(self)[index + 1 : index + 2]  # none behind the last
+                if not any(map(_takes_expanded, following)):
+                    x = x.contiguous()
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:

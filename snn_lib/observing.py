@@ -40,16 +40,16 @@ def observe_layers(
     Raises:
         ValueError: as :func:`check_observed`.
     """
-    silent = {name for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    silent = set(layers)
 
     def note(name: str, layer: nn.Module, given: dict[str, Any], result: Any) -> None:
         silent.discard(name)
         report(name, layer, given, result)
 
     with ExitStack() as handles:
-        for name, layer in model.named_modules():
-            if isinstance(layer, kinds):
-                handles.enter_context(observe(layer, partial(note, name, layer)))
+        for name, layer in layers.items():
+            handles.enter_context(observe(layer, partial(note, name, layer)))
         yield
     check_observed(model, silent)
 

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse, parameter_groups
 from snn_lib.tasks.base import Task
-from snn_lib.training import distributed, optimisation
+from snn_lib.training import diagnosis, distributed, optimisation
 from snn_lib.training.checkpoints import Checkpoint, load_weights
 
 Row = dict[str, Any]  # the metrics of an epoch
@@ -151,8 +151,7 @@ class TrainingState:
 
     def _margins(self) -> dict[str, float]:
         """How far inside the stable set each layer keeps its filters."""
-        modules = self.model.named_modules()
-        return {name: m.margin for name, m in modules if isinstance(m, IIRSynapse)}
+        return {name: synapse.margin for name, synapse in diagnosis.synapses(self.model).items()}
 
     def restore(self, checkpoint: Checkpoint, task: Task) -> None:
         """Continues from a last checkpoint; the schedule repeats its steps.
