@@ -116,7 +116,7 @@ def answer_from_the_start(
     model: nn.Module,
     layer: nn.Linear,
     batches: Iterable[tuple[Tensor, Tensor, Tensor | None]],
-) -> None:
+) -> Tensor:
     """Sets the last layer by a ridge regression of the targets on the layer's input.
 
     The mean of the layer's output over time is the answer. The penalty of the regression is the one
@@ -134,6 +134,10 @@ def answer_from_the_start(
         batches: the training data: inputs ``(T, B, *features)``, targets and ``lengths``, int64
             ``(B,)``, or ``None`` if every sequence has T steps. The targets are class numbers,
             int64 ``(B,)``, or numbers in floating point, ``(B, outputs)``.
+
+    Returns:
+        The answers to all samples of the batches, each from a fit without this sample: float64
+        ``(samples, outputs)`` on the CPU. They say how well the model answers what it has not seen.
 
     Raises:
         ValueError: the layer runs several times for a batch, for example in chunks, or not at all;
@@ -158,17 +162,20 @@ def answer_from_the_start(
             targets.append(y)
     if not features:
         raise ValueError("there are no batches to answer")
-    fit_readout(layer, torch.cat(features), torch.cat(targets))
+    return fit_readout(layer, torch.cat(features), torch.cat(targets))
 
 
 @torch.no_grad()
-def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
+def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
     """Sets a linear layer by a ridge regression, as :func:`answer_from_the_start` describes.
 
     Args:
         layer: with a bias.
         features: its input, ``(samples, inputs)``.
         targets: class numbers ``(samples,)``, or numbers ``(samples, outputs)``.
+
+    Returns:
+        The answers that :func:`answer_from_the_start` returns.
 
     Raises:
         ValueError: the layer has no bias, its weights are computed from others, by a
@@ -196,6 +203,7 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> None:
         scale = _scale_of_logits(fit.left_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
+    return scale * fit.left_out
 
 
 class RidgeRegression(NamedTuple):

@@ -109,7 +109,7 @@ class TimeSeries(SequenceClassification):
             self.preparation = prepare_series(parts["train"][0], options)
         except InputError as error:
             raise InputError(f"{config.dataset}: {error}") from None
-        if options.epoch == 0:  # nothing is chosen that sequences would have to be held out for
+        if options.epoch == 0:  # the fit leaves each sequence out once, so none is held out
             parts["validation"] = parts["train"]
         return {
             part: ([self.preparation.shorten(sequence) for sequence in x], y)
@@ -131,6 +131,10 @@ class TimeSeries(SequenceClassification):
         """The training sequences as they are, once each."""
         size = self.config.hyperparameters.batch_size
         return self._as_they_are(range(len(self.parts["train"])), size)
+
+    def training_labels(self) -> Tensor:
+        """The classes of the training sequences, int64 ``(samples,)``."""
+        return torch.stack([self.fetch("train", n)[1] for n in range(len(self.parts["train"]))])
 
     def _as_they_are(self, numbers: range, size: int) -> Iterator[Batch]:
         """Batches of training sequences by number, without augmentation."""

@@ -12,6 +12,7 @@ import snn_lib
 import time_series
 from snn_lib import SpikingNeuron
 from snn_lib.errors import InputError
+from snn_lib.initialisation import ridge_regression
 from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
 from snn_lib.training.config import load_config
 
@@ -201,6 +202,28 @@ def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tm
     tested = script(tmp_path, "--test", "test_checkpoint_path=''")
     assert accuracy(trained) == accuracy(tested) > 80  # chance is 33
     assert re.search(r"[\d,]+ spikes and [\d,]+ synaptic operations per sequence", tested.out)
+
+
+def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
+    x = np.random.default_rng(1).normal(size=(45, STEPS, 3))  # which says nothing of the classes
+    np.savez(tmp_path / "mine.npz", x=x, y=np.arange(45) % 3)
+    finished = script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz")
+    (shown,) = re.findall(r"first weights: validation .*?accuracy ([\d.]+) %", finished.out)
+    (best,) = tmp_path.glob("runs/mine/*/best")
+    network = snn_lib.load(best)
+    with torch.no_grad():
+        features = network.model[:-1](network.prepare(x).x)[0].mean(0)
+    y = torch.arange(45) % 3
+    signs = 2.0 * torch.nn.functional.one_hot(y) - 1
+    right = ridge_regression(features, signs).left_out.argmax(1) == y
+    assert float(shown) == pytest.approx(100 * right.double().mean().item(), abs=0.01)
+    assert (network.answer(x).argmax(1) == y).sum() > right.sum() + 10  # learned by heart
+
+
+def test_weights_that_nothing_would_train_are_refused(mine, tmp_path):
+    finished = script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz", "first_weights=best")
+    assert finished.code == 2
+    assert "nothing would be trained from first_weights" in finished.err
 
 
 def test_bad_input_is_refused_in_a_line(tmp_path):
