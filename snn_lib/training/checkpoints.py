@@ -21,6 +21,8 @@ from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, require
 from snn_lib.files import write_atomically
 
+STATISTICS = "running_mean", "running_var"  # of normalisations
+
 
 class Checkpoint(dict[str, Any]):
     """What a checkpoint holds, and the ``path`` that it was read from."""
@@ -96,13 +98,22 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True
         lines = str(error).splitlines() or [type(error).__name__]
         difference = shorten(lines[min(1, len(lines) - 1)], 200)  # the first is a title
         raise InputError(f"{checkpoint.origin} belongs to another model: {difference}") from None
-    broken = not_finite(model.state_dict())
+    broken = not_finite(learned(model))
     require(not broken, f"checkpoint {checkpoint.path} is of no use: {broken} not finite")
 
 
 def weights_of_average(average: Mapping[str, Any]) -> dict[str, Any]:
     """The model's weights in the state of an ``AveragedModel``."""
     return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
+
+
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model, and the running statistics of its normalisations, by name.
+
+    Other buffers may be constants, even infinite ones, such as the mask of an attention.
+    """
+    statistics = {k: buffer for k, buffer in model.named_buffers() if k.endswith(STATISTICS)}
+    return {**dict(model.named_parameters()), **statistics}
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

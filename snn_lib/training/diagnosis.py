@@ -13,7 +13,7 @@ from snn_lib.errors import InputError, RunError, one_line
 from snn_lib.pytorch_private import remove_forward_hooks
 from snn_lib.synapses import IIRSynapse
 from snn_lib.tasks.base import Task
-from snn_lib.training.checkpoints import not_finite
+from snn_lib.training.checkpoints import learned, not_finite
 
 PATIENCE = 25  # batches between two checks on a device other than the CPU
 REMEDY = (
@@ -105,7 +105,7 @@ class Numbers:
             RunError: one of them, or the loss or gradient of a batch, is not finite.
         """
         self.check()
-        broken = not_finite(self.model.state_dict())
+        broken = not_finite(learned(self.model))
         if broken:
             raise RunError(f"epoch {epoch}: {broken} not finite. {REMEDY}")
 

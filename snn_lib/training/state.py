@@ -19,7 +19,7 @@ from snn_lib.errors import InputError, one_line, require
 from snn_lib.synapses import IIRSynapse, parameter_groups
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed, optimisation
-from snn_lib.training.checkpoints import Checkpoint, load_weights
+from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
 
 Row = dict[str, Any]  # the metrics of an epoch
 TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
@@ -248,7 +248,7 @@ class MovingAverage(AveragedModel):
             for (name, kept), buffer in buffers:
                 # The statistics of a normalisation belong to the weights that they were taken with.
                 # Other buffers may be constants, even infinite ones, and have no mean.
-                if name.endswith(("running_mean", "running_var")):
+                if name.endswith(STATISTICS):
                     kept.lerp_(buffer, 1 - decay)
                 else:
                     kept.copy_(buffer)
@@ -268,13 +268,13 @@ def check_alike(found: Any, own: Any, name: str) -> None:
     """Raises ValueError unless ``found`` has the form of ``own``, and its tensors are finite.
 
     They have the same form if types, keys, lengths of lists and shapes of tensors are the same. A
-    whole number may stand for a float.
+    whole number may stand for a float. What is infinite in ``own`` may be so in ``found``.
     """
     parts: Iterable[Any] = ()
     match own:
         case Tensor():
             alike = isinstance(found, Tensor) and _form(found) == _form(own)
-            alike = alike and bool(torch.isfinite(found).all())
+            alike = alike and bool((torch.isfinite(found) | (found == own.cpu())).all())
         case dict():
             alike, parts = isinstance(found, dict) and found.keys() == own.keys(), own
         case list():

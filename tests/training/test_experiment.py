@@ -413,6 +413,24 @@ def test_a_buffer_that_is_no_statistic_is_copied_into_the_average():
         assert average.module.mask.tolist() == [value, -math.inf]
 
 
+class Masked(SmallSNN):
+    """Has a constant with infinities, as the mask of an attention is."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
+def test_a_model_with_a_mask_is_trained_resumed_and_tested(tmp_path):
+    averaged = "hyperparameters.weight_averaging=0.9", "scheduler.scheduler_choice=none"
+    settings = tiny(tmp_path, *averaged)
+    train(*settings, "hyperparameters.epoch=1", model=Masked)
+    last = the_run(tmp_path) / "last"
+    train(*settings, "--resume", last, "hyperparameters.epoch=2", model=Masked)
+    assert load(last)["epoch"] == 2
+    assert run("--test", *settings, model=Masked).code == 0
+
+
 def test_a_loop_of_one_s_own_is_told_of_instability_after_an_experiment(tmp_path):
     settings = "optimizer.coefficient_lr_scale=300", "hyperparameters.constraint=none"
     with warnings.catch_warnings():
