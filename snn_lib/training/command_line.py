@@ -23,7 +23,7 @@ from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
-from snn_lib.training.config import config_from_dict, load_config, own_file
+from snn_lib.training.config import config_from_dict, defaults, load_config, own_file
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment, Stopped
@@ -72,6 +72,7 @@ def main(
         f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
     )
     if READING.get():
+        defaults(task.config_class)  # while the script's names, which types may be, can be found
         raise Handover(build_model, task, initialise)
     work = partial(_run, Path(script), build_model, task, initialise, arguments)
     exit_with(Path(script).name, work)

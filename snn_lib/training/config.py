@@ -90,7 +90,7 @@ def _built(
     schema: type[Config], parts: Sequence[tuple[str, Any]], overrides: Sequence[str]
 ) -> Config:
     """Makes the dataclass from its defaults, then parts that each name a source, then overrides."""
-    config = _defaults(schema)
+    config = defaults(schema)
     try:
         for source, content in parts:  # noqa: B007 (named in the messages below)
             config = OmegaConf.merge(config, content)
@@ -118,7 +118,7 @@ def _built(
 
 
 @functools.cache
-def _defaults(schema: type) -> DictConfig:
+def defaults(schema: type) -> DictConfig:
     """The defaults with their types. Merging copies them, so they can be kept."""
     return OmegaConf.structured(schema)
 

@@ -9,10 +9,11 @@ layers come from ``build_model``, which the script of the experiment hands over.
 
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
         path: a checkpoint: ``best`` or ``last`` of a run, or a pretrained model.
         build_model: makes the layers from the configuration, as in the experiment. By default the
             script that wrote the checkpoint is run up to its call of ``main``. It is looked for in
-            the current folder and in the folders above the checkpoint.
+            the folders above the checkpoint, the nearest first, and in the current folder.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
@@ -205,22 +206,50 @@ def arguments_of_main(script: Path) -> tuple[BuildModel, Task, Initialise | None
     """
     require(script.is_file(), f"there is no script {script}")
     token = READING.set(True)
-    sys.path.insert(0, str(script.parent))
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        with importing_from(script.resolve().parent):
+            runpy.run_path(str(script), run_name="__main__")
     except Handover as handover:
         return handover.arguments
     except Exception as error:  # a user's script may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{script} fails before its call of main: {reason}") from error
     finally:
-        sys.path.remove(str(script.parent))
         READING.reset(token)
     raise InputError(f"{script} does not call snn_lib.training.main: give load a build_model")
 
 
+@contextmanager
+def importing_from(folder: Path) -> Iterator[None]:
+    """A context in which a folder's modules are imported, as by a script that lies there.
+
+    Modules from elsewhere that have their names, such as another project's ``model.py``, are back
+    afterwards.
+    """
+    own = {path.stem for path in folder.glob("*.py")}
+    own |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    own -= {"__main__", "snn_lib"}
+
+    def lies_elsewhere(module: ModuleType) -> bool:
+        file = getattr(module, "__file__", None)  # none: it is built into Python
+        return file is not None and not Path(file).resolve().is_relative_to(folder)
+
+    def take_out(names: set[str]) -> dict[str, ModuleType]:
+        found = [name for name in sys.modules if name.partition(".")[0] in names]
+        return {name: sys.modules.pop(name) for name in found}
+
+    others = take_out({n for n in own & sys.modules.keys() if lies_elsewhere(sys.modules[n])})
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        take_out(own & others.keys())
+        sys.modules.update(others)
+
+
 def find_script(checkpoint: Checkpoint) -> Path:
-    """Finds the script that wrote a checkpoint: here, in a folder above it, or in the library.
+    """Finds the script that wrote a checkpoint: in a folder above it, here, or in the library.
 
     Raises:
         InputError: the checkpoint names none, or it is not there.
@@ -230,12 +259,12 @@ def find_script(checkpoint: Checkpoint) -> Path:
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",
     )
-    for folder in (Path.cwd(), *path.resolve().parents, LIBRARY):
+    for folder in (*path.resolve().parents, Path.cwd(), LIBRARY):
         if (folder / name).is_file():
             return folder / name
     raise InputError(
-        f"{name}, which wrote checkpoint {path}, is neither in the current folder nor above the "
-        "checkpoint: start there, or give load a build_model"
+        f"{name}, which wrote checkpoint {path}, is neither above the checkpoint nor in the "
+        "current folder: start there, or give load a build_model"
     )
 
 

@@ -47,6 +47,31 @@ def build_model(config):
 task = SequenceClassification(data, readout="mean", classes=["down", "up"])
 """
 CALL = "main(__file__, build_model, task)\n"
+MARKED = """
+def marked(config):
+    model = build_model(config)
+    model.project = names[0]
+    return model
+"""
+OWN_SETTINGS = """
+from typing import Literal
+from snn_lib.tasks import ClassificationConfig
+
+
+@dataclasses.dataclass
+class OwnConfig(ClassificationConfig):
+    width: int = 8
+    shape: Literal["wide", "deep"] = "wide"
+
+
+wide = SequenceClassification(data, "mean", config_class=OwnConfig)
+
+
+def build_wide(config):
+    neurons = SpikingNeuron(config.width, tau_m=5)
+    layers = LowPassSynapse(3, tau=5), nn.Linear(3, config.width), neurons
+    return Sequential(*layers, nn.Linear(config.width, 2))
+"""
 
 
 def build_model(config):
@@ -231,6 +256,31 @@ def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monke
     (tmp_path / "rising.py").unlink()
     with pytest.raises(InputError, match=r"rising.py, which wrote checkpoint .* is neither in"):
         snn_lib.load(best)
+
+
+def test_two_projects_may_have_scripts_and_modules_of_the_same_names(mine, tmp_path, monkeypatch):
+    for project in ("one", "two"):
+        (tmp_path / project).mkdir()
+        script = "from labels import names\n" + SCRIPT + MARKED + "main(__file__, marked, task)\n"
+        (tmp_path / project / "rising.py").write_text(script)
+        (tmp_path / project / "labels.py").write_text(f"names = ['{project}', 'up']\n")
+        content = {**load_checkpoint(mine[0]), "script": "rising.py"}
+        save_checkpoint(tmp_path / project / "best", content)
+    monkeypatch.chdir(tmp_path / "two")  # whose script wrote another checkpoint
+    for project in ("one", "two", "one"):
+        model = snn_lib.load(tmp_path / project / "best").model
+        assert model.project == project
+    assert sys.modules.pop("labels").names[0] == "one"  # whoever has imported it keeps it
+
+
+def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(tmp_path):
+    script = "from __future__ import annotations\nimport dataclasses\n" + SCRIPT + OWN_SETTINGS
+    (tmp_path / "rising.py").write_text(script + "main(__file__, build_wide, wide)\n")
+    settings = "hyperparameters.epoch=1", "hyperparameters.batch_size=8", "device=cpu", "width=5"
+    done = shell(sys.executable, "rising.py", "--train", *settings, cwd=tmp_path)
+    assert done.code == 0, done.err
+    network = snn_lib.load(the_run(tmp_path) / "best")
+    assert network.model[1].weight.shape == (5, 3)
 
 
 def test_a_script_that_fails_or_calls_no_main_is_named(mine, tmp_path, monkeypatch):
