@@ -1,8 +1,12 @@
-"""The two kinds of errors that end an experiment, and the line that it then prints."""
+"""The errors that end an experiment, and the line that it then prints."""
 
 
 class InputError(Exception):
     """The user's input is wrong. The message says what, and how to mend it (exit code 2)."""
+
+
+class SettingsError(InputError):
+    """Settings, each of which is allowed, do not fit each other, the model or the data."""
 
 
 class RunError(Exception):

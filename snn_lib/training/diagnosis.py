@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from snn_lib.errors import InputError, RunError, one_line
+from snn_lib.errors import RunError, SettingsError, one_line
 from snn_lib.pytorch_private import remove_forward_hooks
 from snn_lib.synapses import IIRSynapse
 from snn_lib.tasks.base import Task
@@ -37,8 +37,8 @@ def blaming_settings() -> Iterator[None]:
     An error in the user's own code passes through unchanged.
 
     Raises:
-        InputError: a layer of this library or of PyTorch refuses a value, or the layers do not fit
-            into the memory.
+        SettingsError: a layer of this library or of PyTorch refuses a value, or the layers do not
+            fit into the memory.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def blaming_settings() -> Iterator[None]:
             problem = one_line(error)
         else:
             raise
-        raise InputError(f"hyperparameters: {problem}") from None
+        raise SettingsError(f"hyperparameters: {problem}") from None
 
 
 class Numbers:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
-from snn_lib.errors import InputError, RunError, require
+from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
@@ -117,15 +117,15 @@ class Experiment:
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
         batches = self.task.batches("train")
-        require(
-            self.settings.batch_size <= batches.count or self.settings.epoch == 0,
-            f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
-            f"{batches.count} {self.task.unit} to train on: set it to that or less",
-        )
+        if self.settings.batch_size > batches.count and self.settings.epoch > 0:
+            raise SettingsError(
+                f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
+                f"{batches.count} {self.task.unit} to train on: set it to that or less"
+            )
         require(
             self.settings.epoch > 0 or not self.config.first_weights,
-            "hyperparameters.epoch is 0, so nothing would be trained from first_weights: set epochs, "
-            "or test these weights",
+            "hyperparameters.epoch is 0, so nothing would be trained from first_weights: set it "
+            "higher, or test these weights",
         )
         require(
             checkpoint is not None or self.has_first_weights,
@@ -343,7 +343,8 @@ class Experiment:
         try:
             return Chunked(model, self.settings.chunk) if self.settings.chunk else model
         except (TypeError, ValueError) as error:
-            raise InputError(f"hyperparameters.chunk is {self.settings.chunk}: {error}") from error
+            chunk = self.settings.chunk
+            raise SettingsError(f"hyperparameters.chunk is {chunk}: {error}") from error
 
     def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
         """The task's metrics from the sums of all processes."""

@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from snn_lib.errors import InputError, RunError, one_line, require
+from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
 from snn_lib.settings import list_settings
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
 from snn_lib.training.config import load_config, own_file
+from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment
 from snn_lib.training.loading import arguments_of_main
@@ -140,7 +141,8 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
 
     Raises:
         TrialPruned: the score after an epoch is below the median of earlier trials, the settings do
-            not fit each other, or the run failed, for example because a loss was not finite.
+            not fit each other, the model or the data, or the run failed, for example because a loss
+            was not finite or the memory was not enough.
     """
     from optuna import TrialPruned
 
@@ -172,13 +174,17 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     except InputError as error:  # each setting is allowed, but not all together
         end_early(error)
     config.runs_path, config.name = str(folder), name
-    experiment = Experiment(build_model, task, config, initialise, report)
-    experiment.script = space.script.name
     last = max(folder.glob(f"{name}/*/last"), default=None)
     checkpoint = None if last is None else load_checkpoint(last)
     if checkpoint and checkpoint["config"] != dataclasses.asdict(config):
         checkpoint = None  # it is of an earlier study of this name
     try:
+        experiment = Experiment(build_model, task, config, initialise, report)
+        experiment.script = space.script.name
         return score(experiment.train(checkpoint)["best"])
-    except RunError as error:
+    except (RunError, SettingsError) as error:
         end_early(error)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        end_early("out of memory")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import InputError, SettingsError, one_line, require
 from snn_lib.synapses import IIRSynapse, parameter_groups
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed, optimisation
@@ -85,7 +85,8 @@ class TrainingState:
     """Model, optimiser, schedule, average and progress of a run with so many ``batches`` an epoch.
 
     Raises:
-        InputError: PyTorch refuses the options of optimiser or scheduler.
+        SettingsError: PyTorch refuses the options of optimiser or scheduler, or there is to be an
+            average of a model that cannot be copied.
     """
 
     def __init__(self, model: nn.Module, config: Any, device: torch.device, batches: int) -> None:
@@ -99,12 +100,18 @@ class TrainingState:
             self.optimizer = optimisation.get_optimizer(groups, config)
             self.scheduler = optimisation.get_scheduler(self.optimizer, config, self.total_batches)
         except (ValueError, TypeError, ArithmeticError) as error:
-            raise InputError(
+            raise SettingsError(
                 f"PyTorch refuses the options of optimizer.{config.optimizer.optimizer_choice}"
                 f" or scheduler.{config.scheduler.scheduler_choice}: {one_line(error)}"
             ) from None
         decay = config.hyperparameters.weight_averaging
-        self.average = MovingAverage(model, decay) if decay else None
+        try:
+            self.average = MovingAverage(model, decay) if decay else None
+        except (RuntimeError, ValueError) as error:  # it is pruned, for example
+            raise SettingsError(
+                "hyperparameters.weight_averaging needs a copy of the model, which cannot be "
+                f"copied: {one_line(error)}"
+            ) from None
 
     def evaluated_model(self) -> nn.Module:
         """The model that is evaluated and saved as the best: the average, if there is one."""

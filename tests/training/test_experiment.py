@@ -24,6 +24,7 @@ from running import (
     train,
 )
 from torch import nn
+from torch.nn.utils import prune
 
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
@@ -401,6 +402,19 @@ def test_the_running_averages_of_a_normalisation_are_averaged_as_its_weights_are
     assert average.module.running_mean.tolist() == pytest.approx([expected] * 2)
     assert average.module.weight.tolist() == pytest.approx([expected] * 2)
     assert average.module.num_batches_tracked == 2
+
+
+def test_an_average_of_a_model_that_cannot_be_copied_is_refused(tmp_path):
+    def pruned(config):
+        model = SmallSNN(config)
+        prune.l1_unstructured(model.layers[1], "weight", 0.5)
+        return model
+
+    settings = tiny(tmp_path, "hyperparameters.weight_averaging=0.9")
+    message = refused("--train", *settings, model=pruned)
+    assert message.startswith(
+        "hyperparameters.weight_averaging needs a copy of the model, which ca"
+    )
 
 
 def test_a_buffer_that_is_no_statistic_is_copied_into_the_average():

@@ -152,10 +152,29 @@ def test_a_loss_that_is_not_finite_ends_a_trial_early(script, tmp_path, capsys):
     assert "trial_0007 ends early: epoch 1" in capsys.readouterr().out
 
 
-def test_wrong_input_is_not_a_bad_score(script, tmp_path):
-    value = {"hyperparameters.batch_size": "500"}
-    with pytest.raises(InputError, match="batch_size is 500, there are 90 sequences"):
-        run(script, tmp_path, ["hyperparameters.batch_size=8,500"], **value)
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hyperparameters.batch_size", "500", "batch_size is 500, there are 90 sequences"),
+        ("hyperparameters.chunk", "3", "chunk is 3: Sequential takes no state"),
+        ("optimizer.SGD.momentum", "0", "PyTorch refuses the options of optimizer.SGD"),
+    ],
+)
+def test_settings_that_do_not_fit_data_model_or_optimiser_end_a_trial_early(
+    script, tmp_path, capsys, key, value, message
+):
+    script.write_text(SCRIPT.replace("return Sequential(", "return nn.Sequential("))
+    fixed = ["optimizer.optimizer_choice=SGD", "optimizer.SGD.nesterov=true"]
+    with pytest.raises(optuna.TrialPruned):
+        run(script, tmp_path, [*fixed, f"{key}={value},1"], **{key: value})
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "ends early" in one]
+    assert message in line
+
+
+def test_wrong_data_is_not_a_bad_score(script, tmp_path):
+    script.write_text(SCRIPT.replace("if __name__", "x[3] = torch.nan\nif __name__"))
+    with pytest.raises(InputError, match="sample 3 of the train data"):
+        run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 5.0})
 
 
 def test_a_trial_that_is_worse_than_the_median_ends_after_its_first_epoch(script, tmp_path, capsys):
