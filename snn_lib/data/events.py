@@ -109,10 +109,25 @@ def check_events(events: Events, side: int, source: Path | str) -> Events:
     """Returns the events from ``source`` if they make sense.
 
     Raises:
-        InputError: there are no events, times run backwards, or an event lies outside of the
-            sensor, which has ``side`` pixels in each direction.
+        InputError: there are no events, they are not whole numbers, times run backwards, a polarity
+            is neither 0 nor 1, or an event lies outside of the sensor, which has ``side`` pixels in
+            each direction.
     """
-    require(len(events.t) > 0, f"{source} has no events")
+    shape = np.shape(events.t)
+    require(
+        len(shape) == 1 and all(np.shape(values) == shape for values in events),
+        f"{source}: x, y, t and p differ in their shape, or are no lists of numbers",
+    )
+    require(shape[0] > 0, f"{source} has no events")
+    events = Events(*map(np.asarray, events))
+    whole = all(values.dtype.kind in "iu" for values in events)
+    require(whole, f"{source} has numbers that are not whole: expected x, y, t and p as integers")
+    events = Events(*(values.astype(np.int64) for values in events))
+    if not np.isin(events.p, (0, 1)).all():
+        number = np.isin(events.p, (0, 1)).argmin()
+        raise InputError(
+            f"{source}: event {number} has the polarity {events.p[number]}, expected 0 or 1"
+        )
     inside = (np.minimum(events.x, events.y) >= 0) & (np.maximum(events.x, events.y) < side)
     if not inside.all():
         number = inside.argmin()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_lib.data.events import Events, Frames
+from snn_lib.data.events import Events, Frames, check_events
 from snn_lib.data.sequences import as_numbers, as_sequences, pad
 from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
 from snn_lib.errors import InputError, require
@@ -250,7 +250,11 @@ class RecordingPreparation(Frames, Preparation):
             "expected a list of recordings, each a snn_lib.data.events.Events",
         )
         require(len(samples) > 0, "there are no recordings")
-        counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in samples]
+        checked = (
+            check_events(events, self.sensor, f"recording {number}")
+            for number, events in enumerate(samples)
+        )
+        counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in checked]
         return Prepared(self.input_of(torch.stack(counts)))
 
     @property

@@ -61,6 +61,10 @@ def reading(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        if "allow_pickle" in reason or "magic string is not correct" in reason:  # NumPy's words
+        if "Object arrays" in reason:  # NumPy's words
+            reason = "it has an array of Python objects: astype(str) makes names of them"
+        elif "allow_pickle" in reason or "magic string is not correct" in reason:
             reason = "it is not a NumPy file of numbers"
+        elif (mark := getattr(error, "problem_mark", None)) is not None:  # PyYAML's
+            reason = f"line {mark.line + 1}: {error.problem}"
         raise InputError(f"{path} cannot be read: {reason}") from None

@@ -227,6 +227,8 @@ def as_numbers(values: Any, name: str) -> Tensor:
         tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
+    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch cannot compute in them
+        tensor = tensor.long()
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
     return tensor
 

@@ -9,7 +9,7 @@
 ``torch.utils.data.Dataset`` of ``(sequence, target)`` serves as well. The network sees batches that
 are time first, ``(T, B, *features)``, and padded with zeros to the longest sequence. The padding
 changes neither the loss nor the metrics, unless the model averages over all steps of a batch, as
-batch normalisation does in training.
+batch normalisation does in training, or reads time backwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -9,6 +9,7 @@ import difflib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -126,6 +127,13 @@ def defaults(schema: type) -> DictConfig:
 def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> Any:
     """Makes the dataclass of a section; messages name its settings with ``prefix`` in front."""
     types = {key: OmegaConf.get_type(config, key) for key in values}
+    for key, value in values.items():
+        plain = isinstance(value, (bool, int, float, str, list, dict, NoneType))
+        require(
+            plain,
+            f"{prefix}{key} is a {type(value).__name__}, which no checkpoint can hold: expected "
+            "text, a number, true or false, or a list",
+        )
     arguments = {
         key: _section(config[key], value, f"{prefix}{key}.")
         if dataclasses.is_dataclass(types[key])

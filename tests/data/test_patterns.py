@@ -74,7 +74,7 @@ def test_load_reads_an_array_in_fortran_order(tmp_path):
         (np.full((1, 2, 2), np.nan), "values other than 0 and 1"),
         (np.full((1, 2, 2), -1), "values other than 0 and 1"),
         (np.full((1, 2, 2), "1"), "values other than 0 and 1"),
-        (np.full((1, 2, 2), None), "it is not a NumPy file of numbers"),
+        (np.full((1, 2, 2), None), "it has an array of Python objects"),
     ],
 )
 def test_load_refuses_other_arrays_in_one_line(tmp_path, array, message):

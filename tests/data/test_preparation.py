@@ -5,6 +5,7 @@ import pytest
 import torch
 from recorded import some_events
 
+from snn_lib.data.events import Events
 from snn_lib.data.preparation import (
     DigitPreparation,
     PixelPreparation,
@@ -30,6 +31,7 @@ DIGITS = DigitPreparation(4, "constant", 0.5, **LATENCY)
 PIXELS = PixelPreparation(28, 1.0, torch.arange(784).flip(0))
 RECORDINGS = RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="forward")
 SEQUENCES = SequencePreparation([3])
+ONE = Events(x=[2], y=[3], t=[7], p=[1])
 
 
 @pytest.mark.parametrize("made", [SERIES, DIGITS, PIXELS, RECORDINGS, SEQUENCES], ids=repr)
@@ -117,6 +119,16 @@ def test_sequences_enter_as_they_are():
         (DIGITS, [torch.rand(28, 28), torch.rand(28, 27)], "the images differ in their shape"),
         (DIGITS, [["a"]], "image 0 is .*, expected numbers"),
         (RECORDINGS, [], "there are no recordings"),
+        (
+            RECORDINGS,
+            [some_events(3), ONE._replace(p=[-1])],
+            "recording 1: event 0 has the pol.*-1",
+        ),
+        (RECORDINGS, [ONE._replace(x=[34])], r"event 0 is at \(34, 3\), outside of the 34 x 34"),
+        (RECORDINGS, [ONE._replace(t=[])], "x, y, t and p differ in their shape"),
+        (RECORDINGS, [Events([], [], [], [])], "recording 0 has no events"),
+        (RECORDINGS, [ONE._replace(t=[0.5])], "has numbers that are not whole"),
+        (RECORDINGS, [Events([1, 2], [3, 4], [9, 5], [0, 1])], "times run backwards, event 1"),
         (SEQUENCES, torch.rand(5, 3), r"a single sequence of shape \(5, 3\)"),
         (SEQUENCES, np.ones(5), r"a single sequence of shape \(5,\)"),
         (DIGITS, torch.full((1, 28, 28), 255.0), "from 0 to 1"),

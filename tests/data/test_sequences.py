@@ -18,6 +18,14 @@ def ragged(*lengths, features=(2,)):
     return [torch.randn(length, *features) for length in lengths]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+def test_classes_may_be_numbers_of_any_whole_type(dtype):
+    data = sequence_dataset((np.ones((2, 3, 1)), np.array([0, 200], dtype)), "train")
+    target = read_sample(data, 1)[1]
+    assert target >= 0
+    assert target.long() == 200
+
+
 def test_arrays_are_taken_samples_first():
     x, y = np.random.default_rng(0).random((5, 7, 2)), [0, 1, 0, 1, 1]
     data = SequenceDataset(x, y)

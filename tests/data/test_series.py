@@ -70,6 +70,12 @@ def test_numbers_sort_as_numbers(tmp_path):
     assert found.parts["train"][1].tolist() == [2, 1, 0, 2, 1, 0]
 
 
+def test_names_may_be_bytes(tmp_path):
+    found = load_series(npz(tmp_path, x=X, y=np.array([b"up", b"down"] * 3)), tmp_path)
+    assert found.classes == ["down", "up"]
+    assert found.parts["train"][1].tolist() == [1, 0] * 3
+
+
 def test_a_pair_of_ts_files_is_read_time_first(tmp_path):
     pytest.importorskip("aeon")
     path = ts(tmp_path, ["1,2,3:4,5,6:a", "7,8:9,10:b"], ["0,1:2,3:b"], equal="false")

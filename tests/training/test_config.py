@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from pathlib import Path
 
 import pytest
 from running import ROOT
@@ -218,6 +219,22 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_that_is_no_mapping_of_settings_is_refused(yaml_file, content):
     yaml_file.write_bytes(content)
     assert str(yaml_file) in refusal(yaml_file)
+
+
+def test_the_line_of_a_mistake_in_a_yaml_file_is_named(yaml_file):
+    yaml_file.write_text("seed: 3\nhyperparameters: {tau_m: 4\nname: mine\n")
+    message = refusal(yaml_file)
+    assert message.startswith(f"{yaml_file} cannot be read: line 3: ")
+    assert "expected ',' or '}'" in message
+
+
+def test_a_setting_that_no_checkpoint_can_hold_is_refused():
+    @dataclasses.dataclass
+    class OwnConfig(DigitConfig):
+        folder: Path = Path("here")
+
+    with pytest.raises(InputError, match=r"folder is a \w*Path, which no checkpoint can hold"):
+        load_config(OwnConfig, None, [])
 
 
 def test_a_yaml_file_cannot_run_code(yaml_file, tmp_path):
