@@ -122,7 +122,7 @@ def check_events(events: Events, side: int, source: Path | str) -> Events:
     events = Events(*map(np.asarray, events))
     whole = all(values.dtype.kind in "iu" for values in events)
     require(whole, f"{source} has numbers that are not whole: expected x, y, t and p as integers")
-    events = Events(*(values.astype(np.int64) for values in events))
+    events = Events(*(values.astype(np.int64, copy=False) for values in events))
     if not np.isin(events.p, (0, 1)).all():
         number = np.isin(events.p, (0, 1)).argmin()
         raise InputError(
