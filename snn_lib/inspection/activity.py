@@ -108,7 +108,7 @@ class Activity:
 
         Args:
             lengths: the number of steps of each sequence, int64 ``(B,)``; ``None`` if nothing is
-                padded.
+                padded and :attr:`per_step` is not read.
             steps: T.
         """
         self.timeline.lengths = lengths
@@ -123,9 +123,12 @@ class Activity:
         The batch is the one that :meth:`begin` announced. At padding the operations are zero.
 
         Raises:
-            ValueError: the operations are not known; the message says why.
+            ValueError: the operations are not known, the message says why; or no batch was
+                announced with its lengths.
         """
         self._refuse_trouble()
+        if self.timeline.lengths is None:
+            raise ValueError("per_step needs the lengths of the batch: call begin(lengths, steps)")
         return self._per_step
 
     def firing_rates(self) -> dict[str, float]:

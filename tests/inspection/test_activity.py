@@ -510,6 +510,17 @@ def test_operations_are_refused_if_it_is_unknown_which_steps_are_padding(run, wh
             refused()
 
 
+def test_operations_of_each_step_are_refused_if_no_lengths_were_announced():
+    model, x = Sequential(nn.Linear(8, 3), SpikingNeuron(3, 4.0)), spikes(10, 4, 8)
+    with torch.no_grad(), count_activity(model) as activity:
+        activity.begin(torch.full((4,), 10), 10)
+        model(x)
+        activity.begin(None, 10)
+        model(x)
+    with pytest.raises(ValueError, match="per_step needs the lengths of the batch"):
+        _ = activity.per_step
+
+
 def test_operations_of_weights_of_another_kind_are_refused():
     model = Sequential(nn.GRU(3, 4), nn.Linear(4, 2))
     with torch.no_grad(), count_activity(model) as activity:
