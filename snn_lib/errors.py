@@ -6,17 +6,17 @@ class InputError(Exception):
 
 
 class SettingsError(InputError):
-    """Settings, each of which is allowed, do not fit each other, the model or the data."""
+    """Settings, each of which is allowed, do not fit each other, a layer or the data."""
 
 
 class RunError(Exception):
     """The run failed although the input was right (exit code 1)."""
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises :class:`InputError` with ``message`` unless ``condition`` holds."""
+def require(condition: bool, message: str, error: type[InputError] = InputError) -> None:
+    """Raises ``error`` with ``message`` unless ``condition`` holds."""
     if not condition:
-        raise InputError(message)
+        raise error(message)
 
 
 def one_line(error: BaseException) -> str:

@@ -137,7 +137,7 @@ def answer_from_the_start(
 
     Returns:
         The answers to all samples of the batches, each from a fit without this sample: float64
-        ``(samples, outputs)`` on the CPU. They say how well the model answers what it has not seen.
+        ``(samples, outputs)`` on the CPU.
 
     Raises:
         ValueError: the layer runs several times for a batch, for example in chunks, or not at all;

@@ -7,6 +7,7 @@ docs/sweeps.md tells more.
 
 import os
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def main() -> int:
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C kills, and a killed trial is run again
+    sys.path.insert(0, str(options.script.resolve().parent))  # as if Python ran the script
     space = SearchSpace(options.script, options.config_file, options.settings)
     folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"
     study = open_study(folder, options.storage, space.settings)
@@ -46,7 +48,9 @@ def main() -> int:
         ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
         if len(ended) >= options.trials:
             return 0 if study.best_trials else 1
-        study.optimize(lambda trial: run_trial(trial, space, folder), n_trials=1)
+        study.optimize(
+            lambda trial: run_trial(trial, space, folder), n_trials=1, gc_after_trial=True
+        )
 
 
 def save_best(trial: "optuna.trial.FrozenTrial", base: Path | None, path: Path) -> None:

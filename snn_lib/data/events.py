@@ -106,23 +106,30 @@ def read_gesture(path: Path | str) -> Events:
 
 
 def check_events(events: Events, side: int, source: Path | str) -> Events:
-    """Returns the events from ``source`` if they make sense.
+    """Returns the events from ``source`` as arrays of int64 if they make sense.
 
     Raises:
-        InputError: there are no events, they are not whole numbers, times run backwards, a polarity
-            is neither 0 nor 1, or an event lies outside of the sensor, which has ``side`` pixels in
-            each direction.
+        InputError: there are no events, they are not whole numbers, or more of one kind than of
+            another; times run backwards; a polarity is neither 0 nor 1; or an event lies outside of
+            the sensor, which has ``side`` pixels in each direction.
     """
-    shape = np.shape(events.t)
+    try:
+        given = [np.asarray(values) for values in events]
+        with np.errstate(invalid="ignore"):  # of undefined numbers, which are refused below
+            arrays = [values.astype(np.int64, copy=False) for values in given]
+    except (TypeError, ValueError):
+        raise InputError(f"{source}: x, y, t and p are not arrays of numbers") from None
+    lengths = [values.shape for values in arrays]
     require(
-        len(shape) == 1 and all(np.shape(values) == shape for values in events),
-        f"{source}: x, y, t and p differ in their shape, or are no lists of numbers",
+        all(shape == (len(arrays[0]),) for shape in lengths),
+        f"{source}: x, y, t and p have the shapes {lengths}, expected as many numbers of each",
     )
-    require(shape[0] > 0, f"{source} has no events")
-    events = Events(*map(np.asarray, events))
-    whole = all(values.dtype.kind in "iu" for values in events)
-    require(whole, f"{source} has numbers that are not whole: expected x, y, t and p as integers")
-    events = Events(*(values.astype(np.int64, copy=False) for values in events))
+    require(len(arrays[0]) > 0, f"{source} has no events")
+    require(
+        all((values == whole).all() for values, whole in zip(given, arrays, strict=True)),
+        f"{source} has numbers that are not whole: expected x, y, t and p as integers",
+    )
+    events = Events(*arrays)
     if not np.isin(events.p, (0, 1)).all():
         number = np.isin(events.p, (0, 1)).argmin()
         raise InputError(

@@ -62,7 +62,7 @@ def reading(path: Path | str) -> Iterator[None]:
     except Exception as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         if "Object arrays" in reason:  # NumPy's words
-            reason = "it has an array of Python objects: astype(str) makes names of them"
+            reason = "it has an array of Python objects: save numbers, and names by astype(str)"
         elif "allow_pickle" in reason or "magic string is not correct" in reason:
             reason = "it is not a NumPy file of numbers"
         elif (mark := getattr(error, "problem_mark", None)) is not None:  # PyYAML's

@@ -129,7 +129,10 @@ def read_sample(
         f"it is {type(sample).__name__}, expected (sequence, target)",
     )
     x, y = as_sequence(sample[0], "the sequence"), as_numbers(sample[1], "the target")
-    y = y.to(torch.get_default_dtype()) if y.is_floating_point() else y
+    if y.is_floating_point():
+        y = y.to(torch.get_default_dtype())
+    elif y.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch cannot compare these
+        y = y.long()
     require(
         bool(y.isfinite().all()),
         f"the target has numbers that are infinite or undefined in {y.dtype}",
@@ -227,8 +230,6 @@ def as_numbers(values: Any, name: str) -> Tensor:
         tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
-    if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch cannot compute in them
-        tensor = tensor.long()
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
     return tensor
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, require
 from snn_lib.files import write_atomically
+from snn_lib.neurons import SpikingNeuron
+from snn_lib.synapses import IIRSynapse
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
 
@@ -108,12 +110,19 @@ def weights_of_average(average: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a model, and the running statistics of its normalisations, by name.
+    """What training has made of a model, by name.
 
-    Other buffers may be constants, even infinite ones, such as the mask of an attention.
+    That is its weights, the coefficients of filters and neurons, and the running statistics of
+    normalisations. Other buffers may be constants, even infinite ones, such as the mask of an
+    attention.
     """
-    statistics = {k: buffer for k, buffer in model.named_buffers() if k.endswith(STATISTICS)}
-    return {**dict(model.named_parameters()), **statistics}
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        coefficients = isinstance(module, (IIRSynapse, SpikingNeuron))
+        for key, buffer in module.named_buffers(name, recurse=False):
+            if coefficients or key.endswith(STATISTICS):
+                found[key] = buffer
+    return found
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str:

@@ -72,7 +72,7 @@ def main(
         f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
     )
     if READING.get():
-        defaults(task.config_class)  # while the script's names, which types may be, can be found
+        defaults(task.config_class)  # annotations that are text name things of this script
         raise Handover(build_model, task, initialise)
     work = partial(_run, Path(script), build_model, task, initialise, arguments)
     exit_with(Path(script).name, work)

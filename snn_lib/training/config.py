@@ -127,23 +127,30 @@ def defaults(schema: type) -> DictConfig:
 def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> Any:
     """Makes the dataclass of a section; messages name its settings with ``prefix`` in front."""
     types = {key: OmegaConf.get_type(config, key) for key in values}
-    for key, value in values.items():
-        plain = isinstance(value, (bool, int, float, str, list, dict, NoneType))
-        require(
-            plain,
-            f"{prefix}{key} is a {type(value).__name__}, which no checkpoint can hold: expected "
-            "text, a number, true or false, or a list",
-        )
     arguments = {
         key: _section(config[key], value, f"{prefix}{key}.")
         if dataclasses.is_dataclass(types[key])
-        else value
+        else _plain(value, f"{prefix}{key}")
         for key, value in values.items()
     }
     try:
         return OmegaConf.get_type(config)(**arguments)
     except InputError as error:
         raise InputError(f"{prefix}{error}") from None
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Returns a value that a checkpoint can hold, and refuses others, such as a path or an enum."""
+    if isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _plain(part, name)
+        return value
+    require(
+        type(value) in (bool, int, float, str, bytes, NoneType),
+        f"{name} has a {type(value).__name__}, which no checkpoint can hold: expected text, a "
+        "number, true or false, or a list",
+    )
+    return value
 
 
 def _likeness(key: str, known: str) -> float:

@@ -41,8 +41,7 @@ class Experiment:
         initialise: called as ``initialise(model, task)`` if training starts from scratch and not
             from ``config.first_weights``, to find first weights on the training data. The task
             then gives every process all of the data. The model and the task's batches are on the
-            device. It may return the sums of ``Task.loss`` over samples that its weights were not
-            fitted to: in a run without epochs they give the validation metrics.
+            device.
         stop_requested: called after every batch; returns whether to stop.
 
     Attributes:
@@ -79,7 +78,6 @@ class Experiment:
         self.model = build(build_model, self.config).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         check_penalty(self.model, self.settings)
-        self.first_sums: object = None  # what initialise has returned
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | None = None  # while it trains
         self.run: RunFolder | None = None
@@ -117,15 +115,17 @@ class Experiment:
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
         batches = self.task.batches("train")
-        if self.settings.batch_size > batches.count and self.settings.epoch > 0:
-            raise SettingsError(
-                f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
-                f"{batches.count} {self.task.unit} to train on: set it to that or less"
-            )
+        require(
+            self.settings.batch_size <= batches.count or self.settings.epoch == 0,
+            f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
+            f"{batches.count} {self.task.unit} to train on: set it to that or less",
+            SettingsError,
+        )
         require(
             self.settings.epoch > 0 or not self.config.first_weights,
             "hyperparameters.epoch is 0, so nothing would be trained from first_weights: set it "
             "higher, or test these weights",
+            SettingsError,
         )
         require(
             checkpoint is not None or self.has_first_weights,
@@ -140,7 +140,7 @@ class Experiment:
         elif checkpoint is None and self.initialise is not None:
             torch.manual_seed(self.config.seed)
             with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
-                self.first_sums = self.initialise(self.model, self.task)
+                self.initialise(self.model, self.task)
         self.has_first_weights = False
         # Up to here every process has seen all the data, so all have found the same weights.
         self.task.share(self.rank, self.world)
@@ -247,7 +247,7 @@ class Experiment:
 
     def _keep_first_weights(self) -> None:
         """Evaluates and writes what ``initialise`` has found; there is nothing to resume."""
-        sums = self.first_sums
+        sums = self.task.left_out
         validation = self._metrics(sums) if sums else self.evaluate("validation")[0]
         found = {f"validation_{key}": value for key, value in validation.items()}
         self.progress.history.append({"epoch": 0, **found, **dict.fromkeys(TIMES, 0.0)})

@@ -9,7 +9,7 @@ layers come from ``build_model``, which the script of the experiment hands over.
 
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -48,9 +48,12 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     checkpoint = load_checkpoint(path)
     if build_model is not None:
         return trained_network(checkpoint, build_model)
-    with torch.random.fork_rng(devices=[]):  # the script may seed the generator, or draw from it
-        build_model, task, _ = arguments_of_main(find_script(checkpoint))
-    return trained_network(checkpoint, build_model, task)
+    script = find_script(checkpoint)
+    with importing_from(script.resolve().parent):  # build_model may import as well
+        # The script may seed the generator, or draw from it.
+        with torch.random.fork_rng(devices=[]):
+            build_model, task, _ = arguments_of_main(script)
+        return trained_network(checkpoint, build_model, task)
 
 
 def trained_network(
@@ -226,25 +229,28 @@ def importing_from(folder: Path) -> Iterator[None]:
     Modules from elsewhere that have their names, such as another project's ``model.py``, are back
     afterwards.
     """
-    own = {path.stem for path in folder.glob("*.py")}
-    own |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    own -= {"__main__", "snn_lib"}
 
-    def lies_elsewhere(module: ModuleType) -> bool:
-        file = getattr(module, "__file__", None)  # none: it is built into Python
-        return file is not None and not Path(file).resolve().is_relative_to(folder)
+    def is_other(name: str) -> bool:
+        file = getattr(sys.modules[name], "__file__", None)
+        # A package without __init__.py has no file, and what is built into Python has no path.
+        places = [file] if file else [*getattr(sys.modules[name], "__path__", ())]
+        files = folder / f"{name}.py", folder / name / "__init__.py"
+        own = any(path.is_file() for path in files) or (file is None and (folder / name).is_dir())
+        here = {*files, folder / name}
+        return bool(places) and own and not here & {Path(place).resolve() for place in places}
 
-    def take_out(names: set[str]) -> dict[str, ModuleType]:
-        found = [name for name in sys.modules if name.partition(".")[0] in names]
+    def take_out(tops: Iterable[str]) -> dict[str, ModuleType]:
+        found = [name for name in sys.modules if name.partition(".")[0] in tops]
         return {name: sys.modules.pop(name) for name in found}
 
-    others = take_out({n for n in own & sys.modules.keys() if lies_elsewhere(sys.modules[n])})
+    tops = {n.partition(".")[0] for n in sys.modules} & sys.modules.keys() - {"__main__", "snn_lib"}
+    others = take_out({name for name in tops if is_other(name)})
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         sys.path.remove(str(folder))
-        take_out(own & others.keys())
+        take_out(others)
         sys.modules.update(others)
 
 
@@ -259,7 +265,8 @@ def find_script(checkpoint: Checkpoint) -> Path:
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",
     )
-    for folder in (*path.resolve().parents, Path.cwd(), LIBRARY):
+    above = *path.absolute().parents, *path.resolve().parents  # a link may lead elsewhere
+    for folder in (*above, Path.cwd(), LIBRARY):
         if (folder / name).is_file():
             return folder / name
     raise InputError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_lib.errors import require
+from snn_lib.errors import SettingsError, require
 from snn_lib.penalties import collect_spikes, hidden_layers, rate_penalty
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -45,9 +45,10 @@ def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) 
 
 
 def check_penalty(model: nn.Module, settings: Any) -> None:
-    """Raises :class:`InputError` if there is a penalty, but no hidden layer to be penalised."""
+    """Raises :class:`SettingsError` if there is a penalty, but no hidden layer to be penalised."""
     require(
         not settings.rate_penalty or bool(hidden_layers(model)),
         f"hyperparameters.rate_penalty is {settings.rate_penalty}, but the network has no hidden "
         "layer of neurons to be penalised",
+        SettingsError,
     )

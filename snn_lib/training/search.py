@@ -141,8 +141,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
 
     Raises:
         TrialPruned: the score after an epoch is below the median of earlier trials, the settings do
-            not fit each other, the model or the data, or the run failed, for example because a loss
-            was not finite or the memory was not enough.
+            not fit each other, or the run failed, for example because a loss was not finite.
     """
     from optuna import TrialPruned
 

@@ -85,8 +85,8 @@ class TrainingState:
     """Model, optimiser, schedule, average and progress of a run with so many ``batches`` an epoch.
 
     Raises:
-        SettingsError: PyTorch refuses the options of optimiser or scheduler, or there is to be an
-            average of a model that cannot be copied.
+        SettingsError: PyTorch refuses the options of optimiser or scheduler, or the model, which
+            cannot be copied, has ``weight_averaging``.
     """
 
     def __init__(self, model: nn.Module, config: Any, device: torch.device, batches: int) -> None:
@@ -107,7 +107,9 @@ class TrainingState:
         decay = config.hyperparameters.weight_averaging
         try:
             self.average = MovingAverage(model, decay) if decay else None
-        except (RuntimeError, ValueError) as error:  # it is pruned, for example
+        except Exception as error:  # it is pruned, for example, or holds a lock
+            if diagnosis.out_of_memory(error):
+                raise
             raise SettingsError(
                 "hyperparameters.weight_averaging needs a copy of the model, which cannot be "
                 f"copied: {one_line(error)}"

@@ -92,6 +92,12 @@ def test_recordings_become_frames():
         RECORDINGS([np.zeros(3)])
 
 
+def test_events_may_be_lists_tensors_and_whole_numbers_of_any_type():
+    x, y, t, p = [3, 4], torch.tensor([5, 6]), [7.0, 9000.0], np.array([True, False])
+    arrays = Events(np.array(x), y.numpy(), np.array([7, 9000]), np.array([1, 0]))
+    assert torch.equal(RECORDINGS([Events(x, y, t, p)]).x, RECORDINGS([arrays]).x)
+
+
 def test_images_may_be_a_list():
     images = torch.rand(2, 28, 28)
     for given in ([*images], [image.numpy() for image in images], images.tolist()):
@@ -125,8 +131,10 @@ def test_sequences_enter_as_they_are():
             "recording 1: event 0 has the pol.*-1",
         ),
         (RECORDINGS, [ONE._replace(x=[34])], r"event 0 is at \(34, 3\), outside of the 34 x 34"),
-        (RECORDINGS, [ONE._replace(t=[])], "x, y, t and p differ in their shape"),
+        (RECORDINGS, [ONE._replace(t=[])], r"have the shapes \[\(1,\), \(1,\), \(0,\), \(1,\)\]"),
         (RECORDINGS, [Events([], [], [], [])], "recording 0 has no events"),
+        (RECORDINGS, [ONE._replace(x=["a"])], "x, y, t and p are not arrays of numbers"),
+        (RECORDINGS, [ONE._replace(t=[torch.nan])], "has numbers that are not whole"),
         (RECORDINGS, [ONE._replace(t=[0.5])], "has numbers that are not whole"),
         (RECORDINGS, [Events([1, 2], [3, 4], [9, 5], [0, 1])], "times run backwards, event 1"),
         (SEQUENCES, torch.rand(5, 3), r"a single sequence of shape \(5, 3\)"),

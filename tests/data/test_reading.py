@@ -76,7 +76,7 @@ def test_objects_and_files_of_other_kinds_are_refused(tmp_path):
         refusal(read_arrays, tmp_path / "objects.npz", ["x"]),
     ):
         assert refused.endswith(
-            "it has an array of Python objects: astype(str) makes names of them"
+            "it has an array of Python objects: save numbers, and names by astype(str)"
         )
     np.save(tmp_path / "x.npy", X)
     for other in ("x.npy", "text.npy"):

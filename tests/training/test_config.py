@@ -1,6 +1,7 @@
 """Settings: read from YAML, overridden, and refused with one line where they make no sense."""
 
 import dataclasses
+import enum
 import shlex
 from pathlib import Path
 
@@ -228,13 +229,19 @@ def test_the_line_of_a_mistake_in_a_yaml_file_is_named(yaml_file):
     assert "expected ',' or '}'" in message
 
 
-def test_a_setting_that_no_checkpoint_can_hold_is_refused():
-    @dataclasses.dataclass
-    class OwnConfig(DigitConfig):
-        folder: Path = Path("here")
+class Kind(str, enum.Enum):
+    WIDE = "wide"
 
-    with pytest.raises(InputError, match=r"folder is a \w*Path, which no checkpoint can hold"):
-        load_config(OwnConfig, None, [])
+
+@pytest.mark.parametrize(
+    ("kind", "value", "name"),
+    [(Path, Path("here"), r"\w*Path"), (Kind, Kind.WIDE, "Kind"), (list[Path], [], r"\w*Path")],
+)
+def test_a_setting_that_no_checkpoint_can_hold_is_refused(kind, value, name):
+    default = dataclasses.field(default_factory=lambda: value)
+    own = dataclasses.make_dataclass("Own", [("own", kind, default)], bases=(DigitConfig,))
+    with pytest.raises(InputError, match=rf"own has a {name}, which no checkpoint can hold"):
+        load_config(own, None, ["own=[there]"] if value == [] else [])
 
 
 def test_a_yaml_file_cannot_run_code(yaml_file, tmp_path):

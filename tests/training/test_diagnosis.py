@@ -62,9 +62,10 @@ def test_weights_are_looked_at_by_name():
     model[1].bias.data[3] = math.inf
     with pytest.raises(RunError, match=r"epoch 4: 1\.bias not finite"):
         numbers.check_weights(4)
-    model = nn.BatchNorm1d(2)
-    model.running_var[1] = math.inf
-    with pytest.raises(RunError, match=r"epoch 5: running_var not finite"):
+    model = nn.Sequential(LowPassSynapse(2, 5.0, train_coefficients=False), nn.BatchNorm1d(2))
+    model[0].beta.fill_(math.nan)
+    model[1].running_var[1] = math.inf
+    with pytest.raises(RunError, match=r"epoch 5: 0\.beta, 1\.running_var not finite"):
         Numbers(model, CPU).check_weights(5)
 
 

@@ -49,9 +49,12 @@ task = SequenceClassification(data, readout="mean", classes=["down", "up"])
 CALL = "main(__file__, build_model, task)\n"
 MARKED = """
 def marked(config):
+    {late}
     model = build_model(config)
-    model.project = names[0]
+    model.project = project
     return model
+
+
 """
 OWN_SETTINGS = """
 from typing import Literal
@@ -254,23 +257,45 @@ def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monke
     monkeypatch.chdir(ROOT)
     assert snn_lib.load(best).classes == ["down", "up"]  # the script lies above the checkpoint
     (tmp_path / "rising.py").unlink()
-    with pytest.raises(InputError, match=r"rising.py, which wrote checkpoint .* is neither in"):
+    with pytest.raises(InputError, match=r"rising.py, which wrote checkpoint .* is neither above the"):
         snn_lib.load(best)
 
 
-def test_two_projects_may_have_scripts_and_modules_of_the_same_names(mine, tmp_path, monkeypatch):
-    for project in ("one", "two"):
-        (tmp_path / project).mkdir()
-        script = "from labels import names\n" + SCRIPT + MARKED + "main(__file__, marked, task)\n"
-        (tmp_path / project / "rising.py").write_text(script)
-        (tmp_path / project / "labels.py").write_text(f"names = ['{project}', 'up']\n")
-        content = {**load_checkpoint(mine[0]), "script": "rising.py"}
-        save_checkpoint(tmp_path / project / "best", content)
-    monkeypatch.chdir(tmp_path / "two")  # whose script wrote another checkpoint
-    for project in ("one", "two", "one"):
+@pytest.mark.parametrize("module", ["labels.py", "labels/__init__.py", "labels/names.py"])
+@pytest.mark.parametrize("second", ["two", "one/two"])
+@pytest.mark.parametrize("late", [True, False])
+def test_projects_may_have_scripts_and_modules_of_the_same_names(
+    mine, tmp_path, monkeypatch, module, second, late
+):
+    imported = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    line = f"from {imported} import project"
+    for project in ("one", second):
+        folder = tmp_path / project
+        (folder / module).parent.mkdir(parents=True)
+        (folder / module).write_text(f"project = {project!r}\n")
+        script = SCRIPT + MARKED.format(late=line if late else "pass")
+        script += "main(__file__, marked, task)\n"
+        (folder / "rising.py").write_text(script if late else f"{line}\n{script}")
+        save_checkpoint(folder / "best", {**load_checkpoint(mine[0]), "script": "rising.py"})
+    monkeypatch.chdir(tmp_path / second)  # whose script wrote another checkpoint
+    for project in ("one", second, "one", second):
         model = snn_lib.load(tmp_path / project / "best").model
         assert model.project == project
-    assert sys.modules.pop("labels").names[0] == "one"  # whoever has imported it keeps it
+    assert sys.modules[imported].project == "one"  # whoever has imported it keeps it
+    for name in {"labels", imported}:
+        del sys.modules[name]
+
+
+def test_a_script_above_a_link_to_the_runs_is_found(mine, tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    save_checkpoint(tmp_path / "far" / "best", {**load_checkpoint(mine[0]), "script": "rising.py"})
+    for project in ("one", "two"):
+        (tmp_path / project).mkdir()
+        (tmp_path / project / "runs").symlink_to(tmp_path / "far")
+        script = SCRIPT + MARKED.format(late=f"project = {project!r}")
+        (tmp_path / project / "rising.py").write_text(script + "main(__file__, marked, task)\n")
+    monkeypatch.chdir(tmp_path / "two")
+    assert snn_lib.load("../one/runs/best").model.project == "one"
 
 
 def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(tmp_path):

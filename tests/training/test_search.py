@@ -171,6 +171,15 @@ def test_settings_that_do_not_fit_data_model_or_optimiser_end_a_trial_early(
     assert message in line
 
 
+def test_a_lack_of_memory_ends_a_trial_early(script, tmp_path, capsys):
+    script.write_text(
+        SCRIPT.replace("return (-abs", "raise torch.OutOfMemoryError('all of it')  # (")
+    )
+    with pytest.raises(optuna.TrialPruned):
+        run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 5.0})
+    assert "trial_0007 ends early: out of memory" in capsys.readouterr().out
+
+
 def test_wrong_data_is_not_a_bad_score(script, tmp_path):
     script.write_text(SCRIPT.replace("if __name__", "x[3] = torch.nan\nif __name__"))
     with pytest.raises(InputError, match="sample 3 of the train data"):
