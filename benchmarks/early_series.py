@@ -69,10 +69,9 @@ def chart(path: Path, rows: list[dict]) -> None:
 
     shares = [tenth / 10 for tenth in TENTHS]
     names = list(dict.fromkeys(row["dataset"] for row in rows))
-    figure, plots = plt.subplots(
-        1, len(names), figsize=(3.6 * len(names), 3.4), sharey=True, layout="constrained"
-    )
-    for axes, name in zip(np.atleast_1d(plots), names, strict=True):
+    size = {"figsize": (3.6 * len(names), 3.4), "layout": "constrained"}
+    figure, (plots,) = plt.subplots(1, len(names), sharey=True, squeeze=False, **size)
+    for axes, name in zip(plots, names, strict=True):
         for method, colour in ((STREAM, "C0"), (MINIROCKET, "C3")):
             found = line(rows, name, method, "accuracy")
             axes.plot(shares, found, "o-", color=colour, label=method)
@@ -80,8 +79,8 @@ def chart(path: Path, rows: list[dict]) -> None:
         axes.plot(shares, sure, "--", color="C0", label="how sure the stream is")
         axes.set(title=name, xlabel="share of the series that is seen")
         axes.grid(alpha=0.3)
-    np.atleast_1d(plots)[0].set_ylabel("test accuracy")
-    handles, labels = np.atleast_1d(plots)[0].get_legend_handles_labels()
+    plots[0].set_ylabel("test accuracy")
+    handles, labels = plots[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     figure.savefig(path.with_suffix(".png"), dpi=120)
 

@@ -61,20 +61,19 @@ class Prefixes:
 
     def first_differences(self, x: Tensor) -> list[float | None]:
         """For each sample, how far from the threshold was what differs first; ``None``: nothing."""
-        given, *outputs = self.outputs(x)
+        values = self.outputs(x)
         first: list[tuple[int, float] | None] = [None] * x.shape[1]
         for number, prefix in zip(self.neurons, self.prefixes, strict=True):
-            neuron, current = self.layers[number], ([given, *outputs])[number]
             potentials = None
             for sample in range(x.shape[1]):
-                spikes = runs(prefix, given[:, sample])
-                different = spikes != outputs[number][:, sample].numpy()
+                spikes = runs(prefix, values[0][:, sample])
+                different = spikes != values[number + 1][:, sample].numpy()
                 if not different.any():
                     continue
                 step = int(different.reshape(len(x), -1).any(1).argmax())
                 if first[sample] is None or step < first[sample][0]:
                     if potentials is None:
-                        potentials = neuron.traces(current)[1]
+                        potentials = self.layers[number].traces(values[number])[1]
                     away = potentials[step, sample].numpy()[different[step]] - 1.0
                     first[sample] = step, float(np.abs(away).max())
         return [None if found is None else found[1] for found in first]
@@ -97,10 +96,10 @@ def batches(experiment: Any, count: int) -> Iterator[tuple[Any, Tensor]]:
     done = 0
     for batch in experiment.task.evaluation_batches("test"):
         for start in range(0, min(batch.x.shape[1], count - done), BATCH):
-            stop = min(start + BATCH, count - done)
-            parts = batch.x[:, start:stop], batch.y[start:stop], batch.lengths
-            lengths = None if parts[2] is None else parts[2][start:stop]
-            yield batch._replace(x=parts[0], y=parts[1], lengths=lengths), parts[0].float()
+            own = slice(start, min(start + BATCH, count - done))
+            lengths = None if batch.lengths is None else batch.lengths[own]
+            part = batch._replace(x=batch.x[:, own], y=batch.y[own], lengths=lengths)
+            yield part, part.x.float()
         done += batch.x.shape[1]
         if done >= count:
             return

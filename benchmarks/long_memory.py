@@ -12,7 +12,7 @@ import copy
 import matplotlib.pyplot as plt
 import torch
 from measuring import options
-from pretrained import NAMES, load
+from pretrained import load
 from torch import Tensor
 
 from sequential_mnist import SNN
@@ -56,7 +56,7 @@ def kernels(synapse: ResonantSynapse) -> Tensor:
 
 def draw_accuracy(axes: plt.Axes, curves: dict[str, Tensor]) -> None:
     """Accuracy as the pixels arrive, a line for each order."""
-    for (label, accuracy), color in zip(curves.items(), (BLUE, GREEN), strict=False):
+    for (label, accuracy), color in zip(curves.items(), (BLUE, GREEN), strict=True):
         last = f"{label}: {100 * accuracy[-1]:.2f} % after all pixels"
         axes.plot(range(1, len(accuracy) + 1), 100 * accuracy, color=color, label=last)
     axes.set(xlabel="pixels seen", ylabel="test images recognised, %", ylim=(0, 100))
@@ -92,8 +92,6 @@ def main() -> None:
     chosen = options(__doc__, "long_memory")
     curves, rows = {}, []
     for name, order in MODELS.items():
-        if name not in NAMES:
-            continue
         experiment = load(name, chosen)
         curves[order] = accuracy_over_time(experiment)
         print(f"{name}: {100 * curves[order][-1]:.2f} % after all pixels")

@@ -316,3 +316,13 @@ def dense(network: Network) -> nn.Module:
     for layer in network.layers():
         layers += [layer.before, layer.weights_of_steps(), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+FLOOR = Variant(
+    "dense floor",
+    dense,
+    "products and ReLU only",
+    rows=True,
+    input_gradient=True,
+    keeps_memory=True,
+)

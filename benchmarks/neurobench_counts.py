@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import connection_sparsity, count_activity, footprint
+from snn_lib.tasks.base import output_of
 
 IMAGES = 20
 
@@ -45,8 +46,7 @@ class SamplesFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the network; see the class for shapes."""
-        output = self.model(x.transpose(0, 1).expand(self.steps, -1, *x.shape[2:]))
-        return (output if isinstance(output, Tensor) else output[0]).sum(0)
+        return output_of(self.model, x.transpose(0, 1).expand(self.steps, -1, *x.shape[2:])).sum(0)
 
 
 def theirs(model: nn.Module, x: Tensor) -> dict[str, float]:
@@ -81,8 +81,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """A pretrained network, counted by both in float32."""
-    experiment = load(name, chosen)
-    experiment.config.mnist_config.test_size = 5 if chosen.smoke else IMAGES
+    experiment = load(name, chosen, IMAGES)
     x = next(iter(experiment.task.evaluation_batches("test"))).x
     model = experiment.model.eval()
     counts = ours(model, x), theirs(model, x)

@@ -163,11 +163,7 @@ def main() -> None:
     chosen = options(__doc__, "operations", train=text)
     path = chosen.output.with_suffix(".csv")
     kept = [row for row in earlier_rows(path) if row["model"] not in PRETRAINED]
-    rows = [
-        row_of(name, pretrained.load(name, chosen))
-        for name in PRETRAINED
-        if name in pretrained.NAMES
-    ]
+    rows = [row_of(name, pretrained.load(name, chosen)) for name in PRETRAINED]
     done = {row["model"] for row in kept}
     if chosen.train and DENSE not in done:
         epochs = ["hyperparameters.epoch=1"] if chosen.smoke else []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from measuring import interleave, machine, options, quartiles
-from networks import CHUNK, MEMORY, SNN, ChunkedLoss, ChunkedSNN, Network, Variant, dense
+from networks import CHUNK, FLOOR, MEMORY, SNN, ChunkedLoss, ChunkedSNN, Network, Variant
 
 from snn_lib.files import write_csv
 
@@ -38,27 +38,19 @@ def resized(base: Network, name: str, size: int) -> Network:
 
 def variants(device: str) -> list[Variant]:
     """The lines of the chart."""
-    native = "cuda" if device == "cuda" else "cpu"
     return [
-        Variant(f"SNN-IIR {native}", SNN, "the model", backend=native),
+        Variant(f"SNN-IIR {device}", SNN, "the model", backend=device),
         Variant(
-            f"SNN-IIR {native}, chunks", ChunkedSNN, f"in chunks of {CHUNK} steps", backend=native
+            f"SNN-IIR {device}, chunks", ChunkedSNN, f"in chunks of {CHUNK} steps", backend=device
         ),
         Variant(
-            f"SNN-IIR {native}, chunks of loss",
+            f"SNN-IIR {device}, chunks of loss",
             ChunkedLoss,
             "spikes as bytes, the loss of a chunk instead of its output",
-            backend=native,
+            backend=device,
             data=Network.trains_and_loss,
         ),
-        Variant(
-            "dense floor",
-            dense,
-            "products and ReLU only",
-            rows=True,
-            input_gradient=True,
-            keeps_memory=True,
-        ),
+        FLOOR,
     ]
 
 

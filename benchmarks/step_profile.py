@@ -11,12 +11,13 @@ nothing would write the spikes between them, nor their gradient.
 
 import argparse
 import time
+from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
 import torch
 from measuring import Trial, machine, options
-from networks import DIGITS, MEMORY, PIXELS, SNN, Network, Variant, dense
+from networks import DIGITS, FLOOR, MEMORY, PIXELS, SNN, Network, Variant
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -84,11 +85,10 @@ def seconds_by_kind(trial: Trial) -> dict[str, float]:
     }
 
 
-def rows_of(network: Network, precision: str, chosen: argparse.Namespace) -> dict:
+def row_of(network: Network, precision: str, chosen: argparse.Namespace) -> dict:
     """The row of a network in one precision."""
     ours = Trial(Variant("", SNN, "", precision), network, "cpu")
-    floor = Variant("", dense, "", precision, rows=True, input_gradient=True)
-    dense_trial = Trial(floor, network, "cpu")
+    floor = Trial(replace(FLOOR, precision=precision), network, "cpu")
     with Traffic() as traffic:
         ours.training()
     moved = traffic.bytes
@@ -97,7 +97,7 @@ def rows_of(network: Network, precision: str, chosen: argparse.Namespace) -> dic
     speed = copy_speed()
     rounds, seconds = (1, 0.0) if chosen.smoke else (ROUNDS, SECONDS)
     for _ in range(rounds):
-        for name, trial in (("step", ours), ("dense", dense_trial)):
+        for name, trial in (("step", ours), ("dense", floor)):
             durations[name] += trial.visit("training", seconds)
         for kind, duration in seconds_by_kind(ours).items():
             durations[kind].append(duration)
@@ -119,7 +119,7 @@ def main() -> None:
     for network in (DIGITS, MEMORY, PIXELS):
         network = network.small() if chosen.smoke else network
         for precision in PRECISIONS:
-            rows.append(rows_of(network, precision, chosen))
+            rows.append(row_of(network, precision, chosen))
             values = (f"{k} {v:.2f}" for k, v in rows[-1].items() if isinstance(v, float))
             print(network, precision, *values, sep=", ", flush=True)
     write_csv(chosen.output.with_suffix(".csv"), rows)

@@ -20,34 +20,31 @@ from functools import partial
 from pathlib import Path
 
 from measuring import interleave, machine, options, quartiles
-from networks import DIGITS, MAPS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent, Variant, dense
+from networks import DIGITS, FLOOR, MAPS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent, Variant
 from other_libraries import installed
 from torch import nn
 
 from snn_lib.files import write_csv
 
-FLOOR, LOOP = "dense floor", "per-step loop"
+LOOP = "per-step loop"
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
 LONG_ROUNDS = 3  # where a step takes seconds
 
 
 def variants(device: str) -> list[Variant]:
     """The rows of the table for one network."""
-    native = "cuda" if device == "cuda" else "cpu"
-    ours = Variant(f"SNN-IIR {native}", SNN, "the model", backend=native)
-    note = "products and ReLU only"
-    floor = Variant(FLOOR, dense, note, rows=True, input_gradient=True, keeps_memory=True)
+    ours = Variant(f"SNN-IIR {device}", SNN, "the model", backend=device)
     both = [
-        floor,
+        FLOOR,
         replace(
-            floor,
-            name=f"{FLOOR}, allocator as it is",
+            FLOOR,
+            name=f"{FLOOR.name}, allocator as it is",
             note="memory mapped anew",
             keeps_memory=False,
         ),
         replace(
-            floor,
-            name=f"{FLOOR}, no input gradient",
+            FLOOR,
+            name=f"{FLOOR.name}, no input gradient",
             note="one product less",
             input_gradient=False,
         ),
@@ -98,8 +95,8 @@ def table(network: Network, rows: list[Variant], results: list[dict], where: str
                 f"{kind}_ms": round(middle, 3),
                 f"{kind}_q25": round(first, 3),
                 f"{kind}_q75": round(third, 3),
-                f"{kind}/floor": round(middle / median(FLOOR, row.precision, kind), 3),
-                f"{kind}/floor_float32": round(middle / median(FLOOR, "float32", kind), 3),
+                f"{kind}/floor": round(middle / median(FLOOR.name, row.precision, kind), 3),
+                f"{kind}/floor_float32": round(middle / median(FLOOR.name, "float32", kind), 3),
                 f"loop/{kind}": round(median(LOOP, "float32", kind) / middle, 3),
             }
         loop_memory = found[LOOP, "float32"]["memory"]

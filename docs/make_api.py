@@ -27,6 +27,7 @@ A line for each name; `help(name)` has shapes, units and errors. This page is wr
 `python docs/make_api.py`.
 """
 # From the ground up; a room imports from its own floor and from those below it.
+DOORS = "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"
 FLOORS = {
     "What all stand on": {
         *("errors", "files", "settings", "time_constants", "stability", "pytorch_private"),
@@ -39,13 +40,9 @@ FLOORS = {
     "Tasks": {"tasks"},
     "Training": {"training", "sweep"},
     "Time series": {"time_series", "classifier"},
-    "The interface of 2020": {
-        *("release_2020", "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"),
-        "checkpoints",
-    },
+    "The interface of 2020": {"release_2020", "checkpoints", *DOORS},
 }
 EXPORTING = "snn_lib", "snn_lib.inference", "snn_lib.tasks", "snn_lib.training"
-DOORS = "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"
 FOR_USERS = (
     "functional",
     "encoding",

@@ -32,15 +32,22 @@ def observe_layers(
     model: nn.Module,
     kinds: type[nn.Module] | tuple[type[nn.Module], ...],
     report: Callable[[str, nn.Module, dict[str, Any], Any], object],
+    names: Collection[str] | None = None,
 ) -> Iterator[None]:
     """The context in which each call of a model's layers of some kinds is reported.
 
-    ``report`` takes the name of the layer, the layer, and what :func:`observe` reports.
+    ``report`` takes the name of the layer, the layer, and what :func:`observe` reports. If there
+    are ``names``, the layers are those of these names.
 
     Raises:
-        ValueError: as :func:`check_observed`.
+        ValueError: at the end of the context, a layer was silent because a compiled program calls
+            no hooks.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+    layers = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds) and (names is None or name in names)
+    }
     silent = set(layers)
 
     def note(name: str, layer: nn.Module, given: dict[str, Any], result: Any) -> None:
@@ -51,11 +58,6 @@ def observe_layers(
         for name, layer in layers.items():
             handles.enter_context(observe(layer, partial(note, name, layer)))
         yield
-    check_observed(model, silent)
-
-
-def check_observed(model: nn.Module, silent: Collection[str]) -> None:
-    """Raises a ValueError if layers were silent because a compiled program calls no hooks."""
     if silent and is_compiled(model):
         raise ValueError(
             f"nothing was seen of layer {', '.join(silent)}, because torch.compile runs the model "

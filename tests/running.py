@@ -126,6 +126,14 @@ def experiment(overrides, stop_after=None, task=None):
     return Experiment(SmallSNN, task, config, stop_requested=lambda: next(asked) == stop_after)
 
 
+def prepared(kind, config, rank=0, world=1):
+    """A task that is prepared on the CPU and takes a process's share of every batch."""
+    task = kind()
+    task.prepare(config, torch.device("cpu"))
+    task.share(rank, world)
+    return task
+
+
 def train(*arguments, **options):
     """Trains in this process and expects no trouble."""
     finished = run("--train", *arguments, **options)

@@ -280,11 +280,14 @@ class RecordingPreparation(Frames, Preparation):
 
 
 KINDS = {
-    "SequencePreparation": SequencePreparation,
-    "SeriesPreparation": SeriesPreparation,
-    "DigitPreparation": DigitPreparation,
-    "PixelPreparation": PixelPreparation,
-    "RecordingPreparation": RecordingPreparation,
+    kind.__name__: kind
+    for kind in (
+        SequencePreparation,
+        SeriesPreparation,
+        DigitPreparation,
+        PixelPreparation,
+        RecordingPreparation,
+    )
 }
 
 

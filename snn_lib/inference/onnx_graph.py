@@ -128,7 +128,7 @@ class _Graph:
         self.nodes: list[tuple[str, list[str], str, dict]] = []
         self.constants: dict[str, np.ndarray] = {}
         self.states: dict[str, Shape] = {}
-        self._number = description.dtype
+        self._dtype = description.dtype
         first, last = description.layers[0], description.layers[-1]
         self.before = description.before
         x, features = self._prepare(preparation), description.before
@@ -288,7 +288,7 @@ class _Graph:
         """Adds a constant: an array of integers as it is, all else in the network's dtype."""
         name = f"constant_{len(self.constants)}"
         is_integers = isinstance(value, np.ndarray) and value.dtype == np.int64
-        dtype = np.int64 if is_integers else self._number
+        dtype = np.int64 if is_integers else self._dtype
         self.constants[name] = np.ascontiguousarray(value, dtype)
         return name
 

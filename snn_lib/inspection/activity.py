@@ -331,8 +331,7 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
 
 def footprint(model: nn.Module) -> int:
     """The bytes that a model's parameters and buffers take."""
-    tensors = (*model.parameters(), *model.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def connection_sparsity(model: nn.Module) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import current_chunk
 from snn_lib.neurons import SpikingNeuron
-from snn_lib.observing import check_observed, observe
+from snn_lib.observing import observe_layers
 from snn_lib.synapses import IIRSynapse
+
+KINDS = IIRSynapse, SpikingNeuron
 
 
 @dataclass(frozen=True)
@@ -59,37 +60,26 @@ class Monitor:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
-        self._model = model
-        self._modules = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, (IIRSynapse, SpikingNeuron))
-        }
-        if layers is not None:
-            for name in layers:
-                if name not in self._modules:
-                    raise ValueError(
-                        f"there is no synapse or neuron layer {name!r}, choose from "
-                        f"{', '.join(map(repr, self._modules))}"
-                    )
-            self._modules = {name: self._modules[name] for name in layers}
+        known = [name for name, module in model.named_modules() if isinstance(module, KINDS)]
+        for name in layers or ():
+            if name not in known:
+                raise ValueError(
+                    f"there is no synapse or neuron layer {name!r}, choose from "
+                    f"{', '.join(map(repr, known))}"
+                )
+        self._model, self._layers = model, layers
         self.records: dict[str, SynapseRecord | NeuronRecord] = {}
 
     def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
         return self.records[layer]
 
     def __enter__(self) -> "Monitor":
-        self._hooks = [
-            observe(module, partial(self._store, name, module))
-            for name, module in self._modules.items()
-        ]
+        self._observing = observe_layers(self._model, KINDS, self._store, self._layers)
+        self._observing.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        if exception[0] is None:
-            check_observed(self._model, self._modules.keys() - self.records.keys())
+    def __exit__(self, *exception: Any) -> None:
+        self._observing.__exit__(*exception)
 
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
         record, chunk = record_of(layer, given, result), current_chunk()

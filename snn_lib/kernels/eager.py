@@ -159,7 +159,7 @@ def neuron_forward(
     for i, spike in zip(current.unbind(), spikes.unbind(), strict=True):
         _advance(membrane, reset, spike, i, reset_decay, reset_strength, membrane_decay)
     if dropout:
-        spikes *= dropout_scale(spikes.shape, dropout, seed, spikes.dtype)
+        spikes *= dropout_scale(spikes, dropout, seed)
     return spikes, membrane, reset
 
 
@@ -208,7 +208,7 @@ def neuron_backward(
     """
     _, need_theta, need_strength, need_lambda, _, _ = needed
     if dropout:
-        scale = dropout_scale(grad_spikes.shape, dropout, seed, grad_spikes.dtype)
+        scale = dropout_scale(grad_spikes, dropout, seed)
         grad_spikes = grad_spikes * scale
 
     # membranes[t + 1] is V[t], resets[t] is R[t]
@@ -293,29 +293,27 @@ def neuron_jvp(
         reset = reset_decay * reset + reset_strength * spike
     d_spikes = torch.stack(d_spikes) if d_spikes else torch.zeros_like(d_current).to(reset)
     if dropout:
-        d_spikes = d_spikes * dropout_scale(d_spikes.shape, dropout, seed, d_spikes.dtype)
+        d_spikes = d_spikes * dropout_scale(d_spikes, dropout, seed)
     return d_spikes, d_membrane.clone(), d_reset.clone()
 
 
-def dropout_scale(
-    shape: torch.Size, dropout: float, seed: Tensor, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
+def dropout_scale(spikes: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """0 where an element of ``spikes`` is dropped and 1 / (1 - dropout) elsewhere.
 
     The generator is counter-based. Element number i is dropped if the hash of i under a key, a
     uniform number from 0 to 2^32 - 1, is below dropout * 2^32. ``seed``, int64 ``(2,)``, holds the
-    key and the number of the first element; the others are numbered row-major over ``shape``. No
+    key and the number of the first element; the others are numbered row-major. No
     mask is stored: any backend draws the same one in any order, and the backward pass draws it
     again. The hash is the finaliser of MurmurHash3 (Appleby, public domain), once for each half of
     the key.
     """
     # int32 wraps around as the hash needs it, and is several times faster than int64.
     key, first = seed.unbind()
-    h = (first + torch.arange(shape.numel(), device=seed.device)).to(torch.int32)
+    h = (first + torch.arange(spikes.numel(), device=seed.device)).to(torch.int32)
     for half in (key, key >> 32):
         _mix(h.bitwise_xor_(half.to(torch.int32)))
     kept = h.bitwise_xor_(-(2**31)) >= int(dropout * 2**32) - 2**31  # compares them unsigned
-    return kept.view(shape).to(dtype).mul_(1.0 / (1.0 - dropout))
+    return kept.view(spikes.shape).to(spikes.dtype).mul_(1.0 / (1.0 - dropout))
 
 
 def _mix(h: Tensor) -> None:

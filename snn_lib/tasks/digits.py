@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from snn_lib import encoding
 from snn_lib.data.augmentation import TransformConfig, draw_grids, warp
 from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation
+from snn_lib.encoding import LatencyLaw
 from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, OrderHyperparameters, Settings, setting
 from snn_lib.tasks.classification import Classification, CountClassification, CountHyperparameters
@@ -43,7 +43,7 @@ class LatencyOptions(Settings):
     threshold: float = setting(
         0.2, "pixels up to this grey level stay silent; white is 1", above=0, below=1
     )
-    law: encoding.LatencyLaw = setting("linear", "function from grey level to spike time")
+    law: LatencyLaw = setting("linear", "function from grey level to spike time")
     tau: float = setting(5.0, "time constant of the logarithmic law, in steps", above=0)
     jitter: float = setting(0.0, "standard deviation of noise on the times, in steps", at_least=0)
 

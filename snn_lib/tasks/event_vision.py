@@ -21,8 +21,6 @@ from snn_lib.errors import require
 from snn_lib.settings import ExperimentConfig, Settings, setting
 from snn_lib.tasks.classification import CountClassification, CountHyperparameters
 
-__all__ = ["EventConfig", "EventHyperparameters", "EventVision"]
-
 EVALUATION_BATCH = 100
 SAMPLE = 100  # recordings on which first weights are found
 

@@ -231,7 +231,7 @@ def test_dropout_mask(backend, draw, dropout):
     spikes, *_ = backend.neuron_forward(
         2.0 * one.expand(shape), one, zero, zero, *state, dropout, seed
     )
-    mask = eager.dropout_scale(spikes.shape, dropout, seed, spikes.dtype)
+    mask = eager.dropout_scale(spikes, dropout, seed)
     assert torch.equal(spikes, mask)
     assert 0.0 < mask.count_nonzero() / mask.numel() < 1.0
 

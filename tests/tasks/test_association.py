@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import running
 import torch
-from running import ROOT, run_script
+from running import ROOT, prepared, run_script
 from scipy import signal
 
 from associative_memory import SNN
@@ -21,8 +21,8 @@ from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict, load_config
 
 SCRIPT = ROOT / "associative_memory.py"
-CPU = torch.device("cpu")
 STEPS, TRAINS, PATTERNS = 24, 300, 3  # the script's network has 300 inputs
+task_of = partial(prepared, Association)
 NO_DAMAGE = Damage(modify_probability=0.0, block_size=0, rows_removed=0, noise_probability=0.0)
 
 
@@ -48,16 +48,9 @@ def config(pattern_file):
     return config
 
 
-def prepared(config, rank=0, world=1):
-    task = Association()
-    task.prepare(config, CPU)
-    task.share(rank, world)
-    return task
-
-
 @pytest.fixture
 def task(config):
-    return prepared(config)
+    return task_of(config)
 
 
 class Always(torch.nn.Module):
@@ -166,19 +159,19 @@ def test_an_epoch_shows_each_pattern_equally_often_in_new_order(task):
 
 
 def test_batches_are_reproducible_and_continue_anywhere(config, task):
-    again = prepared(config)
+    again = task_of(config)
     batches = list(task.train_batches(4, 0))
     assert_same_batches(batches, again.train_batches(4, 0))
     for start in range(4):
         assert_same_batches(batches[start:], again.train_batches(4, start))
     for other in (next(task.train_batches(5, 0)), batches[1]):
         assert not torch.equal(batches[0][0], other[0])
-    other_seed = prepared(replace(config, seed=config.seed + 1))
+    other_seed = task_of(replace(config, seed=config.seed + 1))
     assert not torch.equal(batches[0][0], next(other_seed.train_batches(4, 0))[0])
 
 
 def test_samples_are_the_patterns_where_nothing_damages_them(config):
-    task = prepared(replace(config, damage=NO_DAMAGE))
+    task = task_of(replace(config, damage=NO_DAMAGE))
     for x, labels, _ in task.train_batches(0, 0):
         assert torch.equal(x, task.patterns[:, labels])
 
@@ -191,7 +184,7 @@ def test_batches_are_damaged_independently(config):
         block_probability=0.0,
         rows_removed=TRAINS,
     )
-    task = prepared(replace(config, damage=silenced))
+    task = task_of(replace(config, damage=silenced))
     first, second, _ = (x.any(2).any(0) for x, _, _ in task.train_batches(0, 0))  # (B,)
     assert not torch.equal(first, second)
 
@@ -211,14 +204,14 @@ def test_evaluation_samples_are_the_same_every_time(config, task, split, samples
     batches = list(task.evaluation_batches(split))
     list(task.train_batches(0, 0))
     assert_same_batches(batches, task.evaluation_batches(split))
-    assert_same_batches(batches, prepared(config).evaluation_batches(split))
+    assert_same_batches(batches, task_of(config).evaluation_batches(split))
     labels = torch.cat([labels for _, labels, _ in batches])
     assert labels.bincount().tolist() == [samples] * PATTERNS
 
 
 def test_splits_differ(config):
     config.pattern_config.validation_samples = config.pattern_config.test_samples
-    task = prepared(config)
+    task = task_of(config)
     validation, test = (next(task.evaluation_batches(s))[0] for s in ("validation", "test"))
     assert not torch.equal(validation, test)
     assert not torch.equal(validation, next(task.train_batches(0, 0))[0])
@@ -226,7 +219,7 @@ def test_splits_differ(config):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_every_batch(config, task, world):
-    shares = [list(prepared(config, rank, world).train_batches(1, 0)) for rank in range(world)]
+    shares = [list(task_of(config, rank, world).train_batches(1, 0)) for rank in range(world)]
     for number, (x, labels, _) in enumerate(task.train_batches(1, 0)):
         for rank, share in enumerate(shares):
             assert torch.equal(share[number][0], x[:, rank::world])
@@ -274,7 +267,7 @@ def test_the_part_cut_out_and_the_late_steps_are_measured_by_themselves(
     array = np.random.default_rng(1).random((PATTERNS, TRAINS, 80)) < 0.05
     config.dataset_path = str(tmp_path / "longer.npy")
     np.save(config.dataset_path, array)
-    task = prepared(config)
+    task = task_of(config)
     cut = single_damage("block_size", 30)
     alone = task.measure(_repeat_late(task), cut, samples=2)
     assert (alone["part_precision"], alone["part_recall"]) == (0, 0)
@@ -317,7 +310,7 @@ def test_the_report_says_what_was_measured(config, tmp_path):
     config.hyperparameters.length = 80
     config.dataset_path, config.runs_path = str(tmp_path / "longer.npy"), str(tmp_path)
     np.save(config.dataset_path, np.random.default_rng(1).random((PATTERNS, TRAINS, 80)) < 0.05)
-    task = prepared(config)
+    task = task_of(config)
     lines = list(task.report(_repeat_late(task), None))
     rows = {(row["damage"], row["strength"]): row for row in task.sweep(_repeat_late(task))}
     rows["damage of the 2020 release", ""] = weak = task.measure(_repeat_late(task), Damage())
@@ -408,7 +401,7 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
 
 def test_float_patterns_do_as_well(pattern_file, config, tmp_path, task):
     np.save(tmp_path / "float.npy", np.load(pattern_file).astype(np.float32))
-    other = prepared(replace(config, dataset_path=str(tmp_path / "float.npy")))
+    other = task_of(replace(config, dataset_path=str(tmp_path / "float.npy")))
     assert torch.equal(other.patterns, task.patterns)
 
 
@@ -459,6 +452,6 @@ def test_a_missing_checkpoint_is_refused(tmp_path, pattern_file):
 
 def test_the_task_itself_raises_input_errors(config, tmp_path):
     with pytest.raises(InputError, match="there is no file"):
-        prepared(replace(config, dataset_path=str(tmp_path / "absent.npy")))
+        task_of(replace(config, dataset_path=str(tmp_path / "absent.npy")))
     with pytest.raises(InputError, match="damage: rows_removed is 301"):
-        prepared(replace(config, damage=Damage(block_size=5, rows_removed=301)))
+        task_of(replace(config, damage=Damage(block_size=5, rows_removed=301)))

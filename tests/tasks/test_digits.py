@@ -1,9 +1,10 @@
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
-from running import ROOT
+from running import ROOT, prepared
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
@@ -18,8 +19,8 @@ from snn_lib.tasks.digits import (
     DigitHyperparameters,
 )
 
-CPU = torch.device("cpu")
 LENGTH, IMAGES = 6, 30
+task_of = partial(prepared, DigitClassification)
 
 
 @pytest.fixture
@@ -29,13 +30,6 @@ def config():
     options = config.mnist_config
     options.training_size, options.validation_size, options.test_size = 70, 40, IMAGES
     return config
-
-
-def task_of(config, rank=0, world=1):
-    task = DigitClassification()
-    task.prepare(config, CPU)
-    task.share(rank, world)
-    return task
 
 
 class Answer(nn.Module):

@@ -1,12 +1,13 @@
 """Event vision: what the network sees of recordings, and the script on sets of any kind."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from recorded import gesture_files, nmnist_files, tonic_downloads
-from running import ROOT, accuracy, run
+from running import ROOT, accuracy, prepared, run
 
 import event_vision
 from snn_lib import SpikingNeuron
@@ -18,6 +19,7 @@ from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
 STEPS = 4
+task_of = partial(prepared, EventVision)
 SMALL = (
     f"hyperparameters.length={STEPS}",
     "hyperparameters.channels=[4,4,8]",
@@ -32,13 +34,6 @@ SMALL = (
 def configured(*overrides, file="event_vision.yaml"):
     schema = event_vision.EventConvConfig
     return load_config(schema, ROOT / file, [*SMALL, *overrides])
-
-
-def task_of(config, rank=0, world=1):
-    task = EventVision()
-    task.prepare(config, CPU)
-    task.share(rank, world)
-    return task
 
 
 @pytest.fixture

@@ -2,11 +2,12 @@
 
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from running import ROOT, accuracy, run, shell
+from running import ROOT, accuracy, prepared, run, shell
 
 import snn_lib
 import time_series
@@ -18,6 +19,7 @@ from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
 SAMPLES, STEPS = 60, 20
+task_of = partial(prepared, TimeSeries)
 ENCODINGS = {"current": 6, "population": 15, "delta": 6}  # and the channels that the network sees
 
 
@@ -43,13 +45,6 @@ def configured(folder, **options):
     for key, value in options.items():
         setattr(hyperparameters, key, value)
     return config
-
-
-def task_of(config, rank=0, world=1):
-    task = TimeSeries()
-    task.prepare(config, CPU)
-    task.share(rank, world)
-    return task
 
 
 def test_sequences_are_held_out_only_for_training_by_gradients(mine, tmp_path):

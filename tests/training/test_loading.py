@@ -257,7 +257,9 @@ def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monke
     monkeypatch.chdir(ROOT)
     assert snn_lib.load(best).classes == ["down", "up"]  # the script lies above the checkpoint
     (tmp_path / "rising.py").unlink()
-    with pytest.raises(InputError, match=r"rising.py, which wrote checkpoint .* is neither above the"):
+    with pytest.raises(
+        InputError, match=r"rising.py, which wrote checkpoint .* is neither above the"
+    ):
         snn_lib.load(best)
 
 
