@@ -5,13 +5,13 @@ import os
 
 import numpy as np
 import pytest
+import refusing
 import torch
 from recorded import served
 from running import ROOT
 from torchvision.datasets import MNIST
 
 from snn_lib.data.mnist import load_mnist
-from snn_lib.errors import InputError
 
 RAW = ROOT / "dataset" / "MNIST" / "raw"
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -41,10 +41,7 @@ def no_network(monkeypatch):
 
 
 def refusal(raw):
-    with pytest.raises(InputError) as refused:
-        load_mnist(raw.parent.parent, train=False)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refusing.refusal(load_mnist, raw.parent.parent, train=False)
 
 
 def test_images_and_labels_are_those_of_the_archives(raw, unpacked):

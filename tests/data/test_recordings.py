@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import refusing
 import torch
 from recorded import gesture_files, nmnist_files, some_events, tonic_downloads
 
@@ -28,10 +29,7 @@ def load(kind, folder, part, frames=FRAMES):
 
 
 def refusal(*arguments):
-    with pytest.raises(InputError) as refused:
-        load(*arguments)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refusing.refusal(load, *arguments)
 
 
 def test_n_mnist_s_files_are_read_in_the_order_of_their_numbers(tmp_path):

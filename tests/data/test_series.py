@@ -3,16 +3,15 @@
 import os
 import re
 import sys
-import warnings
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
+import refusing
 import torch
 
 from snn_lib.data.series import load_series, mean_and_deviation
-from snn_lib.errors import InputError
 
 X = np.random.default_rng(0).normal(size=(6, 5, 2))
 Y = np.array(["walk", "run", "walk", "run", "sit", "sit"])
@@ -35,12 +34,7 @@ def ts(folder, train, test, equal="true", missing="false"):
 
 
 def refusal(dataset, root=".", **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(InputError) as refused:
-            load_series(dataset, root, **options)
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refusing.refusal(load_series, dataset, root, **options)
 
 
 def test_an_npz_gives_its_sequences_and_classes_by_number(tmp_path):

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import refusing
 from running import ROOT
 
 from snn_lib.errors import InputError
@@ -31,11 +32,7 @@ def yaml_file(tmp_path):
 
 
 def refusal(path, *overrides):
-    with pytest.raises(InputError) as error:
-        load_config(DigitConfig, path, overrides)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    return message
+    return refusing.refusal(load_config, DigitConfig, path, overrides)
 
 
 def test_yaml_fills_the_defaults_and_overrides_win(yaml_file):
