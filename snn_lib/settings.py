@@ -188,7 +188,11 @@ class Hyperparameters(Settings):
     tau_m: float = setting(
         4.0, "slow time constant of PSP and membrane, in steps", above=0, at_most=LONGEST_MEMORY
     )
-    tau_s: float = setting(1.0, "fast time constant of the PSP, in steps, below tau_m", above=0)
+    tau_s: float = setting(
+        1.0,
+        "fast time constant of the PSP, in steps; models with both need tau_s below tau_m",
+        above=0,
+    )
     train_coefficients: bool = setting(True, "train the coefficients of the synapses' filters")
     train_bias: bool = setting(True, "give every layer a bias, and train it")
     membrane_filter: bool = setting(False, "let the membrane potential leak with tau_m")
@@ -209,10 +213,6 @@ class Hyperparameters(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.tau_s < self.tau_m,
-            f"tau_m is {self.tau_m} and tau_s {self.tau_s}, expected tau_s below tau_m",
-        )
         require(
             (self.rate_penalty > 0) == (max(self.target_rate, self.rate_limit) > 0),
             f"rate_penalty is {self.rate_penalty}, target_rate {self.target_rate}, "

@@ -74,6 +74,11 @@ def test_every_number_outside_its_range_is_refused_by_its_name(section):
 
 # The test above takes a range from the field itself, and cannot tell that the range is right.
 SENSELESS = [
+    (
+        AssociationHyperparameters,
+        {"tau_s": 8.0},
+        "tau_m is 8.0 and tau_s 8.0, expected tau_s below",
+    ),
     (AugmentationConfig, {"noise": -1.0}, "noise is -1.0, expected at least 0"),
     (AugmentationConfig, {"scale": -1.0}, "scale is -1.0, expected at least 0"),
     (AugmentationConfig, {"stretch": 0.5}, "stretch is 0.5, expected at least 1"),
@@ -136,6 +141,10 @@ SENSELESS = [
 def test_values_that_make_no_sense_are_refused(section, values, message):
     with pytest.raises(InputError, match=re.escape(message)):
         section(**values)
+
+
+def test_neurons_without_such_filters_may_forget_faster_than_tau_s():
+    assert TimeSeriesHyperparameters(tau_m=0.5, tau_s=1.0).tau_m == 0.5
 
 
 @pytest.mark.parametrize("config_class", CONFIGS)

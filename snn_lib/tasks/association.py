@@ -55,6 +55,10 @@ class AssociationHyperparameters(ResonantHyperparameters):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
+            self.tau_s < self.tau_m,
+            f"tau_m is {self.tau_m} and tau_s {self.tau_s}, expected tau_s below tau_m",
+        )
+        require(
             self.delay < self.length,
             f"delay is {self.delay}, expected less than length, {self.length}",
         )

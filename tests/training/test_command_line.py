@@ -106,7 +106,7 @@ def test_help_works_without_a_yaml_file(tmp_path):
     [
         ("hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
         ("hyperparameters.length=long", "could not be converted to Integer"),
-        ("hyperparameters.tau_s=4", "tau_m is 4.0 and tau_s 4.0, expected tau_s below tau_m"),
+        ("hyperparameters.tau_s=4", "tau_m is 4.0 and tau_s 4.0, expected 0 < tau_s < tau_m"),
         ("hyperparameters.dropout=1", "dropout is 1.0, expected at least 0 and below 1"),
         ("device=cuda:77", "device='cuda:77' is not available here, use device=cpu"),
         ("optimizer.AdamW.betas=[2,3]", "optimizer.AdamW"),

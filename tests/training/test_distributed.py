@@ -114,12 +114,12 @@ def test_a_process_that_dies_ends_the_run_with_a_line(tmp_path, victim):
 
 
 def test_bad_input_ends_all_processes(tmp_path):
-    processes = start(tmp_path, 2, "--train", *settings(tmp_path, "hyperparameters.tau_s=9"))
+    processes = start(tmp_path, 2, "--train", *settings(tmp_path, "hyperparameters.dropout=1"))
     for rank, process in enumerate(processes):
         finished = process.wait(timeout=60)
         assert finished.code == 2
         assert finished.err.startswith(
-            f"snn_mlp_1.py: process {rank}: hyperparameters.tau_m is 4.0"
+            f"snn_mlp_1.py: process {rank}: hyperparameters.dropout is 1.0"
         )
         assert finished.err.count("\n") == 1
 

@@ -88,8 +88,8 @@ def test_what_cannot_be_searched_is_refused_in_a_line(script, setting, message):
 
 
 def test_ends_that_only_fit_each_other_are_allowed(script):
-    settings = ["hyperparameters.tau_s=2..6", "hyperparameters.tau_m=3..20"]
-    assert SearchSpace(script, None, settings).config.hyperparameters.tau_s == 6
+    settings = ["hyperparameters.rate_penalty=0,1", "hyperparameters.target_rate=0,0.1"]
+    assert SearchSpace(script, None, settings).config.hyperparameters.target_rate == 0.1
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -134,11 +134,11 @@ def test_a_trial_returns_the_best_score_and_leaves_the_test_data_alone(script, t
 
 
 def test_settings_that_do_not_fit_each_other_end_a_trial_early(script, tmp_path, capsys):
-    settings = ["hyperparameters.tau_s=1..9", "hyperparameters.tau_m=2..10"]
-    values = {"hyperparameters.tau_s": 8.0, "hyperparameters.tau_m": 3.0}
+    settings = ["hyperparameters.rate_penalty=0,1", "hyperparameters.target_rate=0,0.1"]
+    values = {"hyperparameters.rate_penalty": "1", "hyperparameters.target_rate": "0"}
     with pytest.raises(optuna.TrialPruned):
         run(script, tmp_path, settings, **values)
-    assert "trial_0007 ends early: hyperparameters.tau_m is 3.0" in capsys.readouterr().out
+    assert "trial_0007 ends early: hyperparameters.rate_penalty is 1.0" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_ends_a_trial_early(script, tmp_path, capsys):
