@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib, from any folder
 import snn_lib
+from snn_lib.snn_layers import dual_exp_iir_layer, neuron_layer
 from snn_lib.time_constants import decays_of
 
 SIGMA = 0.4  # width of the Gaussian surrogate
@@ -214,6 +215,27 @@ class SNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)[0]
+
+
+class TimeLast(nn.Module):
+    """The same from the layers of the 2020 release, which take ``(B, N, T)``; no convolutions."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        sizes = network.steps, network.batch
+        self.layers = nn.ModuleList()
+        for layer in network.layers():
+            constants = network.tau_m, network.tau_s, True
+            synapse = dual_exp_iir_layer((layer.inputs,), *sizes, *constants)
+            neurons = neuron_layer(layer.inputs, layer.outputs, *sizes, network.tau_m, True, False)
+            neurons.neuron_cell.weight = layer.weights()
+            self.layers.append(nn.ModuleList([synapse, neurons, nn.Dropout(layer.dropout)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(0, -1)
+        for synapse, neurons, dropout in self.layers:
+            x = dropout(neurons(synapse(x)[0])[0])
+        return x.movedim(-1, 0)
 
 
 CHUNK = 100  # time steps

@@ -73,6 +73,34 @@ def test_training_step_compares_every_variant_on_every_network(tmp_path, run_smo
     assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
 
 
+def test_the_interface_of_2020_is_compared_with_the_native_one(tmp_path, run_smoke):
+    rows, printed = run_smoke("interface_2020", tmp_path, chart=False)
+    names = ["native API", "2020 interface", "per-step loop"]
+    assert [row["variant"] for row in rows] == names * 2
+    assert all(float(row["training_ms"]) > 0 and row["variant"] in printed for row in rows)
+    assert all(row["training/native"] == "1.0" for row in rows if row["variant"] == names[0])
+
+
+@pytest.mark.parametrize("network", ["DIGITS", "MEMORY"])
+def test_both_interfaces_compute_the_same_network(network):
+    import networks
+
+    network = replace(getattr(networks, network).small(), dropout=0.0)
+    models = [build(network) for build in (networks.SNN, networks.TimeLast, networks.Loop)]
+    weights = [
+        [p for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+        for model in models
+    ]
+    for others in weights[1:]:
+        for own, other in zip(weights[0], others, strict=True):
+            other.data.copy_(own.data)
+    x = torch.rand(network.steps, network.batch, network.inputs)
+    expected = models[0](x)
+    assert 0 < expected.mean() < 1
+    for model in models[1:]:
+        assert torch.equal(model(x), expected)
+
+
 def test_step_profile_counts_the_bytes_that_filters_and_neurons_move(tmp_path, run_smoke):
     rows, _ = run_smoke("step_profile", tmp_path, chart=False)
     assert [row["precision"] for row in rows] == ["float32", "bfloat16"] * 3

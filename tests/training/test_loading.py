@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from running import ONE_THREAD, ROOT, shell, the_run
+from running import ONE_THREAD, ROOT, run_script, shell, the_run
 from torch import nn
 
 import snn_lib
@@ -300,11 +300,14 @@ def test_a_script_above_a_link_to_the_runs_is_found(mine, tmp_path, monkeypatch)
     assert snn_lib.load("../one/runs/best").model.project == "one"
 
 
-def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(tmp_path):
+def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     script = "from __future__ import annotations\nimport dataclasses\n" + SCRIPT + OWN_SETTINGS
     (tmp_path / "rising.py").write_text(script + "main(__file__, build_wide, wide)\n")
     settings = "hyperparameters.epoch=1", "hyperparameters.batch_size=8", "device=cpu", "width=5"
-    done = shell(sys.executable, "rising.py", "--train", *settings, cwd=tmp_path)
+    done = run_script(tmp_path / "rising.py", "--train", *settings)
     assert done.code == 0, done.err
     network = snn_lib.load(the_run(tmp_path) / "best")
     assert network.model[1].weight.shape == (5, 3)
