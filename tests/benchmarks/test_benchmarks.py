@@ -1,76 +1,18 @@
-"""The benchmarks run, in a tiny setting, and write what they say. Nothing here looks at timings."""
+"""The other benchmarks run, in a tiny setting, and write what they say."""
 
 import argparse
-import csv
 import re
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from running import forkserver, run_script, tiny, train
+from running import ROOT, run_script, tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
 from snn_lib.tasks.digits import DigitClassification
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _modules(monkeypatch):
-    """Benchmarks import each other, as scripts of one folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-@pytest.fixture
-def run_smoke(monkeypatch):
-    """Runs a benchmark in this process; gives the rows of its CSV, and what it printed."""
-    plt = pytest.importorskip("matplotlib.pyplot")
-    plt.switch_backend("agg")
-    forkserver()  # whose processes the benchmarks use
-
-    def run(name, folder, *flags, chart=True):
-        output = folder / "new" / name
-        options = ["--smoke", "--threads", "1", "--device", "cpu", "--output", output, *flags]
-        monkeypatch.chdir(folder)
-        finished = run_script(BENCHMARKS / f"{name}.py", *options)
-        assert finished.code == 0, finished.err
-        if chart:
-            assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-        with output.with_suffix(".csv").open(newline="") as file:
-            return list(csv.DictReader(file)), finished.out
-
-    yield run
-    plt.close("all")
-
-
-def test_training_step_compares_every_variant_on_every_network(tmp_path, run_smoke):
-    rows, printed = run_smoke("training_step", tmp_path)
-    networks = {row["network"] for row in rows}
-    assert len(networks) == 3  # made small, two are the same
-    assert {"nn.GRU", "nn.LSTM"} <= {row["variant"] for row in rows}
-    for network in networks:
-        measured = {(r["variant"], r["precision"]) for r in rows if r["network"] == network}
-        assert measured >= {
-            (variant, precision)
-            for variant in (
-                "SNN-IIR cpu",
-                "per-step loop",
-                "dense floor",
-                "dense floor, no input gradient",
-                "dense floor, allocator as it is",
-            )
-            for precision in ("float32", "bfloat16")
-        } | {("SNN-IIR eager", "float32")}
-    for row in rows:
-        assert row["variant"] in printed
-        assert float(row["training_q25"]) <= float(row["training_ms"]) <= float(row["training_q75"])
-        assert float(row["inference_ms"]) > 0
-        assert "1 threads" in row["machine"]
-    floor = next(r for r in rows if (r["variant"], r["precision"]) == ("dense floor", "float32"))
-    assert float(floor["training/floor"]) == float(floor["inference/floor"]) == 1
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def test_the_interface_of_2020_is_compared_with_the_native_one(tmp_path, run_smoke):
@@ -79,26 +21,6 @@ def test_the_interface_of_2020_is_compared_with_the_native_one(tmp_path, run_smo
     assert [row["variant"] for row in rows] == names * 2
     assert all(float(row["training_ms"]) > 0 and row["variant"] in printed for row in rows)
     assert all(row["training/native"] == "1.0" for row in rows if row["variant"] == names[0])
-
-
-@pytest.mark.parametrize("network", ["DIGITS", "MEMORY"])
-def test_both_interfaces_compute_the_same_network(network):
-    import networks
-
-    network = replace(getattr(networks, network).small(), dropout=0.0)
-    models = [build(network) for build in (networks.SNN, networks.TimeLast, networks.Loop)]
-    weights = [
-        [p for m in model.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
-        for model in models
-    ]
-    for others in weights[1:]:
-        for own, other in zip(weights[0], others, strict=True):
-            other.data.copy_(own.data)
-    x = torch.rand(network.steps, network.batch, network.inputs)
-    expected = models[0](x)
-    assert 0 < expected.mean() < 1
-    for model in models[1:]:
-        assert torch.equal(model(x), expected)
 
 
 def test_step_profile_counts_the_bytes_that_filters_and_neurons_move(tmp_path, run_smoke):
@@ -162,7 +84,7 @@ def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_mod
     pytest.importorskip("onnxruntime")
     pytest.importorskip("aeon")
     rows, _ = run_smoke("inference_agreement", tmp_path, chart=False)
-    pretrained = {path.name for path in BENCHMARKS.parent.glob("*checkpoint/pretrained_*")}
+    pretrained = {path.name for path in ROOT.glob("*checkpoint/pretrained_*")}
     models = {name.removeprefix("pretrained_") for name in pretrained if "." not in name}
     assert {row["model"] for row in rows} == models
     for row in rows:
@@ -173,26 +95,9 @@ def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_mod
             assert row["samples"] == row["same_answer"] == row["same_answer_onnx"] == "10"
 
 
-def test_scaling_sweeps_time_steps_batch_and_width(tmp_path, run_smoke):
-    rows, printed = run_smoke("scaling", tmp_path)
-    for sweep in ("time steps", "batch", "width"):
-        for variant in (
-            "SNN-IIR cpu",
-            "SNN-IIR cpu, chunks",
-            "SNN-IIR cpu, chunks of loss",
-            "dense floor",
-        ):
-            points = [r for r in rows if (r["sweep"], r["variant"]) == (sweep, variant)]
-            assert len({r["size"] for r in points}) == len(points) == 2
-            assert len({r["slope_training_ms"] for r in points}) == 1
-            assert f"{variant} against {sweep}" in printed
-
-
 def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path, run_smoke):
     rows, printed = run_smoke("accuracy", tmp_path)
-    assert {row["model"] for row in rows} == {
-        path.stem for path in BENCHMARKS.parent.glob("snn_*.yaml")
-    }
+    assert {row["model"] for row in rows} == {path.stem for path in ROOT.glob("snn_*.yaml")}
     for row in rows:
         assert row["model"] in printed
         encoding = re.search("poisson|latency", row["model"])
@@ -259,53 +164,6 @@ def test_a_smoke_run_overwrites_no_results(monkeypatch):
     for flags, published in (["--smoke"], False), ([], True):
         monkeypatch.setattr(sys, "argv", ["scaling.py", *flags])
         assert (options("", "scaling").output.parent == BENCHMARKS / "results") is published
-
-
-def test_slope_is_the_exponent_of_a_power_law():
-    from scaling import slope
-
-    assert slope([1, 10, 100], [3.0, 300.0, 30000.0]) == pytest.approx(2.0)
-
-
-@pytest.mark.parametrize("name", ["MEMORY", "MAPS"])
-def test_the_loop_computes_what_this_library_computes(name):
-    import networks
-
-    network = replace(getattr(networks, name).small(), dropout=0.0)
-    x, loss = network.data("cpu")
-    x = (torch.rand(x.shape) < 0.5).float()  # enough of them to fire
-    found = []
-    for build in (networks.SNN, networks.Loop):
-        torch.manual_seed(0)
-        model = build(network)
-        output = model(x)
-        loss(output).backward()
-        found.append((output, [m.weight.grad for m in model.modules() if hasattr(m, "weight")]))
-    (ours, ours_grad), (loops, loops_grad) = found
-    assert ours.any()
-    assert torch.equal(ours, loops)
-    for one, other in zip(ours_grad, loops_grad, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-
-
-def test_the_loss_of_chunks_is_that_of_the_whole(monkeypatch):
-    import networks
-
-    monkeypatch.setattr(networks, "CHUNK", 2)  # of three steps
-    network = replace(networks.MEMORY.small(), dropout=0.0)
-    found = []
-    for build, data in (
-        (networks.SNN, networks.Network.data),
-        (networks.ChunkedLoss, networks.Network.trains_and_loss),
-    ):
-        torch.manual_seed(0)
-        model = build(network)
-        x, loss = data(network, "cpu")
-        error = loss(model(x))
-        error.backward()
-        found.append((error, [parameter.grad for parameter in model.parameters()]))
-    torch.testing.assert_close(*found)
-    assert found[0][0] > 0
 
 
 def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path, run_smoke):
