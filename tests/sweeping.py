@@ -16,7 +16,7 @@ from snn_lib.training import main
 
 class Known(SequenceClassification):
     def score(self, metrics):
-        return (-abs(self.config.hyperparameters.tau_m - 5),)
+        return -abs(self.config.hyperparameters.tau_m - 5)
 
 
 def build_model(config):

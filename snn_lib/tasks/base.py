@@ -95,8 +95,11 @@ class Task:
         """Metrics from sums over many batches."""
         return {"loss": sums["loss"] / sums["samples"]}
 
-    def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
-        """The best epoch is the one with the highest score: here the lowest loss."""
+    def score(self, metrics: dict[str, float]) -> tuple[float, ...] | float:
+        """The best epoch is the one with the highest score: here the lowest loss.
+
+        Of two scores the first number counts, and where it is the same, the next.
+        """
         return (-metrics["loss"],)
 
     def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:

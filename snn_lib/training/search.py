@@ -17,7 +17,7 @@ from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment
 from snn_lib.training.loading import arguments_of_main
-from snn_lib.training.state import Row, split_of
+from snn_lib.training.state import score_of
 
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 
@@ -153,9 +153,6 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     trial.set_user_attr("settings", shared(settings))
     say(f"{name}: {' '.join(settings)}")
 
-    def score(row: Row) -> float:
-        return task.score(split_of(row, "validation"))[0]
-
     def end_early(why: object) -> NoReturn:
         say(f"{name} ends early: {why}")
         raise TrialPruned
@@ -163,7 +160,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     def report() -> bool:
         progress = experiment.progress
         if progress.history and progress.batch == 1:  # the first batch after an epoch
-            trial.report(score(progress.history[-1]), progress.epoch)
+            trial.report(score_of(progress.history[-1], task)[0], progress.epoch)
             if trial.should_prune():
                 end_early(f"others were better after epoch {progress.epoch}")
         return False
@@ -180,7 +177,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     try:
         experiment = Experiment(build_model, task, config, initialise, report)
         experiment.script = space.script.name
-        return score(experiment.train(checkpoint)["best"])
+        return score_of(experiment.train(checkpoint)["best"], task)[0]
     except (RunError, SettingsError) as error:
         end_early(error)
     except (RuntimeError, MemoryError) as error:

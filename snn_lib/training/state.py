@@ -48,8 +48,7 @@ class Progress:
         """The metrics of the best epoch; of equally good epochs, the first."""
 
         def score(row: Row) -> tuple[float, ...]:
-            scores = task.score(split_of(row, "validation"))
-            return tuple(-math.inf if math.isnan(one) else one for one in scores)
+            return tuple(-math.inf if math.isnan(one) else one for one in score_of(row, task))
 
         return max(self.history, key=score)
 
@@ -262,6 +261,12 @@ class MovingAverage(AveragedModel):
                 else:
                     kept.copy_(buffer)
         self.n_averaged += 1
+
+
+def score_of(row: Row, task: Task) -> tuple[float, ...]:
+    """The score of an epoch's validation metrics; a task may give a single number."""
+    score = task.score(split_of(row, "validation"))
+    return score if isinstance(score, tuple) else (score,)
 
 
 def split_of(row: Row, split: str) -> dict[str, float]:

@@ -173,7 +173,7 @@ def test_settings_that_do_not_fit_data_model_or_optimiser_end_a_trial_early(
 
 def test_a_lack_of_memory_ends_a_trial_early(script, tmp_path, capsys):
     script.write_text(
-        SCRIPT.replace("return (-abs", "raise torch.OutOfMemoryError('all of it')  # (")
+        SCRIPT.replace("return -abs", "raise torch.OutOfMemoryError('all of it')  # (")
     )
     with pytest.raises(optuna.TrialPruned):
         run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 5.0})
