@@ -277,7 +277,8 @@ def _line():
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
+        installed = "site-packages" in path.parts  # of a virtual environment in this folder
+        if path.is_relative_to(ROOT) and not installed and path != Path(__file__):
             return f"{path.relative_to(ROOT)}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return "outside of the project"
