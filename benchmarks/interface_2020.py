@@ -7,14 +7,14 @@ Writes the medians and their ratio to the native API.
 """
 
 from measuring import interleave, machine, options, quartiles
-from networks import DIGITS, MEMORY, SNN, Loop, TimeLast, Variant
+from networks import DIGITS, LOOP, MEMORY, SNN, TimeLast, Variant
 
 from snn_lib.files import write_csv
 
-NATIVE = Variant("native API", SNN, "the layers of snn_lib")
-OTHERS = (
+VARIANTS = (
+    Variant("native API", SNN, "the layers of snn_lib"),
     Variant("2020 interface", TimeLast, "the layers of snn_lib.snn_layers"),
-    Variant("per-step loop", Loop, "the model, an operator at a time"),
+    LOOP,
 )
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
 
@@ -22,13 +22,13 @@ ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at le
 def main() -> None:
     chosen = options(__doc__, "interface_2020")
     rounds, seconds = (1, 0.0) if chosen.smoke else (ROUNDS, SECONDS)
-    variants, rows = (NATIVE, *OTHERS), []
+    rows = []
     for network in (DIGITS, MEMORY):
         network = network.small() if chosen.smoke else network
-        subjects = [(variant, network) for variant in variants]
+        subjects = [(variant, network) for variant in VARIANTS]
         found = interleave(subjects, chosen, rounds, seconds, ["training"])
         medians = [quartiles(result["training"])[1] for result in found]
-        for variant, median in zip(variants, medians, strict=True):
+        for variant, median in zip(VARIANTS, medians, strict=True):
             row = {
                 "network": str(network),
                 "variant": variant.name,

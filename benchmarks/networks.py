@@ -340,6 +340,7 @@ def dense(network: Network) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
+LOOP = Variant("per-step loop", Loop, "the model, an operator at a time")
 FLOOR = Variant(
     "dense floor",
     dense,

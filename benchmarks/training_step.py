@@ -20,13 +20,12 @@ from functools import partial
 from pathlib import Path
 
 from measuring import interleave, machine, options, quartiles
-from networks import DIGITS, FLOOR, MAPS, MEMORY, PIXELS, SNN, Loop, Network, Recurrent, Variant
+from networks import DIGITS, FLOOR, LOOP, MAPS, MEMORY, PIXELS, SNN, Network, Recurrent, Variant
 from other_libraries import installed
 from torch import nn
 
 from snn_lib.files import write_csv
 
-LOOP = "per-step loop"
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
 LONG_ROUNDS = 3  # where a step takes seconds
 
@@ -49,7 +48,7 @@ def variants(device: str) -> list[Variant]:
             input_gradient=False,
         ),
         ours,
-        Variant(LOOP, Loop, "the model, an operator at a time"),
+        LOOP,
     ]
     half = [replace(variant, precision="bfloat16") for variant in both]
     return [*both, replace(ours, name="SNN-IIR eager", backend="eager"), *half, *installed()]
@@ -97,9 +96,9 @@ def table(network: Network, rows: list[Variant], results: list[dict], where: str
                 f"{kind}_q75": round(third, 3),
                 f"{kind}/floor": round(middle / median(FLOOR.name, row.precision, kind), 3),
                 f"{kind}/floor_float32": round(middle / median(FLOOR.name, "float32", kind), 3),
-                f"loop/{kind}": round(median(LOOP, "float32", kind) / middle, 3),
+                f"loop/{kind}": round(median(LOOP.name, "float32", kind) / middle, 3),
             }
-        loop_memory = found[LOOP, "float32"]["memory"]
+        loop_memory = found[LOOP.name, "float32"]["memory"]
         line |= {
             "memory_MB": round(result["memory"] / 1e6, 1),
             "memory/loop": round(result["memory"] / max(loop_memory, 1), 3),

@@ -26,6 +26,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from snn_lib.data.sequences import INSTALLED
+
 ROOT = Path(__file__).parent.parent
 META = torch.device("meta")
 MATRIX_PRODUCTS = (F.linear, torch.matmul, Tensor.matmul, torch.bmm, F.conv2d)
@@ -277,7 +279,7 @@ def _line():
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        installed = "site-packages" in path.parts  # of a virtual environment in this folder
+        installed = INSTALLED & {*path.parts}  # in a virtual environment in this folder
         if path.is_relative_to(ROOT) and not installed and path != Path(__file__):
             return f"{path.relative_to(ROOT)}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back

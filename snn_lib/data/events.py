@@ -119,10 +119,10 @@ def check_events(events: Events, side: int, source: Path | str) -> Events:
             arrays = [values.astype(np.int64, copy=False) for values in given]
     except (TypeError, ValueError):
         raise InputError(f"{source}: x, y, t and p are not arrays of numbers") from None
-    lengths = [values.shape for values in arrays]
+    shapes = [values.shape for values in arrays]
     require(
-        all(shape == (len(arrays[0]),) for shape in lengths),
-        f"{source}: x, y, t and p have the shapes {lengths}, expected as many numbers of each",
+        len(shapes[0]) == 1 and len(set(shapes)) == 1,
+        f"{source}: x, y, t and p have the shapes {shapes}, expected as many numbers of each",
     )
     require(len(arrays[0]) > 0, f"{source} has no events")
     require(
@@ -130,8 +130,9 @@ def check_events(events: Events, side: int, source: Path | str) -> Events:
         f"{source} has numbers that are not whole: expected x, y, t and p as integers",
     )
     events = Events(*arrays)
-    if not np.isin(events.p, (0, 1)).all():
-        number = np.isin(events.p, (0, 1)).argmin()
+    binary = np.isin(events.p, (0, 1))
+    if not binary.all():
+        number = binary.argmin()
         raise InputError(
             f"{source}: event {number} has the polarity {events.p[number]}, expected 0 or 1"
         )

@@ -302,10 +302,9 @@ def dropout_scale(spikes: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
     The generator is counter-based. Element number i is dropped if the hash of i under a key, a
     uniform number from 0 to 2^32 - 1, is below dropout * 2^32. ``seed``, int64 ``(2,)``, holds the
-    key and the number of the first element; the others are numbered row-major. No
-    mask is stored: any backend draws the same one in any order, and the backward pass draws it
-    again. The hash is the finaliser of MurmurHash3 (Appleby, public domain), once for each half of
-    the key.
+    key and the number of the first element; the others are numbered row-major. No mask is stored:
+    any backend draws the same one in any order, and the backward pass draws it again. The hash is
+    the finaliser of MurmurHash3 (Appleby, public domain), once for each half of the key.
     """
     # int32 wraps around as the hash needs it, and is several times faster than int64.
     key, first = seed.unbind()

@@ -134,7 +134,8 @@ class TimeSeries(SequenceClassification):
 
     def training_labels(self) -> Tensor:
         """The classes of the training sequences, int64 ``(samples,)``."""
-        return torch.stack([self.fetch("train", n)[1] for n in range(len(self.parts["train"]))])
+        data = self.parts["train"]
+        return torch.stack([data[number][1] for number in range(len(data))])
 
     def _as_they_are(self, numbers: range, size: int) -> Iterator[Batch]:
         """Batches of training sequences by number, without augmentation."""
