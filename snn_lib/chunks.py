@@ -45,7 +45,8 @@ class Chunked(StatefulModule):
     The module's forward hooks see every chunk, and see it again in the backward pass, when
     :func:`is_recomputing` is true. Whatever else the module changes as it runs, such as the
     averages of ``nn.BatchNorm1d``, it changes twice. To compile it, compile the module inside:
-    ``Chunked(torch.compile(module), steps)``.
+    ``Chunked(torch.compile(module), steps)``. Its dropout is then drawn anew for every chunk, and
+    :func:`is_recomputing` is never true inside it.
 
     Args:
         module: ``(x, state) -> (output, state)``: a layer, a :class:`snn_lib.Sequential`, an
@@ -76,6 +77,7 @@ class Chunked(StatefulModule):
         super().__init__()
         if isinstance(module, nn.Module):
             _check_module(module)
+            self.training = module.training
         self.module, self.steps = module, whole_number(steps, "steps")
 
     @property

@@ -285,10 +285,11 @@ class Experiment:
         model = self.model if self.state is None else self.state.evaluated_model()
         model.eval()
         sums: dict[str, Any] = {}
+        in_chunks = self._in_chunks(model)
         with count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.evaluation_batches(split):
                 activity.begin(batch.lengths, len(batch.x))
-                add_sums(sums, task_loss(self.task, self._in_chunks(model), batch)[1])
+                add_sums(sums, task_loss(self.task, in_chunks, batch)[1])
         activity.sum_by(distributed.total)
         return self._metrics(sums), activity
 
