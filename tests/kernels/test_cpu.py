@@ -342,11 +342,33 @@ def test_an_allocator_that_the_user_has_tuned_is_left_alone(name, value, expecte
         if other.startswith(("MALLOC_", "GLIBC_")):
             monkeypatch.delenv(other)
     monkeypatch.setenv(name, value)
-    changed = []
-    library = SimpleNamespace(mallopt=lambda option, value: changed.append(option))
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda path: library)
+    assert options_set(monkeypatch) == expected
+
+
+@glibc
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [(2**25, [-3, -3, -1]), (2**24, [-3, -3])],  # as before glibc 2.35, and one with another limit
+)
+def test_freed_memory_is_kept_as_far_as_the_c_library_allows(largest, expected, monkeypatch):
+    """The trim threshold alone would stop glibc from raising the other by itself."""
+    for name in [*os.environ]:
+        if name.startswith(("MALLOC_", "GLIBC_", "SNN_KEEP_")):
+            monkeypatch.delenv(name)
+    assert options_set(monkeypatch, largest) == expected
+
+
+def options_set(monkeypatch, largest=2**30):
+    """The options given to a C library that refuses larger buffers than this on its heap."""
+    given = []
+
+    def mallopt(option, value):
+        given.append(option)
+        return option != -3 or value <= largest
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda path: SimpleNamespace(mallopt=mallopt))
     memory.keep_freed_memory()
-    assert changed == expected
+    return given
 
 
 def test_repeated_steps_are_not_unpacked():

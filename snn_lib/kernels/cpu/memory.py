@@ -18,6 +18,9 @@ def keep_freed_memory() -> None:
         return
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:  # only glibc has it
-        mallopt(m_mmap_threshold, 2**30)
+    if mallopt is None:  # only glibc has it
+        return
+    # Older versions of glibc refuse more than 32 MB. If both were refused, the other option would
+    # do harm: once it is set, glibc no longer raises the first by itself.
+    if mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25):
         mallopt(m_trim_threshold, 2**31 - 1)
