@@ -1,9 +1,9 @@
 """What ``python -m snn_lib.sweep`` searches, the study that it keeps, and how a trial runs."""
 
-import dataclasses
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -172,7 +172,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     config.runs_path, config.name = str(folder), name
     last = max(folder.glob(f"{name}/*/last"), default=None)
     checkpoint = None if last is None else load_checkpoint(last)
-    if checkpoint and checkpoint["config"] != dataclasses.asdict(config):
+    if checkpoint and _without_local(checkpoint["config"]) != _without_local(asdict(config)):
         checkpoint = None  # it is of an earlier study of this name
     try:
         experiment = Experiment(build_model, task, config, initialise, report)
@@ -184,3 +184,8 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         if not out_of_memory(error):
             raise
         end_early("out of memory")
+
+
+def _without_local(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that say where and how a machine runs them."""
+    return {key: value for key, value in config.items() if key not in LOCAL_KEYS}
