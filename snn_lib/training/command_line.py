@@ -223,7 +223,10 @@ def _resume_command(script: Path, options: argparse.Namespace, last: Path, proce
     launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
     config_file = ["--config_file", str(options.config_file)] if options.config_file else []
     flags = ["--train", "--resume", str(last), *config_file, *options.overrides]
-    return shlex.join([*launcher, os.path.relpath(script), *flags])
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None if a script was started
+    is_module = spec is not None and spec.origin == str(script)
+    started = ["-m", spec.name] if is_module else [os.path.relpath(script)]
+    return shlex.join([*launcher, *started, *flags])
 
 
 def settings_of(

@@ -1,6 +1,7 @@
 """The command line: bad input gives one line and exit code 2, and leaves nothing half written."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint
-from snn_lib.training.command_line import settings_of
+from snn_lib.training.command_line import _resume_command, settings_of
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
@@ -260,6 +262,17 @@ def test_resume_without_a_checkpoint_can_be_followed_by_overrides(tmp_path):
     finished = run("--train", *settings, "--resume", "hyperparameters.epoch=2")
     assert finished.code == 0, finished
     assert "epoch 2/2" in finished.out
+
+
+def test_a_module_of_the_library_is_resumed_as_it_was_started(monkeypatch):
+    """As a file, it would not find the library."""
+    spec = importlib.util.find_spec("snn_lib.time_series")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    options = SimpleNamespace(config_file=None, overrides=["dataset=mine.npz"])
+    command = _resume_command(Path(spec.origin), options, Path("runs/mine/last"), 1)
+    assert command == (
+        "python -m snn_lib.time_series --train --resume runs/mine/last dataset=mine.npz"
+    )
 
 
 def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
