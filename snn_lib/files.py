@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
         RunError: the disk is full or the folder cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    # Not by the number of the process: another thread, or another container, may have the same.
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(content)

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -68,6 +69,19 @@ def test_a_file_is_synced_before_it_takes_its_name(path, monkeypatch):
     write_atomically(path, b"content")
     assert calls == ["synced", "renamed"]
     assert path.read_bytes() == b"content"
+
+
+def test_threads_that_write_a_file_at_once_do_not_mix_it(path):
+    contents = [bytes([number]) * 2**18 for number in range(4)]
+
+    def write(content):
+        for _ in range(50):
+            write_atomically(path, content, sync=False)
+            assert path.read_bytes() in contents
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, contents))
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_the_reason_is_told_where_what_was_half_written_cannot_be_removed(path, monkeypatch):
