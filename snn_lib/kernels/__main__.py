@@ -27,7 +27,10 @@ devices = ["cpu"]
 if torch.accelerator.is_available():
     devices.append(torch.accelerator.current_accelerator().type)
 for device in devices:
-    name, reason = choose_backend(device)
+    try:
+        name, reason = choose_backend(device)
+    except (ValueError, ImportError) as error:
+        name, reason = "none", error
     print(f"{device}: {name} ({reason})")
 if arguments.check and not check(devices):
     sys.exit(1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from claimed_device import ClaimedDevice
 
+from snn_lib import kernels
 from snn_lib.kernels import check, eager
 
 ROWS = len(check.OPERATORS) * len(check.TOLERANCE)
@@ -113,6 +114,14 @@ def test_the_command_s_exit_code(options, agree, code, monkeypatch, capsys):
             runpy.run_module("snn_lib.kernels", run_name="__main__")
         assert end.value.code == code
     assert capsys.readouterr().out.startswith("cpu: ")
+
+
+def test_the_command_says_why_a_backend_cannot_serve_a_device(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels"])
+    with kernels.use_backend("cuda"):
+        runpy.run_module("snn_lib.kernels", run_name="__main__")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("cpu: none (backend 'cuda' (forced by use_backend) cannot serve a ")
 
 
 @pytest.mark.skipif(
