@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import channels_last
+from snn_lib.operators.checks import CHAIN
 from snn_lib.pytorch_private import is_transformed, is_watched, register_named_tuple
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHAIN = (
-    "chain layers with snn_lib.Sequential instead of nn.Sequential, or take the output alone, "
-    "output, state = layer(x)"
-)
 
 
 class Output(NamedTuple):
@@ -251,7 +248,7 @@ class Sequential(StatefulModule):
                 following = list(self)[index + 1 : index + 2]  # none behind the last
                 if not any(map(_takes_expanded, following)):
                     x = x.contiguous()
-            yield x.transpose(0, 1) if self.batch_first else x
+            yield x.transpose(0, 1) if self.batch_first and isinstance(x, Tensor) else x
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
@@ -367,15 +364,21 @@ def whole_number(value: Any, name: str) -> int:
     return number
 
 
-def check_lengths(lengths: Tensor, sequences: int) -> None:
-    """Raises a ValueError unless there is a whole number for each sequence."""
+def lengths_beside(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """The lengths as int64 ``(B,)`` on the device of their sequences, ``(T, B, *)``.
+
+    Raises:
+        ValueError: there is not a whole number for each sequence.
+    """
     if not isinstance(lengths, Tensor):
         raise ValueError(f"lengths are a {type(lengths).__name__}, expected a tensor")
-    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != (sequences,):
+    expected = tuple(sequence.shape[1:2])
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != expected:
         raise ValueError(
             f"lengths have shape {tuple(lengths.shape)} in {lengths.dtype}, expected whole numbers "
-            f"of shape ({sequences},)"
+            f"of shape {expected}"
         )
+    return lengths.to(sequence.device, torch.int64)
 
 
 def batch_first_part(module: nn.Module) -> str | None:
@@ -468,8 +471,7 @@ def last_steps(sequence: Tensor, count: int, lengths: Tensor | None = None) -> T
     total = sequence.shape[0] - count  # len would be a constant if exported
     if lengths is None:
         return sequence[total:].clone()
-    check_lengths(lengths, sequence.shape[1])
-    lengths = lengths.long().clamp(max=total)
+    lengths = lengths_beside(sequence, lengths).clamp(max=total)
     steps = torch.arange(count, device=lengths.device)[:, None] + lengths  # (count, B)
     index = steps.view(*steps.shape, *[1] * (sequence.dim() - 2))
     return sequence.gather(0, index.expand(count, *sequence.shape[1:]))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.kernels import COMPUTE_DTYPES
+from snn_lib.operators.checks import check_tensor
 from snn_lib.operators.iir_filter import FilterState, check_filter, run_filter
 from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neuron
 from snn_lib.pytorch_private import is_transformed
@@ -60,6 +61,7 @@ def iir_filter(
             input or the state is complex, or F cannot be rounded to ``dtype``.
         TypeError: an argument is no tensor.
     """
+    check_tensor("x", x)
     (alpha, beta), own = _in_one_dtype(alpha=alpha, beta=beta)
     features = x.shape[2:]
     alpha, beta = (_over_positions(tensor, features) for tensor in (alpha, beta))
@@ -143,6 +145,7 @@ def spiking_neuron(
     """
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
+    check_tensor("current", current)
     coefficients, own = _in_one_dtype(
         reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
     )
@@ -265,11 +268,12 @@ def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
 def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
     """The coefficients in one dtype, float32 or float64, and the dtype that they promote to."""
     tensors = list(coefficients.values())
+    for name, tensor in coefficients.items():
+        check_tensor(name, tensor)
     own, *others = {tensor.dtype for tensor in tensors}
     if not others and own in COMPUTE_DTYPES:
         return tensors, own
     for name, tensor in coefficients.items():
-        _check_tensor(tensor, name)
         if tensor.dtype not in COMPUTE_DTYPES + LOW_PRECISION:
             raise ValueError(
                 f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
@@ -283,15 +287,9 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """The tensor in this dtype; without a call of PyTorch where there is nothing to do."""
     if tensor.dtype == dtype:
         return tensor
-    _check_tensor(tensor, name)
     if tensor.is_complex():
         raise ValueError(f"{name} is in {tensor.dtype}, expected real numbers")
     return tensor.to(dtype)
-
-
-def _check_tensor(tensor: Tensor, name: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor")
 
 
 def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:

@@ -50,11 +50,11 @@ def fire_from_the_start(
 
     Raises:
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
-        ValueError: ``x`` is empty; the rate lies outside (0, 1); a layer's current is not finite,
-            or hardly ever positive; no ``nn.Linear`` or convolution runs before the neurons; its
-            weights are computed from others, by a parametrisation or pruning; ``torch.compile``
-            runs the model without telling; or neurons run several times in one run, for example in
-            chunks. All weights then stay as they were.
+        ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
+            layer's current is not finite, or hardly ever positive; no ``nn.Linear`` or convolution
+            runs before the neurons; its weights are computed from others, by a parametrisation or
+            pruning; ``torch.compile`` runs the model without telling; or neurons run several times
+            in one run, for example in chunks. All weights then stay as they were.
     """
     for tensor in tensors_in(x):
         if tensor.is_complex():
@@ -273,8 +273,10 @@ def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> float:
     fired = spikes.ne(0).float()
     if lengths is None:
         return fired.mean().item()
-    own = within(fired, lengths.to(fired.device))
-    return ((fired * own).sum() / own.expand_as(fired).sum()).item()
+    own = within(fired, lengths).expand_as(fired)
+    if not own.any():
+        raise ValueError("all lengths are 0, expected steps that are not padding")
+    return ((fired * own).sum() / own.sum()).item()
 
 
 def _factor(

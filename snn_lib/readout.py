@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from snn_lib.containers import (
     Output,
     StatefulModule,
-    check_lengths,
     last_steps,
+    lengths_beside,
     whole_number,
 )
 from snn_lib.functional import iir_filter
@@ -59,8 +59,7 @@ class Last(nn.Module):
         """Reads out; see the module for shapes."""
         if lengths is None:
             return output[-1]
-        check_lengths(lengths, output.shape[1])
-        return last_steps(output, 1, lengths.long() - 1)[0]
+        return last_steps(output, 1, lengths_beside(output, lengths) - 1)[0]
 
 
 class Maximum(nn.Module):
@@ -152,7 +151,9 @@ class Snapshots(StatefulModule):
         before, elapsed = state
         check_shape("state taken", before, shape)
         check_shape("state elapsed", elapsed, (batch,))
-        end = torch.full_like(elapsed, total) if lengths is None else lengths.clamp(max=total)
+        end = torch.full_like(elapsed, total)
+        if lengths is not None:
+            end = lengths_beside(x, lengths).clamp(max=total)
 
         # At which step of x a part is taken; 0 if at none, so that it is as it was before.
         here = torch.stack([step - elapsed for step in self.steps], 1)  # (B, K)
@@ -241,7 +242,7 @@ def within(sequence: Tensor, lengths: Tensor) -> Tensor:
     Raises:
         ValueError: there is not a whole number for each sequence.
     """
-    check_lengths(lengths, sequence.shape[1])
+    lengths = lengths_beside(sequence, lengths)
     mask = torch.arange(sequence.shape[0], device=lengths.device)[:, None] < lengths
     return mask.view(*mask.shape, *[1] * (sequence.dim() - 2))
 

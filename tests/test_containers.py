@@ -496,8 +496,10 @@ class Pair(nn.Module):
     ],
 )
 def test_modules_that_return_something_else_are_named(module, words):
-    with pytest.raises(ValueError, match=words):
-        Sequential(module, nn.Identity())(torch.zeros(2, 3, 4))  # as many steps as a pair has parts
+    for settings in ({}, {"batch_first": True}):
+        with pytest.raises(ValueError, match=words):
+            # as many steps as a pair has parts
+            Sequential(module, nn.Identity(), **settings)(torch.zeros(2, 2, 4))
 
 
 def test_the_last_module_may_return_what_it_likes():
@@ -508,7 +510,7 @@ def test_the_last_module_may_return_what_it_likes():
     "layer", [LowPassSynapse(3, TAU_M), SpikingNeuron(3, TAU_M), Repeat(2), PerStep(nn.Identity())]
 )
 def test_a_layer_behind_another_in_pytorch_s_container_is_told_which_to_take(layer):
-    with pytest.raises(AttributeError, match=r"chain layers with snn_lib.Sequential"):
+    with pytest.raises((AttributeError, TypeError), match=r"chain layers with snn_lib.Sequential"):
         nn.Sequential(SpikingNeuron(3, TAU_M), layer)(torch.zeros(4, 2, 3))
 
 

@@ -1,5 +1,7 @@
 """First weights: every layer fires at the rate asked for, and the last one answers already."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,14 @@ def test_padding_does_not_count():
         own = model.layerwise(x)[0][layer][within].mean().item()
         assert found[name] == pytest.approx(own)
         assert 0.08 < own < 0.13
+
+
+def test_a_batch_that_is_all_padding_is_refused():
+    model, nothing = deep(), torch.zeros(16, dtype=torch.int64)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="all lengths are 0"):
+        fire_from_the_start(model, spikes(), 0.1, nothing)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_the_rates_are_those_that_a_run_then_has():

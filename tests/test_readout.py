@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from snn_lib import Chunked, Sequential
+from snn_lib.containers import tensors_in
 from snn_lib.readout import READOUTS, LeakyIntegrator, Snapshots, first_lead, until_clear
 
 T, B, N = 9, 4, 3
@@ -69,13 +70,22 @@ def test_padding_may_be_undefined(name):
     assert torch.equal(readout(output, LENGTHS), readout(clean, LENGTHS))
 
 
-@pytest.mark.parametrize("name", READOUTS)
+@pytest.mark.parametrize("layer", [*(make() for make in READOUTS.values()), Snapshots([2])])
+def test_lengths_may_be_on_the_cpu_wherever_the_sequences_are(layer):
+    layer = layer.to("meta")
+    state = (None,) if isinstance(layer, Snapshots) else ()
+    output = layer(torch.empty(T, B, N, device="meta"), *state, LENGTHS)
+    assert all(part.is_meta for part in tensors_in(output))
+
+
+@pytest.mark.parametrize("name", [*READOUTS, "snapshots"])
 @pytest.mark.parametrize(
     "lengths", [[2, 3, 4, 5], torch.tensor([2]), torch.tensor(2), torch.ones(B), LENGTHS > 3]
 )
 def test_lengths_that_are_not_a_whole_number_for_each_sequence_are_refused(name, lengths):
+    readout = READOUTS[name]() if name in READOUTS else Snapshots([2])
     with pytest.raises(ValueError, match=r"lengths (are a list|have shape)"):
-        READOUTS[name]()(torch.randn(T, B, N), lengths)
+        readout(torch.randn(T, B, N), lengths=lengths)
 
 
 @pytest.mark.parametrize("name", READOUTS)

@@ -12,6 +12,11 @@ from snn_lib.pytorch_private import carries_tangents
 
 # Tensors that go to a matrix product or come from it; they may be in bfloat16 beside float32.
 ROUNDED = ("current", "output", "grad_output")
+# What to do if a layer is given what another returned.
+CHAIN = (
+    "chain layers with snn_lib.Sequential instead of nn.Sequential, or take the output alone, "
+    "output, state = layer(x)"
+)
 
 
 def check_time_first(shape: tuple[int, ...], name: str) -> None:
@@ -22,8 +27,16 @@ def check_time_first(shape: tuple[int, ...], name: str) -> None:
         )
 
 
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raises a TypeError unless this is a tensor."""
+    if not isinstance(tensor, Tensor):
+        hint = f": {CHAIN}" if isinstance(tensor, tuple) else ""
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor{hint}")
+
+
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises a ValueError unless the tensor has this shape."""
+    """Raises a TypeError unless this is a tensor, and a ValueError unless it has this shape."""
+    check_tensor(name, tensor)
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
 
