@@ -22,7 +22,15 @@ from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
 from snn_lib.synapses import IIRSynapse
 
-UNCOUNTED = nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear
+UNCOUNTED = (
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
 PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
@@ -107,8 +115,8 @@ class Activity:
         model must then be given ``(T, B, *)`` or ``(B, T, *)``.
 
         Args:
-            lengths: the number of steps of each sequence, int64 ``(B,)``; ``None`` if nothing is
-                padded and :attr:`per_step` is not read.
+            lengths: the number of steps of each sequence, int64 ``(B,)``, on the model's device;
+                ``None`` if nothing is padded and :attr:`per_step` is not read.
             steps: T.
         """
         self.timeline.lengths = lengths

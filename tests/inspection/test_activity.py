@@ -521,13 +521,21 @@ def test_operations_of_each_step_are_refused_if_no_lengths_were_announced():
         _ = activity.per_step
 
 
-def test_operations_of_weights_of_another_kind_are_refused():
-    model = Sequential(nn.GRU(3, 4), nn.Linear(4, 2))
+@pytest.mark.parametrize(
+    ("model", "x", "layer"),
+    [
+        (Sequential(nn.GRU(3, 4), nn.Linear(4, 2)), torch.ones(5, 2, 3), r"0 is an nn\.GRU"),
+        (
+            Sequential(PerStep(nn.ConvTranspose1d(3, 4, 2))),
+            torch.ones(5, 2, 3, 6),
+            r"0\.module is an nn\.ConvTranspose1d",
+        ),
+    ],
+)
+def test_operations_of_weights_of_another_kind_are_refused(model, x, layer):
     with torch.no_grad(), count_activity(model) as activity:
-        model(torch.ones(5, 2, 3))
-    with pytest.raises(
-        ValueError, match=r"layer 0 is an nn\.GRU, whose weights have no count here"
-    ):
+        model(x)
+    with pytest.raises(ValueError, match=f"layer {layer}, whose weights have no count here"):
         activity.operations()
 
 
