@@ -3,6 +3,7 @@
 Every sample is checked when it is read, before the network sees it.
 """
 
+import os
 import reprlib
 import sysconfig
 import traceback
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, one_line, require
 
-LIBRARIES = str(Path(__file__).parent.parent), sysconfig.get_path("stdlib"), "<frozen"
+LIBRARIES = f"{Path(__file__).parent.parent}{os.sep}", sysconfig.get_path("stdlib"), "<frozen"
 INSTALLED = {"site-packages", "dist-packages"}  # wherever pip or the system puts packages
 
 
@@ -44,6 +45,8 @@ class SequenceDataset(Dataset):
         self.y = y if isinstance(y, list) else as_numbers(y, "y")
         self.lengths, self.targets_are_sequences = None, targets_are_sequences
         hint = ""
+        for name, given in ("x", self.x), ("y", self.y):
+            require(isinstance(given, list) or given.dim() > 0, f"{name} is a single number")
         if isinstance(self.x, Tensor):
             shape = tuple(self.x.shape)
             require(

@@ -155,7 +155,8 @@ class Digits(Classification):
                 with batch_seed(config.seed + self.rank, epoch, number):  # some draw spikes
                     y = teachers(x)
             x = x.flatten(1) * options.max_rate  # (B, 784)
-            # Each process draws different spikes for its share of a batch.
+            # Each process draws different spikes for its share of a batch. Validation and test
+            # images draw from the same numbers.
             generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
             return Batch(self.preparation.draw(x, generator), y)
 

@@ -213,7 +213,11 @@ class SequenceClassification(SequenceTask, Classification):
         super().__init__(data, readout, validation_share, config_class)
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
-        self._labels_seen = False
+
+    def prepare(self, config: ExperimentConfig, device: torch.device) -> None:
+        """See :class:`SequenceTask`."""
+        super().prepare(config, device)
+        self._labels_seen = False  # of this data
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The readout's answer, ``(B, classes)``."""

@@ -3,6 +3,8 @@
 import importlib
 import inspect
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from claimed_device import ClaimedDevice
 from torch.utils.data import Dataset, TensorDataset
 
+import snn_lib
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError
 
@@ -132,6 +135,8 @@ X = torch.zeros(4, 7, 2)
         ((X, torch.zeros(4), [7, 0, 1, 1]), "length 1 is 0, expected 1 to 7"),
         ((X, torch.zeros(4), [8, 1, 1, 1]), "length 0 is 8, expected 1 to 7"),
         ((X, torch.zeros(4), [1, 2]), r"lengths has shape \(2,\), expected \(4,\)"),
+        ((X, 7), "train data: y is a single number"),
+        ((7, torch.zeros(4)), "train data: x is a single number"),
         ((X, torch.zeros(4), 7), r"lengths has shape \(\), expected \(4,\)"),
         ((X, torch.zeros(4), [True] * 4), "length 0 is True, expected 1 to 7"),
         ((X, torch.zeros(4), [1.0, 2.0, 3.0, 4.0]), r"length 0 is 1\.0, expected 1 to 7"),
@@ -211,6 +216,18 @@ class FailingInPackage(Dataset):
 
     def __getitem__(self, index):
         return self.package.read(index)
+
+
+def test_the_line_may_be_in_a_file_whose_name_begins_as_the_library_s(tmp_path):
+    code = "def read(index):\n    raise OSError('no disk')\n"
+    file = f"{Path(snn_lib.__file__).parent}_mine.py"
+    names = {}
+    exec(compile(code, file, "exec"), names)
+    data = FailingInPackage()
+    data.package = SimpleNamespace(**names)
+    with pytest.raises(InputError) as refused:
+        read_sample(data, 7)
+    assert str(refused.value) == f"OSError: no disk ({file}, line 2)"
 
 
 def test_the_line_is_not_that_of_a_package_wherever_it_is_installed(tmp_path, monkeypatch):

@@ -384,6 +384,22 @@ def test_classes_that_the_network_has_no_output_for_are_refused():
         prepared(two_names).loss(network(), Batch(x.transpose(0, 1), y - 1))
 
 
+def test_the_classes_of_other_data_are_looked_at_again_on_a_device():
+    """There they are looked at once, as looking waits for the device."""
+    x, highest = torch.rand(12, 5, CHANNELS), [2, 3]
+    given = ({"train": (x, torch.full((12,), label))} for label in highest)
+    task = SequenceClassification(lambda config: next(given))
+    with ClaimedDevice():
+        model = network().to("cuda")
+        for label in highest:
+            prepared(task)
+            batch = Batch(x.transpose(0, 1), torch.full((12,), label)).to(torch.device("cuda"))
+            if label < CLASSES:
+                task.loss(model, batch)
+    with ClaimedDevice(), pytest.raises(InputError, match="there is a class 3"):
+        task.loss(model, batch)
+
+
 @pytest.mark.parametrize("model", [network(), nn.Linear(CHANNELS, CLASSES)])
 def test_features_that_the_model_does_not_take_are_refused(model):
     task = prepared(
