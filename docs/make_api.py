@@ -48,6 +48,7 @@ FOR_USERS = (
     "encoding",
     "readout",
     "penalties",
+    "classifier",
     "inspection.activity",
     "inspection.metrics",
 )
