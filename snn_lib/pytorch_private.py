@@ -4,8 +4,8 @@ A new release of PyTorch may change them without notice. If it breaks this packa
 They were tried with PyTorch 2.8 and 2.13.
 
 Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
-``_modules``, as ``nn.Sequential`` does. ``IIRSynapse`` overrides ``_save_to_state_dict``,
-``_load_from_state_dict`` and ``_apply``.
+``_modules``, as ``nn.Sequential`` does, and ``inference.layers`` reads them. ``IIRSynapse``
+overrides ``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``.
 """
 
 from collections.abc import Callable

@@ -124,7 +124,7 @@ def _sequential_of(network: nn.Module) -> tuple[str, Sequential]:
 def _input_shape(inner: nn.Module, name: str) -> Shape:
     """The features that the first layer takes, if it determines them."""
     while isinstance(inner, (Sequential, nn.Sequential)) and len(inner):
-        child, inner = next(iter(inner._modules.items()))
+        child, inner = next(inner.named_children())
         name = f"{name}.{child}".lstrip(".")
     if isinstance(inner, nn.Linear):
         return (inner.in_features,)
