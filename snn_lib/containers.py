@@ -248,7 +248,9 @@ class Sequential(StatefulModule):
                 following = list(self)[index + 1 : index + 2]  # none behind the last
                 if not any(map(_takes_expanded, following)):
                     x = x.contiguous()
-            yield x.transpose(0, 1) if self.batch_first and isinstance(x, Tensor) else x
+            if self.batch_first and not isinstance(x, Tensor):
+                raise ValueError(f"layer {name} returned a {type(x).__name__}, expected a tensor")
+            yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""

@@ -496,10 +496,14 @@ class Pair(nn.Module):
     ],
 )
 def test_modules_that_return_something_else_are_named(module, words):
-    for settings in ({}, {"batch_first": True}):
-        with pytest.raises(ValueError, match=words):
-            # as many steps as a pair has parts
-            Sequential(module, nn.Identity(), **settings)(torch.zeros(2, 2, 4))
+    with pytest.raises(ValueError, match=words):
+        Sequential(module, nn.Identity())(torch.zeros(2, 3, 4))  # as many steps as a pair has parts
+
+
+def test_with_batch_first_every_module_returns_a_tensor():
+    for modules in ([Pair()], [Pair(), nn.Identity()]):
+        with pytest.raises(ValueError, match="layer 0 returned a tuple, expected a tensor"):
+            Sequential(*modules, batch_first=True)(torch.zeros(2, 3, 4))
 
 
 def test_the_last_module_may_return_what_it_likes():

@@ -26,11 +26,13 @@ arguments = parser.parse_args()
 devices = ["cpu"]
 if torch.accelerator.is_available():
     devices.append(torch.accelerator.current_accelerator().type)
+served = 0
 for device in devices:
     try:
         name, reason = choose_backend(device)
+        served += 1
     except (ValueError, ImportError) as error:
         name, reason = "none", error
     print(f"{device}: {name} ({reason})")
-if arguments.check and not check(devices):
+if not served or (arguments.check and not check(devices)):
     sys.exit(1)

@@ -30,7 +30,7 @@ def check_time_first(shape: tuple[int, ...], name: str) -> None:
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raises a TypeError unless this is a tensor."""
     if not isinstance(tensor, Tensor):
-        hint = f": {CHAIN}" if isinstance(tensor, tuple) else ""
+        hint = f": {CHAIN}" if hasattr(type(tensor), "_fields") else ""  # an Output has fields
         raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor{hint}")
 
 

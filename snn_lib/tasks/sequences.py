@@ -201,6 +201,7 @@ class SequenceClassification(SequenceTask, Classification):
     """
 
     config_class = SequenceConfig
+    _labels_seen = False
 
     def __init__(
         self,

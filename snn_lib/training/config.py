@@ -118,7 +118,7 @@ def _built(
     return _section(config, values)
 
 
-@functools.lru_cache(maxsize=8)  # few, because it keeps the script in memory that defines the class
+@functools.lru_cache(maxsize=64)  # not all, as each keeps in memory the script that defines it
 def defaults(schema: type) -> DictConfig:
     """The defaults with their types. Merging copies them, so they can be kept."""
     return OmegaConf.structured(schema)

@@ -218,7 +218,7 @@ class FailingInPackage(Dataset):
         return self.package.read(index)
 
 
-def test_the_line_may_be_in_a_file_whose_name_begins_as_the_library_s(tmp_path):
+def test_the_line_may_be_in_a_file_whose_name_begins_as_the_library_s():
     code = "def read(index):\n    raise OSError('no disk')\n"
     file = f"{Path(snn_lib.__file__).parent}_mine.py"
     names = {}

@@ -116,12 +116,16 @@ def test_the_command_s_exit_code(options, agree, code, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("cpu: ")
 
 
-def test_the_command_says_why_a_backend_cannot_serve_a_device(monkeypatch, capsys):
+def test_the_command_says_why_no_backend_serves_a_device(monkeypatch, capsys):
+    def refuse(device):
+        raise ValueError(f"nothing serves {device}")
+
     monkeypatch.setattr(sys, "argv", ["kernels"])
-    with kernels.use_backend("cuda"):
+    monkeypatch.setattr(kernels, "choose_backend", refuse)
+    with pytest.raises(SystemExit) as end:
         runpy.run_module("snn_lib.kernels", run_name="__main__")
-    line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("cpu: none (backend 'cuda' (forced by use_backend) cannot serve a ")
+    assert end.value.code == 1
+    assert capsys.readouterr().out.startswith("cpu: none (nothing serves cpu)\n")
 
 
 @pytest.mark.skipif(

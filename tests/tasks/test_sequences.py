@@ -386,18 +386,15 @@ def test_classes_that_the_network_has_no_output_for_are_refused():
 
 def test_the_classes_of_other_data_are_looked_at_again_on_a_device():
     """There they are looked at once, as looking waits for the device."""
-    x, highest = torch.rand(12, 5, CHANNELS), [2, 3]
-    given = ({"train": (x, torch.full((12,), label))} for label in highest)
-    task = SequenceClassification(lambda config: next(given))
+    x, known, unknown = torch.rand(12, 5, CHANNELS), torch.full((12,), 2), torch.full((12,), 3)
+    given = iter([known, unknown])
+    task = SequenceClassification(lambda config: {"train": (x, next(given))})
     with ClaimedDevice():
-        model = network().to("cuda")
-        for label in highest:
-            prepared(task)
-            batch = Batch(x.transpose(0, 1), torch.full((12,), label)).to(torch.device("cuda"))
-            if label < CLASSES:
-                task.loss(model, batch)
-    with ClaimedDevice(), pytest.raises(InputError, match="there is a class 3"):
-        task.loss(model, batch)
+        model, device = network().to("cuda"), torch.device("cuda")
+        prepared(task).loss(model, Batch(x.transpose(0, 1), known).to(device))
+        prepared(task)
+        with pytest.raises(InputError, match="there is a class 3"):
+            task.loss(model, Batch(x.transpose(0, 1), unknown).to(device))
 
 
 @pytest.mark.parametrize("model", [network(), nn.Linear(CHANNELS, CLASSES)])

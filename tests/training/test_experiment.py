@@ -154,7 +154,8 @@ def test_a_run_in_chunks_is_the_same_run(tmp_path):
         columns = [i for i, name in enumerate(header) if "loss" in name or "firing" in name]
         losses.append([[float(row[i]) for i in columns] for row in rows])
     assert len(losses[0]) == 2
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.005)
+    # Rounding may move some spikes, and so the firing rate of ten neurons.
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.005, abs=0.002)
 
 
 def test_a_network_without_a_state_is_refused_in_chunks(tmp_path):
