@@ -205,7 +205,7 @@ def table(rows: list[dict]) -> Iterator[str]:
         means = (mean(mean(accuracies(rows, n, m)) for n in complete) for m in methods)
         yield f"| mean of {len(complete)} | " + " | ".join(f"{value:.1f}" for value in means) + " |"
     for key, unit in (
-        ("seconds", "seconds to train, mean"),
+        ("seconds", "seconds to train (aeon's: also to compile and to test), mean"),
         ("spikes", "spikes a sequence, mean"),
     ):
         cells = []

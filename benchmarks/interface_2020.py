@@ -12,8 +12,8 @@ from networks import DIGITS, LOOP, MEMORY, SNN, TimeLast, Variant
 from snn_lib.files import write_csv
 
 VARIANTS = (
-    Variant("native API", SNN, "the layers of snn_lib"),
-    Variant("2020 interface", TimeLast, "the layers of snn_lib.snn_layers"),
+    Variant("native API", SNN),
+    Variant("2020 interface", TimeLast),
     LOOP,
 )
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least

@@ -1,6 +1,7 @@
 """The networks that the benchmarks run: this library's and those it is compared with.
 
-Every variant has the same layer sizes, input, loss, dropout and optimiser. What a variant computes
+Every variant has the same layer sizes, input, loss and optimiser, and all but the dense floor have
+the same dropout. What a variant computes
 between its matrix products, and what it leaves out, is its ``note``.
 """
 
@@ -178,7 +179,7 @@ class Variant:
 
     name: str
     build: Callable[[Network], nn.Module]
-    note: str
+    note: str = ""
     precision: str = "float32"
     backend: str | None = None  # of this library
     rows: bool = False  # the input is T * B separate rows, even if it is constant over time

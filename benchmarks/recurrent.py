@@ -4,7 +4,9 @@
     python benchmarks/recurrent.py lstm --train mnist_config.permuted=false
 
 Task, loop and settings are those of sequential_mnist.py, but for the learning rate of 1e-3; what
-follows the kind is its command line.
+follows the kind is its command line. To go on with a run that was stopped, give this script
+``--train --resume``; the command that is printed names the other one. To test, add
+``test_checkpoint_path=''``.
 """
 
 import sys

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from measuring import interleave, machine, options, quartiles
-from networks import CHUNK, FLOOR, MEMORY, SNN, ChunkedLoss, ChunkedSNN, Network, Variant
+from networks import FLOOR, MEMORY, SNN, ChunkedLoss, ChunkedSNN, Network, Variant
 
 from snn_lib.files import write_csv
 
@@ -39,14 +39,11 @@ def resized(base: Network, name: str, size: int) -> Network:
 def variants(device: str) -> list[Variant]:
     """The lines of the chart."""
     return [
-        Variant(f"SNN-IIR {device}", SNN, "the model", backend=device),
-        Variant(
-            f"SNN-IIR {device}, chunks", ChunkedSNN, f"in chunks of {CHUNK} steps", backend=device
-        ),
+        Variant(f"SNN-IIR {device}", SNN, backend=device),
+        Variant(f"SNN-IIR {device}, chunks", ChunkedSNN, backend=device),
         Variant(
             f"SNN-IIR {device}, chunks of loss",
             ChunkedLoss,
-            "spikes as bytes, the loss of a chunk instead of its output",
             backend=device,
             data=Network.trains_and_loss,
         ),

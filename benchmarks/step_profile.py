@@ -87,7 +87,7 @@ def seconds_by_kind(trial: Trial) -> dict[str, float]:
 
 def row_of(network: Network, precision: str, chosen: argparse.Namespace) -> dict:
     """The row of a network in one precision."""
-    ours = Trial(Variant("", SNN, "", precision), network, "cpu")
+    ours = Trial(Variant("", SNN, precision=precision), network, "cpu")
     floor = Trial(replace(FLOOR, precision=precision), network, "cpu")
     with Traffic() as traffic:
         ours.training()

@@ -1,8 +1,7 @@
 """Plays a recording to a network as if it came live, and draws what it says meanwhile.
 
-    python docs/make_event_picture.py                            # a simulated test recording
-    python docs/make_event_picture.py --recording folder/00007.bin
-    python docs/make_event_picture.py --checkpoint runs/nmnist/TIME/best --number 3
+    python docs/make_event_picture.py                           # a simulated test recording
+    python docs/make_event_picture.py --checkpoint runs/nmnist/TIME/best --recording FOLDER/07.bin
 
 A compiled network runs each step as soon as the events of that step are all there, and keeps its
 state. After each step the script prints the network's answer so far, and how long after the end of
@@ -116,7 +115,7 @@ def main() -> None:
     default = ROOT / "checkpoint" / "pretrained_event_vision"
     parser.add_argument("--checkpoint", type=Path, default=default, help="of event_vision.py")
     parser.add_argument("--recording", type=Path, help="a file of the checkpoint's data set")
-    parser.add_argument("--number", type=int, default=0, help="of a simulated test recording")
+    parser.add_argument("--number", type=int, default=7, help="of a simulated test recording")
     parser.add_argument("--dataset_path", type=Path, default=ROOT / "dataset")
     parser.add_argument("--speed", type=float, default=1.0, help="1: as fast as it was recorded")
     default = ROOT / "docs" / "pictures" / "event_vision.png"

@@ -46,6 +46,7 @@ SMALL = {
     "snn_conv": {**FEW_DIGITS, "hyperparameters.channels": [4, 8, 8]},
     "sequential_mnist": {**FEW_DIGITS, "hyperparameters.length": 28},
     "snn_mlp_1_latency": {"latency.span": 4, "hyperparameters.length": 8},
+    "snn_mlp_1_latency_behind": {"latency.span": 4, "hyperparameters.length": 8},
     "time_series": {"hyperparameters.batch_size": 4, "hyperparameters.neurons": 32},
     "event_vision": {
         "dataset": "nmnist",
@@ -55,6 +56,7 @@ SMALL = {
         "events.validation_size": 4,
         "events.test_size": 8,
     },
+    "event_vision_gesture": {"hyperparameters.length": 8, "events.duration": 100},
     "associative_memory": {
         "hyperparameters.length": 32,
         "hyperparameters.batch_size": 8,
@@ -66,13 +68,17 @@ SMALL = {
         "pattern_config.test_samples": 1,
     },
 }
-VARIANTS = {
-    "snn_mlp_1_latency": "snn_mlp_1",
-    "snn_mlp_1_poisson": "snn_mlp_1",
-    "snn_conv_poisson": "snn_conv",
-    "sequential_mnist_in_order": "sequential_mnist",
-    "associative_memory_2020": "associative_memory",
-}
+FILES = sorted(path.stem for path in ROOT.glob("*.yaml"))
+
+
+def base_of(name):
+    """The YAML file that this one changes, if any."""
+    return OmegaConf.load(ROOT / f"{name}.yaml").get("base", "").removesuffix(".yaml")
+
+
+def script_of(name):
+    """The script of a YAML file: the first with the name of the file or of one of its bases."""
+    return name if (ROOT / f"{name}.py").exists() else script_of(base_of(name))
 
 
 def keys_of(name):
@@ -86,13 +92,13 @@ def keys_of(name):
                 yield prefix + key
 
     content = OmegaConf.to_container(OmegaConf.load(ROOT / f"{name}.yaml"))
-    base = content.pop("base", None)
-    inherited = keys_of(base.removesuffix(".yaml")) if base and name not in VARIANTS else ()
+    content.pop("base", None)
+    inherited = keys_of(base_of(name)) if base_of(name) and script_of(name) == name else ()
     return {*leaves(content), *inherited}
 
 
 def keys_under_test(name):
-    script = VARIANTS.get(name, name)
+    script = script_of(name)
     untested = OF_THE_LOOP | WITHOUT_EFFECT.get(script, set())
     keys = {"hyperparameters.surrogate_width"} | keys_of(name)
     if name == "time_series":  # its recipe is in the class of its settings
@@ -198,9 +204,9 @@ def digits_read_once():
     snn_lib.tasks.digits.load_mnist = read
 
 
-@pytest.mark.parametrize("name", sorted({*SMALL, *VARIANTS}))
+@pytest.mark.parametrize("name", FILES)
 def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
-    script = VARIANTS.get(name, name)
+    script = script_of(name)
     build_model, task, initialise = arguments_of_main(ROOT / f"{script}.py")
     config = load_config(task.config_class, ROOT / f"{name}.yaml", [])
     for key, value in {**SMALL[script], **data.get(script, {}), **SMALL.get(name, {})}.items():
