@@ -11,6 +11,7 @@ and pickles work. The network is that of :mod:`snn_lib.time_series`. A fitted es
 a series step by step (:meth:`SpikingClassifier.stream`).
 """
 
+import copy
 import threading
 import warnings
 from bisect import bisect_right
@@ -237,7 +238,7 @@ class Stream:
             (layer.weight.detach().numpy().T, layer.bias.detach().numpy())
             for layer in estimator.readouts_.values()
         ]
-        self._read, self._block = estimator._read, preparation.block
+        self._read, self._block = copy.copy(estimator)._read, preparation.block  # of these classes
         tensors = preparation.mean, preparation.deviation, preparation.change
         self._mean, self._deviation, self._change = (one.numpy() for one in tensors)
         self.reset()
@@ -260,25 +261,29 @@ class Stream:
             x: ``(channels,)``, or a number if there is one channel.
 
         Raises:
-            ValueError: ``x`` has another shape, or is not finite; the stream stays as it is.
+            ValueError: ``x`` has another shape, or is not finite in float32; the stream stays as it
+                is.
         """
         x = np.atleast_1d(np.asarray(x, np.float64))
-        if x.shape != self._mean.shape or not np.isfinite(x).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(x.astype(np.float32)).all()
+        if x.shape != self._mean.shape or not finite:
             raise ValueError(
                 f"a step is {x.tolist()}, expected {len(self._mean)} finite numbers, one for each "
                 "channel"
             )
-        self._waiting.append((x - self._mean) / self._deviation)
-        if len(self._waiting) == self._block:
-            value = np.mean(self._waiting, 0).astype(np.float32)
+        waiting = [*self._waiting, (x - self._mean) / self._deviation]
+        if len(waiting) == self._block:
+            value = np.mean(waiting, 0).astype(np.float32)
             last = value if self._last is None else self._last
             output = self._network.step(np.concatenate([value, (value - last) / self._change]))
             self._total, self._steps = self._total + output, self._steps + 1
-            self._waiting, self._last = [], value
+            waiting, self._last = [], value
             passed = bisect_right(self._moments, self._steps)
             if passed in (0, len(self._moments)) or self._moments[passed - 1] == self._steps:
                 weight, bias = self._readouts[max(passed - 1, 0)]
                 self._answer = self._total / self._steps @ weight + bias
+        self._waiting = waiting
         return self._read(self._answer)
 
 

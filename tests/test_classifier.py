@@ -194,13 +194,21 @@ def test_a_stream_refuses_a_step_and_goes_on():
     classifier = SpikingClassifier(**SMALL).fit(x, y)
     stream, undisturbed = classifier.stream(), classifier.stream()
     for step in range(5):
-        for wrong in ([1.0], [np.nan, 1.0], [[1.0, 2.0]]):
+        for wrong in ([1.0], [np.nan, 1.0], [1e300, 1.0], [[1.0, 2.0]]):
             with pytest.raises(ValueError, match="expected 2 finite numbers, one for each channel"):
                 stream.step(wrong)
         found = stream.step(x[0, :, step])
         assert np.array_equal(found.probabilities, undisturbed.step(x[0, :, step]).probabilities)
     with pytest.raises(NotFittedError):
         SpikingClassifier().stream()
+
+
+def test_a_stream_keeps_the_names_of_the_fit_that_it_was_made_of():
+    x, y = waves()
+    classifier = SpikingClassifier(**SMALL).fit(x, y)
+    stream = classifier.stream()
+    classifier.fit(x, np.array([f"new {label}" for label in y]))
+    assert stream.step(x[0, :, 0]).label in y
 
 
 def changed(x, index, value):
