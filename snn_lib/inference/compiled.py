@@ -123,7 +123,7 @@ class CompiledNetwork:
                 "least one step and two classes"
             )
         total = np.zeros((1, self._program.outputs), self.dtype)
-        done = self._run(steps, len(x), total, True, float(lead))
+        done = self._run(steps, len(x), total, True, float(self.dtype.type(lead)))
         return int(self._in_order(total)[0].argmax()), done
 
     def _steps(self, x: np.ndarray) -> np.ndarray:

@@ -26,6 +26,8 @@ from snn_lib.inference.layers import (
 )
 from snn_lib.pytorch_private import forward_hooks
 
+CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
+
 
 @dataclass(frozen=True)
 class Description:
@@ -161,7 +163,7 @@ class _Surroundings:
         that it is.
         """
         count = math.prod(before)
-        arrived = self._arrival(torch.arange(count, dtype=torch.float64).view(1, 1, *before))
+        arrived = self._arrival(torch.arange(count, **CPU).view(1, 1, *before))
         entry = arrived.flatten().long().clamp(0, count - 1)
         x = _random_input(before)
         if not torch.equal(self._arrival(x).flatten(2), x.flatten(2)[..., entry]):
@@ -175,12 +177,14 @@ class _Surroundings:
         """
         reply = _random(3, 2, *inner)
         output = self._output(_random_input(before), reply)
+        if output.dim() < 3 or output.shape[:2] != reply.shape[:2]:
+            self._refuse("does not return an output for each step after")
         after = tuple(output.shape[2:])
         if output.shape == reply.shape and torch.equal(output, reply):
             return after, []
         count, name = math.prod(inner), type(self.network).__name__
-        one_each = torch.eye(count, dtype=torch.float64).view(1, count, *inner)
-        zeros = torch.zeros(1, count, *before, dtype=torch.float64)
+        one_each = torch.eye(count, **CPU).view(1, count, *inner)
+        zeros = torch.zeros(1, count, *before, **CPU)
         matrix = self._output(zeros, one_each)[0].flatten(1)
         if not torch.allclose(output.flatten(2), reply.flatten(2) @ matrix):
             self._refuse("does more than add up output after")
@@ -226,5 +230,4 @@ def _random_input(features: Shape) -> Tensor:
 
 
 def _random(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(shape, dtype=torch.float64, generator=generator)
+    return torch.randn(shape, **CPU, generator=torch.Generator("cpu").manual_seed(0))

@@ -148,6 +148,8 @@ def read(
                 yield layer
     elif type(module).forward is PerStep.forward:
         yield from read(module.module, f"{name}.module", before, dtype, leading=1)
+    elif type(module).forward is LeakyIntegrator.forward:
+        yield _leaky(module, name, before, dtype)
     elif type(module).forward not in READERS:
         raise ValueError(f"{here} runs only in PyTorch: it can be neither compiled nor exported")
     else:
@@ -197,6 +199,7 @@ def _linear(module: nn.Linear, name: str, before: Shape, after: Shape) -> list[L
 
 
 def _convolution(module: nn.Conv2d, name: str, before: Shape, after: Shape) -> list[Layer]:
+    _check_maps(before)
     if module.padding_mode != "zeros":
         raise ValueError(f"padding_mode is {module.padding_mode!r}, expected 'zeros'")
     padding = module.padding
@@ -222,6 +225,7 @@ def _normalisation(
 
 def _average(module: nn.AvgPool2d, name: str, before: Shape, after: Shape) -> list[Layer]:
     """A convolution of every map with equal weights."""
+    _check_maps(before)
     size, stride, padding = map(_pair, (module.kernel_size, module.stride, module.padding))
     padded = padding != (0, 0) and not module.count_include_pad
     if module.ceil_mode or padded or module.divisor_override:
@@ -234,6 +238,7 @@ def _average(module: nn.AvgPool2d, name: str, before: Shape, after: Shape) -> li
 
 
 def _maximum(module: nn.MaxPool2d, name: str, before: Shape, after: Shape) -> list[Layer]:
+    _check_maps(before)
     if module.return_indices:
         raise ValueError("return_indices is True, expected False")
     window = module.kernel_size, module.stride, module.padding, module.dilation
@@ -251,6 +256,7 @@ def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[
     weight, bias = np.tile(np.eye(before[0]), (module.copies, 1)), np.zeros(after[0])
     if len(before) == 1:
         return [Weights(name, before, after, weight, bias)]
+    _check_maps(before)
     window = (1, 1), (0, 0), (1, 1), 1
     return [Convolution(name, before, after, weight[..., None, None], bias, *window)]
 
@@ -278,10 +284,15 @@ def _sum(module: SpikeCount, name: str, before: Shape, after: Shape) -> list[Lay
     return [Filter(name, before, after, ones, ones)]
 
 
-def _leaky(module: LeakyIntegrator, name: str, before: Shape, after: Shape) -> list[Layer]:
-    """F[t] = lambda F[t-1] + (1 - lambda) x[t]."""
-    decay = np.full((1, *before), module.decay)
-    return [Filter(name, before, after, decay, 1 - decay)]
+def _leaky(module: LeakyIntegrator, name: str, shape: Shape, dtype: np.dtype) -> Filter:
+    """F[t] = lambda F[t-1] + (1 - lambda) x[t], with the rounding of lambda in both."""
+    decay = np.full((1, *shape), module.decay, dtype)
+    return Filter(name, shape, shape, decay, 1 - decay)
+
+
+def _check_maps(shape: Shape) -> None:
+    if len(shape) != 3:
+        raise ValueError("expected maps (C, H, W)")
 
 
 def _weight_and_bias(module: nn.Linear | nn.Conv2d) -> tuple[np.ndarray, np.ndarray]:
@@ -318,5 +329,4 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     Mean.forward: lambda module, *place: [RunningMean(*place)],
     Last.forward: _nothing,
     Maximum.forward: lambda module, *place: [RunningMaximum(*place)],
-    LeakyIntegrator.forward: _leaky,
 }

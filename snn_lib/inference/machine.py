@@ -80,7 +80,7 @@ def _collect(x, stride, inputs, steps, numbers, amounts):
     count = 0
     for i in range(inputs):
         numbers[count] = i
-        count += size[i] > 0
+        count += size[i] != 0  # also if it is undefined
     if count == 0:
         return 0
     numbers[count : count + GROUP] = numbers[count - 1]

@@ -6,6 +6,7 @@ the step before has returned.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from snn_lib.data.preparation import (
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Layer, Shape
+from snn_lib.readout import READOUTS
 from snn_lib.surrogate import THRESHOLD
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
@@ -105,7 +107,7 @@ def to_onnx(
     metadata = {
         "classes": json.dumps(list(classes)),
         "step": step,
-        "readout": readout if isinstance(readout, str) else "",
+        "readout": readout if readout in READOUTS else "",
     }
     if isinstance(preparation, PixelPreparation):
         metadata["order"] = json.dumps(preparation.order.tolist())
@@ -132,7 +134,7 @@ class _Graph:
         first, last = description.layers[0], description.layers[-1]
         self.before = description.before
         x, features = self._prepare(preparation), description.before
-        if not np.array_equal(description.entry, np.arange(len(description.entry))):
+        if not np.array_equal(description.entry, np.arange(math.prod(description.before))):
             x, features = self._node("Flatten", x, axis=1), description.entry.shape
             x = self._node("Gather", x, description.entry, axis=1)
         x = self._reshape(x, features, first.before)

@@ -352,7 +352,7 @@ def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) 
 def _impulse_response(synapse: IIRSynapse, steps: int) -> np.ndarray:
     """The answer of every channel to one spike at step 0, ``(steps, channels)``."""
     alpha, beta = (torch.from_numpy(as_numpy(c)) for c in (synapse.effective_alpha(), synapse.beta))
-    impulse = torch.zeros(steps, 1, *synapse.shape)
+    impulse = torch.zeros(steps, 1, *synapse.shape, device="cpu")
     impulse[:1] = 1.0
     psp, _ = iir_filter(impulse, alpha, beta)
     return psp[:, 0].flatten(1).numpy()

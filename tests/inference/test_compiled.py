@@ -8,9 +8,9 @@ import torch
 from leaving_pytorch import NETWORKS, network, spikes, with_readout
 from torch import nn
 
-from snn_lib import DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.inference import compiled, machine
-from snn_lib.readout import READOUTS, first_lead
+from snn_lib.readout import READOUTS, LeakyIntegrator, first_lead
 
 
 def expected(model, x):
@@ -214,6 +214,40 @@ def test_input_that_is_not_finite_is_named_and_changes_no_state(bad):
     with pytest.raises(ValueError, match="channel 7"):
         stream.step(wrong[3])
     np.testing.assert_array_equal(stream.run(sample[10:]), expected(model, x[:, :1])[10:])
+
+
+@pytest.mark.filterwarnings("ignore:a filter's pole")
+def test_a_filter_that_overflows_is_undefined_as_in_pytorch():
+    model = Sequential(IIRSynapse(1, (1.0, -2.0), (1.0,)), nn.Linear(1, 2))
+    x = torch.ones(600, 1, 1)
+    target = expected(model, x)
+    assert np.isnan(target[-1]).all()
+    np.testing.assert_array_equal(np.isnan(compiled(model).run(x[:, 0].numpy())), np.isnan(target))
+
+
+@pytest.mark.parametrize("tau", [20.0, 1e5])
+def test_a_leak_of_any_length_has_its_gain_in_float32(tau):
+    model, x = Sequential(nn.Linear(2, 2), LeakyIntegrator(tau)), torch.rand(50, 1, 2)
+    with torch.no_grad():
+        values = model[0](x)
+        target = torch.stack([model[1](values[: t + 1])[0] for t in range(len(x))]).numpy()
+    np.testing.assert_allclose(compiled(model).run(x[:, 0].numpy()), target, rtol=1e-5, atol=1e-9)
+
+
+def test_a_default_device_changes_nothing():
+    model, x = digits()
+    with torch.device("meta"):
+        network = compiled(model)
+    np.testing.assert_array_equal(network.run(x[:, 0].numpy()), expected(model, x[:, :1]))
+
+
+def test_a_lead_is_rounded_as_in_pytorch():
+    model = Sequential(nn.Linear(1, 2))
+    nn.init.zeros_(model[0].weight)
+    model[0].bias.data[:] = torch.tensor([0.7, 0.0])
+    x = torch.zeros(3, 1, 1)
+    answers, steps = first_lead(model(x)[0], 0.7)
+    assert compiled(model).until_clear(x[:, 0].numpy(), 0.7) == (answers[0], steps[0]) == (0, 1)
 
 
 def test_an_answer_needs_steps_and_classes():

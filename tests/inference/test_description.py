@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from snn_lib import LowPassSynapse, PerStep, Sequential, SpikingNeuron
+from snn_lib import LowPassSynapse, PerStep, Repeat, Sequential, SpikingNeuron
 from snn_lib.inference.description import describe
 from snn_lib.readout import Snapshots
 
@@ -79,6 +79,17 @@ def in_maps(layer):
         (Around(before=lambda x: x @ None), "Around.forward refuses features"),
         (Around(after=lambda y: y.softmax(-1)), "Around.forward does more than add up"),
         (Around(after=lambda y: y + 1), "Around.forward does more than add up"),
+        (
+            Around(after=lambda y: y.mean(0)),
+            "Around.forward does not return an output for each",
+        ),
+        (
+            Around(after=lambda y: y.sum(-1)),
+            "Around.forward does not return an output for each",
+        ),
+        (Around(after=lambda y: y[1:]), "Around.forward does not return an output for each"),
+        (Sequential(LowPassSynapse((6, 6), 3.0), PerStep(nn.MaxPool2d(2))), r"MaxPool2d.*maps \(C"),
+        (Sequential(LowPassSynapse((6, 6), 3.0), Repeat(2)), r"1 \(Repeat\).*expected maps \(C"),
         (Around(after=lambda y: y.sum(5)), "Around.forward returns no output and state"),
         (Sequential(nn.Linear(4, 4), Snapshots([1, 2**24])), r"1 \(Snapshots\).*than 2\^24 steps"),
         (Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is torch.bfloat16"),
