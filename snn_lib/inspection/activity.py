@@ -264,13 +264,16 @@ class Activity:
     ) -> None:
         """Adds what a layer of weights did in a call."""
         x = self._with_time(layer, next(iter(given.values())))
+        if x.numel() == 0:
+            return
         call = self.timeline.place(name, len(x))
         counted = _count_products(layer, x.flatten(0, 1), layer.weight).view(x.shape[:2])
         if call.own is not None:
             counted = counted * call.own
             self._per_step[call.begin : call.begin + len(x)] += counted
         before, multiplied = self._by_call.get((name, call.number), (0, False))
-        multiplies = ((x != 0) & (x != 1) & (x != -1)).any()
+        odd = ((x != 0) & (x != 1) & (x != -1)).flatten(2).any(2)  # (T, B)
+        multiplies = (odd if call.own is None else odd & call.own).any()
         self._by_call[name, call.number] = before + counted.sum(), multiplied | multiplies
         one = torch.ones_like(x[0, :1]), torch.ones_like(layer.weight)
         steps = _own_steps(call, x)
@@ -291,7 +294,7 @@ class Activity:
             or layer in self._in_per_step
             or (lengths is not None and x.shape[1] != batch)  # a step with several positions
         )
-        return x.unflatten(0, (-1, batch)) if is_folded else x
+        return x.unflatten(0, (len(x) // max(batch, 1), batch)) if is_folded else x
 
 
 def _own_steps(call: Call, values: Tensor) -> int | Tensor:

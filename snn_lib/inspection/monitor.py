@@ -84,7 +84,9 @@ class Monitor:
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
         record, chunk = record_of(layer, given, result), current_chunk()
         if chunk is not None and chunk.start > 0:
-            parts = zip(vars(self.records[name]).values(), vars(record).values(), strict=True)
+            # If the layer has run in this chunk before, the later call counts, as without chunks.
+            before = (part[: chunk.start] for part in vars(self.records[name]).values())
+            parts = zip(before, vars(record).values(), strict=True)
             record = type(record)(*map(torch.cat, parts))
         self.records[name] = record
 

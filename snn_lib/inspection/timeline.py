@@ -48,6 +48,7 @@ class Run:
     Each chunk of a ``Chunked`` has counts of its own, by the step at which the chunk starts.
 
     Attributes:
+        is_chunk: whether a ``Chunked`` has called the model; otherwise there may be one inside it.
         start: the step of the sequences at which it begins.
         steps: how many steps it runs; ``None`` if nothing is padded.
         has_begun: whether it has called a layer that tells of new sequences.
@@ -55,6 +56,7 @@ class Run:
         steps_in_parts: how many steps a layer has run in parts, by the same.
     """
 
+    is_chunk: bool = False
     start: int = 0
     steps: int | None = None
     has_begun: bool = False
@@ -88,7 +90,7 @@ class Timeline:
 
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Notes that a call of the model begins; a forward pre-hook."""
-        self._run = run = Run()
+        self._run = run = Run(is_chunk=current_chunk() is not None)
         if self.lengths is None:
             return
         given = bind_call(model, args, kwargs)
@@ -125,21 +127,23 @@ class Timeline:
         A call is ``fresh`` without a state.
         """
         run = self._run or Run()
-        whole = current_chunk() or run  # both have a start and steps
-        key = name, whole.start
-        number, begin = run.calls[key], whole.start
+        chunk = None if run.is_chunk else current_chunk()
+        start = run.start if chunk is None else run.start + chunk.start
+        whole = (chunk or run).steps
+        key = name, start
+        number, begin = run.calls[key], start
         run.calls[key] += 1
         if self.lengths is None:
             return Call(number)
         if self._run is None and not fresh:
             self._give_up(f"layer {name} is given a state, but not by a call of the model")
-        elif whole.steps not in (None, steps):
+        elif whole not in (None, steps):
             begin += run.steps_in_parts[key]
             run.steps_in_parts[key] += steps
-            if begin + steps > whole.start + whole.steps:
+            if begin + steps > start + whole:
                 self._give_up(
                     f"layer {name} has run {run.steps_in_parts[key]} steps in parts, but the model "
-                    f"is given {whole.steps}"
+                    f"is given {whole}"
                 )
         if self.lengths is None:
             return Call(number)

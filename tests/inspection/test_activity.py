@@ -430,6 +430,40 @@ def test_what_lies_behind_a_sequence_s_end_is_not_counted(build):
         assert torch.equal(activity.per_step, by_step)
 
 
+def test_a_chunked_that_goes_on_counts_the_steps_that_are_left():
+    model, x, lengths = network(), spikes(9, 2, 8), torch.tensor([9, 4])
+    chunked = Chunked(model, 2)
+    found = []
+    for parts in ([9], [5, 4]):
+        with torch.no_grad(), count_activity(chunked) as activity:
+            activity.begin(lengths, 9)
+            state = None
+            for part in x.split(parts):
+                _, state = chunked(part, state)
+        found.append((activity.operations(), activity.per_step.tolist()))
+    assert found[0] == found[1]
+
+
+def test_what_padding_holds_makes_no_multiplications():
+    model, x, lengths = behind(), spikes(9, 2, 8), torch.tensor([9, 4])
+    x[4:, 1] = 0.5
+    with torch.no_grad(), count_activity(model) as activity:
+        activity.begin(lengths, 9)
+        model(x)
+    assert activity.operations().multiply_accumulates == 0
+    assert activity.operations().additions > 0
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 8), (3, 0, 8)])
+@pytest.mark.parametrize("wrap", [lambda layer: layer, PerStep])
+def test_nothing_to_run_is_nothing_to_count(shape, wrap):
+    model = Sequential(wrap(nn.Linear(8, 4)), SpikingNeuron(4, 3.0))
+    with torch.no_grad(), count_activity(model) as activity:
+        model(torch.ones(shape))
+        model(torch.ones(3, 2, 8))
+    assert activity.operations().additions == 3 * 8 * 4 * 2 / activity.sequences
+
+
 class StepByStep(nn.Module):
     """Synapses step by step, then their weights once, as a user may write it."""
 

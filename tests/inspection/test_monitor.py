@@ -124,6 +124,17 @@ def test_a_run_in_chunks_is_recorded_as_one_backward_pass_or_not(model, x):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_of_a_layer_that_is_used_twice_the_last_call_is_recorded_in_chunks_too():
+    synapse = LowPassSynapse(3, 4.0)
+    model, x = Sequential(synapse, nn.Linear(3, 3), synapse), torch.rand(10, 2, 3)
+    chunked = Chunked(model, 4)
+    with torch.no_grad(), Monitor(model) as whole, Monitor(chunked) as monitor:
+        chunked(x)
+        found = monitor["module.0"].psp
+        model(x)
+    torch.testing.assert_close(found, whole["0"].psp)
+
+
 def test_dropout_does_not_hide_spikes(model, x):
     with Monitor(model, ["2"]) as resting:
         model(x)
