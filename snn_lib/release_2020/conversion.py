@@ -8,6 +8,7 @@ for each pair. OUT can be used for ``--test``, and its weights for work of your 
 hold the state of the optimiser, which belongs to other tensors.
 """
 
+import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -73,11 +74,15 @@ def native_state_dict(layers: nn.ModuleDict) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def convert(source: Path, target: Path, model: str, membrane_filter: bool = False) -> None:
+def convert(source: Path, target: Path, model: str, membrane_filter: bool = False) -> list[str]:
     """Reads a 2020 checkpoint of ``model``, a key of ``MODELS``, and writes this project's.
 
     A 2020 checkpoint does not say whether its model was trained with the membrane filter, so
     ``membrane_filter`` has to.
+
+    Returns:
+        The command line with which the model's script tests it. Filters are not moved into the
+        stable region: those of 2020 may have left it.
 
     Raises:
         InputError: ``source`` cannot be read or belongs to another model.
@@ -93,6 +98,11 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
     if isinstance(checkpoint.get("epoch"), int):
         converted["epoch"] = checkpoint["epoch"]
     save_checkpoint(target, converted)
+    small = model == "associative_memory"  # in 2020 it had other filters and weaker damage
+    config_file = ["--config_file", f"{model}_2020.yaml"] if small else []
+    settings = ["constraint=none", *([] if bias else ["train_bias=false"])]
+    overrides = [f"test_checkpoint_path={target}", *(f"hyperparameters.{one}" for one in settings)]
+    return ["python", f"{model}.py", "--test", *config_file, *overrides]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -111,11 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     def work() -> int:
         options = parser.parse_args(arguments)
-        convert(**vars(options))
-        print(
-            f"wrote {options.target}; test it with: "
-            f"python {options.model}.py --test test_checkpoint_path={options.target}"
-        )
+        command = shlex.join(convert(**vars(options)))
+        print(f"wrote {options.target}; test it with: {command}")
         return 0
 
     exit_with("convert", work)
