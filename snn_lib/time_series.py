@@ -15,6 +15,7 @@ MiniRocket reads its random features in the same way (Dempster, Schmidt, Webb, K
 and aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -144,5 +145,6 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         name = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
-        arguments[:1] = ["--train", f"dataset={arguments[0]}", f"name={name}"]
+        dataset = json.dumps(arguments[0], ensure_ascii=False)  # as YAML, which cuts at a #
+        arguments[:1] = ["--train", f"dataset={dataset}", f"name={name}"]
     main(__file__, build_model, task, initialise, arguments)
