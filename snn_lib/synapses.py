@@ -14,7 +14,6 @@ layer does not filter with the parameter alpha itself, but with the stable filte
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +33,8 @@ from snn_lib.functional import FilterState, channels_last, iir_filter
 from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import (
     MARGIN,
+    MAX_ORDER,
+    SMALLEST_MARGIN,
     check_rounding,
     largest_margin,
     round_decaying,
@@ -53,7 +54,8 @@ class IIRSynapse(StatefulModule):
         alpha: the P weights of past outputs, alpha_1 first, each a number or a tensor ``(*shape)``.
         beta: the Q + 1 weights of the present and past inputs, beta_0 first, likewise.
         train_alpha, train_beta: which of them are parameters; the others are buffers.
-        constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle.
+        constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle, which is
+            possible up to P = 8.
         margin: how far inside the stable set the filters are kept, in [1e-6, 1). ``None`` takes the
             largest of 1e-3, half of it, and so on, that leaves stable first filters as they are.
             If the first filters are random, that margin may differ from start to start. Stable
@@ -74,7 +76,8 @@ class IIRSynapse(StatefulModule):
 
     Raises:
         ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1), a
-            stable filter is too near the edge to be kept, or a shape is wrong. The synapses below
+            stable filter is too near the edge to be kept, its order is too high to keep it stable,
+            or a shape is wrong. The synapses below
             also raise it, when they are built or converted to a lower precision, if a time constant
             is so long that its filter no longer decays once it is rounded.
     """
@@ -98,6 +101,11 @@ class IIRSynapse(StatefulModule):
             raise ValueError(f"constraint is {constraint!r}, choose one of {CONSTRAINTS}")
         if margin is not None and not 1e-6 <= margin < 1:  # float32 rounds a smaller one away
             raise ValueError(f"margin is {margin}, expected a number in [1e-6, 1)")
+        if constraint == "stable" and len(alpha) > MAX_ORDER:
+            raise ValueError(
+                f"a filter of order {len(alpha)} cannot be kept stable, expected order {MAX_ORDER} "
+                "at most"
+            )
         self.shape = feature_shape(shape)
         alpha, beta = (_coefficients(values, self.shape) for values in (alpha, beta))
         self.constraint = constraint
@@ -173,10 +181,12 @@ class IIRSynapse(StatefulModule):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        # Else filters nearer to the edge than this layer's first ones would be moved.
+        # Else filters nearer to the edge than this layer's first ones would be moved. Those nearer
+        # than any margin are moved all the same.
         if self._margin_follows and not self.alpha.is_meta:
-            with contextlib.suppress(ValueError):  # filters nearer than any margin are moved
-                self.margin = min(self.margin, largest_margin(self.alpha.detach().cpu()))
+            alpha = self.alpha.detach().cpu()
+            kept = (stabilise(alpha, SMALLEST_MARGIN) == alpha).all(0)
+            self.margin = min(self.margin, largest_margin(alpha[:, kept]))
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "IIRSynapse":
         dtype = convert(self.alpha.new_empty(0)).dtype
@@ -192,10 +202,10 @@ class IIRSynapse(StatefulModule):
         """
         order = len(self.alpha)
         if order == 0:
-            return torch.zeros(*self.shape, 0, dtype=torch.complex128)
-        companion = torch.zeros(*self.shape, order, order, dtype=torch.float64)
+            return torch.zeros(*self.shape, 0, dtype=torch.complex128, device="cpu")
+        companion = torch.zeros(*self.shape, order, order, dtype=torch.float64, device="cpu")
         companion[..., 0, :] = self.effective_alpha().detach().movedim(0, -1).cpu()
-        companion[..., 1:, :-1] = torch.eye(order - 1)
+        companion[..., 1:, :-1] = torch.eye(order - 1, device="cpu")
         return torch.linalg.eigvals(companion)
 
     def pole_radius(self) -> float:

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -731,6 +732,33 @@ def test_loaded_filters_stay_as_they_are_whatever_the_layers_first_ones_were():
     fixed.load_state_dict(fast.state_dict())
     assert fixed.margin == 0.1
     assert fixed.effective_alpha().max() <= 0.9
+
+
+def test_a_filter_that_no_margin_keeps_moves_no_other():
+    synapse = LowPassSynapse(2, 5.0, constraint="stable")
+    near, nearer = 0.9999, 0.9999995
+    synapse.load_state_dict({"alpha": torch.tensor([[near, nearer]]), "beta": torch.ones(1, 2)})
+    found = synapse.effective_alpha()[0]
+    assert found[0] == torch.tensor(near)
+    assert found[1] < nearer
+
+
+def test_a_high_order_is_not_kept_stable_and_not_called_unstable():
+    alpha = [0.0] * 29 + [0.5]  # F[t] = F[t-30] / 2 + x[t]
+    with pytest.raises(ValueError, match="order 30 cannot be kept stable, expected order 8"):
+        IIRSynapse(1, alpha, [1.0], constraint="stable")
+    synapse = IIRSynapse(1, alpha, [1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        synapse(torch.ones(40, 1, 1))[0].sum().backward()
+    assert synapse.pole_radius() == pytest.approx(0.5 ** (1 / 30))
+
+
+def test_poles_are_on_the_cpu_whatever_the_default_device():
+    synapse = DualExponentialSynapse(3, 4.0, 1.0)
+    expected = synapse.poles()
+    with torch.device("meta"):
+        assert torch.equal(synapse.poles(), expected)
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, math.nan])
