@@ -9,7 +9,7 @@ with theta = lambda = exp(-1 / tau_m).
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,7 +47,9 @@ class SpikingNeuron(StatefulModule):
         - returns spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
-        ValueError: ``tau_m`` is not positive, dropout is outside [0, 1), or a shape is wrong.
+        ValueError: ``tau_m`` is not positive, or so long that the decay rounds to 1, here or where
+            the layer is converted to a lower precision; dropout is outside [0, 1); or a shape is
+            wrong.
         TypeError: the surrogate has no ``derivative``.
     """
 
@@ -74,6 +76,21 @@ class SpikingNeuron(StatefulModule):
         self.register_buffer(
             "membrane_decay", torch.full(self.shape, decay if membrane_filter else 0.0)
         )
+
+        if torch.tensor(decay, device="cpu").item() == 1.0:
+            raise ValueError(f"tau_m is {tau_m} steps, so long that rounded decays do not decay")
+
+    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNeuron":
+        dtype = convert(self.reset_decay.new_empty(0)).dtype
+        for decay in (self.reset_decay, self.membrane_decay):
+            if decay.dtype == dtype or decay.is_meta:
+                continue
+            if ((decay < 1) & (decay.to(dtype) == 1)).any():
+                raise ValueError(
+                    f"a reset or membrane decays so slowly that, rounded to {dtype}, it does not "
+                    "decay: leave the layer in float32 and use torch.autocast"
+                )
+        return super()._apply(convert, recurse)
 
     def forward(
         self, current: Tensor, state: NeuronState | None = None, lengths: Tensor | None = None

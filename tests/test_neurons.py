@@ -75,6 +75,16 @@ def test_coefficients_are_buffers_of_the_neurons_shape(shape, membrane_filter):
     torch.testing.assert_close(neuron.membrane_decay, decay * membrane_filter)
 
 
+@pytest.mark.parametrize("membrane_filter", [False, True])
+def test_a_decay_that_rounding_would_end_is_refused(membrane_filter):
+    neuron = SpikingNeuron(3, 1000.0, membrane_filter)
+    assert neuron.half().reset_decay.max() < 1
+    with pytest.raises(ValueError, match=r"rounded to torch\.bfloat16, it does not decay"):
+        SpikingNeuron(3, 1000.0, membrane_filter).bfloat16()
+    with pytest.raises(ValueError, match="so long that rounded decays do not decay"):
+        SpikingNeuron(3, 1e9)
+
+
 def test_what_is_no_surrogate_is_refused():
     with pytest.raises(TypeError, match="surrogate is 'gaussian', expected an object with deriv"):
         SpikingNeuron(3, 4.0, surrogate="gaussian")
