@@ -111,7 +111,8 @@ class Chunked(StatefulModule):
         for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
-            padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
+            left = None if lengths is None else (lengths.long() - start).clamp(0, count)
+            padding = {} if left is None else {"lengths": left}
             arguments = Chunk(start, count, seeds), part, state, padding
             if torch.is_grad_enabled():
                 output, state = checkpoint(self._run, *arguments, use_reentrant=False)

@@ -159,12 +159,12 @@ def delta(values: Tensor, threshold: float) -> Tensor:
     """
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}, expected > 0")
-    level, steps = torch.zeros_like(values[0]), []
+    level, steps = values.new_zeros(values.shape[1:]), []
     for value in values:
         change = ((value - level) / threshold).trunc()
         level = level + change * threshold
         steps.append(change)
-    changes = torch.stack(steps)
+    changes = torch.stack(steps) if steps else values
     return torch.cat([changes.relu(), (-changes).relu()], -1)
 
 

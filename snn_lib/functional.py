@@ -41,7 +41,7 @@ def iir_filter(
 
     Args:
         x: input, ``(T, B, *features)``. It is converted to the dtype of the recurrence. An input
-            that is constant over time may be expanded; it is then never copied.
+            that is constant over time may be expanded; in this dtype it is never copied.
         alpha: ``(P, *features)``, weights of the past outputs, P >= 0. The positions of a feature
             map may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``. So may those of ``beta``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.

@@ -81,7 +81,7 @@ def fire_from_the_start(
         if not ran:
             raise ValueError(f"no nn.Linear or convolution runs before the neurons of layer {name}")
         layer = ran[-1]
-        if not isinstance(layer.weight, nn.Parameter):
+        if not _has_own_weights(layer):
             raise ValueError(
                 f"the weights before the neurons of layer {name} are computed from others, by a "
                 "parametrisation or pruning: scale first, then add it"
@@ -183,7 +183,7 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
     """
     if layer.bias is None:
         raise ValueError("the last layer has no bias: build it with one")
-    if not isinstance(layer.weight, nn.Parameter):
+    if not _has_own_weights(layer):
         raise ValueError(
             "the weights of the last layer are computed from others, by a parametrisation or "
             "pruning: set them first, then add it"
@@ -266,6 +266,12 @@ def _scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
         return cross_entropy(scale * predicted, classes, label_smoothing=smoothing).item()
 
     return min(SCALES, key=surprise)
+
+
+def _has_own_weights(layer: nn.Module) -> bool:
+    """Whether weight and bias are parameters; computed ones would be set in vain."""
+    own = layer.weight, layer.bias
+    return all(tensor is None or isinstance(tensor, nn.Parameter) for tensor in own)
 
 
 def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> float:

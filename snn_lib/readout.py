@@ -231,7 +231,7 @@ def until_clear(
         clear = clear | _leads(totals[-1], lead).any(0)
         if clear.all():
             break
-    return _first_lead(torch.cat(totals) if totals else x, lead)
+    return _first_lead(torch.cat(totals), lead)
 
 
 def within(sequence: Tensor, lengths: Tensor) -> Tensor:

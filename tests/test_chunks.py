@@ -77,6 +77,15 @@ def test_chunked_is_the_whole_run_with_its_dropout_and_gradients(build, steps, t
     assert torch.equal(chunked[3], after)  # as many random numbers were drawn
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_lengths_may_be_of_any_whole_type(dtype):
+    network, x = Sequential(DualExponentialSynapse(3, TAU_M, TAU_S)), torch.rand(9, 4, 3)
+    lengths = torch.tensor([9, 1, 4, 6])
+    ((expected, _),) = network(x, lengths=lengths)[1]
+    ((found, _),) = Chunked(network, 3)(x, lengths=lengths.to(dtype))[1]
+    torch.testing.assert_close(found, expected)
+
+
 def test_dropout_of_other_kinds_is_the_same_when_a_chunk_runs_again():
     torch.manual_seed(1)
     network = Sequential(SpikingNeuron(12, TAU_M, dropout=0.3), nn.Dropout(0.5), nn.Linear(12, 5))

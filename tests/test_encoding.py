@@ -216,6 +216,10 @@ def test_delta_events_tell_the_values_up_to_a_threshold(threshold):
         delta(values, 0.0)
 
 
+def test_no_steps_have_no_delta_events():
+    assert delta(torch.zeros(0, 2, 3), 0.1).shape == (0, 2, 6)
+
+
 def test_delta_events_are_those_of_a_level_that_follows():
     values = torch.tensor([0.4, 0.6, 1.7, 1.2, 0.9, -0.3]).view(-1, 1, 1)
     rises, falls = delta(values, 0.5).unbind(-1)

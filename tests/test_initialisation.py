@@ -142,6 +142,17 @@ def test_dropout_is_off_meanwhile():
     assert model.eval()(x)[0].mean().item() == pytest.approx(found["2"])
 
 
+def test_a_bias_that_is_computed_is_refused():
+    layer = nn.Linear(3, 2)
+    prune.identity(layer, "bias")
+    with pytest.raises(ValueError, match="computed from others"):
+        fit_readout(layer, torch.rand(4, 3), torch.arange(4) % 2)
+    model = deep()
+    prune.identity(model[1], "bias")
+    with pytest.raises(ValueError, match="computed from others"):
+        fire_from_the_start(model, spikes())
+
+
 class Fails(nn.Module):
     def __init__(self, at):
         super().__init__()

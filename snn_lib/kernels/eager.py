@@ -93,11 +93,11 @@ def filter_backward(
         for q in range(1, min(order_q, steps) + 1):
             grad_x[: steps - q] += beta[q] * adjoint[q:]
     if need_alpha:
-        grad_alpha = torch.empty_like(alpha)
+        grad_alpha = torch.empty_like(alpha, memory_format=torch.contiguous_format)
         for p in range(1, order_p + 1):
             grad_alpha[p - 1] = _correlation(adjoint, output, past_output, p)
     if need_beta:
-        grad_beta = torch.empty_like(beta)
+        grad_beta = torch.empty_like(beta, memory_format=torch.contiguous_format)
         for q in range(order_q + 1):
             grad_beta[q] = _correlation(adjoint, x, past_input, q)
     if need_past_output:
@@ -155,12 +155,17 @@ def neuron_forward(
             1 / (1 - dropout). The reset sees all spikes. Without dropout the seed may be ``None``.
     """
     spikes = reset_decay.new_empty(current.shape)
-    membrane, reset = membrane.clone(), reset.clone()
+    membrane, reset = _own(membrane), _own(reset)
     for i, spike in zip(current.unbind(), spikes.unbind(), strict=True):
         _advance(membrane, reset, spike, i, reset_decay, reset_strength, membrane_decay)
     if dropout:
         spikes *= dropout_scale(spikes, dropout, seed)
     return spikes, membrane, reset
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy that lies in memory as the operators promise, however the tensor does."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _advance(
@@ -229,7 +234,7 @@ def neuron_backward(
         torch.zeros_like(reset_decay, dtype=_widest(reset_decay.device)) for _ in range(3)
     )
     # v and r are the gradients that reach V[t] and R[t+1] from the steps after t.
-    v, r = grad_membrane.clone(), grad_reset.clone()
+    v, r = _own(grad_membrane), _own(grad_reset)
     for t in reversed(range(len(current))):
         if need_theta:
             grad_theta += _total(r * resets[t])

@@ -246,3 +246,11 @@ def test_cpu_kernels_refuse_sequences_in_half_precision(numba):
         cpu.neuron_backward(
             x, *x[:2], current, *neuron, "given", 0.4, x.double(), 0.0, seed, [True] * 6
         )
+
+
+def test_eager_s_states_lie_in_memory_as_the_operators_promise():
+    """Compiled code relies on it, however the given states lie."""
+    current, decay, transposed = torch.rand(3, 2, 5), torch.full((5,), 0.5), torch.rand(5, 2).T
+    coefficients = decay, torch.ones(5), decay
+    found = eager.neuron_forward(current, *coefficients, transposed, transposed, 0.0, None)
+    assert all(tensor.is_contiguous() for tensor in found)

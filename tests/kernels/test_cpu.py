@@ -220,6 +220,12 @@ run()
 """
 
 
+def test_a_user_s_functions_without_a_module_compile_beside_ours():
+    numba, names = pytest.importorskip("numba"), {}
+    exec("def add(x): return x + 1", names)
+    assert numba.njit(names["add"])(1) == 2
+
+
 # The least that can be compiled, which is compiled as everything else.
 FLUSH = """
 import numpy as np

@@ -41,7 +41,8 @@ class _Announcement(events.Listener):
     made = False
 
     def on_start(self, event: events.Event) -> None:
-        ours = event.data["dispatcher"].py_func.__module__.startswith("snn_lib.")
+        module = event.data["dispatcher"].py_func.__module__  # a function of exec has none
+        ours = module is not None and module.startswith("snn_lib.")
         if ours and not self.made and sys.stderr is not None and sys.stderr.isatty():
             self.made = True
             tqdm.write("first use: compiling for this CPU (about 8 s)", file=sys.stderr)
