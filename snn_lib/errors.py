@@ -9,6 +9,10 @@ class SettingsError(InputError):
     """Settings, each of which is allowed, do not fit each other, a layer or the data."""
 
 
+class BusyError(InputError):
+    """Another process trains the run."""
+
+
 class RunError(Exception):
     """The run failed although the input was right (exit code 1)."""
 

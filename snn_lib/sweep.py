@@ -55,8 +55,8 @@ def main() -> int:
 
 def save_best(trial: "optuna.trial.FrozenTrial", base: Path | None, path: Path) -> None:
     """Writes the settings of a trial as a YAML file that ``--config_file`` takes."""
-    above = [] if base is None else [f"base={os.path.relpath(base, path.parent)}"]
-    values = OmegaConf.from_dotlist(above + trial.user_attrs["settings"])
+    above = {} if base is None else {"base": os.path.relpath(base, path.parent)}
+    values = OmegaConf.merge(above, OmegaConf.from_dotlist(trial.user_attrs["settings"]))
     title = f"trial {trial.number} of {path.parent.name}, score {trial.value:.6g}"
     write_atomically(path, f"# {title}\n{OmegaConf.to_yaml(values)}".encode())
     say(f"best so far: {title}; settings in {path}")

@@ -4,11 +4,14 @@ import csv
 import sqlite3
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from running import run_script
 from sweeping import SCRIPT, start_sweep, sweep
+
+from snn_lib.sweep import save_best
 
 pytest.importorskip("optuna")
 
@@ -91,6 +94,13 @@ def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):
         2,
         "sweep: a sweep needs the package optuna: pip install optuna\n",
     )
+
+
+def test_the_best_settings_name_a_base_in_a_folder_of_any_name(tmp_path):
+    trial = SimpleNamespace(number=0, value=1.0, user_attrs={"settings": ["seed=3"]})
+    save_best(trial, tmp_path / "exp #1" / "mine.yaml", tmp_path / "best.yaml")
+    written = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert written == {"base": "exp #1/mine.yaml", "seed": 3}
 
 
 def wait_for(condition):

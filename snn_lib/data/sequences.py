@@ -69,6 +69,7 @@ class SequenceDataset(Dataset):
             )
             self.lengths = lengths.tolist()
             for number, length in enumerate(self.lengths):
+                require(hasattr(self.x[number], "__len__"), f"sequence {number} is a single number")
                 steps = len(self.x[number])
                 require(
                     type(length) is int and 0 < length <= steps,

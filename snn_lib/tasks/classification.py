@@ -106,7 +106,11 @@ class Classification(Task):
         )
         if not self.counts_spikes:
             return
-        accuracy, stopped = self.stop_early(model, (1, 2, 3))
+        try:
+            accuracy, stopped = self.stop_early(model, (1, 2, 3))
+        except ValueError as error:  # the operations of a step are not known
+            yield f"early answers are not tested: {error}"
+            return
         stride = 5 * -(-len(accuracy) // 25)
         early = ", ".join(
             f"{step}: {100 * accuracy[step - 1]:.2f} %"

@@ -25,13 +25,21 @@ def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
     for key, value in sums.items():
         if isinstance(value, Tensor) and value.numel() != 1:
             raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
-    tensors = [value.reshape(1) for value in sums.values() if isinstance(value, Tensor)]
-    if not tensors:
-        return {key: float(value) for key, value in sums.items()}
+    away = {key: value for key, value in sums.items() if _is_away(value)}
+    numbers = {key: float(value) for key, value in sums.items() if key not in away}
+    if not away:
+        return numbers
+    tensors = [value.reshape(1) for value in away.values()]
     together = torch.cat([tensor.view(torch.uint8) for tensor in tensors]).cpu()
     parts = together.split([tensor.element_size() for tensor in tensors])
-    numbers = iter(p.clone().view(t.dtype).item() for p, t in zip(parts, tensors, strict=True))
-    return {k: float(next(numbers) if isinstance(v, Tensor) else v) for k, v in sums.items()}
+    for key, tensor, part in zip(away, tensors, parts, strict=True):
+        numbers[key] = float(part.clone().view(tensor.dtype).item())
+    return {key: numbers[key] for key in sums}
+
+
+def _is_away(value: Any) -> bool:
+    """Whether reading the value waits for a device."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 def plain_number(value: Any) -> int | float:

@@ -307,6 +307,7 @@ class Experiment:
             checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
+        self.state = None  # a training that was stopped has an average of other weights
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")
         epoch = checkpoint.get("epoch", "unknown")

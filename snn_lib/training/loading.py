@@ -214,7 +214,7 @@ def arguments_of_main(script: Path) -> tuple[BuildModel, Task, Initialise | None
             runpy.run_path(str(script), run_name="__main__")
     except Handover as handover:
         return handover.arguments
-    except Exception as error:  # a user's script may raise anything
+    except (Exception, SystemExit) as error:  # a user's script may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{script} fails before its call of main: {reason}") from error
     finally:

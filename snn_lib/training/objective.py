@@ -17,7 +17,7 @@ def task_loss(task: Task, model: nn.Module, batch: Any) -> Loss:
     """The mean loss of this process's share of a batch, which may be empty, and its sums."""
     loss, sums = task.loss(model, batch)
     if sums["samples"] == 0:  # a mean of nothing
-        return loss.nan_to_num(), dict.fromkeys(sums, 0.0)
+        return loss.nan_to_num(), dict.fromkeys(sums, 0)
     return loss, sums
 
 
@@ -32,7 +32,7 @@ def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) 
         loss, sums = task_loss(task, trained, batch)
     if settings.rate_penalty:
         rates = settings.target_rate, settings.rate_limit
-        hidden = [spikes[name] for name in hidden_layers(model)]
+        hidden = [spikes[name] for name in hidden_layers(model) if name in spikes]  # that ran
         penalties = (  # the share of a small last batch may be empty
             rate_penalty(layer, *rates, batch.lengths) for layer in hidden if layer.shape[1]
         )

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-from snn_lib.errors import InputError, require
+from snn_lib.errors import BusyError, InputError, require
 from snn_lib.files import lock, write_atomically, write_csv
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -52,13 +52,13 @@ class RunFolder:
         """Locks the folder and writes settings and versions, after ``epochs`` finished epochs.
 
         Raises:
-            InputError: another process trains this run, the folder cannot be written, or
-                TensorBoard is not installed.
+            BusyError: another process trains this run.
+            InputError: the folder cannot be written, or TensorBoard is not installed.
         """
         try:
             self._lock = lock(self.path / "lock")
         except BlockingIOError:
-            raise InputError(f"another process is training the run {self.path}") from None
+            raise BusyError(f"another process is training the run {self.path}") from None
         except OSError as error:
             raise cannot_write(error) from None
         for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
+from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_line, require
 from snn_lib.settings import list_settings
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
@@ -178,7 +178,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         experiment = Experiment(build_model, task, config, initialise, report)
         experiment.script = space.script.name
         return score_of(experiment.train(checkpoint)["best"], task)[0]
-    except (RunError, SettingsError) as error:
+    except (RunError, SettingsError, BusyError) as error:
         end_early(error)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

@@ -59,12 +59,9 @@ class Progress:
 
     def check(self) -> None:
         """Raises an error unless the values make sense, as those of a file may not."""
-        columns = {"epoch", *TIMES}
-        if self.history:
-            columns |= self.history[0].keys()
         example = Progress(
             sums=dict.fromkeys(self.sums, 0.0),
-            history=[dict.fromkeys(columns, 0.0)] * len(self.history),
+            history=[dict.fromkeys({"epoch", *TIMES, *row}, 0.0) for row in self.history],
             warned=[""] * len(self.warned),
         )
         check_alike(vars(self), vars(example), "the progress")
@@ -196,7 +193,7 @@ class TrainingState:
                 "depends on it: keep it, or start a new run",
             )
         if rank:  # the first process continues the sums of all
-            progress.sums = dict.fromkeys(progress.sums, 0.0)
+            progress.sums = dict.fromkeys(progress.sums, 0)
         self.progress = dataclasses.replace(progress, batches=batches)
         every_batch = optimisation.steps_every_batch(self.scheduler)
         steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
@@ -209,6 +206,9 @@ class TrainingState:
         values.pop("folder", None)  # earlier versions wrote it
         progress = Progress(**values)
         progress.check()
+        # Whole numbers go on as such: with a device's counts, floats would add up in float32.
+        whole = {key: int(value) for key, value in progress.sums.items() if value == value // 1}
+        progress.sums |= whole
         if progress.history:
             progress.best_row(task)  # fails on the metrics of another task
         own = self.optimizer.state_dict()
@@ -341,5 +341,6 @@ def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str
     if plan == "OneCycleLR":  # it plans the whole run
         fixed["hyperparameters.epoch"] = config["hyperparameters"]["epoch"]
     if plan in ("OneCycleLR", "CyclicLR") or batch:  # the scheduler counts batches
-        fixed["hyperparameters.batch_size or the number of samples"] = batches
+        size = config["hyperparameters"]["batch_size"]
+        fixed["hyperparameters.batch_size or the number of samples"] = batches, size
     return fixed

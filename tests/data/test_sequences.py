@@ -136,6 +136,7 @@ X = torch.zeros(4, 7, 2)
         ((X, torch.zeros(4), [8, 1, 1, 1]), "length 0 is 8, expected 1 to 7"),
         ((X, torch.zeros(4), [1, 2]), r"lengths has shape \(2,\), expected \(4,\)"),
         ((X, 7), "train data: y is a single number"),
+        (([1.0, 2.0], [0, 1], [1, 1]), "train data: sequence 0 is a single number"),
         ((7, torch.zeros(4)), "train data: x is a single number"),
         ((X, torch.zeros(4), 7), r"lengths has shape \(\), expected \(4,\)"),
         ((X, torch.zeros(4), [True] * 4), "length 0 is True, expected 1 to 7"),

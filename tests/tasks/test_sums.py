@@ -4,8 +4,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from claimed_device import ClaimedDevice
 
 from snn_lib.tasks.sums import add_sums, plain_number, read_sums
+
+
+def test_sums_of_a_device_and_of_the_cpu_are_read_together():
+    with ClaimedDevice():
+        sums = {"a": torch.tensor(2.0), "b": torch.tensor(3, device="cuda"), "c": 4}
+        assert read_sums(sums) == {"a": 2.0, "b": 3.0, "c": 4.0}
 
 
 def test_counts_stay_whole_numbers():

@@ -739,14 +739,50 @@ def test_settings_that_cannot_change_on_resuming_are_refused(trained, override, 
     assert last.read_bytes() == before
 
 
-def test_the_batch_size_cannot_change_in_the_middle_of_an_epoch(tmp_path):
+@pytest.mark.parametrize("size", [32, 65])  # 65 makes as many batches
+def test_the_batch_size_cannot_change_in_the_middle_of_an_epoch(size, tmp_path):
     settings = small(tmp_path, "scheduler.scheduler_choice=none")
     with pytest.raises(Stopped):
         experiment(settings, stop_after=2).train()
     message = refused(
-        "--train", "--resume", *settings, "hyperparameters.batch_size=32", model=SmallSNN
+        "--train", "--resume", *settings, f"hyperparameters.batch_size={size}", model=SmallSNN
     )
     assert "batch_size or the number of samples cannot change when" in message
+
+
+def test_a_run_whose_metrics_grow_can_be_resumed(tmp_path):
+    class Growing(DigitClassification):
+        calls = 0
+
+        def metrics(self, sums):
+            Growing.calls += 1
+            return super().metrics(sums) | ({"late": 1.0} if Growing.calls > 3 else {})
+
+    settings = small(tmp_path, "scheduler.scheduler_choice=none")
+    train(*settings, "hyperparameters.epoch=2", model=SmallSNN, task=Growing())
+    longer = train(
+        *("--resume", *settings, "hyperparameters.epoch=3"), model=SmallSNN, task=Growing()
+    )
+    assert "epoch 3/3" in longer.out
+
+
+def test_a_test_after_a_stopped_training_is_of_the_checkpoint(tmp_path):
+    settings = small(tmp_path, "hyperparameters.weight_averaging=0.9")
+    stopped = experiment(settings, stop_after=6)
+    with pytest.raises(Stopped):
+        stopped.train()
+    best = load_checkpoint(stopped.run.best)
+    assert stopped.test(best) == experiment(settings).test(best)
+
+
+def test_a_layer_of_neurons_that_does_not_run_is_not_penalised(tmp_path):
+    class Unused(SmallSNN):
+        def __init__(self, config):
+            super().__init__(config)
+            self.unused = nn.Sequential(SpikingNeuron(3, 4.0), nn.Linear(3, 1))
+
+    overrides = small(tmp_path, "hyperparameters.rate_penalty=1", "hyperparameters.rate_limit=0.1")
+    train(*overrides, model=Unused)
 
 
 def test_a_finished_model_cannot_be_resumed(trained):

@@ -320,6 +320,9 @@ def test_a_script_that_fails_or_calls_no_main_is_named(mine, tmp_path, monkeypat
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(InputError, match=r"broken.py fails before .*ModuleNotFoundError"):
         snn_lib.load("best")
+    (tmp_path / "broken.py").write_text("raise SystemExit('no data')\n")
+    with pytest.raises(InputError, match=r"broken.py fails before .*SystemExit: no data"):
+        snn_lib.load("best")
     (tmp_path / "broken.py").write_text("x = 1\n")
     with pytest.raises(InputError, match="does not call"):
         snn_lib.load("best")
