@@ -11,11 +11,7 @@ from networks import DIGITS, LOOP, MEMORY, SNN, TimeLast, Variant
 
 from snn_lib.files import write_csv
 
-VARIANTS = (
-    Variant("native API", SNN),
-    Variant("2020 interface", TimeLast),
-    LOOP,
-)
+VARIANTS = Variant("native API", SNN), Variant("2020 interface", TimeLast), LOOP
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
 
 

@@ -1,8 +1,8 @@
 """The networks that the benchmarks run: this library's and those it is compared with.
 
 Every variant has the same layer sizes, input, loss and optimiser, and all but the dense floor have
-the same dropout. What a variant computes
-between its matrix products, and what it leaves out, is its ``note``.
+the same dropout. What a variant computes between its matrix products, and what it leaves out, is
+its ``note``.
 """
 
 import math

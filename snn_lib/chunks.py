@@ -104,6 +104,8 @@ class Chunked(StatefulModule):
         total, *others = (sequence.shape[time] for sequence in sequences)
         if any(other != total for other in others):
             raise ValueError(f"the sequences of x have {[total, *others]} steps, expected as many")
+        if lengths is not None:
+            lengths = lengths.long()  # what is left of bytes would wrap around
         outputs: list[Tensor] = []
         seeds: list[Seed] = []
         # The gradient of narrow would be as long as the whole sequence for every chunk.
@@ -111,8 +113,7 @@ class Chunked(StatefulModule):
         for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
-            left = None if lengths is None else (lengths.long() - start).clamp(0, count)
-            padding = {} if left is None else {"lengths": left}
+            padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
             arguments = Chunk(start, count, seeds), part, state, padding
             if torch.is_grad_enabled():
                 output, state = checkpoint(self._run, *arguments, use_reentrant=False)

@@ -17,6 +17,7 @@ from torch import Tensor
 from snn_lib.chunks import dropout_seed
 from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
 from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
+from snn_lib.stability import check_rounding, round_decaying
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 from snn_lib.time_constants import decay_of
 
@@ -66,6 +67,7 @@ class SpikingNeuron(StatefulModule):
     ) -> None:
         super().__init__()
         decay = decay_of(tau_m, "tau_m")
+        round_decaying(decay)  # refuses one that rounds to 1
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         check_surrogate(surrogate)
@@ -77,19 +79,11 @@ class SpikingNeuron(StatefulModule):
             "membrane_decay", torch.full(self.shape, decay if membrane_filter else 0.0)
         )
 
-        if torch.tensor(decay, device="cpu").item() == 1.0:
-            raise ValueError(f"tau_m is {tau_m} steps, so long that rounded decays do not decay")
-
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "SpikingNeuron":
         dtype = convert(self.reset_decay.new_empty(0)).dtype
-        for decay in (self.reset_decay, self.membrane_decay):
-            if decay.dtype == dtype or decay.is_meta:
-                continue
-            if ((decay < 1) & (decay.to(dtype) == 1)).any():
-                raise ValueError(
-                    f"a reset or membrane decays so slowly that, rounded to {dtype}, it does not "
-                    "decay: leave the layer in float32 and use torch.autocast"
-                )
+        if dtype != self.reset_decay.dtype and not self.reset_decay.is_meta:
+            for decay in (self.reset_decay, self.membrane_decay):
+                check_rounding(decay[None], dtype)
         return super()._apply(convert, recurse)
 
     def forward(

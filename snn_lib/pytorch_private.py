@@ -5,7 +5,8 @@ They were tried with PyTorch 2.8 and 2.13.
 
 Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
 ``_modules``, as ``nn.Sequential`` does, and ``inference.layers`` reads them. ``IIRSynapse``
-overrides ``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``.
+overrides ``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``; ``SpikingNeuron``
+overrides ``_apply``.
 """
 
 from collections.abc import Callable

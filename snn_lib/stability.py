@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 MARGIN = 1e-3
-SMALLEST_MARGIN = MARGIN / 2**9
+MARGINS = [MARGIN / 2**halvings for halvings in range(10)]
 MAX_ORDER = 8  # beyond it, float32 and soon float64 cannot tell which filters are stable
 OCTAL_DIGITS = 5  # digits, in base 8, of the factor that scales the poles of a filter
 CHECKED = 97  # One in so many calls is checked on a GPU. It is prime, so all layers get their turn.
@@ -108,7 +108,7 @@ def largest_margin(alpha: Tensor) -> float:
         ValueError: a filter is too near the edge of the stable set for any of these margins.
     """
     inside = has_stable_poles(alpha.double())
-    for margin in (MARGIN / 2**halvings for halvings in range(10)):
+    for margin in MARGINS:
         if torch.equal(stabilise(alpha, margin)[:, inside], alpha[:, inside]):
             return margin
     raise ValueError(
@@ -137,7 +137,7 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
     if (has_stable_poles(before) & ~has_stable_poles(after)).any():
         raise ValueError(
             f"a filter decays so slowly that, rounded to {dtype}, it does not decay: leave the "
-            'layer in float32 and use torch.autocast, or build it with constraint="stable"'
+            'layer in float32 and use torch.autocast, or build a synapse with constraint="stable"'
         )
 
 

@@ -33,8 +33,8 @@ from snn_lib.functional import FilterState, channels_last, iir_filter
 from snn_lib.pytorch_private import is_transformed
 from snn_lib.stability import (
     MARGIN,
+    MARGINS,
     MAX_ORDER,
-    SMALLEST_MARGIN,
     check_rounding,
     largest_margin,
     round_decaying,
@@ -77,9 +77,9 @@ class IIRSynapse(StatefulModule):
     Raises:
         ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1), a
             stable filter is too near the edge to be kept, its order is too high to keep it stable,
-            or a shape is wrong. The synapses below
-            also raise it, when they are built or converted to a lower precision, if a time constant
-            is so long that its filter no longer decays once it is rounded.
+            or a shape is wrong. The synapses below also raise it, when they are built or converted
+            to a lower precision, if a time constant is so long that its filter no longer decays
+            once it is rounded.
     """
 
     takes_expanded = True
@@ -185,7 +185,7 @@ class IIRSynapse(StatefulModule):
         # than any margin are moved all the same.
         if self._margin_follows and not self.alpha.is_meta:
             alpha = self.alpha.detach().cpu()
-            kept = (stabilise(alpha, SMALLEST_MARGIN) == alpha).all(0)
+            kept = (stabilise(alpha, MARGINS[-1]) == alpha).all(0)
             self.margin = min(self.margin, largest_margin(alpha[:, kept]))
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "IIRSynapse":

@@ -1208,7 +1208,8 @@ def test_complex_numbers_are_refused(operator, make, index):
 def test_what_is_no_tensor_is_refused(operator, make, index, convert):
     inputs = list(make())
     inputs[index] = convert(inputs[index])
-    with pytest.raises(TypeError, match=r"is a (ndarray|list), expected a tensor"):
+    kind = type(inputs[index]).__name__
+    with pytest.raises(TypeError, match=f"is a {kind}, expected a tensor"):
         operator(*inputs)
 
 

@@ -92,8 +92,8 @@ def keys_of(name):
                 yield prefix + key
 
     content = OmegaConf.to_container(OmegaConf.load(ROOT / f"{name}.yaml"))
-    content.pop("base", None)
-    inherited = keys_of(base_of(name)) if base_of(name) and script_of(name) == name else ()
+    base = content.pop("base", None)
+    inherited = keys_of(base_of(name)) if base and script_of(name) == name else ()
     return {*leaves(content), *inherited}
 
 

@@ -98,8 +98,8 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
     if isinstance(checkpoint.get("epoch"), int):
         converted["epoch"] = checkpoint["epoch"]
     save_checkpoint(target, converted)
-    small = model == "associative_memory"  # in 2020 it had other filters and weaker damage
-    config_file = ["--config_file", f"{model}_2020.yaml"] if small else []
+    has_other_filters = model == "associative_memory"  # in this project's own settings
+    config_file = ["--config_file", f"{model}_2020.yaml"] if has_other_filters else []
     settings = ["constraint=none", *([] if bias else ["train_bias=false"])]
     overrides = [f"test_checkpoint_path={target}", *(f"hyperparameters.{one}" for one in settings)]
     return ["python", f"{model}.py", "--test", *config_file, *overrides]

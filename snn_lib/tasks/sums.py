@@ -25,21 +25,14 @@ def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
     for key, value in sums.items():
         if isinstance(value, Tensor) and value.numel() != 1:
             raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
-    away = {key: value for key, value in sums.items() if _is_away(value)}
-    numbers = {key: float(value) for key, value in sums.items() if key not in away}
-    if not away:
-        return numbers
-    tensors = [value.reshape(1) for value in away.values()]
-    together = torch.cat([tensor.view(torch.uint8) for tensor in tensors]).cpu()
-    parts = together.split([tensor.element_size() for tensor in tensors])
-    for key, tensor, part in zip(away, tensors, parts, strict=True):
-        numbers[key] = float(part.clone().view(tensor.dtype).item())
-    return {key: numbers[key] for key in sums}
-
-
-def _is_away(value: Any) -> bool:
-    """Whether reading the value waits for a device."""
-    return isinstance(value, Tensor) and value.device.type != "cpu"
+    read = dict(sums)
+    away = {k: v.reshape(1) for k, v in sums.items() if isinstance(v, Tensor) and not v.is_cpu}
+    if away:
+        together = torch.cat([tensor.view(torch.uint8) for tensor in away.values()]).cpu()
+        parts = together.split([tensor.element_size() for tensor in away.values()])
+        for (key, tensor), part in zip(away.items(), parts, strict=True):
+            read[key] = part.clone().view(tensor.dtype).item()
+    return {key: float(value) for key, value in read.items()}
 
 
 def plain_number(value: Any) -> int | float:

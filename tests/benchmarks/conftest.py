@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share. None of them looks at timings."""
+"""What the tests of the benchmarks share. None of them asks how fast anything is."""
 
 import csv
 
