@@ -112,28 +112,31 @@ def open_run(
             run or has done so meanwhile, or the folder cannot be written.
     """
     config, progress = state.config, state.progress
-    best, at_best = None, progress.is_at_best_epoch(task)
-    if progress.history and not at_best:
-        best = best_beside(resumed.path, progress.best_row(task))
+    at_best = progress.is_at_best_epoch(task)
+    has_best_beside = bool(progress.history) and not at_best
+    # A checkpoint of another name, or one outside of the runs, is continued in a new folder.
+    own = resumed is not None and resumed.path.name == "last"
+    own = own and resumed.path.resolve().parent.parent == config.runs_folder.resolve()
+    best, path = None, resumed.path.parent if own else None
     rank, _ = distributed.rank_and_world()
-    path = None
-    if rank == 0:
-        # A checkpoint of another name, or one outside of the runs, is continued in a new folder.
-        own = resumed is not None and resumed.path.name == "last"
-        own = own and resumed.path.resolve().parent.parent == config.runs_folder.resolve()
-        path = resumed.path.parent if own else new_folder(config.runs_folder)
+    if rank == 0 and not own:
+        if has_best_beside:  # or else no folder is made
+            best = best_beside(resumed.path, progress.best_row(task))
+        path = new_folder(config.runs_folder)
     folder = RunFolder(distributed.gather(path)[0], config, made_by)
     if rank == 0:
         folder.open(progress.epoch)
-        if resumed is not None and resumed.path == folder.last:  # now nobody else can write there
+        if own:  # now nobody else can write there
             found = load_checkpoint(folder.last).get("progress", {})
             require(
                 (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
                 f"another process has continued the run {path} meanwhile: resume it again",
             )
+            if has_best_beside:
+                best_beside(folder.last, progress.best_row(task))
         if at_best:  # the run may have been killed before it had written that
             folder.write(folder.best, state.best_checkpoint())
-        elif best and not folder.best.exists():  # the folder is new
+        elif best:
             save_checkpoint(folder.best, best)
         if progress.history:
             folder.write_metrics(progress.history)

@@ -282,13 +282,19 @@ def test_two_runs_of_one_name_at_a_time_keep_both_models(tmp_path):
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     more = small(tmp_path, "hyperparameters.epoch=1000")
-    first = experiment(more, stop_after=1)
+    first = experiment(more, stop_after=5)
     with pytest.raises(Stopped):
         first.train()  # and lets go of the run, though it is still there
+    earlier = load_checkpoint(the_run(tmp_path) / "last")
     process = Process(tmp_path, "--train", "--resume", *more)
-    process.wait_for("epoch 1/")
-    message = refused("--train", "--resume", *more, model=SmallSNN)
-    assert message == f"another process is training the run {the_run(tmp_path)}"
+    process.wait_for("epoch 2/")
+    message = f"another process is training the run {the_run(tmp_path)}"
+    assert refused("--train", "--resume", *more, model=SmallSNN) == message
+    # Also if the process has written another best epoch since the last checkpoint was read.
+    earlier["progress"]["history"][0]["validation_loss"] = 0.1
+    with pytest.raises(InputError) as error:
+        experiment(more).train(earlier)
+    assert str(error.value) == message
     process.kill()  # the lock dies with the process
     process.wait()
     experiment(small(tmp_path)).train(load_checkpoint(the_run(tmp_path) / "last"))
