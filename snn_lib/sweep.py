@@ -41,7 +41,7 @@ def main() -> int:
     sys.path.insert(0, str(options.script.resolve().parent))  # as if Python ran the script
     space = SearchSpace(options.script, options.config_file, options.settings)
     folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"
-    study = open_study(folder, options.storage, space.settings)
+    study = open_study(folder, options.storage, space.whole)
     while True:
         if study.best_trials:
             save_best(study.best_trial, space.base, folder / "best.yaml")

@@ -65,9 +65,21 @@ def test_a_sweep_goes_on_until_there_are_as_many_trials_as_asked(study):
     assert sweep(*arguments, "device=auto", "--trials", 2).code == 0
     refused = sweep(*arguments, "hyperparameters.dropout=0..0.5", "--trials", 3)
     assert refused.code == 2
-    known = "hyperparameters.epoch=2 hyperparameters.tau_m=4..16"
-    assert refused.err.startswith(f"sweep: sweep_mine has the settings {known}: repeat them")
+    began = "sweep: sweep_mine began with hyperparameters.dropout=0.0, now it is 0..0.5: "
+    assert refused.err.startswith(began)
     assert len(runs(folder)) == 2
+
+
+def test_a_yaml_file_that_has_changed_does_not_join_the_study(study, tmp_path):
+    arguments, _ = study
+    (tmp_path / "mine.yaml").write_text("seed: 5\ndevice: cpu\n")
+    assert sweep(*arguments, "--trials", 1).code == 0
+    (tmp_path / "mine.yaml").write_text("seed: 6\ndevice: auto\n")
+    refused = sweep(*arguments, "--trials", 2)
+    assert refused.code == 2
+    assert refused.err.startswith("sweep: sweep_mine began with seed=5, now it is 6: ")
+    (tmp_path / "mine.yaml").write_text("seed: 5\n")  # the device may differ
+    assert sweep(*arguments, "--trials", 2).code == 0
 
 
 @pytest.mark.parametrize(

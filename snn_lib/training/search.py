@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,8 +33,8 @@ class SearchSpace:
 
     Attributes:
         base: the YAML file, or ``None`` if the script has none.
-        settings: those that are the same on all machines, in order.
         config: the configuration with the upper ends of the ranges and the last choices.
+        whole: what is searched and every other setting that is the same on all machines, as text.
 
     Raises:
         InputError: a key is unknown, an end or a choice is not allowed, or a range is empty or not
@@ -45,7 +45,7 @@ class SearchSpace:
         self.script, self.base = script, config_file or own_file(script)
         schema = arguments_of_main(script)[1].config_class
         self.configured = partial(load_config, schema, self.base, name=script.stem)
-        self.settings = shared(settings)
+
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
         for setting in settings:
             key, sign, text = setting.partition("=")
@@ -62,6 +62,10 @@ class SearchSpace:
                 require(kind in (int, float), f"{text} is a range, but {key} is no number")
                 low, high = self.choices[key] = tuple(kind(float(end)) for end in ends)
                 require(low < high, f"{text} is an empty range, expected the lower end first")
+        values = {key: str(value) for key, value in present.items() if not is_dataclass(value)}
+        searched = dict(setting.split("=", 1) for setting in settings)
+        searched = {key: text for key, text in searched.items() if len(self.choices[key]) > 1}
+        self.whole = _without_local({**values, **searched})
 
     def draw(self, trial: Any) -> list[str]:
         """Lets a trial of Optuna's choose the settings, and returns them, ``key=value`` each.
@@ -82,12 +86,7 @@ class SearchSpace:
         return f"{trial.suggest_float(key, low, high, log=logarithmic):.6g}"
 
 
-def shared(settings: Sequence[str]) -> list[str]:
-    """The settings but for those that say where and how a machine runs them, in order."""
-    return sorted(setting for setting in settings if setting.split("=")[0] not in LOCAL_KEYS)
-
-
-def open_study(folder: Path, url: str | None, settings: list[str]) -> Any:
+def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
     """Opens Optuna's study that is named like a folder, or begins it.
 
     If a running trial gives no sign of life for two minutes, another process runs it again.
@@ -95,7 +94,7 @@ def open_study(folder: Path, url: str | None, settings: list[str]) -> Any:
     Args:
         folder: of the files of its trials.
         url: of its database; ``None`` for a file in the folder.
-        settings: those of the :class:`SearchSpace`.
+        settings: the whole of the :class:`SearchSpace`.
 
     Raises:
         InputError: the database cannot be used, or the study is there and has other settings.
@@ -116,12 +115,13 @@ def open_study(folder: Path, url: str | None, settings: list[str]) -> Any:
                 reason = one_line(error)
                 raise InputError(f"the study cannot be kept in {url}: {reason}") from None
             time.sleep(wait)
-    earlier = study.user_attrs.get("settings", settings)
-    require(
-        earlier == settings,
-        f"{folder.name} has the settings {' '.join(earlier)}: repeat them, or begin another study "
-        "by name=",
-    )
+    for key, earlier in study.user_attrs.get("settings", settings).items():
+        value = settings.get(key, earlier)
+        require(
+            value == earlier,
+            f"{folder.name} began with {key}={earlier}, now it is {value}: set it as before, or "
+            "begin another study by name=",
+        )
     study.set_user_attr("settings", settings)
     return study
 
@@ -150,7 +150,8 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     settings = space.draw(trial)
     name = trial.user_attrs.get("run", f"trial_{trial.number:04}")  # a killed one has it already
     trial.set_user_attr("run", name)
-    trial.set_user_attr("settings", shared(settings))
+    kept = sorted(setting for setting in settings if setting.partition("=")[0] not in LOCAL_KEYS)
+    trial.set_user_attr("settings", kept)
     say(f"{name}: {' '.join(settings)}")
 
     def end_early(why: object) -> NoReturn:

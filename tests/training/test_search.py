@@ -113,7 +113,7 @@ def test_a_study_that_several_begin_at_once_is_the_same_for_all(tmp_path):
 
     def begin(number):
         start.wait()
-        return open_study(tmp_path / "sweep_mine", None, ["seed=1..2"])._study_id
+        return open_study(tmp_path / "sweep_mine", None, {"seed": "1..2"})._study_id
 
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(begin, range(4))) == {1}
