@@ -69,6 +69,17 @@ def barrier() -> None:
         dist.barrier()
 
 
+def share_buffers(module: torch.nn.Module) -> None:
+    """Gives every process the first one's buffers, such as batch normalisation's averages."""
+    if not dist.is_initialized():
+        return
+    for buffer in module.buffers():
+        shared = buffer.contiguous()
+        dist.broadcast(shared, 0)
+        if shared is not buffer:
+            buffer.copy_(shared)
+
+
 def any_process(*flags: bool) -> tuple[bool, ...]:
     """For each flag, whether it is set in any process."""
     return tuple(count > 0 for count in add(*flags))

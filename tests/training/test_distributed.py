@@ -8,10 +8,13 @@ import sys
 
 import pytest
 import torch
-from running import SCRIPT, Process, SmallSNN, load, metrics_of, shell, the_run, tiny
+from running import SCRIPT, Process, SmallSNN, experiment, load, metrics_of, shell, the_run, tiny
+from torch import nn
 
+import snn_lib
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training import distributed
+from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import load_config
 
 
@@ -27,16 +30,14 @@ def settings(folder, *overrides):
     )
 
 
-def start(folder, world, *arguments):
+def start(folder, world, *arguments, prepare=None):
     """The processes that torchrun would start."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        Process(folder, *arguments, environment={**together, "RANK": rank, "LOCAL_RANK": rank})
-        for rank in map(str, range(world))
-    ]
+    own = [{**together, "RANK": rank, "LOCAL_RANK": rank} for rank in map(str, range(world))]
+    return [Process(folder, *arguments, environment=one, prepare=prepare) for one in own]
 
 
 def finish(processes):
@@ -99,6 +100,31 @@ def test_one_process_is_resumed_by_two(tmp_path, alone):
     finish([Process(tmp_path, "--train", *settings(tmp_path, "hyperparameters.epoch=1"))])
     finish(start(tmp_path, 2, "--train", "--resume", *settings(tmp_path)))
     assert_close_runs(alone, tmp_path)
+
+
+def normalise():
+    """Gives SmallSNN a layer that keeps averages of the batches, of each process's own ones."""
+
+    def __init__(self, config):
+        plain(self, config)
+        self.layers.insert(2, snn_lib.PerStep(nn.BatchNorm1d(20)))
+
+    plain, SmallSNN.__init__ = SmallSNN.__init__, __init__
+
+
+@pytest.mark.parametrize("averaging", [0, 0.9])
+def test_what_is_evaluated_is_what_is_written(tmp_path, monkeypatch, averaging):
+    more = settings(tmp_path, f"hyperparameters.weight_averaging={averaging}")
+    finish(start(tmp_path, 2, "--train", *more, prepare=normalise))
+    monkeypatch.setattr(SmallSNN, "__init__", SmallSNN.__init__)  # is put back
+    normalise()
+    best = load_checkpoint(the_run(tmp_path) / "best")
+    one = experiment(more)
+    load_weights(one.model, best)
+    found, activity = one.evaluate("validation")
+    rates = {f"firing_rate_{name}": rate for name, rate in activity.firing_rates().items()}
+    expected = {"validation_loss": found["loss"], **rates}
+    assert {key: best["metrics"][key] for key in expected} == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
