@@ -75,16 +75,21 @@ def trained_network(
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
     if preparation is not None:
         preparation = preparation_from(preparation)
+    known = {} if task is None else dict(vars(task))  # an experiment in progress may have it
     if task is None:
         config = _namespace(values)
     else:
-        task.preparation, task.classes = preparation, checkpoint.get("classes", ())
         config = config_from_dict(task.config_class, values, [], origin)
-    with torch.random.fork_rng(devices=[]):  # the first weights are replaced anyway
-        try:
+        task.preparation, task.classes = preparation, checkpoint.get("classes", ())
+    try:
+        with torch.random.fork_rng(devices=[]):  # the first weights are replaced anyway
             model = build(build_model, config)
-        except AttributeError as error:
-            raise InputError(f"the layers of {origin} cannot be built: {error}") from error
+    except AttributeError as error:
+        raise InputError(f"the layers of {origin} cannot be built: {error}") from error
+    finally:
+        if task is not None:
+            vars(task).clear()
+            vars(task).update(known)
     load_weights(model, checkpoint)
     return TrainedNetwork(model.cpu(), checkpoint, preparation).eval()
 

@@ -152,6 +152,16 @@ def test_series_are_prepared_and_answered_as_in_the_test():
     assert sum(right) >= 48
 
 
+def test_loading_leaves_the_task_of_an_experiment_alone(monkeypatch):
+    """All networks of the library's own time_series module share one task."""
+    task, preparation = snn_lib.time_series.task, object()
+    monkeypatch.setattr(task, "preparation", preparation)
+    monkeypatch.setattr(task, "classes", ["mine"])
+    network = snn_lib.load(ROOT / "checkpoint/pretrained_time_series")
+    assert len(network.classes) == 9
+    assert (task.preparation, task.classes) == (preparation, ["mine"])
+
+
 def test_a_network_of_one_s_own_computes_what_was_trained(mine):
     path, x, _ = mine
     network = snn_lib.load(path, build_model)
