@@ -138,7 +138,7 @@ class EventVision(CountClassification):
         return {"train": (frames, labels, training), "validation": (frames, labels, validation)}
 
     def _recordings(self, part: str, count: int | None) -> tuple[Tensor, Tensor]:
-        """Frames and labels of the first ``count`` recordings of a part; ``None``: of all."""
+        """Frames and labels of ``count`` recordings of a part; ``None``: of all."""
         config = self.config
         kind, root = SETS[config.dataset], Path(config.dataset_path)
         if config.dataset == "simulated":
@@ -146,5 +146,7 @@ class EventVision(CountClassification):
         else:
             path = config.events.path
             folder = Path(path) if path else download_recordings(kind, root)
-            paths = recording_files(kind, folder, part)[:count]
+            paths = recording_files(kind, folder, part)
+            count = min(len(paths), count or len(paths))  # evenly: they may be in order of classes
+            paths = [paths[number * len(paths) // count] for number in range(count)]
         return load_recordings(kind, paths, self.preparation)

@@ -93,6 +93,16 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
         task_of(configured(*files, "events.validation_size=20")).batches("train")
 
 
+def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
+    """The files of DVS128 Gesture are named by their class, so that they are in its order."""
+    gestures = "dataset=dvs_gesture", f"events.path={gesture_files(tmp_path / 'mine')}"
+    monkeypatch.setattr("snn_lib.tasks.event_vision.SAMPLE", 11)
+    task = task_of(configured(*gestures, "events.test_size=11", file="event_vision_gesture.yaml"))
+    (batch,) = task.evaluation_batches("test")
+    assert sorted(batch.y.tolist()) == list(range(11))
+    assert torch.equal(task.sample(), batch.x)  # both parts have the same recordings here
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_batch_and_augment_alike(files, world):
     config = configured(*files)
