@@ -41,7 +41,7 @@ def iir_filter(
 
     Args:
         x: input, ``(T, B, *features)``. It is converted to the dtype of the recurrence. An input
-            that is constant over time may be expanded; in this dtype it is never copied.
+            that is constant over time may be expanded; it is never copied.
         alpha: ``(P, *features)``, weights of the past outputs, P >= 0. The positions of a feature
             map may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``. So may those of ``beta``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
@@ -289,6 +289,8 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         return tensor
     if tensor.is_complex():
         raise ValueError(f"{name} is in {tensor.dtype}, expected real numbers")
+    if tensor.dim() > 1 and tensor.stride(0) == 0 and len(tensor) > 1:  # expanded, never copied
+        return tensor[:1].to(dtype).expand(tensor.shape)
     return tensor.to(dtype)
 
 

@@ -606,6 +606,23 @@ def test_maps_are_not_copied(operator, make):
     assert max(copies.elements, default=0) < sequence.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT64])
+def test_a_constant_input_is_not_copied_in_any_dtype(dtype):
+    _, *others = (tensor.float() for tensor in filter_inputs(2, 1))
+    image = torch.randn(1, *others[2].shape[1:]).to(dtype).requires_grad_()
+    x = image.expand(50, *image.shape[1:])
+    state = tuple(others[2:])
+    with Copies() as copies:
+        output, _ = iir_filter(x, *others[:2], state)
+        (gradient,) = torch.autograd.grad(output.sum(), image)
+    assert max(copies.elements, default=0) < x.numel()
+    leaf = image.detach().float().requires_grad_()
+    expected, _ = iir_filter(leaf.repeat(50, 1, 1), *others[:2], state)
+    torch.testing.assert_close(output, expected, **EXACT)
+    (expected,) = torch.autograd.grad(expected.sum(), leaf)
+    torch.testing.assert_close(gradient.float(), expected, rtol=1e-2, atol=1e-3)
+
+
 @both
 @pytest.mark.parametrize("shared", [(1, 1), (1, 5), (4, 1)])
 @pytest.mark.parametrize("last", [False, True])
