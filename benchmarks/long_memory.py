@@ -7,8 +7,6 @@ each layer the memory and the frequency of its filters before and after training
 that changed most.
 """
 
-import copy
-
 import matplotlib.pyplot as plt
 import torch
 from measuring import options
@@ -18,7 +16,7 @@ from torch import Tensor
 from sequential_mnist import SNN
 from snn_lib import ResonantSynapse
 from snn_lib.files import write_csv
-from snn_lib.inspection.plotting import BLUE, GREEN, GREY, VERMILION
+from snn_lib.inspection.plotting import BLUE, GREEN, GREY, VERMILION, impulse_response
 from snn_lib.tasks.base import output_of
 from snn_lib.tasks.sequential_digits import SequentialDigits
 from snn_lib.training.experiment import Experiment
@@ -46,14 +44,6 @@ def memory_and_frequency(synapse: ResonantSynapse) -> Tensor:
     return torch.stack([-1 / slower.abs().log(), slower.angle().abs() / (2 * torch.pi)])
 
 
-@torch.inference_mode()
-def kernels(synapse: ResonantSynapse) -> Tensor:
-    """The answers of all channels to one spike, ``(STEPS, N)``."""
-    spike = torch.zeros(STEPS, 1, *synapse.shape)
-    spike[0] = 1
-    return copy.deepcopy(synapse).eval().cpu()(spike)[0][:, 0]
-
-
 def draw_accuracy(axes: plt.Axes, curves: dict[str, Tensor]) -> None:
     """Accuracy as the pixels arrive, a line for each order."""
     for (label, accuracy), color in zip(curves.items(), (BLUE, GREEN), strict=True):
@@ -76,7 +66,7 @@ def draw_filters(axes: plt.Axes, learned: ResonantSynapse, initial: ResonantSyna
 
 def draw_kernels(axes: plt.Axes, learned: ResonantSynapse, initial: ResonantSynapse) -> None:
     """The kernels that changed most, one above the other."""
-    old, new = kernels(initial), kernels(learned)
+    old, new = (torch.from_numpy(impulse_response(s, STEPS)) for s in (initial, learned))
     change = (new - old).norm(dim=0) / old.norm(dim=0)
     height = 0.0
     for channel in change.topk(KERNELS).indices:

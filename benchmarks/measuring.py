@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch._dynamo  # an optimiser imports it: once here instead of in every process
-from networks import Network, Variant, snn_lib
+from networks import Network, Variant
+
+import snn_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("training", "inference")
@@ -62,17 +64,17 @@ class Trial:
     def visit(self, kind: str, seconds: float) -> list[float]:
         """Seconds of each run, repeated until ``seconds`` are over.
 
-        The first run finds the caches cold after the others' turns, and does not count if it is
-        not the only one.
+        A run before them does not count: it finds the caches cold after the others' turns.
         """
         step, durations = getattr(self, kind), []
+        step()
         while not durations or sum(durations) < seconds:
             start = time.perf_counter()
             step()
             if self.device == "cuda":
                 torch.cuda.synchronize()
             durations.append(time.perf_counter() - start)
-        return durations[1:] or durations
+        return durations
 
 
 def memory(device: str, peak: bool) -> int:
@@ -102,7 +104,6 @@ def serve(connection, variant: Variant, network: Network, device: str, threads: 
             small.visit(kind, 0.0)
         start_up = memory(device, peak=False)
         trial = Trial(variant, network, device)
-        trial.visit("training", 0.0)
         trial.visit("training", 0.0)
         used = memory(device, peak=True) - start_up
         trial.visit("inference", 0.0)

@@ -173,8 +173,8 @@ MAPS = Network(
 class Variant:
     """One row of the table: how to build the network, and how to run it.
 
-    This library makes the allocator reuse large buffers (``snn_lib/kernels/cpu/memory.py``),
-    which makes any network quicker: with ``keeps_memory`` the row has it too.
+    This library makes the allocator reuse large buffers, which makes any network quicker
+    (``snn_lib/kernels/cpu/allocator.py``). So every row has that, but one without ``keeps_memory``.
     """
 
     name: str
@@ -184,7 +184,7 @@ class Variant:
     backend: str | None = None  # of this library
     rows: bool = False  # the input is T * B separate rows, even if it is constant over time
     input_gradient: bool = False
-    keeps_memory: bool = False  # with the allocator's setting that this library makes, see above
+    keeps_memory: bool = True  # with the allocator's setting that this library makes, see above
     data: Callable[[Network, str], tuple] = Network.data  # the input, and the loss of the output
     package: str | None = None
     longest: int | None = None  # more time steps would take minutes
@@ -342,11 +342,4 @@ def dense(network: Network) -> nn.Module:
 
 
 LOOP = Variant("per-step loop", Loop, "the model, an operator at a time")
-FLOOR = Variant(
-    "dense floor",
-    dense,
-    "products and ReLU only",
-    rows=True,
-    input_gradient=True,
-    keeps_memory=True,
-)
+FLOOR = Variant("dense floor", dense, "products and ReLU only", rows=True, input_gradient=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # of snn_lib
+sys.path.insert(0, str(ROOT))
 PAGE = ROOT / "docs" / "api.md"
 HEAD = """\
 # What to import
@@ -26,8 +26,8 @@ HEAD = """\
 A line for each name; `help(name)` has shapes, units and errors. This page is written by
 `python docs/make_api.py`.
 """
-# From the ground up; a room imports from its own floor and from those below it.
 DOORS = "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"
+# From the ground up; a room imports from its own floor and from those below it.
 FLOORS = {
     "What all stand on": {
         *("errors", "files", "settings", "time_constants", "stability", "pytorch_private"),

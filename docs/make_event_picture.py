@@ -68,7 +68,7 @@ def live(network: TrainedNetwork, events: Events, speed: float) -> Iterator[Step
     preparation = network.preparation
     width = preparation.duration / preparation.length
     passed = (events.t - events.t[0]) / 1000.0
-    stream = compiled(network, shape=(preparation.side, preparation.side, 2))
+    stream = compiled(network)
     spikes, begin = 0.0, time.perf_counter()
     for number in range(preparation.length):
         end = (number + 1) * width

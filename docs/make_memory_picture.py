@@ -13,16 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
-from associative_memory import SNN
-from snn_lib.data.patterns import Damage, damage_patterns, delay_spikes
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of snn_lib
+import snn_lib
+from snn_lib.data.patterns import Damage, damage_patterns, delay_spikes, load_patterns
 from snn_lib.inspection import plotting
-from snn_lib.tasks.association import Association, AssociationConfig
-from snn_lib.training.checkpoints import load_checkpoint, load_weights
-from snn_lib.training.config import load_config
-from snn_lib.training.experiment import Experiment
+from snn_lib.training.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "associative_memory_checkpoint" / "pretrained_associative_memory"
 LETTERS = torch.arange(5)
 DAMAGE = Damage(
     modify_probability=1.0,
@@ -38,16 +36,12 @@ DAMAGE = Damage(
 @torch.inference_mode()
 def damaged_and_answered() -> tuple[Tensor, Tensor, Tensor]:
     """The damaged letters, the network's answers, and what of them is new, all ``(T, 5, 300)``."""
-    overrides = ["device=cpu", f"dataset_path={ROOT / 'dataset/associative_target.npy'}"]
-    config = load_config(AssociationConfig, ROOT / "associative_memory.yaml", overrides)
-    experiment = Experiment(SNN, Association(), config)
-    path = ROOT / config.test_checkpoint_path
-    load_weights(experiment.model, load_checkpoint(path))
+    patterns = load_patterns(ROOT / "dataset" / "associative_target.npy")
     generator = torch.Generator().manual_seed(1)
-    spikes, removed = damage_patterns(experiment.task.patterns, LETTERS, DAMAGE, generator)
-    with experiment.autocast():
-        answered = experiment.model.eval()(spikes)[0]
-    return spikes, answered, delay_spikes(removed, config.hyperparameters.delay)
+    spikes, removed = damage_patterns(patterns, LETTERS, DAMAGE, generator)
+    answered = snn_lib.load(MODEL)(spikes)[0]
+    delay = load_checkpoint(MODEL)["config"]["hyperparameters"]["delay"]
+    return spikes, answered, delay_spikes(removed, delay)
 
 
 if __name__ == "__main__":

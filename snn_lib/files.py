@@ -1,4 +1,4 @@
-"""Writes files so that a crash leaves either the old content or the new, never half of it."""
+"""Locks files, and writes them so that a crash leaves the old content or the new, never half."""
 
 import contextlib
 import csv

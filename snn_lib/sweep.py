@@ -10,19 +10,15 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import require
+from snn_lib.errors import InputError
 from snn_lib.files import write_atomically
 from snn_lib.training.command_line import Parser, exit_with
 from snn_lib.training.display import say
 from snn_lib.training.search import SearchSpace, open_study, run_trial
-
-try:
-    import optuna
-except ImportError:
-    optuna = None
 
 
 def main() -> int:
@@ -34,7 +30,10 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=50, help="of all processes (default: 50)")
     parser.add_argument("--storage", metavar="URL", help="a database (default: an SQLite file)")
     options = parser.parse_intermixed_args()
-    require(optuna is not None, "a sweep needs the package optuna: pip install optuna")
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("a sweep needs the package optuna: pip install optuna") from None
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C kills, and a killed trial is run again
@@ -53,7 +52,7 @@ def main() -> int:
         )
 
 
-def save_best(trial: "optuna.trial.FrozenTrial", base: Path | None, path: Path) -> None:
+def save_best(trial: Any, base: Path | None, path: Path) -> None:
     """Writes the settings of a trial as a YAML file that ``--config_file`` takes."""
     above = {} if base is None else {"base": os.path.relpath(base, path.parent)}
     values = OmegaConf.merge(above, OmegaConf.from_dotlist(trial.user_attrs["settings"]))

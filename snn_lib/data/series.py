@@ -6,7 +6,6 @@ of the sets and downloads the others.
 
 import difflib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,21 +185,6 @@ def _fill_gaps(values: np.ndarray, name: str, missing: str) -> np.ndarray:
             require(not gaps.all(), f"{name} has a channel without any value")
             channel[gaps] = np.interp(gaps.nonzero()[0], (~gaps).nonzero()[0], channel[~gaps])
     return sequence
-
-
-def mean_and_deviation(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Computes each channel's mean and standard deviation over all steps of all sequences.
-
-    The sums are of differences from the first step. So large numbers that differ little keep their
-    digits, and a channel that never changes has a deviation of exactly zero.
-
-    Args:
-        sequences: ``(T_i, channels)`` each, float64.
-    """
-    steps, first = sum(map(len, sequences)), sequences[0][0]
-    mean = first + sum((sequence - first).sum(0) for sequence in sequences) / steps
-    variance = sum((sequence - mean).square().sum(0) for sequence in sequences) / steps
-    return mean, variance.sqrt()
 
 
 def divisors(deviation: Tensor) -> Tensor:

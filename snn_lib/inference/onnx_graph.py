@@ -170,10 +170,8 @@ class _Graph:
         self.before = tuple(preparation.mean.shape)
         centred = self._node("Sub", INPUT, preparation.mean)
         x = self._node("Div", centred, preparation.deviation)
-        before, started = (
-            self._state("input.x", self.before),
-            self._add_started("input", self.before),
-        )
+        before = self._state("input.x", self.before)
+        started = self._add_started("input", self.before)
         change = self._node("Mul", started, self._node("Sub", x, before))  # 0 at the first step
         change = self._node("Div", change, preparation.change)
         self._next(before, x)

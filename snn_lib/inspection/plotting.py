@@ -210,11 +210,11 @@ def synapse_kernels(
     Raises:
         ValueError: there are no channels, or no steps.
     """
-    kernels = _impulse_response(learned, steps)
+    kernels = impulse_response(learned, steps)
     if kernels.size == 0:
         raise ValueError(f"nothing to draw: {kernels.shape[1]} channels, {steps} steps")
     ax = ax or _panels(1, 1, (6, 4))[0, 0]
-    start = _impulse_response(initial, steps)[:, 0]
+    start = impulse_response(initial, steps)[:, 0]
     time = np.arange(steps)
     ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 100 / kernels.shape[1]))
     ax.plot([], [], color=SKY, label="learned, each channel")
@@ -349,7 +349,7 @@ def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) 
     )[1]
 
 
-def _impulse_response(synapse: IIRSynapse, steps: int) -> np.ndarray:
+def impulse_response(synapse: IIRSynapse, steps: int) -> np.ndarray:
     """The answer of every channel to one spike at step 0, ``(steps, channels)``."""
     alpha, beta = (torch.from_numpy(as_numpy(c)) for c in (synapse.effective_alpha(), synapse.beta))
     impulse = torch.zeros(steps, 1, *synapse.shape, device="cpu")

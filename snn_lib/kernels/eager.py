@@ -155,7 +155,7 @@ def neuron_forward(
             1 / (1 - dropout). The reset sees all spikes. Without dropout the seed may be ``None``.
     """
     spikes = reset_decay.new_empty(current.shape)
-    membrane, reset = _own(membrane), _own(reset)
+    membrane, reset = contiguous_copy(membrane), contiguous_copy(reset)
     for i, spike in zip(current.unbind(), spikes.unbind(), strict=True):
         _advance(membrane, reset, spike, i, reset_decay, reset_strength, membrane_decay)
     if dropout:
@@ -163,7 +163,7 @@ def neuron_forward(
     return spikes, membrane, reset
 
 
-def _own(tensor: Tensor) -> Tensor:
+def contiguous_copy(tensor: Tensor) -> Tensor:
     """A copy that lies in memory as the operators promise, however the tensor does."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
@@ -234,7 +234,7 @@ def neuron_backward(
         torch.zeros_like(reset_decay, dtype=_widest(reset_decay.device)) for _ in range(3)
     )
     # v and r are the gradients that reach V[t] and R[t+1] from the steps after t.
-    v, r = _own(grad_membrane), _own(grad_reset)
+    v, r = contiguous_copy(grad_membrane), contiguous_copy(grad_reset)
     for t in reversed(range(len(current))):
         if need_theta:
             grad_theta += _total(r * resets[t])
@@ -248,7 +248,11 @@ def neuron_backward(
         v.mul_(membrane_decay)
 
     sums = (total.to(reset_decay) for total in (grad_theta, grad_strength, grad_lambda))
-    gradients = (grad_current, *sums, v, r)
+    return only_needed((grad_current, *sums, v, r), needed)
+
+
+def only_needed(gradients: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
+    """The gradients, with an empty tensor for each that is not needed."""
     return tuple(
         gradient if need else gradient.new_empty(0)
         for gradient, need in zip(gradients, needed, strict=True)

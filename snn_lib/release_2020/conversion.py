@@ -25,8 +25,6 @@ from snn_lib.release_2020.snn_layers import (
 from snn_lib.training.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from snn_lib.training.command_line import Parser, exit_with
 
-__all__ = ["MODELS", "convert", "network_2020"]
-
 # The kind of each model's synapses, its number of inputs, and the number of neurons of its layers.
 MODELS = {
     "snn_mlp_1": ("dual_exp", (784, 500, 500, 10)),

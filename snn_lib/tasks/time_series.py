@@ -16,7 +16,7 @@ from torch import Tensor
 from snn_lib.data.batches import Batch
 from snn_lib.data.preparation import Prepared, SeriesPreparation
 from snn_lib.data.sequences import collate
-from snn_lib.data.series import divisors, load_series, mean_and_deviation
+from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
 from snn_lib.settings import setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
@@ -159,7 +159,7 @@ def prepare_series(
     Raises:
         InputError: no sequence ever changes, or numbers are too large to be squared.
     """
-    mean, deviation = mean_and_deviation(sequences)
+    deviation, mean = torch.std_mean(torch.cat(sequences), 0, correction=0)
     require(
         bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"
     )

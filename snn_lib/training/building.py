@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from snn_lib.containers import batch_first_part
-from snn_lib.errors import InputError, one_line, require
-from snn_lib.kernels import choose_backend
+from snn_lib.errors import InputError, require
 from snn_lib.training.diagnosis import blaming_settings
 
 
@@ -49,21 +48,3 @@ def choose_device(name: str) -> torch.device:
     except Exception:  # every backend fails in its own way
         raise InputError(f"device={name!r} is not available here, use device=cpu") from None
     return device
-
-
-def introduction(model: nn.Module, config: Any, device: torch.device, world: int) -> str:
-    """The line that says what runs and where. Call it in the context of the backend.
-
-    Raises:
-        InputError: the backend cannot run on this device.
-    """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    processes = f", {world} processes" if world > 1 else ""
-    try:
-        kernels, why = choose_backend(device)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"backend={config.backend}: {one_line(error)}") from None
-    return (
-        f"{config.name}: {parameters:,} parameters on {device}{processes}, batches of "
-        f"{config.hyperparameters.batch_size}, seed {config.seed}, kernels {kernels} ({why})"
-    )

@@ -5,8 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
+from snn_lib.errors import InputError, one_line
+from snn_lib.kernels import choose_backend
 from snn_lib.tasks.base import Task
 from snn_lib.tasks.sums import read_sums
 from snn_lib.training.state import Progress, Row
@@ -20,6 +24,24 @@ def say(line: str) -> None:
     """Prints a line, above the progress bar if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
+
+
+def introduction(model: nn.Module, config: Any, device: torch.device, world: int) -> str:
+    """The line that says what runs and where. Call it in the context of the backend.
+
+    Raises:
+        InputError: the backend cannot run on this device.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    processes = f", {world} processes" if world > 1 else ""
+    try:
+        kernels, why = choose_backend(device)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"backend={config.backend}: {one_line(error)}") from None
+    return (
+        f"{config.name}: {parameters:,} parameters on {device}{processes}, batches of "
+        f"{config.hyperparameters.batch_size}, seed {config.seed}, kernels {kernels} ({why})"
+    )
 
 
 @contextmanager

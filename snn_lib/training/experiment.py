@@ -18,10 +18,10 @@ from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.tasks.sums import add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
-from snn_lib.training.building import build, choose_device, introduction
+from snn_lib.training.building import build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import attributes_of, config_from_dict
-from snn_lib.training.display import describe
+from snn_lib.training.display import describe, introduction
 from snn_lib.training.objective import check_penalty, task_loss, training_loss
 from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
@@ -92,7 +92,8 @@ class Experiment:
             checkpoint: a last checkpoint, as ``load_checkpoint`` returns it.
 
         Returns:
-            ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split.
+            ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split,
+            or ``None`` if there is none.
 
         Raises:
             InputError: the checkpoint or that of ``config.first_weights`` does not fit, the run's

@@ -37,7 +37,7 @@ class RunFolder:
     Args:
         path: the folder.
         config: the configuration.
-        made_by: what else a checkpoint tells of its origin: ``script`` and ``environment``.
+        made_by: what else every checkpoint holds: its origin, and what ``Task.usage`` says.
 
     Attributes:
         last, best: the paths of the two checkpoints.

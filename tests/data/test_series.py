@@ -3,15 +3,13 @@
 import os
 import re
 import sys
-from decimal import Decimal
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import refusing
 import torch
 
-from snn_lib.data.series import load_series, mean_and_deviation
+from snn_lib.data.series import load_series
 
 X = np.random.default_rng(0).normal(size=(6, 5, 2))
 Y = np.array(["walk", "run", "walk", "run", "sit", "sit"])
@@ -197,22 +195,6 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
     for name in ("mine.npz", "Mine_TRAIN.ts"):
         os.mkfifo(tmp_path / name)
         assert refusal(f"{tmp_path}/{name}") == f"{tmp_path}/{name} is not a file"
-
-
-def test_mean_and_deviation_keep_their_digits():
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=(500, 3)) * [1, 1e37, 0] + [1e8, 0, 0.1]
-    sequences = [torch.from_numpy(part) for part in np.split(values, [100, 101, 400])]
-    mean, deviation = mean_and_deviation(sequences)
-    exact = values.astype(object)  # Python's own integers and floats, one by one
-    for channel in range(2):
-        column = [Fraction(value) for value in exact[:, channel]]
-        expected = sum(column) / 500
-        variance = sum((value - expected) ** 2 for value in column) / 500
-        assert mean[channel].item() == pytest.approx(float(expected), rel=1e-15)
-        root = Decimal(variance.numerator) / Decimal(variance.denominator)
-        assert deviation[channel].item() == pytest.approx(float(root.sqrt()), rel=1e-8)
-    assert (mean[2], deviation[2]) == (0.1, 0)
 
 
 def test_archive_names_are_checked_before_the_network_is_asked(tmp_path, monkeypatch):

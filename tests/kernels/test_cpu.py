@@ -24,8 +24,8 @@ pytest.importorskip("numba")
 
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.kernels import cpu, eager
+from snn_lib.kernels.cpu import allocator, openmp, tiles
 from snn_lib.kernels.cpu import iir_filter as filter_kernels
-from snn_lib.kernels.cpu import memory, openmp, tiles
 from snn_lib.kernels.cpu.rows import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -380,8 +380,8 @@ def options_set(monkeypatch, largest=2**30):
         given.append(option)
         return option != -3 or value <= largest
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda path: SimpleNamespace(mallopt=mallopt))
-    memory.keep_freed_memory()
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda path: SimpleNamespace(mallopt=mallopt))
+    allocator.keep_freed_memory()
     return given
 
 

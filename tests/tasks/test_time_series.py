@@ -2,6 +2,8 @@
 
 import re
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,12 @@ import time_series
 from snn_lib import SpikingNeuron
 from snn_lib.errors import InputError
 from snn_lib.initialisation import ridge_regression
-from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
+from snn_lib.tasks.time_series import (
+    TimeSeries,
+    TimeSeriesConfig,
+    TimeSeriesHyperparameters,
+    prepare_series,
+)
 from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
@@ -249,3 +256,20 @@ def test_who_has_only_installed_the_library_trains_tests_and_loads(mine, tmp_pat
 def test_one_recipe_whatever_the_folder():
     given = load_config(TimeSeriesConfig, ROOT / "time_series.yaml", []).hyperparameters
     assert given == TimeSeriesHyperparameters()
+
+
+def test_mean_and_deviation_keep_their_digits():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(500, 3)) * [1, 1e37, 0] + [1e8, 0, 0.1]
+    sequences = [torch.from_numpy(part) for part in np.split(values, [100, 101, 400])]
+    found = prepare_series(sequences, TimeSeriesHyperparameters())
+    mean, deviation = found.mean, found.deviation
+    exact = values.astype(object)  # Python's own integers and floats, one by one
+    for channel in range(2):
+        column = [Fraction(value) for value in exact[:, channel]]
+        expected = sum(column) / 500
+        variance = sum((value - expected) ** 2 for value in column) / 500
+        assert mean[channel].item() == pytest.approx(float(expected), rel=1e-15)
+        root = Decimal(variance.numerator) / Decimal(variance.denominator)
+        assert deviation[channel].item() == pytest.approx(float(root.sqrt()), rel=1e-8)
+    assert (mean[2], deviation[2]) == (0.1, 1)  # it never changes, so it is only centred

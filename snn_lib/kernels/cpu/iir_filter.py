@@ -20,7 +20,8 @@ from snn_lib.kernels.cpu.rows import (
     row_or_past,
     write,
 )
-from snn_lib.kernels.cpu.tiles import check_dtypes, groups, locate, only_needed, share_out
+from snn_lib.kernels.cpu.tiles import check_dtypes, groups, locate, share_out
+from snn_lib.kernels.eager import only_needed
 
 
 @jit

@@ -11,13 +11,12 @@ from snn_lib.kernels.cpu.rows import TINY, assign, correlate, prefetch, read, ro
 from snn_lib.kernels.cpu.surrogates import fast_sigmoid, gaussian
 from snn_lib.kernels.cpu.tiles import (
     check_dtypes,
-    contiguous_copy,
     groups,
     locate,
-    only_needed,
     share_out,
     tiles_of_all_steps,
 )
+from snn_lib.kernels.eager import contiguous_copy, only_needed
 from snn_lib.surrogate import Gaussian
 
 

@@ -112,16 +112,3 @@ def dense(tensor: Tensor) -> Tensor:
                 tensor = tensor.narrow(dim, 0, 1)
         tensor = tensor.contiguous()
     return tensor
-
-
-def contiguous_copy(tensor: Tensor) -> Tensor:
-    """A copy that a kernel may write to."""
-    return tensor.clone(memory_format=torch.contiguous_format)
-
-
-def only_needed(gradients: tuple[Tensor, ...], needed: list[bool]) -> tuple[Tensor, ...]:
-    """The gradients, with an empty tensor for each that is not needed."""
-    return tuple(
-        gradient if need else gradient.new_empty(0)
-        for gradient, need in zip(gradients, needed, strict=True)
-    )
