@@ -19,10 +19,12 @@ from snn_lib.containers import (
     Output,
     StatefulModule,
     batch_first_part,
+    lengths_beside,
     tensors_in,
     whole_number,
 )
 from snn_lib.functional import draw_seed
+from snn_lib.operators.checks import check_tensor
 from snn_lib.pytorch_private import version
 
 
@@ -100,12 +102,14 @@ class Chunked(StatefulModule):
         if current_chunk() is not None:
             raise RuntimeError("a Chunked runs in the chunks of another: let only one cut the time")
         time = int(self.batch_first)
-        sequences = (x,) if isinstance(x, Tensor) else x
+        sequences = x if isinstance(x, tuple) else (x,)
+        for sequence in sequences:
+            check_tensor("x", sequence)
         total, *others = (sequence.shape[time] for sequence in sequences)
         if any(other != total for other in others):
             raise ValueError(f"the sequences of x have {[total, *others]} steps, expected as many")
         if lengths is not None:
-            lengths = lengths.long()  # what is left of bytes would wrap around
+            lengths = lengths_beside(sequences[0].movedim(time, 0), lengths)
         outputs: list[Tensor] = []
         seeds: list[Seed] = []
         # The gradient of narrow would be as long as the whole sequence for every chunk.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lib.chunks import Chunk, current_chunk
 from snn_lib.containers import WEIGHTED
 from snn_lib.neurons import SpikingNeuron
 from snn_lib.observing import observe_layers
@@ -66,6 +67,17 @@ class CollectedSpikes(Mapping[str, Tensor]):
 
     def __init__(self) -> None:
         self.chunks: dict[str, list[Tensor]] = {}
+        self._last: dict[str, Chunk | None] = {}  # that of each layer's last call
+
+    def keep(self, name: str, spikes: Tensor, begins: bool) -> None:
+        """Keeps what a layer has returned, as the next steps or as those of a new sequence."""
+        chunks, chunk = self.chunks.setdefault(name, []), current_chunk()
+        if begins:
+            chunks.clear()
+        elif chunk is not None and self._last.get(name) is chunk:
+            chunks.pop()  # if the layer runs twice in a chunk, the later call counts, as without
+        chunks.append(spikes)
+        self._last[name] = chunk
 
     def __getitem__(self, name: str) -> Tensor:
         chunks = self.chunks[name]
@@ -90,9 +102,7 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
     spikes = CollectedSpikes()
 
     def keep(name: str, layer: nn.Module, given: dict[str, Any], output: tuple) -> None:
-        if given.get("state") is None or name not in spikes.chunks:
-            spikes.chunks[name] = []
-        spikes.chunks[name].append(output[0])
+        spikes.keep(name, output[0], begins=given.get("state") is None)
 
     with observe_layers(model, SpikingNeuron, keep):
         yield spikes

@@ -86,6 +86,28 @@ def test_lengths_may_be_of_any_whole_type(dtype):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        (torch.tensor([9.0, 1.5, 4.0, 6.0]), "expected whole numbers"),
+        (torch.tensor([True, False, True, True]), "expected whole numbers"),
+        (torch.tensor([9, 1]), r"of shape \(4,\)"),
+        ([9, 1, 4, 6], "lengths are a list"),
+    ],
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_are_checked_before_they_are_divided(lengths, message, batch_first):
+    network = Sequential(DualExponentialSynapse(3, TAU_M, TAU_S), batch_first=batch_first)
+    x = torch.rand(4, 9, 3) if batch_first else torch.rand(9, 4, 3)
+    with pytest.raises(ValueError, match=message):
+        Chunked(network, 3)(x, lengths=lengths)
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="x is a ndarray, expected a tensor"):
+        Chunked(Sequential(nn.Linear(3, 2)), 2)(torch.rand(4, 2, 3).numpy())
+
+
 def test_dropout_of_other_kinds_is_the_same_when_a_chunk_runs_again():
     torch.manual_seed(1)
     network = Sequential(SpikingNeuron(12, TAU_M, dropout=0.3), nn.Dropout(0.5), nn.Linear(12, 5))

@@ -133,6 +133,29 @@ def test_a_network_comes_to_its_target():
     assert spikes["1"].mean().item() == pytest.approx(0.1, rel=0.1)
 
 
+def test_of_a_layer_that_runs_twice_the_later_call_counts_in_chunks_too():
+    neuron = SpikingNeuron(4, 5.0)
+    model, x = Sequential(nn.Linear(4, 4), neuron, nn.Linear(4, 4), neuron), 3 * torch.rand(7, 2, 4)
+    nn.init.constant_(model[2].bias, 0.8)
+    found = []
+    for wrap in (lambda model: model, lambda model: Chunked(model, 2)):
+        with collect_spikes(model) as spikes:
+            wrap(model)(x)
+        found.append(spikes["1"])
+    assert 0 < found[0].sum() < found[0].numel()
+    assert torch.equal(*found)
+
+
+def test_a_chunked_run_from_a_state_continues_the_one_before():
+    model, x = network(), 3 * torch.rand(7, 4, 6)
+    with collect_spikes(model) as whole:
+        model(x)
+    with collect_spikes(model) as spikes:
+        _, state = Chunked(model, 2)(x[:3])
+        Chunked(model, 2)(x[3:], state)
+    torch.testing.assert_close(spikes["1"], whole["1"])
+
+
 def test_two_runs_are_no_chunks_of_one():
     model = network()
     with collect_spikes(model) as spikes:

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_lib.chunks import Chunked
 from snn_lib.containers import Output, Sequential
+from snn_lib.data.preparation import Preparation
 from snn_lib.errors import one_line
 from snn_lib.inference.layers import (
     Flattening,
@@ -74,9 +76,9 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
                 "can call: remove them, and make pruning permanent by torch.nn.utils.prune.remove"
             )
     preparation = getattr(network, "preparation", None)
-    if shape is None and preparation is not None:
+    if shape is None and isinstance(preparation, Preparation):
         shape = preparation.features
-    network = copy.deepcopy(network).cpu().eval().requires_grad_(False)
+    network = _without_chunks(copy.deepcopy(network)).cpu().eval().requires_grad_(False)
     dtype = _dtype_of(network)
     name, inner = _sequential_of(network)
     before = _input_shape(inner, name) if shape is None else tuple(shape)
@@ -92,6 +94,15 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
     after, sums = around.read_output(before, layers[-1].after)
     return Description(before, after, entry, (*layers, *sums), dtype)
+
+
+def _without_chunks(network: nn.Module) -> nn.Module:
+    """The network as it runs over whole sequences, which is the same."""
+    while isinstance(network, Chunked):
+        network = network.module
+    for name, module in network.named_children():
+        setattr(network, name, _without_chunks(module))
+    return network
 
 
 def _dtype_of(network: nn.Module) -> np.dtype:

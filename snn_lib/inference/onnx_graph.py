@@ -76,8 +76,12 @@ def to_onnx(
         raise ImportError("to_onnx needs the package onnx: pip install onnx") from None
     description = describe(network, shape)
     preparation = getattr(network, "preparation", None)
+    if not isinstance(preparation, Preparation):  # it is another module of the user's
+        preparation = None
     graph = _Graph(description, preparation)
-    classes = getattr(network, "classes", ()) if classes is None else classes
+    if classes is None:
+        classes = getattr(network, "classes", ())
+        classes = classes if isinstance(classes, (list, tuple)) else ()
     step = getattr(preparation, "step", "") if step is None else step
     number = onnx.helper.np_dtype_to_tensor_dtype(description.dtype)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from snn_lib import LowPassSynapse, PerStep, Repeat, Sequential, SpikingNeuron
+from snn_lib import Chunked, LowPassSynapse, PerStep, Repeat, Sequential, SpikingNeuron
 from snn_lib.inference.description import describe
 from snn_lib.readout import Snapshots
 
@@ -134,6 +134,29 @@ def test_a_float64_network_stays_one():
 class Jittering(Around):
     def forward(self, x, state=None):
         return super().forward(x + torch.randn_like(x) if self.training else x, state)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_chunks_of_any_length_change_nothing(steps):
+    inner = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2))
+    outer = Around()
+    outer.layers = Chunked(inner, steps)
+    for network in (Chunked(inner, steps), outer):
+        assert describe(network).after == (2,)
+    assert isinstance(outer.layers, Chunked)  # the network itself is not changed
+
+
+def test_a_module_that_is_called_preparation_is_none():
+    class Prepared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.preparation, self.layers = nn.Identity(), Sequential(nn.Linear(4, 2))
+            self.classes = 2
+
+        def forward(self, x, state=None):
+            return self.layers(self.preparation(x), state)
+
+    assert describe(Prepared()).before == (4,)
 
 
 def test_a_forward_is_read_as_in_evaluation():
