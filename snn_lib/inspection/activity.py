@@ -22,15 +22,6 @@ from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
 from snn_lib.synapses import IIRSynapse
 
-UNCOUNTED = (
-    nn.RNNBase,
-    nn.RNNCellBase,
-    nn.MultiheadAttention,
-    nn.Bilinear,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
 PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
@@ -65,9 +56,10 @@ class Activity:
     """What a network did, summed over all sequences that :func:`count_activity` has observed.
 
     Every call of an ``nn.Linear`` or a convolution is counted. If the network has weights of
-    another kind, such as an ``nn.GRU``, its operations are refused. If a layer receives a value
-    other than 0, 1 and -1 even once, all its operations count as multiply-accumulates. If the model
-    calls a layer twice in a run, this is decided for each of the two calls.
+    another kind, such as an ``nn.GRU``, its operations are refused. Of the layers of 2020, only the
+    weights are counted. If a layer receives a value other than 0, 1 and -1 even once, all its
+    operations count as multiply-accumulates. If the model calls a layer twice in a run, this is
+    decided for each of the two calls.
 
     A new sequence begins when the first synapse or neuron of a run is called without a state. So a
     sequence in chunks counts once.
@@ -84,7 +76,7 @@ class Activity:
         self.spike_counts: dict[str, Any] = {}
         self.elements: dict[str, Any] = {}
         self.work: dict[str, int] = {}  # a layer's multiply-accumulates for each element
-        self._uncounted: str | None = None  # why the operations are refused
+
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):  # two for the reset, one if the membrane filters
                 self.spike_counts[name] = self.elements[name] = 0
@@ -92,11 +84,7 @@ class Activity:
             if isinstance(module, IIRSynapse):
                 self.elements[name] = 0
                 self.work[name] = len(module.alpha) + len(module.beta)
-            if isinstance(module, UNCOUNTED) and self._uncounted is None:
-                self._uncounted = (
-                    f"layer {name} is an nn.{type(module).__name__}, whose weights have no count "
-                    "here"
-                )
+        self._uncounted = _uncounted_part(model)  # why the operations are refused
         self.neurons = list(self.spike_counts)
         # For each call of a layer of weights in a run: its operations, and whether it multiplies.
         self._by_call: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
@@ -317,6 +305,20 @@ def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
         else:
             products = convolve(layer, x, weight.unflatten(0, (layer.groups, -1)).sum(1))
     return products.round().long().flatten(1).sum(1)
+
+
+def _uncounted_part(model: nn.Module) -> str | None:
+    """What of a model has weights that nothing here counts, or ``None``."""
+    counted = *WEIGHTED, IIRSynapse, SpikingNeuron, nn.LayerNorm
+    inside = {part for m in model.modules() if isinstance(m, counted) for part in m.modules()}
+    for name, module in model.named_modules():
+        own, kind = module.parameters(recurse=False), type(module)
+        # Weights have inputs and outputs. The scale of a normalisation, for example, has not.
+        if module not in inside and any(sum(size > 1 for size in p.shape) > 1 for p in own):
+            where = f"layer {name}" if name else "the model"
+            what = f"an nn.{kind.__name__}" if hasattr(nn, kind.__name__) else f"a {kind.__name__}"
+            return f"{where} is {what}, whose weights have no count here"
+    return None
 
 
 @contextmanager

@@ -555,6 +555,17 @@ def test_operations_of_each_step_are_refused_if_no_lengths_were_announced():
         _ = activity.per_step
 
 
+class Weighing(nn.Module):
+    """A layer of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight)
+
+
 @pytest.mark.parametrize(
     ("model", "x", "layer"),
     [
@@ -564,6 +575,7 @@ def test_operations_of_each_step_are_refused_if_no_lengths_were_announced():
             torch.ones(5, 2, 3, 6),
             r"0\.module is an nn\.ConvTranspose1d",
         ),
+        (Sequential(Weighing(), SpikingNeuron(4, 4.0)), torch.ones(5, 2, 3), "0 is a Weighing"),
     ],
 )
 def test_operations_of_weights_of_another_kind_are_refused(model, x, layer):
@@ -571,6 +583,15 @@ def test_operations_of_weights_of_another_kind_are_refused(model, x, layer):
         model(x)
     with pytest.raises(ValueError, match=f"layer {layer}, whose weights have no count here"):
         activity.operations()
+
+
+def test_weights_within_a_layer_that_is_counted_are_its_own():
+    linear, x = nn.Linear(3, 4), torch.ones(5, 2, 3)
+    nn.utils.parametrizations.orthogonal(linear)
+    model = Sequential(linear, nn.LayerNorm((4,)), SpikingNeuron(4, 4.0))
+    with torch.no_grad(), count_activity(model) as activity:
+        model(x)
+    assert activity.operations().additions == 5 * 3 * 4
 
 
 # Maps, and weights that are zero
