@@ -10,6 +10,7 @@ Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from snn_lib.chunks import dropout_seed
 from snn_lib.containers import Output, StatefulModule, feature_shape, last_steps
 from snn_lib.functional import NeuronState, neuron_traces, spiking_neuron
-from snn_lib.stability import check_rounding, round_decaying
+from snn_lib.stability import check_rounding, refuse_rounding, round_decaying
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 from snn_lib.time_constants import decay_of
 
@@ -85,6 +86,11 @@ class SpikingNeuron(StatefulModule):
             for decay in (self.reset_decay, self.membrane_decay):
                 check_rounding(decay[None], dtype)
         return super()._apply(convert, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        for name in ("reset_decay", "membrane_decay"):
+            refuse_rounding(getattr(self, name), state_dict, prefix + name, others[-1])
 
     def forward(
         self, current: Tensor, state: NeuronState | None = None, lengths: Tensor | None = None

@@ -141,6 +141,17 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
         )
 
 
+def refuse_rounding(own: Tensor, state_dict: dict, key: str, messages: list[str]) -> None:
+    """Adds a message if loading has rounded a decay, ``(*shape)`` or ``(P, *shape)``, to 1."""
+    loaded = state_dict.get(key)
+    if not isinstance(loaded, Tensor) or own.is_meta or loaded.is_meta or loaded.dtype == own.dtype:
+        return
+    try:
+        check_rounding(loaded if key.endswith("alpha") else loaded[None], own.dtype)
+    except ValueError as error:
+        messages.append(f"{key}: {error}")
+
+
 def warn_if_unstable(alpha: Tensor) -> None:
     """Warns, once in a process, if a pole lies outside the unit circle.
 

@@ -37,6 +37,7 @@ from snn_lib.stability import (
     MAX_ORDER,
     check_rounding,
     largest_margin,
+    refuse_rounding,
     round_decaying,
     stabilise,
 )
@@ -179,8 +180,10 @@ class IIRSynapse(StatefulModule):
         self.project_()
         super()._save_to_state_dict(*args, **kwargs)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if self.constraint == "none":
+            refuse_rounding(self.alpha, state_dict, f"{prefix}alpha", others[-1])
         # Else filters nearer to the edge than this layer's first ones would be moved. Those nearer
         # than any margin are moved all the same.
         if self._margin_follows and not self.alpha.is_meta:
@@ -215,7 +218,7 @@ class IIRSynapse(StatefulModule):
         """
         if not torch.isfinite(self.effective_alpha()).all():
             return math.inf
-        return self.poles().abs().amax().item() if len(self.alpha) else 0.0
+        return self.poles().abs().amax().item() if self.alpha.numel() else 0.0
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
@@ -413,7 +416,8 @@ def parameter_groups(
     default alone takes a time constant of 800 steps to 89 in 1,000 steps with a rate of 1e-3.
 
     Args:
-        model: any module.
+        model: any module. Its coefficients are the parameters of its :class:`IIRSynapse` layers;
+            layers of 2020 have none of these.
         lr: the learning rate of the weights.
         coefficient_lr_scale: the coefficients learn at so many times that rate. Poles near the unit
             circle need a small one, such as 0.01.

@@ -81,6 +81,8 @@ def test_a_decay_that_rounding_would_end_is_refused(membrane_filter):
     assert neuron.half().reset_decay.max() < 1
     with pytest.raises(ValueError, match=r"rounded to torch\.bfloat16, it does not decay"):
         SpikingNeuron(3, 1000.0, membrane_filter).bfloat16()
+    with pytest.raises(RuntimeError, match=r"reset_decay: a filter .* rounded to torch\.bfloat16"):
+        SpikingNeuron(3, 5.0).bfloat16().load_state_dict(SpikingNeuron(3, 1000.0).state_dict())
     with pytest.raises(ValueError, match=r"a time constant is too long: in torch\.float32"):
         SpikingNeuron(3, 1e9)
 

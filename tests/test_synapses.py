@@ -526,6 +526,19 @@ def test_low_precision_cannot_undo_stability(dtype, order):
     assert abs(numpy_poles(saved[:, 0].double())).max() < 1.0
 
 
+def test_loading_refuses_filters_that_rounding_would_stop_from_decaying():
+    fast, slow = LowPassSynapse(2, 5.0).bfloat16(), LowPassSynapse(2, 1000.0).state_dict()
+    with pytest.raises(RuntimeError, match=r"alpha: a filter .* rounded to torch\.bfloat16"):
+        fast.load_state_dict(slow)
+    fast.load_state_dict(LowPassSynapse(2, 8.0).state_dict())
+    LowPassSynapse(2, 5.0, constraint="stable").bfloat16().load_state_dict(slow)
+    LowPassSynapse(2, 5.0).load_state_dict(slow)
+
+
+def test_without_channels_there_are_no_poles():
+    assert LowPassSynapse(0, 5.0).pole_radius() == 0
+
+
 def test_a_conversion_that_would_stop_a_filter_from_decaying_is_refused():
     slow = LowPassSynapse(2, torch.tensor([4.0, 1000.0]))
     network = nn.Sequential(nn.Linear(2, 2), slow)
