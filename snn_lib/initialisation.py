@@ -179,7 +179,8 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         ValueError: the layer has no bias, its weights are computed from others, by a
-            parametrisation or pruning, or the targets have another shape.
+            parametrisation or pruning, there are fewer than two samples, or the targets have
+            another shape or are no classes of the layer.
     """
     if layer.bias is None:
         raise ValueError("the last layer has no bias: build it with one")
@@ -194,11 +195,18 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"targets have shape {tuple(targets.shape)} in {targets.dtype}, expected {expected}"
         )
+    if len(features) < 2:
+        raise ValueError(f"there are {len(features)} samples, expected two or more")
     scale = 1.0
     if numbers:
         fit = ridge_regression(features, targets)
     else:
         classes = targets.long()
+        if not 0 <= classes.min() <= classes.max() < layer.out_features:
+            raise ValueError(
+                f"there are classes from {classes.min()} to {classes.max()}, expected them from 0 "
+                f"on, and below the layer's {layer.out_features} outputs"
+            )
         fit = ridge_regression(features, 2.0 * one_hot(classes, layer.out_features) - 1.0)
         scale = _scale_of_logits(fit.left_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)

@@ -194,6 +194,10 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     Returns:
         The classes and the numbers of steps until they were clear, both int64 ``(B,)``.
 
+    If the output has other values than whole numbers, its sum is rounded. Where sums are rounded in
+    another order, as :func:`until_clear` and a compiled network do, an answer whose lead equals
+    ``lead`` but for rounding may be clear a step earlier or later.
+
     Raises:
         ValueError: there are no steps, or fewer than two classes.
     """
@@ -212,7 +216,7 @@ def until_clear(
         steps: how many steps the model runs before the answers are looked at again.
 
     Returns:
-        What :func:`first_lead` returns for the output of the whole run.
+        What :func:`first_lead` returns for the output of the whole run, but for its rounding.
 
     Raises:
         ValueError: as :func:`first_lead`, ``steps`` is not a whole number of at least 1, or the

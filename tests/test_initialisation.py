@@ -359,6 +359,15 @@ def test_classes_may_be_whole_numbers_of_any_size():
     assert torch.equal(layers[0].weight, layers[1].weight)
 
 
+def test_a_single_sample_and_classes_that_the_layer_has_not_are_refused():
+    layer = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="there are 1 samples, expected two or more"):
+        fit_readout(layer, torch.rand(1, 3), torch.tensor([1]))
+    for classes in ([0, 1, 2], [-1, 0, 1]):
+        with pytest.raises(ValueError, match=f"classes from {classes[0]} to {classes[2]}, .* 2 ou"):
+            fit_readout(layer, torch.rand(3, 3), torch.tensor(classes))
+
+
 def test_an_answer_to_no_batches_is_refused():
     model = Sequential(nn.Linear(3, 2))
     with pytest.raises(ValueError, match="there are no batches"):

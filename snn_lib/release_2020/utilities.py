@@ -137,12 +137,17 @@ def gaussian_filter_spike_train(spike_train: ArrayLike, sigma: float) -> np.ndar
 
     Returns:
         float32, ``(time,)``.
+
+    Raises:
+        ValueError: ``sigma`` is not positive.
     """
     return gaussian_filter_spike_train_batch(np.asarray(spike_train)[None], sigma)[0]
 
 
 def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> np.ndarray:
     """As :func:`gaussian_filter_spike_train`, for any ``(..., time)``; returns the same shape."""
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma}, expected a number above 0")
     trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
     reach = math.ceil(4 * sigma)  # beyond it the Gaussian is below 1/2000 of its peak
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)

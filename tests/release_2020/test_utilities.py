@@ -99,6 +99,8 @@ def test_gaussian_filter():
     np.testing.assert_allclose(found[0, 0], smooth, atol=1e-7)
     np.testing.assert_allclose(found[0, 1], np.roll(smooth, 7), atol=1e-7)
     assert not found[1].any()
+    with pytest.raises(ValueError, match="sigma is 0, expected a number above 0"):
+        utilities.gaussian_filter_spike_train(train, 0)
 
 
 @pytest.mark.parametrize(
