@@ -66,14 +66,19 @@ class Trial:
 
         A run before them does not count: it finds the caches cold after the others' turns.
         """
-        step, durations = getattr(self, kind), []
-        step()
-        while not durations or sum(durations) < seconds:
+        step = getattr(self, kind)
+
+        def duration() -> float:
             start = time.perf_counter()
             step()
             if self.device == "cuda":
                 torch.cuda.synchronize()
-            durations.append(time.perf_counter() - start)
+            return time.perf_counter() - start
+
+        duration()
+        durations = [duration()]
+        while sum(durations) < seconds:
+            durations.append(duration())
         return durations
 
 

@@ -174,7 +174,7 @@ class Variant:
     """One row of the table: how to build the network, and how to run it.
 
     This library makes the allocator reuse large buffers, which makes any network quicker
-    (``snn_lib/kernels/cpu/allocator.py``). So every row has that, but one without ``keeps_memory``.
+    (``snn_lib/kernels/cpu/allocator.py``). A row with ``keeps_memory`` has this setting.
     """
 
     name: str
