@@ -48,12 +48,12 @@ class RunFolder:
         self.made_by = {"config": dataclasses.asdict(config), **made_by}
         self._writer = self._lock = None
 
-    def open(self, epochs: int = 0) -> None:
-        """Locks the folder and writes settings and versions, after ``epochs`` finished epochs.
+    def lock(self) -> None:
+        """Locks the folder. From now on nobody else writes there.
 
         Raises:
             BusyError: another process trains this run.
-            InputError: the folder cannot be written, or TensorBoard is not installed.
+            InputError: the folder cannot be written.
         """
         try:
             self._lock = lock(self.path / "lock")
@@ -61,6 +61,13 @@ class RunFolder:
             raise BusyError(f"another process is training the run {self.path}") from None
         except OSError as error:
             raise cannot_write(error) from None
+
+    def open(self, epochs: int = 0) -> None:
+        """Writes settings and versions, after ``epochs`` finished epochs; the folder is locked.
+
+        Raises:
+            InputError: TensorBoard is not installed.
+        """
         for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote
             leftover.unlink()
         for key in ("config", "environment"):
@@ -79,7 +86,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes what :meth:`open` opened, so that another process may continue the run."""
+        """Closes what is open, so that another process may continue the run."""
         for opened in (self._writer, self._lock):
             if opened is not None:
                 opened.close()
@@ -113,33 +120,38 @@ def open_run(
     """
     config, progress = state.config, state.progress
     at_best = progress.is_at_best_epoch(task)
-    has_best_beside = bool(progress.history) and not at_best
+    needs_best = bool(progress.history) and not at_best
     # A checkpoint of another name, or one outside of the runs, is continued in a new folder.
     own = resumed is not None and resumed.path.name == "last"
     own = own and resumed.path.resolve().parent.parent == config.runs_folder.resolve()
     best, path = None, resumed.path.parent if own else None
     rank, _ = distributed.rank_and_world()
     if rank == 0 and not own:
-        if has_best_beside:  # or else no folder is made
+        if needs_best:  # is refused before a folder is made
             best = best_beside(resumed.path, progress.best_row(task))
         path = new_folder(config.runs_folder)
     folder = RunFolder(distributed.gather(path)[0], config, made_by)
-    if rank == 0:
-        folder.open(progress.epoch)
-        if own:  # now nobody else can write there
+    if rank > 0:
+        return folder
+    with contextlib.ExitStack() as on_error:
+        on_error.push(folder)  # lets go of a run that is refused
+        folder.lock()
+        if own:
             found = load_checkpoint(folder.last).get("progress", {})
             require(
                 (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
                 f"another process has continued the run {path} meanwhile: resume it again",
             )
-            if has_best_beside:
+            if needs_best:
                 best_beside(folder.last, progress.best_row(task))
+        folder.open(progress.epoch)
         if at_best:  # the run may have been killed before it had written that
             folder.write(folder.best, state.best_checkpoint())
         elif best:
             save_checkpoint(folder.best, best)
         if progress.history:
             folder.write_metrics(progress.history)
+        on_error.pop_all()
     return folder
 
 

@@ -35,6 +35,7 @@ CONFIG = ExperimentConfig(name="trial")
 
 def opened(folder, config=CONFIG):
     one = RunFolder(folder, config, {"environment": {"torch": "2"}})
+    one.lock()
     one.open()
     return one
 
@@ -305,7 +306,19 @@ def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_ref
     last = the_run(tmp_path) / "last"
     earlier = load_checkpoint(last)
     train("--resume", *small(tmp_path), model=SmallSNN)
-    models = last.read_bytes(), last.with_name("best").read_bytes()
+    before = contents(the_run(tmp_path))
     with pytest.raises(InputError, match="another process has continued the run"):
-        experiment(small(tmp_path)).train(earlier)
-    assert (last.read_bytes(), last.with_name("best").read_bytes()) == models
+        experiment(small(tmp_path, "hyperparameters.dropout=0.25")).train(earlier)
+    assert contents(the_run(tmp_path)) == before
+
+
+def test_a_run_that_is_refused_is_let_go_of(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    (the_run(tmp_path) / "best").rename(tmp_path / "best")
+    refused = experiment(small(tmp_path))
+    with pytest.raises(InputError, match="put it there") as error:  # which keeps the traceback
+        refused.train(load_checkpoint(the_run(tmp_path) / "last"))
+    (tmp_path / "best").rename(the_run(tmp_path) / "best")
+    process = Process(tmp_path, "--train", "--resume", *small(tmp_path))
+    assert process.wait().code == 0, process.err
+    assert error.tb
