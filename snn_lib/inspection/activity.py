@@ -7,6 +7,7 @@ NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). The filters and t
 at every step, and their operations are counted separately.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import WEIGHTED, PerStep
 from snn_lib.inspection.timeline import Call, Timeline
@@ -22,6 +24,17 @@ from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
 from snn_lib.synapses import IIRSynapse
 
+UNCOUNTED = (
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
 PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
@@ -57,9 +70,9 @@ class Activity:
 
     Every call of an ``nn.Linear`` or a convolution is counted. If the network has weights of
     another kind, such as an ``nn.GRU``, its operations are refused. Of the layers of 2020, only the
-    weights are counted. If a layer receives a value other than 0, 1 and -1 even once, all its
-    operations count as multiply-accumulates. If the model calls a layer twice in a run, this is
-    decided for each of the two calls.
+    ``nn.Linear`` and the convolutions are counted. If a layer receives a value other than 0, 1 and
+    -1 even once, all its operations count as multiply-accumulates. If the model calls a layer twice
+    in a run, this is decided for each of the two calls.
 
     A new sequence begins when the first synapse or neuron of a run is called without a state. So a
     sequence in chunks counts once.
@@ -309,15 +322,17 @@ def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 def _uncounted_part(model: nn.Module) -> str | None:
     """What of a model has weights that nothing here counts, or ``None``."""
-    counted = *WEIGHTED, IIRSynapse, SpikingNeuron, nn.LayerNorm
-    inside = {part for m in model.modules() if isinstance(m, counted) for part in m.modules()}
+    counted = {part for m in model.modules() if isinstance(m, WEIGHTED) for part in m.modules()}
     for name, module in model.named_modules():
-        own, kind = module.parameters(recurse=False), type(module)
-        # Weights have inputs and outputs. The scale of a normalisation, for example, has not.
-        if module not in inside and any(sum(size > 1 for size in p.shape) > 1 for p in own):
-            where = f"layer {name}" if name else "the model"
-            what = f"an nn.{kind.__name__}" if hasattr(nn, kind.__name__) else f"a {kind.__name__}"
-            return f"{where} is {what}, whose weights have no count here"
+        kind = type(module)
+        where = f"layer {name}" if name else "the model"
+        if isinstance(module, UNCOUNTED):
+            return f"{where} is an nn.{kind.__name__}, whose weights have no count here"
+        # Those of a layer of one's own have inputs and outputs; a scale of each channel has not.
+        if module not in counted and kind.__module__.partition(".")[0] not in ("torch", "snn_lib"):
+            shapes = [p.shape for p in module.parameters(recurse=False) if not is_lazy(p)]
+            if any(math.prod(shape[1:]) > 1 for shape in shapes):
+                return f"{where} ({kind.__name__}) has weights that have no count here"
     return None
 
 

@@ -391,6 +391,14 @@ def test_maps_tell_of_their_sequences_where_nothing_else_does():
     assert activity.dense_operations() == 9 * 2 * 9
 
 
+def test_maps_of_2020_are_counted_where_they_have_weights():
+    synapses = snn_layers.dual_exp_iir_layer((3, 5, 5), 6, 2, 4.0, 1.0, True)
+    model = nn.Sequential(nn.Linear(6, 6, bias=False), synapses)
+    with torch.no_grad(), count_activity(model) as activity:
+        model[1](model[0](torch.ones(2, 3, 5, 5, 6)))
+    assert activity.synaptic_operations() > 0
+
+
 def test_the_layers_of_2020_are_counted():
     layer = snn_layers.neuron_layer(3, 4, 6, 2, 4.0, True, False)
     with torch.no_grad(), count_activity(layer) as activity:
@@ -558,12 +566,21 @@ def test_operations_of_each_step_are_refused_if_no_lengths_were_announced():
 class Weighing(nn.Module):
     """A layer of one's own."""
 
-    def __init__(self):
+    def __init__(self, outputs):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(4, 3))
+        self.weight = nn.Parameter(torch.ones(outputs, 3))
 
     def forward(self, x):
         return nn.functional.linear(x, self.weight)
+
+
+class Scaling(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return x * self.scale
 
 
 @pytest.mark.parametrize(
@@ -575,14 +592,38 @@ class Weighing(nn.Module):
             torch.ones(5, 2, 3, 6),
             r"0\.module is an nn\.ConvTranspose1d",
         ),
-        (Sequential(Weighing(), SpikingNeuron(4, 4.0)), torch.ones(5, 2, 3), "0 is a Weighing"),
+        (
+            Sequential(PerStep(nn.ConvTranspose1d(1, 1, 2))),
+            torch.ones(5, 2, 1, 6),
+            r"0\.module is an nn\.ConvTranspose1d",
+        ),
     ],
 )
 def test_operations_of_weights_of_another_kind_are_refused(model, x, layer):
     with torch.no_grad(), count_activity(model) as activity:
         model(x)
-    with pytest.raises(ValueError, match=f"layer {layer}, whose weights have no count here"):
+    with pytest.raises(ValueError, match=f"layer {layer}.*, whose weights have no count here"):
         activity.operations()
+
+
+@pytest.mark.parametrize("outputs", [4, 1])
+def test_operations_of_weights_of_one_s_own_are_refused(outputs):
+    model = Sequential(Weighing(outputs), SpikingNeuron(outputs, 4.0))
+    with torch.no_grad(), count_activity(model) as activity:
+        model(torch.ones(5, 2, 3))
+    with pytest.raises(ValueError, match=r"layer 0 \(Weighing\) has weights that have no count"):
+        activity.operations()
+    assert activity.spikes() >= 0
+
+
+def test_a_scale_of_each_map_has_no_operations():
+    model, x = (
+        Sequential(Scaling((3, 1, 1)), PerStep(nn.Conv2d(3, 2, 3))),
+        torch.ones(4, 2, 3, 5, 5),
+    )
+    with torch.no_grad(), count_activity(model) as activity:
+        model(x)
+    assert activity.operations().additions > 0
 
 
 def test_weights_within_a_layer_that_is_counted_are_its_own():
