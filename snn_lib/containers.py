@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from snn_lib.functional import channels_last
+from snn_lib.functional import channels_last, repeats
 from snn_lib.operators.checks import CHAIN
-from snn_lib.pytorch_private import is_transformed, is_watched, register_named_tuple
+from snn_lib.pytorch_private import register_named_tuple
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -236,7 +236,7 @@ class Sequential(StatefulModule):
                     f"layer {name} is given a tuple, expected a tensor: a module that returns "
                     "(output, state) derives from snn_lib.StatefulModule"
                 )
-            steps, once = x.shape[0], _weighs(module) and _repeats(x)
+            steps, once = x.shape[0], _weighs(module) and repeats(x)
             try:
                 x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
             except ValueError as error:
@@ -269,22 +269,6 @@ def _takes_expanded(module: nn.Module) -> bool:
     """
     own = isinstance(module, StatefulModule) and module.takes_expanded
     return own or _weighs(module) or isinstance(module, nn.Flatten)
-
-
-def _repeats(x: Tensor) -> bool:
-    """Whether a sequence is one step, expanded over time, and may be computed as one.
-
-    A program that a compiler or a transform makes must serve other inputs too.
-    """
-    return (
-        not torch.compiler.is_compiling()
-        and x.dim() > 1
-        and x.stride(0) == 0
-        and x.shape[0] > 1
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not is_transformed()
-        and not is_watched()
-    )
 
 
 def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:

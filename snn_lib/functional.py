@@ -21,7 +21,7 @@ from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.operators.checks import check_tensor
 from snn_lib.operators.iir_filter import FilterState, check_filter, run_filter
 from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neuron
-from snn_lib.pytorch_private import is_transformed
+from snn_lib.pytorch_private import is_transformed, is_watched
 from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate, check_surrogate
 
 # Coefficients in these dtypes are converted to float32 to compute with them.
@@ -41,7 +41,8 @@ def iir_filter(
 
     Args:
         x: input, ``(T, B, *features)``. It is converted to the dtype of the recurrence. An input
-            that is constant over time may be expanded; it is never copied.
+            that is constant over time may be expanded; unless it needs a gradient or is compiled,
+            it is not copied.
         alpha: ``(P, *features)``, weights of the past outputs, P >= 0. The positions of a feature
             map may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``. So may those of ``beta``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
@@ -194,6 +195,22 @@ def channels_last(sequence: Tensor) -> bool:
     return sequence.dim() > 3 and sequence.stride(2) == 1
 
 
+def repeats(x: Tensor) -> bool:
+    """Whether a sequence is one step, expanded over time, and may be computed as one.
+
+    A program that a compiler or a transform makes must serve other inputs too.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and x.dim() > 1
+        and x.stride(0) == 0
+        and x.shape[0] > 1
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not is_transformed()
+        and not is_watched()
+    )
+
+
 def draw_seed(device: torch.device | str) -> Tensor:
     """A seed for the dropout of :func:`spiking_neuron`, int64 ``(2,)``.
 
@@ -289,9 +306,7 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         return tensor
     if tensor.is_complex():
         raise ValueError(f"{name} is in {tensor.dtype}, expected real numbers")
-    if tensor.dim() > 1 and tensor.stride(0) == 0 and len(tensor) > 1:  # expanded, never copied
-        return tensor[:1].to(dtype).expand(tensor.shape)
-    return tensor.to(dtype)
+    return tensor[:1].to(dtype).expand(tensor.shape) if repeats(tensor) else tensor.to(dtype)
 
 
 def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:
