@@ -74,8 +74,8 @@ class CollectedSpikes(Mapping[str, Tensor]):
         chunks, chunk = self.chunks.setdefault(name, []), current_chunk()
         if begins:
             chunks.clear()
-        elif chunk is not None and self._last.get(name) is chunk:
-            chunks.pop()  # if the layer runs twice in a chunk, the later call counts, as without
+        elif chunk is not None and self._last.get(name) is chunk and len(spikes) == chunk.steps:
+            chunks.pop()  # the layer has run over this chunk before: as without, the later counts
         chunks.append(spikes)
         self._last[name] = chunk
 
