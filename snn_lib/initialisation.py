@@ -196,7 +196,7 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
             f"targets have shape {tuple(targets.shape)} in {targets.dtype}, expected {expected}"
         )
     if len(features) < 2:
-        raise ValueError(f"there are {len(features)} samples, expected two or more")
+        raise ValueError(f"the number of samples is {len(features)}, expected two or more")
     scale = 1.0
     if numbers:
         fit = ridge_regression(features, targets)

@@ -90,7 +90,9 @@ class SpikingNeuron(StatefulModule):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
         for name in ("reset_decay", "membrane_decay"):
-            refuse_rounding(getattr(self, name), state_dict, prefix + name, others[-1])
+            loaded = state_dict.get(prefix + name)
+            loaded = loaded[None] if isinstance(loaded, Tensor) else loaded
+            refuse_rounding(getattr(self, name), loaded, prefix + name, others[-1])
 
     def forward(
         self, current: Tensor, state: NeuronState | None = None, lengths: Tensor | None = None

@@ -187,6 +187,10 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     The answer is clear when the sum of the output so far is larger for one class than for every
     other by ``lead``. If that never happens, the answer at the last step counts.
 
+    The sum of whole numbers, such as spikes, is exact. Other sums are rounded, and
+    :func:`until_clear` and a compiled network round them in another order. If a class is ahead by
+    almost exactly ``lead``, they may find the answer clear a step earlier or later.
+
     Args:
         output: ``(T, B, classes)``, for example output spikes, with at least two classes.
         lead: by how much the first class has to be ahead of the second.
@@ -194,9 +198,7 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     Returns:
         The classes and the numbers of steps until they were clear, both int64 ``(B,)``.
 
-    If the output has other values than whole numbers, its sum is rounded. Where sums are rounded in
-    another order, as :func:`until_clear` and a compiled network do, an answer whose lead equals
-    ``lead`` but for rounding may be clear a step earlier or later.
+
 
     Raises:
         ValueError: there are no steps, or fewer than two classes.

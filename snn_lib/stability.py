@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,15 +142,17 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
         )
 
 
-def refuse_rounding(own: Tensor, state_dict: dict, key: str, messages: list[str]) -> None:
-    """Adds a message if loading has rounded a decay, ``(*shape)`` or ``(P, *shape)``, to 1."""
-    loaded = state_dict.get(key)
+def refuse_rounding(own: Tensor, loaded: Any, name: str, messages: list[str]) -> None:
+    """Adds a message if ``loaded``, ``(P, *shape)``, was stable and is not in the dtype of ``own``.
+
+    ``loaded`` may be anything that a state dict holds.
+    """
     if not isinstance(loaded, Tensor) or own.is_meta or loaded.is_meta or loaded.dtype == own.dtype:
         return
     try:
-        check_rounding(loaded if key.endswith("alpha") else loaded[None], own.dtype)
+        check_rounding(loaded, own.dtype)
     except ValueError as error:
-        messages.append(f"{key}: {error}")
+        messages.append(f"{name}: {error}")
 
 
 def warn_if_unstable(alpha: Tensor) -> None:

@@ -183,7 +183,8 @@ class IIRSynapse(StatefulModule):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
         if self.constraint == "none":
-            refuse_rounding(self.alpha, state_dict, f"{prefix}alpha", others[-1])
+            name = f"{prefix}alpha"
+            refuse_rounding(self.alpha, state_dict.get(name), name, others[-1])
         # Else filters nearer to the edge than this layer's first ones would be moved. Those nearer
         # than any margin are moved all the same.
         if self._margin_follows and not self.alpha.is_meta:

@@ -361,7 +361,7 @@ def test_classes_may_be_whole_numbers_of_any_size():
 
 def test_a_single_sample_and_classes_that_the_layer_has_not_are_refused():
     layer = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match="there are 1 samples, expected two or more"):
+    with pytest.raises(ValueError, match="number of samples is 1, expected two or more"):
         fit_readout(layer, torch.rand(1, 3), torch.tensor([1]))
     for classes in ([0, 1, 2], [-1, 0, 1]):
         with pytest.raises(ValueError, match=f"classes from {classes[0]} to {classes[2]}, .* 2 ou"):

@@ -97,11 +97,12 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
 
 
 def _without_chunks(network: nn.Module) -> nn.Module:
-    """The network as it runs over whole sequences, which is the same."""
+    """The network as it runs over whole sequences, which computes the same."""
     while isinstance(network, Chunked):
         network = network.module
-    for name, module in network.named_children():
-        setattr(network, name, _without_chunks(module))
+    for name, module in network._modules.items():
+        if module is not None:
+            network._modules[name] = _without_chunks(module)
     return network
 
 

@@ -54,7 +54,9 @@ class EventOptions(Settings):
         1_000, "held-out recordings, which choose the best epoch", at_least=1
     )
     training_size: int = setting(10_000, "most other recordings that are trained on", at_least=1)
-    test_size: int = setting(10_000, "most test recordings that are evaluated", at_least=1)
+    test_size: int = setting(
+        10_000, "most test recordings that are evaluated, taken evenly from all", at_least=1
+    )
 
 
 @dataclass
@@ -147,6 +149,6 @@ class EventVision(CountClassification):
             path = config.events.path
             folder = Path(path) if path else download_recordings(kind, root)
             paths = recording_files(kind, folder, part)
-            count = min(len(paths), count or len(paths))  # evenly: they may be in order of classes
-            paths = [paths[number * len(paths) // count] for number in range(count)]
+            if count is not None and count < len(paths):  # evenly: they may be in order of classes
+                paths = [paths[number * len(paths) // count] for number in range(count)]
         return load_recordings(kind, paths, self.preparation)

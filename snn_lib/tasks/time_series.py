@@ -159,6 +159,7 @@ def prepare_series(
     Raises:
         InputError: no sequence ever changes, or numbers are too large to be squared.
     """
+    # PyTorch sums differences, so a channel that never changes has a deviation of exactly 0.
     deviation, mean = torch.std_mean(torch.cat(sequences), 0, correction=0)
     require(
         bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"

@@ -213,7 +213,8 @@ class Experiment:
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
         self.numbers.check_weights(progress.epoch + 1)
-        distributed.share_buffers(self.state.evaluated_model())  # those that it writes
+        # The first process writes its own buffers, so all evaluate those.
+        distributed.share_buffers(self.state.evaluated_model())
         validation, activity = self.evaluate("validation")
         rates = activity.firing_rates()
         radii = {

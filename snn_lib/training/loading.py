@@ -65,7 +65,8 @@ def trained_network(
         checkpoint: the checkpoint.
         build_model: makes the layers from the configuration.
         task: the experiment's task. Its class of settings has the defaults of settings that are
-            newer than the checkpoint, and ``build_model`` may ask it about the data.
+            newer than the checkpoint, and ``build_model`` may ask it about the data during this
+            call. Afterwards it is as it was.
 
     Raises:
         InputError: as :func:`load`.
@@ -75,7 +76,7 @@ def trained_network(
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
     if preparation is not None:
         preparation = preparation_from(preparation)
-    known = {} if task is None else dict(vars(task))  # an experiment in progress may have it
+    known = {} if task is None else dict(vars(task))  # an experiment may be using this task
     if task is None:
         config = _namespace(values)
     else:

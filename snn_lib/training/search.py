@@ -34,7 +34,8 @@ class SearchSpace:
     Attributes:
         base: the YAML file, or ``None`` if the script has none.
         config: the configuration with the upper ends of the ranges and the last choices.
-        whole: what is searched and every other setting that is the same on all machines, as text.
+        whole: all settings that do not say where and how a machine runs them, as text: the range or
+            the choices of one that is searched, and the value of any other.
 
     Raises:
         InputError: a key is unknown, an end or a choice is not allowed, or a range is empty or not
@@ -45,7 +46,6 @@ class SearchSpace:
         self.script, self.base = script, config_file or own_file(script)
         schema = arguments_of_main(script)[1].config_class
         self.configured = partial(load_config, schema, self.base, name=script.stem)
-
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
         for setting in settings:
             key, sign, text = setting.partition("=")
@@ -62,10 +62,12 @@ class SearchSpace:
                 require(kind in (int, float), f"{text} is a range, but {key} is no number")
                 low, high = self.choices[key] = tuple(kind(float(end)) for end in ends)
                 require(low < high, f"{text} is an empty range, expected the lower end first")
-        values = {key: str(value) for key, value in present.items() if not is_dataclass(value)}
-        searched = dict(setting.split("=", 1) for setting in settings)
-        searched = {key: text for key, text in searched.items() if len(self.choices[key]) > 1}
-        self.whole = _without_local({**values, **searched})
+        given = dict(setting.split("=", 1) for setting in settings)
+        self.whole = {
+            key: given[key] if len(self.choices.get(key, ())) > 1 else str(value)
+            for key, value in _without_local(present).items()
+            if not (is_dataclass(value) or key.endswith("path"))
+        }
 
     def draw(self, trial: Any) -> list[str]:
         """Lets a trial of Optuna's choose the settings, and returns them, ``key=value`` each.
@@ -94,7 +96,7 @@ def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
     Args:
         folder: of the files of its trials.
         url: of its database; ``None`` for a file in the folder.
-        settings: the whole of the :class:`SearchSpace`.
+        settings: the attribute ``whole`` of the :class:`SearchSpace`.
 
     Raises:
         InputError: the database cannot be used, or the study is there and has other settings.
@@ -115,14 +117,14 @@ def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
                 reason = one_line(error)
                 raise InputError(f"the study cannot be kept in {url}: {reason}") from None
             time.sleep(wait)
-    for key, earlier in study.user_attrs.get("settings", settings).items():
+    for key, earlier in study.user_attrs.get("whole", settings).items():
         value = settings.get(key, earlier)
         require(
             value == earlier,
             f"{folder.name} began with {key}={earlier}, now it is {value}: set it as before, or "
             "begin another study by name=",
         )
-    study.set_user_attr("settings", settings)
+    study.set_user_attr("whole", settings)
     return study
 
 

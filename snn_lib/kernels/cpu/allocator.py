@@ -1,4 +1,4 @@
-"""A setting of the C library's allocator, which costs or saves a third of a long training step."""
+"""A setting of the C library's allocator, which saves up to a third of a long training step."""
 
 import ctypes
 import os
@@ -8,8 +8,8 @@ def keep_freed_memory() -> None:
     """Makes the C library reuse large buffers instead of returning them to the system.
 
     By default glibc maps each buffer over 32 MB anew and unmaps it when it is freed. The system
-    then clears the fresh pages, which costs as much as filling them: a third of a training step
-    over 300 time steps. The setting holds for the whole process, whose memory stays at its peak.
+    then clears the fresh pages, which costs as much as filling them: up to a third of a training
+    step of hundreds of time steps. The setting holds for the whole process, whose memory stays at its peak.
     ``SNN_KEEP_MEMORY=0`` switches it off. It is also left alone where the environment already tunes
     the allocator (``MALLOC_...`` or ``GLIBC_TUNABLES``).
     """
