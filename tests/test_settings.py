@@ -128,6 +128,7 @@ SENSELESS = [
     (TimeSeriesHyperparameters, {"heard": 0}, "heard is 0, expected at least 1"),
     (TimeSeriesHyperparameters, {"threshold": 0.0}, "threshold is 0.0, expected above 0"),
     (TimeSeriesHyperparameters, {"lowest_rate": 0.0}, "lowest_rate is 0.0, expected above 0"),
+    (TimeSeriesHyperparameters, {"train_bias": False}, "train_bias is False, but the neurons'"),
     (TimeSeriesHyperparameters, {"highest_rate": 1.0}, "expected above 0 and below 1"),
     (
         TimeSeriesHyperparameters,
