@@ -7,7 +7,6 @@ NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). The filters and t
 at every step, and their operations are counted separately.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from snn_lib.containers import WEIGHTED, PerStep
 from snn_lib.inspection.timeline import Call, Timeline
@@ -35,6 +35,8 @@ UNCOUNTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+# Classes of PyTorch's that hold the parameters of a layer of one's own.
+OF_OTHERS = nn.ParameterList, nn.ParameterDict, ParametrizationList
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
 PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
 
@@ -69,10 +71,10 @@ class Activity:
     """What a network did, summed over all sequences that :func:`count_activity` has observed.
 
     Every call of an ``nn.Linear`` or a convolution is counted. If the network has weights of
-    another kind, such as an ``nn.GRU``, its operations are refused. Of the layers of 2020, only the
-    ``nn.Linear`` and the convolutions are counted. If a layer receives a value other than 0, 1 and
-    -1 even once, all its operations count as multiply-accumulates. If the model calls a layer twice
-    in a run, this is decided for each of the two calls.
+    another kind, such as an ``nn.GRU``, its operations are refused. Of the layers of 2020, the
+    filters and neurons are not counted. If a layer receives a value other than 0, 1 and -1 even
+    once, all its operations count as multiply-accumulates. If the model calls a layer twice in a
+    run, this is decided for each of the two calls.
 
     A new sequence begins when the first synapse or neuron of a run is called without a state. So a
     sequence in chunks counts once.
@@ -322,18 +324,29 @@ def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 def _uncounted_part(model: nn.Module) -> str | None:
     """What of a model has weights that nothing here counts, or ``None``."""
-    counted = {part for m in model.modules() if isinstance(m, WEIGHTED) for part in m.modules()}
+    known = *WEIGHTED, IIRSynapse, SpikingNeuron, nn.LayerNorm
+    counted = {part for m in model.modules() if isinstance(m, known) for part in m.modules()}
     for name, module in model.named_modules():
-        kind = type(module)
-        where = f"layer {name}" if name else "the model"
-        if isinstance(module, UNCOUNTED):
-            return f"{where} is an nn.{kind.__name__}, whose weights have no count here"
-        # Those of a layer of one's own have inputs and outputs; a scale of each channel has not.
-        if module not in counted and kind.__module__.partition(".")[0] not in ("torch", "snn_lib"):
-            shapes = [p.shape for p in module.parameters(recurse=False) if not is_lazy(p)]
-            if any(math.prod(shape[1:]) > 1 for shape in shapes):
-                return f"{where} ({kind.__name__}) has weights that have no count here"
+        if module not in counted and _weighs(module):
+            kind = type(module)
+            where = f"layer {name}" if name else "the model"
+            what = "an nn." if kind.__module__.startswith("torch.nn.modules.") else "a "
+            return f"{where} is {what}{kind.__name__}, whose weights have no count here"
     return None
+
+
+def _weighs(module: nn.Module) -> bool:
+    """Whether a module that is not counted has weights of its own, as far as one can tell."""
+    package = type(module).__module__.partition(".")[0]
+    if package == "snn_lib":  # of 2020
+        return isinstance(getattr(module, "weight", None), nn.Parameter)
+    if package == "torch" and not isinstance(module, OF_OTHERS):
+        return isinstance(module, UNCOUNTED)
+    own = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
+    # Inputs and outputs are two dimensions. A scale of each channel, such as (C, 1, 1), has one.
+    return isinstance(module, UNCOUNTED) or any(
+        p.dim() == 2 or sum(size > 1 for size in p.shape) > 1 for p in own
+    )
 
 
 @contextmanager

@@ -611,16 +611,57 @@ def test_operations_of_weights_of_one_s_own_are_refused(outputs):
     model = Sequential(Weighing(outputs), SpikingNeuron(outputs, 4.0))
     with torch.no_grad(), count_activity(model) as activity:
         model(torch.ones(5, 2, 3))
-    with pytest.raises(ValueError, match=r"layer 0 \(Weighing\) has weights that have no count"):
+    with pytest.raises(ValueError, match="layer 0 is a Weighing, whose weights have no count here"):
         activity.operations()
     assert activity.spikes() >= 0
 
 
-def test_a_scale_of_each_map_has_no_operations():
-    model, x = (
-        Sequential(Scaling((3, 1, 1)), PerStep(nn.Conv2d(3, 2, 3))),
-        torch.ones(4, 2, 3, 5, 5),
-    )
+def parametrised():
+    layer = Weighing(4)
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
+    return layer
+
+
+def held_in_a_list():
+    layer = nn.Module()
+    layer.parts = nn.ParameterList([nn.Parameter(torch.ones(4, 3))])
+    layer.forward = lambda x: nn.functional.linear(x, layer.parts[0])
+    return layer
+
+
+def of_2020():
+    return snn_layers.neuron_layer_dot_product([3], 4, 6, 2, 4.0, True, False)
+
+
+@pytest.mark.parametrize(
+    ("build", "what"),
+    [
+        (parametrised, r"0\.parametrizations\.weight is a P"),
+        (held_in_a_list, r"0\.parts is an nn\.P"),
+        (of_2020, r"0\.\w+ is a _NeuronCell"),
+    ],
+)
+def test_weights_that_another_module_holds_are_refused(build, what):
+    with torch.no_grad(), count_activity(nn.Sequential(build(), nn.Linear(4, 2))) as activity:
+        pass
+    with pytest.raises(ValueError, match=f"layer {what}.*, whose weights have no count here"):
+        activity.operations()
+
+
+class OwnSynapse(DualExponentialSynapse):
+    pass
+
+
+def test_subclasses_of_what_is_counted_are_counted():
+    model = Sequential(OwnSynapse((3, 5, 5), 4.0, 1.0), PerStep(nn.Conv2d(3, 2, 3)))
+    with torch.no_grad(), count_activity(model) as activity:
+        model(torch.ones(4, 2, 3, 5, 5))
+    assert activity.operations().multiply_accumulates > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1, 3, 1, 1)])
+def test_a_scale_of_each_map_has_no_operations(shape):
+    model, x = Sequential(Scaling(shape), PerStep(nn.Conv2d(3, 2, 3))), torch.ones(4, 2, 3, 5, 5)
     with torch.no_grad(), count_activity(model) as activity:
         model(x)
     assert activity.operations().additions > 0
