@@ -41,8 +41,8 @@ def iir_filter(
 
     Args:
         x: input, ``(T, B, *features)``. It is converted to the dtype of the recurrence. An input
-            that is constant over time may be expanded; unless it needs a gradient or is compiled,
-            it is not copied.
+            that is constant over time may be expanded. It is copied only if it has to be converted
+            while it needs a gradient, or while a compiler, a transform or a mode looks on.
         alpha: ``(P, *features)``, weights of the past outputs, P >= 0. The positions of a feature
             map may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``. So may those of ``beta``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.

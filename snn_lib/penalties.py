@@ -75,7 +75,7 @@ class CollectedSpikes(Mapping[str, Tensor]):
         if begins:
             chunks.clear()
         elif chunk is not None and self._last.get(name) is chunk and len(spikes) == chunk.steps:
-            chunks.pop()  # the layer has run over this chunk before: as without, the later counts
+            chunks.pop()  # of two runs over a chunk the later counts, as it does without chunks
         chunks.append(spikes)
         self._last[name] = chunk
 

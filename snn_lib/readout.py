@@ -198,8 +198,6 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     Returns:
         The classes and the numbers of steps until they were clear, both int64 ``(B,)``.
 
-
-
     Raises:
         ValueError: there are no steps, or fewer than two classes.
     """

@@ -143,9 +143,13 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
 
 
 def refuse_rounding(own: Tensor, loaded: Any, name: str, messages: list[str]) -> None:
-    """Adds a message if ``loaded``, ``(P, *shape)``, was stable and is not in the dtype of ``own``.
+    """Adds a message if a filter of ``loaded`` is stable, but not in the dtype of ``own``.
 
-    ``loaded`` may be anything that a state dict holds.
+    Args:
+        own: the layer's tensor.
+        loaded: what a state dict holds for it, ``(P, *shape)`` if it is a tensor.
+        name: the name in the state dict.
+        messages: where the message is added.
     """
     if not isinstance(loaded, Tensor) or own.is_meta or loaded.is_meta or loaded.dtype == own.dtype:
         return

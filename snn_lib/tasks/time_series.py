@@ -66,7 +66,9 @@ class TimeSeriesHyperparameters(ClassificationHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.train_bias, "train_bias is False, but the neurons' thresholds are their biases")
+        require(
+            self.train_bias, "train_bias is False, but the neurons' thresholds are their biases"
+        )
         require(
             self.lowest_rate <= self.highest_rate,
             f"lowest_rate is {self.lowest_rate} and highest_rate {self.highest_rate}, expected the "

@@ -67,6 +67,7 @@ class RunFolder:
 
         Raises:
             InputError: TensorBoard is not installed.
+            RunError: the disk is full or the folder cannot be written.
         """
         for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote
             leftover.unlink()
@@ -127,7 +128,7 @@ def open_run(
     best, path = None, resumed.path.parent if own else None
     rank, _ = distributed.rank_and_world()
     if rank == 0 and not own:
-        if needs_best:  # is refused before a folder is made
+        if needs_best:  # if it is missing, the run is refused before a folder is made
             best = best_beside(resumed.path, progress.best_row(task))
         path = new_folder(config.runs_folder)
     folder = RunFolder(distributed.gather(path)[0], config, made_by)

@@ -66,7 +66,7 @@ class SearchSpace:
         self.whole = {
             key: given[key] if len(self.choices.get(key, ())) > 1 else str(value)
             for key, value in _without_local(present).items()
-            if not (is_dataclass(value) or key.endswith("path"))
+            if not is_dataclass(value)
         }
 
     def draw(self, trial: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""A setting of the C library's allocator, which saves up to a third of a long training step."""
+"""A setting of the C library's allocator, which saves 10 to 40 % of a training step."""
 
 import ctypes
 import os
@@ -8,10 +8,10 @@ def keep_freed_memory() -> None:
     """Makes the C library reuse large buffers instead of returning them to the system.
 
     By default glibc maps each buffer over 32 MB anew and unmaps it when it is freed. The system
-    then clears the fresh pages, which costs as much as filling them: up to a third of a training
-    step of hundreds of time steps. The setting holds for the whole process, whose memory stays at
-    its peak. ``SNN_KEEP_MEMORY=0`` switches it off. It is also left alone where the environment
-    already tunes the allocator (``MALLOC_...`` or ``GLIBC_TUNABLES``).
+    then clears the fresh pages, which costs as much as filling them: 10 to 40 % of a training step
+    of the networks in ``docs/speed.md``. The setting holds for the whole process, whose memory
+    stays at its peak. ``SNN_KEEP_MEMORY=0`` switches it off. It is also left alone where the
+    environment already tunes the allocator (``MALLOC_...`` or ``GLIBC_TUNABLES``).
     """
     tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if tuned or os.environ.get("SNN_KEEP_MEMORY") == "0":
