@@ -49,6 +49,21 @@ def ragged_network():
     ).double()
 
 
+class Stepping(nn.Module):
+    """A layer step by step, as a user may write it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, state=None):
+        outputs = []
+        for step in x.split(1):
+            output, state = self.layer(step, state)
+            outputs.append(output)
+        return torch.cat(outputs), state
+
+
 def parts(state):
     """The tensors of a state, in order."""
     return [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]

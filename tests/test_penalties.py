@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import Counted
+from small_networks import Counted, Stepping
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
@@ -147,23 +147,11 @@ def test_of_a_layer_that_runs_twice_the_later_call_counts_in_chunks_too():
 
 
 def test_a_model_that_takes_its_steps_one_by_one_is_collected_whole():
-    class Stepping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.neuron = SpikingNeuron(4, 5.0)
-
-        def forward(self, x, state=None):
-            spikes = []
-            for step in x.split(1):
-                step, state = self.neuron(step, state)
-                spikes.append(step)
-            return torch.cat(spikes), state
-
-    model, x = Stepping(), 3 * torch.rand(7, 2, 4)
+    model, x = Stepping(SpikingNeuron(4, 5.0)), 3 * torch.rand(7, 2, 4)
     for runs in (model, Chunked(model, 3)):
         with collect_spikes(model) as spikes:
             output, _ = runs(x)
-        assert torch.equal(spikes["neuron"], output)
+        assert torch.equal(spikes["layer"], output)
 
 
 def test_a_chunked_run_from_a_state_continues_the_one_before():

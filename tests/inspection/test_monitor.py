@@ -1,5 +1,6 @@
 import pytest
 import torch
+from small_networks import Stepping
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
@@ -136,26 +137,14 @@ def test_of_a_layer_that_is_used_twice_the_last_call_is_recorded_in_chunks_too()
 
 
 def test_of_a_model_that_runs_step_by_step_the_last_step_is_recorded_in_chunks_too():
-    class Stepping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.synapse = LowPassSynapse(3, 4.0)
-
-        def forward(self, x, state=None):
-            psps = []
-            for step in x.split(1):
-                psp, state = self.synapse(step, state)
-                psps.append(psp)
-            return torch.cat(psps), state
-
-    model, x = Stepping(), torch.rand(10, 2, 3)
+    model, x = Stepping(LowPassSynapse(3, 4.0)), torch.rand(10, 2, 3)
     chunked = Chunked(model, 4)
     with torch.no_grad(), Monitor(model) as whole, Monitor(chunked) as monitor:
         chunked(x)
-        found = monitor["module.synapse"].psp
+        found = monitor["module.layer"].psp
         model(x)
     assert len(found) == 1
-    torch.testing.assert_close(found, whole["synapse"].psp)
+    torch.testing.assert_close(found, whole["layer"].psp)
 
 
 def test_dropout_does_not_hide_spikes(model, x):
