@@ -222,19 +222,24 @@ def as_sequence(
 
 
 def as_numbers(values: Any, name: str) -> Tensor:
-    """Makes a tensor on the CPU from a user's array.
+    """Makes a tensor on the CPU, without gradient, from a user's array.
 
     Raises:
-        InputError: ``values`` are not real numbers in the shape of an array.
+        InputError: ``values`` are not real numbers in the shape of an array, or some are masked.
     """
+    require(not np.ma.is_masked(values), f"{name} has masked values: fill them first")
+    if hasattr(values, "to_numpy"):  # of pandas, whose index would be in the way
+        values = np.array(values.to_numpy())
     if isinstance(values, np.ndarray):  # PyTorch takes no other order of bytes, none reversed
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         values = values.copy() if min(values.strides, default=0) < 0 else values
     try:
-        tensor = torch.as_tensor(values, device="cpu")
+        tensor = torch.as_tensor(values, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
+    dense = tensor.layout == torch.strided and not tensor.is_quantized
+    require(dense, f"{name} is sparse or quantised: give to_dense() or dequantize() of it")
     return tensor
 
 

@@ -9,7 +9,7 @@
 ``torch.utils.data.Dataset`` of ``(sequence, target)`` serves as well. The network sees batches that
 are time first, ``(T, B, *features)``, and padded with zeros to the longest sequence. The padding
 changes neither the loss nor the metrics, unless the model averages over all steps of a batch, as
-batch normalisation does in training, or reads time backwards.
+batch normalisation does in training, reads time backwards, or returns another number of steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +31,7 @@ from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
 
 Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
+VALIDATION_SHARE = 0.1  # of the training part, if there is no validation part
 
 
 class SequenceTask(Task):
@@ -40,9 +41,9 @@ class SequenceTask(Task):
         data: the parts by name, or a function of the configuration that returns them. There must be
             a part ``train``, and there may be ``validation`` and ``test``. A part is a data set of
             ``(sequence, target)``, or ``(x, y)``, or ``(x, y, lengths)`` with padded sequences.
+            Without ``validation``, a tenth of ``train`` is held out, drawn by the seed, to choose
+            the best epoch.
         readout: as in :class:`SequenceClassification`; ``None``: the output itself is the answer.
-        validation_share: without a validation part, this share of the training part is held out,
-            drawn by the seed, to choose the best epoch.
         config_class: the class of the settings, by default that of the task.
     """
 
@@ -52,11 +53,10 @@ class SequenceTask(Task):
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
         readout: str | Readout | None,
-        validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
         super().__init__(config_class)
-        self.data, self.validation_share = data, validation_share
+        self.data = data
         self.readout = find_readout(readout)
         # A checkpoint can hold no readout but one that was given by its name.
         name = EVERY_STEP if readout is None else readout
@@ -97,7 +97,7 @@ class SequenceTask(Task):
     def _hold_out(self, whole: Dataset) -> dict[str, Dataset]:
         """Splits a data set into training and validation parts, drawn by the seed."""
         count = len(whole)
-        validation = max(1, round(count * self.validation_share))
+        validation = max(1, round(count * VALIDATION_SHARE))
         require(
             validation < count,
             f"{count} training sequences are too few to hold out {validation} for validation",
@@ -196,7 +196,7 @@ class SequenceClassification(SequenceTask, Classification):
         readout: a name of ``snn_lib.readout.READOUTS`` (``count``, ``mean``, ``last``, ``maximum``,
             ``leaky``), or a function without parameters from ``(output, lengths)`` to
             ``(B, classes)``.
-        validation_share, config_class: as in :class:`SequenceTask`.
+        config_class: as in :class:`SequenceTask`.
         classes: the names of the classes, by number, for the use of the trained network.
     """
 
@@ -207,11 +207,10 @@ class SequenceClassification(SequenceTask, Classification):
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
         readout: str | Readout = "count",
-        validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
         classes: Sequence[str] = (),
     ) -> None:
-        super().__init__(data, readout, validation_share, config_class)
+        super().__init__(data, readout, config_class)
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
 
@@ -264,7 +263,7 @@ class SequenceRegression(SequenceTask):
             the batch.
         readout: as in :class:`SequenceClassification`; ``None`` if there is a target at every step,
             ``(T, *targets)``.
-        validation_share, config_class: as in :class:`SequenceTask`.
+        config_class: as in :class:`SequenceTask`.
     """
 
     mean_over = "elements"
@@ -274,10 +273,9 @@ class SequenceRegression(SequenceTask):
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
         readout: str | Readout | None = None,
-        validation_share: float = 0.1,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
-        super().__init__(data, readout, validation_share, config_class)
+        super().__init__(data, readout, config_class)
         self.targets_are_sequences = readout is None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -292,12 +290,13 @@ class SequenceRegression(SequenceTask):
         own = torch.ones((), device=output.device)
         if self.readout is None and batch.lengths is not None:
             own = within(output, batch.lengths)
-        errors = (output.float() - batch.y).square() * own
+        targets = batch.y.float()
+        errors = (output.float() - targets).square() * own
         elements = own.expand_as(errors).sum()
         sums = {
             "samples": batch.x.shape[1],
             "squares": errors.detach().sum(),
-            "power": (batch.y.float().square() * own).sum(),
+            "power": (targets.square() * own).sum(),
             "elements": elements,
         }
         return errors.sum() / elements, sums
