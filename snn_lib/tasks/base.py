@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch, Batches
 from snn_lib.data.preparation import Preparation
+from snn_lib.errors import require
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -137,6 +138,7 @@ class Task:
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         """The ``validation`` or ``test`` batches, the same every time."""
+        require(split in EVALUATIONS, f"split is {split!r}, expected validation or test")
         return self._on_device(self.batches(split).epoch(EVALUATIONS[split]))
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:

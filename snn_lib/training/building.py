@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, require
@@ -15,7 +16,7 @@ def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """The model that ``build_model`` makes.
 
     Raises:
-        InputError: it makes no model, or a model that does not take time first.
+        InputError: it makes no model, one that does not take time first, or one with lazy layers.
     """
     builds = callable(build_model) and not isinstance(build_model, nn.Module)
     with blaming_settings():
@@ -23,6 +24,12 @@ def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     require(
         isinstance(model, nn.Module),
         "build_model must be a function that takes the configuration and returns the model",
+    )
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    require(
+        not lazy,
+        f"the model's parameter {', '.join(lazy)} has no size yet: give its layer the number of "
+        "inputs, or call the model once in build_model",
     )
     part = batch_first_part(model)
     require(

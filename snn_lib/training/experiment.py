@@ -115,12 +115,23 @@ class Experiment:
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
+        self._check_task()
         batches = self.task.batches("train")
         require(
             self.settings.batch_size <= batches.count or self.settings.epoch == 0,
             f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
             f"{batches.count} {self.task.unit} to train on: set it to that or less",
             SettingsError,
+        )
+        require(
+            self.settings.epoch > 0 or checkpoint is None,
+            "hyperparameters.epoch is 0, so nothing would be trained: set it to the number of "
+            "epochs of the whole run",
+            SettingsError,
+        )
+        require(
+            self.settings.epoch == 0 or any(p.requires_grad for p in self.model.parameters()),
+            "no parameter of the model is trained: requires_grad is False for all of them",
         )
         require(
             self.settings.epoch > 0 or not self.config.first_weights,
@@ -159,6 +170,14 @@ class Experiment:
                 f"resumed from {checkpoint.path} after {self.progress.epoch} epochs and "
                 f"{self.progress.batch} batches"
             )
+
+    def _check_task(self) -> None:
+        """Raises an error if another experiment has prepared the task for itself since."""
+        require(
+            self.task.config is self.config,
+            "another Experiment has been made with this task, so it has other data and settings: "
+            "give each Experiment a task of its own",
+        )
 
     def _train_epoch(self) -> bool:
         """Trains on the remaining batches of an epoch.
@@ -284,7 +303,12 @@ class Experiment:
 
     @torch.inference_mode()
     def evaluate(self, split: str) -> tuple[dict[str, float], Activity]:
-        """Runs the model on a split; returns its metrics and the network's activity."""
+        """Runs the model on the ``validation`` or ``test`` split.
+
+        Returns:
+            Its metrics, and the network's activity.
+        """
+        self._check_task()
         model = self.model if self.state is None else self.state.evaluated_model()
         model.eval()
         sums: dict[str, Any] = {}

@@ -325,6 +325,36 @@ def test_a_wrong_sample_of_arrays_is_named_before_training(sequence, target, mes
         prepared(SequenceClassification(data_with(sequence, target, part)))
 
 
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.ma.masked_greater(X.numpy(), 0.5), "the sequence has masked values: fill them first"),
+        (X.to_sparse(), "the sequence is sparse or quantised: give to_dense"),
+    ],
+)
+def test_data_of_another_layout_is_refused_by_name(x, message):
+    with pytest.raises(InputError, match=f"^sample 7 of the train data: {message}"):
+        prepared(SequenceClassification(data_with(x, 0)))
+
+
+def test_labels_of_pandas_are_taken_in_their_order_whatever_their_index():
+    pandas = pytest.importorskip("pandas")
+    labels = pandas.Series([k % CLASSES for k in range(12)], index=range(40, 52))
+    task = prepared(SequenceClassification({"train": (torch.stack([X] * 12), labels)}))
+    assert [task.fetch("train", 0)[1].item() for _ in range(2)] == [
+        labels.iloc[number] for number in [task.parts["train"].indices[0]] * 2
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_with_a_gradient_is_taken_without(workers):
+    encoder = nn.Linear(CHANNELS, CHANNELS)
+    data = {"train": (encoder(torch.rand(20, 5, CHANNELS)), torch.arange(20) % CLASSES)}
+    task = prepared(SequenceClassification(data, "mean"), data_workers=workers)
+    for batch in task.train_batches(0):
+        assert not batch.x.requires_grad
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("sequence", "target", "message"),
@@ -548,6 +578,15 @@ def test_a_number_for_every_sequence():
     torch.testing.assert_close(task.loss(model, batch)[0], expected)
 
 
+def test_spikes_may_be_targets():
+    x = torch.rand(12, 5, CHANNELS)
+    losses = []
+    for target in (x > 0.5, (x > 0.5).float()):
+        task = prepared(SequenceRegression({"train": (x, target)}))
+        losses.append(task.loss(nn.Identity(), next(task.train_batches(0)))[0])
+    assert torch.equal(*losses)
+
+
 def test_targets_of_another_shape_are_refused():
     x, _ = sequences()
     task = prepared(SequenceRegression({"train": (x, torch.zeros(40))}, readout="mean"))
@@ -585,6 +624,36 @@ def test_from_a_notebook_without_any_file(tmp_path, monkeypatch, capsys):
     result = Experiment(network, task, config).train()
     assert result["test"]["accuracy"] > 0.9
     assert "best epoch" in capsys.readouterr().out
+
+
+def test_an_experiment_whose_task_another_one_has_taken_is_refused(tmp_path):
+    task = SequenceClassification({"train": sequences(), "test": sequences()}, readout="mean")
+    first, second = (
+        Experiment(network, task, ClassificationConfig(name=name, runs_path=str(tmp_path)))
+        for name in ("first", "second")
+    )
+    for use in (first.train, lambda: first.evaluate("test")):
+        with pytest.raises(InputError, match="give each Experiment a task of its own"):
+            use()
+    assert not any(tmp_path.iterdir())
+    second.evaluate("test")
+    with pytest.raises(InputError, match="split is 'train', expected validation or test"):
+        second.evaluate("train")
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):
+    def fixed(config):
+        return network().requires_grad_(False)
+
+    def lazy(config):
+        return Sequential(nn.LazyLinear(CLASSES))
+
+    task, config = SequenceClassification({"train": sequences()}), ClassificationConfig()
+    config.runs_path, config.hyperparameters.batch_size = str(tmp_path), 8
+    with pytest.raises(InputError, match="no parameter of the model is trained"):
+        Experiment(fixed, task, config).train()
+    with pytest.raises(InputError, match=r"parameter 0.weight, 0.bias has no size yet"):
+        Experiment(lazy, task, config)
 
 
 def test_experiment_without_a_configuration(tmp_path, monkeypatch):
