@@ -144,7 +144,9 @@ task = TimeSeries()
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-        name = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
-        dataset = json.dumps(arguments[0], ensure_ascii=False)  # as YAML, which cuts at a #
-        arguments[:1] = ["--train", f"dataset={dataset}", f"name={name}"]
+        stem = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
+        # Quoted, because YAML reads 0123 as a number and cuts at a #.
+        given = {"dataset": arguments[0], "name": stem[:100] or "time_series"}
+        quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in given.items()}
+        arguments[:1] = ["--train", *(f"{key}={value}" for key, value in quoted.items())]
     main(__file__, build_model, task, initialise, arguments)

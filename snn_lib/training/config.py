@@ -7,6 +7,7 @@ YAML file may name another one, ``base: other.yaml``, and then lists only what d
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
@@ -40,13 +41,14 @@ def load_config(
         schema: the dataclass of the settings.
         yaml_path: the file; ``None`` for the defaults.
         overrides: settings of the command line; the last of several for one key counts.
-        name: the run's name if the file gives none.
+        name: the run's name if the file gives none; what no name may have becomes ``_``.
 
     Raises:
         InputError: a file is missing or is no YAML, a key is unknown (the message names the file
             and the nearest key), or a value has a wrong type or lies outside its range.
     """
-    own_name = [] if name is None else [("the run's name", {"name": name})]
+    allowed = name and re.sub(r"^\W", "_", re.sub(r"[^\w.+-]", "_", name))[:100]
+    own_name = [] if name is None else [("the run's name", {"name": allowed})]
     files = [] if yaml_path is None else _files(Path(yaml_path))
     return _built(schema, [*own_name, *files], overrides)
 

@@ -229,6 +229,16 @@ def test_weights_that_nothing_would_train_are_refused(mine, tmp_path):
     assert "nothing would be trained from first_weights" in finished.err
 
 
+def test_a_run_is_not_resumed_without_epochs(mine, tmp_path):
+    script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz", "hyperparameters.epoch=1")
+    (folder,) = tmp_path.glob("runs/mine/*")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    finished = script(tmp_path, "--train", "--resume", "hyperparameters.epoch=0")
+    assert finished.code == 2
+    assert "hyperparameters.epoch is 0, so nothing would be trained: set it to" in finished.err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_bad_input_is_refused_in_a_line(tmp_path):
     finished = script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz")
     assert finished.code == 2
@@ -243,7 +253,10 @@ def test_who_has_only_installed_the_library_trains_tests_and_loads(mine, tmp_pat
         assert done.err == ""
         return accuracy(done)
 
-    Path("mine.npz").rename("my #2.npz")  # where YAML would take the end for a comment
+    Path("mine.npz").rename("0123.npz")  # which YAML would take for the number 83
+    accuracy_of("0123.npz", "hyperparameters.neurons=8", "device=cpu")
+    assert len([*tmp_path.glob("runs/0123/*/best")]) == 1
+    Path("0123.npz").rename("my #2.npz")  # where YAML would take the end for a comment
     found = accuracy_of("my #2.npz", "hyperparameters.neurons=64", "device=cpu")
     assert found > 60  # chance is 33
     assert accuracy_of("--test", "name=my__2", 'dataset="my #2.npz"') == found

@@ -204,6 +204,15 @@ def test_poisson_spikes_need_a_probability(yaml_file):
     assert message.startswith("mnist_config.max_rate is 1.5, expected at most 1: with ")
 
 
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("rising (1)", "rising__1_"), ("-x", "_x"), ("a.b+c", "a.b+c"), ("n" * 120, "n" * 100)],
+)
+def test_a_run_is_named_after_a_script_of_any_name(stem, name):
+    assert load_config(DigitConfig, None, [], stem).name == name
+    assert load_config(DigitConfig, None, ["name=mine"], stem).name == "mine"
+
+
 def test_a_missing_file_is_named(tmp_path):
     assert refusal(tmp_path / "none.yaml") == f"there is no file {tmp_path}/none.yaml"
 
