@@ -66,10 +66,14 @@ def nmnist_bytes(events: Events) -> bytes:
     """Writes the events as bytes that :func:`read_nmnist` reads.
 
     Raises:
-        ValueError: an event is later than 2^23 - 1 microseconds.
+        InputError: the events are none of a 34 x 34 sensor, or times run backwards.
+        ValueError: an event is before 0 or later than 2^23 - 1 microseconds.
     """
-    if len(events.t) and events.t[-1] > LATEST:
-        raise ValueError(f"the last event is of {events.t[-1]} us, 23 bits hold {LATEST}")
+    events = check_events(events, NMNIST_SIDE, "the recording")
+    if not 0 <= events.t[0] <= events.t[-1] <= LATEST:
+        raise ValueError(
+            f"the events are from {events.t[0]} to {events.t[-1]} us, 23 bits hold 0 to {LATEST}"
+        )
     high = events.p << 7 | events.t >> 16
     columns = events.x, events.y, high, events.t >> 8 & 255, events.t & 255
     return np.stack(columns, 1).astype(np.uint8).tobytes()

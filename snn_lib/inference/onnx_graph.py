@@ -109,7 +109,7 @@ def to_onnx(
     )
     readout = getattr(network, "readout", None)
     metadata = {
-        "classes": json.dumps(list(classes)),
+        "classes": json.dumps([str(name) for name in classes]),
         "step": step,
         "readout": readout if readout in READOUTS else "",
     }

@@ -91,6 +91,8 @@ def reconstructions(
     Returns:
         The axes, ``(B, 3)``.
     """
+    if len(names) != damaged.shape[1]:
+        raise ValueError(f"there are {len(names)} names for {damaged.shape[1]} samples")
     axes = _panels(len(names), 3, (9, 0.4 + 3 * len(names)), sharex=True, sharey=True)
     for b, (name, row) in enumerate(zip(names, axes, strict=True)):
         raster(damaged[:, b], row[0], f"input: {name}", VERMILION)
@@ -208,13 +210,16 @@ def synapse_kernels(
         ax: the axes to draw on.
 
     Raises:
-        ValueError: there are no channels, or no steps.
+        ValueError: there are no channels or no steps, or a response overflows, because its filter
+            is unstable.
     """
-    kernels = impulse_response(learned, steps)
-    if kernels.size == 0:
+    kernels, start = impulse_response(learned, steps), impulse_response(initial, steps)[:, :1]
+    if kernels.size == 0 or start.size == 0:
         raise ValueError(f"nothing to draw: {kernels.shape[1]} channels, {steps} steps")
+    if not (np.isfinite(kernels).all() and np.isfinite(start).all()):
+        raise ValueError(f"an unstable filter's response overflows in {steps} steps: draw fewer")
     ax = ax or _panels(1, 1, (6, 4))[0, 0]
-    start = impulse_response(initial, steps)[:, 0]
+    start = start[:, 0]
     time = np.arange(steps)
     ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 100 / kernels.shape[1]))
     ax.plot([], [], color=SKY, label="learned, each channel")

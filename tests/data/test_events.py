@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snn_lib.data.events import Events, Frames, nmnist_bytes, read_gesture, read_nmnist
+from snn_lib.errors import InputError
 
 # x, y, then the bits of polarity and microseconds: 1, 70,000, 100,000 and 100,001.
 BY_HAND = bytes(
@@ -77,8 +78,16 @@ def test_written_by_hand_and_by_the_writer_are_the_same():
 
 def test_a_time_of_more_than_23_bits_is_not_written():
     nmnist_bytes(events_of([(0, 0, 2**23 - 1, 0)]))
-    with pytest.raises(ValueError, match="the last event is of 8388608 us"):
+    with pytest.raises(ValueError, match="the events are from 8388608 to 8388608 us"):
         nmnist_bytes(events_of([(0, 0, 2**23, 0)]))
+    with pytest.raises(ValueError, match="the events are from -5 to 1 us"):
+        nmnist_bytes(events_of([(0, 0, -5, 0), (0, 0, 1, 0)]))
+
+
+@pytest.mark.parametrize("rows", [[(259, 1, 5, 1)], [(3, 1, 5, -1)], [(3, 1, 9, 1), (3, 1, 5, 1)]])
+def test_events_that_the_form_cannot_hold_are_not_written(rows):
+    with pytest.raises(InputError, match="the recording"):
+        nmnist_bytes(events_of(rows))
 
 
 @pytest.mark.parametrize(

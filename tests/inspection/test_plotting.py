@@ -337,6 +337,21 @@ def test_drawing_a_synapse_is_no_run_of_it_that_a_monitor_records(learned):
     assert not monitor.records
 
 
+def test_each_sample_needs_a_name(spikes):
+    with pytest.raises(ValueError, match="there are 1 names for 2 samples"):
+        plotting.reconstructions(*[torch.stack([spikes, spikes], 1)] * 3, ["a"])
+
+
+def test_a_response_that_overflows_is_refused(learned):
+    unstable = LowPassSynapse(20, 4.0)
+    with torch.no_grad():
+        unstable.alpha.fill_(1.1)
+    plotting.synapse_kernels(unstable, learned, 100)
+    for pair in ((unstable, learned), (learned, unstable)):
+        with pytest.raises(ValueError, match="an unstable filter's response overflows in 2000 ste"):
+            plotting.synapse_kernels(*pair, 2000)
+
+
 # nothing to draw
 
 
