@@ -83,9 +83,7 @@ class Monitor:
 
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
         record, chunk = record_of(layer, given, result), current_chunk()
-        steps = len(next(iter(vars(record).values())))
-        # What a model runs step by step is not put together, with chunks or without.
-        if chunk is not None and chunk.start > 0 and steps == chunk.steps:
+        if chunk is not None and chunk.start > 0:
             # If the layer has run in this chunk before, the later call counts, as without chunks.
             before = (part[: chunk.start] for part in vars(self.records[name]).values())
             parts = zip(before, vars(record).values(), strict=True)

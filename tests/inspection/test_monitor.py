@@ -1,6 +1,5 @@
 import pytest
 import torch
-from small_networks import Stepping
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
@@ -134,17 +133,6 @@ def test_of_a_layer_that_is_used_twice_the_last_call_is_recorded_in_chunks_too()
         found = monitor["module.0"].psp
         model(x)
     torch.testing.assert_close(found, whole["0"].psp)
-
-
-def test_of_a_model_that_runs_step_by_step_the_last_step_is_recorded_in_chunks_too():
-    model, x = Stepping(LowPassSynapse(3, 4.0)), torch.rand(10, 2, 3)
-    chunked = Chunked(model, 4)
-    with torch.no_grad(), Monitor(model) as whole, Monitor(chunked) as monitor:
-        chunked(x)
-        found = monitor["module.layer"].psp
-        model(x)
-    assert len(found) == 1
-    torch.testing.assert_close(found, whole["layer"].psp)
 
 
 def test_dropout_does_not_hide_spikes(model, x):
