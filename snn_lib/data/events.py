@@ -66,7 +66,8 @@ def nmnist_bytes(events: Events) -> bytes:
     """Writes the events as bytes that :func:`read_nmnist` reads.
 
     Raises:
-        InputError: the events are none of a 34 x 34 sensor, or times run backwards.
+        InputError: there are no events, they are not whole numbers, an event lies outside of the
+            34 x 34 pixels, a polarity is neither 0 nor 1, or times run backwards.
         ValueError: an event is before 0 or later than 2^23 - 1 microseconds.
     """
     events = check_events(events, NMNIST_SIDE, "the recording")

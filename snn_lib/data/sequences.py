@@ -41,8 +41,8 @@ class SequenceDataset(Dataset):
     def __init__(
         self, x: Any, y: Any, lengths: Any = None, targets_are_sequences: bool = False
     ) -> None:
-        self.x = x if isinstance(x, list) else as_numbers(x, "x")
-        self.y = y if isinstance(y, list) else as_numbers(y, "y")
+        self.x = x if isinstance(x, list) else as_numbers(x, "x").detach()
+        self.y = y if isinstance(y, list) else as_numbers(y, "y").detach()
         self.lengths, self.targets_are_sequences = None, targets_are_sequences
         hint = ""
         for name, given in ("x", self.x), ("y", self.y):
@@ -133,6 +133,7 @@ def read_sample(
         f"it is {type(sample).__name__}, expected (sequence, target)",
     )
     x, y = as_sequence(sample[0], "the sequence"), as_numbers(sample[1], "the target")
+    x, y = x.detach(), y.detach()  # a user may have computed them
     if y.is_floating_point():
         y = y.to(torch.get_default_dtype())
     elif y.dtype in (torch.uint16, torch.uint32, torch.uint64):  # PyTorch cannot compare these
@@ -222,19 +223,22 @@ def as_sequence(
 
 
 def as_numbers(values: Any, name: str) -> Tensor:
-    """Makes a tensor on the CPU, without gradient, from a user's array.
+    """Makes a tensor on the CPU from a user's array; masked floating-point numbers become nan.
 
     Raises:
-        InputError: ``values`` are not real numbers in the shape of an array, or some are masked.
+        InputError: ``values`` are not real numbers in the shape of an array, or whole numbers of
+            which some are masked.
     """
-    require(not np.ma.is_masked(values), f"{name} has masked values: fill them first")
-    if hasattr(values, "to_numpy"):  # of pandas, whose index would be in the way
-        values = np.array(values.to_numpy())
+    if np.ma.is_masked(values):
+        require(values.dtype.kind == "f", f"{name} has masked values: fill them first")
+        values = values.filled(np.nan)
     if isinstance(values, np.ndarray):  # PyTorch takes no other order of bytes, none reversed
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         values = values.copy() if min(values.strides, default=0) < 0 else values
     try:
-        tensor = torch.as_tensor(values, device="cpu").detach()
+        if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
+            values = np.array(values.to_numpy().tolist())
+        tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")

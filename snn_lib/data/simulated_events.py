@@ -96,13 +96,14 @@ def is_intact(list_path: Path, names: Sequence[str]) -> bool:
 
 def write_block(list_path: Path, block: Mapping[str, Events]) -> None:
     """Writes recordings into files of these names, and then their list."""
-    contents = {name: nmnist_bytes(events) for name, events in block.items()}
-    for name, content in contents.items():
+    for name, events in block.items():
         require(
-            len(content) > 0,
+            len(events.t) > 0,
             f"the camera records no event of an image ({name}): lower camera.threshold, or raise "
             "camera.reach or camera.noise",
         )
+    contents = {name: nmnist_bytes(events) for name, events in block.items()}
+    for name, content in contents.items():
         path = list_path.parent / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content, sync=False)

@@ -338,7 +338,7 @@ def _uncounted_part(model: nn.Module) -> str | None:
 def _weighs(module: nn.Module) -> bool:
     """Whether a module that is not counted has weights of its own, as far as one can tell."""
     package = type(module).__module__.partition(".")[0]
-    if package == "snn_lib":  # of 2020
+    if package == "snn_lib":  # only layers of 2020 have such
         return isinstance(getattr(module, "weight", None), nn.Parameter)
     if package == "torch" and not isinstance(module, OF_OTHERS):
         return isinstance(module, UNCOUNTED)

@@ -90,6 +90,9 @@ def reconstructions(
 
     Returns:
         The axes, ``(B, 3)``.
+
+    Raises:
+        ValueError: there are no samples, or not as many names.
     """
     if len(names) != damaged.shape[1]:
         raise ValueError(f"there are {len(names)} names for {damaged.shape[1]} samples")
@@ -210,14 +213,14 @@ def synapse_kernels(
         ax: the axes to draw on.
 
     Raises:
-        ValueError: there are no channels or no steps, or a response overflows, because its filter
-            is unstable.
+        ValueError: there are no channels or no steps, or a response is not finite, for example
+            because the filter is unstable.
     """
     kernels, start = impulse_response(learned, steps), impulse_response(initial, steps)[:, :1]
     if kernels.size == 0 or start.size == 0:
         raise ValueError(f"nothing to draw: {kernels.shape[1]} channels, {steps} steps")
     if not (np.isfinite(kernels).all() and np.isfinite(start).all()):
-        raise ValueError(f"an unstable filter's response overflows in {steps} steps: draw fewer")
+        raise ValueError(f"the response of a filter is not finite within {steps} steps")
     ax = ax or _panels(1, 1, (6, 4))[0, 0]
     start = start[:, 0]
     time = np.arange(steps)

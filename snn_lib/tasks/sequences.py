@@ -53,6 +53,7 @@ class SequenceTask(Task):
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
         readout: str | Readout | None,
+        *,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
         super().__init__(config_class)
@@ -207,10 +208,11 @@ class SequenceClassification(SequenceTask, Classification):
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
         readout: str | Readout = "count",
+        *,
         config_class: type[ExperimentConfig] | None = None,
         classes: Sequence[str] = (),
     ) -> None:
-        super().__init__(data, readout, config_class)
+        super().__init__(data, readout, config_class=config_class)
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
 
@@ -273,9 +275,10 @@ class SequenceRegression(SequenceTask):
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
         readout: str | Readout | None = None,
+        *,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
-        super().__init__(data, readout, config_class)
+        super().__init__(data, readout, config_class=config_class)
         self.targets_are_sequences = readout is None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:

@@ -25,11 +25,12 @@ def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
         isinstance(model, nn.Module),
         "build_model must be a function that takes the configuration and returns the model",
     )
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
     require(
-        not lazy,
-        f"the model's parameter {', '.join(lazy)} has no size yet: give its layer the number of "
-        "inputs, or call the model once in build_model",
+        lazy is None,
+        f"{lazy} has no size yet: give the layer the number of its inputs, or call the model once "
+        "in build_model",
     )
     part = batch_first_part(model)
     require(

@@ -41,7 +41,8 @@ def load_config(
         schema: the dataclass of the settings.
         yaml_path: the file; ``None`` for the defaults.
         overrides: settings of the command line; the last of several for one key counts.
-        name: the run's name if the file gives none; what no name may have becomes ``_``.
+        name: the run's name if the file gives none; what no name may have becomes ``_``,
+            and it is cut to 100 characters.
 
     Raises:
         InputError: a file is missing or is no YAML, a key is unknown (the message names the file

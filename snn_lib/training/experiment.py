@@ -36,7 +36,7 @@ class Experiment:
 
     Args:
         build_model: makes the model from the configuration.
-        task: the task that the model learns.
+        task: the task that the model learns, which no other experiment may have.
         config: the configuration, by default that of the task with its defaults.
         initialise: called as ``initialise(model, task)`` if training starts from scratch and not
             from ``config.first_weights``, to find first weights on the training data. The task
@@ -74,6 +74,7 @@ class Experiment:
         self.device = choose_device(self.config.device)
         torch.manual_seed(self.config.seed)  # the same data and first weights in every process
         task.prepare(self.config, self.device)
+        self.prepared = task.config
         torch.manual_seed(self.config.seed)
         self.model = build(build_model, self.config).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
@@ -97,8 +98,8 @@ class Experiment:
 
         Raises:
             InputError: the checkpoint or that of ``config.first_weights`` does not fit, the run's
-                folder cannot be written, or there is no checkpoint and the model no longer has its
-                first weights.
+                folder cannot be written, there is no checkpoint and the model no longer has its
+                first weights, nothing would be trained, or another experiment has the task.
             RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """
@@ -129,10 +130,7 @@ class Experiment:
             "epochs of the whole run",
             SettingsError,
         )
-        require(
-            self.settings.epoch == 0 or any(p.requires_grad for p in self.model.parameters()),
-            "no parameter of the model is trained: requires_grad is False for all of them",
-        )
+
         require(
             self.settings.epoch > 0 or not self.config.first_weights,
             "hyperparameters.epoch is 0, so nothing would be trained from first_weights: set it "
@@ -154,6 +152,11 @@ class Experiment:
             with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
                 self.initialise(self.model, self.task)
         self.has_first_weights = False
+        require(
+            self.settings.epoch == 0 or any(p.requires_grad for p in self.model.parameters()),
+            "the model has no parameter that is trained (requires_grad)",
+            SettingsError,
+        )
         # Up to here every process has seen all the data, so all have found the same weights.
         self.task.share(self.rank, self.world)
         torch.manual_seed(self.config.seed + self.rank)  # each process draws its own dropout
@@ -172,11 +175,11 @@ class Experiment:
             )
 
     def _check_task(self) -> None:
-        """Raises an error if another experiment has prepared the task for itself since."""
+        """Raises an error if the task has been prepared anew, by another experiment for example."""
         require(
-            self.task.config is self.config,
-            "another Experiment has been made with this task, so it has other data and settings: "
-            "give each Experiment a task of its own",
+            self.task.config is self.prepared,
+            "this task has been prepared for something else since, so it has other data and "
+            "settings: give each Experiment a task of its own",
         )
 
     def _train_epoch(self) -> bool:
@@ -328,8 +331,9 @@ class Experiment:
                 the newest run of this name.
 
         Raises:
-            InputError: the checkpoint belongs to another model.
+            InputError: the checkpoint belongs to another model, or another experiment has the task.
         """
+        self._check_task()
         if checkpoint is None:
             checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
         self.has_first_weights = False

@@ -328,7 +328,8 @@ def test_a_wrong_sample_of_arrays_is_named_before_training(sequence, target, mes
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ma.masked_greater(X.numpy(), 0.5), "the sequence has masked values: fill them first"),
+        (np.ma.masked_greater(X.numpy(), 0.5), "the sequence has a number that is infinite or und"),
+        (np.ma.masked_less(np.ones((5, 4), int), 2), "the sequence has masked values: fill them"),
         (X.to_sparse(), "the sequence is sparse or quantised: give to_dense"),
     ],
 )
@@ -337,9 +338,17 @@ def test_data_of_another_layout_is_refused_by_name(x, message):
         prepared(SequenceClassification(data_with(x, 0)))
 
 
-def test_labels_of_pandas_are_taken_in_their_order_whatever_their_index():
+def test_a_mask_may_cover_the_padding():
+    x = np.ma.masked_array(np.random.default_rng(0).random((12, 5, CHANNELS)))
+    x[:, 3:] = np.ma.masked
+    task = prepared(SequenceClassification({"train": (x, [0] * 12, [3] * 12)}))
+    assert all(batch.x.isfinite().all() for batch in task.train_batches(0))
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "object"])
+def test_labels_of_pandas_are_taken_in_their_order_whatever_their_index(kind):
     pandas = pytest.importorskip("pandas")
-    labels = pandas.Series([k % CLASSES for k in range(12)], index=range(40, 52))
+    labels = pandas.Series([k % CLASSES for k in range(12)], index=range(40, 52), dtype=kind)
     task = prepared(SequenceClassification({"train": (torch.stack([X] * 12), labels)}))
     assert [task.fetch("train", 0)[1].item() for _ in range(2)] == [
         labels.iloc[number] for number in [task.parts["train"].indices[0]] * 2
@@ -650,9 +659,9 @@ def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):
 
     task, config = SequenceClassification({"train": sequences()}), ClassificationConfig()
     config.runs_path, config.hyperparameters.batch_size = str(tmp_path), 8
-    with pytest.raises(InputError, match="no parameter of the model is trained"):
+    with pytest.raises(InputError, match="the model has no parameter that is trained"):
         Experiment(fixed, task, config).train()
-    with pytest.raises(InputError, match=r"parameter 0.weight, 0.bias has no size yet"):
+    with pytest.raises(InputError, match=r"0\.weight has no size yet"):
         Experiment(lazy, task, config)
 
 
