@@ -91,7 +91,6 @@ class Activity:
         self.spike_counts: dict[str, Any] = {}
         self.elements: dict[str, Any] = {}
         self.work: dict[str, int] = {}  # a layer's multiply-accumulates for each element
-
         for name, module in model.named_modules():
             if isinstance(module, SpikingNeuron):  # two for the reset, one if the membrane filters
                 self.spike_counts[name] = self.elements[name] = 0
@@ -327,7 +326,7 @@ def _uncounted_part(model: nn.Module) -> str | None:
     known = *WEIGHTED, IIRSynapse, SpikingNeuron, nn.LayerNorm
     counted = {part for m in model.modules() if isinstance(m, known) for part in m.modules()}
     for name, module in model.named_modules():
-        if module not in counted and _weighs(module):
+        if module not in counted and _has_uncounted_weights(module):
             kind = type(module)
             where = f"layer {name}" if name else "the model"
             what = "an nn." if kind.__module__.startswith("torch.nn.modules.") else "a "
@@ -335,18 +334,18 @@ def _uncounted_part(model: nn.Module) -> str | None:
     return None
 
 
-def _weighs(module: nn.Module) -> bool:
+def _has_uncounted_weights(module: nn.Module) -> bool:
     """Whether a module that is not counted has weights of its own, as far as one can tell."""
+    if isinstance(module, UNCOUNTED):
+        return True
     package = type(module).__module__.partition(".")[0]
     if package == "snn_lib":  # only layers of 2020 have such
         return isinstance(getattr(module, "weight", None), nn.Parameter)
     if package == "torch" and not isinstance(module, OF_OTHERS):
-        return isinstance(module, UNCOUNTED)
+        return False
     own = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
     # Inputs and outputs are two dimensions. A scale of each channel, such as (C, 1, 1), has one.
-    return isinstance(module, UNCOUNTED) or any(
-        p.dim() == 2 or sum(size > 1 for size in p.shape) > 1 for p in own
-    )
+    return any(p.dim() == 2 or sum(size > 1 for size in p.shape) > 1 for p in own)
 
 
 @contextmanager

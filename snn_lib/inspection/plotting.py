@@ -222,7 +222,6 @@ def synapse_kernels(
     if not (np.isfinite(kernels).all() and np.isfinite(start).all()):
         raise ValueError(f"the response of a filter is not finite within {steps} steps")
     ax = ax or _panels(1, 1, (6, 4))[0, 0]
-    start = start[:, 0]
     time = np.arange(steps)
     ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 100 / kernels.shape[1]))
     ax.plot([], [], color=SKY, label="learned, each channel")

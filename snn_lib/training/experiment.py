@@ -130,7 +130,6 @@ class Experiment:
             "epochs of the whole run",
             SettingsError,
         )
-
         require(
             self.settings.epoch > 0 or not self.config.first_weights,
             "hyperparameters.epoch is 0, so nothing would be trained from first_weights: set it "

@@ -47,9 +47,11 @@ class SearchSpace:
         schema = arguments_of_main(script)[1].config_class
         self.configured = partial(load_config, schema, self.base, name=script.stem)
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
+        given: dict[str, str] = {}
         for setting in settings:
             key, sign, text = setting.partition("=")
             require(sign != "", f"{setting!r}: expected key=low..high, key=a,b,c or key=value")
+            given[key] = text
             ends = re.fullmatch(rf"{NUMBER}\.\.{NUMBER}", text)
             self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
         for number in range(max(map(len, self.choices.values()))):
@@ -62,7 +64,6 @@ class SearchSpace:
                 require(kind in (int, float), f"{text} is a range, but {key} is no number")
                 low, high = self.choices[key] = tuple(kind(float(end)) for end in ends)
                 require(low < high, f"{text} is an empty range, expected the lower end first")
-        given = dict(setting.split("=", 1) for setting in settings)
         self.whole = {
             key: given[key] if len(self.choices.get(key, ())) > 1 else str(value)
             for key, value in _without_local(present).items()
