@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import SpikingNeuron
 from snn_lib.files import write_csv
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import IIRSynapse
 
 ROUNDS, SECONDS = 5, 0.3  # visits to each network, and how long one lasts at least
 PROFILED = 5  # steps of a profile

@@ -7,31 +7,33 @@ was trained.
 
 from typing import Any
 
+from snn_lib.cells import (
+    Cell,
+    DualExponentialSynapse,
+    IIRSynapse,
+    LowPassSynapse,
+    ResonantSynapse,
+    SpikingNeuron,
+    parameter_groups,
+)
 from snn_lib.chunks import Chunked
 from snn_lib.containers import (
     Output,
     PerStep,
+    Repeat,
     Sequential,
     StatefulModule,
     detach,
 )
 from snn_lib.initialisation import answer_from_the_start, fire_from_the_start
 from snn_lib.kernels import use_backend
-from snn_lib.neurons import SpikingNeuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
-from snn_lib.synapses import (
-    DualExponentialSynapse,
-    IIRSynapse,
-    LowPassSynapse,
-    Repeat,
-    ResonantSynapse,
-    parameter_groups,
-)
 from snn_lib.time_constants import log_spaced
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Cell",
     "Chunked",
     "DualExponentialSynapse",
     "FastSigmoid",

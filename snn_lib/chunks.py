@@ -19,12 +19,10 @@ from snn_lib.containers import (
     Output,
     StatefulModule,
     batch_first_part,
-    lengths_beside,
     tensors_in,
     whole_number,
 )
-from snn_lib.functional import draw_seed
-from snn_lib.operators.checks import check_tensor
+from snn_lib.functional import check_tensor, draw_seed, lengths_beside
 from snn_lib.pytorch_private import version
 
 

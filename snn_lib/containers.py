@@ -16,8 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
-from snn_lib.functional import channels_last, repeats
-from snn_lib.operators.checks import CHAIN
+from snn_lib.functional import CHAIN, channels_last, lengths_beside, repeats
 from snn_lib.pytorch_private import register_named_tuple
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -329,6 +328,39 @@ class PerStep(nn.Module):
         return self.module(folded).unflatten(0, x.shape[:2])
 
 
+class Repeat(nn.Module):
+    """Repeats the channels of every step, so that a synapse behind it filters each several times.
+
+    Four inputs, each with 16 filters of its own:
+
+        Sequential(Repeat(16), ResonantSynapse(64, log_spaced(1, 100), log_spaced(1 / 400, 1 / 4)))
+
+    Args:
+        copies: how many times each channel is there afterwards.
+
+    Shape:
+        ``(T, B, C, *positions)`` to ``(T, B, copies * C, *positions)``: all channels in order, then
+        all of them again. So channel n is channel ``n % C`` of the input.
+
+    Raises:
+        ValueError: ``copies`` is not a whole number of at least 1.
+    """
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = whole_number(copies, "copies")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Repeats the channels; see the class for shapes."""
+        if channels_last(x):  # which the copies are to remain
+            return torch.cat([x.movedim(2, -1)] * self.copies, -1).movedim(-1, 2)
+        return torch.cat([x] * self.copies, 2)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"{self.copies}"
+
+
 def feature_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     """The shape of a layer's features, from their number or their shape."""
     with contextlib.suppress(TypeError):
@@ -348,23 +380,6 @@ def whole_number(value: Any, name: str) -> int:
     if number < 1:
         raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
     return number
-
-
-def lengths_beside(sequence: Tensor, lengths: Tensor) -> Tensor:
-    """The lengths as int64 ``(B,)`` on the device of their sequences, ``(T, B, *)``.
-
-    Raises:
-        ValueError: there is not a whole number for each sequence.
-    """
-    if not isinstance(lengths, Tensor):
-        raise ValueError(f"lengths are a {type(lengths).__name__}, expected a tensor")
-    expected = tuple(sequence.shape[1:2])
-    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != expected:
-        raise ValueError(
-            f"lengths have shape {tuple(lengths.shape)} in {lengths.dtype}, expected whole numbers "
-            f"of shape {expected}"
-        )
-    return lengths.to(sequence.device, torch.int64)
 
 
 def batch_first_part(module: nn.Module) -> str | None:

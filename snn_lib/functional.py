@@ -1,31 +1,185 @@
-"""The two operators of the model, over whole sequences: the IIR filter and the spiking neuron.
+"""Cells over whole sequences, as functions of tensors.
 
 Autograd, ``torch.compile`` and ``torch.export`` see a single node, however many time steps there
 are. This file checks what a user hands in, converts it to one dtype and folds the features into one
-dimension. ``snn_lib.operators`` then differentiates, and ``snn_lib.kernels`` computes.
+dimension; ``snn_lib.kernels`` computes. :func:`run_cells` does so for any cell, and
+:func:`iir_filter` and :func:`spiking_neuron` for the two of the paper.
 
-Both have first derivatives in reverse and in forward mode, by ``backward`` and by the transforms of
-``torch.func`` (grad, vjp, jvp, jacrev, jacfwd, vmap). Second derivatives are refused.
+``backward`` is computed by kernels. Forward mode, the transforms of ``torch.func`` and second
+derivatives are PyTorch's own: they run one step after the other, in plain PyTorch.
 
 Tensors are time first, ``(T, B, *features)``.
 
 Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snn_lib.kernels import COMPUTE_DTYPES
-from snn_lib.operators.checks import check_tensor
-from snn_lib.operators.iir_filter import FilterState, check_filter, run_filter
-from snn_lib.operators.spiking_neuron import NeuronState, check_neuron, run_neuron
+from snn_lib.kernels.operator import run
+from snn_lib.kernels.program import fire_with, key_of, program
 from snn_lib.pytorch_private import is_transformed, is_watched
-from snn_lib.surrogate import SURROGATES, Gaussian, Surrogate, check_surrogate
+from snn_lib.stability import warn_if_unstable
+from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 
 # Coefficients in these dtypes are converted to float32 to compute with them.
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+# What to do if a layer is given what another returned.
+CHAIN = (
+    "chain layers with snn_lib.Sequential instead of nn.Sequential, or take the output alone, "
+    "output, state = layer(x)"
+)
+GAUSSIAN = Gaussian()
+State = tuple[Tensor, ...]
+FilterState = NeuronState = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Call:
+    """A cell, and what it is to run with.
+
+    Attributes:
+        kind: the name of the kind of cell.
+        coefficients: by name, each ``(*features)``, or ``(rows, *features)`` if it has rows. The
+            positions of a feature map may share them: ``(C, 1, 1)`` for maps ``(C, H, W)``.
+        state: by name, the number of rows of each state; ``None`` if it has no dimension for them.
+        given: the states before the first step, each ``(B, *features)`` or ``(rows, B,
+            *features)``; zeros if ``None``.
+        surrogate, dropout, seed: see :func:`spiking_neuron`.
+        dtype: the dtype of the output, that of the coefficients if ``None``.
+    """
+
+    kind: str
+    coefficients: dict[str, Tensor]
+    state: dict[str, int | None]
+    given: State | None = None
+    surrogate: Surrogate = GAUSSIAN
+    dropout: float = 0.0
+    seed: Tensor | None = None
+    dtype: torch.dtype | None = None
+
+
+def run_cells(
+    calls: Sequence[Call], x: Tensor, lengths: Tensor | None = None, name: str = "x"
+) -> tuple[Tensor, list[State]]:
+    """Runs one cell, or two neighbours as one, over all steps of ``x``.
+
+    Args:
+        calls: the cells, of which one spikes at most.
+        x: ``(T, B, *features)``. It is converted to the dtype of the coefficients. An input that
+            is constant over time may be expanded. It is copied only if it has to be converted while
+            it needs a gradient, or while a compiler, a transform or a mode looks on.
+        lengths: int64 ``(B,)``, the number of steps after which each sequence's state is returned;
+            T for all if ``None``. One beyond T counts as T.
+        name: what errors call ``x``.
+
+    Returns:
+        The output of the last cell, ``(T, B, *features)``, and the states of each after the last
+        step, in at least float32.
+
+    Raises:
+        ValueError: a shape does not fit the others, coefficients are not floating point, the input
+            or a state is complex, or dropout is outside [0, 1).
+        TypeError: an argument is no tensor.
+    """
+    check_tensor(name, x)
+    check_time_first(x.shape, name)
+    folded = [_fold_call(call, x, name) for call in calls]
+    first, last = folded[0], folded[-1]
+    if (x.dtype, first.own) != (torch.bfloat16, torch.float32):  # kernels read bfloat16, too
+        x = in_dtype(x, first.own, name)
+    order = channels_last(x)
+    spiking = next((call for call in calls if call.dropout), calls[0])
+    surrogate = next((c.surrogate for c in calls if c.surrogate != GAUSSIAN), GAUSSIAN)
+    output, after = run(
+        ("~" if first.dtype == torch.bfloat16 else "+").join(part.key for part in folded),
+        _fold(x, 2, order),
+        torch.cat([part.coefficients for part in folded]) if folded[1:] else first.coefficients,
+        _all_states(folded),
+        None if lengths is None else lengths_beside(x, lengths),
+        surrogate,
+        spiking.dropout,
+        draw_seed(x.device) if spiking.dropout and spiking.seed is None else spiking.seed,
+        torch.float32 if last.dtype == torch.float16 else last.dtype,  # no kernel writes float16
+        [need for part in folded for need in part.needed],
+    )
+    states, begin = [], 0
+    for call in calls:
+        own = []
+        for rows in call.state.values():
+            end = begin + (1 if rows is None else rows)
+            state = after[begin] if rows is None else after[begin:end]
+            own.append(_unfold(state, x.shape[2:], order))
+            begin = end
+        states.append(tuple(own))
+    return in_dtype(_unfold(output, x.shape[2:], order), last.dtype, "the output"), states
+
+
+class _Folded(NamedTuple):
+    """A call with its features folded into one dimension, and its rows in one tensor each.
+
+    ``own`` is the dtype that computes, and ``dtype`` that of the output.
+    """
+
+    key: str
+    coefficients: Tensor  # (C, N)
+    needed: list[bool]  # of each row, whether it may need a gradient
+    state: Tensor | None  # (S, B, N)
+    rows: int  # S
+    own: torch.dtype
+    dtype: torch.dtype
+
+
+def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
+    if not 0.0 <= call.dropout < 1.0:
+        raise ValueError(f"dropout is {call.dropout}, expected a probability in [0, 1)")
+    check_surrogate(call.surrogate)
+    shape, features, order = x.shape, x.shape[2:], channels_last(x)
+    tensors, promoted = _in_one_dtype(call.coefficients)
+    own, dtype = tensors[0].dtype, call.dtype or promoted
+    if call.dtype and dtype != own and (own != torch.float32 or dtype not in LOW_PRECISION):
+        raise ValueError(f"dtype is {dtype}, expected {own}, or bfloat16 or float16 for float32")
+    rows, counts, needed = [], [], []
+    for label, tensor in zip(call.coefficients, tensors, strict=True):
+        leading = tensor.dim() - len(features)  # 1 if it has rows
+        tensor = _over_positions(tensor, features, leading)
+        if leading not in (0, 1) or tensor.shape[leading:] != features:
+            raise ValueError(
+                f"{label} has shape {tuple(tensor.shape)}, expected {tuple(features)}, or an order "
+                f"before, for {name} of shape {tuple(shape)} (T, B, *features)"
+            )
+        counts.append(tensor.shape[0] if leading else None)
+        rows.append(_fold(tensor if leading else tensor[None], 1, order))
+        needed += [tensor.requires_grad] * len(rows[-1])
+    key = key_of(call.kind, tuple(call.state.values()), tuple(counts))
+    total = sum(1 if count is None else count for count in call.state.values())
+    state = None
+    if call.given is not None:
+        given = []
+        for (label, count), tensor in zip(call.state.items(), call.given, strict=True):
+            expected = shape[1:] if count is None else (count, *shape[1:])
+            check_shape(f"state {label}", tensor, expected)
+            tensor = in_dtype(tensor, own, f"state {label}")
+            given.append(_fold(tensor[None] if count is None else tensor, 2, order))
+        state = torch.cat(given)
+    coefficients = torch.cat(rows) if rows[1:] else rows[0]
+    return _Folded(key, coefficients, needed, state, total, own, dtype)
+
+
+def _all_states(folded: Sequence[_Folded]) -> Tensor | None:
+    """The states of all cells; zeros beside those that are given."""
+    given = [part.state for part in folded if part.state is not None]
+    if len(folded) == 1 or not given:
+        return given[0] if given else None
+    lanes = given[0].shape[1:]
+    rows = (given[0].new_zeros(p.rows, *lanes) if p.state is None else p.state for p in folded)
+    return torch.cat(list(rows))
 
 
 def iir_filter(
@@ -40,9 +194,7 @@ def iir_filter(
     F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
     Args:
-        x: input, ``(T, B, *features)``. It is converted to the dtype of the recurrence. An input
-            that is constant over time may be expanded. It is copied only if it has to be converted
-            while it needs a gradient, or while a compiler, a transform or a mode looks on.
+        x: input, ``(T, B, *features)``, see :func:`run_cells`.
         alpha: ``(P, *features)``, weights of the past outputs, P >= 0. The positions of a feature
             map may share them: ``(P, C, 1, 1)`` for maps ``(C, H, W)``. So may those of ``beta``.
         beta: ``(Q + 1, *features)``, weights of the present and past inputs.
@@ -55,45 +207,29 @@ def iir_filter(
     Returns:
         F, ``(T, B, *features)``, and the state after the last step. The recurrence and the state
         have the dtype that ``alpha`` and ``beta`` promote to, at least float32, whatever F is
-        rounded to. The gradient of ``alpha`` is computed from the rounded F.
+        rounded to. The gradient of ``alpha`` is computed from F before it is rounded.
 
     Raises:
         ValueError: a shape does not fit the others, the coefficients are not floating point, the
             input or the state is complex, or F cannot be rounded to ``dtype``.
         TypeError: an argument is no tensor.
     """
-    check_tensor("x", x)
-    (alpha, beta), own = _in_one_dtype(alpha=alpha, beta=beta)
-    features = x.shape[2:]
-    alpha, beta = (_over_positions(tensor, features) for tensor in (alpha, beta))
-    dtype = dtype or own
-    if dtype != alpha.dtype and (alpha.dtype != torch.float32 or dtype not in LOW_PRECISION):
-        raise ValueError(
-            f"dtype is {dtype}, expected {alpha.dtype}, or bfloat16 or float16 for float32"
-        )
-    check_filter(x, alpha, beta, state)
-    x = _in_dtype(x, alpha.dtype, "x")
-    if state is None:
-        state = tuple(
-            x.new_zeros(()).expand(order, *x.shape[1:]) for order in (len(alpha), len(beta) - 1)
-        )
-    past_output, past_input = state
-    past_output = _in_dtype(past_output, alpha.dtype, "state past_output")
-    past_input = _in_dtype(past_input, alpha.dtype, "state past_input")
+    call = _filter_call(alpha, beta, state, dtype)
+    output, (after,) = run_cells([call], x)
+    return output, after
 
-    last = channels_last(x)
-    output, last_output = run_filter(
-        _fold(x, 2, last),
-        _fold(alpha, 1, last),
-        _fold(beta, 1, last),
-        _fold(past_output, 2, last),
-        _fold(past_input, 2, last),
-        torch.float32 if dtype == torch.float16 else dtype,  # no kernel writes float16
-    )
-    return _in_dtype(_unfold(output, features, last), dtype, "F"), (
-        _unfold(last_output, features, last),
-        _last(past_input, x),
-    )
+
+def _filter_call(
+    alpha: Tensor, beta: Tensor, state: FilterState | None, dtype: torch.dtype | None
+) -> Call:
+    """A filter, ready to run."""
+    for label, tensor, least in (("alpha", alpha, 0), ("beta", beta, 1)):
+        check_tensor(label, tensor)
+        if tensor.dim() < 2 or tensor.shape[0] < least:
+            raise ValueError(f"{label} has shape {tuple(tensor.shape)}, expected (order, *features)")
+    warn_before_training(alpha)
+    rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
+    return Call("IIRSynapse", {"alpha": alpha, "beta": beta}, rows, state, dtype=dtype)
 
 
 def spiking_neuron(
@@ -102,7 +238,7 @@ def spiking_neuron(
     reset_strength: Tensor,
     membrane_decay: Tensor,
     state: NeuronState | None = None,
-    surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
+    surrogate: Surrogate = GAUSSIAN,
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> tuple[Tensor, NeuronState]:
@@ -123,9 +259,9 @@ def spiking_neuron(
         membrane_decay: lambda, ``features``; 0 for a membrane without memory.
         state: ``(membrane, reset)``, V before the first step and R at it, both
             ``(B, *features)``; zeros if ``None``.
-        surrogate: the surrogate gradient, any object with ``derivative(membrane)``. Gaussian and
-            FastSigmoid are compiled. The derivative of any other is computed for all steps at once
-            where a gradient is needed; to know the membrane, the neuron then runs once more.
+        surrogate: the surrogate gradient, any object with ``derivative(membrane)``. It is compiled
+            if it consists of elementary operations, as ``torch.exp`` and ``torch.where``. The
+            neuron runs in plain PyTorch otherwise.
         dropout: probability with which a spike is not passed on, drawn for every element and time
             step. Spikes that are passed on are scaled by 1 / (1 - dropout). The reset sees every
             spike. Under ``torch.func.vmap`` dropout follows the transform's ``randomness``.
@@ -140,51 +276,107 @@ def spiking_neuron(
 
     Raises:
         ValueError: a shape does not fit the others, the coefficients are not floating point, the
-            current or the state is complex, dropout lies outside [0, 1), or the surrogate's
-            derivative has another shape.
+            current or the state is complex, or dropout lies outside [0, 1).
         TypeError: the surrogate has no ``derivative``, or an argument is no tensor.
     """
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
-    check_tensor("current", current)
-    coefficients, own = _in_one_dtype(
-        reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
-    )
-    features = current.shape[2:]
-    coefficients = [_over_positions(tensor, features, 0) for tensor in coefficients]
-    check_neuron(current, *coefficients, state)
-    dtype = coefficients[0].dtype
-    if (current.dtype, dtype) != (torch.bfloat16, torch.float32):
-        current = _in_dtype(current, dtype, "current")  # kernels read bfloat16 beside float32
-    if state is None:
-        state = (coefficients[0].new_zeros(()).expand(current.shape[1:]),) * 2
-    membrane, reset = state
-    state = _in_dtype(membrane, dtype, "state membrane"), _in_dtype(reset, dtype, "state reset")
-    last = channels_last(current)
-    if type(surrogate) in tuple(SURROGATES.values()):  # PyTorch 2.8 compiles no other form
-        name, width, slope = surrogate.name, surrogate.width, None
-    else:
-        name, width, slope = "given", 0.0, _slope(surrogate, current, *coefficients, *state)
-        slope = slope if slope is None else _fold(slope, 2, last)
+    call = _neuron_call(reset_decay, reset_strength, membrane_decay, state, surrogate)
+    call.dropout, call.seed = dropout, seed
+    output, (after,) = run_cells([call], current, name="current")
+    return output, after
 
-    if not dropout:
-        seed = None
-    elif seed is None:
-        seed = draw_seed(current.device)
-    spikes, membrane, reset = run_neuron(
-        _fold(current, 2, last),
-        *[_fold(tensor, 0, last) for tensor in coefficients],
-        *[_fold(tensor, 1, last) for tensor in state],
-        name,
-        width,
-        slope,
-        dropout,
-        seed,
-    )
-    return _in_dtype(_unfold(spikes, features, last), own, "S"), (
-        _unfold(membrane, features, last),
-        _unfold(reset, features, last),
-    )
+
+def _neuron_call(
+    theta: Tensor, strength: Tensor, decay: Tensor, state: NeuronState | None, surrogate: Surrogate
+) -> Call:
+    coefficients = {"reset_decay": theta, "reset_strength": strength, "membrane_decay": decay}
+    rows = {"membrane": None, "reset": None}
+    return Call("SpikingNeuron", coefficients, rows, state, surrogate)
+
+
+class Traces(NamedTuple):
+    """What a cell does at every step, with gradients and before dropout.
+
+    Attributes:
+        output: ``(T, B, *features)``.
+        potential: what its threshold compares with 1, in the same shape; ``None`` without one.
+        states: by name, each state after every step, ``(T, [rows,] B, *features)``.
+    """
+
+    output: Tensor
+    potential: Tensor | None
+    states: dict[str, Tensor]
+
+
+def trace_cell(call: Call, x: Tensor) -> Traces:
+    """Runs a cell in plain PyTorch and keeps what it does at every step, for a loss on it.
+
+    Args:
+        call: the cell; its dropout is left out.
+        x: ``(T, B, *features)``, at least one step.
+
+    Raises:
+        ValueError, TypeError: as :func:`run_cells`.
+    """
+    run_cells([call], x[:0])  # checks all shapes
+    folded, order, features = _fold_call(call, x, "x"), channels_last(x), x.shape[2:]
+    made, fire, potentials = program(folded.key), fire_with(call.surrogate), []
+
+    def watched(potential: Tensor) -> Tensor:
+        potentials.append(potential)
+        return fire(potential)
+
+    coefficients = folded.coefficients.unbind()
+    sequence = _fold(in_dtype(x, folded.own, "x"), 2, order)
+    state = folded.state
+    if state is None:
+        state = sequence.new_zeros(folded.rows, *sequence.shape[1:])
+    rows, outputs, after = list(state.unbind()), [], []
+    for now in sequence:
+        output, rows = made.step(now, None, rows, coefficients, watched)
+        outputs.append(output)
+        after.append(torch.stack(rows))
+
+    def unfolded(sequence: Tensor) -> Tensor:
+        return _unfold(sequence, features, order)
+
+    steps, states, begin = torch.stack(after), {}, 0
+    for name, count in call.state.items():
+        end = begin + (1 if count is None else count)
+        states[name] = unfolded(steps[:, begin] if count is None else steps[:, begin:end])
+        begin = end
+    potential = unfolded(torch.stack(potentials)) if potentials else None
+    return Traces(unfolded(torch.stack(outputs)), potential, states)
+
+
+def neuron_traces(
+    current: Tensor,
+    reset_decay: Tensor,
+    reset_strength: Tensor,
+    membrane_decay: Tensor,
+    state: NeuronState | None = None,
+    surrogate: Surrogate = GAUSSIAN,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes, membrane potential and reset of a neuron at every step, for a loss on them.
+
+    Args:
+        current, reset_decay, reset_strength, membrane_decay, state, surrogate: as in
+            :func:`spiking_neuron`.
+
+    Returns:
+        S, V and R, each ``(T, B, *features)``, with gradients, in at least float32. R[t] is
+        already subtracted from V[t]. A spike at t first appears in R[t+1].
+
+    Raises:
+        ValueError, TypeError: as in :func:`spiking_neuron`.
+    """
+    call = _neuron_call(reset_decay, reset_strength, membrane_decay, state, surrogate)
+    spikes, _, states = trace_cell(call, current)
+    first = torch.zeros_like(spikes[0]) if state is None else state[1].to(spikes.dtype)
+    return spikes, states["membrane"], torch.cat([first[None], states["reset"][:-1]])
+
+
+# --------------------------------------------------------------------------------------------------
+# How sequences lie in memory
 
 
 def channels_last(sequence: Tensor) -> bool:
@@ -220,106 +412,13 @@ def draw_seed(device: torch.device | str) -> Tensor:
     return torch.stack([key, torch.zeros_like(key)])
 
 
-def neuron_traces(
-    current: Tensor,
-    reset_decay: Tensor,
-    reset_strength: Tensor,
-    membrane_decay: Tensor,
-    state: NeuronState | None = None,
-    surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes, membrane potential and reset of a neuron at every step, for a loss on them.
-
-    The reset is a first-order filter of the spikes, and the membrane potential is one of the
-    current minus the reset. The function filters them anew, so no forward pass has to keep them.
-
-    Args:
-        current, reset_decay, reset_strength, membrane_decay, state, surrogate: as in
-            :func:`spiking_neuron`.
-
-    Returns:
-        S, V and R, each ``(T, B, *features)``, with gradients, in at least float32. R[t] is
-        already subtracted from V[t]. A spike at t first appears in R[t+1].
-
-    Raises:
-        ValueError, TypeError: as in :func:`spiking_neuron`.
-    """
-    coefficients, _ = _in_one_dtype(
-        reset_decay=reset_decay, reset_strength=reset_strength, membrane_decay=membrane_decay
-    )
-    spikes, _ = spiking_neuron(current, *coefficients, state, surrogate)
-    if state is None:
-        state = (spikes.new_zeros(spikes.shape[1:]),) * 2
-    theta, strength, decay = (coefficient[None] for coefficient in coefficients)  # of order 1
-    membrane_before, reset_at_start = (tensor[None].to(spikes.dtype) for tensor in state)
-    no_inputs = spikes.new_empty(0, *spikes.shape[1:])
-
-    # R[t+1] = theta R[t] + v_reset S[t], which the filter returns at t
-    resets_after, _ = iir_filter(spikes, theta, strength, (reset_at_start, no_inputs))
-    reset = torch.cat([reset_at_start, resets_after])[:-1]
-    # V[t] = lambda V[t-1] + I[t] - R[t]
-    drive = current.to(spikes.dtype) - reset
-    membrane, _ = iir_filter(drive, decay, torch.ones_like(decay), (membrane_before, no_inputs))
-    return spikes, membrane, reset
-
-
-def _slope(surrogate: Surrogate, *tensors: Tensor) -> Tensor | None:
-    """S'(V[t]) at all steps, in the current's shape; ``None`` where no gradient needs it."""
-    check_surrogate(surrogate)
-    needed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not (needed or is_transformed()):
-        return None
-    with torch.no_grad():
-        *inputs, membrane, reset = (tensor.detach() for tensor in tensors)  # without tangents
-        _, membrane, _ = neuron_traces(*inputs, (membrane, reset))
-        slope = surrogate.derivative(membrane)
-    shape = getattr(slope, "shape", ())  # a plain number has none
-    if shape != membrane.shape:
-        raise ValueError(
-            f"{type(surrogate).__name__}.derivative has shape {tuple(shape)}, expected "
-            f"{tuple(membrane.shape)} as the membrane"
-        )
-    return slope.to(membrane.dtype)
-
-
-def _in_one_dtype(**coefficients: Tensor) -> tuple[list[Tensor], torch.dtype]:
-    """The coefficients in one dtype, float32 or float64, and the dtype that they promote to."""
-    tensors = list(coefficients.values())
-    for name, tensor in coefficients.items():
-        check_tensor(name, tensor)
-    own, *others = {tensor.dtype for tensor in tensors}
-    if not others and own in COMPUTE_DTYPES:
-        return tensors, own
-    for name, tensor in coefficients.items():
-        if tensor.dtype not in COMPUTE_DTYPES + LOW_PRECISION:
-            raise ValueError(
-                f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
-            )
-    own = reduce(torch.promote_types, others, own)
-    dtype = own if own in COMPUTE_DTYPES else torch.float32
-    return [tensor.to(dtype) for tensor in tensors], own
-
-
-def _in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+def in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     """The tensor in this dtype; without a call of PyTorch where there is nothing to do."""
     if tensor.dtype == dtype:
         return tensor
     if tensor.is_complex():
         raise ValueError(f"{name} is in {tensor.dtype}, expected real numbers")
     return tensor[:1].to(dtype).expand(tensor.shape) if repeats(tensor) else tensor.to(dtype)
-
-
-def _over_positions(coefficients: Tensor, features: torch.Size, leading: int = 1) -> Tensor:
-    """Repeats the coefficients of a channel, ``(C, 1, 1)``, over its feature map ``(C, H, W)``.
-
-    Nothing is copied. Coefficients that do not fit are returned as they are; a check names them.
-    """
-    own = coefficients.shape[leading:]
-    if own == features or len(own) != len(features) or own[:1] != features[:1]:
-        return coefficients
-    if any(size not in (1, whole) for size, whole in zip(own, features, strict=True)):
-        return coefficients
-    return coefficients.expand(*coefficients.shape[:leading], *features)
 
 
 def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
@@ -342,14 +441,83 @@ def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
     return tensor.unflatten(-1, (*positions, channels)).movedim(-1, tensor.dim() - 1)
 
 
-def _last(past: Tensor, sequence: Tensor) -> Tensor:
-    """The last len(past) steps of ``past`` followed by ``sequence``.
+def _over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> Tensor:
+    """Repeats the coefficients of a channel, ``(C, 1, 1)``, over its feature map ``(C, H, W)``.
 
-    They are copied, so that the state neither keeps the whole sequence alive nor changes with it.
+    Nothing is copied. Coefficients that do not fit are returned as they are; a check names them.
     """
-    order, steps = past.shape[0], sequence.shape[0]  # len() would fix T in torch.export
-    if order == 0:
-        return past.clone()
-    if steps >= order:
-        return sequence[steps - order :].clone()
-    return torch.cat([past[steps:], sequence])
+    own = coefficients.shape[max(leading, 0) :]
+    if own == features or len(own) != len(features) or own[:1] != features[:1]:
+        return coefficients
+    if any(size not in (1, whole) for size, whole in zip(own, features, strict=True)):
+        return coefficients
+    return coefficients.expand(*coefficients.shape[:leading], *features)
+
+
+# --------------------------------------------------------------------------------------------------
+# Checks
+
+
+def check_time_first(shape: Sequence[int], name: str) -> None:
+    """Raises a ValueError unless a sequence has the dimensions (T, B, *features)."""
+    if len(shape) < 3:
+        raise ValueError(
+            f"{name} has shape {tuple(shape)}, expected at least three dimensions (T, B, *features)"
+        )
+
+
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raises a TypeError unless this is a tensor."""
+    if not isinstance(tensor, Tensor):
+        hint = f": {CHAIN}" if hasattr(type(tensor), "_fields") else ""  # an Output has fields
+        raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor{hint}")
+
+
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Raises a TypeError unless this is a tensor, and a ValueError unless it has this shape."""
+    check_tensor(name, tensor)
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+
+
+def lengths_beside(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """The lengths as int64 ``(B,)`` on the device of their sequences, ``(T, B, *)``.
+
+    Raises:
+        ValueError: there is not a whole number for each sequence.
+    """
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths are a {type(lengths).__name__}, expected a tensor")
+    expected = tuple(sequence.shape[1:2])
+    if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != expected:
+        raise ValueError(
+            f"lengths have shape {tuple(lengths.shape)} in {lengths.dtype}, expected whole numbers "
+            f"of shape {expected}"
+        )
+    return lengths.to(sequence.device, torch.int64)
+
+
+def _in_one_dtype(coefficients: dict[str, Tensor]) -> tuple[list[Tensor], torch.dtype]:
+    """The coefficients in one dtype, float32 or float64, and the dtype that they promote to."""
+    tensors = list(coefficients.values())
+    for name, tensor in coefficients.items():
+        check_tensor(name, tensor)
+    own, *others = {tensor.dtype for tensor in tensors}
+    if not others and own in COMPUTE_DTYPES:
+        return tensors, own
+    for name, tensor in coefficients.items():
+        if tensor.dtype not in COMPUTE_DTYPES + LOW_PRECISION:
+            raise ValueError(
+                f"{name} is in {tensor.dtype}, expected float32, float64, bfloat16 or float16"
+            )
+    own = reduce(torch.promote_types, others, own)
+    dtype = own if own in COMPUTE_DTYPES else torch.float32
+    return [tensor.to(dtype) for tensor in tensors], own
+
+
+def warn_before_training(alpha: Tensor) -> None:
+    """Warns, once in a process, if a filter that is to learn is unstable."""
+    if not alpha.requires_grad or not torch.is_grad_enabled():
+        return
+    if not (torch.compiler.is_compiling() or is_transformed() or is_watched()):  # no value is known
+        warn_if_unstable(alpha)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from snn_lib.containers import WEIGHTED, tensors_in
 from snn_lib.functional import spiking_neuron
-from snn_lib.neurons import SpikingNeuron
+from snn_lib.cells import SpikingNeuron
 from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean, within
 

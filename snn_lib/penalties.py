@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import Chunk, current_chunk
 from snn_lib.containers import WEIGHTED
-from snn_lib.neurons import SpikingNeuron
+from snn_lib.cells import SpikingNeuron
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
 

@@ -22,7 +22,7 @@ from snn_lib.containers import (
     whole_number,
 )
 from snn_lib.functional import iir_filter
-from snn_lib.operators.checks import check_shape, check_time_first
+from snn_lib.functional import check_shape, check_time_first
 from snn_lib.time_constants import decay_of
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import IIRSynapse
 
 MARGIN = 1e-3
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from snn_lib.chunks import Chunked, current_chunk, is_recomputing
 from snn_lib.containers import Sequential
-from snn_lib.neurons import SpikingNeuron
-from snn_lib.synapses import DualExponentialSynapse
+from snn_lib.cells import SpikingNeuron
+from snn_lib.cells import DualExponentialSynapse
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 

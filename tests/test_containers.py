@@ -34,8 +34,8 @@ from snn_lib.containers import (
     detach,
     last_steps,
 )
-from snn_lib.neurons import SpikingNeuron
-from snn_lib.synapses import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Repeat
+from snn_lib.cells import SpikingNeuron
+from snn_lib.cells import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Repeat
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snn_lib.neurons import SpikingNeuron
+from snn_lib.cells import SpikingNeuron
 from snn_lib.surrogate import FastSigmoid, Gaussian
 
 

@@ -21,9 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
-from snn_lib.neurons import SpikingNeuron
+from snn_lib.cells import SpikingNeuron
 from snn_lib.stability import stabilise
-from snn_lib.synapses import (
+from snn_lib.cells import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
@@ -476,7 +476,7 @@ def plain_filter(x, alpha, beta, state=None, dtype=None):
 
 @pytest.mark.parametrize("alpha", [(1.9, 0.5), (3.0, -3.0, 2.0)])
 def test_functional_calls_run_stable_filters_and_change_no_parameter(monkeypatch, alpha):
-    monkeypatch.setattr("snn_lib.synapses.iir_filter", plain_filter)
+    monkeypatch.setattr("snn_lib.cells.iir_filter", plain_filter)
     synapse = filters([alpha, alpha], constraint="stable")
     given_alpha = torch.tensor([alpha, alpha], dtype=torch.float64).T
     at_work = {"alpha": stabilise(given_alpha, MARGIN), "beta": synapse.beta.detach()}
@@ -632,7 +632,7 @@ def test_autocast_asks_for_its_own_dtype_and_leaves_float64_alone(monkeypatch):
         asked.append(arguments)
         return None, None
 
-    monkeypatch.setattr("snn_lib.synapses.iir_filter", spy)
+    monkeypatch.setattr("snn_lib.cells.iir_filter", spy)
     synapse, x = LowPassSynapse(3, 4.0), torch.rand(9, 2, 3)
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):

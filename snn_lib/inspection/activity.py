@@ -19,10 +19,10 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from snn_lib.containers import WEIGHTED, PerStep
 from snn_lib.inspection.timeline import Call, Timeline
-from snn_lib.neurons import SpikingNeuron
+from snn_lib.cells import SpikingNeuron
 from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import IIRSynapse
 
 UNCOUNTED = (
     nn.RNNBase,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from snn_lib.containers import Output
 from snn_lib.functional import FilterState
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import IIRSynapse
 from snn_lib.time_constants import decays_of, peak_scale
 
 
@@ -20,7 +20,7 @@ class OutputFilter(IIRSynapse):
     m[t] = p m[t-1] + x[t],  s[t] = q s[t-1] + x[t],  p = exp(-1 / tau_m),  q = exp(-1 / tau_s)
     is the second-order filter
         alpha_1 = p + q,  alpha_2 = -p q,  beta_0 = 0,  beta_1 = v0 (p - q),
-    one step later than :class:`snn_lib.synapses.DualExponentialSynapse`, with v0 from
+    one step later than :class:`snn_lib.cells.DualExponentialSynapse`, with v0 from
     :func:`snn_lib.time_constants.peak_scale`.
 
     The filter is linear, so the difference of two filtered spike trains is their filtered
@@ -36,7 +36,7 @@ class OutputFilter(IIRSynapse):
         normalize: whether v0 scales the difference to the peak 1; otherwise it is 1.
 
     Shape:
-        As in :class:`snn_lib.synapses.IIRSynapse`, with P = 2 and Q = 1.
+        As in :class:`snn_lib.cells.IIRSynapse`, with P = 2 and Q = 1.
 
     Raises:
         ValueError: the time constants are not in that order or not finite, or a shape is wrong.

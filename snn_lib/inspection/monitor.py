@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import current_chunk
-from snn_lib.neurons import SpikingNeuron
+from snn_lib.cells import SpikingNeuron
 from snn_lib.observing import observe_layers
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import IIRSynapse
 
 KINDS = IIRSynapse, SpikingNeuron
 

@@ -1,9 +1,13 @@
-"""The backends that compute the two operators. A tensor's device decides which one serves it.
+"""The backends that run programs over time. A tensor's device decides which one serves it.
 
-Every backend has the same four functions of tensors ``(T, B, N)`` with folded features:
-``filter_forward``, ``filter_backward``, ``neuron_forward`` and ``neuron_backward``. ``eager`` is
-plain PyTorch, runs on any device, and is the definition of correct. ``cpu`` (Numba) and ``cuda``
-(Triton) must agree with it. All of them compute in float32 or in float64.
+A program is the step of a cell, or of two neighbours (``program``). ``trace`` records what the step
+and its adjoint compute, and ``operator`` is what PyTorch sees. ``plain`` is the step in a loop
+under autograd, the definition of correct.
+
+Every backend has the same three functions of tensors ``(T, B, N)`` with folded features:
+``forward``, ``backward`` and ``blocks_of``. ``eager`` needs nothing but PyTorch and serves any
+device. ``cpu`` (LLVM) and ``cuda`` (Triton) write kernels from the traces and must agree with
+``plain``. All of them compute in float32 or in float64. No room here knows a cell.
 
 The compiled backend of a device serves it, and ``eager`` does where there is none or where it
 cannot be imported. The environment variable ``SNN_BACKEND`` chooses a backend for the whole
@@ -26,7 +30,7 @@ from torch import Tensor
 BACKENDS = ("eager", "cpu", "cuda")
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 AUTO = "auto"  # the choice that leaves it to the device
-PACKAGES = {"cpu": "Numba", "cuda": "Triton"}
+PACKAGES = {"cpu": "llvmlite", "cuda": "Triton"}
 # How long a training step takes if plain PyTorch serves instead. On a GPU it launches a kernel for
 # every operation of every time step.
 SLOWER = {"cpu": "about one and a half times as long", "cuda": "many times as long"}
@@ -48,7 +52,7 @@ def use_backend(name: str) -> Iterator[None]:
     If several contexts are open, the one that was opened last decides.
 
     Args:
-        name: ``"eager"``, ``"cpu"`` (Numba), ``"cuda"`` (Triton), or ``"auto"`` for the backend
+        name: ``"eager"``, ``"cpu"`` (LLVM), ``"cuda"`` (Triton), or ``"auto"`` for the backend
             that serves without this function.
 
     Raises:

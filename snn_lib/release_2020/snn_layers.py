@@ -24,7 +24,7 @@ from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
 from snn_lib.inspection.monitor import SynapseRecord, as_numpy, record_of
 from snn_lib.observing import observe
 from snn_lib.surrogate import THRESHOLD, Gaussian
-from snn_lib.synapses import DualExponentialSynapse
+from snn_lib.cells import DualExponentialSynapse
 from snn_lib.time_constants import decay_of, peak_scale
 
 __all__ = [

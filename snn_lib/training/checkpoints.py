@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, require
 from snn_lib.files import write_atomically
-from snn_lib.neurons import SpikingNeuron
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import SpikingNeuron
+from snn_lib.cells import IIRSynapse
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_lib.errors import RunError, SettingsError, one_line
 from snn_lib.pytorch_private import remove_forward_hooks
-from snn_lib.synapses import IIRSynapse
+from snn_lib.cells import IIRSynapse
 from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import learned, not_finite
 

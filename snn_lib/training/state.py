@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.errors import InputError, SettingsError, one_line, require
-from snn_lib.synapses import IIRSynapse, parameter_groups
+from snn_lib.cells import IIRSynapse, parameter_groups
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed, optimisation
 from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights

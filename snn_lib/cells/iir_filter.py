@@ -15,29 +15,20 @@ Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from snn_lib.chunks import is_recomputing
-from snn_lib.containers import (
-    Output,
-    StatefulModule,
-    feature_shape,
-    last_steps,
-    whole_number,
-)
-from snn_lib.functional import FilterState, channels_last, iir_filter
-from snn_lib.pytorch_private import is_transformed
+from snn_lib.cells.cell import Cell, straight_through
+from snn_lib.containers import feature_shape
+from snn_lib.functional import Call, FilterState, warn_before_training
 from snn_lib.stability import (
     MARGIN,
     MARGINS,
     MAX_ORDER,
-    check_rounding,
     largest_margin,
-    refuse_rounding,
     round_decaying,
     stabilise,
 )
@@ -46,7 +37,7 @@ from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 CONSTRAINTS = ("none", "stable")
 
 
-class IIRSynapse(StatefulModule):
+class IIRSynapse(Cell):
     """An IIR filter of any order for every channel.
 
     Args:
@@ -83,7 +74,19 @@ class IIRSynapse(StatefulModule):
             once it is rounded.
     """
 
-    takes_expanded = True
+    states = ("past_output", "past_input")
+    coefficients = ("alpha", "beta")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        """F[t] = sum_q beta_q x[t-q] + sum_p alpha_p F[t-p]; past values come oldest first."""
+        (past_output, past_input), (alpha, beta) = state, coefficients
+        f = beta[0] * x
+        for weight, past in zip(beta[1:], past_input[::-1], strict=True):
+            f = f + weight * past
+        for weight, past in zip(alpha, past_output[::-1], strict=True):
+            f = f + weight * past
+        return f, ((*past_output, f)[1:], (*past_input, x)[1:])
 
     def __init__(
         self,
@@ -95,7 +98,6 @@ class IIRSynapse(StatefulModule):
         constraint: str = "none",
         margin: float | None = None,
     ) -> None:
-        super().__init__()
         if len(beta) == 0:
             raise ValueError("beta is empty, expected at least beta_0")
         if constraint not in CONSTRAINTS:
@@ -107,37 +109,26 @@ class IIRSynapse(StatefulModule):
                 f"a filter of order {len(alpha)} cannot be kept stable, expected order {MAX_ORDER} "
                 "at most"
             )
-        self.shape = feature_shape(shape)
-        alpha, beta = (_coefficients(values, self.shape) for values in (alpha, beta))
+        train = [name for name, on in (("alpha", train_alpha), ("beta", train_beta)) if on]
+        super().__init__(shape, train=train, alpha=list(alpha), beta=list(beta))
         self.constraint = constraint
-        self.margin = margin or (largest_margin(alpha) if constraint == "stable" else MARGIN)
-        self._margin_follows = margin is None and constraint == "stable"
-        for name, values, train in (("alpha", alpha, train_alpha), ("beta", beta, train_beta)):
-            channels = torch.empty(values.shape).copy_(values)  # on the default device
-            if train:
-                self.register_parameter(name, nn.Parameter(channels))
-            else:
-                self.register_buffer(name, channels)
+        stable = constraint == "stable"
+        first = self.alpha.detach().cpu()
+        self.margin = margin or (largest_margin(first) if stable else MARGIN)
+        self._margin_follows = margin is None and stable
 
-    def forward(
-        self, x: Tensor, state: FilterState | None = None, lengths: Tensor | None = None
-    ) -> Output:
-        """Filters all time steps; see the class for shapes."""
-        alpha = self.effective_alpha()
-        if self.training and torch.is_grad_enabled() and not is_recomputing():
-            self._pull_back(alpha)
-        dtype = _autocast_dtype(alpha.device.type) if alpha.dtype == torch.float32 else None
-        if lengths is None:
-            return Output(*iir_filter(x, alpha, self.beta, state, dtype))
-        # The state at each sequence's own end, which is never rounded.
-        exact = torch.promote_types(alpha.dtype, torch.float32)
-        psp, last = iir_filter(x, alpha.to(exact), self.beta.to(exact), state)
-        before = map(torch.zeros_like, last) if state is None else state
-        ends = (
-            last_steps(torch.cat([past.to(exact), new.to(exact)]), len(past), lengths)
-            for past, new in zip(before, (psp, x), strict=True)
-        )
-        return Output(psp.to(dtype or alpha.dtype), tuple(ends))
+    def state_rows(self) -> dict[str, int]:
+        """The last P outputs and the last Q inputs."""
+        return {"past_output": self.alpha.shape[0], "past_input": self.beta.shape[0] - 1}
+
+    def call(self, x: Tensor, state: FilterState | None = None) -> Call:
+        """As :meth:`Cell.call`; the first unstable filter that learns causes a warning."""
+        warn_before_training(self.alpha)
+        return super().call(x, state)
+
+    def effective_coefficients(self) -> dict[str, Tensor]:
+        """The coefficients that the layer filters with; alpha is :meth:`effective_alpha`."""
+        return {"alpha": self.effective_alpha(), "beta": self.beta}
 
     def effective_alpha(self) -> Tensor:
         """The alpha that the layer filters with, ``(P, *shape)``.
@@ -148,55 +139,20 @@ class IIRSynapse(StatefulModule):
         """
         if self.constraint == "none":
             return self.alpha
-        fixed = self.alpha.detach()
-        if not (torch.is_grad_enabled() or is_transformed()):
-            return stabilise(fixed, self.margin)
-        zero = (fixed - self.alpha).nan_to_num()  # inf and nan too, but for its gradient
-        return stabilise(fixed, self.margin) - zero  # not plus, which would make 0.0 of -0.0
+        return straight_through(self.alpha, lambda alpha: stabilise(alpha, self.margin))
 
-    def project_(self) -> None:
-        """Sets the parameter alpha to the stable filter that the layer filters with, in place.
-
-        An optimiser may move alpha out of the stable set. If it stayed there, momentum would carry
-        it away, and it would have to come all the way back. Every forward pass in training
-        therefore pulls alpha back, and so does ``state_dict``. Only code that reads
-        ``parameters()`` right after an optimiser's step, such as a moving average, has a reason to
-        call this.
-        """
-        self._pull_back(self.effective_alpha())
-
-    def _pull_back(self, alpha: Tensor) -> None:
-        if (
-            self.constraint == "stable"
-            and isinstance(self.alpha, nn.Parameter)  # not what functional_call puts in its place
-            # torch.func's transforms and exported programs allow no change in place
-            and not is_transformed()
-            and not torch.compiler.is_exporting()
-        ):
-            # Through .data, or autograd would refuse the backward pass of a graph that saved it.
-            self.alpha.data.copy_(alpha.detach())
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.project_()
-        super()._save_to_state_dict(*args, **kwargs)
+    def decaying(self) -> dict[str, Tensor]:
+        """The filters, unless a constraint keeps them stable."""
+        return {"alpha": self.alpha} if self.constraint == "none" else {}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        if self.constraint == "none":
-            name = f"{prefix}alpha"
-            refuse_rounding(self.alpha, state_dict.get(name), name, others[-1])
-        # Else filters nearer to the edge than this layer's first ones would be moved. Those nearer
-        # than any margin are moved all the same.
+        # Filters nearer to the edge than this layer's first ones would be moved. Those nearer than
+        # any margin are moved all the same.
         if self._margin_follows and not self.alpha.is_meta:
             alpha = self.alpha.detach().cpu()
             kept = (stabilise(alpha, MARGINS[-1]) == alpha).all(0)
             self.margin = min(self.margin, largest_margin(alpha[:, kept]))
-
-    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "IIRSynapse":
-        dtype = convert(self.alpha.new_empty(0)).dtype
-        if dtype != self.alpha.dtype and self.constraint == "none" and not self.alpha.is_meta:
-            check_rounding(self.alpha.detach(), dtype)
-        return super()._apply(convert, recurse)
 
     def poles(self) -> Tensor:
         """The poles of every channel's filter as it runs, complex, ``(*shape, P)``, on the CPU.
@@ -373,75 +329,6 @@ class ResonantSynapse(IIRSynapse):
         )
 
 
-class Repeat(nn.Module):
-    """Repeats the channels of every step, so that a synapse behind it filters each several times.
-
-    Four inputs, each with 16 filters of its own:
-
-        Sequential(Repeat(16), ResonantSynapse(64, log_spaced(1, 100), log_spaced(1 / 400, 1 / 4)))
-
-    Args:
-        copies: how many times each channel is there afterwards.
-
-    Shape:
-        ``(T, B, C, *positions)`` to ``(T, B, copies * C, *positions)``: all channels in order, then
-        all of them again. So channel n is channel ``n % C`` of the input.
-
-    Raises:
-        ValueError: ``copies`` is not a whole number of at least 1.
-    """
-
-    def __init__(self, copies: int) -> None:
-        super().__init__()
-        self.copies = whole_number(copies, "copies")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Repeats the channels; see the class for shapes."""
-        if channels_last(x):  # which the copies are to remain
-            return torch.cat([x.movedim(2, -1)] * self.copies, -1).movedim(-1, 2)
-        return torch.cat([x] * self.copies, 2)
-
-    def extra_repr(self) -> str:
-        """The settings, for ``print``."""
-        return f"{self.copies}"
-
-
-def parameter_groups(
-    model: nn.Module, lr: float, coefficient_lr_scale: float = 1.0
-) -> list[dict[str, Any]]:
-    """Divides a model's parameters, for any optimiser, into weights and coefficients of filters.
-
-        optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3))
-
-    Coefficients have no weight decay, which would shorten the memory of the filters: AdamW's
-    default alone takes a time constant of 800 steps to 89 in 1,000 steps with a rate of 1e-3.
-
-    Args:
-        model: any module. Its coefficients are the parameters of its :class:`IIRSynapse` layers;
-            layers of 2020 have none of these.
-        lr: the learning rate of the weights.
-        coefficient_lr_scale: the coefficients learn at so many times that rate. Poles near the unit
-            circle need a small one, such as 0.01.
-
-    Returns:
-        The group of the weights and that of the coefficients, each if it has parameters.
-    """
-    synapses = [module for module in model.modules() if isinstance(module, IIRSynapse)]
-    coefficients = {id(p): p for synapse in synapses for p in synapse.parameters()}
-    weights = [p for p in model.parameters() if id(p) not in coefficients]
-    scaled = {"lr": lr * coefficient_lr_scale, "weight_decay": 0.0}
-    groups = [{"params": weights, "lr": lr}, {"params": list(coefficients.values()), **scaled}]
-    return [group for group in groups if group["params"]]
-
-
-def _coefficients(values: Sequence[PerChannel], shape: tuple[int, ...]) -> Tensor:
-    """First values of every channel, ``(len(values), *shape)``, on the CPU."""
-    rows = torch.empty(len(values), *shape, dtype=torch.float64, device="cpu")
-    for row, value in zip(rows, values, strict=True):
-        row[...] = per_channel(value, shape, "a coefficient")
-    return rows.to(torch.get_default_dtype())
-
-
 def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tensor:
     """The beta_0 with which the squares of a decaying filter's impulse response sum to 1.
 
@@ -451,11 +338,3 @@ def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tens
     """
     power = (1.0 + alpha_2) * ((1.0 - alpha_2) ** 2 - alpha_1**2) / (1.0 - alpha_2)
     return power.sqrt()
-
-
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype of autocast on a kind of device, if it is at work there."""
-    # Some devices, such as meta, have no autocast. PyTorch 2.8 cannot compile the question.
-    if not (torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)):
-        return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -1,0 +1,24 @@
+"""Cells: layers that carry a state from step to step, each written once, as one step.
+
+Read ``iir_filter`` and ``spiking_neuron`` first, the two of the paper. ``cell`` has what all have
+in common, and how one of your own is written.
+"""
+
+from snn_lib.cells.cell import Cell, parameter_groups
+from snn_lib.cells.iir_filter import (
+    DualExponentialSynapse,
+    IIRSynapse,
+    LowPassSynapse,
+    ResonantSynapse,
+)
+from snn_lib.cells.spiking_neuron import SpikingNeuron
+
+__all__ = [
+    "Cell",
+    "DualExponentialSynapse",
+    "IIRSynapse",
+    "LowPassSynapse",
+    "ResonantSynapse",
+    "SpikingNeuron",
+    "parameter_groups",
+]

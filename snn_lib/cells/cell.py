@@ -1,0 +1,299 @@
+"""A cell: a layer whose channels each carry a state from one time step to the next.
+
+A cell is written once, as one step. From the step come its loop in plain PyTorch, which is the
+definition of correct, its kernels with their gradients, its place in a compiled stream and in an
+ONNX graph, and the count of its arithmetic:
+
+    class LeakyNeuron(Cell):
+        states = ("membrane",)
+        coefficients = ("decay",)
+
+        @staticmethod
+        def step(x, state, coefficients, fire):
+            (membrane,), (decay,) = state, coefficients
+            membrane = decay * membrane + x
+            spikes = fire(membrane)
+            return spikes, (membrane * (1 - spikes),)
+
+    layer = LeakyNeuron(50, decay=0.9)  # output, state = layer(x), with x (T, B, 50)
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.chunks import dropout_seed, is_recomputing
+from snn_lib.containers import Output, StatefulModule, feature_shape
+from snn_lib.functional import GAUSSIAN, Call, State, Traces, run_cells, trace_cell
+from snn_lib.kernels.program import Fire, Kind, key_of, program, register
+from snn_lib.pytorch_private import is_transformed
+from snn_lib.stability import MARGIN, check_rounding, refuse_rounding, round_decaying
+from snn_lib.surrogate import Surrogate, check_surrogate
+from snn_lib.time_constants import PerChannel, per_channel
+
+
+class Cell(StatefulModule):
+    """A layer that runs a step of a state over time, for every channel on its own.
+
+    A subclass names its ``states`` and ``coefficients`` and defines ``step``. The step is traced
+    once: it may use ``+ - * /``, comparisons, ``torch.where`` and PyTorch's elementary functions,
+    and reads nothing but its arguments and Python's numbers. What kernels cannot compute runs in
+    plain PyTorch.
+
+    Args:
+        shape: the channels: their number, or the feature shape such as ``(C, H, W)``; ``(C, 1, 1)``
+            for maps of any size, whose positions share the coefficients.
+        surrogate: the surrogate gradient of ``fire``: ``Gaussian``, ``FastSigmoid`` or any object
+            with ``derivative(membrane)``, see :mod:`snn_lib.surrogate`.
+        dropout: the probability, in training, that a spike is not passed on to the next layer. It
+            is drawn for every neuron and time step. The other spikes are scaled by
+            1 / (1 - dropout). The cell's own state sees all its spikes.
+        train: the names of the coefficients that are parameters; the others are buffers.
+        values: the coefficients' first values by name, each a number, a tensor of the channels'
+            shape, or a function of this shape; or a list of such, for a coefficient with rows.
+
+    Attributes:
+        states: the names of its states.
+        coefficients: the names of its coefficients. The layer has an attribute of each name.
+        decays: the coefficients by which a state decays. If they are trained, the layer computes
+            with the nearest ones in [0, 1 - 1e-3], in any training loop.
+
+    Shape:
+        - x: ``(T, B, *shape)``.
+        - state: a tuple of tensors ``(B, *shape)``, one for each of ``states``.
+        - lengths: int64 ``(B,)``, the number of steps of each sequence, if they are padded to T.
+        - returns the output ``(T, B, *shape)`` and the new state. Under autocast the output of a
+          float32 cell is in autocast's dtype, to which the matrix product after it would round it,
+          unless it is spikes.
+
+    Raises:
+        ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
+            converted to a lower precision; a coefficient has no value; or a shape is wrong.
+        TypeError: the surrogate has no ``derivative``.
+    """
+
+    takes_expanded = True
+    states: ClassVar[tuple[str, ...]] = ()
+    coefficients: ClassVar[tuple[str, ...]] = ()
+    decays: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str]
+
+    @staticmethod
+    def step(x: Tensor, state: tuple, coefficients: tuple, fire: Fire) -> tuple[Tensor, tuple]:
+        """One time step of every channel.
+
+        Args:
+            x: the input of this step.
+            state: the states before it, in the order of ``states``.
+            coefficients: in the order of ``coefficients``.
+            fire: ``fire(v)`` is 1 where ``v > 1`` and 0 elsewhere, with the surrogate gradient.
+
+        Returns:
+            The output, and the states after the step.
+        """
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Registers a new step by the name of its class."""
+        super().__init_subclass__(**kwargs)
+        if "step" in vars(cls):
+            own = cls.__module__.startswith("snn_lib.")
+            cls.kind = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
+            register(Kind(cls.kind, cls.step, cls.states, cls.coefficients))
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        *,
+        surrogate: Surrogate = GAUSSIAN,
+        dropout: float = 0.0,
+        train: Sequence[str] = (),
+        **values: PerChannel,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
+        check_surrogate(surrogate)
+        self.shape, self.surrogate, self.dropout = feature_shape(shape), surrogate, dropout
+        for name in {*values, *train} ^ set(self.coefficients):
+            expected = ", ".join(self.coefficients)
+            raise ValueError(f"{name} has no value or is unknown: the coefficients are {expected}")
+        for name in self.coefficients:
+            first = first_values(values[name], self.shape, name)
+            if name in self.decays:
+                round_decaying(first)  # refuses one that rounds to 1
+            channels = torch.empty(first.shape).copy_(first)  # on the default device
+            if name in train:
+                self.register_parameter(name, nn.Parameter(channels))
+            else:
+                self.register_buffer(name, channels)
+
+    def forward(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> Output:
+        """Runs all time steps; see the class for shapes."""
+        output, (state,) = run_cells([self.call(x, state)], x, lengths)
+        return Output(output, state)
+
+    def call(self, x: Tensor, state: State | None = None) -> Call:
+        """What the layer is to run with on an input, see :func:`snn_lib.functional.run_cells`."""
+        coefficients = self.effective_coefficients()
+        if self.training and torch.is_grad_enabled() and not is_recomputing():
+            self._pull_back(coefficients)
+        dropout = self.dropout if self.training and self.spikes else 0.0
+        return Call(
+            self.kind,
+            coefficients,
+            self.state_rows(),
+            state,
+            self.surrogate,
+            dropout,
+            dropout_seed(x) if dropout else None,
+            None if self.spikes else autocast_dtype(next(iter(coefficients.values()))),
+        )
+
+    def traces(self, x: Tensor, state: State | None = None) -> Traces:
+        """What the cell does at every step, for a loss on it: output, potential and states."""
+        return trace_cell(self.call(x, state), x)
+
+    @property
+    def spikes(self) -> bool:
+        """Whether its output is spikes, as ``fire`` returns them."""
+        tensors = (getattr(self, name) for name in self.coefficients)
+        rows = (None if tensor.dim() == len(self.shape) else len(tensor) for tensor in tensors)
+        return _is_spiking(self.kind, tuple(self.state_rows().values()), tuple(rows))
+
+    def state_rows(self) -> dict[str, int | None]:
+        """By name, how many rows each state has; ``None`` for one without a dimension for them."""
+        return dict.fromkeys(self.states)
+
+    # ---------------------------------------------------------------------------------------------
+    # Coefficients that are kept where the cell is stable
+
+    def effective_coefficients(self) -> dict[str, Tensor]:
+        """The coefficients that the layer computes with, by name.
+
+        Decays that are trained are the nearest ones in [0, 1 - 1e-3]. Their gradient is passed on
+        to the parameter unchanged (straight-through), so that one at the edge can still be pulled
+        back inside.
+        """
+        return {
+            name: straight_through(getattr(self, name), lambda a: a.clamp(0.0, 1.0 - MARGIN))
+            if name in self.decays and isinstance(getattr(self, name), nn.Parameter)
+            else getattr(self, name)
+            for name in self.coefficients
+        }
+
+    def project_(self) -> None:
+        """Sets the parameters to what the layer computes with, in place.
+
+        An optimiser may move a coefficient out of the stable set. If it stayed there, momentum
+        would carry it away, and it would have to come all the way back. Every forward pass in
+        training therefore pulls it back, and so does ``state_dict``. Only code that reads
+        ``parameters()`` right after an optimiser's step, such as a moving average, has a reason to
+        call this.
+        """
+        self._pull_back(self.effective_coefficients())
+
+    def _pull_back(self, coefficients: dict[str, Tensor]) -> None:
+        # torch.func's transforms and exported programs allow no change in place
+        if is_transformed() or torch.compiler.is_exporting():
+            return
+        for name, effective in coefficients.items():
+            own = getattr(self, name)
+            # not what functional_call puts in its place
+            if isinstance(own, nn.Parameter) and effective is not own:
+                # Through .data, or autograd would refuse the backward pass of a graph that saved it.
+                own.data.copy_(effective.detach())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.project_()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def decaying(self) -> dict[str, Tensor]:
+        """By name, the filters ``(order, *shape)`` whose decay must not be rounded away."""
+        return {name: getattr(self, name)[None] for name in self.decays}
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        for name, own in self.decaying().items():
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor) and loaded.numel() == own.numel():
+                refuse_rounding(own, loaded.view(own.shape), prefix + name, others[-1])
+
+    def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cell":
+        for own in self.decaying().values():
+            dtype = convert(own.new_empty(0)).dtype
+            if dtype != own.dtype and not own.is_meta:
+                check_rounding(own.detach(), dtype)
+        return super()._apply(convert, recurse)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"{self.shape}"
+
+
+def first_values(
+    value: "PerChannel | Sequence[PerChannel]", shape: tuple[int, ...], name: str
+) -> Tensor:
+    """First values of every channel, ``(*shape)`` or ``(rows, *shape)``, on the CPU."""
+    if isinstance(value, (list, tuple)):
+        rows = [first_values(row, shape, name) for row in value]
+        return torch.stack(rows) if rows else torch.empty(0, *shape, device="cpu")
+    exact = torch.empty(shape, dtype=torch.float64, device="cpu")
+    exact[...] = per_channel(value, shape, name)
+    return exact.to(torch.get_default_dtype())
+
+
+@cache
+def _is_spiking(kind: str, states: tuple, coefficients: tuple) -> bool:
+    return any(program(key_of(kind, states, coefficients)).spikes)
+
+
+def straight_through(tensor: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """The projection of a tensor, whose gradient is passed on to the tensor unchanged."""
+    fixed = tensor.detach()
+    if not (torch.is_grad_enabled() or is_transformed()):
+        return project(fixed)
+    zero = (fixed - tensor).nan_to_num()  # inf and nan too, but for its gradient
+    return project(fixed) - zero  # not plus, which would make 0.0 of -0.0
+
+
+def autocast_dtype(coefficient: Tensor) -> torch.dtype | None:
+    """The dtype of autocast, if it is at work where a float32 layer lies."""
+    device = coefficient.device.type
+    # Some devices, such as meta, have no autocast. PyTorch 2.8 cannot compile the question.
+    if coefficient.dtype != torch.float32 or not (
+        torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+    ):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, coefficient_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Divides a model's parameters, for any optimiser, into weights and coefficients of cells.
+
+        optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3))
+
+    Coefficients have no weight decay, which would shorten the memory of the filters: AdamW's
+    default alone takes a time constant of 800 steps to 89 in 1,000 steps with a rate of 1e-3.
+
+    Args:
+        model: any module. Its coefficients are the parameters of its :class:`Cell` layers, such as
+            synapses; layers of 2020 have none of these.
+        lr: the learning rate of the weights.
+        coefficient_lr_scale: the coefficients learn at so many times that rate. Poles near the unit
+            circle need a small one, such as 0.01.
+
+    Returns:
+        The group of the weights and that of the coefficients, each if it has parameters.
+    """
+    cells = [module for module in model.modules() if isinstance(module, Cell)]
+    coefficients = {id(p): p for cell in cells for p in cell.parameters()}
+    weights = [p for p in model.parameters() if id(p) not in coefficients]
+    scaled = {"lr": lr * coefficient_lr_scale, "weight_decay": 0.0}
+    groups = [{"params": weights, "lr": lr}, {"params": list(coefficients.values()), **scaled}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,122 @@
+"""Compiles kernels that were written in LLVM's language, and keeps them on disk.
+
+A second process compiles nothing. Many processes may write at once, since each writes a file of its
+own and then renames it.
+"""
+
+import ctypes
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import llvmlite
+import llvmlite.binding as llvm
+
+SUFFIX = ".kernel"
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel.
+
+    Attributes:
+        run: ``(thread, first, last, address of the arguments)``, without the GIL.
+        share: the address of the function that a thread of OpenMP's runs; it is given the number of
+            items, followed by the arguments.
+    """
+
+    run: ctypes._CFuncPtr
+    share: int
+
+
+_kept: list[llvm.ExecutionEngine] = []  # the engines own the code that runs
+
+
+@cache
+def _target() -> llvm.TargetMachine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        jit=True,
+    )
+
+
+def kernel(source: str) -> Kernel:
+    """The kernel of a module with the functions ``kernel`` and ``share``."""
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(_object(source)))
+    engine.finalize_object()
+    _kept.append(engine)
+    index = ctypes.c_int64
+    run = ctypes.CFUNCTYPE(None, index, index, index, ctypes.c_void_p)
+    return Kernel(run(engine.get_function_address("kernel")), engine.get_function_address("share"))
+
+
+def _object(source: str) -> bytes:
+    """The compiled module, from disk if some process has compiled it before."""
+    machine = _target()
+    on = llvmlite.__version__, machine.triple, llvm.get_host_cpu_name()
+    features = llvm.get_host_cpu_features().flatten()
+    name = hashlib.sha256("\n".join([*on, features, source]).encode()).hexdigest()[:32] + SUFFIX
+    for folder in _folders():
+        try:
+            return _checked((folder / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+    compiled = _compile(source)
+    for folder in _folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(hashlib.sha256(compiled).digest() + compiled)
+            os.replace(file.name, folder / name)
+            break
+        except OSError:  # this folder cannot be written
+            continue
+    return compiled
+
+
+def _checked(content: bytes) -> bytes:
+    """What a file holds behind its check sum.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    digest, compiled = content[:32], content[32:]
+    if hashlib.sha256(compiled).digest() != digest:
+        raise ValueError("the file of a kernel is damaged")
+    return compiled
+
+
+def _compile(source: str) -> bytes:
+    _announce()
+    machine = _target()
+    module = llvm.parse_assembly(source)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return machine.emit_object(module)
+
+
+@cache
+def _announce() -> None:
+    """Says once, at a terminal, that kernels are compiled and not read from disk.
+
+    A notebook or a log file gets no such line: nobody waits there and wonders.
+    """
+    if sys.stderr is not None and sys.stderr.isatty():
+        print("first use: compiling for this CPU", file=sys.stderr)
+
+
+def _folders() -> Iterator[Path]:
+    """Where kernels are kept: the first folder that can be written."""
+    yield Path(__file__).parent / "__pycache__"
+    yield Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "snn_lib"

@@ -1,0 +1,268 @@
+"""Writes LLVM instructions: loops, and elementary operations on several numbers at once.
+
+A value is a vector of ``width`` neighbouring channels, or a single number if the width is 1.
+Multiplications and additions are not fused, except within :meth:`Writer.exp`: fused, they round
+differently from plain PyTorch, and neurons would fire at other times.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+from snn_lib.kernels.trace import Line, UnknownOperationError
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+FLOAT, DOUBLE, VOID = ir.FloatType(), ir.DoubleType(), ir.VoidType()
+# What a recurrence carries on is set to zero below it. A decaying trace would otherwise end in
+# denormal numbers, with which a CPU computes ten times slower.
+TINY = 1e-30
+ORDERED = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
+BYTES = {I16: 2, FLOAT: 4, DOUBLE: 8}
+FUSED = ("contract",)
+
+
+class Writer(ir.IRBuilder):
+    """Writes instructions for one width at a time.
+
+    Attributes:
+        kind: the type that computes, ``FLOAT`` or ``DOUBLE``.
+        width: the number of channels in a value.
+    """
+
+    def __init__(self, block: ir.Block, kind: ir.Type) -> None:
+        super().__init__(block)
+        self.kind, self.width = kind, 1
+
+    # ---------------------------------------------------------------------------------------------
+    # Numbers and loops
+
+    def number(self, value: float, kind: ir.Type | None = None) -> ir.Constant:
+        """A constant in every place of a value."""
+        kind = kind or self.kind
+        if self.width == 1:
+            return ir.Constant(kind, value)
+        return ir.Constant(ir.VectorType(kind, self.width), [value] * self.width)
+
+    def vector(self, kind: ir.Type) -> ir.Type:
+        """The type of a value of this kind."""
+        return kind if self.width == 1 else ir.VectorType(kind, self.width)
+
+    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The smaller of two indices."""
+        return self.select(self.icmp_signed("<", a, b), a, b)
+
+    @contextmanager
+    def counting(
+        self, first: ir.Value, last: ir.Value, by: int = 1
+    ) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """A loop over ``range(first, last, by)``; counts down from ``first`` if ``by`` is negative.
+
+        Yields the index, and an address that holds it after the loop.
+        """
+        place = self.in_entry(I64)
+        self.store(first, place)
+        head, body, after = (self.append_basic_block(name) for name in ("head", "body", "after"))
+        self.branch(head)
+        self.position_at_end(head)
+        index = self.load(place)
+        self.cbranch(self.icmp_signed("<" if by > 0 else ">=", index, last), body, after)
+        self.position_at_end(body)
+        yield index, place
+        self.store(self.add(index, I64(by)), place)
+        self.branch(head)
+        self.position_at_end(after)
+
+    def in_entry(self, kind: ir.Type) -> ir.Value:
+        """Room for a variable, which the optimiser turns into a register."""
+        with self.goto_entry_block():
+            return self.alloca(kind)
+
+    def each_channel(
+        self, first: ir.Value, last: ir.Value, width: int, body: Callable[[ir.Value], None]
+    ) -> None:
+        """Writes ``body(n)`` for ``width`` channels at once, and then for those that are left."""
+        whole = self.sub(last, I64(width - 1))
+        self.width = width
+        with self.counting(first, whole, width) as (n, place):
+            body(n)
+        self.width = 1
+        with self.counting(self.load(place), last) as (n, _):
+            body(n)
+
+    # ---------------------------------------------------------------------------------------------
+    # Memory
+
+    def read(self, row: ir.Value, n: ir.Value) -> ir.Value:
+        """The value at channel ``n``; bfloat16, of 16 bits, is the upper half of a float."""
+        pointer, element = self.gep(row, [n]), row.type.pointee
+        pointer = self.bitcast(pointer, self.vector(element).as_pointer())
+        loaded = self.load(pointer, align=BYTES[element])
+        if element != I16:
+            return loaded
+        wide = self.shl(self.zext(loaded, self.vector(I32)), self.number(16, I32))
+        return self.bitcast(wide, self.vector(FLOAT))
+
+    def write(self, value: ir.Value, row: ir.Value, n: ir.Value) -> None:
+        """Stores a value at channel ``n``; to bfloat16 it is rounded, on a tie to the even one."""
+        element = row.type.pointee
+        if element == I16:
+            value = self.trunc(self.upper_half(value), self.vector(I16))
+        pointer = self.bitcast(self.gep(row, [n]), self.vector(element).as_pointer())
+        self.store(value, pointer, align=BYTES[element])
+
+    def upper_half(self, value: ir.Value) -> ir.Value:
+        """The bits of a float that bfloat16 has, rounded; 32 bits, of which the upper are zero."""
+        bits = self.bitcast(value, self.vector(I32))
+        odd = self.and_(self.lshr(bits, self.number(16, I32)), self.number(1, I32))
+        bits = self.add(self.add(bits, self.number(0x7FFF, I32)), odd)
+        rounded = self.lshr(bits, self.number(16, I32))
+        nan = self.fcmp_unordered("uno", value, value)
+        return self.select(nan, self.number(0x7FC0, I32), rounded)
+
+    def copy(self, source: ir.Value, target: ir.Value, first: ir.Value, last: ir.Value) -> None:
+        """Copies the channels from ``first`` to ``last`` of a row."""
+        kind, move = source.type.pointee, [I8.as_pointer(), I8.as_pointer(), I64]
+        function = self.module.declare_intrinsic("llvm.memcpy", move)
+        rows = (self.bitcast(self.gep(row, [first]), move[0]) for row in (target, source))
+        count = self.mul(self.sub(last, first), I64(BYTES[kind]))
+        self.call(function, [*rows, count, I1(0)])
+
+    def prefetch(self, row: ir.Value, n: ir.Value) -> None:
+        """Asks the CPU to load channel ``n`` ahead of its use, since it does not guess such jumps.
+
+        An address that does not exist does no harm.
+        """
+        if self.width == 1:
+            return
+        kinds = [I8.as_pointer(), I32, I32, I32]
+        kind = ir.FunctionType(VOID, kinds)
+        function = self.module.declare_intrinsic("llvm.prefetch", kinds[:1], kind)
+        read, keep, data = I32(0), I32(3), I32(1)
+        self.call(function, [self.bitcast(self.gep(row, [n]), kinds[0]), read, keep, data])
+
+    # ---------------------------------------------------------------------------------------------
+    # Arithmetic
+
+    def line(self, line: Line, values: list[ir.Value]) -> ir.Value:
+        """The value of a trace's line."""
+        match line.operation, values:
+            case "add", [a, b]:
+                return self.fadd(a, b)
+            case "sub", [a, b]:
+                return self.fsub(a, b)
+            case "mul", [a, b]:
+                return self.fmul(a, b)
+            case "div", [a, b]:
+                return self.fdiv(a, b)
+            case "neg", [a]:
+                return self.fneg(a)
+            case "where", [condition, a, b]:
+                return self.select(condition, a, b)
+            case ("maximum" | "minimum") as name, [a, b]:
+                chosen = self.fcmp_ordered(">" if name == "maximum" else "<", a, b)
+                chosen = self.or_(chosen, self.fcmp_unordered("uno", a, a))  # nan is passed on
+                return self.select(chosen, a, b)
+            case "logical_and", [a, b]:
+                return self.and_(a, b)
+            case "logical_or", [a, b]:
+                return self.or_(a, b)
+            case "logical_not", [a]:
+                return self.not_(a)
+            case "ne", [a, b]:
+                return self.fcmp_unordered("!=", a, b)
+            case name, [a, b] if name in ORDERED:
+                return self.fcmp_ordered(ORDERED[name], a, b)
+            case "abs", [a]:
+                return self.intrinsic("llvm.fabs", a)
+            case "sqrt", [a]:
+                return self.intrinsic("llvm.sqrt", a)
+            case "round", [a]:  # to bfloat16
+                bits = self.shl(self.upper_half(a), self.number(16, I32))
+                return self.bitcast(bits, self.vector(FLOAT))
+            case "exp", [a] if self.kind == FLOAT:
+                return self.exp(a)
+            case ("exp" | "log" | "tanh" | "sin" | "cos") as name, [a]:
+                return self.each_alone(name, a)
+        raise UnknownOperationError(f"the CPU's kernels have no {line.operation}")
+
+    def intrinsic(self, name: str, a: ir.Value) -> ir.Value:
+        """A function that LLVM has for vectors too."""
+        lanes = f"v{self.width}" if self.width > 1 else ""
+        kind = ir.FunctionType(a.type, [a.type])
+        return self.call(self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind), [a])
+
+    def function_named(self, name: str, kind: ir.FunctionType) -> ir.Function:
+        """A function from outside the module."""
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+
+    def each_alone(self, name: str, a: ir.Value) -> ir.Value:
+        """A function of the C library, in double precision, for one number after the other."""
+        function = self.function_named(name, ir.FunctionType(DOUBLE, [DOUBLE]))
+
+        def of(number: ir.Value) -> ir.Value:
+            if self.kind == DOUBLE:
+                return self.call(function, [number])
+            return self.fptrunc(self.call(function, [self.fpext(number, DOUBLE)]), FLOAT)
+
+        if self.width == 1:
+            return of(a)
+        for lane in map(I32, range(self.width)):
+            a = self.insert_element(a, of(self.extract_element(a, lane)), lane)
+        return a
+
+    def exp(self, a: ir.Value) -> ir.Value:
+        """e^a in float; zero below ``TINY``.
+
+        It is 2^y. Split y = k + r with an integer k and |r| <= 1/2. A Taylor series gives 2^r, and
+        k is added to its exponent. Adding 1.5 * 2^23 rounds y to k and leaves k in the last bits of
+        the sum.
+        """
+        y = self.fmul(a, self.number(1 / math.log(2)))
+        low, high, magic = map(self.number, (-126.0, 127.0, 12582912.0))
+        inside = self.select(self.fcmp_ordered("<", y, low), low, y)
+        inside = self.select(self.fcmp_ordered(">", y, high), high, inside)
+        shifted = self.fadd(inside, magic)
+        r = self.fsub(inside, self.fsub(shifted, magic))
+        e = self.number(1.5403530e-4)
+        for term in (1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0):
+            e = self.fadd(self.fmul(e, r, flags=FUSED), self.number(term), flags=FUSED)
+        exponent = self.shl(self.bitcast(shifted, self.vector(I32)), self.number(23, I32))
+        power = self.add(self.bitcast(e, self.vector(I32)), exponent)
+        power = self.bitcast(power, self.vector(FLOAT))
+        lowest = self.number(math.log2(TINY))
+        power = self.select(self.fcmp_ordered("<", y, lowest), self.number(0.0), power)
+        power = self.select(self.fcmp_ordered(">", y, high), self.number(math.inf), power)
+        return self.select(self.fcmp_unordered("uno", a, a), a, power)
+
+    def flush(self, a: ir.Value) -> ir.Value:
+        """Zero where a value is smaller than ``TINY``."""
+        small = self.fcmp_ordered("<", self.intrinsic("llvm.fabs", a), self.number(TINY))
+        return self.select(small, self.number(0.0), a)
+
+    def kept(self, index: ir.Value, key: list[ir.Value], below: ir.Value, scale: ir.Value) -> ir.Value:
+        """The factors of spikes, from element number ``index`` on: zero, or the scale.
+
+        See ``plain.dropout_scale``. Elements are counted in 32 bits, as the hash is.
+        """
+        h = self.spread(self.trunc(index, I32))
+        if self.width > 1:
+            lanes = ir.Constant(ir.VectorType(I32, self.width), list(range(self.width)))
+            h = self.add(h, lanes)
+        for half in key:
+            h = self.xor(h, self.spread(half))
+            for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):
+                h = self.xor(h, self.lshr(h, self.number(shift, I32)))
+                h = h if factor is None else self.mul(h, self.number(factor, I32))
+        kept = self.icmp_unsigned(">=", h, self.spread(below))
+        return self.select(kept, self.spread(scale), self.number(0.0))
+
+    def spread(self, a: ir.Value) -> ir.Value:
+        """One number in every place of a value."""
+        if self.width == 1:
+            return a
+        kind = ir.VectorType(a.type, self.width)
+        one = self.insert_element(ir.Constant(kind, ir.Undefined), a, I32(0))
+        everywhere = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
+        return self.shuffle_vector(one, ir.Constant(kind, ir.Undefined), everywhere)

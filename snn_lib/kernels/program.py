@@ -1,0 +1,289 @@
+"""A program: the step of a cell, or of two neighbouring cells, which a backend runs over time.
+
+Cells hand their steps in by :func:`register`. A key such as ``IIRSynapse[2,0;2,1]`` names a cell,
+how many rows each of its states has, and how many each of its coefficients; ``-`` is a single row.
+Two keys with ``+`` between them are neighbours that run as one program; with ``~``, the
+output of the first is rounded to bfloat16, as it is under autocast. So a key is a text, which
+an operator takes as an argument and an exported program can hold. It only chooses among the steps
+that are registered.
+"""
+
+import copy
+import keyword
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snn_lib.kernels.trace import Trace, trace
+from snn_lib.surrogate import SURROGATES, THRESHOLD, Surrogate, check_surrogate
+
+Fire = Callable[[Tensor], Tensor]
+# step(x, state, coefficients, fire) -> (output, state), see ``snn_lib.cells``
+Step = Callable[[Tensor, tuple, tuple, Fire], tuple[Tensor, tuple]]
+Orders = tuple[int | None, ...]  # rows of each tensor; None if it is a single row
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of cell: its name, its step, and the names of its states and coefficients."""
+
+    name: str
+    step: Step
+    states: tuple[str, ...]
+    coefficients: tuple[str, ...]
+
+
+_kinds: dict[str, Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Makes a kind of cell known by its name.
+
+    One that is defined anew, as in a notebook, takes the place of the one before.
+
+    Raises:
+        ValueError: the step reads what surrounds it, which a compiled step would never see change.
+    """
+    if getattr(kind.step, "__closure__", None):
+        raise ValueError(
+            f"the step of {kind.name} reads variables of the function around it, which a compiled "
+            "step would not see change: make them coefficients"
+        )
+    _kinds[kind.name] = kind
+    program.cache_clear()
+
+
+def key_of(name: str, states: Orders, coefficients: Orders) -> str:
+    """The key of a cell whose states and coefficients have so many rows."""
+
+    def text(orders: Orders) -> str:
+        return ",".join("-" if order is None else str(order) for order in orders)
+
+    return f"{name}[{text(states)};{text(coefficients)}]"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a program: its kind, and the rows of its states and of its coefficients."""
+
+    kind: Kind
+    states: Orders
+    coefficients: Orders
+
+    def step(
+        self, x: Tensor, states: Iterator[Tensor], coefficients: Iterator[Tensor], fire: Fire
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The step on the next rows of states and of coefficients; returns the new rows."""
+        own = (
+            tuple(next(rows) if n is None else tuple(next(rows) for _ in range(n)) for n in orders)
+            for rows, orders in ((states, self.states), (coefficients, self.coefficients))
+        )
+        output, after = self.kind.step(x, *own, fire)
+        rows = (group if isinstance(group, (tuple, list)) else [group] for group in after)
+        return output, list(chain.from_iterable(rows))
+
+
+class Program:
+    """The step of one or two cells.
+
+    Attributes:
+        key: its key.
+        cells: the cells, in order.
+        states, coefficients: the names of all rows of states and of coefficients, cell by cell.
+        spikes: of each cell, whether its output is spikes.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.cells = tuple(map(_read, key.replace("~", "+").split("+")))
+        self._rounds = "~" in key
+        self.states = _names((cell.kind.states, cell.states) for cell in self.cells)
+        self.coefficients = _names(
+            ((cell.kind.coefficients, cell.coefficients) for cell in self.cells),
+            taken=("x", "kept", *self.states),
+        )
+        self.spikes = [_is_spiking(cell) for cell in self.cells]
+
+    def step(
+        self, x: Tensor, kept: Any, states: Sequence, coefficients: Sequence, fire: Fire
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One step of all cells: the output of the last, and the new rows of states.
+
+        Spikes are multiplied by ``kept`` where they are passed on, unless it is ``None``.
+        """
+        before, given, after = iter(states), iter(coefficients), []
+        for cell, spikes in zip(self.cells, self.spikes, strict=True):
+            if after and self._rounds:
+                x = x.to(torch.bfloat16).to(x.dtype)
+            x, rows = cell.step(x, before, given, fire)
+            x = x * kept if spikes and kept is not None else x
+            after += rows
+        return x, after
+
+    def inputs(self, surrogate: str = "") -> list[str]:
+        """The names of a trace's inputs; ``kept`` is there only if a cell spikes."""
+        kept = ["kept"] if any(self.spikes) else []
+        return ["x", *kept, *self.states, *self.coefficients, *parameters(surrogate)]
+
+    @cached_property
+    def forward(self) -> Trace:
+        """The trace of a step: its output, and the new rows of states."""
+        return self._trace("")[0]
+
+    @cache  # noqa: B019 (a program is kept for good)
+    def adjoint(self, surrogate: str) -> Trace:
+        """The trace of the gradients of :meth:`inputs`; ``_g0``, ``_g1`` ... are the results'."""
+        return self._trace(surrogate)[1]
+
+    def _trace(self, surrogate: str) -> tuple[Trace, Trace]:
+        first = 1 + any(self.spikes)  # of the states
+        second, third = first + len(self.states), first + len(self.states) + len(self.coefficients)
+
+        def run(x: Tensor, *values: Tensor) -> list[Tensor]:
+            kept, *rest = (None, *values) if first == 1 else values
+            states, coefficients = rest[: second - first], rest[second - first : third - first]
+            fire = fire_with(_with_parameters(surrogate, rest[third - first :]))
+            output, after = self.step(x, kept, states, coefficients, fire)
+            return [output, *after]
+
+        return trace(run, self.inputs(surrogate))
+
+
+@cache
+def program(key: str) -> Program:
+    """The program of a key.
+
+    Raises:
+        ValueError: no kind of cell has this name.
+    """
+    return Program(key)
+
+
+def _read(key: str) -> Cell:
+    name, _, orders = key.removesuffix("]").partition("[")
+    if name not in _kinds:
+        raise ValueError(f"no cell is called {name!r}: import the module that defines it")
+    states, coefficients = (
+        tuple(None if order == "-" else int(order) for order in group.split(",") if order)
+        for group in orders.split(";")
+    )
+    return Cell(_kinds[name], states, coefficients)
+
+
+def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:
+    """A name for each row, such as membrane, or alpha_0 and alpha_1; all names are different."""
+    found: list[str] = []
+    for names, orders in groups:
+        for name, order in zip(names, orders, strict=True):
+            for row in [name] if order is None else [f"{name}_{row}" for row in range(order)]:
+                while keyword.iskeyword(row) or row in found or row in taken:
+                    row += "_"
+                found.append(row)
+    return found
+
+
+def _is_spiking(cell: Cell) -> bool:
+    """Whether the output of a cell is what its threshold returns."""
+    fired: list[Tensor] = []
+
+    def fire(potential: Tensor) -> Tensor:
+        fired.append((potential > THRESHOLD).to(potential.dtype))
+        return fired[-1]
+
+    def rows(orders: Orders) -> Iterator[Tensor]:
+        return iter([torch.zeros(1) for n in orders for _ in range(1 if n is None else n)])
+
+    with torch.no_grad():
+        output, _ = cell.step(torch.zeros(1), rows(cell.states), rows(cell.coefficients), fire)
+    return any(output is spikes for spikes in fired)
+
+
+# --------------------------------------------------------------------------------------------------
+# The threshold, and the surrogates of its gradient
+
+
+class _Threshold(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(potential: Tensor, surrogate: Surrogate) -> Tensor:
+        return (potential > THRESHOLD).to(potential.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        potential, ctx.surrogate = inputs
+        ctx.save_for_backward(potential)
+        ctx.save_for_forward(potential)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (potential,) = ctx.saved_tensors
+        return gradient * ctx.surrogate.derivative(potential), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (potential,) = ctx.saved_tensors
+        return tangent * ctx.surrogate.derivative(potential)
+
+
+def fire_with(surrogate: Surrogate) -> Fire:
+    """The threshold: 1 where a potential is above it, 0 elsewhere; its gradient is a surrogate's."""
+    return lambda potential: _Threshold.apply(potential, surrogate)
+
+
+# By a name, a surrogate whose numbers are set when it runs: its attributes, in order.
+_surrogates: dict[str, Surrogate] = {name: kind() for name, kind in SURROGATES.items()}
+
+
+def name_of(surrogate: Surrogate) -> tuple[str, list[float]]:
+    """The name by which an operator knows a surrogate, and its numbers.
+
+    Raises:
+        TypeError: it has no ``derivative``.
+    """
+    check_surrogate(surrogate)
+    numbers = _numbers(surrogate)
+    own = getattr(surrogate, "name", None)
+    if type(surrogate) is SURROGATES.get(own):
+        return own, list(numbers.values())
+    fixed = {name: value for name, value in _attributes(surrogate).items() if name not in numbers}
+    kind = type(surrogate)
+    name = f"{kind.__module__}.{kind.__qualname__}-{id(kind):x}{fixed or ''}"
+    _surrogates.setdefault(name, copy.copy(surrogate))
+    return name, list(numbers.values())
+
+
+def surrogate_of(name: str, numbers: Sequence[float]) -> Surrogate:
+    """The surrogate that has this name and these numbers.
+
+    Raises:
+        ValueError: no surrogate of this name is known, as one of another process.
+    """
+    if name not in _surrogates:
+        raise ValueError(f"no surrogate is called {name!r}: expected {', '.join(SURROGATES)}")
+    return _with_parameters(name, numbers)
+
+
+def parameters(surrogate: str) -> list[str]:
+    """The names of a surrogate's numbers."""
+    return [*_numbers(_surrogates[surrogate])] if surrogate else []
+
+
+def _with_parameters(name: str, values: Sequence[Any]) -> Surrogate:
+    made = copy.copy(_surrogates[name or "gaussian"])
+    for attribute, value in zip(_numbers(made), values, strict=False):
+        object.__setattr__(made, attribute, value)  # which a frozen one allows, too
+    return made
+
+
+def _attributes(surrogate: Surrogate) -> dict[str, Any]:
+    return getattr(surrogate, "__dict__", {})
+
+
+def _numbers(surrogate: Surrogate) -> dict[str, float]:
+    return {name: value for name, value in _attributes(surrogate).items() if type(value) is float}

@@ -1,0 +1,248 @@
+"""Records what a cell's step computes, and what its adjoint does, as lines of elementary operations.
+
+PyTorch runs the step once, on tensors of two elements, and differentiates it. A mode notes each
+operation that is called on the way. So nobody derives an adjoint by hand, and whatever PyTorch can
+differentiate has one. A line is an operation of this file's tables, which every backend can write
+in its own language. Steps that need anything else, and those whose course depends on values, are
+refused.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Value = str | float  # a name of a line or an input, or a number
+
+# Operations of PyTorch that stand for themselves, with the number of their arguments.
+ARITHMETIC = {"add": 2, "sub": 2, "mul": 2, "div": 2, "neg": 1, "maximum": 2, "minimum": 2}
+FUNCTIONS = {"abs": 1, "exp": 1, "log": 1, "sqrt": 1, "tanh": 1, "sin": 1, "cos": 1}
+COMPARISONS = {"gt": 2, "ge": 2, "lt": 2, "le": 2, "eq": 2, "ne": 2}
+LOGIC = {"logical_and": 2, "logical_or": 2, "logical_not": 1}
+SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
+CONSTANTS = {
+    "zeros_like": 0.0,
+    "ones_like": 1.0,
+    "new_zeros": 0.0,
+    "zeros": 0.0,
+    "ones": 1.0,
+}
+
+
+class UnknownOperationError(ValueError):
+    """A step calls what no compiled backend can write."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """``name = operation(*arguments)``; ``is_condition`` if the value is true or false."""
+
+    name: str
+    operation: str
+    arguments: tuple[Value, ...]
+    is_condition: bool = False
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a function computes: its lines in order, and the values that it returns."""
+
+    lines: tuple[Line, ...]
+    results: tuple[Value, ...]
+
+    def reads(self, *names: str) -> bool:
+        """Whether a line or a result is one of these inputs."""
+        read = {value for line in self.lines for value in line.arguments} | set(self.results)
+        return not read.isdisjoint(names)
+
+    def only(self, results: Sequence[Value]) -> "Trace":
+        """The trace of these results alone."""
+        needed, lines = set(results), []
+        for line in reversed(self.lines):
+            if line.name in needed:
+                lines.append(line)
+                needed.update(line.arguments)
+        return Trace(tuple(reversed(lines)), tuple(results))
+
+
+def trace(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]
+) -> tuple[Trace, Trace]:
+    """The trace of a function of tensors, and that of its adjoint.
+
+    Args:
+        function: takes a tensor for each of ``inputs``, and returns tensors, element by element.
+        inputs: the names of its inputs.
+
+    Returns:
+        The trace of its results, and the trace of the inputs' gradients. The second also has the
+        lines of the first that it needs; ``_g0``, ``_g1`` ... are the gradients of the results.
+
+    Raises:
+        UnknownOperationError: the function calls what is not in this file's tables.
+        ValueError: it reads a tensor that is none of its inputs, or its course depends on values.
+    """
+    tensors = [torch.full((2,), 0.5, requires_grad=True) for _ in inputs]
+    recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
+    with torch.enable_grad(), recorder:
+        results = function(*tensors)
+        forward = Trace(tuple(recorder.lines), tuple(map(recorder.value, results)))
+        gradients = [torch.ones(2) for _ in results]
+        for number, gradient in enumerate(gradients):
+            recorder.name(gradient, f"_g{number}")
+        found = torch.autograd.grad(
+            _Arrivals.apply(gradients, *results),
+            tensors,
+            create_graph=True,  # else gradients might be added up in place
+            allow_unused=True,
+        )
+        found = [0.0 if gradient is None else recorder.value(gradient) for gradient in found]
+    return forward.only(forward.results), Trace(tuple(recorder.lines), ()).only(found)
+
+
+class _Arrivals(torch.autograd.Function):
+    """Lets given gradients arrive at the results of a function."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *results: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return results[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple:
+        return None, *ctx.gradients
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes each operation as a line. Tensors are known by where their values lie in memory."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # which PyTorch would import to do so, for a second
+        return False
+
+    def __init__(self, inputs: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.lines: list[Line] = []
+        self._values: dict[int, Value] = {}
+        self._kept: list[Tensor] = []  # so that no later tensor lies in the same place
+        for name, tensor in inputs.items():
+            self.name(tensor, name)
+
+    def name(self, tensor: Tensor, value: Value) -> None:
+        """Lets a tensor stand for this value."""
+        self._values[tensor.data_ptr()] = value
+        self._kept.append(tensor)
+
+    def value(self, tensor: Tensor | float) -> Value:
+        """The value that a tensor stands for."""
+        if not isinstance(tensor, Tensor):
+            return float(tensor)
+        if tensor.data_ptr() not in self._values:
+            raise ValueError(
+                "a step reads a tensor that it is not given: expected its arguments alone, and "
+                "Python's numbers"
+            )
+        return self._values[tensor.data_ptr()]
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            raise ValueError(
+                "a step's course depends on values: expected torch.where instead of if, and no "
+                "number read from a tensor"
+            )
+        result = function(*args, **kwargs)
+        if not isinstance(result, Tensor):
+            raise UnknownOperationError(f"a step calls {name}, which no kernel can compute")
+        if any(isinstance(a, Tensor) and a.data_ptr() == result.data_ptr() for a in args):
+            if name.endswith("_"):
+                raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
+            return result  # another view of the same values
+        self._kept.append(result)
+        if name in CONSTANTS:
+            self.name(result, CONSTANTS[name])
+        elif name in ("full_like", "full", "scalar_tensor"):
+            self.name(result, float(args[0] if name == "scalar_tensor" else args[1]))
+        elif name in ("_to_copy", "clone"):
+            value = self._number(args[0])
+            rounds = result.dtype == torch.bfloat16 != args[0].dtype
+            self._values[result.data_ptr()] = self._line("round", value) if rounds else value
+        else:
+            self._values[result.data_ptr()] = self._note(name, args, kwargs, result)
+        return result
+
+    def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Tensor) -> str:
+        """Adds the lines of an operation, and returns the name of the last."""
+        name = SAME.get(name, name)
+        if name in LOGIC or name == "where":
+            values = [self.value(argument) for argument in args]
+            if name == "where":
+                values[1:] = map(self._number, args[1:])
+            return self._line(name, *values, is_condition=name in LOGIC)
+        if name == "clamp":
+            low, high = (*args[1:], *[None] * (3 - len(args)))
+            low, high = kwargs.get("min", low), kwargs.get("max", high)
+            value = self._number(args[0])
+            value = value if low is None else self._line("maximum", value, self._number(low))
+            return value if high is None else self._line("minimum", value, self._number(high))
+        values = [self._number(argument) for argument in args]
+        if "alpha" in kwargs:  # add and sub scale their second argument
+            values[1] = self._line("mul", values[1], float(kwargs["alpha"]))
+        match name, values:
+            case "rsub", [a, b]:
+                return self._line("sub", b, a)
+            case "reciprocal", [a]:
+                return self._line("div", 1.0, a)
+            case "square", [a]:
+                return self._line("mul", a, a)
+            case "rsqrt", [a]:
+                return self._line("div", 1.0, self._line("sqrt", a))
+            case "pow", [a, float(exponent)] if exponent in (1.0, 2.0, 3.0):
+                power = a
+                for _ in range(int(exponent) - 1):
+                    power = self._line("mul", power, a)
+                return power
+            case "sigmoid", [a]:
+                grown = self._line("add", 1.0, self._line("exp", self._line("neg", a)))
+                return self._line("div", 1.0, grown)
+            case "sigmoid_backward", [g, y]:
+                slope = self._line("mul", y, self._line("sub", 1.0, y))
+                return self._line("mul", g, slope)
+            case "tanh_backward", [g, y]:
+                slope = self._line("sub", 1.0, self._line("mul", y, y))
+                return self._line("mul", g, slope)
+            case ("sgn" | "sign"), [a]:
+                above, below = self._compare("gt", a, 0.0), self._compare("lt", a, 0.0)
+                return self._line("where", above, 1.0, self._line("where", below, -1.0, 0.0))
+            case "masked_fill", [a, _, b]:
+                return self._line("where", self.value(args[1]), b, a)
+            case "relu", [a]:
+                return self._line("maximum", a, 0.0)
+            case "threshold_backward", [g, y, float(threshold)]:
+                return self._line("where", self._compare("gt", y, threshold), g, 0.0)
+        if name in COMPARISONS:
+            return self._compare(name, *values)
+        if {**ARITHMETIC, **FUNCTIONS}.get(name) != len(values):
+            raise UnknownOperationError(f"a step calls {name}, which no kernel can compute")
+        return self._line(name, *values)
+
+    def _compare(self, name: str, *values: Value) -> str:
+        return self._line(name, *values, is_condition=True)
+
+    def _number(self, argument: Any) -> Value:
+        """The value of an argument; 1 or 0 if it is a condition."""
+        value = self.value(argument)
+        condition = any(line.name == value and line.is_condition for line in self.lines)
+        return self._line("where", value, 1.0, 0.0) if condition else value
+
+    def _line(self, operation: str, *arguments: Value, is_condition: bool = False) -> str:
+        line = Line(f"_{len(self.lines)}", operation, arguments, is_condition)
+        self.lines.append(line)
+        return line.name
