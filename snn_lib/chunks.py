@@ -208,6 +208,7 @@ class Chunk:
         used: of each seed that this chunk used: the key, the number of the chunk's first element,
             and whether the chunk drew the key itself.
         place: how many seeds the current run has used.
+        decisions: what :func:`decide` was told in the first run; the current one has made so many.
         given: the versions of the sequences and states that it was given.
         read: the versions of the parameters and buffers that it read.
     """
@@ -218,13 +219,15 @@ class Chunk:
     runs: int = 0
     used: list[tuple[Tensor, int, bool]] = field(default_factory=list)
     place: int = 0
+    decisions: list[bool] = field(default_factory=list)
+    decided: int = 0
     given: list[int] = field(default_factory=list)
     read: dict[int, int] = field(default_factory=dict)
 
     @contextmanager
     def run(self) -> Iterator[None]:
         """The context in which its modules run."""
-        self.runs, self.place = self.runs + 1, 0
+        self.runs, self.place, self.decided = self.runs + 1, 0, 0
         token = _chunk.set(self)
         try:
             yield
@@ -262,6 +265,21 @@ def is_recomputing() -> bool:
     """
     chunk = current_chunk()
     return chunk is not None and chunk.runs > 1
+
+
+def decide(choose: Callable[[], bool]) -> bool:
+    """What ``choose`` says; if a chunk runs again, what it said then.
+
+    A module that runs in one of two ways, which keep different tensors for the backward pass, must
+    run in the same way both times.
+    """
+    chunk = current_chunk()
+    if chunk is None:
+        return choose()
+    if chunk.runs == 1:
+        chunk.decisions.append(choose())
+    chunk.decided += 1
+    return chunk.decisions[chunk.decided - 1]
 
 
 def dropout_seed(current: Tensor) -> Tensor:

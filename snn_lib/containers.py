@@ -76,6 +76,20 @@ class StatefulModule(nn.Module):
 
     takes_expanded = False
 
+    def joins(self, following: nn.Module) -> bool:
+        """Whether this module and the one behind it run as one, by :meth:`run_with`."""
+        return False
+
+    def run_with(
+        self,
+        following: nn.Module,
+        x: Tensor,
+        states: tuple[Any, Any],
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Any, Any]]:
+        """Runs both modules as one: the output of the one behind, and both new states."""
+        raise NotImplementedError
+
 
 class Sequential(StatefulModule):
     """Modules one after the other, each of which is given its own state.
@@ -193,7 +207,7 @@ class Sequential(StatefulModule):
     ) -> Output:
         """Runs the modules; see the class for shapes."""
         states, output = self._states(state), x
-        for output in self._outputs(x, states, lengths):  # noqa: B007 (none outlives the next)
+        for output in self._outputs(x, states, lengths, joining=True):  # noqa: B007 (see there)
             pass
         return Output(output, tuple(states))
 
@@ -221,20 +235,33 @@ class Sequential(StatefulModule):
             )
         return states
 
-    def _outputs(self, x: Tensor, states: list[Any], lengths: Tensor | None) -> Iterator[Tensor]:
+    def _outputs(
+        self, x: Tensor, states: list[Any], lengths: Tensor | None, joining: bool = False
+    ) -> Iterator[Tensor]:
         """Yields each module's output and puts its new state into ``states``.
 
-        Nothing here keeps an output once the next module has run.
+        With ``joining``, neighbours that run as one yield one output. Nothing here keeps an output
+        once the next module has run.
         """
         if self.batch_first:
             x = x.transpose(0, 1)
         expanded = False  # whether x may be what a layer that ran once has returned
-        for index, (name, module) in enumerate(self._modules.items()):
+        named, index = list(self._modules.items()), 0
+        while index < len(named):
+            name, module = named[index]
             if isinstance(x, tuple):
                 raise ValueError(
                     f"layer {name} is given a tuple, expected a tensor: a module that returns "
                     "(output, state) derives from snn_lib.StatefulModule"
                 )
+            following = named[index + 1][1] if index + 1 < len(named) else None
+            if joining and isinstance(module, StatefulModule) and module.joins(following):
+                with contextlib.suppress(ValueError):  # whose layer is found one by one
+                    pair = states[index], states[index + 1]
+                    x, states[index : index + 2] = module.run_with(following, x, pair, lengths)
+                    index += 2
+                    yield x.transpose(0, 1) if self.batch_first else x
+                    continue
             steps, once = x.shape[0], _weighs(module) and repeats(x)
             try:
                 x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
@@ -244,11 +271,10 @@ class Sequential(StatefulModule):
                 x = x.expand(steps, *x.shape[1:])
             expanded = expanded or once
             if expanded and isinstance(x, Tensor) and x.dim() and x.stride(0) == 0:
-                following = list(self)[index + 1 : index + 2]  # none behind the last
-                if not any(map(_takes_expanded, following)):
-                    x = x.contiguous()
+                x = x if _takes_expanded(following) else x.contiguous()
             if self.batch_first and not isinstance(x, Tensor):
                 raise ValueError(f"layer {name} returned a {type(x).__name__}, expected a tensor")
+            index += 1
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
@@ -261,7 +287,7 @@ def _weighs(module: nn.Module) -> bool:
     return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
 
 
-def _takes_expanded(module: nn.Module) -> bool:
+def _takes_expanded(module: nn.Module | None) -> bool:
     """Whether a module may be given an expanded tensor.
 
     Others may write to their input, or ask how it lies in memory.

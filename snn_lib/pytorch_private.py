@@ -4,9 +4,8 @@ A new release of PyTorch may change them without notice. If it breaks this packa
 They were tried with PyTorch 2.8 and 2.13.
 
 Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
-``_modules``, as ``nn.Sequential`` does, and ``inference.layers`` reads them. ``IIRSynapse``
-overrides ``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``; ``SpikingNeuron``
-overrides ``_apply``.
+``_modules``, as ``nn.Sequential`` does, and ``inference.layers`` reads them. ``Cell`` overrides
+``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``.
 """
 
 from collections.abc import Callable
@@ -69,6 +68,15 @@ def is_compiled(model: nn.Module) -> bool:
 def forward_hooks(module: nn.Module) -> list[Callable]:
     """The hooks that change or see a module's forward pass, as ``torch.nn.utils.prune`` adds."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def is_observed(module: nn.Module) -> bool:
+    """Whether a hook sees the module's calls or its gradients, or ``torch.compile`` runs it."""
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    hooks += module._backward_hooks, module._backward_pre_hooks
+    compiled = module._compiled_call_impl is not None
+    replaced = "forward" in vars(module)
+    return any(hooks) or compiled or replaced or torch.nn.modules.module._has_any_global_hook()
 
 
 def remove_forward_hooks(model: nn.Module) -> None:

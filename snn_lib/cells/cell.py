@@ -25,11 +25,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import dropout_seed, is_recomputing
+from snn_lib.chunks import decide, dropout_seed, is_recomputing
 from snn_lib.containers import Output, StatefulModule, feature_shape
 from snn_lib.functional import GAUSSIAN, Call, State, Traces, run_cells, trace_cell
+from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
-from snn_lib.pytorch_private import is_transformed
+from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
 from snn_lib.stability import MARGIN, check_rounding, refuse_rounding, round_decaying
 from snn_lib.surrogate import Surrogate, check_surrogate
 from snn_lib.time_constants import PerChannel, per_channel
@@ -135,6 +136,40 @@ class Cell(StatefulModule):
         """Runs all time steps; see the class for shapes."""
         output, (state,) = run_cells([self.call(x, state)], x, lengths)
         return Output(output, state)
+
+    def joins(self, following: nn.Module | None) -> bool:
+        """Whether both can run as one: a cell that spikes and one that does not, unobserved.
+
+        In chunks, the second run of a chunk does what the first did.
+        """
+        return decide(lambda: self._joins(following))
+
+    def _joins(self, following: nn.Module | None) -> bool:
+        cells = self, following
+        if torch.compiler.is_compiling() or is_transformed() or is_watched():
+            return False
+        if any(not isinstance(cell, Cell) or is_observed(cell) for cell in cells):
+            return False
+        if any(type(cell).forward is not Cell.forward for cell in cells):
+            return False
+        tensors = [getattr(cell, name) for cell in cells for name in cell.coefficients]
+        first = tensors[0]
+        if any((t.dtype, t.device) != (first.dtype, first.device) for t in tensors):
+            return False
+        computes = first.dtype in COMPUTE_DTYPES and autocast_dtype(first) != torch.float16
+        return computes and self.spikes != following.spikes
+
+    def run_with(
+        self,
+        following: "Cell",
+        x: Tensor,
+        states: tuple[State | None, State | None],
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, list[State]]:
+        """Runs this cell and the one behind it as one; every result is as one by one."""
+        # The call of the second one only needs the shape and the device of its input.
+        calls = [cell.call(x, state) for cell, state in zip((self, following), states, strict=True)]
+        return run_cells(calls, x, lengths)
 
     def call(self, x: Tensor, state: State | None = None) -> Call:
         """What the layer is to run with on an input, see :func:`snn_lib.functional.run_cells`."""
