@@ -118,12 +118,14 @@ def check_events(events: Events, side: int, source: Path | str) -> Events:
             another; times run backwards; a polarity is neither 0 nor 1; or an event lies outside of
             the sensor, which has ``side`` pixels in each direction.
     """
+    no_numbers = f"{source}: x, y, t and p are not arrays of numbers"
     try:
         given = [np.asarray(values) for values in events]
+        require(all(values.dtype.kind in "biufO" for values in given), no_numbers)
         with np.errstate(invalid="ignore"):  # of undefined numbers, which are refused below
             arrays = [values.astype(np.int64, copy=False) for values in given]
-    except (TypeError, ValueError):
-        raise InputError(f"{source}: x, y, t and p are not arrays of numbers") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(no_numbers) from None
     shapes = [values.shape for values in arrays]
     require(
         len(shapes[0]) == 1 and len(set(shapes)) == 1,

@@ -35,10 +35,13 @@ def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]
     """The arrays of an ``.npz`` file that have one of these names.
 
     Raises:
-        InputError: there is no such file, or it cannot be unpacked.
+        InputError: there is no such file, it cannot be unpacked, or one of these is no array.
     """
-    with reading(path), zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in names if name in arrays}
+    with reading(path), zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in names if name in archive}
+    for name, array in arrays.items():  # NumPy hands out a file of any other kind as bytes
+        require(isinstance(array, np.ndarray), f"{path}: {name} is no array that NumPy has saved")
+    return arrays
 
 
 @contextmanager

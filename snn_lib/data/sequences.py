@@ -7,8 +7,10 @@ import os
 import reprlib
 import sysconfig
 import traceback
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ class SequenceDataset(Dataset):
 
     Args:
         x: the sequences, samples first: an array or tensor ``(samples, T, *features)``, or a list
-            of ``(T, *features)`` that may differ in T.
+            of ``(T, *features)`` that may differ in T. An array of objects is such a list.
         y: a target for each.
         lengths: number of steps of each sequence. The steps after them are padding.
         targets_are_sequences: whether a target has a value at every step, padded like ``x``.
@@ -41,6 +43,7 @@ class SequenceDataset(Dataset):
     def __init__(
         self, x: Any, y: Any, lengths: Any = None, targets_are_sequences: bool = False
     ) -> None:
+        x, y = (list(values) if _is_row_of_objects(values) else values for values in (x, y))
         self.x = x if isinstance(x, list) else as_numbers(x, "x").detach()
         self.y = y if isinstance(y, list) else as_numbers(y, "y").detach()
         self.lengths, self.targets_are_sequences = None, targets_are_sequences
@@ -152,7 +155,7 @@ def read_sample(
 
 
 def as_sequences(
-    samples: Iterable[Any],
+    samples: Any,
     name: str,
     features: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
@@ -171,17 +174,26 @@ def as_sequences(
     """
     if features is not None and isinstance(samples, (Tensor, np.ndarray)):
         shape = tuple(samples.shape)
-        alone = shape[1:] == tuple(features) or (len(shape) == 1 and samples.dtype != np.dtype("O"))
+        alone = shape[1:] == tuple(features)
+        alone = alone or (len(shape) == 1 and not _is_row_of_objects(samples))
         require(
             not alone,
             f"got a single sequence of shape {shape}, expected samples first: give x[None]",
         )
     sequences = []
-    for number, values in enumerate(samples):
+    for number, values in enumerate(listed(samples)):
         sequences.append(as_sequence(values, f"{name} {number}", features, dtype))
         features = sequences[0].shape[1:]
     require(bool(sequences), "there are no samples")
     return sequences
+
+
+def listed(samples: Any) -> list[Any]:
+    """A user's samples as a list. What is none becomes its only element, to be refused as such."""
+    try:
+        return list(samples)
+    except TypeError:
+        return [samples]
 
 
 def as_sequence(
@@ -232,19 +244,31 @@ def as_numbers(values: Any, name: str) -> Tensor:
     if np.ma.is_masked(values):
         require(values.dtype.kind == "f", f"{name} has masked values: fill them first")
         values = values.filled(np.nan)
-    if isinstance(values, np.ndarray):  # PyTorch takes no other order of bytes, none reversed
-        values = values.astype(values.dtype.newbyteorder("="), copy=False)
-        values = values.copy() if min(values.strides, default=0) < 0 else values
+    if isinstance(values, np.ndarray):
+        # PyTorch takes no longer floats, no other order of bytes, none reversed, none in between.
+        own = np.float64 if values.dtype.char == "g" else values.dtype.newbyteorder("=")
+        with np.errstate(over="ignore"):  # of numbers that no float64 holds
+            values = values.astype(own, copy=False)
+        forward = min(values.strides, default=0) >= 0
+        values = values if forward and values.flags.aligned else values.copy()
     try:
         if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
             values = np.array(values.to_numpy().tolist())
-        tensor = torch.as_tensor(values, device="cpu")
+        with warnings.catch_warnings():  # of arrays that are read only: nobody writes into them
+            warnings.simplefilter("ignore")
+            tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
+        shown = shorten(reprlib.repr(values), 100, placeholder=" ...")
+        raise InputError(f"{name} is {shown}, expected numbers") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
     dense = tensor.layout == torch.strided and not tensor.is_quantized
     require(dense, f"{name} is sparse or quantised: give to_dense() or dequantize() of it")
     return tensor
+
+
+def _is_row_of_objects(values: Any) -> bool:
+    """Whether values are an array of Python objects, such as arrays of different lengths."""
+    return isinstance(values, np.ndarray) and values.dtype == object and values.ndim == 1
 
 
 def place_of(error: BaseException) -> str:

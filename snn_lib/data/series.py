@@ -108,9 +108,8 @@ def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
             f"{path}: y{suffix} has shape {y.shape} in {y.dtype}, expected the number or name of a "
             "class for each sequence",
         )
-        y = np.char.decode(y, errors="backslashreplace") if y.dtype.kind == "S" else y
+        y = np.char.decode(y, "utf-8", "backslashreplace") if y.dtype.kind == "S" else y
         x = x[..., None] if x.ndim == 2 else x
-        lengths = None if lengths is None else lengths.tolist()
         data = sequence_dataset((list(x), y.tolist(), lengths), f"{path}, {part}")
         parts[part] = [sequence for sequence, _ in data], y
     return parts

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch, Batches
 from snn_lib.data.preparation import Preparation
-from snn_lib.errors import require
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -146,6 +146,18 @@ class Task:
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The output of a model that returns it alone or together with a state."""
-    result = model(x)
+    """The output of a model that returns it alone or together with a state.
+
+    Raises:
+        InputError: the model does not take sequences of these features.
+    """
+    try:
+        result = model(x)
+    except (ValueError, RuntimeError) as error:
+        if not any(word in str(error) for word in ("shape", "channels", "dimension")):
+            raise
+        raise InputError(
+            f"the model does not take batches (T, B, *features) of shape {tuple(x.shape)}: "
+            f"{one_line(error)}"
+        ) from error
     return result[0] if isinstance(result, tuple) else result

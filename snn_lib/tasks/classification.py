@@ -96,13 +96,13 @@ class Classification(Task):
             f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
             f"operations per {sample} ({work.additions:,.0f} additions and "
             f"{work.multiply_accumulates:,.0f} multiply-accumulates); a dense network of this size "
-            f"takes {dense:,.0f} multiply-accumulates"
+            f"takes {dense:,.0f} multiply-accumulates per step"
         )
         yield (
             f"filters and neurons: {work.filters:,.0f} and {work.neurons:,.0f} "
             f"multiply-accumulates per {sample}; all arithmetic by estimate "
-            f"{1e6 * work.energy():.2f} uJ (45 nm, without memory), the dense network's "
-            f"{1e6 * dense_work.energy():.2f} uJ"
+            f"{describe_energy(work)} per {sample} (45 nm, without memory), the dense network's "
+            f"{describe_energy(dense_work)} per step"
         )
         if not self.counts_spikes:
             return
@@ -163,6 +163,12 @@ class Classification(Task):
         longest = max(map(len, curves))
         correct = sum(torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves)
         return (correct / sequences).tolist(), rows
+
+
+def describe_energy(operations: Operations) -> str:
+    """The energy of operations as text: ``1.25 uJ``, or ``2,300 pJ`` if it is below 0.1 uJ."""
+    energy = operations.energy()
+    return f"{1e6 * energy:,.2f} uJ" if energy >= 1e-7 else f"{1e12 * energy:,.0f} pJ"
 
 
 @dataclass

@@ -24,7 +24,7 @@ from snn_lib.data.augmentation import AugmentationConfig, augment_sequences
 from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import InputError, require
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.base import Task, output_of
@@ -135,22 +135,6 @@ class SequenceTask(Task):
             raise InputError(f"sample {index} of the {part} data: {error}") from error.__cause__
         return x, y
 
-    def output(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Runs the model.
-
-        Raises:
-            InputError: the model does not take sequences of these features.
-        """
-        try:
-            return output_of(model, batch.x)
-        except (ValueError, RuntimeError) as error:
-            if not any(word in str(error) for word in ("shape", "channels", "dimension")):
-                raise
-            raise InputError(
-                f"the model does not take batches (T, B, *features) of shape "
-                f"{tuple(batch.x.shape)}: {one_line(error)}"
-            ) from error
-
     def check_target(self, target: Tensor) -> None:
         """Raises :class:`InputError` if a target is not what the task needs."""
 
@@ -223,7 +207,7 @@ class SequenceClassification(SequenceTask, Classification):
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """The readout's answer, ``(B, classes)``."""
-        logits, labels = self.readout(self.output(model, batch), batch.lengths).float(), batch.y
+        logits, labels = self.readout(output_of(model, batch.x), batch.lengths).float(), batch.y
         require(
             len(self.classes) in (0, logits.shape[1]),
             f"there are {len(self.classes)} names of classes, but the network has "
@@ -250,10 +234,12 @@ class SequenceClassification(SequenceTask, Classification):
 
     def check_target(self, target: Tensor) -> None:
         """See :class:`SequenceTask`."""
+        single = target.dim() == 0
+        found = f"is {target.item()}" if single else f"has shape {tuple(target.shape)}"
         require(
-            target.dim() == 0 and not target.is_floating_point() and bool(target >= 0),
-            f"the target is {target.tolist()} ({str(target.dtype).removeprefix('torch.')}), "
-            "expected the number of a class, an integer from 0 on",
+            single and not target.is_floating_point() and bool(target >= 0),
+            f"the target {found} ({str(target.dtype).removeprefix('torch.')}), expected the number "
+            "of a class, an integer from 0 on",
         )
 
 
@@ -283,7 +269,7 @@ class SequenceRegression(SequenceTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
-        output = self.output(model, batch)
+        output = output_of(model, batch.x)
         if self.readout is not None:
             output = self.readout(output, batch.lengths)
         require(

@@ -17,7 +17,8 @@ from snn_lib.training.state import Progress, Row
 
 BATCHES_PER_DISPLAY = 25
 SECONDS_PER_LINE = 60
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches, {remaining} left{postfix}"
+WARM_UP = 5  # batches of an epoch that say nothing of its pace: kernels compile in the first ones
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches{postfix}"
 
 
 def say(line: str) -> None:
@@ -50,14 +51,17 @@ def show_epoch(
 ) -> Iterator[Callable[[], None]]:
     """Shows the progress of an epoch: as a bar on a terminal, elsewhere as a line every minute.
 
+    The pace, and the time that is left of the run, are told after the first few batches.
+
     The training loop updates ``progress`` after every batch, and then calls the function that this
     context returns. If ``hidden``, nothing is shown: that is for all processes but the first.
     """
     options = config.hyperparameters
     title = f"epoch {progress.epoch + 1}/{options.epoch}"
-    # A resumed epoch may have begun on another machine, so the rate is that of this process alone.
-    first, begin = progress.batch, progress.seconds
-    told = begin
+    # A resumed epoch may have begun on another machine, so the pace is that of this process alone.
+    start = progress.batch + WARM_UP
+    begin = told = progress.seconds
+    metrics = ""
     bar = tqdm(
         total=progress.batches,
         initial=progress.batch,
@@ -69,21 +73,25 @@ def show_epoch(
     )
 
     def advance() -> None:
-        nonlocal told
-        batch = progress.batch
-        per_second = (batch - first) / (progress.seconds - begin)
-        # With torchrun, each batch is one of all processes together.
-        rate = f"{per_second * options.batch_size:.0f} {task.unit}/s"
-        if not bar.disable:
-            bar.update()
-            if batch % BATCHES_PER_DISPLAY == 0:  # reading the sums waits for the device
-                bar.set_postfix_str(f"{describe(task.metrics(read_sums(progress.sums)))}, {rate}")
-        elif not hidden and progress.seconds - told >= SECONDS_PER_LINE:
-            told = progress.seconds
+        nonlocal begin, told, metrics
+        batch, pace = progress.batch, ""
+        if batch <= start:
+            begin = progress.seconds
+        else:
+            per_second = (batch - start) / (progress.seconds - begin)
             # The batches up to the end of the run take this long, without the evaluations.
             batches = (options.epoch - progress.epoch) * progress.batches - batch
-            left = duration(batches / per_second)
-            say(f"{title}, batch {batch}/{progress.batches}: {rate}, about {left} left")
+            # With torchrun, each batch is one of all processes together.
+            pace = f"{per_second * options.batch_size:.0f} {task.unit}/s, "
+            pace += f"about {duration(batches / per_second)} left"
+        if not bar.disable:
+            if batch % BATCHES_PER_DISPLAY == 0:  # reading the sums waits for the device
+                metrics = describe(task.metrics(read_sums(progress.sums)))
+            bar.set_postfix_str(", ".join(filter(None, (metrics, pace))), refresh=False)
+            bar.update()
+        elif not hidden and progress.seconds - told >= SECONDS_PER_LINE:
+            told = progress.seconds
+            say(f"{title}, batch {batch}/{progress.batches}{pace and f': {pace}'}")
 
     with bar:
         yield advance

@@ -294,7 +294,7 @@ class Experiment:
         found += f"; test {describe(test)}" if test else ""
         where = f"metrics in {self.run.path}, model in {self.run.best}"
         if self.settings.epoch == 0:
-            self.say(f"first weights: {found}\n{where}")
+            self.say(f"trained without epochs: {found}\n{where}")
         else:
             seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
             self.say(

@@ -9,7 +9,7 @@ layers come from ``build_model``, which the script of the experiment hands over.
 
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -71,28 +71,59 @@ def trained_network(
     Raises:
         InputError: as :func:`load`.
     """
-    values, preparation = checkpoint.get("config"), checkpoint.get("preparation")
-    origin = checkpoint.origin
+    values, origin, usage = checkpoint.get("config"), checkpoint.origin, usage_of(checkpoint)
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
-    if preparation is not None:
-        preparation = preparation_from(preparation)
     known = {} if task is None else dict(vars(task))  # an experiment may be using this task
-    if task is None:
-        config = _namespace(values)
-    else:
-        config = config_from_dict(task.config_class, values, [], origin)
-        task.preparation, task.classes = preparation, checkpoint.get("classes", ())
     try:
+        if task is None:
+            config = _namespace(values)
+        else:
+            config = config_from_dict(task.config_class, values, [], origin)
+            task.preparation, task.classes = usage["preparation"], usage["classes"]
         with torch.random.fork_rng(devices=[]):  # the first weights are replaced anyway
             model = build(build_model, config)
-    except AttributeError as error:
-        raise InputError(f"the layers of {origin} cannot be built: {error}") from error
+    except InputError:
+        raise
+    except Exception as error:  # a setting that is none can fail in the user's code in any way
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
     finally:
         if task is not None:
             vars(task).clear()
             vars(task).update(known)
     load_weights(model, checkpoint)
-    return TrainedNetwork(model.cpu(), checkpoint, preparation).eval()
+    return TrainedNetwork(model.cpu(), origin, **usage).eval()
+
+
+def usage_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint says of the use of its network, see ``Task.usage``.
+
+    A file may hold anything, so all of it is checked here, before the network is used.
+
+    Raises:
+        InputError: it is not what a task of this version writes.
+    """
+    usage = {
+        "preparation": checkpoint.get("preparation"),
+        "readout": checkpoint.get("readout"),
+        "logit_scale": checkpoint.get("logit_scale", 1.0),
+        "classes": checkpoint.get("classes", []),
+    }
+    preparation, readout, scale, classes = usage.values()
+    finite = isinstance(scale, (int, float)) and abs(scale) <= torch.finfo(torch.float32).max
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    try:
+        if preparation is not None:
+            usage["preparation"] = preparation_from(preparation)
+        require(readout in (None, EVERY_STEP, *READOUTS), "its readout is unknown")
+        require(scale is None or finite, "its logit_scale is no finite number")
+        usage["logit_scale"] = scale and float(scale)  # PyTorch takes no whole number so large
+        require(named, "its classes are no list of names")
+    except InputError as error:
+        raise InputError(
+            f"{checkpoint.origin} is damaged, or of another version: {error}"
+        ) from None
+    return usage
 
 
 class TrainedNetwork(nn.Module):
@@ -100,11 +131,12 @@ class TrainedNetwork(nn.Module):
 
     Args:
         model: the module as it was trained.
-        checkpoint: the checkpoint that it comes from.
-        preparation: makes its input of samples, see :mod:`snn_lib.data.preparation`.
+        origin: the checkpoint that it comes from, in words.
+        preparation, readout, logit_scale, classes: as :func:`usage_of` returns them.
 
     Attributes:
-        model, preparation: the same.
+        model: the same.
+        preparation: makes its input of samples, see :mod:`snn_lib.data.preparation`.
         readout: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``, or
             ``snn_lib.readout.EVERY_STEP`` if the output is the answer. A function of your own,
             which no checkpoint holds, can be set here.
@@ -119,13 +151,17 @@ class TrainedNetwork(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, checkpoint: Checkpoint, preparation: Preparation | None
+        self,
+        model: nn.Module,
+        origin: str,
+        preparation: Preparation | None,
+        readout: Any,
+        logit_scale: float | None,
+        classes: Sequence[str],
     ) -> None:
         super().__init__()
-        self.model, self.preparation, self._origin = model, preparation, checkpoint.origin
-        self.readout = checkpoint.get("readout")
-        self.logit_scale = checkpoint.get("logit_scale", 1.0)
-        self.classes = list(checkpoint.get("classes") or ())
+        self.model, self._origin, self.preparation = model, origin, preparation
+        self.readout, self.logit_scale, self.classes = readout, logit_scale, classes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model as it was trained."""
@@ -189,11 +225,15 @@ class TrainedNetwork(nn.Module):
         """
         logits = self.answer(samples)
         require(
-            self.logit_scale is not None,
+            self.logit_scale is not None and logits.dim() == 2,
             f"{self._origin} predicts numbers, not classes: call answer",
         )
         scores = logits.softmax(1)
         names = self.classes or [str(number) for number in range(scores.shape[1])]
+        require(
+            len(names) == scores.shape[1],
+            f"{self._origin} has {len(names)} names of classes and {scores.shape[1]} outputs",
+        )
         return [names[number] for number in scores.argmax(1).tolist()], scores
 
 

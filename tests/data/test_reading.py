@@ -78,6 +78,14 @@ def test_objects_and_files_of_other_kinds_are_refused(tmp_path):
         assert "cannot be read" in refusal(read_arrays, tmp_path / other, ["x"])
 
 
+def test_a_file_in_an_archive_that_is_no_array_is_refused(tmp_path):
+    path = tmp_path / "x.npz"
+    for name, content in (("x", b"raw"), ("x.npy", b"raw"), ("x.npy", b"")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(name, content)
+        assert refusal(read_arrays, path, ["x"]).endswith("x is no array that NumPy has saved")
+
+
 def test_an_array_that_no_memory_holds_is_refused(tmp_path):
     path = tmp_path / "x.npy"
     promised = {"descr": "<f8", "fortran_order": False, "shape": (2_000_000, 30_000_000, 4)}

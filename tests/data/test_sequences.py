@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,13 @@ from claimed_device import ClaimedDevice
 from torch.utils.data import Dataset, TensorDataset
 
 import snn_lib
-from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
+from snn_lib.data.sequences import (
+    SequenceDataset,
+    as_numbers,
+    collate,
+    read_sample,
+    sequence_dataset,
+)
 from snn_lib.errors import InputError
 
 
@@ -44,6 +51,38 @@ def test_an_array_may_be_reversed():
     sequence, label = data[0]
     np.testing.assert_array_equal(sequence, x[0, ::-1])
     assert label == 2
+
+
+def test_an_array_may_be_a_column_of_packed_rows():
+    rows = np.zeros((3, 7, 2), dtype=[("mark", "u1"), ("value", "f4")])
+    rows["value"] = np.random.default_rng(0).random((3, 7, 2))
+    data = SequenceDataset(rows["value"], np.arange(3))
+    np.testing.assert_array_equal(data[2][0], rows["value"][2])
+
+
+def test_an_array_may_have_longer_floats_than_pytorch():
+    values = np.random.default_rng(0).random((3, 2))
+    assert torch.equal(as_numbers(values.astype(np.longdouble), "x"), torch.from_numpy(values))
+
+
+def test_an_array_may_be_read_only(tmp_path):
+    """PyTorch warns of it, once in a process, although nobody writes into it."""
+    values = np.random.default_rng(0).random((3, 2))
+    np.save(tmp_path / "x.npy", values)
+    constant = np.frombuffer(values.tobytes()).reshape(3, 2)
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for array in constant, np.load(tmp_path / "x.npy", mmap_mode="r"):
+            assert torch.equal(as_numbers(array, "x"), torch.from_numpy(values))
+    torch.set_warn_always(False)
+
+
+def test_sequences_of_several_lengths_may_be_an_array_of_objects():
+    x, y = np.empty(2, object), np.array([1, 0])
+    x[:] = [np.ones((3, 2)), np.ones((5, 2))]
+    data = SequenceDataset(x, y)
+    assert [len(data[index][0]) for index in range(2)] == [3, 5]
 
 
 def test_lengths_cut_the_padding_off():
@@ -146,6 +185,7 @@ X = torch.zeros(4, 7, 2)
         ((X,), r"expected \(x, y\), \(x, y, lengths\) or a torch"),
         (X, "the train data is Tensor, expected"),
         (("words", [0]), "x is 'words', expected numbers"),
+        ((((10**30,) * 9,) * 9, [0]), r"x is \(\(10{30}, 10{30}, \.\.\., expected numbers$"),
         ((X, np.array(["a", "b"] * 2)), r"y is array\(\['a', .*, expected numbers"),
         ((X + 1j, torch.zeros(4)), "x has complex numbers, expected real ones"),
         (TensorDataset(torch.zeros(0, 3, 1)), "the train data set is empty"),

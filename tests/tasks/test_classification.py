@@ -8,6 +8,7 @@ from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.inspection.activity import Operations, count_activity
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import SequenceClassification
+from snn_lib.tasks.classification import describe_energy
 
 LENGTHS = [12, 5, 30, 9, 30]
 
@@ -42,10 +43,10 @@ def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
     additions = 3 * sum(sequence.sum().item() for sequence in x) / 5
     assert activity.operations()[:2] == (pytest.approx(additions), 0)
     assert f"({additions:,.0f} additions and 0 multiply-accumulates)" in first
-    assert first.endswith("a dense network of this size takes 12 multiply-accumulates")
-    dense, spiking = Operations(0, 12, 0, 0).energy(), activity.operations().energy()
-    assert f"estimate {1e6 * spiking:.2f} uJ" in second
-    assert second.endswith(f"{1e6 * dense:.2f} uJ")
+    assert first.endswith("a dense network of this size takes 12 multiply-accumulates per step")
+    spiking = activity.operations().energy()
+    assert f"estimate {1e12 * spiking:,.0f} pJ per sequence (45 nm" in second
+    assert second.endswith("the dense network's 55 pJ per step")  # 12 times 0.9 + 3.7
 
     answers, rows = [], {1: [0, 0, 0], 2: [0, 0, 0], 3: [0, 0, 0]}
     for sequence, label in zip(x, [0, 1, 2, 0, 1], strict=True):
@@ -68,6 +69,11 @@ def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
         f"{steps / 5:.1f} steps and {operations / 5:,.0f} synaptic operations"
         for lead, (correct, steps, operations) in rows.items()
     ]
+
+
+def test_an_energy_has_digits_however_small_it_is():
+    for count, text in ((1, "5 pJ"), (500, "2,300 pJ"), (10**5, "0.46 uJ"), (10**9, "4,600.00 uJ")):
+        assert describe_energy(Operations(0, count, 0, 0)) == text
 
 
 def test_other_readouts_report_operations_alone():

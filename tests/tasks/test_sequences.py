@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from claimed_device import ClaimedDevice
+from refusing import refusal
 from running import assert_same_weights, run, shell, the_run
 from torch import nn
 from torch.utils.data import Dataset, Subset, get_worker_info
@@ -462,6 +463,12 @@ def test_features_that_the_model_does_not_take_are_refused(model):
     message = r"the model does not take batches \(T, B, \*features\) of shape \(5, 8, 3\): .*shape"
     with pytest.raises(InputError, match=message):
         task.loss(model, next(task.train_batches(0)))
+
+
+def test_labels_at_every_step_are_refused_without_listing_them():
+    task = SequenceClassification({"train": (torch.rand(12, 500, 2), torch.ones(12, 500).long())})
+    message = refusal(task.prepare, ExperimentConfig(), torch.device("cpu"))
+    assert "sample 0 of the train data: the target has shape (500,) (int64), expected" in message
 
 
 def test_labels_of_any_integers_do():

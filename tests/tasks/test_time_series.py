@@ -211,7 +211,9 @@ def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
     x = np.random.default_rng(1).normal(size=(45, STEPS, 3))  # which says nothing of the classes
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(45) % 3)
     finished = script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz")
-    (shown,) = re.findall(r"first weights: validation .*?accuracy ([\d.]+) %", finished.out)
+    (shown,) = re.findall(
+        r"trained without epochs: validation .*?accuracy ([\d.]+) %", finished.out
+    )
     (best,) = tmp_path.glob("runs/mine/*/best")
     network = snn_lib.load(best)
     with torch.no_grad():

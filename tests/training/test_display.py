@@ -23,10 +23,11 @@ def test_a_split_s_metrics_lose_its_name():
     assert split_of(row, "validation") == {"loss": 0.1, "f1": 0.5}
 
 
-def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0)):
+def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0), compiling=0.0):
     """What is printed while an epoch's batches are trained on, two seconds each.
 
-    ``resumed`` is how many of them were done before, and the seconds that this took.
+    ``resumed`` is how many of them were done before, and the seconds that this took. The first
+    batch takes ``compiling`` seconds longer.
     """
     out, bar = io.StringIO(), io.StringIO()
     bar.isatty = lambda: terminal
@@ -39,7 +40,7 @@ def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0)):
         patch.setattr(display, "say", lambda line: out.write(f"{line}\n"))
         with show_epoch(progress, Classification(), config, hidden) as advance:
             for batch in range(done + 1, batches + 1):
-                progress.batch, progress.seconds = batch, before + 2.0 * (batch - done)
+                progress.batch, progress.seconds = batch, before + compiling + 2.0 * (batch - done)
                 loss = torch.tensor(2.0 * batch)
                 progress.sums = {"samples": 4 * batch, "loss": loss, "correct": batch}
                 advance()
@@ -53,7 +54,8 @@ def test_a_terminal_shows_a_bar_with_the_metrics_so_far_and_one_rate(monkeypatch
         assert ("accuracy" in bar) is (batches == display.BATCHES_PER_DISPLAY)
     assert "epoch 2/3:  42%" in bar
     assert "25/60 batches" in bar
-    assert "loss 0.5000, accuracy 25.00 %, 20 sequences/s" in bar
+    # An epoch and the rest of this one are left: 95 batches of two seconds.
+    assert "loss 0.5000, accuracy 25.00 %, 20 sequences/s, about 3 min left" in bar
     assert "it/s" not in bar
     assert "batch/s" not in bar
     assert "s/batch" not in bar
@@ -67,6 +69,17 @@ def test_elsewhere_a_line_a_minute_says_how_far_it_has_come(monkeypatch):
         "epoch 2/3, batch 60/60: 20 sequences/s, about 2 min left",
     ]
     assert bar == ""
+
+
+def test_the_time_that_kernels_take_to_compile_says_nothing_of_the_time_left(monkeypatch):
+    lines, _ = shown(monkeypatch, False, 60, compiling=3600.0)
+    assert lines.splitlines() == [
+        "epoch 2/3, batch 1/60",
+        "epoch 2/3, batch 31/60: 20 sequences/s, about 3 min left",
+    ]
+    for batches in range(1, 7):
+        _, bar = shown(monkeypatch, True, batches, compiling=3600.0)
+        assert ("left" in bar) is ("sequences/s" in bar) is (batches == 6)
 
 
 def test_the_rate_of_a_resumed_epoch_is_that_of_this_process(monkeypatch):

@@ -1,6 +1,7 @@
 """Loading a trained network: what it computes, and that it needs nothing but its checkpoint."""
 
 import dataclasses
+import math
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from refusing import refusal
 from running import ONE_THREAD, ROOT, run_script, shell, the_run
 from torch import nn
 
-import snn_lib
+import snn_lib.time_series
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.series import load_series
 from snn_lib.errors import InputError
@@ -358,6 +360,59 @@ def test_a_checkpoint_without_its_script_needs_a_build_model(mine, tmp_path, cha
     with pytest.raises(InputError, match=words):
         snn_lib.load(tmp_path / "best")
     assert snn_lib.load(tmp_path / "best", build_model).classes == ["down", "up"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("readout", "men", "its readout is unknown"),
+        ("readout", ["mean"], "its readout is unknown"),
+        ("readout", torch.zeros(2), "its readout is unknown"),
+        ("logit_scale", "1", "its logit_scale is no finite number"),
+        ("logit_scale", math.nan, "its logit_scale is no finite number"),
+        ("logit_scale", 10**400, "its logit_scale is no finite number"),
+        ("logit_scale", torch.ones(3), "its logit_scale is no finite number"),
+        ("classes", 2, "its classes are no list of names"),
+        ("classes", "ab", "its classes are no list of names"),
+        ("classes", ["down", None], "its classes are no list of names"),
+        ("classes", torch.zeros(2), "its classes are no list of names"),
+        ("preparation", {"kind": "Unknown"}, "its preparation makes no input"),
+    ],
+)
+def test_a_damaged_word_about_the_use_of_a_network_is_refused(mine, tmp_path, key, value, words):
+    save_checkpoint(tmp_path / "best", {**load_checkpoint(mine[0]), key: value})
+    message = refusal(snn_lib.load, tmp_path / "best", build_model)
+    assert message.endswith(f"is damaged, or of another version: {words}")
+
+
+def damaged(mine, folder, **changes):
+    """The network of a checkpoint in which something has another value."""
+    save_checkpoint(folder / "best", {**load_checkpoint(mine[0]), **changes})
+    return snn_lib.load(folder / "best", build_model)
+
+
+def test_a_network_does_not_classify_by_what_does_not_fit_it(mine, tmp_path):
+    x = mine[1]
+    assert damaged(mine, tmp_path, logit_scale=10**30).answer(x).isfinite().all()
+    network = damaged(mine, tmp_path, classes=["down", "up", "aside"])
+    assert refusal(network.classify, x).endswith("has 3 names of classes and 2 outputs")
+    network = damaged(mine, tmp_path, readout="every step")
+    assert refusal(network.classify, x).endswith("predicts numbers, not classes: call answer")
+    four = {**load_checkpoint(mine[0])["preparation"], "features": [4]}
+    network = damaged(mine, tmp_path, preparation=four)
+    message = refusal(network.answer, torch.rand(20, 6, 4))
+    assert message.startswith("the model does not take batches (T, B, *features) of shape (6, 20, ")
+
+
+@pytest.mark.parametrize("value", [{3: 4}, {"hyperparameters": {"tau_m": "8"}}])
+def test_settings_of_which_no_layers_can_be_built_are_refused(mine, tmp_path, value):
+    save_checkpoint(tmp_path / "best", {**load_checkpoint(mine[0]), "config": value})
+
+    def build_decaying(config):
+        return LowPassSynapse(3, tau=2 * math.sqrt(config.hyperparameters.tau_m))
+
+    message = refusal(snn_lib.load, tmp_path / "best", build_decaying)
+    assert "cannot be built: TypeError: " in message
 
 
 def test_what_an_earlier_version_s_checkpoint_does_not_hold_is_named(mine, tmp_path):
