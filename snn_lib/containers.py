@@ -22,6 +22,11 @@ from snn_lib.pytorch_private import register_named_tuple
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+def is_weighted(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or a convolution."""
+    return isinstance(module, WEIGHTED)
+
+
 class Output(NamedTuple):
     """What a stateful module returns: ``(output, state)``, as ``nn.GRU`` does.
 

@@ -226,7 +226,9 @@ def _filter_call(
     for label, tensor, least in (("alpha", alpha, 0), ("beta", beta, 1)):
         check_tensor(label, tensor)
         if tensor.dim() < 2 or tensor.shape[0] < least:
-            raise ValueError(f"{label} has shape {tuple(tensor.shape)}, expected (order, *features)")
+            raise ValueError(
+                f"{label} has shape {tuple(tensor.shape)}, expected (order, *features)"
+            )
     warn_before_training(alpha)
     rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
     return Call("IIRSynapse", {"alpha": alpha, "beta": beta}, rows, state, dtype=dtype)
@@ -299,7 +301,7 @@ class Traces(NamedTuple):
     Attributes:
         output: ``(T, B, *features)``.
         potential: what its threshold compares with 1, in the same shape; ``None`` without one.
-        states: by name, each state after every step, ``(T, [rows,] B, *features)``.
+        states: by name, each state before every step, ``(T, [rows,] B, *features)``.
     """
 
     output: Tensor
@@ -330,16 +332,16 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     state = folded.state
     if state is None:
         state = sequence.new_zeros(folded.rows, *sequence.shape[1:])
-    rows, outputs, after = list(state.unbind()), [], []
+    rows, outputs, before = list(state.unbind()), [], []
     for now in sequence:
+        before.append(torch.stack(rows))
         output, rows = made.step(now, None, rows, coefficients, watched)
         outputs.append(output)
-        after.append(torch.stack(rows))
 
     def unfolded(sequence: Tensor) -> Tensor:
         return _unfold(sequence, features, order)
 
-    steps, states, begin = torch.stack(after), {}, 0
+    steps, states, begin = torch.stack(before), {}, 0
     for name, count in call.state.items():
         end = begin + (1 if count is None else count)
         states[name] = unfolded(steps[:, begin] if count is None else steps[:, begin:end])
@@ -370,9 +372,8 @@ def neuron_traces(
         ValueError, TypeError: as in :func:`spiking_neuron`.
     """
     call = _neuron_call(reset_decay, reset_strength, membrane_decay, state, surrogate)
-    spikes, _, states = trace_cell(call, current)
-    first = torch.zeros_like(spikes[0]) if state is None else state[1].to(spikes.dtype)
-    return spikes, states["membrane"], torch.cat([first[None], states["reset"][:-1]])
+    spikes, membrane, states = trace_cell(call, current)
+    return spikes, membrane, states["reset"]
 
 
 # --------------------------------------------------------------------------------------------------

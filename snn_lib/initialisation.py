@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from snn_lib.containers import WEIGHTED, tensors_in
-from snn_lib.functional import spiking_neuron
-from snn_lib.cells import SpikingNeuron
+from snn_lib.cells import Cell, is_spiking
+from snn_lib.containers import WEIGHTED, is_weighted, tensors_in
+from snn_lib.functional import run_cells
 from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean, within
 
@@ -71,7 +71,7 @@ def fire_from_the_start(
         ran.append(layer)
 
     def scale(
-        name: str, neuron: SpikingNeuron, args: tuple, kwargs: dict[str, Any]
+        name: str, neuron: Cell, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         if name in scaled:
             raise ValueError(
@@ -87,26 +87,26 @@ def fire_from_the_start(
                 "parametrisation or pruning: scale first, then add it"
             )
         call = bind_call(neuron, args, kwargs)
-        factor = _factor(neuron, call["current"], rate, name, lengths)
+        factor = _factor(neuron, call["x"], rate, name, lengths)
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
                 parameter.mul_(factor)
         scaled.add(name)
         ran.clear()
-        return (), {**call, "current": call["current"] * factor}
+        return (), {**call, "x": call["x"] * factor}
 
     def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: tuple) -> None:
         rates[name] = _mean_rate(output[0], lengths)
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     with _evaluation(model), _unchanged_on_error(layers):
-        with observe_layers(model, WEIGHTED, remember), ExitStack() as hooks:
+        with observe_layers(model, is_weighted, remember), ExitStack() as hooks:
             for name, neuron in model.named_modules():
-                if isinstance(neuron, SpikingNeuron):
+                if is_spiking(neuron):
                     hook = neuron.register_forward_pre_hook(partial(scale, name), with_kwargs=True)
                     hooks.enter_context(hook)
             model(x)
-        with observe_layers(model, SpikingNeuron, measure):
+        with observe_layers(model, is_spiking, measure):
             model(x)
     return rates
 
@@ -293,17 +293,13 @@ def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> float:
     return ((fired * own).sum() / own.sum()).item()
 
 
-def _factor(
-    neuron: SpikingNeuron, current: Tensor, rate: float, name: str, lengths: Tensor | None
-) -> float:
+def _factor(neuron: Cell, current: Tensor, rate: float, name: str, lengths: Tensor | None) -> float:
     """The factor by which a current has to be multiplied for a mean firing rate."""
     if not current.isfinite().all():
         raise ValueError(f"the current of layer {name} is not finite on this batch")
 
     def rate_with(factor: float) -> float:
-        spikes, _ = spiking_neuron(
-            current * factor, neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
-        )
+        spikes, _ = run_cells([neuron.call(current)], current * factor)
         return _mean_rate(spikes, lengths)
 
     high = 1.0

@@ -30,11 +30,11 @@ def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -
 @contextmanager
 def observe_layers(
     model: nn.Module,
-    kinds: type[nn.Module] | tuple[type[nn.Module], ...],
+    chosen: Callable[[nn.Module], bool],
     report: Callable[[str, nn.Module, dict[str, Any], Any], object],
     names: Collection[str] | None = None,
 ) -> Iterator[None]:
-    """The context in which each call of a model's layers of some kinds is reported.
+    """The context in which each call of the layers that are chosen is reported.
 
     ``report`` takes the name of the layer, the layer, and what :func:`observe` reports. If there
     are ``names``, the layers are those of these names.
@@ -46,7 +46,7 @@ def observe_layers(
     layers = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, kinds) and (names is None or name in names)
+        if chosen(layer) and (names is None or name in names)
     }
     silent = set(layers)
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lib.cells import is_spiking
 from snn_lib.chunks import Chunk, current_chunk
-from snn_lib.containers import WEIGHTED
-from snn_lib.cells import SpikingNeuron
+from snn_lib.containers import is_weighted
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
 
@@ -104,7 +104,7 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
     def keep(name: str, layer: nn.Module, given: dict[str, Any], output: tuple) -> None:
         spikes.keep(name, output[0], begins=given.get("state") is None)
 
-    with observe_layers(model, SpikingNeuron, keep):
+    with observe_layers(model, is_spiking, keep):
         yield spikes
 
 
@@ -115,9 +115,9 @@ def hidden_layers(model: nn.Module) -> list[str]:
     """
     hidden, waiting = [], []
     for name, module in model.named_modules():
-        if isinstance(module, SpikingNeuron):
+        if is_spiking(module):
             waiting.append(name)
-        elif isinstance(module, WEIGHTED):
+        elif is_weighted(module):
             hidden += waiting
             waiting = []
     return hidden

@@ -21,8 +21,7 @@ from snn_lib.containers import (
     lengths_beside,
     whole_number,
 )
-from snn_lib.functional import iir_filter
-from snn_lib.functional import check_shape, check_time_first
+from snn_lib.functional import check_shape, check_time_first, iir_filter
 from snn_lib.time_constants import decay_of
 
 

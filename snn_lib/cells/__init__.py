@@ -4,7 +4,7 @@ Read ``iir_filter`` and ``spiking_neuron`` first, the two of the paper. ``cell``
 in common, and how one of your own is written.
 """
 
-from snn_lib.cells.cell import Cell, parameter_groups
+from snn_lib.cells.cell import Cell, is_spiking, parameter_groups
 from snn_lib.cells.iir_filter import (
     DualExponentialSynapse,
     IIRSynapse,
@@ -20,5 +20,6 @@ __all__ = [
     "LowPassSynapse",
     "ResonantSynapse",
     "SpikingNeuron",
+    "is_spiking",
     "parameter_groups",
 ]

@@ -19,7 +19,7 @@ ONNX graph, and the count of its arithmetic:
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from snn_lib.chunks import decide, dropout_seed, is_recomputing
 from snn_lib.containers import Output, StatefulModule, feature_shape
-from snn_lib.functional import GAUSSIAN, Call, State, Traces, run_cells, trace_cell
+from snn_lib.functional import GAUSSIAN, Call, State, run_cells, trace_cell
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
 from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
@@ -132,7 +132,9 @@ class Cell(StatefulModule):
             else:
                 self.register_buffer(name, channels)
 
-    def forward(self, x: Tensor, state: State | None = None, lengths: Tensor | None = None) -> Output:
+    def forward(
+        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> Output:
         """Runs all time steps; see the class for shapes."""
         output, (state,) = run_cells([self.call(x, state)], x, lengths)
         return Output(output, state)
@@ -188,16 +190,43 @@ class Cell(StatefulModule):
             None if self.spikes else autocast_dtype(next(iter(coefficients.values()))),
         )
 
-    def traces(self, x: Tensor, state: State | None = None) -> Traces:
-        """What the cell does at every step, for a loss on it: output, potential and states."""
-        return trace_cell(self.call(x, state), x)
+    def traces(self, x: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Spikes, potential and reset of a cell that spikes, for a loss on them for example.
+
+        It runs one step after the other, in plain PyTorch.
+
+        Returns:
+            S, V and R at every step, each ``(T, B, *shape)``, with gradients and before dropout. V
+            is what the threshold compares with 1. R[t], already subtracted in V[t], is the state
+            ``reset``, and zero if the cell has none.
+        """
+        spikes, potential, states = trace_cell(self.call(x, state), x)
+        reset = states.get("reset")
+        return spikes, potential, torch.zeros_like(potential) if reset is None else reset
 
     @property
     def spikes(self) -> bool:
         """Whether its output is spikes, as ``fire`` returns them."""
+        return any(program(self._key()).spikes)
+
+    @property
+    def products(self) -> int:
+        """How often a channel multiplies in a step, but by coefficients that are zero everywhere."""
+        made = program(self._key())
+        rows = chain.from_iterable(
+            tensor if tensor.dim() > len(self.shape) else [tensor]
+            for tensor in self.effective_coefficients().values()
+        )
+        silent = {n for n, row in zip(made.coefficients, rows, strict=True) if not row.any()}
+        lines = (line for line in made.forward.lines if line.operation in ("mul", "div"))
+        return sum(
+            silent.isdisjoint(line.arguments) and "kept" not in line.arguments for line in lines
+        )
+
+    def _key(self) -> str:
         tensors = (getattr(self, name) for name in self.coefficients)
         rows = (None if tensor.dim() == len(self.shape) else len(tensor) for tensor in tensors)
-        return _is_spiking(self.kind, tuple(self.state_rows().values()), tuple(rows))
+        return key_of(self.kind, tuple(self.state_rows().values()), tuple(rows))
 
     def state_rows(self) -> dict[str, int | None]:
         """By name, how many rows each state has; ``None`` for one without a dimension for them."""
@@ -281,9 +310,9 @@ def first_values(
     return exact.to(torch.get_default_dtype())
 
 
-@cache
-def _is_spiking(kind: str, states: tuple, coefficients: tuple) -> bool:
-    return any(program(key_of(kind, states, coefficients)).spikes)
+def is_spiking(module: nn.Module) -> bool:
+    """Whether a module is a cell whose output is spikes."""
+    return isinstance(module, Cell) and module.spikes
 
 
 def straight_through(tensor: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snn_lib.cells.cell import Cell
 from snn_lib.containers import feature_shape
-from snn_lib.functional import GAUSSIAN, State, neuron_traces
+from snn_lib.functional import GAUSSIAN
 from snn_lib.surrogate import Surrogate
 from snn_lib.time_constants import PerChannel, decay_of, per_channel
 
@@ -90,18 +90,6 @@ class SpikingNeuron(Cell):
             reset_strength=reset_strength,
             membrane_decay=decay if membrane_filter else 0.0,
         )
-
-    def traces(
-        self, x: Tensor, state: State | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Spikes, membrane potential and reset at every step, for a loss on them for example.
-
-        Returns:
-            S, V and R, each ``(T, B, *shape)``, with gradients and before dropout. R[t] is already
-            subtracted in V[t].
-        """
-        call = self.call(x, state)
-        return neuron_traces(x, *call.coefficients.values(), state, self.surrogate)
 
     def extra_repr(self) -> str:
         """The settings, from what the buffers hold, for ``print``."""

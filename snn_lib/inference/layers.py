@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_lib.cells import IIRSynapse, SpikingNeuron
 from snn_lib.containers import PerStep, Repeat, Sequential
 from snn_lib.errors import one_line
-from snn_lib.cells import SpikingNeuron
 from snn_lib.readout import (
     READOUTS,
     Last,
@@ -25,7 +25,6 @@ from snn_lib.readout import (
     Snapshots,
     SpikeCount,
 )
-from snn_lib.cells import IIRSynapse
 
 Shape = tuple[int, ...]
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from snn_lib.containers import WEIGHTED, PerStep
+from snn_lib.cells import Cell, is_spiking
+from snn_lib.containers import WEIGHTED, PerStep, is_weighted
+from snn_lib.inspection.monitor import is_cell
 from snn_lib.inspection.timeline import Call, Timeline
-from snn_lib.cells import SpikingNeuron
 from snn_lib.observing import observe_layers
 from snn_lib.pytorch_private import convolve
-from snn_lib.cells import IIRSynapse
 
 UNCOUNTED = (
     nn.RNNBase,
@@ -92,12 +92,10 @@ class Activity:
         self.elements: dict[str, Any] = {}
         self.work: dict[str, int] = {}  # a layer's multiply-accumulates for each element
         for name, module in model.named_modules():
-            if isinstance(module, SpikingNeuron):  # two for the reset, one if the membrane filters
-                self.spike_counts[name] = self.elements[name] = 0
-                self.work[name] = 2 + bool(module.membrane_decay.any())
-            if isinstance(module, IIRSynapse):
-                self.elements[name] = 0
-                self.work[name] = len(module.alpha) + len(module.beta)
+            if isinstance(module, Cell):
+                self.elements[name], self.work[name] = 0, module.products
+            if is_spiking(module):
+                self.spike_counts[name] = 0
         self._uncounted = _uncounted_part(model)  # why the operations are refused
         self.neurons = list(self.spike_counts)
         # For each call of a layer of weights in a run: its operations, and whether it multiplies.
@@ -250,7 +248,7 @@ class Activity:
         self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple
     ) -> None:
         """Adds what a synapse or neuron layer did in a call."""
-        is_neuron = isinstance(layer, SpikingNeuron)
+        is_neuron = is_spiking(layer)
         values = result[0] if is_neuron else next(iter(given.values()))  # (T, B, *features)
         call = self.timeline.place(name, len(values), fresh=given.get("state") is None)
         steps = _own_steps(call, values)
@@ -323,7 +321,7 @@ def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 
 def _uncounted_part(model: nn.Module) -> str | None:
     """What of a model has weights that nothing here counts, or ``None``."""
-    known = *WEIGHTED, IIRSynapse, SpikingNeuron, nn.LayerNorm
+    known = *WEIGHTED, Cell, nn.LayerNorm
     counted = {part for m in model.modules() if isinstance(m, known) for part in m.modules()}
     for name, module in model.named_modules():
         if module not in counted and _has_uncounted_weights(module):
@@ -348,6 +346,11 @@ def _has_uncounted_weights(module: nn.Module) -> bool:
     return any(p.dim() == 2 or sum(size > 1 for size in p.shape) > 1 for p in own)
 
 
+def is_weights(module: nn.Module) -> bool:
+    """Whether a module is a layer of weights, or hides the time axis from one."""
+    return isinstance(module, (PerStep, *WEIGHTED))
+
+
 @contextmanager
 def count_activity(model: nn.Module) -> Iterator[Activity]:
     """The context in which the activity of ``model`` is counted.
@@ -357,14 +360,13 @@ def count_activity(model: nn.Module) -> Iterator[Activity]:
     activity.operations()
     """
     activity = Activity(model)
-    stateful = IIRSynapse, SpikingNeuron
     # Without synapses and neurons, the layers of weights tell of new sequences.
-    telling = stateful if activity.elements else (PerStep, *WEIGHTED)
+    telling = is_cell if activity.elements else is_weights
     with (
         activity.timeline.following(model),
         observe_layers(model, telling, activity.count_sequences),
-        observe_layers(model, stateful, activity.count_layer),
-        observe_layers(model, WEIGHTED, activity.count_weights),
+        observe_layers(model, is_cell, activity.count_layer),
+        observe_layers(model, is_weighted, activity.count_weights),
     ):
         yield activity
 

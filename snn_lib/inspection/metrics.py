@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snn_lib.cells import IIRSynapse
 from snn_lib.containers import Output
 from snn_lib.functional import FilterState
-from snn_lib.cells import IIRSynapse
 from snn_lib.time_constants import decays_of, peak_scale
 
 

@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_lib.cells import Cell
 from snn_lib.chunks import current_chunk
-from snn_lib.cells import SpikingNeuron
 from snn_lib.observing import observe_layers
-from snn_lib.cells import IIRSynapse
-
-KINDS = IIRSynapse, SpikingNeuron
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class NeuronRecord:
     """Spikes S, membrane potential V and reset R of a neuron layer, each ``(T, B, *features)``.
 
     S has all spikes of the neurons, also those that dropout removes later. A neuron fires where
-    V[t] > 1 (up to rounding, if the membrane filters). R[t] is already subtracted from V[t]. A
+    V[t] > 1. R[t] is already subtracted from V[t]. A
     spike at t first appears in R[t+1].
     """
 
@@ -60,7 +57,7 @@ class Monitor:
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
-        known = [name for name, module in model.named_modules() if isinstance(module, KINDS)]
+        known = [name for name, module in model.named_modules() if is_cell(module)]
         for name in layers or ():
             if name not in known:
                 raise ValueError(
@@ -74,7 +71,7 @@ class Monitor:
         return self.records[layer]
 
     def __enter__(self) -> "Monitor":
-        self._observing = observe_layers(self._model, KINDS, self._store, self._layers)
+        self._observing = observe_layers(self._model, is_cell, self._store, self._layers)
         self._observing.__enter__()
         return self
 
@@ -91,15 +88,20 @@ class Monitor:
         self.records[name] = record
 
 
+def is_cell(module: nn.Module) -> bool:
+    """Whether a module is a synapse, a neuron or another cell."""
+    return isinstance(module, Cell)
+
+
 @torch.no_grad()
 def record_of(
     layer: nn.Module, given: dict[str, Any], result: tuple
 ) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
-    if hasattr(layer, "traces"):
-        given = {name: value for name, value in given.items() if name != "lengths"}
-        return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest
-    return SynapseRecord(result[0].detach())
+    if is_cell(layer) and not layer.spikes:
+        return SynapseRecord(result[0].detach())
+    given = {name: value for name, value in given.items() if name != "lengths"}
+    return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest
 
 
 def as_numpy(tensor: Tensor) -> np.ndarray:

@@ -18,11 +18,11 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 from torch import Tensor
 
+from snn_lib.cells import IIRSynapse
 from snn_lib.data.patterns import DAMAGE_KINDS
 from snn_lib.functional import iir_filter
 from snn_lib.inspection.monitor import as_numpy
 from snn_lib.surrogate import THRESHOLD
-from snn_lib.cells import IIRSynapse
 
 BLACK, GREY = "#000000", "#7f7f7f"
 ORANGE, SKY, GREEN, BLUE, VERMILION = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"

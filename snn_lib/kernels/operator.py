@@ -45,9 +45,7 @@ def run(
     tensors = x, coefficients, state
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if is_transformed() or not can_compile(made, surrogate if learns else None):
-        return plain.run(
-            made, x, coefficients, state, lengths, surrogate, dropout, seed, dtype
-        )
+        return plain.run(made, x, coefficients, state, lengths, surrogate, dropout, seed, dtype)
     name, numbers = name_of(surrogate) if learns else ("gaussian", [])
     given = key, x, coefficients, state, lengths, name, numbers, dropout, seed, dtype
     if not learns and _can_skip_dispatch((x, coefficients, state, lengths, seed)):
@@ -91,7 +89,9 @@ def _can_skip_dispatch(inputs: Sequence[Tensor | None]) -> bool:
     mutates_args=(),
     schema=f"({INPUTS}, ScalarType dtype, bool keep, bool[] needed) -> (Tensor, Tensor, Tensor)",
 )
-def _run(key, x, coefficients, state, lengths, surrogate, numbers, dropout, seed, dtype, keep, needed):
+def _run(
+    key, x, coefficients, state, lengths, surrogate, numbers, dropout, seed, dtype, keep, needed
+):
     _check(key, x, coefficients, state, lengths, dropout, seed, dtype)
     return backend_for(coefficients).forward(
         key, x, coefficients, state, lengths, dropout, seed, dtype, keep
@@ -194,9 +194,7 @@ def _derivatives(
 ) -> tuple[Tensor, ...]:
     """Gradients of plain PyTorch, which have derivatives themselves."""
     surrogate = surrogate_of(ctx.surrogate, ctx.numbers)
-    results = plain.run(
-        program(ctx.key), *inputs, lengths, surrogate, ctx.dropout, seed, ctx.dtype
-    )
+    results = plain.run(program(ctx.key), *inputs, lengths, surrogate, ctx.dropout, seed, ctx.dtype)
     pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if g is not None]
     return torch.autograd.grad(
         [result for result, _ in pairs],

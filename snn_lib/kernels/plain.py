@@ -65,9 +65,7 @@ def _up_to(
     return [torch.where(reached, row, old) for row, old in zip(rows, before, strict=True)]
 
 
-def dropout_scale(
-    shape: Sequence[int], dtype: torch.dtype, dropout: float, seed: Tensor
-) -> Tensor:
+def dropout_scale(shape: Sequence[int], dtype: torch.dtype, dropout: float, seed: Tensor) -> Tensor:
     """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
 
     The generator is counter-based. Element number i is dropped if the hash of i under a key, a

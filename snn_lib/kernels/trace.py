@@ -7,7 +7,6 @@ in its own language. Steps that need anything else, and those whose course depen
 refused.
 """
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +68,7 @@ class Trace:
         return Trace(tuple(reversed(lines)), tuple(results))
 
 
-def trace(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]
-) -> tuple[Trace, Trace]:
+def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> tuple[Trace, Trace]:
     """The trace of a function of tensors, and that of its adjoint.
 
     Args:
@@ -218,7 +215,7 @@ class _Recorder(TorchDispatchMode):
             case "tanh_backward", [g, y]:
                 slope = self._line("sub", 1.0, self._line("mul", y, y))
                 return self._line("mul", g, slope)
-            case ("sgn" | "sign"), [a]:
+            case (("sgn" | "sign"), [a]):
                 above, below = self._compare("gt", a, 0.0), self._compare("lt", a, 0.0)
                 return self._line("where", above, 1.0, self._line("where", below, -1.0, 0.0))
             case "masked_fill", [a, _, b]:

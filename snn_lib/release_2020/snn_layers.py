@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_lib.cells import DualExponentialSynapse
 from snn_lib.containers import PerStep
 from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
 from snn_lib.inspection.monitor import SynapseRecord, as_numpy, record_of
 from snn_lib.observing import observe
 from snn_lib.surrogate import THRESHOLD, Gaussian
-from snn_lib.cells import DualExponentialSynapse
 from snn_lib.time_constants import decay_of, peak_scale
 
 __all__ = [

@@ -16,10 +16,10 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
+from snn_lib.cells import IIRSynapse, LowPassSynapse
 from snn_lib.data.patterns import damage_patterns, single_damage
 from snn_lib.inspection.metrics import OutputFilter
 from snn_lib.inspection.plotting import raster
-from snn_lib.cells import IIRSynapse, LowPassSynapse
 
 __all__ = [
     "RandPatternDataset",

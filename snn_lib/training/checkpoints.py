@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_lib.cells import Cell
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, require
 from snn_lib.files import write_atomically
-from snn_lib.cells import SpikingNeuron
-from snn_lib.cells import IIRSynapse
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
 
@@ -120,7 +119,7 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
-        coefficients = isinstance(module, (IIRSynapse, SpikingNeuron))
+        coefficients = isinstance(module, Cell)
         for key, buffer in module.named_buffers(name, recurse=False):
             if coefficients or key.endswith(STATISTICS):
                 found[key] = buffer

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from snn_lib.cells import IIRSynapse
 from snn_lib.errors import RunError, SettingsError, one_line
 from snn_lib.pytorch_private import remove_forward_hooks
-from snn_lib.cells import IIRSynapse
 from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import learned, not_finite
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from snn_lib.cells import Cell, parameter_groups
 from snn_lib.errors import InputError, SettingsError, one_line, require
-from snn_lib.cells import IIRSynapse, parameter_groups
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed, optimisation
 from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
@@ -123,7 +123,7 @@ class TrainingState:
             # makes the average's coefficients stable too. Every step does the same, so that a
             # resumed run computes the same numbers as one that was never stopped.
             for module in (*self.model.modules(), *self.average.modules()):
-                if isinstance(module, IIRSynapse):
+                if isinstance(module, Cell):
                     module.project_()
             self.average.update_parameters(self.model)
         if optimisation.steps_every_batch(self.scheduler):

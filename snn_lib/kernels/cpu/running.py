@@ -99,8 +99,10 @@ def backward(
     zeros = coefficients.new_zeros(count, batch, channels)
     state = zeros if state is None else state.contiguous()
     # Without lengths, the gradient of the last state is where the way back begins.
-    adjoint = zeros.clone() if grad_last is None else grad_last.clone(
-        memory_format=torch.contiguous_format
+    adjoint = (
+        zeros.clone()
+        if grad_last is None
+        else grad_last.clone(memory_format=torch.contiguous_format)
     )
     if lengths is not None:
         grad_last, adjoint = adjoint, zeros.clone()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64, VOID, Writer
-from snn_lib.kernels.program import Program, parameters, program
+from snn_lib.kernels.program import parameters, program
 from snn_lib.kernels.trace import Trace, Value
 
 BLOCK = 32  # steps whose states a backward pass computes again at once, so that they stay in cache
@@ -74,38 +74,37 @@ def forward_source(task: Task) -> str:
     made, kernel = program(task.key), _Kernel("forward", FORWARD, task)
     trace, w, count = made.forward, kernel.writer, len(made.states)
     reads_x = trace.reads("x")
-    with kernel.tiles():
-        with w.counting(I64(0), kernel["steps"]) as (t, _):
-            block = w.sdiv(t, I64(BLOCK))
-            whole = w.icmp_signed("==", w.mul(block, I64(BLOCK)), t)
-            kept = w.icmp_signed("<=", block, kernel["blocks"])
-            keeps = w.and_(w.and_(whole, kept), w.icmp_signed(">", t, I64(0)))
-            with w.counting(kernel.first_row, kernel.last_row) as (b, _):
-                states = [kernel.state("state", s, b) for s in range(count)]
-                with w.if_then(keeps):
-                    before = w.mul(w.sub(block, I64(1)), I64(count))
+    with kernel.tiles(), w.counting(I64(0), kernel["steps"]) as (t, _):
+        block = w.sdiv(t, I64(BLOCK))
+        whole = w.icmp_signed("==", w.mul(block, I64(BLOCK)), t)
+        kept = w.icmp_signed("<=", block, kernel["blocks"])
+        keeps = w.and_(w.and_(whole, kept), w.icmp_signed(">", t, I64(0)))
+        with w.counting(kernel.first_row, kernel.last_row) as (b, _):
+            states = [kernel.state("state", s, b) for s in range(count)]
+            with w.if_then(keeps):
+                before = w.mul(w.sub(block, I64(1)), I64(count))
+                for s, row in enumerate(states):
+                    place = kernel.state("checkpoints", w.add(before, I64(s)), b)
+                    kernel.copy(row, place)
+            x, output = kernel.sequence("x", t, b), kernel.whole("output", task.output, t, b)
+
+            def step(n: ir.Value) -> None:
+                values = kernel.coefficients(n)
+                values |= dict(zip(made.states, [w.read(row, n) for row in states]))
+                if reads_x:
+                    w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
+                    values["x"] = w.read(x, n)
+                values |= kernel.kept(t, b, n) if trace.reads("kept") else {}
+                kernel.lines(trace, values, flushed=trace.results[1:])
+                results = [kernel.value(result, values) for result in trace.results]
+                for result, row in zip(results, [output, *states]):
+                    w.write(result, row, n)
+
+            kernel.each_channel(step)
+            if task.ends:
+                with w.if_then(kernel.is_end(b, t)):
                     for s, row in enumerate(states):
-                        place = kernel.state("checkpoints", w.add(before, I64(s)), b)
-                        kernel.copy(row, place)
-                x, output = kernel.sequence("x", t, b), kernel.whole("output", task.output, t, b)
-
-                def step(n: ir.Value) -> None:
-                    values = kernel.coefficients(n)
-                    values |= dict(zip(made.states, [w.read(row, n) for row in states]))
-                    if reads_x:
-                        w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
-                        values["x"] = w.read(x, n)
-                    values |= kernel.kept(t, b, n) if trace.reads("kept") else {}
-                    kernel.lines(trace, values, flushed=trace.results[1:])
-                    results = [kernel.value(result, values) for result in trace.results]
-                    for result, row in zip(results, [output, *states]):
-                        w.write(result, row, n)
-
-                kernel.each_channel(step)
-                if task.ends:
-                    with w.if_then(kernel.is_end(b, t)):
-                        for s, row in enumerate(states):
-                            kernel.copy(row, kernel.state("ends", s, b))
+                        kernel.copy(row, kernel.state("ends", s, b))
     return kernel.text()
 
 
@@ -150,7 +149,9 @@ def backward_source(task: Task, way: Way) -> str:
         if task.ends:
             with w.if_then(kernel.is_end(b, t)):
                 _add_last(kernel, adjoints, b)
-        before = {n: kernel.again(w.sub(t, begin), s, b) for s, n in enumerate(names) if n in states}
+        before = {
+            n: kernel.again(w.sub(t, begin), s, b) for s, n in enumerate(names) if n in states
+        }
         sums = [kernel.sum(number, len(trained)) for number in range(len(trained))]
         x, grad_output = (kernel.sequence(name, t, b) for name in ("x", "grad_output"))
         grad_x = kernel.whole("grad_x", task.x, t, b) if way.need_x else None

@@ -241,7 +241,9 @@ class Writer(ir.IRBuilder):
         small = self.fcmp_ordered("<", self.intrinsic("llvm.fabs", a), self.number(TINY))
         return self.select(small, self.number(0.0), a)
 
-    def kept(self, index: ir.Value, key: list[ir.Value], below: ir.Value, scale: ir.Value) -> ir.Value:
+    def kept(
+        self, index: ir.Value, key: list[ir.Value], below: ir.Value, scale: ir.Value
+    ) -> ir.Value:
         """The factors of spikes, from element number ``index`` on: zero, or the scale.
 
         See ``plain.dropout_scale``. Elements are counted in 32 bits, as the hash is.
