@@ -8,11 +8,13 @@ was trained.
 from typing import Any
 
 from snn_lib.cells import (
+    AdaptiveNeuron,
     Cell,
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
     ResonantSynapse,
+    ResonateAndFireNeuron,
     SpikingNeuron,
     parameter_groups,
 )
@@ -33,6 +35,7 @@ from snn_lib.time_constants import log_spaced
 __version__ = "0.2.0"
 
 __all__ = [
+    "AdaptiveNeuron",
     "Cell",
     "Chunked",
     "DualExponentialSynapse",
@@ -44,6 +47,7 @@ __all__ = [
     "PerStep",
     "Repeat",
     "ResonantSynapse",
+    "ResonateAndFireNeuron",
     "Sequential",
     "SpikingNeuron",
     "StatefulModule",

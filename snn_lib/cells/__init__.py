@@ -4,6 +4,7 @@ Read ``iir_filter`` and ``spiking_neuron`` first, the two of the paper. ``cell``
 in common, and how one of your own is written.
 """
 
+from snn_lib.cells.adaptive_neuron import AdaptiveNeuron
 from snn_lib.cells.cell import Cell, is_spiking, parameter_groups
 from snn_lib.cells.iir_filter import (
     DualExponentialSynapse,
@@ -11,14 +12,17 @@ from snn_lib.cells.iir_filter import (
     LowPassSynapse,
     ResonantSynapse,
 )
+from snn_lib.cells.resonate_and_fire import ResonateAndFireNeuron
 from snn_lib.cells.spiking_neuron import SpikingNeuron
 
 __all__ = [
+    "AdaptiveNeuron",
     "Cell",
     "DualExponentialSynapse",
     "IIRSynapse",
     "LowPassSynapse",
     "ResonantSynapse",
+    "ResonateAndFireNeuron",
     "SpikingNeuron",
     "is_spiking",
     "parameter_groups",

@@ -53,6 +53,8 @@ class Cell(StatefulModule):
             is drawn for every neuron and time step. The other spikes are scaled by
             1 / (1 - dropout). The cell's own state sees all its spikes.
         train: the names of the coefficients that are parameters; the others are buffers.
+        train_decay: whether the coefficients of ``decays`` are parameters, too, but for those that
+            are zero everywhere.
         values: the coefficients' first values by name, each a number, a tensor of the channels'
             shape, or a function of this shape; or a list of such, for a coefficient with rows.
 
@@ -112,6 +114,7 @@ class Cell(StatefulModule):
         surrogate: Surrogate = GAUSSIAN,
         dropout: float = 0.0,
         train: Sequence[str] = (),
+        train_decay: bool = False,
         **values: PerChannel,
     ) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ class Cell(StatefulModule):
             if name in self.decays:
                 round_decaying(first)  # refuses one that rounds to 1
             channels = torch.empty(first.shape).copy_(first)  # on the default device
-            if name in train:
+            if name in train or (train_decay and name in self.decays and first.any()):
                 self.register_parameter(name, nn.Parameter(channels))
             else:
                 self.register_buffer(name, channels)

@@ -80,12 +80,12 @@ class SpikingNeuron(Cell):
         train_reset_strength: bool = False,
     ) -> None:
         decay = decay_of(per_channel(tau_m, feature_shape(shape), "tau_m"), "tau_m")
-        train = ["reset_decay", *["membrane_decay"] * membrane_filter] if train_decay else []
         super().__init__(
             shape,
             surrogate=surrogate,
             dropout=dropout,
-            train=[*train, *["reset_strength"] * train_reset_strength],
+            train=["reset_strength"] if train_reset_strength else (),
+            train_decay=train_decay,
             reset_decay=decay,
             reset_strength=reset_strength,
             membrane_decay=decay if membrane_filter else 0.0,
