@@ -64,6 +64,8 @@ class Cell(StatefulModule):
         decays: the coefficients by which a state decays. If they are trained, the layer computes
             with the nearest ones in [0, 1 - 1e-3], in any training loop.
 
+        spikes: whether its output is spikes, as ``fire`` returns them.
+
     Shape:
         - x: ``(T, B, *shape)``.
         - state: a tuple of tensors ``(B, *shape)``, one for each of ``states``.
@@ -134,6 +136,7 @@ class Cell(StatefulModule):
                 self.register_parameter(name, nn.Parameter(channels))
             else:
                 self.register_buffer(name, channels)
+        self.spikes = any(program(self._key()).spikes)
 
     def forward(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
@@ -206,11 +209,6 @@ class Cell(StatefulModule):
         spikes, potential, states = trace_cell(self.call(x, state), x)
         reset = states.get("reset")
         return spikes, potential, torch.zeros_like(potential) if reset is None else reset
-
-    @property
-    def spikes(self) -> bool:
-        """Whether its output is spikes, as ``fire`` returns them."""
-        return any(program(self._key()).spikes)
 
     @property
     def products(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.kernels import COMPUTE_DTYPES, backend_for, plain
-from snn_lib.kernels.program import Program, name_of, program, surrogate_of
+from snn_lib.kernels.program import name_of, program, surrogate_of
 from snn_lib.kernels.trace import UnknownOperationError
 from snn_lib.pytorch_private import carries_tangents, is_transformed, is_watched
 from snn_lib.surrogate import Surrogate
@@ -41,20 +41,23 @@ def run(
 
     ``needed`` says of each row of coefficients whether it may need a gradient.
     """
-    made = program(key)
     tensors = x, coefficients, state
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if is_transformed() or not can_compile(made, surrogate if learns else None):
-        return plain.run(made, x, coefficients, state, lengths, surrogate, dropout, seed, dtype)
-    name, numbers = name_of(surrogate) if learns else ("gaussian", [])
-    given = key, x, coefficients, state, lengths, name, numbers, dropout, seed, dtype
+    compiling = torch.compiler.is_compiling()
+    if is_transformed() or not (compiling or can_compile(key, surrogate if learns else None)):
+        settings = lengths, surrogate, dropout, seed, dtype
+        return plain.run(program(key), x, coefficients, state, *settings)
     if not learns and _can_skip_dispatch((x, coefficients, state, lengths, seed)):
-        return backend_for(x).forward(key, *given[1:5], dropout, seed, dtype, False)[:2]
-    return torch.ops.snn.run(*given, learns, list(needed))[:2]
+        backend, given = backend_for(x), (x, coefficients, state, lengths, dropout, seed)
+        return backend.forward(key, *given, dtype, False)[:2]
+    name, numbers = name_of(surrogate)
+    settings = lengths, name, numbers, dropout, seed, dtype, learns, list(needed)
+    return torch.ops.snn.run(key, x, coefficients, state, *settings)[:2]
 
 
-def can_compile(made: Program, surrogate: Surrogate | None) -> bool:
+def can_compile(key: str, surrogate: Surrogate | None) -> bool:
     """Whether kernels can compute a program, and its gradients if there is a surrogate."""
+    made = program(key)
     try:
         made.forward  # noqa: B018 (a property that is computed once)
         if surrogate is not None:

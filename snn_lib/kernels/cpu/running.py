@@ -131,8 +131,8 @@ def backward(
 
 
 def blocks_of(steps: int) -> int:
-    """The number of blocks of steps whose first state a backward pass has to be given."""
-    return (max(steps, 1) - 1) // BLOCK
+    """Room for the first states of all blocks of steps but the first, for a backward pass."""
+    return steps // BLOCK
 
 
 def _inputs(
