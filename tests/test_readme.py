@@ -22,11 +22,12 @@ def scripts(tmp_path, monkeypatch):
     return paths
 
 
-def test_the_first_network_learns_and_a_trained_one_classifies(scripts, monkeypatch):
+def test_the_first_network_learns_and_a_trained_one_classifies(scripts, monkeypatch, capsys):
     torch.manual_seed(0)
     names = runpy.run_path(str(scripts[0]))
     right = (names["output"].mean(0).argmax(1) == names["y"]).float().mean()
     assert right > 0.9
+    assert capsys.readouterr().out == f"accuracy {right:.0%}\n"
     assert names["output"].shape == (40, 64, 2)
     monkeypatch.chdir(ROOT)
     loaded = runpy.run_path(str(scripts[1]))

@@ -45,6 +45,11 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
             finite, or its script is not found.
     """
+    if not Path(path).exists():
+        raise InputError(
+            f"there is no file {path}, seen from {Path.cwd()}; the pretrained models are in a "
+            "clone of the repository and are not installed with the library"
+        )
     checkpoint = load_checkpoint(path)
     if build_model is not None:
         return trained_network(checkpoint, build_model)

@@ -286,7 +286,8 @@ def test_triton_interpreter():
     """The cuda cases on a machine without a GPU."""
     pytest.importorskip("triton", exc_type=ImportError)
     options = "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "cuda"
-    files = __file__, Path(__file__).with_name("test_check.py")
+    here = Path(__file__)
+    files = here, here.with_name("test_check.py"), here.parents[1] / "test_golden.py"
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *files],
         env=os.environ | {"TRITON_INTERPRET": "1"},

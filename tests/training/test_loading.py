@@ -183,6 +183,14 @@ def test_a_network_of_one_s_own_computes_what_was_trained(mine):
         np.testing.assert_allclose(stream.step(values), expected[step, 0], rtol=1e-4, atol=1e-5)
 
 
+def test_who_is_outside_the_clone_learns_where_the_pretrained_models_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = rf"no file checkpoint/pretrained_snn_mlp_1, seen from {tmp_path}; .* in a clone"
+    with pytest.raises(InputError, match=words):
+        snn_lib.load("checkpoint/pretrained_snn_mlp_1")
+    assert snn_lib.load(ROOT / "checkpoint" / "pretrained_snn_mlp_1").classes
+
+
 def test_loading_changes_no_random_numbers(mine):
     torch.manual_seed(1)
     expected = torch.rand(3)
