@@ -172,7 +172,7 @@ def warn_if_unstable(alpha: Tensor) -> None:
     ):
         return
     with np.errstate(all="ignore"):
-        if not has_stable_poles(alpha.detach().cpu().numpy().astype(np.float64)).all():
+        if not has_stable_poles(alpha.detach().cpu().double().numpy()).all():
             _warn_of_instability()
 
 

@@ -87,7 +87,7 @@ def test_the_rates_are_those_that_a_run_then_has():
 
         def forward(self, x):
             current = self.weights(x)
-            return self.neurons(current=(current - current.mean()) / current.std())
+            return self.neurons(x=(current - current.mean()) / current.std())
 
     model, x = Normalised(), spikes()
     found = fire_from_the_start(model, x, 0.02)

@@ -13,6 +13,7 @@ from snn_lib import (
     answer_from_the_start,
     fire_from_the_start,
 )
+from snn_lib.containers import is_weighted
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.observing import observe, observe_layers
 from snn_lib.penalties import collect_spikes
@@ -26,8 +27,8 @@ def test_a_call_is_reported_with_its_arguments_by_name_until_the_handle_is_remov
     handle.remove()
     neuron(current)
     ((given, result),) = calls
-    assert list(given) == ["current", "state"]
-    assert given["current"] is current
+    assert list(given) == ["x", "state"]
+    assert given["x"] is current
     assert given["state"] is state
     assert result is output
 
@@ -35,7 +36,7 @@ def test_a_call_is_reported_with_its_arguments_by_name_until_the_handle_is_remov
 def test_layers_are_reported_by_name_until_the_context_is_left_and_also_after_an_error():
     model = Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0), nn.Linear(2, 2))
     calls = []
-    observing = observe_layers(model, nn.Linear, lambda *call: calls.append(call[:2]))
+    observing = observe_layers(model, is_weighted, lambda *call: calls.append(call[:2]))
     with contextlib.suppress(RuntimeError), observing:
         model(torch.ones(3, 1, 2))
         raise RuntimeError
@@ -45,7 +46,7 @@ def test_layers_are_reported_by_name_until_the_context_is_left_and_also_after_an
 
 def test_chunks_that_run_again_for_the_backward_pass_are_not_reported_again():
     model, steps = Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0)), []
-    with observe_layers(model, nn.Linear, lambda *call: steps.append(len(call[2]["input"]))):
+    with observe_layers(model, is_weighted, lambda *call: steps.append(len(call[2]["input"]))):
         Chunked(model, 2)(torch.ones(5, 1, 2))[0].sum().backward()
     assert steps == [2, 2, 1]
 
@@ -66,7 +67,7 @@ def test_layers_that_a_compiled_model_runs_without_telling_are_named(compile_it)
     with torch.no_grad():
         model(x)  # this program calls no hooks
         for observing in (
-            observe_layers(model, nn.Linear, print),
+            observe_layers(model, is_weighted, print),
             collect_spikes(model),
             Monitor(model),
         ):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_lib.cells.cell import Cell, straight_through
+from snn_lib.cells.cell import Cell, first_values, straight_through
 from snn_lib.containers import feature_shape
 from snn_lib.functional import Call, FilterState, warn_before_training
 from snn_lib.stability import (
@@ -110,10 +110,10 @@ class IIRSynapse(Cell):
                 "at most"
             )
         train = [name for name, on in (("alpha", train_alpha), ("beta", train_beta)) if on]
-        super().__init__(shape, train=train, alpha=list(alpha), beta=list(beta))
+        first = first_values(list(alpha), feature_shape(shape), "alpha")
+        super().__init__(shape, train=train, alpha=list(first), beta=list(beta))
         self.constraint = constraint
         stable = constraint == "stable"
-        first = self.alpha.detach().cpu()
         self.margin = margin or (largest_margin(first) if stable else MARGIN)
         self._margin_follows = margin is None and stable
 

@@ -58,7 +58,7 @@ def forward(
         state = state.clone(memory_format=torch.contiguous_format)
     ends = state if lengths is None else state.clone()
     blocks = blocks_of(steps) if keep else 0
-    checkpoints = coefficients.new_empty(blocks, count, batch, channels)
+    checkpoints = coefficients.new_empty(blocks * count * batch * channels)
     output = torch.empty(shape, dtype=dtype)
     given = {
         **_inputs(x, coefficients, lengths, dropout, seed),
