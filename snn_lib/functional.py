@@ -151,8 +151,8 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
         tensor = _over_positions(tensor, features, leading)
         if leading not in (0, 1) or tensor.shape[leading:] != features:
             raise ValueError(
-                f"{label} has shape {tuple(tensor.shape)}, expected {tuple(features)}, or an order "
-                f"before, for {name} of shape {tuple(shape)} (T, B, *features)"
+                f"{label} has shape {tuple(tensor.shape)}, expected {tuple(features)}"
+                f" or (order, *features) for {name} of shape {tuple(shape)} (T, B, *features)"
             )
         counts.append(tensor.shape[0] if leading else None)
         rows.append(_fold(tensor if leading else tensor[None], 1, order))

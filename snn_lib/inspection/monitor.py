@@ -98,7 +98,7 @@ def record_of(
     layer: nn.Module, given: dict[str, Any], result: tuple
 ) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
-    if is_cell(layer) and not layer.spikes:
+    if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach())
     given = {name: value for name, value in given.items() if name != "lengths"}
     return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest

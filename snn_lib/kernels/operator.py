@@ -110,7 +110,7 @@ def _(key, x, coefficients, state, lengths, surrogate, numbers, dropout, seed, d
     return (
         x.new_empty(x.shape, dtype=dtype),
         coefficients.new_empty(count, *lanes),
-        coefficients.new_empty(blocks * count * lanes[0] * lanes[1]),
+        coefficients.new_empty(blocks * count * lanes[0] * lanes[1] + 2),
     )
 
 

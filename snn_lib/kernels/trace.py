@@ -8,6 +8,7 @@ refused.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,12 +84,20 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> t
         UnknownOperationError: the function calls what is not in this file's tables.
         ValueError: it reads a tensor that is none of its inputs, or its course depends on values.
     """
-    tensors = [torch.full((2,), 0.5, requires_grad=True) for _ in inputs]
+    with ThreadPoolExecutor(1) as thread:  # in which no mode and no transform of the caller is on
+        return thread.submit(_trace, function, inputs).result()
+
+
+def _trace(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]
+) -> tuple[Trace, Trace]:
+    exact = {"dtype": torch.float32, "device": "cpu"}
+    tensors = [torch.full((2,), 0.5, **exact, requires_grad=True) for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
-    with torch.enable_grad(), recorder:
+    with recorder:
         results = function(*tensors)
         forward = Trace(tuple(recorder.lines), tuple(map(recorder.value, results)))
-        gradients = [torch.ones(2) for _ in results]
+        gradients = [torch.ones(2, **exact) for _ in results]
         for number, gradient in enumerate(gradients):
             recorder.name(gradient, f"_g{number}")
         found = torch.autograd.grad(

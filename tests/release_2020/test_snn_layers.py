@@ -522,7 +522,7 @@ def test_monitor_refuses_other_layers():
 
 
 def test_wrong_channels_and_time_constants_are_named():
-    with pytest.raises(ValueError, match=r"expected \(order, \*features\)"):
+    with pytest.raises(ValueError, match=r"or \(order, \*features\)"):
         LAYERS["axon"][0]()(torch.rand(BATCH, 7, STEPS))
     for build in (layers.dual_exp_iir_layer, layers.filter_layer):
         with pytest.raises(ValueError, match="expected 0 < tau_s < tau_m"):

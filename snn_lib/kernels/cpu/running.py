@@ -58,7 +58,8 @@ def forward(
         state = state.clone(memory_format=torch.contiguous_format)
     ends = state if lengths is None else state.clone()
     blocks = blocks_of(steps) if keep else 0
-    checkpoints = coefficients.new_empty(blocks * count * batch * channels)
+    # two more, since PyTorch asks of a size that it does not know whether it is below 2
+    checkpoints = coefficients.new_empty(blocks * count * batch * channels + 2)
     output = torch.empty(shape, dtype=dtype)
     given = {
         **_inputs(x, coefficients, lengths, dropout, seed),
