@@ -112,21 +112,6 @@ def test_tiles_of_channels_give_the_same(monkeypatch):
     assert same(outcome()[:2], expected[:2])
 
 
-def test_dropout_is_drawn_for_every_channel_of_a_wide_layer():
-    """Beyond the channels of a tile, too, in both directions."""
-    batch, channels, seed = 2, 2 * tiles.TILE_CHANNELS + 40, torch.tensor([7, 0])
-    one, zero = torch.ones(channels), torch.zeros(channels)
-    current = torch.full((3, batch, channels), 2.0)
-    state = torch.zeros(batch, channels), torch.zeros(batch, channels)
-    neuron = current, zero, zero, zero, *state
-    expected = eager.dropout_scale(current, 0.4, seed)
-    spikes, *_ = cpu.neuron_forward(*neuron, 0.4, seed)
-    assert torch.equal(spikes, expected)
-    options = "given", 0.0, one.expand_as(current), 0.4, seed, [True] + [False] * 5
-    found, *_ = cpu.neuron_backward(torch.ones_like(current), *state, *neuron, *options)
-    assert torch.equal(found, expected)
-
-
 def test_many_threads_may_call_at_once(threads):
     threads(2)
     x, alpha, beta = (tensor.detach() for tensor in leaves())
