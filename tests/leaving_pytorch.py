@@ -112,6 +112,7 @@ NETWORKS = {
     "convolution": convolution,
     "padded": lambda: convolution(padding=1, bias=False),
     "same": lambda: convolution(padding="same", dilation=2),
+    "same around an even kernel": lambda: maps(nn.Conv2d(2, 4, (2, 4), padding="same", dilation=3)),
     "stride": lambda: convolution(stride=(2, 3), padding=(0, 2)),
     "dilation": lambda: convolution(dilation=(1, 2), padding=2),
     "groups": lambda: convolution(groups=2),

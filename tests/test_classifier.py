@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from snn_lib.classifier import SpikingClassifier, SpikingRegressor
+from snn_lib.time_series import draw_weights
 
 pytestmark = pytest.mark.filterwarnings("error")
 SMALL = {"neurons": 64, "filters": 16, "random_state": 0}
@@ -153,6 +154,38 @@ def test_a_stream_says_what_the_classifier_says_of_the_steps_so_far(length):
     for step in range(40):
         again = one.step(x[0, :, step])
     assert np.array_equal(again.probabilities, answer.probabilities)
+
+
+def test_a_stream_that_is_reset_is_like_a_new_one():
+    x, y = waves()
+    classifier = SpikingClassifier(**SMALL, length=14).fit(x, y)  # blocks of three steps
+    used = classifier.stream()
+    for step in x[0].T:
+        used.step(step)
+    used.reset()
+    new = classifier.stream()
+    for step in x[1].T[:7]:
+        one, other = used.step(step), new.step(step)
+        assert np.array_equal(one.probabilities, other.probabilities)
+        assert one.label == other.label
+
+
+def test_first_weights_are_found_on_series_from_all_over_the_set(monkeypatch):
+    """Where all series of a class come first, on those of both classes."""
+    shown = []
+
+    def spy(network, options, sample):
+        shown.extend(sample.x.abs().amax((0, 2)).tolist())
+        return draw_weights(network, options, sample)
+
+    monkeypatch.setattr("snn_lib.classifier.draw_weights", spy)
+    monkeypatch.setattr("snn_lib.classifier.SAMPLE", 8)
+    x, _ = waves(samples=40)
+    x[20:] *= 10
+    SpikingClassifier(**SMALL).fit(x, np.arange(40) // 20)
+    assert 4 < len(shown) <= 8
+    loud = sum(one > max(shown) / 3 for one in shown)
+    assert abs(loud - len(shown) / 2) <= 1
 
 
 def test_layers_for_moments_know_the_beginnings_of_series():

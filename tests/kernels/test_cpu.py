@@ -416,12 +416,14 @@ def denormal(tensor):
     return bool(((tensor != 0) & (tensor.abs() < TINY)).any())
 
 
-def test_decaying_traces_end_in_zero():
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_decaying_traces_end_in_zero(order):
     steps, none = 400, torch.zeros(())
     x = torch.zeros(steps, 2, 8)
     x[0] = 1.0
-    alpha, beta = torch.full((1, 8), 0.7), torch.ones(1, 8)
-    past = none.expand(1, 2, 8), none.expand(0, 2, 8)
+    alpha, beta = torch.zeros(order, 8), torch.ones(1, 8)
+    alpha[0] = 0.7
+    past = none.expand(order, 2, 8), none.expand(0, 2, 8)
     assert denormal(eager.filter_forward(x, alpha, beta, *past, x.dtype)[0])
     output, last = cpu.filter_forward(x, alpha, beta, *past, x.dtype)
     assert not denormal(output)

@@ -322,23 +322,6 @@ def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
     assert all(less < 0.8 * more for less, more in zip(held, free, strict=True))
 
 
-def test_the_penalty_is_of_the_hidden_layers_and_towards_the_settings(tmp_path, monkeypatch):
-    seen = set()
-
-    def spy(spikes, target, limit, lengths):
-        seen.add((spikes.shape[2:], target, limit, lengths))
-        return 0.0 * spikes.sum()
-
-    monkeypatch.setattr("snn_lib.training.objective.rate_penalty", spy)
-    options = "rate_penalty=1", "target_rate=0.1", "rate_limit=0.3"
-    experiment(small(tmp_path, *(f"hyperparameters.{option}" for option in options))).train()
-    hidden = {
-        layer.shape for layer in experiment(small(tmp_path)).model.layers if "Spik" in str(layer)
-    }
-    assert seen == {(shape, 0.1, 0.3, None) for shape in hidden - {(10,)}}
-    assert seen
-
-
 def test_a_penalty_for_a_network_without_hidden_neurons_is_refused(tmp_path):
     options = "hyperparameters.rate_penalty=1", "hyperparameters.rate_limit=0.1"
     with pytest.raises(InputError, match="no hidden layer of neurons to be penalised"):

@@ -1,5 +1,6 @@
 """What a sweep searches, and a trial of it."""
 
+import csv
 import math
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -125,12 +126,26 @@ def run(script, folder, setting, **values):
     return run_trial(optuna.trial.FixedTrial(values, number=7), space, folder)
 
 
-def test_a_trial_returns_the_best_score_and_leaves_the_test_data_alone(script, tmp_path, capsys):
+def test_a_trial_returns_the_score_and_leaves_the_test_data_alone(script, tmp_path, capsys):
     value = {"hyperparameters.tau_m": 7.5}
     assert run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **value) == -2.5
     assert "test loss" not in capsys.readouterr().out
     (found,) = tmp_path.glob("trial_0007/*/config.yaml")
     assert yaml.safe_load(found.read_text())["hyperparameters"]["tau_m"] == 7.5
+
+
+def test_a_trial_is_judged_by_its_best_epoch(script, tmp_path):
+    contrary = SCRIPT.replace('"test": (x, y)', '"validation": (x, 1 - y), "test": (x, y)')
+    contrary = contrary.replace("if __name__", "x[::2] -= 1\nif __name__")  # which is easy to learn
+    own = "return -abs(self.config.hyperparameters.tau_m - 5)"
+    script.write_text(contrary.replace(own, 'return -metrics["loss"]'))
+    settings = ["hyperparameters.tau_m=4..16", "optimizer.Adam.lr=0.1"]
+    found = run(script, tmp_path, settings, **{"hyperparameters.tau_m": 5.0})
+    (path,) = tmp_path.glob("trial_0007/*/metrics.csv")
+    with open(path, newline="") as file:
+        first, last = (float(row["validation_loss"]) for row in csv.DictReader(file))
+    assert found == pytest.approx(-first)
+    assert last > 1.1 * first  # what is learned is wrong there
 
 
 def test_settings_that_do_not_fit_each_other_end_a_trial_early(script, tmp_path, capsys):
