@@ -58,9 +58,7 @@ def test_draws_stay_in_a_range_that_is_narrow(script):
     assert 123456.1 <= min(taus) < max(taus) <= 123456.9
 
 
-def test_a_setting_without_effect_beside_the_others_is_not_among_those_of_a_trial(
-    script, tmp_path
-):
+def test_a_setting_without_effect_beside_the_others_is_not_among_those_of_a_trial(script, tmp_path):
     settings = ["optimizer.optimizer_choice=Adam,SGD", "optimizer.SGD.momentum=0.5..0.9"]
     settings += ["hyperparameters.epoch=1", "device=cpu"]
     space = SearchSpace(script, None, settings)
