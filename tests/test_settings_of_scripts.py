@@ -15,6 +15,7 @@ from running import ROOT
 
 import snn_lib.tasks.digits
 from snn_lib.errors import InputError
+from snn_lib.settings import without_effect
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.training.config import load_config
 from snn_lib.training.loading import arguments_of_main
@@ -27,9 +28,6 @@ OF_THE_LOOP = {
 }
 SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")
 WITHOUT_EFFECT = {
-    "snn_mlp_2": {"hyperparameters.tau_s"},  # its synapses have one time constant
-    # Neither is part of the recipe.
-    "time_series": {"hyperparameters.fields", "hyperparameters.threshold"},
     "event_vision": {"events.path"},
     "associative_memory": {"hyperparameters.length"},  # is refused unless it is the patterns'
 }
@@ -223,6 +221,9 @@ def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
     without = [
         key
         for key in keys_under_test(name)
-        if all(map(operator.eq, effects(changed(config, key)), usual))
+        if key not in without_effect(config)
+        and all(map(operator.eq, effects(changed(config, key)), usual))
     ]
     assert without == []
+    declared = sorted(without_effect(config).keys() & keys_under_test(name))
+    assert [key for key in declared if list(effects(changed(config, key))) != usual] == []
