@@ -18,7 +18,7 @@ import snn_lib.tasks.digits
 from snn_lib import SpikingNeuron
 from snn_lib.errors import InputError
 from snn_lib.penalties import hidden_layers
-from snn_lib.settings import list_settings
+from snn_lib.settings import list_settings, without_effect
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
@@ -33,9 +33,6 @@ OF_THE_LOOP = {
 }
 SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")
 WITHOUT_EFFECT = {
-    "snn_mlp_2": {"hyperparameters.tau_s"},  # its synapses have one time constant
-    # Neither is part of the recipe.
-    "time_series": {"hyperparameters.fields", "hyperparameters.threshold"},
     "event_vision": {"events.path"},
     "associative_memory": {"hyperparameters.length"},  # is refused unless it is the patterns'
 }
@@ -277,6 +274,9 @@ def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
     without = [
         key
         for key in keys_under_test(name)
-        if all(map(operator.eq, effects(changed(config, key)), usual))
+        if key not in without_effect(config)
+        and all(map(operator.eq, effects(changed(config, key)), usual))
     ]
     assert without == []
+    declared = sorted(without_effect(config).keys() & keys_under_test(name))
+    assert [key for key in declared if list(effects(changed(config, key))) != usual] == []

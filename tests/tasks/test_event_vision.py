@@ -91,7 +91,7 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
         one.batches("train")
     assert set(again.parts["validation"][2].tolist()) == held_out
     assert set(other.parts["validation"][2].tolist()) != held_out
-    with pytest.raises(InputError, match=r"events.validation_size is 20, there are 20 recordings"):
+    with pytest.raises(InputError, match=r"is 20, but there are 20 recordings .*: set it to 2"):
         task_of(configured(*files, "events.validation_size=20")).batches("train")
 
 
