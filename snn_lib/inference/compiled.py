@@ -84,6 +84,14 @@ class CompiledNetwork:
         """
         return self.run(np.asarray(x)[None])[0]
 
+    def peek(self, x: np.ndarray) -> np.ndarray:
+        """What :meth:`step` would return, without the step: the state stays as it is."""
+        before = self._state.copy()
+        try:
+            return self.step(x)
+        finally:
+            self._state[:] = before
+
     def run(self, x: np.ndarray) -> np.ndarray:
         """Runs a sequence, ``(T, *before)`` to ``(T, *after)``, beginning with the present state.
 
