@@ -7,6 +7,7 @@ import os
 import reprlib
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,9 @@ def as_numbers(values: Any, name: str) -> Tensor:
     try:
         if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
             values = np.array(values.to_numpy().tolist())
-        tensor = torch.as_tensor(values, device="cpu")
+        with warnings.catch_warnings():  # nothing here writes to what a user gives
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{name} is {reprlib.repr(values)}, expected numbers") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")

@@ -52,9 +52,9 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
             nearest value at the ends.
 
     Raises:
-        InputError: none is named, the set or file does not exist, aeon is not installed, or the content makes no
-            sense: missing or infinite values, an empty sequence, a sequence with other channels
-            than the first, a single class, or a class in the test part alone.
+        InputError: none is named, the set or file does not exist, aeon is not installed, or the
+            content makes no sense: missing or infinite values, an empty sequence, a sequence with
+            other channels than the first, a single class, or a class in the test part alone.
     """
     require(
         bool(dataset),

@@ -46,6 +46,19 @@ def test_an_array_may_be_reversed():
     assert label == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_array_may_be_read_only_and_is_neither_copied_nor_warned_of():
+    x = np.random.default_rng(0).random((3, 7, 2))
+    x.flags.writeable = False
+    torch.set_warn_always(True)  # once in a process otherwise, perhaps in another test
+    try:
+        data = SequenceDataset(x, np.frombuffer(b"abc", np.uint8))
+    finally:
+        torch.set_warn_always(False)
+    assert data.x.data_ptr() == x.ctypes.data  # a file that is mapped may be larger than the memory
+    np.testing.assert_array_equal(data[1][0], x[1])
+
+
 def test_lengths_cut_the_padding_off():
     x = torch.randn(3, 6, 2)
     data = SequenceDataset(x, torch.arange(3), [6, 2, 4])
