@@ -128,6 +128,17 @@ def test_filters_and_neurons_are_pytorchs_bit_for_bit():
     np.testing.assert_array_equal(compiled(synapse).run(x[:, 0].numpy()), expected(synapse, x))
 
 
+def test_a_peek_tells_of_a_step_that_is_not_taken():
+    model, x = digits()
+    stream, sample = compiled(model), x[:, 0].numpy()
+    for now, other in zip(sample, x[:, 1].numpy(), strict=True):
+        stream.peek(other)
+        told = stream.peek(now)
+        np.testing.assert_array_equal(stream.step(now), told)
+    stream.reset()
+    np.testing.assert_array_equal(stream.run(sample), expected(model, x[:, :1]))
+
+
 def test_streams_share_weights_and_nothing_else():
     model, x = digits()
     first = compiled(model)
