@@ -286,6 +286,17 @@ def test_who_has_only_installed_the_library_trains_tests_and_loads(mine, tmp_pat
     assert scores.shape == (1, 3)
 
 
+def test_the_installed_command_without_data_asks_for_data(tmp_path):
+    for arguments in ([], ["hyperparameters.neurons=8"]):
+        done = shell(sys.executable, "-m", "snn_lib.time_series", *arguments, cwd=tmp_path)
+        assert not any(tmp_path.iterdir())
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            "time_series.py: no data set is named: give an .npz file, NAME_TRAIN.ts or the name of "
+            "an archive set, such as mine.npz or GunPoint\n"
+        )
+
+
 def test_one_recipe_whatever_the_folder():
     given = load_config(TimeSeriesConfig, ROOT / "time_series.yaml", []).hyperparameters
     assert given == TimeSeriesHyperparameters()

@@ -33,9 +33,9 @@ def jit(function: Callable, **options: object) -> Callable:
 
 
 class _Announcement(events.Listener):
-    """Says once, at a terminal, that functions are being compiled and not read from the cache.
+    """Says once that functions are being compiled and not read from the cache.
 
-    A notebook or a log file gets no such line: nobody waits there and wonders.
+    It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.
     """
 
     made = False
@@ -43,9 +43,10 @@ class _Announcement(events.Listener):
     def on_start(self, event: events.Event) -> None:
         module = event.data["dispatcher"].py_func.__module__  # a function of exec has none
         ours = module is not None and module.startswith("snn_lib.")
-        if ours and not self.made and sys.stderr is not None and sys.stderr.isatty():
+        is_seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+        if ours and not self.made and is_seen:
             self.made = True
-            tqdm.write("first use: compiling for this CPU (about 8 s)", file=sys.stderr)
+            tqdm.write("first use: compiling for this CPU (some seconds)", file=sys.stderr)
 
     def on_end(self, event: events.Event) -> None:
         pass
