@@ -7,18 +7,32 @@ The settings are in snn_mlp_2.yaml; --help lists them all. The model follows Fan
 Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+from dataclasses import dataclass, field
 from functools import partial
 
 import snn_mlp_1
 from snn_lib import LowPassSynapse
-from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.settings import OneTimeConstant
+from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
+
+
+@dataclass
+class LowPassHyperparameters(OneTimeConstant, DigitHyperparameters):
+    """Hyperparameters of digit classification by low-pass synapses."""
+
+
+@dataclass
+class LowPassConfig(DigitConfig):
+    """The configuration of snn_mlp_2."""
+
+    hyperparameters: LowPassHyperparameters = field(default_factory=LowPassHyperparameters)
 
 
 class SNN(snn_mlp_1.SNN):
     """784-500-500-10, as in snn_mlp_1.py, but with low-pass synapses of time constant tau_m."""
 
-    def __init__(self, config: DigitConfig) -> None:
+    def __init__(self, config: LowPassConfig) -> None:
         options = config.hyperparameters
         synapse = partial(
             LowPassSynapse,
@@ -30,4 +44,4 @@ class SNN(snn_mlp_1.SNN):
 
 
 if __name__ == "__main__":
-    main(__file__, SNN, DigitClassification())
+    main(__file__, SNN, DigitClassification(LowPassConfig))

@@ -19,7 +19,7 @@ from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training import main
 
 KINDS = {"lstm": (nn.LSTM, 144), "gru": (nn.GRU, 167)}  # units: 86,122 and 86,850 parameters
-RATE = ["optimizer.AdamW.lr=0.001", "scheduler.OneCycleLR.max_lr=0.001"]
+RATE = "scheduler.OneCycleLR.max_lr=0.001"
 
 
 class Recurrent(nn.Module):
@@ -49,5 +49,5 @@ if __name__ == "__main__":
         str(ROOT / "sequential_mnist.py"),
         lambda config: Recurrent(kind, config),
         SequentialDigits(),
-        arguments=[*arguments[:1], f"name=sequential_mnist_{kind}", *RATE, *arguments[1:]],
+        arguments=[*arguments[:1], f"name=sequential_mnist_{kind}", RATE, *arguments[1:]],
     )

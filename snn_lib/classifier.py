@@ -36,7 +36,7 @@ from snn_lib.containers import whole_number
 from snn_lib.data.sequences import as_sequences
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
-from snn_lib.initialisation import fit_readout
+from snn_lib.initialisation import fit_readout, scale_of_logits
 from snn_lib.readout import Mean
 from snn_lib.tasks.time_series import SAMPLE, TimeSeriesHyperparameters, prepare_series
 from snn_lib.time_series import build_network, draw_weights
@@ -44,6 +44,9 @@ from snn_lib.time_series import build_network, draw_weights
 SEEDED = threading.Lock()
 SIZES = "neurons", "filters", "length"
 BATCH = 16  # sequences that run at once: they are long and neurons many
+FIFTHS = 5  # beginnings of series on which it is found how sure an early answer is
+FAR_MORE = 5  # times as many channels as steps are probably steps
+FARTHEST = 1e12  # deviations that a regressor's targets may be away from 0, in float64
 DEFAULTS = TimeSeriesHyperparameters()
 
 
@@ -67,9 +70,15 @@ class SpikingEstimator:
         preparation_: makes its input of series.
         readouts_: the last layer, ``nn.Linear``, by the step that is its moment; that of the last
             moment is the network's own.
+        sureness_: by steps up to the first moment, the factor of the logits of a stream that has
+            seen so many.
 
     Series are aeon's collections: ``(samples, channels, T)``, ``(samples, T)`` for one channel, or
-    a list of ``(channels, T_i)``.
+    a list of ``(channels, T_i)``. (The ``.npz`` files of :mod:`snn_lib.time_series` have the other
+    order, ``(samples, T, channels)``.)
+
+    Warns:
+        UserWarning: series have far more channels than steps, as in the wrong order.
     """
 
     _tags = {  # noqa: RUF012 (aeon's way)
@@ -104,6 +113,7 @@ class SpikingEstimator:
         seed = check_random_state(self.random_state).randint(2**31)
         with _refusing(), _threads(self._n_jobs):
             sequences = _sequences(X)
+            _warn_of_order(sequences)
             options = TimeSeriesHyperparameters(**sizes, reset_strength=self.reset_strength)
             self.preparation_ = prepare_series(sequences, options)
             sample = self.preparation_(sequences[:: -(-len(sequences) // SAMPLE)])
@@ -115,10 +125,20 @@ class SpikingEstimator:
                 self.network_ = build_network(options, self.preparation_, outputs).eval()
                 draw_weights(self.network_, options, sample)
                 self.readouts_ = {end: torch.nn.Linear(options.neurons, outputs) for end in ends}
-            found = self._features(sequences, list(self.readouts_), bool(self.verbose))
-            for layer, features in zip(self.readouts_.values(), found, strict=True):
+            # Before the first moment an answer about a class is less sure than at it, by a factor
+            # that is found on the training series' beginnings. A number needs none.
+            parts = 0 if y.is_floating_point() else FIFTHS
+            beginnings = [max(ends[0] * part // FIFTHS, 1) for part in range(parts)]
+            seen = [*self.readouts_, *beginnings]
+            found = self._features(sequences, seen, bool(self.verbose))
+            for layer, features in zip(self.readouts_.values(), found, strict=False):
                 fit_readout(layer, features, y)
             self.network_[-1] = self.readouts_[steps]
+            with torch.no_grad():
+                self.sureness_ = {
+                    step: min(scale_of_logits(self.readouts_[ends[0]](features).double(), y), 1.0)
+                    for step, features in zip(beginnings, found[-parts:], strict=False)
+                } | {ends[0]: 1.0}
 
     @torch.inference_mode()
     def _features(
@@ -188,21 +208,38 @@ class SpikingClassifier(SpikingEstimator, BaseClassifier):
 class SpikingRegressor(SpikingEstimator, BaseRegressor):
     """Predicts a number for each time series from how often random spiking neurons fire.
 
-    Args and attributes: as in :class:`SpikingEstimator`.
+    The network learns and answers numbers of mean 0 and deviation 1.
+
+    Args and attributes: as in :class:`SpikingEstimator`, and
+
+    Attributes:
+        mean_, deviation_: of the training series' numbers. ``fit`` refuses a mean of more than 1e12
+            deviations with a ValueError, since float64 could not tell the numbers apart.
     """
 
     def _fit(self, X: Any, y: np.ndarray) -> "SpikingRegressor":
         y = np.asarray(y, np.float64)
         if len(y) < 2 or not np.isfinite(y).all():
             raise ValueError(f"y has {len(y)} values, expected finite numbers, and at least two")
-        self._train(X, torch.from_numpy(y)[:, None], 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = y - y[0]  # exactly 0 if all are equal
+            largest = np.abs(apart).max() or 1.0
+            deviation = largest * (apart / largest).std() or abs(y[0]) or 1.0
+            mean = y[0] + apart.mean()
+        if not abs(mean) / FARTHEST <= deviation < np.inf:
+            raise ValueError(
+                f"y has the mean {mean:g} and the deviation {deviation:g}: expected a mean of at "
+                f"most {FARTHEST:g} deviations, such as y - y.mean() has, and finite differences"
+            )
+        self.mean_, self.deviation_ = float(mean), float(deviation)
+        self._train(X, torch.from_numpy((y - mean) / deviation)[:, None], 1)
         return self
 
     def _predict(self, X: Any) -> np.ndarray:
-        return self._answers(X)[:, 0].numpy()
+        return self.mean_ + self.deviation_ * self._answers(X)[:, 0].numpy()
 
     def _read(self, numbers: np.ndarray) -> float:
-        return float(numbers[0])
+        return self.mean_ + self.deviation_ * float(numbers[0])
 
 
 class Answer(NamedTuple):
@@ -224,7 +261,12 @@ class Stream:
     Made by the ``stream`` method of an estimator. With ``moments=1`` the answer after step t is
     what the estimator would predict of the first t steps. With more it changes only at these
     moments, for which the estimator has last layers of their own. Before the first moment and after
-    the last it changes at every step.
+    the last it changes at every step. From the last step of the longest training series on, it is
+    what the estimator predicts of the whole series.
+
+    The probabilities of a class differ from this before the first moment: there they allow for the
+    steps to come. They are as sure as suits the beginnings of the training series, and never surer
+    than the estimator would be of a series that ends there.
 
     Args:
         estimator: the fitted estimator, which makes the answer of the mean output.
@@ -241,6 +283,7 @@ class Stream:
         self._read, self._block = copy.copy(estimator)._read, preparation.block  # of these classes
         tensors = preparation.mean, preparation.deviation, preparation.change
         self._mean, self._deviation, self._change = (one.numpy() for one in tensors)
+        self._sureness = list(estimator.sureness_), list(estimator.sureness_.values())
         self.reset()
 
     def reset(self) -> None:
@@ -249,13 +292,12 @@ class Stream:
         self._waiting: list[np.ndarray] = []  # steps of a block that is not whole yet
         self._last: np.ndarray | None = None
         self._total, self._steps = np.zeros(self._network.after), 0
-        self._answer = np.zeros(len(self._readouts[0][1]))
 
     def step(self, x: np.ndarray | float) -> Any:
         """Takes the next step of the series and returns the answer so far.
 
-        If long series are averaged over blocks of steps, the answer changes when a block is whole.
-        Before the first one is, all classes are equally probable, and a number is 0.
+        If long series are averaged over blocks of steps, so are the steps of a last block that is
+        not whole yet, as in the last block of a series.
 
         Args:
             x: ``(channels,)``, or a number if there is one channel.
@@ -273,18 +315,36 @@ class Stream:
                 "channel"
             )
         waiting = [*self._waiting, (x - self._mean) / self._deviation]
-        if len(waiting) == self._block:
-            value = np.mean(waiting, 0).astype(np.float32)
-            last = value if self._last is None else self._last
-            output = self._network.step(np.concatenate([value, (value - last) / self._change]))
-            self._total, self._steps = self._total + output, self._steps + 1
-            waiting, self._last = [], value
-            passed = bisect_right(self._moments, self._steps)
-            if passed in (0, len(self._moments)) or self._moments[passed - 1] == self._steps:
-                weight, bias = self._readouts[max(passed - 1, 0)]
-                self._answer = self._total / self._steps @ weight + bias
+        value = np.mean(waiting, 0).astype(np.float32)
+        last = value if self._last is None else self._last
+        values, steps = np.concatenate([value, (value - last) / self._change]), self._steps + 1
+        is_whole = len(waiting) == self._block
+        passed = bisect_right(self._moments, steps)
+        answers = passed in (0, len(self._moments)) or self._moments[passed - 1] == steps
+        if is_whole:
+            output = self._network.step(values)
+        elif answers:
+            output = self._network.peek(values)
+        if answers:
+            weight, bias = self._readouts[max(passed - 1, 0)]
+            sureness = np.interp(steps, *self._sureness)
+            self._answer = sureness * ((self._total + output) / steps @ weight + bias)
+        if is_whole:
+            self._total, self._steps, self._last = self._total + output, steps, value
+            waiting = []
         self._waiting = waiting
         return self._read(self._answer)
+
+
+def _warn_of_order(sequences: list[Tensor]) -> None:
+    """Warns where time and channels seem to be in the wrong order."""
+    steps, channels = max(map(len, sequences)), sequences[0].shape[1]
+    if channels > FAR_MORE * steps:
+        warnings.warn(
+            f"the series have {channels} channels and at most {steps} steps: expected (samples, "
+            "channels, T); if yours are (samples, T, channels), give X.transpose(0, 2, 1)",
+            stacklevel=2,
+        )
 
 
 def _sequences(X: Any) -> list[Tensor]:

@@ -10,7 +10,7 @@ class SettingsError(InputError):
 
 
 class BusyError(InputError):
-    """Another process trains the run."""
+    """The run is being trained already."""
 
 
 class RunError(Exception):

@@ -6,6 +6,7 @@ import io
 import os
 import secrets
 import shutil
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,11 @@ try:
     import fcntl
 except ImportError:  # on Windows, where nothing is locked
     fcntl = None
+else:
+    # Else a process that this one has forked, and that outlives it, would keep its locks.
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _locked])
+
+_locked: "weakref.WeakSet[IO[bytes]]" = weakref.WeakSet()
 
 
 def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
@@ -56,21 +62,25 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
 
 
 def lock(path: Path) -> IO[bytes]:
-    """Locks a file for this process, until it closes the file or ends in any way.
+    """Locks a file until the returned one is closed, or this process ends in any way.
+
+    The lock belongs to the opened file, not to the process, so that two runs of one process, in a
+    notebook for example, exclude each other too.
 
     Raises:
-        BlockingIOError: another process has locked it.
+        BlockingIOError: it is locked already.
         OSError: it cannot be written.
     """
     file = open(path, "ab")  # noqa: SIM115 (closed by the caller)
     if fcntl is not None:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # one of them, depending on the system
             file.close()
             raise BlockingIOError from None
         except OSError:  # the file system has no locks
             pass
+        _locked.add(file)
     return file
 
 

@@ -22,7 +22,7 @@ from snn_lib.readout import Mean, within
 BISECTIONS = 20
 LARGEST_FACTOR = 1e12
 PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature
-SCALES = [2.0 ** (exponent / 2) for exponent in range(-8, 17)]  # of logits
+SCALES = [2.0 ** (exponent / 2) for exponent in range(-16, 17)]  # of logits
 
 
 @torch.no_grad()
@@ -208,7 +208,7 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
                 f"on, and below the layer's {layer.out_features} outputs"
             )
         fit = ridge_regression(features, 2.0 * one_hot(classes, layer.out_features) - 1.0)
-        scale = _scale_of_logits(fit.left_out, classes.cpu())
+        scale = scale_of_logits(fit.left_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
     return scale * fit.left_out
@@ -262,8 +262,10 @@ def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
     return RidgeRegression(weight, centre - weight @ mean, y - error_left_out(penalty))
 
 
-def _scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
+def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
     """The factor of the predictions with which, as logits, they make the classes most probable.
+
+    Predictions are float64 ``(samples, classes)``, and classes int64 ``(samples,)``.
 
     If all predictions are right, the largest factor would always be best. So the targets are
     smoothed as if one sample more were there, and its prediction were wrong.

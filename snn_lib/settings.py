@@ -1,7 +1,8 @@
 """The settings: dataclasses whose fields are the keys of the YAML files.
 
-Each field states its default, its meaning and its range, by :func:`setting`. ``--help`` prints
-them, and :class:`Settings` refuses a value outside the range. Each task adds its own settings to
+Each field states its default, its meaning, its range and what it needs to have an effect, by
+:func:`setting`. ``--help`` prints them, :class:`Settings` refuses a value outside the range, and
+:func:`without_effect` finds what nothing reads. Each task adds its own settings to
 :class:`Hyperparameters` and :class:`ExperimentConfig`. ``training.config`` fills them from YAML
 files and the command line. An experiment reads, for example, ``config.hyperparameters.tau_m``.
 """
@@ -10,10 +11,11 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from snn_lib.errors import require
 
@@ -65,18 +67,51 @@ class Range:
         return each if self.length is None else f"{self.length} numbers, each {each}"
 
 
-def setting(default: Any, doc: str, **bounds: Any) -> Any:
-    """A dataclass field with its default, its meaning and its range.
+@dataclass(frozen=True)
+class Needs:
+    """What a setting needs to have an effect: one of these values of another setting.
+
+    Attributes:
+        key: the other setting, with its section. A configuration without it has what is needed.
+        values: the values; if none are named, any but 0, false and nothing.
+        instead: the setting that counts otherwise; ``{}`` stands for the other setting's value.
+    """
+
+    key: str
+    values: tuple[Any, ...] = ()
+    instead: str = ""
+
+    def met_by(self, config: Any) -> bool:
+        """Whether a configuration has what is needed."""
+        try:
+            value = attrgetter(self.key)(config)
+        except AttributeError:
+            return True
+        return value in self.values if self.values else bool(value)
+
+
+TRAINING = Needs("hyperparameters.epoch")
+NEVER = Needs("name", ("",))  # a run always has a name
+
+
+def setting(default: Any, doc: str, *needs: Needs, **bounds: Any) -> Any:
+    """A dataclass field with its default, its meaning, its range and what it needs.
 
     Args:
         default: the value if nothing else is set. A list is copied for every configuration.
         doc: the meaning, which ``--help`` prints.
+        needs: without all of these it has no effect.
         bounds: the bounds of :class:`Range`.
     """
-    metadata = {"doc": doc, "range": Range(**bounds)}
+    metadata = {"doc": doc, "range": Range(**bounds), "needs": needs}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def section(make: Callable[[], Any], *needs: Needs) -> Any:
+    """A dataclass field with a section of settings, which needs all of these to have an effect."""
+    return field(default_factory=make, metadata={"needs": needs})
 
 
 class Settings:
@@ -96,11 +131,20 @@ class Settings:
             allowed.check(entry.name, getattr(self, entry.name))
 
 
+RATE_IS_KEPT = Needs(
+    "scheduler.scheduler_choice",
+    ("MultiStepLR", "CosineAnnealingWarmRestarts", "none"),
+    instead="scheduler.{}.max_lr",
+)
+
+
 @dataclass
 class AdamOptions(Settings):
     """Options of Adam and AdamW, as PyTorch names them."""
 
-    lr: float = setting(1e-4, "learning rate; OneCycleLR and CyclicLR replace it", above=0)
+    lr: float = setting(
+        1e-4, "learning rate; OneCycleLR and CyclicLR replace it", RATE_IS_KEPT, above=0
+    )
     betas: list[float] = setting(
         [0.9, 0.999], "decay of both moments", at_least=0, below=1, length=2
     )
@@ -112,7 +156,9 @@ class AdamOptions(Settings):
 class SGDOptions(Settings):
     """Options of SGD, as PyTorch names them."""
 
-    lr: float = setting(0.1, "learning rate; OneCycleLR and CyclicLR replace it", above=0)
+    lr: float = setting(
+        0.1, "learning rate; OneCycleLR and CyclicLR replace it", RATE_IS_KEPT, above=0
+    )
     momentum: float = setting(0.9, "share of the previous step that is added", at_least=0)
     weight_decay: float = setting(0.0, "decay of the weights, never of the filters", at_least=0)
     nesterov: bool = setting(False, "use Nesterov's momentum")
@@ -123,10 +169,17 @@ class OptimizerConfig(Settings):
     """The optimiser, and the options of each."""
 
     optimizer_choice: OptimizerChoice = setting("Adam", "which optimiser to use")
-    Adam: AdamOptions = field(default_factory=AdamOptions)
-    AdamW: AdamOptions = field(default_factory=lambda: AdamOptions(weight_decay=0.01))
-    SGD: SGDOptions = field(default_factory=SGDOptions)
-    coefficient_lr_scale: float = setting(1.0, "factor on the filters' learning rate", at_least=0)
+    Adam: AdamOptions = section(AdamOptions, Needs("optimizer.optimizer_choice", ("Adam",)))
+    AdamW: AdamOptions = section(
+        lambda: AdamOptions(weight_decay=0.01), Needs("optimizer.optimizer_choice", ("AdamW",))
+    )
+    SGD: SGDOptions = section(SGDOptions, Needs("optimizer.optimizer_choice", ("SGD",)))
+    coefficient_lr_scale: float = setting(
+        1.0,
+        "factor on the filters' learning rate",
+        Needs("hyperparameters.train_coefficients"),
+        at_least=0,
+    )
     gradient_clipping: float = setting(0.0, "largest norm of the gradient, 0: any", at_least=0)
 
 
@@ -171,10 +224,18 @@ class SchedulerConfig(Settings):
     """The learning rate scheduler, and the options of each."""
 
     scheduler_choice: SchedulerChoice = setting("none", "which scheduler to use")
-    MultiStepLR: MultiStepLROptions = field(default_factory=MultiStepLROptions)
-    CosineAnnealingWarmRestarts: WarmRestartsOptions = field(default_factory=WarmRestartsOptions)
-    CyclicLR: CyclicLROptions = field(default_factory=CyclicLROptions)
-    OneCycleLR: OneCycleLROptions = field(default_factory=OneCycleLROptions)
+    MultiStepLR: MultiStepLROptions = section(
+        MultiStepLROptions, Needs("scheduler.scheduler_choice", ("MultiStepLR",))
+    )
+    CosineAnnealingWarmRestarts: WarmRestartsOptions = section(
+        WarmRestartsOptions, Needs("scheduler.scheduler_choice", ("CosineAnnealingWarmRestarts",))
+    )
+    CyclicLR: CyclicLROptions = section(
+        CyclicLROptions, Needs("scheduler.scheduler_choice", ("CyclicLR",))
+    )
+    OneCycleLR: OneCycleLROptions = section(
+        OneCycleLROptions, Needs("scheduler.scheduler_choice", ("OneCycleLR",))
+    )
 
 
 @dataclass
@@ -184,7 +245,9 @@ class Hyperparameters(Settings):
     length: int = setting(25, "time steps of a sequence", at_least=1)
     batch_size: int = setting(64, "sequences in a batch, over all processes", at_least=1)
     epoch: int = setting(100, "epochs to train for", at_least=1)
-    dropout: float = setting(0.0, "share of hidden spikes dropped in training", at_least=0, below=1)
+    dropout: float = setting(
+        0.0, "share of hidden spikes dropped in training", TRAINING, at_least=0, below=1
+    )
     tau_m: float = setting(
         4.0, "slow time constant of PSP and membrane, in steps", above=0, at_most=LONGEST_MEMORY
     )
@@ -193,22 +256,36 @@ class Hyperparameters(Settings):
         "fast time constant of the PSP, in steps; models with both need tau_s below tau_m",
         above=0,
     )
-    train_coefficients: bool = setting(True, "train the coefficients of the synapses' filters")
+    train_coefficients: bool = setting(
+        True, "train the coefficients of the synapses' filters", TRAINING
+    )
     train_bias: bool = setting(True, "give every layer a bias, and train it")
     membrane_filter: bool = setting(False, "let the membrane potential leak with tau_m")
-    surrogate_width: float = setting(0.4, "sigma of the Gaussian surrogate gradient", above=0)
-    constraint: Literal["none", "stable"] = setting("none", "keep trained filters stable")
+    surrogate_width: float = setting(
+        0.4, "sigma of the Gaussian surrogate gradient", TRAINING, above=0
+    )
+    constraint: Literal["none", "stable"] = setting("none", "keep trained filters stable", TRAINING)
     precision: Literal["float32", "bfloat16"] = setting("float32", "type of the matrix products")
     weight_averaging: float = setting(
-        0.0, "decay of the moving average of the weights, 0: none", at_least=0, below=1
+        0.0, "decay of the moving average of the weights, 0: none", TRAINING, at_least=0, below=1
     )
     chunk: int = setting(0, "time steps run at a time, to save memory, 0: all", at_least=0)
-    rate_penalty: float = setting(0.0, "weight of the penalty on firing rates, 0: none", at_least=0)
+    rate_penalty: float = setting(
+        0.0, "weight of the penalty on firing rates, 0: none", TRAINING, at_least=0
+    )
     target_rate: float = setting(
-        0.0, "mean spikes per step that a layer should have, 0: any", at_least=0, at_most=1
+        0.0,
+        "mean spikes per step that a layer should have, 0: any",
+        TRAINING,
+        at_least=0,
+        at_most=1,
     )
     rate_limit: float = setting(
-        0.0, "spikes per step above which a neuron is penalised, 0: none", at_least=0, at_most=1
+        0.0,
+        "spikes per step above which a neuron is penalised, 0: none",
+        TRAINING,
+        at_least=0,
+        at_most=1,
     )
 
     def __post_init__(self) -> None:
@@ -240,15 +317,31 @@ class ConvolutionHyperparameters(OrderHyperparameters):
 
 
 @dataclass
-class ResonantHyperparameters(Hyperparameters):
+class OneTimeConstant(Hyperparameters):
+    """The settings of networks without a PSP of two time constants."""
+
+    tau_s: float = setting(1.0, "fast time constant of a PSP that has two", NEVER, above=0)
+
+
+RESONANT = Needs("hyperparameters.synapse", ("resonant",))
+
+
+@dataclass
+class ResonantHyperparameters(OneTimeConstant):
     """First values of resonant filters: a layer's channels are spread on logarithmic scales."""
 
-    shortest_memory: float = setting(10.0, "steps in which the fastest filter decays", above=0)
-    longest_memory: float = setting(
-        800.0, "steps in which the slowest filter decays", above=0, at_most=LONGEST_MEMORY
+    shortest_memory: float = setting(
+        10.0, "steps in which the fastest filter decays", RESONANT, above=0
     )
-    lowest_frequency: float = setting(1 / 800, "lowest frequency, in cycles per step", above=0)
-    highest_frequency: float = setting(0.25, "highest, in cycles per step", above=0, at_most=0.5)
+    longest_memory: float = setting(
+        800.0, "steps in which the slowest filter decays", RESONANT, above=0, at_most=LONGEST_MEMORY
+    )
+    lowest_frequency: float = setting(
+        1 / 800, "lowest frequency, in cycles per step", RESONANT, above=0
+    )
+    highest_frequency: float = setting(
+        0.25, "highest, in cycles per step", RESONANT, above=0, at_most=0.5
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -272,13 +365,15 @@ class ExperimentConfig(Settings):
     data_workers: int = setting(0, "processes that prepare batches", at_least=0, at_most=256)
     dataset_path: str = setting("dataset", "folder with the data")
     first_weights: str = setting("", "checkpoint whose weights training starts from; empty: none")
-    test_checkpoint_path: str = setting("", "what --test tests; empty: the newest run's best")
+    test_checkpoint_path: str = setting(
+        "", "checkpoint or run's folder that --test tests; empty: the newest run"
+    )
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints in an epoch", above=0)
     runs_path: str = setting("runs", "folder of all runs; each has its own, NAME/TIME/")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig, TRAINING)
+    scheduler: SchedulerConfig = section(SchedulerConfig, TRAINING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -307,3 +402,55 @@ def list_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix + entry.name, value
         if dataclasses.is_dataclass(value):
             yield from list_settings(value, f"{prefix}{entry.name}.")
+
+
+class Unmet(NamedTuple):
+    """Why a setting has no effect.
+
+    Attributes:
+        why: the reason, in words that follow the setting's name.
+        decided_by: the keys of the settings that decide it.
+        instead: the key of the setting that counts in its place, or nothing.
+    """
+
+    why: str
+    decided_by: tuple[str, ...]
+    instead: str
+
+
+def without_effect(schema: Any, *configs: Any) -> dict[str, Unmet]:
+    """The settings and sections that have an effect in none of these configurations, by dotted key.
+
+    Args:
+        schema: a configuration of the class whose fields say what they need.
+        configs: those that a run or a sweep may have, by default ``schema`` itself. They need
+            only have the same attributes.
+    """
+    found, configs = {}, configs or (schema,)
+    for key, needs in _needs_of(schema):
+        unmet = [need for need in needs if not any(map(need.met_by, configs))]
+        if unmet:
+            found[key] = _unmet(unmet, configs[0])
+    return found
+
+
+def _needs_of(config: Any, prefix: str = "", above: tuple[Needs, ...] = ()) -> Iterator[Any]:
+    """All dotted keys of a configuration, with what they and their sections need."""
+    for entry in dataclasses.fields(config):
+        needs, value = above + entry.metadata.get("needs", ()), getattr(config, entry.name)
+        yield prefix + entry.name, needs
+        if dataclasses.is_dataclass(value):
+            yield from _needs_of(value, f"{prefix}{entry.name}.", needs)
+
+
+def _unmet(needs: list[Needs], config: Any) -> Unmet:
+    """Says what the configuration lacks."""
+    if NEVER in needs:
+        return Unmet("has no effect in this experiment", (), "")
+    values = [attrgetter(need.key)(config) for need in needs]
+    shown = (f"{need.key}={value}" for need, value in zip(needs, values, strict=True))
+    instead = needs[-1].instead.format(values[-1])
+    remedy = f": {instead} counts instead" if instead else ""
+    return Unmet(
+        f"has no effect with {' and '.join(shown)}{remedy}", tuple(n.key for n in needs), instead
+    )

@@ -149,4 +149,6 @@ if __name__ == "__main__":
         given = {"dataset": arguments[0], "name": stem[:100] or "time_series"}
         quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in given.items()}
         arguments[:1] = ["--train", *(f"{key}={value}" for key, value in quoted.items())]
+    elif not any(argument.startswith("-") for argument in arguments):
+        arguments[:0] = ["--train", "dataset=''"]  # which is refused unless data is named after it
     main(__file__, build_model, task, initialise, arguments)

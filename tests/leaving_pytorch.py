@@ -112,6 +112,7 @@ NETWORKS = {
     "convolution": convolution,
     "padded": lambda: convolution(padding=1, bias=False),
     "same": lambda: convolution(padding="same", dilation=2),
+    "same around an even kernel": lambda: maps(nn.Conv2d(2, 4, (2, 4), padding="same", dilation=3)),
     "stride": lambda: convolution(stride=(2, 3), padding=(0, 2)),
     "dilation": lambda: convolution(dilation=(1, 2), padding=2),
     "groups": lambda: convolution(groups=2),
@@ -119,6 +120,9 @@ NETWORKS = {
     "pooling": lambda: maps(nn.MaxPool2d(2)),
     "pooling up to the edge": lambda: maps(nn.MaxPool2d(2, ceil_mode=True)),
     "pooling with gaps": lambda: maps(nn.MaxPool2d(3, stride=2, padding=1, dilation=2)),
+    "pooling far beyond the edge": lambda: maps(
+        nn.MaxPool2d(2, stride=3, padding=1, dilation=3, ceil_mode=True)
+    ),
     "average": lambda: maps(nn.AvgPool2d(3, stride=2, padding=1)),
     "several in a PerStep": lambda: maps(
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Dropout2d(), nn.Identity())
@@ -164,6 +168,18 @@ def spikes(steps, *features):
     train = (torch.rand(steps, 1, *features) > 0.5).double()
     train[steps // 3 : steps // 2] = 0
     return train
+
+
+def pooled_spikes(size):
+    """Neurons that are driven by the mean of spikes, and spikes of which all or some are there."""
+    network = Sequential(
+        SpikingNeuron((2, 1, 1), 4.0, reset_strength=0.0),
+        PerStep(nn.AvgPool2d(size)),
+        SpikingNeuron((2, 1, 1), 4.0),
+    ).eval()
+    current = torch.full((30, 1, 2, 2 * size, size), 2.0)
+    current[10:] *= torch.rand(20, 1, 2, 2 * size, size) > 0.3
+    return network, current
 
 
 def with_readout(kind):

@@ -51,7 +51,9 @@ TINY = (
 
 def tiny(folder, *overrides):
     """Overrides for a run of a second on real digits, which writes under ``folder``."""
-    return [*TINY, f"runs_path={folder}/runs", "test_checkpoint_path=''", *overrides]
+    other = any(one.startswith("scheduler.scheduler_choice=") for one in overrides)
+    usual = [one for one in TINY if not (other and one.startswith("scheduler."))]
+    return [*usual, f"runs_path={folder}/runs", "test_checkpoint_path=''", *overrides]
 
 
 def the_run(folder, name="*"):

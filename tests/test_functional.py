@@ -1,6 +1,7 @@
 """The two operators against definitions written here, one time step after the other."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -908,6 +909,20 @@ def test_forward_mode_is_a_product_with_the_jacobian(operator, definition, make)
         ]
         found = [forward_ad.unpack_dual(output).tangent for output in operator(*dual)]
         torch.testing.assert_close(found, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("dropout", [0.3, 0.7])
+def test_forward_mode_passes_on_what_dropout_does(dropout):
+    """The tangents of spikes are dropped and scaled as the spikes are; the reset sees them all."""
+    inputs, seed = neuron_inputs(), torch.tensor([5, 0])
+    tangents = tuple(torch.randn_like(tensor) for tensor in inputs)
+    dropping = partial(run_neuron, dropout=dropout, seed=seed)
+    ones = torch.ones_like(inputs[0])
+    kept, *_ = dropping(9 * ones, *(torch.zeros_like(tensor) for tensor in inputs[1:]))
+    assert set(kept.unique().tolist()) == {0.0, 1 / (1 - dropout)}
+    _, whole = torch.func.jvp(run_neuron, inputs, tangents)
+    _, found = torch.func.jvp(dropping, inputs, tangents)
+    torch.testing.assert_close(found, (whole[0] * kept, *whole[1:]), **CLOSE)
 
 
 @defined

@@ -32,6 +32,16 @@ def test_it_is_the_distance_of_the_rates_relative_to_what_is_aimed_at(target, li
     assert rate_penalty(spikes, target, limit).item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("lengths", [None, [400, 150]])
+def test_rates_keep_their_digits_in_low_precision(dtype, lengths):
+    spikes = (torch.rand(400, 2, 5) < 0.37).float()
+    lengths = None if lengths is None else torch.tensor(lengths)
+    found = rate_penalty(spikes.to(dtype), 0.1, 0.3, lengths)
+    expected = rate_penalty(spikes, 0.1, 0.3, lengths)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
 def test_padding_has_no_rate():
     spikes = (torch.rand(7, 3, 5) < 0.4).float()
     lengths = torch.tensor([7, 2, 4])

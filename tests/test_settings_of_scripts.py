@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import operator
+import re
 from typing import get_args
 
 import numpy as np
@@ -14,9 +15,14 @@ from recorded import nmnist_files
 from running import ROOT
 
 import snn_lib.tasks.digits
+from snn_lib import SpikingNeuron
 from snn_lib.errors import InputError
+from snn_lib.penalties import hidden_layers
+from snn_lib.settings import list_settings, without_effect
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
-from snn_lib.training.config import load_config
+from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.command_line import LOCAL_KEYS
+from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.loading import arguments_of_main
 
 # Read by the loop for any script, and tested there: tests/training.
@@ -27,9 +33,6 @@ OF_THE_LOOP = {
 }
 SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")
 WITHOUT_EFFECT = {
-    "snn_mlp_2": {"hyperparameters.tau_s"},  # its synapses have one time constant
-    # Neither is part of the recipe.
-    "time_series": {"hyperparameters.fields", "hyperparameters.threshold"},
     "event_vision": {"events.path"},
     "associative_memory": {"hyperparameters.length"},  # is refused unless it is the patterns'
 }
@@ -68,6 +71,13 @@ SMALL = {
         "pattern_config.test_samples": 1,
     },
 }
+PRETRAINED = sorted(path for path in ROOT.glob("*checkpoint/pretrained_*") if not path.suffix)
+RESONANCE = ("shortest_memory", "longest_memory", "lowest_frequency", "highest_frequency")
+# What differs between a recipe and its pretrained model without being a part of the recipe.
+OF_NO_CONCERN = {
+    # Its synapses do not resonate, and the run had the name of the script.
+    "associative_memory_2020": {"name", *(f"hyperparameters.{key}" for key in RESONANCE)},
+}
 FILES = sorted(path.stem for path in ROOT.glob("*.yaml"))
 
 
@@ -101,6 +111,8 @@ def keys_under_test(name):
     script = script_of(name)
     untested = OF_THE_LOOP | WITHOUT_EFFECT.get(script, set())
     keys = {"hyperparameters.surrogate_width"} | keys_of(name)
+    if name == "sequential_mnist":
+        keys |= {"hyperparameters.reset_strength", "hyperparameters.label_smoothing"}
     if name == "time_series":  # its recipe is in the class of its settings
         own = vars(TimeSeriesHyperparameters)["__annotations__"]
         keys |= {f"hyperparameters.{key}" for key in own}
@@ -141,6 +153,45 @@ def changed(config, key):
             if other != old:
                 return with_value(config, key, other)
     raise AssertionError(f"there is no other value for {key}")
+
+
+@pytest.mark.parametrize("name", ["snn_mlp_1", "snn_mlp_2", "sequential_mnist"])
+def test_every_hidden_layer_has_the_dropout_of_the_settings(name):
+    build_model, task, _ = arguments_of_main(ROOT / f"{name}.py")
+    model = build_model(load_config(task.config_class, None, ["hyperparameters.dropout=0.25"]))
+    layers = dict(model.named_modules())
+    hidden = hidden_layers(model)
+    assert len(hidden) >= 2
+    for layer, module in layers.items():
+        if isinstance(module, SpikingNeuron):
+            assert module.dropout == (0.25 if layer in hidden else 0), layer
+
+
+def precision_of(name):
+    """The precision that a file's head, or that of one of its bases, says the model has."""
+    head, _, _ = (ROOT / f"{name}.yaml").read_text().partition("\nname:")
+    found = re.findall(r"hyperparameters\.precision=(\w+)", head)
+    return found[0] if found else "float32"
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=lambda path: path.name)
+def test_a_recipe_is_what_its_pretrained_model_was_trained_by(path):
+    name = path.name.removeprefix("pretrained_")
+    checkpoint = load_checkpoint(path)
+    _, task, _ = arguments_of_main(ROOT / checkpoint["script"])
+    overrides = [f"hyperparameters.precision={precision_of(name)}"]
+    recipe = load_config(task.config_class, ROOT / f"{name}.yaml", overrides)
+    trained = config_from_dict(task.config_class, checkpoint["config"], [])
+
+    def values(config):
+        return {
+            key: value
+            for key, value in list_settings(config)
+            if not dataclasses.is_dataclass(value) and key not in LOCAL_KEYS
+        }
+
+    differ = {key for key, value in values(recipe).items() if values(trained)[key] != value}
+    assert differ <= OF_NO_CONCERN.get(name, set())
 
 
 def weighted_sum(x):
@@ -223,6 +274,9 @@ def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
     without = [
         key
         for key in keys_under_test(name)
-        if all(map(operator.eq, effects(changed(config, key)), usual))
+        if key not in without_effect(config)
+        and all(map(operator.eq, effects(changed(config, key)), usual))
     ]
     assert without == []
+    declared = sorted(without_effect(config).keys() & keys_under_test(name))
+    assert [key for key in declared if list(effects(changed(config, key))) != usual] == []

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -87,6 +88,46 @@ def test_filters_stable_by_more_than_the_margin_stay_as_they_are(poles):
 def test_orders_one_and_two_land_on_the_edge_of_the_triangle(alpha, expected):
     moved = stabilise(torch.tensor([alpha]).T, MARGIN)
     np.testing.assert_allclose(moved[:, 0], expected, rtol=1e-6, atol=1e-6)
+
+
+def is_stable(alpha):
+    """The recursion of Schur and Cohn on Python's fractions, which are exact."""
+    rows = [Fraction(value) for value in alpha]
+    while rows:
+        *rows, k = rows
+        if abs(k) >= 1:
+            return False
+        rows = [(a + k * b) / (1 - k * k) for a, b in zip(rows, reversed(rows), strict=True)]
+    return True
+
+
+@pytest.mark.parametrize(
+    "alpha",  # in float32, found by a search: of all of them the recursion's product is above 0
+    [
+        (1.9995757341384888, -0.9995757341384888),  # a pole at 1
+        (2.023313283920288, -2.023282527923584, 0.9999693036079407),
+        (-1.2142740488052368, -2.367109537124634, -1.2142714262008667, -0.999995231628418),
+    ],
+)
+def test_a_filter_passes_as_stable_only_if_it_certainly_is(alpha):
+    assert not is_stable(alpha)
+    assert not has_stable_poles(torch.tensor([alpha], dtype=torch.float32).T)
+    assert not has_stable_poles(np.array([alpha], np.float32).T)
+    inside = [float(a) * 0.99 ** (p + 1) for p, a in enumerate(alpha)]  # all poles are scaled
+    assert is_stable(inside)
+    assert has_stable_poles(torch.tensor([inside], dtype=torch.float64).T)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_no_filter_near_the_edge_passes_wrongly(order):
+    generator = np.random.default_rng(order)
+    for distance in (1e-7, 1e-6, 1e-5, 1e-4):
+        radius = 1 + distance * generator.normal(size=(100, order))
+        near = generator.choice([1, -1], (100, 1))
+        alpha = np.array([from_poles(*poles) for poles in near * radius], np.float32).T
+        with np.errstate(all="ignore"):
+            said = has_stable_poles(alpha)
+        assert all(is_stable(own.tolist()) for own in alpha.T[said])
 
 
 def test_complex_poles_stay_complex():

@@ -218,11 +218,9 @@ class Cell(StatefulModule):
             tensor if tensor.dim() > len(self.shape) else [tensor]
             for tensor in self.effective_coefficients().values()
         )
-        silent = {n for n, row in zip(made.coefficients, rows, strict=True) if not row.any()}
-        lines = (line for line in made.forward.lines if line.operation in ("mul", "div"))
-        return sum(
-            silent.isdisjoint(line.arguments) and "kept" not in line.arguments for line in lines
-        )
+        zeros = [name for name, row in zip(made.coefficients, rows, strict=True) if not row.any()]
+        lines = made.forward.without(zeros).lines
+        return sum(line.operation in ("mul", "div") and "kept" not in line.arguments for line in lines)
 
     def _key(self) -> str:
         tensors = (getattr(self, name) for name in self.coefficients)

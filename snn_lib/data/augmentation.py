@@ -4,7 +4,7 @@ All random numbers come from the generator of the batch.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from snn_lib.errors import require
 from snn_lib.readout import within
-from snn_lib.settings import Settings, setting
+from snn_lib.settings import Needs, Settings, section, setting
 
 
 def draw_uniform(low: float, high: float, generator: torch.Generator, *shape: int) -> Tensor:
@@ -54,7 +54,15 @@ class ElasticConfig(Settings):
     alpha: float = setting(
         0.0, "root mean square in each direction, in pixels, 0: none", at_least=0
     )
-    sigma: float = setting(4.0, "width of the Gaussian that smooths it, in pixels", above=0)
+    sigma: float = setting(
+        4.0,
+        "width of the Gaussian that smooths it, in pixels",
+        Needs("transform.elastic.alpha"),
+        above=0,
+    )
+
+
+SOME_IMAGES = Needs("transform.probability")
 
 
 @dataclass
@@ -65,11 +73,15 @@ class TransformConfig(Settings):
         0.5, "probability that an image is augmented at all", at_least=0, at_most=1
     )
     repeat: int = setting(
-        2, "number of times that it is cropped and turned", at_least=0, at_most=100
+        2, "number of times that it is cropped and turned", SOME_IMAGES, at_least=0, at_most=100
     )
-    RandomResizedCrop: RandomResizedCropConfig = field(default_factory=RandomResizedCropConfig)
-    RandomRotation: RandomRotationConfig = field(default_factory=RandomRotationConfig)
-    elastic: ElasticConfig = field(default_factory=ElasticConfig)
+    RandomResizedCrop: RandomResizedCropConfig = section(
+        RandomResizedCropConfig, SOME_IMAGES, Needs("transform.repeat")
+    )
+    RandomRotation: RandomRotationConfig = section(
+        RandomRotationConfig, SOME_IMAGES, Needs("transform.repeat")
+    )
+    elastic: ElasticConfig = section(ElasticConfig, SOME_IMAGES)
 
 
 def draw_grids(count: int, transform: TransformConfig, generator: torch.Generator) -> Tensor:

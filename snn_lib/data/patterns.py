@@ -17,7 +17,7 @@ from torch import Tensor
 
 from snn_lib.data.reading import read_array
 from snn_lib.errors import require
-from snn_lib.settings import Settings, setting
+from snn_lib.settings import Needs, Settings, setting
 
 
 def load_patterns(path: str | Path) -> Tensor:
@@ -51,6 +51,11 @@ def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
     return late
 
 
+MODIFIED = Needs("damage.modify_probability")
+MOVED = Needs("damage.jitter_probability")
+CUT = Needs("damage.removal_probability")
+
+
 @dataclass(frozen=True)
 class Damage(Settings):
     """How the patterns of a batch are damaged, each sample independently of the others.
@@ -69,18 +74,29 @@ class Damage(Settings):
         0.4, "probability that a sample is modified", at_least=0, at_most=1
     )
     jitter_probability: float = setting(
-        0.7, "probability that its spikes then move", at_least=0, at_most=1
+        0.7, "probability that its spikes then move", MODIFIED, at_least=0, at_most=1
     )
-    jitter_mean: float = setting(0.0, "mean of the spikes' shifts, in steps")
-    jitter_sigma: float = setting(1.0, "standard deviation of the shifts, in steps", at_least=0)
+    jitter_mean: float = setting(0.0, "mean of the spikes' shifts, in steps", MODIFIED, MOVED)
+    jitter_sigma: float = setting(
+        1.0, "standard deviation of the shifts, in steps", MODIFIED, MOVED, at_least=0
+    )
     removal_probability: float = setting(
-        0.5, "probability that it then loses a part", at_least=0, at_most=1
+        0.5, "probability that it then loses a part", MODIFIED, at_least=0, at_most=1
     )
     block_probability: float = setting(
-        0.5, "probability that the part is a block, not rows", at_least=0, at_most=1
+        0.5, "probability that the part is a block, not rows", MODIFIED, CUT, at_least=0, at_most=1
     )
-    block_size: int = setting(40, "spike trains and steps of the block", at_least=0)
-    rows_removed: int = setting(40, "number of spike trains that are silenced as rows", at_least=0)
+    block_size: int = setting(
+        40,
+        "spike trains and steps of the block",
+        MODIFIED,
+        CUT,
+        Needs("damage.block_probability"),
+        at_least=0,
+    )
+    rows_removed: int = setting(
+        40, "number of spike trains that are silenced as rows", MODIFIED, CUT, at_least=0
+    )
     noise_probability: float = setting(
         0.005, "probability of a noise spike in a cell", at_least=0, at_most=1
     )

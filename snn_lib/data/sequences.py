@@ -254,8 +254,8 @@ def as_numbers(values: Any, name: str) -> Tensor:
     try:
         if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
             values = np.array(values.to_numpy().tolist())
-        with warnings.catch_warnings():  # of arrays that are read only: nobody writes into them
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():  # nothing here writes to what a user gives
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         shown = shorten(reprlib.repr(values), 100, placeholder=" ...")

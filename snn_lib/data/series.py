@@ -52,10 +52,15 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
             nearest value at the ends.
 
     Raises:
-        InputError: the set or file does not exist, aeon is not installed, or the content makes no
-            sense: missing or infinite values, an empty sequence, a sequence with other channels
-            than the first, a single class, or a class in the test part alone.
+        InputError: none is named, the set or file does not exist, aeon is not installed, or the
+            content makes no sense: missing or infinite values, an empty sequence, a sequence with
+            other channels than the first, a single class, or a class in the test part alone.
     """
+    require(
+        bool(dataset),
+        f"no data set is named: give an .npz file, NAME{TRAIN} or the name of an archive set, such "
+        "as mine.npz or GunPoint",
+    )
     if dataset.endswith(".npz"):
         arrays = _npz(dataset)
     elif dataset.endswith(TRAIN):

@@ -10,12 +10,14 @@ program of the description, and ``machine.py`` runs the program.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
 from snn_lib.inference import machine
-from snn_lib.inference.description import describe
+from snn_lib.inference.description import Description, describe
+from snn_lib.inference.layers import Flattening
 from snn_lib.inference.program import Program, aligned_zeros
 
 
@@ -28,6 +30,11 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
     another order than :meth:`CompiledNetwork.step`. So the sums may differ in their last digits,
     and a neuron whose potential is that close to the threshold may fire in one and not in another.
 
+    Before it is returned, what the network's ``forward`` does and each of its layers are compared
+    with PyTorch in a run of 32 steps; :func:`snn_lib.inference.description.describe` says what this
+    cannot see. A sum or mean over time may run for years:
+    :class:`snn_lib.inference.layers.RunningSum` says how exact it stays.
+
     Args:
         network: a :class:`snn_lib.Sequential`, or a module around one. Its layers may be
             ``nn.Linear``, synapses, :class:`snn_lib.Repeat`, :class:`snn_lib.SpikingNeuron`,
@@ -37,13 +44,36 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
         shape: the shape of one step of the input; needed if the first layer does not determine it.
 
     Raises:
-        ValueError: a layer cannot be compiled, or the shape is missing; see
+        ValueError: a layer cannot be compiled or computes something else, or the shape is missing;
+            see
             :func:`snn_lib.inference.description.describe`.
     """
-    network = CompiledNetwork(Program(describe(network, shape)))
-    network.run(np.zeros((1, *network.before)))  # so that Numba compiles now or reads its cache
-    network.reset()
-    return network
+    description = describe(network, shape)
+    compare_layers(description)
+    return CompiledNetwork(Program(description))
+
+
+def compare_layers(description: Description) -> None:
+    """Compares each layer, compiled, with PyTorch on what PyTorch gave it in its run.
+
+    Raises:
+        ValueError: a layer computes something else.
+    """
+    for layer, (x, y) in zip(description.layers, description.run, strict=False):
+        if isinstance(layer, Flattening) or not np.isfinite(x).all():
+            continue
+        places, shape = np.arange(x.shape[1]), (-1, *layer.before)
+        alone = replace(description, before=layer.before, after=layer.after, entry=places)
+        stream = CompiledNetwork(Program(replace(alone, layers=(layer,))))
+        output = stream.run(x.reshape(shape)).reshape(len(x), -1)[-len(y) :]  # a readout's last
+        known = np.isfinite(y)
+        sizes = np.abs(y, where=known, out=np.zeros_like(y))
+        tolerance = np.sqrt(np.finfo(y.dtype).eps) * sizes.max(initial=0)
+        if (np.abs(output - y, where=known, out=np.zeros_like(y)) > tolerance).any():
+            raise ValueError(
+                f"{layer.name} computes something else in PyTorch than its kind of layer: it can "
+                "be neither compiled nor exported"
+            )
 
 
 class CompiledNetwork:
@@ -83,6 +113,14 @@ class CompiledNetwork:
             TypeError: ``x`` does not hold real numbers.
         """
         return self.run(np.asarray(x)[None])[0]
+
+    def peek(self, x: np.ndarray) -> np.ndarray:
+        """What :meth:`step` would return, without the step: the state stays as it is."""
+        before = self._state.copy()
+        try:
+            return self.step(x)
+        finally:
+            self._state[:] = before
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Runs a sequence, ``(T, *before)`` to ``(T, *after)``, beginning with the present state.

@@ -7,6 +7,7 @@ its description, and never look at the network itself.
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -21,13 +22,17 @@ from snn_lib.errors import one_line
 from snn_lib.inference.layers import (
     Flattening,
     Layer,
+    Normalisation,
     Shape,
     Weights,
     fold_normalisations,
+    is_read,
     read,
 )
+from snn_lib.kernels import use_backend
 from snn_lib.pytorch_private import forward_hooks
 
+STEPS = 32  # of the run in PyTorch with which a description is compared
 CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
 
 
@@ -41,6 +46,8 @@ class Description:
             feature of the network's input that it is.
         layers: the layers, in order.
         dtype: float32 or float64.
+        run: what each layer of the Sequential was given and returned in one run in PyTorch, each
+            ``(T, features)``.
     """
 
     before: Shape
@@ -48,6 +55,7 @@ class Description:
     entry: np.ndarray
     layers: tuple[Layer, ...]
     dtype: np.dtype
+    run: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Description:
@@ -58,6 +66,10 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     its output. The layers of a Sequential inside the Sequential are read one by one. Dropout is
     off, as in evaluation.
 
+    The network also runs once in PyTorch, on 32 steps of random numbers, most of them between 1/300
+    and 300 in size, and what surrounds the Sequential has to compute there what was read. What a
+    ``forward`` does only after more steps or to larger numbers is not seen.
+
     Args:
         network: the network, which is not changed.
         shape: the shape of one step of the input, such as ``(28, 28)``. It is needed if the first
@@ -66,14 +78,19 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
 
     Raises:
         ValueError: only PyTorch can run a layer or the module around the Sequential, a module has
-            hooks, the shape is missing or does not fit, or a dtype is neither float32 nor float64.
-            The message names the layer.
+            hooks or a ``forward`` of its own, the shape is missing or does not fit, or a dtype is
+            neither float32 nor float64. The message names the layer.
     """
     for name, module in network.named_modules():
         if forward_hooks(module):
             raise ValueError(
                 f"{name or 'the network'} ({type(module).__name__}) has hooks, which only PyTorch "
                 "can call: remove them, and make pruning permanent by torch.nn.utils.prune.remove"
+            )
+        if "forward" in vars(module):
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) has a forward that was set on "
+                "the module itself, which only PyTorch can call: define it in a class"
             )
     preparation = getattr(network, "preparation", None)
     if shape is None and isinstance(preparation, Preparation):
@@ -89,11 +106,28 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
             f"{type(network).__name__}.forward changes the features before its Sequential: give "
             "the shape of one step of its input, such as shape=(28, 28)"
         )
-    layers = fold_normalisations(read(inner, name, features, dtype))
+    read_layers = list(read(inner, name, features, dtype))
+    layers = fold_normalisations(read_layers)
     if all(isinstance(layer, Flattening) for layer in layers):
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
     after, sums = around.read_output(before, layers[-1].after)
-    return Description(before, after, entry, (*layers, *sums), dtype)
+    run = around.run(before, entry, layers[-1].after, sums, getattr(torch, dtype.name))
+    layers = *layers, *sums
+    return Description(before, after, entry, layers, dtype, _by_layer(read_layers, run))
+
+
+def _by_layer(
+    layers: Sequence[Layer], run: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """What each layer was given and returned, once normalisations are part of the weights."""
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for layer, (x, y) in zip(layers, run, strict=True):
+        y = y.reshape(-1, math.prod(layer.after)).numpy()
+        if isinstance(layer, Normalisation):
+            pairs[-1] = pairs[-1][0], y
+        else:
+            pairs.append((x.reshape(-1, math.prod(layer.before)).numpy(), y))
+    return tuple(pairs)
 
 
 def _without_chunks(network: nn.Module) -> nn.Module:
@@ -204,6 +238,53 @@ class _Surroundings:
         weights = Weights(name, (count,), (outputs,), matrix.T.numpy(), np.zeros(outputs))
         return after, [Flattening(name, inner, (count,)), weights]
 
+    @torch.no_grad()
+    def run(
+        self,
+        before: Shape,
+        entry: np.ndarray,
+        inner: Shape,
+        sums: list[Layer],
+        dtype: torch.dtype,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Runs the network as it is, and compares what its forward does with what was read.
+
+        Returns what each layer that was read was given and returned.
+        """
+        calls, pairs = [], []
+
+        def call(x: Tensor, state: object = None, lengths: Tensor | None = None) -> Output:
+            result = type(self.inner).forward(self.inner, x, state, lengths)
+            calls.append((x, result[0]))
+            return result
+
+        def note(layer: nn.Module, given: tuple, result: Tensor | tuple) -> None:
+            pairs.append((given[0], result[0] if isinstance(result, tuple) else result))
+
+        x = _random_input(before, STEPS, 1).to(dtype)
+        x = x.transpose(0, 1) if self.inner.batch_first else x
+        self.inner.forward = call
+        with ExitStack() as hooks, use_backend("eager"):  # which need not be compiled first
+            for layer in filter(is_read, self.inner.modules()):
+                hooks.enter_context(layer.register_forward_hook(note))
+            try:
+                output, _ = self.network(x)
+            except Exception as error:
+                self._refuse(f"fails in a run of {STEPS} steps ({one_line(error)}) around")
+        if len(calls) != 1:
+            self._refuse(f"runs {len(calls)} times, expected once,")
+        ((arrived, reply),) = calls
+        if not torch.equal(arrived.reshape(STEPS, -1), x.reshape(STEPS, -1)[:, entry]):
+            self._refuse("computes with its input before")
+        expected = reply.flatten(0, -1 - len(inner)).flatten(1)  # a readout leaves no time
+        for layer in sums[1:]:
+            expected = expected @ torch.from_numpy(layer.weight.T).to(dtype)
+        output = output.reshape(len(expected), -1)
+        tolerance = 1e-4 * reply.nan_to_num(posinf=0, neginf=0).abs().max()
+        if not torch.allclose(output, expected, 0, float(tolerance), equal_nan=True):
+            self._refuse("does more than add up output after")
+        return pairs
+
     def _arrival(self, x: Tensor) -> Tensor:
         """The input of the Sequential if the network is given ``x``."""
 
@@ -236,9 +317,10 @@ class _Surroundings:
         ) from None
 
 
-def _random_input(features: Shape) -> Tensor:
+def _random_input(features: Shape, steps: int = 3, batch: int = 2) -> Tensor:
     """Random numbers of all sizes."""
-    return _random(3, 2, *features) * _random(3, 2, *features).mul(4).exp2()
+    size, number = _random(2, steps, batch, *features)
+    return number * size.mul(4).exp2()
 
 
 def _random(*shape: int) -> Tensor:

@@ -25,7 +25,7 @@ GROUP = 4  # rows of weights that are added at once
 LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
 # What a layer does.
-WEIGHTS, POOLING, FILTER, NEURON, MEAN, MAXIMUM, SNAPSHOTS = range(7)
+WEIGHTS, LARGEST, AVERAGE, FILTER, NEURON, SUM, MEAN, MAXIMUM, SNAPSHOTS = range(9)
 
 # A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
 # maps of one position.
@@ -169,13 +169,16 @@ def _weigh(layer, steps, coefficients, table, x, out, numbers, amounts):
 
 @jit
 def _pool(layer, table, x, out):
-    """Finds the largest value of each window, without positions outside the map."""
-    channels = layer.channels
+    """Finds the largest value or the mean of each window.
+
+    Positions outside the map have no value, and in a mean zeros.
+    """
+    channels, averages = layer.channels, layer.kind == AVERAGE
     for line in range(layer.out_height):
         for column in range(layer.out_width):
             at = (line * layer.out_width + column) * channels
-            largest = out[at : at + channels]
-            largest[:] = -np.inf
+            pooled = out[at : at + channels]
+            pooled[:] = 0 if averages else -np.inf
             for tap in range(layer.tap_count):
                 y = line * layer.stride_height + table[layer.taps + 2 * tap]
                 z = column * layer.stride_width + table[layer.taps + 2 * tap + 1]
@@ -183,7 +186,13 @@ def _pool(layer, table, x, out):
                     at = (y * layer.width + z) * channels
                     values = x[at : at + channels]
                     for n in range(channels):
-                        largest[n] = max(largest[n], values[n])
+                        if averages:
+                            pooled[n] += values[n]
+                        else:
+                            pooled[n] = max(pooled[n], values[n])
+            if averages:
+                for n in range(channels):
+                    pooled[n] /= layer.tap_count
 
 
 # --------------------------------------------------------------------------------------------------
@@ -229,14 +238,31 @@ def _spike(coefficients, state, current, spikes):
 
 
 @jit
+def _sum(state, x, out):
+    """Finds the sum of the steps so far; the state holds it, then what its rounding left out."""
+    n = len(x)
+    for i in range(n):
+        state[i], state[n + i] = _add_up(state[i], state[n + i], x[i])
+        out[i] = state[i]
+
+
+@jit
 def _mean(state, x, out):
     """Finds the mean of the steps so far; the state holds their sum, then their number."""
-    n = len(x)
-    total, steps = state[:n], state[n] + 1
-    state[n] = steps
-    add(total, x)
+    n, one = len(x), state.dtype.type(1)
+    _sum(state, x, out)
+    steps = state[2 * n :]
+    steps[0], steps[1] = _add_up(steps[0], steps[1], one)
     for i in range(n):
-        out[i] = total[i] / steps
+        out[i] /= steps[0]
+
+
+@jit
+def _add_up(total, rest, x):
+    """Adds x to a sum, and returns it with what is still to be added: ``kinds.RunningSum``."""
+    x += rest
+    larger = total + x
+    return larger, x - (larger - total)
 
 
 @jit
@@ -281,12 +307,14 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
         out = values[layer.target + t * layer.target_stride :][: layer.outputs]
         if layer.kind == WEIGHTS:
             _weigh(layer, 1, own, table, x, out, numbers, amounts)
-        elif layer.kind == POOLING:
+        elif layer.kind == LARGEST or layer.kind == AVERAGE:
             _pool(layer, table, x, out)
         elif layer.kind == FILTER:
             _filter(layer.past_outputs, layer.past_inputs, own, past, x, out)
         elif layer.kind == NEURON:
             _spike(own, past, x, out)
+        elif layer.kind == SUM:
+            _sum(past, x, out)
         elif layer.kind == MEAN:
             _mean(past, x, out)
         elif layer.kind == MAXIMUM:

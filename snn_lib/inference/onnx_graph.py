@@ -23,6 +23,7 @@ from snn_lib.data.preparation import (
     SeriesPreparation,
 )
 from snn_lib.inference import layers as kinds
+from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.readout import READOUTS
@@ -67,14 +68,15 @@ def to_onnx(
 
     Raises:
         ImportError: the package onnx is not installed.
-        ValueError: a layer or the preparation cannot be exported, or the shape is missing; see
-            :func:`snn_lib.inference.description.describe`.
+        ValueError: a layer or the preparation cannot be exported, or as
+            :func:`snn_lib.inference.compiled`, with which the layers are compared.
     """
     try:
         import onnx
     except ImportError:
         raise ImportError("to_onnx needs the package onnx: pip install onnx") from None
     description = describe(network, shape)
+    compare_layers(description)
     preparation = getattr(network, "preparation", None)
     if not isinstance(preparation, Preparation):  # it is another module of the user's
         preparation = None
@@ -192,8 +194,8 @@ class _Graph:
             case kinds.Convolution(weight=weight, bias=bias, groups=groups):
                 window = self._window(layer, weight.shape[2:])
                 return self._node("Conv", x, weight, bias, group=groups, **window)
-            case kinds.MaxPooling(size=size):
-                return self._node("MaxPool", x, **self._window(layer, size))
+            case kinds.Pooling():
+                return self._pool(layer, x)
             case kinds.Filter(alpha=alpha, beta=beta):
                 f = self._node("Mul", beta[0], x)
                 for letter, coefficients, newest in (("x", beta[1:], x), ("F", alpha, None)):
@@ -209,10 +211,10 @@ class _Graph:
             case kinds.Neuron():
                 return self._neuron(layer, x)
             case kinds.RunningMean():
-                total = self._state(f"{name}.sum", layer.before)
-                y = self._node("Add", total, x)
-                self._next(total, y)
-                return self._node("Div", y, self._add_count(name, layer.before))
+                total = self._add_up(f"{name}.sum", layer.before, x)
+                return self._node("Div", total, self._add_up(f"{name}.steps", layer.before, 1.0))
+            case kinds.RunningSum():
+                return self._add_up(f"{name}.sum", layer.before, x)
             case kinds.RunningMaximum():
                 largest = self._state(f"{name}.maximum", layer.before)
                 first = self._node("Equal", self._add_started(name, layer.before), 0.0)
@@ -239,6 +241,24 @@ class _Graph:
         self._next(reset, self._node("Add", decayed, jump))
         return spikes
 
+    def _pool(self, layer: kinds.Pooling, x: str) -> str:
+        window = self._window(layer, layer.size)
+        if isinstance(layer, kinds.AveragePooling):
+            channels = layer.before[0]
+            ones = np.ones((channels, 1, *layer.size))
+            total = self._node("Conv", x, ones, group=channels, **window)
+            return self._node("Div", total, float(math.prod(layer.size)))
+        if _has_empty_windows(layer):
+            raise ValueError(
+                f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
+                "does not define: set another size, dilation or padding"
+            )
+        above, left, below, right = window.pop("pads")
+        if above or left or below or right:  # ONNX Runtime itself pads by less than a window
+            around = np.array([0, 0, above, left, 0, 0, below, right])
+            x = self._node("Pad", x, around, -math.inf)
+        return self._node("MaxPool", x, **window)
+
     def _snapshots(self, layer: kinds.Snapshot, x: str) -> str:
         """The sum so far, and each part of the input whose step has come."""
         y = total = self._state(f"{layer.name}.sum", layer.after)
@@ -251,7 +271,7 @@ class _Graph:
         self._next(total, y)
         return y
 
-    def _window(self, layer: kinds.Convolution | kinds.MaxPooling, size: Shape) -> dict:
+    def _window(self, layer: kinds.Convolution | kinds.Pooling, size: Shape) -> dict:
         """The attributes of a convolution or a pooling.
 
         The padding below and to the right is as large as the size of PyTorch's output needs.
@@ -314,8 +334,36 @@ class _Graph:
         self._next(before, count)
         return count
 
+    def _add_up(self, name: str, features: Shape, x: str | float) -> str:
+        """Adds states that add up ``x``, and returns the sum: see ``kinds.RunningSum``."""
+        before, rest = self._state(name, features), self._state(f"{name}.rest", features)
+        x = self._node("Add", rest, x)
+        total = self._node("Add", before, x)
+        self._next(before, total)
+        self._next(rest, self._node("Sub", x, self._node("Sub", total, before)))
+        return total
+
     def _add_started(self, name: str, features: Shape) -> str:
         """Adds a state that is 0 at the first step and 1 at all others."""
         started = self._state(f"{name}.started", features)
         self._next(started, self._node("Max", started, 1.0))
         return started
+
+
+def _has_empty_windows(layer: kinds.Pooling) -> bool:
+    """Whether a window lies outside the map altogether."""
+    sides = zip(
+        layer.before[1:],
+        layer.after[1:],
+        layer.size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        strict=True,
+    )
+    for before, after, size, stride, padded, gap in sides:
+        first = np.arange(after)[:, None] * stride - padded
+        places = first + np.arange(size) * gap
+        if not ((places >= 0) & (places < before)).any(1).all():
+            return True
+    return False

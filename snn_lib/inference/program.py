@@ -108,13 +108,15 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             return _Part(np.arange(len(bias)), machine.WEIGHTS, rows, 0, [(0, 0)], maps)
         case kinds.Convolution():
             return _convolution(layer)
-        case kinds.MaxPooling(size=size, padding=padding, dilation=dilation, stride=stride):
+        case kinds.Pooling(size=size, padding=padding, dilation=dilation, stride=stride):
             taps = [
                 (y * dilation[0] - padding[0], x * dilation[1] - padding[1])
                 for y, x in np.ndindex(*size)
             ]
             maps = _maps(layer.before, layer.after, stride)
-            return _Part(_channels_last(layer.after), machine.POOLING, (), 0, taps, maps)
+            is_mean = isinstance(layer, kinds.AveragePooling)
+            kind = machine.AVERAGE if is_mean else machine.LARGEST
+            return _Part(_channels_last(layer.after), kind, (), 0, taps, maps)
         case kinds.Filter(alpha=alpha, beta=beta):
             orders = {"past_outputs": len(alpha), "past_inputs": len(beta) - 1}
             rows = [np.concatenate([alpha, beta]).reshape(-1, count)[:, order].ravel()]
@@ -124,7 +126,9 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             rows = [np.stack(rows).reshape(3, count)[:, order].ravel()]
             return _Part(order, machine.NEURON, rows, 2 * count)
         case kinds.RunningMean():
-            return _Part(order, machine.MEAN, states=count + 1)
+            return _Part(order, machine.MEAN, states=2 * (count + 1))
+        case kinds.RunningSum():
+            return _Part(order, machine.SUM, states=2 * count)
         case kinds.RunningMaximum():
             return _Part(order, machine.MAXIMUM, states=count + 1)
         case kinds.Snapshot():

@@ -48,6 +48,7 @@ class Run:
     Each chunk of a ``Chunked`` has counts of its own, by the step at which the chunk starts.
 
     Attributes:
+        fresh: whether it is given no state, and so begins new sequences.
         is_chunk: whether a ``Chunked`` has called the model; otherwise there may be one inside it.
         start: the step of the sequences at which it begins.
         steps: how many steps it runs; ``None`` if nothing is padded.
@@ -56,6 +57,7 @@ class Run:
         steps_in_parts: how many steps a layer has run in parts, by the same.
     """
 
+    fresh: bool = True
     is_chunk: bool = False
     start: int = 0
     steps: int | None = None
@@ -90,10 +92,11 @@ class Timeline:
 
     def _enter(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Notes that a call of the model begins; a forward pre-hook."""
-        self._run = run = Run(is_chunk=current_chunk() is not None)
+        given = bind_call(model, args, kwargs)
+        fresh = given.get("state") is None
+        self._run = run = Run(fresh, is_chunk=current_chunk() is not None)
         if self.lengths is None:
             return
-        given = bind_call(model, args, kwargs)
         x, batch = next(iter(given.values())), len(self.lengths)
         shape = tuple((x if isinstance(x, Tensor) else x[0]).shape[:2])
         if batch not in shape:
@@ -102,7 +105,7 @@ class Timeline:
                 f"dimensions {shape}, neither (T, B) nor (B, T)"
             )
             return
-        run.start = 0 if given.get("state") is None else self._end
+        run.start = 0 if fresh else self._end
         run.steps = shape[0] if shape[1] == batch else shape[1]
         self._end = run.start + run.steps
 
@@ -111,7 +114,7 @@ class Timeline:
         self._run = None
 
     def begins_a_run(self, name: str) -> bool:
-        """Whether a call of layer ``name`` is the first in a call of the model.
+        """Whether a call of layer ``name`` is the first in a call of the model without a state.
 
         If layers are called without the model, a run begins with the layer that was first of all.
         """
@@ -119,7 +122,7 @@ class Timeline:
             self._first = self._first or name
             return name == self._first
         has_begun, self._run.has_begun = self._run.has_begun, True
-        return not has_begun
+        return self._run.fresh and not has_begun
 
     def place(self, name: str, steps: int, fresh: bool = True) -> Call:
         """Finds where a call of layer ``name`` with so many steps belongs.

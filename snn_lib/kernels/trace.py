@@ -7,7 +7,7 @@ in its own language. Steps that need anything else, and those whose course depen
 refused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +67,22 @@ class Trace:
                 lines.append(line)
                 needed.update(line.arguments)
         return Trace(tuple(reversed(lines)), tuple(results))
+
+    def without(self, zeros: Collection[str]) -> "Trace":
+        """The trace without the products and sums that are spared if these inputs are zero."""
+        known: dict[Value, Value] = dict.fromkeys(zeros, 0.0)
+        lines = []
+        for line in self.lines:
+            values = tuple(known.get(value, value) for value in line.arguments)
+            match line.operation, values:
+                case "mul", (0.0, _) | (_, 0.0):
+                    known[line.name] = 0.0
+                case ("add", (0.0, same) | (same, 0.0)) | ("sub", (same, 0.0)):
+                    known[line.name] = same
+                case _:
+                    lines.append(Line(line.name, line.operation, values, line.is_condition))
+        results = [known.get(value, value) for value in self.results]
+        return Trace(tuple(lines), ()).only(results)
 
 
 def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> tuple[Trace, Trace]:

@@ -89,11 +89,19 @@ class Task:
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The mean loss of a batch, and sums over its samples: ``samples``, ``loss`` and more."""
+        """The mean loss of a batch, and sums over its samples.
+
+        The sums are numbers, or tensors of one element, by name. ``samples`` counts the samples,
+        and there is one of the name ``mean_over``. :meth:`metrics` reads them all, here ``loss``,
+        the sum of the losses.
+        """
         raise NotImplementedError
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """Metrics from sums over many batches."""
+        """Metrics by name, of a split: plain numbers, computed from the sums of :meth:`loss`.
+
+        The sums are added up over all batches and processes before.
+        """
         return {"loss": sums["loss"] / sums["samples"]}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...] | float:

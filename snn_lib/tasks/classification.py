@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snn_lib.data.batches import Batch
 from snn_lib.inspection.activity import Activity, Operations, count_activity
 from snn_lib.readout import READOUTS, first_lead, within
-from snn_lib.settings import ExperimentConfig, Hyperparameters, setting
+from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, setting
 from snn_lib.tasks.base import Task, output_of
 
 
@@ -20,7 +20,11 @@ class ClassificationHyperparameters(Hyperparameters):
     """Hyperparameters of classification: the model and its training."""
 
     label_smoothing: float = setting(
-        0.0, "share of the target that is spread evenly over all classes", at_least=0, below=1
+        0.0,
+        "share of the target that is spread evenly over all classes",
+        TRAINING,
+        at_least=0,
+        below=1,
     )
 
 

@@ -17,7 +17,14 @@ from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation
 from snn_lib.encoding import LatencyLaw
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, OrderHyperparameters, Settings, setting
+from snn_lib.settings import (
+    ExperimentConfig,
+    Needs,
+    OrderHyperparameters,
+    Settings,
+    section,
+    setting,
+)
 from snn_lib.tasks.classification import Classification, CountClassification, CountHyperparameters
 from snn_lib.tasks.distillation import Teachers
 
@@ -44,7 +51,12 @@ class LatencyOptions(Settings):
         0.2, "pixels up to this grey level stay silent; white is 1", above=0, below=1
     )
     law: LatencyLaw = setting("linear", "function from grey level to spike time")
-    tau: float = setting(5.0, "time constant of the logarithmic law, in steps", above=0)
+    tau: float = setting(
+        5.0,
+        "time constant of the logarithmic law, in steps",
+        Needs("latency.law", ("logarithmic",)),
+        above=0,
+    )
     jitter: float = setting(0.0, "standard deviation of noise on the times, in steps", at_least=0)
 
 
@@ -58,7 +70,10 @@ class MNISTOptions(Settings):
         [], "checkpoints of networks whose mean answer is learned instead of the label"
     )
     teacher_temperature: float = setting(
-        3.0, "what the teachers' logits are divided by: higher is softer", above=0
+        3.0,
+        "what the teachers' logits are divided by: higher is softer",
+        Needs("mnist_config.teachers"),
+        above=0,
     )
     validation_size: int = setting(
         5_000, "held-out images, which choose the best epoch", at_least=1
@@ -77,12 +92,14 @@ class MNISTOptions(Settings):
 
 @dataclass
 class DigitConfig(ExperimentConfig):
-    """The configuration of snn_mlp_1 and snn_mlp_2."""
+    """The configuration of snn_mlp_1."""
 
     hyperparameters: DigitHyperparameters = field(default_factory=DigitHyperparameters)
     mnist_config: MNISTOptions = field(default_factory=MNISTOptions)
-    transform: TransformConfig = field(default_factory=TransformConfig)
-    latency: LatencyOptions = field(default_factory=LatencyOptions)
+    transform: TransformConfig = section(TransformConfig, Needs("mnist_config.use_transform"))
+    latency: LatencyOptions = section(
+        LatencyOptions, Needs("hyperparameters.encoding", ("latency",))
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

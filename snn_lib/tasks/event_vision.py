@@ -18,7 +18,7 @@ from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, Settings, setting
+from snn_lib.settings import ExperimentConfig, Needs, Settings, section, setting
 from snn_lib.tasks.classification import CountClassification, CountHyperparameters
 
 EVALUATION_BATCH = 100
@@ -36,7 +36,11 @@ class EventHyperparameters(CountHyperparameters):
 class EventOptions(Settings):
     """How the recordings are used."""
 
-    path: str = setting("", "folder of your own files; empty: Tonic's download")
+    path: str = setting(
+        "",
+        "folder of your own files; empty: Tonic's download",
+        Needs("dataset", ("nmnist", "dvs_gesture")),
+    )
     bins: Literal["time", "count"] = setting("time", "equal times or equal numbers of events")
     duration: float = setting(
         300.0, "milliseconds used, from the first event", at_least=0.001, at_most=1e9
@@ -53,7 +57,9 @@ class EventOptions(Settings):
     validation_size: int = setting(
         1_000, "held-out recordings, which choose the best epoch", at_least=1
     )
-    training_size: int = setting(10_000, "most other recordings that are trained on", at_least=1)
+    training_size: int = setting(
+        10_000, "most other recordings that are trained on; a run says how many", at_least=1
+    )
     test_size: int = setting(
         10_000, "most test recordings that are evaluated, taken evenly from all", at_least=1
     )
@@ -68,8 +74,10 @@ class EventConfig(ExperimentConfig):
     )
     hyperparameters: EventHyperparameters = field(default_factory=EventHyperparameters)
     events: EventOptions = field(default_factory=EventOptions)
-    camera: CameraConfig = field(default_factory=CameraConfig)
-    augmentation: EventAugmentationConfig = field(default_factory=EventAugmentationConfig)
+    camera: CameraConfig = section(CameraConfig, Needs("dataset", ("simulated",)))
+    augmentation: EventAugmentationConfig = section(
+        EventAugmentationConfig, Needs("events.use_augmentation")
+    )
 
     def preparation(self) -> RecordingPreparation:
         """How recordings become input."""
@@ -132,8 +140,8 @@ class EventVision(CountClassification):
         frames, labels = self._recordings("train", count if simulated else None)
         require(
             held_out < len(labels),
-            f"events.validation_size is {held_out}, there are {len(labels)} recordings to train on "
-            "and to hold out",
+            f"events.validation_size is {held_out}, but there are {len(labels)} recordings to "
+            f"train on and to hold out: set it to {max(len(labels) // 10, 1)}, say",
         )
         training, validation = split_indices(len(labels), held_out, self.config.seed)
         training = training[: options.training_size]

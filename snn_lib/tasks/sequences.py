@@ -13,7 +13,7 @@ batch normalisation does in training, reads time backwards, or returns another n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, require
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
-from snn_lib.settings import ExperimentConfig
+from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
 
@@ -168,7 +168,7 @@ class SequenceTask(Task):
 class SequenceConfig(ClassificationConfig):
     """The configuration of a classification of sequences."""
 
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    augmentation: AugmentationConfig = section(AugmentationConfig, TRAINING)
 
 
 class SequenceClassification(SequenceTask, Classification):

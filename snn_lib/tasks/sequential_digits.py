@@ -14,7 +14,7 @@ import torch
 from snn_lib.data.augmentation import TransformConfig
 from snn_lib.data.preparation import PIXELS, PixelPreparation
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, ResonantHyperparameters, setting
+from snn_lib.settings import ExperimentConfig, Needs, ResonantHyperparameters, section, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
@@ -56,7 +56,7 @@ class SequentialConfig(ExperimentConfig):
 
     hyperparameters: SequentialHyperparameters = field(default_factory=SequentialHyperparameters)
     mnist_config: SequentialOptions = field(default_factory=SequentialOptions)
-    transform: TransformConfig = field(default_factory=TransformConfig)
+    transform: TransformConfig = section(TransformConfig, Needs("mnist_config.use_transform"))
 
 
 class SequentialDigits(Digits):

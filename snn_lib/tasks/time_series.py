@@ -18,7 +18,7 @@ from snn_lib.data.preparation import Prepared, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
-from snn_lib.settings import setting
+from snn_lib.settings import TRAINING, Needs, OneTimeConstant, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification, SequenceConfig
 
@@ -26,12 +26,14 @@ SAMPLE = 64  # sequences on which the first layers' weights are found
 
 
 @dataclass
-class TimeSeriesHyperparameters(ClassificationHyperparameters):
+class TimeSeriesHyperparameters(OneTimeConstant, ClassificationHyperparameters):
     """The network for time series. Without epochs the last layer alone learns, in closed form."""
 
     epoch: int = setting(0, "epochs of gradients through all layers, after that", at_least=0)
     batch_size: int = setting(16, "sequences in a batch, over all processes", at_least=1)
-    constraint: Literal["none", "stable"] = setting("stable", "keep trained filters stable")
+    constraint: Literal["none", "stable"] = setting(
+        "stable", "keep trained filters stable", TRAINING
+    )
     length: int = setting(
         2048, "most time steps; longer sequences are averaged over blocks of steps", at_least=1
     )
@@ -39,10 +41,16 @@ class TimeSeriesHyperparameters(ClassificationHyperparameters):
         "current", "how values become input (see docs/time_series.md)"
     )
     fields: int = setting(
-        8, "for population: Gaussian receptive fields of each channel", at_least=2
+        8,
+        "for population: Gaussian receptive fields of each channel",
+        Needs("hyperparameters.encoding", ("population",)),
+        at_least=2,
     )
     threshold: float = setting(
-        0.25, "for delta: change that is an event, in standard deviations", above=0
+        0.25,
+        "for delta: change that is an event, in standard deviations",
+        Needs("hyperparameters.encoding", ("delta",)),
+        above=0,
     )
     neurons: int = setting(2048, "neurons in the hidden layer", at_least=1)
     filters: int = setting(128, "filters of all inputs; each input has at least one", at_least=1)

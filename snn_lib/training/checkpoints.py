@@ -57,10 +57,14 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path | str) -> Checkpoint:
     """Reads a checkpoint to the CPU, running no code from it (``weights_only``).
 
+    The folder of a run stands for its best one.
+
     Raises:
         InputError: the file is missing or damaged, holds objects that would run code, or is no
             checkpoint.
     """
+    path = Path(path)
+    path = path / "best" if path.is_dir() else path
     with reading(path):
         if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
             with zipfile.ZipFile(path) as archive:
@@ -77,7 +81,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         isinstance(content, dict) and isinstance(content.get("snn_state_dict"), dict),
         f"{path} is no checkpoint of this project: it has no snn_state_dict",
     )
-    return Checkpoint(content, Path(path))
+    return Checkpoint(content, path)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True) -> None:

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -19,11 +19,17 @@ from torch import nn
 
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_onnx
-from snn_lib.settings import ExperimentConfig
+from snn_lib.settings import ExperimentConfig, Unmet, without_effect
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
-from snn_lib.training.config import config_from_dict, defaults, load_config, own_file
+from snn_lib.training.config import (
+    config_from_dict,
+    defaults,
+    load_config,
+    own_file,
+    refuse_without_effect,
+)
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment, Stopped
@@ -134,11 +140,11 @@ def _run(
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
     yaml_file = options.config_file or own_file(script)
-    config = load_config(task.config_class, yaml_file, options.overrides, script.stem)
+    config = load_config(task.config_class, yaml_file, options.overrides, script)
     if options.help:
         values = f"the values from {yaml_file.name} and" if yaml_file else "their"
         print(f"{parser.format_help()}\nsettings, with {values} defaults:")
-        print("\n".join(_explain(config)))
+        print("\n".join(_explain(config, without_effect(config))))
         return 0
     require(
         options.train + options.test + bool(options.export) == 1,
@@ -158,10 +164,13 @@ def _run(
     if options.test or options.export:
         path = config.test_checkpoint_path or newest(config, "best")
     elif options.resume is not None:
-        path = options.resume or newest(config, "last")
+        path = Path(options.resume or newest(config, "last"))
+        path = path / "last" if path.is_dir() else path
     checkpoint = None if path is None else load_checkpoint(path)
     if checkpoint is not None:
+        path = checkpoint.path
         config = settings_of(checkpoint, config, options.overrides)
+    refuse_without_effect(options.overrides, config)
     if options.export:
         network = trained_network(checkpoint, build_model, task)
         try:
@@ -293,20 +302,28 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def _explain(section: Any, prefix: str = "") -> Iterator[str]:
-    """A line for each setting: its key and value, its meaning, and what it may be."""
+def _explain(
+    section: Any, idle: Mapping[str, Unmet], prefix: str = "", above: str = ""
+) -> Iterator[str]:
+    """A line for each setting: its key and value, its meaning, and what it may be.
+
+    If it has no effect, which ``idle`` says, the line says so, unless the reason is that of its
+    whole section, ``above``.
+    """
     nested = []
     for entry in dataclasses.fields(section):
-        value = getattr(section, entry.name)
+        value, name = getattr(section, entry.name), f"{prefix}{entry.name}"
+        why = idle[name].why if name in idle else ""
         if dataclasses.is_dataclass(value):
-            nested.append((value, f"{prefix}{entry.name}."))
+            nested.append((value, name, why))
             continue
         shown = value if isinstance(value, str) else json.dumps(value)
         doc, allowed = entry.metadata.get("doc", ""), str(entry.metadata.get("range", ""))
         if get_origin(entry.type) is Literal:
             allowed = ", ".join(get_args(entry.type))
         doc += f" ({allowed})" if allowed else ""
-        yield f"  {f'{prefix}{entry.name}={shown}':<50} {doc}".rstrip()
-    for value, prefix in nested:
-        yield f"\n{value.__doc__.splitlines()[0]}"
-        yield from _explain(value, prefix)
+        doc += f"; {why}" if why not in ("", above) else ""
+        yield f"  {f'{name}={shown}':<50} {doc}".rstrip()
+    for value, name, why in nested:
+        yield f"\n{value.__doc__.splitlines()[0]}{why and f' (this {why})'}"
+        yield from _explain(value, idle, f"{name}.", why)

@@ -8,7 +8,9 @@ import dataclasses
 import difflib
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.settings import list_settings
+from snn_lib.settings import list_settings, without_effect
 
 Config = TypeVar("Config")
 
@@ -33,25 +35,35 @@ def own_file(script: Path) -> Path | None:
 
 
 def load_config(
-    schema: type[Config], yaml_path: Path | None, overrides: Sequence[str], name: str | None = None
+    schema: type[Config],
+    yaml_path: Path | None,
+    overrides: Sequence[str],
+    script: Path | None = None,
 ) -> Config:
     """Reads a YAML file and its bases, applies ``key=value`` overrides, and checks all of it.
 
     Args:
         schema: the dataclass of the settings.
         yaml_path: the file; ``None`` for the defaults.
-        overrides: settings of the command line; the last of several for one key counts.
-        name: the run's name if the file gives none; what no name may have becomes ``_``,
-            and it is cut to 100 characters.
+        overrides: settings of the command line; the last of several for one key counts. Whether
+            they have an effect is not checked here, see :func:`refuse_without_effect`.
+        script: the experiment's script. Its name is that of the run if the file gives none; what no
+            name may have becomes ``_``, and it is cut to 100 characters. A file other than the
+            script's own may repeat what that one says.
 
     Raises:
         InputError: a file is missing or is no YAML, a key is unknown (the message names the file
-            and the nearest key), or a value has a wrong type or lies outside its range.
+            and the nearest key), a value has a wrong type or lies outside its range, or a file sets
+            what has no effect with its other settings.
     """
-    allowed = name and re.sub(r"^\W", "_", re.sub(r"[^\w.+-]", "_", name))[:100]
-    own_name = [] if name is None else [("the run's name", {"name": allowed})]
-    files = [] if yaml_path is None else _files(Path(yaml_path))
-    return _built(schema, [*own_name, *files], overrides)
+    parts = [] if yaml_path is None else _files(Path(yaml_path))
+    own, usual = script and own_file(script), None
+    if own and yaml_path is not None and Path(yaml_path).resolve() != own.resolve():
+        usual = _built(schema, _files(own), [])
+    if script is not None:
+        allowed = re.sub(r"^\W", "_", re.sub(r"[^\w.+-]", "_", script.stem))[:100]
+        parts.insert(0, ("the run's name", OmegaConf.create({"name": allowed})))
+    return _built(schema, parts, overrides, partial(_check_file, schema(), usual))
 
 
 def config_from_dict(
@@ -63,6 +75,54 @@ def config_from_dict(
     """As :func:`load_config`, from the dict in a checkpoint; messages name it as ``source``."""
     values = {key: value for key, value in values.items() if key not in RETIRED}
     return _built(schema, [(source, values)], overrides)
+
+
+def refuse_without_effect(overrides: Sequence[str], *configs: Any) -> None:
+    """Refuses settings of the command line that nothing reads.
+
+    Args:
+        overrides: ``key=value`` each.
+        configs: the configurations with them; those of a sweep are several.
+
+    Raises:
+        InputError: a setting has an effect in none of the configurations.
+    """
+    unmet = without_effect(configs[0], *configs)
+    for key in _keys_of(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))):
+        if key in unmet:
+            raise InputError(f"{key} {unmet[key].why}")
+
+
+def _check_file(
+    schema: Any, usual: Any, path: str, content: Any, before: DictConfig, after: DictConfig
+) -> None:
+    """Refuses what a file sets to another value although nothing reads it.
+
+    A file may repeat what another one, ``usual``, says. One without such a model, as the file of a
+    script itself, may hold the options of what it has switched off. Both may serve several scripts,
+    some of which never read a setting.
+    """
+    unmet, keys = without_effect(schema, after), set(_keys_of(OmegaConf.to_container(content)))
+    for key in sorted(keys & unmet.keys()):
+        why, decided_by, instead = unmet[key]
+        value = attrgetter(key)
+        if instead:
+            idle = value(after) != attrgetter(instead)(after)
+        elif usual is not None:
+            idle = value(after) != value(usual)
+        else:
+            idle = keys.isdisjoint(decided_by)
+        idle = idle and bool(decided_by)
+        require(not idle or value(after) == value(before), f"{path}: {key} {why}")
+
+
+def _keys_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of the values in a mapping and in those within it."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _keys_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def attributes_of(section: Any) -> Any:
@@ -91,13 +151,21 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
 
 
 def _built(
-    schema: type[Config], parts: Sequence[tuple[str, Any]], overrides: Sequence[str]
+    schema: type[Config],
+    parts: Sequence[tuple[str, Any]],
+    overrides: Sequence[str],
+    check: Callable[[str, Any, DictConfig, DictConfig], None] | None = None,
 ) -> Config:
-    """Makes the dataclass from its defaults, then parts that each name a source, then overrides."""
+    """Makes the dataclass from its defaults, then parts that each name a source, then overrides.
+
+    ``check`` is called for every part, with the settings before and after it.
+    """
     config = defaults(schema)
     try:
-        for source, content in parts:  # noqa: B007 (named in the messages below)
-            config = OmegaConf.merge(config, content)
+        for source, content in parts:
+            before, config = config, OmegaConf.merge(config, content)
+            if check is not None:
+                check(source, content, before, config)
         for override in overrides:
             source = f"override {override!r}"
             key, sign, _ = override.partition("=")

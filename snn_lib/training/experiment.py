@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
-from snn_lib.errors import RunError, SettingsError, require
+from snn_lib.errors import InputError, RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
@@ -165,6 +165,9 @@ class Experiment:
         self.numbers = diagnosis.Numbers(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
+        if self.settings.epoch:
+            held_out = self.task.batches("validation").count
+            self.say(f"{batches.count:,} {self.task.unit} to train on, {held_out:,} to validate on")
         made_by = {"script": self.script, "environment": environment(self.device, self.world)}
         self.run = open_run(self.state, self.task, checkpoint, {**made_by, **self.task.usage()})
         if checkpoint is not None:
@@ -199,6 +202,8 @@ class Experiment:
                     raise RunError(f"the data ended after {progress.batch} of {total} batches")
                 progress.data_seconds += time.perf_counter() - begin
                 add_sums(progress.sums, self._train_batch(batch))
+                if not progress.history and progress.batch == 0:
+                    self._check_sums(progress.sums)
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
                 advance()
@@ -378,10 +383,32 @@ class Experiment:
             chunk = self.settings.chunk
             raise SettingsError(f"hyperparameters.chunk is {chunk}: {error}") from error
 
+    def _check_sums(self, sums: dict[str, Any]) -> None:
+        """Refuses a task without a sum or a metric that it needs, before an epoch is spent."""
+        name, too_few = type(self.task).__name__, (ArithmeticError, ValueError)
+        with contextlib.suppress(*too_few):  # samples in one batch, to divide by their sums
+            metrics = self._metrics(sums)
+            with naming_what_is_missing(f"{name}.score reads a metric", f"{name}.metrics", metrics):
+                self.task.score(metrics)
+
     def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
         """The task's metrics from the sums of all processes."""
-        metrics = self.task.metrics(distributed.total(sums))
+        name = type(self.task).__name__
+        with naming_what_is_missing(f"{name}.metrics reads a sum", f"{name}.loss", sums):
+            metrics = self.task.metrics(distributed.total(sums))
         try:
             return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
-            raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
+            raise RunError(f"a metric of {name}: {error}") from None
+
+
+@contextlib.contextmanager
+def naming_what_is_missing(reader: str, maker: str, made: Mapping[str, Any]) -> Iterator[None]:
+    """Says in one line which key ``reader`` misses in what ``maker`` has made."""
+    try:
+        yield
+    except KeyError as error:
+        if error.args[0] in made:
+            raise
+        names = ", ".join(map(repr, made))
+        raise InputError(f"{reader} {error}, but {maker} returns only {names}") from error

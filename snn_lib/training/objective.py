@@ -16,6 +16,8 @@ Loss = tuple[Tensor, dict[str, Any]]  # and the sums that metrics are made of
 def task_loss(task: Task, model: nn.Module, batch: Any) -> Loss:
     """The mean loss of this process's share of a batch, which may be empty, and its sums."""
     loss, sums = task.loss(model, batch)
+    missing = {"samples", task.mean_over} - sums.keys()
+    require(not missing, f"{type(task).__name__}.loss returns no sum {min(missing, default='')!r}")
     if sums["samples"] == 0:  # a mean of nothing
         return loss.nan_to_num(), dict.fromkeys(sums, 0)
     return loss, sums

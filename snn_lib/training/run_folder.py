@@ -52,13 +52,15 @@ class RunFolder:
         """Locks the folder. From now on nobody else writes there.
 
         Raises:
-            BusyError: another process trains this run.
+            BusyError: this run is being trained already.
             InputError: the folder cannot be written.
         """
         try:
             self._lock = lock(self.path / "lock")
         except BlockingIOError:
-            raise BusyError(f"another process is training the run {self.path}") from None
+            raise BusyError(
+                f"the run {self.path} is being trained already, by another process or in this one"
+            ) from None
         except OSError as error:
             raise cannot_write(error) from None
 
@@ -116,8 +118,8 @@ def open_run(
     A run that is resumed from a checkpoint has been restored before.
 
     Raises:
-        InputError: the best epoch's model is not beside ``resumed``, another process trains this
-            run or has done so meanwhile, or the folder cannot be written.
+        InputError: the best epoch's model is not beside ``resumed``, the run is being trained
+            already or was continued meanwhile, or the folder cannot be written.
     """
     config, progress = state.config, state.progress
     at_best = progress.is_at_best_epoch(task)
@@ -141,7 +143,7 @@ def open_run(
             found = load_checkpoint(folder.last).get("progress", {})
             require(
                 (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
-                f"another process has continued the run {path} meanwhile: resume it again",
+                f"the run {path} was continued meanwhile: resume it again",
             )
             if needs_best:
                 best_beside(folder.last, progress.best_row(task))
@@ -159,10 +161,12 @@ def open_run(
 def new_folder(base: Path) -> Path:
     """Makes a new folder under ``base``, named by the time; runs of one second get one each.
 
+    The time is UTC, in which no hour comes twice, so that the names are in the order of the runs.
+
     Raises:
         InputError: it cannot be made.
     """
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime())
     try:
         for number in itertools.count(1):
             path = base / (stamp if number == 1 else f"{stamp}_{number:03d}")

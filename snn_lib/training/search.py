@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_line, require
-from snn_lib.settings import list_settings
+from snn_lib.settings import list_settings, without_effect
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
-from snn_lib.training.config import load_config, own_file
+from snn_lib.training.config import load_config, own_file, refuse_without_effect
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment
 from snn_lib.training.loading import arguments_of_main
 from snn_lib.training.state import score_of
 
+NOT_SEARCHED = ("name", *LOCAL_KEYS)
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 
 
@@ -29,7 +30,8 @@ class SearchSpace:
         script: the experiment's script.
         config_file: the YAML file whose settings are changed; ``None`` for the script's own.
         settings: ``key=low..high``, a range of numbers; ``key=a,b,c``, choices; or ``key=value``,
-            which is fixed. The commas of a list ``[1,2]`` separate no choices.
+            which is fixed. The commas of a list ``[1,2]`` separate no choices, nor do those of the
+            name and of settings that say where and how a machine runs a trial.
 
     Attributes:
         base: the YAML file, or ``None`` if the script has none.
@@ -38,14 +40,14 @@ class SearchSpace:
             the choices of one that is searched, and the value of any other.
 
     Raises:
-        InputError: a key is unknown, an end or a choice is not allowed, or a range is empty or not
-            one of numbers.
+        InputError: a key is unknown, an end or a choice is not allowed, a range is empty or not one
+            of numbers, or a setting has no effect, whatever is drawn for the others.
     """
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
         self.script, self.base = script, config_file or own_file(script)
         schema = arguments_of_main(script)[1].config_class
-        self.configured = partial(load_config, schema, self.base, name=script.stem)
+        self.configured = partial(load_config, schema, self.base, script=script)
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
         given: dict[str, str] = {}
         for setting in settings:
@@ -53,10 +55,18 @@ class SearchSpace:
             require(sign != "", f"{setting!r}: expected key=low..high, key=a,b,c or key=value")
             given[key] = text
             ends = re.fullmatch(rf"{NUMBER}\.\.{NUMBER}", text)
-            self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
+            if key in NOT_SEARCHED:
+                self.choices[key] = [text]
+            else:
+                self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
+        configs = []
         for number in range(max(map(len, self.choices.values()))):
-            chosen = {key: own[min(number, len(own) - 1)] for key, own in self.choices.items()}
-            self.config = self.configured([f"{key}={value}" for key, value in chosen.items()])
+            chosen = [
+                f"{key}={own[min(number, len(own) - 1)]}" for key, own in self.choices.items()
+            ]
+            configs.append(self.configured(chosen))
+        refuse_without_effect(chosen, *configs)
+        self.config = configs[-1]
         present = dict(list_settings(self.config))
         for key, ends in self.choices.items():
             if isinstance(ends, tuple):
@@ -86,7 +96,7 @@ class SearchSpace:
         logarithmic = 0 < 10 * low <= high
         if isinstance(low, int):
             return trial.suggest_int(key, low, high, log=logarithmic)
-        return f"{trial.suggest_float(key, low, high, log=logarithmic):.6g}"
+        return trial.suggest_float(key, low, high, log=logarithmic)
 
 
 def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
@@ -135,7 +145,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     A trial that was killed before goes on from its last checkpoint. The test data is left alone.
 
     Args:
-        trial: takes note of the score of every epoch, and of its settings, ``settings``.
+        trial: takes note of the score of every epoch, and of the ``settings`` that count in it.
         space: what the settings are drawn from.
         folder: where the run has its folder.
 
@@ -150,12 +160,8 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
 
     build_model, task, initialise = arguments_of_main(space.script)
     has, task.has = task.has, lambda split: split != "test" and has(split)
-    settings = space.draw(trial)
     name = trial.user_attrs.get("run", f"trial_{trial.number:04}")  # a killed one has it already
     trial.set_user_attr("run", name)
-    kept = sorted(setting for setting in settings if setting.partition("=")[0] not in LOCAL_KEYS)
-    trial.set_user_attr("settings", kept)
-    say(f"{name}: {' '.join(settings)}")
 
     def end_early(why: object) -> NoReturn:
         say(f"{name} ends early: {why}")
@@ -169,10 +175,16 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
                 end_early(f"others were better after epoch {progress.epoch}")
         return False
 
+    settings = space.draw(trial)
     try:
         config = space.configured(settings)
     except InputError as error:  # each setting is allowed, but not all together
         end_early(error)
+    idle = without_effect(config)  # beside what was drawn for the others
+    settings = [setting for setting in settings if setting.partition("=")[0] not in idle]
+    kept = sorted(setting for setting in settings if setting.partition("=")[0] not in LOCAL_KEYS)
+    trial.set_user_attr("settings", kept)
+    say(f"{name}: {' '.join(settings)}")
     config.runs_path, config.name = str(folder), name
     last = max(folder.glob(f"{name}/*/last"), default=None)
     checkpoint = None if last is None else load_checkpoint(last)

@@ -6,9 +6,11 @@ are checked here: :func:`check_alike` compares them with what this run would wri
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -171,27 +173,24 @@ class TrainingState:
             f"{path} is a finished model without the state of its training: resume from the "
             f"checkpoint named last, or start a new run with first_weights={path}",
         )
+        batches = self.progress.batches
+        rank, _ = distributed.rank_and_world()
+        with fitting(path):
+            progress = progress_of(checkpoint, task)
+            theirs = fixed_settings(checkpoint["config"], progress.batches, progress.batch)
+        ours = fixed_settings(dataclasses.asdict(self.config), batches, progress.batch)
+        for what, value in ours.items():
+            require(
+                theirs.get(what, value) == value,
+                f"{what} cannot change when {path} is resumed, because its training so far depends "
+                "on it: keep it, or start a new run",
+            )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         self.optimizer.step()  # makes a state to compare with; the weights are loaded next
         load_weights(self.model, checkpoint, averaged=False)
-        batches = self.progress.batches
-        rank, _ = distributed.rank_and_world()
-        try:
-            progress = self._restore_state(checkpoint, task)
-            theirs = fixed_settings(checkpoint["config"], progress.batches, progress.batch)
-        except Exception as error:  # a file may hold anything
-            raise InputError(
-                f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
-                f"progress do not fit ({type(error).__name__}: {one_line(error)})"
-            ) from None
-        ours = fixed_settings(dataclasses.asdict(self.config), batches, progress.batch)
-        for what, value in ours.items():
-            require(
-                theirs.get(what) == value,
-                f"{what} cannot change when {path} is resumed, because the state of its training "
-                "depends on it: keep it, or start a new run",
-            )
+        with fitting(path):
+            self._restore_state(checkpoint)
         if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0)
         self.progress = dataclasses.replace(progress, batches=batches)
@@ -200,17 +199,8 @@ class TrainingState:
         for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
             self.scheduler.step()  # the scheduler's state is the number of its steps
 
-    def _restore_state(self, checkpoint: Checkpoint, task: Task) -> Progress:
-        """Restores optimiser, average and random generators; returns the checkpoint's progress."""
-        values = dict(checkpoint["progress"])
-        values.pop("folder", None)  # earlier versions wrote it
-        progress = Progress(**values)
-        progress.check()
-        # Whole numbers go on as such: with a device's counts, floats would add up in float32.
-        whole = {key: int(value) for key, value in progress.sums.items() if value == value // 1}
-        progress.sums |= whole
-        if progress.history:
-            progress.best_row(task)  # fails on the metrics of another task
+    def _restore_state(self, checkpoint: Checkpoint) -> None:
+        """Restores optimiser, average and random generators."""
         own = self.optimizer.state_dict()
         state = checkpoint["optimizer_state_dict"]["state"]
         # Weights that never had a gradient have no state.
@@ -229,7 +219,32 @@ class TrainingState:
         rank, world = distributed.rank_and_world()
         if rank < len(checkpoint["rng"]) == world:
             set_rng_state(checkpoint["rng"][rank], self.device)
-        return progress
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Says in one line that a checkpoint does not fit this run, whatever went wrong with it."""
+    try:
+        yield
+    except Exception as error:  # a file may hold anything
+        raise InputError(
+            f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
+            f"progress do not fit ({type(error).__name__}: {one_line(error)})"
+        ) from None
+
+
+def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
+    """How far the run of a last checkpoint has come; it fails if that makes no sense."""
+    values = dict(checkpoint["progress"])
+    values.pop("folder", None)  # earlier versions wrote it
+    progress = Progress(**values)
+    progress.check()
+    # Whole numbers go on as such: with a device's counts, floats would add up in float32.
+    whole = {key: int(value) for key, value in progress.sums.items() if value == value // 1}
+    progress.sums |= whole
+    if progress.history:
+        progress.best_row(task)  # fails on the metrics of another task
+    return progress
 
 
 class MovingAverage(AveragedModel):
@@ -337,6 +352,8 @@ def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str
     fixed = {
         "the optimizer with its options": (choice, optimizer[choice], scale),
         "the scheduler with its options": (plan, scheduler.get(plan)),
+        "first_weights": config.get("first_weights", ""),
+        **_of_the_data(config),
     }
     if plan == "OneCycleLR":  # it plans the whole run
         fixed["hyperparameters.epoch"] = config["hyperparameters"]["epoch"]
@@ -344,3 +361,14 @@ def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str
         size = config["hyperparameters"]["batch_size"]
         fixed["hyperparameters.batch_size or the number of samples"] = batches, size
     return fixed
+
+
+def _of_the_data(config: dict[str, Any], prefix: str = "") -> Row:
+    """The settings that decide which samples are held out, by which the best epoch is chosen."""
+    names, found = ("seed", "dataset", "validation_size", "training_size"), {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _of_the_data(value, f"{prefix}{key}.")
+        elif key in names:
+            found[prefix + key] = value
+    return found

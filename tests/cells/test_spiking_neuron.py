@@ -53,6 +53,21 @@ def test_a_spike_lowers_the_potential_and_the_reset_decays():
         assert state[1].item() == pytest.approx(reset or 2.0 * theta**2, rel=1e-6)
 
 
+@pytest.mark.parametrize("membrane_filter", [False, True])
+def test_the_state_at_a_sequence_s_own_end_has_the_reset_of_this_strength(membrane_filter):
+    neuron = SpikingNeuron(1, 4.0, membrane_filter, reset_strength=0.3).double()
+    current, lengths = 3 * torch.rand(12, 3, 1, dtype=torch.float64), torch.tensor([12, 5, 8])
+    _, (membranes, resets) = neuron(current, lengths=lengths)
+    tau_m = -1.0 / math.log(neuron.reset_decay.item())
+    strength = neuron.reset_strength.item()  # which was rounded to float32
+    for number, length in enumerate(lengths):
+        own = current[:length, number, 0].tolist()
+        spikes, membrane, reset = by_hand(own, tau_m, membrane_filter, strength)
+        assert sum(spikes) > 1
+        assert membranes[number].item() == pytest.approx(membrane, rel=1e-9, abs=1e-9)
+        assert resets[number].item() == pytest.approx(reset, rel=1e-9)
+
+
 def test_only_the_membrane_filter_adds_up_small_currents():
     current = torch.full((20, 1, 1), 0.5)
     assert SpikingNeuron(1, 4.0, membrane_filter=False)(current)[0].sum() == 0

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import math
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,24 +64,24 @@ def test_an_array_may_have_longer_floats_than_pytorch():
     assert torch.equal(as_numbers(values.astype(np.longdouble), "x"), torch.from_numpy(values))
 
 
-def test_an_array_may_be_read_only(tmp_path):
-    """PyTorch warns of it, once in a process, although nobody writes into it."""
-    values = np.random.default_rng(0).random((3, 2))
-    np.save(tmp_path / "x.npy", values)
-    constant = np.frombuffer(values.tobytes()).reshape(3, 2)
-    torch.set_warn_always(True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for array in constant, np.load(tmp_path / "x.npy", mmap_mode="r"):
-            assert torch.equal(as_numbers(array, "x"), torch.from_numpy(values))
-    torch.set_warn_always(False)
-
-
 def test_sequences_of_several_lengths_may_be_an_array_of_objects():
     x, y = np.empty(2, object), np.array([1, 0])
     x[:] = [np.ones((3, 2)), np.ones((5, 2))]
     data = SequenceDataset(x, y)
     assert [len(data[index][0]) for index in range(2)] == [3, 5]
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_array_may_be_read_only_and_is_neither_copied_nor_warned_of():
+    x = np.random.default_rng(0).random((3, 7, 2))
+    x.flags.writeable = False
+    torch.set_warn_always(True)  # once in a process otherwise, perhaps in another test
+    try:
+        data = SequenceDataset(x, np.frombuffer(b"abc", np.uint8))
+    finally:
+        torch.set_warn_always(False)
+    assert data.x.data_ptr() == x.ctypes.data  # a file that is mapped may be larger than the memory
+    np.testing.assert_array_equal(data[1][0], x[1])
 
 
 def test_lengths_cut_the_padding_off():

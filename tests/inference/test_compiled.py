@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from leaving_pytorch import NETWORKS, network, spikes, with_readout
+from leaving_pytorch import NETWORKS, maps, network, pooled_spikes, spikes, with_readout
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.inference import compiled, machine
-from snn_lib.readout import READOUTS, LeakyIntegrator, first_lead
+from snn_lib.readout import READOUTS, LeakyIntegrator, Mean, SpikeCount, first_lead
 
 
 def expected(model, x):
@@ -53,6 +53,56 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
     np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
 
 
+class Louder(nn.Conv2d):
+    """A convolution whose forward is PyTorch's, and calls something else."""
+
+    def _conv_forward(self, *arguments):
+        return 1.5 * super()._conv_forward(*arguments)
+
+
+def test_a_layer_that_computes_something_else_than_its_kind_is_refused():
+    model, features = maps(Louder(2, 3, 3))
+    with pytest.raises(ValueError, match=r"^1\.module computes something else in PyTorch"):
+        compiled(model.eval(), features)
+
+
+def test_time_may_come_second():
+    network = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 2.0), batch_first=True)
+    x = torch.rand(2, 20, 4)
+    output = compiled(network).run(x[1].numpy())
+    np.testing.assert_allclose(output, network(x)[0][1].detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 7])
+def test_the_mean_of_spikes_is_pytorch_s_to_the_last_bit(size):
+    """The mean of spikes alone is 1, which is not above the threshold."""
+    model, current = pooled_spikes(size)
+    for part in (model, model[:2]):
+        output = compiled(part, current.shape[2:]).run(current[:, 0].numpy())
+        np.testing.assert_array_equal(output, expected(part, current))
+    assert not expected(model, current)[:10].any()
+
+
+def passed_on(readout):
+    """A network in float32 that reads out its input."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    return Sequential(layer, readout)
+
+
+def test_spikes_are_counted_beyond_the_whole_numbers_of_float32():
+    stream = compiled(passed_on(SpikeCount()))
+    stream.step([2.0**24])
+    assert stream.run(np.ones((1000, 1)))[-1] == 2.0**24 + 1000
+
+
+def test_a_long_mean_stands_still_where_its_input_does():
+    stream, x = compiled(passed_on(Mean())), np.broadcast_to(np.float32(0.1), (2**20, 1))
+    for _ in range(4):
+        mean = stream.run(x)[-1]
+    np.testing.assert_allclose(mean, np.float32(0.1), rtol=2**-22)
+
+
 @pytest.mark.parametrize(
     "name", ["order 3, 2", "neurons with a membrane", "rearranged and voting", "snapshots"]
 )
@@ -76,6 +126,17 @@ def test_filters_and_neurons_are_pytorchs_bit_for_bit():
     np.testing.assert_array_equal(compiled(model).run(x[:, 0].numpy()), expected(model, x))
     synapse = Sequential(model[0])
     np.testing.assert_array_equal(compiled(synapse).run(x[:, 0].numpy()), expected(synapse, x))
+
+
+def test_a_peek_tells_of_a_step_that_is_not_taken():
+    model, x = digits()
+    stream, sample = compiled(model), x[:, 0].numpy()
+    for now, other in zip(sample, x[:, 1].numpy(), strict=True):
+        stream.peek(other)
+        told = stream.peek(now)
+        np.testing.assert_array_equal(stream.step(now), told)
+    stream.reset()
+    np.testing.assert_array_equal(stream.run(sample), expected(model, x[:, :1]))
 
 
 def test_streams_share_weights_and_nothing_else():

@@ -35,6 +35,64 @@ class Around(nn.Module):
         return self.after(y), state
 
 
+class Later(nn.Module):
+    """A forward that calls its Sequential in some way."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.layers, self.call = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 2.0)), call
+
+    def forward(self, x, state=None):
+        return self.call(self.layers, x, state)
+
+
+def twice(layers, x, state):
+    _, state = layers(x, state)
+    return layers(x, state)
+
+
+def silent_at_first(layers, x, state):
+    y, state = layers(x, state)
+    return torch.cat([0 * y[:10], y[10:]]), state
+
+
+def deaf_later(layers, x, state):
+    return layers(torch.cat([x[:5], 0 * x[5:]]), state)
+
+
+def clamped(layers, x, state):
+    y, state = layers(x.clamp(-100, 100), state)
+    return y, state
+
+
+def clamped_after(layers, x, state):
+    y, state = layers(x, state)
+    return y.clamp(-10, 10), state
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (twice, "Later.forward runs 2 times, expected once, its Sequential"),
+        (silent_at_first, "Later.forward does more than add up output after"),
+        (deaf_later, "Later.forward computes with its input before"),
+        (clamped, "Later.forward computes with its input before"),
+        (clamped_after, "Later.forward does more than add up output after"),
+    ],
+)
+def test_what_a_forward_does_in_a_run_is_compared(call, words):
+    with pytest.raises(ValueError, match=words):
+        describe(Later(call), (4,))
+    assert describe(Later(lambda layers, x, state: layers(x, state)), (4,)).after == (3,)
+
+
+def test_a_forward_of_a_single_module_is_refused():
+    network = Sequential(nn.Linear(4, 4), LowPassSynapse(4, 3.0))
+    network[0].forward = lambda x: 2 * x
+    with pytest.raises(ValueError, match=r"^0 \(Linear\) has a forward that was set on the module"):
+        describe(network)
+
+
 class Two(nn.Module):
     def __init__(self):
         super().__init__()
@@ -129,6 +187,13 @@ def test_hooks_are_refused_since_only_pytorch_calls_them():
 def test_a_float64_network_stays_one():
     assert describe(Sequential(nn.Linear(4, 4)).double()).dtype == "float64"
     assert describe(Sequential(nn.Linear(4, 4))).dtype == "float32"
+
+
+@pytest.mark.parametrize("exact", [0, 1, 2])
+def test_a_network_with_a_layer_in_float64_is_described_in_float64(exact):
+    network = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 4), SpikingNeuron(4, 3.0))
+    network[exact].double()
+    assert describe(network).dtype == "float64"
 
 
 class Jittering(Around):

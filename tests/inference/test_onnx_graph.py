@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from leaving_pytorch import NETWORKS, network, spikes, with_readout
+from leaving_pytorch import NETWORKS, maps, network, pooled_spikes, spikes, with_readout
 from recorded import some_events
 from torch import nn
 
@@ -20,7 +20,7 @@ from snn_lib.data.preparation import (
     SeriesPreparation,
 )
 from snn_lib.inference import to_onnx
-from snn_lib.readout import READOUTS
+from snn_lib.readout import READOUTS, Mean
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -68,6 +68,40 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
         target = [READOUTS[kind]()(values[: t + 1]).numpy() for t in range(len(x))]
     assert (np.diff(values.numpy(), axis=0) < 0).any()  # the last is not the largest
     np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 7])
+def test_the_mean_of_spikes_is_pytorch_s_to_the_last_bit(size, tmp_path):
+    model, current = pooled_spikes(size)
+    for part in (model, model[:2]):
+        to_onnx(part, tmp_path / "network.onnx", current.shape[2:])
+        output = run(session(tmp_path / "network.onnx"), current.numpy())
+        np.testing.assert_array_equal(output, part(current)[0].numpy())
+
+
+def test_windows_outside_the_map_are_refused(tmp_path):
+    model, features = maps(nn.MaxPool2d(2, padding=1, dilation=8))
+    model, x = model.eval(), torch.rand(1, 1, *features)
+    with torch.no_grad():
+        assert model(x)[0].isinf().any()
+    with pytest.raises(ValueError, match=r"1.module has windows that hold nothing of the map"):
+        to_onnx(model, tmp_path / "network.onnx", features)
+
+
+def test_a_mean_of_more_steps_than_float32_has_whole_numbers_goes_on(tmp_path):
+    model = Sequential(nn.Linear(1, 1, bias=False), Mean())
+    nn.init.ones_(model[0].weight)
+    to_onnx(model, tmp_path / "network.onnx")
+    graph, done = session(tmp_path / "network.onnx"), 2**24
+    names = [value.name for value in graph.get_inputs()]
+    state = {name: np.zeros((1, 1), np.float32) for name in names[1:]}
+    state["1.sum"][:] = state["1.steps"][:] = done  # as after so many steps, each of which was 1
+    for _ in range(1001):
+        y, *new = graph.run(None, {"x": np.full((1, 1), 5001, np.float32), **state})
+        state = dict(zip(state, new, strict=True))
+    assert y == pytest.approx((done + 1001 * 5001) / (done + 1001), rel=2**-22)
+    assert state["1.steps"] == done + 1000  # the nearest number that float32 has, and the rest
+    assert state["1.steps.rest"] == 1
 
 
 def test_a_forward_may_keep_the_first_features_alone(tmp_path):

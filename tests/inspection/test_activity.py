@@ -26,6 +26,7 @@ from snn_lib.inspection.activity import (
     count_activity,
     footprint,
 )
+from snn_lib.readout import Snapshots
 
 
 def network():
@@ -242,6 +243,26 @@ def test_a_sequence_in_chunks_counts_once(build, chunk):
         assert in_chunks.operations() == whole.operations()
         assert in_chunks.firing_rates() == whole.firing_rates()
         assert in_chunks.dense_operations() == whole.dense_operations()
+
+
+def test_chunks_of_a_network_without_synapses_and_neurons_count_once():
+    model, x = Sequential(nn.Linear(8, 6), Snapshots([2, 7, 9])), spikes(10, 4, 8)
+    with torch.no_grad(), count_activity(model) as activity:
+        _, state = model(x[:5])
+        model(x[5:], state)
+    assert activity.sequences == 4
+    assert activity.synaptic_operations() == 6 * x.sum().item() / 4
+    assert activity.dense_operations() == 48
+
+
+@pytest.mark.xfail(strict=True, reason="the counting of operations is redesigned along the chain")
+def test_a_layer_that_weighs_a_broadcast_step_twice_counts_twice():
+    layer, x = nn.Linear(8, 8), torch.ones(1, 4, 8).expand(10, 4, 8)
+    model = Sequential(layer, layer, SpikingNeuron(8, 4.0))
+    with torch.no_grad(), count_activity(model) as activity:
+        model(x)
+    assert activity.synaptic_operations() == 2 * 64  # once for all steps
+    assert activity.dense_operations() == 2 * 64
 
 
 def test_a_layer_that_multiplies_in_one_chunk_multiplies_in_all():

@@ -191,6 +191,27 @@ def test_pixels_reach_from_zero_to_the_highest_rate(config):
     torch.testing.assert_close(dimmed, 0.4 * whole)
 
 
+def test_an_image_is_deformed_otherwise_in_every_batch_and_epoch_and_never_in_evaluation(
+    config, monkeypatch
+):
+    """All images are the same one, so that their order changes nothing."""
+    images, labels = load_mnist(ROOT / "dataset", train=True)
+    alike = images[:1].expand(6, 28, 28), labels[:1].expand(6)
+    monkeypatch.setattr("snn_lib.tasks.digits.load_mnist", lambda root, train: alike)
+    options = config.mnist_config
+    options.training_size, options.validation_size, options.test_size = 4, 2, 2
+    config.hyperparameters.batch_size, config.transform.probability = 2, 1.0
+    task, original = task_of(config), images[0].flatten() / 255.0
+    shown = [x for epoch in (0, 1) for b in task.train_batches(epoch) for x in b.x[0]]
+    assert len(shown) == 8
+    assert torch.pdist(torch.stack(shown)).min() > 0.1
+    for split in ("validation", "test"):
+        for batch in task.evaluation_batches(split):
+            assert (batch.x == original).all()
+    options.use_transform = False
+    assert all((b.x == original).all() for b in task_of(config).train_batches(0))
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_batch_and_augment_alike(config, world):
     shares = [list(task_of(config, rank, world).train_batches(1)) for rank in range(world)]

@@ -1,9 +1,11 @@
 """Event vision: what the network sees of recordings, and the script on sets of any kind."""
 
+import itertools
 import re
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from recorded import gesture_files, nmnist_files, tonic_downloads
@@ -11,7 +13,7 @@ from running import ROOT, accuracy, prepared, run
 
 import event_vision
 from snn_lib import SpikingNeuron
-from snn_lib.data.events import Frames
+from snn_lib.data.events import Events, Frames
 from snn_lib.data.recordings import NMNIST, load_recordings, recording_files
 from snn_lib.errors import InputError
 from snn_lib.tasks.event_vision import EventVision
@@ -89,7 +91,7 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
         one.batches("train")
     assert set(again.parts["validation"][2].tolist()) == held_out
     assert set(other.parts["validation"][2].tolist()) != held_out
-    with pytest.raises(InputError, match=r"events.validation_size is 20, there are 20 recordings"):
+    with pytest.raises(InputError, match=r"is 20, but there are 20 recordings .*: set it to 2"):
         task_of(configured(*files, "events.validation_size=20")).batches("train")
 
 
@@ -126,6 +128,40 @@ def test_training_recordings_are_augmented_anew_in_every_epoch_and_others_never(
     plain = "events.use_augmentation=false"
     assert torch.equal(shown("train", 0, plain), shown("train", 1, plain))
     assert torch.equal(shown("validation", 0), shown("validation", 0, plain))
+
+
+def test_a_recording_is_augmented_otherwise_in_every_batch_and_epoch(files):
+    """All recordings are the same one, so that their order changes nothing."""
+    task = task_of(configured(*files, "hyperparameters.batch_size=1"))
+    task.batches("train")
+    frames, labels, chosen = task.parts["train"]
+    alike = frames[:1].expand_as(frames), labels, chosen
+    task = task_of(task.config)
+    task.parts["train"] = alike
+    shown = [batch.x for epoch in (0, 1) for batch in task.train_batches(epoch)]
+    assert len(shown) == 2 * len(chosen)
+    different = {tuple(x.flatten().tolist()) for x in shown}
+    assert len(different) > len(shown) / 2  # a few may be moved alike
+    assert not torch.equal(shown[0], shown[len(chosen)])
+
+
+@pytest.mark.parametrize(
+    ("file", "dataset"),
+    [
+        ("event_vision.yaml", "simulated"),
+        ("event_vision.yaml", "nmnist"),
+        ("event_vision_behind.yaml", "simulated"),
+        ("event_vision_gesture.yaml", "dvs_gesture"),
+    ],
+)
+def test_the_network_sees_the_whole_sensor(file, dataset):
+    preparation = configured(f"dataset={dataset}", file=file).preparation()
+    end = {"dvs_gesture": 127}.get(dataset, 33)  # the last pixel of the sensor
+    x, y = (np.array(place) for place in zip(*itertools.product((0, end), (0, end)), strict=True))
+    corners = Events(x, y, t=np.zeros(4, np.int64), p=np.ones(4, np.int64))
+    seen = preparation([corners]).x.sum((0, 1, 4))  # (side, side)
+    assert seen[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [1] * 4
+    assert seen.sum() == 4
 
 
 def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):

@@ -158,10 +158,23 @@ def test_training_sequences_are_augmented_as_the_settings_say_and_others_are_not
         assert torch.equal(batch.x, again.x)
         assert torch.equal(batch.lengths, again.lengths)
         assert len(batch.x[batch.x != 0].unique()) > 50
-    first, second = (next(task.train_batches(epoch)) for epoch in (3, 4))
-    assert first.x.shape != second.x.shape or not torch.equal(first.x, second.x)
     for batch in task.evaluation_batches("validation"):
         assert batch.x.unique().tolist() == [0, 1]
+
+
+def test_a_sequence_is_augmented_otherwise_in_every_batch_and_epoch():
+    """All sequences are the same one, so that their order changes nothing."""
+    data = torch.ones(16, 6, 2), torch.arange(16) % 2
+    task = prepared(SequenceClassification({"train": data, "validation": data}))
+    task.config.augmentation.noise = 0.1
+    shown = [
+        x
+        for epoch in (3, 4)
+        for batch in task.train_batches(epoch)
+        for x in batch.x.transpose(0, 1)
+    ]
+    assert len(shown) == 32
+    assert torch.pdist(torch.stack(shown).flatten(1)).min() > 0.01
 
 
 def test_sequences_that_augmentation_makes_unequal_get_lengths():
@@ -186,10 +199,13 @@ def test_each_process_augments_its_share():
 
 
 def test_settings_without_a_section_for_it_augment_nothing():
-    task = SequenceClassification({"train": sequences()}, config_class=ClassificationConfig)
+    x, y = sequences()
+    task = SequenceClassification({"train": (x, y)}, config_class=ClassificationConfig)
     prepared(task)
-    padding = [batch.x == 0 for batch in task.train_batches(0)]
-    assert len(padding) == 5
+    known = {tuple(own.flatten().tolist()) for own in x}
+    for batch in task.train_batches(0):
+        for number, length in enumerate(batch.lengths):
+            assert tuple(batch.x[:length, number].flatten().tolist()) in known
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -22,6 +22,15 @@ def test_counts_stay_whole_numbers():
     assert read_sums(sums) == {"spikes": 2**24 + 100, "loss": 50.5}
 
 
+def test_a_batch_s_own_tensors_stay_as_they_are():
+    """A task may keep them, or return the same one for every batch."""
+    sums, own = {}, torch.tensor(0.5)
+    for _ in range(3):
+        add_sums(sums, {"loss": own})
+    assert own == 0.5
+    assert read_sums(sums) == {"loss": 1.5}
+
+
 def test_a_sum_that_is_no_number_is_refused_by_name():
     with pytest.raises(TypeError, match=r"sum 'per_class' has shape \(3,\)"):
         read_sums({"per_class": torch.zeros(3)})

@@ -161,12 +161,30 @@ def test_first_weights_see_every_training_sequence_as_it_is(mine, tmp_path):
         for index, length in enumerate(batch.lengths)
     ]
     assert len(shown) == 41
-    sample, lengths = task.sample()
     for number, (own, label) in enumerate(shown):
         sequence, target = task.parts["train"][number]
         assert torch.equal(own, sequence)
-        assert torch.equal(sample[: lengths[number], number, :3], sequence)
         assert label == target
+
+
+@pytest.mark.parametrize("most", [64, 10])
+def test_the_sample_for_first_weights_is_from_all_over_the_training_sequences(
+    mine, tmp_path, monkeypatch, most
+):
+    monkeypatch.setattr("snn_lib.tasks.time_series.SAMPLE", most)
+    task = task_of(configured(tmp_path))
+    sequences = [sequence for sequence, _ in task.parts["train"]]
+    sample, lengths = task.sample()
+    numbers = []
+    for number, length in enumerate(lengths):
+        own = sample[:length, number, :3]
+        (found,) = [k for k, x in enumerate(sequences) if x.shape == own.shape and (x == own).all()]
+        numbers.append(found)
+    assert len(set(numbers)) == len(numbers)
+    assert min(most, len(sequences)) / 2 < len(numbers) <= most
+    for part in range(4):  # each quarter of the set has its share
+        inside = sum(part * 45 <= 4 * number < (part + 1) * 45 for number in numbers)
+        assert abs(inside - len(numbers) / 4) < 1.5
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -266,6 +284,17 @@ def test_who_has_only_installed_the_library_trains_tests_and_loads(mine, tmp_pat
     names, scores = snn_lib.load(best).classify([mine["x_test"][0]])
     assert names[0] in {"0", "1", "2"}
     assert scores.shape == (1, 3)
+
+
+def test_the_installed_command_without_data_asks_for_data(tmp_path):
+    for arguments in ([], ["hyperparameters.neurons=8"]):
+        done = shell(sys.executable, "-m", "snn_lib.time_series", *arguments, cwd=tmp_path)
+        assert not any(tmp_path.iterdir())
+        assert (done.code, done.out) == (2, "")
+        assert done.err == (
+            "time_series.py: no data set is named: give an .npz file, NAME_TRAIN.ts or the name of "
+            "an archive set, such as mine.npz or GunPoint\n"
+        )
 
 
 def test_one_recipe_whatever_the_folder():

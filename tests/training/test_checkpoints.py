@@ -176,9 +176,17 @@ def test_an_archive_of_something_else_is_refused(path):
 
 def test_a_folder_or_a_pipe_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # whose reading would never end
-    for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(InputError, match=f"{re.escape(str(path))} is not a file"):
-            load_checkpoint(path)
+    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path / 'pipe'))} is not a file"):
+        load_checkpoint(tmp_path / "pipe")
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "best"))):
+        load_checkpoint(tmp_path)
+
+
+def test_the_folder_of_a_run_stands_for_its_best(tmp_path):
+    for which, epoch in (("last", 3), ("best", 2)):
+        save_checkpoint(tmp_path / which, {**CHECKPOINT, "epoch": epoch})
+    found = load_checkpoint(tmp_path)
+    assert (found.path, found["epoch"]) == (tmp_path / "best", 2)
 
 
 def test_weights_come_into_the_model(path):

@@ -378,3 +378,10 @@ def test_a_run_is_named_as_its_script_where_no_yaml_file_says_otherwise(tmp_path
         help_text = run("--help", script=script).out
         assert ("name=other" if text == "name: other\n" else "name=mine ") in help_text
         assert ("their defaults" in help_text) is (text is None)
+
+
+def test_a_setting_that_nothing_reads_is_refused_and_help_says_so(tmp_path):
+    why = "has no effect with optimizer.optimizer_choice=AdamW"
+    typed = tiny(tmp_path, "optimizer.SGD.momentum=0.5")
+    assert refused("--train", *typed) == f"optimizer.SGD.momentum {why}"
+    assert f"Options of SGD, as PyTorch names them. (this {why})" in run("--help", *typed).out

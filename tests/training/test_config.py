@@ -12,7 +12,7 @@ from running import ROOT
 from snn_lib.errors import InputError
 from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitConfig
-from snn_lib.training.config import config_from_dict, load_config
+from snn_lib.training.config import config_from_dict, load_config, refuse_without_effect
 
 YAML = """
 name: trial
@@ -20,6 +20,7 @@ hyperparameters:
   length: 12
   tau_m: 5
 optimizer:
+  optimizer_choice: AdamW
   AdamW: {lr: 0.002}
 """
 
@@ -209,8 +210,8 @@ def test_poisson_spikes_need_a_probability(yaml_file):
     [("rising (1)", "rising__1_"), ("-x", "_x"), ("a.b+c", "a.b+c"), ("n" * 120, "n" * 100)],
 )
 def test_a_run_is_named_after_a_script_of_any_name(stem, name):
-    assert load_config(DigitConfig, None, [], stem).name == name
-    assert load_config(DigitConfig, None, ["name=mine"], stem).name == "mine"
+    assert load_config(DigitConfig, None, [], Path(f"{stem}.py")).name == name
+    assert load_config(DigitConfig, None, ["name=mine"], Path(f"{stem}.py")).name == "mine"
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -306,7 +307,7 @@ def test_a_base_may_have_a_base(variant, tmp_path):
 
 
 def test_a_list_of_a_variant_replaces_that_of_its_base(variant, yaml_file):
-    key = "scheduler: {MultiStepLR: {milestones: %s}}"
+    key = "scheduler: {scheduler_choice: MultiStepLR, MultiStepLR: {milestones: %s}}"
     yaml_file.write_text(key % [1, 2, 3])
     variant.write_text("base: ../trial.yaml\n" + key % [4])
     assert load_config(DigitConfig, variant, []).scheduler.MultiStepLR.milestones == [4]
@@ -341,3 +342,114 @@ def test_a_circle_of_bases_is_refused(variant, yaml_file, base):
 def test_a_base_that_is_no_file_is_refused(variant, base, message):
     variant.write_text(f"base: {base}")
     assert message.format(folder=variant.parent) in refusal(variant)
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings that nothing reads
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["optimizer.AdamW.lr=0.1"],
+            "optimizer.AdamW.lr has no effect with scheduler.scheduler_choice=OneCycleLR: "
+            "scheduler.OneCycleLR.max_lr counts instead",
+        ),
+        (
+            ["optimizer={SGD: {momentum: 0}}"],
+            "optimizer.SGD.momentum has no effect with optimizer.optimizer_choice=AdamW",
+        ),
+        (
+            ["latency.law=logarithmic", "latency.tau=3"],
+            "latency.law has no effect with hyperparameters.encoding=constant",
+        ),
+        (
+            ["hyperparameters.encoding=latency", "latency.tau=3"],
+            "latency.tau has no effect with latency.law=linear",
+        ),
+        (
+            ["transform.repeat=0", "transform.RandomRotation.degrees=3"],
+            "transform.RandomRotation.degrees has no effect with transform.repeat=0",
+        ),
+    ],
+)
+def test_an_override_that_nothing_reads_is_refused_with_what_decides_it(overrides, message):
+    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
+    with pytest.raises(InputError) as caught:
+        refuse_without_effect(overrides, config)
+    assert str(caught.value) == message
+
+
+def test_an_override_counts_with_the_others():
+    overrides = ["optimizer.SGD.lr=0.1", "optimizer.optimizer_choice=SGD"]
+    overrides += ["scheduler.scheduler_choice=none", "hyperparameters.encoding=latency"]
+    overrides += ["latency.law=logarithmic", "latency.tau=3"]
+    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
+    refuse_without_effect(overrides, config)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A script of one's own whose own file chooses AdamW and OneCycleLR."""
+    (tmp_path / "own.yaml").write_text((ROOT / "snn_mlp_1.yaml").read_text())
+    return tmp_path / "own.py"
+
+
+def changed(script, old, new):
+    text = script.with_suffix(".yaml").read_text()
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+OF_THE_SCHEDULE = "lr: ${scheduler.OneCycleLR.max_lr}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (OF_THE_SCHEDULE, "lr: 0.1", "optimizer.AdamW.lr has no effect with scheduler"),
+        ("name: snn_mlp_1", "latency: {span: 3}", "latency.span has no effect with hyperparam"),
+        ("  AdamW:", "  SGD: {lr: 0.3}\n  AdamW:", "optimizer.SGD.lr has no effect with optimizer"),
+    ],
+)
+def test_a_file_of_one_s_own_that_sets_what_nothing_reads_is_refused(script, old, new, message):
+    mine = script.with_name("mine.yaml")
+    mine.write_text(changed(script, old, new))
+    with pytest.raises(InputError) as caught:
+        load_config(DigitConfig, mine, [], script)
+    assert str(caught.value).startswith(f"{mine}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (OF_THE_SCHEDULE, "lr: 0.002"),  # as copies of earlier versions say it
+        ("optimizer_choice: AdamW", "optimizer_choice: SGD"),
+        ("scheduler_choice: OneCycleLR", "scheduler_choice: none"),
+        ("use_transform: true", "use_transform: false"),
+        ("max_lr: 0.002", "max_lr: 0.01"),
+        ("  AdamW:", "  Adam: {lr: 1e-4}\n  SGD: {lr: 0.1, momentum: 0.9}\n  AdamW:"),
+    ],
+)
+def test_a_file_may_hold_the_usual_options_of_what_it_does_not_choose(script, old, new):
+    text = changed(script, old, new)
+    mine = script.with_name("mine.yaml")
+    mine.write_text(text)
+    load_config(DigitConfig, mine, [], script)
+    script.with_suffix(".yaml").write_text(text)
+    load_config(DigitConfig, script.with_suffix(".yaml"), [], script)
+
+
+def test_the_own_file_is_refused_if_it_chooses_none_of_what_it_sets(script):
+    own = script.with_suffix(".yaml")
+    own.write_text("optimizer: {SGD: {lr: 0.3}}")
+    with pytest.raises(InputError, match=r"own\.yaml: optimizer\.SGD\.lr has no effect with"):
+        load_config(DigitConfig, own, [], script)
+
+
+def test_a_variant_may_choose_otherwise_than_its_base(script):
+    variant = script.with_name("variant.yaml")
+    variant.write_text("base: own.yaml\nscheduler: {scheduler_choice: none}")
+    config = load_config(DigitConfig, variant, [], script)
+    assert config.optimizer.AdamW.lr == 0.002

@@ -174,6 +174,10 @@ def test_testing_takes_one_process(tmp_path):
         assert "--test and --export take one process: start the script with python" in process.err
 
 
+def test_sums_keep_all_digits():
+    assert distributed.add(2**24 + 1, 0.1, 2**53 - 1) == [2**24 + 1, 0.1, 2**53 - 1]
+
+
 def test_one_process_needs_no_group():
     assert "RANK" not in os.environ
     assert not distributed.is_launched()

@@ -4,6 +4,7 @@ import csv
 import functools
 import itertools
 import math
+import shutil
 import time
 import warnings
 
@@ -320,23 +321,6 @@ def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
     *held, _ = rates("hyperparameters.rate_penalty=10", "hyperparameters.rate_limit=0.001")
     assert free
     assert all(less < 0.8 * more for less, more in zip(held, free, strict=True))
-
-
-def test_the_penalty_is_of_the_hidden_layers_and_towards_the_settings(tmp_path, monkeypatch):
-    seen = set()
-
-    def spy(spikes, target, limit, lengths):
-        seen.add((spikes.shape[2:], target, limit, lengths))
-        return 0.0 * spikes.sum()
-
-    monkeypatch.setattr("snn_lib.training.objective.rate_penalty", spy)
-    options = "rate_penalty=1", "target_rate=0.1", "rate_limit=0.3"
-    experiment(small(tmp_path, *(f"hyperparameters.{option}" for option in options))).train()
-    hidden = {
-        layer.shape for layer in experiment(small(tmp_path)).model.layers if "Spik" in str(layer)
-    }
-    assert seen == {(shape, 0.1, 0.3, None) for shape in hidden - {(10,)}}
-    assert seen
 
 
 def test_a_penalty_for_a_network_without_hidden_neurons_is_refused(tmp_path):
@@ -694,6 +678,52 @@ def test_an_unstable_filter_is_told(tmp_path):
     )
 
 
+class Forgetful(DigitClassification):
+    """A task that lacks what it is told to forget."""
+
+    def __init__(self, forgotten):
+        super().__init__()
+        self.forgotten = forgotten
+
+    def without(self, made):
+        return {key: value for key, value in made.items() if key != self.forgotten}
+
+    def loss(self, model, batch):
+        loss, sums = super().loss(model, batch)
+        return loss, self.without(sums)
+
+    def metrics(self, sums):
+        return self.without(super().metrics(sums))
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "message"),
+    [
+        ("samples", "Forgetful.loss returns no sum 'samples'"),
+        ("correct", "Forgetful.metrics reads a sum 'correct', but Forgetful.loss returns only"),
+        ("accuracy", "Forgetful.score reads a metric 'accuracy', but Forgetful.metrics returns"),
+    ],
+)
+def test_a_task_that_forgets_a_sum_is_told_after_its_first_batch(tmp_path, forgotten, message):
+    assert message in refused(
+        "--train", *small(tmp_path), model=SmallSNN, task=Forgetful(forgotten)
+    )
+    assert not (the_run(tmp_path) / "last").exists()
+
+
+def test_a_run_says_how_many_samples_it_trains_on(tmp_path):
+    finished = train(*small(tmp_path, "hyperparameters.epoch=1"), model=SmallSNN)
+    assert "\n256 images to train on, 100 to validate on\n" in finished.out
+
+
+def test_the_folder_of_a_run_is_tested_and_resumed(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    folder = the_run(tmp_path)
+    tested = run("--test", *small(tmp_path, f"test_checkpoint_path={folder}"), model=SmallSNN)
+    assert f"{folder / 'best'}, epoch 1: test" in tested.out
+    assert "resumed from" in train("--resume", folder, *small(tmp_path), model=SmallSNN).out
+
+
 # ---------------------------------------------------------------------------------------------
 # Resuming what does not fit
 
@@ -724,9 +754,12 @@ def averaged(tmp_path_factory):
     [
         ("hyperparameters.epoch=9", "hyperparameters.epoch cannot change when"),
         ("hyperparameters.batch_size=32", "batch_size or the number of samples cannot change when"),
-        ("optimizer.AdamW.lr=0.5", "the optimizer with its options cannot change when"),
+        ("optimizer.AdamW.eps=0.5", "the optimizer with its options cannot change when"),
+        ("seed=5", "seed cannot change when"),
+        ("first_weights=there", "first_weights cannot change when"),
+        ("mnist_config.validation_size=101", "mnist_config.validation_size cannot change when"),
         ("scheduler.OneCycleLR.max_lr=0.5", "the scheduler with its options cannot change when"),
-        ("optimizer.optimizer_choice=SGD", "cannot"),
+        ("optimizer.optimizer_choice=SGD", "the optimizer with its options cannot change when"),
         ("scheduler.scheduler_choice=none", "the scheduler with its options cannot change when"),
         ("hyperparameters.weight_averaging=0.9", "cannot be resumed with this configuration"),
     ],
@@ -734,7 +767,7 @@ def averaged(tmp_path_factory):
 def test_settings_that_cannot_change_on_resuming_are_refused(trained, override, message):
     last = the_run(trained) / "last"
     before = last.read_bytes()
-    settings = [*small(trained), override]
+    settings = small(trained, override)
     assert message in refused("--train", "--resume", last, *settings, model=SmallSNN)
     assert last.read_bytes() == before
 

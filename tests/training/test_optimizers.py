@@ -1,5 +1,6 @@
 """Optimisers: the chosen one with its options."""
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -39,6 +40,16 @@ def test_steps_are_those_of_pytorchs_optimiser_with_these_options(choice, option
             model(x).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", ["Adam", "AdamW"])
+def test_options_that_nobody_sets_are_pytorch_s(choice):
+    """But for the learning rate, which everybody sets, and SGD's momentum."""
+    weights = nn.Linear(5, 3).parameters()
+    ours = get_optimizer(weights, config(choice)).defaults
+    theirs = getattr(torch.optim, choice)(nn.Linear(5, 3).parameters()).defaults
+    for name in ("betas", "eps", "weight_decay"):
+        assert tuple(np.atleast_1d(ours[name])) == tuple(np.atleast_1d(theirs[name])), name
 
 
 def test_a_plain_omegaconf_configuration_does_as_well():

@@ -1,8 +1,10 @@
 """The folder of a run: what is in it, and that no other run ever writes there."""
 
 import csv
+import multiprocessing
 import shutil
 import sys
+import time
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from running import (
     train,
 )
 
-from snn_lib.errors import InputError, RunError
+from snn_lib.errors import BusyError, InputError, RunError
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training import run_folder
@@ -120,10 +122,19 @@ def test_tensorboard_that_is_not_installed_is_refused(tmp_path, monkeypatch):
 def test_runs_of_the_same_second_have_folders_of_their_own_in_the_order_of_their_start(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "2026-01-01_00-00-00")
+    monkeypatch.setattr(run_folder.time, "strftime", lambda *_: "2026-01-01_00-00-00")
     folders = [new_folder(tmp_path / "trial") for _ in range(11)]
     assert folders == sorted(set(folders))
     assert all(folder.is_dir() for folder in folders)
+
+
+def test_runs_keep_their_order_when_summer_time_ends(tmp_path, monkeypatch):
+    made = []
+    for now in map(time.gmtime, (1792888200, 1792891800)):  # both are half past two in Berlin
+        monkeypatch.setattr(run_folder.time, "gmtime", lambda now=now: now)
+        made.append(new_folder(tmp_path / "trial").name)
+        monkeypatch.undo()
+    assert made == ["2026-10-25_00-30-00", "2026-10-25_01-30-00"]
 
 
 def test_the_newest_run_with_a_checkpoint_is_taken(tmp_path):
@@ -289,7 +300,8 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     earlier = load_checkpoint(the_run(tmp_path) / "last")
     process = Process(tmp_path, "--train", "--resume", *more)
     process.wait_for("epoch 2/")
-    message = f"another process is training the run {the_run(tmp_path)}"
+    message = f"the run {the_run(tmp_path)} is being trained already, by another process or in this"
+    message += " one"
     assert refused("--train", "--resume", *more, model=SmallSNN) == message
     # Also if the process has written another best epoch since the last checkpoint was read.
     earlier["progress"]["history"][0]["validation_loss"] = 0.1
@@ -301,13 +313,34 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     experiment(small(tmp_path)).train(load_checkpoint(the_run(tmp_path) / "last"))
 
 
+def test_two_runs_of_one_process_exclude_each_other(tmp_path):
+    first = opened(tmp_path)
+    for _ in range(2):  # the refused one must not free it either
+        with pytest.raises(BusyError, match="is being trained already"):
+            opened(tmp_path)
+    with first:
+        pass
+    with opened(tmp_path):
+        pass
+
+
+def test_a_process_that_was_forked_does_not_keep_the_run(tmp_path):
+    end = multiprocessing.get_context("fork").Event()
+    with opened(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=end.wait, args=(60,))
+        child.start()
+    with opened(tmp_path):
+        end.set()
+    child.join()
+
+
 def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_refused(tmp_path):
     experiment(small(tmp_path, "hyperparameters.epoch=1")).train()
     last = the_run(tmp_path) / "last"
     earlier = load_checkpoint(last)
     train("--resume", *small(tmp_path), model=SmallSNN)
     before = contents(the_run(tmp_path))
-    with pytest.raises(InputError, match="another process has continued the run"):
+    with pytest.raises(InputError, match="was continued meanwhile: resume it again"):
         experiment(small(tmp_path, "hyperparameters.dropout=0.25")).train(earlier)
     assert contents(the_run(tmp_path)) == before
 

@@ -1,6 +1,8 @@
 """What a sweep searches, and a trial of it."""
 
+import csv
 import math
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -50,6 +52,33 @@ def test_ranges_are_searched_between_their_ends_and_wide_ones_on_a_logarithmic_s
     assert sum(decades) / len(decades) == pytest.approx(-3, abs=0.3)
 
 
+def test_draws_stay_in_a_range_that_is_narrow(script):
+    rows = drawn(script, "hyperparameters.tau_m=123456.1..123456.9", trials=20)
+    taus = {float(row["hyperparameters.tau_m"]) for row in rows}
+    assert len(taus) == 20
+    assert 123456.1 <= min(taus) < max(taus) <= 123456.9
+
+
+def test_a_setting_without_effect_beside_the_others_is_not_among_those_of_a_trial(script, tmp_path):
+    settings = ["optimizer.optimizer_choice=Adam,SGD", "optimizer.SGD.momentum=0.5..0.9"]
+    settings += ["hyperparameters.epoch=1", "device=cpu"]
+    space = SearchSpace(script, None, settings)
+    for choice, searched in (("Adam", set()), ("SGD", {"optimizer.SGD.momentum=0.75"})):
+        values = {"optimizer.optimizer_choice": choice, "optimizer.SGD.momentum": 0.75}
+        trial = optuna.trial.FixedTrial(values)
+        run_trial(trial, space, tmp_path)
+        kept = {f"optimizer.optimizer_choice={choice}", "hyperparameters.epoch=1"}
+        assert set(trial.user_attrs["settings"]) == kept | searched
+
+
+def test_the_documented_sweep_searches_what_counts():
+    text = (ROOT / "docs" / "sweeps.md").read_text()
+    words = shlex.split(text.split("```")[1].replace("\\\n", ""))
+    settings = [word for word in words if "=" in word]
+    assert len(settings) == 4
+    SearchSpace(ROOT / words[3], None, settings)
+
+
 def test_settings_that_count_are_whole_numbers(script):
     rows = drawn(script, "hyperparameters.batch_size=2..5", "hyperparameters.epoch=1..64")
     assert {row["hyperparameters.batch_size"] for row in rows} == {"2", "3", "4", "5"}
@@ -78,6 +107,8 @@ def test_choices_are_separated_by_the_commas_outside_of_lists_and_one_alone_is_f
         ("optimizer.optimizer_choice=Adam,Adem,SGD", "Invalid value 'Adem'"),
         ("hyperparameters.tau_m=2..x", "'2..x'"),
         ("epoch", "'epoch': expected key=low..high, key=a,b,c or key=value"),
+        ("name=a,b", "name is 'a,b', expected"),
+        ("optimizer.SGD.lr=0.1,0.2", "optimizer.SGD.lr has no effect with optimizer.optimizer_"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_a_line(script, setting, message):
@@ -125,12 +156,26 @@ def run(script, folder, setting, **values):
     return run_trial(optuna.trial.FixedTrial(values, number=7), space, folder)
 
 
-def test_a_trial_returns_the_best_score_and_leaves_the_test_data_alone(script, tmp_path, capsys):
+def test_a_trial_returns_the_score_and_leaves_the_test_data_alone(script, tmp_path, capsys):
     value = {"hyperparameters.tau_m": 7.5}
     assert run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **value) == -2.5
     assert "test loss" not in capsys.readouterr().out
     (found,) = tmp_path.glob("trial_0007/*/config.yaml")
     assert yaml.safe_load(found.read_text())["hyperparameters"]["tau_m"] == 7.5
+
+
+def test_a_trial_is_judged_by_its_best_epoch(script, tmp_path):
+    contrary = SCRIPT.replace('"test": (x, y)', '"validation": (x, 1 - y), "test": (x, y)')
+    contrary = contrary.replace("if __name__", "x[::2] -= 1\nif __name__")  # which is easy to learn
+    own = "return -abs(self.config.hyperparameters.tau_m - 5)"
+    script.write_text(contrary.replace(own, 'return -metrics["loss"]'))
+    settings = ["hyperparameters.tau_m=4..16", "optimizer.Adam.lr=0.1"]
+    found = run(script, tmp_path, settings, **{"hyperparameters.tau_m": 5.0})
+    (path,) = tmp_path.glob("trial_0007/*/metrics.csv")
+    with open(path, newline="") as file:
+        first, last = (float(row["validation_loss"]) for row in csv.DictReader(file))
+    assert found == pytest.approx(-first)
+    assert last > 1.1 * first  # what is learned is wrong there
 
 
 def test_settings_that_do_not_fit_each_other_end_a_trial_early(script, tmp_path, capsys):

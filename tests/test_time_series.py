@@ -1,0 +1,46 @@
+"""The network for time series: its first weights suit the data, and nothing but the data."""
+
+import pytest
+import torch
+
+from snn_lib.data.preparation import Prepared
+from snn_lib.tasks.time_series import TimeSeriesHyperparameters, prepare_series
+from snn_lib.time_series import build_network, draw_weights
+
+STEPS = 300
+
+
+def drawn(sample, sequences, **options):
+    """A network whose weights are drawn on a sample."""
+    options = TimeSeriesHyperparameters(neurons=60, filters=16, **options)
+    torch.manual_seed(0)
+    network = build_network(options, prepare_series(sequences, options), 2)
+    draw_weights(network, options, sample)
+    return network
+
+
+@pytest.fixture
+def sequences():
+    return list(torch.randn(4, STEPS, 2, dtype=torch.float64))
+
+
+def test_a_neuron_s_current_is_high_in_its_share_of_the_steps(sequences):
+    sample = Prepared(torch.randn(STEPS, 4, 4), None)
+    network = drawn(sample, sequences, lowest_rate=0.05, highest_rate=0.15)
+    with torch.no_grad():
+        current, _ = network[:3](sample.x)
+    shares = (current > 1).double().mean((0, 1))
+    assert 0.045 < shares.min() < 0.07
+    assert 0.13 < shares.max() < 0.155
+    torch.testing.assert_close(current.std((0, 1)), torch.ones(60), rtol=1e-3, atol=0)
+
+
+def test_padding_does_not_matter_to_first_weights(sequences):
+    lengths = torch.tensor([STEPS, 20, 150, 90])
+    x = torch.randn(STEPS, 4, 4)
+    padded = x.clone()
+    for number, length in enumerate(lengths):
+        padded[length:, number] = 100 * torch.randn(STEPS - length, 4)
+    one, other = (drawn(Prepared(each, lengths), sequences) for each in (x, padded))
+    for name, weights in one.state_dict().items():
+        assert torch.equal(weights, other.state_dict()[name]), name
