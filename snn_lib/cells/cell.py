@@ -136,7 +136,7 @@ class Cell(StatefulModule):
                 self.register_parameter(name, nn.Parameter(channels))
             else:
                 self.register_buffer(name, channels)
-        self.spikes = any(program(self._key()).spikes)
+        self.spikes = any(program(self.key).spikes)
 
     def forward(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
@@ -212,17 +212,20 @@ class Cell(StatefulModule):
 
     @property
     def products(self) -> int:
-        """How often a channel multiplies in a step, but by coefficients that are zero everywhere."""
-        made = program(self._key())
+        """How often a channel multiplies in a step; not by coefficients that are all zero."""
+        made = program(self.key)
         rows = chain.from_iterable(
             tensor if tensor.dim() > len(self.shape) else [tensor]
             for tensor in self.effective_coefficients().values()
         )
-        zeros = [name for name, row in zip(made.coefficients, rows, strict=True) if not row.any()]
-        lines = made.forward.without(zeros).lines
-        return sum(line.operation in ("mul", "div") and "kept" not in line.arguments for line in lines)
+        pairs = zip(made.coefficients, rows, strict=True)
+        zeros = {name: 0.0 for name, row in pairs if not row.any()}
+        lines = made.forward.without({**zeros, "kept": 1.0}).lines
+        return sum(line.operation in ("mul", "div") for line in lines)
 
-    def _key(self) -> str:
+    @property
+    def key(self) -> str:
+        """The key of its program, see ``snn_lib.kernels.program``."""
         tensors = (getattr(self, name) for name in self.coefficients)
         rows = (None if tensor.dim() == len(self.shape) else len(tensor) for tensor in tensors)
         return key_of(self.kind, tuple(self.state_rows().values()), tuple(rows))
@@ -267,7 +270,7 @@ class Cell(StatefulModule):
             own = getattr(self, name)
             # not what functional_call puts in its place
             if isinstance(own, nn.Parameter) and effective is not own:
-                # Through .data, or autograd would refuse the backward pass of a graph that saved it.
+                # through .data, or autograd would refuse the backward pass that saved it
                 own.data.copy_(effective.detach())
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -7,9 +7,12 @@ from importlib.resources import files
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.core import event as events
 from numba.extending import intrinsic
 from tqdm import tqdm
+
+from snn_lib.kernels.cpu.source import FORWARD
 
 # Numba's memory manager is off. With it, every view of a row would count its references, and
 # threads that count on the same array take longer over that than over the arithmetic.
@@ -34,24 +37,34 @@ def jit(function: Callable, **options: object) -> Callable:
 
 
 @intrinsic
-def call_kernel(typing_context, kernel, words):
-    """Calls a kernel of ``snn_lib.kernels.cpu`` on one tile, by its address and its arguments'."""
+def run_step(typing_context, kernel, channels, coefficients, state, x, out):
+    """Runs one step of one sample by a kernel of ``snn_lib.kernels.cpu``, given its address."""
 
     def generate(context, builder, signature, values):
         word = ir.IntType(64)
+        arrays = zip(signature.args[2:], values[2:], strict=True)
+        addresses = [
+            builder.ptrtoint(context.make_array(kind)(context, builder, value).data, word)
+            for kind, value in arrays
+        ]
+        given = dict(zip(("coefficients", "state", "x", "output"), addresses, strict=True))
+        given |= {"steps": word(1), "batch": word(1), "rows": word(1)}
+        given |= {"channels": values[1], "columns": values[1]}
+        room = cgutils.alloca_once(builder, word, word(len(FORWARD)))
+        for place, name in enumerate(FORWARD):
+            builder.store(given.get(name, word(0)), builder.gep(room, [word(place)]))
         kind = ir.FunctionType(ir.VoidType(), [word, word, word, word.as_pointer()])
         function = builder.inttoptr(values[0], kind.as_pointer())
-        arguments = builder.inttoptr(values[1], word.as_pointer())
-        builder.call(function, [word(0), word(0), word(1), arguments])
+        builder.call(function, [word(0), word(0), word(1), room])
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(types.int64, types.int64, coefficients, state, x, out), generate
 
 
 class _Announcement(events.Listener):
-    """Says once, at a terminal, that functions are being compiled and not read from the cache.
+    """Says once that functions are being compiled and not read from the cache.
 
-    A notebook or a log file gets no such line: nobody waits there and wonders.
+    It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.
     """
 
     made = False
@@ -59,9 +72,10 @@ class _Announcement(events.Listener):
     def on_start(self, event: events.Event) -> None:
         module = event.data["dispatcher"].py_func.__module__  # a function of exec has none
         ours = module is not None and module.startswith("snn_lib.")
-        if ours and not self.made and sys.stderr is not None and sys.stderr.isatty():
+        is_seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+        if ours and not self.made and is_seen:
             self.made = True
-            tqdm.write("first use: compiling for this CPU (about 8 s)", file=sys.stderr)
+            tqdm.write("first use: compiling for this CPU (some seconds)", file=sys.stderr)
 
     def on_end(self, event: events.Event) -> None:
         pass

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import IIRSynapse, SpikingNeuron
+from snn_lib.cells import Cell, IIRSynapse
 from snn_lib.containers import PerStep, Repeat, Sequential
 from snn_lib.errors import one_line
+from snn_lib.kernels.program import key_of
 from snn_lib.readout import (
     READOUTS,
     Last,
@@ -106,20 +107,14 @@ class Normalisation(Layer):
 
 
 @dataclass(frozen=True)
-class Filter(Layer):
-    """A synapse: alpha ``(P, *features)`` and beta ``(Q + 1, *features)``."""
+class CellLayer(Layer):
+    """A synapse, a neuron or another cell: the key of its program, see ``snn_lib.kernels``.
 
-    alpha: np.ndarray
-    beta: np.ndarray
+    ``coefficients`` are ``(C, *features)``, in the program's order.
+    """
 
-
-@dataclass(frozen=True)
-class Neuron(Layer):
-    """Spiking neurons: theta, v_reset and lambda, each ``(*features)``."""
-
-    reset_decay: np.ndarray
-    reset_strength: np.ndarray
-    membrane_decay: np.ndarray
+    key: str
+    coefficients: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -288,15 +283,12 @@ def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[
     return [Convolution(name, before, after, weight[..., None, None], bias, *window)]
 
 
-def _filter(module: IIRSynapse, name: str, before: Shape, after: Shape) -> list[Layer]:
-    coefficients = module.effective_alpha(), module.beta
-    return [Filter(name, before, after, *(_over(values, before) for values in coefficients))]
-
-
-def _neuron(module: SpikingNeuron, name: str, before: Shape, after: Shape) -> list[Layer]:
-    coefficients = module.reset_decay, module.reset_strength, module.membrane_decay
-    rows = (_over(values[None], before)[0] for values in coefficients)
-    return [Neuron(name, before, after, *rows)]
+def _cell(module: Cell, name: str, before: Shape, after: Shape) -> list[Layer]:
+    rows = []
+    for tensor in module.effective_coefficients().values():
+        has_rows = tensor.dim() > len(module.shape)
+        rows.append(_over(tensor if has_rows else tensor[None], before))
+    return [CellLayer(name, before, after, module.key, np.concatenate(rows))]
 
 
 def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list[Layer]:
@@ -305,10 +297,11 @@ def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list
     return [Snapshot(name, before, after, module.steps)]
 
 
-def _leaky(module: LeakyIntegrator, name: str, shape: Shape, dtype: np.dtype) -> Filter:
+def _leaky(module: LeakyIntegrator, name: str, shape: Shape, dtype: np.dtype) -> CellLayer:
     """F[t] = lambda F[t-1] + (1 - lambda) x[t], with the rounding of lambda in both."""
     decay = np.full((1, *shape), module.decay, dtype)
-    return Filter(name, shape, shape, decay, 1 - decay)
+    key = key_of(IIRSynapse.kind, (1, 0), (1, 1))
+    return CellLayer(name, shape, shape, key, np.concatenate([decay, 1 - decay]))
 
 
 def _check_maps(shape: Shape) -> None:
@@ -342,8 +335,7 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     nn.MaxPool2d.forward: _maximum,
     nn.Flatten.forward: _flattening,
     Repeat.forward: _repetition,
-    IIRSynapse.forward: _filter,
-    SpikingNeuron.forward: _neuron,
+    Cell.forward: _cell,
     Snapshots.forward: _snapshot,
     # The answer of a readout at a step is that of the sequence up to there.
     SpikeCount.forward: lambda module, *place: [RunningSum(*place)],

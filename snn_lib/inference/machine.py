@@ -6,7 +6,7 @@ once for all networks and kept in Numba's cache on disk. It allocates nothing.
 
 - Each input that is not zero adds its row of the weights, times its value. For a spike train only
   the rows of the neurons that fired are read.
-- Filters and neurons use the functions of the CPU's kernels, and so compute the same bits.
+- Cells are run by the kernels that train them, and so compute the same bits.
 - A sequence runs layer by layer, ``BLOCK`` steps at a time. The output of a filter lasts for many
   steps, so a layer of weights after it reads each row only once for the whole block.
 """
@@ -15,17 +15,14 @@ from functools import partial
 
 import numpy as np
 
-from snn_lib.kernels.cpu.compiling import jit
-from snn_lib.kernels.cpu.iir_filter import second_order
-from snn_lib.kernels.cpu.rows import add, assign, flush, multiply, multiply_add
-from snn_lib.kernels.cpu.spiking_neuron import advance, fire
+from snn_lib.inference.compiling import jit, run_step
 
 BLOCK = 3  # steps
 GROUP = 4  # rows of weights that are added at once
 LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
 # What a layer does.
-WEIGHTS, LARGEST, AVERAGE, FILTER, NEURON, SUM, MEAN, MAXIMUM, SNAPSHOTS = range(9)
+WEIGHTS, LARGEST, AVERAGE, CELL, SUM, MEAN, MAXIMUM, SNAPSHOTS = range(8)
 
 # A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
 # maps of one position.
@@ -40,11 +37,10 @@ LAYER = np.dtype(
             "target",  # the same for the output
             "target_stride",
             "outputs",
-            "follows_filter",  # whether the layer before is a filter
+            "follows_filter",  # whether the layer before lasts for many steps
             "coefficients",  # where the layer's coefficients begin
             "state",  # where its state begins
-            "past_outputs",  # P of a filter
-            "past_inputs",  # Q of a filter
+            "function",  # the address of a cell's kernel
             "height",  # those of the input maps
             "width",
             "channels",
@@ -61,6 +57,21 @@ LAYER = np.dtype(
         )
     ]
 )
+
+
+@jit
+def assign(out, x):
+    """out = x."""
+    for n in range(len(out)):
+        out[n] = x[n]
+
+
+@jit
+def add(out, x):
+    """out += x."""
+    for n in range(len(out)):
+        out[n] += x[n]
+
 
 # --------------------------------------------------------------------------------------------------
 # Weights and pooling
@@ -200,44 +211,6 @@ def _pool(layer, table, x, out):
 
 
 @jit
-def _filter(order_p, order_q, coefficients, state, x, f):
-    """F[t] = sum_q beta_q x[t-q] + sum_p alpha_p F[t-p]; the state holds F and x, newest first."""
-    n = len(x)
-    alpha, beta = coefficients, coefficients[order_p * n :]
-    past_f, past_x = state, state[order_p * n :]
-    if order_p == 2 and order_q == 0:
-        second_order(f, beta, x, alpha, past_f, alpha[n:], past_f[n:])
-    else:
-        multiply(f, beta, x)
-        for q in range(order_q):
-            multiply_add(f, beta[(q + 1) * n :], past_x[q * n :])
-        for p in range(order_p):
-            multiply_add(f, alpha[p * n :], past_f[p * n :])
-        flush(f)
-    _remember(order_p, past_f, f)
-    _remember(order_q, past_x, x)
-
-
-@jit
-def _remember(order, past, now):
-    """Moves the past on by one step."""
-    n = len(now)
-    for k in range(order - 1, 0, -1):
-        assign(past[k * n :][:n], past[(k - 1) * n :])
-    if order:
-        assign(past[:n], now)
-
-
-@jit
-def _spike(coefficients, state, current, spikes):
-    n = len(current)
-    membrane, reset = state[:n], state[n:]
-    decay, theta, strength = coefficients, coefficients[n:], coefficients[2 * n :]
-    advance(membrane, reset, current, decay, theta, strength)
-    fire(spikes, membrane)
-
-
-@jit
 def _sum(state, x, out):
     """Finds the sum of the steps so far; the state holds it, then what its rounding left out."""
     n = len(x)
@@ -309,10 +282,8 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
             _weigh(layer, 1, own, table, x, out, numbers, amounts)
         elif layer.kind == LARGEST or layer.kind == AVERAGE:
             _pool(layer, table, x, out)
-        elif layer.kind == FILTER:
-            _filter(layer.past_outputs, layer.past_inputs, own, past, x, out)
-        elif layer.kind == NEURON:
-            _spike(own, past, x, out)
+        elif layer.kind == CELL:
+            run_step(layer.function, layer.inputs, own, past, x, out)
         elif layer.kind == SUM:
             _sum(past, x, out)
         elif layer.kind == MEAN:

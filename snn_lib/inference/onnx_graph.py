@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -26,10 +27,36 @@ from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Layer, Shape
+from snn_lib.kernels.program import program
 from snn_lib.readout import READOUTS
-from snn_lib.surrogate import THRESHOLD
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
+# What the operations of a step are called in ONNX.
+OPERATORS = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "neg": "Neg",
+    "maximum": "Max",
+    "minimum": "Min",
+    "abs": "Abs",
+    "exp": "Exp",
+    "log": "Log",
+    "sqrt": "Sqrt",
+    "tanh": "Tanh",
+    "sin": "Sin",
+    "cos": "Cos",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "eq": "Equal",
+    "logical_and": "And",
+    "logical_or": "Or",
+    "logical_not": "Not",
+    "where": "Where",
+}
 OPSET, IR_VERSION = 17, 8  # versions of 2022, which all present runtimes read
 
 
@@ -196,20 +223,8 @@ class _Graph:
                 return self._node("Conv", x, weight, bias, group=groups, **window)
             case kinds.Pooling():
                 return self._pool(layer, x)
-            case kinds.Filter(alpha=alpha, beta=beta):
-                f = self._node("Mul", beta[0], x)
-                for letter, coefficients, newest in (("x", beta[1:], x), ("F", alpha, None)):
-                    past = [
-                        self._state(f"{name}.{letter}[t-{lag}]", layer.before)
-                        for lag in range(1, len(coefficients) + 1)
-                    ]
-                    for weight, value in zip(coefficients, past, strict=True):
-                        f = self._node("Add", f, self._node("Mul", weight, value))
-                    for state, value in zip(past, [newest or f, *past], strict=False):
-                        self._next(state, value)
-                return f
-            case kinds.Neuron():
-                return self._neuron(layer, x)
+            case kinds.CellLayer():
+                return self._cell(layer, x)
             case kinds.RunningMean():
                 total = self._add_up(f"{name}.sum", layer.before, x)
                 return self._node("Div", total, self._add_up(f"{name}.steps", layer.before, 1.0))
@@ -224,40 +239,35 @@ class _Graph:
             case kinds.Snapshot():
                 return self._snapshots(layer, x)
 
-    def _neuron(self, layer: kinds.Neuron, current: str) -> str:
-        """V = lambda V + I - R;  S = V > 1;  R = theta R + v_reset S."""
-        reset = self._state(f"{layer.name}.reset", layer.before)
-        if layer.membrane_decay.any():
-            membrane = self._state(f"{layer.name}.membrane", layer.before)
-            decayed = self._node("Mul", membrane, layer.membrane_decay)
-            potential = self._node("Sub", self._node("Add", decayed, current), reset)
-            self._next(membrane, potential)
-        else:
-            potential = self._node("Sub", current, reset)
-        above = self._node("Greater", potential, THRESHOLD)
-        spikes = self._node("Where", above, 1.0, 0.0)
-        decayed = self._node("Mul", reset, layer.reset_decay)
-        jump = self._node("Mul", spikes, layer.reset_strength)
-        self._next(reset, self._node("Add", decayed, jump))
-        return spikes
+    def _cell(self, layer: kinds.CellLayer, x: str) -> str:
+        """The lines of the step; states that it does not read are left out."""
+        made = program(layer.key)
+        coefficients = dict(zip(made.coefficients, layer.coefficients, strict=True))
+        known = {name: 0.0 for name, row in coefficients.items() if not row.any()}
+        trace = made.forward.without({**known, "kept": 1.0})
+        output, *after = trace.results
+        after = dict(zip(made.states, after, strict=True))
+        states: list[str] = []
+        while True:  # a state may be read for the next value of another one alone
+            trace = trace.only([output, *(after[name] for name in states)])
+            read = [name for name in made.states if trace.reads(name)]
+            if read == states:
+                break
+            states, trace = read, made.forward.without({**known, "kept": 1.0})
+        values: dict[str, Any] = {"x": x, **coefficients}
+        values |= {name: self._state(f"{layer.name}.{name}", layer.before) for name in states}
+        for line in trace.lines:
+            given = (values[v] if isinstance(v, str) else v for v in line.arguments)
+            values[line.name] = self._operation(line.operation, *given)
+        for name in states:
+            value = after[name]
+            self._next(f"{layer.name}.{name}", values[value] if isinstance(value, str) else value)
+        return values[output]
 
-    def _pool(self, layer: kinds.Pooling, x: str) -> str:
-        window = self._window(layer, layer.size)
-        if isinstance(layer, kinds.AveragePooling):
-            channels = layer.before[0]
-            ones = np.ones((channels, 1, *layer.size))
-            total = self._node("Conv", x, ones, group=channels, **window)
-            return self._node("Div", total, float(math.prod(layer.size)))
-        if _has_empty_windows(layer):
-            raise ValueError(
-                f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
-                "does not define: set another size, dilation or padding"
-            )
-        above, left, below, right = window.pop("pads")
-        if above or left or below or right:  # ONNX Runtime itself pads by less than a window
-            around = np.array([0, 0, above, left, 0, 0, below, right])
-            x = self._node("Pad", x, around, -math.inf)
-        return self._node("MaxPool", x, **window)
+    def _operation(self, name: str, *inputs: Any) -> str:
+        if name == "ne":
+            return self._node("Not", self._node("Equal", *inputs))
+        return self._node(OPERATORS[name], *inputs)
 
     def _snapshots(self, layer: kinds.Snapshot, x: str) -> str:
         """The sum so far, and each part of the input whose step has come."""

@@ -10,6 +10,8 @@ from snn_lib.inference import layers as kinds
 from snn_lib.inference import machine
 from snn_lib.inference.description import Description
 from snn_lib.inference.layers import Layer, Shape
+from snn_lib.kernels.cpu.running import kernel_of_steps
+from snn_lib.kernels.program import program
 
 
 class Program:
@@ -35,7 +37,8 @@ class Program:
         self.states, self.widest = 0, 0
         source, stride = 0, _whole_lines(len(order))
         self.values = stride * machine.BLOCK
-        records, taps, coefficients, begin = [], [], [], 0
+        records, taps, coefficients, begin, lasts = [], [], [], 0, False
+        self._keys: dict[int, str] = {}
         for layer in description.layers:
             part = _part_of(layer, order)
             order = part.order
@@ -51,14 +54,17 @@ class Program:
                 "target": self.values,
                 "target_stride": target_stride,
                 "outputs": len(order),
-                "follows_filter": bool(records) and records[-1][0] == machine.FILTER,
+                "follows_filter": lasts,
                 "coefficients": begin,
                 "state": self.states,
                 "taps": 2 * len(taps),
                 "tap_count": len(part.taps),
                 **part.fields,
             }
+            if part.key:
+                self._keys[len(records)] = part.key
             records.append(tuple(fields.get(name, 0) for name in machine.LAYER.names))
+            lasts = part.lasts
             source, stride = self.values, target_stride
             self.values += stride * machine.BLOCK
             self.states += part.states
@@ -72,6 +78,16 @@ class Program:
         if coefficients:
             np.concatenate(coefficients, out=self.coefficients, casting="same_kind")
         self.table = np.array(taps, np.int64).ravel()
+        self._link()
+
+    def _link(self) -> None:
+        """Writes where the kernels of the cells are in this process."""
+        for number, key in self._keys.items():
+            self.layers[number]["function"] = kernel_of_steps(key, self.dtype.name).address
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._link()
 
 
 @dataclass
@@ -85,6 +101,7 @@ class _Part:
         states: how many numbers the layer remembers.
         taps: those of a convolution, a pooling or snapshots, see ``machine.py``.
         fields: other fields of ``machine.LAYER``.
+        key: of a cell, the key of its program.
     """
 
     order: np.ndarray
@@ -93,6 +110,12 @@ class _Part:
     states: int = 0
     taps: Sequence[tuple[int, int]] = ()
     fields: dict[str, int] = field(default_factory=dict)
+    key: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether its output is that of a filter, which is not zero for many steps."""
+        return self.key != "" and not any(program(self.key).spikes)
 
 
 def _part_of(layer: Layer, order: np.ndarray) -> _Part:
@@ -117,14 +140,10 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             is_mean = isinstance(layer, kinds.AveragePooling)
             kind = machine.AVERAGE if is_mean else machine.LARGEST
             return _Part(_channels_last(layer.after), kind, (), 0, taps, maps)
-        case kinds.Filter(alpha=alpha, beta=beta):
-            orders = {"past_outputs": len(alpha), "past_inputs": len(beta) - 1}
-            rows = [np.concatenate([alpha, beta]).reshape(-1, count)[:, order].ravel()]
-            return _Part(order, machine.FILTER, rows, sum(orders.values()) * count, (), orders)
-        case kinds.Neuron():
-            rows = layer.membrane_decay, layer.reset_decay, layer.reset_strength
-            rows = [np.stack(rows).reshape(3, count)[:, order].ravel()]
-            return _Part(order, machine.NEURON, rows, 2 * count)
+        case kinds.CellLayer(key=key, coefficients=coefficients):
+            rows = [coefficients.reshape(-1, count)[:, order].ravel()]
+            states = len(program(key).states) * count
+            return _Part(order, machine.CELL, rows, states, key=key)
         case kinds.RunningMean():
             return _Part(order, machine.MEAN, states=2 * (count + 1))
         case kinds.RunningSum():

@@ -232,7 +232,7 @@ class _Threshold(torch.autograd.Function):
 
 
 def fire_with(surrogate: Surrogate) -> Fire:
-    """The threshold: 1 where a potential is above it, 0 elsewhere; its gradient is a surrogate's."""
+    """The threshold: 1 where a potential is above it, else 0, with the surrogate's gradient."""
     return lambda potential: _Threshold.apply(potential, surrogate)
 
 

@@ -1,4 +1,4 @@
-"""Records what a cell's step computes, and what its adjoint does, as lines of elementary operations.
+"""Records what a cell's step and its adjoint compute, as lines of elementary operations.
 
 PyTorch runs the step once, on tensors of two elements, and differentiates it. A mode notes each
 operation that is called on the way. So nobody derives an adjoint by hand, and whatever PyTorch can
@@ -7,7 +7,7 @@ in its own language. Steps that need anything else, and those whose course depen
 refused.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -68,15 +68,17 @@ class Trace:
                 needed.update(line.arguments)
         return Trace(tuple(reversed(lines)), tuple(results))
 
-    def without(self, zeros: Collection[str]) -> "Trace":
-        """The trace without the products and sums that are spared if these inputs are zero."""
-        known: dict[Value, Value] = dict.fromkeys(zeros, 0.0)
+    def without(self, known: Mapping[str, float]) -> "Trace":
+        """The trace without the products and sums that are spared if these inputs are 0 or 1."""
+        known: dict[Value, Value] = dict(known)
         lines = []
         for line in self.lines:
             values = tuple(known.get(value, value) for value in line.arguments)
             match line.operation, values:
                 case "mul", (0.0, _) | (_, 0.0):
                     known[line.name] = 0.0
+                case "mul", (1.0, same) | (same, 1.0):
+                    known[line.name] = same
                 case ("add", (0.0, same) | (same, 0.0)) | ("sub", (same, 0.0)):
                     known[line.name] = same
                 case _:
@@ -104,9 +106,7 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> t
         return thread.submit(_trace, function, inputs).result()
 
 
-def _trace(
-    function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]
-) -> tuple[Trace, Trace]:
+def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> tuple[Trace, Trace]:
     exact = {"dtype": torch.float32, "device": "cpu"}
     tensors = [torch.full((2,), 0.5, **exact, requires_grad=True) for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))

@@ -24,11 +24,13 @@ class Kernel(NamedTuple):
     """A compiled kernel.
 
     Attributes:
-        run: ``(thread, first, last, address of the arguments)``, without the GIL.
+        address: of the function, which takes (thread, first, last, address of the arguments).
+        run: the same function for Python, without the GIL.
         share: the address of the function that a thread of OpenMP's runs; it is given the number of
             items, followed by the arguments.
     """
 
+    address: int
     run: ctypes._CFuncPtr
     share: int
 
@@ -56,7 +58,8 @@ def kernel(source: str) -> Kernel:
     _kept.append(engine)
     index = ctypes.c_int64
     run = ctypes.CFUNCTYPE(None, index, index, index, ctypes.c_void_p)
-    return Kernel(run(engine.get_function_address("kernel")), engine.get_function_address("share"))
+    address = engine.get_function_address("kernel")
+    return Kernel(address, run(address), engine.get_function_address("share"))
 
 
 def _object(source: str) -> bytes:

@@ -34,6 +34,11 @@ def _backward(task: Task, way: Way) -> Kernel:
     return kernel(backward_source(task, way))
 
 
+def kernel_of_steps(key: str, dtype: str) -> Kernel:
+    """The kernel of a program for streams, in which everything has one dtype."""
+    return _forward(Task(key, dtype, dtype, dtype, drops=False, ends=False))
+
+
 def forward(
     key: str,
     x: Tensor,
