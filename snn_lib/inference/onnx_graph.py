@@ -269,6 +269,24 @@ class _Graph:
             return self._node("Not", self._node("Equal", *inputs))
         return self._node(OPERATORS[name], *inputs)
 
+    def _pool(self, layer: kinds.Pooling, x: str) -> str:
+        window = self._window(layer, layer.size)
+        if isinstance(layer, kinds.AveragePooling):
+            channels = layer.before[0]
+            ones = np.ones((channels, 1, *layer.size))
+            total = self._node("Conv", x, ones, group=channels, **window)
+            return self._node("Div", total, float(math.prod(layer.size)))
+        if _has_empty_windows(layer):
+            raise ValueError(
+                f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
+                "does not define: set another size, dilation or padding"
+            )
+        above, left, below, right = window.pop("pads")
+        if above or left or below or right:  # ONNX Runtime itself pads by less than a window
+            around = np.array([0, 0, above, left, 0, 0, below, right])
+            x = self._node("Pad", x, around, -math.inf)
+        return self._node("MaxPool", x, **window)
+
     def _snapshots(self, layer: kinds.Snapshot, x: str) -> str:
         """The sum so far, and each part of the input whose step has come."""
         y = total = self._state(f"{layer.name}.sum", layer.after)

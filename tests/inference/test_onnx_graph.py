@@ -125,9 +125,9 @@ def test_states_and_what_the_numbers_mean_are_named(tmp_path):
     to_onnx(model, path, classes=["cat", "dog"], step="25 ms")
     graph = session(path)
     shapes = {value.name: value.shape for value in graph.get_inputs()}
-    assert shapes == {"x": ["batch", 4], "0.F[t-1]": ["batch", 4], "2.reset": ["batch", 2]}
+    assert shapes == {"x": ["batch", 4], "0.past_output_0": ["batch", 4], "2.reset": ["batch", 2]}
     outputs = [value.name for value in graph.get_outputs()]
-    assert outputs == ["y", "0.F[t-1].next", "2.reset.next"]
+    assert outputs == ["y", "0.past_output_0.next", "2.reset.next"]
     metadata = graph.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"]) == ["cat", "dog"]
     assert (metadata["step"], metadata["readout"]) == ("25 ms", "")
