@@ -21,10 +21,10 @@ from pretrained import OnnxStream, load
 from torch import Tensor, nn
 
 from snn_lib import SpikingNeuron, use_backend
+from snn_lib.cells import IIRSynapse
 from snn_lib.files import write_csv
 from snn_lib.inference import compiled
 from snn_lib.readout import Snapshots
-from snn_lib.cells import IIRSynapse
 
 ROUNDS, STEPS = 30, 200  # visits to each subject, and the most steps of one
 

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
 from snn_conv import SNN, ConvConfig
+from snn_lib.cells import IIRSynapse, SpikingNeuron
 from snn_lib.inspection import plotting
 from snn_lib.inspection.monitor import Monitor, as_numpy
-from snn_lib.cells import SpikingNeuron
-from snn_lib.cells import IIRSynapse
 from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict

@@ -96,7 +96,7 @@ def run_cells(
         x = in_dtype(x, first.own, name)
     order = channels_last(x)
     spiking = next((call for call in calls if call.dropout), calls[0])
-    surrogate = next((c.surrogate for c in calls if c.surrogate != GAUSSIAN), GAUSSIAN)
+    surrogate = next((c.surrogate for c in calls if c.surrogate is not GAUSSIAN), GAUSSIAN)
     output, after = run(
         ("~" if first.dtype == torch.bfloat16 else "+").join(part.key for part in folded),
         _fold(x, 2, order),

@@ -30,7 +30,12 @@ def carries_tangents() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether a mode, the tracer or the profiler sees each operation, beside autograd.
+    """Whether a mode, the tracer or the profiler sees each operation, beside autograd."""
+    return sees_operations() or torch.autograd._profiler_enabled()
+
+
+def sees_operations() -> bool:
+    """Whether a mode or the tracer sees each operation, and may act on it.
 
     Examples of modes are fake tensors, functional tensors, counters of FLOPs and a default device.
     """
@@ -38,7 +43,6 @@ def is_watched() -> bool:
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state() is not None
-        or torch.autograd._profiler_enabled()
     )
 
 

@@ -5,9 +5,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from snn_lib.cells import DualExponentialSynapse, IIRSynapse, LowPassSynapse, SpikingNeuron
 from snn_lib.containers import Sequential
-from snn_lib.cells import SpikingNeuron
-from snn_lib.cells import DualExponentialSynapse, IIRSynapse, LowPassSynapse
 
 TAU_M, TAU_S = 4.0, 1.0
 

@@ -5,10 +5,9 @@ import torch
 from small_networks import TAU_M, TAU_S, Counted, parts, ragged_network, spike_trains, two_layers
 from torch import nn
 
+from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
 from snn_lib.chunks import Chunked, current_chunk, is_recomputing
 from snn_lib.containers import Sequential
-from snn_lib.cells import SpikingNeuron
-from snn_lib.cells import DualExponentialSynapse
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 

@@ -24,6 +24,8 @@ from small_networks import (
 from torch import nn
 from torch.nn import functional as F
 
+from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Repeat
+from snn_lib.cells import SpikingNeuron
 from snn_lib.chunks import Chunked
 from snn_lib.containers import (
     Output,
@@ -34,8 +36,6 @@ from snn_lib.containers import (
     detach,
     last_steps,
 )
-from snn_lib.cells import SpikingNeuron
-from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Repeat
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import lfilter
+from snn_lib.operators import iir_filter as filter_operator
+from snn_lib.operators import spiking_neuron as neuron_operator
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
@@ -18,8 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import functional, use_backend
 from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
-from snn_lib.operators import iir_filter as filter_operator
-from snn_lib.operators import spiking_neuron as neuron_operator
 from snn_lib.surrogate import FastSigmoid, Gaussian
 
 FLOAT64 = torch.float64

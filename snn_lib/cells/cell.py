@@ -30,7 +30,7 @@ from snn_lib.containers import Output, StatefulModule, feature_shape
 from snn_lib.functional import GAUSSIAN, Call, State, run_cells, trace_cell
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
-from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
+from snn_lib.pytorch_private import is_observed, is_transformed, sees_operations
 from snn_lib.stability import MARGIN, check_rounding, refuse_rounding, round_decaying
 from snn_lib.surrogate import Surrogate, check_surrogate
 from snn_lib.time_constants import PerChannel, per_channel
@@ -154,7 +154,7 @@ class Cell(StatefulModule):
 
     def _joins(self, following: nn.Module | None) -> bool:
         cells = self, following
-        if torch.compiler.is_compiling() or is_transformed() or is_watched():
+        if torch.compiler.is_compiling() or is_transformed() or sees_operations():
             return False
         if any(not isinstance(cell, Cell) or is_observed(cell) for cell in cells):
             return False

@@ -19,17 +19,17 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from snn_lib.chunks import Chunked
-from snn_lib.containers import Repeat, Sequential
-from snn_lib.cells import SpikingNeuron
-from snn_lib.stability import stabilise
 from snn_lib.cells import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
     ResonantSynapse,
+    SpikingNeuron,
     parameter_groups,
 )
+from snn_lib.chunks import Chunked
+from snn_lib.containers import Repeat, Sequential
+from snn_lib.stability import stabilise
 from snn_lib.time_constants import log_spaced
 
 

@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 pytest.importorskip("numba")
 
+from snn_lib.kernels.cpu.rows import TINY
+
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.kernels import cpu, eager
 from snn_lib.kernels.cpu import allocator, openmp, tiles
 from snn_lib.kernels.cpu import iir_filter as filter_kernels
-from snn_lib.kernels.cpu.rows import TINY
 
 ROOT = Path(__file__).parents[2]
 T, B, N = 12, 64, 50  # large enough for several threads

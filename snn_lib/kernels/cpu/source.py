@@ -8,7 +8,7 @@ once. The states of a tile lie in rows, which stay in the cache.
 ``python -m snn_lib.kernels --show CELL`` prints the lines of a step and of its adjoint.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ def forward_source(task: Task) -> str:
         whole = w.icmp_signed("==", w.mul(block, I64(BLOCK)), t)
         kept = w.icmp_signed("<=", block, kernel["blocks"])
         keeps = w.and_(w.and_(whole, kept), w.icmp_signed(">", t, I64(0)))
-        with w.counting(kernel.first_row, kernel.last_row) as (b, _):
+        with kernel.each_row() as b:
             states = [kernel.state("state", s, b) for s in range(count)]
             with w.if_then(keeps):
                 before = w.mul(w.sub(block, I64(1)), I64(count))
@@ -90,14 +90,14 @@ def forward_source(task: Task) -> str:
 
             def step(n: ir.Value) -> None:
                 values = kernel.coefficients(n)
-                values |= dict(zip(made.states, [w.read(row, n) for row in states]))
+                values |= dict(zip(made.states, [w.read(row, n) for row in states], strict=True))
                 if reads_x:
                     w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
                     values["x"] = w.read(x, n)
                 values |= kernel.kept(t, b, n) if trace.reads("kept") else {}
                 kernel.lines(trace, values, flushed=trace.results[1:])
                 results = [kernel.value(result, values) for result in trace.results]
-                for result, row in zip(results, [output, *states]):
+                for result, row in zip(results, [output, *states], strict=True):
                     w.write(result, row, n)
 
             kernel.each_channel(step)
@@ -132,13 +132,15 @@ def backward_source(task: Task, way: Way) -> str:
 
         def step(n: ir.Value) -> None:
             values = kernel.coefficients(n)
-            values |= dict(zip(names, [w.read(row, kernel.local(n)) for row in before]))
+            values |= dict(
+                zip(names, [w.read(row, kernel.local(n)) for row in before], strict=True)
+            )
             if again.reads("x"):
                 w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
                 values["x"] = w.read(x, n)
             values |= kernel.kept(t, b, n) if again.reads("kept") else {}
             kernel.lines(again, values, flushed=again.results)
-            for result, row in zip(again.results, after):
+            for result, row in zip(again.results, after, strict=True):
                 w.write(kernel.value(result, values), row, kernel.local(n))
 
         kernel.each_channel(step)
@@ -165,11 +167,11 @@ def backward_source(task: Task, way: Way) -> str:
             values |= {"x": w.read(x, n)} if adjoint.reads("x") else {}
             values |= kernel.kept(t, b, n) if adjoint.reads("kept") else {}
             kernel.lines(adjoint, values, flushed=carried)
-            for name, result in zip(names, carried):
+            for name, result in zip(names, carried, strict=True):
                 w.write(kernel.value(result, values), adjoints[name], n)
             if way.need_x:
                 w.write(kernel.value(gradients["x"], values), grad_x, n)
-            for name, total in zip(trained, sums):
+            for name, total in zip(trained, sums, strict=True):
                 kernel.add_to(total, n, whole, gradients[name], values)
 
         kernel.each_channel(step)
@@ -183,22 +185,19 @@ def backward_source(task: Task, way: Way) -> str:
             if states:
                 from_start = w.icmp_signed("==", block, I64(0))
                 before = w.mul(w.sub(block, I64(1)), I64(count))
-                with w.counting(kernel.first_row, kernel.last_row) as (b, _):
+                with kernel.each_row() as b:
                     for s in range(count):
                         start = kernel.state("state", s, b)
                         kept = kernel.state("checkpoints", w.add(before, I64(s)), b)
                         kernel.copy_again(w.select(from_start, start, kept), s, b)
-                with w.counting(begin, w.sub(end, I64(1))) as (t, _):
-                    with w.counting(kernel.first_row, kernel.last_row) as (b, _):
-                        replay(t, begin, b)
-            with w.counting(w.sub(end, I64(1)), begin, -1) as (t, _):
-                with w.counting(kernel.first_row, kernel.last_row) as (b, _):
-                    retreat(t, begin, b)
+                with w.counting(begin, w.sub(end, I64(1))) as (t, _), kernel.each_row() as b:
+                    replay(t, begin, b)
+            with w.counting(w.sub(end, I64(1)), begin, -1) as (t, _), kernel.each_row() as b:
+                retreat(t, begin, b)
         if task.ends:  # sequences without steps return the state that they were given
-            with w.counting(kernel.first_row, kernel.last_row) as (b, _):
-                with w.if_then(kernel.is_end(b, I64(-1))):
-                    adjoints = {n: kernel.state("adjoint", s, b) for s, n in enumerate(names)}
-                    _add_last(kernel, adjoints, b)
+            with kernel.each_row() as b, w.if_then(kernel.is_end(b, I64(-1))):
+                adjoints = {n: kernel.state("adjoint", s, b) for s, n in enumerate(names)}
+                _add_last(kernel, adjoints, b)
     return kernel.text()
 
 
@@ -278,7 +277,13 @@ class _Kernel:
             self.last_channel = w.smaller(w.add(self.first_channel, columns), channels)
             yield
 
-    def each_channel(self, body) -> None:
+    @contextmanager
+    def each_row(self) -> Iterator[ir.Value]:
+        """The loop over the batch rows of the tile."""
+        with self.writer.counting(self.first_row, self.last_row) as (b, _):
+            yield b
+
+    def each_channel(self, body: Callable[[ir.Value], None]) -> None:
         """Writes ``body(n)`` for all channels of the tile."""
         self.writer.each_channel(self.first_channel, self.last_channel, WIDTH, body)
 
