@@ -116,7 +116,7 @@ def backward_source(task: Task, way: Way) -> str:
     gradients = dict(zip(inputs, made.adjoint(way.surrogate).results, strict=True))
     trained = [n for n, need in zip(made.coefficients, way.needed, strict=True) if need]
     carried = [gradients[name] for name in names]
-    roots = [*carried, *[gradients["x"]] * way.need_x]
+    roots = [*carried, *[gradients["x"]] * way.need_x]  # all flushed, x's for the product after it
     whole = made.adjoint(way.surrogate)
     in_float = {value for name in trained for value in _factors(whole, gradients[name])}
     adjoint = whole.only([*roots, *in_float])
@@ -166,7 +166,7 @@ def backward_source(task: Task, way: Way) -> str:
             values["_g0"] = w.read(grad_output, n)
             values |= {"x": w.read(x, n)} if adjoint.reads("x") else {}
             values |= kernel.kept(t, b, n) if adjoint.reads("kept") else {}
-            kernel.lines(adjoint, values, flushed=carried)
+            kernel.lines(adjoint, values, flushed=roots)
             for name, result in zip(names, carried, strict=True):
                 w.write(kernel.value(result, values), adjoints[name], n)
             if way.need_x:
