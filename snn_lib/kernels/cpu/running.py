@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from snn_lib.kernels.adjoint import Way
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel
 from snn_lib.kernels.cpu.source import (
@@ -13,7 +14,6 @@ from snn_lib.kernels.cpu.source import (
     BLOCK,
     FORWARD,
     Task,
-    Way,
     backward_source,
     forward_source,
 )
