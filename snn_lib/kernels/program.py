@@ -270,8 +270,8 @@ def surrogate_of(name: str, numbers: Sequence[float]) -> Surrogate:
 
 
 def parameters(surrogate: str) -> list[str]:
-    """The names of a surrogate's numbers."""
-    return [*_numbers(_surrogates[surrogate])] if surrogate else []
+    """The names of a surrogate's numbers, as no state and no coefficient is called."""
+    return [f"surrogate.{n}" for n in _numbers(_surrogates[surrogate])] if surrogate else []
 
 
 def _with_parameters(name: str, values: Sequence[Any]) -> Surrogate:
