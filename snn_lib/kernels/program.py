@@ -117,8 +117,8 @@ class Program:
         Spikes are multiplied by ``kept`` where they are passed on, unless it is ``None``.
         """
         before, given, after = iter(states), iter(coefficients), []
-        for cell, spikes in zip(self.cells, self.spikes, strict=True):
-            if after and self._rounds:
+        for number, (cell, spikes) in enumerate(zip(self.cells, self.spikes, strict=True)):
+            if number and self._rounds:
                 x = x.to(torch.bfloat16).to(x.dtype)
             x, rows = cell.step(x, before, given, fire)
             x = x * kept if spikes and kept is not None else x
