@@ -19,7 +19,7 @@ def read(name: str) -> Iterator[tuple[Path, bytes]]:
 
 
 def write(name: str, content: bytes) -> Path | None:
-    """Leaves a file in the first folder that can be written; ``None`` if there is no such folder."""
+    """Leaves a file in the first folder that can be written, and returns where, if there is one."""
     for folder in _folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)

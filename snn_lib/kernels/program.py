@@ -164,15 +164,24 @@ def program(key: str) -> Program:
     return Program(key)
 
 
-def _read(key: str) -> Cell:
-    name, _, orders = key.removesuffix("]").partition("[")
+def kind_of(name: str) -> Kind:
+    """The kind of cell that has this name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if name not in _kinds:
         raise ValueError(f"no cell is called {name!r}: import the module that defines it")
+    return _kinds[name]
+
+
+def _read(key: str) -> Cell:
+    name, _, orders = key.removesuffix("]").partition("[")
     states, coefficients = (
         tuple(None if order == "-" else int(order) for order in group.split(",") if order)
         for group in orders.split(";")
     )
-    return Cell(_kinds[name], states, coefficients)
+    return Cell(kind_of(name), states, coefficients)
 
 
 def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a program computes on: its lanes, where they lie in memory, and functions of their values."""
+"""What a program computes on: its lanes, where they lie in memory, functions of their values."""
 
 import triton
 import triton.language as tl
