@@ -101,7 +101,7 @@ def backward_source(task: Task, way: Way) -> str:
     made, kernel = program(task.key), _Kernel("backward", BACKWARD, task, parameters(way.surrogate))
     w, count, names = kernel.writer, len(made.states), made.states
     adjoint = Adjoint(made, way)
-    again, read = adjoint.again, adjoint.states
+    again, states, trained = adjoint.again, adjoint.states, [*adjoint.sums]
 
     def replay(t: ir.Value, begin: ir.Value, b: ir.Value) -> None:
         """The states before step t + 1, from those before step t."""
@@ -128,8 +128,8 @@ def backward_source(task: Task, way: Way) -> str:
         if task.ends:
             with w.if_then(kernel.is_end(b, t)):
                 _add_last(kernel, adjoints, b)
-        before = {n: kernel.again(w.sub(t, begin), s, b) for s, n in enumerate(names) if n in read}
-        sums = [kernel.sum(number, len(adjoint.sums)) for number in range(len(adjoint.sums))]
+        before = {n: kernel.again(w.sub(t, begin), s, b) for s, n in enumerate(names) if n in states}
+        sums = [kernel.sum(number, len(trained)) for number in range(len(trained))]
         x, grad_output = (kernel.sequence(name, t, b) for name in ("x", "grad_output"))
         grad_x = kernel.whole("grad_x", task.x, t, b) if way.need_x else None
 
@@ -157,7 +157,7 @@ def backward_source(task: Task, way: Way) -> str:
         with w.counting(blocks, I64(0), -1) as (block, _):
             begin = w.mul(block, I64(BLOCK))
             end = w.smaller(kernel["steps"], w.add(begin, I64(BLOCK)))
-            if read:
+            if states:
                 from_start = w.icmp_signed("==", block, I64(0))
                 before = w.mul(w.sub(block, I64(1)), I64(count))
                 with w.counting(kernel.first_row, kernel.last_row) as (b, _):

@@ -13,7 +13,7 @@ WARP = 32  # threads, and one warp is a program
 UNROLL, STAGES = tl.constexpr(4), tl.constexpr(2)
 # Steps whose states a backward pass computes again at once. Those of 64 x 512 lanes of a neuron and
 # a second-order filter take 16 MB, which stay in the second-level cache of large GPUs.
-BLOCK = tl.constexpr(32)
+BLOCK = 32
 
 # Without specialisation: a kernel compiled anew for sizes of 1 or of multiples of 16 gains nothing.
 jit = triton.jit(do_not_specialize=["steps", "batch", "channels"])

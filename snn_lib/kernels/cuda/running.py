@@ -33,11 +33,12 @@ def forward(
     See ``plain.run``; ``keep`` says whether a backward pass will follow, which needs the last.
     """
     made = program(key)
-    steps, *lanes = x.shape
-    count, blocks = len(made.states), blocks_of(steps) if keep else 0
+    steps, batch, channels = x.shape
+    blocks = blocks_of(steps) if keep else 0
     output = torch.empty(x.shape, dtype=dtype, device=x.device)
-    last = coefficients.new_empty(count, *lanes)
-    checkpoints = coefficients.new_empty(blocks, count, *lanes)
+    last = coefficients.new_empty(len(made.states), batch, channels)
+    # Two more, as the operator promises.
+    checkpoints = coefficients.new_empty(blocks * last.numel() + 2)
     launch(
         _forward(made),
         tile_shape(x, output),
@@ -83,7 +84,7 @@ def backward(
     grad_state = coefficients.new_empty(len(made.states), batch, channels)
     groups = triton.cdiv(batch, tile["ROWS"])
     sums = coefficients.new_empty(sum(needed), groups, channels, dtype=torch.float64)
-    room = min(steps, BLOCK.value), len(Adjoint(made, way).states), batch, channels
+    room = min(steps, BLOCK), len(Adjoint(made, way).states), batch, channels
     launch(
         _backward(made, way),
         tile,
@@ -109,8 +110,8 @@ def backward(
 
 
 def blocks_of(steps: int) -> int:
-    """The number of blocks of steps whose first state a backward pass has to be given."""
-    return (max(steps, 1) - 1) // BLOCK.value
+    """Room for the first states of all blocks of steps but the first, for a backward pass."""
+    return steps // BLOCK
 
 
 def _or_zeros(rows: Tensor | None, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:

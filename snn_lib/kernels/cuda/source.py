@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from snn_lib.kernels.adjoint import Adjoint, Product, Way
+from snn_lib.kernels.cuda.launching import BLOCK
 from snn_lib.kernels.program import Program, parameters
 from snn_lib.kernels.trace import Line, Trace, Value
 
@@ -28,7 +29,7 @@ FORWARD = """
 import triton.language as tl
 
 from snn_lib.kernels.cuda.lanes import *
-from snn_lib.kernels.cuda.launching import BLOCK, STAGES, UNROLL, jit
+from snn_lib.kernels.cuda.launching import STAGES, UNROLL, jit
 
 
 @jit
@@ -49,7 +50,7 @@ def kernel(
         {store_last}
     for t in tl.range(steps, num_stages=STAGES, loop_unroll_factor=UNROLL):
         if KEEP:
-            if (t % BLOCK == 0) & (t > 0):
+            if (t % {block} == 0) & (t > 0):
                 {store_checkpoint}
         {step}
         tl.store(output, {output}, lane)
@@ -68,7 +69,7 @@ BACKWARD = """
 import triton.language as tl
 
 from snn_lib.kernels.cuda.lanes import *
-from snn_lib.kernels.cuda.launching import BLOCK, STAGES, UNROLL, jit
+from snn_lib.kernels.cuda.launching import STAGES, UNROLL, jit
 
 
 @jit
@@ -81,12 +82,12 @@ def kernel(
     {load_numbers}
     {load_last}
     {begin_sums}
-    blocks = tl.cdiv(steps, BLOCK)
+    blocks = tl.cdiv(steps, {block})
     for done in tl.range(blocks):
         # A block of steps, the last one first.
         block = (blocks - 1 - done).to(tl.int64)
-        begin = block * BLOCK
-        count = tl.minimum(steps - begin, BLOCK).to(tl.int32)
+        begin = block * {block}
+        count = tl.minimum(steps - begin, {block}).to(tl.int32)
         end = begin + count
         {replay}
         x_at, x_step = address_of(x, end - 1, b, n, NEIGHBOURS)
@@ -153,6 +154,7 @@ def forward_source(made: Program) -> str:
         ],
         step=text.step(made.forward, "x"),
         output=text.value(output),
+        block=str(BLOCK),
         advance=text.assign(text.states(), after),
         begin=text.begin(),
     )
@@ -194,6 +196,7 @@ def backward_source(made: Program, way: Way) -> str:
         begin_sums=[f"sum{k} = {zeros}" for k, _ in sums],
         replay=replay.splitlines() if read else [],
         rows=str(len(read)),
+        block=str(BLOCK),
         add_last=[f"{g} = tl.where(ends, {g} + last{row}, {g})" for row, g in arriving],
         load_states=[f"{s} = tl.load(states + {k} * step, lane, 0.0)" for k, s in enumerate(read)],
         step=text.step(adjoint.step, "x_at"),
