@@ -12,7 +12,7 @@ from typing import NamedTuple
 import llvmlite
 import llvmlite.binding as llvm
 
-from snn_lib.kernels.cache import read, write
+from snn_lib.kernels.disk import read, write
 
 SUFFIX = ".kernel"
 

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from snn_lib.kernels.adjoint import Adjoint, Way
-from snn_lib.kernels.cache import read, write
+from snn_lib.kernels.disk import read, write
 from snn_lib.kernels.cuda.launching import BLOCK, launch, tile_shape, with_strides
 from snn_lib.kernels.cuda.source import backward_source, forward_source
 from snn_lib.kernels.program import Program, program
