@@ -93,7 +93,7 @@ def backward(
 
     Those of coefficients that are not ``needed`` are zero.
     """
-    steps, batch, channels = shape = x.shape
+    _, batch, channels = shape = x.shape
     x, coefficients, grad_output = _in_rows(x), coefficients.contiguous(), _in_rows(grad_output)
     count, own = len(program(key).states), coefficients.dtype
     zeros = coefficients.new_zeros(count, batch, channels)
@@ -107,7 +107,7 @@ def backward(
     tiles = tiles_of(shape)
     grad_x = torch.empty(shape if need_x else 0, dtype=x.dtype)
     sums = torch.zeros(tiles.groups, sum(needed), channels, dtype=torch.float64)
-    room = tiles.threads, min(max(steps, 1), BLOCK), count, tiles.rows, tiles.columns
+    room = tiles.threads, BLOCK, count, tiles.rows, tiles.columns
     given = {
         **_inputs(x, coefficients, lengths, dropout, seed),
         "state": state,
