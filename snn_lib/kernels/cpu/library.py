@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import llvmlite
 import llvmlite.binding as llvm
+from tqdm import tqdm
 
 from snn_lib.kernels.disk import read, write
 
@@ -84,9 +85,9 @@ def _compile(source: str) -> bytes:
 
 @cache
 def _announce() -> None:
-    """Says once, at a terminal, that kernels are compiled and not read from disk.
+    """Says once that kernels are compiled and not read from disk.
 
-    A notebook or a log file gets no such line: nobody waits there and wonders.
+    It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.
     """
-    if sys.stderr is not None and sys.stderr.isatty():
-        print("first use: compiling for this CPU", file=sys.stderr)
+    if "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty()):
+        tqdm.write("first use: compiling for this CPU (some seconds)", file=sys.stderr)
