@@ -169,13 +169,17 @@ def test_without_a_state_or_lengths_it_is_as_with_zeros_and_the_whole_length(bac
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
-def test_strided_states_and_coefficients(backend, draw):
+def test_nothing_need_be_contiguous(backend, draw):
     """As coefficients that are alike for all lags, which lie in memory once."""
-    case = make_case(draw, (5, 3, 7), **PROGRAMS["filter (3, 2)"])
+    case = make_case(draw, (5, 3, 7), **PROGRAMS["neuron and filter"])
     case = replace(
-        case, coefficients=0.1 * draw(1, 7).expand(6, 7), state=draw(5, 1, 7).expand(5, 3, 7)
+        case,
+        coefficients=0.3 * draw(1, 7).sigmoid().expand(6, 7),
+        state=draw(4, 1, 7).expand(4, 3, 7),
+        grad_last=draw(7, 3, 4).permute(2, 1, 0),
+        lengths=torch.tensor([4, 9, 0, 9, 5], device=draw.device)[::2],
+        seed=case.seed.repeat_interleave(2)[::2],
     )
-    case.grad_last = draw(7, 3, 5).permute(2, 1, 0)
     assert_agree(case.run(backend), case.run_plain())
 
 

@@ -11,9 +11,9 @@ import triton
 from torch import Tensor
 
 from snn_lib.kernels.adjoint import Adjoint, Way
-from snn_lib.kernels.disk import read, write
 from snn_lib.kernels.cuda.launching import BLOCK, launch, tile_shape, with_strides
 from snn_lib.kernels.cuda.source import backward_source, forward_source
+from snn_lib.kernels.disk import read, write
 from snn_lib.kernels.program import Program, program
 
 
@@ -46,8 +46,8 @@ def forward(
         with_strides(x),
         coefficients.contiguous(),
         _or_zeros(state, last),
-        _up_to(lengths, steps),
-        seed if dropout else None,
+        None if lengths is None else lengths.contiguous(),
+        seed.contiguous() if dropout else None,
         output,
         last,
         checkpoints,
@@ -95,8 +95,8 @@ def backward(
         coefficients.contiguous(),
         _or_zeros(state, grad_state),
         checkpoints,
-        _up_to(lengths, steps),
-        seed if dropout else None,
+        None if lengths is None else lengths.contiguous(),
+        seed.contiguous() if dropout else None,
         coefficients.new_empty(room),  # for the states that are computed again
         grad_x,
         sums,
@@ -117,10 +117,6 @@ def blocks_of(steps: int) -> int:
 def _or_zeros(rows: Tensor | None, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Rows of states, with their strides; zeros if there are none."""
     return with_strides(like.new_zeros(()).expand(like.shape) if rows is None else rows)
-
-
-def _up_to(lengths: Tensor | None, steps: int) -> Tensor | None:
-    return None if lengths is None else lengths.clamp(0, steps)
 
 
 @cache

@@ -21,7 +21,7 @@ BEGIN = """
     dtype: tl.constexpr = coefficients.dtype.element_ty
     key, first = number_elements(seed, place)
     if lengths is not None:
-        length = tl.load(lengths + b, b < batch, 0)
+        length = tl.minimum(tl.maximum(tl.load(lengths + b, b < batch, 0), 0), steps)
     {constants}
     {coefficients}
 """
