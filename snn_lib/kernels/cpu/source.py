@@ -136,17 +136,18 @@ def backward_source(task: Task, way: Way) -> str:
         def step(n: ir.Value) -> None:
             values = kernel.coefficients(n) | kernel.numbers()
             values |= {name: w.read(row, kernel.local(n)) for name, row in before.items()}
-            values |= {name: w.read(row, n) for name, row in zip(adjoint.arriving, adjoints)}
+            arriving = zip(adjoint.arriving, adjoints, strict=True)
+            values |= {name: w.read(row, n) for name, row in arriving}
             w.prefetch(kernel.sequence("grad_output", w.sub(t, I64(1)), b), n)
             values["_g0"] = w.read(grad_output, n)
             values |= {"x": w.read(x, n)} if adjoint.step.reads("x") else {}
             values |= kernel.kept(t, b, n) if adjoint.step.reads("kept") else {}
             kernel.lines(adjoint.step, values, flushed=adjoint.carried)
-            for result, row in zip(adjoint.carried, adjoints):
+            for result, row in zip(adjoint.carried, adjoints, strict=True):
                 w.write(kernel.value(result, values), row, n)
             if way.need_x:
                 w.write(kernel.value(adjoint.x, values), grad_x, n)
-            for total, products in zip(sums, adjoint.sums.values()):
+            for total, products in zip(sums, adjoint.sums.values(), strict=True):
                 kernel.add_to(total, n, products, values)
 
         kernel.each_channel(step)
