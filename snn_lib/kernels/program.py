@@ -39,6 +39,14 @@ class Kind:
 
 
 _kinds: dict[str, Kind] = {}
+_forget: list[Callable[[], None]] = []
+
+
+def remember(function: Callable) -> Callable:
+    """As ``functools.cache``, but only until a kind of cell is defined anew."""
+    remembering = cache(function)
+    _forget.append(remembering.cache_clear)
+    return remembering
 
 
 def register(kind: Kind) -> None:
@@ -54,8 +62,10 @@ def register(kind: Kind) -> None:
             f"the step of {kind.name} reads variables of the function around it, which a compiled "
             "step would not see change: make them coefficients"
         )
+    if kind.name in _kinds:
+        for forget in _forget:
+            forget()
     _kinds[kind.name] = kind
-    program.cache_clear()
 
 
 def key_of(name: str, states: Orders, coefficients: Orders) -> str:
@@ -154,7 +164,7 @@ class Program:
         return trace(run, self.inputs(surrogate))
 
 
-@cache
+@remember
 def program(key: str) -> Program:
     """The program of a key.
 

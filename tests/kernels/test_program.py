@@ -1,5 +1,8 @@
 """Programs: the names of what a step reads."""
 
+import importlib
+
+import pytest
 import torch
 
 from snn_lib.kernels.program import Kind, program, register
@@ -31,3 +34,20 @@ def test_what_a_cell_without_a_state_hands_on_is_rounded_too():
     x, one = torch.tensor([1.01]), torch.ones(1)
     output, _ = program("gain[;-]~gain[;-]").step(x, None, [], [one, one], None)
     assert output == x.bfloat16().float() != x
+
+
+def double(x, state, coefficients, fire):
+    (gain,) = coefficients
+    return 2.0 * gain * x, ()
+
+
+@pytest.mark.parametrize("name", ["eager", "cpu"])
+def test_a_cell_that_is_defined_anew_computes_what_is_new(name):
+    backend = importlib.import_module(f"snn_lib.kernels.{name}")
+    one = torch.ones(1, 1, 1)
+    for step, expected in ((scale, 1.0), (double, 2.0)):
+        register(Kind("anew", step, (), ("gain",)))
+        output, *_ = backend.forward(
+            "anew[;-]", one, one[0], None, None, 0.0, None, one.dtype, False
+        )
+        assert output.item() == expected

@@ -1,7 +1,6 @@
 """Runs a program's kernels on the CPU."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,18 +17,18 @@ from snn_lib.kernels.cpu.source import (
     forward_source,
 )
 from snn_lib.kernels.cpu.tiles import tiles_of
-from snn_lib.kernels.program import program
+from snn_lib.kernels.program import program, remember
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 NO_DROPOUT = {"key_low": 0, "key_high": 0, "first": 0, "below": 0, "scale": 1.0}
 
 
-@cache
+@remember
 def _forward(task: Task) -> Kernel:
     return kernel(forward_source(task))
 
 
-@cache
+@remember
 def _backward(task: Task, way: Way) -> Kernel:
     return kernel(backward_source(task, way))
 
