@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from snn_lib.kernels.adjoint import Adjoint, Way
 from snn_lib.kernels.cuda.launching import BLOCK, launch, tile_shape, with_strides
 from snn_lib.kernels.cuda.source import backward_source, forward_source
 from snn_lib.kernels.disk import read, write
-from snn_lib.kernels.program import Program, program
+from snn_lib.kernels.program import program, remember
 
 
 def forward(
@@ -32,15 +31,14 @@ def forward(
 
     See ``plain.run``; ``keep`` says whether a backward pass will follow, which needs the last.
     """
-    made = program(key)
     steps, batch, channels = x.shape
     blocks = blocks_of(steps) if keep else 0
     output = torch.empty(x.shape, dtype=dtype, device=x.device)
-    last = coefficients.new_empty(len(made.states), batch, channels)
+    last = coefficients.new_empty(len(program(key).states), batch, channels)
     # Two more, as the operator promises.
     checkpoints = coefficients.new_empty(blocks * last.numel() + 2)
     launch(
-        _forward(made),
+        _forward(key),
         tile_shape(x, output),
         x.shape,
         with_strides(x),
@@ -77,16 +75,16 @@ def backward(
 
     Those of coefficients that are not ``needed`` are zero.
     """
-    made, way = program(key), Way(surrogate, need_x, tuple(needed))
+    kernel, rows = _backward(key, Way(surrogate, need_x, tuple(needed)))
     steps, batch, channels = x.shape
     tile = tile_shape(grad_output, x)
     grad_x = torch.empty(x.shape if need_x else 0, dtype=x.dtype, device=x.device)
-    grad_state = coefficients.new_empty(len(made.states), batch, channels)
+    grad_state = coefficients.new_empty(len(program(key).states), batch, channels)
     groups = triton.cdiv(batch, tile["ROWS"])
     sums = coefficients.new_empty(sum(needed), groups, channels, dtype=torch.float64)
-    room = min(steps, BLOCK), len(Adjoint(made, way).states), batch, channels
+    room = min(steps, BLOCK), rows, batch, channels
     launch(
-        _backward(made, way),
+        kernel,
         tile,
         x.shape,
         with_strides(x),
@@ -105,8 +103,8 @@ def backward(
         dropout,
     )
     totals, zero = iter(sums.sum(1).to(coefficients.dtype)), coefficients.new_zeros(channels)
-    rows = [next(totals) if need else zero for need in needed]
-    return grad_x, torch.stack(rows) if rows else torch.zeros_like(coefficients), grad_state
+    grad_coefficients = [next(totals) if need else zero for need in needed]
+    return grad_x, torch.stack(grad_coefficients), grad_state
 
 
 def blocks_of(steps: int) -> int:
@@ -119,14 +117,16 @@ def _or_zeros(rows: Tensor | None, like: Tensor) -> tuple[Tensor, tuple[int, ...
     return with_strides(like.new_zeros(()).expand(like.shape) if rows is None else rows)
 
 
-@cache
-def _forward(made: Program) -> Callable:
-    return _kernel(forward_source(made))
+@remember
+def _forward(key: str) -> Callable:
+    return _kernel(forward_source(program(key)))
 
 
-@cache
-def _backward(made: Program, way: Way) -> Callable:
-    return _kernel(backward_source(made, way))
+@remember
+def _backward(key: str, way: Way) -> tuple[Callable, int]:
+    """The kernel, and how many rows of states it computes again."""
+    made = program(key)
+    return _kernel(backward_source(made, way)), len(Adjoint(made, way).states)
 
 
 def _kernel(source: str) -> Callable:
