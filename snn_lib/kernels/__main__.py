@@ -1,6 +1,7 @@
 """``python -m snn_lib.kernels`` says which backend serves each device of this machine, and why.
 
 ``python -m snn_lib.kernels --check`` also compares the compiled backends with plain PyTorch.
+``python -m snn_lib.kernels --show CELL`` prints what a cell's step computes, and its adjoint.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import torch
 
 from snn_lib.kernels import choose_backend
 from snn_lib.kernels.check import check
+from snn_lib.kernels.listing import listing
 
 parser = argparse.ArgumentParser(
     "python -m snn_lib.kernels",
@@ -18,10 +20,22 @@ parser = argparse.ArgumentParser(
 parser.add_argument(
     "--check",
     action="store_true",
-    help="compare every compiled backend with plain PyTorch on every operator and dtype, and time "
+    help="compare every compiled backend with plain PyTorch on every program and dtype, and time "
     "it; exit with 1 if any result differs",
 )
+parser.add_argument(
+    "--show",
+    metavar="CELL",
+    help="print what a step and its adjoint compute, of a cell such as SpikingNeuron, "
+    "my_module.MyNeuron or SpikingNeuron+IIRSynapse, and nothing else",
+)
 arguments = parser.parse_args()
+if arguments.show:
+    try:
+        print(listing(arguments.show))
+    except (ValueError, ImportError) as error:
+        parser.exit(2, f"{error}\n")
+    sys.exit()
 
 devices = ["cpu"]
 if torch.accelerator.is_available():

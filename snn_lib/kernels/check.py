@@ -1,4 +1,4 @@
-"""Compares every compiled backend of this machine with ``eager``, and times it.
+"""Compares every compiled backend of this machine with plain PyTorch, and times it.
 
 ``python -m snn_lib.kernels --check`` prints the table. It is meant for the first run on a device,
 such as a GPU of a kind on which the kernels have not run yet.
@@ -7,29 +7,63 @@ such as a GPU of a kind on which the kernels have not run yet.
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from snn_lib.kernels import BACKENDS, PACKAGES, backend_for, eager, use_backend
+from snn_lib.kernels import BACKENDS, PACKAGES, backend_for, eager, plain, use_backend
+from snn_lib.kernels.program import name_of, program
+from snn_lib.surrogate import FastSigmoid, Gaussian, Surrogate
 
 # Two tensors agree if they differ by at most this part of the largest magnitude.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-7}
 ODD = (7, 5, 67)  # T, B and N that fill no tile of any backend
 LARGE = (25, 64, 512)  # a layer in training, which is timed as well
 LAYOUTS = ("contiguous", "constant in time", "transposed")
+SEED = [0x1234_5678_9ABC_DEF0, 3]  # of the dropout: the key, and the number of the first element
 LINE = "{:28}{:9}" + "{:>10}" * 6 + "  {}"
+NEURON = "SpikingNeuron[-,-;-,-,-]"
 
-Tensors = Sequence[Tensor]
-Call = Callable[[ModuleType], Tensors]  # calls a function of the backend that it is given
+
+def filter_key(p: int, q: int) -> str:
+    """The key of a filter of order (P, Q)."""
+    return f"IIRSynapse[{p},{q};{p},{q + 1}]"
+
+
+@dataclass(frozen=True)
+class Triangle:
+    """A surrogate of one's own."""
+
+    width: float = 0.5
+
+    def derivative(self, membrane: Tensor) -> Tensor:
+        """dS/dV at every element of ``membrane``."""
+        return torch.clamp(1.0 - torch.abs(membrane - 1.0) / self.width, min=0.0)
+
+
+FILTER = filter_key(2, 0)
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "filter, P = 1, Q = 0": {"key": filter_key(1, 0)},
+    "filter, P = 2, Q = 0": {"key": FILTER},
+    "filter, P = 3, Q = 2": {"key": filter_key(3, 2)},
+    "filter, lengths": {"key": FILTER, "ends": True},
+    "neuron, gaussian": {"key": NEURON},
+    "neuron, gaussian, dropout": {"key": NEURON, "dropout": 0.3},
+    "neuron, fast_sigmoid": {"key": NEURON, "surrogate": FastSigmoid()},
+    "neuron, own surrogate": {"key": NEURON, "surrogate": Triangle()},
+    "neuron and filter": {"key": f"{NEURON}+{FILTER}", "dropout": 0.3},
+    "filter and neuron": {"key": f"{FILTER}+{NEURON}"},
+    "filter, rounded, and neuron": {"key": f"{FILTER}~{NEURON}"},
+}
 
 
 def check(devices: list[str]) -> bool:
-    """Prints a table for every compiled backend; returns whether all of them agree with ``eager``.
+    """Prints a table for every compiled backend; returns whether all agree with plain PyTorch.
 
     Args:
         devices: types of the devices of this machine, such as "cpu".
@@ -54,7 +88,7 @@ def compiled_backends(devices: list[str]) -> Iterator[tuple[ModuleType, str]]:
 
 
 def print_table(backend: ModuleType, device: str) -> bool:
-    """Prints a line for each operator and dtype of one backend; returns whether all agree.
+    """Prints a line for each program and dtype of one backend; returns whether all agree.
 
     Triton's interpreter is slow: with it, only small sequences are compared, and nothing is timed.
     """
@@ -65,46 +99,42 @@ def print_table(backend: ModuleType, device: str) -> bool:
         f"\nBackend {name} on {torch.cuda.get_device_name() if device == 'cuda' else device}, "
         f"{PACKAGES[name]} {package.__version__}{' interpreted' if interpreted else ''}, "
         f"PyTorch {torch.__version__}.\n"
-        "Differences from eager are parts of the largest value. Times are in ms for sequences\n"
-        f"(T, B, N) = {LARGE}, beside that of a matrix product (T B, N) x (N, N).\n"
+        "Differences from plain PyTorch are parts of the largest value. Times are in ms for\n"
+        f"sequences (T, B, N) = {LARGE}, beside that of a matrix product (T B, N) x (N, N).\n"
     )
     heads = "output", "state", "gradients", "forward", "backward", "product"
-    print(LINE.format("operator", "dtype", *heads, "").rstrip())
+    print(LINE.format("program", "dtype", *heads, "").rstrip())
     all_agree = True
-    for operator, make_calls in OPERATORS.items():
-        for dtype in TOLERANCE:
-            make = partial(make_calls, dtype, device)
-            cells = ["-"] * 6
+    for label, options in PROGRAMS.items():
+        for dtype in TOLERANCE if "~" not in options["key"] else [torch.bfloat16]:
+            draw, cells = Draw(dtype, device), ["-"] * 6
             try:
-                differences, agree = compare(backend, make, large=not interpreted)
+                differences, agree = compare(backend, draw, options, large=not interpreted)
                 cells[:3] = (f"{difference:.0e}" for difference in differences)
                 if not interpreted:
-                    cells[3:] = (f"{time:.3f}" for time in measure(backend, make, dtype, device))
+                    case = make_case(draw, LARGE, **options)
+                    cells[3:] = (f"{time:.3f}" for time in measure(backend, case, dtype))
                 verdict = "agrees" if agree else "DISAGREES"
             except Exception as error:  # of the compiler or the device; the other lines still help
                 agree, verdict = False, "FAILS: " + " ".join(repr(error).split())[:200]
-            print(LINE.format(operator, str(dtype)[6:], *cells, verdict), flush=True)
+            print(LINE.format(label, str(dtype)[6:], *cells, verdict), flush=True)
             all_agree = all_agree and agree
     return all_agree
 
 
 def compare(
-    backend: ModuleType, make: Callable[..., tuple[Call, Call]], large: bool
+    backend: ModuleType, draw: "Draw", options: dict[str, Any], large: bool
 ) -> tuple[list[float], bool]:
     """The largest differences in outputs, states and gradients, and whether all agree."""
-
-    def results(one: ModuleType) -> tuple[Tensors, Tensors, Tensors]:
-        (output, *states), gradients = forward(one), backward(one)
-        return [output], states, gradients
-
     largest, agree = [0.0, 0.0, 0.0], True
-    for case in [(ODD, layout) for layout in LAYOUTS] + [(LARGE, "contiguous")] * large:
-        forward, backward = make(*case)
-        for column, pair in enumerate(zip(results(backend), results(eager), strict=True)):
-            for found, expected in zip(*pair, strict=True):
-                distance = difference(found, expected)
-                largest[column] = max(largest[column], distance)
-                agree = agree and distance <= TOLERANCE[expected.dtype]
+    # What is rounded on its way may be rounded the other way where sums differ by the last bit.
+    rounds = "~" in options["key"]
+    for shape, layout in [(ODD, layout) for layout in LAYOUTS] + [(LARGE, "contiguous")] * large:
+        case = make_case(draw, shape, layout, **options)
+        for place, pair in enumerate(zip(case.run(backend), case.run_plain(), strict=True)):
+            distance, column = difference(*pair), min(place, 2)
+            largest[column] = max(largest[column], distance)
+            agree = agree and distance <= TOLERANCE[draw.rounded if rounds else pair[1].dtype]
     return largest, agree
 
 
@@ -122,91 +152,122 @@ def difference(found: Tensor, expected: Tensor) -> float:
     return distance if math.isfinite(distance) else math.inf
 
 
-def measure(
-    backend: ModuleType, make: Callable[..., tuple[Call, Call]], dtype: torch.dtype, device: str
-) -> Iterator[float]:
+def measure(backend: ModuleType, case: "Case", dtype: torch.dtype) -> Iterator[float]:
     """Milliseconds of a forward pass, a backward pass and a matrix product, the best of several."""
-    steps, batch, channels = LARGE
-    sequence = torch.ones(steps * batch, channels, dtype=dtype, device=device)
-    weight = torch.ones(channels, channels, dtype=dtype, device=device)
-    for call in (*make(LARGE, "contiguous"), lambda _: sequence @ weight):
-        timer = Timer(
-            "call(backend)",
-            globals={"call": call, "backend": backend},
-            num_threads=torch.get_num_threads(),
-        )
+    steps, batch, channels = case.x.shape
+    sequence = torch.ones(steps * batch, channels, dtype=dtype, device=case.x.device)
+    weight = torch.ones(channels, channels, dtype=dtype, device=case.x.device)
+    *_, checkpoints = case.forward(backend)
+    for call in (
+        lambda: case.forward(backend),
+        lambda: case.backward(backend, checkpoints),
+        lambda: sequence @ weight,
+    ):
+        timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
         yield 1e3 * min(timer.blocked_autorange(min_run_time=0.1).times)
 
 
 # --------------------------------------------------------------------------------------------------
-# What is compared. Each function makes its tensors, the same in every run, and returns two calls:
-# of the forward pass, and of the backward pass.
+# What is compared
 
 
-def filter_calls(
-    order: tuple[int, int],
-    dtype: torch.dtype,
-    device: str,
+@dataclass
+class Case:
+    """What a program runs with, and the gradients that arrive at its results.
+
+    See ``plain.run``. ``needed`` says of each row of coefficients whether its gradient is needed.
+    """
+
+    key: str
+    x: Tensor
+    coefficients: Tensor
+    state: Tensor | None
+    grad_output: Tensor
+    grad_last: Tensor
+    lengths: Tensor | None = None
+    surrogate: Surrogate = field(default_factory=Gaussian)
+    dropout: float = 0.0
+    seed: Tensor | None = None
+    needed: Sequence[bool] = ()
+
+    def forward(self, backend: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
+        """Its output, its last state, and what its way back is given."""
+        given = self.key, self.x, self.coefficients, self.state, self.lengths
+        return backend.forward(*given, self.dropout, self.seed, self.grad_output.dtype, True)
+
+    def backward(self, backend: ModuleType, checkpoints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of x, of the coefficients and of the state."""
+        return backend.backward(
+            *(self.key, self.grad_output, self.grad_last, self.x, self.coefficients, self.state),
+            *(checkpoints, self.lengths, *name_of(self.surrogate), self.dropout, self.seed),
+            *(True, self.needed or [True] * len(self.coefficients)),
+        )
+
+    def run(self, backend: ModuleType) -> list[Tensor]:
+        """The output, the last state, and the gradients of x, coefficients and state."""
+        output, last, checkpoints = self.forward(backend)
+        return [output, last, *self.backward(backend, checkpoints)]
+
+    def run_plain(self) -> list[Tensor]:
+        """The same of plain PyTorch, under autograd."""
+        state = torch.zeros_like(self.grad_last) if self.state is None else self.state
+        inputs = [t.detach().requires_grad_() for t in (self.x, self.coefficients, state)]
+        rest = self.lengths, self.surrogate, self.dropout, self.seed, self.grad_output.dtype
+        results = plain.run(program(self.key), *inputs, *rest)
+        pairs = zip(results, (self.grad_output, self.grad_last), strict=True)
+        roots, gradients = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
+        found = torch.autograd.grad(roots, inputs, gradients, materialize_grads=True)
+        return [result.detach() for result in results] + list(found)
+
+
+def make_case(
+    draw: "Draw",
     shape: tuple[int, int, int],
-    layout: str,
-) -> tuple[Call, Call]:
-    """The calls of a stable filter of order (P, Q), whose output is rounded to ``dtype``."""
-    (p, q), (_, batch, channels), draw = order, shape, Draw(dtype, device)
-    x, alpha, beta = draw(*shape, layout=layout), draw(p, channels), draw(q + 1, channels)
-    alpha = 0.9 * alpha.tanh() / p
-    past = draw(p, batch, channels), draw(q, batch, channels)
-    forward_inputs = x, alpha, beta, *past, dtype
-    output, _ = eager.filter_forward(*forward_inputs)
-    gradients = draw(*shape, layout=layout).to(dtype), draw(p, batch, channels)
-    backward_inputs = *gradients, x, alpha, beta, output, *past, [True] * 5
-    return (
-        lambda backend: backend.filter_forward(*forward_inputs),
-        lambda backend: backend.filter_backward(*backward_inputs),
+    layout: str = "contiguous",
+    *,
+    key: str,
+    ends: bool = False,
+    dropout: float = 0.0,
+    **options: Any,
+) -> Case:
+    """A case of stable filters, and of neurons with currents around the threshold.
+
+    In bfloat16, that is the dtype of the input, and of an output that is no spikes. ``ends``
+    gives each sequence a length of its own.
+    """
+    made, (steps, batch, channels) = program(key), shape
+    rows = [draw(channels).sigmoid() for _ in made.coefficients]
+    rows = [
+        0.3 * row if name.startswith("alpha") else row
+        for name, row in zip(made.coefficients, rows, strict=True)
+    ]
+    states = len(made.states), batch, channels
+    output = draw.dtype if made.spikes[-1] else draw.rounded
+    return Case(
+        key,
+        (1.0 + draw(*shape, layout=layout)).to(draw.rounded),
+        torch.stack(rows),
+        draw(*states),
+        draw(*shape, layout=layout).to(output),
+        draw(*states),
+        torch.arange(batch, device=draw.device) * (steps + 1) // batch if ends else None,
+        dropout=dropout,
+        seed=torch.tensor(SEED, device=draw.device) if dropout else None,
+        **options,
     )
-
-
-def neuron_calls(
-    surrogate: str,
-    dropout: float,
-    dtype: torch.dtype,
-    device: str,
-    shape: tuple[int, int, int],
-    layout: str,
-) -> tuple[Call, Call]:
-    """The calls of a neuron that gets a current in ``dtype``."""
-    (_, batch, channels), draw = shape, Draw(dtype, device)
-    current = (1.0 + draw(*shape, layout=layout)).to(dtype)
-    coefficients = (draw(channels).sigmoid() for _ in range(3))
-    inputs = current, *coefficients, draw(batch, channels), draw(batch, channels)
-    gradients = draw(*shape, layout=layout), draw(batch, channels), draw(batch, channels)
-    slope = draw(*shape, layout=layout) if surrogate == "given" else None
-    # of the dropout: the key, and the number of the first element
-    seed = torch.tensor([0x1234_5678_9ABC_DEF0, 3], device=device)
-    return (
-        lambda backend: backend.neuron_forward(*inputs, dropout, seed),
-        lambda backend: backend.neuron_backward(
-            *gradients, *inputs, surrogate, 0.4, slope, dropout, seed, [True] * 6
-        ),
-    )
-
-
-OPERATORS = {
-    "filter, P = 1, Q = 0": partial(filter_calls, (1, 0)),
-    "filter, P = 2, Q = 0": partial(filter_calls, (2, 0)),
-    "filter, P = 3, Q = 2": partial(filter_calls, (3, 2)),
-    "neuron, gaussian": partial(neuron_calls, "gaussian", 0.0),
-    "neuron, gaussian, dropout": partial(neuron_calls, "gaussian", 0.3),
-    "neuron, fast_sigmoid": partial(neuron_calls, "fast_sigmoid", 0.0),
-    "neuron, given slopes": partial(neuron_calls, "given", 0.0),
-}
 
 
 class Draw:
-    """Draws normally distributed tensors, the same on every machine, in the dtype that computes."""
+    """Draws normally distributed tensors, the same on every machine, in the dtype that computes.
+
+    Attributes:
+        dtype: that dtype.
+        rounded: what sequences between matrix products are rounded to.
+    """
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         self.dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-        self.device = device
+        self.rounded, self.device = dtype, device
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self, *shape: int, layout: str = "contiguous") -> Tensor:

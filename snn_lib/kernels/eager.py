@@ -105,7 +105,7 @@ def backward(
         before.append(dict(zip(made.states, after, strict=True)))
 
     adjoint, inputs = made.adjoint(surrogate), made.inputs(surrogate)
-    numbers = map(coefficients.new_tensor, numbers)
+    numbers = [coefficients.new_full((), number) for number in numbers]  # new_tensor would wait
     values |= dict(zip(inputs[len(inputs) - len(parameters(surrogate)) :], numbers, strict=True))
     names = [f"_g{number}" for number in range(1, 1 + len(made.states))]
     carried = list(torch.zeros_like(grad_last).unbind())
@@ -134,7 +134,7 @@ def evaluate(trace: Trace, values: dict[str, Tensor], like: Tensor) -> list[Tens
     values = dict(values)
 
     def value(one: Value) -> Tensor:
-        return values[one] if isinstance(one, str) else like.new_tensor(one)
+        return values[one] if isinstance(one, str) else like.new_full((), one)
 
     for line in trace.lines:
         values[line.name] = OPERATIONS[line.operation](*map(value, line.arguments))

@@ -52,8 +52,9 @@ def run(
         output, rows = program.step(now, kept[t], rows, given, fire)
         outputs.append(output)
         ends = rows if lengths is None else _up_to(t, lengths, rows, ends)
-    output = torch.stack(outputs) if outputs else x.to(own)
-    last = torch.stack(ends) if ends else coefficients.new_zeros(0, *x.shape[1:])
+    lanes = x.shape[1:]  # a result that only depends on coefficients is the same in all rows
+    output = torch.stack([row.expand(lanes) for row in outputs]) if outputs else x.to(own)
+    last = torch.stack([row.expand(lanes) for row in ends]) if ends else state
     return output.to(dtype or own), last
 
 

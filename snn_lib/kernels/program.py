@@ -39,6 +39,14 @@ class Kind:
 
 
 _kinds: dict[str, Kind] = {}
+_forget: list[Callable[[], None]] = []
+
+
+def remember(function: Callable) -> Callable:
+    """As ``functools.cache``, but only until a kind of cell is defined anew."""
+    remembering = cache(function)
+    _forget.append(remembering.cache_clear)
+    return remembering
 
 
 def register(kind: Kind) -> None:
@@ -54,8 +62,10 @@ def register(kind: Kind) -> None:
             f"the step of {kind.name} reads variables of the function around it, which a compiled "
             "step would not see change: make them coefficients"
         )
+    if kind.name in _kinds:
+        for forget in _forget:
+            forget()
     _kinds[kind.name] = kind
-    program.cache_clear()
 
 
 def key_of(name: str, states: Orders, coefficients: Orders) -> str:
@@ -117,8 +127,8 @@ class Program:
         Spikes are multiplied by ``kept`` where they are passed on, unless it is ``None``.
         """
         before, given, after = iter(states), iter(coefficients), []
-        for cell, spikes in zip(self.cells, self.spikes, strict=True):
-            if after and self._rounds:
+        for number, (cell, spikes) in enumerate(zip(self.cells, self.spikes, strict=True)):
+            if number and self._rounds:
                 x = x.to(torch.bfloat16).to(x.dtype)
             x, rows = cell.step(x, before, given, fire)
             x = x * kept if spikes and kept is not None else x
@@ -154,7 +164,7 @@ class Program:
         return trace(run, self.inputs(surrogate))
 
 
-@cache
+@remember
 def program(key: str) -> Program:
     """The program of a key.
 
@@ -164,15 +174,24 @@ def program(key: str) -> Program:
     return Program(key)
 
 
-def _read(key: str) -> Cell:
-    name, _, orders = key.removesuffix("]").partition("[")
+def kind_of(name: str) -> Kind:
+    """The kind of cell that has this name.
+
+    Raises:
+        ValueError: there is none.
+    """
     if name not in _kinds:
         raise ValueError(f"no cell is called {name!r}: import the module that defines it")
+    return _kinds[name]
+
+
+def _read(key: str) -> Cell:
+    name, _, orders = key.removesuffix("]").partition("[")
     states, coefficients = (
         tuple(None if order == "-" else int(order) for order in group.split(",") if order)
         for group in orders.split(";")
     )
-    return Cell(_kinds[name], states, coefficients)
+    return Cell(kind_of(name), states, coefficients)
 
 
 def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:
@@ -269,8 +288,8 @@ def surrogate_of(name: str, numbers: Sequence[float]) -> Surrogate:
 
 
 def parameters(surrogate: str) -> list[str]:
-    """The names of a surrogate's numbers."""
-    return [*_numbers(_surrogates[surrogate])] if surrogate else []
+    """The names of a surrogate's numbers, as no state and no coefficient is called."""
+    return [f"surrogate.{n}" for n in _numbers(_surrogates[surrogate])] if surrogate else []
 
 
 def _with_parameters(name: str, values: Sequence[Any]) -> Surrogate:

@@ -116,6 +116,7 @@ def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> 
         gradients = [torch.ones(2, **exact) for _ in results]
         for number, gradient in enumerate(gradients):
             recorder.name(gradient, f"_g{number}")
+        recorder.differentiates = True
         found = torch.autograd.grad(
             _Arrivals.apply(gradients, *results),
             tensors,
@@ -149,6 +150,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: dict[str, Tensor]) -> None:
         super().__init__()
         self.lines: list[Line] = []
+        self.differentiates = False
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []  # so that no later tensor lies in the same place
         for name, tensor in inputs.items():
@@ -184,9 +186,11 @@ class _Recorder(TorchDispatchMode):
         if not isinstance(result, Tensor):
             raise UnknownOperationError(f"a step calls {name}, which no kernel can compute")
         if any(isinstance(a, Tensor) and a.data_ptr() == result.data_ptr() for a in args):
-            if name.endswith("_"):
+            if not name.endswith("_"):
+                return result  # another view of the same values
+            if not self.differentiates:
                 raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
-            return result  # another view of the same values
+            name = name.removesuffix("_")  # PyTorch changes a new one of its own
         self._kept.append(result)
         if name in CONSTANTS:
             self.name(result, CONSTANTS[name])

@@ -1,12 +1,11 @@
-"""What surrounds the CPU kernels: threads, forks, the compile cache, memory, denormals.
+"""What surrounds the CPU kernels: threads, forks, kernels on disk, memory, denormals.
 
-That their results are those of the reference is tested in ``test_agreement.py``.
+That their results are those of plain PyTorch is tested in ``test_agreement.py``.
 """
 
 import multiprocessing
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,14 +19,14 @@ import torch
 from small_networks import Counted
 from torch.utils.data import DataLoader, Dataset
 
-pytest.importorskip("numba")
-
-from snn_lib.kernels.cpu.rows import TINY
+pytest.importorskip("llvmlite")
 
 from snn_lib.functional import iir_filter, spiking_neuron
-from snn_lib.kernels import cpu, eager
-from snn_lib.kernels.cpu import allocator, openmp, tiles
-from snn_lib.kernels.cpu import iir_filter as filter_kernels
+from snn_lib.kernels import cpu, disk, eager
+from snn_lib.kernels.check import NEURON, Case, Draw, filter_key, make_case
+from snn_lib.kernels.cpu import allocator, library, openmp, tiles
+from snn_lib.kernels.cpu.writer import TINY
+from snn_lib.kernels.program import program
 
 ROOT = Path(__file__).parents[2]
 T, B, N = 12, 64, 50  # large enough for several threads
@@ -79,13 +78,13 @@ GNU_OPENMP = [*SITE.glob("torch/lib/libgomp*"), *SITE.glob("torch.libs/libgomp*"
 
 @pytest.mark.skipif(not GNU_OPENMP, reason="PyTorch brings no GNU OpenMP library")
 def test_as_many_threads_as_pytorch_has_are_at_work(threads, monkeypatch):
-    teams, parallel = [], filter_kernels._filter_forward_parallel
+    teams, start = [], openmp._start
 
-    def spy(team, items, arguments):
+    def spy(share, arguments, team, flags):
         teams.append(team)
-        parallel(team, items, arguments)
+        start(share, arguments, team, flags)
 
-    monkeypatch.setattr(filter_kernels, "_filter_forward_parallel", spy)
+    monkeypatch.setattr(openmp, "_start", spy)
     for count in (1, 2, 3):
         threads(count)
         iir_filter(*leaves())
@@ -103,7 +102,7 @@ def test_results_do_not_depend_on_the_number_of_threads(threads):
 def test_without_openmp_a_thread_pool_gives_the_same(threads, monkeypatch):
     threads(3)
     expected = outcome()
-    monkeypatch.setattr(openmp, "_usable", False)
+    monkeypatch.setattr(openmp, "_start", None)
     assert same(outcome(), expected)
 
 
@@ -115,15 +114,13 @@ def test_tiles_of_channels_give_the_same(monkeypatch):
 
 def test_many_threads_may_call_at_once(threads):
     threads(2)
-    x, alpha, beta = (tensor.detach() for tensor in leaves())
-    past = torch.zeros(2, B, N), torch.zeros(1, B, N)
-    expected, _ = cpu.filter_forward(x, alpha, beta, *past, x.dtype)
+    expected = filtered()
     start = threading.Barrier(4)
 
     def call(_):
         torch.set_num_threads(2)
         start.wait()
-        return [cpu.filter_forward(x, alpha, beta, *past, x.dtype)[0] for _ in range(20)]
+        return [filtered() for _ in range(20)]
 
     with ThreadPoolExecutor(4) as pool:
         for results in pool.map(call, range(4)):
@@ -140,24 +137,24 @@ def test_backward_may_run_on_another_thread(threads):
     assert same([output.detach(), *found], expected)
 
 
-def _filter_in_child(arrays, queue):
-    x, alpha, beta, past_output, past_input = (torch.from_numpy(array) for array in arrays)
+def filtered():
+    with torch.no_grad():
+        return iir_filter(*leaves())[0]
+
+
+def _filter_in_child(queue):
     torch.set_num_threads(2)
-    queue.put(cpu.filter_forward(x, alpha, beta, past_output, past_input, x.dtype)[0].numpy())
+    queue.put(filtered().numpy())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_computes_with_threads(threads):
     threads(2)
-    x, alpha, beta = (tensor.detach() for tensor in leaves())
-    tensors = (x, alpha, beta, torch.zeros(2, B, N), torch.zeros(1, B, N))
-    expected, _ = cpu.filter_forward(*tensors, x.dtype)  # the OpenMP threads are up before the fork
+    expected = filtered()  # the OpenMP threads are up before the fork
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    child = context.Process(
-        target=_filter_in_child, args=([tensor.numpy() for tensor in tensors], queue)
-    )
+    child = context.Process(target=_filter_in_child, args=(queue,))
     child.start()
     try:
         found = torch.from_numpy(queue.get(timeout=60))
@@ -166,8 +163,7 @@ def test_a_forked_process_computes_with_threads(threads):
     finally:
         child.kill()
     assert torch.equal(found, expected)
-    found, _ = cpu.filter_forward(*tensors, x.dtype)
-    assert torch.equal(found, expected)  # the parent is none the worse
+    assert torch.equal(filtered(), expected)  # the parent is none the worse
 
 
 class Filtered(Dataset):
@@ -193,12 +189,12 @@ def test_forked_data_workers_can_filter(threads):
         assert torch.equal(found, Filtered()[index])
 
 
-def run_python(code, folder=ROOT, stderr=subprocess.PIPE, **environment):
+def run_python(code, stderr=subprocess.PIPE, **environment):
     """Runs code in a fresh process from the checkout; ``None`` unsets a variable."""
     environment = os.environ | environment
     return subprocess.run(
         [sys.executable, "-c", code],
-        cwd=folder,
+        cwd=ROOT,
         env={name: value for name, value in environment.items() if value is not None},
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -207,84 +203,93 @@ def run_python(code, folder=ROOT, stderr=subprocess.PIPE, **environment):
     )
 
 
-FILTER = """
+RUN = """
 import torch
-from snn_lib.kernels import cpu
+from snn_lib.functional import iir_filter
 from snn_lib.kernels.cpu import openmp
 torch.set_num_threads(2)
-x, one, zero = torch.ones(3, 64, 100), torch.ones(1, 100), torch.zeros(())
-past = zero.expand(1, 64, 100), zero.expand(0, 64, 100)
 def run():
-    output, _ = cpu.filter_forward(x, one / 2, one, *past, torch.float32)
+    output, _ = iir_filter(torch.ones(3, 64, 100), torch.ones(1, 100) / 2, torch.ones(1, 100))
     assert output[:, -1, -1].tolist() == [1.0, 1.5, 1.75]
 run()
 """
 
 
-def test_a_user_s_functions_without_a_module_compile_beside_ours():
-    numba, names = pytest.importorskip("numba"), {}
-    exec("def add(x): return x + 1", names)
-    assert numba.njit(names["add"])(1) == 2
-
-
-# The least that can be compiled, which is compiled as everything else.
-FLUSH = """
-import numpy as np
-from snn_lib.kernels.cpu import rows
-values = np.array([1e-35, 1.0], np.float32)
-rows.flush(values)
-assert values.tolist() == [0.0, 1.0]
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="no pseudo-terminals on this system")
-def test_first_use_says_that_it_compiles_and_later_ones_read_the_cache(tmp_path):
-    """So does the first use after a change of any file whose code becomes part of the kernels."""
-    shutil.copytree(ROOT / "snn_lib", tmp_path / "snn_lib")
-
-    hits = """
-from snn_lib.kernels.cpu import iir_filter, rows
-for function in (iir_filter._filter_forward_parallel, rows.flush):
-    print(sum(function.stats.cache_hits.values()), end=" ")
-"""
-
-    def use(code):
-        """What the cache held, and what a terminal shows."""
+def test_first_use_says_that_it_compiles_and_a_second_process_compiles_nothing(tmp_path):
+    folders = "from pathlib import Path\nfrom snn_lib.kernels import disk\n"
+    folders += f"disk._folders = lambda: iter([Path({str(tmp_path)!r})])\n"
+    for expected in ("first use: compiling for this CPU (some seconds)\r\n", ""):
         terminal, stderr = os.openpty()
-        settings = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "1"}
-        run = run_python(code + hits, tmp_path, stderr, **settings)
+        run = run_python(folders + RUN, stderr)
         os.write(stderr, b"end")
         shown = os.read(terminal, 10_000).decode().removesuffix("end")
         os.close(terminal)
         os.close(stderr)
-        assert run.returncode == 0, shown
-        return run.stdout, shown
-
-    first_use = "0 0 ", "first use: compiling for this CPU (some seconds)\r\n"
-    assert use(FILTER) == first_use
-    assert use(FILTER + FLUSH) == ("1 1 ", "")
-    with (tmp_path / "snn_lib/kernels/cpu/openmp.py").open("a") as source:
-        source.write("# changed\n")
-    assert use(FLUSH) == first_use
+        assert (run.returncode, shown) == (0, expected)
 
 
-def test_a_notebook_says_that_it_compiles_and_a_log_file_does_not(tmp_path):
-    settings = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "1"}
-    notebook = "import sys; sys.modules['ipykernel'] = sys" + FLUSH
-    assert run_python(notebook, **settings).stderr.startswith("first use: compiling for this CPU")
-    shutil.rmtree(tmp_path)
-    assert run_python(FLUSH, **settings).stderr == ""
+def test_a_notebook_says_that_it_compiles_and_a_log_file_does_not(monkeypatch, capsys):
+    for modules, shown in ((sys.modules, ""), ({**sys.modules, "ipykernel": sys}, "first use: ")):
+        monkeypatch.setattr(library.sys, "modules", modules)
+        library._announce.cache_clear()
+        library._announce()
+        assert capsys.readouterr().err[:11] == shown
 
 
-def test_works_silently_where_no_cache_can_be_written(tmp_path):
-    no_folder = tmp_path / "file"
-    no_folder.touch()
-    run = run_python(
-        FLUSH,
-        NUMBA_CACHE_DIR=str(no_folder / "cache"),
-        NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator",
-    )
-    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """The sources that were compiled; a folder of the test's own keeps them."""
+    compiled = []
+
+    def compile_source(source):
+        compiled.append(source)
+        return source.encode()
+
+    monkeypatch.setattr(library, "_compile", compile_source)
+    monkeypatch.setattr(disk, "_folders", lambda: iter([tmp_path / "kept"]))
+    return compiled
+
+
+def test_what_is_on_disk_is_compiled_once_for_each_source_and_compiler(
+    compiled, tmp_path, monkeypatch
+):
+    for source in ("one", "one", "other", "one"):
+        assert library._object(source) == source.encode()
+    assert compiled == ["one", "other"]
+    monkeypatch.setattr(library.llvmlite, "__version__", "another")
+    library._object("one")
+    assert compiled == ["one", "other", "one"]
+
+
+def test_many_may_write_the_same_kernel_at_once(compiled, tmp_path):
+    start = threading.Barrier(8)
+
+    def write(_):
+        start.wait()
+        return library._object("one")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert {*pool.map(write, range(8))} == {b"one"}
+    assert len([*(tmp_path / "kept").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 40])
+def test_a_damaged_file_is_written_again(compiled, tmp_path, content):
+    library._object("one")
+    (file,) = (tmp_path / "kept").iterdir()
+    intact = file.read_bytes()
+    file.write_bytes(content)
+    assert library._object("one") == b"one"
+    assert file.read_bytes() == intact
+    assert len(compiled) == 2
+
+
+def test_where_no_folder_can_be_written_kernels_are_compiled_each_time(compiled, tmp_path):
+    (tmp_path / "kept").touch()
+    for _ in range(2):
+        assert library._object("one") == b"one"
+    assert len(compiled) == 2
 
 
 def other_openmp():
@@ -297,15 +302,14 @@ def other_openmp():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="preloading is Linux's")
 def test_a_preloaded_openmp_library_serves_the_kernels_as_it_serves_pytorch():
-    library = other_openmp()
-    if library is None:
+    installed = other_openmp()
+    if installed is None:
         pytest.skip("no other OpenMP library is installed")
     forked = f"""
 import ctypes, os, signal
-import llvmlite.binding
-preloaded = ctypes.cast(ctypes.CDLL({library!r}).GOMP_parallel, ctypes.c_void_p).value
-assert openmp._usable
-assert llvmlite.binding.address_of_symbol("snn_GOMP_parallel") == preloaded
+def address(function):
+    return ctypes.cast(function, ctypes.c_void_p).value
+assert address(openmp._start) == address(ctypes.CDLL({installed!r}).GOMP_parallel)
 child = os.fork()
 if child == 0:
     signal.alarm(60)
@@ -314,7 +318,7 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 run()
 """
-    run = run_python(FILTER + forked, LD_PRELOAD=library)
+    run = run_python(RUN + forked, LD_PRELOAD=installed)
     assert run.returncode == 0, run.stderr
 
 
@@ -394,62 +398,47 @@ def options_set(monkeypatch, largest=2**30):
     return given
 
 
-def test_repeated_steps_are_not_unpacked():
-    image = torch.rand(B, N)
-    dense = tiles.dense(image.expand(1000, B, N))
-    assert dense.shape == (1, B, N)
-    assert dense.data_ptr() == image.data_ptr()
-    assert tiles.dense(torch.zeros(()).expand(1000, B, N)).shape == (1, 1, N)
-
-
-def test_a_tensor_elsewhere_is_refused_before_its_address_is_read():
-    x, alpha = torch.zeros(3, B, N, device="meta"), torch.zeros(0, N)
-    past = torch.zeros(0, B, N)
-    with pytest.raises(TypeError, match="CPU kernels got a tensor on meta"):
-        cpu.filter_forward(x, alpha, torch.ones(1, N), past, past, x.dtype)
-
-
-def test_the_neuron_s_way_back_makes_one_gradient_as_long_as_the_sequence_and_no_more():
-    """V of all steps is held for a tile at a time, also where the current is in bfloat16."""
-    current = torch.ones(80, 64, 512, dtype=torch.bfloat16)
-    coefficients, state = torch.ones(3, 512), torch.zeros(2, 64, 512)
-    options = "gaussian", 0.4, None, 0.0, None, [True] + [False] * 5
-    gradients = current.float(), *state
+def counted(work):
+    """The elements of all that an operation makes."""
     with Counted() as made:
-        cpu.neuron_backward(*gradients, current, *coefficients, *state, *options)
-    assert made.elements < 1.5 * current.numel()
+        work()
+    return made.elements
 
 
-def denormal(tensor):
-    """Whether a value is not zero and yet smaller than a recurrence may carry on."""
-    return bool(((tensor != 0) & (tensor.abs() < TINY)).any())
+def test_an_input_that_is_constant_in_time_is_not_unpacked():
+    case = make_case(Draw(torch.float32, "cpu"), (500, 2, 8), "constant in time", key=NEURON)
+    assert counted(lambda: case.forward(cpu)) < 1.5 * case.x.numel()  # the spikes
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_decaying_traces_end_in_zero(order):
-    steps, none = 400, torch.zeros(())
-    x = torch.zeros(steps, 2, 8)
-    x[0] = 1.0
-    alpha, beta = torch.zeros(order, 8), torch.ones(1, 8)
-    alpha[0] = 0.7
-    past = none.expand(order, 2, 8), none.expand(0, 2, 8)
-    assert denormal(eager.filter_forward(x, alpha, beta, *past, x.dtype)[0])
-    output, last = cpu.filter_forward(x, alpha, beta, *past, x.dtype)
-    assert not denormal(output)
-    assert output[150].min() > 0
-    assert output[-1].max() == 0
+def test_the_way_back_makes_one_gradient_as_long_as_the_sequence_and_no_more():
+    """States of all steps are held for a tile at a time, also where the current is in bfloat16."""
+    for dtype in (torch.float32, torch.bfloat16):
+        case = make_case(Draw(dtype, "cpu"), (256, 16, 512), key=NEURON)
+        *_, checkpoints = case.forward(cpu)
+        made = counted(lambda case=case, kept=checkpoints: case.backward(cpu, kept))
+        assert made < 1.5 * case.x.numel()
 
-    gradients = x.flip(0), torch.zeros_like(last)
-    grad_x = cpu.filter_backward(*gradients, x, alpha, beta, output, *past, [True] * 5)[0]
-    assert not denormal(grad_x)
-    assert grad_x[-150].min() > 0
-    assert grad_x[0].max() == 0
 
-    decay, strength, seed = torch.full((8,), 0.7), torch.ones(8), torch.zeros(2, dtype=torch.int64)
-    state = none.expand(2, 8), none.expand(2, 8)
-    neuron = (2 * x, decay, strength, decay, *state)
-    assert denormal(eager.neuron_forward(*neuron, 0.0, seed)[2])
-    assert not any(denormal(tensor) for tensor in cpu.neuron_forward(*neuron, 0.0, seed))
-    surrogate = ("gaussian", 0.4, None, 0.0, seed, [True] * 6)
-    for gradient in cpu.neuron_backward(x.flip(0), *state, *neuron, *surrogate):
-        assert not denormal(gradient)
+@pytest.mark.parametrize("key", [filter_key(1, 0), filter_key(2, 0), filter_key(3, 0), NEURON])
+def test_decaying_traces_end_in_zero(key):
+    """A state is zero before it is denormal, with which a CPU computes ten times slower."""
+    x = torch.zeros(400, 2, 8)
+    x[0] = 2.0
+    made, decays = program(key), {"alpha_0": 0.7, "reset_decay": 0.7, "membrane_decay": 0.7}
+    others = {"beta_0": 1.0, "reset_strength": 1.0}
+    rows = [(decays | others).get(name, 0.0) for name in made.coefficients]
+    coefficients = torch.tensor(rows)[:, None].repeat(1, 8)
+    state = torch.zeros(len(made.states), 2, 8)
+    case = Case(key, x, coefficients, state, x.flip(0), torch.zeros_like(state))
+
+    def smallest(tensors):
+        return min(tensor[tensor != 0].abs().min().item() for tensor in tensors if tensor.any())
+
+    output, last, grad_x, _, grad_state = case.run(cpu)
+    assert smallest(case.run(eager)[:2]) < TINY
+    assert not last.any()
+    assert not grad_state.any()
+    assert smallest([output, grad_x]) > torch.finfo().tiny
+    if key != NEURON:
+        assert output[150].min() > 0
+        assert grad_x[-150].min() > 0

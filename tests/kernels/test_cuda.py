@@ -1,4 +1,4 @@
-"""The Triton kernels as they are launched and compiled, also where no GPU is here to run them.
+"""The Triton kernels as they are written, launched and compiled, also where no GPU is here.
 
 What they compute is tested in ``test_agreement``.
 """
@@ -8,70 +8,67 @@ import math
 import os
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
+from snn_lib.kernels import disk
+from snn_lib.kernels.check import FILTER, NEURON, Draw, filter_key, make_case
+from snn_lib.kernels.program import Kind, register
+from snn_lib.surrogate import FastSigmoid
+
 triton = pytest.importorskip("triton", exc_type=ImportError)
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton's interpreter compiles and launches nothing", allow_module_level=True)
 cuda = importlib.import_module("snn_lib.kernels.cuda")
 launching = importlib.import_module("snn_lib.kernels.cuda.launching")
+running = importlib.import_module("snn_lib.kernels.cuda.running")
 
-FORWARD = ("_filter_forward", "_neuron_forward")
-SEQUENCES = {  # that a kernel reads, its own scratch memory included
-    "_filter_forward": 1,
-    "_filter_backward": 3,
-    "_neuron_forward": 1,
-    "_neuron_backward": 4,
-}
-FLOAT, BFLOAT = (torch.float32, torch.float32), (torch.float32, torch.bfloat16)
+FLOAT, DOUBLE, BFLOAT = torch.float32, torch.float64, torch.bfloat16
+PAIR = f"{NEURON}+{FILTER}"
+SHAPE = (70, 3, 70)
 
 
-def call_all(shape, dtype, rounded, surrogate="gaussian", width=0.4, dropout=0.3, device="cpu"):
-    """The four functions, with what goes to matrix products and comes from them ``rounded``."""
-    steps, batch, channels = shape
-    order_p, order_q = 2, 1
-    sequence = torch.ones(1, batch, channels, dtype=dtype, device=device).expand(steps, -1, -1)
-    alpha, beta = sequence[0, :1].expand(order_p, -1), sequence[0, :1].expand(order_q + 1, -1)
-    past = sequence[:order_p], sequence[:order_q]
-    product = sequence.to(rounded)
-    neuron = product, *beta, alpha[0], *sequence[:2]
-    seed = torch.zeros(2, dtype=torch.int64, device=device)
-    cuda.filter_forward(sequence, alpha, beta, *past, rounded)
-    cuda.filter_backward(product, past[0], sequence, alpha, beta, product, *past, [True] * 5)
-    cuda.neuron_forward(*neuron, dropout, seed)
-    slope = sequence if surrogate == "given" else None
-    settings = surrogate, width, slope, dropout, seed, [True] * 6
-    cuda.neuron_backward(sequence, *sequence[:2], *neuron, *settings)
+def elementary_step(x, state, coefficients, fire):
+    """All functions that a step may call."""
+    (a, b), (gain,) = state, coefficients
+    a = torch.tanh(a) + torch.sin(x) * torch.cos(b) / (1.0 + torch.exp(-x))
+    inside = (a > gain) | ~(b != x)
+    b = torch.where(inside & (a <= 0.5), torch.sqrt(1.0 + b * b), torch.log(2.0 + b.abs()))
+    return torch.maximum(a, torch.clamp(b, max=gain)), (a, b)
+
+
+register(Kind("elementary", elementary_step, ("a", "b"), ("gain",)))
+
+
+def case(key, dtype=FLOAT, shape=SHAPE, device="cpu", **options):
+    return make_case(Draw(dtype, device), shape, key=key, **options)
 
 
 @pytest.fixture(scope="module")
-def compiling(tmp_path_factory):
-    """What is called within ``with compiling(80) as kernels:`` compiles for that architecture.
+def compile_for(tmp_path_factory):
+    """The kernels of a case, forward and backward, compiled for an architecture; nothing is run.
 
-    Nothing is run; ``kernels`` has what was compiled, by name. Triton compiles nothing twice.
+    Triton compiles nothing twice.
     """
     from triton.backends.compiler import GPUTarget
 
-    cache, run = str(tmp_path_factory.mktemp("triton")), triton.JITFunction.run
+    folder, run = str(tmp_path_factory.mktemp("triton")), triton.JITFunction.run
 
-    @contextmanager
-    def compiling(architecture):
+    def compile_for(architecture, case, backward=True):
         driver = SimpleNamespace(
             get_current_target=lambda: GPUTarget("cuda", architecture, 32),
             get_current_device=lambda: f"sm_{architecture}",
             get_current_stream=lambda device: 0,
         )
-        kernels = {}
+        kernels = []
 
         def compile_only(kernel, *arguments, grid, warmup, **options):
             try:
-                kernels[kernel.fn.__name__] = run(
-                    kernel, *arguments, grid=grid, warmup=True, **options
-                )
+                kernels.append(run(kernel, *arguments, grid=grid, warmup=True, **options))
             except RuntimeError as error:
                 if "Cannot find ptxas" in str(error):
                     pytest.skip(f"no compiler for sm_{architecture}: {error}")
@@ -80,40 +77,39 @@ def compiling(tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("triton.runtime.jit.driver", SimpleNamespace(active=driver))
             patch.setattr(triton.JITFunction, "run", compile_only)
-            patch.setenv("TRITON_CACHE_DIR", cache)
-            yield kernels
-
-    return compiling
-
-
-@pytest.fixture
-def compile_all(compiling):
-    def compile_all(architecture, *dtypes, **settings):
-        with compiling(architecture) as kernels:
-            call_all((5, 3, 70), *dtypes, **settings)
-        assert set(kernels) == set(SEQUENCES)
+            patch.setenv("TRITON_CACHE_DIR", folder)
+            *_, checkpoints = case.forward(cuda)
+            if backward:
+                case.backward(cuda, checkpoints)
         return kernels
 
-    return compile_all
+    return compile_for
 
 
-@pytest.mark.parametrize("dtypes", [FLOAT, (torch.float64, torch.float64), BFLOAT], ids=str)
-def test_spikes_are_made_without_fused_multiply_adds(compile_all, dtypes):
-    """They depend on the rounding."""
-    kernels = compile_all(90, *dtypes)
-    assert all(kernel.asm["cubin"] for kernel in kernels.values())
-    for name in FORWARD:
-        assert "fma." not in kernels[name].asm["ptx"]
+@pytest.mark.parametrize("dtype", [FLOAT, DOUBLE, BFLOAT], ids=str)
+def test_nothing_that_decides_about_spikes_is_fused(compile_for, dtype):
+    """Fused multiply-adds round differently."""
+    (forward,) = compile_for(90, case(PAIR, dtype, dropout=0.3), backward=False)
+    assert forward.asm["cubin"]
+    assert "fma." not in forward.asm["ptx"]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "dtypes"), [(80, BFLOAT), (90, FLOAT), (90, BFLOAT), (100, BFLOAT)], ids=str
-)
-def test_every_sequence_is_loaded_ahead(compile_all, architecture, dtypes):
-    """By asynchronous copies, of several steps before the loop and in it."""
-    for name, kernel in compile_all(architecture, *dtypes).items():
+def test_on_the_way_back_only_sums_in_double_precision_are_fused(compile_for):
+    _, backward = compile_for(90, case(NEURON, ends=True))
+    assert backward.asm["cubin"]
+    assert set(re.findall(r"fma\S*", backward.asm["ptx"])) == {"fma.rn.f64"}
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [(80, BFLOAT), (90, FLOAT), (100, BFLOAT)])
+def test_every_sequence_is_loaded_ahead(compile_for, architecture, dtype):
+    """By asynchronous copies, of several steps before the loop and in it.
+
+    Forward x alone; backward x again, and then x, the output's gradient, V and R.
+    """
+    kernels = compile_for(architecture, case(NEURON, dtype))
+    for kernel, sequences in zip(kernels, (1, 5), strict=True):
         copies = len(re.findall(r"cp\.async\.c[ag]\.", kernel.asm["ptx"]))
-        assert copies == SEQUENCES[name] * launching.UNROLL.value * launching.STAGES.value, name
+        assert copies == sequences * launching.UNROLL.value * launching.STAGES.value
 
 
 @pytest.mark.parametrize(
@@ -122,59 +118,70 @@ def test_every_sequence_is_loaded_ahead(compile_all, architecture, dtypes):
     ids=["odd channels", "odd stride", "between two pairs", "unaligned"],
 )
 def test_bfloat16_is_read_in_pairs_only_where_all_pairs_are_aligned(
-    compiling, channels, first, row
+    compile_for, channels, first, row
 ):
-    current = torch.ones(5, 3, row, dtype=torch.bfloat16)[..., first : first + channels]
-    coefficients, state = torch.ones(3, channels), torch.ones(2, 3, channels)
-    with compiling(90) as kernels:
-        cuda.neuron_forward(current, *coefficients, *state, 0.0, torch.tensor([0, 0]))
-    ptx = kernels["_neuron_forward"].asm["ptx"]
-    assert "ld.global.b16" in ptx
-    assert "cp.async" not in ptx
+    given = case(filter_key(1, 0), BFLOAT, (5, 3, channels))
+    x = torch.ones(5, 3, row, dtype=BFLOAT)[..., first : first + channels]
+    (forward,) = compile_for(90, replace(given, x=x), backward=False)
+    assert "ld.global.b16" in forward.asm["ptx"]
+    assert "cp.async" not in forward.asm["ptx"]
 
 
-@pytest.mark.parametrize(
-    ("architecture", "dtypes"), [(80, BFLOAT), (90, FLOAT), (100, BFLOAT)], ids=str
-)
-def test_scratch_memory_is_written_before_it_is_read(compile_all, architecture, dtypes):
-    """The neuron's second run stores what the way back, which begins with a Gaussian, copies."""
-    ptx = compile_all(architecture, *dtypes)["_neuron_backward"].asm["ptx"]
-    last_store = ptx.rindex("st.global", 0, ptx.index("ex2.approx"))
+@pytest.mark.parametrize(("architecture", "dtype"), [(80, BFLOAT), (90, FLOAT), (100, BFLOAT)])
+def test_states_are_written_before_they_are_read(compile_for, architecture, dtype):
+    """Those that are computed again, between which and their use all threads wait."""
+    _, backward = compile_for(architecture, case(NEURON, dtype))
+    ptx = backward.asm["ptx"]
+    surrogate = ptx.index("ex2.approx")
+    last_store = ptx.rindex("st.global", 0, surrogate)
     first_copy = re.compile(r"cp\.async\.c[ag]\.").search(ptx, last_store).start()
+    assert first_copy < surrogate
     assert "bar.sync" in ptx[last_store:first_copy]
+    assert "bar.sync" in ptx[surrogate:]  # and before the next block's take their place
 
 
-@pytest.mark.parametrize("surrogate", ["fast_sigmoid", "given"])
-def test_every_surrogate_compiles(compile_all, surrogate):
-    kernel = compile_all(90, *BFLOAT, surrogate=surrogate)["_neuron_backward"]
+@pytest.mark.parametrize("dtype", [FLOAT, DOUBLE], ids=str)
+def test_every_function_of_a_step_compiles(compile_for, dtype):
+    (kernel,) = compile_for(90, case("elementary[-,-;-]", dtype), backward=False)
     assert kernel.asm["cubin"]
-    assert "ex2.approx" not in kernel.asm["ptx"]  # of the Gaussian
 
 
-def test_offsets_have_64_bits(compile_all):
+def test_what_a_cell_hands_on_is_rounded_between_two(compile_for):
+    (kernel,) = compile_for(90, case(f"{filter_key(0, 0)}~{NEURON}", BFLOAT), backward=False)
+    assert kernel.asm["cubin"]
+
+
+def test_offsets_have_64_bits(compile_for):
     """A sequence may have more than 2^31 elements."""
-    for name, kernel in compile_all(90, *FLOAT).items():
+    for kernel in compile_for(90, case(NEURON, ends=True)):
         code = kernel.asm["ttir"]
         added = re.findall(r"tt\.addptr \S+, (%\S+) .*: \S+, (?:tensor<\S+x)?(i\d+)", code)
         offsets = [width for offset, width in added if not is_constant(offset)]
-        assert set(offsets) == {"i64"}, name
+        assert set(offsets) == {"i64"}
         # of sizes; those with constants count steps and mix hashes
         products = re.findall(r"arith\.muli (%\S+), (%\S+) .*: (?:tensor<\S+x)?(i\d+)", code)
         sizes = [width for *factors, width in products if not any(map(is_constant, factors))]
-        assert set(sizes) == {"i64"}, name
+        assert set(sizes) == {"i64"}
 
 
 def is_constant(name):
     return re.match(r"%c(st|-?\d)", name) is not None
 
 
-def test_settings_are_arguments_in_double_precision(compile_all):
-    """In single precision the mask would not be ``eager``'s. New values compile nothing anew."""
-    kernels = compile_all(90, *FLOAT)
-    assert compile_all(90, *FLOAT, width=0.7, dropout=0.75) == kernels
-    for name, settings in {"_neuron_forward": 1, "_neuron_backward": 2}.items():
-        signature = re.search(r"tt\.func public .*", kernels[name].asm["ttir"])[0]
+def test_settings_are_arguments_in_double_precision(compile_for):
+    """In single precision the mask would not be plain PyTorch's. New values compile nothing."""
+    kernels = [
+        compile_for(90, case(NEURON, dropout=dropout, surrogate=FastSigmoid(width)))
+        for dropout, width in ((0.3, 0.1), (0.75, 0.7))
+    ]
+    assert kernels[0] == kernels[1]
+    for kernel, settings in zip(kernels[0], (1, 2), strict=True):
+        signature = re.search(r"tt\.func public .*", kernel.asm["ttir"])[0]
         assert re.findall(r"%\w+: (f\d+)", signature) == ["f64"] * settings
+
+
+# --------------------------------------------------------------------------------------------------
+# Launching
 
 
 @pytest.fixture
@@ -196,11 +203,11 @@ def launches(monkeypatch):
     return launches
 
 
-@pytest.mark.parametrize("surrogate", ["gaussian", "fast_sigmoid", "given"])
-def test_kernels_run_on_the_device_of_their_tensors(launches, surrogate):
+def test_kernels_run_on_the_device_of_their_tensors(launches):
     """On PyTorch's current device they would not find them; here a device without memory serves."""
-    call_all((5, 3, 70), *FLOAT, surrogate, device="meta")
-    assert len(launches) == 4  # each function has its kernel, whatever the surrogate
+    given = case(PAIR, shape=(5, 3, 70), device="meta", dropout=0.3, ends=True)
+    replace(given, state=None).run(cuda)
+    assert len(launches) == 2
     for launch in launches:
         assert launch.guard is not None
         tensors = [leaf for leaf in tree_leaves(launch.tensors) if isinstance(leaf, torch.Tensor)]
@@ -211,8 +218,48 @@ def test_kernels_run_on_the_device_of_their_tensors(launches, surrogate):
 @pytest.mark.parametrize("channels", [300, 500])
 def test_multiprocessors_have_about_the_same_to_do(launches, channels, multiprocessors):
     batch = 64
-    call_all((5, batch, channels), *FLOAT, device="meta")
+    case(PAIR, shape=(5, batch, channels), device="meta").run(cuda)
     for launch in launches:
         assert 32 * launch.num_warps == launch.ROWS * launch.COLUMNS  # a lane a thread
         busiest = math.ceil(launch.grid[0] / multiprocessors) * launch.ROWS * launch.COLUMNS
         assert busiest <= 1.15 * batch * channels / multiprocessors
+
+
+def test_the_way_back_needs_no_memory_that_grows_with_every_step(launches):
+    """Beside the gradient of x, it holds the states of a block of steps at a time."""
+    for steps in (100, 1000):
+        case(PAIR, shape=(steps, 4, 32), device="meta").run(cuda)
+    rooms = [
+        sum(t.numel() for t in launch.tensors if isinstance(t, torch.Tensor))
+        for launch in launches[1::2]
+    ]
+    grad_x, checkpoints = 900 * 4 * 32, 28 * 4 * 4 * 32
+    assert rooms[1] - rooms[0] == grad_x + checkpoints
+
+
+# --------------------------------------------------------------------------------------------------
+# The files in which sources lie
+
+SOURCE = """import triton.language as tl
+from snn_lib.kernels.cuda.launching import jit
+@jit
+def kernel(x, steps, batch, channels):
+    tl.store(x, 1.0)
+"""
+
+
+def test_a_source_lies_in_a_file_and_a_damaged_one_is_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "_folders", lambda: iter([tmp_path / "not yet there"]))
+    for _ in range(2):
+        kernel = running._kernel(SOURCE)
+        (file,) = (tmp_path / "not yet there").iterdir()
+        assert file.read_text() == SOURCE
+        assert "tl.store(x, 1.0)" in kernel.src
+        file.write_text("raise SystemExit")
+
+
+def test_where_no_file_can_be_written_a_line_says_so(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(disk, "_folders", lambda: iter([tmp_path / "file" / "folder"]))
+    with pytest.raises(OSError, match=r"^no folder for kernels can be written: set XDG_CACHE_HOME"):
+        running._kernel(SOURCE)

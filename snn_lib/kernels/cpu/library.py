@@ -1,21 +1,19 @@
 """Compiles kernels that were written in LLVM's language, and keeps them on disk.
 
-A second process compiles nothing. Many processes may write at once, since each writes a file of its
-own and then renames it.
+A second process compiles nothing.
 """
 
 import ctypes
 import hashlib
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import llvmlite
 import llvmlite.binding as llvm
+from tqdm import tqdm
+
+from snn_lib.kernels.disk import read, write
 
 SUFFIX = ".kernel"
 
@@ -68,33 +66,12 @@ def _object(source: str) -> bytes:
     on = llvmlite.__version__, machine.triple, llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
     name = hashlib.sha256("\n".join([*on, features, source]).encode()).hexdigest()[:32] + SUFFIX
-    for folder in _folders():
-        try:
-            return _checked((folder / name).read_bytes())
-        except (OSError, ValueError):
-            continue
+    for _, content in read(name):
+        digest, compiled = content[:32], content[32:]
+        if hashlib.sha256(compiled).digest() == digest:
+            return compiled
     compiled = _compile(source)
-    for folder in _folders():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(hashlib.sha256(compiled).digest() + compiled)
-            os.replace(file.name, folder / name)
-            break
-        except OSError:  # this folder cannot be written
-            continue
-    return compiled
-
-
-def _checked(content: bytes) -> bytes:
-    """What a file holds behind its check sum.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    digest, compiled = content[:32], content[32:]
-    if hashlib.sha256(compiled).digest() != digest:
-        raise ValueError("the file of a kernel is damaged")
+    write(name, hashlib.sha256(compiled).digest() + compiled)
     return compiled
 
 
@@ -111,15 +88,9 @@ def _compile(source: str) -> bytes:
 
 @cache
 def _announce() -> None:
-    """Says once, at a terminal, that kernels are compiled and not read from disk.
+    """Says once that kernels are compiled and not read from disk.
 
-    A notebook or a log file gets no such line: nobody waits there and wonders.
+    It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.
     """
-    if sys.stderr is not None and sys.stderr.isatty():
-        print("first use: compiling for this CPU", file=sys.stderr)
-
-
-def _folders() -> Iterator[Path]:
-    """Where kernels are kept: the first folder that can be written."""
-    yield Path(__file__).parent / "__pycache__"
-    yield Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "snn_lib"
+    if "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty()):
+        tqdm.write("first use: compiling for this CPU (some seconds)", file=sys.stderr)

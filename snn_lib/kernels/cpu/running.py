@@ -1,11 +1,11 @@
 """Runs a program's kernels on the CPU."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from snn_lib.kernels.adjoint import Way
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel
 from snn_lib.kernels.cpu.source import (
@@ -13,23 +13,22 @@ from snn_lib.kernels.cpu.source import (
     BLOCK,
     FORWARD,
     Task,
-    Way,
     backward_source,
     forward_source,
 )
 from snn_lib.kernels.cpu.tiles import tiles_of
-from snn_lib.kernels.program import program
+from snn_lib.kernels.program import program, remember
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 NO_DROPOUT = {"key_low": 0, "key_high": 0, "first": 0, "below": 0, "scale": 1.0}
 
 
-@cache
+@remember
 def _forward(task: Task) -> Kernel:
     return kernel(forward_source(task))
 
 
-@cache
+@remember
 def _backward(task: Task, way: Way) -> Kernel:
     return kernel(backward_source(task, way))
 
@@ -99,7 +98,7 @@ def backward(
 
     Those of coefficients that are not ``needed`` are zero.
     """
-    steps, batch, channels = shape = x.shape
+    _, batch, channels = shape = x.shape
     x, coefficients, grad_output = _in_rows(x), coefficients.contiguous(), _in_rows(grad_output)
     count, own = len(program(key).states), coefficients.dtype
     zeros = coefficients.new_zeros(count, batch, channels)
@@ -115,7 +114,7 @@ def backward(
     tiles = tiles_of(shape)
     grad_x = torch.empty(shape if need_x else 0, dtype=x.dtype)
     sums = torch.zeros(tiles.groups, sum(needed), channels, dtype=torch.float64)
-    room = tiles.threads, min(max(steps, 1), BLOCK), count, tiles.rows, tiles.columns
+    room = tiles.threads, BLOCK, count, tiles.rows, tiles.columns
     given = {
         **_inputs(x, coefficients, lengths, dropout, seed),
         "state": state,

@@ -11,9 +11,11 @@ once. The states of a tile lie in rows, which stay in the cache.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 
 from llvmlite import ir
 
+from snn_lib.kernels.adjoint import Adjoint, Product, Way
 from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64, VOID, Writer
 from snn_lib.kernels.program import parameters, program
 from snn_lib.kernels.trace import Trace, Value
@@ -40,21 +42,6 @@ class Task:
     state: str
     drops: bool
     ends: bool
-
-
-@dataclass(frozen=True)
-class Way:
-    """What a backward pass has to do, beside its task.
-
-    Attributes:
-        surrogate: the name of the surrogate.
-        need_x: whether the gradient of x is needed.
-        needed: of each row of coefficients, whether its gradient is needed.
-    """
-
-    surrogate: str
-    need_x: bool
-    needed: tuple[bool, ...]
 
 
 # The arguments of a kernel, 64 bits each. Sequences have their strides behind them, in elements.
@@ -112,17 +99,8 @@ def backward_source(task: Task, way: Way) -> str:
     """The kernel of a program's gradients, backward over time, see :data:`BACKWARD`."""
     made, kernel = program(task.key), _Kernel("backward", BACKWARD, task, parameters(way.surrogate))
     w, count, names = kernel.writer, len(made.states), made.states
-    inputs = made.inputs(way.surrogate)
-    gradients = dict(zip(inputs, made.adjoint(way.surrogate).results, strict=True))
-    trained = [n for n, need in zip(made.coefficients, way.needed, strict=True) if need]
-    carried = [gradients[name] for name in names]
-    roots = [*carried, *[gradients["x"]] * way.need_x]  # all flushed, x's for the product after it
-    whole = made.adjoint(way.surrogate)
-    in_float = {value for name in trained for value in _factors(whole, gradients[name])}
-    adjoint = whole.only([*roots, *in_float])
-    states = [name for name in names if adjoint.reads(name)]
-    again = made.forward.only(made.forward.results[1:])
-    adjoint_rows = {name: f"_g{number}" for number, name in enumerate(names, 1)}
+    adjoint = Adjoint(made, way)
+    again, states, trained = adjoint.again, adjoint.states, [*adjoint.sums]
 
     def replay(t: ir.Value, begin: ir.Value, b: ir.Value) -> None:
         """The states before step t + 1, from those before step t."""
@@ -147,7 +125,7 @@ def backward_source(task: Task, way: Way) -> str:
 
     def retreat(t: ir.Value, begin: ir.Value, b: ir.Value) -> None:
         """The gradients that reach the states before step t, from those after it."""
-        adjoints = {name: kernel.state("adjoint", s, b) for s, name in enumerate(names)}
+        adjoints = [kernel.state("adjoint", s, b) for s in range(count)]
         if task.ends:
             with w.if_then(kernel.is_end(b, t)):
                 _add_last(kernel, adjoints, b)
@@ -161,18 +139,20 @@ def backward_source(task: Task, way: Way) -> str:
         def step(n: ir.Value) -> None:
             values = kernel.coefficients(n) | kernel.numbers()
             values |= {name: w.read(row, kernel.local(n)) for name, row in before.items()}
-            values |= {adjoint_rows[name]: w.read(row, n) for name, row in adjoints.items()}
+            arriving = zip(adjoint.arriving, adjoints, strict=True)
+            values |= {name: w.read(row, n) for name, row in arriving}
             w.prefetch(kernel.sequence("grad_output", w.sub(t, I64(1)), b), n)
             values["_g0"] = w.read(grad_output, n)
-            values |= {"x": w.read(x, n)} if adjoint.reads("x") else {}
-            values |= kernel.kept(t, b, n) if adjoint.reads("kept") else {}
-            kernel.lines(adjoint, values, flushed=roots)
-            for name, result in zip(names, carried, strict=True):
-                w.write(kernel.value(result, values), adjoints[name], n)
+            values |= {"x": w.read(x, n)} if adjoint.step.reads("x") else {}
+            values |= kernel.kept(t, b, n) if adjoint.step.reads("kept") else {}
+            flushed = [*adjoint.carried, *[adjoint.x] * way.need_x]  # x's for the product after it
+            kernel.lines(adjoint.step, values, flushed=flushed)
+            for result, row in zip(adjoint.carried, adjoints, strict=True):
+                w.write(kernel.value(result, values), row, n)
             if way.need_x:
-                w.write(kernel.value(gradients["x"], values), grad_x, n)
-            for name, total in zip(trained, sums, strict=True):
-                kernel.add_to(total, n, whole, gradients[name], values)
+                w.write(kernel.value(adjoint.x, values), grad_x, n)
+            for total, products in zip(sums, adjoint.sums.values(), strict=True):
+                kernel.add_to(total, n, products, values)
 
         kernel.each_channel(step)
 
@@ -196,29 +176,18 @@ def backward_source(task: Task, way: Way) -> str:
                 retreat(t, begin, b)
         if task.ends:  # sequences without steps return the state that they were given
             with kernel.each_row() as b, w.if_then(kernel.is_end(b, I64(-1))):
-                adjoints = {n: kernel.state("adjoint", s, b) for s, n in enumerate(names)}
-                _add_last(kernel, adjoints, b)
+                _add_last(kernel, [kernel.state("adjoint", s, b) for s in range(count)], b)
     return kernel.text()
 
 
-def _add_last(kernel: "_Kernel", adjoints: dict[str, ir.Value], b: ir.Value) -> None:
+def _add_last(kernel: "_Kernel", adjoints: list[ir.Value], b: ir.Value) -> None:
     """Adds the gradient of a sequence's last state."""
     w = kernel.writer
-    for s, row in enumerate(adjoints.values()):
+    for s, row in enumerate(adjoints):
         last = kernel.state("grad_last", s, b)
         kernel.each_channel(
             lambda n, row=row, last=last: w.write(w.fadd(w.read(row, n), w.read(last, n)), row, n)
         )
-
-
-def _factors(trace: Trace, value: Value) -> Iterator[Value]:
-    """The values whose products, in double precision, add up to a coefficient's gradient."""
-    line = next((line for line in trace.lines if line.name == value), None)
-    if line and line.operation in ("add", "neg", "mul"):
-        for argument in line.arguments:
-            yield from [argument] if line.operation == "mul" else _factors(trace, argument)
-    else:
-        yield value
 
 
 class _Kernel:
@@ -389,24 +358,14 @@ class _Kernel:
         return values[value] if isinstance(value, str) else self.writer.number(value)
 
     def add_to(
-        self, total: ir.Value, n: ir.Value, trace: Trace, value: Value, values: dict
+        self, total: ir.Value, n: ir.Value, products: Sequence[Product], values: dict
     ) -> None:
-        """Adds a coefficient's gradient to its sums, its products in double precision."""
-        w, lines = self.writer, {line.name: line for line in trace.lines}
-
-        def exact(value: Value) -> ir.Value:
-            line = lines.get(value)
-            match line and line.operation:
-                case "neg":
-                    return w.fneg(exact(line.arguments[0]))
-                case "add":
-                    return w.fadd(*map(exact, line.arguments))
-                case "mul":
-                    return w.fmul(*map(double, line.arguments))
-            return double(value)
-
-        def double(value: Value) -> ir.Value:
-            found = self.value(value, values)
-            return found if self.kind == DOUBLE else w.fpext(found, w.vector(DOUBLE))
-
-        w.write(w.fadd(w.read(total, n), exact(value)), total, n)
+        """Adds a coefficient's gradient to its sums."""
+        w, parts = self.writer, []
+        for negative, factors in products:
+            doubles = [self.value(factor, values) for factor in factors]
+            if self.kind != DOUBLE:
+                doubles = [w.fpext(factor, w.vector(DOUBLE)) for factor in doubles]
+            part = reduce(w.fmul, doubles)
+            parts.append(w.fneg(part) if negative else part)
+        w.write(w.fadd(w.read(total, n), reduce(w.fadd, parts)), total, n)

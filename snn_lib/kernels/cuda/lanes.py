@@ -1,4 +1,4 @@
-"""What a program computes on: its lanes, where they lie in memory, and the values they carry."""
+"""What a program computes on: its lanes, where they lie in memory, functions of their values."""
 
 import triton
 import triton.language as tl
@@ -32,73 +32,94 @@ def address_of(sequence, t, b, n, NEIGHBOURS: tl.constexpr):
 
 
 @triton.jit
-def load_state(state, b, n, lane):
-    """What the lanes have of a neuron's state, which has no time."""
-    address, stride = state
-    return tl.load(address + b * stride[0] + n * stride[1], lane, 0.0)
+def load_row(state, row: tl.constexpr, b, n, lane):
+    """One row of a state."""
+    address, _ = address_of(state, row, b, n, 1)
+    return tl.load(address, lane, 0.0)
 
 
 @triton.jit
-def store_partial_sums(partial, sums, batch, channels, n, COUNT: tl.constexpr):
-    """Sums over the program's batch rows and stores the sums in its place of (COUNT, blocks, N)."""
-    for k in tl.static_range(COUNT):
-        block = tl.program_id(0) // tl.cdiv(channels, sums[k].shape[1])
-        row = k * tl.cdiv(batch, sums[k].shape[0]) + block
-        total = tl.sum(sums[k], 0, keep_dims=True)
-        tl.store(partial + row.to(tl.int64) * channels + n, total, n < channels)
-
-
-# Triton indexes tuples while it compiles, so the values that they hold live in registers.
-
-
-@triton.jit
-def load_each(pointer, stride, mask, COUNT: tl.constexpr):
-    """COUNT values, each ``stride`` elements from the one before."""
-    values = ()
-    for k in tl.static_range(COUNT):
-        values += (tl.load(pointer + k * stride, mask, 0.0),)
-    return values
+def load_first(
+    state, checkpoints, block, row: tl.constexpr, COUNT: tl.constexpr, b, n, lane, place, step
+):
+    """One of ``COUNT`` rows of the state before the first step of a block."""
+    if block == 0:
+        value = load_row(state, row, b, n, lane)
+    else:
+        value = tl.load(checkpoints + ((block - 1) * COUNT + row) * step + place, lane, 0.0)
+    return value
 
 
 @triton.jit
-def repeat(value, COUNT: tl.constexpr):
-    """``value`` COUNT times."""
-    values = ()
-    for _ in tl.static_range(COUNT):
-        values += (value,)
-    return values
+def load_coefficient(coefficients, row: tl.constexpr, n, channels, ROWS: tl.constexpr):
+    """One row of coefficients, the same for all batch rows."""
+    value = tl.load(coefficients + row * channels + n, n < channels, 0.0)
+    return tl.broadcast_to(value, (ROWS, n.shape[1]))
 
 
 @triton.jit
-def push(newest, values, COUNT: tl.constexpr):
-    """``newest`` followed by the first of ``values``, COUNT in all."""
-    pushed = ()
-    for k in tl.static_range(COUNT):
-        pushed += (newest if k == 0 else values[k - 1],)
-    return pushed
+def store_partial_sums(partial, sums, number: tl.constexpr, batch, channels, n):
+    """Sums over the program's batch rows and stores the sums in their place of (..., blocks, N)."""
+    block = tl.program_id(0) // tl.cdiv(channels, sums.shape[1])
+    row = number * tl.cdiv(batch, sums.shape[0]) + block
+    total = tl.sum(sums, 0, keep_dims=True)
+    tl.store(partial + row.to(tl.int64) * channels + n, total, n < channels)
+
+
+# --------------------------------------------------------------------------------------------------
+# Dropout, by the counter-based generator of ``plain.dropout_scale``
 
 
 @triton.jit
-def pop(values, fill, COUNT: tl.constexpr):
-    """``values`` without the first, followed by ``fill``, COUNT in all."""
-    rest = ()
-    for k in tl.static_range(1, COUNT + 1):
-        rest += (values[k] if k < COUNT else fill,)
-    return rest
+def number_elements(seed, index):
+    """The seed's key, and the numbers modulo 2^32 of the elements at ``index``."""
+    if seed is None:
+        return 0, index.to(tl.uint32)
+    else:
+        return tl.load(seed), (tl.load(seed + 1) + index).to(tl.uint32)
 
 
 @triton.jit
-def add_products(total, weights, i: tl.constexpr, values, j: tl.constexpr, COUNT: tl.constexpr):
-    """``total`` plus weights[i] values[j] plus weights[i+1] values[j+1] ..., COUNT products."""
-    for k in tl.static_range(COUNT):
-        total = total + weights[i + k] * values[j + k]
-    return total
+def factor_of(seed, key, index, dropout, lane, dtype: tl.constexpr):
+    """``plain.dropout_scale``, whose constants are computed in double precision."""
+    if seed is None:
+        return tl.full(lane.shape, 1.0, dtype)
+    else:
+        dropped_below = tl.full((), dropout * 2.0**32, tl.uint32)
+        scale = tl.full((), 1.0 / (1.0 - dropout), dtype)
+        mixed = _mix(_mix(index ^ key.to(tl.uint32)) ^ (key >> 32).to(tl.uint32))
+        return tl.where(mixed >= dropped_below, scale, 0.0)
 
 
 @triton.jit
-def add_scaled(sums, values, j: tl.constexpr, scale, COUNT: tl.constexpr):
-    """Adds ``scale`` times values[j] to the first sum, times values[j+1] to the second ..."""
-    added = ()
-    for k in tl.static_range(COUNT):
-        added += (tl.fma(values[j + k].to(tl.float64), scale.to(tl.float64), sums[k]),)
-    return added
+def _mix(h):
+    """32-bit finaliser of MurmurHash3 (Appleby, public domain)."""
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+# --------------------------------------------------------------------------------------------------
+# Functions that Triton does not have, or that its interpreter does not have
+
+
+@triton.jit
+def rounded(a):
+    """A float rounded to bfloat16, on a tie to the even one; its upper 16 bits.
+
+    Triton's interpreter cuts the lower ones off where it converts.
+    """
+    bits = a.to(tl.uint32, bitcast=True)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return tl.where(a == a, upper.to(tl.float32, bitcast=True), a)
+
+
+@triton.jit
+def tanh(a):
+    """Hyperbolic tangent: Lambert's continued fraction near zero, by the exponential elsewhere."""
+    square, below = a * a, tl.full(a.shape, 19.0, a.dtype)
+    for k in tl.static_range(9):
+        below = (17.0 - 2.0 * k) + square / below
+    e = tl.exp(-2.0 * tl.abs(a))
+    far = (1.0 - e) / (1.0 + e)
+    return tl.where(tl.abs(a) < 0.5, a / below, tl.where(a < 0.0, -far, far))

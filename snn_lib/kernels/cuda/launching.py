@@ -8,9 +8,12 @@ from torch import Tensor
 WARP = 32  # threads, and one warp is a program
 # Loading ahead of the recurrence hides the latency of memory: UNROLL steps are loaded at once while
 # the UNROLL steps before them are computed. No loop may therefore read what it writes itself.
-# Filters of an order above UNROLL do without, since Triton does not load ahead where a value is
-# handed on over several passes of the loop.
+# Cells that hand inputs on for more than UNROLL steps do without, since Triton does not load ahead
+# where a value is handed on over several passes of the loop.
 UNROLL, STAGES = tl.constexpr(4), tl.constexpr(2)
+# Steps whose states a backward pass computes again at once. Those of 64 x 512 lanes of a neuron and
+# a second-order filter take 16 MB, which stay in the second-level cache of large GPUs.
+BLOCK = 32
 
 # Without specialisation: a kernel compiled anew for sizes of 1 or of multiples of 16 gains nothing.
 jit = triton.jit(do_not_specialize=["steps", "batch", "channels"])
@@ -37,34 +40,17 @@ def tile_shape(*sequences: Tensor) -> dict[str, int]:
     return {"ROWS": WARP * neighbours // columns, "COLUMNS": columns, "NEIGHBOURS": neighbours}
 
 
-def launch(kernel, tile: dict[str, int], shape: torch.Size, *arguments, **constants) -> None:
+def launch(kernel, tile: dict[str, int], shape: torch.Size, *arguments) -> None:
     """Runs a kernel, with enough programs to cover all lanes of sequences of this shape."""
     steps, batch, channels = shape
     programs = triton.cdiv(batch, tile["ROWS"]) * triton.cdiv(channels, tile["COLUMNS"])
     (tensor, _), *_ = arguments
     with torch.cuda.device_of(tensor):
         kernel[(programs,)](
-            *arguments,
-            steps,
-            batch,
-            channels,
-            **tile,
-            **constants,
-            num_warps=1,
-            enable_fp_fusion=False,
+            *arguments, steps, batch, channels, **tile, num_warps=1, enable_fp_fusion=False
         )
 
 
 def with_strides(tensor: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """A tensor as a kernel takes it if it need not be contiguous."""
     return tensor, tensor.stride()
-
-
-def partial_sums(
-    tile: dict[str, int], shape: torch.Size, coefficients: Tensor, need: bool
-) -> Tensor:
-    """Memory for a gradient that is summed in each block of batch rows, (..., blocks, N)."""
-    _, batch, channels = shape
-    blocks = triton.cdiv(batch, tile["ROWS"])
-    room = (*coefficients.shape[:-1], blocks, channels) if need else (0, 0)
-    return coefficients.new_empty(room, dtype=torch.float64)

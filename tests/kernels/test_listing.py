@@ -1,0 +1,66 @@
+"""``python -m snn_lib.kernels --show CELL``."""
+
+import runpy
+import sys
+
+import pytest
+
+from snn_lib.kernels.listing import listing
+from snn_lib.kernels.program import Kind, register
+
+
+def test_a_step_and_its_adjoint_are_written_with_the_cells_own_names():
+    step, adjoint = listing("SpikingNeuron+IIRSynapse").split("Its adjoint")
+    assert "\n    membrane' = membrane_decay * membrane + x - reset\n" in step
+    assert "\n    a = where(membrane' > 1, 1, 0)\n" in step
+    assert "\n    past_output_0' = past_output_1\n    past_output_1' = output\n" in step
+    assert "\n    d_membrane = d_x * membrane_decay\n" in adjoint
+    assert "exp(" in adjoint
+
+
+def bracketed(x, state, coefficients, fire):
+    (a,) = coefficients
+    return (x - (a - 2.0)) * (-x) / (x * (a + 1.0)) - a, ()
+
+
+def test_the_order_of_operations_shows_and_no_line_takes_a_cells_name():
+    register(Kind("bracketed", bracketed, (), ("a",)))
+    step = listing("bracketed[;-]").splitlines()[1]
+    assert step == "    output = (x - (a - 2)) * (-x) / (x * (a + 1)) - a"
+    assert "\n    a = " not in listing("bracketed")
+
+
+OWN = """
+from snn_lib.kernels.program import Kind, register
+def step(x, state, coefficients, fire):
+    (v,), (decay,) = state, coefficients
+    v = decay * v + x
+    return fire(v), (v,)
+register(Kind("own_cell.Own", step, ("v",), ("decay",)))
+"""
+
+
+def show(cell, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels", "--show", cell])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("snn_lib.kernels", run_name="__main__")
+    return end.value.code, *capsys.readouterr()
+
+
+def test_the_command_finds_a_cell_in_a_file_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_cell.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = show("own_cell.Own", monkeypatch, capsys)
+    assert code is None
+    assert "\n    v' = decay * v + x\n" in out
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("Unheard", "no cell is called 'Unheard': import the module that defines it"),
+        ("no_module.Cell", "No module named 'no_module'"),
+    ],
+)
+def test_a_cell_that_does_not_exist_is_refused_in_a_line(cell, reason, monkeypatch, capsys):
+    assert show(cell, monkeypatch, capsys) == (2, "", f"{reason}\n")
