@@ -203,7 +203,7 @@ class SNN(nn.Module):
             )
             weights = layer.weights_of_steps()
             layers += [
-                layer.before,
+                *([] if isinstance(layer.before, nn.Identity) else [layer.before]),
                 *([weights, synapse] if behind else [synapse, weights]),
                 snn_lib.SpikingNeuron(
                     layer.shape(layer.outputs),
