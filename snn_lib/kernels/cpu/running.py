@@ -101,26 +101,24 @@ def backward(
     _, batch, channels = shape = x.shape
     x, coefficients, grad_output = _in_rows(x), coefficients.contiguous(), _in_rows(grad_output)
     count, own = len(program(key).states), coefficients.dtype
-    zeros = coefficients.new_zeros(count, batch, channels)
-    state = zeros if state is None else state.contiguous()
+    rows = count, batch, channels
+    state = coefficients.new_zeros(rows) if state is None else state.contiguous()
+    if grad_last is None:
+        grad_last = coefficients.new_zeros(rows)
+    else:
+        grad_last = grad_last.clone(memory_format=torch.contiguous_format)
     # Without lengths, the gradient of the last state is where the way back begins.
-    adjoint = (
-        zeros.clone()
-        if grad_last is None
-        else grad_last.clone(memory_format=torch.contiguous_format)
-    )
-    if lengths is not None:
-        grad_last, adjoint = adjoint, zeros.clone()
+    adjoint = grad_last if lengths is None else torch.zeros_like(grad_last)
     tiles = tiles_of(shape)
     grad_x = torch.empty(shape if need_x else 0, dtype=x.dtype)
     sums = torch.zeros(tiles.groups, sum(needed), channels, dtype=torch.float64)
-    room = tiles.threads, BLOCK, count, tiles.rows, tiles.columns
+    room = tiles.threads, BLOCK + 1, count + 1, tiles.rows, tiles.columns
     given = {
         **_inputs(x, coefficients, lengths, dropout, seed),
         "state": state,
         "checkpoints": checkpoints,
         **_sequence("grad_output", grad_output),
-        "grad_last": zeros if grad_last is None else grad_last,
+        "grad_last": grad_last,
         "grad_x": grad_x,
         "adjoint": adjoint,
         "sums": sums,

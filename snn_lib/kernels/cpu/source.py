@@ -101,6 +101,8 @@ def backward_source(task: Task, way: Way) -> str:
     w, count, names = kernel.writer, len(made.states), made.states
     adjoint = Adjoint(made, way)
     again, states, trained = adjoint.again, adjoint.states, [*adjoint.sums]
+    # The factors of spikes cost more to draw than to keep from one way to the other.
+    keeps_factors = task.drops and bool(states) and again.reads("kept")
 
     def replay(t: ir.Value, begin: ir.Value, b: ir.Value) -> None:
         """The states before step t + 1, from those before step t."""
@@ -117,6 +119,9 @@ def backward_source(task: Task, way: Way) -> str:
                 w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
                 values["x"] = w.read(x, n)
             values |= kernel.kept(t, b, n) if again.reads("kept") else {}
+            if keeps_factors:
+                factors = kernel.again(w.sub(t, begin), count, b)
+                w.write(values["kept"], factors, kernel.local(n))
             kernel.lines(again, values, flushed=again.results)
             for result, row in zip(again.results, after, strict=True):
                 w.write(kernel.value(result, values), row, kernel.local(n))
@@ -144,7 +149,11 @@ def backward_source(task: Task, way: Way) -> str:
             w.prefetch(kernel.sequence("grad_output", w.sub(t, I64(1)), b), n)
             values["_g0"] = w.read(grad_output, n)
             values |= {"x": w.read(x, n)} if adjoint.step.reads("x") else {}
-            values |= kernel.kept(t, b, n) if adjoint.step.reads("kept") else {}
+            if keeps_factors:
+                factors = kernel.again(w.sub(t, begin), count, b)
+                values["kept"] = w.read(factors, kernel.local(n))
+            elif adjoint.step.reads("kept"):
+                values |= kernel.kept(t, b, n)
             flushed = [*adjoint.carried, *[adjoint.x] * way.need_x]  # x's for the product after it
             kernel.lines(adjoint.step, values, flushed=flushed)
             for result, row in zip(adjoint.carried, adjoints, strict=True):
@@ -170,7 +179,8 @@ def backward_source(task: Task, way: Way) -> str:
                         start = kernel.state("state", s, b)
                         kept = kernel.state("checkpoints", w.add(before, I64(s)), b)
                         kernel.copy_again(w.select(from_start, start, kept), s, b)
-                with w.counting(begin, w.sub(end, I64(1))) as (t, _), kernel.each_row() as b:
+                last = end if keeps_factors else w.sub(end, I64(1))
+                with w.counting(begin, last) as (t, _), kernel.each_row() as b:
                     replay(t, begin, b)
             with w.counting(w.sub(end, I64(1)), begin, -1) as (t, _), kernel.each_row() as b:
                 retreat(t, begin, b)
@@ -287,8 +297,9 @@ class _Kernel:
 
     def again(self, step: ir.Value, s: int, b: ir.Value) -> ir.Value:
         """The row of this thread's states that were computed again, see :meth:`local`."""
-        w, count = self.writer, len(self._program.states)
-        offset = w.add(w.mul(w.add(w.mul(self._thread, I64(BLOCK)), step), I64(count)), I64(s))
+        w, count = self.writer, len(self._program.states) + 1  # one for the factors of spikes
+        steps = w.add(w.mul(self._thread, I64(BLOCK + 1)), step)
+        offset = w.add(w.mul(steps, I64(count)), I64(s))
         offset = w.add(w.mul(offset, self["rows"]), w.sub(b, self.first_row))
         return self._row("again", self.kind, w.mul(offset, self["columns"]))
 
