@@ -123,7 +123,8 @@ class IIRSynapse(Cell):
 
     def call(self, x: Tensor, state: FilterState | None = None) -> Call:
         """As :meth:`Cell.call`; the first unstable filter that learns causes a warning."""
-        warn_before_training(self.alpha)
+        if self.constraint == "none":
+            warn_before_training(self.alpha)
         return super().call(x, state)
 
     def effective_coefficients(self) -> dict[str, Tensor]:

@@ -870,3 +870,10 @@ def test_parametrised_coefficients_are_coefficients():
     (group,) = parameter_groups(synapse, 0.1)
     assert group["weight_decay"] == 0.0
     assert len(group["params"]) == len(list(synapse.parameters()))
+
+
+def test_a_filter_that_is_kept_stable_causes_no_warning(recwarn):
+    synapse = LowPassSynapse(3, 4.0, constraint="stable")
+    synapse.alpha.data.fill_(1.5)  # as an optimiser may leave it
+    synapse(torch.rand(9, 2, 3))[0].sum().backward()
+    assert not recwarn.list
