@@ -300,7 +300,8 @@ class Traces(NamedTuple):
 
     Attributes:
         output: ``(T, B, *features)``.
-        potential: what its threshold compares with 1, in the same shape; ``None`` without one.
+        potential: what the threshold of its output compares with 1, in the same shape; ``None``
+            if it does not spike.
         states: by name, each state before every step, ``(T, [rows,] B, *features)``.
     """
 
@@ -322,10 +323,11 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     run_cells([call], x[:0])  # checks all shapes
     folded, order, features = _fold_call(call, x, "x"), channels_last(x), x.shape[2:]
     made, fire, potentials = program(folded.key), fire_with(call.surrogate), []
+    fired: list[tuple[Tensor, Tensor]] = []  # what thresholds have compared, and said
 
     def watched(potential: Tensor) -> Tensor:
-        potentials.append(potential)
-        return fire(potential)
+        fired.append((potential, fire(potential)))
+        return fired[-1][1]
 
     coefficients = folded.coefficients.unbind()
     sequence = _fold(in_dtype(x, folded.own, "x"), 2, order)
@@ -337,6 +339,8 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
         before.append(torch.stack(rows))
         output, rows = made.step(now, None, rows, coefficients, watched)
         outputs.append(output)
+        potentials += [potential for potential, spikes in fired if spikes is output]
+        fired.clear()
 
     def unfolded(sequence: Tensor) -> Tensor:
         return _unfold(sequence, features, order)
