@@ -140,6 +140,11 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
     if not 0.0 <= call.dropout < 1.0:
         raise ValueError(f"dropout is {call.dropout}, expected a probability in [0, 1)")
     check_surrogate(call.surrogate)
+    if call.seed is not None and (call.seed.shape, call.seed.dtype) != ((2,), torch.int64):
+        raise ValueError(
+            f"seed has shape {tuple(call.seed.shape)} in {call.seed.dtype}, expected (2,) in "
+            "torch.int64, from draw_seed"
+        )
     shape, features, order = x.shape, x.shape[2:], channels_last(x)
     tensors, promoted = _in_one_dtype(call.coefficients)
     own, dtype = tensors[0].dtype, call.dtype or promoted
@@ -162,6 +167,11 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
     state = None
     if call.given is not None:
         given = []
+        if len(call.given) != len(call.state):
+            raise ValueError(
+                f"state has {len(call.given)} entries, expected {len(call.state)}: "
+                f"({', '.join(call.state)})"
+            )
         for (label, count), tensor in zip(call.state.items(), call.given, strict=True):
             expected = shape[1:] if count is None else (count, *shape[1:])
             check_shape(f"state {label}", tensor, expected)
