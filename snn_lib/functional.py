@@ -96,14 +96,13 @@ def run_cells(
         x = in_dtype(x, first.own, name)
     order = channels_last(x)
     spiking = next((call for call in calls if call.dropout), calls[0])
-    surrogate = next((c.surrogate for c in calls if c.surrogate is not GAUSSIAN), GAUSSIAN)
     output, after = run(
         ("~" if first.dtype == torch.bfloat16 else "+").join(part.key for part in folded),
         _fold(x, 2, order),
         torch.cat([part.coefficients for part in folded]) if folded[1:] else first.coefficients,
         _all_states(folded),
         None if lengths is None else lengths_beside(x, lengths),
-        surrogate,
+        _surrogate_of(calls, folded),
         spiking.dropout,
         draw_seed(x.device) if spiking.dropout and spiking.seed is None else spiking.seed,
         torch.float32 if last.dtype == torch.float16 else last.dtype,  # no kernel writes float16
@@ -190,6 +189,13 @@ def _all_states(folded: Sequence[_Folded]) -> Tensor | None:
     lanes = given[0].shape[1:]
     rows = (given[0].new_zeros(p.rows, *lanes) if p.state is None else p.state for p in folded)
     return torch.cat(list(rows))
+
+
+def _surrogate_of(calls: Sequence[Call], folded: Sequence[_Folded]) -> Surrogate:
+    """The surrogate of the cell that has a threshold."""
+    *others, last = zip(calls, folded, strict=True)
+    having = (call for call, part in others if program(part.key).fires[0])
+    return next(having, last[0]).surrogate
 
 
 def iir_filter(

@@ -164,8 +164,13 @@ class Cell(StatefulModule):
         first = tensors[0]
         if any((t.dtype, t.device) != (first.dtype, first.device) for t in tensors):
             return False
+        if self._fires() and following._fires() and self.surrogate != following.surrogate:
+            return False
         computes = first.dtype in COMPUTE_DTYPES and autocast_dtype(first) != torch.float16
         return computes and self.spikes != following.spikes
+
+    def _fires(self) -> bool:
+        return any(program(self.key).fires)
 
     def run_with(
         self,
