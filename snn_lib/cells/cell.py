@@ -127,6 +127,7 @@ class Cell(StatefulModule):
         for name in {*values, *train} ^ set(self.coefficients):
             expected = ", ".join(self.coefficients)
             raise ValueError(f"{name} has no value or is unknown: the coefficients are {expected}")
+        self._kept_decaying: list[str] = []  # those of the decays that are trained
         for name in self.coefficients:
             first = first_values(values[name], self.shape, name)
             if name in self.decays:
@@ -134,6 +135,7 @@ class Cell(StatefulModule):
             channels = torch.empty(first.shape).copy_(first)  # on the default device
             if name in train or (train_decay and name in self.decays and first.any()):
                 self.register_parameter(name, nn.Parameter(channels))
+                self._kept_decaying += [name] if name in self.decays else []
             else:
                 self.register_buffer(name, channels)
         self.spikes = any(program(self.key).spikes)
@@ -251,7 +253,7 @@ class Cell(StatefulModule):
         """
         return {
             name: straight_through(getattr(self, name), lambda a: a.clamp(0.0, 1.0 - MARGIN))
-            if name in self.decays and isinstance(getattr(self, name), nn.Parameter)
+            if name in self._kept_decaying
             else getattr(self, name)
             for name in self.coefficients
         }
