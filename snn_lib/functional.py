@@ -96,14 +96,13 @@ def run_cells(
         x = in_dtype(x, first.own, name)
     order = channels_last(x)
     spiking = next((call for call in calls if call.dropout), calls[0])
-    surrogate = next((c.surrogate for c in calls if c.surrogate is not GAUSSIAN), GAUSSIAN)
     output, after = run(
         ("~" if first.dtype == torch.bfloat16 else "+").join(part.key for part in folded),
         _fold(x, 2, order),
         torch.cat([part.coefficients for part in folded]) if folded[1:] else first.coefficients,
         _all_states(folded),
         None if lengths is None else lengths_beside(x, lengths),
-        surrogate,
+        _surrogate_of(calls, folded),
         spiking.dropout,
         draw_seed(x.device) if spiking.dropout and spiking.seed is None else spiking.seed,
         torch.float32 if last.dtype == torch.float16 else last.dtype,  # no kernel writes float16
@@ -140,6 +139,11 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
     if not 0.0 <= call.dropout < 1.0:
         raise ValueError(f"dropout is {call.dropout}, expected a probability in [0, 1)")
     check_surrogate(call.surrogate)
+    if call.seed is not None and (call.seed.shape, call.seed.dtype) != ((2,), torch.int64):
+        raise ValueError(
+            f"seed has shape {tuple(call.seed.shape)} in {call.seed.dtype}, expected (2,) in "
+            "torch.int64, from draw_seed"
+        )
     shape, features, order = x.shape, x.shape[2:], channels_last(x)
     tensors, promoted = _in_one_dtype(call.coefficients)
     own, dtype = tensors[0].dtype, call.dtype or promoted
@@ -162,6 +166,11 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
     state = None
     if call.given is not None:
         given = []
+        if len(call.given) != len(call.state):
+            raise ValueError(
+                f"state has {len(call.given)} entries, expected {len(call.state)}: "
+                f"({', '.join(call.state)})"
+            )
         for (label, count), tensor in zip(call.state.items(), call.given, strict=True):
             expected = shape[1:] if count is None else (count, *shape[1:])
             check_shape(f"state {label}", tensor, expected)
@@ -180,6 +189,13 @@ def _all_states(folded: Sequence[_Folded]) -> Tensor | None:
     lanes = given[0].shape[1:]
     rows = (given[0].new_zeros(p.rows, *lanes) if p.state is None else p.state for p in folded)
     return torch.cat(list(rows))
+
+
+def _surrogate_of(calls: Sequence[Call], folded: Sequence[_Folded]) -> Surrogate:
+    """The surrogate of the cell that has a threshold."""
+    *others, last = zip(calls, folded, strict=True)
+    having = (call for call, part in others if program(part.key).fires[0])
+    return next(having, last[0]).surrogate
 
 
 def iir_filter(
@@ -300,7 +316,8 @@ class Traces(NamedTuple):
 
     Attributes:
         output: ``(T, B, *features)``.
-        potential: what its threshold compares with 1, in the same shape; ``None`` without one.
+        potential: what the threshold of its output compares with 1, in the same shape; ``None``
+            if it does not spike.
         states: by name, each state before every step, ``(T, [rows,] B, *features)``.
     """
 
@@ -322,10 +339,11 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     run_cells([call], x[:0])  # checks all shapes
     folded, order, features = _fold_call(call, x, "x"), channels_last(x), x.shape[2:]
     made, fire, potentials = program(folded.key), fire_with(call.surrogate), []
+    fired: list[tuple[Tensor, Tensor]] = []  # what thresholds have compared, and said
 
     def watched(potential: Tensor) -> Tensor:
-        potentials.append(potential)
-        return fire(potential)
+        fired.append((potential, fire(potential)))
+        return fired[-1][1]
 
     coefficients = folded.coefficients.unbind()
     sequence = _fold(in_dtype(x, folded.own, "x"), 2, order)
@@ -337,6 +355,8 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
         before.append(torch.stack(rows))
         output, rows = made.step(now, None, rows, coefficients, watched)
         outputs.append(output)
+        potentials += [potential for potential, spikes in fired if spikes is output]
+        fired.clear()
 
     def unfolded(sequence: Tensor) -> Tensor:
         return _unfold(sequence, features, order)

@@ -127,6 +127,7 @@ class Cell(StatefulModule):
         for name in {*values, *train} ^ set(self.coefficients):
             expected = ", ".join(self.coefficients)
             raise ValueError(f"{name} has no value or is unknown: the coefficients are {expected}")
+        self._kept_decaying: list[str] = []  # those of the decays that are trained
         for name in self.coefficients:
             first = first_values(values[name], self.shape, name)
             if name in self.decays:
@@ -134,6 +135,7 @@ class Cell(StatefulModule):
             channels = torch.empty(first.shape).copy_(first)  # on the default device
             if name in train or (train_decay and name in self.decays and first.any()):
                 self.register_parameter(name, nn.Parameter(channels))
+                self._kept_decaying += [name] if name in self.decays else []
             else:
                 self.register_buffer(name, channels)
         self.spikes = any(program(self.key).spikes)
@@ -164,8 +166,13 @@ class Cell(StatefulModule):
         first = tensors[0]
         if any((t.dtype, t.device) != (first.dtype, first.device) for t in tensors):
             return False
+        if self._fires() and following._fires() and self.surrogate != following.surrogate:
+            return False
         computes = first.dtype in COMPUTE_DTYPES and autocast_dtype(first) != torch.float16
         return computes and self.spikes != following.spikes
+
+    def _fires(self) -> bool:
+        return any(program(self.key).fires)
 
     def run_with(
         self,
@@ -246,7 +253,7 @@ class Cell(StatefulModule):
         """
         return {
             name: straight_through(getattr(self, name), lambda a: a.clamp(0.0, 1.0 - MARGIN))
-            if name in self.decays and isinstance(getattr(self, name), nn.Parameter)
+            if name in self._kept_decaying
             else getattr(self, name)
             for name in self.coefficients
         }

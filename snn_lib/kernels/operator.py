@@ -14,7 +14,6 @@ from torch import Tensor
 
 from snn_lib.kernels import COMPUTE_DTYPES, backend_for, plain
 from snn_lib.kernels.program import name_of, program, surrogate_of
-from snn_lib.kernels.trace import UnknownOperationError
 from snn_lib.pytorch_private import carries_tangents, is_transformed, is_watched
 from snn_lib.surrogate import Surrogate
 
@@ -43,28 +42,24 @@ def run(
     """
     tensors = x, coefficients, state
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    compiling = torch.compiler.is_compiling()
-    if is_transformed() or not (compiling or can_compile(key, surrogate if learns else None)):
-        settings = lengths, surrogate, dropout, seed, dtype
-        return plain.run(program(key), x, coefficients, state, *settings)
+    name, numbers = name_of(surrogate) if learns else ("", [])
+    if is_transformed() or not _has_kernels(key, name):
+        return _run_plain(key, x, coefficients, state, lengths, surrogate, dropout, seed, dtype)
     if not learns and _can_skip_dispatch((x, coefficients, state, lengths, seed)):
         backend, given = backend_for(x), (x, coefficients, state, lengths, dropout, seed)
         return backend.forward(key, *given, dtype, False)[:2]
-    name, numbers = name_of(surrogate)
     settings = lengths, name, numbers, dropout, seed, dtype, learns, list(needed)
     return torch.ops.snn.run(key, x, coefficients, state, *settings)[:2]
 
 
-def can_compile(key: str, surrogate: Surrogate | None) -> bool:
-    """Whether kernels can compute a program, and its gradients if there is a surrogate."""
-    made = program(key)
-    try:
-        made.forward  # noqa: B018 (a property that is computed once)
-        if surrogate is not None:
-            made.adjoint(name_of(surrogate)[0])
-    except UnknownOperationError:
-        return False
-    return True
+@torch.compiler.disable(reason="no kernel can compute this step or its surrogate")
+def _run_plain(key: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+    return plain.run(program(key), *arguments)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernels(key: str, surrogate: str) -> bool:
+    return program(key).has_kernels(surrogate)
 
 
 def _can_skip_dispatch(inputs: Sequence[Tensor | None]) -> bool:

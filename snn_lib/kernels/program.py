@@ -9,6 +9,7 @@ that are registered.
 """
 
 import copy
+import inspect
 import keyword
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_lib.kernels.trace import Trace, trace
+from snn_lib.kernels.trace import Trace, UnknownOperationError, trace
 from snn_lib.surrogate import SURROGATES, THRESHOLD, Surrogate, check_surrogate
 
 Fire = Callable[[Tensor], Tensor]
@@ -106,6 +107,7 @@ class Program:
         cells: the cells, in order.
         states, coefficients: the names of all rows of states and of coefficients, cell by cell.
         spikes: of each cell, whether its output is spikes.
+        fires: of each cell, whether it has a threshold.
     """
 
     def __init__(self, key: str) -> None:
@@ -117,7 +119,8 @@ class Program:
             ((cell.kind.coefficients, cell.coefficients) for cell in self.cells),
             taken=("x", "kept", *self.states),
         )
-        self.spikes = [_is_spiking(cell) for cell in self.cells]
+        tried = [_try(cell) for cell in self.cells]
+        self.spikes, self.fires = ([one[place] for one in tried] for place in (0, 1))
 
     def step(
         self, x: Tensor, kept: Any, states: Sequence, coefficients: Sequence, fire: Fire
@@ -149,6 +152,22 @@ class Program:
     def adjoint(self, surrogate: str) -> Trace:
         """The trace of the gradients of :meth:`inputs`; ``_g0``, ``_g1`` ... are the results'."""
         return self._trace(surrogate)[1]
+
+    @cache  # noqa: B019 (as above)
+    def has_kernels(self, surrogate: str = "") -> bool:
+        """Whether kernels can compute it, and its gradients with a surrogate, if one is named.
+
+        Raises:
+            ValueError: the step does what not even plain PyTorch may do.
+        """
+        try:
+            self.forward  # noqa: B018 (a property that is computed once)
+        except UnknownOperationError:
+            return False
+        try:
+            return not surrogate or bool(self.adjoint(surrogate))
+        except ValueError:  # a surrogate may read tensors, and its course may depend on values
+            return False
 
     def _trace(self, surrogate: str) -> tuple[Trace, Trace]:
         first = 1 + any(self.spikes)  # of the states
@@ -206,20 +225,26 @@ def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:
     return found
 
 
-def _is_spiking(cell: Cell) -> bool:
-    """Whether the output of a cell is what its threshold returns."""
+def _try(cell: Cell) -> tuple[bool, bool]:
+    """Whether the output of a cell is what its threshold returns, and whether it has one."""
     fired: list[Tensor] = []
 
     def fire(potential: Tensor) -> Tensor:
         fired.append((potential > THRESHOLD).to(potential.dtype))
         return fired[-1]
 
-    def rows(orders: Orders) -> Iterator[Tensor]:
-        return iter([torch.zeros(1) for n in orders for _ in range(1 if n is None else n)])
+    def rows(orders: Orders) -> list[Tensor]:
+        return [torch.zeros(1) for n in orders for _ in range(1 if n is None else n)]
 
+    before = rows(cell.states)
     with torch.no_grad():
-        output, _ = cell.step(torch.zeros(1), rows(cell.states), rows(cell.coefficients), fire)
-    return any(output is spikes for spikes in fired)
+        output, after = cell.step(torch.zeros(1), iter(before), iter(rows(cell.coefficients)), fire)
+    if len(after) != len(before):
+        raise ValueError(
+            f"the step of {cell.kind.name} returns {len(after)} rows of states, expected "
+            f"{len(before)}, in the order of its states: {', '.join(cell.kind.states)}"
+        )
+    return any(output is spikes for spikes in fired), bool(fired)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -271,9 +296,14 @@ def name_of(surrogate: Surrogate) -> tuple[str, list[float]]:
     numbers = _numbers(surrogate)
     fixed = {name: value for name, value in _attributes(surrogate).items() if name not in numbers}
     kind = type(surrogate)
-    name = f"{kind.__module__}.{kind.__qualname__}-{id(kind):x}{fixed or ''}"
-    _surrogates.setdefault(name, copy.copy(surrogate))
+    name = f"{kind.__module__}.{kind.__qualname__}-{id(kind):x}{[*numbers]}{fixed}"
+    _remember(name, surrogate)
     return name, list(numbers.values())
+
+
+@torch.compiler.assume_constant_result  # a compiled function would remember it too late
+def _remember(name: str, surrogate: Surrogate) -> None:
+    _surrogates.setdefault(name, copy.copy(surrogate))
 
 
 def surrogate_of(name: str, numbers: Sequence[float]) -> Surrogate:
@@ -300,7 +330,22 @@ def _with_parameters(name: str, values: Sequence[Any]) -> Surrogate:
 
 
 def _attributes(surrogate: Surrogate) -> dict[str, Any]:
-    return getattr(surrogate, "__dict__", {})
+    """What its derivative may read: its own attributes, and the numbers of its class."""
+    if isinstance(surrogate, tuple):
+        return {"items": tuple(surrogate)}
+    shared = {name: getattr(surrogate, name) for name in _shared_names(type(surrogate))}
+    return shared | getattr(surrogate, "__dict__", {})
+
+
+@torch.compiler.assume_constant_result
+def _shared_names(kind: type) -> list[str]:
+    """The names of a class's numbers, and of its slots."""
+    return [
+        name
+        for part in reversed(kind.__mro__)
+        for name, value in vars(part).items()
+        if type(value) is float or inspect.ismemberdescriptor(value)
+    ]
 
 
 def _numbers(surrogate: Surrogate) -> dict[str, float]:

@@ -10,6 +10,7 @@ refused.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -108,23 +109,38 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> t
 
 def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> tuple[Trace, Trace]:
     exact = {"dtype": torch.float32, "device": "cpu"}
-    tensors = [torch.full((2,), 0.5, **exact, requires_grad=True) for _ in inputs]
+    # The copies are no leaves, which autograd would let nobody change, in its own words.
+    tensors = [torch.full((2,), 0.5, **exact, requires_grad=True).clone() for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
     with recorder:
         results = function(*tensors)
+        for result in results:
+            if not isinstance(result, Tensor) or (result.shape, result.dtype) != (
+                *(tensors[0].shape, torch.float32),
+            ):
+                raise ValueError(
+                    "a step returns what is no tensor of numbers for each channel: expected one as "
+                    "its output, and one for each row of its states"
+                )
         forward = Trace(tuple(recorder.lines), tuple(map(recorder.value, results)))
         gradients = [torch.ones(2, **exact) for _ in results]
         for number, gradient in enumerate(gradients):
             recorder.name(gradient, f"_g{number}")
         recorder.differentiates = True
-        found = torch.autograd.grad(
-            _Arrivals.apply(gradients, *results),
-            tensors,
-            create_graph=True,  # else gradients might be added up in place
-            allow_unused=True,
-        )
+        found = [None] * len(tensors)
+        if any(result.requires_grad for result in results):
+            found = torch.autograd.grad(
+                _Arrivals.apply(gradients, *results),
+                tensors,
+                create_graph=True,  # else gradients might be added up in place
+                allow_unused=True,
+            )
         found = [0.0 if gradient is None else recorder.value(gradient) for gradient in found]
     return forward.only(forward.results), Trace(tuple(recorder.lines), ()).only(found)
+
+
+def _unknown(name: str) -> UnknownOperationError:
+    return UnknownOperationError(f"a step calls {name}, which no kernel can compute")
 
 
 class _Arrivals(torch.autograd.Function):
@@ -150,7 +166,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: dict[str, Tensor]) -> None:
         super().__init__()
         self.lines: list[Line] = []
-        self.differentiates = False
+        self.differentiates = False  # whether autograd calls, and no longer the step
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []  # so that no later tensor lies in the same place
         for name, tensor in inputs.items():
@@ -183,30 +199,48 @@ class _Recorder(TorchDispatchMode):
                 "number read from a tensor"
             )
         result = function(*args, **kwargs)
-        if not isinstance(result, Tensor):
-            raise UnknownOperationError(f"a step calls {name}, which no kernel can compute")
-        if any(isinstance(a, Tensor) and a.data_ptr() == result.data_ptr() for a in args):
-            if not name.endswith("_"):
-                return result  # another view of the same values
-            if not self.differentiates:
-                raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
-            name = name.removesuffix("_")  # PyTorch changes a new one of its own
-        self._kept.append(result)
         if name in CONSTANTS:
             self.name(result, CONSTANTS[name])
-        elif name in ("full_like", "full", "scalar_tensor"):
+            return result
+        if name in ("full_like", "full", "scalar_tensor"):
             self.name(result, float(args[0] if name == "scalar_tensor" else args[1]))
-        elif name in ("_to_copy", "clone"):
-            value = self._number(args[0])
-            rounds = result.dtype == torch.bfloat16 != args[0].dtype
-            self._values[result.data_ptr()] = self._line("round", value) if rounds else value
+            return result
+        tensors = [argument for argument in args if isinstance(argument, Tensor)]
+        if not isinstance(result, Tensor) or result.shape not in {t.shape for t in tensors}:
+            raise _unknown(name)  # it is not element by element
+        if name.endswith("_"):
+            if not self.differentiates:
+                raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
+            name = name.removesuffix("_")
+        elif any(tensor.data_ptr() == result.data_ptr() for tensor in tensors):
+            return result  # another view of the same values
+        if name in ("_to_copy", "clone"):
+            value = self._converted(name, args[0], result)
         else:
-            self._values[result.data_ptr()] = self._note(name, args, kwargs, result)
+            value = self._note(name, args, kwargs, result)
+        self.name(result, value)
         return result
+
+    def _converted(self, name: str, tensor: Tensor, result: Tensor) -> Value:
+        """The value of a tensor in the dtype of a result."""
+        if result.dtype == tensor.dtype:
+            return self.value(tensor)
+        if result.dtype == torch.float32 and tensor.dtype in (torch.bool, torch.bfloat16):
+            return self._number(tensor)
+        if result.dtype == torch.bfloat16 and tensor.dtype == torch.float32:
+            return self._line("round", self.value(tensor))
+        raise _unknown(name)
 
     def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Tensor) -> str:
         """Adds the lines of an operation, and returns the name of the last."""
         name = SAME.get(name, name)
+        others = [argument for argument in args if not isinstance(argument, Tensor)]
+        if (
+            result.dtype != (torch.bool if name in COMPARISONS | LOGIC else torch.float32)
+            or not kwargs.keys() <= {"min", "max"}
+            or not all(isinstance(argument, (int, float, NoneType)) for argument in others)
+        ):
+            raise _unknown(name)
         if name in LOGIC or name == "where":
             values = [self.value(argument) for argument in args]
             if name == "where":
@@ -219,8 +253,6 @@ class _Recorder(TorchDispatchMode):
             value = value if low is None else self._line("maximum", value, self._number(low))
             return value if high is None else self._line("minimum", value, self._number(high))
         values = [self._number(argument) for argument in args]
-        if "alpha" in kwargs:  # add and sub scale their second argument
-            values[1] = self._line("mul", values[1], float(kwargs["alpha"]))
         match name, values:
             case "rsub", [a, b]:
                 return self._line("sub", b, a)
@@ -256,7 +288,7 @@ class _Recorder(TorchDispatchMode):
         if name in COMPARISONS:
             return self._compare(name, *values)
         if {**ARITHMETIC, **FUNCTIONS}.get(name) != len(values):
-            raise UnknownOperationError(f"a step calls {name}, which no kernel can compute")
+            raise _unknown(name)
         return self._line(name, *values)
 
     def _compare(self, name: str, *values: Value) -> str:
