@@ -100,14 +100,14 @@ def test_the_eager_backend_computes_where_its_tensors_are():
         return torch.rand(shape, device=CUDA)
 
     seed = torch.ones(2, dtype=torch.int64, device=CUDA)
-    x, past = rand(7, 2, 3), (rand(2, 2, 3), rand(1, 2, 3))
-    alpha, beta = rand(2, 3) / 4, rand(2, 3)
-    output, last = eager.filter_forward(x, alpha, beta, *past, torch.float32)
-    gradients = eager.filter_backward(output, last, x, alpha, beta, output, *past, [True] * 5)
+    lengths = torch.tensor([7, 3], device=CUDA)
+    key = "SpikingNeuron[-,-;-,-,-]+IIRSynapse[2,1;2,2]"
+    x, coefficients, state = rand(7, 2, 3), rand(7, 3) / 4, rand(5, 2, 3)
+    settings = lengths, 0.3, seed
+    output, last, kept = eager.forward(key, x, coefficients, state, *settings, x.dtype, True)
+    given = output, last, x, coefficients, state, kept, lengths, "gaussian", [0.4], 0.3, seed
+    gradients = eager.backward(key, *given, True, [True] * 7)
     assert is_there((output, last, gradients))
-    theta, strength, decay, membrane, reset = rand(3), rand(3), rand(3), rand(2, 3), rand(2, 3)
-    spikes = eager.neuron_forward(x, theta, strength, decay, membrane, reset, 0.3, seed)
-    assert is_there(spikes)
 
 
 @pytest.mark.usefixtures("claimed")

@@ -40,6 +40,6 @@ def test_an_experiment_trains_and_tests(tmp_path):
     arguments = "--train", *tiny(tmp_path, *few)
     finished = shell(sys.executable, "-c", WITHOUT, ROOT / "snn_mlp_1.py", *arguments)
     assert finished.code == 0, finished.err
-    assert "kernels cpu (Numba)" in finished.out
+    assert "kernels cpu (llvmlite)" in finished.out
     assert re.search(r"test loss [\d.]+, accuracy", finished.out)
     assert (the_run(tmp_path) / "best").exists()

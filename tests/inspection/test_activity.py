@@ -207,7 +207,7 @@ class BatchFirst(nn.Module):
         outputs, past, potentials = [], None, None
         for part in x.transpose(0, 1).split(self.chunk):
             psp, past = self.synapse(state=past, x=part)
-            fired, potentials = self.neuron(current=self.linear(psp), state=potentials)
+            fired, potentials = self.neuron(x=self.linear(psp), state=potentials)
             outputs.append(fired)
         return torch.cat(outputs).transpose(0, 1)
 

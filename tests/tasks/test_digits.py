@@ -13,6 +13,7 @@ from snn_lib.data.mnist import load_mnist
 from snn_lib.encoding import poisson
 from snn_lib.errors import InputError
 from snn_lib.inspection.activity import count_activity
+from snn_lib.tasks.classification import describe_energy
 from snn_lib.tasks.digits import (
     DigitClassification,
     DigitConfig,
@@ -308,8 +309,8 @@ def test_the_report_says_what_was_counted(config):
         f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
         f"operations per image ({work.additions:,.0f} additions and "
     )
-    assert first.endswith(" a dense network of this size takes 7,840 multiply-accumulates")
-    assert f"estimate {1e6 * work.energy():.2f} uJ" in second
+    assert first.endswith(" a dense network of this size takes 7,840 multiply-accumulates per step")
+    assert f"{describe_energy(work)} per image" in second
     accuracy, (row, *_) = task.stop_early(model, [1])
     assert f"5: {100 * accuracy[4]:.2f} %" in rest[0]
     assert (

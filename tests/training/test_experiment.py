@@ -981,7 +981,7 @@ def test_the_device_is_chosen_by_itself():
 
 def test_the_kernels_are_chosen_and_named(tmp_path, monkeypatch):
     settings = small(tmp_path, "hyperparameters.epoch=1")
-    assert "kernels cpu (Numba)" in train(*settings, model=SmallSNN).out
+    assert "kernels cpu (llvmlite)" in train(*settings, model=SmallSNN).out
     used = []
     monkeypatch.setattr(eager, "filter_backward", _noting(used, eager.filter_backward))
     chosen = train(*settings, "backend=eager", model=SmallSNN)

@@ -1,0 +1,77 @@
+"""The cells by their equations, one time step after the other, for arrays and for tensors.
+
+Arrays give the values, in float64. Tensors give the gradients as well, by autograd.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+
+class Spike(torch.autograd.Function):
+    """A step at 1 whose derivative is the surrogate."""
+
+    @staticmethod
+    def forward(ctx, potential, derivative):
+        ctx.save_for_backward(potential)
+        ctx.derivative = derivative
+        return (potential > 1).to(potential)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.derivative(*ctx.saved_tensors), None
+
+
+def gaussian(potential, sigma=0.4):
+    return torch.exp(-((potential - 1) ** 2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma)
+
+
+def fire(potential, derivative=gaussian):
+    if isinstance(potential, torch.Tensor):
+        return Spike.apply(potential, derivative)
+    return (potential > 1).astype(np.float64)
+
+
+def stack(steps, like):
+    if not len(steps):
+        return like
+    return torch.stack(steps) if isinstance(like, torch.Tensor) else np.stack(steps)
+
+
+def filter_by_hand(x, alpha, beta, past_output, past_input):
+    """F, and the last outputs and inputs."""
+    outputs, inputs = list(past_output), list(past_input)
+    for x_t in x:
+        inputs.append(x_t)
+        f = sum(b * past for b, past in zip(beta, inputs[::-1], strict=False))
+        outputs.append(f + sum(a * past for a, past in zip(alpha, outputs[::-1], strict=False)))
+    ends = outputs[len(x) :], inputs[len(x) :]
+    return stack(outputs[len(alpha) :], x), stack(ends[0], past_output), stack(ends[1], past_input)
+
+
+def neuron_by_hand(current, theta, strength, decay, membrane, reset, derivative=gaussian):
+    """S, and the last V and R."""
+    spikes = []
+    for current_t in current:
+        membrane = decay * membrane + current_t - reset
+        spikes.append(fire(membrane, derivative))
+        reset = theta * reset + strength * spikes[-1]
+    return stack(spikes, current), membrane, reset
+
+
+def gradients(function, inputs, which=None):
+    """Gradients of a random projection of all outputs, for the inputs in ``which`` (all)."""
+    which = range(len(inputs)) if which is None else which
+    inputs = [t.detach().clone().requires_grad_(n in which) for n, t in enumerate(inputs)]
+    generator = torch.Generator().manual_seed(1)
+    loss = sum(
+        (torch.randn(output.shape, dtype=output.dtype, generator=generator) * output).sum()
+        for output in function(*inputs)
+    )
+    return torch.autograd.grad(loss, [inputs[n] for n in which])
+
+
+def with_channels_last(tensor, leading=2):
+    """The same feature maps ``(..., C, H, W)`` with the channels side by side in memory."""
+    return tensor.movedim(leading, -1).contiguous().movedim(-1, leading)
