@@ -247,7 +247,9 @@ def _filter_call(
             )
     warn_before_training(alpha)
     rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
-    return Call("IIRSynapse", {"alpha": alpha, "beta": beta}, rows, state, dtype=dtype)
+    coefficients = {"alpha": alpha, "beta": beta}
+    # The surrogate is named because torch.compile cannot make a default of a dataclass.
+    return Call("IIRSynapse", coefficients, rows, state, surrogate=GAUSSIAN, dtype=dtype)
 
 
 def spiking_neuron(
