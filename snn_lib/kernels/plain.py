@@ -52,7 +52,7 @@ def run(
         output, rows = program.step(now, kept[t], rows, given, fire)
         outputs.append(output)
         ends = rows if lengths is None else _up_to(t, lengths, rows, ends)
-    output = torch.stack(outputs) if outputs else x.to(own)
+    output = torch.stack(outputs) if outputs else x.to(own).clone()
     last = torch.stack(ends) if ends else coefficients.new_zeros(0, *x.shape[1:])
     return output.to(dtype or own), last
 
