@@ -166,7 +166,7 @@ class Program:
         def run(x: Tensor, *values: Tensor) -> list[Tensor]:
             kept, *rest = (None, *values) if first == 1 else values
             states, coefficients = rest[: second - first], rest[second - first : third - first]
-            fire = fire_with(_with_parameters(surrogate, rest[third - first :]))
+            fire = fire_with(surrogate_of(surrogate, rest[third - first :]))
             output, after = self.step(x, kept, states, coefficients, fire)
             return [output, *after]
 
@@ -287,25 +287,26 @@ def _remember(name: str, surrogate: Surrogate) -> None:
     _surrogates.setdefault(name, copy.copy(surrogate))
 
 
-def surrogate_of(name: str, numbers: Sequence[float]) -> Surrogate:
-    """The surrogate that has this name and these numbers.
+def parameters(surrogate: str) -> list[str]:
+    """The names of a surrogate's numbers.
 
     Raises:
         ValueError: no surrogate of this name is known, as one of another process.
     """
-    if name not in _surrogates:
-        raise ValueError(f"no surrogate is called {name!r}: expected {', '.join(SURROGATES)}")
-    return _with_parameters(name, numbers)
-
-
-def parameters(surrogate: str) -> list[str]:
-    """The names of a surrogate's numbers."""
+    if surrogate and surrogate not in _surrogates:
+        raise ValueError(f"no surrogate is called {surrogate!r}: expected {', '.join(SURROGATES)}")
     return [*_numbers(_surrogates[surrogate])] if surrogate else []
 
 
-def _with_parameters(name: str, values: Sequence[Any]) -> Surrogate:
+def surrogate_of(name: str, numbers: Sequence[Any]) -> Surrogate:
+    """The surrogate that has this name and these numbers.
+
+    Raises:
+        ValueError: as :func:`parameters`.
+    """
+    pairs = zip(parameters(name), numbers, strict=True)
     made = copy.copy(_surrogates[name or "gaussian"])
-    for attribute, value in zip(_numbers(made), values, strict=False):
+    for attribute, value in pairs:
         object.__setattr__(made, attribute, value)  # which a frozen one allows, too
     return made
 
