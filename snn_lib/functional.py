@@ -87,7 +87,12 @@ def run_cells(
         ValueError: a shape does not fit the others, coefficients are not floating point, the input
             or a state is complex, or dropout is outside [0, 1).
         TypeError: an argument is no tensor.
+        RuntimeError: ``torch.jit.trace`` traces it.
     """
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot trace a cell: use torch.export.export(model, (x,)) instead"
+        )
     check_tensor(name, x)
     check_time_first(x.shape, name)
     folded = [_fold_call(call, x, name) for call in calls]
