@@ -127,7 +127,6 @@ class Sequential(StatefulModule):
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
             such attribute; the state has not one entry for each module; or a module raises one, to
             which the module's name is added.
-        RuntimeError: ``torch.jit.trace`` traces it.
     """
 
     def __init__(
@@ -228,11 +227,6 @@ class Sequential(StatefulModule):
         return Output(list(self._outputs(x, states, lengths)), tuple(states))
 
     def _states(self, state: Sequence[Any] | None) -> list[Any]:
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                "torch.jit.trace cannot return a network's state: use torch.export.export(model, "
-                "(x,)) instead"
-            )
         states = [None] * len(self._modules) if state is None else list(state)
         if len(states) != len(self._modules):
             raise ValueError(

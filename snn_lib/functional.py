@@ -87,7 +87,12 @@ def run_cells(
         ValueError: a shape does not fit the others, coefficients are not floating point, the input
             or a state is complex, or dropout is outside [0, 1).
         TypeError: an argument is no tensor.
+        RuntimeError: ``torch.jit.trace`` traces it.
     """
+    if torch.jit.is_tracing():
+        raise RuntimeError(
+            "torch.jit.trace cannot trace a cell: use torch.export.export(model, (x,)) instead"
+        )
     check_tensor(name, x)
     check_time_first(x.shape, name)
     folded = [_fold_call(call, x, name) for call in calls]
@@ -146,11 +151,14 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
         )
     shape, features, order = x.shape, x.shape[2:], channels_last(x)
     tensors, promoted = _in_one_dtype(call.coefficients)
+    device = tensors[0].device
+    check_device(name, x, device)
     own, dtype = tensors[0].dtype, call.dtype or promoted
     if call.dtype and dtype != own and (own != torch.float32 or dtype not in LOW_PRECISION):
         raise ValueError(f"dtype is {dtype}, expected {own}, or bfloat16 or float16 for float32")
     rows, counts, needed = [], [], []
     for label, tensor in zip(call.coefficients, tensors, strict=True):
+        check_device(label, tensor, device)
         leading = tensor.dim() - len(features)  # 1 if it has rows
         tensor = _over_positions(tensor, features, leading)
         if leading not in (0, 1) or tensor.shape[leading:] != features:
@@ -174,6 +182,7 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
         for (label, count), tensor in zip(call.state.items(), call.given, strict=True):
             expected = shape[1:] if count is None else (count, *shape[1:])
             check_shape(f"state {label}", tensor, expected)
+            check_device(f"state {label}", tensor, device)
             tensor = in_dtype(tensor, own, f"state {label}")
             given.append(_fold(tensor[None] if count is None else tensor, 2, order))
         state = torch.cat(given)
@@ -247,7 +256,9 @@ def _filter_call(
             )
     warn_before_training(alpha)
     rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
-    return Call("IIRSynapse", {"alpha": alpha, "beta": beta}, rows, state, dtype=dtype)
+    coefficients = {"alpha": alpha, "beta": beta}
+    # The surrogate is named because torch.compile cannot make a default of a dataclass.
+    return Call("IIRSynapse", coefficients, rows, state, surrogate=GAUSSIAN, dtype=dtype)
 
 
 def spiking_neuron(
@@ -499,6 +510,12 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     check_tensor(name, tensor)
     if tensor.shape != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    """Raises a ValueError unless the tensor is on this device."""
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, expected {device} as the coefficients")
 
 
 def lengths_beside(sequence: Tensor, lengths: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def run(
         outputs.append(output)
         ends = rows if lengths is None else _up_to(t, lengths, rows, ends)
     lanes = x.shape[1:]  # a result that only depends on coefficients is the same in all rows
-    output = torch.stack([row.expand(lanes) for row in outputs]) if outputs else x.to(own)
+    output = torch.stack([row.expand(lanes) for row in outputs]) if outputs else x.to(own).clone()
     last = torch.stack([row.expand(lanes) for row in ends]) if ends else state
     return output.to(dtype or own), last
 

@@ -176,7 +176,7 @@ class Program:
         def run(x: Tensor, *values: Tensor) -> list[Tensor]:
             kept, *rest = (None, *values) if first == 1 else values
             states, coefficients = rest[: second - first], rest[second - first : third - first]
-            fire = fire_with(_with_parameters(surrogate, rest[third - first :]))
+            fire = fire_with(surrogate_of(surrogate, rest[third - first :]))
             output, after = self.step(x, kept, states, coefficients, fire)
             return [output, *after]
 
@@ -306,25 +306,26 @@ def _remember(name: str, surrogate: Surrogate) -> None:
     _surrogates.setdefault(name, copy.copy(surrogate))
 
 
-def surrogate_of(name: str, numbers: Sequence[float]) -> Surrogate:
-    """The surrogate that has this name and these numbers.
+def parameters(surrogate: str) -> list[str]:
+    """The names of a surrogate's numbers.
 
     Raises:
         ValueError: no surrogate of this name is known, as one of another process.
     """
-    if name not in _surrogates:
-        raise ValueError(f"no surrogate is called {name!r}: expected {', '.join(SURROGATES)}")
-    return _with_parameters(name, numbers)
-
-
-def parameters(surrogate: str) -> list[str]:
-    """The names of a surrogate's numbers, as no state and no coefficient is called."""
+    if surrogate and surrogate not in _surrogates:
+        raise ValueError(f"no surrogate is called {surrogate!r}: expected {', '.join(SURROGATES)}")
     return [f"surrogate.{n}" for n in _numbers(_surrogates[surrogate])] if surrogate else []
 
 
-def _with_parameters(name: str, values: Sequence[Any]) -> Surrogate:
+def surrogate_of(name: str, numbers: Sequence[Any]) -> Surrogate:
+    """The surrogate that has this name and these numbers.
+
+    Raises:
+        ValueError: as :func:`parameters`.
+    """
+    parameters(name)  # refuses a name that is not known
     made = copy.copy(_surrogates[name or "gaussian"])
-    for attribute, value in zip(_numbers(made), values, strict=False):
+    for attribute, value in zip(_numbers(made), numbers, strict=bool(name)):
         object.__setattr__(made, attribute, value)  # which a frozen one allows, too
     return made
 
