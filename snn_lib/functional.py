@@ -555,7 +555,7 @@ def _in_one_dtype(coefficients: dict[str, Tensor]) -> tuple[list[Tensor], torch.
 
 def warn_before_training(alpha: Tensor) -> None:
     """Warns, once in a process, if a filter that is to learn is unstable."""
-    if not alpha.requires_grad or not torch.is_grad_enabled():
+    if not alpha.requires_grad or not torch.is_grad_enabled() or alpha.is_meta:
         return
     if not (torch.compiler.is_compiling() or is_transformed() or is_watched()):  # no value is known
         warn_if_unstable(alpha)

@@ -65,10 +65,10 @@ def gradients(function, inputs, which=None):
     which = range(len(inputs)) if which is None else which
     inputs = [t.detach().clone().requires_grad_(n in which) for n, t in enumerate(inputs)]
     generator = torch.Generator().manual_seed(1)
-    loss = sum(
-        (torch.randn(output.shape, dtype=output.dtype, generator=generator) * output).sum()
-        for output in function(*inputs)
-    )
+    loss = sum(0.0 * inputs[n].sum() for n in which)  # which all outputs without steps lack
+    for output in function(*inputs):
+        weights = torch.randn(output.shape, dtype=output.dtype, generator=generator)
+        loss = loss + (weights * output).sum()
     return torch.autograd.grad(loss, [inputs[n] for n in which])
 
 
