@@ -8,6 +8,8 @@ import math
 import numpy as np
 import torch
 
+from snn_lib.functional import iir_filter, spiking_neuron
+
 
 class Spike(torch.autograd.Function):
     """A step at 1 whose derivative is the surrogate."""
@@ -75,3 +77,34 @@ def gradients(function, inputs, which=None):
 def with_channels_last(tensor, leading=2):
     """The same feature maps ``(..., C, H, W)`` with the channels side by side in memory."""
     return tensor.movedim(leading, -1).contiguous().movedim(-1, leading)
+
+
+def filter_inputs(p=2, q=2, steps=6, batch=2, features=(3,), dtype=torch.float64):
+    """x, alpha, beta, past_output, past_input; sum |alpha_p| < 1, so the filters are stable."""
+    return (
+        torch.randn(steps, batch, *features, dtype=dtype),
+        (2 * torch.rand(p, *features, dtype=dtype) - 1) / max(p, 1),
+        torch.randn(q + 1, *features, dtype=dtype),
+        torch.randn(p, batch, *features, dtype=dtype),
+        torch.randn(q, batch, *features, dtype=dtype),
+    )
+
+
+def neuron_inputs(steps=6, batch=2, features=(3,), dtype=torch.float64):
+    """current, theta, v_reset, lambda, membrane, reset; neurons that fire now and then."""
+    return (
+        2 * torch.randn(steps, batch, *features, dtype=dtype),
+        *(torch.rand(features, dtype=dtype) for _ in range(3)),
+        *(torch.randn(batch, *features, dtype=dtype) for _ in range(2)),
+    )
+
+
+def run_filter(x, alpha, beta, past_output, past_input, **settings):
+    """F and the state, in one flat tuple."""
+    output, state = iir_filter(x, alpha, beta, (past_output, past_input), **settings)
+    return output, *state
+
+
+def run_neuron(current, theta, strength, decay, membrane, reset, **settings):
+    spikes, state = spiking_neuron(current, theta, strength, decay, (membrane, reset), **settings)
+    return spikes, *state

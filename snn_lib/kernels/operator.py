@@ -52,7 +52,7 @@ def run(
     return torch.ops.snn.run(key, x, coefficients, state, *settings)[:2]
 
 
-@torch.compiler.disable(reason="no kernel can compute this step or its surrogate")
+@torch.compiler.disable(reason="a transform, or what no kernel can compute, runs step by step")
 def _run_plain(key: str, *arguments: Any) -> tuple[Tensor, Tensor]:
     return plain.run(program(key), *arguments)
 

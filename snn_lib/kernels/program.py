@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
+from operator import index
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ def key_of(name: str, states: Orders, coefficients: Orders) -> str:
     """The key of a cell whose states and coefficients have so many rows."""
 
     def text(orders: Orders) -> str:
-        return ",".join("-" if order is None else str(order) for order in orders)
+        # index, because torch.compile cannot make a text of a size that may change
+        return ",".join("-" if order is None else str(index(order)) for order in orders)
 
     return f"{name}[{text(states)};{text(coefficients)}]"
 
