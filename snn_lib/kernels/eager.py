@@ -5,6 +5,7 @@ from the adjoint's trace, as in the kernels, and not from a graph.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import chain, compress
 
 import torch
 from torch import Tensor
@@ -99,12 +100,17 @@ def backward(
 
     before = [dict(zip(made.states, state.unbind(), strict=True))]
     again = made.forward.only(made.forward.results[1:])
+    known = numbers_of(again, coefficients)
     for t in range(steps - 1):
         now = {"x": sequence[t], "kept": kept[t], **values, **before[t]}
-        after = evaluate(again, now, sequence)
+        after = evaluate(again, now, known)
         before.append(dict(zip(made.states, after, strict=True)))
 
-    adjoint, inputs = made.adjoint(surrogate), made.inputs(surrogate)
+    inputs, trained = made.inputs(surrogate), [*compress(made.coefficients, needed)]
+    wanted = [*["x"] * need_x, *made.states, *trained]
+    gradients = dict(zip(inputs, made.adjoint(surrogate).results, strict=True))
+    adjoint = made.adjoint(surrogate).only([gradients[name] for name in wanted])
+    known = numbers_of(adjoint, coefficients)
     numbers = [coefficients.new_full((), number) for number in numbers]  # new_tensor would wait
     values |= dict(zip(inputs[len(inputs) - len(parameters(surrogate)) :], numbers, strict=True))
     names = [f"_g{number}" for number in range(1, 1 + len(made.states))]
@@ -116,29 +122,30 @@ def backward(
         carried = _with_last(carried, grad_last, lengths, t + 1, steps)
         now = {"x": sequence[t], "kept": kept[t], **values, **before[t]}
         now |= {"_g0": grad_output[t].to(own), **dict(zip(names, carried, strict=True))}
-        found = dict(zip(inputs, evaluate(adjoint, now, sequence), strict=True))
+        found = dict(zip(wanted, evaluate(adjoint, now, known), strict=True))
         found = {name: gradient.expand(lanes) for name, gradient in found.items()}
         carried = [found[name] for name in made.states]
         if need_x:
             grad_x[t] = found["x"]
-        for row, (name, need) in enumerate(zip(made.coefficients, needed, strict=True)):
-            if need:
-                sums[row] += found[name].sum(0, dtype=widest)
+        for name in trained:
+            sums[made.coefficients.index(name)] += found[name].sum(0, dtype=widest)
     carried = _with_last(carried, grad_last, lengths, 0, steps)
     grad_state = torch.stack(carried) if carried else torch.zeros_like(state)
     return grad_x, sums.to(own), grad_state
 
 
-def evaluate(trace: Trace, values: dict[str, Tensor], like: Tensor) -> list[Tensor]:
-    """The results of a trace for these inputs; its numbers are tensors as ``like``."""
-    values = dict(values)
+def numbers_of(trace: Trace, like: Tensor) -> dict[float, Tensor]:
+    """The numbers of a trace as tensors, in the dtype and on the device of ``like``."""
+    values = (*trace.results, *chain.from_iterable(line.arguments for line in trace.lines))
+    return {v: like.new_full((), v) for v in values if not isinstance(v, str)}
 
-    def value(one: Value) -> Tensor:
-        return values[one] if isinstance(one, str) else like.new_full((), one)
 
+def evaluate(trace: Trace, values: dict[str, Tensor], numbers: dict[float, Tensor]) -> list[Tensor]:
+    """The results of a trace for these inputs; ``numbers`` are those of :func:`numbers_of`."""
+    known: dict[Value, Tensor] = {**numbers, **values}
     for line in trace.lines:
-        values[line.name] = OPERATIONS[line.operation](*map(value, line.arguments))
-    return [value(result) for result in trace.results]
+        known[line.name] = OPERATIONS[line.operation](*[known[a] for a in line.arguments])
+    return [known[result] for result in trace.results]
 
 
 def _with_last(
