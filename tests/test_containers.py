@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from definitions import fire
 from hypothesis import given
 from hypothesis import strategies as st
 from small_networks import (
@@ -40,20 +41,6 @@ from snn_lib.containers import (
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
 
-class Spike(torch.autograd.Function):
-    """A step at 1 whose derivative is the paper's Gaussian."""
-
-    @staticmethod
-    def forward(ctx, membrane):
-        ctx.save_for_backward(membrane)
-        return (membrane > 1).to(membrane)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (membrane,) = ctx.saved_tensors
-        return grad * torch.exp(-((membrane - 1) ** 2) / 0.32) / (math.sqrt(2 * math.pi) * 0.4)
-
-
 def step_by_step(x, layers, membrane_filter):
     """The paper's network, one time step after the other; a layer is alpha, beta, weight, bias."""
     theta = math.exp(-1 / TAU_M)
@@ -67,7 +54,7 @@ def step_by_step(x, layers, membrane_filter):
             psps[i] = [psp, *psps[i][:-1]]
             current = F.linear(psp, weight, bias)
             membranes[i] = (theta * membranes[i] if membrane_filter else 0) + current - resets[i]
-            spikes = Spike.apply(membranes[i])
+            spikes = fire(membranes[i])
             resets[i] = theta * resets[i] + spikes
         output.append(spikes)
     return torch.stack(output)

@@ -1,24 +1,29 @@
 """Filter and neuron as functions: their equations, gradients and states, and what PyTorch sees."""
 
-import dataclasses
 import math
 import subprocess
 import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from definitions import filter_by_hand, gradients, neuron_by_hand, with_channels_last
+from definitions import (
+    filter_by_hand,
+    filter_inputs,
+    gradients,
+    neuron_by_hand,
+    neuron_inputs,
+    run_filter,
+    run_neuron,
+    with_channels_last,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -31,43 +36,11 @@ from snn_lib.functional import (
     spiking_neuron,
 )
 from snn_lib.kernels import operator as kernels_operator
-from snn_lib.kernels.program import name_of, program
 
 FLOAT64 = torch.float64
 LOW_PRECISION = [torch.float16, torch.bfloat16]
 EXACT = {"rtol": 0.0, "atol": 0.0}
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
-
-
-def filter_inputs(p=2, q=2, steps=6, batch=2, features=(3,), dtype=FLOAT64):
-    """x, alpha, beta, past_output, past_input; sum |alpha_p| < 1, so the filters are stable."""
-    return (
-        torch.randn(steps, batch, *features, dtype=dtype),
-        (2 * torch.rand(p, *features, dtype=dtype) - 1) / max(p, 1),
-        torch.randn(q + 1, *features, dtype=dtype),
-        torch.randn(p, batch, *features, dtype=dtype),
-        torch.randn(q, batch, *features, dtype=dtype),
-    )
-
-
-def neuron_inputs(steps=6, batch=2, features=(3,), dtype=FLOAT64):
-    """current, theta, v_reset, lambda, membrane, reset; neurons that fire now and then."""
-    return (
-        2 * torch.randn(steps, batch, *features, dtype=dtype),
-        *(torch.rand(features, dtype=dtype) for _ in range(3)),
-        *(torch.randn(batch, *features, dtype=dtype) for _ in range(2)),
-    )
-
-
-def run_filter(x, alpha, beta, past_output, past_input, **settings):
-    """F and the state, in one flat tuple."""
-    output, state = iir_filter(x, alpha, beta, (past_output, past_input), **settings)
-    return output, *state
-
-
-def run_neuron(current, theta, strength, decay, membrane, reset, **settings):
-    spikes, state = spiking_neuron(current, theta, strength, decay, (membrane, reset), **settings)
-    return spikes, *state
 
 
 class Triangle:
@@ -128,7 +101,7 @@ def test_the_neuron_follows_its_equation(surrogate, seed, steps, batch, features
     check(partial(run_neuron, surrogate=surrogate), definition, inputs)
 
 
-@pytest.mark.parametrize("orders", [(0, 0), (2, 1), (1, 2)])
+@pytest.mark.parametrize("orders", [(2, 1), (1, 2)])
 def test_the_filters_gradients_are_finite_differences(orders):
     """Of the first order in both modes, and of the second."""
     inputs = [tensor.requires_grad_() for tensor in filter_inputs(*orders, 3, 1, (1,))]
@@ -391,45 +364,6 @@ def test_an_input_that_is_constant_over_time_is_not_copied(function, make, dtype
     assert seen[1].stride(0) == 0
 
 
-@each
-def test_each_step_of_an_expanded_input_has_a_gradient_of_its_own(function, definition, make):
-    inputs = make()
-
-    def gradient(x):
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(function(x, *inputs[1:])[0][-1].sum(), x)[0]
-
-    expanded = inputs[0][:1].expand(inputs[0].shape)
-    torch.testing.assert_close(gradient(expanded), gradient(expanded.contiguous()), **EXACT)
-
-
-@each
-def test_strides_do_not_matter(function, definition, make):
-    """Of the inputs, and of the gradient that comes back."""
-    inputs = make()
-
-    def strided(*tensors):
-        turned = (tensor.movedim(0, -1).contiguous().movedim(-1, 0) for tensor in tensors)
-        return tuple(result.movedim(0, -1) for result in function(*turned))
-
-    def turned(*tensors):
-        return tuple(result.movedim(0, -1) for result in function(*tensors))
-
-    torch.testing.assert_close(strided(*inputs), turned(*inputs), **EXACT)
-    torch.testing.assert_close(gradients(strided, inputs), gradients(turned, inputs), **CLOSE)
-
-
-@pytest.mark.parametrize("backend", ["eager", "cpu"])
-def test_a_tensor_whose_sign_is_still_to_be_turned(backend):
-    """PyTorch has the imaginary part of a conjugate so: with the memory of the opposite number."""
-    x = torch.complex(torch.zeros(1, 1, 1), torch.full((1, 1, 1), -2.0)).conj().imag
-    assert x.is_neg()
-    one, half = torch.ones(1, 1), torch.full((1,), 0.5)
-    with use_backend(backend), torch.no_grad():
-        assert iir_filter(x, one, one)[0].item() == 2
-        assert spiking_neuron(x, half, half, half)[0].item() == 1
-
-
 # Dropout. A neuron driven hard fires at every step, so that its output is the mask itself.
 
 
@@ -525,107 +459,6 @@ def test_dropout_under_vmap_follows_its_randomness():
     torch.testing.assert_close(same, passed(loud[0]).expand_as(same), **EXACT)
 
 
-# Surrogates of one's own
-
-
-class OfAClass:
-    width = 0.8
-    derivative = Triangle.derivative
-
-
-@dataclasses.dataclass(slots=True)
-class Slotted:
-    width: float = 0.8
-    derivative = Triangle.derivative
-
-
-class Named(NamedTuple):
-    width: float = 0.8
-    derivative = Triangle.derivative
-
-
-class Whole:
-    def __init__(self, width=1):
-        self.width = width
-
-    derivative = Triangle.derivative
-
-
-class Wider(Gaussian):
-    """A subclass that keeps the name of the compiled one."""
-
-    def derivative(self, membrane):
-        return 2.0 * super().derivative(membrane)
-
-
-class OfATensor:
-    """What no kernel knows; and so are the two below."""
-
-    def __init__(self):
-        self.width = torch.tensor(0.8, dtype=FLOAT64)
-
-    derivative = Triangle.derivative
-
-
-class Unknown:
-    def derivative(self, membrane):
-        return 1.0 - torch.erf(membrane - 1.0) ** 2
-
-
-class Sorted:
-    def derivative(self, membrane):
-        order = membrane.argsort(-1)
-        return torch.relu(1.0 - torch.abs(membrane.sort(-1).values - 1.0)).gather(
-            -1, order.argsort(-1)
-        )
-
-
-COMPILED = [OfAClass, Slotted, Named, Whole, Wider]
-PLAIN = [OfATensor, Unknown, Sorted]
-
-
-@pytest.mark.parametrize("kind", COMPILED + PLAIN)
-@pytest.mark.parametrize("compiling", [False, True])
-def test_a_surrogate_of_ones_own_gives_its_own_gradient(kind, compiling):
-    inputs, surrogate = neuron_inputs(), kind()
-    run = partial(run_neuron, surrogate=surrogate)
-    if compiling:
-        torch.compiler.reset()
-        run = torch.compile(run, backend="aot_eager", fullgraph=kind in COMPILED)
-    definition = partial(neuron_by_hand, derivative=surrogate.derivative)
-    torch.testing.assert_close(run(*inputs), definition(*inputs), **CLOSE)
-    torch.testing.assert_close(gradients(run, inputs), gradients(definition, inputs), **CLOSE)
-
-
-@pytest.mark.parametrize("kind", [Triangle, OfAClass, Slotted, Whole])
-@pytest.mark.parametrize("compiling", [False, True])
-def test_an_attribute_that_changes_between_two_calls_counts(kind, compiling, monkeypatch):
-    inputs, surrogate = neuron_inputs(), kind()
-    run = partial(run_neuron, surrogate=surrogate)
-    if compiling:
-        torch.compiler.reset()
-        run = torch.compile(run, backend="aot_eager")
-    gradients(run, inputs)
-    name, _ = name_of(surrogate)
-    monkeypatch.setattr(
-        kind if kind is OfAClass else surrogate, "width", 2 if kind is Whole else 0.3
-    )
-    definition = partial(neuron_by_hand, derivative=surrogate.derivative)
-    torch.testing.assert_close(gradients(run, inputs), gradients(definition, inputs), **CLOSE)
-    assert (name_of(surrogate)[0] == name) == (kind is not Whole)  # the same kernel
-
-
-def test_a_surrogate_is_not_asked_where_no_gradient_is_needed():
-    class Refusing:
-        def derivative(self, membrane):
-            raise AssertionError
-
-    inputs = neuron_inputs()
-    run_neuron(*inputs, surrogate=Refusing())
-    with torch.no_grad():
-        run_neuron(inputs[0].requires_grad_(), *inputs[1:], surrogate=Refusing())
-
-
 # The transforms of torch.func, forward mode and second derivatives: plain PyTorch
 
 
@@ -675,18 +508,6 @@ def test_vmap_and_gradients_of_each_sample(function, definition, make):
         expected = definition(*inputs), torch.func.grad(loss_of(function), numbers)(*inputs)
         torch.testing.assert_close(tuple(part[n] for part in found), expected[0], **CLOSE)
         torch.testing.assert_close(tuple(part[n] for part in slopes), expected[1], **CLOSE)
-
-
-@each
-def test_vmap_over_one_argument(function, definition, make):
-    """An ensemble of coefficients, say, on the same input."""
-    inputs = list(make())
-    pair = [inputs[1], 0.5 * inputs[1]]
-    in_dims = [None, -1, *[None] * (len(inputs) - 2)]
-    found = torch.func.vmap(function, tuple(in_dims))(inputs[0], torch.stack(pair, -1), *inputs[2:])
-    for number, tensor in enumerate(pair):
-        expected = function(inputs[0], tensor, *inputs[2:])
-        torch.testing.assert_close(tuple(part[number] for part in found), expected, **CLOSE)
 
 
 @each
@@ -763,47 +584,6 @@ def test_exported_saved_and_run_in_a_new_process(tmp_path):
     )
 
 
-class Seen(TorchDispatchMode):
-    """The names of all operators."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **kwargs or {})
-
-
-@both
-def test_whoever_observes_sees_one_operator(function, make):
-    with Seen() as seen, torch.no_grad():
-        function(*make())
-    assert sum(name.startswith("snn.") for name in seen.names) == 1
-    with torch.profiler.profile() as profile, torch.no_grad():
-        function(*make())
-    assert sum(event.name.startswith("snn::") for event in profile.events()) == 1
-    with torch._subclasses.FakeTensorMode() as mode, torch.no_grad():
-        inputs = [mode.from_tensor(tensor) for tensor in make()]
-        assert function(*inputs)[0].shape == inputs[0].shape
-    assert function(*(tensor.to("meta") for tensor in make()))[0].is_meta
-    with torch.no_grad():
-        graph = make_fx(lambda *inputs: function(*inputs)[0], pre_dispatch=True)(*make()).graph
-    assert "snn." in str(graph)
-
-
-@both
-@pytest.mark.parametrize("backend", ["eager", "cpu"])
-def test_what_nothing_observes_is_what_the_operator_gives(function, make, backend, monkeypatch):
-    inputs = make(dtype=torch.float32)
-    with use_backend(backend):
-        short = function(*inputs)
-        monkeypatch.setattr(kernels_operator, "_can_skip_dispatch", lambda inputs: False)
-        torch.testing.assert_close(function(*inputs), short, **EXACT)
-        with torch.inference_mode():
-            torch.testing.assert_close(function(*inputs), short, **EXACT)
-
-
 @both
 def test_hooks_on_saved_tensors_and_checkpoints(function, make):
     """What is saved does not grow with a graph of every step, and may come back as another copy."""
@@ -816,50 +596,10 @@ def test_hooks_on_saved_tensors_and_checkpoints(function, make):
 
     with torch.autograd.graph.saved_tensors_hooks(pack, torch.Tensor.clone):
         torch.testing.assert_close(gradients(function, inputs), expected, **EXACT)
-    assert (
-        sum(size >= inputs[0].numel() for size in sizes) == 2
-    )  # the input, and the loss's weights
+    whole = sum(size >= inputs[0].numel() for size in sizes)
+    assert whole == 2  # the input, and the weights of the loss
     again = partial(checkpoint, function, use_reentrant=False)
     torch.testing.assert_close(gradients(again, inputs), expected, **EXACT)
-
-
-def operands(key, dtype=FLOAT64):
-    """The arguments of the operator, by name, and those of its backward pass."""
-    made = program(key)
-    forward = {
-        "key": key,
-        "x": torch.randn(6, 2, 3, dtype=dtype),
-        "coefficients": torch.rand(len(made.coefficients), 3, dtype=dtype) / 4,
-        "state": torch.randn(len(made.states), 2, 3, dtype=dtype),
-        "lengths": torch.tensor([2, 5]),
-        "surrogate": "gaussian",
-        "numbers": [0.4],
-        "dropout": 0.5 if any(made.spikes) else 0.0,
-        "seed": torch.tensor([7, 0]),
-    }
-    needed = [True] * len(made.coefficients)
-    settings = {"dtype": dtype, "keep": True, "needed": needed}
-    *_, checkpoints = torch.ops.snn.run(*forward.values(), *settings.values())
-    came = torch.randn(6, 2, 3, dtype=dtype), torch.randn_like(forward["state"])
-    grad = dict(zip(("grad_output", "grad_last", "checkpoints"), (*came, checkpoints), strict=True))
-    return forward | settings, grad | forward | {"need_x": True, "needed": needed}
-
-
-KEYS = ["IIRSynapse[2,1;2,2]", "SpikingNeuron[-,-;-,-,-]"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, FLOAT64])
-@pytest.mark.parametrize("key", KEYS)
-def test_a_well_behaved_operator(key, dtype):
-    forward, backward = operands(key, dtype)
-    for name in ("x", "coefficients", "state"):
-        forward[name] = forward[name].clone().requires_grad_()
-    # PyTorch would compare the room behind the checkpoints, which nobody writes.
-    checks = "test_schema", "test_autograd_registration", "test_faketensor"
-    opcheck(torch.ops.snn.run.default, tuple(forward.values()), test_utils=checks)
-    for need_x in (True, False):
-        some = backward | {"need_x": need_x, "needed": [need_x, *backward["needed"][1:]]}
-        opcheck(torch.ops.snn.run_backward.default, tuple(some.values()))
 
 
 # Refusals: each names what is wrong and what is expected
@@ -929,59 +669,3 @@ def test_a_state_of_another_number_of_entries_is_refused():
         ValueError, match=r"state has 1 entries, expected 2: \(past_output, past_in"
     ):
         iir_filter(x, alpha, beta, (past,))
-
-
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("way", [0, 1])
-def test_operators_called_directly_check_each_tensor(key, way):
-    """Their kernels would read out of bounds."""
-    arguments = operands(key)[way]
-    operator = (torch.ops.snn.run, torch.ops.snn.run_backward)[way]
-    operator(*arguments.values())
-    for name, tensor in arguments.items():
-        if not isinstance(tensor, Tensor) or name in ("grad_output", "grad_last", "checkpoints"):
-            continue
-        for wrong in (tensor[..., None], tensor[..., 1:], tensor.int()):
-            with pytest.raises(ValueError, match=r"expected") as error:
-                operator(*(arguments | {name: wrong}).values())
-            assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"seed": None}, "dropout without a seed"),
-        ({"key": "Unknown[-;-]"}, "no cell is called 'Unknown': import the module that defines it"),
-        ({"dtype": torch.float16}, r"the output is in torch\.float16, expected torch\.float64"),
-    ],
-)
-def test_operators_called_directly_check_their_settings(change, words):
-    forward, _ = operands(KEYS[1])
-    with pytest.raises(ValueError, match=words):
-        torch.ops.snn.run(*(forward | change).values())
-
-
-def test_a_surrogate_of_another_process_is_refused():
-    _, backward = operands(KEYS[1])
-    with pytest.raises(
-        ValueError, match="no surrogate is called 'arctan': expected gaussian, fast"
-    ):
-        torch.ops.snn.run_backward(*(backward | {"surrogate": "arctan"}).values())
-
-
-def test_forward_mode_that_would_be_silent_is_refused():
-    """The operator called directly, and under the compiler."""
-    forward, _ = operands(KEYS[0])
-    inputs = filter_inputs()
-    words = r"forward mode through torch\.ops\.snn"
-    with forward_ad.dual_level():
-        forward["x"] = forward_ad.make_dual(forward["x"], forward["x"])
-        with pytest.raises(NotImplementedError, match=words):
-            torch.ops.snn.run(*forward.values())
-    torch.compiler.reset()
-
-    def tangent(x):
-        return torch.func.jvp(lambda x: run_filter(x, *inputs[1:])[0], (x,), (x,))[1]
-
-    with pytest.raises(Exception, match=words):
-        torch.compile(tangent, backend="eager", fullgraph=True)(inputs[0])

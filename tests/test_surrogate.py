@@ -1,15 +1,20 @@
-"""Surrogate gradients: their formulas, computed here with scipy and by hand."""
+"""Surrogate gradients: their formulas, by scipy and by hand, and those of one's own in a neuron."""
 
 import dataclasses
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from definitions import gradients, neuron_by_hand, neuron_inputs, run_neuron
 from scipy.integrate import quad
 from scipy.stats import norm
 
+from snn_lib.kernels.program import name_of
 from snn_lib.surrogate import SURROGATES, THRESHOLD, FastSigmoid, Gaussian
 
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 MEMBRANE = torch.linspace(-4.0, 6.0, 101, dtype=torch.float64)
 
 
@@ -63,3 +68,111 @@ def test_found_by_name_and_immutable():
 def test_a_width_that_is_no_positive_number_is_refused(surrogate, width):
     with pytest.raises(ValueError, match=f"width is {width}, expected a positive number"):
         surrogate(width)
+
+
+# Surrogates of one's own
+
+
+class Triangle:
+    def __init__(self, width=0.8):
+        self.width = width
+
+    def derivative(self, membrane):
+        return torch.relu(1.0 - torch.abs(membrane - 1.0) / self.width)
+
+
+class OfAClass:
+    width = 0.8
+    derivative = Triangle.derivative
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    width: float = 0.8
+    derivative = Triangle.derivative
+
+
+class Named(NamedTuple):
+    width: float = 0.8
+    derivative = Triangle.derivative
+
+
+class Whole:
+    def __init__(self, width=1):
+        self.width = width
+
+    derivative = Triangle.derivative
+
+
+class Wider(Gaussian):
+    """A subclass that keeps the name of the compiled one."""
+
+    def derivative(self, membrane):
+        return 2.0 * super().derivative(membrane)
+
+
+class OfATensor:
+    """What no kernel knows; and so is the next."""
+
+    def __init__(self):
+        self.width = torch.tensor(0.8, dtype=torch.float64)
+
+    derivative = Triangle.derivative
+
+
+class Sorted:
+    def derivative(self, membrane):
+        order = membrane.argsort(-1)
+        return torch.relu(1.0 - torch.abs(membrane.sort(-1).values - 1.0)).gather(
+            -1, order.argsort(-1)
+        )
+
+
+COMPILED = [OfAClass, Slotted, Named, Whole, Wider]
+PLAIN = [OfATensor, Sorted]
+
+
+@pytest.mark.parametrize("kind", COMPILED + PLAIN)
+@pytest.mark.parametrize("compiling", [False, True])
+def test_a_surrogate_of_ones_own_gives_its_own_gradient(kind, compiling):
+    inputs, surrogate = neuron_inputs(), kind()
+    run = partial(run_neuron, surrogate=surrogate)
+    if compiling:
+        torch.compiler.reset()
+        run = torch.compile(run, backend="aot_eager", fullgraph=kind in COMPILED)
+    definition = partial(neuron_by_hand, derivative=surrogate.derivative)
+    torch.testing.assert_close(run(*inputs), definition(*inputs), **CLOSE)
+    torch.testing.assert_close(
+        gradients(run, inputs), gradients(definition, inputs), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("kind", [Triangle, OfAClass, Slotted, Whole])
+@pytest.mark.parametrize("compiling", [False, True])
+def test_an_attribute_that_changes_between_two_calls_counts(kind, compiling, monkeypatch):
+    inputs, surrogate = neuron_inputs(), kind()
+    run = partial(run_neuron, surrogate=surrogate)
+    if compiling:
+        torch.compiler.reset()
+        run = torch.compile(run, backend="aot_eager")
+    gradients(run, inputs)
+    name, _ = name_of(surrogate)
+    monkeypatch.setattr(
+        kind if kind is OfAClass else surrogate, "width", 2 if kind is Whole else 0.3
+    )
+    definition = partial(neuron_by_hand, derivative=surrogate.derivative)
+    torch.testing.assert_close(
+        gradients(run, inputs), gradients(definition, inputs), rtol=1e-12, atol=1e-12
+    )
+    assert (name_of(surrogate)[0] == name) == (kind is not Whole)  # the same kernel
+
+
+def test_a_surrogate_is_not_asked_where_no_gradient_is_needed():
+    class Refusing:
+        def derivative(self, membrane):
+            raise AssertionError
+
+    inputs = neuron_inputs()
+    run_neuron(*inputs, surrogate=Refusing())
+    with torch.no_grad():
+        run_neuron(inputs[0].requires_grad_(), *inputs[1:], surrogate=Refusing())
