@@ -160,7 +160,7 @@ REFUSED = {  # what is a mistake
     "changes a tensor in place, by add_": lambda a, b: a.add_(b),
     "changes a tensor in place, by mul_": lambda a, b: (a + b).mul_(b),
     "a step's course depends on values: expected": lambda a, b: a if a > b else b,
-    "a step's course depends on values": lambda a, b: a * float(b),
+    "a step's course depends on values": lambda a, b: a * float(b.detach()),
     "course depends on values": lambda a, b: a * b.tolist()[0],
     "returns what is no tensor": lambda a, b: 1.0,
     "returns what is no tensor of numbers": lambda a, b: a > b,
