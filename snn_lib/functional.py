@@ -36,6 +36,7 @@ CHAIN = (
     "output, state = layer(x)"
 )
 GAUSSIAN = Gaussian()
+FLOAT64 = torch.float64
 State = tuple[Tensor, ...]
 FilterState = NeuronState = tuple[Tensor, Tensor]
 
@@ -72,7 +73,8 @@ def run_cells(
 
     Args:
         calls: the cells, of which one spikes at most.
-        x: ``(T, B, *features)``. It is converted to the dtype of the coefficients. An input that
+        x: ``(T, B, *features)``. It is converted to the dtype of the coefficients; without any, it
+            is computed in float64 if it has this dtype, and in float32 otherwise. An input that
             is constant over time may be expanded. It is copied only if it has to be converted while
             it needs a gradient, or while a compiler, a transform or a mode looks on.
         lengths: int64 ``(B,)``, the number of steps after which each sequence's state is returned;
@@ -151,9 +153,12 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
         )
     shape, features, order = x.shape, x.shape[2:], channels_last(x)
     tensors, promoted = _in_one_dtype(call.coefficients)
-    device = tensors[0].device
-    check_device(name, x, device)
-    own, dtype = tensors[0].dtype, call.dtype or promoted
+    if tensors:
+        own, device = tensors[0].dtype, tensors[0].device
+        check_device(name, x, device)
+    else:
+        own, device = FLOAT64 if x.dtype == FLOAT64 else torch.float32, x.device
+    dtype = call.dtype or promoted or own
     if call.dtype and dtype != own and (own != torch.float32 or dtype not in LOW_PRECISION):
         raise ValueError(f"dtype is {dtype}, expected {own}, or bfloat16 or float16 for float32")
     rows, counts, needed = [], [], []
@@ -186,6 +191,8 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
             tensor = in_dtype(tensor, own, f"state {label}")
             given.append(_fold(tensor[None] if count is None else tensor, 2, order))
         state = torch.cat(given)
+    if not rows:
+        rows = [_fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
     coefficients = torch.cat(rows) if rows[1:] else rows[0]
     return _Folded(key, coefficients, needed, state, total, own, dtype)
 
@@ -535,9 +542,11 @@ def lengths_beside(sequence: Tensor, lengths: Tensor) -> Tensor:
     return lengths.to(sequence.device, torch.int64)
 
 
-def _in_one_dtype(coefficients: dict[str, Tensor]) -> tuple[list[Tensor], torch.dtype]:
+def _in_one_dtype(coefficients: dict[str, Tensor]) -> tuple[list[Tensor], torch.dtype | None]:
     """The coefficients in one dtype, float32 or float64, and the dtype that they promote to."""
     tensors = list(coefficients.values())
+    if not tensors:
+        return [], None
     for name, tensor in coefficients.items():
         check_tensor(name, tensor)
     own, *others = {tensor.dtype for tensor in tensors}

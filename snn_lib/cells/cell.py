@@ -160,7 +160,7 @@ class Cell(StatefulModule):
             return False
         if any(not isinstance(cell, Cell) or is_observed(cell) for cell in cells):
             return False
-        if any(type(cell).forward is not Cell.forward for cell in cells):
+        if any(type(cell).forward is not Cell.forward or not cell.coefficients for cell in cells):
             return False
         tensors = [getattr(cell, name) for cell in cells for name in cell.coefficients]
         first = tensors[0]
@@ -200,7 +200,7 @@ class Cell(StatefulModule):
             self.surrogate,
             dropout,
             dropout_seed(x) if dropout else None,
-            None if self.spikes else autocast_dtype(next(iter(coefficients.values()))),
+            None if self.spikes else autocast_dtype(next(iter(coefficients.values()), x)),
         )
 
     def traces(self, x: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:

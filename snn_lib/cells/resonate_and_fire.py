@@ -63,15 +63,17 @@ class ResonateAndFireNeuron(Cell):
         **options: Any,
     ) -> None:
         channels = feature_shape(shape)
-        tau_m = per_channel(tau_m, channels, "tau_m")
-        tau_reset = tau_m if tau_reset is None else per_channel(tau_reset, channels, "tau_reset")
+        decay = decay_of(per_channel(tau_m, channels, "tau_m"), "tau_m")
+        reset_decay = decay
+        if tau_reset is not None:
+            reset_decay = decay_of(per_channel(tau_reset, channels, "tau_reset"), "tau_reset")
         angle = 2 * math.pi * torch.as_tensor(per_channel(frequency, channels, "frequency"))
         super().__init__(
             shape,
             **options,
-            reset_decay=decay_of(tau_reset, "tau_reset"),
+            reset_decay=reset_decay,
             reset_strength=reset_strength,
-            membrane_decay=decay_of(tau_m, "tau_m"),
+            membrane_decay=decay,
             cosine=angle.cos(),
             sine=angle.sin(),
         )

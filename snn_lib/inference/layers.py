@@ -284,7 +284,7 @@ def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[
 
 
 def _cell(module: Cell, name: str, before: Shape, after: Shape) -> list[Layer]:
-    rows = []
+    rows = [np.empty((0, *before), np.float32)]  # a cell may have no coefficients
     for tensor in module.effective_coefficients().values():
         has_rows = tensor.dim() > len(module.shape)
         rows.append(_over(tensor if has_rows else tensor[None], before))

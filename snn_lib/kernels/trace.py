@@ -1,6 +1,6 @@
 """Records what a cell's step and its adjoint compute, as lines of elementary operations.
 
-PyTorch runs the step once, on tensors of two elements, and differentiates it. A mode notes each
+PyTorch runs the step, on tensors of one element, and differentiates it. A mode notes each
 operation that is called on the way. So nobody derives an adjoint by hand, and whatever PyTorch can
 differentiate has one. A line is an operation of this file's tables, which every backend can write
 in its own language. Steps that need anything else, and those whose course depends on values, are
@@ -25,6 +25,7 @@ FUNCTIONS = {"abs": 1, "exp": 1, "log": 1, "sqrt": 1, "tanh": 1, "sin": 1, "cos"
 COMPARISONS = {"gt": 2, "ge": 2, "lt": 2, "le": 2, "eq": 2, "ne": 2}
 LOGIC = {"logical_and": 2, "logical_or": 2, "logical_not": 1}
 SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
+VIEWS = ("detach", "alias", "view")  # the same values under another name
 CONSTANTS = {
     "zeros_like": 0.0,
     "ones_like": 1.0,
@@ -104,13 +105,19 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> t
         ValueError: it reads a tensor that is none of its inputs, or its course depends on values.
     """
     with ThreadPoolExecutor(1) as thread:  # in which no mode and no transform of the caller is on
-        return thread.submit(_trace, function, inputs).result()
+        found, again = thread.map(lambda value: _trace(function, inputs, value), (0.5, 2.0))
+    if repr(found) != repr(again):
+        raise _course_depends_on_values()
+    return found
 
 
-def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> tuple[Trace, Trace]:
+def _trace(
+    function: Callable[..., Sequence[Tensor]], inputs: Sequence[str], value: float
+) -> tuple[Trace, Trace]:
+    """The traces, recorded where all inputs have this value."""
     exact = {"dtype": torch.float32, "device": "cpu"}
     # The copies are no leaves, which autograd would let nobody change, in its own words.
-    tensors = [torch.full((2,), 0.5, **exact, requires_grad=True).clone() for _ in inputs]
+    tensors = [torch.full((1,), value, **exact, requires_grad=True).clone() for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
     with recorder:
         results = function(*tensors)
@@ -123,7 +130,7 @@ def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> 
                     "its output, and one for each row of its states"
                 )
         forward = Trace(tuple(recorder.lines), tuple(map(recorder.value, results)))
-        gradients = [torch.ones(2, **exact) for _ in results]
+        gradients = [torch.ones(1, **exact) for _ in results]
         for number, gradient in enumerate(gradients):
             recorder.name(gradient, f"_g{number}")
         recorder.differentiates = True
@@ -141,6 +148,13 @@ def _trace(function: Callable[..., Sequence[Tensor]], inputs: Sequence[str]) -> 
 
 def _unknown(name: str) -> UnknownOperationError:
     return UnknownOperationError(f"a step calls {name}, which no kernel can compute")
+
+
+def _course_depends_on_values() -> ValueError:
+    return ValueError(
+        "a step's course depends on values: expected torch.where instead of if, and no number "
+        "read from a tensor"
+    )
 
 
 class _Arrivals(torch.autograd.Function):
@@ -194,10 +208,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
         if name == "_local_scalar_dense":
-            raise ValueError(
-                "a step's course depends on values: expected torch.where instead of if, and no "
-                "number read from a tensor"
-            )
+            raise _course_depends_on_values()
         result = function(*args, **kwargs)
         if name in CONSTANTS:
             self.name(result, CONSTANTS[name])
@@ -213,7 +224,9 @@ class _Recorder(TorchDispatchMode):
                 raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
             name = name.removesuffix("_")
         elif any(tensor.data_ptr() == result.data_ptr() for tensor in tensors):
-            return result  # another view of the same values
+            if name not in VIEWS:
+                raise _unknown(name)
+            return result
         if name in ("_to_copy", "clone"):
             value = self._converted(name, args[0], result)
         else:

@@ -1,53 +1,162 @@
-"""Programs: the names of what a step reads."""
+"""Programs: keys, names, neighbours, and what a step must not read."""
 
-import importlib
+import re
 
 import pytest
 import torch
 
-from snn_lib.kernels.program import Kind, program, register
-from snn_lib.surrogate import Gaussian
+from snn_lib import FastSigmoid, Gaussian
+from snn_lib.kernels import plain
+from snn_lib.kernels.program import (
+    Kind,
+    fire_with,
+    key_of,
+    name_of,
+    parameters,
+    program,
+    register,
+    surrogate_of,
+)
 
 
-def step(x, state, coefficients, fire):
-    """A membrane whose decay is called as Gaussian's width is."""
-    (membrane,), (width,) = state, coefficients
-    membrane = width * membrane + x
-    return fire(membrane), (membrane,)
+def decaying(x, state, coefficients, fire):
+    (past, kept), (lambda_, weights) = state, coefficients
+    v = lambda_ * kept + weights[0] * x + weights[1] * past[0]
+    spikes = fire(v)
+    return spikes, ((*past, x)[1:], v - spikes)
 
 
-def test_a_coefficient_may_be_called_as_a_number_of_the_surrogate():
-    register(Kind("same name", step, ("membrane",), ("width",)))
-    made = program("same name[-;-]")
-    inputs = made.inputs(Gaussian.name)
-    assert len(set(inputs)) == len(inputs) == 5  # x, kept, the state, the decay, the width
-    assert len(made.adjoint(Gaussian.name).results) == 5
+register(Kind("Decaying", decaying, ("x", "kept"), ("lambda", "x")))
+KEY = "Decaying[2,-;-,2]"
+FILTER, NEURON = "IIRSynapse[1,0;1,1]", "SpikingNeuron[-,-;-,-,-]"
 
 
-def scale(x, state, coefficients, fire):
-    (gain,) = coefficients
-    return gain * x, ()
+def test_a_key_names_a_cell_and_its_rows():
+    assert key_of("Decaying", (2, None), (None, 2)) == KEY
+    made = program(KEY)
+    assert made is program(KEY)
+    (cell,) = made.cells
+    assert (cell.states, cell.coefficients) == ((2, None), (None, 2))
+    assert (made.spikes, made.fires) == ([True], [True])
 
 
-def test_what_a_cell_without_a_state_hands_on_is_rounded_too():
-    register(Kind("gain", scale, (), ("gain",)))
-    x, one = torch.tensor([1.01]), torch.ones(1)
-    output, _ = program("gain[;-]~gain[;-]").step(x, None, [], [one, one], None)
-    assert output == x.bfloat16().float() != x
+def test_names_that_clash_or_are_pythons_words_are_changed():
+    made = program(KEY)
+    assert made.states == ["x_0", "x_1", "kept_"]
+    assert made.coefficients == ["lambda_", "x_0_", "x_1_"]
+    assert made.inputs() == ["x", "kept", *made.states, *made.coefficients]
+    both = program(f"{FILTER}+{FILTER}")
+    assert both.states == ["past_output_0", "past_output_0_"]
+    assert both.coefficients == ["alpha_0", "beta_0", "alpha_0_", "beta_0_"]
 
 
-def double(x, state, coefficients, fire):
-    (gain,) = coefficients
-    return 2.0 * gain * x, ()
+@pytest.mark.parametrize("key", ["Nothing[-;-]", f"{FILTER}+Nothing[-;-]", "", "__import__('os')"])
+def test_a_key_that_names_no_cell_is_refused(key):
+    with pytest.raises(
+        ValueError, match=r"no cell is called .*: import the module that defines it"
+    ):
+        program(key)
 
 
-@pytest.mark.parametrize("name", ["eager", "cpu"])
-def test_a_cell_that_is_defined_anew_computes_what_is_new(name):
-    backend = importlib.import_module(f"snn_lib.kernels.{name}")
-    one = torch.ones(1, 1, 1)
-    for step, expected in ((scale, 1.0), (double, 2.0)):
-        register(Kind("anew", step, (), ("gain",)))
-        output, *_ = backend.forward(
-            "anew[;-]", one, one[0], None, None, 0.0, None, one.dtype, False
-        )
-        assert output.item() == expected
+def test_a_closure_is_refused():
+    factor = 0.5
+
+    def step(x, state, coefficients, fire):
+        return factor * x, ()
+
+    words = "the step of Closure reads variables of the function around it"
+    with pytest.raises(ValueError, match=words):
+        register(Kind("Closure", step, (), ()))
+
+
+def test_a_step_that_returns_other_states_than_it_has_is_refused():
+    def step(x, state, coefficients, fire):
+        return x, (x,)
+
+    register(Kind("Forgetful", step, ("v", "w"), ()))
+    words = (
+        "step of Forgetful returns 1 rows of states, expected 2, in the order of its states: v, w"
+    )
+    with pytest.raises(ValueError, match=words):
+        program("Forgetful[-,-;]")
+
+
+def test_a_cell_that_is_defined_anew_takes_the_place_of_the_one_before():
+    x, nothing = torch.ones(1, 1, 1), torch.zeros(0, 1)
+    for factor in (2.0, 3.0):
+        scope = {}
+        exec(f"def step(x, state, coefficients, fire): return {factor} * x, ()", scope)
+        register(Kind("Anew", scope["step"], (), ()))
+        made = program("Anew[;]")
+        assert plain.run(made, x, nothing)[0].item() == factor
+        assert [line.arguments for line in made.forward.lines] == [("x", factor)]
+
+
+def test_neighbours_run_one_after_the_other():
+    x, coefficients = 2 * torch.randn(9, 2, 3), torch.rand(5, 3)
+    filtered, past = plain.run(program(FILTER), x, coefficients[:2])
+    spikes, after = plain.run(program(NEURON), filtered, coefficients[2:])
+    both = program(f"{FILTER}+{NEURON}")
+    assert (both.spikes, both.fires) == ([False, True], [False, True])
+    found = plain.run(both, x, coefficients)
+    torch.testing.assert_close(found, (spikes, torch.cat([past, after])), rtol=0.0, atol=0.0)
+    rounded = plain.run(program(NEURON), filtered.bfloat16(), coefficients[2:])[0]
+    found, _ = plain.run(program(f"{FILTER}~{NEURON}"), x, coefficients)
+    assert torch.equal(found, rounded)
+
+
+def test_spikes_are_multiplied_by_what_is_kept_where_they_are_passed_on():
+    """In front of a filter, say; the neuron's own state sees them whole."""
+    x, coefficients = 2 * torch.rand(9, 2, 3), torch.rand(5, 3)
+    seed = torch.tensor([5, 0])
+    spikes, after = plain.run(program(NEURON), x, coefficients[:3], dropout=0.5, seed=seed)
+    filtered, past = plain.run(program(FILTER), spikes, coefficients[3:])
+    both = program(f"{NEURON}+{FILTER}")
+    found = plain.run(both, x, coefficients, dropout=0.5, seed=seed)
+    torch.testing.assert_close(found, (filtered, torch.cat([after, past])), rtol=0.0, atol=0.0)
+
+
+class Odd:
+    def derivative(self, membrane):
+        return torch.erf(membrane)
+
+
+def test_it_says_what_kernels_can_compute():
+    def odd(x, state, coefficients, fire):
+        return fire(torch.erf(x)), ()
+
+    def wrong(x, state, coefficients, fire):
+        return x if fire(x) > 0 else -x, ()
+
+    for step in (odd, wrong):
+        register(Kind(step.__name__, step, (), ()))
+    assert program(NEURON).has_kernels("gaussian")
+    assert program(NEURON).has_kernels()
+    assert not program(NEURON).has_kernels(name_of(Odd())[0])
+    assert not program("odd[;]").has_kernels()
+    with pytest.raises(ValueError, match="course depends on values"):
+        program("wrong[;]").has_kernels()
+
+
+def test_surrogates_are_known_by_name_and_numbers():
+    assert name_of(Gaussian(0.3)) == ("gaussian", [0.3])
+    assert name_of(FastSigmoid(0.2)) == ("fast_sigmoid", [0.2])
+    assert parameters("gaussian") == ["width"]
+    assert surrogate_of("gaussian", [0.3]) == Gaussian(0.3)
+    assert program(NEURON).inputs("gaussian")[-1] == "width"
+    name, numbers = name_of(Odd())
+    assert re.match(r".*Odd-", name)
+    assert type(surrogate_of(name, numbers)) is Odd
+    for call in (lambda: surrogate_of("arctan", []), lambda: parameters("arctan")):
+        with pytest.raises(ValueError, match="no surrogate is called 'arctan': expected gaussian"):
+            call()
+    with pytest.raises(TypeError, match="expected an object with derivative"):
+        name_of("gaussian")
+
+
+def test_the_threshold_is_strict_and_its_gradient_the_surrogates():
+    v = torch.tensor([0.5, 1.0, 1.0 + 2**-23], requires_grad=True)
+    spikes = fire_with(FastSigmoid())(v)
+    assert spikes.tolist() == [0.0, 0.0, 1.0]
+    (gradient,) = torch.autograd.grad(spikes.sum(), v)
+    torch.testing.assert_close(gradient, FastSigmoid().derivative(v.detach()))

@@ -1,0 +1,181 @@
+"""What is recorded of a step and of its adjoint, against PyTorch's own results."""
+
+import pytest
+import torch
+
+from snn_lib.kernels.eager import OPERATIONS, evaluate
+from snn_lib.kernels.trace import (
+    ARITHMETIC,
+    COMPARISONS,
+    FUNCTIONS,
+    LOGIC,
+    Line,
+    Trace,
+    UnknownOperationError,
+    trace,
+)
+
+# Functions of two tensors, by the operations that they record.
+RECORDED = {
+    "add": lambda a, b: a + b + 2,
+    "sub": lambda a, b: a - b - 1.5,
+    "rsub": lambda a, b: 1 - a * b,
+    "mul": lambda a, b: 3 * a * b,
+    "div": lambda a, b: a / b,
+    "rdiv": lambda a, b: 2.0 / b,
+    "neg": lambda a, b: -a,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "maximum of equals": lambda a, b: torch.maximum(a, a),
+    **{name: (lambda a, b, f=name: getattr(torch, f)(a)) for name in FUNCTIONS},
+    "log of what is positive": lambda a, b: torch.log(a * a + 1.0),
+    "sqrt of what is positive": lambda a, b: torch.sqrt(b * b + 1.0),
+    **{
+        name: (lambda a, b, f=name: torch.where(getattr(torch, f)(a, b), a, b))
+        for name in COMPARISONS
+    },
+    "compared with a number": lambda a, b: torch.where(a > 0.25, b, 1.0),
+    "and": lambda a, b: ((a > 0) & (b > 0)).to(a) * b,
+    "or": lambda a, b: torch.logical_or(a > 0, b > 0) * b,
+    "not": lambda a, b: torch.where(~(a > 0), a, 0.0),
+    "a condition as a number": lambda a, b: a * (b < 0).float() + 1 - (a >= b).to(a),
+    "clamp": lambda a, b: torch.clamp(a, -0.5, 0.5),
+    "clamp from below": lambda a, b: a.clamp(min=-0.5),
+    "clamp from above": lambda a, b: a.clamp(max=b),
+    "square": lambda a, b: a.square() + b**2,
+    "cube": lambda a, b: a**3,
+    "reciprocal": lambda a, b: b.reciprocal(),
+    "rsqrt": lambda a, b: (a * a + 1).rsqrt(),
+    "sigmoid": lambda a, b: torch.sigmoid(a) * b,
+    "relu": lambda a, b: torch.relu(a),
+    "sign": lambda a, b: torch.sign(a) * b,
+    "masked": lambda a, b: a.masked_fill(b > 0, 2.0),
+    "constants": lambda a, b: (
+        a * torch.ones_like(b) + torch.full_like(a, 3.0) + a.new_zeros(a.shape)
+    ),
+    "detached": lambda a, b: a.detach() * b,
+    "the input itself": lambda a, b: b,
+    "no gradient": lambda a, b: (a > b).float(),
+    "rounded": lambda a, b: a.to(torch.bfloat16).to(a.dtype) * b,
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_values_and_gradients_are_pytorchs(name):
+    function = RECORDED[name]
+    forward, adjoint = trace(lambda a, b: [function(a, b)], ["a", "b"])
+    for _ in range(20):
+        a, b, g = (torch.randn(2) for _ in range(3))
+        values = {"a": a, "b": b, "_g0": g}
+        leaves = [tensor.clone().requires_grad_() for tensor in (a, b)]
+        result = function(*leaves)
+        (found,) = evaluate(forward, values, a)
+        torch.testing.assert_close(found, result.detach(), rtol=1e-6, atol=1e-7, equal_nan=True)
+        if not result.requires_grad:
+            continue
+        expected = torch.autograd.grad(result, leaves, g, materialize_grads=True)
+        gradients = [gradient.expand(2) for gradient in evaluate(adjoint, values, a)]
+        torch.testing.assert_close(gradients, list(expected), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_every_operation_that_is_recorded_can_be_computed():
+    known = {*ARITHMETIC, *FUNCTIONS, *COMPARISONS, *LOGIC, "where", "round"}
+    assert known == set(OPERATIONS)
+    used = {
+        line.operation
+        for function in RECORDED.values()
+        for one in trace(lambda a, b, f=function: [f(a, b)], ["a", "b"])
+        for line in one.lines
+    }
+    assert used == known
+
+
+def test_a_trace_has_the_lines_that_its_results_need_and_no_more():
+    def step(x, v):
+        torch.exp(x)  # which nobody asks for
+        v = 0.5 * v + x
+        return [v * v, v]
+
+    forward, adjoint = trace(step, ["x", "v"])
+    assert [line.operation for line in forward.lines] == ["mul", "add", "mul"]
+    assert forward.results == (forward.lines[-1].name, forward.lines[1].name)
+    assert forward.reads("x")
+    assert forward.reads("nothing", "v")
+    assert not forward.reads("_g0")
+    assert adjoint.reads("_g0", "_g1")
+    assert forward.only(forward.results[1:]) == Trace(forward.lines[:2], forward.results[1:])
+    assert forward.only(["x", 1.0]) == Trace((), ("x", 1.0))
+
+
+def test_products_and_sums_with_zeros_and_ones_are_left_out():
+    lines = (
+        Line("a", "mul", ("zero", "x")),
+        Line("b", "mul", ("y", "one")),
+        Line("c", "add", ("a", "b")),
+        Line("d", "sub", ("c", "zero")),
+        Line("e", "sub", ("zero", "d")),  # a negation, which has to be computed
+        Line("f", "div", ("e", "one")),
+    )
+    short = Trace(lines, ("f", "a", "one")).without({"zero": 0.0, "one": 1.0})
+    kept = Line("e", "sub", (0.0, "y")), Line("f", "div", ("e", 1.0))
+    assert short == Trace(kept, ("f", 0.0, 1.0))
+
+
+def test_it_is_recorded_alike_whatever_looks_on():
+    def step(x, v):
+        return [torch.where(x > v, x, 1.0) * v]
+
+    expected = trace(step, ["x", "v"])
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert trace(step, ["x", "v"]) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.func.vmap(lambda x: [x, trace(step, ["x", "v"])][0])(torch.zeros(3))
+
+
+OUTSIDE = torch.ones(2)
+UNKNOWN = {  # what runs in plain PyTorch
+    "erf": lambda a, b: torch.erf(a),
+    "sort": lambda a, b: torch.sort(a).values,
+    "rand_like": lambda a, b: torch.rand_like(a),
+    "sum": lambda a, b: a - a.sum(-1, keepdim=True),
+    "mean": lambda a, b: a - a.mean(),
+    "select": lambda a, b: a - a[0],
+    "unsqueeze": lambda a, b: a.unsqueeze(0) * b,
+    "slice": lambda a, b: a - a[:1],
+    "cat": lambda a, b: torch.cat([a, b]),
+    "t": lambda a, b: a.t() * b,
+    "flip": lambda a, b: a.flip(0),
+    "div": lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    "add": lambda a, b: torch.add(a, b, alpha=2.0),  # PyTorch fuses them, so the bits differ
+    "pow": lambda a, b: a**0.7,
+    "mul": lambda a, b: (a.bfloat16() * b.bfloat16()).float(),
+    "_to_copy": lambda a, b: a.int() * b,
+    "bitwise_xor": lambda a, b: ((a > 0) ^ (b > 0)).float(),
+}
+REFUSED = {  # what is a mistake
+    "reads a tensor that it is not given": lambda a, b: a * OUTSIDE,
+    "changes a tensor in place, by add_": lambda a, b: a.add_(b),
+    "changes a tensor in place, by mul_": lambda a, b: (a + b).mul_(b),
+    "a step's course depends on values: expected": lambda a, b: a if a > b else b,
+    "a step's course depends on values": lambda a, b: a * float(b.detach()),
+    "course depends on values": lambda a, b: a * b.tolist()[0],
+    "returns what is no tensor": lambda a, b: 1.0,
+    "returns what is no tensor of numbers": lambda a, b: a > b,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_no_kernel_can_compute_is_told_apart(name):
+    with pytest.raises(UnknownOperationError, match=f"^a step calls {name}, which no kernel can"):
+        trace(lambda a, b: [UNKNOWN[name](a, b)], ["a", "b"])
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_mistakes_are_refused(words):
+    with pytest.raises(ValueError, match=words) as error:
+        trace(lambda a, b: [REFUSED[words](a, b)], ["a", "b"])
+    assert "\n" not in str(error.value)
+    assert not isinstance(error.value, UnknownOperationError)
