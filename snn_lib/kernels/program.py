@@ -208,11 +208,12 @@ def kind_of(name: str) -> Kind:
 
 def _read(key: str) -> Cell:
     name, _, orders = key.removesuffix("]").partition("[")
+    kind = kind_of(name)  # refuses a name that is not known
     states, coefficients = (
         tuple(None if order == "-" else int(order) for order in group.split(",") if order)
         for group in orders.split(";")
     )
-    return Cell(kind_of(name), states, coefficients)
+    return Cell(kind, states, coefficients)
 
 
 def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:

@@ -141,7 +141,7 @@ def test_it_says_what_kernels_can_compute():
 def test_surrogates_are_known_by_name_and_numbers():
     assert name_of(Gaussian(0.3)) == ("gaussian", [0.3])
     assert name_of(FastSigmoid(0.2)) == ("fast_sigmoid", [0.2])
-    assert parameters("gaussian") == ["width"]
+    assert parameters("gaussian") == ["surrogate.width"]
     assert surrogate_of("gaussian", [0.3]) == Gaussian(0.3)
     assert program(NEURON).inputs("gaussian")[-1] == "width"
     name, numbers = name_of(Odd())
