@@ -143,7 +143,7 @@ def test_surrogates_are_known_by_name_and_numbers():
     assert name_of(FastSigmoid(0.2)) == ("fast_sigmoid", [0.2])
     assert parameters("gaussian") == ["surrogate.width"]
     assert surrogate_of("gaussian", [0.3]) == Gaussian(0.3)
-    assert program(NEURON).inputs("gaussian")[-1] == "width"
+    assert program(NEURON).inputs("gaussian")[-1] == "surrogate.width"
     name, numbers = name_of(Odd())
     assert re.match(r".*Odd-", name)
     assert type(surrogate_of(name, numbers)) is Odd
