@@ -78,7 +78,6 @@ def test_tensors_are_on_the_device(claimed, make):
         (lambda x: torch.cat([x, torch.zeros(1)]), "same device"),
         (lambda x: nn.Linear(2, 2)(x), "same device"),
         (lambda x: nn.Linear(2, 2).to("cuda")(torch.ones(2)), "same device"),
-        (lambda x: DualExponentialSynapse(2, 4.0, 1.0)(x.expand(3, 1, 2)), "same device"),
         (lambda x: x.copy_(torch.zeros(2)) + torch.zeros(2), "same device"),
         (lambda x: torch.ones(2)[x.long()], "same device"),
         (lambda x: x.index_put((x.long(),), torch.ones(2)), "same device"),

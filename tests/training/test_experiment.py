@@ -983,7 +983,7 @@ def test_the_kernels_are_chosen_and_named(tmp_path, monkeypatch):
     settings = small(tmp_path, "hyperparameters.epoch=1")
     assert "kernels cpu (llvmlite)" in train(*settings, model=SmallSNN).out
     used = []
-    monkeypatch.setattr(eager, "filter_backward", _noting(used, eager.filter_backward))
+    monkeypatch.setattr(eager, "backward", _noting(used, eager.backward))
     chosen = train(*settings, "backend=eager", model=SmallSNN)
     assert "kernels eager (forced by use_backend)" in chosen.out
     assert used
