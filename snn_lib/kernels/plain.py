@@ -54,7 +54,7 @@ def run(
         ends = rows if lengths is None else _up_to(t, lengths, rows, ends)
     lanes = x.shape[1:]  # a result that only depends on coefficients is the same in all rows
     output = torch.stack([row.expand(lanes) for row in outputs]) if outputs else x.to(own).clone()
-    last = torch.stack([row.expand(lanes) for row in ends]) if ends else state
+    last = torch.stack([row.expand(lanes) for row in ends]) if ends else state.clone()
     return output.to(dtype or own), last
 
 
