@@ -1,0 +1,567 @@
+"""A trained network in integers: weights of 8 or 4 bits, coefficients of 16, and states of 31.
+
+A number is an integer times its unit, in most cases a power of two: fixed point. How large values
+become is measured on samples, and all have headroom. Products are summed in 64 bits and rounded
+once for each state, by :func:`snn_lib.inference.stages.rounded` alone. What does not fit after all
+is held at the limit, and counted. A step is lowered to lines of integers, which NumPy runs and C
+spells, so both compute the same bits.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import numpy as np
+from torch import nn
+
+from snn_lib.inference.chain import Chain, preparation_of, raw_steps, read_chain
+from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
+from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
+
+WEIGHT_BITS = 4, 8
+STATE_BITS = 31  # so that the sum of two fits 32
+COEFFICIENT_BITS = INPUT_BITS = 16
+HEADROOM = 4.0  # times what the samples reach
+SHARES = np.linspace(0.5, 1.0, 26)  # of the largest weight that may be the largest integer
+
+
+@dataclass(frozen=True)
+class IntegerChain(Chain):
+    """A chain whose numbers are integers.
+
+    Attributes:
+        weight_bits: of each weight.
+        input_kind: the type of the input in C.
+        input_limits: its least and its largest value.
+        input_scale, output_scale: what a 1 of the input and of the output stands for.
+    """
+
+    weight_bits: int
+    input_kind: str
+    input_limits: tuple[int, int]
+    input_scale: float
+    output_scale: float
+
+
+def quantise(
+    network: nn.Module,
+    samples: object,
+    weight_bits: int = 8,
+    shape: Sequence[int] | None = None,
+) -> "IntegerNetwork":
+    """Makes an integer network of a trained one, without training.
+
+    Args:
+        network: as :func:`snn_lib.inference.compiled` takes.
+        samples: some hundred from the training data: what ``network.classify`` takes, if
+            :func:`snn_lib.load` returned the network, else its input over time ``(T, B,
+            *features)``. Fixed points are chosen so that four times what they reach still fits.
+        weight_bits: 8 or 4.
+        shape: as in :func:`snn_lib.inference.compiled`.
+
+    Raises:
+        ValueError: the number of bits is another one, a step computes what integers cannot, no
+            stable filter is near enough, or as :func:`snn_lib.inference.to_c`.
+    """
+    if weight_bits not in WEIGHT_BITS:
+        raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
+    read, preparation = read_chain(network, shape), preparation_of(network)
+    x = np.asarray(samples) if preparation is None else preparation(samples).x
+    x = raw_steps(preparation, x)
+    return IntegerNetwork(_Quantiser(read, x, weight_bits).chain, network)
+
+
+class IntegerNetwork:
+    """Streams through an integer network, which computes the bits that its C source computes.
+
+    :func:`quantise` makes it, and :func:`snn_lib.inference.to_c` writes it as C. It takes and
+    returns integers, and keeps its state from one step to the next.
+
+    Attributes:
+        before, after: the shapes of one step of the input and of the output.
+        input_scale, output_scale: what a 1 of the input and of the output stands for.
+        saturated: how many values have not fitted since the last reset.
+    """
+
+    def __init__(self, chain: IntegerChain, network: nn.Module) -> None:
+        self.chain, self._preparation = chain, preparation_of(network)
+        self.before, self.after = chain.before, chain.after
+        self.input_scale, self.output_scale = chain.input_scale, chain.output_scale
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets all states to zero, for new sequences."""
+        self._states: States = {SATURATED: 0}
+
+    @property
+    def saturated(self) -> int:  # noqa: D102 (an attribute of the class)
+        return self._states[SATURATED]
+
+    def integers(self, values: np.ndarray) -> np.ndarray:
+        """The integers that stand for values as they were measured."""
+        return np.rint(np.asarray(values) / self.input_scale).astype(np.int64)
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """Runs a time step of a batch, int64 ``(B, *before)`` to ``(B, *after)``.
+
+        Raises:
+            ValueError: ``x`` has another shape or values that do not fit.
+            TypeError: ``x`` does not hold integers.
+        """
+        return self._step(x)[0]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Runs sequences, int64 ``(T, B, *before)`` to ``(T, B, *after)``, from the present state.
+
+        Raises:
+            ValueError, TypeError: as :meth:`step`.
+        """
+        return np.stack([self.step(now) for now in x])
+
+    def classify(self, samples: object) -> tuple[list[str], np.ndarray]:
+        """The name of each sample's class, and the answers of all classes, int64 ``(B, classes)``.
+
+        Args:
+            samples: as in :func:`quantise`.
+
+        Raises:
+            ValueError: the network has no readout that is known here, or as :meth:`step`.
+        """
+        if self.chain.readout is None:
+            raise ValueError("the readout is not known here: run the network and read its output")
+        x, lengths = samples, None
+        if self._preparation is not None:
+            x, lengths = self._preparation(samples)
+        answers = self.answers(self.integers(raw_steps(self._preparation, x)))
+        ends = np.full(answers.shape[1], len(answers)) if lengths is None else np.array(lengths)
+        last = answers[ends - 1, np.arange(len(ends))]
+        names = self.chain.classes or [str(number) for number in range(last.shape[1])]
+        return [names[number] for number in last.argmax(1)], last
+
+    def answers(self, x: np.ndarray) -> np.ndarray:
+        """What the readout says after each step of new sequences: int64 ``(T, B, outputs)``."""
+        self.reset()
+        return np.stack([self._step(now)[1] for now in x])
+
+    def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The output of a step, and the answer."""
+        x, (low, high) = np.asarray(x), self.chain.input_limits
+        if x.dtype.kind not in "iub":
+            raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
+        if x.shape[1:] != self.before:
+            raise ValueError(f"a step has the shape {x.shape[1:]}, expected {self.before}")
+        if x.size and not (low <= x.min() and x.max() <= high):
+            raise ValueError(f"the input has values outside {low} to {high}")
+        x = x.reshape(len(x), -1).astype(np.int64)
+        for stage in self.chain.stages:
+            x = stage.run(x, self._states)
+        answer = x
+        for stage in self.chain.readout or ():
+            answer = stage.run(answer, self._states)
+        return x.reshape(len(x), *self.after), answer
+
+
+# --------------------------------------------------------------------------------------------------
+# Layers
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What is known of the integers between two stages: their unit, and their limits.
+
+    The unit is a number, or one for each channel, ``(1, channels)``.
+    """
+
+    unit: float | np.ndarray
+    low: int
+    high: int
+
+    @property
+    def fraction(self) -> int | None:
+        """f, if the unit is 2^-f."""
+        if np.ndim(self.unit):
+            return None
+        fraction = -round(math.log2(self.unit))
+        return fraction if 2.0**-fraction == self.unit else None
+
+
+class _Quantiser:
+    """Makes a chain of integers, stage by stage, from the values that samples reach."""
+
+    def __init__(self, read: Chain, x: np.ndarray, weight_bits: int) -> None:
+        self._bits = weight_bits
+        kind, values = _input_of(x)
+        reached = _reached(read, x)
+        self._stages: list[Stage] = []
+        self._values, self._reach = values, float(abs(x).max(initial=0))
+        for number, stage in enumerate(read.stages):
+            reach = reached[number]
+            match stage:
+                case Rows():
+                    self._rows(stage)
+                case Pool():
+                    self._pool(stage)
+                case Step():
+                    self._step(stage, reach)
+                case _:
+                    self._stages.append(stage)
+            self._reach = reach[""]
+        stages, last = tuple(self._stages), self._values
+        self._stages = []
+        for step in read.readout or ():
+            self._step(step, reached[len(read.stages)])
+        known = {field.name: getattr(read, field.name) for field in fields(Chain)}
+        known |= {"stages": stages, "dtype": np.dtype(np.int64)}
+        known["readout"] = None if read.readout is None else tuple(self._stages)
+        limits = values.low, values.high
+        self.chain = IntegerChain(
+            **known,
+            weight_bits=weight_bits,
+            input_kind=kind,
+            input_limits=limits,
+            input_scale=float(values.unit),
+            output_scale=float(last.unit),
+        )
+
+    def _rows(self, rows: Rows) -> None:
+        weights, scale = _integer_weights(rows.weights, self._bits)
+        sums = int(abs(weights).sum(1).max())
+        values = self._values
+        spikes = values.fraction == 0 and (values.low, values.high) == (0, 1)
+        if not spikes:
+            self._hold(rows.name, rows.windows.before, min(16, STATE_BITS - sums.bit_length()))
+            values = self._values
+        above = weights.clip(0, None).sum(1), -weights.clip(None, 0).sum(1)
+        high = int((above[0] * values.high - above[1] * values.low).max())
+        low = int((above[0] * values.low - above[1] * values.high).min())
+        self._stages.append(replace(rows, weights=weights, spikes=spikes, bits=self._bits))
+        unit = scale.reshape(1, -1) * values.unit
+        self._values = _Values(float(unit[0, 0]) if np.ptp(unit) == 0 else unit, low, high)
+
+    def _pool(self, pool: Pool) -> None:
+        taps = pool.windows.places.shape[1]
+        if not pool.largest:
+            self._hold(pool.name, pool.windows.before, STATE_BITS - taps.bit_length())
+            values = self._values
+            self._values = replace(values, low=taps * values.low, high=taps * values.high)
+        self._stages.append(pool)
+
+    def _step(self, step: Step, reach: Mapping[str, float]) -> None:
+        step, self._values = _Lowering(step, self._values, reach).lowered()
+        self._stages.append(step)
+
+    def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
+        """Rounds the present values to so many bits, if they may need more."""
+        values, limit = self._values, 1 << (bits - 1)
+        if -limit <= values.low and values.high < limit:
+            return
+        wanted = _fraction(self._reach, bits)
+        shift = max(values.fraction - wanted, 0)
+        trace = Trace((Line("_0", "round", ("x", shift, bits)),), ("_0",))
+        height, width, channels = maps
+        self._stages.append(Step(name, height * width, channels, trace))
+        self._values = _Values(2.0 ** (shift - values.fraction), -limit, limit - 1)
+
+
+def _fraction(reach: float, bits: int) -> int:
+    """f, up to 30, so that ``HEADROOM`` times the reach fits so many bits in units of 2^-f."""
+    return min(bits - 1 - math.ceil(math.log2(HEADROOM * (reach or 1.0))), 30)
+
+
+def _input_of(x: np.ndarray) -> tuple[str, _Values]:
+    """The type in C of an input like x, and what its integers are."""
+    if np.isin(x, (0, 1)).all():
+        return "uint8_t", _Values(1.0, 0, 1)
+    for scale in (1.0, 1 / 255):  # numbers of events, and pixels
+        whole = x / scale
+        if abs(whole - np.rint(whole)).max() < 1e-3 and whole.min() > -0.5 and whole.max() < 255.5:
+            return "uint8_t", _Values(scale, 0, 255)
+    limit = 1 << (INPUT_BITS - 1)
+    return "int16_t", _Values(2.0 ** -_fraction(abs(x).max(), INPUT_BITS), -limit, limit - 1)
+
+
+def _reached(read: Chain, x: np.ndarray) -> list[dict[str, float]]:
+    """For each stage and for the readout, the largest size of its values, by name; "": the output.
+
+    The network runs in floats, step by step.
+    """
+    stages = [*read.stages, *(read.readout or ())]
+    reached: list[dict[str, float]] = [{} for _ in stages]
+    states: States = {}
+    for now in x:
+        values = np.asarray(now, np.float64).reshape(len(now), -1)
+        for stage, reach in zip(stages, reached, strict=True):
+            named = {"x": values}
+            if isinstance(stage, Step):
+                named = stage.values(values, states)
+                values = named[stage.trace.results[0]].reshape(len(values), -1)
+            else:
+                values = stage.run(values, states)
+            for name, value in {**named, "": values}.items():
+                reach[name] = max(reach.get(name, 0.0), float(np.abs(value).max(initial=0)))
+    return reached
+
+
+def _integer_weights(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers for weights ``(groups, inputs, outputs)``, and what a 1 stands for in each output.
+
+    If multiples of the smallest weight are exact, as for weights of 0 and 1, they are taken. Else
+    the scale is the one with the least square error.
+    """
+    most = (1 << (bits - 1)) - 1
+    sizes = abs(weights)
+    largest = sizes.max(1, keepdims=True)
+    smallest = np.where(sizes > 0, sizes, np.inf).min(1, keepdims=True)
+    scale, least = np.ones_like(largest), np.full_like(largest, np.inf)
+    for candidate in (smallest, *(share * largest / most for share in SHARES)):
+        candidate = np.where(largest > 0, candidate, 1.0)
+        integers = np.rint(weights / candidate).clip(-most, most)
+        error = ((weights - candidate * integers) ** 2).sum(1, keepdims=True)
+        scale, least = np.where(error < least, candidate, scale), np.minimum(error, least)
+    return np.rint(weights / scale).clip(-most, most).astype(np.int64), scale
+
+
+# --------------------------------------------------------------------------------------------------
+# Steps
+
+
+@dataclass(frozen=True)
+class _Number:
+    """An integer in lowered lines: its name or itself, the f of its unit 2^-f, and its limits."""
+
+    value: Value
+    fraction: int
+    low: int
+    high: int
+
+
+class _Lowering:
+    """Lowers the lines of a step from floats to integers.
+
+    Factors among the coefficients have 16 bits. All that is added or compared is brought to the
+    finer unit of the two. States and outputs are rounded to 31 bits, and so is a factor that needs
+    more than 32. What is whole for all time, such as a count, keeps the unit 1.
+    """
+
+    def __init__(self, step: Step, values: _Values, reach: Mapping[str, float]) -> None:
+        self._step, self._values, self._reach = step, values, reach
+        self._lines: list[Line] = []
+        self._wide: set[str] = set()
+        self._coefficients: dict[str, np.ndarray] = {}
+        self._known: dict[tuple, _Number] = {}
+        self._whole = self._find_whole()
+        self._fractions = self._find_fractions()
+        self._numbers: dict[Value, _Number] = {}
+
+    def lowered(self) -> tuple[Step, _Values]:
+        """The step of integers, and what is known of its output."""
+        step, numbers = self._step, self._numbers
+        limit = 1 << (STATE_BITS - 1)
+        numbers["x"] = self._input()
+        for name in reversed(step.states):  # past values come oldest first
+            low, high = -limit, limit - 1
+            if copied := numbers.get(step.trace.results[1 + step.states.index(name)]):
+                low, high = min(copied.low, 0), max(copied.high, 0)
+            numbers[name] = _Number(name, self._fractions[name], low, high)
+        factors = {
+            v for line in step.trace.lines if line.operation == "mul" for v in line.arguments
+        }
+        for name, row in step.coefficients.items():
+            numbers[name] = self._coefficient(name, row, name in factors)
+        for line in step.trace.lines:
+            numbers[line.name] = self._lower(line)
+        output, *after = (
+            numbers[v] if isinstance(v, str) else self._constant(v) for v in step.trace.results
+        )
+        name = step.trace.results[0]
+        if output.low < -limit or output.high >= limit:
+            output = self._rounded(output, self._fraction(name))
+        after = [
+            self._rounded(self._at(number, self._fractions[state]), self._fractions[state])
+            for state, number in zip(step.states, after, strict=True)
+        ]
+        results = tuple(number.value for number in (output, *after))
+        made = replace(
+            step,
+            trace=Trace(tuple(self._lines), results),
+            coefficients=self._coefficients,
+            wide=frozenset(self._wide),
+        )
+        unit = 2.0**-output.fraction
+        if output.value == "x":  # as it came, whatever its unit
+            unit = self._values.unit
+        return made, _Values(unit, output.low, output.high)
+
+    # ---------------------------------------------------------------------------------------------
+    # Units
+
+    def _find_whole(self) -> set[Value]:
+        """The names of what is a whole number at every step."""
+        step = self._step
+        constant = {n for n, row in step.coefficients.items() if (row == np.rint(row)).all()}
+        states = set(step.states)
+        while True:
+            whole: set[Value] = {*states, *constant, *["x"] * (self._values.fraction == 0)}
+            for line in step.trace.lines:
+                values = line.arguments[line.operation == "where" :]
+                known = all(v in whole or _is_whole(v) for v in values)
+                if line.is_condition or (known and line.operation != "div"):
+                    whole.add(line.name)
+            after = zip(step.states, step.trace.results[1:], strict=True)
+            still = {state for state, v in after if v in whole or _is_whole(v)} & states
+            if still == states:
+                return whole
+            states = still
+
+    def _find_fractions(self) -> dict[str, int]:
+        """f of each state; the same for states that take over each other's values."""
+        step = self._step
+        found = {name: self._fraction(name) for name in step.states}
+        for _ in step.states:
+            for state, value in zip(step.states, step.trace.results[1:], strict=True):
+                if value in found:
+                    found[state] = found[value] = min(found[state], found[value])
+        return found
+
+    def _fraction(self, name: Value) -> int:
+        return 0 if name in self._whole else _fraction(self._reach[name], STATE_BITS)
+
+    def _input(self) -> _Number:
+        """The input in fixed point; if its unit is no power of two, as a product with 64 bits."""
+        unit, low, high = self._values.unit, self._values.low, self._values.high
+        if self._values.fraction is not None:
+            return _Number("x", self._values.fraction, low, high)
+        if not any(v == "x" for line in self._step.trace.lines for v in line.arguments) and (
+            not np.ndim(unit)
+        ):
+            return _Number("x", 0, low, high)  # which is handed on
+        finest = math.floor(math.log2((1 << (STATE_BITS - 1)) / np.max(unit))) - 1
+        fraction = min(finest, self._fraction("x") + 24)
+        row = np.rint(np.atleast_2d(unit) * 2.0**fraction).astype(np.int64)
+        self._coefficients["x_unit"] = row
+        largest = int(row.max())
+        return self._line("mul", ("x", "x_unit"), fraction, largest * low, largest * high)
+
+    def _coefficient(self, name: str, row: np.ndarray, is_factor: bool) -> _Number:
+        bits = COEFFICIENT_BITS if is_factor else STATE_BITS
+        largest = float(abs(row).max())
+        fraction = 0
+        if name not in self._whole:
+            fraction = min(math.floor(math.log2(((1 << (bits - 1)) - 1) / largest)), 30)
+        integers = np.rint(row * 2.0**fraction).astype(np.int64)
+        self._coefficients[name] = integers
+        return _Number(name, fraction, int(integers.min()), int(integers.max()))
+
+    def _constant(self, value: float, fraction: int | None = None) -> _Number:
+        """A number of the trace, as a factor or in a given unit."""
+        if fraction is None:
+            fraction = 0 if _is_whole(value) else 28 - math.ceil(math.log2(abs(value)))
+        integer = round(value * 2.0**fraction)
+        return _Number(integer, fraction, integer, integer)
+
+    # ---------------------------------------------------------------------------------------------
+    # Lines
+
+    def _lower(self, line: Line) -> _Number:
+        operation, name = line.operation, self._step.name
+        given = [self._numbers[v] if isinstance(v, str) else v for v in line.arguments]
+        match operation:
+            case "mul" | "div":
+                if operation == "div":
+                    if isinstance(given[1], _Number):
+                        raise ValueError(f"{name} divides by what changes, which integers cannot")
+                    given[1] = 1 / given[1]
+                a, b = (
+                    self._narrow(v, key) if isinstance(v, _Number) else self._constant(v)
+                    for v, key in zip(given, line.arguments, strict=True)
+                )
+                limits = [p * q for p, q in product((a.low, a.high), (b.low, b.high))]
+                values = a.value, b.value
+                return self._line("mul", values, a.fraction + b.fraction, min(limits), max(limits))
+            case "add" | "sub" | "maximum" | "minimum":
+                a, b = self._aligned(given)
+                low, high = {
+                    "add": (a.low + b.low, a.high + b.high),
+                    "sub": (a.low - b.high, a.high - b.low),
+                    "maximum": (max(a.low, b.low), max(a.high, b.high)),
+                    "minimum": (min(a.low, b.low), min(a.high, b.high)),
+                }[operation]
+                return self._line(operation, (a.value, b.value), a.fraction, low, high)
+            case "where":
+                a, b = self._aligned(given[1:])
+                values, low, high = (given[0].value, a.value, b.value), a.low, a.high
+                return self._line("where", values, a.fraction, min(low, b.low), max(high, b.high))
+            case "neg":
+                (a,) = given
+                return self._line("neg", (a.value,), a.fraction, -a.high, -a.low)
+            case "abs":
+                (a,) = given
+                return self._line("abs", (a.value,), a.fraction, 0, max(-a.low, a.high))
+            case _ if operation in COMPARISONS or operation in LOGIC:
+                numbers = self._aligned(given) if operation in COMPARISONS else given
+                values = tuple(number.value for number in numbers)
+                return self._line(operation, values, 0, 0, 1, is_condition=True)
+        raise ValueError(f"{name} computes {operation}, which integers cannot")
+
+    def _line(
+        self,
+        operation: str,
+        values: tuple[Value, ...],
+        fraction: int,
+        low: int,
+        high: int,
+        is_condition: bool = False,
+    ) -> _Number:
+        """Adds a line, or finds the same one."""
+        if max(-low, high) >= 1 << 62:
+            raise ValueError(f"{self._step.name} computes numbers that do not fit 64 bits")
+        if (operation, values) not in self._known:
+            name = f"_{len(self._lines)}"
+            self._lines.append(Line(name, operation, values, is_condition))
+            if max(-low - 1, high) >= 1 << 31:
+                self._wide.add(name)
+            self._known[operation, values] = _Number(name, fraction, low, high)
+        return self._known[operation, values]
+
+    def _aligned(self, given: Sequence) -> list[_Number]:
+        """Two numbers in the finer unit of the two."""
+        known = [number.fraction for number in given if isinstance(number, _Number)]
+        finest = max(known, default=0 if all(map(_is_whole, given)) else 28)
+        return [
+            self._at(number, finest)
+            if isinstance(number, _Number)
+            else self._constant(number, finest)
+            for number in given
+        ]
+
+    def _at(self, number: _Number, fraction: int) -> _Number:
+        """The number in a unit, if that one is finer."""
+        factor = 1 << max(fraction - number.fraction, 0)
+        if factor == 1:
+            return number
+        low, high = factor * number.low, factor * number.high
+        if isinstance(number.value, int):
+            return _Number(number.value * factor, fraction, low, high)
+        return self._line("mul", (number.value, factor), fraction, low, high)
+
+    def _narrow(self, number: _Number, name: Value) -> _Number:
+        """A factor in 32 bits."""
+        if number.low >= -(1 << 31) and number.high < 1 << 31:
+            return number
+        return self._rounded(number, self._fraction(name))
+
+    def _rounded(self, number: _Number, fraction: int) -> _Number:
+        """The number in a coarser unit and in 31 bits."""
+        limit, shift = 1 << (STATE_BITS - 1), max(number.fraction - fraction, 0)
+        if shift == 0 and number.low >= -limit and number.high < limit:
+            return number
+        half = (1 << shift) >> 1
+        low, high = ((end + half) >> shift for end in (number.low, number.high))
+        low, high = max(low, -limit), min(high, limit - 1)
+        values = number.value, shift, STATE_BITS
+        return self._line("round", values, number.fraction - shift, low, high)
+
+
+def _is_whole(value: Value | _Number) -> bool:
+    return not isinstance(value, (str, _Number)) and value == round(value)
