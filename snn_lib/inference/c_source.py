@@ -53,69 +53,73 @@ ROUNDED = """
 static inline int32_t rounded({name}_state *state, int64_t value, int shift, int bits)
 {{
     const uint64_t limit = (uint64_t)1 << (bits - 1), half = ((uint64_t)1 << shift) >> 1;
-    const uint64_t up = ((uint64_t)value + (limit << shift) + half) >> shift;
-    if (up < 2 * limit)
-        return (int32_t)((int64_t)up - (int64_t)limit);
-    if (state->saturated < UINT32_MAX)
-        state->saturated++;
-    return (int32_t)(value < 0 ? -(int64_t)limit : (int64_t)limit - 1);
+    const uint64_t up = (uint64_t)value + (limit << shift) + half;
+    if (up >> (shift + bits) != 0) {{
+        state->saturated += state->saturated < UINT32_MAX;
+        return value < 0 ? -(int32_t)limit : (int32_t)(limit - 1);
+    }}
+    return (int32_t)(up >> shift) - (int32_t)limit;
 }}
 """
-# A word holds several weights, each plus half its range. Their sums grow in halves of words.
+# A word holds several weights, each plus half its range. Their sums grow in halves of words. What a
+# loop adds up stays in registers: eight sums of spikes, and those of a word for products.
 ADD_ROWS = """
-/* Adds up the rows of weights of the inputs that fired. A word holds {lanes} weights of {bits} bits,
-   plus {bias} each. They add up in halves of a word: so at most {most} rows at once. */
+/* Adds up the rows of weights of the inputs that fired. A word holds weights of {bits} bits, plus
+   {bias} each. They add up in halves of a word: so at most {most} rows at once. */
 static void add_rows(const uint32_t *weights, int32_t words, const {at} *at, int32_t count,
-                     int32_t *sum, int32_t outputs)
+                     int32_t *sum)
 {{
-    for (int32_t j = 0; j < words; j++) {{
-        int32_t total[{lanes}] = {{0}};
-        for (int32_t first = 0; first < count; first += {most}) {{
+    for (int32_t j = 0; j < words; j += {words}, sum += 8) {{
+        int32_t first = 0, {totals};
+        do {{
             const int32_t end = count - first < {most} ? count : first + {most};
             uint32_t {parts};
-            for (int32_t k = first; k < end; k++) {{
-                const uint32_t word = weights[at[k] * words + j];
+            for (; first < end; first++) {{
+                const uint32_t *const row = weights + at[first] * words + j;
 {adds}
             }}
 {unpacks}
-        }}
-        for (int32_t l = 0; l < {lanes} && {lanes} * j + l < outputs; l++)
-            sum[{lanes} * j + l] = total[l] - {bias} * count;
+        }} while (first < count);
+{stores}
     }}
 }}
 """
 ADD_PRODUCTS = """
 /* Adds up the rows of weights of the inputs that are not zero, each times its input. A word holds
-   {lanes} weights of {bits} bits, plus {bias} each. The sums fit 32 bits, whatever is lost on the way. */
+   {in_word} weights of {bits} bits, plus {bias} each. The sums fit, whatever is lost on the way. */
 static void add_products(const uint32_t *weights, int32_t words, const {at} *at,
-                         const int16_t *amount, int32_t count, int32_t *sum, int32_t outputs)
+                         const int16_t *amount, int32_t count, int32_t *sum)
 {{
     uint32_t all = 0;
     for (int32_t k = 0; k < count; k++)
-        all += (uint32_t)amount[k];
-    for (int32_t j = 0; j < words; j++) {{
-        uint32_t total[{lanes}] = {{0}};
+        all -= {bias}U * (uint32_t)amount[k];
+    for (int32_t j = 0; j < words; j++, sum += {in_word}) {{
+        uint32_t {totals};
         for (int32_t k = 0; k < count; k++) {{
             const uint32_t word = weights[at[k] * words + j], x = (uint32_t)amount[k];
 {adds}
         }}
-        for (int32_t l = 0; l < {lanes} && {lanes} * j + l < outputs; l++) {{
-            const uint32_t up = (total[l] - {bias}U * all) ^ 0x80000000U;
-            sum[{lanes} * j + l] = (int32_t)((int64_t)up - 2147483648LL);
-        }}
+{stores}
     }}
+}}
+"""
+SIGNED = """
+/* The number with a sign that has the same bits. */
+static inline int32_t with_sign(uint32_t bits)
+{{
+    return (int32_t)((int64_t)(bits ^ 0x80000000U) - 2147483648LL);
 }}
 """
 ADD_FLOATS = """
 /* Adds up the rows of weights of the inputs that are not zero, each times its input. */
-static void add_products(const {number} *weights, int32_t stride, const {at} *at,
-                         const {number} *amount, int32_t count, {number} *sum, int32_t outputs)
+static void add_products(const {number} *weights, int32_t outputs, const {at} *at,
+                         const {number} *amount, int32_t count, {number} *sum)
 {{
     for (int32_t n = 0; n < outputs; n++)
         sum[n] = 0;
     for (int32_t k = 0; k < count; k++)
         for (int32_t n = 0; n < outputs; n++)
-            sum[n] += amount[k] * weights[at[k] * stride + n];
+            sum[n] += amount[k] * weights[at[k] * outputs + n];
 }}
 """
 
@@ -308,8 +312,8 @@ class _Source:
         before, after = (" x ".join(map(str, shape)) for shape in (read.before, read.after))
         if self.integers:
             low, high = read.input_limits
-            takes = f"{read.input_kind}, {low} to {high}; a 1 stands for {read.input_scale:g}: {read.takes}"
-            gives = f"int32_t; a 1 stands for {read.output_scale:g}"
+            takes = f"{read.input_kind}, {low} to {high}, times {read.input_scale:g}: {read.takes}"
+            gives = f"int32_t, times {read.output_scale:g}"
             arithmetic = [
                 f"integers: weights of {read.weight_bits} bits, coefficients of 16, states of 31.",
                 "What does not fit is held at the limit, and counted in `saturated`.",
@@ -486,12 +490,14 @@ class _Source:
                     self._line(f"state->amount[count] = {kind}{value};")
                 self._line("count++;")
 
+        if self.integers:  # whole words of the last row
+            count += -outputs % 8
         if len(w.places) == w.places.size == groups == 1:
             there = self._other(values, count)
             self._line("count = 0;")
             self._loop(steps, values, inputs, lambda value: listed("n", value))
             self._line(f"/* {_plain(rows.name)}: {inputs} x {outputs} */")
-            self._line(f"{add}({table}, {stride}, {amounts}count, {there.array}, {outputs});")
+            self._line(f"{add}({table}, {stride}, {amounts}count, {there.array});")
             return there
 
         values = self._stored(steps, values)
@@ -510,7 +516,7 @@ class _Source:
                     listed(f"((k * {w.size[1]} + l) * {own} + c)", "v")
             own_table = f"{table} + g * {inputs * stride}"
             to = f"{there.array} + ((i * {w.after[1]} + j) * {groups} + g) * {outputs}"
-            self._line(f"{add}({own_table}, {stride}, {amounts}count, {to}, {outputs});")
+            self._line(f"{add}({own_table}, {stride}, {amounts}count, {to});")
         return there
 
     def _weights(self, rows: Rows) -> tuple[str, int]:
@@ -520,34 +526,48 @@ class _Source:
         if not self.integers:
             self.helpers["add_products"] = ADD_FLOATS.format(number=self.number, at=at)
             return self._add_table(name, self.number, rows.weights.ravel()), rows.weights.shape[2]
-        bits, lanes, half = rows.bits, 32 // rows.bits, 16 // rows.bits
-        bias, mask = 1 << (bits - 1), (1 << bits) - 1
-        words = -(-rows.weights.shape[2] // lanes)
-        filled = np.zeros((*rows.weights.shape[:2], words * lanes), np.int64)
-        filled[..., : rows.weights.shape[2]] = rows.weights
-        shifts = bits * np.arange(lanes)
-        packed = ((filled + bias).reshape(-1, lanes) << shifts).sum(1)
-        known = {"lanes": lanes, "bits": bits, "bias": bias, "at": at}
-        known["most"] = 0xFFFF // mask
+        bits, bias, mask = rows.bits, 1 << (rows.bits - 1), (1 << rows.bits) - 1
+        outputs, in_word, half = rows.weights.shape[2], 32 // bits, 16 // bits
+        filled = np.zeros((*rows.weights.shape[:2], outputs + -outputs % 8), np.int64)
+        filled[..., :outputs] = rows.weights
+        packed = ((filled + bias).reshape(-1, in_word) << bits * np.arange(in_word)).sum(1)
+        known = {"bits": bits, "bias": bias, "at": at, "words": bits // 4, "most": 0xFFFF // mask}
 
-        def each(text: str) -> str:
-            return "\n".join(text.format(lane=k, shift=bits * k, mask=mask) for k in range(lanes))
+        def text(depth: int, join: str, line: str, count: int) -> str:
+            """A line for each of so many weights: number k, in word w, shifted by s."""
+            places = ((k, *divmod(k, in_word)) for k in range(count))
+            lines = (line.format(k=k, w=w, s=bits * place) for k, w, place in places)
+            return join.join("    " * depth + one for one in lines)
 
         if rows.spikes:
-            halves = f"0x{mask | mask << 16:08X}U"
-            known["parts"] = ", ".join(f"part_{k} = 0" for k in range(half))
-            adds = (f"part_{k} += word >> {bits * k} & {halves};" for k in range(half))
-            known["adds"] = "\n".join(f"                {text}" for text in adds)
+            both = f"0x{mask | mask << 16:08X}U"
+            parts = [(w, place) for w in range(bits // 4) for place in range(half)]
             unpacks = (
-                f"total[{k}] += (int32_t)(part_{k} & 0xFFFFU);\n"
-                f"            total[{k + half}] += (int32_t)(part_{k} >> 16);"
-                for k in range(half)
+                f"total_{w * in_word + place + half} += (int32_t)(part_{w}_{place} >> 16);\n"
+                f"            total_{w * in_word + place} += (int32_t)(part_{w}_{place} & 0xFFFFU);"
+                for w, place in parts
             )
-            known["unpacks"] = "\n".join(f"            {text}" for text in unpacks)
-            self.helpers["add_rows"] = ADD_ROWS.format(**known)
+            self.helpers["add_rows"] = ADD_ROWS.format(
+                totals=text(0, ", ", f"total_{{k}} = -{bias} * count", 8),
+                parts=", ".join(f"part_{w}_{place} = 0" for w, place in parts),
+                adds="\n".join(
+                    f"                part_{w}_{place} += row[{w}] >> {bits * place} & {both};"
+                    for w, place in parts
+                ),
+                unpacks="\n".join(f"            {lines}" for lines in unpacks),
+                stores=text(2, "\n", "sum[{k}] = total_{k};", 8),
+                **known,
+            )
         else:
-            known["adds"] = each("            total[{lane}] += x * (word >> {shift} & {mask}U);")
-            self.helpers["add_products"] = ADD_PRODUCTS.format(**known)
+            self.helpers["with_sign"] = SIGNED.format()
+            self.helpers["add_products"] = ADD_PRODUCTS.format(
+                totals=text(0, ", ", "total_{k} = all", in_word),
+                adds=text(3, "\n", f"total_{{k}} += x * (word >> {{s}} & {mask}U);", in_word),
+                stores=text(2, "\n", "sum[{k}] = with_sign(total_{k});", in_word),
+                in_word=in_word,
+                **known,
+            )
+        words = filled.shape[2] // in_word
         return self._add_table(name, "uint32_t", packed), words
 
     def _pool(self, pool: Pool, values: _Values) -> _Values:

@@ -22,7 +22,11 @@ from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 WEIGHT_BITS = 4, 8
 STATE_BITS = 31  # so that the sum of two fits 32
 COEFFICIENT_BITS = INPUT_BITS = 16
+GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
 HEADROOM = 4.0  # times what the samples reach
+SMALL = 1e-3  # a state at which no neuron fires
+NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
+NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
 SHARES = np.linspace(0.5, 1.0, 26)  # of the largest weight that may be the largest integer
 
 
@@ -192,6 +196,7 @@ class _Quantiser:
     def __init__(self, read: Chain, x: np.ndarray, weight_bits: int) -> None:
         self._bits = weight_bits
         kind, values = _input_of(x)
+        read = replace(read, stages=tuple(_joined(read.stages)))
         reached = _reached(read, x)
         self._stages: list[Stage] = []
         self._values, self._reach = values, float(abs(x).max(initial=0))
@@ -281,6 +286,45 @@ def _input_of(x: np.ndarray) -> tuple[str, _Values]:
     return "int16_t", _Values(2.0 ** -_fraction(abs(x).max(), INPUT_BITS), -limit, limit - 1)
 
 
+def _joined(stages: Sequence[Stage]) -> list[Stage]:
+    """The same stages, where a step without a state and the step behind it are one.
+
+    So a bias and the gain of a filter become one factor and one summand, and nothing is rounded in
+    between.
+    """
+    joined: list[Stage] = []
+    for stage in stages:
+        first = joined[-1] if joined else None
+        alike = isinstance(stage, Step) and isinstance(first, Step) and first.grid == stage.grid
+        if alike and not first.states and not first.coefficients.keys() & stage.coefficients.keys():
+            joined[-1] = _behind(first, stage)
+        else:
+            joined.append(stage)
+    return joined
+
+
+def _behind(first: Step, second: Step) -> Step:
+    """Two steps as one, the first of which has no state."""
+    inner = {line.name: f"_before{line.name}" for line in first.trace.lines}
+
+    def renamed(lines: Sequence[Line], names: Mapping[Value, Value]) -> list[Line]:
+        return [
+            replace(
+                line,
+                name=names.get(line.name, line.name),
+                arguments=tuple(names.get(value, value) for value in line.arguments),
+            )
+            for line in lines
+        ]
+
+    (output,) = first.trace.results
+    outer = {"x": inner.get(output, output)}
+    lines = renamed(first.trace.lines, inner) + renamed(second.trace.lines, outer)
+    results = tuple(outer.get(value, value) for value in second.trace.results)
+    coefficients = {**first.coefficients, **second.coefficients}
+    return replace(second, trace=Trace(tuple(lines), results), coefficients=coefficients)
+
+
 def _reached(read: Chain, x: np.ndarray) -> list[dict[str, float]]:
     """For each stage and for the readout, the largest size of its values, by name; "": the output.
 
@@ -336,12 +380,28 @@ class _Number:
     high: int
 
 
+@dataclass(frozen=True)
+class _Affine:
+    """``gain * x + offset`` in floats, each a row, which becomes integers where it is needed.
+
+    Without a gain it is a coefficient of this name, or a number.
+    """
+
+    offset: np.ndarray
+    gain: np.ndarray | None = None
+    name: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.gain is None and bool((self.offset == np.rint(self.offset)).all())
+
+
 class _Lowering:
     """Lowers the lines of a step from floats to integers.
 
-    Factors among the coefficients have 16 bits. All that is added or compared is brought to the
-    finer unit of the two. States and outputs are rounded to 31 bits, and so is a factor that needs
-    more than 32. What is whole for all time, such as a count, keeps the unit 1.
+    Factors of states have 16 bits, all other coefficients 31. What is added or compared is brought
+    to the finer unit of the two. States and outputs are rounded to 31 bits, and so is a factor that
+    needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
     """
 
     def __init__(self, step: Step, values: _Values, reach: Mapping[str, float]) -> None:
@@ -349,49 +409,49 @@ class _Lowering:
         self._lines: list[Line] = []
         self._wide: set[str] = set()
         self._coefficients: dict[str, np.ndarray] = {}
+        self._factors: dict[str, float] = {}  # what a 1 of a factor of states stands for
         self._known: dict[tuple, _Number] = {}
         self._whole = self._find_whole()
         self._fractions = self._find_fractions()
-        self._numbers: dict[Value, _Number] = {}
+        self._numbers: dict[Value, _Number | _Affine] = {}
 
     def lowered(self) -> tuple[Step, _Values]:
         """The step of integers, and what is known of its output."""
-        step, numbers = self._step, self._numbers
+        step, numbers, values = self._step, self._numbers, self._values
         limit = 1 << (STATE_BITS - 1)
-        numbers["x"] = self._input()
+        if values.fraction is not None:
+            numbers["x"] = _Number("x", values.fraction, values.low, values.high)
+        elif not step.trace.lines and np.ndim(values.unit) == 0:
+            return step, values  # which are handed on
+        else:
+            numbers["x"] = _Affine(np.zeros((1, 1)), np.atleast_2d(values.unit))
         for name in reversed(step.states):  # past values come oldest first
             low, high = -limit, limit - 1
-            if copied := numbers.get(step.trace.results[1 + step.states.index(name)]):
+            copied = numbers.get(step.trace.results[1 + step.states.index(name)])
+            if isinstance(copied, _Number):
                 low, high = min(copied.low, 0), max(copied.high, 0)
             numbers[name] = _Number(name, self._fractions[name], low, high)
-        factors = {
-            v for line in step.trace.lines if line.operation == "mul" for v in line.arguments
-        }
         for name, row in step.coefficients.items():
-            numbers[name] = self._coefficient(name, row, name in factors)
+            numbers[name] = _Affine(row, name=name)
         for line in step.trace.lines:
             numbers[line.name] = self._lower(line)
-        output, *after = (
-            numbers[v] if isinstance(v, str) else self._constant(v) for v in step.trace.results
-        )
-        name = step.trace.results[0]
+        name, *_ = step.trace.results
+        output = self._made(self._given(name), self._fraction(name) + GUARD_BITS)
         if output.low < -limit or output.high >= limit:
             output = self._rounded(output, self._fraction(name))
         after = [
-            self._rounded(self._at(number, self._fractions[state]), self._fractions[state])
-            for state, number in zip(step.states, after, strict=True)
+            self._held(self._given(result), self._fractions[state])
+            for state, result in zip(step.states, step.trace.results[1:], strict=True)
         ]
         results = tuple(number.value for number in (output, *after))
+        self._coefficients |= _kept_stable(step, self._coefficients, self._factors)
         made = replace(
             step,
             trace=Trace(tuple(self._lines), results),
             coefficients=self._coefficients,
             wide=frozenset(self._wide),
         )
-        unit = 2.0**-output.fraction
-        if output.value == "x":  # as it came, whatever its unit
-            unit = self._values.unit
-        return made, _Values(unit, output.low, output.high)
+        return made, _Values(2.0**-output.fraction, output.low, output.high)
 
     # ---------------------------------------------------------------------------------------------
     # Units
@@ -415,9 +475,17 @@ class _Lowering:
             states = still
 
     def _find_fractions(self) -> dict[str, int]:
-        """f of each state; the same for states that take over each other's values."""
+        """f of each state: the same for states that take over each other's values.
+
+        A state that the input is added to is no finer than the input.
+        """
         step = self._step
         found = {name: self._fraction(name) for name in step.states}
+        if self._values.fraction is not None:
+            for line in step.trace.lines:
+                if line.operation in ("add", "sub") and "x" in line.arguments:
+                    for name in found.keys() & set(line.arguments):
+                        found[name] = min(found[name], self._values.fraction)
         for _ in step.states:
             for state, value in zip(step.states, step.trace.results[1:], strict=True):
                 if value in found:
@@ -427,82 +495,99 @@ class _Lowering:
     def _fraction(self, name: Value) -> int:
         return 0 if name in self._whole else _fraction(self._reach[name], STATE_BITS)
 
-    def _input(self) -> _Number:
-        """The input in fixed point; if its unit is no power of two, as a product with 64 bits."""
-        unit, low, high = self._values.unit, self._values.low, self._values.high
-        if self._values.fraction is not None:
-            return _Number("x", self._values.fraction, low, high)
-        if not any(v == "x" for line in self._step.trace.lines for v in line.arguments) and (
-            not np.ndim(unit)
-        ):
-            return _Number("x", 0, low, high)  # which is handed on
-        finest = math.floor(math.log2((1 << (STATE_BITS - 1)) / np.max(unit))) - 1
-        fraction = min(finest, self._fraction("x") + 24)
-        row = np.rint(np.atleast_2d(unit) * 2.0**fraction).astype(np.int64)
-        self._coefficients["x_unit"] = row
-        largest = int(row.max())
-        return self._line("mul", ("x", "x_unit"), fraction, largest * low, largest * high)
+    def _given(self, value: Value) -> _Number | _Affine:
+        return self._numbers[value] if isinstance(value, str) else _Affine(np.full((1, 1), value))
 
-    def _coefficient(self, name: str, row: np.ndarray, is_factor: bool) -> _Number:
-        bits = COEFFICIENT_BITS if is_factor else STATE_BITS
-        largest = float(abs(row).max())
-        fraction = 0
-        if name not in self._whole:
-            fraction = min(math.floor(math.log2(((1 << (bits - 1)) - 1) / largest)), 30)
+    def _made(self, value: _Number | _Affine, fraction: int) -> _Number:
+        """The integer of a value; if it is still to be made, in this unit or a coarser one."""
+        if isinstance(value, _Number):
+            return value
+        if value.gain is None:
+            return self._row(value.name or "offset", value.offset, fraction, STATE_BITS)
+        gain = self._row("gain", value.gain, fraction, STATE_BITS)
+        limits = [
+            p * q for p in (gain.low, gain.high) for q in (self._values.low, self._values.high)
+        ]
+        made = self._line("mul", ("x", gain.value), gain.fraction, min(limits), max(limits))
+        if not value.offset.any():
+            return made
+        offset = self._row("offset", value.offset, gain.fraction, STATE_BITS)
+        return self._sum("add", made, self._at(offset, made.fraction))
+
+    def _factor(self, value: _Number | _Affine, name: Value) -> _Number:
+        """A factor: a coefficient or number in 16 bits, or what 32 can hold."""
+        if isinstance(value, _Affine) and value.gain is None:
+            finest = 0 if value.is_whole else 30
+            made = self._row(value.name or "factor", value.offset, finest, COEFFICIENT_BITS)
+            if isinstance(made.value, str):
+                self._factors[made.value] = 2.0**-made.fraction
+            return made
+        made = self._made(value, self._fraction(name) + GUARD_BITS)
+        if made.low >= -(1 << 31) and made.high < 1 << 31:
+            return made
+        return self._rounded(made, self._fraction(name))
+
+    def _row(self, name: str, row: np.ndarray, fraction: int, bits: int) -> _Number:
+        """A coefficient in integers of so many bits, in this unit or a coarser one."""
+        largest = float(abs(row).max()) or 1.0
+        fraction = min(fraction, math.floor(math.log2(((1 << (bits - 1)) - 1) / largest)))
         integers = np.rint(row * 2.0**fraction).astype(np.int64)
-        self._coefficients[name] = integers
-        return _Number(name, fraction, int(integers.min()), int(integers.max()))
-
-    def _constant(self, value: float, fraction: int | None = None) -> _Number:
-        """A number of the trace, as a factor or in a given unit."""
-        if fraction is None:
-            fraction = 0 if _is_whole(value) else 28 - math.ceil(math.log2(abs(value)))
-        integer = round(value * 2.0**fraction)
-        return _Number(integer, fraction, integer, integer)
+        if integers.size == 1:
+            integer = int(integers[0, 0])
+            return _Number(integer, fraction, integer, integer)
+        while not np.array_equal(self._coefficients.setdefault(name, integers), integers):
+            name += "_"
+        low, high = int(integers.min()), int(integers.max())
+        return _Number(name, fraction, low - NEAR, high + NEAR)
 
     # ---------------------------------------------------------------------------------------------
     # Lines
 
-    def _lower(self, line: Line) -> _Number:
+    def _lower(self, line: Line) -> _Number | _Affine:
         operation, name = line.operation, self._step.name
-        given = [self._numbers[v] if isinstance(v, str) else v for v in line.arguments]
+        given = [self._given(value) for value in line.arguments]
+        if operation == "div":
+            if not isinstance(given[1], _Affine) or given[1].gain is not None:
+                raise ValueError(f"{name} divides by what changes, which integers cannot")
+            operation, given[1] = "mul", _Affine(1 / given[1].offset)
+        if all(isinstance(value, _Affine) for value in given):
+            known = _affine(operation, *given)
+            if known is not None:
+                return known
         match operation:
-            case "mul" | "div":
-                if operation == "div":
-                    if isinstance(given[1], _Number):
-                        raise ValueError(f"{name} divides by what changes, which integers cannot")
-                    given[1] = 1 / given[1]
-                a, b = (
-                    self._narrow(v, key) if isinstance(v, _Number) else self._constant(v)
-                    for v, key in zip(given, line.arguments, strict=True)
-                )
+            case "mul":
+                a, b = map(self._factor, given, line.arguments)
                 limits = [p * q for p, q in product((a.low, a.high), (b.low, b.high))]
                 values = a.value, b.value
                 return self._line("mul", values, a.fraction + b.fraction, min(limits), max(limits))
             case "add" | "sub" | "maximum" | "minimum":
-                a, b = self._aligned(given)
-                low, high = {
-                    "add": (a.low + b.low, a.high + b.high),
-                    "sub": (a.low - b.high, a.high - b.low),
-                    "maximum": (max(a.low, b.low), max(a.high, b.high)),
-                    "minimum": (min(a.low, b.low), min(a.high, b.high)),
-                }[operation]
-                return self._line(operation, (a.value, b.value), a.fraction, low, high)
+                return self._sum(operation, *self._aligned(*given))
             case "where":
-                a, b = self._aligned(given[1:])
-                values, low, high = (given[0].value, a.value, b.value), a.low, a.high
+                condition, *given = given
+                a, b = self._aligned(*given)
+                values, low, high = (condition.value, a.value, b.value), a.low, a.high
                 return self._line("where", values, a.fraction, min(low, b.low), max(high, b.high))
             case "neg":
-                (a,) = given
+                a = self._made(given[0], self._fraction(line.arguments[0]) + GUARD_BITS)
                 return self._line("neg", (a.value,), a.fraction, -a.high, -a.low)
             case "abs":
-                (a,) = given
+                a = self._made(given[0], self._fraction(line.arguments[0]) + GUARD_BITS)
                 return self._line("abs", (a.value,), a.fraction, 0, max(-a.low, a.high))
             case _ if operation in COMPARISONS or operation in LOGIC:
-                numbers = self._aligned(given) if operation in COMPARISONS else given
+                numbers = self._aligned(*given) if operation in COMPARISONS else given
                 values = tuple(number.value for number in numbers)
                 return self._line(operation, values, 0, 0, 1, is_condition=True)
         raise ValueError(f"{name} computes {operation}, which integers cannot")
+
+    def _sum(self, operation: str, a: _Number, b: _Number) -> _Number:
+        """A sum, a difference, or the larger or smaller of two numbers of the same unit."""
+        low, high = {
+            "add": (a.low + b.low, a.high + b.high),
+            "sub": (a.low - b.high, a.high - b.low),
+            "maximum": (max(a.low, b.low), max(a.high, b.high)),
+            "minimum": (min(a.low, b.low), min(a.high, b.high)),
+        }[operation]
+        return self._line(operation, (a.value, b.value), a.fraction, low, high)
 
     def _line(
         self,
@@ -524,16 +609,14 @@ class _Lowering:
             self._known[operation, values] = _Number(name, fraction, low, high)
         return self._known[operation, values]
 
-    def _aligned(self, given: Sequence) -> list[_Number]:
+    def _aligned(self, a: _Number | _Affine, b: _Number | _Affine) -> tuple[_Number, _Number]:
         """Two numbers in the finer unit of the two."""
-        known = [number.fraction for number in given if isinstance(number, _Number)]
-        finest = max(known, default=0 if all(map(_is_whole, given)) else 28)
-        return [
-            self._at(number, finest)
-            if isinstance(number, _Number)
-            else self._constant(number, finest)
-            for number in given
-        ]
+        made = [value.fraction for value in (a, b) if isinstance(value, _Number)]
+        both = all(isinstance(value, _Affine) and value.is_whole for value in (a, b))
+        finest = max(made, default=0 if both else STATE_BITS - 2)
+        a, b = self._made(a, finest), self._made(b, finest)
+        finest = max(a.fraction, b.fraction)
+        return self._at(a, finest), self._at(b, finest)
 
     def _at(self, number: _Number, fraction: int) -> _Number:
         """The number in a unit, if that one is finer."""
@@ -545,11 +628,9 @@ class _Lowering:
             return _Number(number.value * factor, fraction, low, high)
         return self._line("mul", (number.value, factor), fraction, low, high)
 
-    def _narrow(self, number: _Number, name: Value) -> _Number:
-        """A factor in 32 bits."""
-        if number.low >= -(1 << 31) and number.high < 1 << 31:
-            return number
-        return self._rounded(number, self._fraction(name))
+    def _held(self, value: _Number | _Affine, fraction: int) -> _Number:
+        """A value as a state of this unit remembers it."""
+        return self._rounded(self._at(self._made(value, fraction), fraction), fraction)
 
     def _rounded(self, number: _Number, fraction: int) -> _Number:
         """The number in a coarser unit and in 31 bits."""
@@ -563,5 +644,78 @@ class _Lowering:
         return self._line("round", values, number.fraction - shift, low, high)
 
 
-def _is_whole(value: Value | _Number) -> bool:
-    return not isinstance(value, (str, _Number)) and value == round(value)
+def _affine(operation: str, a: _Affine, b: _Affine | None = None, *_: object) -> _Affine | None:
+    """The result of an operation on what is linear in x, if it is linear in x."""
+    zero = np.zeros((1, 1))
+    match operation:
+        case "mul" if a.gain is None or b.gain is None:
+            a, b = (a, b) if b.gain is None else (b, a)
+            gain = None if a.gain is None else a.gain * b.offset
+            return _Affine(a.offset * b.offset, gain)
+        case "neg":
+            return _affine("mul", a, _Affine(np.full((1, 1), -1.0)))
+        case "add":
+            both = a.gain is None and b.gain is None
+            x, y = (zero if value.gain is None else value.gain for value in (a, b))
+            return _Affine(a.offset + b.offset, None if both else x + y)
+        case "sub":
+            return _affine("add", a, _affine("neg", b))
+    return None
+
+
+def _kept_stable(
+    step: Step, integers: Mapping[str, np.ndarray], units: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Integer factors with which all states decay that decay with the step's own.
+
+    Rounding may move a pole out of the unit circle. There the nearest integers are taken with which
+    it is inside.
+
+    Raises:
+        ValueError: there are none near.
+    """
+    found = {name: integers[name] for name in units}
+    if not (found and step.states):
+        return found
+
+    def radius(integers: Mapping[str, np.ndarray]) -> np.ndarray:
+        rounded = {name: integers[name] * units[name] for name in units}
+        return _pole_radius(step, {**step.coefficients, **rounded})
+
+    wrong = (_pole_radius(step, step.coefficients) < 1) & (radius(found) >= 1 - NEXT_TO_1)
+    if not wrong.any():
+        return found
+    still = radius(found)
+    moving = [name for name in units if (radius({**found, name: 0 * found[name]}) != still).any()]
+    ways = product(range(-NEAR, NEAR + 1), repeat=len(moving))
+    for way in sorted(ways, key=lambda way: np.dot(way, way)):
+        moved = {name: found[name] + by for name, by in zip(moving, way, strict=True)}
+        held = wrong & (radius({**found, **moved}) < 1 - NEXT_TO_1)
+        found |= {name: np.where(held, moved[name], found[name]) for name in moving}
+        wrong &= ~held
+    if wrong.any():
+        raise ValueError(
+            f"{step.name} has a filter that is not stable with {COEFFICIENT_BITS} bits: give it a "
+            "shorter time constant"
+        )
+    return found
+
+
+def _pole_radius(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The largest factor by which a step changes small states, of every channel: its pole radius.
+
+    The shape is that of the coefficients, ``(1, channels)`` or ``(positions, channels)``.
+    """
+    positions = max(map(len, coefficients.values()), default=1)
+    alone, count = replace(step, positions=positions, coefficients=coefficients), len(step.states)
+    states = {
+        f"{step.name}.{state}": np.broadcast_to(row[:, None, None], (count + 1, *alone.grid))
+        for state, row in zip(step.states, SMALL * np.eye(count + 1)[1:], strict=True)
+    }
+    alone.run(np.zeros((count + 1, math.prod(alone.grid))), states)
+    after = np.stack([states[f"{step.name}.{state}"] for state in step.states], -1)
+    return abs(np.linalg.eigvals((after[1:] - after[0]).transpose(1, 2, 3, 0) / SMALL)).max(-1)
+
+
+def _is_whole(value: Value) -> bool:
+    return not isinstance(value, str) and value == round(value)

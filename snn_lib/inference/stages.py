@@ -158,13 +158,18 @@ class Step:
     coefficients: Mapping[str, np.ndarray] = field(default_factory=dict)
     wide: frozenset[str] = frozenset()
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Positions and channels."""
+        return self.positions, self.channels
+
     def run(self, x: np.ndarray, states: States) -> np.ndarray:
         """One step of a batch; ``states`` holds what is remembered, and the next states after."""
         return self.values(x, states)[self.trace.results[0]].reshape(len(x), -1)
 
     def values(self, x: np.ndarray, states: States) -> dict:
         """As :meth:`run`, but returns the values of all names, ``(B, positions, channels)``."""
-        values: dict = {"x": x.reshape(-1, self.positions, self.channels), **self.coefficients}
+        values: dict = {"x": x.reshape(-1, *self.grid), **self.coefficients}
         for name in self.states:
             key = f"{self.name}.{name}"
             values[name] = states[key] if key in states else np.zeros_like(values["x"])
