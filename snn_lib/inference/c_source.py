@@ -432,11 +432,6 @@ class _Source:
         return output
 
     def _result_of(self, line: Line, step: Step, names: dict[str, str]) -> str:
-        if line.operation not in SPELLING:
-            raise ValueError(
-                f"{step.name} computes {line.operation}, for which C needs its library of "
-                "mathematics: it cannot be exported"
-            )
         values = [self._value(value, names) for value in line.arguments]
         wide = line.name in step.wide
         if line.operation == "round":

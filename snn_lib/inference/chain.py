@@ -26,7 +26,7 @@ from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import describe
 from snn_lib.inference.layers import Layer, Shape
-from snn_lib.inference.stages import Gather, Pool, Rows, Stage, Step, Windows
+from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
 from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import Line, Trace, trace
 
@@ -166,8 +166,8 @@ def _cell(layer: kinds.CellLayer, order: np.ndarray) -> Step:
     """The step of a cell, without the lines and states that do not count."""
     made = program(layer.key)
     shape = _grid(layer.before)
-    rows = layer.coefficients.reshape(len(layer.coefficients), -1)[:, order]
-    coefficients = dict(zip(made.coefficients, rows.reshape(-1, *shape), strict=True))
+    rows = layer.coefficients.reshape(-1, len(order))[:, order].reshape(-1, *shape)
+    coefficients = dict(zip(made.coefficients, rows, strict=True))
     return _reduced(layer.name, made.forward, made.states, coefficients, shape)
 
 
@@ -194,7 +194,17 @@ def _reduced(
     coefficients: Mapping[str, np.ndarray],
     shape: tuple[int, int],
 ) -> Step:
-    """A step without products by 0 and 1, and without states that nothing reads."""
+    """A step without products by 0 and 1, and without states that nothing reads.
+
+    Raises:
+        ValueError: it computes what C has only in a library.
+    """
+    for line in lines.lines:
+        if line.operation not in FUNCTIONS:
+            raise ValueError(
+                f"{name} computes {line.operation}, for which C needs its library of mathematics: "
+                "it cannot be exported"
+            )
     known = {"kept": 1.0}
     for key, row in coefficients.items():
         if not row.any() or (row == 1).all():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from snn_lib.inference.chain import Chain, preparation_of, raw_steps, read_chain
 from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
@@ -50,17 +50,18 @@ class IntegerChain(Chain):
 
 def quantise(
     network: nn.Module,
-    samples: object,
+    x: np.ndarray | Tensor,
     weight_bits: int = 8,
     shape: Sequence[int] | None = None,
 ) -> "IntegerNetwork":
     """Makes an integer network of a trained one, without training.
 
+        made = quantise(network, network.prepare(samples).x)
+
     Args:
         network: as :func:`snn_lib.inference.compiled` takes.
-        samples: some hundred from the training data: what ``network.classify`` takes, if
-            :func:`snn_lib.load` returned the network, else its input over time ``(T, B,
-            *features)``. Fixed points are chosen so that four times what they reach still fits.
+        x: its input over time ``(T, B, *features)`` for some hundred samples of the training data.
+            Fixed points are chosen so that four times what they reach still fits.
         weight_bits: 8 or 4.
         shape: as in :func:`snn_lib.inference.compiled`.
 
@@ -70,10 +71,9 @@ def quantise(
     """
     if weight_bits not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
-    read, preparation = read_chain(network, shape), preparation_of(network)
-    x = np.asarray(samples) if preparation is None else preparation(samples).x
-    x = raw_steps(preparation, x)
-    return IntegerNetwork(_Quantiser(read, x, weight_bits).chain, network)
+    read = read_chain(network, shape)
+    raw = raw_steps(preparation_of(network), x)
+    return IntegerNetwork(_Quantiser(read, raw, weight_bits).chain, network)
 
 
 class IntegerNetwork:
@@ -127,7 +127,8 @@ class IntegerNetwork:
         """The name of each sample's class, and the answers of all classes, int64 ``(B, classes)``.
 
         Args:
-            samples: as in :func:`quantise`.
+            samples: what ``network.classify`` takes, if :func:`snn_lib.load` returned the network;
+                else its input over time.
 
         Raises:
             ValueError: the network has no readout that is known here, or as :meth:`step`.

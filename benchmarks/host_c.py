@@ -1,15 +1,15 @@
-"""Compiles an exported network with the C compiler of this machine, and runs it."""
+"""Compiles an exported network with the C compiler of this machine, and runs it here."""
 
+import ctypes
+import re
 import shutil
 import subprocess
 
 import numpy as np
-import pytest
 
 CC = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
-SANITIZED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 # Reads sequences of so many steps, and writes the output of each step, the class and the lead.
 MAIN = """
@@ -85,3 +85,41 @@ class Compiled:
         kinds = self.dtype, np.int32, self.dtype
         y, best, lead = (p.copy().view(k) for p, k in zip(parts, kinds, strict=True))
         return y, best[..., 0], lead[..., 0]
+
+
+class Library:
+    """The network of ``network.c`` in a folder, as a shared library."""
+
+    def __init__(self, folder, dtype=np.float64, input_dtype=None):
+        self.dtype, self.input_dtype = np.dtype(dtype), np.dtype(input_dtype or dtype)
+        size = "const unsigned long network_size = sizeof(network_state);\n"
+        (folder / "library.c").write_text(f'#include "network.c"\n{size}')
+        program = folder / "network.so"
+        command = [CC, *STRICT, "-shared", "-fPIC", str(folder / "library.c"), "-o", str(program)]
+        subprocess.run(command, check=True)
+        self.library = ctypes.CDLL(str(program))
+        header = (folder / "network.h").read_text()
+        self.outputs = int(re.search(r"NETWORK_OUTPUTS (\d+)", header)[1])
+
+    def stream(self):
+        """A function that runs a step of a stream of its own."""
+        state = ctypes.create_string_buffer(
+            ctypes.c_ulong.in_dll(self.library, "network_size").value
+        )
+        self.library.network_reset(state)
+
+        def step(x):
+            x, y = np.ascontiguousarray(x, self.input_dtype), np.empty(self.outputs, self.dtype)
+            self.library.network_step(state, x.ctypes, y.ctypes)
+            return y
+
+        return step
+
+    def classes(self, count):
+        """The names of the classes."""
+        names = (ctypes.c_char_p * count).in_dll(self.library, "network_classes")
+        return [name.decode() for name in names]
+
+    def order(self, count):
+        """The order of the pixels."""
+        return [*(ctypes.c_uint16 * count).in_dll(self.library, "network_order")]
