@@ -152,18 +152,19 @@ def to_c(
         ValueError: the name does not fit, a step computes what needs the library of mathematics, or
             as :func:`snn_lib.inference.to_onnx`.
     """
+    if isinstance(network, IntegerNetwork):
+        read = network.chain
+        classes = read.classes if classes is None else tuple(map(str, classes))
+        write_c(replace(read, classes=classes, step=read.step if step is None else step), path)
+    else:
+        write_c(read_chain(network, shape, classes, step), path)
+
+
+def write_c(read: Chain, path: str | Path) -> None:
+    """Writes the two files of a chain, see :func:`to_c`."""
     path = Path(path)
     if path.suffix != ".c" or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", path.stem):
         raise ValueError(f"{path.name}: expected a name in C with the ending .c, such as network.c")
-    if isinstance(network, IntegerNetwork):
-        read = network.chain
-        read = replace(
-            read,
-            classes=read.classes if classes is None else tuple(map(str, classes)),
-            step=read.step if step is None else step,
-        )
-    else:
-        read = read_chain(network, shape, classes, step)
     source = _Source(read, path.stem)
     write_atomically(path, source.text().encode())
     write_atomically(path.with_suffix(".h"), source.header().encode())

@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 from torch import Tensor, nn
 
+from snn_lib.data.preparation import Preparation
 from snn_lib.inference.chain import Chain, preparation_of, raw_steps, read_chain
 from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
@@ -71,9 +72,14 @@ def quantise(
     """
     if weight_bits not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
-    read = read_chain(network, shape)
     raw = raw_steps(preparation_of(network), x)
-    return IntegerNetwork(_Quantiser(read, raw, weight_bits).chain, network)
+    read = integer_chain(read_chain(network, shape), raw, weight_bits)
+    return IntegerNetwork(read, preparation_of(network))
+
+
+def integer_chain(read: Chain, x: np.ndarray, weight_bits: int) -> IntegerChain:
+    """A chain in integers, for input like x, ``(T, B, *before)``."""
+    return _Quantiser(read, x, weight_bits).chain
 
 
 class IntegerNetwork:
@@ -88,8 +94,8 @@ class IntegerNetwork:
         saturated: how many values have not fitted since the last reset.
     """
 
-    def __init__(self, chain: IntegerChain, network: nn.Module) -> None:
-        self.chain, self._preparation = chain, preparation_of(network)
+    def __init__(self, chain: IntegerChain, preparation: Preparation | None = None) -> None:
+        self.chain, self._preparation = chain, preparation
         self.before, self.after = chain.before, chain.after
         self.input_scale, self.output_scale = chain.input_scale, chain.output_scale
         self.reset()
@@ -139,7 +145,7 @@ class IntegerNetwork:
         if self._preparation is not None:
             x, lengths = self._preparation(samples)
         answers = self.answers(self.integers(raw_steps(self._preparation, x)))
-        ends = np.full(answers.shape[1], len(answers)) if lengths is None else np.array(lengths)
+        ends = np.full(answers.shape[1], len(answers)) if lengths is None else lengths.numpy()
         last = answers[ends - 1, np.arange(len(ends))]
         names = self.chain.classes or [str(number) for number in range(last.shape[1])]
         return [names[number] for number in last.argmax(1)], last
