@@ -35,7 +35,8 @@ from snn_lib.inference.integers import integer_chain
 from snn_lib.inference.stages import Rows, Stage, Step, Windows
 from snn_lib.kernels.trace import Line, Trace
 
-SAMPLES, LEAD, INSTRUCTIONS_A_TICK = 10, 2, 40
+MOST, STEPS = 50, 1500  # samples, and steps of all of them together
+LEAD, INSTRUCTIONS_A_TICK = 2, 40
 DENSE, BITS = "dense network", (32, 8, 4)
 BOARD = ROOT / "examples" / "microcontroller"
 GCC = (
@@ -118,28 +119,27 @@ def subjects(name: str, chosen: Any, samples: int) -> dict[int, Subject]:
     network = snn_lib.load(next(ROOT.glob(f"*checkpoint/pretrained_{name}")))
     experiment = load(name, chosen, samples)
     x = calibration(experiment)
-    test = next(iter(experiment.task.evaluation_batches("test"))).x.float()[:, :samples]
-    raw = raw_steps(network.preparation, test)
+    test = next(iter(experiment.task.evaluation_batches("test"))).x.float()
+    raw = raw_steps(network.preparation, test[:, : max(2, min(samples, STEPS // len(test)))])
     counts, found = network.readout == "count", {}
     for bits in (8, 4):
         made = quantise(network, x, bits)
         given = made.integers(raw)
         read_out = made.chain.readout is not None
-        classes = made.answers(given)[-1].argmax(1) if read_out else np.zeros(samples, int)
+        classes = made.answers(given)[-1].argmax(1) if read_out else np.zeros(given.shape[1])
         found[bits] = Subject(made.chain, given, 1, counts, classes)
     read, scale = read_chain(network), found[8].read.input_scale
     return {32: Subject(read, found[8].samples, scale, counts, found[8].classes)} | found
 
 
+@torch.no_grad()
 def dense_subject(bits: int, chosen: Any, samples: int) -> Subject:
     """The dense network of early_inference.py, for the same images."""
     from early_inference import dense_network
 
     torch.manual_seed(0)
-    network, experiment = (
-        snn_lib.load(ROOT / "checkpoint" / "pretrained_snn_mlp_1"),
-        load("snn_mlp_1", chosen, samples),
-    )
+    network = snn_lib.load(ROOT / "checkpoint" / "pretrained_snn_mlp_1")
+    experiment = load("snn_mlp_1", chosen, samples)
     x = raw_steps(network.preparation, calibration(experiment)[:1])
     test = next(iter(experiment.task.evaluation_batches("test"))).x.float()[:1, :samples]
     dense = dense_network(torch.from_numpy(x[0]).float())
@@ -231,7 +231,7 @@ def main() -> None:
     for program in (GCC[0], QEMU[0]):
         if shutil.which(program) is None:
             raise SystemExit(f"there is no {program}: see the head of this script")
-    path, samples = chosen.output.with_suffix(".csv"), 2 if chosen.smoke else SAMPLES
+    path, samples = chosen.output.with_suffix(".csv"), 2 if chosen.smoke else MOST
     rows = earlier_rows(path)
     for name in ["snn_mlp_1_latency_behind"] if chosen.smoke else [DENSE, *NAMES]:
         if any(row["model"] == name for row in rows):

@@ -72,9 +72,10 @@ def quantise(
     """
     if weight_bits not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
-    raw = raw_steps(preparation_of(network), x)
-    read = integer_chain(read_chain(network, shape), raw, weight_bits)
-    return IntegerNetwork(read, preparation_of(network))
+    read, raw = read_chain(network, shape), raw_steps(preparation_of(network), x)
+    if raw.ndim < 2 or raw.shape[2:] != read.before or raw.size == 0:
+        raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
+    return IntegerNetwork(integer_chain(read, raw, weight_bits), preparation_of(network))
 
 
 def integer_chain(read: Chain, x: np.ndarray, weight_bits: int) -> IntegerChain:

@@ -266,6 +266,12 @@ class Dividing(Cell):
         return x / (1 + level.abs()), (decay * level + x,)
 
 
+def test_samples_of_another_shape_are_refused():
+    for x in (torch.rand(5, 2, 3), torch.rand(5, 0, 4), torch.rand(4)):
+        with pytest.raises(ValueError, match=r"x has the shape .*, expected \(T, B, \*\(4,\)\)"):
+            quantise(Sequential(nn.Linear(4, 2)), x)
+
+
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
