@@ -141,7 +141,7 @@ def test_as_many_rows_as_there_are_add_up(bits, most, sign, inputs, tmp_path):
 @needs_compiler
 def test_products_of_potentials_fit_however_many_there_are(tmp_path):
     model = Sequential(nn.Linear(5000, 6))
-    nn.init.constant_(model[0].weight, 0.1)
+    nn.init.uniform_(model[0].weight, 0.05, 0.1)
     model[0].weight.data[3] *= -1
     made = quantise(model, torch.rand(1, 1, 5000) - 0.3)
     limit = made.chain.input_limits[0]
