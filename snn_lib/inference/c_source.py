@@ -224,6 +224,8 @@ class _Source:
         self.states: dict[str, tuple[str, int]] = {}
         self.room: dict[str, tuple[str, int]] = {}
         self.flash = self.additions = self.products = self.others = 0
+        rows = [stage for stage in read.stages if isinstance(stage, Rows)]
+        self._place = _unsigned(max((stage.weights.shape[1] for stage in rows), default=0))
         self._lines: list[str] = []
         self._depth, self._locals = 1, 0
         self._names: set[str] = set()
@@ -325,7 +327,7 @@ class _Source:
         rows = {
             "input": [f"{before}, {takes}"],
             "output": [f"{after}, {gives}"],
-            "time step": [read.step or "as in the training"],
+            "time step": [_remark(read.step) or "as in the training"],
             "flash": [f"{self.flash:,} bytes of tables"],
             "RAM": [f"{ram:,} bytes for each stream"],
             "operations": [
@@ -382,8 +384,8 @@ class _Source:
         return _Values(f"state->{name}")
 
     def _reserve(self, name: str, kind: str, count: int) -> None:
-        known, length = self.room.get(name, (kind, 0))
-        self.room[name] = max(kind, known, key=SIZES.get), max(count, length)
+        _, length = self.room.get(name, (kind, 0))
+        self.room[name] = kind, max(count, length)
 
     def _gathered(self, values: _Values, index: np.ndarray) -> _Values:
         if values.index:
@@ -471,7 +473,7 @@ class _Source:
         reached = int((w.places >= 0).sum()) * w.before[2] * outputs
         self.additions += reached * rows.spikes
         self.products += reached * (not rows.spikes)
-        self._reserve("at", _unsigned(inputs - 1), inputs)
+        self._reserve("at", self._place, inputs)
         if not rows.spikes:
             self._reserve("amount", "int16_t" if self.integers else self.number, inputs)
         table, stride = self._weights(rows)
@@ -480,7 +482,7 @@ class _Source:
 
         def listed(number: str, value: str) -> None:
             with self._block(f"if ({value} != 0)"):
-                self._line(f"state->at[count] = ({_unsigned(inputs - 1)}){number};")
+                self._line(f"state->at[count] = ({self._place}){number};")
                 if not rows.spikes:
                     kind = "(int16_t)" if self.integers else ""
                     self._line(f"state->amount[count] = {kind}{value};")
@@ -518,16 +520,21 @@ class _Source:
     def _weights(self, rows: Rows) -> tuple[str, int]:
         """The table of weights, and the distance from one row to the next."""
         name = f"{_identifier(rows.name)}_weights"
-        at = self.room["at"][0]
         if not self.integers:
-            self.helpers["add_products"] = ADD_FLOATS.format(number=self.number, at=at)
+            self.helpers["add_products"] = ADD_FLOATS.format(number=self.number, at=self._place)
             return self._add_table(name, self.number, rows.weights.ravel()), rows.weights.shape[2]
         bits, bias, mask = rows.bits, 1 << (rows.bits - 1), (1 << rows.bits) - 1
         outputs, in_word, half = rows.weights.shape[2], 32 // bits, 16 // bits
         filled = np.zeros((*rows.weights.shape[:2], outputs + -outputs % 8), np.int64)
         filled[..., :outputs] = rows.weights
         packed = ((filled + bias).reshape(-1, in_word) << bits * np.arange(in_word)).sum(1)
-        known = {"bits": bits, "bias": bias, "at": at, "words": bits // 4, "most": 0xFFFF // mask}
+        known = {
+            "bits": bits,
+            "bias": bias,
+            "at": self._place,
+            "words": bits // 4,
+            "most": 0xFFFF // mask,
+        }
 
         def text(depth: int, join: str, line: str, count: int) -> str:
             """A line for each of so many weights: number k, in word w, shifted by s."""
@@ -638,7 +645,12 @@ def _differs(row: np.ndarray) -> bool:
 
 def _plain(name: str) -> str:
     """The name of a layer in the module that was trained."""
-    return name.removeprefix("model.")
+    return _remark(name.removeprefix("model."))
+
+
+def _remark(text: str) -> str:
+    """A text as a comment may hold it."""
+    return " ".join(re.sub(r"[*/]{2,}", "-", text).split())
 
 
 def _identifier(name: str) -> str:

@@ -522,10 +522,20 @@ class _Lowering:
         offset = self._row("offset", value.offset, gain.fraction, STATE_BITS)
         return self._sum("add", made, self._at(offset, made.fraction))
 
-    def _factor(self, value: _Number | _Affine, name: Value) -> _Number:
+    def _factors_of(self, line: Line, given: Sequence) -> list[_Number]:
+        """The two factors of a product, no finer than it needs."""
+        made = [value.fraction for value in given if isinstance(value, _Number)]
+        finest = 30
+        if len(made) == 1 and self._reach.get(line.name):
+            finest = self._fraction(line.name) + GUARD_BITS + 4 - made[0]
+        return [
+            self._factor(v, name, finest) for v, name in zip(given, line.arguments, strict=True)
+        ]
+
+    def _factor(self, value: _Number | _Affine, name: Value, finest: int) -> _Number:
         """A factor: a coefficient or number in 16 bits, or what 32 can hold."""
         if isinstance(value, _Affine) and value.gain is None:
-            finest = 0 if value.is_whole else 30
+            finest = 0 if value.is_whole else finest
             made = self._row(value.name or "factor", value.offset, finest, COEFFICIENT_BITS)
             if isinstance(made.value, str):
                 self._factors[made.value] = 2.0**-made.fraction
@@ -564,7 +574,7 @@ class _Lowering:
                 return known
         match operation:
             case "mul":
-                a, b = map(self._factor, given, line.arguments)
+                a, b = self._factors_of(line, given)
                 limits = [p * q for p, q in product((a.low, a.high), (b.low, b.high))]
                 values = a.value, b.value
                 return self._line("mul", values, a.fraction + b.fraction, min(limits), max(limits))
@@ -642,13 +652,15 @@ class _Lowering:
 
     def _rounded(self, number: _Number, fraction: int) -> _Number:
         """The number in a coarser unit and in 31 bits."""
-        limit, shift = 1 << (STATE_BITS - 1), max(number.fraction - fraction, 0)
+        shift = max(number.fraction - fraction, 0)
+        bits = min(STATE_BITS, 63 - shift)  # which is enough for what was shifted so far
+        limit = 1 << (bits - 1)
         if shift == 0 and number.low >= -limit and number.high < limit:
             return number
         half = (1 << shift) >> 1
         low, high = ((end + half) >> shift for end in (number.low, number.high))
         low, high = max(low, -limit), min(high, limit - 1)
-        values = number.value, shift, STATE_BITS
+        values = number.value, shift, bits
         return self._line("round", values, number.fraction - shift, low, high)
 
 

@@ -16,6 +16,7 @@ from benchmarks.host_c import CC, SANITIZED, Compiled
 from snn_lib import (
     AdaptiveNeuron,
     Cell,
+    IIRSynapse,
     LowPassSynapse,
     ResonantSynapse,
     ResonateAndFireNeuron,
@@ -136,6 +137,24 @@ def test_as_many_rows_as_there_are_add_up(bits, most, sign, inputs, tmp_path):
     np.testing.assert_array_equal(output, made.run(x))
     exact = model(torch.from_numpy(x).float())[0].detach().numpy()
     np.testing.assert_allclose(output * made.output_scale, exact, rtol=0.1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6])
+@pytest.mark.parametrize("gain", [1e-9, 1e-4, 1e4])
+def test_numbers_of_any_size_have_their_units(size, gain, tmp_path):
+    model = Sequential(
+        nn.Linear(4, 3).double(), IIRSynapse(3, (0.9, -0.5), (gain, 0.3 * gain)).double()
+    )
+    x = size * torch.randn(100, 2, 4).double()
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    output = made.run(given)
+    np.testing.assert_array_equal(output, written(made, tmp_path, SANITIZED).run(given))
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    if size * gain > 1e-7:  # else the units of 2^-30 are too large
+        assert np.std(output * made.output_scale - target) < 0.02 * np.std(target)
 
 
 @needs_compiler
