@@ -417,7 +417,7 @@ class _Lowering:
         self._lines: list[Line] = []
         self._wide: set[str] = set()
         self._coefficients: dict[str, np.ndarray] = {}
-        self._factors: dict[str, float] = {}  # what a 1 of a factor of states stands for
+        self._units: dict[str, float] = {}  # what a 1 of a factor of states stands for
         self._known: dict[tuple, _Number] = {}
         self._whole = self._find_whole()
         self._fractions = self._find_fractions()
@@ -452,7 +452,7 @@ class _Lowering:
             for state, result in zip(step.states, step.trace.results[1:], strict=True)
         ]
         results = tuple(number.value for number in (output, *after))
-        self._coefficients |= _kept_stable(step, self._coefficients, self._factors)
+        self._coefficients |= _kept_stable(step, self._coefficients, self._units)
         made = replace(
             step,
             trace=Trace(tuple(self._lines), results),
@@ -522,24 +522,35 @@ class _Lowering:
         offset = self._row("offset", value.offset, gain.fraction, STATE_BITS)
         return self._sum("add", made, self._at(offset, made.fraction))
 
-    def _factors_of(self, line: Line, given: Sequence) -> list[_Number]:
-        """The two factors of a product, no finer than it needs."""
-        made = [value.fraction for value in given if isinstance(value, _Number)]
+    def _factors(self, line: Line, given: Sequence) -> list[_Number]:
+        """The two factors of a product: numbers in 32 bits, coefficients in 16.
+
+        A coefficient is no finer than the product needs.
+        """
+        found = [
+            self._narrow(value, name) for value, name in zip(given, line.arguments, strict=True)
+        ]
+        known = [number.fraction for number in found if number is not None]
         finest = 30
-        if len(made) == 1 and self._reach.get(line.name):
-            finest = self._fraction(line.name) + GUARD_BITS + 4 - made[0]
+        if known and self._reach.get(line.name):
+            finest = self._fraction(line.name) + GUARD_BITS + 4 - known[0]
         return [
-            self._factor(v, name, finest) for v, name in zip(given, line.arguments, strict=True)
+            number or self._coefficient(value, finest)
+            for number, value in zip(found, given, strict=True)
         ]
 
-    def _factor(self, value: _Number | _Affine, name: Value, finest: int) -> _Number:
-        """A factor: a coefficient or number in 16 bits, or what 32 can hold."""
+    def _coefficient(self, value: _Affine, finest: int) -> _Number:
+        """A coefficient that states are multiplied by, in 16 bits."""
+        finest = 0 if value.is_whole else finest
+        made = self._row(value.name or "factor", value.offset, finest, COEFFICIENT_BITS)
+        if isinstance(made.value, str):
+            self._units[made.value] = 2.0**-made.fraction
+        return made
+
+    def _narrow(self, value: _Number | _Affine, name: Value) -> _Number | None:
+        """A value in 32 bits; None if it is a coefficient."""
         if isinstance(value, _Affine) and value.gain is None:
-            finest = 0 if value.is_whole else finest
-            made = self._row(value.name or "factor", value.offset, finest, COEFFICIENT_BITS)
-            if isinstance(made.value, str):
-                self._factors[made.value] = 2.0**-made.fraction
-            return made
+            return None
         made = self._made(value, self._fraction(name) + GUARD_BITS)
         if made.low >= -(1 << 31) and made.high < 1 << 31:
             return made
@@ -574,7 +585,7 @@ class _Lowering:
                 return known
         match operation:
             case "mul":
-                a, b = self._factors_of(line, given)
+                a, b = self._factors(line, given)
                 limits = [p * q for p, q in product((a.low, a.high), (b.low, b.high))]
                 values = a.value, b.value
                 return self._line("mul", values, a.fraction + b.fraction, min(limits), max(limits))
