@@ -48,6 +48,13 @@ def _target() -> llvm.TargetMachine:
     )
 
 
+@cache
+def vector_width() -> int:
+    """How many channels a value has: vectors of 512 bits slow the clock of many of Intel's CPUs."""
+    wide = llvm.get_host_cpu_name().startswith("znver")
+    return 16 if wide and llvm.get_host_cpu_features().get("avx512f") else 8
+
+
 def kernel(source: str) -> Kernel:
     """The kernel of a module with the functions ``kernel`` and ``share``."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())

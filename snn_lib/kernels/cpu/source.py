@@ -1,27 +1,28 @@
 """Writes a program's kernels in LLVM's language, forward and backward over time.
 
 A kernel runs on the tiles of :mod:`snn_lib.kernels.cpu.tiles`: all steps of one tile, then of the
-next. A row is the channels of a tile at one time step and one batch row. The innermost loop runs
-over the channels of a row and has the lines of the step's trace in it, on ``WIDTH`` channels at
-once. The states of a tile lie in rows, which stay in the cache.
-
+next. A row is the channels of a tile at one time step and one batch row. States lie in rows, which
+stay in the cache. A vector of channels is taken through a few steps at once: it reads its states,
+keeps them in registers over these steps, and writes them back. The innermost loop runs over the
+steps and has the lines of the step's trace in it.
 ``python -m snn_lib.kernels --show CELL`` prints the lines of a step and of its adjoint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from llvmlite import ir
 
 from snn_lib.kernels.adjoint import Adjoint, Product, Way
+from snn_lib.kernels.cpu.library import vector_width
 from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64, VOID, Writer
 from snn_lib.kernels.program import parameters, program
 from snn_lib.kernels.trace import Trace, Value
 
 BLOCK = 32  # steps whose states a backward pass computes again at once, so that they stay in cache
-WIDTH = 8  # channels of a value: wider vectors slow the clock of many CPUs down
+GROUP = 4  # steps that a vector of channels runs at once, with its states in registers
 KINDS = {"bfloat16": I16, "float32": FLOAT, "float64": DOUBLE}
 
 
@@ -60,38 +61,39 @@ def forward_source(task: Task) -> str:
     """The kernel that runs a program over time, see :data:`FORWARD`."""
     made, kernel = program(task.key), _Kernel("forward", FORWARD, task)
     trace, w, count = made.forward, kernel.writer, len(made.states)
-    reads_x = trace.reads("x")
-    with kernel.tiles(), w.counting(I64(0), kernel["steps"]) as (t, _):
-        block = w.sdiv(t, I64(BLOCK))
-        whole = w.icmp_signed("==", w.mul(block, I64(BLOCK)), t)
+
+    def keep(begin: ir.Value, b: ir.Value) -> None:
+        """Keeps the states before a block, but the first, for a backward pass."""
+        block = w.sdiv(begin, I64(BLOCK))
+        whole = w.icmp_signed("==", w.mul(block, I64(BLOCK)), begin)
         kept = w.icmp_signed("<=", block, kernel["blocks"])
-        keeps = w.and_(w.and_(whole, kept), w.icmp_signed(">", t, I64(0)))
-        with kernel.each_row() as b:
-            states = [kernel.state("state", s, b) for s in range(count)]
-            with w.if_then(keeps):
-                before = w.mul(w.sub(block, I64(1)), I64(count))
-                for s, row in enumerate(states):
-                    place = kernel.state("checkpoints", w.add(before, I64(s)), b)
-                    kernel.copy(row, place)
-            x, output = kernel.sequence("x", t, b), kernel.whole("output", task.output, t, b)
+        with w.if_then(w.and_(w.and_(whole, kept), w.icmp_signed(">", begin, I64(0)))):
+            before = w.mul(w.sub(block, I64(1)), I64(count))
+            for s in range(count):
+                place = kernel.state("checkpoints", w.add(before, I64(s)), b)
+                kernel.copy(kernel.state("state", s, b), place)
 
-            def step(n: ir.Value) -> None:
-                values = kernel.coefficients(n)
-                values |= dict(zip(made.states, [w.read(row, n) for row in states], strict=True))
-                if reads_x:
-                    w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
-                    values["x"] = w.read(x, n)
-                values |= kernel.kept(t, b, n) if trace.reads("kept") else {}
-                kernel.lines(trace, values, flushed=trace.results[1:])
-                results = [kernel.value(result, values) for result in trace.results]
-                for result, row in zip(results, [output, *states], strict=True):
-                    w.write(result, row, n)
-
-            kernel.each_channel(step)
+    def run(begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
+        rows, fixed = [kernel.state("state", s, b) for s in range(count)], kernel.coefficients(n)
+        with kernel.carrying(rows, n) as states, w.counting(begin, end) as (t, _):
+            values = fixed | kernel.read_states(made.states, states)
+            values |= kernel.input(trace, t, b, n)
+            values |= kernel.kept(t, b, n) if trace.reads("kept") else {}
+            kernel.lines(trace, values, flushed=trace.results[1:])
+            output, *after = (kernel.value(result, values) for result in trace.results)
+            w.write(output, kernel.whole("output", task.output, t, b), n)
+            for value, place in zip(after, states, strict=True):
+                w.store(value, place)
             if task.ends:
                 with w.if_then(kernel.is_end(b, t)):
-                    for s, row in enumerate(states):
-                        kernel.copy(row, kernel.state("ends", s, b))
+                    for s, value in enumerate(after):
+                        w.write(value, kernel.state("ends", s, b), n)
+
+    with kernel.tiles(), w.counting(I64(0), kernel["steps"], GROUP) as (begin, _):
+        end = w.smaller(kernel["steps"], w.add(begin, I64(GROUP)))
+        with kernel.each_row() as b:
+            keep(begin, b)
+            kernel.each_channel(partial(run, begin, end, b))
     return kernel.text()
 
 
@@ -104,73 +106,77 @@ def backward_source(task: Task, way: Way) -> str:
     # The factors of spikes cost more to draw than to keep from one way to the other.
     keeps_factors = task.drops and bool(states) and again.reads("kept")
 
-    def replay(t: ir.Value, begin: ir.Value, b: ir.Value) -> None:
-        """The states before step t + 1, from those before step t."""
-        before = [kernel.again(w.sub(t, begin), s, b) for s in range(count)]
-        after = [kernel.again(w.add(w.sub(t, begin), I64(1)), s, b) for s in range(count)]
-        x = kernel.sequence("x", t, b)
-
-        def step(n: ir.Value) -> None:
-            values = kernel.coefficients(n)
-            values |= dict(
-                zip(names, [w.read(row, kernel.local(n)) for row in before], strict=True)
-            )
-            if again.reads("x"):
-                w.prefetch(kernel.sequence("x", w.add(t, I64(1)), b), n)
-                values["x"] = w.read(x, n)
+    def replay(first: ir.Value, begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
+        """The states before the steps after ``begin``, in a block that begins at ``first``."""
+        here = w.sub(begin, first)
+        rows, place = [kernel.again(here, s, b) for s in range(count)], kernel.local(n)
+        fixed = kernel.coefficients(n)
+        with kernel.carrying(rows, place, write=False) as held, w.counting(begin, end) as (t, _):
+            values = fixed | kernel.read_states(names, held)
+            values |= kernel.input(again, t, b, n)
             values |= kernel.kept(t, b, n) if again.reads("kept") else {}
+            here = w.sub(t, first)
             if keeps_factors:
-                factors = kernel.again(w.sub(t, begin), count, b)
-                w.write(values["kept"], factors, kernel.local(n))
+                w.write(values["kept"], kernel.again(here, count, b), place)
             kernel.lines(again, values, flushed=again.results)
-            for result, row in zip(again.results, after, strict=True):
-                w.write(kernel.value(result, values), row, kernel.local(n))
+            for s, result in enumerate(again.results):
+                value = kernel.value(result, values)
+                w.write(value, kernel.again(w.add(here, I64(1)), s, b), place)
+                w.store(value, held[s])
 
-        kernel.each_channel(step)
-
-    def retreat(t: ir.Value, begin: ir.Value, b: ir.Value) -> None:
-        """The gradients that reach the states before step t, from those after it."""
-        adjoints = [kernel.state("adjoint", s, b) for s in range(count)]
-        if task.ends:
-            with w.if_then(kernel.is_end(b, t)):
-                _add_last(kernel, adjoints, b)
-        before = {
-            n: kernel.again(w.sub(t, begin), s, b) for s, n in enumerate(names) if n in states
-        }
-        sums = [kernel.sum(number, len(trained)) for number in range(len(trained))]
-        x, grad_output = (kernel.sequence(name, t, b) for name in ("x", "grad_output"))
-        grad_x = kernel.whole("grad_x", task.x, t, b) if way.need_x else None
-
-        def step(n: ir.Value) -> None:
-            values = kernel.coefficients(n) | kernel.numbers()
-            values |= {name: w.read(row, kernel.local(n)) for name, row in before.items()}
-            arriving = zip(adjoint.arriving, adjoints, strict=True)
-            values |= {name: w.read(row, n) for name, row in arriving}
-            w.prefetch(kernel.sequence("grad_output", w.sub(t, I64(1)), b), n)
-            values["_g0"] = w.read(grad_output, n)
-            values |= {"x": w.read(x, n)} if adjoint.step.reads("x") else {}
+    def retreat(first: ir.Value, begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
+        """The gradients that reach the states before step ``begin``, from those at ``end``."""
+        rows = [kernel.state("adjoint", s, b) for s in range(count)]
+        totals = [kernel.sum(number, len(trained)) for number in range(len(trained))]
+        fixed = kernel.coefficients(n) | kernel.numbers()
+        back = w.counting(w.sub(end, I64(1)), begin, -1)
+        with kernel.carrying([*rows, *totals], n) as held, back as (t, _):
+            adjoints, sums = held[:count], held[count:]
+            if task.ends:
+                with w.if_then(kernel.is_end(b, t)):
+                    add_last(adjoints, b, n)
+            values = dict(fixed)
+            here, place = w.sub(t, first), kernel.local(n)
+            for s, name in enumerate(names):
+                if name in states:
+                    values[name] = w.read(kernel.again(here, s, b), place)
+            values |= kernel.read_states(adjoint.arriving, adjoints)
+            w.prefetch(kernel.sequence("grad_output", w.sub(t, I64(GROUP)), b), n)
+            values["_g0"] = w.read(kernel.sequence("grad_output", t, b), n)
+            if adjoint.step.reads("x"):
+                values["x"] = w.read(kernel.sequence("x", t, b), n)
             if keeps_factors:
-                factors = kernel.again(w.sub(t, begin), count, b)
-                values["kept"] = w.read(factors, kernel.local(n))
+                values["kept"] = w.read(kernel.again(here, count, b), place)
             elif adjoint.step.reads("kept"):
                 values |= kernel.kept(t, b, n)
             flushed = [*adjoint.carried, *[adjoint.x] * way.need_x]  # x's for the product after it
             kernel.lines(adjoint.step, values, flushed=flushed)
-            for result, row in zip(adjoint.carried, adjoints, strict=True):
-                w.write(kernel.value(result, values), row, n)
+            for result, carried in zip(adjoint.carried, adjoints, strict=True):
+                w.store(kernel.value(result, values), carried)
             if way.need_x:
+                grad_x = kernel.whole("grad_x", task.x, t, b)
                 w.write(kernel.value(adjoint.x, values), grad_x, n)
             for total, products in zip(sums, adjoint.sums.values(), strict=True):
-                kernel.add_to(total, n, products, values)
+                w.store(w.fadd(w.load(total), kernel.sum_of(products, values)), total)
 
-        kernel.each_channel(step)
+    def add_last(adjoints: list[ir.Value], b: ir.Value, n: ir.Value) -> None:
+        """Adds the gradient of a sequence's last state."""
+        for s, place in enumerate(adjoints):
+            last = w.read(kernel.state("grad_last", s, b), n)
+            w.store(w.fadd(w.load(place), last), place)
+
+    def finish(b: ir.Value, n: ir.Value) -> None:
+        """The same for a sequence without steps, which returns the state that it was given."""
+        rows = [kernel.state("adjoint", s, b) for s in range(count)]
+        with kernel.carrying(rows, n) as adjoints:
+            add_last(adjoints, b, n)
 
     with kernel.tiles():
         blocks = w.sdiv(w.sub(kernel["steps"], I64(1)), I64(BLOCK))
         blocks = w.select(w.icmp_signed(">", kernel["steps"], I64(0)), blocks, I64(-1))
         with w.counting(blocks, I64(0), -1) as (block, _):
-            begin = w.mul(block, I64(BLOCK))
-            end = w.smaller(kernel["steps"], w.add(begin, I64(BLOCK)))
+            first = w.mul(block, I64(BLOCK))
+            last = w.smaller(kernel["steps"], w.add(first, I64(BLOCK)))
             if states:
                 from_start = w.icmp_signed("==", block, I64(0))
                 before = w.mul(w.sub(block, I64(1)), I64(count))
@@ -179,25 +185,19 @@ def backward_source(task: Task, way: Way) -> str:
                         start = kernel.state("state", s, b)
                         kept = kernel.state("checkpoints", w.add(before, I64(s)), b)
                         kernel.copy_again(w.select(from_start, start, kept), s, b)
-                last = end if keeps_factors else w.sub(end, I64(1))
-                with w.counting(begin, last) as (t, _), kernel.each_row() as b:
-                    replay(t, begin, b)
-            with w.counting(w.sub(end, I64(1)), begin, -1) as (t, _), kernel.each_row() as b:
-                retreat(t, begin, b)
-        if task.ends:  # sequences without steps return the state that they were given
+                enough = last if keeps_factors else w.sub(last, I64(1))
+                with w.counting(first, enough, GROUP) as (begin, _), kernel.each_row() as b:
+                    end = w.smaller(enough, w.add(begin, I64(GROUP)))
+                    kernel.each_channel(partial(replay, first, begin, end, b))
+            groups = w.sdiv(w.sub(w.sub(last, I64(1)), first), I64(GROUP))
+            with w.counting(groups, I64(0), -1) as (group, _), kernel.each_row() as b:
+                begin = w.add(first, w.mul(group, I64(GROUP)))
+                end = w.smaller(last, w.add(begin, I64(GROUP)))
+                kernel.each_channel(partial(retreat, first, begin, end, b))
+        if task.ends:
             with kernel.each_row() as b, w.if_then(kernel.is_end(b, I64(-1))):
-                _add_last(kernel, [kernel.state("adjoint", s, b) for s in range(count)], b)
+                kernel.each_channel(partial(finish, b))
     return kernel.text()
-
-
-def _add_last(kernel: "_Kernel", adjoints: list[ir.Value], b: ir.Value) -> None:
-    """Adds the gradient of a sequence's last state."""
-    w = kernel.writer
-    for s, row in enumerate(adjoints):
-        last = kernel.state("grad_last", s, b)
-        kernel.each_channel(
-            lambda n, row=row, last=last: w.write(w.fadd(w.read(row, n), w.read(last, n)), row, n)
-        )
 
 
 class _Kernel:
@@ -264,7 +264,8 @@ class _Kernel:
 
     def each_channel(self, body: Callable[[ir.Value], None]) -> None:
         """Writes ``body(n)`` for all channels of the tile."""
-        self.writer.each_channel(self.first_channel, self.last_channel, WIDTH, body)
+        width = vector_width()
+        self.writer.each_channel(self.first_channel, self.last_channel, width, body)
 
     def is_end(self, b: ir.Value, t: ir.Value) -> ir.Value:
         """Whether step t is the last one of sequence b."""
@@ -327,6 +328,32 @@ class _Kernel:
     # ---------------------------------------------------------------------------------------------
     # Values
 
+    @contextmanager
+    def carrying(
+        self, rows: Sequence[ir.Value], n: ir.Value, write: bool = True
+    ) -> Iterator[list[ir.Value]]:
+        """Holds rows at channel n in registers for some steps, and writes them back after those."""
+        w, held = self.writer, []
+        for row in rows:
+            held.append(w.in_entry(w.vector(row.type.pointee)))
+            w.store(w.read(row, n), held[-1])
+        yield held
+        for row, place in zip(rows, held, strict=True):
+            if write:
+                w.write(w.load(place), row, n)
+
+    def read_states(self, names: Sequence[str], held: Sequence[ir.Value]) -> dict[str, ir.Value]:
+        """What is held in registers, by name."""
+        return dict(zip(names, map(self.writer.load, held), strict=True))
+
+    def input(self, trace: Trace, t: ir.Value, b: ir.Value, n: ir.Value) -> dict[str, ir.Value]:
+        """The input at a step, if the trace reads it; that of the next group is asked for."""
+        if not trace.reads("x"):
+            return {}
+        w = self.writer
+        w.prefetch(self.sequence("x", w.add(t, I64(GROUP)), b), n)
+        return {"x": w.read(self.sequence("x", t, b), n)}
+
     def coefficients(self, n: ir.Value) -> dict[str, ir.Value]:
         """The coefficients at channel n, by name."""
         w = self.writer
@@ -368,10 +395,8 @@ class _Kernel:
         """A number, or the value of a name."""
         return values[value] if isinstance(value, str) else self.writer.number(value)
 
-    def add_to(
-        self, total: ir.Value, n: ir.Value, products: Sequence[Product], values: dict
-    ) -> None:
-        """Adds a coefficient's gradient to its sums."""
+    def sum_of(self, products: Sequence[Product], values: dict) -> ir.Value:
+        """What a step adds to the gradient of a coefficient."""
         w, parts = self.writer, []
         for negative, factors in products:
             doubles = [self.value(factor, values) for factor in factors]
@@ -379,4 +404,4 @@ class _Kernel:
                 doubles = [w.fpext(factor, w.vector(DOUBLE)) for factor in doubles]
             part = reduce(w.fmul, doubles)
             parts.append(w.fneg(part) if negative else part)
-        w.write(w.fadd(w.read(total, n), reduce(w.fadd, parts)), total, n)
+        return reduce(w.fadd, parts)
