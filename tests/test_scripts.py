@@ -11,6 +11,7 @@ import torch
 from running import (
     ONE_THREAD,
     ROOT,
+    YAML,
     accuracy,
     assert_same_weights,
     metrics_of,
@@ -92,7 +93,9 @@ def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
-@pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("snn_*.yaml")))
+@pytest.mark.parametrize(
+    "config", [path.name for name, path in YAML.items() if name.startswith("snn_")]
+)
 def test_the_pretrained_model_of_each_config_file(config):
     script = re.match(r"snn_mlp_\d|snn_conv", config)[0] + ".py"
     few = "mnist_config.test_size=500", "hyperparameters.precision=float32"
@@ -272,6 +275,6 @@ def test_the_convolutional_network_adds_up_the_spikes_of_each_class_s_voters():
 @pytest.mark.parametrize("encoding", ["constant", "poisson"])
 def test_config_files_of_the_convolutional_network(encoding):
     name = "snn_conv" if encoding == "constant" else f"snn_conv_{encoding}"
-    config = load_config(snn_conv.ConvConfig, ROOT / f"{name}.yaml", [])
+    config = load_config(snn_conv.ConvConfig, YAML[name], [])
     assert config.name == name
     assert config.hyperparameters.encoding == encoding

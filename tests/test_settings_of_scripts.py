@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import operator
 import re
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from recorded import nmnist_files
-from running import ROOT
+from running import ROOT, YAML
 
 import snn_lib.tasks.digits
 from snn_lib import SpikingNeuron
@@ -78,12 +79,11 @@ OF_NO_CONCERN = {
     # Its synapses do not resonate, and the run had the name of the script.
     "associative_memory_2020": {"name", *(f"hyperparameters.{key}" for key in RESONANCE)},
 }
-FILES = sorted(path.stem for path in ROOT.glob("*.yaml"))
 
 
 def base_of(name):
     """The YAML file that this one changes, if any."""
-    return OmegaConf.load(ROOT / f"{name}.yaml").get("base", "").removesuffix(".yaml")
+    return Path(OmegaConf.load(YAML[name]).get("base", "")).stem
 
 
 def script_of(name):
@@ -101,7 +101,7 @@ def keys_of(name):
             else:
                 yield prefix + key
 
-    content = OmegaConf.to_container(OmegaConf.load(ROOT / f"{name}.yaml"))
+    content = OmegaConf.to_container(OmegaConf.load(YAML[name]))
     base = content.pop("base", None)
     inherited = keys_of(base_of(name)) if base and script_of(name) == name else ()
     return {*leaves(content), *inherited}
@@ -169,7 +169,7 @@ def test_every_hidden_layer_has_the_dropout_of_the_settings(name):
 
 def precision_of(name):
     """The precision that a file's head, or that of one of its bases, says the model has."""
-    head, _, _ = (ROOT / f"{name}.yaml").read_text().partition("\nname:")
+    head, _, _ = YAML[name].read_text().partition("\nname:")
     found = re.findall(r"hyperparameters\.precision=(\w+)", head)
     return found[0] if found else "float32"
 
@@ -180,7 +180,7 @@ def test_a_recipe_is_what_its_pretrained_model_was_trained_by(path):
     checkpoint = load_checkpoint(path)
     _, task, _ = arguments_of_main(ROOT / checkpoint["script"])
     overrides = [f"hyperparameters.precision={precision_of(name)}"]
-    recipe = load_config(task.config_class, ROOT / f"{name}.yaml", overrides)
+    recipe = load_config(task.config_class, YAML[name], overrides)
     trained = config_from_dict(task.config_class, checkpoint["config"], [])
 
     def values(config):
@@ -255,11 +255,11 @@ def digits_read_once():
     snn_lib.tasks.digits.load_mnist = read
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", YAML)
 def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
     script = script_of(name)
     build_model, task, initialise = arguments_of_main(ROOT / f"{script}.py")
-    config = load_config(task.config_class, ROOT / f"{name}.yaml", [])
+    config = load_config(task.config_class, YAML[name], [])
     for key, value in {**SMALL[script], **data.get(script, {}), **SMALL.get(name, {})}.items():
         config = with_value(config, key, value)
 

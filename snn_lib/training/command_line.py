@@ -24,10 +24,10 @@ from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
 from snn_lib.training.config import (
+    chosen_file,
     config_from_dict,
     defaults,
     load_config,
-    own_file,
     refuse_without_effect,
 )
 from snn_lib.training.diagnosis import out_of_memory
@@ -139,7 +139,7 @@ def _run(
     if "=" in (options.resume or "") and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
-    yaml_file = options.config_file or own_file(script)
+    yaml_file = chosen_file(script, options.config_file)
     config = load_config(task.config_class, yaml_file, options.overrides, script)
     if options.help:
         values = f"the values from {yaml_file.name} and" if yaml_file else "their"
@@ -281,7 +281,8 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     )
     add(
         "--config_file",
-        f"read the settings from this YAML file (default: {script.with_suffix('.yaml').name})",
+        "read the settings from this YAML file, which may be one in configs/ "
+        f"(default: {script.with_suffix('.yaml').name})",
         type=Path,
         metavar="FILE",
     )

@@ -1,7 +1,8 @@
 """Reads the settings of an experiment from YAML and the command line, and checks all of them.
 
 OmegaConf reads and merges; ``snn_lib.settings`` says which keys exist, of which type and range. A
-YAML file may name another one, ``base: other.yaml``, and then lists only what differs from it.
+YAML file may name another one, ``base: other.yaml``, and then lists only what differs from it. The
+variants of a script's settings lie in the folder ``configs`` beside it.
 """
 
 import dataclasses
@@ -32,6 +33,21 @@ def own_file(script: Path) -> Path | None:
     """The YAML file that lies beside a script and has its name, if there is one."""
     path = script.with_suffix(".yaml")
     return path if path.exists() else None
+
+
+def chosen_file(script: Path, path: Path | None) -> Path | None:
+    """The YAML file at a path, or the script's own without one.
+
+    If there is none at the path, the name is looked for in the folder ``configs`` beside the
+    script.
+    """
+    return own_file(script) if path is None else _found(path, script.parent)
+
+
+def _found(path: Path, folder: Path) -> Path:
+    """The path, or if nothing is there, a file of this name among the folder's ``configs``."""
+    variant = folder / "configs" / path.name
+    return variant if variant.exists() and not path.exists() else path
 
 
 def load_config(
@@ -147,7 +163,8 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     if base is None:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
-    return [*_files(path.parent / base, (*variants, path.resolve())), (str(path), content)]
+    below = _found(path.parent / base, path.parent)
+    return [*_files(below, (*variants, path.resolve())), (str(path), content)]
 
 
 def _built(

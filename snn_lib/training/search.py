@@ -12,7 +12,7 @@ from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_l
 from snn_lib.settings import list_settings, without_effect
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
-from snn_lib.training.config import load_config, own_file, refuse_without_effect
+from snn_lib.training.config import chosen_file, load_config, refuse_without_effect
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment
@@ -45,7 +45,7 @@ class SearchSpace:
     """
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
-        self.script, self.base = script, config_file or own_file(script)
+        self.script, self.base = script, chosen_file(script, config_file)
         schema = arguments_of_main(script)[1].config_class
         self.configured = partial(load_config, schema, self.base, script=script)
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends

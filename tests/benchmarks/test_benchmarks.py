@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from running import ROOT, run_script, tiny, train
+from running import ROOT, YAML, run_script, tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
@@ -97,7 +97,7 @@ def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_mod
 
 def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path, run_smoke):
     rows, printed = run_smoke("accuracy", tmp_path)
-    assert {row["model"] for row in rows} == {path.stem for path in ROOT.glob("snn_*.yaml")}
+    assert {row["model"] for row in rows} == {name for name in YAML if name.startswith("snn_")}
     for row in rows:
         assert row["model"] in printed
         encoding = re.search("poisson|latency", row["model"])

@@ -12,7 +12,12 @@ from running import ROOT
 from snn_lib.errors import InputError
 from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitConfig
-from snn_lib.training.config import config_from_dict, load_config, refuse_without_effect
+from snn_lib.training.config import (
+    chosen_file,
+    config_from_dict,
+    load_config,
+    refuse_without_effect,
+)
 
 YAML = """
 name: trial
@@ -453,3 +458,21 @@ def test_a_variant_may_choose_otherwise_than_its_base(script):
     variant.write_text("base: own.yaml\nscheduler: {scheduler_choice: none}")
     config = load_config(DigitConfig, variant, [], script)
     assert config.optimizer.AdamW.lr == 0.002
+
+
+def test_a_variant_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    script, variant = tmp_path / "own.py", tmp_path / "configs" / "variant.yaml"
+    variant.parent.mkdir()
+    variant.write_text("seed: 5")
+    own = tmp_path / "own.yaml"
+    own.write_text("seed: 4")
+    monkeypatch.chdir(tmp_path / "configs")  # also where it lies, and by the path it once had
+    for path in (Path("variant.yaml"), tmp_path / "variant.yaml", Path("..") / "variant.yaml"):
+        found = chosen_file(script, path)
+        assert (found.exists(), load_config(DigitConfig, found, []).seed) == (True, 5)
+    assert chosen_file(script, None) == own
+    assert chosen_file(script, own) == own
+    (tmp_path / "above.yaml").write_text("base: variant.yaml")
+    assert load_config(DigitConfig, tmp_path / "above.yaml", []).seed == 5
+    with pytest.raises(InputError, match=r"^there is no file none\.yaml"):
+        load_config(DigitConfig, chosen_file(script, Path("none.yaml")), [])

@@ -4,11 +4,12 @@ import csv
 import math
 import shlex
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 import yaml
-from running import ROOT
+from running import ROOT, YAML
 from sweeping import SCRIPT
 
 from snn_lib.errors import InputError
@@ -132,8 +133,8 @@ def test_every_experiment_can_be_searched(name):
 
 
 def test_a_yaml_file_of_another_name_is_the_base():
-    variant = ROOT / "snn_mlp_1_poisson.yaml"
-    space = SearchSpace(ROOT / "snn_mlp_1.py", variant, ["hyperparameters.tau_m=4..16"])
+    variant = YAML["snn_mlp_1_poisson"]
+    space = SearchSpace(ROOT / "snn_mlp_1.py", Path(variant.name), ["hyperparameters.tau_m=4..16"])
     assert space.base == variant
     assert space.config.hyperparameters.encoding == "poisson"
 
