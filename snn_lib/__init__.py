@@ -32,7 +32,7 @@ from snn_lib.kernels import use_backend
 from snn_lib.surrogate import FastSigmoid, Gaussian
 from snn_lib.time_constants import log_spaced
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AdaptiveNeuron",
