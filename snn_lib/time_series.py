@@ -140,7 +140,7 @@ def build_model(config: TimeSeriesConfig) -> Sequential:
 
 
 def initialise(network: Sequential, task: TimeSeries) -> None:
-    """Says what was read, and finds all weights on the training sequences."""
+    """Finds all weights on the training sequences, and says what has been read."""
     if rank_and_world()[0] == 0:
         say(task.contents)
     draw_weights(network, task.config.hyperparameters, task.sample())

@@ -363,7 +363,7 @@ class _Graph:
         return count
 
     def _add_up(self, name: str, features: Shape, x: str | float) -> str:
-        """Adds states that add up ``x``, and returns the sum: see ``kinds.RunningSum``."""
+        """Adds states that add up ``x``, and returns the sum: see ``layers.RunningSum``."""
         before, rest = self._state(name, features), self._state(f"{name}.rest", features)
         x = self._node("Add", rest, x)
         total = self._node("Add", before, x)
