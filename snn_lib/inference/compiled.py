@@ -40,13 +40,12 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
             ``nn.Linear``, synapses, :class:`snn_lib.Repeat`, :class:`snn_lib.SpikingNeuron`,
             readouts, :class:`snn_lib.readout.Snapshots`, ``nn.Flatten``, and
             :class:`snn_lib.PerStep` of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d`` and, right
-            behind weights, ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
+            after weights, ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
         shape: the shape of one step of the input; needed if the first layer does not determine it.
 
     Raises:
         ValueError: a layer cannot be compiled or computes something else, or the shape is missing;
-            see
-            :func:`snn_lib.inference.description.describe`.
+            see :func:`snn_lib.inference.description.describe`.
     """
     description = describe(network, shape)
     compare_layers(description)

@@ -202,7 +202,7 @@ def fold_normalisations(layers: Iterable[Layer]) -> list[Layer]:
             if not (folded and isinstance(folded[-1], (Weights, Convolution))):
                 raise ValueError(
                     f"{layer.name} normalises what comes from no layer of weights: put it right "
-                    "behind an nn.Linear or nn.Conv2d"
+                    "after an nn.Linear or nn.Conv2d"
                 )
             weights = folded.pop()
             scale = layer.scale.reshape(-1, *[1] * (weights.weight.ndim - 1))

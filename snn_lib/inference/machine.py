@@ -232,10 +232,11 @@ def _mean(state, x, out):
 
 @jit
 def _add_up(total, rest, x):
-    """Adds x to a sum, and returns it with what is still to be added: ``kinds.RunningSum``."""
+    """Adds x to a sum, and returns it with what is still to be added: ``layers.RunningSum``."""
     x += rest
     larger = total + x
-    return larger, x - (larger - total)
+    lost = x - (larger - total)  # which is undefined if the sum overflows
+    return larger, lost if larger - larger == 0 else rest
 
 
 @jit

@@ -363,12 +363,14 @@ class _Graph:
         return count
 
     def _add_up(self, name: str, features: Shape, x: str | float) -> str:
-        """Adds states that add up ``x``, and returns the sum: see ``kinds.RunningSum``."""
+        """Adds states that add up ``x``, and returns the sum: see ``layers.RunningSum``."""
         before, rest = self._state(name, features), self._state(f"{name}.rest", features)
         x = self._node("Add", rest, x)
         total = self._node("Add", before, x)
         self._next(before, total)
-        self._next(rest, self._node("Sub", x, self._node("Sub", total, before)))
+        lost = self._node("Sub", x, self._node("Sub", total, before))  # undefined on overflow
+        finite = self._node("Equal", self._node("Sub", total, total), 0.0)
+        self._next(rest, self._node("Where", finite, lost, rest))
         return total
 
     def _add_started(self, name: str, features: Shape) -> str:

@@ -205,8 +205,8 @@ class Activity:
             return self._totals
         operations = sum(counted for counted, _ in self._by_call.values())
         multiplied = sum(counted * multiplies for counted, multiplies in self._by_call.values())
-        # Synapses and neurons run every step, so the one that has run least has run each step once.
-        # A layer of weights may have run several times at each step, or once for all steps.
+        # A synapse or neuron runs at every step. Some may run several times at each, so the fewest
+        # runs are the number of steps. A layer of weights may also run once for all steps.
         clocks = self._steps.keys() & self.elements.keys() or self._steps.keys()
         steps = min((int(self._steps[name]) for name in clocks), default=0)
         dense = (

@@ -123,8 +123,9 @@ class Classification(Task):
         if early:
             yield f"accuracy if the output is read after so many steps: {early}"
         for row in stopped:
+            lead = "1 spike" if row["lead"] == 1 else f"{row['lead']} spikes"
             yield (
-                f"stopped when one class is {row['lead']} spikes ahead: "
+                f"stopped when one class is {lead} ahead: "
                 f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
                 f"{row['operations']:,.0f} synaptic operations"
             )

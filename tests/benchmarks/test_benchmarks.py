@@ -60,6 +60,14 @@ def test_the_written_out_step_is_that_of_this_library():
             torch.testing.assert_close(again, output, rtol=1e-9, atol=1e-9)
 
 
+def test_a_neuron_of_one_s_own_is_timed_beside_spiking_neuron():
+    values = "tau_m=4", "tau_adaptation=20", "adaptation_strength=0.1"
+    script = BENCHMARKS / "own_neuron.py"
+    finished = run_script(script, "snn_lib.AdaptiveNeuron", *values, "--smoke", "--threads", 1)
+    kinds = re.findall(r"^(\w+): [\d.]+ ms, [\d.]+ \([\d.]+ to [\d.]+\) of", finished.out, re.M)
+    assert kinds == ["training", "inference"]
+
+
 def test_early_inference_compares_networks_that_compute_less(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
     rows, printed = run_smoke("early_inference", tmp_path, chart=False)

@@ -104,6 +104,15 @@ def test_a_mean_of_more_steps_than_float32_has_whole_numbers_goes_on(tmp_path):
     assert state["1.steps.rest"] == 1
 
 
+def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(tmp_path):
+    model = Sequential(nn.Linear(1, 1, bias=False), Mean())
+    nn.init.ones_(model[0].weight)
+    to_onnx(model, tmp_path / "network.onnx")
+    x = np.float32([3e38, 3e38, 1, 1])[:, None, None]
+    output = run(session(tmp_path / "network.onnx"), x)
+    np.testing.assert_array_equal(output, [[[x[0, 0, 0]]], *[[[np.inf]]] * 3])
+
+
 def test_a_forward_may_keep_the_first_features_alone(tmp_path):
     class First(nn.Module):
         def __init__(self):

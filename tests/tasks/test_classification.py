@@ -65,8 +65,9 @@ def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
     shares = ", ".join(f"{step}: {100 * right[step - 1]:.2f} %" for step in (10, 20, 30))
     assert early == f"accuracy if the output is read after so many steps: {shares}"
     assert stopped == [
-        f"stopped when one class is {lead} spikes ahead: {20 * correct:.2f} % after "
-        f"{steps / 5:.1f} steps and {operations / 5:,.0f} synaptic operations"
+        f"stopped when one class is {lead} spike{'s' if lead > 1 else ''} ahead: "
+        f"{20 * correct:.2f} % after {steps / 5:.1f} steps and {operations / 5:,.0f} synaptic "
+        "operations"
         for lead, (correct, steps, operations) in rows.items()
     ]
 

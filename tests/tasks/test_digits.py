@@ -313,6 +313,4 @@ def test_the_report_says_what_was_counted(config):
     assert f"{describe_energy(work)} per image" in second
     accuracy, (row, *_) = task.stop_early(model, [1])
     assert f"5: {100 * accuracy[4]:.2f} %" in rest[0]
-    assert (
-        f"1 spikes ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]
-    )
+    assert f"1 spike ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]
