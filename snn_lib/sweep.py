@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, require
 from snn_lib.files import write_atomically
 from snn_lib.training.command_line import Parser, exit_with
 from snn_lib.training.display import say
@@ -42,7 +42,12 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGINT, kill)
     sys.path.insert(0, str(options.script.resolve().parent))  # as if Python ran the script
+    require(options.trials > 0, f"--trials is {options.trials}, expected at least 1")
     space = SearchSpace(options.script, options.config_file, options.settings)
+    require(
+        any(len(choices) > 1 for choices in space.choices.values()),
+        "all trials would be the same: give a range, key=low..high, or choices, key=a,b,c",
+    )
     folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"
     study = open_study(folder, options.storage, space.whole)
     while True:

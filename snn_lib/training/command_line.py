@@ -255,13 +255,14 @@ def _unread(
     options: argparse.Namespace, config: ExperimentConfig, checkpoint: Checkpoint
 ) -> dict[str, str]:
     """The settings that a command with a trained network does not read, and why."""
-    option = "--resume" if options.train else "--test" if options.test else "--export"
-    loaded = f"has no effect with {option}: weights and coefficients are those of {checkpoint.path}"
+    path, option = checkpoint.path, "--resume" if options.train else "--test"
+    loaded = f"has no effect with {option}: weights and coefficients are those of {path}"
     unread = {"first_weights": loaded}
     if options.test:
         unread["hyperparameters.epoch"] = "has no effect with --test, which does not train"
     if options.export:
-        unread = dict.fromkeys((key for key, _ in list_settings(config)), loaded)
+        why = f"has no effect with --export, which writes the network of {path} as it was trained"
+        unread = {key: why for key, _ in list_settings(config)}
     if not options.train and config.test_checkpoint_path:
         unread["name"] = (
             f"has no effect with test_checkpoint_path={config.test_checkpoint_path}: empty it, "

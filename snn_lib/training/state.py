@@ -225,6 +225,7 @@ class TrainingState:
             for model in (self.model, self.evaluated_model()):
                 model.get_submodule(name).margin = float(margin)
         rank, world = distributed.rank_and_world()
+        require(len(checkpoint["rng"]) > 0, "there is no state of a random generator")
         if rank < len(checkpoint["rng"]) == world:
             set_rng_state(checkpoint["rng"][rank], self.device)
 

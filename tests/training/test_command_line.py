@@ -430,7 +430,7 @@ def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_pat
         assert message == f"name has no effect with {why} run of a name"
         assert f"{trained}/runs/mine/*/best" in refused(*action, "name=mine", EMPTY, there)
     message = refused("--export", tmp_path / "network.onnx", EMPTY, there, "device=cpu", "seed=5")
-    assert message.startswith("seed has no effect with --export: weights and coefficients are tho")
+    assert message.startswith("seed has no effect with --export, which writes the network of ")
     renamed = tmp_path / "renamed" / best.parent.name
     shutil.copytree(best.parent, renamed)
     few = "mnist_config.test_size=100", f"dataset_path={SCRIPT.parent / 'dataset'}"

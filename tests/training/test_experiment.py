@@ -840,6 +840,7 @@ def test_a_finished_model_cannot_be_resumed(trained):
         {"optimizer_state_dict": {"state": {77: {}}}},
         {"optimizer_state_dict": {"state": {0: {"step": torch.tensor(6.0)}}}},
         {"rng": [{"cpu": torch.zeros(3)}]},
+        {"rng": []},
         {"config": {}},
         {"config": {"hyperparameters": {"length": "long"}}},
     ],
