@@ -23,7 +23,7 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.settings import ConvolutionHyperparameters, setting
+from snn_lib.settings import FIRST_VALUE, ConvolutionHyperparameters, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
 
@@ -33,7 +33,11 @@ class EventConvHyperparameters(EventHyperparameters, ConvolutionHyperparameters)
     """Hyperparameters of the convolutional network."""
 
     first_rate: float = setting(
-        0.05, "firing rate (spikes per step) that the first weights give", above=0, below=1
+        0.05,
+        "firing rate (spikes per step) that the first weights give",
+        FIRST_VALUE,
+        above=0,
+        below=1,
     )
 
 

@@ -180,9 +180,13 @@ def describe_energy(operations: Operations) -> str:
 class CountHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of a classification that counts output spikes: the model and its training."""
 
-    dropout: float = setting(0.3, "share of hidden spikes dropped in training", at_least=0, below=1)
+    dropout: float = setting(
+        0.3, "share of hidden spikes dropped in training", TRAINING, at_least=0, below=1
+    )
     logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit", above=0)
-    early_answers: float = setting(0.0, "weight of the loss after every step, 0: none", at_least=0)
+    early_answers: float = setting(
+        0.0, "weight of the loss after every step, 0: none", TRAINING, at_least=0
+    )
 
 
 class CountClassification(Classification):

@@ -19,7 +19,7 @@ from snn_lib.data.preparation import Prepared, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
-from snn_lib.settings import TRAINING, Needs, OneTimeConstant, setting
+from snn_lib.settings import FIRST_VALUE, TRAINING, Needs, OneTimeConstant, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification, SequenceConfig
 
@@ -56,22 +56,41 @@ class TimeSeriesHyperparameters(OneTimeConstant, ClassificationHyperparameters):
     )
     neurons: int = setting(2048, "neurons in the hidden layer", at_least=1)
     filters: int = setting(128, "filters of all inputs; each input has at least one", at_least=1)
-    heard: int = setting(4, "filters that each neuron hears", at_least=1)
-    shortest_memory: float = setting(1.0, "steps in which the fastest filter decays", above=0)
+    heard: int = setting(4, "filters that each neuron hears", FIRST_VALUE, at_least=1)
+    shortest_memory: float = setting(
+        1.0, "steps in which the fastest filter decays", FIRST_VALUE, above=0
+    )
     longest_memory: float = setting(
-        0.25, "time in which the slowest filter decays, as a share of the longest sequence", above=0
+        0.25,
+        "time in which the slowest filter decays, as a share of the longest sequence",
+        FIRST_VALUE,
+        above=0,
     )
     fewest_cycles: float = setting(
-        1.0, "cycles of the slowest filter's oscillation in the longest sequence", above=0
+        1.0,
+        "cycles of the slowest filter's oscillation in the longest sequence",
+        FIRST_VALUE,
+        above=0,
     )
     lowest_rate: float = setting(
-        0.1, "share of the steps in which the quietest neuron's current is high", above=0, below=1
+        0.1,
+        "share of the steps in which the quietest neuron's current is high",
+        FIRST_VALUE,
+        above=0,
+        below=1,
     )
     highest_rate: float = setting(
-        0.9, "share of the steps in which the loudest neuron's current is high", above=0, below=1
+        0.9,
+        "share of the steps in which the loudest neuron's current is high",
+        FIRST_VALUE,
+        above=0,
+        below=1,
     )
     reset_strength: float = setting(
-        0.03, "amount by which a spike lowers the next potential, 0: no reset", at_least=0
+        0.03,
+        "amount by which a spike lowers the next potential, 0: no reset",
+        FIRST_VALUE,
+        at_least=0,
     )
 
     def __post_init__(self) -> None:

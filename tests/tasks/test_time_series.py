@@ -302,8 +302,8 @@ def test_the_installed_command_without_data_asks_for_data(tmp_path):
         assert not any(tmp_path.iterdir())
         assert (done.code, done.out) == (2, "")
         assert done.err == (
-            "time_series.py: no data set is named: give an .npz file, NAME_TRAIN.ts or the name of "
-            "an archive set, such as mine.npz or GunPoint\n"
+            "snn_lib.time_series: no data set is named: give an .npz file, NAME_TRAIN.ts or the "
+            "name of an archive set, such as mine.npz or GunPoint\n"
         )
 
 

@@ -60,6 +60,30 @@ def test_draws_stay_in_a_range_that_is_narrow(script):
     assert 123456.1 <= min(taus) < max(taus) <= 123456.9
 
 
+def test_a_key_may_be_written_in_brackets(script):
+    (row,) = drawn(script, "hyperparameters[tau_m]=2..16", trials=1)
+    assert 2 <= float(row["hyperparameters.tau_m"]) <= 16
+
+
+def test_what_another_setting_takes_its_value_from_is_searched_and_kept(script, tmp_path):
+    script.with_suffix(".yaml").write_text(
+        "optimizer: {Adam: {lr: '${scheduler.CyclicLR.max_lr}'}}"
+    )
+    settings = ["scheduler.CyclicLR.max_lr=0.1..0.5", "hyperparameters.epoch=1", "device=cpu"]
+    trial = optuna.trial.FixedTrial({"scheduler.CyclicLR.max_lr": 0.25})
+    run_trial(trial, SearchSpace(script, None, settings), tmp_path)
+    assert "scheduler.CyclicLR.max_lr=0.25" in trial.user_attrs["settings"]
+
+
+def test_a_file_may_hold_what_counts_with_one_of_the_choices(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: {ROOT}/snn_mlp_1.yaml\nlatency: {{span: 3}}")
+    encodings = ["hyperparameters.encoding=constant,latency"]
+    SearchSpace(ROOT / "snn_mlp_1.py", mine, encodings)
+    with pytest.raises(InputError, match=r"mine\.yaml: latency\.span has no effect with"):
+        SearchSpace(ROOT / "snn_mlp_1.py", mine, ["hyperparameters.encoding=constant,poisson"])
+
+
 def test_a_setting_without_effect_beside_the_others_is_not_among_those_of_a_trial(script, tmp_path):
     settings = ["optimizer.optimizer_choice=Adam,SGD", "optimizer.SGD.momentum=0.5..0.9"]
     settings += ["hyperparameters.epoch=1", "device=cpu"]
