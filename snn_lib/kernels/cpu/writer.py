@@ -187,11 +187,12 @@ class Writer(ir.IRBuilder):
                 return self.each_alone(name, a)
         raise UnknownOperationError(f"the CPU's kernels have no {line.operation}")
 
-    def intrinsic(self, name: str, a: ir.Value) -> ir.Value:
+    def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
         """A function that LLVM has for vectors too."""
         lanes = f"v{self.width}" if self.width > 1 else ""
-        kind = ir.FunctionType(a.type, [a.type])
-        return self.call(self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind), [a])
+        kind = ir.FunctionType(values[0].type, [value.type for value in values])
+        function = self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind)
+        return self.call(function, values)
 
     def function_named(self, name: str, kind: ir.FunctionType) -> ir.Function:
         """A function from outside the module."""
