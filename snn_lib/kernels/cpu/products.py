@@ -1,14 +1,13 @@
-"""Products of a matrix of spikes on the CPU, which read nothing for what did not fire.
+"""Products of spikes with weights on the CPU, which read nothing for what did not fire.
 
-Both products of a layer of weights have the form ``y[i, n] = sum over j of a[i, j] b[j, n]``:
+    output[r, n]   = bias[n] + sum over k of spikes[r, k] weight[n, k]
+    gradient[k, n] = sum over r of spikes[r, k] grad_output[r, n]
 
-    output[row, n]        = bias[n] + sum over inputs of spikes[row, input] weight[n, input]
-    gradient[input, n]    = sum over rows of spikes[row, input] grad_output[row, n]
-
-For each i, the kernel lists the j that are not zero. It then reads the list once for each panel of
-columns n, whose sums lie in registers. Where most are not zero, it takes a few i together with all
-their j, as a product of dense matrices does. Both ways add the same numbers in the same order, so
-the choice changes no bit, and neither do the number of threads and the rows beside a row.
+Both are sums of rows of a matrix. A kernel lists which rows belong to a sum, and then adds them up,
+a panel of columns n at a time, whose sums lie in registers. Every sum has one order, that of k or
+r, so results depend neither on the number of threads nor on the other rows. Where most inputs of a
+few rows fired, the forward pass takes all k without a list. This changes no bit, because what it
+adds is zero.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,33 +29,51 @@ from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
 from snn_lib.kernels.program import remember
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-WORD = 64  # spikes that are looked at together
-MOST = 1, 2  # the part of all j
-TOGETHER = 3  # the i that are taken together where most j are not zero
-ROWS = 192  # rows of spikes whose lists are kept, so that a panel of the weights stays in the cache
-BLOCK = 512  # rows that a gradient adds up at once, so that a panel of them stays in the cache
+WORD = 64  # inputs that are looked at together
+ROWS = 192  # of spikes that are listed at once: so many sums read a panel while it is in the cache
+BLOCK = 512  # rows, and inputs, that are listed at once for the gradient
+TOGETHER = 3  # rows whose sums are taken together without lists, if half of their inputs fired
 
-# The arguments of the kernels. ``lists`` has room for so many lists of each thread, of a length.
-ROOM = ["counts", "lists", "count", "length"]
-WEIGH = ["spikes", "weights", "bias", "output", "inputs", "outputs", *ROOM]
-GRADIENT = ["spikes", "grad_output", "gradient", "rows", "inputs", "outputs", *ROOM]
-
-
-@cache
-def registers() -> tuple[int, int]:
-    """Numbers in a register of this CPU, and the registers that hold the sums of a panel."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16, 8
-    return (8, 4) if features.get("avx2") else (4, 4)
+# The arguments of the kernels. Each thread has a number of lists, with room for some entries each.
+LISTS = ["lengths", "lists", "number", "length"]
+WEIGH = ["spikes", "weights", "bias", "output", "inputs", "outputs", "fired", *LISTS]
+GRADIENT = ["spikes", "grad_output", "gradient", "rows", "inputs", "outputs", *LISTS]
 
 
 @dataclass(frozen=True)
 class Task:
-    """The dtypes of a product: of the spikes, and of all else."""
+    """What a kernel is made for.
+
+    Attributes:
+        spikes: the name of the dtype of the spikes.
+        dtype: that of the weights, and so of the output and its gradient.
+        lanes: the numbers in a register of the CPU.
+        registers: those that hold the sums of a panel.
+    """
 
     spikes: str
     dtype: str
+    lanes: int
+    registers: int
+
+
+@cache
+def task_of(spikes: torch.dtype, weights: torch.dtype) -> Task:
+    """The task on this CPU."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        lanes, registers = 16, 8
+    else:
+        lanes, registers = 8 if features.get("avx2") else 4, 4
+    return Task(NAMES[spikes], NAMES[weights], lanes, registers)
+
+
+def serves(spikes: torch.dtype, weights: torch.dtype, shape: torch.Size) -> bool:
+    """Whether there are kernels for weights ``(N, K)``, which fill a panel and a word."""
+    if spikes not in NAMES or weights not in NAMES or len(shape) != 2:
+        return False
+    task = task_of(spikes, weights)
+    return shape[0] >= task.lanes * task.registers and shape[1] >= WORD
 
 
 @remember
@@ -69,41 +86,43 @@ def _gradient(task: Task) -> Kernel:
     return kernel(gradient_source(task))
 
 
-def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The weighted spikes ``(R, N)``, of spikes ``(R, K)`` and weights ``(N, K)``."""
+def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weighted spikes ``(R, N)``, and how many of the spikes ``(R, K)`` are not zero."""
     (rows, inputs), outputs = spikes.shape, len(weight)
-    spikes, across = spikes.contiguous(), weight.t().contiguous()
-    bias = torch.zeros(outputs) if bias is None else bias.float().contiguous()
-    output = torch.empty(rows, outputs, dtype=weight.dtype)
+    spikes, weights = spikes.contiguous(), weight.t().contiguous()
+    bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
+    output = weight.new_empty(rows, outputs)
     threads = _threads(rows, output)
-    room = _room(threads, min(rows, ROWS), inputs)
-    given = spikes, across, bias, output, inputs, outputs, *room
-    _run(_weigh(Task(NAMES[spikes.dtype], NAMES[weight.dtype])), threads, rows, given)
-    return output
+    fired = torch.zeros(threads, dtype=torch.int64)
+    given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
+    made = _weigh(task_of(spikes.dtype, weight.dtype))
+    _run(made, threads, rows, [*given, *_lists(threads, min(rows, ROWS), inputs)])
+    return output, fired.sum()
 
 
-def gradient(spikes: Tensor, grad_output: Tensor) -> Tensor:
-    """The gradient of the weights ``(N, K)``, of spikes ``(R, K)`` and gradients ``(R, N)``."""
+def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
+    """The gradient of the weights ``(N, K)``, of its output's ``(R, N)`` and spikes ``(R, K)``."""
     (rows, inputs), outputs = spikes.shape, grad_output.shape[1]
     spikes, grad_output = spikes.contiguous(), grad_output.contiguous()
-    found, words = torch.zeros(inputs, outputs), -(-inputs // WORD)
+    found = torch.zeros(inputs, outputs)
+    words = -(-inputs // WORD)
     threads = _threads(words, grad_output)
-    room = _room(threads, -(-words // threads) * WORD, min(rows, BLOCK))
-    given = spikes, grad_output, found, rows, inputs, outputs, *room
-    _run(_gradient(Task(NAMES[spikes.dtype], NAMES[grad_output.dtype])), threads, words, given)
-    return found.t().to(grad_output.dtype, memory_format=torch.contiguous_format)
+    made = _gradient(task_of(spikes.dtype, grad_output.dtype))
+    given = spikes, grad_output, found, rows, inputs, outputs
+    _run(made, threads, words, [*given, *_lists(threads, BLOCK, min(rows, BLOCK))])
+    return found.to(grad_output.dtype).t().contiguous()
 
 
 def _threads(items: int, result: Tensor) -> int:
-    alone = result.numel() <= SMALL
-    return 1 if alone else max(1, min(torch.get_num_threads(), items))
+    few = result.numel() <= SMALL
+    return 1 if few else min(torch.get_num_threads(), items)
 
 
-def _room(threads: int, count: int, length: int) -> tuple[Tensor, Tensor, int, int]:
-    """Room for so many lists of each thread, for how long each is, and both sizes."""
-    count += TOGETHER
-    counts = torch.zeros(threads, count, dtype=torch.int64)
-    return counts, torch.empty(threads, count, length, dtype=torch.int64), count, length
+def _lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, int]:
+    """Room for the lists and for their lengths."""
+    number += TOGETHER  # so that a group of rows may be looked at beyond the last
+    lengths = torch.zeros(threads, number, dtype=torch.int64)
+    return lengths, torch.empty(threads, number, length, dtype=torch.int64), number, length
 
 
 def _run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -> None:
@@ -112,69 +131,81 @@ def _run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) 
 
 
 def weigh_source(task: Task) -> str:
-    """The kernel of the weighted spikes, see :data:`WEIGH`; threads share the rows."""
+    """The kernel of the weighted spikes, see :data:`WEIGH`. Threads share the rows."""
     product = _Product("weigh", WEIGH, task)
-    w, inputs, outputs = product.writer, product["inputs"], product["outputs"]
+    w, inputs = product.writer, product["inputs"]
     words = w.sdiv(w.add(inputs, I64(WORD - 1)), I64(WORD))
+    fired, bias = product.row("fired", I64, product.thread), product.row("bias", FLOAT, I64(0))
     with w.counting(product.first, product.last, ROWS) as (begin, _):
         count = w.smaller(w.sub(product.last, begin), I64(ROWS))
-        spikes = product.row("spikes", KINDS[task.spikes], w.mul(begin, inputs))
         with w.counting(I64(0), count) as (i, _):
-            row = w.gep(spikes, [w.mul(i, inputs)])
-            product.clear(i)
-            with product.each_spike(row, I64(0), words) as j:
-                product.note(i, j, w.read(row, j))
+            row = product.spikes(w.add(begin, i))
+            product.begin_list(i)
+            with product.each_spike(row, I64(0), words) as k:
+                product.append(i, k, w.read(row, k))
+            w.store(w.add(w.load(fired), product.length(i)), fired)
+
+        def start(column: ir.Value) -> list[ir.Value]:
+            return product.sums(column, lambda n: w.read(bias, n))
 
         def finish(i: ir.Value, column: ir.Value, sums: list[ir.Value]) -> None:
-            row = product.row("output", KINDS[task.dtype], w.mul(w.add(begin, i), outputs))
-            for place, total in product.places(column):
-                w.write(w.load(sums[total]), row, place)
+            output = product.dense("output", w.add(begin, i))
+            product.each_place(column, sums, lambda n, total: w.write(w.load(total), output, n))
 
-        product.multiply(
-            count,
-            inputs,
-            start=lambda place: w.read(product.row("bias", FLOAT, I64(0)), place),
-            a=lambda i, j: w.read(w.gep(spikes, [w.mul(i, inputs)]), j),
-            b=lambda j: product.row("weights", KINDS[task.dtype], w.mul(j, outputs)),
-            finish=finish,
-        )
+        with product.panels() as column, w.counting(I64(0), count, TOGETHER) as (first, _):
+            group = [w.add(first, I64(n)) for n in range(TOGETHER)]
+            listed = reduce(w.add, [product.length(i) for i in group])
+            many = w.icmp_signed(">=", w.mul(listed, I64(2)), w.mul(inputs, I64(TOGETHER)))
+            whole = w.icmp_signed("<", group[-1], count)
+            with w.if_else(w.and_(many, whole)) as (together, alone):
+                with together:
+                    rows = [product.spikes(w.add(begin, i)) for i in group]
+                    totals = [start(column) for _ in group]
+                    with w.counting(I64(0), inputs) as (k, _):
+                        values = [w.read(row, k) for row in rows]
+                        product.add(column, totals, values, product.dense("weights", k))
+                    for i, sums in zip(group, totals, strict=True):
+                        finish(i, column, sums)
+                with alone:
+                    last = w.smaller(count, w.add(first, I64(TOGETHER)))
+                    with w.counting(first, last) as (i, _):
+                        sums = start(column)
+                        with product.each_entry(i) as (k, value):
+                            product.add(column, [sums], [value], product.dense("weights", k))
+                        finish(i, column, sums)
     return product.text()
 
 
 def gradient_source(task: Task) -> str:
-    """The kernel of the weights' gradient, see :data:`GRADIENT`; threads share words of inputs."""
+    """The kernel of the weights' gradient, see :data:`GRADIENT`. Threads share words of inputs."""
     product = _Product("gradient", GRADIENT, task)
-    w, inputs, outputs = product.writer, product["inputs"], product["outputs"]
-    first_input = w.mul(product.first, I64(WORD))
-    count = w.sub(w.smaller(w.mul(product.last, I64(WORD)), inputs), first_input)
-    with w.counting(I64(0), product["rows"], BLOCK) as (begin, _):
-        length = w.smaller(w.sub(product["rows"], begin), I64(BLOCK))
-        spikes = product.row("spikes", KINDS[task.spikes], w.mul(begin, inputs))
+    w, rows = product.writer, product["rows"]
+    with (
+        w.counting(product.first, product.last, BLOCK // WORD) as (first, _),
+        w.counting(I64(0), rows, BLOCK) as (begin, _),
+    ):
+        last = w.smaller(product.last, w.add(first, I64(BLOCK // WORD)))
+        before = w.mul(first, I64(WORD))
+        count = w.sub(w.smaller(w.mul(last, I64(WORD)), product["inputs"]), before)
+        length = w.smaller(w.sub(rows, begin), I64(BLOCK))
         with w.counting(I64(0), count) as (i, _):
-            product.clear(i)
-        with w.counting(I64(0), length) as (j, _):
-            row = w.gep(spikes, [w.mul(j, inputs)])
-            with product.each_spike(row, product.first, product.last) as n:
-                product.note(w.sub(n, first_input), j, w.read(row, n))
+            product.begin_list(i)
+        with w.counting(I64(0), length) as (r, _):
+            row = product.spikes(w.add(begin, r))
+            with product.each_spike(row, first, last) as k:
+                product.append(w.sub(k, before), r, w.read(row, k))
+        with product.panels() as column, w.counting(I64(0), count) as (i, _):
+            sums = product.sums(column, lambda n: w.number(0.0))
+            with product.each_entry(i) as (r, value):
+                product.add(column, [sums], [value], product.dense("grad_output", w.add(begin, r)))
+            gradient = product.dense("gradient", w.add(before, i))
 
-        def finish(i: ir.Value, column: ir.Value, sums: list[ir.Value]) -> None:
-            row = product.row("gradient", FLOAT, w.mul(w.add(first_input, i), outputs))
-            for place, total in product.places(column):
-                before = w.read(row, place)
-                added = w.fadd(before, w.load(sums[total]))
-                # where this panel overlaps with the one before it, that one has added already
-                w.write(w.select(product.is_new(place), added, before), row, place)
+            def write(n: ir.Value, total: ir.Value) -> None:
+                earlier = w.read(gradient, n)
+                later = w.fadd(earlier, w.load(total))
+                w.write(w.select(product.is_new(n), later, earlier), gradient, n)
 
-        product.multiply(
-            count,
-            length,
-            start=lambda place: w.number(0.0),
-            a=lambda i, j: w.read(w.gep(spikes, [w.mul(j, inputs)]), w.add(first_input, i)),
-            b=lambda j: product.row(
-                "grad_output", KINDS[task.dtype], w.mul(w.add(begin, j), outputs)
-            ),
-            finish=finish,
-        )
+            product.each_place(column, sums, write)
     return product.text()
 
 
@@ -183,22 +214,28 @@ class _Product(Frame):
 
     def __init__(self, name: str, arguments: Sequence[str], task: Task) -> None:
         super().__init__(name, arguments, FLOAT)
-        self.lanes, self.vectors = registers()
+        self.task = task
+
+    def spikes(self, r: ir.Value) -> ir.Value:
+        """A row of spikes."""
+        return self.row("spikes", KINDS[self.task.spikes], self.writer.mul(r, self["inputs"]))
+
+    def dense(self, name: str, i: ir.Value) -> ir.Value:
+        """A row of another matrix."""
+        kind = FLOAT if name == "gradient" else KINDS[self.task.dtype]
+        return self.row(name, kind, self.writer.mul(i, self["outputs"]))
 
     # ---------------------------------------------------------------------------------------------
     # Lists
 
     @contextmanager
-    def each_spike(
-        self, row: ir.Value, first: ir.Value, last: ir.Value
-    ) -> Iterator[ir.Value]:
-        """The loop over the spikes of a row, within words ``first`` to ``last``."""
+    def each_spike(self, row: ir.Value, first: ir.Value, last: ir.Value) -> Iterator[ir.Value]:
+        """The loop over what is not zero in the words of a row from ``first`` to ``last``."""
         w = self.writer
         left = w.in_entry(I64)
         with w.counting(first, last) as (word, _):
-            # The last word begins earlier, so that it ends with the row.
             place = w.mul(word, I64(WORD))
-            begin = w.smaller(place, w.sub(self["inputs"], I64(WORD)))
+            begin = w.smaller(place, w.sub(self["inputs"], I64(WORD)))  # the last word ends the row
             w.width = WORD
             fired = w.fcmp_unordered("!=", w.read(row, begin), w.number(0.0))
             w.width = 1
@@ -209,110 +246,88 @@ class _Product(Frame):
                 w.store(w.and_(bits, w.sub(bits, I64(1))), left)
                 yield w.add(begin, w.cttz(bits, I1(1)))
 
-    def clear(self, i: ir.Value) -> None:
-        """Begins the list of i anew."""
-        self.writer.store(I64(0), self._count(i))
+    def begin_list(self, i: ir.Value) -> None:
+        """Empties a list."""
+        self.writer.store(I64(0), self._length(i))
 
-    def note(self, i: ir.Value, j: ir.Value, value: ir.Value) -> None:
-        """Adds j to the list of i, with its value."""
-        w, place = self.writer, self._count(i)
-        count = w.load(place)
-        index, number = self._entry(i, count)
-        w.store(w.trunc(j, I32), index)
-        w.store(value, number)
-        w.store(w.add(count, I64(1)), place)
+    def length(self, i: ir.Value) -> ir.Value:
+        """The length of a list."""
+        return self.writer.load(self._length(i))
 
-    def _count(self, i: ir.Value) -> ir.Value:
-        """The address of the length of a list."""
+    def append(self, i: ir.Value, index: ir.Value, value: ir.Value) -> None:
+        """Adds an entry to a list."""
+        w, end = self.writer, self.length(i)
+        for part, place in zip((w.trunc(index, I32), value), self._entry(i, end), strict=True):
+            w.store(part, place)
+        w.store(w.add(end, I64(1)), self._length(i))
+
+    @contextmanager
+    def each_entry(self, i: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """The loop over a list: indices and values."""
         w = self.writer
-        return self.row("counts", I64, w.add(w.mul(self.thread, self["count"]), i))
+        with w.counting(I64(0), self.length(i)) as (place, _):
+            index, value = map(w.load, self._entry(i, place))
+            yield w.zext(index, I64), value
+
+    def _list(self, i: ir.Value) -> ir.Value:
+        return self.writer.add(self.writer.mul(self.thread, self["number"]), i)
+
+    def _length(self, i: ir.Value) -> ir.Value:
+        return self.row("lengths", I64, self._list(i))
 
     def _entry(self, i: ir.Value, place: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """The addresses of an index and of its value, in the list of i."""
+        """Where an index and its value are."""
         w = self.writer
-        number = w.add(w.mul(self.thread, self["count"]), i)
-        entry = self.row("lists", I64, w.add(w.mul(number, self["length"]), place))
+        entry = self.row("lists", I64, w.add(w.mul(self._list(i), self["length"]), place))
         value = w.gep(w.bitcast(entry, FLOAT.as_pointer()), [I64(1)])
         return w.bitcast(entry, I32.as_pointer()), value
 
     # ---------------------------------------------------------------------------------------------
     # Panels
 
-    def multiply(
-        self,
-        count: ir.Value,
-        length: ir.Value,
-        start: Callable,
-        a: Callable,
-        b: Callable,
-        finish: Callable,
-    ) -> None:
-        """Writes the product of ``count`` rows i and ``length`` rows j."""
-        w, panel = self.writer, self.lanes * self.vectors
-        full = w.mul(length, I64(TOGETHER * MOST[0]))
-        with w.counting(I64(0), self["outputs"], panel) as (begin, _):
-            self.begin = begin
-            column = w.smaller(begin, w.sub(self["outputs"], I64(panel)))
-            with w.counting(I64(0), count, TOGETHER) as (i, _):
-                end = w.smaller(count, w.add(i, I64(TOGETHER)))
-                together = [w.add(i, I64(n)) for n in range(TOGETHER)]
-                fired = reduce(w.add, [w.load(self._count(n)) for n in together])
-                many = w.icmp_signed(">=", w.mul(fired, I64(MOST[1])), full)
-                many = w.and_(many, w.icmp_signed("==", end, w.add(i, I64(TOGETHER))))
-                with w.if_else(many) as (dense, sparse):
-                    with dense:
-                        self._take(column, together, length, start, a, b, finish)
-                    with sparse, w.counting(i, end) as (n, _):
-                        self._skip(column, n, start, b, finish)
+    @contextmanager
+    def panels(self) -> Iterator[ir.Value]:
+        """The loop over panels. The last one ends with the row, and may overlap with another."""
+        w, width = self.writer, self.task.lanes * self.task.registers
+        with w.counting(I64(0), self["outputs"], width) as (begin, _):
+            self._begin = begin
+            yield w.smaller(begin, w.sub(self["outputs"], I64(width)))
 
-    def _skip(self, column, i, start, b, finish):
+    def is_new(self, n: ir.Value) -> ir.Value:
+        """Which of the columns from n on were in no panel before."""
         w = self.writer
-        sums = self._start(column, start)
-        with w.counting(I64(0), w.load(self._count(i))) as (place, _):
-            index, number = self._entry(i, place)
-            self._add(column, [sums], [w.load(number)], b(w.sext(w.load(index), I64)))
-        w.width = self.lanes
-        finish(i, column, sums)
-        w.width = 1
+        lanes = ir.Constant(ir.VectorType(I32, w.width), list(range(w.width)))
+        return w.icmp_signed(">=", lanes, w.spread(w.trunc(w.sub(self._begin, n), I32)))
 
-    def _take(self, column, together, length, start, a, b, finish):
+    def sums(self, column: ir.Value, first: Callable[[ir.Value], ir.Value]) -> list[ir.Value]:
+        """The registers of a panel, with their first values."""
         w = self.writer
-        sums = [self._start(column, start) for _ in together]
-        with w.counting(I64(0), length) as (j, _):
-            self._add(column, sums, [a(i, j) for i in together], b(j))
-        w.width = self.lanes
-        for i, one in zip(together, sums, strict=True):
-            finish(i, column, one)
-        w.width = 1
-
-    def _start(self, column, start):
-        w = self.writer
-        w.width = self.lanes
-        sums = [w.in_entry(w.vector(FLOAT)) for _ in range(self.vectors)]
-        for place, total in self.places(column):
-            w.store(start(place), sums[total])
-        w.width = 1
+        kind = ir.VectorType(FLOAT, self.task.lanes)
+        sums = [w.in_entry(kind) for _ in range(self.task.registers)]
+        self.each_place(column, sums, lambda n, total: w.store(first(n), total))
         return sums
 
-    def _add(self, column, sums, values, row):
+    def add(
+        self,
+        column: ir.Value,
+        totals: Sequence[list[ir.Value]],
+        values: Sequence[ir.Value],
+        row: ir.Value,
+    ) -> None:
+        """Adds a row, times a value, to each of some panels."""
         w = self.writer
-        w.width = self.lanes
-        values = [w.spread(value) for value in values]
-        for place, total in self.places(column):
-            factor = w.read(row, place)
-            for one, value in zip(sums, values, strict=True):
-                sum_ = w.intrinsic("llvm.fmuladd", value, factor, w.load(one[total]))
-                w.store(sum_, one[total])
+
+        def add_to_all(n: ir.Value, place: tuple[ir.Value, ...]) -> None:
+            read = w.read(row, n)
+            for total, value in zip(place, values, strict=True):
+                w.store(w.intrinsic("llvm.fmuladd", w.spread(value), read, w.load(total)), total)
+
+        self.each_place(column, [*zip(*totals, strict=True)], add_to_all)
+
+    def each_place(self, column: ir.Value, registers: Sequence, body: Callable) -> None:
+        """Writes ``body(n, register)`` for the column n at which each register begins."""
+        w = self.writer
+        w.width = self.task.lanes
+        for number, register in enumerate(registers):
+            body(w.add(column, I64(number * self.task.lanes)), register)
         w.width = 1
-
-    def places(self, column):
-        """The columns at which the registers of a panel begin, and their numbers."""
-        w = self.writer
-        return [(w.add(column, I64(n * self.lanes)), n) for n in range(self.vectors)]
-
-    def is_new(self, place: ir.Value) -> ir.Value:
-        """Whether columns from ``place`` on belong to this panel alone."""
-        w = self.writer
-        missing = w.spread(w.trunc(w.sub(self.begin, place), I32))
-        lanes = ir.Constant(ir.VectorType(I32, w.width), list(range(w.width)))
-        return w.icmp_signed(">=", lanes, missing)
