@@ -100,18 +100,23 @@ def _(spikes, weight, bias):
 @torch.library.custom_op(
     "snn::weigh_backward",
     mutates_args=(),
-    schema="(Tensor grad_output, Tensor spikes) -> Tensor",
+    schema="(Tensor grad_output, Tensor spikes, Tensor fired) -> Tensor",
     device_types="cpu",
 )
-def _weigh_backward(grad_output, spikes):
-    weight = grad_output.new_empty(grad_output.shape[1], spikes.shape[1])
-    _check(spikes, weight)
+def _weigh_backward(grad_output, spikes, fired):
+    _check(spikes, grad_output.new_empty(grad_output.shape[1], spikes.shape[1]))
+    if fired.item() > FEW[grad_output.dtype] * spikes.numel():
+        return _dense_gradient(grad_output, spikes)
     return backend_for(spikes).products.gradient(grad_output, spikes)
 
 
 @_weigh_backward.register_fake
-def _(grad_output, spikes):
+def _(grad_output, spikes, fired):
     return grad_output.new_empty(grad_output.shape[1], spikes.shape[1])
+
+
+def _dense_gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
+    return grad_output.t() @ spikes.to(grad_output.dtype)
 
 
 def _remember(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -128,12 +133,10 @@ def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None
     grad_spikes = grad_weight = grad_bias = None
     if need_spikes:
         grad_spikes = (grad_output @ weight).to(spikes.dtype)
-    if need_weight:
-        few = fired.item() <= FEW[weight.dtype] * spikes.numel()
-        if few and not torch.is_grad_enabled():  # else somebody differentiates the gradient
-            grad_weight = torch.ops.snn.weigh_backward(grad_output, spikes)
-        else:
-            grad_weight = grad_output.t() @ spikes.to(grad_output.dtype)
+    if need_weight and torch.is_grad_enabled():  # somebody differentiates the gradient
+        grad_weight = _dense_gradient(grad_output, spikes)
+    elif need_weight:
+        grad_weight = torch.ops.snn.weigh_backward(grad_output, spikes, fired)
     if need_bias:
         grad_bias = grad_output.sum(0).to(ctx.bias_dtype)
     return grad_spikes, grad_weight, grad_bias

@@ -27,8 +27,9 @@ def calls(monkeypatch):
     """The kernels that were called, and with how many rows."""
     found = []
     for name in ("weigh", "gradient"):
+        kernel = getattr(kernels, name)
 
-        def call(first, *others, name=name, kernel=getattr(kernels, name)):
+        def call(first, *others, name=name, kernel=kernel):
             found.append((name, len(first)))
             return kernel(first, *others)
 
@@ -156,7 +157,7 @@ def test_a_gradient_has_a_derivative():
 def test_the_operator_keeps_pytorch_s_rules():
     x, weight = spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
     opcheck(torch.ops.snn.weigh.default, (x, weight, torch.randn(OUTPUTS, requires_grad=True)))
-    opcheck(torch.ops.snn.weigh_backward.default, (torch.randn(9, OUTPUTS), x))
+    opcheck(torch.ops.snn.weigh_backward.default, (torch.randn(9, OUTPUTS), x, torch.tensor(9)))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_the_operator_refuses_what_its_kernels_cannot_compute(x, weight):
 
 def test_what_pytorch_refuses_is_refused_by_pytorch():
     for x, bias in ((torch.ones(3, 5), None), (torch.ones(3, INPUTS).bfloat16(), None)):
-        with pytest.raises(RuntimeError, match="shapes|dtype"):
+        with pytest.raises(RuntimeError, match=r"shapes|dtype"):
             linear(x, torch.ones(OUTPUTS, INPUTS), bias)
 
 
@@ -227,7 +228,8 @@ def behind(*modules):
 
 
 def current(steps=STEPS):
-    return 1.5 * torch.rand(steps, BATCH, INPUTS)
+    """An input that is mostly zero, with which neurons fire."""
+    return 1.5 * (torch.rand(steps, BATCH, INPUTS) < 0.2)
 
 
 class Own(nn.Linear):
@@ -313,7 +315,7 @@ def test_compiled_and_exported_networks_are_as_before():
     expected, _ = model(x)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x)[0], expected)
     program = torch.export.export(model, (x,))
-    assert not [node for node in program.graph.nodes if "weigh" in str(node.target)]
+    assert not [node for node in program.graph.nodes if str(node.target).startswith("snn.weigh")]
     torch.testing.assert_close(program.module()(x)[0], expected)
 
 
@@ -327,7 +329,7 @@ def test_chunks_are_the_whole_run_bit_for_bit(rate):
         SpikingNeuron(150, 4.0),
     )
     for layer in (model[0], model[3]):
-        nn.init.normal_(layer.weight, 0.05, 0.2)
+        nn.init.normal_(layer.weight, 0.0, 0.2)
     x, found = (torch.rand(23, 3, INPUTS) < rate).float(), []
     for run in (model, Chunked(model, 1), Chunked(model, 5)):
         torch.manual_seed(1)
