@@ -113,6 +113,18 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
     assert found[0][1] == x.count_nonzero()
 
 
+@pytest.mark.parametrize(("lanes", "registers"), [(4, 4), (8, 4), (16, 8)])
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_cpus_with_other_registers_give_the_same_bits(lanes, registers, rate, monkeypatch):
+    x, weight = spikes(77, INPUTS, rate=rate), torch.randn(OUTPUTS, INPUTS)
+    direction = torch.randn(77, OUTPUTS)
+    expected = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
+    task = kernels.Task("float32", "float32", lanes, registers)
+    monkeypatch.setattr(kernels, "task_of", lambda spikes, weights: task)
+    found = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_the_gradient_of_many_spikes_is_left_to_pytorch(calls):
     weight = torch.randn(OUTPUTS, INPUTS, requires_grad=True)
     for rate in (0.1, 0.9):
@@ -293,7 +305,7 @@ def test_hooks_see_what_they_saw_and_change_nothing(calls):
     model[1].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
     model[1].register_forward_hook(lambda *given: seen.append(given[2].shape))
     model[1].register_full_backward_hook(lambda *given: seen.append(given[2][0].shape))
-    output, _ = model(x)
+    output, _ = model(x.requires_grad_())
     output.sum().backward()
     assert torch.equal(output, expected)
     assert seen == [(STEPS, BATCH, INPUTS), *[(STEPS, BATCH, OUTPUTS)] * 2]
