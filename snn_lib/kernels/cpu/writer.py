@@ -6,7 +6,7 @@ differently from plain PyTorch, and neurons would fire at other times.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -265,7 +265,9 @@ class Writer(ir.IRBuilder):
         """One number in every place of a value."""
         if self.width == 1:
             return a
-        kind = ir.VectorType(a.type, self.width)
-        one = self.insert_element(ir.Constant(kind, ir.Undefined), a, I32(0))
-        everywhere = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
-        return self.shuffle_vector(one, ir.Constant(kind, ir.Undefined), everywhere)
+        nothing = ir.Constant(ir.VectorType(a.type, self.width), ir.Undefined)
+        return self.shuffle(self.insert_element(nothing, a, I32(0)), nothing, [0] * self.width)
+
+    def shuffle(self, a: ir.Value, b: ir.Value, places: Sequence[int]) -> ir.Value:
+        """The numbers at these places of two values, which are counted through."""
+        return self.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), places))
