@@ -36,8 +36,8 @@ TOGETHER = 3  # rows whose sums are taken together without lists, if half of the
 # The arguments of the kernels. Each thread has a number of lists, with room for some entries each.
 LISTS = ["lengths", "lists", "number", "length"]
 WEIGH = ["spikes", "weights", "bias", "output", "inputs", "outputs", "fired", *LISTS]
-TRANSPOSE = ["source", "target", "rows", "columns"]
 GRADIENT = ["spikes", "grad_output", "gradient", "rows", "inputs", "outputs", *LISTS]
+TRANSPOSE = ["source", "target", "rows", "columns"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _transpose(source: str, target: str, lanes: int) -> Kernel:
 def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """The transposed matrix in memory, several times as fast as by PyTorch."""
     rows, columns = matrix.shape
-    matrix, result = matrix.contiguous(), torch.empty(columns, rows, dtype=dtype)
+    matrix, result = matrix.contiguous(), matrix.new_empty(columns, rows, dtype=dtype)
     lanes = task_of(matrix.dtype, dtype).lanes
     items = -(-rows // lanes)
     made = _transpose(NAMES[matrix.dtype], NAMES[dtype], lanes)
@@ -118,7 +118,7 @@ def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
     output = weight.new_empty(rows, outputs)
     threads = _threads(rows, output)
-    fired = torch.zeros(threads, dtype=torch.int64)
+    fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
     made = _weigh(task_of(spikes.dtype, weight.dtype))
     _run(made, threads, rows, [*given, *_lists(threads, min(rows, ROWS), inputs)])
@@ -129,7 +129,7 @@ def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
     """The gradient of the weights ``(N, K)``, of its output's ``(R, N)`` and spikes ``(R, K)``."""
     (rows, inputs), outputs = spikes.shape, grad_output.shape[1]
     spikes, grad_output = spikes.contiguous(), grad_output.contiguous()
-    found = torch.zeros(inputs, outputs)
+    found = spikes.new_zeros(inputs, outputs, dtype=torch.float32)
     words = -(-inputs // WORD)
     threads = _threads(words, grad_output)
     made = _gradient(task_of(spikes.dtype, grad_output.dtype))
@@ -146,8 +146,9 @@ def _threads(items: int, result: Tensor) -> int:
 def _lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, int]:
     """Room for the lists and for their lengths."""
     number += TOGETHER  # so that a group of rows may be looked at beyond the last
-    lengths = torch.zeros(threads, number, dtype=torch.int64)
-    return lengths, torch.empty(threads, number, length, dtype=torch.int64), number, length
+    lengths = torch.zeros(threads, number, dtype=torch.int64, device="cpu")
+    lists = torch.empty(threads, number, length, dtype=torch.int64, device="cpu")
+    return lengths, lists, number, length
 
 
 def _run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -> None:
