@@ -114,7 +114,7 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
     assert found[0][1] == x.count_nonzero()
 
 
-@pytest.mark.parametrize(("lanes", "registers"), [(4, 4), (8, 4), (16, 8)])
+@pytest.mark.parametrize(("lanes", "registers"), [(8, 4), (8, 8), (16, 8)])
 @pytest.mark.parametrize("rate", [0.1, 0.6])
 def test_cpus_with_other_registers_give_the_same_bits(lanes, registers, rate, monkeypatch):
     x, weight = spikes(77, INPUTS, rate=rate), torch.randn(OUTPUTS, INPUTS)

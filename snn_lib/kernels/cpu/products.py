@@ -22,7 +22,7 @@ from torch import Tensor
 
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.frame import Frame
-from snn_lib.kernels.cpu.library import Kernel, kernel
+from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.source import KINDS
 from snn_lib.kernels.cpu.tiles import SMALL
 from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
@@ -60,11 +60,8 @@ class Task:
 @cache
 def task_of(spikes: torch.dtype, weights: torch.dtype) -> Task:
     """The task on this CPU."""
-    if has("avx512f"):
-        lanes, registers = 16, 8
-    else:
-        lanes, registers = 8 if has("avx2") else 4, 4
-    return Task(NAMES[spikes], NAMES[weights], lanes, registers)
+    registers = 8 if has("avx512f") else 4  # of 32 or of 16; those of a group must fit
+    return Task(NAMES[spikes], NAMES[weights], vector_width(), registers)
 
 
 @cache
