@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import CHAIN, channels_last, lengths_beside, repeats
-from snn_lib.pytorch_private import register_named_tuple
+from snn_lib.products import SkippingZeros, may_skip_zeros
+from snn_lib.pytorch_private import is_compiled, register_named_tuple
+from snn_lib.recomputing import decide
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -77,9 +79,11 @@ class StatefulModule(nn.Module):
     Attributes:
         takes_expanded: whether ``x`` may be one step, expanded over time, all of whose steps lie in
             the same memory. A :class:`Sequential` copies it otherwise.
+        spikes: whether the output is spikes, which are mostly zero.
     """
 
     takes_expanded = False
+    spikes = False
 
     def joins(self, following: nn.Module) -> bool:
         """Whether this module and the one behind it run as one, by :meth:`run_with`."""
@@ -107,6 +111,9 @@ class Sequential(StatefulModule):
     convolution then weighs it once for all steps, and its hooks see one step, ``(1, B, *)``. An
     input that requires a gradient is weighed at every step, because each step has a gradient of its
     own, and so is every input where ``torch.compile`` or ``torch.func`` is at work.
+
+    An ``nn.Linear`` that comes first or behind spikes leaves out what is zero, where there are
+    kernels for that (see :mod:`snn_lib.products`). Its result is the same up to rounding.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
     indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
@@ -245,6 +252,7 @@ class Sequential(StatefulModule):
         if self.batch_first:
             x = x.transpose(0, 1)
         expanded = False  # whether x may be what a layer that ran once has returned
+        spikes = True  # whether x may be; nobody says so of the input
         named, index = list(self._modules.items()), 0
         while index < len(named):
             name, module = named[index]
@@ -258,12 +266,13 @@ class Sequential(StatefulModule):
                 with contextlib.suppress(ValueError):  # whose layer is found one by one
                     pair = states[index], states[index + 1]
                     x, states[index : index + 2] = module.run_with(following, x, pair, lengths)
-                    index += 2
+                    index, spikes = index + 2, _spikes(following, False)
                     yield x.transpose(0, 1) if self.batch_first else x
                     continue
             steps, once = x.shape[0], _weighs(module) and repeats(x)
             try:
-                x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
+                with _way(module, spikes):
+                    x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
             if once:
@@ -274,6 +283,7 @@ class Sequential(StatefulModule):
             if self.batch_first and not isinstance(x, Tensor):
                 raise ValueError(f"layer {name} returned a {type(x).__name__}, expected a tensor")
             index += 1
+            spikes = _spikes(module, spikes)
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
@@ -284,6 +294,22 @@ class Sequential(StatefulModule):
 def _weighs(module: nn.Module) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
     return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+
+
+def _spikes(module: nn.Module, given: bool) -> bool:
+    """Whether a module returns spikes, if it is ``given`` some or not."""
+    if isinstance(module, StatefulModule):
+        return module.spikes is True
+    return given and isinstance(module, (nn.Flatten, nn.Identity))
+
+
+def _way(module: nn.Module, spikes: bool) -> contextlib.AbstractContextManager:
+    """The context in which a module runs: weights of spikes leave out what is zero.
+
+    In chunks, the second run of a chunk does what the first did.
+    """
+    skips = spikes and isinstance(module, nn.Linear) and not is_compiled(module)
+    return SkippingZeros() if skips and decide(may_skip_zeros) else contextlib.nullcontext()
 
 
 def _takes_expanded(module: nn.Module | None) -> bool:

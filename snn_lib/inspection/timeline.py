@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import current_chunk
 from snn_lib.observing import bind_call
+from snn_lib.recomputing import current_chunk
 
 
 class Call(NamedTuple):

@@ -31,6 +31,14 @@ def test_step_profile_counts_the_bytes_that_filters_and_neurons_move(tmp_path, r
         assert 0 < float(row["cells"]) < float(row["step"])
 
 
+def test_firing_rates_measures_every_rate_beside_dense_networks(tmp_path, run_smoke):
+    rows, printed = run_smoke("firing_rates", tmp_path)
+    found = [(row["rate"], row["precision"]) for row in rows]
+    assert found == [(rate, p) for p in ("float32", "bfloat16") for rate in ("0.35", "")]
+    assert all(float(row["training_ms"]) > 0 for row in rows)
+    assert "rate 35%" in printed
+
+
 def test_streaming_compares_a_step_of_every_network(tmp_path, run_smoke):
     pytest.importorskip("onnxruntime")
     rows, printed = run_smoke("streaming", tmp_path)

@@ -16,8 +16,9 @@ from functools import partial, reduce
 from llvmlite import ir
 
 from snn_lib.kernels.adjoint import Adjoint, Product, Way
+from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import vector_width
-from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64, VOID, Writer
+from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64
 from snn_lib.kernels.program import parameters, program
 from snn_lib.kernels.trace import Trace, Value
 
@@ -200,44 +201,13 @@ def backward_source(task: Task, way: Way) -> str:
     return kernel.text()
 
 
-class _Kernel:
+class _Kernel(Frame):
     """A kernel that is being written: its arguments, its tiles and its rows."""
 
     def __init__(self, name: str, arguments: list[str], task: Task, numbers: Sequence[str] = ()):
         self.task, self._number_names = task, list(numbers)
-        self._program = program(task.key)
-        module = ir.Module(name)
-        words = I64.as_pointer()
-        function = ir.Function(module, ir.FunctionType(VOID, [I64, I64, I64, words]), "kernel")
-        self._thread, self._first_item, self._last_item, memory = function.args
-        self.kind = KINDS[task.state]
-        self.writer = w = Writer(function.append_basic_block(), self.kind)
-        names = [*arguments, *numbers]
-        self._arguments = {
-            name: w.load(w.gep(memory, [I64(place)])) for place, name in enumerate(names)
-        }
-
-    def __getitem__(self, name: str) -> ir.Value:
-        return self._arguments[name]
-
-    def text(self) -> str:
-        """The module with the kernel, and with its share for a thread of OpenMP's."""
-        self.writer.ret_void()
-        module = self.writer.module
-        words = I64.as_pointer()
-        share = ir.Function(module, ir.FunctionType(VOID, [words]), "share")
-        w = Writer(share.append_basic_block(), self.kind)
-        ask = [
-            ir.Function(module, ir.FunctionType(I32, []), f"snn_{name}")
-            for name in ("omp_get_thread_num", "omp_get_num_threads")
-        ]
-        number, team = (w.zext(w.call(function, []), I64) for function in ask)
-        items = w.load(share.args[0])  # in front of the kernel's arguments
-        first, last = (w.sdiv(w.mul(items, n), team) for n in (number, w.add(number, I64(1))))
-        arguments = w.gep(share.args[0], [I64(1)])
-        w.call(module.globals["kernel"], [number, first, last, arguments])
-        w.ret_void()
-        return str(module)
+        self._program, self.kind = program(task.key), KINDS[task.state]
+        super().__init__(name, [*arguments, *numbers], self.kind)
 
     # ---------------------------------------------------------------------------------------------
     # Loops
@@ -246,7 +216,7 @@ class _Kernel:
     def tiles(self) -> Iterator[None]:
         """The loop over this thread's tiles, see ``tiles.locate``."""
         w = self.writer
-        with w.counting(self._first_item, self._last_item) as (item, _):
+        with w.counting(self.first, self.last) as (item, _):
             channels, columns, rows = self["channels"], self["columns"], self["rows"]
             across = w.sdiv(w.sub(w.add(channels, columns), I64(1)), columns)
             self.first_row = w.mul(w.sdiv(item, across), rows)
@@ -277,20 +247,17 @@ class _Kernel:
     # ---------------------------------------------------------------------------------------------
     # Rows
 
-    def _row(self, name: str, kind: ir.Type, offset: ir.Value) -> ir.Value:
-        return self.writer.gep(self.writer.inttoptr(self[name], kind.as_pointer()), [offset])
-
     def sequence(self, name: str, t: ir.Value, b: ir.Value) -> ir.Value:
         """The row of x, or of the output's gradient, which have strides of their own."""
         w, kind = self.writer, KINDS[self.task.x if name == "x" else self.task.output]
         offset = w.add(w.mul(t, self[f"{name}_step"]), w.mul(b, self[f"{name}_batch"]))
-        return self._row(name, kind, offset)
+        return self.row(name, kind, offset)
 
     def whole(self, name: str, dtype: str, t: ir.Value, b: ir.Value) -> ir.Value:
         """The row of a contiguous sequence."""
         w = self.writer
         offset = w.mul(w.add(w.mul(t, self["batch"]), b), self["channels"])
-        return self._row(name, KINDS[dtype], offset)
+        return self.row(name, KINDS[dtype], offset)
 
     def state(self, name: str, s: int | ir.Value, b: ir.Value) -> ir.Value:
         """Row s of a state of sequence b."""
@@ -299,10 +266,10 @@ class _Kernel:
     def again(self, step: ir.Value, s: int, b: ir.Value) -> ir.Value:
         """The row of this thread's states that were computed again, see :meth:`local`."""
         w, count = self.writer, len(self._program.states) + 1  # one for the factors of spikes
-        steps = w.add(w.mul(self._thread, I64(BLOCK + 1)), step)
+        steps = w.add(w.mul(self.thread, I64(BLOCK + 1)), step)
         offset = w.add(w.mul(steps, I64(count)), I64(s))
         offset = w.add(w.mul(offset, self["rows"]), w.sub(b, self.first_row))
-        return self._row("again", self.kind, w.mul(offset, self["columns"]))
+        return self.row("again", self.kind, w.mul(offset, self["columns"]))
 
     def local(self, n: ir.Value) -> ir.Value:
         """A channel's place in a row of a tile."""
@@ -312,7 +279,7 @@ class _Kernel:
         """The sums of a coefficient's gradient, of all batch rows of the tile."""
         w = self.writer
         offset = w.add(w.mul(self._group, I64(count)), I64(number))
-        return self._row("sums", DOUBLE, w.mul(offset, self["channels"]))
+        return self.row("sums", DOUBLE, w.mul(offset, self["channels"]))
 
     def copy(self, source: ir.Value, target: ir.Value) -> None:
         """Copies a row of the tile."""
@@ -358,7 +325,7 @@ class _Kernel:
         """The coefficients at channel n, by name."""
         w = self.writer
         rows = [
-            self._row("coefficients", self.kind, w.mul(I64(row), self["channels"]))
+            self.row("coefficients", self.kind, w.mul(I64(row), self["channels"]))
             for row in range(len(self._program.coefficients))
         ]
         return dict(zip(self._program.coefficients, [w.read(row, n) for row in rows], strict=True))

@@ -6,7 +6,7 @@ differently from plain PyTorch, and neurons would fire at other times.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -187,11 +187,12 @@ class Writer(ir.IRBuilder):
                 return self.each_alone(name, a)
         raise UnknownOperationError(f"the CPU's kernels have no {line.operation}")
 
-    def intrinsic(self, name: str, a: ir.Value) -> ir.Value:
+    def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
         """A function that LLVM has for vectors too."""
         lanes = f"v{self.width}" if self.width > 1 else ""
-        kind = ir.FunctionType(a.type, [a.type])
-        return self.call(self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind), [a])
+        kind = ir.FunctionType(values[0].type, [value.type for value in values])
+        function = self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind)
+        return self.call(function, values)
 
     def function_named(self, name: str, kind: ir.FunctionType) -> ir.Function:
         """A function from outside the module."""
@@ -264,7 +265,9 @@ class Writer(ir.IRBuilder):
         """One number in every place of a value."""
         if self.width == 1:
             return a
-        kind = ir.VectorType(a.type, self.width)
-        one = self.insert_element(ir.Constant(kind, ir.Undefined), a, I32(0))
-        everywhere = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
-        return self.shuffle_vector(one, ir.Constant(kind, ir.Undefined), everywhere)
+        nothing = ir.Constant(ir.VectorType(a.type, self.width), ir.Undefined)
+        return self.shuffle(self.insert_element(nothing, a, I32(0)), nothing, [0] * self.width)
+
+    def shuffle(self, a: ir.Value, b: ir.Value, places: Sequence[int]) -> ir.Value:
+        """The numbers at these places of two values, which are counted through."""
+        return self.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), places))
