@@ -10,9 +10,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from snn_lib.kernels.adjoint import Adjoint, Product, Way
-from snn_lib.kernels.cuda.launching import BLOCK
-from snn_lib.kernels.program import Program, parameters
+from snn_lib.kernels.adjoint import Adjoint, Product
+from snn_lib.kernels.inputs import BLOCK
+from snn_lib.kernels.program import Program
 from snn_lib.kernels.trace import Line, Trace, Value
 
 BEGIN = """
@@ -74,7 +74,7 @@ from snn_lib.kernels.cuda.launching import STAGES, UNROLL, jit
 
 @jit
 def kernel(
-    x, grad_output, grad_last, coefficients, state, checkpoints, lengths, seed, again,
+    x, coefficients, state, lengths, seed, grad_output, grad_last, checkpoints, again,
     grad_x, sums, grad_state, {numbers}dropout: tl.float64, steps, batch, channels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):
@@ -160,10 +160,10 @@ def forward_source(made: Program) -> str:
     )
 
 
-def backward_source(made: Program, way: Way) -> str:
+def backward_source(adjoint: Adjoint) -> str:
     """The kernel of a program's gradients, backward over time."""
-    numbers = parameters(way.surrogate)
-    text, adjoint = _Text(made, numbers), Adjoint(made, way)
+    made, numbers = adjoint.program, adjoint.numbers
+    text = _Text(made, numbers)
     read = [f"s{row}" for row, name in enumerate(made.states) if name in adjoint.states]
     arriving = list(enumerate(adjoint.arriving))
     sums = list(enumerate(adjoint.sums.values()))
@@ -201,7 +201,7 @@ def backward_source(made: Program, way: Way) -> str:
         load_states=[f"{s} = tl.load(states + {k} * step, lane, 0.0)" for k, s in enumerate(read)],
         step=text.step(adjoint.step, "x_at"),
         add_sums=[line for k, parts in sums for line in text.add_to(f"sum{k}", parts)],
-        store_x=[f"tl.store(grad_x_at, {text.value(adjoint.x)}, lane)"] * way.need_x,
+        store_x=[f"tl.store(grad_x_at, {text.value(adjoint.x)}, lane)"] * adjoint.need_x,
         retreat=text.assign(adjoint.arriving, adjoint.carried),
         store_sums=[f"store_partial_sums(sums, sum{k}, {k}, batch, channels, n)" for k, _ in sums],
         store_gradients=[
