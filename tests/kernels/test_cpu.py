@@ -233,8 +233,8 @@ def test_first_use_says_that_it_compiles_and_a_second_process_compiles_nothing(t
 def test_a_notebook_says_that_it_compiles_and_a_log_file_does_not(monkeypatch, capsys):
     for modules, shown in ((sys.modules, ""), ({**sys.modules, "ipykernel": sys}, "first use: ")):
         monkeypatch.setattr(library.sys, "modules", modules)
-        library._announce.cache_clear()
-        library._announce()
+        library.announce.cache_clear()
+        library.announce()
         assert capsys.readouterr().err[:11] == shown
 
 
