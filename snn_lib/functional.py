@@ -99,11 +99,7 @@ def run_cells(
         inputs = inputs._replace(dtype=torch.float32)
     fires = calls[-1] if calls[1:] and not inputs.program.fires[0] else calls[0]
     output, after = run(inputs, fires.surrogate)
-    counts = [sum(1 if rows is None else rows for rows in call.state.values()) for call in calls]
-    states = [
-        tuple(_states_of(call, rows, features, order).values())
-        for call, rows in zip(calls, after.split(counts), strict=True)
-    ]
+    states = [tuple(own.values()) for own in _states_of(calls, after, features, order)]
     return in_dtype(_unfold(output, features, order), dtype, "the output"), states
 
 
@@ -129,7 +125,7 @@ def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: s
             dtype=other.dtype,
             needed=inputs.needed + other.needed,
         )
-    if (x.dtype, own) != (torch.bfloat16, torch.float32):  # kernels read bfloat16, too
+    if x.dtype != own and (x.dtype, own) != (torch.bfloat16, torch.float32):  # which kernels read
         inputs = inputs._replace(x=in_dtype(inputs.x, own, name))
     return inputs if lengths is None else inputs._replace(lengths=lengths_beside(x, lengths))
 
@@ -197,15 +193,17 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
 
 
 def _states_of(
-    call: Call, rows: Tensor, features: torch.Size, order: bool, dim: int = 0
-) -> dict[str, Tensor]:
-    """A cell's states by name, from all of their rows along this dimension."""
-    states, begin = {}, 0
-    for name, count in call.state.items():
-        own = rows.select(dim, begin) if count is None else rows.narrow(dim, begin, count)
-        states[name] = _unfold(own, features, order)
-        begin += 1 if count is None else count
-    return states
+    calls: Sequence[Call], rows: Tensor, features: torch.Size, order: bool, dim: int = 0
+) -> list[dict[str, Tensor]]:
+    """The states of each cell by name, from the rows of all of them along this dimension."""
+    found, begin = [], 0
+    for call in calls:
+        found.append({})
+        for name, count in call.state.items():
+            own = rows.select(dim, begin) if count is None else rows.narrow(dim, begin, count)
+            found[-1][name] = _unfold(own, features, order)
+            begin += 1 if count is None else count
+    return found
 
 
 def iir_filter(
@@ -365,7 +363,7 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     return Traces(
         _unfold(torch.stack(outputs), features, order),
         _unfold(torch.stack(potentials), features, order) if potentials else None,
-        _states_of(call, torch.stack(states[:-1]), features, order, dim=1),
+        _states_of([call], torch.stack(states[:-1]), features, order, dim=1)[0],
     )
 
 

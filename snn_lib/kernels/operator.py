@@ -32,10 +32,11 @@ def run(inputs: Inputs, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     """
     tensors = inputs.x, inputs.coefficients, inputs.state
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    name, numbers = name_of(surrogate) if learns else ("", [])
-    if is_transformed() or not _has_kernels(inputs.key, name):
+    if learns:
+        name, numbers = name_of(surrogate)
+        inputs = inputs._replace(surrogate=name, numbers=numbers, keep=True)
+    if is_transformed() or not _has_kernels(inputs.key, inputs.surrogate):
         return _run_plain(inputs, surrogate)
-    inputs = inputs._replace(surrogate=name, numbers=numbers, keep=learns)
     if not learns and _can_skip_dispatch(inputs):
         return backend_for(inputs.x).forward(inputs)[:2]
     return torch.ops.snn.run(*inputs)[:2]

@@ -35,8 +35,8 @@ def kernel_of_steps(key: str, dtype: str) -> Kernel:
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """The output, the last state, and the first states of all blocks but the first."""
-    output, _, checkpoints = inputs.new_results()
-    state = inputs.first.clone(memory_format=torch.contiguous_format)
+    output, state, checkpoints = inputs.new_results()
+    state.copy_(inputs.first)
     ends = state if inputs.lengths is None else state.clone()
     results = {"state": state, "ends": ends, "checkpoints": checkpoints, "output": output}
     made = _forward(_task(inputs, output))
@@ -49,10 +49,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the coefficients and of the state."""
     adjoint, tiles = adjoint_of(inputs, need_x), tiles_of(inputs.x.shape)
-    grad_x, grad_coefficients, _ = inputs.new_gradients(need_x)
-    grad_last = grad_last.clone(memory_format=torch.contiguous_format)
+    grad_x, grad_coefficients, grad_state = inputs.new_gradients(need_x)
+    grad_last = grad_last.contiguous()
     # Without lengths, the gradient of the last state is where the way back begins.
-    grad_state = grad_last if inputs.lengths is None else torch.zeros_like(grad_last)
+    grad_state.copy_(grad_last) if inputs.lengths is None else grad_state.zero_()
     count, _, channels = grad_last.shape
     sums = torch.zeros(tiles.groups, len(adjoint.sums), channels, dtype=torch.float64)
     room = tiles.threads, BLOCK + 1, count + 1, tiles.rows, tiles.columns
