@@ -28,35 +28,15 @@ from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.kernels.program import program
+from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS
 from snn_lib.readout import READOUTS
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
 # What the operations of a step are called in ONNX.
-OPERATORS = {
-    "add": "Add",
-    "sub": "Sub",
-    "mul": "Mul",
-    "div": "Div",
-    "neg": "Neg",
-    "maximum": "Max",
-    "minimum": "Min",
-    "abs": "Abs",
-    "exp": "Exp",
-    "log": "Log",
-    "sqrt": "Sqrt",
-    "tanh": "Tanh",
-    "sin": "Sin",
-    "cos": "Cos",
-    "gt": "Greater",
-    "ge": "GreaterOrEqual",
-    "lt": "Less",
-    "le": "LessOrEqual",
-    "eq": "Equal",
-    "logical_and": "And",
-    "logical_or": "Or",
-    "logical_not": "Not",
-    "where": "Where",
-}
+OPERATORS = {name: name.capitalize() for name in (*ARITHMETIC, *FUNCTIONS, "where")}
+OPERATORS |= {"maximum": "Max", "minimum": "Min", "gt": "Greater", "ge": "GreaterOrEqual"}
+OPERATORS |= {"lt": "Less", "le": "LessOrEqual", "eq": "Equal"}
+OPERATORS |= {"logical_and": "And", "logical_or": "Or", "logical_not": "Not"}
 OPSET, IR_VERSION = 17, 8  # versions of 2022, which all present runtimes read
 
 

@@ -9,12 +9,7 @@ from collections.abc import Sequence
 
 from snn_lib.kernels.check import FILTER
 from snn_lib.kernels.program import key_of, kind_of, program
-from snn_lib.kernels.trace import Trace, Value
-
-SIGNS = {
-    **{"add": "+", "sub": "-", "mul": "*", "div": "/", "logical_and": "and", "logical_or": "or"},
-    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
-}
+from snn_lib.kernels.trace import SIGNS, Trace, Value
 
 
 def listing(cells: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from snn_lib.kernels.adjoint import Adjoint, Product
 from snn_lib.kernels.inputs import BLOCK
 from snn_lib.kernels.program import Program
-from snn_lib.kernels.trace import Line, Trace, Value
+from snn_lib.kernels.trace import SIGNS, Line, Trace, Value
 
 BEGIN = """
     b, n, lane, step, channels = locate_lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
@@ -132,11 +132,6 @@ for _ in tl.range(count, num_stages=STAGES, loop_unroll_factor=UNROLL):
     index += step.to(tl.uint32)
 tl.debug_barrier()  # from here on all threads see what is written
 """
-SYMBOLS = {
-    **{"add": "+", "sub": "-", "mul": "*", "div": "/"},
-    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
-    **{"logical_and": "&", "logical_or": "|"},
-}
 OWN = {"tanh": "tanh", "round": "rounded"}  # functions of ``lanes``
 
 
@@ -260,8 +255,8 @@ class _Text:
 
     def _expression(self, line: Line) -> str:
         name, arguments = line.operation, [self.value(one) for one in line.arguments]
-        if name in SYMBOLS:
-            return f" {SYMBOLS[name]} ".join(arguments)
+        if name in SIGNS:
+            return f" {SIGNS[name]} ".join(arguments)
         if name in ("neg", "logical_not"):
             return ("-" if name == "neg" else "~") + arguments[0]
         if name in ("maximum", "minimum"):
