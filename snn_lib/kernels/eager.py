@@ -23,8 +23,9 @@ def run(inputs: Inputs, surrogate: Surrogate | None = None) -> tuple[Tensor, Ten
     """
     x, lengths, ends = inputs.x, inputs.lengths, inputs.first.unbind()
     outputs, lanes = [], x.shape[1:]
-    fire = fire_with(surrogate or surrogate_of(inputs.surrogate, inputs.numbers))
-    for t, (output, rows) in enumerate(steps_of(inputs, fire)):
+    if surrogate is None:
+        surrogate = surrogate_of(inputs.surrogate, inputs.numbers)
+    for t, (output, rows) in enumerate(steps_of(inputs, fire_with(surrogate))):
         # one that only depends on coefficients is the same in all rows
         outputs.append(output.expand(lanes))
         if lengths is not None:
