@@ -45,7 +45,7 @@ def odd_step(x, state, coefficients, fire):
     loud = ((slow.abs() > 0.2) | ~(x >= slow)) & (fast != 0.125)
     fast = torch.where(loud, torch.sqrt(1.0 + fast * fast), torch.log(2.0 + fast.abs()))
     output = torch.maximum(torch.sin(slow), torch.clamp(torch.cos(fast), max=0.5)) ** 2
-    return output - fast * width, (slow, 0.5 * fast)
+    return output - fast * width - x_step, (slow, 0.5 * fast)
 
 
 def constant_step(x, state, coefficients, fire):
