@@ -33,7 +33,7 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
     Before it is returned, what the network's ``forward`` does and each of its layers are compared
     with PyTorch in a run of 32 steps; :func:`snn_lib.inference.description.describe` says what this
     cannot see. A sum or mean over time may run for years:
-    :class:`snn_lib.inference.layers.RunningSum` says how exact it stays.
+    :func:`snn_lib.inference.layers.running_sum` says how exact it stays.
 
     Args:
         network: a :class:`snn_lib.Sequential`, or a module around one. Its layers may be

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from snn_lib.cells import Cell, IIRSynapse
 from snn_lib.containers import PerStep, Repeat, Sequential
 from snn_lib.errors import one_line
-from snn_lib.kernels.program import key_of
+from snn_lib.kernels.program import Kind, key_of, kind_of, register
 from snn_lib.readout import (
     READOUTS,
     Last,
@@ -118,32 +119,53 @@ class CellLayer(Layer):
 
 
 @dataclass(frozen=True)
-class RunningSum(Layer):
-    """The sum of the steps so far: a sum over time, read at every step.
+class Snapshot(Layer):
+    """The sum of parts of the input, each taken at a step of its own; the first is number 1."""
+
+    steps: tuple[int, ...]
+
+
+# --------------------------------------------------------------------------------------------------
+# Sums, means and maxima over time, read at every step: cells without coefficients
+
+
+def running_sum(x, state, coefficients, fire):
+    """The sum of the steps so far.
 
     The sum is kept in two numbers, itself and what its rounding has left out (Kahan, 1965, doi
     10.1145/363707.363723). So whole numbers, such as spikes, are counted exactly up to 2^48 in
     float32, and the output is this count in the network's dtype. After n steps other sums are off
     by at most about (2^-23 + n 2^-48) times the sum of the absolute values, in float64 by
-    (2^-52 + n 2^-106) times it.
+    (2^-52 + n 2^-106) times it. A sum that overflows is infinite from then on.
     """
+    total, rest = state
+    x = x + rest
+    larger = total + x
+    lost = x - (larger - total)  # which is undefined if the sum overflows
+    return larger, (larger, torch.where(larger - larger == 0.0, lost, rest))
 
 
-@dataclass(frozen=True)
-class RunningMean(RunningSum):
-    """The mean of the steps so far: a :class:`RunningSum`, divided by the steps, counted alike."""
+def running_mean(x, state, coefficients, fire):
+    """The mean of the steps so far: a :func:`running_sum`, divided by the steps, counted alike."""
+    total, sums = running_sum(x, state[:2], coefficients, fire)
+    steps, counts = running_sum(torch.ones_like(x), state[2:], coefficients, fire)
+    return total / steps, (*sums, *counts)
 
 
-@dataclass(frozen=True)
-class RunningMaximum(Layer):
-    """The largest value of the steps so far: a maximum over time, read at every step."""
+def running_maximum(x, state, coefficients, fire):
+    """The largest value of the steps so far."""
+    largest, started = state
+    largest = torch.where(started > 0.0, torch.maximum(x, largest), x)
+    return largest, (largest, torch.clamp(started, min=1.0))
 
 
-@dataclass(frozen=True)
-class Snapshot(Layer):
-    """The sum of parts of the input, each taken at a step of its own; the first is number 1."""
+register(Kind("running_sum", running_sum, ("sum", "sum.rest"), ()))
+register(Kind("running_mean", running_mean, ("sum", "sum.rest", "steps", "steps.rest"), ()))
+register(Kind("running_maximum", running_maximum, ("maximum", "started"), ()))
 
-    steps: tuple[int, ...]
+
+# --------------------------------------------------------------------------------------------------
+# How modules are read
 
 
 def read(
@@ -297,6 +319,12 @@ def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list
     return [Snapshot(name, before, after, module.steps)]
 
 
+def _over_time(kind: str, module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """A readout, whose answer at a step is that of the sequence up to there."""
+    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
+    return [CellLayer(name, before, after, key, np.empty((0, *before), np.float32))]
+
+
 def _leaky(module: LeakyIntegrator, name: str, shape: Shape, dtype: np.dtype) -> CellLayer:
     """F[t] = lambda F[t-1] + (1 - lambda) x[t], with the rounding of lambda in both."""
     decay = np.full((1, *shape), module.decay, dtype)
@@ -337,9 +365,8 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     Repeat.forward: _repetition,
     Cell.forward: _cell,
     Snapshots.forward: _snapshot,
-    # The answer of a readout at a step is that of the sequence up to there.
-    SpikeCount.forward: lambda module, *place: [RunningSum(*place)],
-    Mean.forward: lambda module, *place: [RunningMean(*place)],
     Last.forward: _nothing,
-    Maximum.forward: lambda module, *place: [RunningMaximum(*place)],
+    SpikeCount.forward: partial(_over_time, "running_sum"),
+    Mean.forward: partial(_over_time, "running_mean"),
+    Maximum.forward: partial(_over_time, "running_maximum"),
 }

@@ -12,8 +12,8 @@ those of plain PyTorch bit for bit. Results do not depend on the number of threa
 
 from snn_lib.kernels.cpu import products
 from snn_lib.kernels.cpu.allocator import keep_freed_memory
-from snn_lib.kernels.cpu.running import backward, blocks_of, forward
+from snn_lib.kernels.cpu.running import backward, forward
 
-__all__ = ["backward", "blocks_of", "forward", "products"]
+__all__ = ["backward", "forward", "products"]
 
 keep_freed_memory()

@@ -83,7 +83,7 @@ def _object(source: str) -> bytes:
 
 
 def _compile(source: str) -> bytes:
-    _announce()
+    announce()
     machine = _target()
     module = llvm.parse_assembly(source)
     module.verify()
@@ -94,7 +94,7 @@ def _compile(source: str) -> bytes:
 
 
 @cache
-def _announce() -> None:
+def announce() -> None:
     """Says once that kernels are compiled and not read from disk.
 
     It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.

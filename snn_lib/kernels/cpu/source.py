@@ -15,14 +15,14 @@ from functools import partial, reduce
 
 from llvmlite import ir
 
-from snn_lib.kernels.adjoint import Adjoint, Product, Way
+from snn_lib.kernels.adjoint import Adjoint, Product
 from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import vector_width
 from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64
-from snn_lib.kernels.program import parameters, program
+from snn_lib.kernels.inputs import BLOCK
+from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import Trace, Value
 
-BLOCK = 32  # steps whose states a backward pass computes again at once, so that they stay in cache
 GROUP = 4  # steps that a vector of channels runs at once, with its states in registers
 KINDS = {"bfloat16": I16, "float32": FLOAT, "float64": DOUBLE}
 
@@ -61,7 +61,7 @@ BACKWARD = [
 def forward_source(task: Task) -> str:
     """The kernel that runs a program over time, see :data:`FORWARD`."""
     made, kernel = program(task.key), _Kernel("forward", FORWARD, task)
-    trace, w, count = made.forward, kernel.writer, len(made.states)
+    trace, w = made.forward, kernel.writer
 
     def keep(begin: ir.Value, b: ir.Value) -> None:
         """Keeps the states before a block, but the first, for a backward pass."""
@@ -69,17 +69,13 @@ def forward_source(task: Task) -> str:
         whole = w.icmp_signed("==", w.mul(block, I64(BLOCK)), begin)
         kept = w.icmp_signed("<=", block, kernel["blocks"])
         with w.if_then(w.and_(w.and_(whole, kept), w.icmp_signed(">", begin, I64(0)))):
-            before = w.mul(w.sub(block, I64(1)), I64(count))
-            for s in range(count):
-                place = kernel.state("checkpoints", w.add(before, I64(s)), b)
-                kernel.copy(kernel.state("state", s, b), place)
+            kernel.copy(kernel.states("state", b), kernel.checkpoints(block, b))
 
     def run(begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
-        rows, fixed = [kernel.state("state", s, b) for s in range(count)], kernel.coefficients(n)
+        rows, fixed = kernel.states("state", b), kernel.coefficients(n)
         with kernel.carrying(rows, n) as states, w.counting(begin, end) as (t, _):
             values = fixed | kernel.read_states(made.states, states)
-            values |= kernel.input(trace, t, b, n)
-            values |= kernel.kept(t, b, n) if trace.reads("kept") else {}
+            values |= kernel.inputs(trace, t, b, n)
             kernel.lines(trace, values, flushed=trace.results[1:])
             output, *after = (kernel.value(result, values) for result in trace.results)
             w.write(output, kernel.whole("output", task.output, t, b), n)
@@ -87,8 +83,8 @@ def forward_source(task: Task) -> str:
                 w.store(value, place)
             if task.ends:
                 with w.if_then(kernel.is_end(b, t)):
-                    for s, value in enumerate(after):
-                        w.write(value, kernel.state("ends", s, b), n)
+                    for value, row in zip(after, kernel.states("ends", b), strict=True):
+                        w.write(value, row, n)
 
     with kernel.tiles(), w.counting(I64(0), kernel["steps"], GROUP) as (begin, _):
         end = w.smaller(kernel["steps"], w.add(begin, I64(GROUP)))
@@ -98,37 +94,35 @@ def forward_source(task: Task) -> str:
     return kernel.text()
 
 
-def backward_source(task: Task, way: Way) -> str:
+def backward_source(task: Task, adjoint: Adjoint) -> str:
     """The kernel of a program's gradients, backward over time, see :data:`BACKWARD`."""
-    made, kernel = program(task.key), _Kernel("backward", BACKWARD, task, parameters(way.surrogate))
-    w, count, names = kernel.writer, len(made.states), made.states
-    adjoint = Adjoint(made, way)
-    again, states, trained = adjoint.again, adjoint.states, [*adjoint.sums]
+    kernel, names = _Kernel("backward", BACKWARD, task, adjoint.numbers), adjoint.program.states
+    w, count, trained = kernel.writer, len(names), len(adjoint.sums)
+    again, states = adjoint.again, adjoint.states
     # The factors of spikes cost more to draw than to keep from one way to the other.
     keeps_factors = task.drops and bool(states) and again.reads("kept")
 
     def replay(first: ir.Value, begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
         """The states before the steps after ``begin``, in a block that begins at ``first``."""
-        here = w.sub(begin, first)
-        rows, place = [kernel.again(here, s, b) for s in range(count)], kernel.local(n)
+        *rows, _ = kernel.again(w.sub(begin, first), b)
         fixed = kernel.coefficients(n)
-        with kernel.carrying(rows, place, write=False) as held, w.counting(begin, end) as (t, _):
+        with kernel.carrying(rows, n, write=False) as held, w.counting(begin, end) as (t, _):
             values = fixed | kernel.read_states(names, held)
-            values |= kernel.input(again, t, b, n)
-            values |= kernel.kept(t, b, n) if again.reads("kept") else {}
+            values |= kernel.inputs(again, t, b, n)
             here = w.sub(t, first)
             if keeps_factors:
-                w.write(values["kept"], kernel.again(here, count, b), place)
+                w.write(values["kept"], kernel.again(here, b)[-1], n)
             kernel.lines(again, values, flushed=again.results)
-            for s, result in enumerate(again.results):
+            *after, _ = kernel.again(w.add(here, I64(1)), b)
+            for result, row, place in zip(again.results, after, held, strict=True):
                 value = kernel.value(result, values)
-                w.write(value, kernel.again(w.add(here, I64(1)), s, b), place)
-                w.store(value, held[s])
+                w.write(value, row, n)
+                w.store(value, place)
 
     def retreat(first: ir.Value, begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
         """The gradients that reach the states before step ``begin``, from those at ``end``."""
-        rows = [kernel.state("adjoint", s, b) for s in range(count)]
-        totals = [kernel.sum(number, len(trained)) for number in range(len(trained))]
+        rows = kernel.states("adjoint", b)
+        totals = [kernel.sum(number, trained) for number in range(trained)]
         fixed = kernel.coefficients(n) | kernel.numbers()
         back = w.counting(w.sub(end, I64(1)), begin, -1)
         with kernel.carrying([*rows, *totals], n) as held, back as (t, _):
@@ -136,25 +130,23 @@ def backward_source(task: Task, way: Way) -> str:
             if task.ends:
                 with w.if_then(kernel.is_end(b, t)):
                     add_last(adjoints, b, n)
-            values = dict(fixed)
-            here, place = w.sub(t, first), kernel.local(n)
-            for s, name in enumerate(names):
+            *before, factors = kernel.again(w.sub(t, first), b)
+            values = fixed | kernel.read_states(adjoint.arriving, adjoints)
+            for name, row in zip(names, before, strict=True):
                 if name in states:
-                    values[name] = w.read(kernel.again(here, s, b), place)
-            values |= kernel.read_states(adjoint.arriving, adjoints)
+                    values[name] = w.read(row, n)
             w.prefetch(kernel.sequence("grad_output", w.sub(t, I64(GROUP)), b), n)
             values["_g0"] = w.read(kernel.sequence("grad_output", t, b), n)
             if adjoint.step.reads("x"):
                 values["x"] = w.read(kernel.sequence("x", t, b), n)
-            if keeps_factors:
-                values["kept"] = w.read(kernel.again(here, count, b), place)
-            elif adjoint.step.reads("kept"):
-                values |= kernel.kept(t, b, n)
-            flushed = [*adjoint.carried, *[adjoint.x] * way.need_x]  # x's for the product after it
+            if adjoint.step.reads("kept"):
+                values["kept"] = w.read(factors, n) if keeps_factors else kernel.kept(t, b, n)
+            # x's for the product after it
+            flushed = [*adjoint.carried, *[adjoint.x] * adjoint.need_x]
             kernel.lines(adjoint.step, values, flushed=flushed)
             for result, carried in zip(adjoint.carried, adjoints, strict=True):
                 w.store(kernel.value(result, values), carried)
-            if way.need_x:
+            if adjoint.need_x:
                 grad_x = kernel.whole("grad_x", task.x, t, b)
                 w.write(kernel.value(adjoint.x, values), grad_x, n)
             for total, products in zip(sums, adjoint.sums.values(), strict=True):
@@ -162,14 +154,12 @@ def backward_source(task: Task, way: Way) -> str:
 
     def add_last(adjoints: list[ir.Value], b: ir.Value, n: ir.Value) -> None:
         """Adds the gradient of a sequence's last state."""
-        for s, place in enumerate(adjoints):
-            last = w.read(kernel.state("grad_last", s, b), n)
-            w.store(w.fadd(w.load(place), last), place)
+        for place, row in zip(adjoints, kernel.states("grad_last", b), strict=True):
+            w.store(w.fadd(w.load(place), w.read(row, n)), place)
 
     def finish(b: ir.Value, n: ir.Value) -> None:
         """The same for a sequence without steps, which returns the state that it was given."""
-        rows = [kernel.state("adjoint", s, b) for s in range(count)]
-        with kernel.carrying(rows, n) as adjoints:
+        with kernel.carrying(kernel.states("adjoint", b), n) as adjoints:
             add_last(adjoints, b, n)
 
     with kernel.tiles():
@@ -180,12 +170,12 @@ def backward_source(task: Task, way: Way) -> str:
             last = w.smaller(kernel["steps"], w.add(first, I64(BLOCK)))
             if states:
                 from_start = w.icmp_signed("==", block, I64(0))
-                before = w.mul(w.sub(block, I64(1)), I64(count))
                 with kernel.each_row() as b:
-                    for s in range(count):
-                        start = kernel.state("state", s, b)
-                        kept = kernel.state("checkpoints", w.add(before, I64(s)), b)
-                        kernel.copy_again(w.select(from_start, start, kept), s, b)
+                    pairs = zip(
+                        kernel.states("state", b), kernel.checkpoints(block, b), strict=True
+                    )
+                    rows = [w.select(from_start, start, kept) for start, kept in pairs]
+                    kernel.copy(rows, kernel.again(I64(0), b)[:-1])
                 enough = last if keeps_factors else w.sub(last, I64(1))
                 with w.counting(first, enough, GROUP) as (begin, _), kernel.each_row() as b:
                     end = w.smaller(enough, w.add(begin, I64(GROUP)))
@@ -259,21 +249,29 @@ class _Kernel(Frame):
         offset = w.mul(w.add(w.mul(t, self["batch"]), b), self["channels"])
         return self.row(name, KINDS[dtype], offset)
 
-    def state(self, name: str, s: int | ir.Value, b: ir.Value) -> ir.Value:
-        """Row s of a state of sequence b."""
-        return self.whole(name, self.task.state, I64(s) if isinstance(s, int) else s, b)
+    def states(self, name: str, b: ir.Value, before: ir.Value | None = None) -> list[ir.Value]:
+        """The rows of a state of sequence b, which lie behind so many others."""
+        w, names = self.writer, self._program.states
+        places = (I64(s) if before is None else w.add(before, I64(s)) for s in range(len(names)))
+        return [self.whole(name, self.task.state, place, b) for place in places]
 
-    def again(self, step: ir.Value, s: int, b: ir.Value) -> ir.Value:
-        """The row of this thread's states that were computed again, see :meth:`local`."""
-        w, count = self.writer, len(self._program.states) + 1  # one for the factors of spikes
-        steps = w.add(w.mul(self.thread, I64(BLOCK + 1)), step)
-        offset = w.add(w.mul(steps, I64(count)), I64(s))
-        offset = w.add(w.mul(offset, self["rows"]), w.sub(b, self.first_row))
-        return self.row("again", self.kind, w.mul(offset, self["columns"]))
+    def checkpoints(self, block: ir.Value, b: ir.Value) -> list[ir.Value]:
+        """The rows of the state before the first step of a block, which is not the first block."""
+        w, count = self.writer, I64(len(self._program.states))
+        return self.states("checkpoints", b, w.mul(w.sub(block, I64(1)), count))
 
-    def local(self, n: ir.Value) -> ir.Value:
-        """A channel's place in a row of a tile."""
-        return self.writer.sub(n, self.first_channel)
+    def again(self, step: ir.Value, b: ir.Value) -> list[ir.Value]:
+        """The rows of a state that this thread computes again, and that of the spikes' factors.
+
+        They have the channels of the tile alone, and begin where channel 0 would lie.
+        """
+        w, count, rows = self.writer, len(self._program.states) + 1, []
+        steps = w.mul(w.add(w.mul(self.thread, I64(BLOCK + 1)), step), I64(count))
+        for s in range(count):
+            offset = w.mul(w.add(steps, I64(s)), self["rows"])
+            offset = w.mul(w.add(offset, w.sub(b, self.first_row)), self["columns"])
+            rows.append(self.row("again", self.kind, w.sub(offset, self.first_channel)))
+        return rows
 
     def sum(self, number: int, count: int) -> ir.Value:
         """The sums of a coefficient's gradient, of all batch rows of the tile."""
@@ -281,16 +279,10 @@ class _Kernel(Frame):
         offset = w.add(w.mul(self._group, I64(count)), I64(number))
         return self.row("sums", DOUBLE, w.mul(offset, self["channels"]))
 
-    def copy(self, source: ir.Value, target: ir.Value) -> None:
-        """Copies a row of the tile."""
-        self.writer.copy(source, target, self.first_channel, self.last_channel)
-
-    def copy_again(self, source: ir.Value, s: int, b: ir.Value) -> None:
-        """Copies a row to where a block's states are computed again."""
-        w = self.writer
-        source = w.gep(source, [self.first_channel])
-        size = w.sub(self.last_channel, self.first_channel)
-        w.copy(source, self.again(I64(0), s, b), I64(0), size)
+    def copy(self, sources: Sequence[ir.Value], targets: Sequence[ir.Value]) -> None:
+        """Copies rows of the tile."""
+        for source, target in zip(sources, targets, strict=True):
+            self.writer.copy(source, target, self.first_channel, self.last_channel)
 
     # ---------------------------------------------------------------------------------------------
     # Values
@@ -313,13 +305,15 @@ class _Kernel(Frame):
         """What is held in registers, by name."""
         return dict(zip(names, map(self.writer.load, held), strict=True))
 
-    def input(self, trace: Trace, t: ir.Value, b: ir.Value, n: ir.Value) -> dict[str, ir.Value]:
-        """The input at a step, if the trace reads it; that of the next group is asked for."""
-        if not trace.reads("x"):
-            return {}
-        w = self.writer
-        w.prefetch(self.sequence("x", w.add(t, I64(GROUP)), b), n)
-        return {"x": w.read(self.sequence("x", t, b), n)}
+    def inputs(self, trace: Trace, t: ir.Value, b: ir.Value, n: ir.Value) -> dict[str, ir.Value]:
+        """What a trace reads at a step, but for states; x of the next group is asked for."""
+        w, values = self.writer, {}
+        if trace.reads("x"):
+            w.prefetch(self.sequence("x", w.add(t, I64(GROUP)), b), n)
+            values["x"] = w.read(self.sequence("x", t, b), n)
+        if trace.reads("kept"):
+            values["kept"] = self.kept(t, b, n)
+        return values
 
     def coefficients(self, n: ir.Value) -> dict[str, ir.Value]:
         """The coefficients at channel n, by name."""
@@ -331,25 +325,23 @@ class _Kernel(Frame):
         return dict(zip(self._program.coefficients, [w.read(row, n) for row in rows], strict=True))
 
     def numbers(self) -> dict[str, ir.Value]:
-        """The surrogate's numbers, which come as doubles."""
-        w, found = self.writer, {}
-        for name in self._number_names:
-            number = w.bitcast(self[name], DOUBLE)
-            number = number if self.kind == DOUBLE else w.fptrunc(number, FLOAT)
-            found[name] = w.spread(number)
-        return found
+        """The surrogate's numbers."""
+        return {name: self.writer.spread(self._number(name)) for name in self._number_names}
 
-    def kept(self, t: ir.Value, b: ir.Value, n: ir.Value) -> dict[str, ir.Value]:
+    def _number(self, name: str) -> ir.Value:
+        """An argument that comes as a double."""
+        number = self.writer.bitcast(self[name], DOUBLE)
+        return number if self.kind == DOUBLE else self.writer.fptrunc(number, FLOAT)
+
+    def kept(self, t: ir.Value, b: ir.Value, n: ir.Value) -> ir.Value:
         """The factors of the spikes that are passed on."""
         w = self.writer
         if not self.task.drops:
-            return {"kept": w.number(1.0)}
+            return w.number(1.0)
         before = w.mul(w.add(w.mul(t, self["batch"]), b), self["channels"])
         index = w.add(w.add(before, n), self["first"])
         low, high, below = (w.trunc(self[name], I32) for name in ("key_low", "key_high", "below"))
-        scale = w.bitcast(self["scale"], DOUBLE)
-        scale = scale if self.kind == DOUBLE else w.fptrunc(scale, FLOAT)
-        return {"kept": w.kept(index, [low, high], below, scale)}
+        return w.kept(index, [low, high], below, self._number("scale"))
 
     def lines(self, trace: Trace, values: dict, flushed: Sequence[Value]) -> None:
         """Writes the lines of a trace, and adds their values."""

@@ -19,6 +19,11 @@ FLOAT, DOUBLE, VOID = ir.FloatType(), ir.DoubleType(), ir.VoidType()
 # denormal numbers, with which a CPU computes ten times slower.
 TINY = 1e-30
 ORDERED = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
+# The operations of a trace that are instructions of LLVM's.
+INSTRUCTIONS = {
+    **{"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv", "neg": "fneg"},
+    **{"where": "select", "logical_and": "and_", "logical_or": "or_", "logical_not": "not_"},
+}
 BYTES = {I16: 2, FLOAT: 4, DOUBLE: 8}
 FUSED = ("contract",)
 
@@ -148,28 +153,12 @@ class Writer(ir.IRBuilder):
     def line(self, line: Line, values: list[ir.Value]) -> ir.Value:
         """The value of a trace's line."""
         match line.operation, values:
-            case "add", [a, b]:
-                return self.fadd(a, b)
-            case "sub", [a, b]:
-                return self.fsub(a, b)
-            case "mul", [a, b]:
-                return self.fmul(a, b)
-            case "div", [a, b]:
-                return self.fdiv(a, b)
-            case "neg", [a]:
-                return self.fneg(a)
-            case "where", [condition, a, b]:
-                return self.select(condition, a, b)
+            case name, _ if name in INSTRUCTIONS:
+                return getattr(self, INSTRUCTIONS[name])(*values)
             case ("maximum" | "minimum") as name, [a, b]:
                 chosen = self.fcmp_ordered(">" if name == "maximum" else "<", a, b)
                 chosen = self.or_(chosen, self.fcmp_unordered("uno", a, a))  # nan is passed on
                 return self.select(chosen, a, b)
-            case "logical_and", [a, b]:
-                return self.and_(a, b)
-            case "logical_or", [a, b]:
-                return self.or_(a, b)
-            case "logical_not", [a]:
-                return self.not_(a)
             case "ne", [a, b]:
                 return self.fcmp_unordered("!=", a, b)
             case name, [a, b] if name in ORDERED:
