@@ -269,10 +269,13 @@ class Sequential(StatefulModule):
                     index, spikes = index + 2, _spikes(following, False)
                     yield x.transpose(0, 1) if self.batch_first else x
                     continue
-            steps, once = x.shape[0], _weighs(module) and repeats(x)
+            steps, once = x.shape[0], weighs_once(module, x)
+            x = x[:1] if once else x
+            if _weighs(module) and not (x.is_floating_point() or x.is_complex()):
+                x = x.to(next(module.parameters()).dtype)  # bytes, which cells read as they are
             try:
                 with _way(module, spikes):
-                    x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
+                    x, states[index] = _run(module, x, states[index], lengths)
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
             if once:
@@ -294,6 +297,11 @@ class Sequential(StatefulModule):
 def _weighs(module: nn.Module) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
     return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+
+
+def weighs_once(module: nn.Module, x: Tensor) -> bool:
+    """Whether a :class:`Sequential` runs a module on the first step of ``x``, for all steps."""
+    return _weighs(module) and repeats(x)
 
 
 def _spikes(module: nn.Module, given: bool) -> bool:
@@ -410,6 +418,46 @@ class Repeat(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"{self.copies}"
+
+
+class ChannelsFirst(nn.Module):
+    """Moves the channels, which come last in images, before the positions, as convolutions ask.
+
+    The memory stays as it is: the channels remain last in it, which is faster on a CPU.
+
+    Shape:
+        ``(T, B, *positions, C)`` to ``(T, B, C, *positions)``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Moves the channels; see the class for shapes."""
+        return x.movedim(-1, 2)
+
+
+class Votes(nn.Module):
+    """Adds up the spikes of neurons that vote for the same class.
+
+    Args:
+        classes: the number of classes.
+
+    Shape:
+        ``(T, B, classes * voters)``, the voters of a class side by side, to ``(T, B, classes)``.
+
+    Raises:
+        ValueError: ``classes`` is not a whole number of at least 1.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = whole_number(classes, "classes")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds up the votes; see the class for shapes."""
+        return x.unflatten(2, (self.classes, -1)).sum(3)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"{self.classes}"
 
 
 def feature_shape(shape: int | Sequence[int]) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from snn_lib import (
 from snn_lib.inspection import plotting
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
+from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.kernels import eager
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.penalties import rate_penalty
@@ -169,12 +170,14 @@ def test_a_network_is_recorded_counted_and_drawn_there():
     plt.switch_backend("Agg")
     model = network().to(CUDA).eval()
     x = (torch.rand(9, 2, 6, device=CUDA) < 0.5).float()
+    counted = CountedNetwork(model)
     with Monitor(model) as monitor, count_activity(model) as activity:
-        model(x)
+        counted(x)
     assert is_there((monitor["0"].psp, monitor["2"].membrane))
     activity.sum_by(total)
     assert activity.spike_counts["2"] == monitor["2"].spikes.sum().item()
-    assert activity.synaptic_operations() > 0
+    assert is_there(counted.per_step)
+    assert counted.synaptic_operations() > 0
     assert 0 <= activity.firing_rates()["2"] <= 1
     record = monitor["2"]
     spikes, membrane, reset = (t[:, 0] for t in (record.spikes, record.membrane, record.reset))

@@ -27,7 +27,7 @@ import snn_conv
 import snn_mlp_1
 import snn_mlp_2
 from snn_lib import SpikingNeuron, fire_from_the_start
-from snn_lib.inspection.activity import count_activity
+from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.config import load_config
@@ -216,10 +216,10 @@ def test_filters_stand_before_the_weights_or_behind_them(script, task):
         features = (34, 34, 2) if script is event_vision else (784,)
         x = (torch.rand(10, 2, *features) < 0.5).float()
         fire_from_the_start(model, x)
-        with torch.no_grad(), count_activity(model) as activity:
-            model(x.byte() if script is event_vision else x)
-        assert all(rate > 0 for rate in activity.firing_rates().values())
-        counts[position] = activity.operations()
+        counted = CountedNetwork(model)
+        counted(x.byte() if script is event_vision else x)
+        assert all(rate > 0 for rate in counted.activity.firing_rates().values())
+        counts[position] = counted.operations()
     assert counts["before"].multiply_accumulates > counts["before"].additions == 0
     assert counts["behind"].additions > counts["behind"].multiply_accumulates == 0
 

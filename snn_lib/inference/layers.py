@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell, IIRSynapse
-from snn_lib.containers import PerStep, Repeat, Sequential
+from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Sequential, Votes
 from snn_lib.errors import one_line
 from snn_lib.kernels.program import Kind, key_of, kind_of, register
 from snn_lib.readout import (
@@ -94,6 +94,13 @@ class AveragePooling(Pooling):
 @dataclass(frozen=True)
 class Flattening(Layer):
     """Feature maps as one row of features, in PyTorch's order, without arithmetic."""
+
+
+@dataclass(frozen=True)
+class Rearrangement(Layer):
+    """The same features in another order or shape: for each of them, the number that it had."""
+
+    order: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -295,6 +302,21 @@ def _flattening(module: nn.Flatten, name: str, before: Shape, after: Shape) -> l
     return [Flattening(name, before, after)]
 
 
+def _rearrangement(
+    module: nn.Unflatten | ChannelsFirst, name: str, before: Shape, after: Shape
+) -> list[Layer]:
+    numbers = torch.arange(math.prod(before), device="cpu").view(1, 1, *before)
+    return [Rearrangement(name, before, after, module(numbers).flatten().numpy())]
+
+
+def _votes(module: Votes, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """Weights of 0 and 1."""
+    if len(before) != 1:
+        raise ValueError("it adds up one row of features: put nn.Flatten(2) before it")
+    weight = np.repeat(np.eye(after[0]), before[0] // after[0], axis=1)
+    return [Weights(name, before, after, weight, np.zeros(after[0]))]
+
+
 def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[Layer]:
     """Weights of 0 and 1, which for maps are a convolution."""
     weight, bias = np.tile(np.eye(before[0]), (module.copies, 1)), np.zeros(after[0])
@@ -362,7 +384,10 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     nn.AvgPool2d.forward: _average,
     nn.MaxPool2d.forward: _maximum,
     nn.Flatten.forward: _flattening,
+    nn.Unflatten.forward: _rearrangement,
+    ChannelsFirst.forward: _rearrangement,
     Repeat.forward: _repetition,
+    Votes.forward: _votes,
     Cell.forward: _cell,
     Snapshots.forward: _snapshot,
     Last.forward: _nothing,

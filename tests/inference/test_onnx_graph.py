@@ -113,21 +113,6 @@ def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(tmp_path):
     np.testing.assert_array_equal(output, [[[x[0, 0, 0]]], *[[[np.inf]]] * 3])
 
 
-def test_a_forward_may_keep_the_first_features_alone(tmp_path):
-    class First(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = Sequential(nn.Linear(2, 3))
-
-        def forward(self, x, state=None):
-            return self.layers(x[..., :2], state)
-
-    model, x = First(), torch.rand(4, 5, 4)
-    to_onnx(model, tmp_path / "network.onnx", (4,))
-    output = run(session(tmp_path / "network.onnx"), x.numpy())
-    np.testing.assert_allclose(output, model(x)[0].detach().numpy(), rtol=1e-5, atol=1e-6)
-
-
 def test_states_and_what_the_numbers_mean_are_named(tmp_path):
     model = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2), SpikingNeuron(2, 3.0))
     path = tmp_path / "network.onnx"
