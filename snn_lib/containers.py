@@ -112,8 +112,9 @@ class Sequential(StatefulModule):
     input that requires a gradient is weighed at every step, because each step has a gradient of its
     own, and so is every input where ``torch.compile`` or ``torch.func`` is at work.
 
-    An ``nn.Linear`` that comes first or behind spikes leaves out what is zero, where there are
-    kernels for that (see :mod:`snn_lib.products`). Its result is the same up to rounding.
+    An ``nn.Linear`` after spikes leaves out what is zero, where there are kernels for that (see
+    :mod:`snn_lib.products`). So does one that comes first, in float32. Its result is the same up to
+    rounding.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
     indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
@@ -252,7 +253,7 @@ class Sequential(StatefulModule):
         if self.batch_first:
             x = x.transpose(0, 1)
         expanded = False  # whether x may be what a layer that ran once has returned
-        spikes = True  # whether x may be; nobody says so of the input
+        spikes = None  # whether x is; nobody knows of the input
         named, index = list(self._modules.items()), 0
         while index < len(named):
             name, module = named[index]
@@ -304,20 +305,21 @@ def weighs_once(module: nn.Module, x: Tensor) -> bool:
     return _weighs(module) and repeats(x)
 
 
-def _spikes(module: nn.Module, given: bool) -> bool:
-    """Whether a module returns spikes, if it is ``given`` some or not."""
-    if isinstance(module, StatefulModule):
-        return module.spikes is True
-    return given and isinstance(module, (nn.Flatten, nn.Identity))
+def _spikes(module: nn.Module, given: bool | None) -> bool | None:
+    """Whether a module returns spikes, if it is ``given`` some or not, or if nobody knows."""
+    if isinstance(module, (nn.Flatten, nn.Identity)):
+        return given
+    return isinstance(module, StatefulModule) and module.spikes is True
 
 
-def _way(module: nn.Module, spikes: bool) -> contextlib.AbstractContextManager:
+def _way(module: nn.Module, spikes: bool | None) -> contextlib.AbstractContextManager:
     """The context in which a module runs: weights of spikes leave out what is zero.
 
     In chunks, the second run of a chunk does what the first did.
     """
-    skips = spikes and isinstance(module, nn.Linear) and not is_compiled(module)
-    return SkippingZeros() if skips and decide(may_skip_zeros) else contextlib.nullcontext()
+    if spikes is False or not isinstance(module, nn.Linear) or is_compiled(module):
+        return contextlib.nullcontext()
+    return SkippingZeros(spikes is True) if decide(may_skip_zeros) else contextlib.nullcontext()
 
 
 def _takes_expanded(module: nn.Module | None) -> bool:

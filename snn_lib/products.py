@@ -26,13 +26,24 @@ FEW = {torch.float32: 0.5, torch.bfloat16: 0.15}
 
 
 class SkippingZeros(TorchFunctionMode):
-    """The context in which ``torch.nn.functional.linear`` leaves out inputs that are zero."""
+    """The context in which ``torch.nn.functional.linear`` leaves out inputs that are zero.
+
+    Args:
+        known: whether most inputs are known to be zero, see :func:`linear`.
+    """
+
+    def __init__(self, known: bool) -> None:
+        super().__init__()
+        self.known = known
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Calls the function, or :func:`linear` in its place."""
-        return (linear if function is F.linear else function)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function is F.linear:
+            return linear(*args, **kwargs, known=self.known)
+        return function(*args, **kwargs)
 
 
 def may_skip_zeros() -> bool:
@@ -40,7 +51,7 @@ def may_skip_zeros() -> bool:
     return not (torch.compiler.is_compiling() or is_transformed() or sees_operations())
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = True) -> Tensor:
     """Weighs an input of which most is zero: ``x @ weight.T + bias``.
 
     There are kernels for the CPU, in float32 and, under autocast too, in bfloat16 with sums in
@@ -50,6 +61,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         x: ``(*, K)``.
         weight: ``(N, K)``.
         bias: ``(N,)``.
+        known: whether most of x is known to be zero. If not, products in bfloat16 are left to
+            PyTorch, which is twice as fast where nothing is zero; in float32 it is not faster.
 
     Returns:
         ``(*, N)``.
@@ -60,6 +73,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if (
         may_skip_zeros()
         and all(type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors)
+        and (known or dtype == torch.float32)
         and (casts or all(tensor.dtype == dtype for tensor in tensors))
         and _have_kernels(x, weight, bias, dtype)
     ):

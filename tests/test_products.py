@@ -307,6 +307,15 @@ def test_weights_of_all_else_are_pytorch_s(modules, calls):
     assert calls == []
 
 
+def test_in_bfloat16_an_input_of_which_nobody_knows_is_left_to_pytorch(calls):
+    weights = nn.Linear(INPUTS, OUTPUTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        Sequential(weights)(current())
+        assert calls == []
+        behind(weights)(current())
+    assert calls == [("weigh", STEPS * BATCH)]
+
+
 def test_hooks_see_what_they_saw_and_change_nothing(calls):
     model, x, seen = behind(nn.Linear(INPUTS, OUTPUTS)).eval(), current(), []
     expected, _ = model(x)
