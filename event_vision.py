@@ -9,12 +9,14 @@ The settings are in event_vision.yaml; --help lists them all. The model follows 
 Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from snn_lib import (
+    ChannelsFirst,
     DualExponentialSynapse,
     Gaussian,
     PerStep,
@@ -23,7 +25,7 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.settings import ConvolutionHyperparameters, setting
+from snn_lib.settings import FIRST_VALUE, ConvolutionHyperparameters, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
 
@@ -33,7 +35,11 @@ class EventConvHyperparameters(EventHyperparameters, ConvolutionHyperparameters)
     """Hyperparameters of the convolutional network."""
 
     first_rate: float = setting(
-        0.05, "firing rate (spikes per step) that the first weights give", above=0, below=1
+        0.05,
+        "firing rate (spikes per step) that the first weights give",
+        FIRST_VALUE,
+        above=0,
+        below=1,
     )
 
 
@@ -44,7 +50,7 @@ class EventConvConfig(EventConfig):
     hyperparameters: EventConvHyperparameters = field(default_factory=EventConvHyperparameters)
 
 
-class SNN(nn.Module):
+class SNN(Sequential):
     """8C3-P2-16C3-P2-32C3-P2-128-classes: each layer filters spikes, weighs them, spikes and pools.
 
     With the setting ``filter_position=behind`` it weighs them first and filters the currents. All
@@ -57,7 +63,6 @@ class SNN(nn.Module):
     """
 
     def __init__(self, config: EventConvConfig) -> None:
-        super().__init__()
         options = config.hyperparameters
 
         synapse = partial(
@@ -86,7 +91,7 @@ class SNN(nn.Module):
         first, second, third = options.channels
         positions = (-(-config.events.side // 8)) ** 2  # of a map, pooled three times
         classes = SETS[config.dataset].classes
-        self.layers = Sequential(
+        layers = Sequential(
             *filters("before", 2, 1, 1),
             convolution(2, first),
             *filters("behind", first, 1, 1),
@@ -112,13 +117,7 @@ class SNN(nn.Module):
             *filters("behind", classes),
             neuron(classes),
         )
-
-    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """Runs all time steps; see the class for shapes."""
-        maps = x.movedim(-1, 2)  # (T, B, 2, side, side), channels last
-        if isinstance(self.layers[0], PerStep) and not maps.is_floating_point():
-            maps = maps.float()  # filters read bytes, convolutions do not
-        return self.layers(maps, state)
+        super().__init__(OrderedDict(maps=ChannelsFirst(), layers=layers))
 
 
 def initialise(model: SNN, task: EventVision) -> None:

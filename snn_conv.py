@@ -9,13 +9,22 @@ Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from snn_lib import DualExponentialSynapse, Gaussian, PerStep, Sequential, SpikingNeuron
+from snn_lib import (
+    ChannelsFirst,
+    DualExponentialSynapse,
+    Gaussian,
+    PerStep,
+    Sequential,
+    SpikingNeuron,
+    Votes,
+)
 from snn_lib.settings import ConvolutionHyperparameters, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
@@ -41,7 +50,7 @@ class ConvConfig(DigitConfig):
     hyperparameters: ConvHyperparameters = field(default_factory=ConvHyperparameters)
 
 
-class SNN(nn.Module):
+class SNN(Sequential):
     """16C3-P2-64C3-P2-128C3-P2-256-100: layers that filter spikes, weigh and pool them, and spike.
 
     With the setting ``filter_position=behind`` they weigh and pool first, and filter the currents.
@@ -53,7 +62,6 @@ class SNN(nn.Module):
     """
 
     def __init__(self, config: ConvConfig) -> None:
-        super().__init__()
         options = config.hyperparameters
 
         synapse = partial(
@@ -90,7 +98,7 @@ class SNN(nn.Module):
 
         first, second, third = options.channels
         hidden, voters = options.hidden, CLASSES * options.voters
-        self.layers = Sequential(
+        layers = Sequential(
             *filters("before", 1, 28, 28),
             convolution(1, first),
             PerStep(nn.MaxPool2d(2)),
@@ -116,13 +124,14 @@ class SNN(nn.Module):
             *filters("behind", voters),
             neuron(voters),
         )
-
-    def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:
-        """Runs all time steps; see the class for shapes."""
-        # With the channels last in memory, convolutions and pooling are faster.
-        maps = x.unflatten(2, (SIDE, SIDE, 1)).movedim(-1, 2)  # (T, B, 1, 28, 28)
-        spikes, state = self.layers(maps, state)  # (T, B, classes * voters)
-        return spikes.unflatten(2, (CLASSES, -1)).sum(3), state
+        super().__init__(
+            OrderedDict(
+                pixels=nn.Unflatten(2, (SIDE, SIDE, 1)),
+                maps=ChannelsFirst(),  # (T, B, 1, 28, 28), channels last in memory
+                layers=layers,
+                votes=Votes(CLASSES),
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ MODELS = [name for name in NAMES if name.startswith(("snn_mlp", "snn_conv"))]
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """Accuracy after each step, and activity, of one pretrained model."""
     experiment = load(name, chosen)
-    metrics, activity = experiment.evaluate("test")
+    metrics, _ = experiment.evaluate("test")
     with experiment.autocast():
-        accuracy, _ = experiment.task.stop_early(experiment.model)
+        counted, accuracy, _ = experiment.task.stop_early(experiment.model)
     return {
         "model": name,
         "encoding": experiment.settings.encoding,
         "accuracy": round(metrics["accuracy"], 4),
-        "spikes_per_image": round(activity.spikes()),
-        "synaptic_operations_per_image": round(activity.synaptic_operations()),
+        "spikes_per_image": round(counted.spikes()),
+        "synaptic_operations_per_image": round(counted.synaptic_operations()),
         **{f"accuracy_{step}": round(float(value), 4) for step, value in enumerate(accuracy, 1)},
     }
 

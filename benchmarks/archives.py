@@ -120,10 +120,11 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
         experiment.train()
         seconds = time.process_time() - begin
         metrics, activity = experiment.evaluate("test")
+        spikes = sum(map(float, activity.spike_counts.values()))
     row = {"accuracy": metrics["accuracy"], "seconds": round(seconds, 1)}
     row["parameters"] = parameters(experiment.model)
     if activity.neurons:
-        row["spikes"] = round(activity.spikes())
+        row["spikes"] = round(spikes / experiment.task.batches("test").count)
     return row
 
 

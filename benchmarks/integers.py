@@ -25,7 +25,7 @@ from torch import Tensor
 import snn_lib
 from snn_lib.files import write_csv
 from snn_lib.inference import IntegerNetwork, compiled, quantise, to_c
-from snn_lib.inference.chain import raw_steps
+from snn_lib.inference.staging import raw_steps
 from snn_lib.tasks.classification import Classification
 
 CALIBRATION, COMPARED = 200, 1000
@@ -51,7 +51,7 @@ def in_c(network: Any, folder: str) -> Compiled:
     """A network as a program of this machine."""
     to_c(network, Path(folder) / "network.c")
     if isinstance(network, IntegerNetwork):
-        kind = network.chain.input_kind.removesuffix("_t")
+        kind = network.staged.input_kind.removesuffix("_t")
         return Compiled(Path(folder), np.int32, kind, FAST)
     return Compiled(Path(folder), np.float32, options=FAST)
 

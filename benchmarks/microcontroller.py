@@ -30,9 +30,9 @@ import snn_lib
 from snn_lib.files import write_csv
 from snn_lib.inference import IntegerNetwork, quantise
 from snn_lib.inference.c_source import write_c
-from snn_lib.inference.chain import Chain, raw_steps, read_chain
-from snn_lib.inference.integers import integer_chain
+from snn_lib.inference.integers import integer_stages
 from snn_lib.inference.stages import Rows, Stage, Step, Windows
+from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import Line, Trace
 
 MOST, STEPS = 50, 1500  # samples, and steps of all of them together
@@ -107,7 +107,7 @@ class Subject:
         classes: those that it is to name, ``(B,)``.
     """
 
-    read: Chain
+    read: StagedNetwork
     samples: np.ndarray
     scale: float
     counts: bool
@@ -125,10 +125,10 @@ def subjects(name: str, chosen: Any, samples: int) -> dict[int, Subject]:
     for bits in (8, 4):
         made = quantise(network, x, bits)
         given = made.integers(raw)
-        read_out = made.chain.readout is not None
+        read_out = made.staged.readout is not None
         classes = made.answers(given)[-1].argmax(1) if read_out else np.zeros(given.shape[1])
-        found[bits] = Subject(made.chain, given, 1, counts, classes)
-    read, scale = read_chain(network), found[8].read.input_scale
+        found[bits] = Subject(made.staged, given, 1, counts, classes)
+    read, scale = read_stages(network), found[8].read.input_scale
     return {32: Subject(read, found[8].samples, scale, counts, found[8].classes)} | found
 
 
@@ -159,13 +159,15 @@ def dense_subject(bits: int, chosen: Any, samples: int) -> Subject:
             ]
     readout = (Step("answer", 1, 10, Trace((), ("x",))),)
     kind, about = np.dtype(np.float32), ("", (), None)
-    read = Chain(DENSE, (784,), (10,), tuple(stages), readout, kind, "pixels from 0 to 1", *about)
-    made = IntegerNetwork(integer_chain(read, x, 8 if bits == 32 else bits))
+    read = StagedNetwork(
+        DENSE, (784,), (10,), tuple(stages), readout, kind, "pixels from 0 to 1", *about
+    )
+    made = IntegerNetwork(integer_stages(read, x, 8 if bits == 32 else bits))
     given = made.integers(raw_steps(network.preparation, test))
     classes = made.answers(given)[-1].argmax(1)
     if bits == 32:
         return Subject(read, given, made.input_scale, False, classes)
-    return Subject(made.chain, given, 1, False, classes)
+    return Subject(made.staged, given, 1, False, classes)
 
 
 def run(subject: Subject) -> dict[str, Any]:

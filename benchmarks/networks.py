@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib, from any folder
 import snn_lib
+from snn_lib.data.mnist import load_mnist
 from snn_lib.snn_layers import dual_exp_iir_layer, neuron_layer
 from snn_lib.time_constants import decays_of
 
+ROOT = Path(__file__).resolve().parents[1]
 SIGMA = 0.4  # width of the Gaussian surrogate
 GAIN = 5.0  # of the weights: every layer of every variant fires from the start
 
@@ -32,6 +34,9 @@ class Network:
     cross-entropy of the output spike counts; otherwise input and target are spike trains. So many
     ``convolutions`` come first, 3 x 3 on square maps, whose sizes are their channels; what they
     give is pooled, 2 x 2, and dropout is behind the maps alone.
+
+    With ``pretrained``, the name of a model that classifies digits, its input is that model's: test
+    images as the spikes on which it was trained.
     """
 
     sizes: tuple[int, ...]
@@ -43,8 +48,12 @@ class Network:
     dropout: float = 0.0
     convolutions: int = 0
     side: int = 28  # of the first maps
+    rate: float = 0.02  # of random spike trains
+    pretrained: str = ""
 
     def __str__(self) -> str:
+        if self.pretrained:
+            return f"{self.pretrained}, T = {self.steps}"
         kinds = ("C3",) * self.convolutions + ("",) * len(self.sizes)
         names = (f"{size}{kind}" for size, kind in zip(self.sizes[1:], kinds, strict=False))
         first = f"{self.side}x{self.side}" if self.convolutions else str(self.sizes[0])
@@ -58,7 +67,8 @@ class Network:
     def small(self) -> "Network":
         """As many layers, but tiny."""
         sizes = (self.sizes[0] if self.convolutions else 8, *[8] * (len(self.sizes) - 1))
-        return replace(self, sizes=sizes, steps=min(self.steps, 3), batch=2, side=8)
+        steps = min(self.steps, 3)
+        return replace(self, sizes=sizes, steps=steps, batch=2, side=8, pretrained="")
 
     def layers(self) -> Iterator["Layer"]:
         """What is between one layer of neurons and the next, first layer first."""
@@ -77,6 +87,12 @@ class Network:
     def data(self, device: str) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The input ``(T, B, N)``, and the loss of an output ``(T, B, M)``."""
         shape = (self.steps, self.batch, self.inputs)
+        if self.pretrained:
+            images, labels = (part[: self.batch] for part in load_mnist(ROOT / "dataset", False))
+            x, _ = self.load().prepare(images)
+            return x.to(device), lambda output: nn.functional.cross_entropy(
+                output.float().sum(0), labels.to(device)
+            )
         if self.images:  # a fifth of the pixels are bright, as in a handwritten digit
             image = torch.rand(shape[1:], device=device) * (
                 torch.rand(shape[1:], device=device) < 0.2
@@ -89,11 +105,15 @@ class Network:
         target = target.float()
         return spikes.float(), lambda output: nn.functional.mse_loss(output.float(), target)
 
+    def load(self) -> nn.Module:
+        """The pretrained model."""
+        return snn_lib.load(ROOT / "checkpoint" / f"pretrained_{self.pretrained}")
+
     def trains(self, device: str) -> tuple[Tensor, Tensor]:
         """Random spike trains, the input's and the target's, a byte a step."""
         counts = self.inputs, self.sizes[-1]
         spikes, target = (
-            torch.rand(self.steps, self.batch, count, device=device) < 0.02 for count in counts
+            torch.rand(self.steps, self.batch, count, device=device) < self.rate for count in counts
         )
         return spikes, target
 
@@ -167,6 +187,11 @@ MAPS = Network(
     dropout=0.3,
     convolutions=3,
 )
+# Of spikes, with filters behind the weights: their first weights receive spikes.
+POISSON, LATENCY = (
+    replace(DIGITS, steps=steps, images=False, pretrained=f"snn_mlp_1_{encoding}_behind")
+    for encoding, steps in (("poisson", 25), ("latency", 12))
+)
 
 
 @dataclass(frozen=True)
@@ -191,9 +216,12 @@ class Variant:
 
 
 class SNN(nn.Module):
-    """The network of the experiments, from this library, with its filters before the weights."""
+    """The network of the experiments, from this library, with its filters before the weights.
 
-    def __init__(self, network: Network, behind: bool = False) -> None:
+    With a ``rate``, all layers fire at about that rate.
+    """
+
+    def __init__(self, network: Network, behind: bool = False, rate: float | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for layer in network.layers():
@@ -213,6 +241,20 @@ class SNN(nn.Module):
                 ),
             ]
         self.layers = snn_lib.Sequential(*layers)
+        if rate:
+            snn_lib.fire_from_the_start(self.layers, network.data("cpu")[0], rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)[0]
+
+
+class Pretrained(nn.Module):
+    """The pretrained model of a network, or if it is made small another with its filters behind."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        named = network.pretrained
+        self.layers = network.load().model.layers if named else SNN(network, behind=True).layers
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)[0]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from snn_lib.files import write_csv
-from snn_lib.inspection.activity import connection_sparsity, count_activity, footprint
+from snn_lib.inspection.operations import CountedNetwork, connection_sparsity, footprint
 from snn_lib.tasks.base import output_of
 
 IMAGES = 20
@@ -68,9 +68,9 @@ def theirs(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
     """The same as this library counts it, all sequences at once."""
-    with torch.no_grad(), count_activity(model) as activity:
-        model(x)
-    work = activity.operations()
+    counted = CountedNetwork(model)
+    counted(x)
+    work = counted.operations()
     return {
         "Footprint": footprint(model),
         "ConnectionSparsity": connection_sparsity(model),

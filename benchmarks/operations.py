@@ -21,8 +21,9 @@ import pretrained
 from measuring import ROOT, earlier_rows, options
 from torch import Tensor, nn
 
+from snn_lib import Sequential
 from snn_lib.files import write_csv
-from snn_lib.inspection.activity import connection_sparsity, footprint
+from snn_lib.inspection.operations import connection_sparsity, footprint
 from snn_lib.inspection.plotting import BLACK, BLUE, GREEN, GREY, ORANGE
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
@@ -59,20 +60,21 @@ def short_runs() -> dict[str, list[str]]:
 def row_of(name: str, experiment: Experiment, leads: tuple[float, ...] = LEADS) -> dict:
     """What a trained model reaches on the test images, and what it takes."""
     metrics, activity = experiment.evaluate("test")
-    work, settings = activity.operations(), experiment.settings
+    settings = experiment.settings
     with experiment.autocast():
-        _, early = experiment.task.stop_early(experiment.model, leads)
+        counted, _, early = experiment.task.stop_early(experiment.model, leads)
+    work = counted.operations()
     return {
         "model": name,
         "encoding": settings.encoding if leads else "dense",
         "steps": settings.length if leads else 1,
         "accuracy": round(metrics["accuracy"], 4),
-        "spikes": round(activity.spikes()),
+        "spikes": round(counted.spikes()),
         "additions": round(work.additions),
         "multiply_accumulates": round(work.multiply_accumulates),
         "filters": round(work.filters),
         "neurons": round(work.neurons),
-        "dense_operations": round(activity.dense_operations()),
+        "dense_operations": round(counted.dense_operations()),
         "microjoules_estimate": round(1e6 * work.energy(), 3),
         "activity_sparsity": round(activity.activity_sparsity(), 4),
         "connection_sparsity": round(connection_sparsity(experiment.model), 4),
@@ -84,24 +86,24 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...] = LEADS) 
     }
 
 
-class Dense(nn.Module):
+class FirstStep(nn.Module):
+    """The first step of a sequence, ``(T, B, *)`` to ``(1, B, *)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1]
+
+
+def dense_network(config: DigitConfig) -> Sequential:
     """The network of the same size with ReLU, which sees each image once.
 
     Shape:
         An image that is constant over time ``(T, B, 784)`` to logits ``(1, B, 10)``.
     """
-
-    def __init__(self, config: DigitConfig) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(SIZES):
-            dropout = nn.Dropout(config.hyperparameters.dropout)
-            layers += [nn.Linear(inputs, outputs), nn.ReLU(), dropout]
-        self.layers = nn.Sequential(*layers[:-2])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Looks at the first step; see the class for shapes."""
-        return self.layers(x[0])[None]
+    layers: list[nn.Module] = [FirstStep()]
+    for inputs, outputs in pairwise(SIZES):
+        dropout = nn.Dropout(config.hyperparameters.dropout)
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), dropout]
+    return Sequential(*layers[:-2])
 
 
 def train(
@@ -167,7 +169,7 @@ def main() -> None:
     done = {row["model"] for row in kept}
     if chosen.train and DENSE not in done:
         epochs = ["hyperparameters.epoch=1"] if chosen.smoke else []
-        kept.insert(0, row_of(DENSE, train(Dense, epochs, chosen), leads=()))
+        kept.insert(0, row_of(DENSE, train(dense_network, epochs, chosen), leads=()))
         write_csv(path, rows + kept)
     missing = {name: run for name, run in short_runs().items() if name not in done}
     for name, overrides in list(missing.items())[: 2 if chosen.smoke else None]:

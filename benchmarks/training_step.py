@@ -20,14 +20,31 @@ from functools import partial
 from pathlib import Path
 
 from measuring import interleave, machine, options, quartiles
-from networks import DIGITS, FLOOR, LOOP, MAPS, MEMORY, PIXELS, SNN, Network, Recurrent, Variant
+from networks import (
+    DIGITS,
+    FLOOR,
+    LATENCY,
+    LOOP,
+    MAPS,
+    MEMORY,
+    PIXELS,
+    POISSON,
+    SNN,
+    Network,
+    Pretrained,
+    Recurrent,
+    Variant,
+)
 from other_libraries import installed
 from torch import nn
 
 from snn_lib.files import write_csv
 
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
+PRECISIONS = ("float32", "bfloat16")
 LONG_ROUNDS = 3  # where a step takes seconds
+BEHIND = "SNN-IIR, filters behind the weights"
+TRAINED_RATE = 0.09  # spikes per neuron and step in the hidden layers of the associative memory
 
 
 def variants(device: str) -> list[Variant]:
@@ -55,21 +72,21 @@ def variants(device: str) -> list[Variant]:
 
 
 def rows_of(network: Network, device: str) -> list[Variant]:
-    """The rows of one network: of an image the other order of the filters as well, and in long
-    sequences float32 alone and recurrent layers.
+    """The rows of one network: all variants, and the other order of the filters as well.
+
+    In long sequences there are float32 alone and recurrent layers. A pretrained network stands
+    beside a dense one that computes no gradient of its input, since it needs none itself.
     """
+    if network.pretrained:
+        floor = replace(FLOOR, input_gradient=False)
+        ours = Variant(BEHIND, Pretrained, "as it was trained", backend=device)
+        return [replace(row, precision=p) for p in PRECISIONS for row in (floor, ours, LOOP)]
     rows = [row for row in variants(device) if network.steps <= (row.longest or network.steps)]
-    if network.images:
-        ours = next(row for row in rows if row.build is SNN)
-        behind = replace(
-            ours,
-            name="SNN-IIR, filters behind the weights",
-            build=partial(SNN, behind=True),
-            note="weighs the image once",
-        )
-        rows += [behind, replace(behind, precision="bfloat16")]
     if network.steps < PIXELS.steps:
-        return rows
+        build = partial(SNN, behind=True, rate=None if network.images else TRAINED_RATE)
+        note = "weighs an image once; spikes at the rate of a trained network"
+        behind = Variant(BEHIND, build, note, backend=device)
+        return [*rows, *(replace(behind, precision=p) for p in PRECISIONS)]
     gated = [
         Variant(f"nn.{kind.__name__}", partial(Recurrent, kind), "gates instead of spikes")
         for kind in (nn.GRU, nn.LSTM)
@@ -161,7 +178,7 @@ def main() -> None:
     chosen = options(__doc__, "training_step")
     tables = []
     notes = {}
-    for network in (DIGITS, MEMORY, MAPS, PIXELS):
+    for network in (DIGITS, POISSON, LATENCY, MEMORY, MAPS, PIXELS):
         rows = rows_of(network, chosen.device)
         notes |= {row.name: row.note for row in rows}
         rounds = ROUNDS if network.steps < PIXELS.steps else LONG_ROUNDS

@@ -33,9 +33,9 @@ FLOORS = {
         *("errors", "files", "settings", "time_constants", "stability", "pytorch_private"),
     },
     "Surrogates and kernels": {"surrogate", "kernels"},
-    "Cells as functions": {"functional"},
-    "Layers": {"containers", "chunks", "cells", "observing"},
-    "Around the layers": {"encoding", "readout", "initialisation", "penalties"},
+    "Cells and products as functions": {"functional", "products"},
+    "Layers": {"recomputing", "containers", "chunks", "cells", "observing"},
+    "Around the layers": {"chain", "encoding", "readout", "initialisation", "penalties"},
     "Data, inspection, inference": {"data", "inspection", "inference"},
     "Tasks": {"tasks"},
     "Training": {"training", "sweep"},
@@ -51,6 +51,7 @@ FOR_USERS = (
     "classifier",
     "inspection.activity",
     "inspection.metrics",
+    "inspection.operations",
 )
 
 

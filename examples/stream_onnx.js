@@ -19,7 +19,7 @@ const tensor = (shape, values) =>
   new ort.Tensor("float32", values ?? new Float32Array(shape.reduce((a, b) => a * b, 1)), shape);
 
 async function main(path, name) {
-  if (!(name in READOUTS)) throw new Error("say count, mean, last or maximum behind the file's name");
+  if (!(name in READOUTS)) throw new Error("say count, mean, last or maximum after the file's name");
   const session = await ort.InferenceSession.create(path, { intraOpNumThreads: 1 });
   // One sample; at the first step every state is zero.
   const shapes = session.inputMetadata.map(({ name, shape }) => [name, [1, ...shape.slice(1)]]);
@@ -36,4 +36,7 @@ async function main(path, name) {
   }
 }
 
-main(process.argv[2], process.argv[3]);
+main(process.argv[2], process.argv[3]).catch((error) => {
+  console.error(error.message);
+  process.exitCode = 1;
+});

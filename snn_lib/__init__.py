@@ -20,11 +20,13 @@ from snn_lib.cells import (
 )
 from snn_lib.chunks import Chunked
 from snn_lib.containers import (
+    ChannelsFirst,
     Output,
     PerStep,
     Repeat,
     Sequential,
     StatefulModule,
+    Votes,
     detach,
 )
 from snn_lib.initialisation import answer_from_the_start, fire_from_the_start
@@ -32,11 +34,12 @@ from snn_lib.kernels import use_backend
 from snn_lib.surrogate import FastSigmoid, Gaussian
 from snn_lib.time_constants import log_spaced
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AdaptiveNeuron",
     "Cell",
+    "ChannelsFirst",
     "Chunked",
     "DualExponentialSynapse",
     "FastSigmoid",
@@ -51,6 +54,7 @@ __all__ = [
     "Sequential",
     "SpikingNeuron",
     "StatefulModule",
+    "Votes",
     "answer_from_the_start",
     "detach",
     "fire_from_the_start",

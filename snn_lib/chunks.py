@@ -5,10 +5,6 @@ backward pass it runs each chunk once more, as ``torch.utils.checkpoint`` does.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,8 +18,9 @@ from snn_lib.containers import (
     tensors_in,
     whole_number,
 )
-from snn_lib.functional import check_tensor, draw_seed, lengths_beside
+from snn_lib.functional import check_tensor, lengths_beside
 from snn_lib.pytorch_private import version
+from snn_lib.recomputing import Chunk, Seed, current_chunk
 
 
 class Chunked(StatefulModule):
@@ -43,10 +40,10 @@ class Chunked(StatefulModule):
     tuple of several sequences, such as input and target.
 
     The module's forward hooks see every chunk, and see it again in the backward pass, when
-    :func:`is_recomputing` is true. Whatever else the module changes as it runs, such as the
-    averages of ``nn.BatchNorm1d``, it changes twice. To compile it, compile the module inside:
-    ``Chunked(torch.compile(module), steps)``. Its dropout is then drawn anew for every chunk, and
-    :func:`is_recomputing` is never true inside it.
+    :func:`snn_lib.recomputing.is_recomputing` is true. Whatever else the module changes as it runs,
+    such as the averages of ``nn.BatchNorm1d``, it changes twice. To compile it, compile the module
+    inside: ``Chunked(torch.compile(module), steps)``. Its dropout is then drawn anew for every
+    chunk, and ``is_recomputing`` is never true inside it.
 
     Args:
         module: ``(x, state) -> (output, state)``: a layer, a :class:`snn_lib.Sequential`, an
@@ -125,7 +122,7 @@ class Chunked(StatefulModule):
         return Output(torch.cat(outputs, min(time, outputs[0].dim() - 1)), state)
 
     def _run(
-        self, chunk: "Chunk", x: Any, state: Any, padding: dict[str, Tensor]
+        self, chunk: Chunk, x: Any, state: Any, padding: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
         given, before = list(map(version, tensors_in((x, state)))), self._versions()
         if chunk.runs and (
@@ -181,117 +178,3 @@ def _check_module(module: nn.Module) -> None:
             f"{name} has a part with batch_first: give {name} an attribute batch_first that says "
             "whether it takes (B, T, *) itself"
         )
-
-
-@dataclass
-class Seed:
-    """The seed of one layer's dropout, which the first chunk draws for all chunks.
-
-    Attributes:
-        key: the number drawn, int64 ``()``.
-        elements: how many elements the layer has had in the chunks so far.
-    """
-
-    key: Tensor
-    elements: int = 0
-
-
-@dataclass
-class Chunk:
-    """The chunk that a :class:`Chunked` runs.
-
-    Attributes:
-        start: the step of the sequence that it begins with.
-        steps: how many steps it has.
-        seeds: the seeds of the whole sequence, in the order in which layers ask for them.
-        runs: how often it has begun to run; the backward pass runs it a second time.
-        used: of each seed that this chunk used: the key, the number of the chunk's first element,
-            and whether the chunk drew the key itself.
-        place: how many seeds the current run has used.
-        decisions: what :func:`decide` was told in the first run; the current one has made so many.
-        given: the versions of the sequences and states that it was given.
-        read: the versions of the parameters and buffers that it read.
-    """
-
-    start: int
-    steps: int
-    seeds: list[Seed]
-    runs: int = 0
-    used: list[tuple[Tensor, int, bool]] = field(default_factory=list)
-    place: int = 0
-    decisions: list[bool] = field(default_factory=list)
-    decided: int = 0
-    given: list[int] = field(default_factory=list)
-    read: dict[int, int] = field(default_factory=dict)
-
-    @contextmanager
-    def run(self) -> Iterator[None]:
-        """The context in which its modules run."""
-        self.runs, self.place, self.decided = self.runs + 1, 0, 0
-        token = _chunk.set(self)
-        try:
-            yield
-        finally:
-            _chunk.reset(token)
-
-    def seed(self, draw: Callable[[], Tensor], elements: int) -> Tensor:
-        """The next layer's seed, int64 ``(2,)``: its key, and the number of its first element."""
-        if self.runs == 1:
-            drew = self.place == len(self.seeds)
-            if drew:
-                self.seeds.append(Seed(draw()[0]))
-            seed = self.seeds[self.place]
-            self.used.append((seed.key, seed.elements, drew))
-            seed.elements += elements
-        key, first, drew = self.used[self.place]
-        if self.runs > 1 and drew:
-            draw()  # so that the generator goes on as it did in the first run
-        self.place += 1
-        return torch.stack([key, torch.full_like(key, first)])
-
-
-_chunk: ContextVar[Chunk | None] = ContextVar("chunk", default=None)
-
-
-def current_chunk() -> Chunk | None:
-    """The chunk that runs, inside :class:`Chunked`; ``None`` elsewhere and in compiled code."""
-    return None if torch.compiler.is_compiling() else _chunk.get()
-
-
-def is_recomputing() -> bool:
-    """Whether a :class:`Chunked` runs its module once more, for the backward pass.
-
-    A forward hook that counts or collects has seen this chunk already.
-    """
-    chunk = current_chunk()
-    return chunk is not None and chunk.runs > 1
-
-
-def decide(choose: Callable[[], bool]) -> bool:
-    """What ``choose`` says; if a chunk runs again, what it said then.
-
-    A module that runs in one of two ways, which keep different tensors for the backward pass, must
-    run in the same way both times.
-    """
-    chunk = current_chunk()
-    if chunk is None:
-        return choose()
-    if chunk.runs == 1:
-        chunk.decisions.append(choose())
-    chunk.decided += 1
-    return chunk.decisions[chunk.decided - 1]
-
-
-def dropout_seed(current: Tensor) -> Tensor:
-    """A seed for the dropout of neurons with this input; in chunks, it gives the whole run's mask.
-
-    Args:
-        current: ``(T, B, *features)``.
-
-    Returns:
-        As :func:`snn_lib.functional.draw_seed`, int64 ``(2,)``.
-    """
-    chunk = current_chunk()
-    if chunk is None:
-        return draw_seed(current.device)
-    return chunk.seed(lambda: draw_seed(current.device), current.numel())

@@ -45,7 +45,6 @@ SEEDED = threading.Lock()
 SIZES = "neurons", "filters", "length"
 BATCH = 16  # sequences that run at once: they are long and neurons many
 FIFTHS = 5  # beginnings of series on which it is found how sure an early answer is
-FAR_MORE = 5  # times as many channels as steps are probably steps
 FARTHEST = 1e12  # deviations that a regressor's targets may be away from 0, in float64
 DEFAULTS = TimeSeriesHyperparameters()
 
@@ -58,9 +57,10 @@ class SpikingEstimator:
         filters: of all channels together; each channel has at least two.
         reset_strength: by how much a spike lowers the next potential; 1 is the paper's, 0 none.
         length: most steps; longer series are averaged over blocks of steps.
-        moments: how many last layers are fitted for streams, each for a moment of the series. With
-            10, the answer after a tenth of the steps of the longest series is that of a layer which
-            is fitted to this beginning of the training series, and stands until two tenths.
+        moments: how many last layers are fitted for streams. With 10, the first is fitted to the
+            training series up to a tenth of the steps of the longest one, the second up to two
+            tenths, and so on. At each of these moments a stream answers by the layer for it, and
+            between them it keeps its answer.
         random_state: seed or generator of the filters' and the neurons' weights.
         n_jobs: threads of PyTorch that ``fit`` and ``predict`` use; -1 for all processors.
         verbose: whether ``fit`` shows a bar.
@@ -113,7 +113,6 @@ class SpikingEstimator:
         seed = check_random_state(self.random_state).randint(2**31)
         with _refusing(), _threads(self._n_jobs):
             sequences = _sequences(X)
-            _warn_of_order(sequences)
             options = TimeSeriesHyperparameters(**sizes, reset_strength=self.reset_strength)
             self.preparation_ = prepare_series(sequences, options)
             sample = self.preparation_(sequences[:: -(-len(sequences) // SAMPLE)])
@@ -208,7 +207,8 @@ class SpikingClassifier(SpikingEstimator, BaseClassifier):
 class SpikingRegressor(SpikingEstimator, BaseRegressor):
     """Predicts a number for each time series from how often random spiking neurons fire.
 
-    The network learns and answers numbers of mean 0 and deviation 1.
+    The network learns and answers numbers of mean 0 and deviation 1. The numbers of the series are
+    float64, which rounds whole numbers beyond 2^53.
 
     Args and attributes: as in :class:`SpikingEstimator`, and
 
@@ -225,7 +225,7 @@ class SpikingRegressor(SpikingEstimator, BaseRegressor):
             apart = y - y[0]  # exactly 0 if all are equal
             largest = np.abs(apart).max() or 1.0
             deviation = largest * (apart / largest).std() or abs(y[0]) or 1.0
-            mean = y[0] + apart.mean()
+            mean = y[0] + largest * (apart / largest).mean()
         if not abs(mean) / FARTHEST <= deviation < np.inf:
             raise ValueError(
                 f"y has the mean {mean:g} and the deviation {deviation:g}: expected a mean of at "
@@ -259,10 +259,10 @@ class Stream:
     """A series that is followed step by step, by the compiled network.
 
     Made by the ``stream`` method of an estimator. With ``moments=1`` the answer after step t is
-    what the estimator would predict of the first t steps. With more it changes only at these
-    moments, for which the estimator has last layers of their own. Before the first moment and after
-    the last it changes at every step. From the last step of the longest training series on, it is
-    what the estimator predicts of the whole series.
+    what the estimator would predict of the first t steps. With more moments the estimator has a
+    last layer for each, and from the first moment to the last the answer changes only at moments.
+    Before and after them it changes at every step. From the last step of the longest training
+    series on, it is what the estimator predicts of the whole series.
 
     The probabilities of a class differ from this before the first moment: there they allow for the
     steps to come. They are as sure as suits the beginnings of the training series, and never surer
@@ -334,17 +334,6 @@ class Stream:
             waiting = []
         self._waiting = waiting
         return self._read(self._answer)
-
-
-def _warn_of_order(sequences: list[Tensor]) -> None:
-    """Warns where time and channels seem to be in the wrong order."""
-    steps, channels = max(map(len, sequences)), sequences[0].shape[1]
-    if channels > FAR_MORE * steps:
-        warnings.warn(
-            f"the series have {channels} channels and at most {steps} steps: expected (samples, "
-            "channels, T); if yours are (samples, T, channels), give X.transpose(0, 2, 1)",
-            stacklevel=2,
-        )
 
 
 def _sequences(X: Any) -> list[Tensor]:

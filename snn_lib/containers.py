@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.functional import CHAIN, channels_last, lengths_beside, repeats
-from snn_lib.pytorch_private import register_named_tuple
+from snn_lib.products import SkippingZeros, may_skip_zeros
+from snn_lib.pytorch_private import is_compiled, register_named_tuple
+from snn_lib.recomputing import decide
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -77,9 +79,11 @@ class StatefulModule(nn.Module):
     Attributes:
         takes_expanded: whether ``x`` may be one step, expanded over time, all of whose steps lie in
             the same memory. A :class:`Sequential` copies it otherwise.
+        spikes: whether the output is spikes, which are mostly zero.
     """
 
     takes_expanded = False
+    spikes = False
 
     def joins(self, following: nn.Module) -> bool:
         """Whether this module and the one behind it run as one, by :meth:`run_with`."""
@@ -107,6 +111,10 @@ class Sequential(StatefulModule):
     convolution then weighs it once for all steps, and its hooks see one step, ``(1, B, *)``. An
     input that requires a gradient is weighed at every step, because each step has a gradient of its
     own, and so is every input where ``torch.compile`` or ``torch.func`` is at work.
+
+    An ``nn.Linear`` after spikes leaves out what is zero, where there are kernels for that (see
+    :mod:`snn_lib.products`). So does one that comes first, in float32. Its result is the same up to
+    rounding.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
     indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
@@ -245,6 +253,7 @@ class Sequential(StatefulModule):
         if self.batch_first:
             x = x.transpose(0, 1)
         expanded = False  # whether x may be what a layer that ran once has returned
+        spikes = None  # whether x is; nobody knows of the input
         named, index = list(self._modules.items()), 0
         while index < len(named):
             name, module = named[index]
@@ -258,12 +267,16 @@ class Sequential(StatefulModule):
                 with contextlib.suppress(ValueError):  # whose layer is found one by one
                     pair = states[index], states[index + 1]
                     x, states[index : index + 2] = module.run_with(following, x, pair, lengths)
-                    index += 2
+                    index, spikes = index + 2, _spikes(following, False)
                     yield x.transpose(0, 1) if self.batch_first else x
                     continue
-            steps, once = x.shape[0], _weighs(module) and repeats(x)
+            steps, once = x.shape[0], weighs_once(module, x)
+            x = x[:1] if once else x
+            if _weighs(module) and not (x.is_floating_point() or x.is_complex()):
+                x = x.to(next(module.parameters()).dtype)  # bytes, which cells read as they are
             try:
-                x, states[index] = _run(module, x[:1] if once else x, states[index], lengths)
+                with _way(module, spikes):
+                    x, states[index] = _run(module, x, states[index], lengths)
             except ValueError as error:
                 raise ValueError(f"layer {name}: {error}") from error
             if once:
@@ -274,6 +287,7 @@ class Sequential(StatefulModule):
             if self.batch_first and not isinstance(x, Tensor):
                 raise ValueError(f"layer {name} returned a {type(x).__name__}, expected a tensor")
             index += 1
+            spikes = _spikes(module, spikes)
             yield x.transpose(0, 1) if self.batch_first else x
 
     def extra_repr(self) -> str:
@@ -284,6 +298,28 @@ class Sequential(StatefulModule):
 def _weighs(module: nn.Module) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
     return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
+
+
+def weighs_once(module: nn.Module, x: Tensor) -> bool:
+    """Whether a :class:`Sequential` runs a module on the first step of ``x``, for all steps."""
+    return _weighs(module) and repeats(x)
+
+
+def _spikes(module: nn.Module, given: bool | None) -> bool | None:
+    """Whether a module returns spikes, if it is ``given`` some or not, or if nobody knows."""
+    if isinstance(module, (nn.Flatten, nn.Identity)):
+        return given
+    return isinstance(module, StatefulModule) and module.spikes is True
+
+
+def _way(module: nn.Module, spikes: bool | None) -> contextlib.AbstractContextManager:
+    """The context in which a module runs: weights of spikes leave out what is zero.
+
+    In chunks, the second run of a chunk does what the first did.
+    """
+    if spikes is False or not isinstance(module, nn.Linear) or is_compiled(module):
+        return contextlib.nullcontext()
+    return SkippingZeros(spikes is True) if decide(may_skip_zeros) else contextlib.nullcontext()
 
 
 def _takes_expanded(module: nn.Module | None) -> bool:
@@ -384,6 +420,46 @@ class Repeat(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"{self.copies}"
+
+
+class ChannelsFirst(nn.Module):
+    """Moves the channels, which come last in images, before the positions, as convolutions ask.
+
+    The memory stays as it is: the channels remain last in it, which is faster on a CPU.
+
+    Shape:
+        ``(T, B, *positions, C)`` to ``(T, B, C, *positions)``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Moves the channels; see the class for shapes."""
+        return x.movedim(-1, 2)
+
+
+class Votes(nn.Module):
+    """Adds up the spikes of neurons that vote for the same class.
+
+    Args:
+        classes: the number of classes.
+
+    Shape:
+        ``(T, B, classes * voters)``, the voters of a class side by side, to ``(T, B, classes)``.
+
+    Raises:
+        ValueError: ``classes`` is not a whole number of at least 1.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = whole_number(classes, "classes")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds up the votes; see the class for shapes."""
+        return x.unflatten(2, (self.classes, -1)).sum(3)
+
+    def extra_repr(self) -> str:
+        """The settings, for ``print``."""
+        return f"{self.classes}"
 
 
 def feature_shape(shape: int | Sequence[int]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ class InputError(Exception):
 
 
 class SettingsError(InputError):
-    """Settings, each of which is allowed, do not fit each other, a layer or the data."""
+    """A setting is allowed by itself, but does not fit another one, a layer or the data."""
 
 
 class BusyError(InputError):

@@ -14,7 +14,7 @@ Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from snn_lib.kernels import COMPUTE_DTYPES
+from snn_lib.kernels.eager import steps_of
+from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import run
-from snn_lib.kernels.program import fire_with, key_of, program
+from snn_lib.kernels.program import fire_with, key_of
 from snn_lib.pytorch_private import is_transformed, is_watched
 from snn_lib.stability import warn_if_unstable
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
@@ -91,58 +93,45 @@ def run_cells(
         TypeError: an argument is no tensor.
         RuntimeError: ``torch.jit.trace`` traces it.
     """
+    inputs = _inputs_of(calls, x, lengths, name)
+    dtype, features, order = inputs.dtype, x.shape[2:], channels_last(x)
+    if dtype == torch.float16:  # which no kernel writes
+        inputs = inputs._replace(dtype=torch.float32)
+    fires = calls[-1] if calls[1:] and not inputs.program.fires[0] else calls[0]
+    output, after = run(inputs, fires.surrogate)
+    states = [tuple(own.values()) for own in _states_of(calls, after, features, order)]
+    return in_dtype(_unfold(output, features, order), dtype, "the output"), states
+
+
+def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: str) -> Inputs:
+    """What the program of these cells runs with; everything is checked."""
     if torch.jit.is_tracing():
         raise RuntimeError(
             "torch.jit.trace cannot trace a cell: use torch.export.export(model, (x,)) instead"
         )
     check_tensor(name, x)
     check_time_first(x.shape, name)
-    folded = [_fold_call(call, x, name) for call in calls]
-    first, last = folded[0], folded[-1]
-    if (x.dtype, first.own) != (torch.bfloat16, torch.float32):  # kernels read bfloat16, too
-        x = in_dtype(x, first.own, name)
-    order = channels_last(x)
-    spiking = next((call for call in calls if call.dropout), calls[0])
-    output, after = run(
-        ("~" if first.dtype == torch.bfloat16 else "+").join(part.key for part in folded),
-        _fold(x, 2, order),
-        torch.cat([part.coefficients for part in folded]) if folded[1:] else first.coefficients,
-        _all_states(folded),
-        None if lengths is None else lengths_beside(x, lengths),
-        _surrogate_of(calls, folded),
-        spiking.dropout,
-        draw_seed(x.device) if spiking.dropout and spiking.seed is None else spiking.seed,
-        torch.float32 if last.dtype == torch.float16 else last.dtype,  # no kernel writes float16
-        [need for part in folded for need in part.needed],
-    )
-    states, begin = [], 0
-    for call in calls:
-        own = []
-        for rows in call.state.values():
-            end = begin + (1 if rows is None else rows)
-            state = after[begin] if rows is None else after[begin:end]
-            own.append(_unfold(state, x.shape[2:], order))
-            begin = end
-        states.append(tuple(own))
-    return in_dtype(_unfold(output, x.shape[2:], order), last.dtype, "the output"), states
+    inputs, *following = [_fold_call(call, x, name) for call in calls]
+    own = inputs.coefficients.dtype
+    for other in following:
+        dropping = inputs if inputs.dropout else other
+        at_rest = inputs.state is None and other.state is None
+        inputs = inputs._replace(
+            key=("~" if inputs.dtype == torch.bfloat16 else "+").join([inputs.key, other.key]),
+            coefficients=torch.cat([inputs.coefficients, other.coefficients]),
+            state=None if at_rest else torch.cat([inputs.first, other.first]),
+            dropout=dropping.dropout,
+            seed=dropping.seed,
+            dtype=other.dtype,
+            needed=inputs.needed + other.needed,
+        )
+    if x.dtype != own and (x.dtype, own) != (torch.bfloat16, torch.float32):  # which kernels read
+        inputs = inputs._replace(x=in_dtype(inputs.x, own, name))
+    return inputs if lengths is None else inputs._replace(lengths=lengths_beside(x, lengths))
 
 
-class _Folded(NamedTuple):
-    """A call with its features folded into one dimension, and its rows in one tensor each.
-
-    ``own`` is the dtype that computes, and ``dtype`` that of the output.
-    """
-
-    key: str
-    coefficients: Tensor  # (C, N)
-    needed: list[bool]  # of each row, whether it may need a gradient
-    state: Tensor | None  # (S, B, N)
-    rows: int  # S
-    own: torch.dtype
-    dtype: torch.dtype
-
-
-def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
+def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
+    """What a cell runs with, with the features folded into one dimension; x is not converted."""
     if not 0.0 <= call.dropout < 1.0:
         raise ValueError(f"dropout is {call.dropout}, expected a probability in [0, 1)")
     check_surrogate(call.surrogate)
@@ -174,8 +163,6 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
         counts.append(tensor.shape[0] if leading else None)
         rows.append(_fold(tensor if leading else tensor[None], 1, order))
         needed += [tensor.requires_grad] * len(rows[-1])
-    key = key_of(call.kind, tuple(call.state.values()), tuple(counts))
-    total = sum(1 if count is None else count for count in call.state.values())
     state = None
     if call.given is not None:
         given = []
@@ -193,25 +180,30 @@ def _fold_call(call: Call, x: Tensor, name: str) -> _Folded:
         state = torch.cat(given)
     if not rows:
         rows = [_fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
-    coefficients = torch.cat(rows) if rows[1:] else rows[0]
-    return _Folded(key, coefficients, needed, state, total, own, dtype)
+    return Inputs(
+        key_of(call.kind, tuple(call.state.values()), tuple(counts)),
+        _fold(x, 2, order),
+        torch.cat(rows) if rows[1:] else rows[0],
+        state,
+        dropout=call.dropout,
+        seed=draw_seed(x.device) if call.dropout and call.seed is None else call.seed,
+        dtype=dtype,
+        needed=needed,
+    )
 
 
-def _all_states(folded: Sequence[_Folded]) -> Tensor | None:
-    """The states of all cells; zeros beside those that are given."""
-    given = [part.state for part in folded if part.state is not None]
-    if len(folded) == 1 or not given:
-        return given[0] if given else None
-    lanes = given[0].shape[1:]
-    rows = (given[0].new_zeros(p.rows, *lanes) if p.state is None else p.state for p in folded)
-    return torch.cat(list(rows))
-
-
-def _surrogate_of(calls: Sequence[Call], folded: Sequence[_Folded]) -> Surrogate:
-    """The surrogate of the cell that has a threshold."""
-    *others, last = zip(calls, folded, strict=True)
-    having = (call for call, part in others if program(part.key).fires[0])
-    return next(having, last[0]).surrogate
+def _states_of(
+    calls: Sequence[Call], rows: Tensor, features: torch.Size, order: bool, dim: int = 0
+) -> list[dict[str, Tensor]]:
+    """The states of each cell by name, from the rows of all of them along this dimension."""
+    found, begin = [], 0
+    for call in calls:
+        found.append({})
+        for name, count in call.state.items():
+            own = rows.select(dim, begin) if count is None else rows.narrow(dim, begin, count)
+            found[-1][name] = _unfold(own, features, order)
+            begin += 1 if count is None else count
+    return found
 
 
 def iir_filter(
@@ -354,38 +346,25 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     Raises:
         ValueError, TypeError: as :func:`run_cells`.
     """
-    run_cells([call], x[:0])  # checks all shapes
-    folded, order, features = _fold_call(call, x, "x"), channels_last(x), x.shape[2:]
-    made, fire, potentials = program(folded.key), fire_with(call.surrogate), []
+    inputs = _inputs_of([replace(call, dropout=0.0)], x, None, "x")
+    features, order, fire = x.shape[2:], channels_last(x), fire_with(call.surrogate)
     fired: list[tuple[Tensor, Tensor]] = []  # what thresholds have compared, and said
 
     def watched(potential: Tensor) -> Tensor:
         fired.append((potential, fire(potential)))
         return fired[-1][1]
 
-    coefficients = folded.coefficients.unbind()
-    sequence = _fold(in_dtype(x, folded.own, "x"), 2, order)
-    state = folded.state
-    if state is None:
-        state = sequence.new_zeros(folded.rows, *sequence.shape[1:])
-    rows, outputs, before = list(state.unbind()), [], []
-    for now in sequence:
-        before.append(torch.stack(rows))
-        output, rows = made.step(now, None, rows, coefficients, watched)
+    outputs, potentials, states = [], [], [inputs.first]
+    for output, rows in steps_of(inputs, watched):
         outputs.append(output)
         potentials += [potential for potential, spikes in fired if spikes is output]
+        states.append(torch.stack(rows))
         fired.clear()
-
-    def unfolded(sequence: Tensor) -> Tensor:
-        return _unfold(sequence, features, order)
-
-    steps, states, begin = torch.stack(before), {}, 0
-    for name, count in call.state.items():
-        end = begin + (1 if count is None else count)
-        states[name] = unfolded(steps[:, begin] if count is None else steps[:, begin:end])
-        begin = end
-    potential = unfolded(torch.stack(potentials)) if potentials else None
-    return Traces(unfolded(torch.stack(outputs)), potential, states)
+    return Traces(
+        _unfold(torch.stack(outputs), features, order),
+        _unfold(torch.stack(potentials), features, order) if potentials else None,
+        _states_of([call], torch.stack(states[:-1]), features, order, dim=1)[0],
+    )
 
 
 def neuron_traces(

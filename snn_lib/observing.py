@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from snn_lib.chunks import is_recomputing
 from snn_lib.pytorch_private import is_compiled
+from snn_lib.recomputing import is_recomputing
 
 
 def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -> RemovableHandle:

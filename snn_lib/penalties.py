@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import is_spiking
-from snn_lib.chunks import Chunk, current_chunk
 from snn_lib.containers import is_weighted
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
+from snn_lib.recomputing import Chunk, current_chunk
 
 
 def rate_penalty(

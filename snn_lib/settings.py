@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -91,6 +91,7 @@ class Needs:
 
 
 TRAINING = Needs("hyperparameters.epoch")
+FIRST_VALUE = Needs("first_weights", ("",))  # weights and coefficients are loaded otherwise
 NEVER = Needs("name", ("",))  # a run always has a name
 
 
@@ -249,18 +250,25 @@ class Hyperparameters(Settings):
         0.0, "share of hidden spikes dropped in training", TRAINING, at_least=0, below=1
     )
     tau_m: float = setting(
-        4.0, "slow time constant of PSP and membrane, in steps", above=0, at_most=LONGEST_MEMORY
+        4.0,
+        "slow time constant of PSP and membrane, in steps",
+        FIRST_VALUE,
+        above=0,
+        at_most=LONGEST_MEMORY,
     )
     tau_s: float = setting(
         1.0,
         "fast time constant of the PSP, in steps; models with both need tau_s below tau_m",
+        FIRST_VALUE,
         above=0,
     )
     train_coefficients: bool = setting(
         True, "train the coefficients of the synapses' filters", TRAINING
     )
     train_bias: bool = setting(True, "give every layer a bias, and train it")
-    membrane_filter: bool = setting(False, "let the membrane potential leak with tau_m")
+    membrane_filter: bool = setting(
+        False, "let the membrane potential leak with tau_m", FIRST_VALUE
+    )
     surrogate_width: float = setting(
         0.4, "sigma of the Gaussian surrogate gradient", TRAINING, above=0
     )
@@ -317,30 +325,34 @@ class ConvolutionHyperparameters(OrderHyperparameters):
 
 
 @dataclass
-class OneTimeConstant(Hyperparameters):
-    """The settings of networks without a PSP of two time constants."""
+class OneTimeConstant(Settings):
+    """Goes before :class:`Hyperparameters` if a network has no PSP of two time constants."""
 
     tau_s: float = setting(1.0, "fast time constant of a PSP that has two", NEVER, above=0)
 
 
-RESONANT = Needs("hyperparameters.synapse", ("resonant",))
+RESONANT = Needs("hyperparameters.synapse", ("resonant",)), FIRST_VALUE
 
 
 @dataclass
-class ResonantHyperparameters(OneTimeConstant):
+class ResonantHyperparameters(OneTimeConstant, Hyperparameters):
     """First values of resonant filters: a layer's channels are spread on logarithmic scales."""
 
     shortest_memory: float = setting(
-        10.0, "steps in which the fastest filter decays", RESONANT, above=0
+        10.0, "steps in which the fastest filter decays", *RESONANT, above=0
     )
     longest_memory: float = setting(
-        800.0, "steps in which the slowest filter decays", RESONANT, above=0, at_most=LONGEST_MEMORY
+        800.0,
+        "steps in which the slowest filter decays",
+        *RESONANT,
+        above=0,
+        at_most=LONGEST_MEMORY,
     )
     lowest_frequency: float = setting(
-        1 / 800, "lowest frequency, in cycles per step", RESONANT, above=0
+        1 / 800, "lowest frequency, in cycles per step", *RESONANT, above=0
     )
     highest_frequency: float = setting(
-        0.25, "highest, in cycles per step", RESONANT, above=0, at_most=0.5
+        0.25, "highest, in cycles per step", *RESONANT, above=0, at_most=0.5
     )
 
     def __post_init__(self) -> None:
@@ -418,19 +430,26 @@ class Unmet(NamedTuple):
     instead: str
 
 
-def without_effect(schema: Any, *configs: Any) -> dict[str, Unmet]:
+def without_effect(
+    schema: Any, *configs: Any, unread: Mapping[str, str] | None = None
+) -> dict[str, Unmet]:
     """The settings and sections that have an effect in none of these configurations, by dotted key.
 
     Args:
         schema: a configuration of the class whose fields say what they need.
         configs: those that a run or a sweep may have, by default ``schema`` itself. They need
             only have the same attributes.
+        unread: settings that are not read whatever their value is, and why, in words that follow
+            their names. Nor is any setting read that needs a value of them.
     """
-    found, configs = {}, configs or (schema,)
+    found, configs, unread = {}, configs or (schema,), unread or {}
     for key, needs in _needs_of(schema):
         unmet = [need for need in needs if not any(map(need.met_by, configs))]
+        why = [unread[one] for one in (key, *(need.key for need in needs)) if one in unread]
         if unmet:
             found[key] = _unmet(unmet, configs[0])
+        elif why:
+            found[key] = Unmet(why[0], (), "")
     return found
 
 

@@ -14,11 +14,15 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, require
 from snn_lib.files import write_atomically
 from snn_lib.training.command_line import Parser, exit_with
 from snn_lib.training.display import say
 from snn_lib.training.search import SearchSpace, open_study, run_trial
+
+STOPPED = b"""sweep: stopped; the same command continues it; two minutes from now or later it also \
+takes up the trial that was running
+"""
 
 
 def main() -> int:
@@ -36,9 +40,14 @@ def main() -> int:
         raise InputError("a sweep needs the package optuna: pip install optuna") from None
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C kills, and a killed trial is run again
+    signal.signal(signal.SIGINT, kill)
     sys.path.insert(0, str(options.script.resolve().parent))  # as if Python ran the script
+    require(options.trials > 0, f"--trials is {options.trials}, expected at least 1")
     space = SearchSpace(options.script, options.config_file, options.settings)
+    require(
+        any(len(choices) > 1 for choices in space.choices.values()),
+        "all trials would be the same: give a range, key=low..high, or choices, key=a,b,c",
+    )
     folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"
     study = open_study(folder, options.storage, space.whole)
     while True:
@@ -52,11 +61,18 @@ def main() -> int:
         )
 
 
+def kill(number: int, frame: Any) -> None:
+    """Ends this process without Optuna's noticing, so that its trial is run again."""
+    os.write(2, STOPPED)  # not by print, because the signal may have interrupted a print
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
 def save_best(trial: Any, base: Path | None, path: Path) -> None:
     """Writes the settings of a trial as a YAML file that ``--config_file`` takes."""
     above = {} if base is None else {"base": os.path.relpath(base, path.parent)}
     values = OmegaConf.merge(above, OmegaConf.from_dotlist(trial.user_attrs["settings"]))
-    title = f"trial {trial.number} of {path.parent.name}, score {trial.value:.6g}"
+    title = f"{trial.user_attrs['run']} of {path.parent.name}, score {trial.value:.6g}"
     write_atomically(path, f"# {title}\n{OmegaConf.to_yaml(values)}".encode())
     say(f"best so far: {title}; settings in {path}")
 

@@ -3,10 +3,11 @@
     python -m snn_lib.time_series mine.npz        # np.savez("mine.npz", x=x, y=y)
     python -m snn_lib.time_series GunPoint        # any UCR or UEA set
 
-Random filters of many time scales tell random neurons what has just been and what was long ago. How
-often a neuron fires says how often in the sequence something was as its weights have it. Behind a
-synapse with a long memory an early spike counts more than a late one. The last layer weighs that,
-averaged over time. It alone learns, by ridge regression: no gradients are needed.
+Random filters of many time scales remember what has just been and what was long ago. Neurons with
+random weights read them. A neuron fires while what they remember fits its weights, so its firing
+rate says how much of the sequence does. Each neuron has a synapse after it. If its memory is long,
+an early spike counts more than a late one. The last layer weighs the synapses' means over time. It
+alone learns, by ridge regression: no gradients are needed.
 
 MiniRocket reads its random features in the same way (Dempster, Schmidt, Webb, KDD 2021, doi
 10.1145/3447548.3467231). Here the features are spiking neurons, which also work step by step.
@@ -38,8 +39,11 @@ from snn_lib.data.series import divisors
 from snn_lib.readout import within
 from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
 from snn_lib.training import main
+from snn_lib.training.display import say
+from snn_lib.training.distributed import rank_and_world
 
 CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
+NEARBY = 4  # values of a current to either side, between which its threshold may be
 
 
 def build_network(
@@ -121,7 +125,11 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
     deviation = divisors(current.std(0, correction=0))
     shares = torch.empty(neurons).uniform_(options.lowest_rate, options.highest_rate)
     place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
-    threshold = (current / deviation).sort(0).values.gather(0, place[None])[0]
+    # In the widest gap nearby: rounding would decide whether a current on the threshold fires.
+    nearby = (place + torch.arange(-NEARBY, NEARBY + 1).to(place)[:, None]).clamp(0, len(psp) - 1)
+    values = (current / deviation).sort(0).values.gather(0, nearby)
+    widest = values.diff(dim=0).argmax(0)
+    threshold = values.gather(0, torch.stack([widest, widest + 1])).mean(0)
     weights.weight.copy_(drawn / deviation[:, None])
     weights.bias.copy_(1 - threshold)
 
@@ -132,7 +140,9 @@ def build_model(config: TimeSeriesConfig) -> Sequential:
 
 
 def initialise(network: Sequential, task: TimeSeries) -> None:
-    """Finds all weights on the training sequences."""
+    """Finds all weights on the training sequences, and says what has been read."""
+    if rank_and_world()[0] == 0:
+        say(task.contents)
     draw_weights(network, task.config.hyperparameters, task.sample())
     answers = answer_from_the_start(network, network[-1], task.training_sequences())
     task.left_out = task.cross_entropy(network.eval(), answers, task.training_labels())[1]

@@ -83,7 +83,7 @@ class Arrival(Exception):
 
 def layers_of(network: nn.Module) -> tuple[snn_lib.Sequential, Tensor]:
     """The layers of a network in evaluation mode, and the input that its forward gives them."""
-    layers = next(part for part in network.modules() if isinstance(part, snn_lib.Sequential))
+    *_, layers = (part for part in network.modules() if isinstance(part, snn_lib.Sequential))
 
     def leave(_: nn.Module, arguments: tuple) -> None:
         raise Arrival(arguments[0])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from snn_lib import (
+    ChannelsFirst,
     IIRSynapse,
     LowPassSynapse,
     PerStep,
@@ -14,6 +15,7 @@ from snn_lib import (
     ResonantSynapse,
     Sequential,
     SpikingNeuron,
+    Votes,
 )
 from snn_lib.readout import READOUTS, Snapshots
 
@@ -42,23 +44,20 @@ def spiking(**options):
     ), (6,)
 
 
-class Voting(nn.Module):
+def voting():
     """Maps out of a row of pixels, two of each, and three neurons that vote for each class."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = Sequential(
-            ResonantSynapse((2, 1, 1), 5.0, 0.1),
-            PerStep(nn.Conv2d(2, 3, 2, stride=2)),
-            SpikingNeuron((3, 1, 1), 4.0),
-            nn.Flatten(2),
-            Sequential(nn.Linear(12, 12), SpikingNeuron(12, 4.0, dropout=0.5)),
-        )
-
-    def forward(self, x, state=None):
-        pixels = x.unflatten(2, (4, 4)).movedim(2, 3)[:, :, None].repeat(1, 1, 2, 1, 1)
-        spikes, state = self.layers(pixels, state)
-        return spikes.unflatten(2, (4, 3)).sum(3), state
+    return Sequential(
+        nn.Unflatten(2, (4, 4)),
+        ChannelsFirst(),
+        nn.Unflatten(2, (1, 4)),
+        Repeat(2),
+        ResonantSynapse((2, 1, 1), 5.0, 0.1),
+        PerStep(nn.Conv2d(2, 3, 2, stride=2)),
+        SpikingNeuron((3, 1, 1), 4.0),
+        nn.Flatten(2),
+        Sequential(nn.Linear(12, 12), SpikingNeuron(12, 4.0, dropout=0.5)),
+        Votes(4),
+    ), (16,)
 
 
 def normalised():
@@ -132,7 +131,7 @@ NETWORKS = {
         (2, SIDE, SIDE),
     ),
     "maps at the end": lambda: maps(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
-    "rearranged and voting": lambda: (Voting(), (16,)),
+    "rearranged and voting": voting,
     "used twice": shared,
     "snapshots": lambda: (Sequential(nn.Linear(6, 12), Snapshots([2, 5, 5, 90])), (6,)),
     "snapshots of maps": snapshots_of_maps,

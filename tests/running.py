@@ -32,6 +32,8 @@ tqdm.get_lock()  # of the server too: a process that is killed would leave its o
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "snn_mlp_1.py"
+# By name, the scripts' YAML files and the variants.
+YAML = {path.stem: path for path in sorted([*ROOT.glob("*.yaml"), *ROOT.glob("configs/*.yaml")])}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TINY = (
     "mnist_config.training_size=256",

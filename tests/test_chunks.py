@@ -6,8 +6,9 @@ from small_networks import TAU_M, TAU_S, Counted, parts, ragged_network, spike_t
 from torch import nn
 
 from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
-from snn_lib.chunks import Chunked, current_chunk, is_recomputing
+from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
+from snn_lib.recomputing import current_chunk, is_recomputing
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
@@ -123,7 +124,7 @@ def test_a_generator_that_is_not_set_back_does_not_change_the_dropout(monkeypatc
     """That of a second GPU, say, to which the module itself brings its input."""
     elsewhere = torch.Generator().manual_seed(1)
     monkeypatch.setattr(
-        "snn_lib.chunks.draw_seed",
+        "snn_lib.recomputing.draw_seed",
         lambda device: torch.randint(2**40, (2,), generator=elsewhere) * torch.tensor([1, 0]),
     )
     kept = []

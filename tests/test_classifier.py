@@ -97,6 +97,13 @@ def test_a_target_s_offset_and_scale_change_nothing(offset, scale):
     assert found == pytest.approx(other.predict(x[:1])[0], rel=1e-3 / (1 + abs(offset)))
 
 
+def test_targets_whose_sum_is_more_than_float64_holds_are_learned():
+    x, y = waves()
+    with np.errstate(invalid="ignore"):  # as above
+        plain, large = (SpikingRegressor(**SMALL).fit(x, scale * y) for scale in (1.0, 8e307))
+    np.testing.assert_allclose(large.predict(x) / 8e307, plain.predict(x), atol=1e-4)
+
+
 def r_squared(found, expected):
     return 1 - np.square(found - expected).sum() / np.square(expected - expected.mean()).sum()
 
@@ -112,7 +119,7 @@ def test_a_target_that_float64_cannot_tell_apart_is_refused():
 def test_time_and_channels_in_the_wrong_order_are_warned_of():
     x, y = waves(steps=40)
     with pytest.warns(
-        UserWarning, match=r"40 channels and at most 2 steps: .*transpose\(0, 2, 1\)"
+        UserWarning, match=r"40 channels and at most 2 steps: .*\(samples, channels, T\)$"
     ):
         SpikingClassifier(**SMALL).fit(x.transpose(0, 2, 1), y)
 

@@ -29,10 +29,12 @@ from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Repeat
 from snn_lib.cells import SpikingNeuron
 from snn_lib.chunks import Chunked
 from snn_lib.containers import (
+    ChannelsFirst,
     Output,
     PerStep,
     Sequential,
     StatefulModule,
+    Votes,
     batch_first_part,
     detach,
     last_steps,
@@ -220,6 +222,36 @@ def test_per_step_leaves_channels_last_in_memory(channels):
     torch.testing.assert_close(PerStep(conv)(x), torch.stack([conv(x_t) for x_t in x]))
     assert strides[0] == 1
     torch.testing.assert_close(PerStep(conv)(x.contiguous()), PerStep(conv)(x))
+
+
+def test_channels_come_first_and_stay_last_in_memory():
+    x = torch.rand(3, 2, 5, 4, 6)
+    maps = ChannelsFirst()(x)
+    assert maps.shape == (3, 2, 6, 5, 4)
+    for t, b, h, w, c in torch.cartesian_prod(*map(torch.arange, x.shape))[::37]:
+        assert maps[t, b, c, h, w] == x[t, b, h, w, c]
+    assert maps.data_ptr() == x.data_ptr()
+
+
+def test_neurons_side_by_side_vote_for_a_class():
+    spikes = (torch.rand(4, 2, 6) < 0.5).float()
+    votes = Votes(3)(spikes)
+    for number in range(3):
+        assert torch.equal(
+            votes[..., number], spikes[..., 2 * number] + spikes[..., 2 * number + 1]
+        )
+    with pytest.raises(ValueError, match="classes is 0, expected a whole number"):
+        Votes(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+@pytest.mark.parametrize("exact", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layer", [nn.Linear(5, 3), PerStep(nn.Conv1d(4, 2, 3))])
+def test_weights_take_spikes_of_one_byte(layer, exact, dtype):
+    model, spikes = Sequential(layer).to(exact), torch.rand(6, 2, 4, 5) < 0.5
+    assert torch.equal(model(spikes.to(dtype))[0], model(spikes.to(exact))[0])
+    once = spikes[:1].to(dtype).expand(6, 2, 4, 5)
+    assert torch.equal(model(once)[0], model(once.to(exact))[0])
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (0, 2), (4, 0)])

@@ -32,7 +32,9 @@ from snn_lib import (
 from snn_lib.inspection import plotting
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
+from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.kernels import eager
+from snn_lib.kernels.inputs import Inputs
 from snn_lib.penalties import rate_penalty
 from snn_lib.readout import Snapshots
 from snn_lib.tasks import association, digits
@@ -103,11 +105,10 @@ def test_the_eager_backend_computes_where_its_tensors_are():
     lengths = torch.tensor([7, 3], device=CUDA)
     key = "SpikingNeuron[-,-;-,-,-]+IIRSynapse[2,1;2,2]"
     x, coefficients, state = rand(7, 2, 3), rand(7, 3) / 4, rand(5, 2, 3)
-    settings = lengths, 0.3, seed
-    output, last, kept = eager.forward(key, x, coefficients, state, *settings, x.dtype, True)
-    given = output, last, x, coefficients, state, kept, lengths, "gaussian", [0.4], 0.3, seed
-    gradients = eager.backward(key, *given, True, [True] * 7)
-    assert is_there((output, last, gradients))
+    inputs = Inputs(key, x, coefficients, state, lengths, "gaussian", [0.4], 0.3, seed)
+    inputs = inputs._replace(keep=True, needed=[True] * 7)
+    output, last, kept = eager.forward(inputs)
+    assert is_there((output, last, eager.backward(inputs, output, last, kept, True)))
 
 
 @pytest.mark.usefixtures("claimed")
@@ -169,12 +170,14 @@ def test_a_network_is_recorded_counted_and_drawn_there():
     plt.switch_backend("Agg")
     model = network().to(CUDA).eval()
     x = (torch.rand(9, 2, 6, device=CUDA) < 0.5).float()
+    counted = CountedNetwork(model)
     with Monitor(model) as monitor, count_activity(model) as activity:
-        model(x)
+        counted(x)
     assert is_there((monitor["0"].psp, monitor["2"].membrane))
     activity.sum_by(total)
     assert activity.spike_counts["2"] == monitor["2"].spikes.sum().item()
-    assert activity.synaptic_operations() > 0
+    assert is_there(counted.per_step)
+    assert counted.synaptic_operations() > 0
     assert 0 <= activity.firing_rates()["2"] <= 1
     record = monitor["2"]
     spikes, membrane, reset = (t[:, 0] for t in (record.spikes, record.membrane, record.reset))

@@ -357,7 +357,7 @@ def test_an_input_that_is_constant_over_time_is_not_copied(function, make, dtype
     x = inputs[0][:1].to(dtype).expand(50, *inputs[0].shape[1:])
     seen, run = [], kernels_operator.run
     monkeypatch.setattr(
-        "snn_lib.functional.run", lambda key, x, *o: seen.append(x) or run(key, x, *o)
+        "snn_lib.functional.run", lambda inputs, *o: seen.append(inputs.x) or run(inputs, *o)
     )
     expected = function(x.contiguous(), *inputs[1:])
     torch.testing.assert_close(function(x, *inputs[1:]), expected, **EXACT)

@@ -34,7 +34,10 @@ def of(*names):
 
 
 def assert_same(found, expected, spiking, dtype, where):
-    """Spikes or their digests are the same; the values of filters may round otherwise."""
+    """Spikes or their digests are the same; the values of filters may round otherwise.
+
+    Another CPU adds up products in another order, and filters sum the difference over time.
+    """
     assert found.shape == expected.shape, where
     if np.array_equal(found, expected):
         return
@@ -42,7 +45,7 @@ def assert_same(found, expected, spiking, dtype, where):
         step, sample = np.argwhere(found != expected)[0, :2]
         pytest.fail(f"{where}: other spikes, first in step {step}, sample {sample}")
     states = torch.promote_types(dtype, torch.float32)
-    largest = 4 * torch.finfo(states).eps * np.abs(expected).max()
+    largest = 16 * torch.finfo(states).eps * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, torch.finfo(dtype).eps, largest, err_msg=where)
 
 

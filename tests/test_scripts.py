@@ -11,6 +11,7 @@ import torch
 from running import (
     ONE_THREAD,
     ROOT,
+    YAML,
     accuracy,
     assert_same_weights,
     metrics_of,
@@ -26,7 +27,7 @@ import snn_conv
 import snn_mlp_1
 import snn_mlp_2
 from snn_lib import SpikingNeuron, fire_from_the_start
-from snn_lib.inspection.activity import count_activity
+from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.config import load_config
@@ -92,7 +93,9 @@ def test_a_script_that_is_stopped_goes_on_by_the_command_that_it_prints(tmp_path
     assert metrics_of(tmp_path / "whole") == metrics_of(tmp_path / "halves")
 
 
-@pytest.mark.parametrize("config", sorted(path.name for path in ROOT.glob("snn_*.yaml")))
+@pytest.mark.parametrize(
+    "config", [path.name for name, path in YAML.items() if name.startswith("snn_")]
+)
 def test_the_pretrained_model_of_each_config_file(config):
     script = re.match(r"snn_mlp_\d|snn_conv", config)[0] + ".py"
     few = "mnist_config.test_size=500", "hyperparameters.precision=float32"
@@ -213,10 +216,10 @@ def test_filters_stand_before_the_weights_or_behind_them(script, task):
         features = (34, 34, 2) if script is event_vision else (784,)
         x = (torch.rand(10, 2, *features) < 0.5).float()
         fire_from_the_start(model, x)
-        with torch.no_grad(), count_activity(model) as activity:
-            model(x.byte() if script is event_vision else x)
-        assert all(rate > 0 for rate in activity.firing_rates().values())
-        counts[position] = activity.operations()
+        counted = CountedNetwork(model)
+        counted(x.byte() if script is event_vision else x)
+        assert all(rate > 0 for rate in counted.activity.firing_rates().values())
+        counts[position] = counted.operations()
     assert counts["before"].multiply_accumulates > counts["before"].additions == 0
     assert counts["behind"].additions > counts["behind"].multiply_accumulates == 0
 
@@ -272,6 +275,6 @@ def test_the_convolutional_network_adds_up_the_spikes_of_each_class_s_voters():
 @pytest.mark.parametrize("encoding", ["constant", "poisson"])
 def test_config_files_of_the_convolutional_network(encoding):
     name = "snn_conv" if encoding == "constant" else f"snn_conv_{encoding}"
-    config = load_config(snn_conv.ConvConfig, ROOT / f"{name}.yaml", [])
+    config = load_config(snn_conv.ConvConfig, YAML[name], [])
     assert config.name == name
     assert config.hyperparameters.encoding == encoding

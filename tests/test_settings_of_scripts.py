@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import operator
 import re
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from recorded import nmnist_files
-from running import ROOT
+from running import ROOT, YAML
 
 import snn_lib.tasks.digits
-from snn_lib import SpikingNeuron
+from snn_lib import SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError
 from snn_lib.penalties import hidden_layers
 from snn_lib.settings import list_settings, without_effect
@@ -68,7 +69,7 @@ SMALL = {
         "damage.rows_removed": 100,
         "pattern_config.training_samples": 8,
         "pattern_config.validation_samples": 1,
-        "pattern_config.test_samples": 1,
+        "pattern_config.test_samples": 10,
     },
 }
 PRETRAINED = sorted(path for path in ROOT.glob("*checkpoint/pretrained_*") if not path.suffix)
@@ -78,12 +79,11 @@ OF_NO_CONCERN = {
     # Its synapses do not resonate, and the run had the name of the script.
     "associative_memory_2020": {"name", *(f"hyperparameters.{key}" for key in RESONANCE)},
 }
-FILES = sorted(path.stem for path in ROOT.glob("*.yaml"))
 
 
 def base_of(name):
     """The YAML file that this one changes, if any."""
-    return OmegaConf.load(ROOT / f"{name}.yaml").get("base", "").removesuffix(".yaml")
+    return Path(OmegaConf.load(YAML[name]).get("base", "")).stem
 
 
 def script_of(name):
@@ -101,7 +101,7 @@ def keys_of(name):
             else:
                 yield prefix + key
 
-    content = OmegaConf.to_container(OmegaConf.load(ROOT / f"{name}.yaml"))
+    content = OmegaConf.to_container(OmegaConf.load(YAML[name]))
     base = content.pop("base", None)
     inherited = keys_of(base_of(name)) if base and script_of(name) == name else ()
     return {*leaves(content), *inherited}
@@ -169,7 +169,7 @@ def test_every_hidden_layer_has_the_dropout_of_the_settings(name):
 
 def precision_of(name):
     """The precision that a file's head, or that of one of its bases, says the model has."""
-    head, _, _ = (ROOT / f"{name}.yaml").read_text().partition("\nname:")
+    head, _, _ = YAML[name].read_text().partition("\nname:")
     found = re.findall(r"hyperparameters\.precision=(\w+)", head)
     return found[0] if found else "float32"
 
@@ -180,7 +180,7 @@ def test_a_recipe_is_what_its_pretrained_model_was_trained_by(path):
     checkpoint = load_checkpoint(path)
     _, task, _ = arguments_of_main(ROOT / checkpoint["script"])
     overrides = [f"hyperparameters.precision={precision_of(name)}"]
-    recipe = load_config(task.config_class, ROOT / f"{name}.yaml", overrides)
+    recipe = load_config(task.config_class, YAML[name], overrides)
     trained = config_from_dict(task.config_class, checkpoint["config"], [])
 
     def values(config):
@@ -255,13 +255,19 @@ def digits_read_once():
     snn_lib.tasks.digits.load_mnist = read
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
+def small_experiment(name, data):
+    """What a script gives ``main``, and a configuration of a YAML file with little data."""
     script = script_of(name)
     build_model, task, initialise = arguments_of_main(ROOT / f"{script}.py")
-    config = load_config(task.config_class, ROOT / f"{name}.yaml", [])
+    config = load_config(task.config_class, YAML[name], [])
     for key, value in {**SMALL[script], **data.get(script, {}), **SMALL.get(name, {})}.items():
         config = with_value(config, key, value)
+    return build_model, task, initialise, config
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
+    build_model, task, initialise, config = small_experiment(name, data)
 
     def effects(config):
         """What it is about, the cheaper first."""
@@ -280,3 +286,54 @@ def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
     assert without == []
     declared = sorted(without_effect(config).keys() & keys_under_test(name))
     assert [key for key in declared if list(effects(changed(config, key))) != usual] == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in YAML if script_of(name) == name or name in SMALL]
+)
+def test_a_setting_has_an_effect_on_a_trained_network_or_is_said_to_have_none(name, data):
+    """In a test, that is: the settings of the loop and of the machine are left out."""
+    build_model, task, initialise, config = small_experiment(name, data)
+    task.prepare(config, torch.device("cpu"))
+    model = build_model(config)
+    if initialise is not None:
+        with torch.no_grad():
+            initialise(model, task)
+    elif name != "sequential_mnist":  # its normalisation sees to that
+        fire_from_the_start(model, next(task.train_batches(0)).x, rate=0.2)
+    weights = model.state_dict()
+
+    def tested(config):
+        """All batches of the test with their sums, as numbers, or what the weights do not fit."""
+        torch.manual_seed(0)
+        task.prepare(config, torch.device("cpu"))
+        model = build_model(config).eval()
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            return str(error)
+        batches = task.evaluation_batches("test")
+        with torch.no_grad():
+            found = [(batch.x, task.loss(model, batch)[1]) for batch in batches]
+        return [
+            (x.shape, weighted_sum(x).item(), {key: float(sums[key]) for key in sums})
+            for x, sums in found
+        ]
+
+    usual, left_out = tested(config), OF_THE_LOOP | WITHOUT_EFFECT.get(script_of(name), set())
+    left_out |= {"hyperparameters.rate_limit", *LOCAL_KEYS}
+    if name == "time_series":  # has to be true; and no value is missing
+        left_out |= {"hyperparameters.train_bias", "missing"}
+    unread = {"first_weights": "is loaded", "hyperparameters.epoch": "is over"}
+    idle = without_effect(config, unread=unread)
+    assert idle.keys() > unread.keys()
+    wrong = [
+        key
+        for key, value in list_settings(config)
+        if not dataclasses.is_dataclass(value)
+        and value != []
+        and key not in left_out | unread.keys()
+        and not key.startswith(SECTIONS_OF_OTHERS)
+        and (tested(changed(config, key)) == usual) is not (key in idle)
+    ]
+    assert wrong == []

@@ -1,17 +1,19 @@
 """Sweeps of the command line: any number of processes on one study, killed and resumed."""
 
 import csv
+import signal
 import sqlite3
 import sys
 import time
+from subprocess import DEVNULL, PIPE, Popen
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from running import run_script
+from running import ONE_THREAD, ROOT, run_script
 from sweeping import SCRIPT, start_sweep, sweep
 
-from snn_lib.sweep import save_best
+from snn_lib.sweep import STOPPED, save_best
 
 pytest.importorskip("optuna")
 
@@ -88,6 +90,8 @@ def test_a_yaml_file_that_has_changed_does_not_join_the_study(study, tmp_path):
         (["hyperparameters.tau=1..2"], "unknown key 'hyperparameters.tau'"),
         (["--storage", "nothing://here"], "the study cannot be kept in nothing://here: "),
         (["--trials", "many"], "invalid int value: 'many'"),
+        (["--trials", "0"], "--trials is 0, expected at least 1"),
+        (["hyperparameters.tau_m=4"], "all trials would be the same: give a range"),
     ],
 )
 def test_wrong_input_is_one_line(study, others, message):
@@ -109,10 +113,26 @@ def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):
 
 
 def test_the_best_settings_name_a_base_in_a_folder_of_any_name(tmp_path):
-    trial = SimpleNamespace(number=0, value=1.0, user_attrs={"settings": ["seed=3"]})
+    attributes = {"settings": ["seed=3"], "run": "trial_0000"}
+    trial = SimpleNamespace(value=1.0, user_attrs=attributes)
     save_best(trial, tmp_path / "exp #1" / "mine.yaml", tmp_path / "best.yaml")
     written = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert written == {"base": "exp #1/mine.yaml", "seed": 3}
+    assert "# trial_0000 of " in (tmp_path / "best.yaml").read_text()
+
+
+def test_ctrl_c_ends_a_sweep_with_a_line_and_its_trial_is_left_running(study):
+    arguments, folder = study
+    arguments[2] = "hyperparameters.epoch=1000"
+    command = [sys.executable, "-m", "snn_lib.sweep", *map(str, arguments)]
+    with Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=PIPE, stdout=DEVNULL, text=True) as sweep:
+        wait_for(lambda: epochs(folder / "trial_0000"))
+        sweep.send_signal(signal.SIGINT)
+        _, said = sweep.communicate(timeout=60)
+    assert (sweep.returncode, said) == (-signal.SIGINT, STOPPED.decode())
+    assert said.count("\n") == 1
+    with sqlite3.connect(folder / "study.db") as database:
+        assert database.execute("select state from trials").fetchall() == [("RUNNING",)]
 
 
 def wait_for(condition):

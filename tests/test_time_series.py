@@ -35,6 +35,13 @@ def test_a_neuron_s_current_is_high_in_its_share_of_the_steps(sequences):
     torch.testing.assert_close(current.std((0, 1)), torch.ones(60), rtol=1e-3, atol=0)
 
 
+def test_no_current_is_so_near_to_its_threshold_that_rounding_decides(sequences):
+    sample = Prepared(torch.randn(STEPS, 4, 4), None)
+    with torch.no_grad():
+        current, _ = drawn(sample, sequences)[:3](sample.x)
+    assert (current - 1).abs().min() > 1e-4
+
+
 def test_padding_does_not_matter_to_first_weights(sequences):
     lengths = torch.tensor([STEPS, 20, 150, 90])
     x = torch.randn(STEPS, 4, 4)

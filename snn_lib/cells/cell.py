@@ -25,12 +25,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chunks import decide, dropout_seed, is_recomputing
 from snn_lib.containers import Output, StatefulModule, feature_shape
 from snn_lib.functional import GAUSSIAN, Call, State, run_cells, trace_cell
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
 from snn_lib.pytorch_private import is_observed, is_transformed, sees_operations
+from snn_lib.recomputing import decide, dropout_seed, is_recomputing
 from snn_lib.stability import MARGIN, check_rounding, refuse_rounding, round_decaying
 from snn_lib.surrogate import Surrogate, check_surrogate
 from snn_lib.time_constants import PerChannel, per_channel

@@ -180,10 +180,8 @@ class IIRSynapse(Cell):
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
-        return (
-            f"{self.shape}, P={len(self.alpha)}, Q={len(self.beta) - 1}, "
-            f"constraint={self.constraint}"
-        )
+        orders = f"P={len(self.alpha)}, Q={len(self.beta) - 1}"
+        return f"{self.shape}, {orders}, constraint={self.constraint}"
 
 
 class DualExponentialSynapse(IIRSynapse):
@@ -224,15 +222,9 @@ class DualExponentialSynapse(IIRSynapse):
             per_channel(tau_m, channels, "tau_m"), per_channel(tau_s, channels, "tau_s")
         )
         alpha = round_decaying(p + q, -p * q)
-        super().__init__(
-            shape,
-            alpha=alpha,
-            beta=(_gain_of_unit_energy(*alpha) if unit_energy else p - q,),
-            train_alpha=train_coefficients,
-            train_beta=train_coefficients,
-            constraint=constraint,
-            margin=margin,
-        )
+        beta = (_gain_of_unit_energy(*alpha) if unit_energy else p - q,)
+        train = train_coefficients, train_coefficients
+        super().__init__(shape, alpha, beta, *train, constraint, margin)
 
 
 class LowPassSynapse(IIRSynapse):
@@ -264,15 +256,8 @@ class LowPassSynapse(IIRSynapse):
         unit_energy: bool = False,
     ) -> None:
         (alpha_1,) = round_decaying(decay_of(per_channel(tau, feature_shape(shape), "tau")))
-        super().__init__(
-            shape,
-            alpha=(alpha_1,),
-            beta=(_gain_of_unit_energy(alpha_1) if unit_energy else 1.0,),
-            train_alpha=train_coefficients,
-            train_beta=False,
-            constraint=constraint,
-            margin=margin,
-        )
+        beta = (_gain_of_unit_energy(alpha_1) if unit_energy else 1.0,)
+        super().__init__(shape, (alpha_1,), beta, train_coefficients, False, constraint, margin)
 
 
 class ResonantSynapse(IIRSynapse):
@@ -319,15 +304,8 @@ class ResonantSynapse(IIRSynapse):
         for wrong in cycles[~((cycles >= 0) & (cycles <= 0.5))]:  # nan too
             raise ValueError(f"frequency is {wrong}, expected cycles per step in [0, 0.5]")
         alpha = round_decaying(2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
-        super().__init__(
-            shape,
-            alpha=alpha,
-            beta=(_gain_of_unit_energy(*alpha),),
-            train_alpha=train_coefficients,
-            train_beta=train_coefficients,
-            constraint=constraint,
-            margin=margin,
-        )
+        beta, train = (_gain_of_unit_energy(*alpha),), (train_coefficients, train_coefficients)
+        super().__init__(shape, alpha, beta, *train, constraint, margin)
 
 
 def _gain_of_unit_energy(alpha_1: Tensor, alpha_2: Tensor | float = 0.0) -> Tensor:

@@ -24,6 +24,7 @@ from snn_lib.errors import InputError, one_line, require
 
 LIBRARIES = f"{Path(__file__).parent.parent}{os.sep}", sysconfig.get_path("stdlib"), "<frozen"
 INSTALLED = {"site-packages", "dist-packages"}  # wherever pip or the system puts packages
+NAMES = "; for names of classes: names, y = np.unique(y, return_inverse=True), and classes=names"
 
 
 class SequenceDataset(Dataset):
@@ -45,7 +46,7 @@ class SequenceDataset(Dataset):
     ) -> None:
         x, y = (list(values) if _is_row_of_objects(values) else values for values in (x, y))
         self.x = x if isinstance(x, list) else as_numbers(x, "x").detach()
-        self.y = y if isinstance(y, list) else as_numbers(y, "y").detach()
+        self.y = y if isinstance(y, list) else as_numbers(y, "y", NAMES).detach()
         self.lengths, self.targets_are_sequences = None, targets_are_sequences
         hint = ""
         for name, given in ("x", self.x), ("y", self.y):
@@ -135,7 +136,7 @@ def read_sample(
         isinstance(sample, (tuple, list)) and len(sample) == 2,
         f"it is {type(sample).__name__}, expected (sequence, target)",
     )
-    x, y = as_sequence(sample[0], "the sequence"), as_numbers(sample[1], "the target")
+    x, y = as_sequence(sample[0], "the sequence"), as_numbers(sample[1], "the target", NAMES)
     x, y = x.detach(), y.detach()  # a user may have computed them
     if y.is_floating_point():
         y = y.to(torch.get_default_dtype())
@@ -234,8 +235,10 @@ def as_sequence(
     return sequence
 
 
-def as_numbers(values: Any, name: str) -> Tensor:
+def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
     """Makes a tensor on the CPU from a user's array; masked floating-point numbers become nan.
+
+    If the values are no numbers, the error ends with the remedy.
 
     Raises:
         InputError: ``values`` are not real numbers in the shape of an array, or whole numbers of
@@ -259,7 +262,7 @@ def as_numbers(values: Any, name: str) -> Tensor:
             tensor = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         shown = shorten(reprlib.repr(values), 100, placeholder=" ...")
-        raise InputError(f"{name} is {shown}, expected numbers") from None
+        raise InputError(f"{name} is {shown}, expected numbers{remedy}") from None
     require(not tensor.is_complex(), f"{name} has complex numbers, expected real ones")
     dense = tensor.layout == torch.strided and not tensor.is_quantized
     require(dense, f"{name} is sparse or quantised: give to_dense() or dequantize() of it")

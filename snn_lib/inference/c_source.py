@@ -15,9 +15,9 @@ import numpy as np
 from torch import nn
 
 from snn_lib.files import write_atomically
-from snn_lib.inference.chain import Chain, read_chain
-from snn_lib.inference.integers import IntegerChain, IntegerNetwork
+from snn_lib.inference.integers import IntegerNetwork, StagedIntegers
 from snn_lib.inference.stages import Gather, Pool, Rows, Step, Windows
+from snn_lib.inference.staging import StagedNetwork, read_stages
 from snn_lib.kernels.trace import Line
 
 # How C writes the operations of a step. It has no others without the library of mathematics.
@@ -153,15 +153,15 @@ def to_c(
             as :func:`snn_lib.inference.to_onnx`.
     """
     if isinstance(network, IntegerNetwork):
-        read = network.chain
+        read = network.staged
         classes = read.classes if classes is None else tuple(map(str, classes))
         write_c(replace(read, classes=classes, step=read.step if step is None else step), path)
     else:
-        write_c(read_chain(network, shape, classes, step), path)
+        write_c(read_stages(network, shape, classes, step), path)
 
 
-def write_c(read: Chain, path: str | Path) -> None:
-    """Writes the two files of a chain, see :func:`to_c`."""
+def write_c(read: StagedNetwork, path: str | Path) -> None:
+    """Writes the two files of a network in stages, see :func:`to_c`."""
     path = Path(path)
     if path.suffix != ".c" or not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", path.stem):
         raise ValueError(f"{path.name}: expected a name in C with the ending .c, such as network.c")
@@ -205,7 +205,7 @@ class _Values:
 
 
 class _Source:
-    """The C source of a chain, whose names begin with ``name``.
+    """The C source of a network in stages, whose names begin with ``name``.
 
     Attributes:
         tables, helpers: the constants and functions before the step, as text.
@@ -215,9 +215,9 @@ class _Source:
         additions, products, others: operations of a step at most: at the weights, and elsewhere.
     """
 
-    def __init__(self, read: Chain, name: str) -> None:
-        self.chain, self.name = read, name
-        self.integers = isinstance(read, IntegerChain)
+    def __init__(self, read: StagedNetwork, name: str) -> None:
+        self.staged, self.name = read, name
+        self.integers = isinstance(read, StagedIntegers)
         self.number = "int32_t" if self.integers else {4: "float", 8: "double"}[read.dtype.itemsize]
         self.tables: list[str] = []
         self.helpers: dict[str, str] = {}
@@ -237,7 +237,7 @@ class _Source:
 
     def header(self) -> str:
         """The text of the file ``.h``."""
-        read, name, big = self.chain, self.name, self.name.upper()
+        read, name, big = self.staged, self.name, self.name.upper()
         lines = [
             f"/* {name}.h: {read.title}, a time step at a time; {name}.c says what it takes. */",
             *(f"#ifndef {big}_H", f"#define {big}_H", "", "#include <stdint.h>", ""),
@@ -279,7 +279,7 @@ class _Source:
 
     def text(self) -> str:
         """The text of the file ``.c``."""
-        read, name = self.chain, self.name
+        read, name = self.staged, self.name
         parts = [self._head(), f'\n#include "{name}.h"\n\n#include <string.h>\n']
         if read.classes:
             named = f"const char *const {name}_classes[{name.upper()}_OUTPUTS]"
@@ -308,7 +308,7 @@ class _Source:
 
     def _head(self) -> str:
         """The comment at the beginning of the file ``.c``."""
-        read, members = self.chain, self._members().values()
+        read, members = self.staged, self._members().values()
         widest = max([SIZES[kind] for kind, _ in members] + [4] * self.integers)
         ram = sum(SIZES[kind] * n for kind, n in members) + 4 * self.integers
         ram = -(-ram // widest) * widest
@@ -346,7 +346,7 @@ class _Source:
 
     def _write_step(self) -> None:
         values, steps = _Values("x"), []  # steps that are still to be written, as one loop
-        for stage in self.chain.stages:
+        for stage in self.staged.stages:
             match stage:
                 case Step():
                     steps = [*steps, stage] if stage.trace.lines else steps
@@ -358,12 +358,12 @@ class _Source:
                 case Pool():
                     values = self._pool(stage, self._stored(steps, values))
             steps = []
-        self._loop(steps, values, math.prod(self.chain.after), self._end)
+        self._loop(steps, values, math.prod(self.staged.after), self._end)
 
     def _end(self, value: str) -> None:
         """A value of the output is returned, and read out."""
         self._line(f"y[n] = {value};")
-        for step in self.chain.readout or ():
+        for step in self.staged.readout or ():
             self.states["answer"] = self.number, step.channels
             self._line(f"state->answer[n] = {self._lines_of(step, value)};")
 
@@ -423,7 +423,7 @@ class _Source:
             names[key] = self._coefficient(step, key, row)
         places = {}
         for state in step.states:
-            place = self._unique(f"{_identifier(step.name)}_{state}")
+            place = self._unique(_identifier(f"{step.name}.{state}"))
             self.states[place] = self.number, step.positions * step.channels
             places[state] = f"state->{place}[n]"
             names[state] = self._local(self.number, places[state])

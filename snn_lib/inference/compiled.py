@@ -33,20 +33,19 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
     Before it is returned, what the network's ``forward`` does and each of its layers are compared
     with PyTorch in a run of 32 steps; :func:`snn_lib.inference.description.describe` says what this
     cannot see. A sum or mean over time may run for years:
-    :class:`snn_lib.inference.layers.RunningSum` says how exact it stays.
+    :func:`snn_lib.inference.layers.running_sum` says how exact it stays.
 
     Args:
         network: a :class:`snn_lib.Sequential`, or a module around one. Its layers may be
             ``nn.Linear``, synapses, :class:`snn_lib.Repeat`, :class:`snn_lib.SpikingNeuron`,
             readouts, :class:`snn_lib.readout.Snapshots`, ``nn.Flatten``, and
             :class:`snn_lib.PerStep` of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d`` and, right
-            behind weights, ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
+            after weights, ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
         shape: the shape of one step of the input; needed if the first layer does not determine it.
 
     Raises:
         ValueError: a layer cannot be compiled or computes something else, or the shape is missing;
-            see
-            :func:`snn_lib.inference.description.describe`.
+            see :func:`snn_lib.inference.description.describe`.
     """
     description = describe(network, shape)
     compare_layers(description)

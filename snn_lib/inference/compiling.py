@@ -1,7 +1,6 @@
 """How the functions of this folder are compiled, and where the result is kept."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from importlib.resources import files
 
@@ -10,8 +9,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core import event as events
 from numba.extending import intrinsic
-from tqdm import tqdm
 
+from snn_lib.kernels.cpu.library import announce
 from snn_lib.kernels.cpu.source import FORWARD
 
 # Numba's memory manager is off. With it, every view of a row would count its references, and
@@ -62,20 +61,12 @@ def run_step(typing_context, kernel, channels, coefficients, state, x, out):
 
 
 class _Announcement(events.Listener):
-    """Says once that functions are being compiled and not read from the cache.
-
-    It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.
-    """
-
-    made = False
+    """Says once that functions are being compiled and not read from the cache."""
 
     def on_start(self, event: events.Event) -> None:
         module = event.data["dispatcher"].py_func.__module__  # a function of exec has none
-        ours = module is not None and module.startswith("snn_lib.")
-        is_seen = "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
-        if ours and not self.made and is_seen:
-            self.made = True
-            tqdm.write("first use: compiling for this CPU (some seconds)", file=sys.stderr)
+        if module is not None and module.startswith("snn_lib."):
+            announce()
 
     def on_end(self, event: events.Event) -> None:
         pass

@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
-from snn_lib.inference.chain import Chain, preparation_of, raw_steps, read_chain
 from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
+from snn_lib.inference.staging import StagedNetwork, preparation_of, raw_steps, read_stages
 from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 
 WEIGHT_BITS = 4, 8
@@ -32,8 +32,8 @@ SHARES = np.linspace(0.5, 1.0, 26)  # of the largest weight that may be the larg
 
 
 @dataclass(frozen=True)
-class IntegerChain(Chain):
-    """A chain whose numbers are integers.
+class StagedIntegers(StagedNetwork):
+    """A network in stages whose numbers are integers.
 
     Attributes:
         weight_bits: of each weight.
@@ -72,15 +72,15 @@ def quantise(
     """
     if weight_bits not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
-    read, raw = read_chain(network, shape), raw_steps(preparation_of(network), x)
+    read, raw = read_stages(network, shape), raw_steps(preparation_of(network), x)
     if raw.ndim < 2 or raw.shape[2:] != read.before or raw.size == 0:
         raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
-    return IntegerNetwork(integer_chain(read, raw, weight_bits), preparation_of(network))
+    return IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
 
 
-def integer_chain(read: Chain, x: np.ndarray, weight_bits: int) -> IntegerChain:
-    """A chain in integers, for input like x, ``(T, B, *before)``."""
-    return _Quantiser(read, x, weight_bits).chain
+def integer_stages(read: StagedNetwork, x: np.ndarray, weight_bits: int) -> StagedIntegers:
+    """The stages in integers, for input like x, ``(T, B, *before)``."""
+    return _Quantiser(read, x, weight_bits).staged
 
 
 class IntegerNetwork:
@@ -95,10 +95,10 @@ class IntegerNetwork:
         saturated: how many values have not fitted since the last reset.
     """
 
-    def __init__(self, chain: IntegerChain, preparation: Preparation | None = None) -> None:
-        self.chain, self._preparation = chain, preparation
-        self.before, self.after = chain.before, chain.after
-        self.input_scale, self.output_scale = chain.input_scale, chain.output_scale
+    def __init__(self, staged: StagedIntegers, preparation: Preparation | None = None) -> None:
+        self.staged, self._preparation = staged, preparation
+        self.before, self.after = staged.before, staged.after
+        self.input_scale, self.output_scale = staged.input_scale, staged.output_scale
         self.reset()
 
     def reset(self) -> None:
@@ -140,7 +140,7 @@ class IntegerNetwork:
         Raises:
             ValueError: the network has no readout that is known here, or as :meth:`step`.
         """
-        if self.chain.readout is None:
+        if self.staged.readout is None:
             raise ValueError("the readout is not known here: run the network and read its output")
         x, lengths = samples, None
         if self._preparation is not None:
@@ -148,7 +148,7 @@ class IntegerNetwork:
         answers = self.answers(self.integers(raw_steps(self._preparation, x)))
         ends = np.full(answers.shape[1], len(answers)) if lengths is None else lengths.numpy()
         last = answers[ends - 1, np.arange(len(ends))]
-        names = self.chain.classes or [str(number) for number in range(last.shape[1])]
+        names = self.staged.classes or [str(number) for number in range(last.shape[1])]
         return [names[number] for number in last.argmax(1)], last
 
     def answers(self, x: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ class IntegerNetwork:
 
     def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The output of a step, and the answer."""
-        x, (low, high) = np.asarray(x), self.chain.input_limits
+        x, (low, high) = np.asarray(x), self.staged.input_limits
         if x.dtype.kind not in "iub":
             raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
         if x.shape[1:] != self.before:
@@ -166,10 +166,10 @@ class IntegerNetwork:
         if x.size and not (low <= x.min() and x.max() <= high):
             raise ValueError(f"the input has values outside {low} to {high}")
         x = x.reshape(len(x), -1).astype(np.int64)
-        for stage in self.chain.stages:
+        for stage in self.staged.stages:
             x = stage.run(x, self._states)
         answer = x
-        for stage in self.chain.readout or ():
+        for stage in self.staged.readout or ():
             answer = stage.run(answer, self._states)
         return x.reshape(len(x), *self.after), answer
 
@@ -199,9 +199,9 @@ class _Values:
 
 
 class _Quantiser:
-    """Makes a chain of integers, stage by stage, from the values that samples reach."""
+    """Makes stages of integers, one by one, from the values that samples reach."""
 
-    def __init__(self, read: Chain, x: np.ndarray, weight_bits: int) -> None:
+    def __init__(self, read: StagedNetwork, x: np.ndarray, weight_bits: int) -> None:
         self._bits = weight_bits
         kind, values = _input_of(x)
         read = replace(read, stages=tuple(_joined(read.stages)))
@@ -224,11 +224,11 @@ class _Quantiser:
         self._stages = []
         for step in read.readout or ():
             self._step(step, reached[len(read.stages)])
-        known = {field.name: getattr(read, field.name) for field in fields(Chain)}
+        known = {field.name: getattr(read, field.name) for field in fields(StagedNetwork)}
         known |= {"stages": stages, "dtype": np.dtype(np.int64)}
         known["readout"] = None if read.readout is None else tuple(self._stages)
         limits = values.low, values.high
-        self.chain = IntegerChain(
+        self.staged = StagedIntegers(
             **known,
             weight_bits=weight_bits,
             input_kind=kind,
@@ -333,7 +333,7 @@ def _behind(first: Step, second: Step) -> Step:
     return replace(second, trace=Trace(tuple(lines), results), coefficients=coefficients)
 
 
-def _reached(read: Chain, x: np.ndarray) -> list[dict[str, float]]:
+def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
     """For each stage and for the readout, the largest size of its values, by name; "": the output.
 
     The network runs in floats, step by step.

@@ -1,22 +1,23 @@
 """The layers that can run outside PyTorch, described by arrays, and how modules are read.
 
 To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``program.py``, in
-``onnx_graph.py`` and in ``chain.py``.
+``onnx_graph.py`` and in ``staging.py``.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell, IIRSynapse
-from snn_lib.containers import PerStep, Repeat, Sequential
+from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Sequential, Votes
 from snn_lib.errors import one_line
-from snn_lib.kernels.program import key_of
+from snn_lib.kernels.program import Kind, key_of, kind_of, register
 from snn_lib.readout import (
     READOUTS,
     Last,
@@ -96,6 +97,13 @@ class Flattening(Layer):
 
 
 @dataclass(frozen=True)
+class Rearrangement(Layer):
+    """The same features in another order or shape: for each of them, the number that it had."""
+
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
 class Normalisation(Layer):
     """A batch normalisation in evaluation mode: scale and shift ``(C,)`` of every channel.
 
@@ -118,32 +126,53 @@ class CellLayer(Layer):
 
 
 @dataclass(frozen=True)
-class RunningSum(Layer):
-    """The sum of the steps so far: a sum over time, read at every step.
+class Snapshot(Layer):
+    """The sum of parts of the input, each taken at a step of its own; the first is number 1."""
+
+    steps: tuple[int, ...]
+
+
+# --------------------------------------------------------------------------------------------------
+# Sums, means and maxima over time, read at every step: cells without coefficients
+
+
+def running_sum(x, state, coefficients, fire):
+    """The sum of the steps so far.
 
     The sum is kept in two numbers, itself and what its rounding has left out (Kahan, 1965, doi
     10.1145/363707.363723). So whole numbers, such as spikes, are counted exactly up to 2^48 in
     float32, and the output is this count in the network's dtype. After n steps other sums are off
     by at most about (2^-23 + n 2^-48) times the sum of the absolute values, in float64 by
-    (2^-52 + n 2^-106) times it.
+    (2^-52 + n 2^-106) times it. A sum that overflows is infinite from then on.
     """
+    total, rest = state
+    x = x + rest
+    larger = total + x
+    lost = x - (larger - total)  # which is undefined if the sum overflows
+    return larger, (larger, torch.where(larger - larger == 0.0, lost, rest))
 
 
-@dataclass(frozen=True)
-class RunningMean(RunningSum):
-    """The mean of the steps so far: a :class:`RunningSum`, divided by the steps, counted alike."""
+def running_mean(x, state, coefficients, fire):
+    """The mean of the steps so far: a :func:`running_sum`, divided by the steps, counted alike."""
+    total, sums = running_sum(x, state[:2], coefficients, fire)
+    steps, counts = running_sum(torch.ones_like(x), state[2:], coefficients, fire)
+    return total / steps, (*sums, *counts)
 
 
-@dataclass(frozen=True)
-class RunningMaximum(Layer):
-    """The largest value of the steps so far: a maximum over time, read at every step."""
+def running_maximum(x, state, coefficients, fire):
+    """The largest value of the steps so far."""
+    largest, started = state
+    largest = torch.where(started > 0.0, torch.maximum(x, largest), x)
+    return largest, (largest, torch.clamp(started, min=1.0))
 
 
-@dataclass(frozen=True)
-class Snapshot(Layer):
-    """The sum of parts of the input, each taken at a step of its own; the first is number 1."""
+register(Kind("running_sum", running_sum, ("sum", "sum.rest"), ()))
+register(Kind("running_mean", running_mean, ("sum", "sum.rest", "steps", "steps.rest"), ()))
+register(Kind("running_maximum", running_maximum, ("maximum", "started"), ()))
 
-    steps: tuple[int, ...]
+
+# --------------------------------------------------------------------------------------------------
+# How modules are read
 
 
 def read(
@@ -202,7 +231,7 @@ def fold_normalisations(layers: Iterable[Layer]) -> list[Layer]:
             if not (folded and isinstance(folded[-1], (Weights, Convolution))):
                 raise ValueError(
                     f"{layer.name} normalises what comes from no layer of weights: put it right "
-                    "behind an nn.Linear or nn.Conv2d"
+                    "after an nn.Linear or nn.Conv2d"
                 )
             weights = folded.pop()
             scale = layer.scale.reshape(-1, *[1] * (weights.weight.ndim - 1))
@@ -273,6 +302,21 @@ def _flattening(module: nn.Flatten, name: str, before: Shape, after: Shape) -> l
     return [Flattening(name, before, after)]
 
 
+def _rearrangement(
+    module: nn.Unflatten | ChannelsFirst, name: str, before: Shape, after: Shape
+) -> list[Layer]:
+    numbers = torch.arange(math.prod(before), device="cpu").view(1, 1, *before)
+    return [Rearrangement(name, before, after, module(numbers).flatten().numpy())]
+
+
+def _votes(module: Votes, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """Weights of 0 and 1."""
+    if len(before) != 1:
+        raise ValueError("it adds up one row of features: put nn.Flatten(2) before it")
+    weight = np.repeat(np.eye(after[0]), before[0] // after[0], axis=1)
+    return [Weights(name, before, after, weight, np.zeros(after[0]))]
+
+
 def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[Layer]:
     """Weights of 0 and 1, which for maps are a convolution."""
     weight, bias = np.tile(np.eye(before[0]), (module.copies, 1)), np.zeros(after[0])
@@ -295,6 +339,12 @@ def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list
     if max(module.steps) >= 2**24:  # up to which the steps are counted, in float32
         raise ValueError(f"a step is {max(module.steps)}, expected fewer than 2^24 steps")
     return [Snapshot(name, before, after, module.steps)]
+
+
+def _over_time(kind: str, module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """A readout, whose answer at a step is that of the sequence up to there."""
+    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
+    return [CellLayer(name, before, after, key, np.empty((0, *before), np.float32))]
 
 
 def _leaky(module: LeakyIntegrator, name: str, shape: Shape, dtype: np.dtype) -> CellLayer:
@@ -334,12 +384,14 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     nn.AvgPool2d.forward: _average,
     nn.MaxPool2d.forward: _maximum,
     nn.Flatten.forward: _flattening,
+    nn.Unflatten.forward: _rearrangement,
+    ChannelsFirst.forward: _rearrangement,
     Repeat.forward: _repetition,
+    Votes.forward: _votes,
     Cell.forward: _cell,
     Snapshots.forward: _snapshot,
-    # The answer of a readout at a step is that of the sequence up to there.
-    SpikeCount.forward: lambda module, *place: [RunningSum(*place)],
-    Mean.forward: lambda module, *place: [RunningMean(*place)],
     Last.forward: _nothing,
-    Maximum.forward: lambda module, *place: [RunningMaximum(*place)],
+    SpikeCount.forward: partial(_over_time, "running_sum"),
+    Mean.forward: partial(_over_time, "running_mean"),
+    Maximum.forward: partial(_over_time, "running_maximum"),
 }

@@ -22,7 +22,7 @@ GROUP = 4  # rows of weights that are added at once
 LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
 # What a layer does.
-WEIGHTS, LARGEST, AVERAGE, CELL, SUM, MEAN, MAXIMUM, SNAPSHOTS = range(8)
+WEIGHTS, LARGEST, AVERAGE, CELL, SNAPSHOTS = range(5)
 
 # A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
 # maps of one position.
@@ -206,49 +206,6 @@ def _pool(layer, table, x, out):
                     pooled[n] /= layer.tap_count
 
 
-# --------------------------------------------------------------------------------------------------
-# What has a state
-
-
-@jit
-def _sum(state, x, out):
-    """Finds the sum of the steps so far; the state holds it, then what its rounding left out."""
-    n = len(x)
-    for i in range(n):
-        state[i], state[n + i] = _add_up(state[i], state[n + i], x[i])
-        out[i] = state[i]
-
-
-@jit
-def _mean(state, x, out):
-    """Finds the mean of the steps so far; the state holds their sum, then their number."""
-    n, one = len(x), state.dtype.type(1)
-    _sum(state, x, out)
-    steps = state[2 * n :]
-    steps[0], steps[1] = _add_up(steps[0], steps[1], one)
-    for i in range(n):
-        out[i] /= steps[0]
-
-
-@jit
-def _add_up(total, rest, x):
-    """Adds x to a sum, and returns it with what is still to be added: ``kinds.RunningSum``."""
-    x += rest
-    larger = total + x
-    return larger, x - (larger - total)
-
-
-@jit
-def _maximum(state, x, out):
-    """Finds the largest value so far; the state holds it, then the number of steps."""
-    n = len(x)
-    largest, first = state[:n], state[n] == 0
-    state[n] += 1
-    for i in range(n):
-        largest[i] = x[i] if first else max(largest[i], x[i])
-    assign(out, largest)
-
-
 @jit
 def _snapshots(layer, table, state, x, out):
     """Adds the inputs whose step has come; the state holds the sums, then the number of steps.
@@ -284,12 +241,6 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
             _pool(layer, table, x, out)
         elif layer.kind == CELL:
             run_step(layer.function, layer.inputs, own, past, x, out)
-        elif layer.kind == SUM:
-            _sum(past, x, out)
-        elif layer.kind == MEAN:
-            _mean(past, x, out)
-        elif layer.kind == MAXIMUM:
-            _maximum(past, x, out)
         else:
             _snapshots(layer, table, past, x, out)
 

@@ -28,35 +28,15 @@ from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.kernels.program import program
+from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS
 from snn_lib.readout import READOUTS
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
 # What the operations of a step are called in ONNX.
-OPERATORS = {
-    "add": "Add",
-    "sub": "Sub",
-    "mul": "Mul",
-    "div": "Div",
-    "neg": "Neg",
-    "maximum": "Max",
-    "minimum": "Min",
-    "abs": "Abs",
-    "exp": "Exp",
-    "log": "Log",
-    "sqrt": "Sqrt",
-    "tanh": "Tanh",
-    "sin": "Sin",
-    "cos": "Cos",
-    "gt": "Greater",
-    "ge": "GreaterOrEqual",
-    "lt": "Less",
-    "le": "LessOrEqual",
-    "eq": "Equal",
-    "logical_and": "And",
-    "logical_or": "Or",
-    "logical_not": "Not",
-    "where": "Where",
-}
+OPERATORS = {name: name.capitalize() for name in (*ARITHMETIC, *FUNCTIONS, "where")}
+OPERATORS |= {"maximum": "Max", "minimum": "Min", "gt": "Greater", "ge": "GreaterOrEqual"}
+OPERATORS |= {"lt": "Less", "le": "LessOrEqual", "eq": "Equal"}
+OPERATORS |= {"logical_and": "And", "logical_or": "Or", "logical_not": "Not"}
 OPSET, IR_VERSION = 17, 8  # versions of 2022, which all present runtimes read
 
 
@@ -104,6 +84,12 @@ def to_onnx(
         raise ImportError("to_onnx needs the package onnx: pip install onnx") from None
     description = describe(network, shape)
     compare_layers(description)
+    for layer, (x, y) in zip(description.layers, description.run, strict=False):
+        if isinstance(layer, kinds.MaxPooling) and np.isneginf(y).any() > np.isneginf(x).any():
+            raise ValueError(
+                f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
+                "does not define: set another size, dilation or padding"
+            )
     preparation = getattr(network, "preparation", None)
     if not isinstance(preparation, Preparation):  # it is another module of the user's
         preparation = None
@@ -204,15 +190,15 @@ class _Graph:
         centred = self._node("Sub", INPUT, preparation.mean)
         x = self._node("Div", centred, preparation.deviation)
         before = self._state("input.x", self.before)
-        started = self._add_started("input", self.before)
+        started = self._state("input.started", self.before)  # 0 at the first step, then 1
         change = self._node("Mul", started, self._node("Sub", x, before))  # 0 at the first step
         change = self._node("Div", change, preparation.change)
         self._next(before, x)
+        self._next(started, self._node("Max", started, 1.0))
         return self._node("Concat", x, change, axis=1)
 
     def _layer(self, layer: Layer, x: str) -> str:
         """Adds the nodes of a layer, and returns the name of its output."""
-        name = layer.name
         match layer:
             case kinds.Flattening():
                 return self._node("Flatten", x, axis=1)
@@ -225,17 +211,6 @@ class _Graph:
                 return self._pool(layer, x)
             case kinds.CellLayer():
                 return self._cell(layer, x)
-            case kinds.RunningMean():
-                total = self._add_up(f"{name}.sum", layer.before, x)
-                return self._node("Div", total, self._add_up(f"{name}.steps", layer.before, 1.0))
-            case kinds.RunningSum():
-                return self._add_up(f"{name}.sum", layer.before, x)
-            case kinds.RunningMaximum():
-                largest = self._state(f"{name}.maximum", layer.before)
-                first = self._node("Equal", self._add_started(name, layer.before), 0.0)
-                y = self._node("Where", first, x, self._node("Max", x, largest))
-                self._next(largest, y)
-                return y
             case kinds.Snapshot():
                 return self._snapshots(layer, x)
 
@@ -276,11 +251,6 @@ class _Graph:
             ones = np.ones((channels, 1, *layer.size))
             total = self._node("Conv", x, ones, group=channels, **window)
             return self._node("Div", total, float(math.prod(layer.size)))
-        if _has_empty_windows(layer):
-            raise ValueError(
-                f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
-                "does not define: set another size, dilation or padding"
-            )
         above, left, below, right = window.pop("pads")
         if above or left or below or right:  # ONNX Runtime itself pads by less than a window
             around = np.array([0, 0, above, left, 0, 0, below, right])
@@ -290,7 +260,9 @@ class _Graph:
     def _snapshots(self, layer: kinds.Snapshot, x: str) -> str:
         """The sum so far, and each part of the input whose step has come."""
         y = total = self._state(f"{layer.name}.sum", layer.after)
-        now = self._add_count(layer.name, layer.after)
+        steps = self._state(f"{layer.name}.steps", layer.after)
+        now = self._node("Add", steps, 1.0)
+        self._next(steps, now)
         parts = np.arange(layer.before[0]).reshape(len(layer.steps), -1)
         for step, channels in zip(layer.steps, parts, strict=True):
             part = self._node("Gather", x, channels, axis=1)
@@ -354,44 +326,3 @@ class _Graph:
 
     def _next(self, state: str, value: str) -> None:
         self._node("Identity", value, output=state + NEXT)
-
-    def _add_count(self, name: str, features: Shape) -> str:
-        """Adds a state that counts the steps, and returns the name of the present step's number."""
-        before = self._state(f"{name}.steps", features)
-        count = self._node("Add", before, 1.0)
-        self._next(before, count)
-        return count
-
-    def _add_up(self, name: str, features: Shape, x: str | float) -> str:
-        """Adds states that add up ``x``, and returns the sum: see ``kinds.RunningSum``."""
-        before, rest = self._state(name, features), self._state(f"{name}.rest", features)
-        x = self._node("Add", rest, x)
-        total = self._node("Add", before, x)
-        self._next(before, total)
-        self._next(rest, self._node("Sub", x, self._node("Sub", total, before)))
-        return total
-
-    def _add_started(self, name: str, features: Shape) -> str:
-        """Adds a state that is 0 at the first step and 1 at all others."""
-        started = self._state(f"{name}.started", features)
-        self._next(started, self._node("Max", started, 1.0))
-        return started
-
-
-def _has_empty_windows(layer: kinds.Pooling) -> bool:
-    """Whether a window lies outside the map altogether."""
-    sides = zip(
-        layer.before[1:],
-        layer.after[1:],
-        layer.size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        strict=True,
-    )
-    for before, after, size, stride, padded, gap in sides:
-        first = np.arange(after)[:, None] * stride - padded
-        places = first + np.arange(size) * gap
-        if not ((places >= 0) & (places < before)).any(1).all():
-            return True
-    return False

@@ -144,12 +144,6 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             rows = [coefficients.reshape(-1, count)[:, order].ravel()]
             states = len(program(key).states) * count
             return _Part(order, machine.CELL, rows, states, key=key)
-        case kinds.RunningMean():
-            return _Part(order, machine.MEAN, states=2 * (count + 1))
-        case kinds.RunningSum():
-            return _Part(order, machine.SUM, states=2 * count)
-        case kinds.RunningMaximum():
-            return _Part(order, machine.MAXIMUM, states=count + 1)
         case kinds.Snapshot():
             return _snapshots(layer, order)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell
-from snn_lib.chunks import current_chunk
 from snn_lib.observing import observe_layers
+from snn_lib.recomputing import current_chunk
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,12 @@
 """The backends that run programs over time. A tensor's device decides which one serves it.
 
 A program is the step of a cell, or of two neighbours (``program``). ``trace`` records what the step
-and its adjoint compute, and ``operator`` is what PyTorch sees. ``plain`` is the step in a loop
-under autograd, the definition of correct.
+and its adjoint compute, ``inputs`` is what a program runs with, and ``operator`` what PyTorch sees.
 
-Every backend has the same three functions of tensors ``(T, B, N)`` with folded features:
-``forward``, ``backward`` and ``blocks_of``. ``eager`` needs nothing but PyTorch and serves any
-device. ``cpu`` (LLVM) and ``cuda`` (Triton) write kernels from the traces and must agree with
-``plain``. All of them compute in float32 or in float64. No room here knows a cell.
+Every backend has the same two functions of such inputs, ``forward`` and ``backward``. ``eager`` is
+the step in a loop of PyTorch's operations, the definition of correct, and serves any device.
+``cpu`` (LLVM) and ``cuda`` (Triton) write kernels from the traces and must agree with it. All of
+them compute in float32 or in float64. No room here knows a cell.
 
 The compiled backend of a device serves it, and ``eager`` does where there is none or where it
 cannot be imported. The environment variable ``SNN_BACKEND`` chooses a backend for the whole

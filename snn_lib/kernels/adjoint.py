@@ -1,26 +1,11 @@
 """What the way back through time computes at each step, for the backends that write kernels."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from snn_lib.kernels.program import Program
+from snn_lib.kernels.inputs import Inputs
+from snn_lib.kernels.program import parameters, program, remember
 from snn_lib.kernels.trace import Trace, Value
-
-
-@dataclass(frozen=True)
-class Way:
-    """What a backward pass is asked for.
-
-    Attributes:
-        surrogate: the name of the surrogate.
-        need_x: whether the gradient of x is needed.
-        needed: of each row of coefficients, whether its gradient is needed.
-    """
-
-    surrogate: str
-    need_x: bool
-    needed: tuple[bool, ...]
 
 
 class Product(NamedTuple):
@@ -37,6 +22,9 @@ class Adjoint:
     """The step of a way back.
 
     Attributes:
+        program: the program.
+        need_x: whether the gradient of x is needed.
+        numbers: the names of the surrogate's numbers.
         step: the trace that has the values of all that follows among its lines.
         arriving: the names of the gradients that arrive at the states after the step.
         carried: the gradients of the states before it.
@@ -46,18 +34,28 @@ class Adjoint:
         again: the trace of the states after a step, to compute them again.
     """
 
-    def __init__(self, made: Program, way: Way) -> None:
-        whole = made.adjoint(way.surrogate)
-        gradients = dict(zip(made.inputs(way.surrogate), whole.results, strict=True))
-        needed = zip(made.coefficients, way.needed, strict=True)
+    def __init__(self, key: str, surrogate: str, need_x: bool, needed: tuple[bool, ...]) -> None:
+        made = program(key)
+        self.program, self.need_x, self.numbers = made, need_x, parameters(surrogate)
+        whole = made.adjoint(surrogate)
+        gradients = dict(zip(made.inputs(surrogate), whole.results, strict=True))
         self.arriving = [f"_g{number}" for number in range(1, 1 + len(made.states))]
         self.carried = [gradients[name] for name in made.states]
         self.x = gradients["x"]
-        self.sums = {name: [*_products(whole, gradients[name])] for name, need in needed if need}
+        pairs = zip(made.coefficients, needed, strict=True)
+        self.sums = {name: [*_products(whole, gradients[name])] for name, need in pairs if need}
         factors = [f for parts in self.sums.values() for part in parts for f in part.factors]
-        self.step = whole.only([*self.carried, *[self.x] * way.need_x, *factors])
+        self.step = whole.only([*self.carried, *[self.x] * need_x, *factors])
         self.states = [name for name in made.states if self.step.reads(name)]
         self.again = made.forward.only(made.forward.results[1:])
+
+
+_adjoint = remember(Adjoint)
+
+
+def adjoint_of(inputs: Inputs, need_x: bool) -> Adjoint:
+    """The way back of a program; the same object whenever the same is asked for."""
+    return _adjoint(inputs.key, inputs.surrogate, need_x, tuple(inputs.needed))
 
 
 def _products(trace: Trace, value: Value, negative: bool = False) -> Iterator[Product]:

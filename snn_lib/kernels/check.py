@@ -7,8 +7,8 @@ such as a GPU of a kind on which the kernels have not run yet.
 import importlib
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from snn_lib.kernels import BACKENDS, PACKAGES, backend_for, eager, plain, use_backend
+from snn_lib.kernels import BACKENDS, PACKAGES, backend_for, eager, use_backend
+from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import name_of, program
 from snn_lib.surrogate import FastSigmoid, Gaussian, Surrogate
 
@@ -131,7 +132,7 @@ def compare(
     rounds = "~" in options["key"]
     for shape, layout in [(ODD, layout) for layout in LAYOUTS] + [(LARGE, "contiguous")] * large:
         case = make_case(draw, shape, layout, **options)
-        for place, pair in enumerate(zip(case.run(backend), case.run_plain(), strict=True)):
+        for place, pair in enumerate(zip(case.run(backend), case.run(eager), strict=True)):
             distance, column = difference(*pair), min(place, 2)
             largest[column] = max(largest[column], distance)
             agree = agree and distance <= TOLERANCE[draw.rounded if rounds else pair[1].dtype]
@@ -154,12 +155,12 @@ def difference(found: Tensor, expected: Tensor) -> float:
 
 def measure(backend: ModuleType, case: "Case", dtype: torch.dtype) -> Iterator[float]:
     """Milliseconds of a forward pass, a backward pass and a matrix product, the best of several."""
-    steps, batch, channels = case.x.shape
-    sequence = torch.ones(steps * batch, channels, dtype=dtype, device=case.x.device)
-    weight = torch.ones(channels, channels, dtype=dtype, device=case.x.device)
-    *_, checkpoints = case.forward(backend)
+    (steps, batch, channels), device = case.inputs.x.shape, case.inputs.x.device
+    sequence = torch.ones(steps * batch, channels, dtype=dtype, device=device)
+    weight = torch.ones(channels, channels, dtype=dtype, device=device)
+    *_, checkpoints = backend.forward(case.inputs)
     for call in (
-        lambda: case.forward(backend),
+        lambda: backend.forward(case.inputs),
         lambda: case.backward(backend, checkpoints),
         lambda: sequence @ weight,
     ):
@@ -173,51 +174,20 @@ def measure(backend: ModuleType, case: "Case", dtype: torch.dtype) -> Iterator[f
 
 @dataclass
 class Case:
-    """What a program runs with, and the gradients that arrive at its results.
+    """What a program runs with, and the gradients that arrive at its results."""
 
-    See ``plain.run``. ``needed`` says of each row of coefficients whether its gradient is needed.
-    """
-
-    key: str
-    x: Tensor
-    coefficients: Tensor
-    state: Tensor | None
+    inputs: Inputs
     grad_output: Tensor
     grad_last: Tensor
-    lengths: Tensor | None = None
-    surrogate: Surrogate = field(default_factory=Gaussian)
-    dropout: float = 0.0
-    seed: Tensor | None = None
-    needed: Sequence[bool] = ()
-
-    def forward(self, backend: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
-        """Its output, its last state, and what its way back is given."""
-        given = self.key, self.x, self.coefficients, self.state, self.lengths
-        return backend.forward(*given, self.dropout, self.seed, self.grad_output.dtype, True)
 
     def backward(self, backend: ModuleType, checkpoints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of x, of the coefficients and of the state."""
-        return backend.backward(
-            *(self.key, self.grad_output, self.grad_last, self.x, self.coefficients, self.state),
-            *(checkpoints, self.lengths, *name_of(self.surrogate), self.dropout, self.seed),
-            *(True, self.needed or [True] * len(self.coefficients)),
-        )
+        return backend.backward(self.inputs, self.grad_output, self.grad_last, checkpoints, True)
 
     def run(self, backend: ModuleType) -> list[Tensor]:
         """The output, the last state, and the gradients of x, coefficients and state."""
-        output, last, checkpoints = self.forward(backend)
+        output, last, checkpoints = backend.forward(self.inputs)
         return [output, last, *self.backward(backend, checkpoints)]
-
-    def run_plain(self) -> list[Tensor]:
-        """The same of plain PyTorch, under autograd."""
-        state = torch.zeros_like(self.grad_last) if self.state is None else self.state
-        inputs = [t.detach().requires_grad_() for t in (self.x, self.coefficients, state)]
-        rest = self.lengths, self.surrogate, self.dropout, self.seed, self.grad_output.dtype
-        results = plain.run(program(self.key), *inputs, *rest)
-        pairs = zip(results, (self.grad_output, self.grad_last), strict=True)
-        roots, gradients = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
-        found = torch.autograd.grad(roots, inputs, gradients, materialize_grads=True)
-        return [result.detach() for result in results] + list(found)
 
 
 def make_case(
@@ -228,7 +198,7 @@ def make_case(
     key: str,
     ends: bool = False,
     dropout: float = 0.0,
-    **options: Any,
+    surrogate: Surrogate = Gaussian(),  # noqa: B008 (immutable)
 ) -> Case:
     """A case of stable filters, and of neurons with currents around the threshold.
 
@@ -236,25 +206,26 @@ def make_case(
     gives each sequence a length of its own.
     """
     made, (steps, batch, channels) = program(key), shape
-    rows = [draw(channels).sigmoid() for _ in made.coefficients]
     rows = [
-        0.3 * row if name.startswith("alpha") else row
-        for name, row in zip(made.coefficients, rows, strict=True)
+        draw(channels).sigmoid() * (0.3 if name.startswith("alpha") else 1.0)
+        for name in made.coefficients
     ]
     states = len(made.states), batch, channels
-    output = draw.dtype if made.spikes[-1] else draw.rounded
-    return Case(
+    dtype = draw.dtype if made.spikes[-1] else draw.rounded
+    inputs = Inputs(
         key,
         (1.0 + draw(*shape, layout=layout)).to(draw.rounded),
         torch.stack(rows),
         draw(*states),
-        draw(*shape, layout=layout).to(output),
-        draw(*states),
         torch.arange(batch, device=draw.device) * (steps + 1) // batch if ends else None,
-        dropout=dropout,
-        seed=torch.tensor(SEED, device=draw.device) if dropout else None,
-        **options,
+        *name_of(surrogate),
+        dropout,
+        torch.tensor(SEED, device=draw.device) if dropout else None,
+        dtype,
+        True,
+        [True] * len(rows),
     )
+    return Case(inputs, draw(*shape, layout=layout).to(dtype), draw(*states))
 
 
 class Draw:

@@ -1,159 +1,97 @@
-"""The backend that needs nothing but PyTorch: the step and its adjoint, one step after the other.
+"""Plain PyTorch: a program's step, one time step after the other. It is the definition of correct.
 
-It serves every device that has no kernels. The operator runs below autograd, so the gradients come
-from the adjoint's trace, as in the kernels, and not from a graph.
+PyTorch differentiates it in every way that it can: backward and forward, twice, under
+``torch.func``. Products and sums are separate calls, as the step has them, since every backend must
+give the same spikes bit for bit. As a backend it serves any device.
 """
 
-from collections.abc import Callable, Sequence
-from itertools import chain, compress
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from snn_lib.kernels import plain
-from snn_lib.kernels.program import parameters, program
-from snn_lib.kernels.trace import Trace, Value
-
-OPERATIONS: dict[str, Callable] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "neg": torch.neg,
-    "maximum": torch.maximum,
-    "minimum": torch.minimum,
-    "abs": torch.abs,
-    "exp": torch.exp,
-    "log": torch.log,
-    "sqrt": torch.sqrt,
-    "tanh": torch.tanh,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "gt": torch.gt,
-    "ge": torch.ge,
-    "lt": torch.lt,
-    "le": torch.le,
-    "eq": torch.eq,
-    "ne": torch.ne,
-    "logical_and": torch.logical_and,
-    "logical_or": torch.logical_or,
-    "logical_not": torch.logical_not,
-    "where": torch.where,
-    "round": lambda a: a.to(torch.bfloat16).to(a.dtype),
-}
+from snn_lib.kernels.inputs import Inputs
+from snn_lib.kernels.program import Fire, fire_with, surrogate_of
+from snn_lib.surrogate import Surrogate
 
 
-def blocks_of(steps: int) -> int:
-    """None: the way back begins with a run from the first step."""
-    return 0
+def run(inputs: Inputs, surrogate: Surrogate | None = None) -> tuple[Tensor, Tensor]:
+    """Runs a program over all steps, with the surrogate that is named if none is given.
+
+    Returns:
+        The output, ``(T, B, N)``, and the state ``(S, B, N)`` after the last step.
+    """
+    x, lengths, ends = inputs.x, inputs.lengths, inputs.first.unbind()
+    outputs, lanes = [], x.shape[1:]
+    if surrogate is None:
+        surrogate = surrogate_of(inputs.surrogate, inputs.numbers)
+    for t, (output, rows) in enumerate(steps_of(inputs, fire_with(surrogate))):
+        # one that only depends on coefficients is the same in all rows
+        outputs.append(output.expand(lanes))
+        if lengths is not None:
+            reached = (t < lengths)[:, None]
+            rows = [torch.where(reached, row, old) for row, old in zip(rows, ends, strict=True)]
+        ends = rows
+    output = torch.stack(outputs) if outputs else x.clone()
+    last = torch.stack([row.expand(lanes) for row in ends]) if ends else inputs.first.clone()
+    return output.to(inputs.dtype), last
 
 
-def forward(
-    key: str,
-    x: Tensor,
-    coefficients: Tensor,
-    state: Tensor | None,
-    lengths: Tensor | None,
-    dropout: float,
-    seed: Tensor | None,
-    dtype: torch.dtype,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``plain.run``; the third is what a backward pass is given, and empty."""
-    settings = {"dropout": dropout, "seed": seed, "dtype": dtype}
+def steps_of(inputs: Inputs, fire: Fire) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Takes one step after the other: its output, and the rows of states after it."""
+    rows, coefficients = inputs.first.unbind(), inputs.coefficients.unbind()
+    x, kept = inputs.x.to(inputs.coefficients.dtype), [None] * len(inputs.x)
+    if inputs.dropout:
+        kept = dropout_scale(x.shape, x.dtype, inputs.dropout, inputs.seed).unbind()
+    for now, factors in zip(x.unbind(), kept, strict=True):
+        output, rows = inputs.program.step(now, factors, rows, coefficients, fire)
+        yield output, rows
+
+
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """The output, the last state, and what the backward pass is given, which needs nothing."""
     with torch.no_grad():
-        found = plain.run(program(key), x, coefficients, state, lengths, **settings)
-    return *found, coefficients.new_empty(2)
+        return *run(inputs), inputs.new_results()[2]
 
 
 def backward(
-    key: str,
-    grad_output: Tensor,
-    grad_last: Tensor | None,
-    x: Tensor,
-    coefficients: Tensor,
-    state: Tensor | None,
-    checkpoints: Tensor,
-    lengths: Tensor | None,
-    surrogate: str,
-    numbers: Sequence[float],
-    dropout: float,
-    seed: Tensor | None,
-    need_x: bool,
-    needed: Sequence[bool],
+    inputs: Inputs, grad_output: Tensor, grad_last: Tensor, checkpoints: Tensor, need_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, of the coefficients and of the state; x's is empty if not needed.
+    """The gradients of x, of the coefficients and of the state."""
+    wanted = {"state": inputs.first}
+    wanted |= {"x": inputs.x} if need_x else {}
+    wanted |= {"coefficients": inputs.coefficients} if any(inputs.needed) else {}
+    # Other than autograd, a transform works within an operator, too.
+    _, pull = torch.func.vjp(lambda wanted: run(inputs._replace(**wanted)), wanted)
+    (found,) = pull((grad_output, grad_last))
+    results = inputs.new_gradients(need_x)
+    for name, result in zip(("x", "coefficients", "state"), results, strict=True):
+        if name in found:
+            result.copy_(found[name])
+    return results
 
-    Those of coefficients that are not ``needed`` are zero.
+
+def dropout_scale(shape: Sequence[int], dtype: torch.dtype, dropout: float, seed: Tensor) -> Tensor:
+    """0 where an element is dropped and 1 / (1 - dropout) elsewhere.
+
+    The generator is counter-based. Element number i is dropped if the hash of i under a key, a
+    uniform number from 0 to 2^32 - 1, is below dropout * 2^32. ``seed``, int64 ``(2,)``, holds the
+    key and the number of the first element; the others are numbered row-major. No mask is stored:
+    any backend draws the same one in any order, and the backward pass draws it again. The hash is
+    the finaliser of MurmurHash3 (Appleby, public domain), once for each half of the key.
     """
-    made, own, steps = program(key), coefficients.dtype, len(x)
-    lanes = x.shape[1:]
-    values = dict(zip(made.coefficients, coefficients.unbind(), strict=True))
-    if state is None:
-        state = coefficients.new_zeros(len(made.states), *lanes)
-    if grad_last is None:
-        grad_last = torch.zeros_like(state)
-    kept = [coefficients.new_ones(())] * steps
-    if dropout:
-        kept = plain.dropout_scale(x.shape, own, dropout, seed).unbind()
-    sequence = x.to(own)
-
-    before = [dict(zip(made.states, state.unbind(), strict=True))]
-    again = made.forward.only(made.forward.results[1:])
-    known = numbers_of(again, coefficients)
-    for t in range(steps - 1):
-        now = {"x": sequence[t], "kept": kept[t], **values, **before[t]}
-        after = evaluate(again, now, known)
-        before.append(dict(zip(made.states, after, strict=True)))
-
-    inputs, trained = made.inputs(surrogate), [*compress(made.coefficients, needed)]
-    wanted = [*["x"] * need_x, *made.states, *trained]
-    gradients = dict(zip(inputs, made.adjoint(surrogate).results, strict=True))
-    adjoint = made.adjoint(surrogate).only([gradients[name] for name in wanted])
-    known = numbers_of(adjoint, coefficients)
-    numbers = [coefficients.new_full((), number) for number in numbers]  # new_tensor would wait
-    values |= dict(zip(inputs[len(inputs) - len(parameters(surrogate)) :], numbers, strict=True))
-    names = [f"_g{number}" for number in range(1, 1 + len(made.states))]
-    carried = list(torch.zeros_like(grad_last).unbind())
-    grad_x = torch.empty(x.shape if need_x else 0, dtype=x.dtype, device=x.device)
-    widest = torch.float32 if x.device.type == "mps" else torch.float64
-    sums = torch.zeros_like(coefficients, dtype=widest)
-    for t in range(steps - 1, -1, -1):
-        carried = _with_last(carried, grad_last, lengths, t + 1, steps)
-        now = {"x": sequence[t], "kept": kept[t], **values, **before[t]}
-        now |= {"_g0": grad_output[t].to(own), **dict(zip(names, carried, strict=True))}
-        found = dict(zip(wanted, evaluate(adjoint, now, known), strict=True))
-        found = {name: gradient.expand(lanes) for name, gradient in found.items()}
-        carried = [found[name] for name in made.states]
-        if need_x:
-            grad_x[t] = found["x"]
-        for name in trained:
-            sums[made.coefficients.index(name)] += found[name].sum(0, dtype=widest)
-    carried = _with_last(carried, grad_last, lengths, 0, steps)
-    grad_state = torch.stack(carried) if carried else torch.zeros_like(state)
-    return grad_x, sums.to(own), grad_state
+    # int32 wraps around as the hash needs it, and is several times faster than int64.
+    key, first = seed.unbind()
+    count = torch.Size(shape).numel()
+    h = (first + torch.arange(count, device=seed.device)).to(torch.int32)
+    for half in (key, key >> 32):
+        h = _mix(h ^ half.to(torch.int32))
+    kept = (h ^ (-(2**31))) >= int(dropout * 2**32) - 2**31  # compares them unsigned
+    return kept.view(*shape).to(dtype) * (1.0 / (1.0 - dropout))
 
 
-def numbers_of(trace: Trace, like: Tensor) -> dict[float, Tensor]:
-    """The numbers of a trace as tensors, in the dtype and on the device of ``like``."""
-    values = (*trace.results, *chain.from_iterable(line.arguments for line in trace.lines))
-    return {v: like.new_full((), v) for v in values if not isinstance(v, str)}
-
-
-def evaluate(trace: Trace, values: dict[str, Tensor], numbers: dict[float, Tensor]) -> list[Tensor]:
-    """The results of a trace for these inputs; ``numbers`` are those of :func:`numbers_of`."""
-    known: dict[Value, Tensor] = {**numbers, **values}
-    for line in trace.lines:
-        known[line.name] = OPERATIONS[line.operation](*[known[a] for a in line.arguments])
-    return [known[result] for result in trace.results]
-
-
-def _with_last(
-    carried: list[Tensor], grad_last: Tensor, lengths: Tensor | None, done: int, steps: int
-) -> list[Tensor]:
-    """The gradients that arrive at the state after ``done`` steps, with that of the last one."""
-    pairs = zip(carried, grad_last, strict=True)
-    if lengths is None:
-        return [g + last for g, last in pairs] if done == steps else carried
-    ends = (lengths.clamp(0, steps) == done)[:, None]
-    return [torch.where(ends, g + last, g) for g, last in pairs]
+def _mix(h: Tensor) -> Tensor:
+    """32-bit finaliser of MurmurHash3; the masks make ``>>`` shift zeros in."""
+    h = (h ^ ((h >> 16) & 0xFFFF)) * (0x85EBCA6B - 2**32)
+    h = (h ^ ((h >> 13) & 0x7FFFF)) * (0xC2B2AE35 - 2**32)
+    return h ^ ((h >> 16) & 0xFFFF)

@@ -5,22 +5,11 @@
 
 import importlib
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from string import ascii_lowercase
+from collections.abc import Sequence
 
 from snn_lib.kernels.check import FILTER
 from snn_lib.kernels.program import key_of, kind_of, program
-from snn_lib.kernels.trace import Line, Trace, Value
-
-SIGNS = {
-    **{"logical_or": "or", "logical_and": "and", "gt": ">", "ge": ">=", "lt": "<", "le": "<="},
-    **{"eq": "==", "ne": "!=", "add": "+", "sub": "-", "mul": "*", "div": "/"},
-}
-# How tightly an operation binds; all others are written as functions.
-BINDS = {"logical_or": 1, "logical_and": 2, "logical_not": 3, "add": 5, "sub": 5, "neg": 5}
-BINDS |= {"mul": 6, "div": 6, **dict.fromkeys(("gt", "ge", "lt", "le", "eq", "ne"), 4)}
-ALONE = 9
+from snn_lib.kernels.trace import SIGNS, Trace, Value
 
 
 def listing(cells: str) -> str:
@@ -37,21 +26,16 @@ def listing(cells: str) -> str:
     key = re.sub(r"[^+~]+", lambda name: _with_orders(name[0].strip()), cells)
     made, surrogate = program(key), "gaussian"
     after = ["output", *(f"{name}'" for name in made.states)]
-    step = _lines(made.forward, after, {})
-
-    arriving = ["_g0", *(f"_g{number}" for number, _ in enumerate(made.states, 1))]
-    names = dict(zip(arriving, (f"d_{name}" for name in after), strict=True))
-    names |= dict(zip(made.forward.results[1:], after[1:], strict=True))
+    arriving = {f"_g{number}": f"d_{name}" for number, name in enumerate(after)}
     gradients = dict(zip(made.inputs(surrogate), made.adjoint(surrogate).results, strict=True))
     own = ["x", *made.states, *made.coefficients]
     adjoint = made.adjoint(surrogate).only([gradients[name] for name in own])
-    back = _lines(adjoint, [f"d_{name}" for name in own], {n: names[n] for n in {*names} - {*own}})
     return "\n".join(
         [
             f"A step of {key}, where a prime marks what is after it:",
-            *(f"    {line}" for line in step),
+            *_lines(made.forward, after, {}),
             f"Its adjoint, with the surrogate {surrogate!r}, where d_ marks gradients:",
-            *(f"    {line}" for line in back),
+            *_lines(adjoint, [f"d_{name}" for name in own], arriving),
         ]
     )
 
@@ -68,47 +52,19 @@ def _with_orders(name: str) -> str:
 
 
 def _lines(trace: Trace, results: Sequence[str], names: dict[str, str]) -> list[str]:
-    """A trace's lines; those that are read once are written where they are read.
-
-    Args:
-        trace: what is written.
-        results: what its results are called.
-        names: what other inputs and lines are called.
-    """
-    named = dict(names)
+    """A trace's lines, in which its results are called so, and some inputs have other names."""
+    own, names, pairs = {line.name for line in trace.lines}, dict(names), []
     for value, result in zip(trace.results, results, strict=True):
-        if isinstance(value, str) and value.startswith("_"):
-            named.setdefault(value, result)
-    reads = Counter(value for line in trace.lines for value in line.arguments)
-    letters = (a + n for n in ("", *"123456789") for a in ascii_lowercase if a + n not in reads)
-    written, lines = {}, []
+        if value not in own or names.setdefault(value, result) != result:
+            pairs.append((result, value))
 
-    def text(value: Value, above: int = 0) -> str:
-        if not isinstance(value, str):
-            return f"{value:.6g}"
-        expression, binds = written.get(value, (named.get(value, value), ALONE))
-        return expression if binds >= above else f"({expression})"
+    def text(value: Value) -> str:
+        return names.get(value, value) if isinstance(value, str) else f"{value:.6g}"
 
+    lines = []
     for line in trace.lines:
-        found = _expression(line, text), BINDS.get(line.operation, ALONE)
-        if line.name not in named and reads[line.name] == 1:
-            written[line.name] = found
-        else:
-            name = named.get(line.name) or named.setdefault(line.name, next(letters))
-            lines.append(f"{name} = {found[0]}")
-    for value, result in zip(trace.results, results, strict=True):
-        if text(value) != result:
-            lines.append(f"{result} = {text(value)}")
-    return lines
-
-
-def _expression(line: Line, text: Callable[..., str]) -> str:
-    binds, arguments = BINDS.get(line.operation, 0), line.arguments
-    match line.operation:
-        case "neg":
-            return f"-{text(arguments[0], binds + 1)}"
-        case "logical_not":
-            return f"not {text(arguments[0], binds)}"
-        case name if name in SIGNS:
-            return f"{text(arguments[0], binds)} {SIGNS[name]} {text(arguments[1], binds + 1)}"
-    return f"{line.operation}({', '.join(map(text, arguments))})"
+        arguments = [text(argument) for argument in line.arguments]
+        sign = SIGNS.get(line.operation)
+        made = f" {sign} ".join(arguments) if sign else f"{line.operation}({', '.join(arguments)})"
+        lines.append(f"    {text(line.name)} = {made}")
+    return lines + [f"    {result} = {text(value)}" for result, value in pairs]

@@ -172,17 +172,17 @@ class Program:
             return False
 
     def _trace(self, surrogate: str) -> tuple[Trace, Trace]:
-        first = 1 + any(self.spikes)  # of the states
-        second, third = first + len(self.states), first + len(self.states) + len(self.coefficients)
+        names = self.inputs(surrogate)
+        groups = self.states, self.coefficients, parameters(surrogate)
 
-        def run(x: Tensor, *values: Tensor) -> list[Tensor]:
-            kept, *rest = (None, *values) if first == 1 else values
-            states, coefficients = rest[: second - first], rest[second - first : third - first]
-            fire = fire_with(surrogate_of(surrogate, rest[third - first :]))
-            output, after = self.step(x, kept, states, coefficients, fire)
+        def run(*tensors: Tensor) -> list[Tensor]:
+            given = dict(zip(names, tensors, strict=True))
+            states, coefficients, numbers = ([given[name] for name in group] for group in groups)
+            fire = fire_with(surrogate_of(surrogate, numbers))
+            output, after = self.step(given["x"], given.get("kept"), states, coefficients, fire)
             return [output, *after]
 
-        return trace(run, self.inputs(surrogate))
+        return trace(run, names)
 
 
 @remember

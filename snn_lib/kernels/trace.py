@@ -24,15 +24,14 @@ ARITHMETIC = {"add": 2, "sub": 2, "mul": 2, "div": 2, "neg": 1, "maximum": 2, "m
 FUNCTIONS = {"abs": 1, "exp": 1, "log": 1, "sqrt": 1, "tanh": 1, "sin": 1, "cos": 1}
 COMPARISONS = {"gt": 2, "ge": 2, "lt": 2, "le": 2, "eq": 2, "ne": 2}
 LOGIC = {"logical_and": 2, "logical_or": 2, "logical_not": 1}
+# What is written between two arguments, in lines to read and in languages.
+SIGNS = {
+    **{"add": "+", "sub": "-", "mul": "*", "div": "/", "logical_and": "&", "logical_or": "|"},
+    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
+}
 SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
 VIEWS = ("detach", "alias", "view")  # the same values under another name
-CONSTANTS = {
-    "zeros_like": 0.0,
-    "ones_like": 1.0,
-    "new_zeros": 0.0,
-    "zeros": 0.0,
-    "ones": 1.0,
-}
+CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "ones": 1.0}
 
 
 class UnknownOperationError(ValueError):

@@ -23,7 +23,9 @@ from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
 from snn_lib.settings import (
+    FIRST_VALUE,
     LONGEST_MEMORY,
+    TRAINING,
     ExperimentConfig,
     ResonantHyperparameters,
     Settings,
@@ -43,14 +45,18 @@ class AssociationHyperparameters(ResonantHyperparameters):
 
     length: int = setting(300, "time steps of the patterns", at_least=1)
     synapse: Literal["dual_exponential", "resonant"] = setting(
-        "dual_exponential", "all filters with tau_m and tau_s, or resonant ones of many memories"
+        "dual_exponential",
+        "all filters with tau_m and tau_s, or resonant ones of many memories",
+        FIRST_VALUE,
     )
     tau_m: float = setting(
         8.0, "slow time constant of synapse, reset and loss", above=0, at_most=LONGEST_MEMORY
     )
     tau_s: float = setting(2.0, "fast time constant of synapse and loss", above=0)
     delay: int = setting(4, "steps by which the target is later than the input", at_least=0)
-    weight_gain: float = setting(4.0, "first weights' deviation times sqrt(inputs)", above=0)
+    weight_gain: float = setting(
+        4.0, "first weights' deviation times sqrt(inputs)", FIRST_VALUE, above=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,8 +74,10 @@ class AssociationHyperparameters(ResonantHyperparameters):
 class PatternOptions(Settings):
     """How many damaged samples of each pattern are drawn."""
 
-    training_samples: int = setting(100, "samples of each pattern in an epoch", at_least=1)
-    validation_samples: int = setting(20, "samples of each pattern", at_least=1)
+    training_samples: int = setting(
+        100, "samples of each pattern in an epoch", TRAINING, at_least=1
+    )
+    validation_samples: int = setting(20, "samples of each pattern", TRAINING, at_least=1)
     test_samples: int = setting(100, "samples of each pattern", at_least=1)
 
 

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snn_lib.chunks import Chunked
 from snn_lib.data.batches import Batch
-from snn_lib.inspection.activity import Activity, Operations, count_activity
+from snn_lib.inspection.activity import Activity
+from snn_lib.inspection.operations import CountedNetwork, Operations
 from snn_lib.readout import READOUTS, first_lead, within
 from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, setting
 from snn_lib.tasks.base import Task, output_of
@@ -91,13 +93,14 @@ class Classification(Task):
         """Reports spikes, operations, those of a dense network, and accuracy at every few steps."""
         sample = self.unit.removesuffix("s")
         try:
-            work, dense = activity.operations(), activity.dense_operations()
+            counted, accuracy, stopped = self.stop_early(model, (1, 2, 3))
         except ValueError as error:
             yield f"operations are not counted: {error}"
             return
+        work, dense = counted.operations(), counted.dense_operations()
         dense_work = Operations(0, dense, 0, 0)
         yield (
-            f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
+            f"{counted.spikes():,.0f} spikes and {counted.synaptic_operations():,.0f} synaptic "
             f"operations per {sample} ({work.additions:,.0f} additions and "
             f"{work.multiply_accumulates:,.0f} multiply-accumulates); a dense network of this size "
             f"takes {dense:,.0f} multiply-accumulates per step"
@@ -110,11 +113,6 @@ class Classification(Task):
         )
         if not self.counts_spikes:
             return
-        try:
-            accuracy, stopped = self.stop_early(model, (1, 2, 3))
-        except ValueError as error:  # the operations of a step are not known
-            yield f"early answers are not tested: {error}"
-            return
         stride = 5 * -(-len(accuracy) // 25)
         early = ", ".join(
             f"{step}: {100 * accuracy[step - 1]:.2f} %"
@@ -123,8 +121,9 @@ class Classification(Task):
         if early:
             yield f"accuracy if the output is read after so many steps: {early}"
         for row in stopped:
+            lead = "1 spike" if row["lead"] == 1 else f"{row['lead']} spikes"
             yield (
-                f"stopped when one class is {row['lead']} spikes ahead: "
+                f"stopped when one class is {lead} ahead: "
                 f"{100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps and "
                 f"{row['operations']:,.0f} synaptic operations"
             )
@@ -132,41 +131,46 @@ class Classification(Task):
     @torch.inference_mode()
     def stop_early(
         self, model: nn.Module, leads: Sequence[float] = ()
-    ) -> tuple[list[float], list[dict[str, float]]]:
-        """Tests a network that counts output spikes, if it answers before the sequences end.
+    ) -> tuple[CountedNetwork, list[float], list[dict[str, float]]]:
+        """Counts operations on the test split, and tests whether the answers are known early.
 
         Returns:
-            The accuracy if spikes are counted up to each step (a sequence that has ended keeps its
-            answer). And for each of the ``leads`` a row with the accuracy, the mean number of steps
-            and of synaptic operations, if each sequence stops when one class has this lead.
+            The network with its counts. And, if the network counts spikes: the accuracy if they are
+            counted up to each step (a sequence that has ended keeps its answer), and for each of
+            the ``leads`` a row with the accuracy, the mean number of steps and of synaptic
+            operations, if each sequence stops when one class has this lead.
+
+        Raises:
+            ValueError: the operations cannot be counted, see :class:`CountedNetwork`.
         """
-        model.eval()
+        counted = CountedNetwork(model.eval())
+        run = Chunked(counted, model.steps) if isinstance(model, Chunked) else counted
         means = ("accuracy", "steps", "operations")
+        leads = leads if self.counts_spikes else ()
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
-        curves, sequences = [], 0
-        with count_activity(model) as activity:
-            for batch in self.evaluation_batches("test"):
-                total, count = batch.x.shape[:2]
-                lengths = batch.lengths
-                if lengths is None:
-                    lengths = torch.full((count,), total, device=batch.x.device)
-                activity.begin(lengths, total)
-                output = output_of(model, batch.x)
-                output = output * within(output, lengths)
-                decisions = output.cumsum(0).argmax(2)  # (T, B)
-                curves.append((decisions == batch.y).sum(1))
-                sequences += count
-                cost = activity.per_step.cumsum(0)
-                for row in rows:
-                    answers, steps = first_lead(output, row["lead"])
-                    steps = steps.minimum(lengths)
-                    row["accuracy"] += (answers == batch.y).sum().item()
-                    row["steps"] += steps.sum().item()
-                    row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
-        rows = [{**row, **{key: row[key] / sequences for key in means}} for row in rows]
-        longest = max(map(len, curves))
+        curves = []
+        for batch in self.evaluation_batches("test"):
+            total, count = batch.x.shape[:2]
+            output, _ = run(batch.x, lengths=batch.lengths)
+            if not self.counts_spikes:
+                continue
+            lengths = batch.lengths
+            if lengths is None:
+                lengths = torch.full((count,), total, device=batch.x.device)
+            output = output * within(output, lengths)
+            decisions = output.cumsum(0).argmax(2)  # (T, B)
+            curves.append((decisions == batch.y).sum(1))
+            cost = counted.per_step.cumsum(0)
+            for row in rows:
+                answers, steps = first_lead(output, row["lead"])
+                steps = steps.minimum(lengths)
+                row["accuracy"] += (answers == batch.y).sum().item()
+                row["steps"] += steps.sum().item()
+                row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
+        rows = [{**row, **{key: row[key] / counted.sequences for key in means}} for row in rows]
+        longest = max(map(len, curves), default=0)
         correct = sum(torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves)
-        return (correct / sequences).tolist(), rows
+        return counted, [float(n) / counted.sequences for n in correct] if curves else [], rows
 
 
 def describe_energy(operations: Operations) -> str:
@@ -179,9 +183,13 @@ def describe_energy(operations: Operations) -> str:
 class CountHyperparameters(ClassificationHyperparameters):
     """Hyperparameters of a classification that counts output spikes: the model and its training."""
 
-    dropout: float = setting(0.3, "share of hidden spikes dropped in training", at_least=0, below=1)
+    dropout: float = setting(
+        0.3, "share of hidden spikes dropped in training", TRAINING, at_least=0, below=1
+    )
     logit_per_spike: float = setting(1.0, "what an output spike adds to its class's logit", above=0)
-    early_answers: float = setting(0.0, "weight of the loss after every step, 0: none", at_least=0)
+    early_answers: float = setting(
+        0.0, "weight of the loss after every step, 0: none", TRAINING, at_least=0
+    )
 
 
 class CountClassification(Classification):

@@ -18,6 +18,7 @@ from snn_lib.data.preparation import PIXELS, DigitPreparation
 from snn_lib.encoding import LatencyLaw
 from snn_lib.errors import require
 from snn_lib.settings import (
+    TRAINING,
     ExperimentConfig,
     Needs,
     OrderHyperparameters,
@@ -37,6 +38,9 @@ EVALUATION_BATCH = 250
 class DigitHyperparameters(CountHyperparameters, OrderHyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
+    batch_size: int = setting(
+        64, "images in a training batch, over all processes", TRAINING, at_least=1
+    )
     encoding: Literal["constant", "poisson", "latency"] = setting(
         "constant", "a pixel enters as a current, as random spikes, or as the time of one spike"
     )
@@ -65,20 +69,23 @@ class MNISTOptions(Settings):
     """How MNIST is used."""
 
     max_rate: float = setting(1.0, "current or firing rate of a white pixel", above=0)
-    use_transform: bool = setting(True, "augment the training images")
+    use_transform: bool = setting(True, "augment the training images", TRAINING)
     teachers: list[str] = setting(
-        [], "checkpoints of networks whose mean answer is learned instead of the label"
+        [], "checkpoints of networks whose mean answer is learned instead of the label", TRAINING
     )
     teacher_temperature: float = setting(
         3.0,
         "what the teachers' logits are divided by: higher is softer",
         Needs("mnist_config.teachers"),
+        TRAINING,
         above=0,
     )
     validation_size: int = setting(
-        5_000, "held-out images, which choose the best epoch", at_least=1
+        5_000, "held-out images, which choose the best epoch", TRAINING, at_least=1
     )
-    training_size: int = setting(55_000, "number of the other images trained on", at_least=1)
+    training_size: int = setting(
+        55_000, "number of the other images trained on", TRAINING, at_least=1
+    )
     test_size: int = setting(10_000, "how many test images are used", at_least=1, at_most=10_000)
 
     def __post_init__(self) -> None:
@@ -96,7 +103,9 @@ class DigitConfig(ExperimentConfig):
 
     hyperparameters: DigitHyperparameters = field(default_factory=DigitHyperparameters)
     mnist_config: MNISTOptions = field(default_factory=MNISTOptions)
-    transform: TransformConfig = section(TransformConfig, Needs("mnist_config.use_transform"))
+    transform: TransformConfig = section(
+        TransformConfig, Needs("mnist_config.use_transform"), TRAINING
+    )
     latency: LatencyOptions = section(
         LatencyOptions, Needs("hyperparameters.encoding", ("latency",))
     )

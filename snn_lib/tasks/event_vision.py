@@ -18,7 +18,7 @@ from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, Needs, Settings, section, setting
+from snn_lib.settings import TRAINING, ExperimentConfig, Needs, Settings, section, setting
 from snn_lib.tasks.classification import CountClassification, CountHyperparameters
 
 EVALUATION_BATCH = 100
@@ -29,6 +29,9 @@ SAMPLE = 100  # recordings on which first weights are found
 class EventHyperparameters(CountHyperparameters):
     """Hyperparameters of event vision: the model and its training."""
 
+    batch_size: int = setting(
+        64, "recordings in a training batch, over all processes", TRAINING, at_least=1
+    )
     length: int = setting(12, "time steps that the events are sorted into", at_least=1)
 
 
@@ -53,12 +56,15 @@ class EventOptions(Settings):
     order: Literal["forward", "reversed", "summed"] = setting(
         "forward", "order of the steps; summed: every step is the mean of all of them"
     )
-    use_augmentation: bool = setting(True, "augment the training recordings")
+    use_augmentation: bool = setting(True, "augment the training recordings", TRAINING)
     validation_size: int = setting(
-        1_000, "held-out recordings, which choose the best epoch", at_least=1
+        1_000, "held-out recordings, which choose the best epoch", TRAINING, at_least=1
     )
     training_size: int = setting(
-        10_000, "most other recordings that are trained on; a run says how many", at_least=1
+        10_000,
+        "most other recordings that are trained on; a run says how many",
+        TRAINING,
+        at_least=1,
     )
     test_size: int = setting(
         10_000, "most test recordings that are evaluated, taken evenly from all", at_least=1
@@ -76,7 +82,7 @@ class EventConfig(ExperimentConfig):
     events: EventOptions = field(default_factory=EventOptions)
     camera: CameraConfig = section(CameraConfig, Needs("dataset", ("simulated",)))
     augmentation: EventAugmentationConfig = section(
-        EventAugmentationConfig, Needs("events.use_augmentation")
+        EventAugmentationConfig, Needs("events.use_augmentation"), TRAINING
     )
 
     def preparation(self) -> RecordingPreparation:

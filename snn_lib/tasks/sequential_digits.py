@@ -14,7 +14,15 @@ import torch
 from snn_lib.data.augmentation import TransformConfig
 from snn_lib.data.preparation import PIXELS, PixelPreparation
 from snn_lib.errors import require
-from snn_lib.settings import ExperimentConfig, Needs, ResonantHyperparameters, section, setting
+from snn_lib.settings import (
+    FIRST_VALUE,
+    TRAINING,
+    ExperimentConfig,
+    Needs,
+    ResonantHyperparameters,
+    section,
+    setting,
+)
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.digits import Digits, MNISTOptions
 
@@ -25,10 +33,15 @@ ORDER_SEED = 0  # seed of the permutation, which is the same in every run
 class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperparameters):
     """Hyperparameters of sequential digits: the model and its training."""
 
+    batch_size: int = setting(
+        64, "images in a training batch, over all processes", TRAINING, at_least=1
+    )
     length: int = setting(PIXELS, "time steps, of 784 / length pixels each", at_least=1)
     neurons: int = setting(256, "neurons of each hidden layer", at_least=1)
     moments: int = setting(1, "how often the last layer reads, evenly spread", at_least=1)
-    reset_strength: float = setting(1.0, "how much a spike lowers the potential, 0: none")
+    reset_strength: float = setting(
+        1.0, "how much a spike lowers the potential, 0: none", FIRST_VALUE
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +59,7 @@ class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperpara
 class SequentialOptions(MNISTOptions):
     """How MNIST is used."""
 
-    use_transform: bool = setting(False, "augment the training images")
+    use_transform: bool = setting(False, "augment the training images", TRAINING)
     permuted: bool = setting(True, "show the pixels in a fixed random order, not row by row")
 
 
@@ -56,7 +69,9 @@ class SequentialConfig(ExperimentConfig):
 
     hyperparameters: SequentialHyperparameters = field(default_factory=SequentialHyperparameters)
     mnist_config: SequentialOptions = field(default_factory=SequentialOptions)
-    transform: TransformConfig = section(TransformConfig, Needs("mnist_config.use_transform"))
+    transform: TransformConfig = section(
+        TransformConfig, Needs("mnist_config.use_transform"), TRAINING
+    )
 
 
 class SequentialDigits(Digits):

@@ -5,6 +5,7 @@ sequences are averaged over blocks of steps. The network sees an encoding of the
 is the mean of its output over the steps of the sequence.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from snn_lib.data.preparation import Prepared, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
-from snn_lib.settings import TRAINING, Needs, OneTimeConstant, setting
+from snn_lib.settings import FIRST_VALUE, TRAINING, Needs, OneTimeConstant, setting
 from snn_lib.tasks.classification import ClassificationHyperparameters
 from snn_lib.tasks.sequences import SequenceClassification, SequenceConfig
 
 SAMPLE = 64  # sequences on which the first layers' weights are found
+FAR_MORE = 5  # times as many channels as steps are probably steps
 
 
 @dataclass
@@ -54,22 +56,41 @@ class TimeSeriesHyperparameters(OneTimeConstant, ClassificationHyperparameters):
     )
     neurons: int = setting(2048, "neurons in the hidden layer", at_least=1)
     filters: int = setting(128, "filters of all inputs; each input has at least one", at_least=1)
-    heard: int = setting(4, "filters that each neuron hears", at_least=1)
-    shortest_memory: float = setting(1.0, "steps in which the fastest filter decays", above=0)
+    heard: int = setting(4, "filters that each neuron hears", FIRST_VALUE, at_least=1)
+    shortest_memory: float = setting(
+        1.0, "steps in which the fastest filter decays", FIRST_VALUE, above=0
+    )
     longest_memory: float = setting(
-        0.25, "time in which the slowest filter decays, as a share of the longest sequence", above=0
+        0.25,
+        "time in which the slowest filter decays, as a share of the longest sequence",
+        FIRST_VALUE,
+        above=0,
     )
     fewest_cycles: float = setting(
-        1.0, "cycles of the slowest filter's oscillation in the longest sequence", above=0
+        1.0,
+        "cycles of the slowest filter's oscillation in the longest sequence",
+        FIRST_VALUE,
+        above=0,
     )
     lowest_rate: float = setting(
-        0.1, "share of the steps in which the quietest neuron's current is high", above=0, below=1
+        0.1,
+        "share of the steps in which the quietest neuron's current is high",
+        FIRST_VALUE,
+        above=0,
+        below=1,
     )
     highest_rate: float = setting(
-        0.9, "share of the steps in which the loudest neuron's current is high", above=0, below=1
+        0.9,
+        "share of the steps in which the loudest neuron's current is high",
+        FIRST_VALUE,
+        above=0,
+        below=1,
     )
     reset_strength: float = setting(
-        0.03, "amount by which a spike lowers the next potential, 0: no reset", at_least=0
+        0.03,
+        "amount by which a spike lowers the next potential, 0: no reset",
+        FIRST_VALUE,
+        at_least=0,
     )
 
     def __post_init__(self) -> None:
@@ -105,6 +126,7 @@ class TimeSeries(SequenceClassification):
         classes: the names of the classes, by number.
         preparation: what the network sees: ``inputs`` channels, and ``steps`` of the longest
             training sequence.
+        contents: a line that says what was read.
     """
 
     config_class = TimeSeriesConfig
@@ -116,8 +138,14 @@ class TimeSeries(SequenceClassification):
         """Reads the parts, standardises them and shortens long sequences."""
         options = config.hyperparameters
         parts, self.classes = load_series(config.dataset, Path(config.dataset_path), config.missing)
+        train = parts["train"][0]
+        counts = ", ".join(f"{len(x)} to {part}" for part, (x, _) in parts.items())
+        self.contents = (
+            f"{config.dataset}: sequences {counts}; steps {min(map(len, train))} to "
+            f"{max(map(len, train))}; channels {train[0].shape[1]}; classes {len(self.classes)}"
+        )
         try:
-            self.preparation = prepare_series(parts["train"][0], options)
+            self.preparation = prepare_series(train, options)
         except InputError as error:
             raise InputError(f"{config.dataset}: {error}") from None
         if options.epoch == 0:  # the fit leaves each sequence out once, so none is held out
@@ -169,19 +197,29 @@ def prepare_series(
 
     Raises:
         InputError: no sequence ever changes, or numbers are too large to be squared.
+
+    Warns:
+        UserWarning: there are far more channels than steps, as in the wrong order.
     """
+    longest, channels = max(map(len, sequences)), sequences[0].shape[1]
+    if channels > FAR_MORE * longest:
+        warnings.warn(
+            f"the series have {channels} channels and at most {longest} steps: are time and "
+            "channels exchanged? An .npz file has (samples, T, channels), an estimator is given "
+            "(samples, channels, T)",
+            stacklevel=2,
+        )
     # PyTorch sums differences, so a channel that never changes has a deviation of exactly 0.
     deviation, mean = torch.std_mean(torch.cat(sequences), 0, correction=0)
     require(
         bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"
     )
     require(bool((deviation > 0).any()), "no training sequence ever changes")
-    longest = max(map(len, sequences))
     block = -(-longest // options.length)
     preparation = SeriesPreparation(
         mean,
         divisors(deviation),
-        torch.ones(len(mean)),  # of the changes, until they are known
+        torch.ones(channels),  # of the changes, until they are known
         block,
         -(-longest // block),
         options.encoding,
@@ -189,5 +227,5 @@ def prepare_series(
         options.threshold,
     )
     changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
-    change = changes.std(0, correction=0) if len(changes) else torch.zeros(len(mean))
+    change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)
     return replace(preparation, change=divisors(change))

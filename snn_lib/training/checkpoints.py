@@ -54,17 +54,21 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path | str) -> Checkpoint:
+def load_checkpoint(path: Path | str, which: str = "best") -> Checkpoint:
     """Reads a checkpoint to the CPU, running no code from it (``weights_only``).
 
-    The folder of a run stands for its best one.
+    The folder of a run stands for its ``best`` one, or ``last``.
 
     Raises:
         InputError: the file is missing or damaged, holds objects that would run code, or is no
             checkpoint.
     """
     path = Path(path)
-    path = path / "best" if path.is_dir() else path
+    if path.is_dir():
+        runs = [found.parent for found in sorted(path.glob(f"*/{which}"))]
+        runs = f", such as {runs[-1]}" if runs else f" that has a {which} checkpoint"
+        path = path / which
+        require(path.exists(), f"there is no file {path}: expected the folder of a run{runs}")
     with reading(path):
         if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
             with zipfile.ZipFile(path) as archive:

@@ -15,19 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from omegaconf import OmegaConf
 from torch import nn
 
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_c, to_onnx
-from snn_lib.settings import ExperimentConfig, Unmet, without_effect
+from snn_lib.settings import ExperimentConfig, Unmet, list_settings
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
 from snn_lib.training.config import (
+    check_config,
+    chosen_file,
     config_from_dict,
     defaults,
-    load_config,
-    own_file,
+    idle_settings,
+    merge_config,
+    refuse_files_without_effect,
     refuse_without_effect,
 )
 from snn_lib.training.diagnosis import out_of_memory
@@ -82,7 +86,7 @@ def main(
         defaults(task.config_class)  # annotations that are text name things of this script
         raise Handover(build_model, task, initialise)
     work = partial(_run, Path(script), build_model, task, initialise, arguments)
-    exit_with(Path(script).name, work)
+    exit_with(_module_of(script) or Path(script).name, work)
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
@@ -140,12 +144,14 @@ def _run(
     if "=" in (options.resume or "") and not Path(options.resume).exists():
         options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
         options.resume = ""
-    yaml_file = options.config_file or own_file(script)
-    config = load_config(task.config_class, yaml_file, options.overrides, script)
+    yaml_file = chosen_file(script, options.config_file)
+    merged = merge_config(task.config_class, yaml_file, options.overrides, script)
+    refuse_files_without_effect(yaml_file, script, merged)
+    config = check_config(merged)
     if options.help:
         values = f"the values from {yaml_file.name} and" if yaml_file else "their"
         print(f"{parser.format_help()}\nsettings, with {values} defaults:")
-        print("\n".join(_explain(config, without_effect(config))))
+        print("\n".join(_explain(config, idle_settings(merged))))
         return 0
     require(
         options.train + options.test + bool(options.export) == 1,
@@ -165,24 +171,26 @@ def _run(
         "--test and --export take one process: start the script with python instead of torchrun",
     )
 
-    path = None
+    checkpoint = None
     if options.test or options.export:
-        path = config.test_checkpoint_path or newest(config, "best")
+        checkpoint = load_checkpoint(config.test_checkpoint_path or newest(config, "best"))
     elif options.resume is not None:
-        path = Path(options.resume or newest(config, "last"))
-        path = path / "last" if path.is_dir() else path
-    checkpoint = None if path is None else load_checkpoint(path)
-    if checkpoint is not None:
-        path = checkpoint.path
+        checkpoint = load_checkpoint(options.resume or newest(config, "last"), "last")
+    if checkpoint is None:
+        refuse_without_effect(options.overrides, merged)
+    else:
+        trained = settings_of(checkpoint, config, [])
         config = settings_of(checkpoint, config, options.overrides)
-    refuse_without_effect(options.overrides, config)
+        unread = _unread(options, config, checkpoint)
+        merged = OmegaConf.structured(config)
+        refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
     if options.export:
         network = trained_network(checkpoint, build_model, task)
         try:
             EXPORTS[options.export.suffix](network, options.export)
         except (ImportError, ValueError) as error:
             raise InputError(str(error)) from None
-        say(f"{path} is exported to {options.export}: one time step, with its states")
+        say(f"{checkpoint.path} is exported to {options.export}: one time step, with its states")
         return 0
 
     stop = StopSignals()
@@ -237,10 +245,35 @@ def _resume_command(script: Path, options: argparse.Namespace, last: Path, proce
     launcher = ["python"] if processes == 1 else ["torchrun", f"--nproc-per-node={processes}"]
     config_file = ["--config_file", str(options.config_file)] if options.config_file else []
     flags = ["--train", "--resume", str(last), *config_file, *options.overrides]
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None if a script was started
-    is_module = spec is not None and spec.origin == str(script)
-    started = ["-m", spec.name] if is_module else [os.path.relpath(script)]
+    module = _module_of(script)
+    started = ["-m", module] if module else [os.path.relpath(script)]
     return shlex.join([*launcher, *started, *flags])
+
+
+def _module_of(script: Path | str) -> str | None:
+    """The script's name as a module, if Python was started with it as one: ``python -m name``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # None if a script was started
+    return spec.name if spec is not None and spec.origin == str(script) else None
+
+
+def _unread(
+    options: argparse.Namespace, config: ExperimentConfig, checkpoint: Checkpoint
+) -> dict[str, str]:
+    """The settings that a command with a trained network does not read, and why."""
+    path, option = checkpoint.path, "--resume" if options.train else "--test"
+    loaded = f"has no effect with {option}: weights and coefficients are those of {path}"
+    unread = {"first_weights": loaded}
+    if options.test:
+        unread["hyperparameters.epoch"] = "has no effect with --test, which does not train"
+    if options.export:
+        why = f"has no effect with --export, which writes the network of {path} as it was trained"
+        unread = {key: why for key, _ in list_settings(config)}
+    if not options.train and config.test_checkpoint_path:
+        unread["name"] = (
+            f"has no effect with test_checkpoint_path={config.test_checkpoint_path}: empty it, "
+            "test_checkpoint_path='', to take the newest run of a name"
+        )
+    return unread
 
 
 def settings_of(
@@ -260,8 +293,9 @@ def settings_of(
 
 
 def _parser(script: Path) -> argparse.ArgumentParser:
+    module = _module_of(script)
     parser = Parser(
-        prog=f"python {script.name}",
+        prog=f"python -m {module}" if module else f"python {script.name}",
         add_help=False,  # which would end the script before the configuration is read
         description="Trains a network, or tests or exports a trained one.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
@@ -275,7 +309,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     add("--train", "train, then test the best epoch", **flag)
     add(
         "--test",
-        "test the network in test_checkpoint_path, by default the best of the newest run",
+        "test the network in test_checkpoint_path, or if that is empty the best of the newest run",
         **flag,
     )
     add(
@@ -286,7 +320,8 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     )
     add(
         "--config_file",
-        f"read the settings from this YAML file (default: {script.with_suffix('.yaml').name})",
+        "read the settings from this YAML file, which may be one in configs/ "
+        f"(default: {script.with_suffix('.yaml').name})",
         type=Path,
         metavar="FILE",
     )

@@ -1,15 +1,17 @@
 """Reads the settings of an experiment from YAML and the command line, and checks all of them.
 
 OmegaConf reads and merges; ``snn_lib.settings`` says which keys exist, of which type and range. A
-YAML file may name another one, ``base: other.yaml``, and then lists only what differs from it.
+YAML file may name another one, ``base: other.yaml``, and then lists only what differs from it. The
+variants of a script's settings lie in the folder ``configs`` beside it.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
@@ -20,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.settings import list_settings, without_effect
+from snn_lib.settings import Unmet, list_settings, without_effect
 
 Config = TypeVar("Config")
 
@@ -34,6 +36,21 @@ def own_file(script: Path) -> Path | None:
     return path if path.exists() else None
 
 
+def chosen_file(script: Path, path: Path | None) -> Path | None:
+    """The YAML file at a path, or the script's own without one.
+
+    If there is none at the path, the name is looked for in the folder ``configs`` beside the
+    script.
+    """
+    return own_file(script) if path is None else _found(path, script.parent)
+
+
+def _found(path: Path, folder: Path) -> Path:
+    """The path, or if nothing is there, a file of this name among the folder's ``configs``."""
+    variant = folder / "configs" / path.name
+    return variant if variant.exists() and not path.exists() else path
+
+
 def load_config(
     schema: type[Config],
     yaml_path: Path | None,
@@ -42,11 +59,12 @@ def load_config(
 ) -> Config:
     """Reads a YAML file and its bases, applies ``key=value`` overrides, and checks all of it.
 
+    Whether the overrides have an effect is not checked here, see :func:`refuse_without_effect`.
+
     Args:
         schema: the dataclass of the settings.
         yaml_path: the file; ``None`` for the defaults.
-        overrides: settings of the command line; the last of several for one key counts. Whether
-            they have an effect is not checked here, see :func:`refuse_without_effect`.
+        overrides: settings of the command line; the last of several for one key counts.
         script: the experiment's script. Its name is that of the run if the file gives none; what no
             name may have becomes ``_``, and it is cut to 100 characters. A file other than the
             script's own may repeat what that one says.
@@ -54,16 +72,25 @@ def load_config(
     Raises:
         InputError: a file is missing or is no YAML, a key is unknown (the message names the file
             and the nearest key), a value has a wrong type or lies outside its range, or a file sets
-            what has no effect with its other settings.
+            what has no effect, neither with its other settings nor with all of these.
     """
+    merged = merge_config(schema, yaml_path, overrides, script)
+    refuse_files_without_effect(yaml_path, script, merged)
+    return check_config(merged)
+
+
+def merge_config(
+    schema: type[Config],
+    yaml_path: Path | None,
+    overrides: Sequence[str],
+    script: Path | None = None,
+) -> DictConfig:
+    """As :func:`load_config`, before the ranges are checked; ``${key}`` still refers to a key."""
     parts = [] if yaml_path is None else _files(Path(yaml_path))
-    own, usual = script and own_file(script), None
-    if own and yaml_path is not None and Path(yaml_path).resolve() != own.resolve():
-        usual = _built(schema, _files(own), [])
     if script is not None:
         allowed = re.sub(r"^\W", "_", re.sub(r"[^\w.+-]", "_", script.stem))[:100]
         parts.insert(0, ("the run's name", OmegaConf.create({"name": allowed})))
-    return _built(schema, parts, overrides, partial(_check_file, schema(), usual))
+    return _merged(schema, parts, overrides)
 
 
 def config_from_dict(
@@ -74,55 +101,98 @@ def config_from_dict(
 ) -> Config:
     """As :func:`load_config`, from the dict in a checkpoint; messages name it as ``source``."""
     values = {key: value for key, value in values.items() if key not in RETIRED}
-    return _built(schema, [(source, values)], overrides)
+    return check_config(_merged(schema, [(source, values)], overrides))
 
 
-def refuse_without_effect(overrides: Sequence[str], *configs: Any) -> None:
+def refuse_without_effect(
+    overrides: Sequence[str],
+    *merged: DictConfig,
+    unread: Mapping[str, str] | None = None,
+    trained: Any = None,
+) -> None:
     """Refuses settings of the command line that nothing reads.
 
     Args:
         overrides: ``key=value`` each.
-        configs: the configurations with them; those of a sweep are several.
+        merged: the configurations with them; those of a sweep are several.
+        unread: see :func:`snn_lib.settings.without_effect`.
+        trained: a configuration whose values they may repeat.
 
     Raises:
         InputError: a setting has an effect in none of the configurations.
     """
-    unmet = without_effect(configs[0], *configs)
-    for key in _keys_of(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))):
-        if key in unmet:
+    unmet = idle_settings(*merged, unread=unread)
+    for key in keys_of(overrides):
+        if key in unmet and (trained is None or not _same(key, merged[0], trained)):
             raise InputError(f"{key} {unmet[key].why}")
 
 
-def _check_file(
-    schema: Any, usual: Any, path: str, content: Any, before: DictConfig, after: DictConfig
+def refuse_files_without_effect(
+    yaml_path: Path | None, script: Path | None, *merged: DictConfig
 ) -> None:
-    """Refuses what a file sets to another value although nothing reads it.
+    """Refuses what a YAML file or a base of it sets to another value although nothing reads it.
 
-    A file may repeat what another one, ``usual``, says. One without such a model, as the file of a
-    script itself, may hold the options of what it has switched off. Both may serve several scripts,
-    some of which never read a setting.
+    A file may repeat what the script's own file says. That file itself may hold the options of what
+    it has switched off. Both may serve several scripts, some of which never read a setting.
+
+    Args:
+        yaml_path: the file, if there is one.
+        script: the experiment's script.
+        merged: the configurations with this file and what else is set; those of a sweep are
+            several. What counts in one of them, or without what else is set, is not refused.
+
+    Raises:
+        InputError: as it says.
     """
-    unmet, keys = without_effect(schema, after), set(_keys_of(OmegaConf.to_container(content)))
-    for key in sorted(keys & unmet.keys()):
-        why, decided_by, instead = unmet[key]
-        value = attrgetter(key)
-        if instead:
-            idle = value(after) != attrgetter(instead)(after)
-        elif usual is not None:
-            idle = value(after) != value(usual)
-        else:
-            idle = keys.isdisjoint(decided_by)
-        idle = idle and bool(decided_by)
-        require(not idle or value(after) == value(before), f"{path}: {key} {why}")
+    schema = OmegaConf.get_type(merged[0])
+    own, usual, after = script and own_file(script), None, defaults(schema)
+    if own and yaml_path is not None and Path(yaml_path).resolve() != own.resolve():
+        usual = _merged(schema, _files(own), [])
+    for path, content in [] if yaml_path is None else _files(Path(yaml_path)):
+        before, after = after, OmegaConf.merge(after, content)
+        keys = {key for key, _ in _leaves(content)}
+        with _naming(schema, path):
+            unmet = idle_settings(after, *merged)
+            for key in sorted(keys & unmet.keys()):
+                why, decided_by, instead = unmet[key]
+                if instead:
+                    idle = attrgetter(key)(after) != attrgetter(instead)(after)
+                elif usual is not None:
+                    idle = not _same(key, after, usual)
+                else:
+                    idle = keys.isdisjoint(decided_by)
+                idle = idle and bool(decided_by) and not _same(key, after, before)
+                require(not idle, f"{path}: {key} {why}")
 
 
-def _keys_of(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of the values in a mapping and in those within it."""
+def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, Unmet]:
+    """As :func:`without_effect`, but for what a setting that counts takes its value from."""
+    unmet = without_effect(OmegaConf.get_type(merged[0])(), *merged, unread=unread)
+    for key, value in itertools.chain.from_iterable(map(_leaves, merged)):
+        if key not in unmet:
+            for name in re.findall(r"\$\{([\w.]+)\}", str(value)):
+                unmet.pop(name, None)
+    return unmet
+
+
+def keys_of(overrides: Sequence[str]) -> list[str]:
+    """The dotted keys that overrides set, however they are written: ``a.b=1``, ``a[b]=1``."""
+    return [key for key, _ in _leaves(OmegaConf.from_dotlist(list(overrides)))]
+
+
+def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in a mapping and in those within it, by their dotted keys."""
+    if OmegaConf.is_config(content):
+        content = OmegaConf.to_container(content)
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _keys_of(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    return attrgetter(key)(one) == attrgetter(key)(other)
 
 
 def attributes_of(section: Any) -> Any:
@@ -147,35 +217,45 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     if base is None:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
-    return [*_files(path.parent / base, (*variants, path.resolve())), (str(path), content)]
+    below = _found(path.parent / base, path.parent)
+    return [*_files(below, (*variants, path.resolve())), (str(path), content)]
 
 
-def _built(
-    schema: type[Config],
-    parts: Sequence[tuple[str, Any]],
-    overrides: Sequence[str],
-    check: Callable[[str, Any, DictConfig, DictConfig], None] | None = None,
-) -> Config:
-    """Makes the dataclass from its defaults, then parts that each name a source, then overrides.
-
-    ``check`` is called for every part, with the settings before and after it.
-    """
+def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[str]) -> DictConfig:
+    """The defaults, then parts that each name a source, then overrides."""
     config = defaults(schema)
+    for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
+        with _naming(schema, source):
+            if isinstance(content, str):
+                key, sign, _ = content.partition("=")
+                require(bool(key and sign), f"{content!r} is not an override, expected key=value")
+                content = OmegaConf.from_dotlist([content])
+            config = OmegaConf.merge(config, content)
+            for key, value in _leaves(content):  # OmegaConf would pass over it
+                require(value != "???", f"{source}: {key} is ???, expected a value")
+    return config
+
+
+def check_config(merged: DictConfig) -> Any:
+    """Makes the dataclass, which checks the ranges, from merged settings."""
+    with _naming(OmegaConf.get_type(merged), "the configuration"):
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    return _section(merged, values)
+
+
+@contextlib.contextmanager
+def _naming(schema: type, source: str) -> Iterator[None]:
+    """Says in one line what is wrong in a source of settings."""
     try:
-        for source, content in parts:
-            before, config = config, OmegaConf.merge(config, content)
-            if check is not None:
-                check(source, content, before, config)
-        for override in overrides:
-            source = f"override {override!r}"
-            key, sign, _ = override.partition("=")
-            require(bool(key and sign), f"{override!r} is not an override, expected key=value")
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
-        source = "the configuration"
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        yield
     except KeyError as error:
         key = str(getattr(error, "full_key", error))
         known = [name for name, _ in list_settings(schema())]
+        if key in known:
+            nested = ": {".join(key.split(".")) + ": ..." + "}" * key.count(".")
+            raise InputError(
+                f"{source}: {key!r} is written as one key, but keys are nested: {nested}"
+            ) from None
         nearest = RETIRED.get(key) or max(known, key=lambda name: _likeness(key, name))
         raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
     except InputError:
@@ -186,7 +266,6 @@ def _built(
         if "is not a ListConfig" in reason:
             reason = "expected a list, such as [a, b]"
         raise InputError(f"{source}{where}: {reason}") from None
-    return _section(config, values)
 
 
 @functools.lru_cache(maxsize=64)  # not all, as each keeps in memory the script that defines it

@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_line, require
-from snn_lib.settings import list_settings, without_effect
+from snn_lib.settings import list_settings
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
-from snn_lib.training.config import load_config, own_file, refuse_without_effect
+from snn_lib.training.config import (
+    check_config,
+    chosen_file,
+    idle_settings,
+    keys_of,
+    merge_config,
+    refuse_files_without_effect,
+    refuse_without_effect,
+)
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment
@@ -45,28 +53,30 @@ class SearchSpace:
     """
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
-        self.script, self.base = script, config_file or own_file(script)
+        self.script, self.base = script, chosen_file(script, config_file)
         schema = arguments_of_main(script)[1].config_class
-        self.configured = partial(load_config, schema, self.base, script=script)
+        self.merged = partial(merge_config, schema, self.base, script=script)
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
         given: dict[str, str] = {}
         for setting in settings:
             key, sign, text = setting.partition("=")
             require(sign != "", f"{setting!r}: expected key=low..high, key=a,b,c or key=value")
+            (key,) = keys_of([f"{key}=0"])  # a[b] is a.b
             given[key] = text
             ends = re.fullmatch(rf"{NUMBER}\.\.{NUMBER}", text)
             if key in NOT_SEARCHED:
                 self.choices[key] = [text]
             else:
                 self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
-        configs = []
+        merged = []
         for number in range(max(map(len, self.choices.values()))):
             chosen = [
                 f"{key}={own[min(number, len(own) - 1)]}" for key, own in self.choices.items()
             ]
-            configs.append(self.configured(chosen))
-        refuse_without_effect(chosen, *configs)
-        self.config = configs[-1]
+            merged.append(self.merged(chosen))
+            self.config = check_config(merged[-1])
+        refuse_files_without_effect(self.base, script, *merged)
+        refuse_without_effect(chosen, *merged)
         present = dict(list_settings(self.config))
         for key, ends in self.choices.items():
             if isinstance(ends, tuple):
@@ -177,10 +187,11 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
 
     settings = space.draw(trial)
     try:
-        config = space.configured(settings)
+        merged = space.merged(settings)
+        config = check_config(merged)
     except InputError as error:  # each setting is allowed, but not all together
         end_early(error)
-    idle = without_effect(config)  # beside what was drawn for the others
+    idle = idle_settings(merged)  # beside what was drawn for the others
     settings = [setting for setting in settings if setting.partition("=")[0] not in idle]
     kept = sorted(setting for setting in settings if setting.partition("=")[0] not in LOCAL_KEYS)
     trial.set_user_attr("settings", kept)

@@ -7,7 +7,7 @@ are checked here: :func:`check_alike` compares them with what this run would wri
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -149,12 +149,18 @@ class TrainingState:
             "epoch": self.progress.epoch,
             "snn_state_dict": self.model.state_dict(),
             "average_state_dict": self.average.state_dict() if self.average else None,
-            "optimizer_state_dict": self.optimizer.state_dict(),
+            "optimizer_state_dict": self._optimizer_state(),
             "metrics": self.progress.history,
             "progress": {**vars(self.progress), "sums": sums},
             "margins": self._margins(),
             "rng": rng,
         }
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The optimiser's state, with an empty one for weights that have had no gradient yet."""
+        found = self.optimizer.state_dict()
+        numbers = [number for group in found["param_groups"] for number in group["params"]]
+        return {**found, "state": {number: found["state"].get(number, {}) for number in numbers}}
 
     def _margins(self) -> dict[str, float]:
         """How far inside the stable set each layer keeps its filters."""
@@ -201,10 +207,12 @@ class TrainingState:
 
     def _restore_state(self, checkpoint: Checkpoint) -> None:
         """Restores optimiser, average and random generators."""
-        own = self.optimizer.state_dict()
-        state = checkpoint["optimizer_state_dict"]["state"]
-        # Weights that never had a gradient have no state.
-        check_alike(state, {number: own["state"][number] for number in state}, "the optimiser")
+        own = self._optimizer_state()
+        # Earlier versions wrote no empty states, which weights that are not trained have.
+        untrained = {number: {} for number, full in own["state"].items() if not full}
+        state = untrained | checkpoint["optimizer_state_dict"]["state"]
+        full = {number: one if state.get(number) else {} for number, one in own["state"].items()}
+        check_alike(state, full, "the optimiser")
         self.optimizer.load_state_dict({**own, "state": state})
         if self.average is not None:
             average = checkpoint["average_state_dict"]
@@ -217,6 +225,7 @@ class TrainingState:
             for model in (self.model, self.evaluated_model()):
                 model.get_submodule(name).margin = float(margin)
         rank, world = distributed.rank_and_world()
+        require(len(checkpoint["rng"]) > 0, "there is no state of a random generator")
         if rank < len(checkpoint["rng"]) == world:
             set_rng_state(checkpoint["rng"][rank], self.device)
 
@@ -244,6 +253,9 @@ def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
     progress.sums |= whole
     if progress.history:
         progress.best_row(task)  # fails on the metrics of another task
+    if progress.batch:
+        with suppress(ArithmeticError, ValueError):  # samples in few batches, to divide by sums
+            task.metrics(progress.sums)  # fails if a sum is missing
     return progress
 
 
@@ -353,6 +365,7 @@ def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str
         "the optimizer with its options": (choice, optimizer[choice], scale),
         "the scheduler with its options": (plan, scheduler.get(plan)),
         "first_weights": config.get("first_weights", ""),
+        "hyperparameters.train_coefficients": config["hyperparameters"]["train_coefficients"],
         **_of_the_data(config),
     }
     if plan == "OneCycleLR":  # it plans the whole run

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from running import ROOT, run_script, tiny, train
+from running import ROOT, YAML, run_script, tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
@@ -30,6 +30,14 @@ def test_step_profile_counts_the_bytes_that_filters_and_neurons_move(tmp_path, r
     for row in rows:
         assert float(row["copy"]) > 0
         assert 0 < float(row["cells"]) < float(row["step"])
+
+
+def test_firing_rates_measures_every_rate_beside_dense_networks(tmp_path, run_smoke):
+    rows, printed = run_smoke("firing_rates", tmp_path)
+    found = [(row["rate"], row["precision"]) for row in rows]
+    assert found == [(rate, p) for p in ("float32", "bfloat16") for rate in ("0.35", "")]
+    assert all(float(row["training_ms"]) > 0 for row in rows)
+    assert "rate 35%" in printed
 
 
 def test_streaming_compares_a_step_of_every_network(tmp_path, run_smoke):
@@ -59,6 +67,14 @@ def test_the_written_out_step_is_that_of_this_library():
                 output, state = model(step, state)
                 again, state_written = written(step, state_written)
             torch.testing.assert_close(again, output, rtol=1e-9, atol=1e-9)
+
+
+def test_a_neuron_of_one_s_own_is_timed_beside_spiking_neuron():
+    values = "tau_m=4", "tau_adaptation=20", "adaptation_strength=0.1"
+    script = BENCHMARKS / "own_neuron.py"
+    finished = run_script(script, "snn_lib.AdaptiveNeuron", *values, "--smoke", "--threads", 1)
+    kinds = re.findall(r"^(\w+): [\d.]+ ms, [\d.]+ \([\d.]+ to [\d.]+\) of", finished.out, re.M)
+    assert kinds == ["training", "inference"]
 
 
 def test_early_inference_compares_networks_that_compute_less(tmp_path, run_smoke):
@@ -121,7 +137,7 @@ def test_the_compiled_network_and_the_onnx_graph_agree_with_every_pretrained_mod
 
 def test_accuracy_of_every_pretrained_network_after_each_step(tmp_path, run_smoke):
     rows, printed = run_smoke("accuracy", tmp_path)
-    assert {row["model"] for row in rows} == {path.stem for path in ROOT.glob("snn_*.yaml")}
+    assert {row["model"] for row in rows} == {name for name in YAML if name.startswith("snn_")}
     for row in rows:
         assert row["model"] in printed
         encoding = re.search("poisson|latency", row["model"])

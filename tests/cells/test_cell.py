@@ -29,6 +29,7 @@ from snn_lib.cells import is_spiking
 from snn_lib.inference import compiled, to_onnx
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
+from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.penalties import collect_spikes
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -251,7 +252,9 @@ def test_first_weights_rates_penalties_and_the_monitor():
     assert kept["1"].requires_grad
     assert not monitor["1"].reset.any()  # it has no state of this name
     assert activity.firing_rates()["1"] == pytest.approx(monitor["1"].spikes.mean().item())
-    assert activity.operations().neurons == 40 * 5 * model[1].products
+    counted = CountedNetwork(model)
+    counted(x)
+    assert counted.operations().neurons == 40 * 5 * model[1].products
 
 
 def test_what_no_kernel_can_compute_runs_in_plain_pytorch():

@@ -96,6 +96,14 @@ def test_spikes_are_counted_beyond_the_whole_numbers_of_float32():
     assert stream.run(np.ones((1000, 1)))[-1] == 2.0**24 + 1000
 
 
+@pytest.mark.parametrize("readout", [SpikeCount(), Mean()])
+def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(readout):
+    x = np.float32([[3e38], [3e38], [1], [1]])
+    target = [readout(torch.from_numpy(x[:end, None]))[0].numpy() for end in range(1, 5)]
+    assert np.isinf(target[1:]).all()
+    np.testing.assert_array_equal(compiled(passed_on(readout)).run(x), target)
+
+
 def test_a_long_mean_stands_still_where_its_input_does():
     stream, x = compiled(passed_on(Mean())), np.broadcast_to(np.float32(0.1), (2**20, 1))
     for _ in range(4):

@@ -61,6 +61,16 @@ def test_an_unknown_readout_is_asked_for(tmp_path):
     assert shell(sys.executable, "examples/stream_onnx.py", network, "last", input="").code == 0
 
 
+def test_a_step_of_the_wrong_size_is_refused_in_a_line(tmp_path):
+    network, lines, _ = exported(tmp_path, "mean")
+    first = lines.splitlines()[0]
+    for wrong in ("[1, 2]", "[1, [2]]", '{"x": 1}', "nothing", ""):
+        stream = f"{first}\n{wrong}\n"
+        refused = shell(sys.executable, "examples/stream_onnx.py", network, input=stream)
+        assert (refused.code, refused.err.count("\n")) == (1, 1)
+        assert refused.err.startswith(f"line 2 is {wrong!r}, expected a JSON list of ")
+
+
 @readouts
 def test_node(tmp_path, readout):
     """Where Node.js finds onnxruntime-node, as in a folder that NODE_PATH names."""

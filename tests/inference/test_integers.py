@@ -33,12 +33,12 @@ needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 def written(network_, folder, options=("-O2",)):
     """The C source of an integer network, as a program."""
     to_c(network_, folder / "network.c")
-    kind = network_.chain.input_kind.removesuffix("_t")
+    kind = network_.staged.input_kind.removesuffix("_t")
     return Compiled(folder, np.int32, kind, options)
 
 
 def steps_of(network_):
-    return [stage for stage in network_.chain.stages if isinstance(stage, Step)]
+    return [stage for stage in network_.staged.stages if isinstance(stage, Step)]
 
 
 @needs_compiler
@@ -131,7 +131,7 @@ def test_as_many_rows_as_there_are_add_up(bits, most, sign, inputs, tmp_path):
     model[0].weight.data[4:, 0] *= torch.tensor([0.1, 0.3, 0.7, -1.0, 0.5])  # none is exact
     x = np.ones((1, 2, inputs), int)
     made = quantise(model, torch.from_numpy(x).float(), bits)
-    rows = made.chain.stages[0].weights
+    rows = made.staged.stages[0].weights
     assert abs(rows).max() <= most
     output = written(made, tmp_path, SANITIZED).run(x)
     np.testing.assert_array_equal(output, made.run(x))
@@ -163,7 +163,7 @@ def test_products_of_potentials_fit_however_many_there_are(tmp_path):
     nn.init.uniform_(model[0].weight, 0.05, 0.1)
     model[0].weight.data[3] *= -1
     made = quantise(model, torch.rand(1, 1, 5000) - 0.3)
-    limit = made.chain.input_limits[0]
+    limit = made.staged.input_limits[0]
     x = np.full((2, 1, 5000), limit)
     x[1] = -limit - 1
     output = written(made, tmp_path, SANITIZED).run(x)
@@ -176,7 +176,7 @@ def test_weights_have_the_scale_of_least_error_and_simple_ones_are_exact():
     model = Sequential(nn.Linear(400, 3, bias=False))
     weight = model[0].weight.data.normal_()
     weight[0], weight[1] = 0.7 * weight[0].sign() * (torch.rand(400) > 0.5), 0.0
-    rows = quantise(model, torch.ones(1, 1, 400), 4).chain.stages[0]
+    rows = quantise(model, torch.ones(1, 1, 400), 4).staged.stages[0]
     made, exact = rows.weights[0].T, weight.numpy()
     np.testing.assert_array_equal(made[0], np.sign(exact[0]))
     np.testing.assert_array_equal(made[1], 0)
@@ -223,7 +223,7 @@ def test_a_count_goes_on_for_years_and_then_stands_still():
     assert made.output_scale == 1
     one = np.full((1, 2), round(2 / made.input_scale))
     made.step(one)
-    (name,) = (name for name in made._states if name.endswith("total"))
+    (name,) = (name for name in made._states if name.endswith(".sum"))
     made._states[name] = made._states[name] + 2**30 - 3
     assert [int(made.step(one)[0, 0]) for _ in range(3)] == [2**30 - 1] * 3
     assert made.saturated > 0

@@ -97,19 +97,13 @@ def test_a_mean_of_more_steps_than_float32_has_whole_numbers_goes_on(tmp_path):
     assert state["1.steps.rest"] == 1
 
 
-def test_a_forward_may_keep_the_first_features_alone(tmp_path):
-    class First(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = Sequential(nn.Linear(2, 3))
-
-        def forward(self, x, state=None):
-            return self.layers(x[..., :2], state)
-
-    model, x = First(), torch.rand(4, 5, 4)
-    to_onnx(model, tmp_path / "network.onnx", (4,))
-    output = run(session(tmp_path / "network.onnx"), x.numpy())
-    np.testing.assert_allclose(output, model(x)[0].detach().numpy(), rtol=1e-5, atol=1e-6)
+def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(tmp_path):
+    model = Sequential(nn.Linear(1, 1, bias=False), Mean())
+    nn.init.ones_(model[0].weight)
+    to_onnx(model, tmp_path / "network.onnx")
+    x = np.float32([3e38, 3e38, 1, 1])[:, None, None]
+    output = run(session(tmp_path / "network.onnx"), x)
+    np.testing.assert_array_equal(output, [[[x[0, 0, 0]]], *[[[np.inf]]] * 3])
 
 
 def test_states_and_what_the_numbers_mean_are_named(tmp_path):

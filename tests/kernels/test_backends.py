@@ -175,7 +175,7 @@ def test_the_command_says_what_serves(capsys, llvmlite, monkeypatch):
 def test_cpu_kernels_round_as_eager_does(key, llvmlite):
     """Nearly the same is not enough: it decides which neurons fire."""
     case = make_case(Draw(torch.float32, "cpu"), (6, 5, 67), key=key)
-    found, expected = case.forward(kernels._module("cpu")), case.forward(eager)
+    found, expected = (b.forward(case.inputs) for b in (kernels._module("cpu"), eager))
     for one, other in zip(found[:2], expected[:2], strict=True):
         assert torch.equal(one, other)
 
@@ -192,17 +192,16 @@ def test_eager_waits_for_no_device_and_asks_for_no_double_precision_where_there_
 def test_the_operator_refuses_dtypes_that_kernels_would_misread(low):
     case = make_case(Draw(torch.float32, "cpu"), (3, 2, 5), key=NEURON)
 
-    def run(x=case.x, coefficients=case.coefficients, state=case.state, dtype=torch.float32):
-        rest = None, "gaussian", [0.4], 0.0, None, dtype, False, [False] * 3
-        return torch.ops.snn.run(case.key, x, coefficients, state, *rest)
+    def run(**changes):
+        return torch.ops.snn.run(*case.inputs._replace(**changes))
 
     with pytest.raises(ValueError, match=r"coefficients are in .*, expected float32 or float64"):
-        run(coefficients=case.coefficients.to(low))
+        run(coefficients=case.inputs.coefficients.to(low))
     with pytest.raises(ValueError, match=rf"state has .*{low}.*, expected .*float32"):
-        run(state=case.state.to(low))
+        run(state=case.inputs.state.to(low))
     if low != torch.bfloat16:
         with pytest.raises(ValueError, match=r"x is in .*, expected torch.float32"):
-            run(x=case.x.to(low))
+            run(x=case.inputs.x.to(low))
         with pytest.raises(ValueError, match=r"the output is in .*, expected torch.float32"):
             run(dtype=low)
 
@@ -211,5 +210,5 @@ def test_the_operator_refuses_dtypes_that_kernels_would_misread(low):
 def test_results_lie_in_memory_as_the_operators_promise(name, llvmlite):
     """Compiled code relies on it, however what is given lies."""
     case = make_case(Draw(torch.float32, "cpu"), (3, 2, 5), "transposed", key=NEURON)
-    case.state = torch.rand(5, 2, 2).permute(2, 1, 0)
+    case.inputs = case.inputs._replace(state=torch.rand(5, 2, 2).permute(2, 1, 0))
     assert all(tensor.is_contiguous() for tensor in case.run(kernels._module(name)))

@@ -50,9 +50,11 @@ def test_the_cpu_backend_agrees(capsys):
     ("function", "place"), [("forward", 0), ("forward", 1), *(("backward", n) for n in range(3))]
 )
 def test_a_wrong_result_disagrees(capsys, function, place, monkeypatch):
-    def spoilt(key, *arguments):
-        results = [*getattr(eager, function)(key, *arguments)]
-        if key.endswith(check.NEURON):
+    right = getattr(eager, function)
+
+    def spoilt(inputs, *arguments):
+        results = [*right(inputs, *arguments)]
+        if inputs.key.endswith(check.NEURON):
             results[place] = results[place] + 0.02 * results[place].abs().amax()
         return results
 
@@ -74,10 +76,10 @@ def test_a_difference_is_relative_and_nothing_hides_it():
 
 
 def test_what_raises_is_told_in_a_line_and_the_rest_goes_on(capsys):
-    def fail(key, *arguments):
-        if key == check.NEURON:
+    def fail(inputs, *arguments):
+        if inputs.key == check.NEURON:
             raise RuntimeError("no such\ninstruction")
-        return eager.backward(key, *arguments)
+        return eager.backward(inputs, *arguments)
 
     assert not check.print_table(backend(backward=fail), "cpu")
     table = lines(capsys)

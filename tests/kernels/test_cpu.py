@@ -26,6 +26,7 @@ from snn_lib.kernels import cpu, disk, eager
 from snn_lib.kernels.check import NEURON, Case, Draw, filter_key, make_case
 from snn_lib.kernels.cpu import allocator, library, openmp, tiles
 from snn_lib.kernels.cpu.writer import TINY
+from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import program
 
 ROOT = Path(__file__).parents[2]
@@ -232,8 +233,8 @@ def test_first_use_says_that_it_compiles_and_a_second_process_compiles_nothing(t
 def test_a_notebook_says_that_it_compiles_and_a_log_file_does_not(monkeypatch, capsys):
     for modules, shown in ((sys.modules, ""), ({**sys.modules, "ipykernel": sys}, "first use: ")):
         monkeypatch.setattr(library.sys, "modules", modules)
-        library._announce.cache_clear()
-        library._announce()
+        library.announce.cache_clear()
+        library.announce()
         assert capsys.readouterr().err[:11] == shown
 
 
@@ -407,16 +408,16 @@ def counted(work):
 
 def test_an_input_that_is_constant_in_time_is_not_unpacked():
     case = make_case(Draw(torch.float32, "cpu"), (500, 2, 8), "constant in time", key=NEURON)
-    assert counted(lambda: case.forward(cpu)) < 1.5 * case.x.numel()  # the spikes
+    assert counted(lambda: cpu.forward(case.inputs)) < 1.5 * case.inputs.x.numel()  # the spikes
 
 
 def test_the_way_back_makes_one_gradient_as_long_as_the_sequence_and_no_more():
     """States of all steps are held for a tile at a time, also where the current is in bfloat16."""
     for dtype in (torch.float32, torch.bfloat16):
         case = make_case(Draw(dtype, "cpu"), (256, 16, 512), key=NEURON)
-        *_, checkpoints = case.forward(cpu)
+        *_, checkpoints = cpu.forward(case.inputs)
         made = counted(lambda case=case, kept=checkpoints: case.backward(cpu, kept))
-        assert made < 1.5 * case.x.numel()
+        assert made < 1.5 * case.inputs.x.numel()
 
 
 @pytest.mark.parametrize("key", [filter_key(1, 0), filter_key(2, 0), filter_key(3, 0), NEURON])
@@ -429,7 +430,9 @@ def test_decaying_traces_end_in_zero(key):
     rows = [(decays | others).get(name, 0.0) for name in made.coefficients]
     coefficients = torch.tensor(rows)[:, None].repeat(1, 8)
     state = torch.zeros(len(made.states), 2, 8)
-    case = Case(key, x, coefficients, state, x.flip(0), torch.zeros_like(state))
+    inputs = Inputs(key, x, coefficients, state, None, "gaussian", [0.4])
+    inputs = inputs._replace(keep=True, needed=[True] * len(rows))
+    case = Case(inputs, x.flip(0), torch.zeros_like(state))
 
     def smallest(tensors):
         return min(tensor[tensor != 0].abs().min().item() for tensor in tensors if tensor.any())

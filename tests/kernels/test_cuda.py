@@ -78,7 +78,7 @@ def compile_for(tmp_path_factory):
             patch.setattr("triton.runtime.jit.driver", SimpleNamespace(active=driver))
             patch.setattr(triton.JITFunction, "run", compile_only)
             patch.setenv("TRITON_CACHE_DIR", folder)
-            *_, checkpoints = case.forward(cuda)
+            *_, checkpoints = cuda.forward(case.inputs)
             if backward:
                 case.backward(cuda, checkpoints)
         return kernels
@@ -122,7 +122,7 @@ def test_bfloat16_is_read_in_pairs_only_where_all_pairs_are_aligned(
 ):
     given = case(filter_key(1, 0), BFLOAT, (5, 3, channels))
     x = torch.ones(5, 3, row, dtype=BFLOAT)[..., first : first + channels]
-    (forward,) = compile_for(90, replace(given, x=x), backward=False)
+    (forward,) = compile_for(90, replace(given, inputs=given.inputs._replace(x=x)), backward=False)
     assert "ld.global.b16" in forward.asm["ptx"]
     assert "cp.async" not in forward.asm["ptx"]
 
@@ -206,7 +206,7 @@ def launches(monkeypatch):
 def test_kernels_run_on_the_device_of_their_tensors(launches):
     """On PyTorch's current device they would not find them; here a device without memory serves."""
     given = case(PAIR, shape=(5, 3, 70), device="meta", dropout=0.3, ends=True)
-    replace(given, state=None).run(cuda)
+    replace(given, inputs=given.inputs._replace(state=None)).run(cuda)
     assert len(launches) == 2
     for launch in launches:
         assert launch.guard is not None

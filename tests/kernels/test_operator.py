@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snn_lib import use_backend
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.kernels import operator
+from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import program
 
 both = pytest.mark.parametrize(
@@ -22,23 +23,24 @@ both = pytest.mark.parametrize(
 def operands(key, dtype=torch.float64):
     """The arguments of the operator, by name, and those of its backward pass."""
     made = program(key)
-    forward = {
-        "key": key,
-        "x": torch.randn(6, 2, 3, dtype=dtype),
-        "coefficients": torch.rand(len(made.coefficients), 3, dtype=dtype) / 4,
-        "state": torch.randn(len(made.states), 2, 3, dtype=dtype),
-        "lengths": torch.tensor([2, 5]),
-        "surrogate": "gaussian",
-        "numbers": [0.4],
-        "dropout": 0.5 if any(made.spikes) else 0.0,
-        "seed": torch.tensor([7, 0]),
-    }
-    needed = [True] * len(made.coefficients)
-    settings = {"dtype": dtype, "keep": True, "needed": needed}
-    *_, checkpoints = torch.ops.snn.run(*forward.values(), *settings.values())
-    came = torch.randn(6, 2, 3, dtype=dtype), torch.randn_like(forward["state"])
+    inputs = Inputs(
+        key,
+        torch.randn(6, 2, 3, dtype=dtype),
+        torch.rand(len(made.coefficients), 3, dtype=dtype) / 4,
+        torch.randn(len(made.states), 2, 3, dtype=dtype),
+        torch.tensor([2, 5]),
+        "gaussian",
+        [0.4],
+        dropout=0.5 if any(made.spikes) else 0.0,
+        seed=torch.tensor([7, 0]),
+        dtype=dtype,
+        keep=True,
+        needed=[True] * len(made.coefficients),
+    )
+    *_, checkpoints = torch.ops.snn.run(*inputs)
+    came = torch.randn(6, 2, 3, dtype=dtype), torch.randn_like(inputs.state)
     grad = dict(zip(("grad_output", "grad_last", "checkpoints"), (*came, checkpoints), strict=True))
-    return forward | settings, grad | forward | {"need_x": True, "needed": needed}
+    return inputs._asdict(), grad | {"need_x": True} | inputs._asdict()
 
 
 KEYS = ["IIRSynapse[2,1;2,2]", "SpikingNeuron[-,-;-,-,-]"]

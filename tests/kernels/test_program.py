@@ -1,12 +1,14 @@
 """Programs: keys, names, neighbours, and what a step must not read."""
 
+import importlib
 import re
 
 import pytest
 import torch
 
 from snn_lib import FastSigmoid, Gaussian
-from snn_lib.kernels import plain
+from snn_lib.kernels import eager
+from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import (
     Kind,
     fire_with,
@@ -50,6 +52,19 @@ def test_names_that_clash_or_are_pythons_words_are_changed():
     assert both.coefficients == ["alpha_0", "beta_0", "alpha_0_", "beta_0_"]
 
 
+def test_a_coefficient_may_be_called_as_a_number_of_the_surrogate():
+    def step(x, state, coefficients, fire):
+        (membrane,), (width,) = state, coefficients
+        membrane = width * membrane + x
+        return fire(membrane), (membrane,)
+
+    register(Kind("same name", step, ("membrane",), ("width",)))
+    made = program("same name[-;-]")
+    inputs = made.inputs("gaussian")
+    assert len(set(inputs)) == len(inputs) == 5  # x, kept, the state, the decay, the width
+    assert len(made.adjoint("gaussian").results) == 5
+
+
 @pytest.mark.parametrize("key", ["Nothing[-;-]", f"{FILTER}+Nothing[-;-]", "", "__import__('os')"])
 def test_a_key_that_names_no_cell_is_refused(key):
     with pytest.raises(
@@ -81,38 +96,48 @@ def test_a_step_that_returns_other_states_than_it_has_is_refused():
         program("Forgetful[-,-;]")
 
 
-def test_a_cell_that_is_defined_anew_takes_the_place_of_the_one_before():
-    x, nothing = torch.ones(1, 1, 1), torch.zeros(0, 1)
+@pytest.mark.parametrize("name", ["eager", "cpu"])
+def test_a_cell_that_is_defined_anew_takes_the_place_of_the_one_before(name):
+    backend, x = importlib.import_module(f"snn_lib.kernels.{name}"), torch.ones(1, 1, 1)
     for factor in (2.0, 3.0):
         scope = {}
         exec(f"def step(x, state, coefficients, fire): return {factor} * x, ()", scope)
         register(Kind("Anew", scope["step"], (), ()))
+        assert backend.forward(Inputs("Anew[;]", x, x[:0, 0]))[0].item() == factor
         made = program("Anew[;]")
-        assert plain.run(made, x, nothing)[0].item() == factor
         assert [line.arguments for line in made.forward.lines] == [("x", factor)]
 
 
 def test_neighbours_run_one_after_the_other():
     x, coefficients = 2 * torch.randn(9, 2, 3), torch.rand(5, 3)
-    filtered, past = plain.run(program(FILTER), x, coefficients[:2])
-    spikes, after = plain.run(program(NEURON), filtered, coefficients[2:])
+    filtered, past = eager.run(Inputs(FILTER, x, coefficients[:2]))
+    spikes, after = eager.run(Inputs(NEURON, filtered, coefficients[2:]))
     both = program(f"{FILTER}+{NEURON}")
     assert (both.spikes, both.fires) == ([False, True], [False, True])
-    found = plain.run(both, x, coefficients)
+    found = eager.run(Inputs(both.key, x, coefficients))
     torch.testing.assert_close(found, (spikes, torch.cat([past, after])), rtol=0.0, atol=0.0)
-    rounded = plain.run(program(NEURON), filtered.bfloat16(), coefficients[2:])[0]
-    found, _ = plain.run(program(f"{FILTER}~{NEURON}"), x, coefficients)
+    rounded, _ = eager.run(Inputs(NEURON, filtered.bfloat16(), coefficients[2:]))
+    found, _ = eager.run(Inputs(f"{FILTER}~{NEURON}", x, coefficients))
     assert torch.equal(found, rounded)
+
+
+def test_what_a_cell_without_a_state_hands_on_is_rounded_too():
+    def scale(x, state, coefficients, fire):
+        return coefficients[0] * x, ()
+
+    register(Kind("gain", scale, (), ("gain",)))
+    x, one = torch.tensor([1.01]), torch.ones(1)
+    output, _ = program("gain[;-]~gain[;-]").step(x, None, [], [one, one], None)
+    assert output == x.bfloat16().float() != x
 
 
 def test_spikes_are_multiplied_by_what_is_kept_where_they_are_passed_on():
     """In front of a filter, say; the neuron's own state sees them whole."""
     x, coefficients = 2 * torch.rand(9, 2, 3), torch.rand(5, 3)
-    seed = torch.tensor([5, 0])
-    spikes, after = plain.run(program(NEURON), x, coefficients[:3], dropout=0.5, seed=seed)
-    filtered, past = plain.run(program(FILTER), spikes, coefficients[3:])
-    both = program(f"{NEURON}+{FILTER}")
-    found = plain.run(both, x, coefficients, dropout=0.5, seed=seed)
+    drop = {"dropout": 0.5, "seed": torch.tensor([5, 0])}
+    spikes, after = eager.run(Inputs(NEURON, x, coefficients[:3], **drop))
+    filtered, past = eager.run(Inputs(FILTER, spikes, coefficients[3:]))
+    found = eager.run(Inputs(f"{NEURON}+{FILTER}", x, coefficients, **drop))
     torch.testing.assert_close(found, (filtered, torch.cat([after, past])), rtol=0.0, atol=0.0)
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from snn_lib.kernels.eager import OPERATIONS, evaluate, numbers_of
 from snn_lib.kernels.trace import (
     ARITHMETIC,
     COMPARISONS,
@@ -60,6 +59,18 @@ RECORDED = {
 }
 
 
+def evaluate(found, values):
+    """The results of a trace for these inputs."""
+    known = dict(values)
+    for line in found.lines:
+        given = [torch.as_tensor(known.get(argument, argument)) for argument in line.arguments]
+        if line.operation == "round":
+            known[line.name] = given[0].bfloat16().float()
+        else:
+            known[line.name] = getattr(torch, line.operation)(*given)
+    return [torch.as_tensor(known.get(result, result)).expand(2) for result in found.results]
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_values_and_gradients_are_pytorchs(name):
     function = RECORDED[name]
@@ -69,20 +80,17 @@ def test_values_and_gradients_are_pytorchs(name):
         values = {"a": a, "b": b, "_g0": g}
         leaves = [tensor.clone().requires_grad_() for tensor in (a, b)]
         result = function(*leaves)
-        (found,) = evaluate(forward, values, numbers_of(forward, a))
+        (found,) = evaluate(forward, values)
         torch.testing.assert_close(found, result.detach(), rtol=1e-6, atol=1e-7, equal_nan=True)
         if not result.requires_grad:
             continue
         expected = torch.autograd.grad(result, leaves, g, materialize_grads=True)
-        gradients = [
-            gradient.expand(2) for gradient in evaluate(adjoint, values, numbers_of(adjoint, a))
-        ]
+        gradients = evaluate(adjoint, values)
         torch.testing.assert_close(gradients, list(expected), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def test_every_operation_that_is_recorded_can_be_computed():
+def test_every_operation_of_the_tables_is_recorded_and_no_other():
     known = {*ARITHMETIC, *FUNCTIONS, *COMPARISONS, *LOGIC, "where", "round"}
-    assert known == set(OPERATIONS)
     used = {
         line.operation
         for function in RECORDED.values()

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from omegaconf import OmegaConf
-from running import ROOT, shell
+from running import YAML, shell
 from torch import nn
 
 import associative_memory
@@ -111,7 +111,7 @@ def native_network(model, *overrides):
         "associative_memory": associative_memory,
     }[model]
     schema = AssociationConfig if script is associative_memory else DigitConfig
-    return script.SNN(load_config(schema, ROOT / f"{model}.yaml", overrides))
+    return script.SNN(load_config(schema, YAML[model], overrides))
 
 
 def trained(model, conf=CONF, steps=3, **options):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import running
 import torch
-from running import ROOT, prepared, run_script
+from running import ROOT, YAML, prepared, run_script
 from scipy import signal
 
 from associative_memory import SNN
@@ -336,7 +336,7 @@ def test_the_report_says_what_was_measured(config, tmp_path):
     ],
 )
 def test_each_configuration_has_its_filters_and_its_pretrained_model(name, kind, spread):
-    config = load_config(AssociationConfig, ROOT / f"{name}.yaml", [])
+    config = load_config(AssociationConfig, YAML[name], [])
     model = SNN(config)
     for synapse in model.layers[::3]:
         assert type(synapse) is kind

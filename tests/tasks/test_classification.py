@@ -1,11 +1,11 @@
 """What ``--test`` reports of a classification of anyone's sequences, padded ones among them."""
 
-import pytest
 import torch
 from torch import nn
 
-from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.inspection.activity import Operations, count_activity
+from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.inspection.activity import Activity
+from snn_lib.inspection.operations import CountedNetwork, Operations
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.classification import describe_energy
@@ -30,21 +30,20 @@ def task_and_model(readout):
 
 
 def report(task, model):
-    with torch.no_grad(), count_activity(model) as activity:
-        for batch in task.evaluation_batches("test"):
-            activity.begin(batch.lengths, len(batch.x))
-            model(batch.x)
-    return activity, list(task.report(model, activity))
+    return list(task.report(model, Activity(model)))
 
 
 def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
     task, model, x = task_and_model("count")
-    activity, (first, second, early, *stopped) = report(task, model)
+    first, second, early, *stopped = report(task, model)
+    assert report(task, Chunked(model, 7)) == [first, second, early, *stopped]
     additions = 3 * sum(sequence.sum().item() for sequence in x) / 5
-    assert activity.operations()[:2] == (pytest.approx(additions), 0)
     assert f"({additions:,.0f} additions and 0 multiply-accumulates)" in first
     assert first.endswith("a dense network of this size takes 12 multiply-accumulates per step")
-    spiking = activity.operations().energy()
+    counted = CountedNetwork(model)
+    for sequence in x:
+        counted(sequence[:, None])
+    spiking = counted.operations().energy()
     assert f"estimate {1e12 * spiking:,.0f} pJ per sequence (45 nm" in second
     assert second.endswith("the dense network's 55 pJ per step")  # 12 times 0.9 + 3.7
 
@@ -65,8 +64,9 @@ def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
     shares = ", ".join(f"{step}: {100 * right[step - 1]:.2f} %" for step in (10, 20, 30))
     assert early == f"accuracy if the output is read after so many steps: {shares}"
     assert stopped == [
-        f"stopped when one class is {lead} spikes ahead: {20 * correct:.2f} % after "
-        f"{steps / 5:.1f} steps and {operations / 5:,.0f} synaptic operations"
+        f"stopped when one class is {lead} spike{'s' if lead > 1 else ''} ahead: "
+        f"{20 * correct:.2f} % after {steps / 5:.1f} steps and {operations / 5:,.0f} synaptic "
+        "operations"
         for lead, (correct, steps, operations) in rows.items()
     ]
 
@@ -78,7 +78,7 @@ def test_an_energy_has_digits_however_small_it_is():
 
 def test_other_readouts_report_operations_alone():
     task, model, _ = task_and_model("last")
-    _, lines = report(task, model)
+    lines = report(task, model)
     assert len(lines) == 2
     assert "synaptic operations per sequence" in lines[0]
 
@@ -86,7 +86,7 @@ def test_other_readouts_report_operations_alone():
 def test_a_network_whose_operations_cannot_be_counted_says_why():
     task, _, _ = task_and_model("count")
     model = Sequential(nn.GRU(4, 3))
-    _, lines = report(task, model)
+    lines = report(task, model)
     assert lines == [
         "operations are not counted: layer 0 is an nn.GRU, whose weights have no count here"
     ]

@@ -12,7 +12,8 @@ from snn_lib.data.batches import Batch, batch_generator
 from snn_lib.data.mnist import load_mnist
 from snn_lib.encoding import poisson
 from snn_lib.errors import InputError
-from snn_lib.inspection.activity import count_activity
+from snn_lib.inspection.activity import Activity
+from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.tasks.classification import describe_energy
 from snn_lib.tasks.digits import (
     DigitClassification,
@@ -41,7 +42,7 @@ class Answer(nn.Module):
         self.spikes = spikes
 
     def forward(self, x):
-        return self.spikes, ()
+        return self.spikes
 
 
 def random_spikes(images, rate=0.4):
@@ -229,7 +230,7 @@ def test_accuracy_over_time_counts_the_spikes_so_far(config):
     task = task_of(config)
     labels = torch.cat([labels for _, labels, _ in task.evaluation_batches("test")])
     spikes = random_spikes(IMAGES)
-    found, rows = task.stop_early(Answer(spikes))
+    _, found, rows = task.stop_early(Sequential(Answer(spikes)))
     assert (len(found), rows) == (LENGTH, [])
     for step in range(LENGTH):
         counts = spikes[: step + 1].sum(0).tolist()
@@ -247,7 +248,7 @@ def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, 
     nn.init.normal_(model[1].weight, std=0.05)
     with torch.no_grad():  # one class spikes more often
         model[1].bias[3] = 3.0
-    _, rows = task.stop_early(wrap(model), [1, 2, 100])
+    _, _, rows = task.stop_early(wrap(model), [1, 2, 100])
     (batch,) = task.evaluation_batches("test")
     with torch.no_grad():
         psp, output = model[0](batch.x)[0], model(batch.x)[0]
@@ -275,9 +276,9 @@ def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, 
 
 def test_a_network_without_synapses_is_counted_too(config):
     task = task_of(config)
-    _, (row,) = task.stop_early(nn.Sequential(nn.Linear(784, 10)), [math.inf])
+    _, _, (row,) = task.stop_early(Sequential(nn.Linear(784, 10)), [math.inf])
     x = torch.cat([batch.x for batch in task.evaluation_batches("test")], 1)
-    assert row["operations"] == 10 * x.count_nonzero() / IMAGES
+    assert row["operations"] == 10 * x[0].count_nonzero() / IMAGES  # a constant current
 
 
 @pytest.mark.parametrize(("law", "differs"), [("linear", False), ("logarithmic", True)])
@@ -300,19 +301,17 @@ def test_the_report_says_what_was_counted(config):
     task = task_of(config)
     torch.manual_seed(1)
     model = Sequential(LowPassSynapse(784, 4.0), nn.Linear(784, 10), SpikingNeuron(10, 4.0))
-    with torch.no_grad(), count_activity(model) as activity:
-        for batch in task.evaluation_batches("test"):
-            model(batch.x)
-    first, second, *rest = task.report(model, activity)
-    work = activity.operations()
+    counted = CountedNetwork(model.eval())
+    for batch in task.evaluation_batches("test"):
+        counted(batch.x)
+    first, second, *rest = task.report(model, Activity(model))
+    work = counted.operations()
     assert first.startswith(
-        f"{activity.spikes():,.0f} spikes and {activity.synaptic_operations():,.0f} synaptic "
+        f"{counted.spikes():,.0f} spikes and {counted.synaptic_operations():,.0f} synaptic "
         f"operations per image ({work.additions:,.0f} additions and "
     )
     assert first.endswith(" a dense network of this size takes 7,840 multiply-accumulates per step")
     assert f"{describe_energy(work)} per image" in second
-    accuracy, (row, *_) = task.stop_early(model, [1])
+    _, accuracy, (row, *_) = task.stop_early(model, [1])
     assert f"5: {100 * accuracy[4]:.2f} %" in rest[0]
-    assert (
-        f"1 spikes ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]
-    )
+    assert f"1 spike ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from recorded import gesture_files, nmnist_files, tonic_downloads
-from running import ROOT, accuracy, prepared, run
+from running import ROOT, YAML, accuracy, prepared, run
 
 import event_vision
 from snn_lib import SpikingNeuron
@@ -33,9 +33,9 @@ SMALL = (
 )
 
 
-def configured(*overrides, file="event_vision.yaml"):
+def configured(*overrides, file="event_vision"):
     schema = event_vision.EventConvConfig
-    return load_config(schema, ROOT / file, [*SMALL, *overrides])
+    return load_config(schema, YAML[file], [*SMALL, *overrides])
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
     """The files of DVS128 Gesture are named by their class, so that they are in its order."""
     gestures = "dataset=dvs_gesture", f"events.path={gesture_files(tmp_path / 'mine')}"
     monkeypatch.setattr("snn_lib.tasks.event_vision.SAMPLE", 11)
-    task = task_of(configured(*gestures, "events.test_size=11", file="event_vision_gesture.yaml"))
+    task = task_of(configured(*gestures, "events.test_size=11", file="event_vision_gesture"))
     (batch,) = task.evaluation_batches("test")
     assert sorted(batch.y.tolist()) == list(range(11))
     assert torch.equal(task.sample(), batch.x)  # both parts have the same recordings here
@@ -148,10 +148,10 @@ def test_a_recording_is_augmented_otherwise_in_every_batch_and_epoch(files):
 @pytest.mark.parametrize(
     ("file", "dataset"),
     [
-        ("event_vision.yaml", "simulated"),
-        ("event_vision.yaml", "nmnist"),
-        ("event_vision_behind.yaml", "simulated"),
-        ("event_vision_gesture.yaml", "dvs_gesture"),
+        ("event_vision", "simulated"),
+        ("event_vision", "nmnist"),
+        ("event_vision_behind", "simulated"),
+        ("event_vision_gesture", "dvs_gesture"),
     ],
 )
 def test_the_network_sees_the_whole_sensor(file, dataset):
@@ -212,11 +212,11 @@ def test_feature_maps_keep_their_channels_last_and_what_is_left_over_is_pooled()
     assert corner[2][..., 32:, 32:].any() == corner[3][..., 16, 16].any()
 
 
-def script(folder, action, *overrides, file="event_vision.yaml"):
+def script(folder, action, *overrides, file="event_vision"):
     settings = [*SMALL, f"runs_path={folder}/runs", "name=mine", *overrides]
     best = "test_checkpoint_path=''"
     options = {"model": event_vision.SNN, "initialise": event_vision.initialise}
-    arguments = [action, "--config_file", ROOT / file, *settings, best]
+    arguments = [action, "--config_file", YAML[file], *settings, best]
     options["task"] = EventVision(event_vision.EventConvConfig)
     return run(*arguments, script=ROOT / "event_vision.py", **options)
 
@@ -264,7 +264,7 @@ def test_gestures_train_in_chunks_of_time_and_test_to_the_same_accuracy(tmp_path
         "hyperparameters.length=10",
         "hyperparameters.chunk=4",
     )
-    file = "event_vision_gesture.yaml"
+    file = "event_vision_gesture"
     trained = script(tmp_path, "--train", *overrides, file=file)
     assert accuracy(trained) == accuracy(script(tmp_path, "--test", *overrides, file=file))
     assert event_vision.SNN(configured(file=file)).layers[-1].shape == (11,)

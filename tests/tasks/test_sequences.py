@@ -24,7 +24,6 @@ from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
 from snn_lib.data.augmentation import AugmentationConfig
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, RunError
-from snn_lib.inspection.activity import count_activity
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
 from snn_lib.training import Experiment
@@ -439,23 +438,6 @@ def test_classes_that_the_network_has_no_output_for_are_refused():
     two_names = SequenceClassification({"train": (x, y - 1)}, classes=["walk", "run"])
     with pytest.raises(InputError, match="2 names of classes, but the network has 3 outputs"):
         prepared(two_names).loss(network(), Batch(x.transpose(0, 1), y - 1))
-
-
-def test_a_network_that_runs_more_steps_than_it_is_given_is_tested_without_early_answers():
-    class Longer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = network()
-
-        def forward(self, x):
-            return self.layers(nn.functional.pad(x, (0, 0, 0, 0, 0, 5)))
-
-    x, y = torch.rand(12, 5, CHANNELS), torch.zeros(12).long()
-    task, model = prepared(SequenceClassification({"train": (x, y), "test": (x, y)})), Longer()
-    with torch.inference_mode(), count_activity(model) as activity:
-        model(x.transpose(0, 1))
-    *_, last = task.report(model, activity)
-    assert last.startswith("early answers are not tested: ")
 
 
 def test_the_classes_of_other_data_are_looked_at_again_on_a_device():

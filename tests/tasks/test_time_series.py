@@ -114,6 +114,13 @@ def test_sequences_of_a_single_step_have_no_changes(tmp_path):
     assert not batch.x[..., 1].any()
 
 
+def test_time_and_channels_in_the_wrong_order_are_warned_of(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(8, 2, 40)), np.arange(8) % 2
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    with pytest.warns(UserWarning, match=r"40 channels and at most 2 steps: are time and channels"):
+        task_of(configured(tmp_path))
+
+
 def test_long_sequences_are_averaged_over_blocks(mine, tmp_path):
     whole = task_of(configured(tmp_path))
     assert whole.preparation.steps == mine["lengths"][:45].max()
@@ -220,6 +227,9 @@ def script(folder, action, *overrides):
 def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tmp_path):
     data = f"dataset={tmp_path}/mine.npz"
     trained = script(tmp_path, "--train", data, "hyperparameters.epoch=3")
+    steps = mine["lengths"].min(), mine["lengths"].max()
+    contents = f"sequences 45 to train, 15 to test; steps {steps[0]} to {steps[1]}"
+    assert f"{tmp_path}/mine.npz: {contents}; channels 3; classes 3\n" in trained.out
     tested = script(tmp_path, "--test", "test_checkpoint_path=''")
     assert accuracy(trained) == accuracy(tested) > 80  # chance is 33
     assert re.search(r"[\d,]+ spikes and [\d,]+ synaptic operations per sequence", tested.out)
@@ -292,8 +302,8 @@ def test_the_installed_command_without_data_asks_for_data(tmp_path):
         assert not any(tmp_path.iterdir())
         assert (done.code, done.out) == (2, "")
         assert done.err == (
-            "time_series.py: no data set is named: give an .npz file, NAME_TRAIN.ts or the name of "
-            "an archive set, such as mine.npz or GunPoint\n"
+            "snn_lib.time_series: no data set is named: give an .npz file, NAME_TRAIN.ts or the "
+            "name of an archive set, such as mine.npz or GunPoint\n"
         )
 
 

@@ -35,6 +35,9 @@ def trained(tmp_path_factory):
     return folder
 
 
+EMPTY = "test_checkpoint_path=''"
+
+
 def everything_in(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -199,7 +202,7 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_refused(trained, tmp_path,
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained):
-    message = refused("--test", *tiny(trained), model=snn_mlp_2.SNN)
+    message = refused("--test", f"runs_path={trained}/runs", EMPTY, model=snn_mlp_2.SNN)
     assert "belongs to another model" in message
     assert "size mismatch for layers.0.alpha" in message
 
@@ -245,7 +248,7 @@ def test_missing_and_corrupt_data_are_refused(tmp_path, monkeypatch):
 
 
 def test_test_finds_the_checkpoint_of_the_run_and_prints_its_activity(trained):
-    finished = run("--test", *tiny(trained, "test_checkpoint_path=''"))
+    finished = run("--test", *tiny(trained, "hyperparameters.epoch=1"))
     assert finished.code == 0
     assert f"{the_run(trained)}/best, epoch 1: test loss" in finished.out
     assert (
@@ -305,7 +308,7 @@ def test_a_signal_before_the_first_batch_stops_at_once_with_a_line(
             os.kill(os.getpid(), number)
             return super().make_batches(split)
 
-    finished = run(action, *tiny(trained), task=Slow())
+    finished = run(action, *tiny(trained, "hyperparameters.epoch=1"), task=Slow())
     assert finished.code == 128 + number
     assert finished.err == "snn_mlp_1.py: stopped at once\n"
 
@@ -385,6 +388,76 @@ def test_a_run_is_named_as_its_script_where_no_yaml_file_says_otherwise(tmp_path
         help_text = run("--help", script=script).out
         assert ("name=other" if text == "name: other\n" else "name=mine ") in help_text
         assert ("their defaults" in help_text) is (text is None)
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("hyperparameters.tau_m=8", "weights and coefficients are those of {path}"),
+        ("hyperparameters.tau_s=2", "weights and coefficients are those of {path}"),
+        ("hyperparameters.membrane_filter=true", "weights and coefficients are those of {path}"),
+        ("first_weights={path}", "weights and coefficients are those of {path}"),
+        ("hyperparameters.dropout=0.5", "which does not train"),
+        ("hyperparameters.constraint=none", "which does not train"),
+        ("hyperparameters.epoch=2", "which does not train"),
+        ("mnist_config.use_transform=false", "which does not train"),
+        ("optimizer.AdamW.weight_decay=0", "which does not train"),
+    ],
+)
+def test_what_a_trained_network_does_not_read_is_refused(trained, override, why):
+    settings = [f"dataset_path={SCRIPT.parent / 'dataset'}", f"runs_path={trained}/runs", EMPTY]
+    for action, path in (("--test", "best"), ("--resume", "last")):
+        path = the_run(trained) / path
+        typed = override.format(path=path)
+        if action == "--test" or "coefficients" in why:
+            key, _, _ = typed.partition("=")
+            message = refused(*(["--train"] * (action == "--resume")), action, *settings, typed)
+            assert message.startswith(f"{key} has no effect with {action}")
+            assert message.endswith(why.format(path=path))
+
+
+def test_what_a_network_was_trained_with_may_be_typed_again(tmp_path):
+    typed = tiny(tmp_path, "hyperparameters.tau_m=8.0", "hyperparameters.epoch=1", "name=mine")
+    train(*typed)
+    for action in (["--test"], ["--train", "--resume"]):
+        assert run(*action, *typed).code == 0
+    given = f"first_weights={the_run(tmp_path) / 'best'}"
+    message = refused("--train", *typed, given)
+    assert message == f"hyperparameters.tau_m has no effect with {given}"
+    typed = tiny(tmp_path / "second", "hyperparameters.epoch=1", given)
+    train(*typed)
+    assert run("--train", "--resume", *typed).code == 0
+
+
+def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_path):
+    best, there = the_run(trained) / "best", f"runs_path={trained}/runs"
+    for action in (["--test"], ["--export", tmp_path / "network.onnx"]):
+        why = f"test_checkpoint_path={best}: empty it, test_checkpoint_path='', to take the newest"
+        message = refused(*action, "name=mine", f"test_checkpoint_path={best}")
+        assert message == f"name has no effect with {why} run of a name"
+        assert f"{trained}/runs/mine/*/best" in refused(*action, "name=mine", EMPTY, there)
+    message = refused("--export", tmp_path / "network.onnx", EMPTY, there, "device=cpu", "seed=5")
+    assert message.startswith("seed has no effect with --export, which writes the network of ")
+    renamed = tmp_path / "renamed" / best.parent.name
+    shutil.copytree(best.parent, renamed)
+    few = "mnist_config.test_size=100", f"dataset_path={SCRIPT.parent / 'dataset'}"
+    assert run("--test", "name=renamed", EMPTY, f"runs_path={tmp_path}", *few).code == 0
+    assert everything_in(tmp_path).keys() == {renamed.parent, renamed, *renamed.iterdir()}
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_the_folder_of_a_name_is_refused_with_a_run_in_it(trained, tmp_path, which):
+    action = ["--test"] if which == "best" else ["--train", "--resume"]
+    for folder, runs in (
+        (trained / "runs/snn_mlp_1", f"such as {the_run(trained)}"),
+        (tmp_path, f"that has a {which} checkpoint"),
+    ):
+        place = f"test_checkpoint_path={folder}" if which == "best" else folder
+        message = refused(*action, place)
+        assert message.startswith(
+            f"there is no file {folder}/{which}: expected the folder of a run"
+        )
+        assert message.endswith(runs)
 
 
 def test_a_setting_that_nothing_reads_is_refused_and_help_says_so(tmp_path):

@@ -12,7 +12,14 @@ from running import ROOT
 from snn_lib.errors import InputError
 from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitConfig
-from snn_lib.training.config import config_from_dict, load_config, refuse_without_effect
+from snn_lib.training.config import (
+    check_config,
+    chosen_file,
+    config_from_dict,
+    load_config,
+    merge_config,
+    refuse_without_effect,
+)
 
 YAML = """
 name: trial
@@ -94,6 +101,24 @@ def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(yaml_file):
     message = refusal(yaml_file)
     assert str(yaml_file) in message
     assert "'hyperparameters.droput', did you mean 'hyperparameters.dropout'?" in message
+
+
+def test_a_key_with_dots_in_a_file_is_told_how_keys_are_nested(yaml_file):
+    for text, key in (
+        ("optimizer.AdamW.lr: 4", "optimizer: {AdamW: {lr: ...}}"),
+        ("optimizer: {AdamW.lr: 4}", "optimizer: {AdamW: {lr: ...}}"),
+        ("hyperparameters.tau_m: 4", "hyperparameters: {tau_m: ...}"),
+    ):
+        yaml_file.write_text(text)
+        assert refusal(yaml_file).endswith(f"is written as one key, but keys are nested: {key}")
+
+
+def test_a_missing_value_is_refused(yaml_file):
+    said = "hyperparameters.tau_m is ???, expected a value"
+    for override in ("hyperparameters.tau_m=???", "hyperparameters={tau_m: '???'}"):
+        assert refusal(yaml_file, override) == f"override {override!r}: {said}"
+    yaml_file.write_text("hyperparameters:\n  tau_m: ???")
+    assert refusal(yaml_file, "hyperparameters.tau_m=4") == f"{yaml_file}: {said}"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +293,8 @@ def test_flattened_has_every_key_once():
 
 def test_the_documented_command_has_the_constants_of_the_2020_release():
     """They are the defaults, so whatever our YAML file sets otherwise has to be in the command."""
-    lines = (ROOT / "docs" / "experiments.md").read_text().splitlines()
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    lines = text.replace("\\\n", "").splitlines()
     (command,) = (line for line in lines if "optimizer_choice=Adam " in line)
     script, train, *overrides = shlex.split(command)[1:]
     assert (script, train) == ("snn_mlp_1.py", "--train")
@@ -375,18 +401,31 @@ def test_a_base_that_is_no_file_is_refused(variant, base, message):
     ],
 )
 def test_an_override_that_nothing_reads_is_refused_with_what_decides_it(overrides, message):
-    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
+    merged = merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
     with pytest.raises(InputError) as caught:
-        refuse_without_effect(overrides, config)
+        refuse_without_effect(overrides, merged)
     assert str(caught.value) == message
 
 
 def test_an_override_counts_with_the_others():
-    overrides = ["optimizer.SGD.lr=0.1", "optimizer.optimizer_choice=SGD"]
+    overrides = ["optimizer.SGD.lr=0.1", "optimizer[optimizer_choice]=SGD"]
     overrides += ["scheduler.scheduler_choice=none", "hyperparameters.encoding=latency"]
     overrides += ["latency.law=logarithmic", "latency.tau=3"]
-    config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
-    refuse_without_effect(overrides, config)
+    refuse_without_effect(overrides, merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides))
+
+
+@pytest.mark.parametrize(("choice", "counts"), [("AdamW", True), ("SGD", False)])
+def test_what_another_setting_takes_its_value_from_counts_as_that_one_does(choice, counts):
+    """In snn_mlp_1.yaml that is AdamW's learning rate."""
+    overrides = ["scheduler.scheduler_choice=none", "scheduler.OneCycleLR.max_lr=0.5"]
+    overrides += [f"optimizer.optimizer_choice={choice}"]
+    merged = merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
+    if counts:
+        assert check_config(merged).optimizer.AdamW.lr == 0.5
+        refuse_without_effect(overrides, merged)
+    else:
+        message = refusing.refusal(refuse_without_effect, overrides, merged)
+        assert message.startswith("scheduler.OneCycleLR.max_lr has no effect with scheduler.sched")
 
 
 @pytest.fixture
@@ -422,6 +461,27 @@ def test_a_file_of_one_s_own_that_sets_what_nothing_reads_is_refused(script, old
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "override"),
+    [
+        (OF_THE_SCHEDULE, "lr: 0.1", "scheduler.scheduler_choice=none"),
+        ("name: snn_mlp_1", "latency: {span: 3}", "hyperparameters.encoding=latency"),
+        ("  AdamW:", "  SGD: {lr: 0.3}\n  AdamW:", "optimizer.optimizer_choice=SGD"),
+    ],
+)
+def test_a_file_of_one_s_own_may_set_what_counts_with_the_command_line(script, old, new, override):
+    mine = script.with_name("mine.yaml")
+    mine.write_text(changed(script, old, new))
+    plan = [] if "scheduler_choice" in override else ["scheduler.scheduler_choice=MultiStepLR"]
+    load_config(DigitConfig, mine, [override, *plan], script)
+
+
+def test_what_counts_in_a_file_may_be_switched_off_on_the_command_line(script):
+    mine = script.with_name("mine.yaml")
+    mine.write_text("hyperparameters: {encoding: latency}\nlatency: {span: 3}")
+    load_config(DigitConfig, mine, ["hyperparameters.encoding=poisson"], script)
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [
         (OF_THE_SCHEDULE, "lr: 0.002"),  # as copies of earlier versions say it
@@ -453,3 +513,21 @@ def test_a_variant_may_choose_otherwise_than_its_base(script):
     variant.write_text("base: own.yaml\nscheduler: {scheduler_choice: none}")
     config = load_config(DigitConfig, variant, [], script)
     assert config.optimizer.AdamW.lr == 0.002
+
+
+def test_a_variant_is_found_by_its_name_from_anywhere(tmp_path, monkeypatch):
+    script, variant = tmp_path / "own.py", tmp_path / "configs" / "variant.yaml"
+    variant.parent.mkdir()
+    variant.write_text("seed: 5")
+    own = tmp_path / "own.yaml"
+    own.write_text("seed: 4")
+    monkeypatch.chdir(tmp_path / "configs")  # also where it lies, and by the path it once had
+    for path in (Path("variant.yaml"), tmp_path / "variant.yaml", Path("..") / "variant.yaml"):
+        found = chosen_file(script, path)
+        assert (found.exists(), load_config(DigitConfig, found, []).seed) == (True, 5)
+    assert chosen_file(script, None) == own
+    assert chosen_file(script, own) == own
+    (tmp_path / "above.yaml").write_text("base: variant.yaml")
+    assert load_config(DigitConfig, tmp_path / "above.yaml", []).seed == 5
+    with pytest.raises(InputError, match=r"^there is no file none\.yaml"):
+        load_config(DigitConfig, chosen_file(script, Path("none.yaml")), [])

@@ -756,7 +756,8 @@ def averaged(tmp_path_factory):
         ("hyperparameters.batch_size=32", "batch_size or the number of samples cannot change when"),
         ("optimizer.AdamW.eps=0.5", "the optimizer with its options cannot change when"),
         ("seed=5", "seed cannot change when"),
-        ("first_weights=there", "first_weights cannot change when"),
+        ("first_weights=there", "first_weights has no effect with --resume"),
+        ("hyperparameters.train_coefficients=false", "train_coefficients cannot change when"),
         ("mnist_config.validation_size=101", "mnist_config.validation_size cannot change when"),
         ("scheduler.OneCycleLR.max_lr=0.5", "the scheduler with its options cannot change when"),
         ("optimizer.optimizer_choice=SGD", "the optimizer with its options cannot change when"),
@@ -816,6 +817,7 @@ def test_a_layer_of_neurons_that_does_not_run_is_not_penalised(tmp_path):
 
     overrides = small(tmp_path, "hyperparameters.rate_penalty=1", "hyperparameters.rate_limit=0.1")
     train(*overrides, model=Unused)
+    train("--resume", *overrides, model=Unused)  # though its optimiser has no state for them
 
 
 def test_a_finished_model_cannot_be_resumed(trained):
@@ -838,6 +840,7 @@ def test_a_finished_model_cannot_be_resumed(trained):
         {"optimizer_state_dict": {"state": {77: {}}}},
         {"optimizer_state_dict": {"state": {0: {"step": torch.tensor(6.0)}}}},
         {"rng": [{"cpu": torch.zeros(3)}]},
+        {"rng": []},
         {"config": {}},
         {"config": {"hyperparameters": {"length": "long"}}},
     ],
@@ -858,6 +861,9 @@ def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, chang
         ("progress", {"seconds": math.nan}),
         ("progress", {"data_seconds": math.nan}),
         ("progress", {"sums": {"samples": -16}}),
+        ("progress", {"sums": {}}),
+        ("progress", {"sums": {"samples": 128, "loss": 250.0}}),
+        ("state", {}),
         ("progress", {"sums": {"loss": 10**25}}),
         ("progress", {"sums": {"loss": "low"}}),
         ("progress", {"seconds": "long"}),
@@ -880,7 +886,9 @@ def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, p
     checkpoint = load(the_run(averaged) / "last")
     states = checkpoint["optimizer_state_dict"]["state"].values()
     (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
-    if part in ("progress", "margins"):
+    if part == "state":
+        checkpoint["optimizer_state_dict"]["state"].popitem()
+    elif part in ("progress", "margins"):
         checkpoint[part].update(values)
     elif part == "history":
         checkpoint["progress"]["history"][0].update(values)

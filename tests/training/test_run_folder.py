@@ -325,10 +325,12 @@ def test_two_runs_of_one_process_exclude_each_other(tmp_path):
 
 
 def test_a_process_that_was_forked_does_not_keep_the_run(tmp_path):
-    end = multiprocessing.get_context("fork").Event()
+    context = multiprocessing.get_context("fork")
+    begun, end = context.Event(), context.Event()
     with opened(tmp_path):
-        child = multiprocessing.get_context("fork").Process(target=end.wait, args=(60,))
+        child = context.Process(target=lambda: begun.set() or end.wait(60))
         child.start()
+        assert begun.wait(60)
     with opened(tmp_path):
         end.set()
     child.join()

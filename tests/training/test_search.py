@@ -4,11 +4,12 @@ import csv
 import math
 import shlex
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 import yaml
-from running import ROOT
+from running import ROOT, YAML
 from sweeping import SCRIPT
 
 from snn_lib.errors import InputError
@@ -57,6 +58,30 @@ def test_draws_stay_in_a_range_that_is_narrow(script):
     taus = {float(row["hyperparameters.tau_m"]) for row in rows}
     assert len(taus) == 20
     assert 123456.1 <= min(taus) < max(taus) <= 123456.9
+
+
+def test_a_key_may_be_written_in_brackets(script):
+    (row,) = drawn(script, "hyperparameters[tau_m]=2..16", trials=1)
+    assert 2 <= float(row["hyperparameters.tau_m"]) <= 16
+
+
+def test_what_another_setting_takes_its_value_from_is_searched_and_kept(script, tmp_path):
+    script.with_suffix(".yaml").write_text(
+        "optimizer: {Adam: {lr: '${scheduler.CyclicLR.max_lr}'}}"
+    )
+    settings = ["scheduler.CyclicLR.max_lr=0.1..0.5", "hyperparameters.epoch=1", "device=cpu"]
+    trial = optuna.trial.FixedTrial({"scheduler.CyclicLR.max_lr": 0.25})
+    run_trial(trial, SearchSpace(script, None, settings), tmp_path)
+    assert "scheduler.CyclicLR.max_lr=0.25" in trial.user_attrs["settings"]
+
+
+def test_a_file_may_hold_what_counts_with_one_of_the_choices(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: {ROOT}/snn_mlp_1.yaml\nlatency: {{span: 3}}")
+    encodings = ["hyperparameters.encoding=constant,latency"]
+    SearchSpace(ROOT / "snn_mlp_1.py", mine, encodings)
+    with pytest.raises(InputError, match=r"mine\.yaml: latency\.span has no effect with"):
+        SearchSpace(ROOT / "snn_mlp_1.py", mine, ["hyperparameters.encoding=constant,poisson"])
 
 
 def test_a_setting_without_effect_beside_the_others_is_not_among_those_of_a_trial(script, tmp_path):
@@ -132,8 +157,8 @@ def test_every_experiment_can_be_searched(name):
 
 
 def test_a_yaml_file_of_another_name_is_the_base():
-    variant = ROOT / "snn_mlp_1_poisson.yaml"
-    space = SearchSpace(ROOT / "snn_mlp_1.py", variant, ["hyperparameters.tau_m=4..16"])
+    variant = YAML["snn_mlp_1_poisson"]
+    space = SearchSpace(ROOT / "snn_mlp_1.py", Path(variant.name), ["hyperparameters.tau_m=4..16"])
     assert space.base == variant
     assert space.config.hyperparameters.encoding == "poisson"
 

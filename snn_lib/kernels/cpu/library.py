@@ -48,6 +48,13 @@ def _target() -> llvm.TargetMachine:
     )
 
 
+@cache
+def vector_width() -> int:
+    """How many channels a value has: vectors of 512 bits slow the clock of many of Intel's CPUs."""
+    wide = llvm.get_host_cpu_name().startswith("znver")
+    return 16 if wide and llvm.get_host_cpu_features().get("avx512f") else 8
+
+
 def kernel(source: str) -> Kernel:
     """The kernel of a module with the functions ``kernel`` and ``share``."""
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target())
@@ -76,7 +83,7 @@ def _object(source: str) -> bytes:
 
 
 def _compile(source: str) -> bytes:
-    _announce()
+    announce()
     machine = _target()
     module = llvm.parse_assembly(source)
     module.verify()
@@ -87,7 +94,7 @@ def _compile(source: str) -> bytes:
 
 
 @cache
-def _announce() -> None:
+def announce() -> None:
     """Says once that kernels are compiled and not read from disk.
 
     It says so at a terminal and in a notebook. Before a log file nobody waits and wonders.

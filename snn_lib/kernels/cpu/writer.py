@@ -6,7 +6,7 @@ differently from plain PyTorch, and neurons would fire at other times.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from llvmlite import ir
@@ -19,6 +19,11 @@ FLOAT, DOUBLE, VOID = ir.FloatType(), ir.DoubleType(), ir.VoidType()
 # denormal numbers, with which a CPU computes ten times slower.
 TINY = 1e-30
 ORDERED = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "=="}
+# The operations of a trace that are instructions of LLVM's.
+INSTRUCTIONS = {
+    **{"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv", "neg": "fneg"},
+    **{"where": "select", "logical_and": "and_", "logical_or": "or_", "logical_not": "not_"},
+}
 BYTES = {I16: 2, FLOAT: 4, DOUBLE: 8}
 FUSED = ("contract",)
 
@@ -148,28 +153,12 @@ class Writer(ir.IRBuilder):
     def line(self, line: Line, values: list[ir.Value]) -> ir.Value:
         """The value of a trace's line."""
         match line.operation, values:
-            case "add", [a, b]:
-                return self.fadd(a, b)
-            case "sub", [a, b]:
-                return self.fsub(a, b)
-            case "mul", [a, b]:
-                return self.fmul(a, b)
-            case "div", [a, b]:
-                return self.fdiv(a, b)
-            case "neg", [a]:
-                return self.fneg(a)
-            case "where", [condition, a, b]:
-                return self.select(condition, a, b)
+            case name, _ if name in INSTRUCTIONS:
+                return getattr(self, INSTRUCTIONS[name])(*values)
             case ("maximum" | "minimum") as name, [a, b]:
                 chosen = self.fcmp_ordered(">" if name == "maximum" else "<", a, b)
                 chosen = self.or_(chosen, self.fcmp_unordered("uno", a, a))  # nan is passed on
                 return self.select(chosen, a, b)
-            case "logical_and", [a, b]:
-                return self.and_(a, b)
-            case "logical_or", [a, b]:
-                return self.or_(a, b)
-            case "logical_not", [a]:
-                return self.not_(a)
             case "ne", [a, b]:
                 return self.fcmp_unordered("!=", a, b)
             case name, [a, b] if name in ORDERED:
@@ -187,11 +176,12 @@ class Writer(ir.IRBuilder):
                 return self.each_alone(name, a)
         raise UnknownOperationError(f"the CPU's kernels have no {line.operation}")
 
-    def intrinsic(self, name: str, a: ir.Value) -> ir.Value:
+    def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
         """A function that LLVM has for vectors too."""
         lanes = f"v{self.width}" if self.width > 1 else ""
-        kind = ir.FunctionType(a.type, [a.type])
-        return self.call(self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind), [a])
+        kind = ir.FunctionType(values[0].type, [value.type for value in values])
+        function = self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind)
+        return self.call(function, values)
 
     def function_named(self, name: str, kind: ir.FunctionType) -> ir.Function:
         """A function from outside the module."""
@@ -264,7 +254,9 @@ class Writer(ir.IRBuilder):
         """One number in every place of a value."""
         if self.width == 1:
             return a
-        kind = ir.VectorType(a.type, self.width)
-        one = self.insert_element(ir.Constant(kind, ir.Undefined), a, I32(0))
-        everywhere = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
-        return self.shuffle_vector(one, ir.Constant(kind, ir.Undefined), everywhere)
+        nothing = ir.Constant(ir.VectorType(a.type, self.width), ir.Undefined)
+        return self.shuffle(self.insert_element(nothing, a, I32(0)), nothing, [0] * self.width)
+
+    def shuffle(self, a: ir.Value, b: ir.Value, places: Sequence[int]) -> ir.Value:
+        """The numbers at these places of two values, which are counted through."""
+        return self.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), places))

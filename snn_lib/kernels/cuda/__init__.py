@@ -22,6 +22,6 @@ differently: spikes must be those of plain PyTorch. Divisions and elementary fun
 in the last bits.
 """
 
-from snn_lib.kernels.cuda.running import backward, blocks_of, forward
+from snn_lib.kernels.cuda.running import backward, forward
 
-__all__ = ["backward", "blocks_of", "forward"]
+__all__ = ["backward", "forward"]

@@ -11,9 +11,6 @@ WARP = 32  # threads, and one warp is a program
 # Cells that hand inputs on for more than UNROLL steps do without, since Triton does not load ahead
 # where a value is handed on over several passes of the loop.
 UNROLL, STAGES = tl.constexpr(4), tl.constexpr(2)
-# Steps whose states a backward pass computes again at once. Those of 64 x 512 lanes of a neuron and
-# a second-order filter take 16 MB, which stay in the second-level cache of large GPUs.
-BLOCK = 32
 
 # Without specialisation: a kernel compiled anew for sizes of 1 or of multiples of 16 gains nothing.
 jit = triton.jit(do_not_specialize=["steps", "batch", "channels"])

@@ -10,10 +10,10 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from snn_lib.kernels.adjoint import Adjoint, Product, Way
-from snn_lib.kernels.cuda.launching import BLOCK
-from snn_lib.kernels.program import Program, parameters
-from snn_lib.kernels.trace import Line, Trace, Value
+from snn_lib.kernels.adjoint import Adjoint, Product
+from snn_lib.kernels.inputs import BLOCK
+from snn_lib.kernels.program import Program
+from snn_lib.kernels.trace import SIGNS, Line, Trace, Value
 
 BEGIN = """
     b, n, lane, step, channels = locate_lanes(batch, channels, ROWS, COLUMNS, NEIGHBOURS)
@@ -74,7 +74,7 @@ from snn_lib.kernels.cuda.launching import STAGES, UNROLL, jit
 
 @jit
 def kernel(
-    x, grad_output, grad_last, coefficients, state, checkpoints, lengths, seed, again,
+    x, coefficients, state, lengths, seed, grad_output, grad_last, checkpoints, again,
     grad_x, sums, grad_state, {numbers}dropout: tl.float64, steps, batch, channels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, NEIGHBOURS: tl.constexpr,
 ):
@@ -132,11 +132,6 @@ for _ in tl.range(count, num_stages=STAGES, loop_unroll_factor=UNROLL):
     index += step.to(tl.uint32)
 tl.debug_barrier()  # from here on all threads see what is written
 """
-SYMBOLS = {
-    **{"add": "+", "sub": "-", "mul": "*", "div": "/"},
-    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
-    **{"logical_and": "&", "logical_or": "|"},
-}
 OWN = {"tanh": "tanh", "round": "rounded"}  # functions of ``lanes``
 
 
@@ -160,10 +155,10 @@ def forward_source(made: Program) -> str:
     )
 
 
-def backward_source(made: Program, way: Way) -> str:
+def backward_source(adjoint: Adjoint) -> str:
     """The kernel of a program's gradients, backward over time."""
-    numbers = parameters(way.surrogate)
-    text, adjoint = _Text(made, numbers), Adjoint(made, way)
+    made, numbers = adjoint.program, adjoint.numbers
+    text = _Text(made, numbers)
     read = [f"s{row}" for row, name in enumerate(made.states) if name in adjoint.states]
     arriving = list(enumerate(adjoint.arriving))
     sums = list(enumerate(adjoint.sums.values()))
@@ -201,7 +196,7 @@ def backward_source(made: Program, way: Way) -> str:
         load_states=[f"{s} = tl.load(states + {k} * step, lane, 0.0)" for k, s in enumerate(read)],
         step=text.step(adjoint.step, "x_at"),
         add_sums=[line for k, parts in sums for line in text.add_to(f"sum{k}", parts)],
-        store_x=[f"tl.store(grad_x_at, {text.value(adjoint.x)}, lane)"] * way.need_x,
+        store_x=[f"tl.store(grad_x_at, {text.value(adjoint.x)}, lane)"] * adjoint.need_x,
         retreat=text.assign(adjoint.arriving, adjoint.carried),
         store_sums=[f"store_partial_sums(sums, sum{k}, {k}, batch, channels, n)" for k, _ in sums],
         store_gradients=[
@@ -260,8 +255,8 @@ class _Text:
 
     def _expression(self, line: Line) -> str:
         name, arguments = line.operation, [self.value(one) for one in line.arguments]
-        if name in SYMBOLS:
-            return f" {SYMBOLS[name]} ".join(arguments)
+        if name in SIGNS:
+            return f" {SIGNS[name]} ".join(arguments)
         if name in ("neg", "logical_not"):
             return ("-" if name == "neg" else "~") + arguments[0]
         if name in ("maximum", "minimum"):

@@ -27,14 +27,14 @@ from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import describe
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
-from snn_lib.kernels.program import program
+from snn_lib.kernels.program import key_of, kind_of, program
 from snn_lib.kernels.trace import Line, Trace, trace
 
 LONGEST = 2.0**24  # up to which steps are counted, in float32
 
 
 @dataclass(frozen=True)
-class Chain:
+class StagedNetwork:
     """A network in stages, and what its numbers mean.
 
     Attributes:
@@ -62,12 +62,12 @@ class Chain:
     order: np.ndarray | None
 
 
-def read_chain(
+def read_stages(
     network: nn.Module,
     shape: Sequence[int] | None = None,
     classes: Sequence[str] | None = None,
     step: str | None = None,
-) -> Chain:
+) -> StagedNetwork:
     """Reads a network; see :func:`snn_lib.inference.to_c` for the arguments and errors."""
     description = describe(network, shape)
     compare_layers(description)
@@ -85,7 +85,7 @@ def read_chain(
     stages += _gather(np.argsort(order), outputs)
     if classes and len(classes) != outputs:
         raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
-    return Chain(
+    return StagedNetwork(
         type(getattr(network, "model", network)).__name__,
         tuple(before),
         description.after,
@@ -143,11 +143,6 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             return stages, after
         case kinds.CellLayer():
             return [_cell(layer, order)], order
-        case kinds.RunningSum():
-            averages = isinstance(layer, kinds.RunningMean)
-            return [_step(name, _average if averages else _total, order, layer.after)], order
-        case kinds.RunningMaximum():
-            return [_step(name, _largest, order, layer.after)], order
         case kinds.Snapshot(steps=steps):
             channels, copies = layer.after[0], len(steps)
             moments = np.repeat(steps, count // copies)[order]
@@ -159,7 +154,8 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
                 weights = kinds.Convolution(*vars(weights).values(), *window)
                 weights = replace(weights, weight=parts[..., None, None])
             (rows, _), order = _stages_of(weights, order)
-            return [gate, rows, _step(name, _total, order, layer.after)], order
+            total = _over_time("running_sum", name, layer.after)
+            return [gate, rows, _cell(total, order)], order
 
 
 def _cell(layer: kinds.CellLayer, order: np.ndarray) -> Step:
@@ -264,31 +260,6 @@ def _channels_last(features: Shape) -> np.ndarray:
 # Steps: what else has a state
 
 
-def _add_up(x: Tensor, total: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds x to a sum, and returns it with what is still to be added: ``kinds.RunningSum``."""
-    x = x + rest
-    larger = total + x
-    return larger, x - (larger - total)
-
-
-def _total(x: Tensor, total: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
-    total, rest = _add_up(x, total, rest)
-    return total, total, rest
-
-
-def _average(
-    x: Tensor, total: Tensor, rest: Tensor, steps: Tensor, steps_rest: Tensor
-) -> tuple[Tensor, ...]:
-    total, rest = _add_up(x, total, rest)
-    steps, steps_rest = _add_up(torch.ones_like(x), steps, steps_rest)
-    return total / steps, total, rest, steps, steps_rest
-
-
-def _largest(x: Tensor, largest: Tensor, started: Tensor) -> tuple[Tensor, ...]:
-    largest = torch.where(started > 0, torch.maximum(x, largest), x)
-    return largest, largest, torch.ones_like(x)
-
-
 def _taken(x: Tensor, elapsed: Tensor, moment: Tensor) -> tuple[Tensor, ...]:
     """x at its moment, else 0."""
     elapsed = torch.clamp(elapsed + 1, max=LONGEST)
@@ -299,13 +270,22 @@ def _mean_of(count: int) -> Callable:
     return lambda x: (x / count,)
 
 
+def _over_time(kind: str, name: str, features: Shape) -> kinds.CellLayer:
+    """A readout over time as a layer."""
+    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
+    return kinds.CellLayer(name, features, features, key, np.empty((0, *features)))
+
+
 def _readout(name: object, outputs: int) -> tuple[Step, ...] | None:
     """The steps behind the output whose largest result is the class."""
-    # The mean of each class has the same divisor.
-    known = {"count": _total, "mean": _total, "last": lambda x: (x,), "maximum": _largest}
-    if name not in known or outputs < 2:
+    order = np.arange(outputs)
+    if outputs < 2 or name not in ("count", "mean", "last", "maximum"):
         return None
-    return (_step("answer", known[name], np.arange(outputs), (outputs,)),)
+    if name == "last":
+        return (_step("answer", lambda x: (x,), order, (outputs,)),)
+    # The mean of each class has the same divisor.
+    kind = "running_maximum" if name == "maximum" else "running_sum"
+    return (_cell(_over_time(kind, "answer", (outputs,)), order),)
 
 
 # --------------------------------------------------------------------------------------------------

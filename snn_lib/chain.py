@@ -1,0 +1,76 @@
+"""Finds the chain of layers that a network is.
+
+Whoever counts a network's operations, compiles it or exports it takes its layers one after the
+other, from the :class:`snn_lib.Sequential` that it is or holds.
+"""
+
+from torch import nn
+
+from snn_lib.chunks import Chunked
+from snn_lib.containers import Output, Sequential
+
+REMEDY = (
+    "make what surrounds it layers of the Sequential, such as nn.Flatten(2), nn.Unflatten, "
+    "snn_lib.ChannelsFirst, snn_lib.Repeat and snn_lib.Votes"
+)
+
+
+def chain_of(network: nn.Module) -> tuple[str, Sequential]:
+    """The :class:`snn_lib.Sequential` that a network is, and its name in the network.
+
+    A network may also hold one, or a :class:`snn_lib.Chunked` of one, if its ``forward`` hands its
+    input on and returns the output as they are. To find out, the ``forward`` runs once with
+    an input and an output that nothing can be computed with.
+
+    Raises:
+        ValueError: there is not one Sequential, or the ``forward`` does more. The message says how
+            to make the network a chain.
+    """
+    if isinstance(network, Chunked):
+        return _within("module", network.module)
+    kind = type(network)
+    if getattr(network.forward, "__func__", None) is Sequential.forward:
+        return "", network
+    parts: dict[str, nn.Module] = {}
+    for name, module in network.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in parts)
+        if name and isinstance(module, (Sequential, Chunked)) and not inside:
+            parts[name] = module
+    if len(parts) != 1 or isinstance(network, Sequential):
+        raise ValueError(
+            f"{kind.__name__} is no chain of layers: it has a forward of its own and {len(parts)} "
+            "parts that are a snn_lib.Sequential, expected one with all its layers"
+        )
+    ((name, part),) = parts.items()
+    if not _hands_on(network, part):
+        raise ValueError(
+            f"{kind.__name__}.forward does more than to hand its input to its Sequential and "
+            f"return what that returns: {REMEDY}"
+        )
+    return _within(name, part)
+
+
+def _within(name: str, part: nn.Module) -> tuple[str, Sequential]:
+    inner, chain = chain_of(part)
+    return f"{name}.{inner}".rstrip("."), chain
+
+
+def _hands_on(network: nn.Module, part: nn.Module) -> bool:
+    """Whether a network's ``forward`` calls a part once, with its input, and returns the output."""
+    if "forward" in vars(part):
+        return False
+    x, reply, given = object(), Output(object(), object()), []
+
+    def forward(x: object, state: object = None, lengths: object = None) -> Output:
+        given.append(x)
+        return reply
+
+    part.forward = forward
+    try:
+        result = network.forward(x)
+    except Exception:  # whatever a user's forward raises that computes with what is no tensor
+        return False
+    finally:
+        del part.forward
+    output = result if isinstance(result, tuple) else (result,)
+    return given == [x] and output in (reply, reply[:1])

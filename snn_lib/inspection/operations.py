@@ -1,0 +1,248 @@
+"""Counts the operations of a network, by running it a layer at a time.
+
+Operations are counted at the weights. Each input value that is not zero takes one operation for
+each of its weights that is not zero. The operation is an addition if the layer receives only 0, 1
+and -1, and a multiply-accumulate otherwise. These are the effective synaptic operations of
+NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). The filters and the neurons compute
+at every step, and their operations are counted separately.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from snn_lib.cells import Cell
+from snn_lib.chain import chain_of
+from snn_lib.chunks import Chunked
+from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, weighs_once
+from snn_lib.inspection.activity import Activity
+from snn_lib.pytorch_private import convolve
+from snn_lib.readout import within
+
+# Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
+PICOJOULES_ADDITION, PICOJOULES_MULTIPLICATION = 0.9, 3.7
+
+
+class Operations(NamedTuple):
+    """The operations of a network for one sequence, if it skips inputs and weights that are zero.
+
+    Attributes:
+        additions: additions at the layers of weights that receive only 0, 1 and -1.
+        multiply_accumulates: multiply-accumulates at the other layers of weights.
+        filters: multiply-accumulates of the synapses' filters.
+        neurons: multiply-accumulates of the neurons' membranes and resets.
+    """
+
+    additions: float
+    multiply_accumulates: float
+    filters: float
+    neurons: float
+
+    def energy(self) -> float:
+        """Estimates the energy of the arithmetic in joules, for 32-bit floating point at 45 nm.
+
+        This is not a measurement. It assumes hardware that skips zeros. It leaves out control,
+        leakage and memory traffic, which costs more than arithmetic on most machines.
+        """
+        product = PICOJOULES_ADDITION + PICOJOULES_MULTIPLICATION
+        products = self.multiply_accumulates + self.filters + self.neurons
+        return 1e-12 * (PICOJOULES_ADDITION * self.additions + product * products)
+
+
+class CountedNetwork(Sequential):
+    """A network that runs a layer at a time and counts what each layer does.
+
+        counted = CountedNetwork(model.eval())
+        counted(x)  # (T, B, *), as the model
+        counted.operations()
+
+    The counts are sums over all calls. A call with a state goes on with the sequences of the call
+    before. If a layer receives a value other than 0, 1 and -1 even once, all its operations count
+    as multiply-accumulates. A layer that weighs the first step for all steps, see
+    :class:`snn_lib.Sequential`, has its operations in the first step. Rearranging, pooling,
+    normalising and adding up (:class:`snn_lib.Votes`) take no operations here. The layers of a
+    Sequential inside a Sequential are counted as if they stood in the outer one.
+
+    Args:
+        model: a :class:`snn_lib.Sequential` or a network around one, see
+            :func:`snn_lib.chain.chain_of`.
+
+    Attributes:
+        sequences: the number of sequences.
+        activity: how often the neurons fire.
+        per_step: the operations at the weights at each step of the last sequences, int64
+            ``(T, B)``. At padding they are zero.
+
+    Shape:
+        As :class:`snn_lib.Sequential`, time first whatever the model's ``batch_first``. The
+        ``lengths`` say what is counted. The layers run all steps, and the state is the last one's.
+
+    Raises:
+        ValueError: the model is no chain, or a layer has weights that nothing here counts; or, in a
+            call, a layer is given another number of steps than the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        name, chain = chain_of(model)
+        parts = list(_layers(name, chain))
+        super().__init__(*(runs for _, _, runs in parts))
+        self.parts = [(name, layer) for name, layer, _ in parts]
+        self.sequences, self._steps, self._dense = 0, 0, 0
+        self.activity = Activity(model)
+        self.per_step = torch.zeros(0, 0, dtype=torch.int64)
+        self._work = {"filters": 0, "neurons": 0}
+        self._products = [0] * len(parts)  # each layer's operations
+        self._multiplies = [False] * len(parts)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, state: Any = None, lengths: Tensor | None = None) -> Output:
+        """Runs and counts all time steps; see the class for shapes."""
+        shape, states = x.shape[:2], self._states(state)
+        own = torch.ones(shape, dtype=torch.bool, device=x.device)
+        own = own if lengths is None else within(own, lengths)
+        costs = torch.zeros(shape, dtype=torch.int64, device=x.device)
+        for number, output in enumerate(self._outputs(x, states, None)):
+            layer, given = self.parts[number][1], x[:1] if weighs_once(self[number], x) else x
+            if isinstance(layer, (Cell, *WEIGHTED)) and x.numel():
+                self._check(number, given, shape)
+                if isinstance(layer, Cell):
+                    self._count_cell(number, output, own[: len(given)])
+                else:
+                    costs[: len(given)] += self._count_weights(number, given, own)
+            x = output
+        self._steps += int(own.sum())
+        self.sequences += shape[1] if state is None else 0
+        begins = state is None or not self.sequences
+        self.per_step = costs if begins else torch.cat([self.per_step, costs])
+        return Output(x, tuple(states))
+
+    def _check(self, number: int, x: Tensor, shape: torch.Size) -> None:
+        if x.dim() < 3 or x.shape[1] != shape[1] or len(x) not in (1, shape[0]):
+            raise ValueError(
+                f"layer {self.parts[number][0]} is given the shape {tuple(x.shape)}, expected "
+                f"{(*shape, '*')}: what follows a layer that changes the steps is not counted"
+            )
+
+    def _count_cell(self, number: int, output: Tensor, own: Tensor) -> None:
+        name, cell = self.parts[number]
+        channels = int(own.sum()) * output.shape[2:].numel()
+        self._work["neurons" if cell.spikes else "filters"] += cell.products * channels
+        if cell.spikes:
+            self.activity.add(name, output, own)
+
+    def _count_weights(self, number: int, x: Tensor, own: Tensor) -> Tensor:
+        """The operations of a layer at each of its steps, int64 ``(T, B)``."""
+        layer, mask = self.parts[number][1], own[: len(x)]
+        products = _count_products(layer, x.flatten(0, 1), layer.weight).view(mask.shape) * mask
+        odd = x.ne(x.sign()).flatten(2).any(2)
+        self._products[number] += int(products.sum())
+        self._multiplies[number] |= bool((odd & mask).any())
+        one = torch.ones_like(x[0, :1]), torch.ones_like(layer.weight)
+        self._dense += int(own.sum()) * int(_count_products(layer, *one))
+        return products
+
+    def operations(self) -> Operations:
+        """The mean number of operations per sequence, by kind.
+
+        Raises:
+            ValueError: no sequence has begun.
+        """
+        pairs = list(zip(self._products, self._multiplies, strict=True))
+        counts = (
+            sum(products for products, multiplies in pairs if not multiplies),
+            sum(products for products, multiplies in pairs if multiplies),
+            *self._work.values(),
+        )
+        return Operations(*map(self._per_sequence, counts))
+
+    def synaptic_operations(self) -> float:
+        """Operations at the weights per sequence: additions and multiply-accumulates.
+
+        Raises:
+            ValueError: as :meth:`operations`.
+        """
+        return self._per_sequence(sum(self._products))
+
+    def spikes(self) -> float:
+        """Spikes of all neurons per sequence.
+
+        Raises:
+            ValueError: as :meth:`operations`.
+        """
+        return self._per_sequence(sum(map(int, self.activity.spike_counts.values())))
+
+    def dense_operations(self) -> float:
+        """Multiply-accumulates of one step of one sequence if no zero is skipped.
+
+        A layer that the network uses twice in a step counts twice. A layer that weighs its input
+        once for all steps counts once.
+        """
+        return self._dense / max(self._steps, 1)
+
+    def _per_sequence(self, count: int) -> float:
+        if not self.sequences:
+            raise ValueError("no sequence has begun: the network was not called without a state")
+        return count / self.sequences
+
+
+def _layers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """The name of each layer, the layer, and the module that runs it over all steps."""
+    while isinstance(module, Chunked):
+        name, module = f"{name}.module", module.module
+    container = type(module)
+    if container.forward in (Sequential.forward, nn.Sequential.forward):
+        for child, part in module._modules.items():  # a part that is used twice is there twice
+            for inner, layer, runs in _layers(f"{name}.{child}".lstrip("."), part):
+                # As in an nn.Sequential, which does not weigh one step for all.
+                yield inner, layer, runs if isinstance(module, Sequential) else nn.Sequential(runs)
+    elif container.forward is PerStep.forward:
+        for inner, layer, runs in _layers(f"{name}.module", module.module):
+            yield inner, layer, PerStep(runs)
+    else:
+        _refuse_other_weights(name, module)
+        yield name, module, module
+
+
+def _refuse_other_weights(name: str, layer: nn.Module) -> None:
+    """Raises an error if a layer has weights that nothing here counts, as far as one can tell.
+
+    A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
+    scale of each channel, such as ``(C, 1, 1)``.
+    """
+    if isinstance(layer, (*WEIGHTED, Cell, nn.LayerNorm)):
+        return
+    for parameter in layer.parameters():
+        if parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]]):
+            kind = type(layer)
+            what = "an nn." if kind.__module__.startswith("torch.nn.modules.") else "a "
+            raise ValueError(
+                f"layer {name} is {what}{kind.__name__}, whose weights have no count here"
+            )
+
+
+def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """Counts the products of inputs, ``(N, *)``, and weights that are not zero, int64 ``(N,)``."""
+    # The weights are summed over the outputs first, which leaves a small layer. All numbers are
+    # whole. Float32 holds sums up to 2^24 exactly, and TF32 weights up to 2^11.
+    exact = weight.numel() < 2**24 and len(weight) <= 2**11
+    x, weight = (t.ne(0).to(torch.float32 if exact else torch.float64) for t in (x, weight))
+    with torch.autocast(x.device.type, enabled=False):
+        if isinstance(layer, nn.Linear):
+            products = (x @ weight.sum(0))[..., None]
+        else:
+            products = convolve(layer, x, weight.unflatten(0, (layer.groups, -1)).sum(1))
+    return products.round().long().flatten(1).sum(1)
+
+
+def footprint(model: nn.Module) -> int:
+    """The bytes that a model's parameters and buffers take."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def connection_sparsity(model: nn.Module) -> float:
+    """The share of zeros among the weights of linear layers and convolutions; 0 without weights."""
+    weights = [module.weight for module in model.modules() if isinstance(module, WEIGHTED)]
+    zeros = sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
+    return zeros / max(sum(weight.numel() for weight in weights), 1)

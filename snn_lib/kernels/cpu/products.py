@@ -1,0 +1,386 @@
+"""Products of spikes with weights on the CPU, which read nothing for what did not fire.
+
+    output[r, n]   = bias[n] + sum over k of spikes[r, k] weight[n, k]
+    gradient[k, n] = sum over r of spikes[r, k] grad_output[r, n]
+
+Both are sums of rows of a matrix. A kernel lists which rows belong to a sum, and then adds them up,
+a panel of columns n at a time, whose sums lie in registers. Every sum has one order, that of k or
+r, so results depend neither on the number of threads nor on the other rows. Where most inputs of a
+few rows fired, the forward pass takes all k without a list. This changes no bit, because what it
+adds is zero.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, reduce
+
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+from torch import Tensor
+
+from snn_lib.kernels.cpu import openmp
+from snn_lib.kernels.cpu.frame import Frame
+from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
+from snn_lib.kernels.cpu.source import KINDS
+from snn_lib.kernels.cpu.tiles import SMALL
+from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+WORD = 64  # inputs that are looked at together
+ROWS = 192  # of spikes that are listed at once: so many sums read a panel while it is in the cache
+BLOCK = 512  # rows, and inputs, that are listed at once for the gradient
+TOGETHER = 3  # rows whose sums are taken together without lists, if half of their inputs fired
+
+# The arguments of the kernels. Each thread has a number of lists, with room for some entries each.
+LISTS = ["lengths", "lists", "number", "length"]
+WEIGH = ["spikes", "weights", "bias", "output", "inputs", "outputs", "fired", *LISTS]
+GRADIENT = ["spikes", "grad_output", "gradient", "rows", "inputs", "outputs", *LISTS]
+TRANSPOSE = ["source", "target", "rows", "columns"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a kernel is made for.
+
+    Attributes:
+        spikes: the name of the dtype of the spikes.
+        dtype: that of the weights, and so of the output and its gradient.
+        lanes: the numbers in a register of the CPU.
+        registers: those that hold the sums of a panel.
+    """
+
+    spikes: str
+    dtype: str
+    lanes: int
+    registers: int
+
+
+@cache
+def task_of(spikes: torch.dtype, weights: torch.dtype) -> Task:
+    """The task on this CPU."""
+    registers = 8 if has("avx512f") else 4  # of 32 or of 16; those of a group must fit
+    return Task(NAMES[spikes], NAMES[weights], vector_width(), registers)
+
+
+@cache
+def has(feature: str) -> bool:
+    """Whether this CPU has a feature, by LLVM's name for it."""
+    return llvm.get_host_cpu_features().get(feature, False)
+
+
+def serves(spikes: torch.dtype, weights: torch.dtype, shape: torch.Size) -> bool:
+    """Whether there are kernels for weights ``(N, K)``, which fill a panel and a word.
+
+    A CPU that multiplies tiles of bfloat16 is left to do so.
+    """
+    if spikes not in NAMES or weights not in NAMES or len(shape) != 2:
+        return False
+    task = task_of(spikes, weights)
+    tiles = weights == torch.bfloat16 and has("amx-bf16")
+    return not tiles and shape[0] >= task.lanes * task.registers and shape[1] >= WORD
+
+
+@cache
+def _weigh(task: Task) -> Kernel:
+    return kernel(weigh_source(task))
+
+
+@cache
+def _gradient(task: Task) -> Kernel:
+    return kernel(gradient_source(task))
+
+
+@cache
+def _transpose(source: str, target: str, lanes: int) -> Kernel:
+    return kernel(transpose_source(source, target, lanes))
+
+
+def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """The transposed matrix in memory, several times as fast as by PyTorch."""
+    rows, columns = matrix.shape
+    matrix, result = matrix.contiguous(), matrix.new_empty(columns, rows, dtype=dtype)
+    lanes = task_of(matrix.dtype, dtype).lanes
+    items = -(-rows // lanes)
+    made = _transpose(NAMES[matrix.dtype], NAMES[dtype], lanes)
+    _run(made, _threads(items, result), items, [matrix, result, rows, columns])
+    return result
+
+
+def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weighted spikes ``(R, N)``, and how many of the spikes ``(R, K)`` are not zero."""
+    (rows, inputs), outputs = spikes.shape, len(weight)
+    spikes, weights = spikes.contiguous(), transposed(weight, weight.dtype)
+    bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
+    output = weight.new_empty(rows, outputs)
+    threads = _threads(rows, output)
+    fired = spikes.new_zeros(threads, dtype=torch.int64)
+    given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
+    made = _weigh(task_of(spikes.dtype, weight.dtype))
+    _run(made, threads, rows, [*given, *_lists(threads, min(rows, ROWS), inputs)])
+    return output, fired.sum()
+
+
+def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
+    """The gradient of the weights ``(N, K)``, of its output's ``(R, N)`` and spikes ``(R, K)``."""
+    (rows, inputs), outputs = spikes.shape, grad_output.shape[1]
+    spikes, grad_output = spikes.contiguous(), grad_output.contiguous()
+    found = spikes.new_zeros(inputs, outputs, dtype=torch.float32)
+    words = -(-inputs // WORD)
+    threads = _threads(words, grad_output)
+    made = _gradient(task_of(spikes.dtype, grad_output.dtype))
+    given = spikes, grad_output, found, rows, inputs, outputs
+    _run(made, threads, words, [*given, *_lists(threads, BLOCK, min(rows, BLOCK))])
+    return transposed(found, grad_output.dtype)
+
+
+def _threads(items: int, result: Tensor) -> int:
+    few = result.numel() <= SMALL
+    return 1 if few else min(torch.get_num_threads(), items)
+
+
+def _lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, int]:
+    """Room for the lists and for their lengths."""
+    number += TOGETHER  # so that a group of rows may be looked at beyond the last
+    lengths = torch.zeros(threads, number, dtype=torch.int64, device="cpu")
+    lists = torch.empty(threads, number, length, dtype=torch.int64, device="cpu")
+    return lengths, lists, number, length
+
+
+def _run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -> None:
+    words = [value.data_ptr() if isinstance(value, Tensor) else value for value in given]
+    openmp.run(made, threads, items, words)
+
+
+def weigh_source(task: Task) -> str:
+    """The kernel of the weighted spikes, see :data:`WEIGH`. Threads share the rows."""
+    product = _Product("weigh", WEIGH, task)
+    w, inputs = product.writer, product["inputs"]
+    words = w.sdiv(w.add(inputs, I64(WORD - 1)), I64(WORD))
+    fired, bias = product.row("fired", I64, product.thread), product.row("bias", FLOAT, I64(0))
+    with w.counting(product.first, product.last, ROWS) as (begin, _):
+        count = w.smaller(w.sub(product.last, begin), I64(ROWS))
+        with w.counting(I64(0), count) as (i, _):
+            row = product.spikes(w.add(begin, i))
+            product.begin_list(i)
+            with product.each_spike(row, I64(0), words) as k:
+                product.append(i, k, w.read(row, k))
+            w.store(w.add(w.load(fired), product.length(i)), fired)
+
+        def start(column: ir.Value) -> list[ir.Value]:
+            return product.sums(column, lambda n: w.read(bias, n))
+
+        def finish(i: ir.Value, column: ir.Value, sums: list[ir.Value]) -> None:
+            output = product.dense("output", w.add(begin, i))
+            product.each_place(column, sums, lambda n, total: w.write(w.load(total), output, n))
+
+        with product.panels() as column, w.counting(I64(0), count, TOGETHER) as (first, _):
+            group = [w.add(first, I64(n)) for n in range(TOGETHER)]
+            listed = reduce(w.add, [product.length(i) for i in group])
+            many = w.icmp_signed(">=", w.mul(listed, I64(2)), w.mul(inputs, I64(TOGETHER)))
+            whole = w.icmp_signed("<", group[-1], count)
+            with w.if_else(w.and_(many, whole)) as (together, alone):
+                with together:
+                    rows = [product.spikes(w.add(begin, i)) for i in group]
+                    totals = [start(column) for _ in group]
+                    with w.counting(I64(0), inputs) as (k, _):
+                        values = [w.read(row, k) for row in rows]
+                        product.add(column, totals, values, product.dense("weights", k))
+                    for i, sums in zip(group, totals, strict=True):
+                        finish(i, column, sums)
+                with alone:
+                    last = w.smaller(count, w.add(first, I64(TOGETHER)))
+                    with w.counting(first, last) as (i, _):
+                        sums = start(column)
+                        with product.each_entry(i) as (k, value):
+                            product.add(column, [sums], [value], product.dense("weights", k))
+                        finish(i, column, sums)
+    return product.text()
+
+
+def gradient_source(task: Task) -> str:
+    """The kernel of the weights' gradient, see :data:`GRADIENT`. Threads share words of inputs."""
+    product = _Product("gradient", GRADIENT, task)
+    w, rows = product.writer, product["rows"]
+    with (
+        w.counting(product.first, product.last, BLOCK // WORD) as (first, _),
+        w.counting(I64(0), rows, BLOCK) as (begin, _),
+    ):
+        last = w.smaller(product.last, w.add(first, I64(BLOCK // WORD)))
+        before = w.mul(first, I64(WORD))
+        count = w.sub(w.smaller(w.mul(last, I64(WORD)), product["inputs"]), before)
+        length = w.smaller(w.sub(rows, begin), I64(BLOCK))
+        with w.counting(I64(0), count) as (i, _):
+            product.begin_list(i)
+        with w.counting(I64(0), length) as (r, _):
+            row = product.spikes(w.add(begin, r))
+            with product.each_spike(row, first, last) as k:
+                product.append(w.sub(k, before), r, w.read(row, k))
+        with product.panels() as column, w.counting(I64(0), count) as (i, _):
+            sums = product.sums(column, lambda n: w.number(0.0))
+            with product.each_entry(i) as (r, value):
+                product.add(column, [sums], [value], product.dense("grad_output", w.add(begin, r)))
+            gradient = product.dense("gradient", w.add(before, i))
+
+            def write(n: ir.Value, total: ir.Value) -> None:
+                earlier = w.read(gradient, n)
+                later = w.fadd(earlier, w.load(total))
+                w.write(w.select(product.is_new(n), later, earlier), gradient, n)
+
+            product.each_place(column, sums, write)
+    return product.text()
+
+
+def transpose_source(source: str, target: str, lanes: int) -> str:
+    """The kernel that transposes a matrix, see :data:`TRANSPOSE`. Threads share its rows of tiles.
+
+    In a tile, a register for each row, lanes and registers change places bit by bit of their
+    numbers. The last tiles begin earlier, so that they end with the matrix.
+    """
+    frame = Frame("transpose", TRANSPOSE, FLOAT)
+    w, rows, columns = frame.writer, frame["rows"], frame["columns"]
+
+    def row_of(name: str, kind: str, i: ir.Value, length: ir.Value) -> ir.Value:
+        return frame.row(name, KINDS[kind], w.mul(i, length))
+
+    with w.counting(frame.first, frame.last) as (item, _):
+        r = w.smaller(w.mul(item, I64(lanes)), w.sub(rows, I64(lanes)))
+        with w.counting(I64(0), columns, lanes) as (c, _):
+            c, w.width = w.smaller(c, w.sub(columns, I64(lanes))), lanes
+            numbers = range(lanes)
+            tile = [w.read(row_of("source", source, w.add(r, I64(n)), columns), c) for n in numbers]
+            for bit in (1 << n for n in range(lanes.bit_length() - 1)):
+                low = [n if not n & bit else lanes + n - bit for n in numbers]
+                high = [n + bit if not n & bit else lanes + n for n in numbers]
+                for n in (n for n in numbers if not n & bit):
+                    pair = tile[n], tile[n + bit]
+                    tile[n], tile[n + bit] = (w.shuffle(*pair, places) for places in (low, high))
+            for n, column in zip(numbers, tile, strict=True):
+                w.write(column, row_of("target", target, w.add(c, I64(n)), rows), r)
+            w.width = 1
+    return frame.text()
+
+
+class _Product(Frame):
+    """A kernel that is being written: its lists and its panels."""
+
+    def __init__(self, name: str, arguments: Sequence[str], task: Task) -> None:
+        super().__init__(name, arguments, FLOAT)
+        self.task = task
+
+    def spikes(self, r: ir.Value) -> ir.Value:
+        """A row of spikes."""
+        return self.row("spikes", KINDS[self.task.spikes], self.writer.mul(r, self["inputs"]))
+
+    def dense(self, name: str, i: ir.Value) -> ir.Value:
+        """A row of another matrix."""
+        kind = FLOAT if name == "gradient" else KINDS[self.task.dtype]
+        return self.row(name, kind, self.writer.mul(i, self["outputs"]))
+
+    # ---------------------------------------------------------------------------------------------
+    # Lists
+
+    @contextmanager
+    def each_spike(self, row: ir.Value, first: ir.Value, last: ir.Value) -> Iterator[ir.Value]:
+        """The loop over what is not zero in the words of a row from ``first`` to ``last``."""
+        w = self.writer
+        left = w.in_entry(I64)
+        with w.counting(first, last) as (word, _):
+            place = w.mul(word, I64(WORD))
+            begin = w.smaller(place, w.sub(self["inputs"], I64(WORD)))  # the last word ends the row
+            w.width = WORD
+            fired = w.fcmp_unordered("!=", w.read(row, begin), w.number(0.0))
+            w.width = 1
+            bits = w.and_(w.bitcast(fired, I64), w.shl(I64(-1), w.sub(place, begin)))
+            w.store(bits, left)
+            with w.counting(I64(0), w.ctpop(bits)):
+                bits = w.load(left)
+                w.store(w.and_(bits, w.sub(bits, I64(1))), left)
+                yield w.add(begin, w.cttz(bits, I1(1)))
+
+    def begin_list(self, i: ir.Value) -> None:
+        """Empties a list."""
+        self.writer.store(I64(0), self._length(i))
+
+    def length(self, i: ir.Value) -> ir.Value:
+        """The length of a list."""
+        return self.writer.load(self._length(i))
+
+    def append(self, i: ir.Value, index: ir.Value, value: ir.Value) -> None:
+        """Adds an entry to a list."""
+        w, end = self.writer, self.length(i)
+        for part, place in zip((w.trunc(index, I32), value), self._entry(i, end), strict=True):
+            w.store(part, place)
+        w.store(w.add(end, I64(1)), self._length(i))
+
+    @contextmanager
+    def each_entry(self, i: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:
+        """The loop over a list: indices and values."""
+        w = self.writer
+        with w.counting(I64(0), self.length(i)) as (place, _):
+            index, value = map(w.load, self._entry(i, place))
+            yield w.zext(index, I64), value
+
+    def _list(self, i: ir.Value) -> ir.Value:
+        return self.writer.add(self.writer.mul(self.thread, self["number"]), i)
+
+    def _length(self, i: ir.Value) -> ir.Value:
+        return self.row("lengths", I64, self._list(i))
+
+    def _entry(self, i: ir.Value, place: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Where an index and its value are."""
+        w = self.writer
+        entry = self.row("lists", I64, w.add(w.mul(self._list(i), self["length"]), place))
+        value = w.gep(w.bitcast(entry, FLOAT.as_pointer()), [I64(1)])
+        return w.bitcast(entry, I32.as_pointer()), value
+
+    # ---------------------------------------------------------------------------------------------
+    # Panels
+
+    @contextmanager
+    def panels(self) -> Iterator[ir.Value]:
+        """The loop over panels. The last one ends with the row, and may overlap with another."""
+        w, width = self.writer, self.task.lanes * self.task.registers
+        with w.counting(I64(0), self["outputs"], width) as (begin, _):
+            self._begin = begin
+            yield w.smaller(begin, w.sub(self["outputs"], I64(width)))
+
+    def is_new(self, n: ir.Value) -> ir.Value:
+        """Which of the columns from n on were in no panel before."""
+        w = self.writer
+        lanes = ir.Constant(ir.VectorType(I32, w.width), list(range(w.width)))
+        return w.icmp_signed(">=", lanes, w.spread(w.trunc(w.sub(self._begin, n), I32)))
+
+    def sums(self, column: ir.Value, first: Callable[[ir.Value], ir.Value]) -> list[ir.Value]:
+        """The registers of a panel, with their first values."""
+        w = self.writer
+        kind = ir.VectorType(FLOAT, self.task.lanes)
+        sums = [w.in_entry(kind) for _ in range(self.task.registers)]
+        self.each_place(column, sums, lambda n, total: w.store(first(n), total))
+        return sums
+
+    def add(
+        self,
+        column: ir.Value,
+        totals: Sequence[list[ir.Value]],
+        values: Sequence[ir.Value],
+        row: ir.Value,
+    ) -> None:
+        """Adds a row, times a value, to each of some panels."""
+        w = self.writer
+
+        def add_to_all(n: ir.Value, place: tuple[ir.Value, ...]) -> None:
+            read = w.read(row, n)
+            for total, value in zip(place, values, strict=True):
+                w.store(w.intrinsic("llvm.fmuladd", w.spread(value), read, w.load(total)), total)
+
+        self.each_place(column, [*zip(*totals, strict=True)], add_to_all)
+
+    def each_place(self, column: ir.Value, registers: Sequence, body: Callable) -> None:
+        """Writes ``body(n, register)`` for the column n at which each register begins."""
+        w = self.writer
+        w.width = self.task.lanes
+        for number, register in enumerate(registers):
+            body(w.add(column, I64(number * self.task.lanes)), register)
+        w.width = 1

@@ -1,0 +1,168 @@
+"""Weights that receive spikes: products that leave out the neurons that did not fire.
+
+:func:`linear` computes what PyTorch's function of this name does, and adds up in another order. Its
+forward pass and the gradient of the weights read nothing for inputs that are zero. In the context
+:class:`SkippingZeros` it takes the other's place.
+
+Whether it has a kernel depends on the layer alone, and what the kernel computes for a step on no
+other step, so a sequence in chunks gives the bits of the whole. The gradient of the weights, to
+which all steps add, is left to PyTorch where many inputs fired.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from snn_lib.kernels import backend_for
+from snn_lib.kernels.operator import PLAIN
+from snn_lib.pytorch_private import is_transformed, sees_operations
+
+# By the dtype of the weights, the part of all inputs up to which their gradient skips zeros.
+FEW = {torch.float32: 0.5, torch.bfloat16: 0.15}
+
+
+class SkippingZeros(TorchFunctionMode):
+    """The context in which ``torch.nn.functional.linear`` leaves out inputs that are zero.
+
+    Args:
+        known: whether most inputs are known to be zero, see :func:`linear`.
+    """
+
+    def __init__(self, known: bool) -> None:
+        super().__init__()
+        self.known = known
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Calls the function, or :func:`linear` in its place."""
+        kwargs = kwargs or {}
+        if function is F.linear:
+            return linear(*args, **kwargs, known=self.known)
+        return function(*args, **kwargs)
+
+
+def may_skip_zeros() -> bool:
+    """Whether no compiler, transform or mode has to see PyTorch's own product."""
+    return not (torch.compiler.is_compiling() or is_transformed() or sees_operations())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = True) -> Tensor:
+    """Weighs an input of which most is zero: ``x @ weight.T + bias``.
+
+    There are kernels for the CPU, in float32 and, under autocast too, in bfloat16 with sums in
+    float32. Layers of few inputs or outputs and all else are left to PyTorch.
+
+    Args:
+        x: ``(*, K)``.
+        weight: ``(N, K)``.
+        bias: ``(N,)``.
+        known: whether most of x is known to be zero. If not, products in bfloat16 are left to
+            PyTorch, which is twice as fast where nothing is zero; in float32 it is not faster.
+
+    Returns:
+        ``(*, N)``.
+    """
+    casts = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if casts else weight.dtype
+    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    if (
+        may_skip_zeros()
+        and all(type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors)
+        and (known or dtype == torch.float32)
+        and (casts or all(tensor.dtype == dtype for tensor in tensors))
+        and _have_kernels(x, weight, bias, dtype)
+    ):
+        output, _ = torch.ops.snn.weigh(x.flatten(0, -2), weight.to(dtype), bias)
+        return output.unflatten(0, x.shape[:-1])
+    return F.linear(x, weight, bias)
+
+
+def _have_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether the backend has a kernel for these shapes and dtypes, weights being cast to one."""
+    products = getattr(backend_for(x), "products", None)
+    return (
+        products is not None
+        and x.dim() > 1
+        and x.shape[-1:] == weight.shape[1:]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and products.serves(x.dtype, dtype, weight.shape)
+    )
+
+
+@torch.library.custom_op(
+    "snn::weigh",
+    mutates_args=(),
+    schema="(Tensor spikes, Tensor weight, Tensor? bias) -> (Tensor, Tensor)",
+    device_types="cpu",
+)
+def _weigh(spikes, weight, bias):
+    _check(spikes, weight, bias)
+    return backend_for(spikes).products.weigh(spikes, weight, bias)
+
+
+@_weigh.register_fake
+def _(spikes, weight, bias):
+    _check(spikes, weight, bias)
+    return weight.new_empty(len(spikes), len(weight)), spikes.new_empty((), dtype=torch.int64)
+
+
+@torch.library.custom_op(
+    "snn::weigh_backward",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor spikes, Tensor fired) -> Tensor",
+    device_types="cpu",
+)
+def _weigh_backward(grad_output, spikes, fired):
+    _check(spikes, grad_output.new_empty(grad_output.shape[1], spikes.shape[1]))
+    if fired.item() > FEW[grad_output.dtype] * spikes.numel():
+        return _dense_gradient(grad_output, spikes)
+    return backend_for(spikes).products.gradient(grad_output, spikes)
+
+
+@_weigh_backward.register_fake
+def _(grad_output, spikes, fired):
+    return grad_output.new_empty(grad_output.shape[1], spikes.shape[1])
+
+
+def _dense_gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
+    return grad_output.t() @ spikes.to(grad_output.dtype)
+
+
+def _remember(ctx: Any, inputs: tuple, output: tuple) -> None:
+    spikes, weight, bias = inputs
+    _, fired = output
+    ctx.mark_non_differentiable(fired)
+    ctx.save_for_backward(spikes, weight, fired)
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    spikes, weight, fired = ctx.saved_tensors
+    need_spikes, need_weight, need_bias = ctx.needs_input_grad
+    grad_spikes = grad_weight = grad_bias = None
+    if need_spikes:
+        grad_spikes = (grad_output @ weight).to(spikes.dtype)
+    if need_weight and torch.is_grad_enabled():  # somebody differentiates the gradient
+        grad_weight = _dense_gradient(grad_output, spikes)
+    elif need_weight:
+        grad_weight = torch.ops.snn.weigh_backward(grad_output, spikes, fired)
+    if need_bias:
+        grad_bias = grad_output.sum(0).to(ctx.bias_dtype)
+    return grad_spikes, grad_weight, grad_bias
+
+
+_weigh.register_autograd(_differentiate, setup_context=_remember)
+
+
+def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Refuses what the kernels, which trust their arguments, cannot compute."""
+    if not _have_kernels(spikes, weight, bias, weight.dtype) or spikes.dim() != 2:
+        raise ValueError(
+            f"no kernel weighs {tuple(spikes.shape)} in {spikes.dtype} by {tuple(weight.shape)} "
+            f"in {weight.dtype}: call snn_lib.products.linear"
+        )

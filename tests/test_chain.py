@@ -1,0 +1,103 @@
+"""Which networks are a chain of layers, and what is said of the others."""
+
+import pytest
+import torch
+from torch import nn
+
+from snn_lib import Chunked, LowPassSynapse, Sequential
+from snn_lib.chain import chain_of
+
+
+class Around(nn.Module):
+    """A network whose ``forward`` is given."""
+
+    def __init__(self, run, parts=1):
+        super().__init__()
+        self.layers = Sequential(nn.Linear(4, 4), Sequential(LowPassSynapse(4, 2.0)))
+        self.others = nn.ModuleList([Sequential(nn.Linear(4, 4)) for _ in range(parts - 1)])
+        self.run = run
+
+    def forward(self, x, state=None):
+        return self.run(self.layers, x, state)
+
+
+def rewrapped(layers, x, state):
+    y, state = layers(x, state)
+    return y, state
+
+
+def twice(layers, x, state):
+    _, state = layers(x, state)
+    return layers(x, state)
+
+
+def after(change):
+    def run(layers, x, state):
+        y, state = layers(x, state)
+        return change(y), state
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "run", [lambda layers, x, state: layers(x, state), rewrapped, lambda layers, x, _: layers(x)[0]]
+)
+def test_a_network_that_hands_its_input_on_is_the_chain_that_it_holds(run):
+    network = Around(run)
+    loaded = nn.Module()
+    loaded.model, loaded.forward = network, lambda *given: network(*given)
+    for name, whole in (("", network), ("model.", loaded), ("module.", Chunked(network, 3))):
+        assert chain_of(whole) == (f"{name}layers", network.layers)
+    assert "forward" not in vars(network.layers)
+    assert chain_of(network.layers) == ("", network.layers)
+
+
+def test_a_chain_may_run_in_chunks_inside():
+    network = Around(rewrapped)
+    network.layers, inner = Chunked(network.layers, 3), network.layers
+    assert chain_of(network) == ("layers.module", inner)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        twice,
+        lambda layers, x, state: layers(2 * x, state),
+        lambda layers, x, state: layers(x.clamp(-100, 100), state),
+        lambda layers, x, state: layers(x.unflatten(2, (2, 2)).flatten(2), state),
+        lambda layers, x, state: layers(torch.relu(x), state),
+        lambda layers, x, state: (x, state),
+        lambda layers, x, state: (layers(x, state)[0], layers),
+        after(lambda y: y + 1),
+        after(lambda y: torch.cat([0 * y[:10], y[10:]])),
+        after(lambda y: y.sum(2)),
+        after(torch.relu),
+    ],
+)
+def test_a_forward_that_does_more_is_refused_with_the_remedy(run):
+    network = Around(run)
+    with pytest.raises(ValueError, match=r"Around.forward does more than .* make what") as caught:
+        chain_of(network)
+    assert "\n" not in str(caught.value)
+    assert "forward" not in vars(network.layers)
+
+
+class Backwards(Sequential):
+    def forward(self, x, state=None, lengths=None):
+        return super().forward(x.flip(0), state, lengths)
+
+
+@pytest.mark.parametrize(
+    ("network", "parts"),
+    [
+        (Around(rewrapped, parts=2), 2),
+        (nn.Linear(4, 4), 0),
+        (nn.Sequential(nn.Linear(4, 4)), 0),
+        (Backwards(nn.Linear(4, 4)), 0),
+        (Backwards(Sequential(nn.Linear(4, 4))), 1),
+    ],
+)
+def test_what_is_not_one_sequential_is_refused(network, parts):
+    kind = type(network).__name__
+    with pytest.raises(ValueError, match=f"{kind} is no chain of layers: .* {parts} parts"):
+        chain_of(network)

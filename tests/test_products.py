@@ -1,0 +1,389 @@
+"""Weights that receive spikes: what is zero is left out, and nothing else changes."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+from torch.library import opcheck
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+from torch.overrides import TorchFunctionMode
+
+pytest.importorskip("llvmlite")
+
+from snn_lib import Chunked, LowPassSynapse, PerStep, Sequential, SpikingNeuron, use_backend
+from snn_lib.kernels.cpu import products as kernels
+from snn_lib.kernels.cpu.products import BLOCK, ROWS
+from snn_lib.products import linear
+
+INPUTS, OUTPUTS = 130, 200  # neither is a multiple of what the kernels take at once
+STEPS, BATCH = 6, 4
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The kernels that were called, and with how many rows."""
+    found = []
+    for name in ("weigh", "gradient"):
+        kernel = getattr(kernels, name)
+
+        def call(first, *others, name=name, kernel=kernel):
+            found.append((name, len(first)))
+            return kernel(first, *others)
+
+        monkeypatch.setattr(kernels, name, call)
+    return found
+
+
+def spikes(*shape, rate=0.1):
+    """Zeros and, at a rate, numbers of either sign, of which most are one."""
+    fired = torch.rand(shape) < rate
+    return fired * torch.where(torch.rand(shape) < 0.2, torch.randn(shape), 1.0)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.t().contiguous().t(),
+    "sliced": lambda x: torch.stack([x, x + 1], -1)[..., 0],
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@given(
+    rows=st.integers(1, 3 * ROWS),
+    inputs=st.integers(64, 700),
+    outputs=st.integers(128, 400),
+    rate=st.sampled_from([0.0, 0.02, 0.2, 0.5, 0.6, 1.0]),
+    layout=st.sampled_from([*LAYOUTS]),
+    biased=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(0, 64, 128, 0.1, "contiguous", True, torch.float32, 0)
+@example(1, 64, 128, 1.0, "contiguous", True, torch.float32, 0)
+@example(2 * BLOCK + 1, 2 * BLOCK + 1, 128, 0.1, "contiguous", False, torch.float32, 0)
+def test_the_product_and_its_gradients_are_pytorch_s(
+    rows, inputs, outputs, rate, layout, biased, dtype, seed
+):
+    torch.manual_seed(seed)
+    x = (
+        LAYOUTS[layout](spikes(rows, inputs, rate=rate)).to(dtype)
+        if rows
+        else torch.ones(0, inputs)
+    )
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs) if biased else None
+    given = [None if one is None else one.to(dtype).requires_grad_() for one in (x, weight, bias)]
+    exact = [None if one is None else one.detach().double().requires_grad_() for one in given]
+    found, expected = linear(*given), F.linear(*exact)
+    direction = torch.randn(rows, outputs).to(dtype)
+    leaves = [[one for one in side if one is not None] for side in (given, exact)]
+    gradients = torch.autograd.grad(found, leaves[0], direction)
+    expected_gradients = torch.autograd.grad(expected, leaves[1], direction.double())
+    assert found.dtype == dtype
+    unit = torch.finfo(dtype).eps
+    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+        assert one.shape == other.shape
+        scale = other.abs().max().item() if other.numel() else 0.0
+        torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.5, 1.0])
+def test_a_row_has_the_same_bits_whatever_is_beside_it(rate):
+    x, weight, bias = spikes(ROWS + 50, 500, rate=rate), torch.randn(300, 500), torch.randn(300)
+    whole = linear(x, weight, bias)
+    for begin, end in ((0, 1), (1, 3), (3, 99), (99, ROWS + 49), (ROWS + 49, ROWS + 50)):
+        assert torch.equal(linear(x[begin:end], weight, bias), whole[begin:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_the_number_of_threads(dtype):
+    x, weight = spikes(2 * BLOCK + 3, 330), torch.randn(200, 330).to(dtype).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            output, fired = kernels.weigh(x, weight.detach(), None)
+            found.append((output, fired, kernels.gradient(output, x)))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+    assert found[0][1] == x.count_nonzero()
+
+
+@pytest.mark.parametrize(("lanes", "registers"), [(8, 4), (8, 8), (16, 8)])
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_cpus_with_other_registers_give_the_same_bits(lanes, registers, rate, monkeypatch):
+    x, weight = spikes(77, INPUTS, rate=rate), torch.randn(OUTPUTS, INPUTS)
+    direction = torch.randn(77, OUTPUTS)
+    expected = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
+    task = kernels.Task("float32", "float32", lanes, registers)
+    monkeypatch.setattr(kernels, "task_of", lambda spikes, weights: task)
+    found = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_gradient_of_many_spikes_is_left_to_pytorch(calls):
+    weight = torch.randn(OUTPUTS, INPUTS, requires_grad=True)
+    for rate in (0.1, 0.9):
+        linear(spikes(50, INPUTS, rate=rate), weight).sum().backward()
+    assert [name for name, _ in calls] == ["weigh", "gradient", "weigh"]
+
+
+def test_zeros_are_left_out_even_where_a_weight_is_no_number():
+    weight = torch.full((OUTPUTS, INPUTS), torch.nan)
+    weight[:, 0] = 2.0
+    x = torch.zeros(1, INPUTS)
+    x[0, 0] = 3.0
+    assert torch.equal(linear(x, weight), torch.full((1, OUTPUTS), 6.0))
+
+
+def test_under_autocast_weights_are_rounded_and_sums_are_not():
+    x, layer = spikes(40, INPUTS), nn.Linear(INPUTS, OUTPUTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear(x, layer.weight, layer.bias)
+    rounded = layer.weight.bfloat16().double()
+    exact = F.linear(x.double(), rounded, layer.bias.double())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-5)
+    found.float().square().sum().backward()
+    expected = 2 * found.detach().double().t() @ x.double()
+    assert layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=2**-7, atol=1e-2)
+
+
+def test_a_gradient_has_a_derivative():
+    x, weight = spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS)
+    found = []
+    for function in (linear, F.linear):
+        given = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        output = function(*given)
+        first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), given))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
+
+
+def test_the_operator_keeps_pytorch_s_rules():
+    x, weight = spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
+    opcheck(torch.ops.snn.weigh.default, (x, weight, torch.randn(OUTPUTS, requires_grad=True)))
+    opcheck(torch.ops.snn.weigh_backward.default, (torch.randn(9, OUTPUTS), x, torch.tensor(9)))
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"),
+    [
+        (torch.ones(3, INPUTS), torch.ones(OUTPUTS, INPUTS + 1)),
+        (torch.ones(3, INPUTS).double(), torch.ones(OUTPUTS, INPUTS)),
+        (torch.ones(3, 2, INPUTS), torch.ones(OUTPUTS, INPUTS)),
+        (torch.ones(3, 5), torch.ones(OUTPUTS, 5)),
+        (torch.ones(3, INPUTS), torch.ones(3, INPUTS)),
+    ],
+)
+def test_the_operator_refuses_what_its_kernels_cannot_compute(x, weight):
+    with pytest.raises(ValueError, match="no kernel weighs"):
+        torch.ops.snn.weigh(x, weight, None)
+
+
+def test_what_pytorch_refuses_is_refused_by_pytorch():
+    for x, bias in ((torch.ones(3, 5), None), (torch.ones(3, INPUTS).bfloat16(), None)):
+        with pytest.raises(RuntimeError, match=r"shapes|dtype"):
+            linear(x, torch.ones(OUTPUTS, INPUTS), bias)
+
+
+# Where PyTorch multiplies
+
+
+class Marked(torch.Tensor):
+    """A tensor of a user's own class."""
+
+
+class Watching(TorchFunctionMode):
+    """A user's own mode, which sees every function."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
+def in_mode(function, *given):
+    with Watching():
+        return function(*given)
+
+
+def on_eager(function, *given):
+    with use_backend("eager"):
+        return function(*given)
+
+
+OTHERS = {
+    "float64": lambda f, x, w: f(x.double(), w.double()),
+    "few inputs": lambda f, x, w: f(x[:, :63], w[:, :63]),
+    "one column": lambda f, x, w: f(x, w[:1]),
+    "a tensor's subclass": lambda f, x, w: f(x, w.as_subclass(Marked)),
+    "vmap": lambda f, x, w: torch.func.vmap(f, (0, None))(x[:, None], w),
+    "jvp": lambda f, x, w: torch.func.jvp(lambda w: f(x, w), (w,), (w,))[1],
+    "grad": lambda f, x, w: torch.func.grad(lambda w: f(x, w).sum())(w),
+    "compile": lambda f, x, w: torch.compile(f, backend="eager")(x, w),
+    "a mode": in_mode,
+    "backend": on_eager,
+}
+
+
+@pytest.mark.parametrize("situation", [*OTHERS])
+def test_all_else_is_left_to_pytorch(situation, calls):
+    x, weight, use = spikes(5, INPUTS), torch.randn(OUTPUTS, INPUTS), OTHERS[situation]
+    assert torch.equal(use(linear, x, weight), use(F.linear, x, weight))
+    assert calls == []
+
+
+# In a Sequential
+
+
+def behind(*modules):
+    """A network with ``modules``, the last of which weighs 130 channels, behind 130 neurons."""
+    return Sequential(SpikingNeuron(INPUTS, 4.0, dropout=0.2), *modules)
+
+
+def current(steps=STEPS):
+    """An input that is mostly zero, with which neurons fire."""
+    return 1.5 * (torch.rand(steps, BATCH, INPUTS) < 0.2)
+
+
+class Own(nn.Linear):
+    """A layer whose own forward changes the weights."""
+
+    def forward(self, x):
+        return F.linear(x, 2 * self.weight, bias=self.bias)
+
+
+def pruned():
+    return prune.l1_unstructured(nn.Linear(INPUTS, OUTPUTS), "weight", 0.5)
+
+
+SKIPPING = {
+    "behind a neuron": lambda: behind(nn.Linear(INPUTS, OUTPUTS)),
+    "without a bias": lambda: behind(nn.Linear(INPUTS, OUTPUTS, bias=False)),
+    "behind flattened spikes": lambda: behind(nn.Flatten(2), nn.Linear(INPUTS, OUTPUTS)),
+    "an input": lambda: Sequential(nn.Linear(INPUTS, OUTPUTS)),
+    "parametrized": lambda: behind(parametrizations.weight_norm(nn.Linear(INPUTS, OUTPUTS))),
+    "pruned": lambda: behind(pruned()),
+    "of one's own": lambda: behind(Own(INPUTS, OUTPUTS)),
+    "joined": lambda: Sequential(
+        LowPassSynapse(INPUTS, 4.0), SpikingNeuron(INPUTS, 4.0), nn.Linear(INPUTS, OUTPUTS)
+    ),
+}
+
+
+@pytest.mark.parametrize("situation", [*SKIPPING])
+def test_weights_of_spikes_leave_out_zeros_and_give_pytorch_s_result(situation, calls):
+    model, x = SKIPPING[situation](), current()
+    names = [*model.state_dict()]
+    found = []
+    for way in ("auto", "eager"):
+        torch.manual_seed(1)
+        with use_backend(way):
+            output, _ = model(x)
+            found.append([output, *torch.autograd.grad(output.square().sum(), model.parameters())])
+    torch.testing.assert_close(*found)
+    assert calls == [("weigh", STEPS * BATCH), ("gradient", STEPS * BATCH)]
+    assert [*model.state_dict()] == names
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (LowPassSynapse(INPUTS, 4.0), nn.Linear(INPUTS, OUTPUTS)),
+        (nn.Tanh(), nn.Linear(INPUTS, OUTPUTS)),
+        (PerStep(nn.Linear(INPUTS, OUTPUTS)),),
+        (torch.compile(nn.Linear(INPUTS, OUTPUTS), backend="eager"),),
+    ],
+    ids=["filter", "activation", "PerStep", "compiled"],
+)
+def test_weights_of_all_else_are_pytorch_s(modules, calls):
+    behind(*modules)(current())
+    assert calls == []
+
+
+def test_in_bfloat16_an_input_of_which_nobody_knows_is_left_to_pytorch(calls):
+    weights = nn.Linear(INPUTS, OUTPUTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        Sequential(weights)(current())
+        assert calls == []
+        behind(weights)(current())
+    assert calls == [("weigh", STEPS * BATCH)]
+
+
+def test_hooks_see_what_they_saw_and_change_nothing(calls):
+    model, x, seen = behind(nn.Linear(INPUTS, OUTPUTS)).eval(), current(), []
+    expected, _ = model(x)
+    model[1].register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    model[1].register_forward_hook(lambda *given: seen.append(given[2].shape))
+    model[1].register_full_backward_hook(lambda *given: seen.append(given[2][0].shape))
+    output, _ = model(x.requires_grad_())
+    output.sum().backward()
+    assert torch.equal(output, expected)
+    assert seen == [(STEPS, BATCH, INPUTS), *[(STEPS, BATCH, OUTPUTS)] * 2]
+    assert [name for name, _ in calls] == ["weigh", "weigh", "gradient"]
+
+
+def test_tied_weights_add_up_their_gradients():
+    layer = nn.Linear(INPUTS, INPUTS)
+    model, x = behind(layer, SpikingNeuron(INPUTS, 4.0), layer).eval(), current()
+    gradients = []
+    for way in ("auto", "eager"):
+        with use_backend(way):
+            gradients.append(torch.autograd.grad(model(x)[0].square().sum(), layer.weight)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+
+
+def test_compiled_and_exported_networks_are_as_before():
+    model, x = behind(nn.Linear(INPUTS, OUTPUTS)).eval(), current()
+    expected, _ = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x)[0], expected)
+    program = torch.export.export(model, (x,))
+    assert not [node for node in program.graph.nodes if str(node.target).startswith("snn.weigh")]
+    torch.testing.assert_close(program.module()(x)[0], expected)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5])
+def test_chunks_are_the_whole_run_bit_for_bit(rate):
+    model = Sequential(
+        nn.Linear(INPUTS, OUTPUTS),
+        LowPassSynapse(OUTPUTS, 4.0),
+        SpikingNeuron(OUTPUTS, 4.0, dropout=0.2),
+        nn.Linear(OUTPUTS, 150),
+        SpikingNeuron(150, 4.0),
+    )
+    for layer in (model[0], model[3]):
+        nn.init.normal_(layer.weight, 0.0, 0.2)
+    x, found = (torch.rand(23, 3, INPUTS) < rate).float(), []
+    for run in (model, Chunked(model, 1), Chunked(model, 5)):
+        torch.manual_seed(1)
+        output, state = run(x)
+        gradients = torch.autograd.grad(output.square().sum(), model.parameters())
+        found.append([output, *state[1], *state[2], *state[4], gradients])
+    assert 0.02 < found[0][0].mean() < 0.6
+    for other in found[1:]:
+        *bits, gradients = other
+        assert all(torch.equal(*pair) for pair in zip(found[0][:-1], bits, strict=True))
+        torch.testing.assert_close(gradients, found[0][-1], rtol=1e-4, atol=1e-3)
+
+
+def test_a_chunk_runs_again_as_it_ran_though_a_mode_has_ended():
+    model, x = Sequential(nn.Linear(INPUTS, INPUTS), SpikingNeuron(INPUTS, 4.0)), current()
+    expected = torch.autograd.grad(model(x)[0].square().sum(), model.parameters())
+    with Watching():
+        output, _ = Chunked(model, 2)(x)
+    found = torch.autograd.grad(output.square().sum(), model.parameters())
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_copy_of_a_network_and_its_state_dict_are_as_before():
+    model = behind(nn.Linear(INPUTS, OUTPUTS)).eval()
+    other = copy.deepcopy(model)
+    other.load_state_dict(model.state_dict())
+    x = current()
+    assert torch.equal(other(x)[0], model(x)[0])
