@@ -141,9 +141,6 @@ class Experiment:
             "this experiment's model has been trained or loaded already: make a new Experiment to "
             "train from the start, or give train() a last checkpoint to continue from",
         )
-        warning = diagnosis.memory_warning(self.model, self.task, self.world)
-        if warning:
-            self.say(warning)
         if checkpoint is None and self.config.first_weights:
             load_weights(self.model, load_checkpoint(self.config.first_weights))
         elif checkpoint is None and self.initialise is not None:

@@ -1,4 +1,4 @@
-"""Finding out what broke: the first batch that is not finite, and memory before it is taken."""
+"""Finding out what broke: the first batch that is not finite, and settings that no layer takes."""
 
 import math
 import re
@@ -14,8 +14,6 @@ from snn_lib.errors import InputError, RunError
 from snn_lib.training.diagnosis import (
     Numbers,
     blaming_settings,
-    memory_of,
-    training_memory,
     troubled_layers,
 )
 
@@ -78,30 +76,6 @@ def test_silent_saturated_and_unstable_layers():
     ]
     assert "a 0.0000, b 0.5000, c 0.9900" in found["layer a is silent"]
     assert "its pole radius is 1.2000" in found["layer e is unstable"]
-
-
-def test_memory_is_what_the_backward_pass_keeps_and_the_weights():
-    model, (steps, batch) = network(), (40, 500)
-    weights = 4 * sum(p.nbytes for p in model.parameters())
-    found = training_memory(model, torch.zeros(steps, 2, 20), batch)
-    # The filter keeps its input, the product its own, and the neurons their current.
-    kept = 4 * steps * batch * (20 + 20 + 30)
-    assert kept <= found - weights <= 1.2 * kept
-    assert training_memory(model, torch.zeros(steps, 2, 20), 2 * batch) > 1.9 * kept
-    assert not any(p.is_meta for p in model.parameters())
-
-
-def test_a_model_that_needs_values_is_not_estimated():
-    class Picky(nn.Module):
-        def forward(self, x):
-            return x if x.sum().item() > 0 else -x
-
-    assert training_memory(Picky(), torch.ones(3, 2, 4), 5) is None
-
-
-def test_a_cpu_has_memory():
-    assert 2**28 < memory_of(CPU) < 2**50
-    assert memory_of(torch.device("meta")) is None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -567,14 +567,6 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     )
 
 
-def test_a_step_that_takes_more_memory_than_there_is_is_told_beforehand(tmp_path, monkeypatch):
-    for there, told in ((10**6, True), (10**12, False)):
-        monkeypatch.setattr("snn_lib.training.diagnosis.memory_of", lambda _, there=there: there)
-        finished = train(*small(tmp_path, "hyperparameters.epoch=1"), model=SmallSNN)
-        warning = "warning: a training step takes about 0 GiB, cpu has 0 GiB: lower"
-        assert (warning in finished.out) is told
-
-
 def test_data_that_ends_early_is_told(tmp_path):
     class Short(DigitClassification):
         def train_batches(self, epoch, start=0):
