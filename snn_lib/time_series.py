@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -134,21 +135,22 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
     weights.bias.copy_(1 - threshold)
 
 
-def build_model(config: TimeSeriesConfig) -> Sequential:
+def build_model(config: TimeSeriesConfig, task: TimeSeries) -> Sequential:
     """The network for the data that the task has read."""
     return build_network(config.hyperparameters, task.preparation, len(task.classes))
 
 
-def initialise(network: Sequential, task: TimeSeries) -> None:
-    """Finds all weights on the training sequences, and says what has been read."""
+def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
+    """Finds all weights on the training sequences, and says what has been read.
+
+    Returns:
+        The sums of loss and metrics over the sequences, each answered by a fit without it.
+    """
     if rank_and_world()[0] == 0:
         say(task.contents)
     draw_weights(network, task.config.hyperparameters, task.sample())
     answers = answer_from_the_start(network, network[-1], task.training_sequences())
-    task.left_out = task.cross_entropy(network.eval(), answers, task.training_labels())[1]
-
-
-task = TimeSeries()
+    return task.cross_entropy(network.eval(), answers, task.training_labels())[1]
 
 
 if __name__ == "__main__":
@@ -161,4 +163,4 @@ if __name__ == "__main__":
         arguments[:1] = ["--train", *(f"{key}={value}" for key, value in quoted.items())]
     elif not any(argument.startswith("-") for argument in arguments):
         arguments[:0] = ["--train", "dataset=''"]  # which is refused unless data is named after it
-    main(__file__, build_model, task, initialise, arguments)
+    main(__file__, build_model, TimeSeries(), initialise, arguments)

@@ -67,7 +67,7 @@ class SequenceTask(Task):
         """Reads the data; see :class:`Task`."""
         super().prepare(config, device)
         self.preparation = None  # unless the function of the data makes one
-        parts = self.data(config) if callable(self.data) else self.data
+        parts = self.read(config)
         require(
             isinstance(parts, Mapping),
             f"data is {type(parts).__name__}, expected the parts by name: {{'train': (x, y), ...}}",
@@ -94,6 +94,10 @@ class SequenceTask(Task):
             self.held_out = True
         if isinstance(self.readout, nn.Module):
             self.readout.to(device)
+
+    def read(self, config: Any) -> Mapping[str, Any]:
+        """The parts of the data by name."""
+        return self.data(config) if callable(self.data) else self.data
 
     def _hold_out(self, whole: Dataset) -> dict[str, Dataset]:
         """Splits a data set into training and validation parts, drawn by the seed."""

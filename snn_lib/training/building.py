@@ -1,5 +1,6 @@
 """Builds the model and chooses the device, before an experiment trains."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,28 @@ from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, require
 from snn_lib.training.diagnosis import blaming_settings
 
+BuildModel = Callable[..., nn.Module]
 
-def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """The model that ``build_model`` makes.
+
+def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
+    """The model that ``build_model`` makes of the configuration, or of configuration and task.
+
+    It is given both if it has a second parameter without a default.
+
+    Args:
+        build_model: the function, or the class of the model.
+        config: the configuration.
+        task: the prepared task, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
         InputError: it makes no model, one that does not take time first, or one with lazy layers.
     """
-    builds = callable(build_model) and not isinstance(build_model, nn.Module)
-    with blaming_settings():
-        model = build_model(config) if builds else None
+    model = None
+    if callable(build_model) and not isinstance(build_model, nn.Module):
+        parameters = inspect.signature(build_model).parameters.values()
+        needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]
+        with blaming_settings():
+            model = build_model(config, task) if len(needed) > 1 else build_model(config)
     require(
         isinstance(model, nn.Module),
         "build_model must be a function that takes the configuration and returns the model",

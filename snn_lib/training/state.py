@@ -49,6 +49,10 @@ class Progress:
 
         return max(self.history, key=score)
 
+    def times(self) -> list[float]:
+        """The seconds of all epochs, and those of them that were spent waiting for data."""
+        return [sum(row[key] for row in self.history) for key in TIMES]
+
     def is_at_best_epoch(self, task: Task) -> bool:
         """Whether the weights are those of the best epoch so far."""
         at_end = self.batch == 0 and bool(self.history)

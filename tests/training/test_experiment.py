@@ -833,7 +833,7 @@ def test_a_finished_model_cannot_be_resumed(trained):
     ],
 )
 def test_a_last_checkpoint_of_another_version_or_task_is_refused(trained, tmp_path, change):
-    path = tmp_path / "changed_last"
+    path = tmp_path / "last"
     torch.save({**load(the_run(trained) / "last"), **change}, path)
     message = refused("--train", "--resume", path, *small(trained), model=SmallSNN)
     assert "cannot be resumed" in message or "the configuration of checkpoint" in message
