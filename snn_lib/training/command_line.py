@@ -20,7 +20,7 @@ from torch import nn
 
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_onnx
-from snn_lib.settings import ExperimentConfig, Unmet, list_settings
+from snn_lib.settings import ExperimentConfig, list_settings
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.building import BuildModel
@@ -32,7 +32,7 @@ from snn_lib.training.config import (
     defaults,
     idle_settings,
     merge_config,
-    refuse_files_without_effect,
+    refuse_file_without_effect,
     refuse_without_effect,
 )
 from snn_lib.training.diagnosis import out_of_memory
@@ -148,7 +148,7 @@ def _run(
         options.resume = ""
     yaml_file = chosen_file(script, options.config_file)
     merged = merge_config(task.config_class, yaml_file, options.overrides, script)
-    refuse_files_without_effect(yaml_file, script, merged)
+    refuse_file_without_effect(yaml_file, script, merged)
     config = check_config(merged)
     if options.help:
         values = f"the values from {yaml_file.name} and" if yaml_file else "their"
@@ -343,7 +343,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
 
 
 def _explain(
-    section: Any, idle: Mapping[str, Unmet], prefix: str = "", above: str = ""
+    section: Any, idle: Mapping[str, str], prefix: str = "", above: str = ""
 ) -> Iterator[str]:
     """A line for each setting: its key and value, its meaning, and what it may be.
 
@@ -353,7 +353,7 @@ def _explain(
     nested = []
     for entry in dataclasses.fields(section):
         value, name = getattr(section, entry.name), f"{prefix}{entry.name}"
-        why = idle[name].why if name in idle else ""
+        why = idle.get(name, "")
         if dataclasses.is_dataclass(value):
             nested.append((value, name, why))
             continue

@@ -19,7 +19,7 @@ from snn_lib.training.config import (
     idle_settings,
     keys_of,
     merge_config,
-    refuse_files_without_effect,
+    refuse_file_without_effect,
     refuse_without_effect,
 )
 from snn_lib.training.diagnosis import out_of_memory
@@ -77,7 +77,7 @@ class SearchSpace:
             ]
             merged.append(self.merged(chosen))
             self.config = check_config(merged[-1])
-        refuse_files_without_effect(self.base, script, *merged)
+        refuse_file_without_effect(self.base, script, *merged)
         refuse_without_effect(chosen, *merged)
         present = dict(list_settings(self.config))
         for key, ends in self.choices.items():
