@@ -151,7 +151,7 @@ class SequenceTask(Task):
         require(split in self.parts, f"data has no part {split!r}")
         seed = self.config.seed
 
-        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+        def make_batch(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = numbers[share].tolist()
             with batch_seed(seed + self.rank, epoch, number):
                 samples = [self.fetch(split, index) for index in mine or numbers[:1].tolist()]
@@ -165,7 +165,7 @@ class SequenceTask(Task):
             return Batch(batch.x[:, none], y)
 
         size = self.config.hyperparameters.batch_size
-        return Batches(len(self.parts[split]), size, take, shuffle=split == "train")
+        return Batches(len(self.parts[split]), size, make_batch, shuffle=split == "train")
 
 
 @dataclass
@@ -230,10 +230,10 @@ class SequenceClassification(SequenceTask, Classification):
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes the sequences as the settings say; see :class:`SequenceTask`."""
         # A user's own class of settings need not have this section.
-        options = getattr(self.config, "augmentation", AugmentationConfig())
-        if options == AugmentationConfig():  # which changes nothing
+        settings = getattr(self.config, "augmentation", AugmentationConfig())
+        if settings == AugmentationConfig():  # which changes nothing
             return batch
-        x, lengths = augment_sequences(batch.x, batch.lengths, options, generator)
+        x, lengths = augment_sequences(batch.x, batch.lengths, settings, generator)
         return batch._replace(x=x, lengths=lengths)
 
     def check_target(self, target: Tensor) -> None:

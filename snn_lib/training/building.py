@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, require
@@ -26,7 +25,7 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         task: the prepared task, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
-        InputError: it makes no model, one that does not take time first, or one with lazy layers.
+        InputError: it makes no model, or one that does not take time first.
     """
     model = None
     if callable(build_model) and not isinstance(build_model, nn.Module):
@@ -37,13 +36,6 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     require(
         isinstance(model, nn.Module),
         "build_model must be a function that takes the configuration and returns the model",
-    )
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
-    require(
-        lazy is None,
-        f"{lazy} has no size yet: give the layer the number of its inputs, or call the model once "
-        "in build_model",
     )
     part = batch_first_part(model)
     require(

@@ -50,7 +50,7 @@ def blaming_settings() -> Iterator[None]:
         raise SettingsError(f"hyperparameters: {problem}") from None
 
 
-class Numbers:
+class FiniteCheck:
     """Checks that loss and gradient of every batch are finite, without waiting for the device.
 
     On a CPU, each batch is checked before the optimiser takes its step. Checking makes the CPU wait

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
-from snn_lib.errors import InputError, RunError, SettingsError, require
+from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
@@ -22,9 +22,15 @@ from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
-from snn_lib.training.loading import name_of
 from snn_lib.training.objective import check_penalty, task_loss, training_loss
-from snn_lib.training.run_folder import RunFolder, begin_run, continue_run, environment, newest
+from snn_lib.training.run_folder import (
+    RunFolder,
+    begin_run,
+    continue_run,
+    environment,
+    name_of,
+    newest,
+)
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 
@@ -175,7 +181,7 @@ class Experiment:
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         self.state = TrainingState(self.model, self.config, self.device, len(batches))
-        self.numbers = diagnosis.Numbers(self.model, self.device)
+        self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
         held_out = self.task.batches("validation").count
@@ -232,7 +238,10 @@ class Experiment:
                 progress.data_seconds += time.perf_counter() - begin
                 add_sums(progress.sums, self._train_batch(batch))
                 if not progress.history and progress.batch == 0:
-                    self._check_sums(progress.sums)
+                    # A task of the user's that lacks a sum fails before an epoch is spent. Too few
+                    # samples for a metric are no reason.
+                    with contextlib.suppress(ArithmeticError, ValueError):
+                        self.task.score(self._metrics(progress.sums))
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
                 advance()
@@ -255,7 +264,7 @@ class Experiment:
             loss.backward()
         weights = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])
-        self.numbers.watch(self.progress.epoch + 1, self.progress.batch + 1, loss, norm)
+        self.finite_check.watch(self.progress.epoch + 1, self.progress.batch + 1, loss, norm)
         if limit:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)
         state.step()
@@ -267,7 +276,7 @@ class Experiment:
         training = self._metrics(progress.sums)
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
-        self.numbers.check_weights(progress.epoch + 1)
+        self.finite_check.check_weights(progress.epoch + 1)
         # The first process writes its own buffers, so all evaluate those.
         distributed.share_buffers(self.state.evaluated_model())
         validation, activity = self.evaluate("validation")
@@ -305,7 +314,7 @@ class Experiment:
 
     def _save_last(self) -> None:
         """Writes the checkpoint from which the run can be resumed to the same numbers."""
-        self.numbers.check_weights(self.progress.epoch + 1)
+        self.finite_check.check_weights(self.progress.epoch + 1)
         self.run.write(self.run.last, self.state.last_checkpoint())
 
     def _conclude(self, best: Row, title: str, times: str = "") -> Row:
@@ -395,32 +404,10 @@ class Experiment:
             chunk = self.settings.chunk
             raise SettingsError(f"hyperparameters.chunk is {chunk}: {error}") from error
 
-    def _check_sums(self, sums: dict[str, Any]) -> None:
-        """Refuses a task without a sum or a metric that it needs, before an epoch is spent."""
-        name, too_few = type(self.task).__name__, (ArithmeticError, ValueError)
-        with contextlib.suppress(*too_few):  # samples in one batch, to divide by their sums
-            metrics = self._metrics(sums)
-            with naming_what_is_missing(f"{name}.score reads a metric", f"{name}.metrics", metrics):
-                self.task.score(metrics)
-
     def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
         """The task's metrics from the sums of all processes."""
-        name = type(self.task).__name__
-        with naming_what_is_missing(f"{name}.metrics reads a sum", f"{name}.loss", sums):
-            metrics = self.task.metrics(distributed.total(sums))
+        metrics = self.task.metrics(distributed.total(sums))
         try:
             return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
-            raise RunError(f"a metric of {name}: {error}") from None
-
-
-@contextlib.contextmanager
-def naming_what_is_missing(reader: str, maker: str, made: Mapping[str, Any]) -> Iterator[None]:
-    """Says in one line which key ``reader`` misses in what ``maker`` has made."""
-    try:
-        yield
-    except KeyError as error:
-        if error.args[0] in made:
-            raise
-        names = ", ".join(map(repr, made))
-        raise InputError(f"{reader} {error}, but {maker} returns only {names}") from error
+            raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.preparation import Preparation, Prepared, preparation_from
+from snn_lib.data.preparation import NetworkInput, Preparation, preparation_from
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import EVERY_STEP, READOUTS
 from snn_lib.tasks.base import output_of
@@ -160,7 +160,7 @@ class TrainedNetwork(nn.Module):
         """Runs the model as it was trained."""
         return self.model(*args, **kwargs)
 
-    def prepare(self, samples: Any) -> Prepared:
+    def prepare(self, samples: Any) -> NetworkInput:
         """Makes the network's input from samples, as in training but without augmentation.
 
         Args:
@@ -230,18 +230,8 @@ class TrainedNetwork(nn.Module):
         return [names[number] for number in scores.argmax(1).tolist()], scores
 
 
-def name_of(maker: Any, script: str) -> str | None:
-    """``module:name``, by which a function or class can be imported beside a script.
-
-    It is ``None`` for a lambda, or what is defined within something else.
-    """
-    module, name = getattr(maker, "__module__", None), getattr(maker, "__qualname__", "")
-    module = Path(script).stem if module == "__main__" else module
-    return f"{module}:{name}" if name.isidentifier() else None
-
-
 def imported(name: str | None, own: set[str]) -> Any:
-    """What has a name from :func:`name_of`, in one of these modules or in the library."""
+    """What ``run_folder.name_of`` has named, in one of these modules or in the library."""
     if name is None:
         return None
     module, _, name = name.partition(":")

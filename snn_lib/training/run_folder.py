@@ -215,6 +215,16 @@ def check_best(path: Path, row: Row) -> None:
     require(same, f"the best epoch so far, {row['epoch']}, is not at {path}: put it there")
 
 
+def name_of(maker: Any, script: str) -> str | None:
+    """``module:name``, by which a function or class can be imported beside a script.
+
+    It is ``None`` for a lambda, or what is defined within something else.
+    """
+    module, name = getattr(maker, "__module__", None), getattr(maker, "__qualname__", "")
+    module = Path(script).stem if module == "__main__" else module
+    return f"{module}:{name}" if name.isidentifier() else None
+
+
 def environment(device: torch.device, processes: int) -> Row:
     """What besides the configuration decides a run's numbers: versions, revision, threads."""
     revision = ""

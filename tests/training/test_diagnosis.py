@@ -12,7 +12,7 @@ import snn_mlp_1
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError, RunError
 from snn_lib.training.diagnosis import (
-    Numbers,
+    FiniteCheck,
     blaming_settings,
     troubled_layers,
 )
@@ -34,15 +34,15 @@ def number(value):
 def test_a_batch_that_is_not_finite_is_told_at_once_on_a_cpu(loss, norm):
     model = network()
     model(torch.rand(5, 2, 20))[0].sum().backward()
-    numbers = Numbers(model, CPU)
+    numbers = FiniteCheck(model, CPU)
     numbers.watch(1, 1, number(0.5), number(1.0))
     with pytest.raises(RunError, match=f"epoch 2, batch 3: the loss is {loss:g} .* norm {norm:g}"):
         numbers.watch(2, 3, number(loss), number(norm))
 
 
 def test_elsewhere_the_first_one_is_remembered_and_told_later():
-    numbers = Numbers(network(), CPU)
-    numbers.patience = Numbers(network(), torch.device("meta")).patience  # a device to wait for
+    numbers = FiniteCheck(network(), CPU)
+    numbers.patience = FiniteCheck(network(), torch.device("meta")).patience  # a device to wait for
     assert numbers.patience > 7
     for batch in range(1, numbers.patience):
         numbers.watch(1, batch, number(math.nan if batch >= 7 else 0.1), number(2.0))
@@ -55,7 +55,7 @@ def test_elsewhere_the_first_one_is_remembered_and_told_later():
 
 def test_weights_are_looked_at_by_name():
     model = network()
-    numbers = Numbers(model, CPU)
+    numbers = FiniteCheck(model, CPU)
     numbers.check_weights(1)
     model[1].bias.data[3] = math.inf
     with pytest.raises(RunError, match=r"epoch 4: 1\.bias not finite"):
@@ -64,7 +64,7 @@ def test_weights_are_looked_at_by_name():
     model[0].beta.fill_(math.nan)
     model[1].running_var[1] = math.inf
     with pytest.raises(RunError, match=r"epoch 5: 0\.beta, 1\.running_var not finite"):
-        Numbers(model, CPU).check_weights(5)
+        FiniteCheck(model, CPU).check_weights(5)
 
 
 def test_silent_saturated_and_unstable_layers():
