@@ -7,8 +7,9 @@ so that :func:`snn_lib.load` needs no training data.
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from snn_lib.data.events import Events, Frames, check_events
 from snn_lib.data.sequences import as_numbers, as_sequences, listed, pad
 from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
-from snn_lib.errors import InputError, require
+from snn_lib.errors import require
 
 PIXELS = 28 * 28  # of an image of MNIST
 MEAN_PIXEL = 0.1307  # of MNIST's training images, whose white is 1
@@ -54,6 +55,10 @@ class Preparation:
         """
         raise NotImplementedError
 
+    def example(self) -> Any:
+        """A single sample, of zeros or the like."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """The preparation as a checkpoint holds it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -73,6 +78,10 @@ class SequencePreparation(Preparation):
     def __call__(self, samples: Any) -> NetworkInput:
         """Checks the sequences and pads them to the longest."""
         return NetworkInput(*pad(as_sequences(samples, "sample", self.features)))
+
+    def example(self) -> Tensor:
+        """See :class:`Preparation`."""
+        return torch.zeros(1, 1, *self.features)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,10 @@ class SeriesPreparation(Preparation):
         """Standardises, shortens, pads and encodes the sequences."""
         sequences = as_sequences(samples, "sample", self.mean.shape, torch.float64)
         return self.encode(*pad([self.shorten(sequence) for sequence in sequences]))
+
+    def example(self) -> Tensor:
+        """See :class:`Preparation`."""
+        return torch.zeros(1, 1, *self.mean.shape)
 
     @property
     def inputs(self) -> int:
@@ -156,6 +169,10 @@ class ImagePreparation(Preparation):
             "a pixel is not a number from 0 to 1: expected those, or uint8 from 0 to 255",
         )
         return NetworkInput(self.encode(self.draw(pixels * self.max_rate)))
+
+    def example(self) -> Tensor:
+        """See :class:`Preparation`."""
+        return torch.zeros(1, 28, 28)
 
     def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Does the random part, on the CPU; here there is none, and pixels stay ``(B, 784)``."""
@@ -258,6 +275,10 @@ class RecordingPreparation(Frames, Preparation):
         counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in checked]
         return NetworkInput(self.input_of(torch.stack(counts)))
 
+    def example(self) -> list[Events]:
+        """See :class:`Preparation`."""
+        return [Events(*np.zeros((4, 1), np.int64))]
+
     @property
     def features(self) -> tuple[int, ...]:
         """See :class:`Preparation`."""
@@ -292,13 +313,27 @@ KINDS = {
 }
 
 
-def preparation_from(values: dict[str, Any]) -> Preparation:
+def preparation_from(values: Any) -> Preparation:
     """The preparation that a checkpoint holds, see :meth:`Preparation.to_dict`.
 
+    It prepares an example here, because a file may hold anything.
+
     Raises:
-        InputError: this version does not know it.
+        InputError: this version does not know it, or it does not prepare the example.
     """
     try:
-        return KINDS[values["kind"]](**{k: v for k, v in values.items() if k != "kind"})
-    except (KeyError, TypeError):
-        raise InputError("its preparation is unknown") from None
+        values = dict(values)
+        made = KINDS[values.pop("kind")](**values)
+        known = all(
+            getattr(made, entry.name) in get_args(entry.type)
+            for entry in fields(made)
+            if get_origin(entry.type) is Literal
+        )
+        with torch.random.fork_rng(devices=[]):  # some draw spikes
+            x, _ = made(made.example())
+        fits = len(x) > 0 and x.shape[2:] == tuple(made.features)
+        sound = known and fits and bool(x[0].isfinite().all())
+    except Exception:  # what a file holds can fail in any way
+        sound = False
+    require(sound, "its preparation makes no input")
+    return made

@@ -102,21 +102,32 @@ def trained_network(
 def usage_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a checkpoint says of the use of its network, see ``Task.usage``.
 
+    A file may hold anything, so all of it is checked here, before the network is used.
+
     Raises:
-        InputError: another version has written it, which knows more.
+        InputError: it is not what a task of this version writes.
     """
-    preparation, readout = checkpoint.get("preparation"), checkpoint.get("readout")
-    try:
-        require(readout in (None, EVERY_STEP, *READOUTS), "its readout is unknown")
-        preparation = preparation and preparation_from(preparation)
-    except InputError as error:
-        raise InputError(f"{checkpoint.origin} is of another version: {error}") from None
-    return {
-        "preparation": preparation,
-        "readout": readout,
+    usage = {
+        "preparation": checkpoint.get("preparation"),
+        "readout": checkpoint.get("readout"),
         "logit_scale": checkpoint.get("logit_scale", 1.0),
         "classes": checkpoint.get("classes", []),
     }
+    preparation, readout, scale, classes = usage.values()
+    finite = isinstance(scale, (int, float)) and abs(scale) <= torch.finfo(torch.float32).max
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    try:
+        if preparation is not None:
+            usage["preparation"] = preparation_from(preparation)
+        require(readout in (None, EVERY_STEP, *READOUTS), "its readout is unknown")
+        require(scale is None or finite, "its logit_scale is no finite number")
+        usage["logit_scale"] = scale and float(scale)  # PyTorch takes no whole number so large
+        require(named, "its classes are no list of names")
+    except InputError as error:
+        raise InputError(
+            f"{checkpoint.origin} is damaged, or of another version: {error}"
+        ) from None
+    return usage
 
 
 class TrainedNetwork(nn.Module):

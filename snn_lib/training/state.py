@@ -1,10 +1,15 @@
-"""What training changes and a checkpoint holds: weights, average, optimiser, schedule, progress."""
+"""What training changes and a checkpoint holds: weights, average, optimiser, schedule, progress.
+
+A file may hold anything, and PyTorch would compute with much of it. So the contents of a checkpoint
+are checked here: :func:`check_alike` compares them with what this run would write itself.
+"""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -61,6 +66,25 @@ class Progress:
         """Whether the weights are those of the best epoch so far."""
         at_end = self.batch == 0 and bool(self.history)
         return at_end and self.best_row(task) is self.history[-1]
+
+    def check(self) -> None:
+        """Raises an error unless the values make sense, as those of a file may not."""
+        example = Progress(
+            sums=dict.fromkeys(self.sums, 0.0),
+            history=[dict.fromkeys({"epoch", *TIMES, *row}, 0.0) for row in self.history],
+            warned=[""] * len(self.warned),
+        )
+        check_alike(vars(self), vars(example), "the progress")
+        rows = len(self.history)
+        numbered = [row["epoch"] for row in self.history] == [*range(1, rows + 1)]
+        require(self.epoch == rows and numbered, f"{self.epoch} epochs have other rows of metrics")
+        require(0 <= self.batch <= self.batches, f"batch is {self.batch} of {self.batches}")
+        for value in self.sums.values():
+            countable = not isinstance(value, int) or abs(value) <= 2**53
+            require(countable and math.isfinite(value), f"a sum is {value}")
+        amounts = self.seconds, self.data_seconds, self.sums.get("samples", 0)
+        positive = all(amount >= 0 for amount in amounts)  # and not nan
+        require(positive, "a time or the number of samples is negative")
 
 
 class TrainingState:
@@ -133,12 +157,18 @@ class TrainingState:
             "epoch": self.progress.epoch,
             "snn_state_dict": self.model.state_dict(),
             "average_state_dict": self.average.state_dict() if self.average else None,
-            "optimizer_state_dict": self.optimizer.state_dict(),
+            "optimizer_state_dict": self._optimizer_state(),
             "metrics": self.progress.history,
             "progress": {**vars(self.progress), "sums": sums},
             "margins": self._margins(),
             "rng": rng,
         }
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """The optimiser's state, with an empty one for weights that have had no gradient yet."""
+        found = self.optimizer.state_dict()
+        numbers = [number for group in found["param_groups"] for number in group["params"]]
+        return {**found, "state": {number: found["state"].get(number, {}) for number in numbers}}
 
     def _margins(self) -> dict[str, float]:
         """How far inside the stable set each layer keeps its filters."""
@@ -169,29 +199,42 @@ class TrainingState:
                 f"{what} cannot change when {path} is resumed, because its training so far depends "
                 "on it: keep it, or start a new run",
             )
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        self.optimizer.step()  # makes a state to compare with; the weights are loaded next
         load_weights(self.model, checkpoint, averaged=False)
         with fitting(path):
             self._restore_state(checkpoint)
         if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0)
         self.progress = dataclasses.replace(progress, batches=batches)
-        self.optimizer.step()  # does nothing without gradients, but PyTorch wants it first
         every_batch = steps_every_batch(self.scheduler)
         steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
         for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
             self.scheduler.step()  # the scheduler's state is the number of its steps
 
     def _restore_state(self, checkpoint: Checkpoint) -> None:
-        """Restores optimiser, average, margins and random generators."""
-        state = checkpoint["optimizer_state_dict"]["state"]
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        """Restores optimiser, average and random generators."""
+        own = self._optimizer_state()
+        # Earlier versions wrote no empty states, which weights that are not trained have.
+        untrained = {number: {} for number, full in own["state"].items() if not full}
+        state = untrained | checkpoint["optimizer_state_dict"]["state"]
+        full = {number: one if state.get(number) else {} for number, one in own["state"].items()}
+        check_alike(state, full, "the optimiser")
+        self.optimizer.load_state_dict({**own, "state": state})
         if self.average is not None:
-            self.average.load_state_dict(checkpoint["average_state_dict"])
-        for name, margin in checkpoint.get("margins", {}).items():  # earlier versions wrote none
+            average = checkpoint["average_state_dict"]
+            check_alike(average, self.average.state_dict(), "the average")
+            self.average.load_state_dict(average)
+        margins = checkpoint.get("margins", self._margins())  # earlier versions wrote none
+        check_alike(margins, self._margins(), "the margins")
+        for name, margin in margins.items():
+            require(0 < margin < 1, f"a margin is {margin}")
             for model in (self.model, self.evaluated_model()):
-                model.get_submodule(name).margin = margin
+                model.get_submodule(name).margin = float(margin)
         rank, world = distributed.rank_and_world()
-        if world == len(checkpoint["rng"]):
+        require(len(checkpoint["rng"]) > 0, "there is no state of a random generator")
+        if rank < len(checkpoint["rng"]) == world:
             set_rng_state(checkpoint["rng"][rank], self.device)
 
 
@@ -200,7 +243,7 @@ def fitting(path: Path) -> Iterator[None]:
     """Says in one line that a checkpoint does not fit this run, whatever went wrong with it."""
     try:
         yield
-    except Exception as error:  # what is missing or of another version fails in its own way
+    except Exception as error:  # a file may hold anything
         raise InputError(
             f"{path} cannot be resumed with this configuration: its optimiser, scheduler or "
             f"progress do not fit ({type(error).__name__}: {one_line(error)})"
@@ -208,15 +251,19 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
-    """How far the run of a last checkpoint has come."""
+    """How far the run of a last checkpoint has come; it fails if that makes no sense."""
     values = dict(checkpoint["progress"])
     values.pop("folder", None)  # earlier versions wrote it
     progress = Progress(**values)
+    progress.check()
     # Whole numbers go on as such: with a device's counts, floats would add up in float32.
     whole = {key: int(value) for key, value in progress.sums.items() if value == value // 1}
     progress.sums |= whole
     if progress.history:
         progress.best_row(task)  # fails on the metrics of another task
+    if progress.batch:
+        with suppress(ArithmeticError, ValueError):  # samples in few batches, to divide by sums
+            task.metrics(progress.sums)  # fails if a sum is missing
     return progress
 
 
@@ -328,6 +375,34 @@ def split_of(row: Row, split: str) -> dict[str, float]:
         for key, value in row.items()
         if key.startswith(f"{split}_")
     }
+
+
+def check_alike(found: Any, own: Any, name: str) -> None:
+    """Raises ValueError unless ``found`` has the form of ``own``, and its tensors are finite.
+
+    They have the same form if types, keys, lengths of lists and shapes of tensors are the same. A
+    whole number may stand for a float. What is infinite in ``own`` may be so in ``found``.
+    """
+    parts: Iterable[Any] = ()
+    match own:
+        case Tensor():
+            alike = isinstance(found, Tensor) and _form(found) == _form(own)
+            alike = alike and bool((torch.isfinite(found) | (found == own.cpu())).all())
+        case dict():
+            alike, parts = isinstance(found, dict) and found.keys() == own.keys(), own
+        case list():
+            alike, parts = isinstance(found, list) and len(found) == len(own), range(len(own))
+        case float():
+            alike = isinstance(found, (int, float))
+        case _:
+            alike = isinstance(found, type(own))
+    if not alike:
+        raise ValueError(f"{name} is not what it should be, or not finite")
+    for part in parts:
+        check_alike(found[part], own[part], f"{name}, {part}")
+
+
+_form = attrgetter("shape", "dtype", "layout")
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

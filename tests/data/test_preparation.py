@@ -47,6 +47,52 @@ def test_a_preparation_comes_back_from_a_checkpoint(made, tmp_path):
     assert again.to_dict().keys() == made.to_dict().keys()
 
 
+NO_INPUT = "its preparation makes no input"
+
+
+@pytest.mark.parametrize("values", [None, {}, {"kind": "Unknown"}, {"kind": "PixelPreparation"}, 3])
+def test_a_preparation_that_is_none_is_refused(values):
+    assert refusal(preparation_from, values) == NO_INPUT
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "value"),
+    [
+        (SEQUENCES, "kind", ["SequencePreparation"]),
+        (SEQUENCES, "features", 3),
+        (SEQUENCES, "features", ["3"]),
+        (SEQUENCES, "features", [-3]),
+        (SERIES, "mean", torch.zeros(3)),
+        (SERIES, "mean", torch.tensor([0.0, torch.nan])),
+        (SERIES, "deviation", [1.0, 2.0]),
+        (SERIES, "deviation", torch.zeros(2)),
+        (SERIES, "block", 0),
+        (SERIES, "encoding", "Current"),
+        (SERIES, "encoding", ["current"]),
+        (DIGITS, "length", 0),
+        (DIGITS, "length", "4"),
+        (DIGITS, "max_rate", torch.inf),
+        (DIGITS, "law", None),
+        (PIXELS, "length", 27),
+        (PIXELS, "order", torch.arange(784.0)),
+        (PIXELS, "order", torch.arange(784) + 1),
+        (PIXELS, "order", None),
+        (RECORDINGS, "sensor", 0),
+        (RECORDINGS, "merge", 0),
+        (RECORDINGS, "duration", torch.nan),
+        (RECORDINGS, "order", "backward"),
+    ],
+)
+def test_a_preparation_with_a_damaged_value_is_refused(made, name, value):
+    assert refusal(preparation_from, {**made.to_dict(), name: value}) == NO_INPUT
+
+
+def test_looking_at_a_preparation_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    preparation_from(DigitPreparation(4, "poisson", 0.5, **LATENCY).to_dict())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_series_are_standardised_shortened_padded_and_encoded():
     long = np.array([[1e8 + 1, 6.0], [1e8 + 3, 10.0], [1e8, 2.0], [1e8 - 1, -2.0]])
     x, lengths = SERIES([long, long[:2]])

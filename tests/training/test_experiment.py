@@ -820,20 +820,74 @@ def test_a_finished_model_cannot_be_resumed(trained):
 @pytest.mark.parametrize(
     "change",
     [
+        {"progress": {"epoch": "two"}},
         {"progress": {"surprise": 1}},
-        {"progress": {"epoch": 1, "history": [{"validation_loss": 0.5}]}},
+        {"progress": {"epoch": 1, "history": []}},
+        {"progress": {"epoch": 1, "history": [{"validation_loss": "low"}]}},
         {"progress": None},
         {"optimizer_state_dict": {}},
-        {"rng": None},
+        {"optimizer_state_dict": {"state": {77: {}}}},
+        {"optimizer_state_dict": {"state": {0: {"step": torch.tensor(6.0)}}}},
+        {"rng": [{"cpu": torch.zeros(3)}]},
+        {"rng": []},
         {"config": {}},
         {"config": {"hyperparameters": {"length": "long"}}},
     ],
 )
-def test_a_last_checkpoint_of_another_version_or_task_is_refused(trained, tmp_path, change):
-    path = tmp_path / "last"
+def test_a_checkpoint_with_senseless_content_is_refused(trained, tmp_path, change):
+    path = tmp_path / "changed_last"
     torch.save({**load(the_run(trained) / "last"), **change}, path)
     message = refused("--train", "--resume", path, *small(trained), model=SmallSNN)
     assert "cannot be resumed" in message or "the configuration of checkpoint" in message
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("progress", {"epoch": 10**9}),
+        ("progress", {"batch": -3}),
+        ("progress", {"batch": 5}),
+        ("progress", {"seconds": math.nan}),
+        ("progress", {"data_seconds": math.nan}),
+        ("progress", {"sums": {"samples": -16}}),
+        ("progress", {"sums": {}}),
+        ("progress", {"sums": {"samples": 128, "loss": 250.0}}),
+        ("state", {}),
+        ("progress", {"sums": {"loss": 10**25}}),
+        ("progress", {"sums": {"loss": "low"}}),
+        ("progress", {"seconds": "long"}),
+        ("progress", {"warned": [1]}),
+        ("history", {"epoch": 2}),
+        ("history", {"seconds": "long"}),
+        ("margins", {"layers.0": 1.0}),
+        ("margins", {"layers.0": "wide"}),
+        ("margins", {"layers.9": 0.1}),
+        ("average", math.nan),
+        ("exp_avg", torch.zeros(3)),
+        ("exp_avg", torch.zeros(20, 784).to_sparse()),
+        ("exp_avg", torch.full((20, 784), math.nan)),
+        ("exp_avg", 0.5),
+        ("step", torch.zeros(2, 3)),
+    ],
+)
+def test_a_state_that_cannot_be_that_of_the_run_is_refused(averaged, tmp_path, part, values):
+    """PyTorch would compute with it, or crash."""
+    checkpoint = load(the_run(averaged) / "last")
+    states = checkpoint["optimizer_state_dict"]["state"].values()
+    (weights,) = (state for state in states if state["exp_avg"].shape == (20, 784))
+    if part == "state":
+        checkpoint["optimizer_state_dict"]["state"].popitem()
+    elif part in ("progress", "margins"):
+        checkpoint[part].update(values)
+    elif part == "history":
+        checkpoint["progress"]["history"][0].update(values)
+    elif part == "average":
+        checkpoint["average_state_dict"]["module.layers.1.weight"][0, 0] = values
+    else:
+        weights[part] = values
+    torch.save(checkpoint, tmp_path / "changed_last")
+    arguments = "--train", "--resume", tmp_path / "changed_last", *small(averaged, AVERAGING)
+    assert "cannot be resumed" in refused(*arguments, model=SmallSNN)
 
 
 def test_a_margin_that_followed_from_first_weights_stays_that_of_the_run(tmp_path):

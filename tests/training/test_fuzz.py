@@ -228,6 +228,26 @@ def test_any_bytes_as_a_checkpoint(good, data, test):
     use(test)
 
 
+@cases(0.1)
+@given(st.data(), st.booleans())
+def test_any_value_in_a_checkpoint(good, data, test):
+    """One value of a whole checkpoint, at any depth, is another one."""
+    path, use = good
+    checkpoint = torch.load(path, weights_only=True)
+    level = checkpoint
+    while True:
+        places = sorted(level, key=str) if isinstance(level, dict) else range(len(level))
+        place = data.draw(st.sampled_from(places))
+        deeper = isinstance(level[place], (dict, list)) and len(level[place]) > 0
+        if not deeper or data.draw(st.booleans()):
+            break
+        level = level[place]
+    tensors = st.sampled_from([torch.zeros(3), torch.tensor(2), torch.zeros(2, 3).to_sparse()])
+    level[place] = data.draw(st.one_of(values, tensors))
+    torch.save(checkpoint, "any_last")
+    use(test)
+
+
 def test_the_code_would_run_if_it_were_let(folder):
     pickle.loads(pickle.dumps(Touch())).close()
     assert (folder / "touched").exists()

@@ -391,16 +391,23 @@ def test_a_checkpoint_without_its_script_needs_a_build_model(mine, tmp_path, cha
     ("key", "value", "words"),
     [
         ("readout", "men", "its readout is unknown"),
-        ("preparation", {"kind": "Unknown"}, "its preparation is unknown"),
-        ("preparation", {"kind": "SequencePreparation", "more": 1}, "its preparation is unknown"),
+        ("readout", ["mean"], "its readout is unknown"),
+        ("readout", torch.zeros(2), "its readout is unknown"),
+        ("logit_scale", "1", "its logit_scale is no finite number"),
+        ("logit_scale", math.nan, "its logit_scale is no finite number"),
+        ("logit_scale", 10**400, "its logit_scale is no finite number"),
+        ("logit_scale", torch.ones(3), "its logit_scale is no finite number"),
+        ("classes", 2, "its classes are no list of names"),
+        ("classes", "ab", "its classes are no list of names"),
+        ("classes", ["down", None], "its classes are no list of names"),
+        ("classes", torch.zeros(2), "its classes are no list of names"),
+        ("preparation", {"kind": "Unknown"}, "its preparation makes no input"),
     ],
 )
-def test_a_word_of_another_version_about_the_use_of_a_network_is_refused(
-    mine, tmp_path, key, value, words
-):
+def test_a_damaged_word_about_the_use_of_a_network_is_refused(mine, tmp_path, key, value, words):
     save_checkpoint(tmp_path / "best", {**load_checkpoint(mine[0]), key: value})
     message = refusal(snn_lib.load, tmp_path / "best", build_model)
-    assert message.endswith(f"is of another version: {words}")
+    assert message.endswith(f"is damaged, or of another version: {words}")
 
 
 def damaged(mine, folder, **changes):
@@ -411,6 +418,7 @@ def damaged(mine, folder, **changes):
 
 def test_a_network_does_not_classify_by_what_does_not_fit_it(mine, tmp_path):
     x = mine[1]
+    assert damaged(mine, tmp_path, logit_scale=10**30).answer(x).isfinite().all()
     network = damaged(mine, tmp_path, classes=["down", "up", "aside"])
     assert refusal(network.classify, x).endswith("has 3 names of classes and 2 outputs")
     network = damaged(mine, tmp_path, readout="every step")
