@@ -163,7 +163,9 @@ def chart(path: Path, tables: list[list[dict]]) -> None:
                 color="tab:orange" if ours else "tab:gray",
                 fillstyle="full" if line["precision"] == "float32" else "none",
             )
-        names = [f"{line['variant']}{', bf16' * (line['precision'] != 'float32')}" for line in shown]
+        names = [
+            f"{line['variant']}{', bf16' * (line['precision'] != 'float32')}" for line in shown
+        ]
         axes.set_yticks(range(len(shown)), names)
         axes.set_ylim(-0.7, len(shown) - 0.3)
         axes.axvline(1, color="black", linewidth=1)

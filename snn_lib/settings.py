@@ -315,12 +315,12 @@ class OrderHyperparameters(Hyperparameters):
 
 @dataclass
 class ConvolutionHyperparameters(OrderHyperparameters):
-    """The sizes of a network of three convolutions and a layer of neurons behind them."""
+    """The sizes of a network of three convolutions and a layer of neurons after them."""
 
     channels: list[int] = setting(
         [16, 32, 64], "feature maps of the three convolutions", at_least=1, length=3
     )
-    hidden: int = setting(256, "neurons in the layer behind the convolutions", at_least=1)
+    hidden: int = setting(256, "neurons in the layer after the convolutions", at_least=1)
 
 
 @dataclass
