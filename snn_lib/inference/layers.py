@@ -1,7 +1,7 @@
 """The layers that can run outside PyTorch, described by arrays, and how modules are read.
 
-To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``program.py`` and
-in ``onnx_graph.py``.
+To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``program.py``, in
+``onnx_graph.py`` and in ``staging.py``.
 """
 
 import copy

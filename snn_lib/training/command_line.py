@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from snn_lib.errors import InputError, RunError, limit_length, require
-from snn_lib.inference import to_onnx
+from snn_lib.inference import to_c, to_onnx
 from snn_lib.settings import ExperimentConfig, list_settings
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
@@ -53,6 +53,7 @@ LOCAL_KEYS = (
     "runs_path",
     "tensorboard",
 )
+EXPORTS = {".onnx": to_onnx, ".c": to_c}
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 
@@ -163,6 +164,10 @@ def _run(
         options.export is None or (options.export.parent.is_dir() and not options.export.is_dir()),
         f"--export {options.export}: expected the name of a file in a folder that exists",
     )
+    require(
+        options.export is None or options.export.suffix in EXPORTS,
+        f"--export {options.export}: expected a name with the ending {' or '.join(EXPORTS)}",
+    )
     require(options.train or options.resume is None, "--resume goes with --train")
     require(
         options.train or not distributed.is_launched(),
@@ -185,7 +190,7 @@ def _run(
     if options.export:
         network = trained_network(checkpoint, build_model, task.config_class)
         try:
-            to_onnx(network, options.export)
+            EXPORTS[options.export.suffix](network, options.export)
         except (ImportError, ValueError) as error:
             raise InputError(str(error)) from None
         say(f"{checkpoint.path} is exported to {options.export}: one time step, with its states")
@@ -316,7 +321,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
         "--export",
         "write one time step of the network that --test tests to FILE, for use without PyTorch",
         type=Path,
-        metavar="FILE.onnx",
+        metavar="FILE.onnx|FILE.c",
     )
     add(
         "--config_file",

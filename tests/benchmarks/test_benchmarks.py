@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 import sys
 
 import pytest
@@ -83,6 +84,29 @@ def test_early_inference_compares_networks_that_compute_less(tmp_path, run_smoke
     latency = {f"snn_mlp_1_latency_behind, compiled{end}" for end in ("", ", until 2 ahead")}
     assert {*latency, "snn_mlp_1_latency, PyTorch", "dense network, ONNX Runtime"} <= single
     assert all(row["variant"] in printed and float(row["image_us"]) > 0 for row in rows)
+
+
+def test_integers_recognise_what_floats_do_and_c_computes_the_same_bits(tmp_path, run_smoke):
+    pytest.importorskip("onnxruntime")  # which the models of the other benchmarks need
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("no C compiler")
+    ((row,), _) = run_smoke("integers", tmp_path, chart=False)
+    assert float(row["accuracy"]) == float(row["accuracy_c"]) == 1.0  # of ten images
+    assert float(row["accuracy_c_8_bit"]) >= 0.9
+    assert {row[f"same_c{end}"] for end in ("", "_8_bit", "_4_bit")} == {"10"}
+
+
+def test_instructions_are_counted_on_an_emulated_microcontroller(tmp_path, run_smoke):
+    pytest.importorskip("onnxruntime")
+    if missing := [t for t in ("arm-none-eabi-gcc", "qemu-system-arm") if not shutil.which(t)]:
+        pytest.skip(f"no {', '.join(missing)}")
+    rows, _ = run_smoke("microcontroller", tmp_path, chart=False)
+    assert [row["arithmetic"] for row in rows] == ["float", "8 bits", "4 bits"]
+    for row in rows:
+        assert float(row["steps_until_clear"]) < 12
+        assert 1e5 < float(row["instructions_until_clear"]) < float(row["instructions"])
+    flash = [int(row["flash"]) for row in rows]
+    assert flash[0] > 3 * flash[1] > 5 * flash[2]
 
 
 def test_eight_bit_quantises_linear_layers_and_convolutions(tmp_path, run_smoke):

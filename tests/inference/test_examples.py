@@ -1,6 +1,7 @@
 """The examples run an exported network without this library and say what PyTorch says."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,21 @@ def test_node(tmp_path, readout):
     network, lines, answers = exported(tmp_path, readout)
     script = ROOT / "examples" / "stream_onnx.js"
     assert printed([node, str(script), str(network), readout], lines) == list(map(str, answers))
+
+
+def test_the_microcontroller_reads_digits(tmp_path):
+    """Where there is a compiler for one and QEMU: the example as it stands, in a copy."""
+    tools = "make", "arm-none-eabi-gcc", "qemu-system-arm"
+    if missing := [tool for tool in tools if shutil.which(tool) is None]:
+        pytest.skip(f"no {', '.join(missing)}")
+    folder = tmp_path / "examples" / "microcontroller"
+    shutil.copytree(ROOT / "examples" / "microcontroller", folder)
+    for name in ("snn_lib", "checkpoint", "dataset", "snn_mlp_1.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    subprocess.run(["make", "clean"], cwd=folder, check=True, capture_output=True)
+    command = ["make", "run", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read = re.findall(r"a (\d) is read as (\d) after (\d+) steps", done.stdout + done.stderr)
+    assert [(a, b) for a, b, _ in read] == [(digit, digit) for digit in "72104"]
+    assert all(int(steps) <= 4 for _, _, steps in read)

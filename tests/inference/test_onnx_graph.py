@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 import torch
 from leaving_pytorch import NETWORKS, maps, network, pooled_spikes, spikes, with_readout
-from recorded import some_events
+from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.data.events import Frames
-from snn_lib.data.preparation import (
-    DigitPreparation,
-    PixelPreparation,
-    RecordingPreparation,
-    SequencePreparation,
-    SeriesPreparation,
-)
+from snn_lib.data.preparation import PixelPreparation, RecordingPreparation, SeriesPreparation
 from snn_lib.inference import to_onnx
 from snn_lib.readout import READOUTS, Mean
 
@@ -143,57 +136,8 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
         to_onnx(Sequential(nn.Linear(4, 4)), tmp_path / "network.onnx")
 
 
-class Prepared(nn.Module):
-    """A network with its preparation, as ``snn_lib.load`` returns it."""
-
-    def __init__(self, preparation):
-        super().__init__()
-        self.preparation, self.classes, self.readout = preparation, ["no", "yes"], "last"
-        inputs = int(np.prod(preparation.features))
-        self.layers = Sequential(nn.Flatten(2), nn.Linear(inputs, 3), LowPassSynapse(3, tau=4))
-
-    def forward(self, x, state=None):
-        return self.layers(x, state)
-
-
-LATENCY = {"span": 3, "threshold": 0.2, "law": "linear", "tau": 5.0, "jitter": 0.0}
-SERIES = {
-    "mean": torch.tensor([3.0, -1.0], dtype=torch.float64),
-    "deviation": torch.tensor([2.0, 0.5], dtype=torch.float64),
-    "change": torch.tensor([0.7, 0.9]),
-    "steps": 6,
-    **{"fields": 8, "threshold": 0.25},
-}
-
-
 @pytest.mark.parametrize(
-    ("preparation", "raw", "steps"),
-    [
-        (SequencePreparation([5]), torch.rand(3, 6, 5), lambda raw: raw.transpose(0, 1)),
-        (
-            SeriesPreparation(block=1, encoding="current", **SERIES),
-            torch.rand(3, 6, 2) * 4,
-            lambda raw: raw.transpose(0, 1),
-        ),
-        (
-            DigitPreparation(4, "constant", 0.5, **LATENCY),
-            torch.rand(3, 28, 28),
-            lambda raw: raw.flatten(1).expand(4, 3, 784),
-        ),
-        (
-            PixelPreparation(28, 0.5, torch.arange(784)),
-            torch.rand(3, 28, 28),
-            lambda raw: raw.transpose(0, 1),
-        ),
-        (
-            RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="forward"),
-            [some_events(seed, count=300) for seed in range(3)],
-            lambda raw: torch.stack(
-                [torch.from_numpy(Frames(5, 30.0).count_events(one, 34)) for one in raw], 1
-            ),
-        ),
-    ],
-    ids=lambda value: type(value).__name__,
+    ("preparation", "raw", "steps"), PREPARED, ids=lambda value: type(value).__name__
 )
 def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
     model = Prepared(preparation).eval()

@@ -56,6 +56,13 @@ def test_a_graph_is_exported_to_a_file_in_a_folder_that_exists(tmp_path, place):
     assert refused("--export", tmp_path / place).startswith(f"--export {tmp_path}")
 
 
+@pytest.mark.parametrize("name", ["network", "network.txt", "network.C"])
+def test_a_network_is_exported_only_where_the_ending_says_how(tmp_path, name):
+    expected = f"--export {tmp_path / name}: expected a name with the ending .onnx or .c"
+    assert refused("--export", tmp_path / name) == expected
+    assert not (tmp_path / name).exists()
+
+
 def test_resume_goes_with_train():
     assert refused("--test", "--resume", "x") == "--resume goes with --train"
 

@@ -490,6 +490,16 @@ def test_a_checkpoint_is_loaded_whose_settings_are_a_class_of_one_s_own(tmp_path
     assert set(network.classify(x)[0]) <= {"0", "1"}
 
 
+def test_a_script_exports_its_network_as_c(tmp_path):
+    command = "--export", str(tmp_path / "series.c"), f"dataset_path={tmp_path}"
+    done = shell(sys.executable, "time_series.py", *command)
+    assert done.code == 0, done.err
+    assert "#define SERIES_INPUTS 12" in (tmp_path / "series.h").read_text()
+    refused = shell(sys.executable, "time_series.py", "--export", str(tmp_path / "my-series.c"))
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "expected a name in C" in refused.err
+
+
 def test_a_script_exports_its_network_without_its_data(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     command = "--export", str(tmp_path / "network.onnx"), f"dataset_path={tmp_path}"

@@ -1,0 +1,752 @@
+"""A trained network in integers: weights of 8 or 4 bits, coefficients of 16, and states of 31.
+
+A number is an integer times its unit, in most cases a power of two: fixed point. How large values
+become is measured on samples, and all have headroom. Products are summed in 64 bits and rounded
+once for each state, by :func:`snn_lib.inference.stages.rounded` alone. What does not fit after all
+is held at the limit, and counted. A step is lowered to lines of integers, which NumPy runs and C
+spells, so both compute the same bits.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import numpy as np
+from torch import Tensor, nn
+
+from snn_lib.data.preparation import Preparation
+from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
+from snn_lib.inference.staging import StagedNetwork, preparation_of, raw_steps, read_stages
+from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
+
+WEIGHT_BITS = 4, 8
+STATE_BITS = 31  # so that the sum of two fits 32
+COEFFICIENT_BITS = INPUT_BITS = 16
+GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
+HEADROOM = 4.0  # times what the samples reach
+SMALL = 1e-3  # a state at which no neuron fires
+NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
+NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
+SHARES = np.linspace(0.5, 1.0, 26)  # of the largest weight that may be the largest integer
+
+
+@dataclass(frozen=True)
+class StagedIntegers(StagedNetwork):
+    """A network in stages whose numbers are integers.
+
+    Attributes:
+        weight_bits: of each weight.
+        input_kind: the type of the input in C.
+        input_limits: its least and its largest value.
+        input_scale, output_scale: what a 1 of the input and of the output stands for.
+    """
+
+    weight_bits: int
+    input_kind: str
+    input_limits: tuple[int, int]
+    input_scale: float
+    output_scale: float
+
+
+def quantise(
+    network: nn.Module,
+    x: np.ndarray | Tensor,
+    weight_bits: int = 8,
+    shape: Sequence[int] | None = None,
+) -> "IntegerNetwork":
+    """Makes an integer network of a trained one, without training.
+
+        made = quantise(network, network.prepare(samples).x)
+
+    Args:
+        network: as :func:`snn_lib.inference.compiled` takes.
+        x: its input over time ``(T, B, *features)`` for some hundred samples of the training data.
+            Fixed points are chosen so that four times what they reach still fits.
+        weight_bits: 8 or 4.
+        shape: as in :func:`snn_lib.inference.compiled`.
+
+    Raises:
+        ValueError: the number of bits is another one, a step computes what integers cannot, no
+            stable filter is near enough, or as :func:`snn_lib.inference.to_c`.
+    """
+    if weight_bits not in WEIGHT_BITS:
+        raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
+    read, raw = read_stages(network, shape), raw_steps(preparation_of(network), x)
+    if raw.ndim < 2 or raw.shape[2:] != read.before or raw.size == 0:
+        raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
+    return IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
+
+
+def integer_stages(read: StagedNetwork, x: np.ndarray, weight_bits: int) -> StagedIntegers:
+    """The stages in integers, for input like x, ``(T, B, *before)``."""
+    return _Quantiser(read, x, weight_bits).staged
+
+
+class IntegerNetwork:
+    """Streams through an integer network, which computes the bits that its C source computes.
+
+    :func:`quantise` makes it, and :func:`snn_lib.inference.to_c` writes it as C. It takes and
+    returns integers, and keeps its state from one step to the next.
+
+    Attributes:
+        before, after: the shapes of one step of the input and of the output.
+        input_scale, output_scale: what a 1 of the input and of the output stands for.
+        saturated: how many values have not fitted since the last reset.
+    """
+
+    def __init__(self, staged: StagedIntegers, preparation: Preparation | None = None) -> None:
+        self.staged, self._preparation = staged, preparation
+        self.before, self.after = staged.before, staged.after
+        self.input_scale, self.output_scale = staged.input_scale, staged.output_scale
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets all states to zero, for new sequences."""
+        self._states: States = {SATURATED: 0}
+
+    @property
+    def saturated(self) -> int:  # noqa: D102 (an attribute of the class)
+        return self._states[SATURATED]
+
+    def integers(self, values: np.ndarray) -> np.ndarray:
+        """The integers that stand for values as they were measured."""
+        return np.rint(np.asarray(values) / self.input_scale).astype(np.int64)
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """Runs a time step of a batch, int64 ``(B, *before)`` to ``(B, *after)``.
+
+        Raises:
+            ValueError: ``x`` has another shape or values that do not fit.
+            TypeError: ``x`` does not hold integers.
+        """
+        return self._step(x)[0]
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """Runs sequences, int64 ``(T, B, *before)`` to ``(T, B, *after)``, from the present state.
+
+        Raises:
+            ValueError, TypeError: as :meth:`step`.
+        """
+        return np.stack([self.step(now) for now in x])
+
+    def classify(self, samples: object) -> tuple[list[str], np.ndarray]:
+        """The name of each sample's class, and the answers of all classes, int64 ``(B, classes)``.
+
+        Args:
+            samples: what ``network.classify`` takes, if :func:`snn_lib.load` returned the network;
+                else its input over time.
+
+        Raises:
+            ValueError: the network has no readout that is known here, or as :meth:`step`.
+        """
+        if self.staged.readout is None:
+            raise ValueError("the readout is not known here: run the network and read its output")
+        x, lengths = samples, None
+        if self._preparation is not None:
+            x, lengths = self._preparation(samples)
+        answers = self.answers(self.integers(raw_steps(self._preparation, x)))
+        ends = np.full(answers.shape[1], len(answers)) if lengths is None else lengths.numpy()
+        last = answers[ends - 1, np.arange(len(ends))]
+        names = self.staged.classes or [str(number) for number in range(last.shape[1])]
+        return [names[number] for number in last.argmax(1)], last
+
+    def answers(self, x: np.ndarray) -> np.ndarray:
+        """What the readout says after each step of new sequences: int64 ``(T, B, outputs)``."""
+        self.reset()
+        return np.stack([self._step(now)[1] for now in x])
+
+    def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The output of a step, and the answer."""
+        x, (low, high) = np.asarray(x), self.staged.input_limits
+        if x.dtype.kind not in "iub":
+            raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
+        if x.shape[1:] != self.before:
+            raise ValueError(f"a step has the shape {x.shape[1:]}, expected {self.before}")
+        if x.size and not (low <= x.min() and x.max() <= high):
+            raise ValueError(f"the input has values outside {low} to {high}")
+        x = x.reshape(len(x), -1).astype(np.int64)
+        for stage in self.staged.stages:
+            x = stage.run(x, self._states)
+        answer = x
+        for stage in self.staged.readout or ():
+            answer = stage.run(answer, self._states)
+        return x.reshape(len(x), *self.after), answer
+
+
+# --------------------------------------------------------------------------------------------------
+# Layers
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What is known of the integers between two stages: their unit, and their limits.
+
+    The unit is a number, or one for each channel, ``(1, channels)``.
+    """
+
+    unit: float | np.ndarray
+    low: int
+    high: int
+
+    @property
+    def fraction(self) -> int | None:
+        """f, if the unit is 2^-f."""
+        if np.ndim(self.unit):
+            return None
+        fraction = -round(math.log2(self.unit))
+        return fraction if 2.0**-fraction == self.unit else None
+
+
+class _Quantiser:
+    """Makes stages of integers, one by one, from the values that samples reach."""
+
+    def __init__(self, read: StagedNetwork, x: np.ndarray, weight_bits: int) -> None:
+        self._bits = weight_bits
+        kind, values = _input_of(x)
+        read = replace(read, stages=tuple(_joined(read.stages)))
+        reached = _reached(read, x)
+        self._stages: list[Stage] = []
+        self._values, self._reach = values, float(abs(x).max(initial=0))
+        for number, stage in enumerate(read.stages):
+            reach = reached[number]
+            match stage:
+                case Rows():
+                    self._rows(stage)
+                case Pool():
+                    self._pool(stage)
+                case Step():
+                    self._step(stage, reach)
+                case _:
+                    self._stages.append(stage)
+            self._reach = reach[""]
+        stages, last = tuple(self._stages), self._values
+        self._stages = []
+        for step in read.readout or ():
+            self._step(step, reached[len(read.stages)])
+        known = {field.name: getattr(read, field.name) for field in fields(StagedNetwork)}
+        known |= {"stages": stages, "dtype": np.dtype(np.int64)}
+        known["readout"] = None if read.readout is None else tuple(self._stages)
+        limits = values.low, values.high
+        self.staged = StagedIntegers(
+            **known,
+            weight_bits=weight_bits,
+            input_kind=kind,
+            input_limits=limits,
+            input_scale=float(values.unit),
+            output_scale=float(last.unit),
+        )
+
+    def _rows(self, rows: Rows) -> None:
+        weights, scale = _integer_weights(rows.weights, self._bits)
+        sums = int(abs(weights).sum(1).max())
+        values = self._values
+        spikes = values.fraction == 0 and (values.low, values.high) == (0, 1)
+        if not spikes:
+            self._hold(rows.name, rows.windows.before, min(16, STATE_BITS - sums.bit_length()))
+            values = self._values
+        above = weights.clip(0, None).sum(1), -weights.clip(None, 0).sum(1)
+        high = int((above[0] * values.high - above[1] * values.low).max())
+        low = int((above[0] * values.low - above[1] * values.high).min())
+        self._stages.append(replace(rows, weights=weights, spikes=spikes, bits=self._bits))
+        unit = scale.reshape(1, -1) * values.unit
+        self._values = _Values(float(unit[0, 0]) if np.ptp(unit) == 0 else unit, low, high)
+
+    def _pool(self, pool: Pool) -> None:
+        taps = pool.windows.places.shape[1]
+        if not pool.largest:
+            self._hold(pool.name, pool.windows.before, STATE_BITS - taps.bit_length())
+            values = self._values
+            self._values = replace(values, low=taps * values.low, high=taps * values.high)
+        self._stages.append(pool)
+
+    def _step(self, step: Step, reach: Mapping[str, float]) -> None:
+        step, self._values = _Lowering(step, self._values, reach).lowered()
+        self._stages.append(step)
+
+    def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
+        """Rounds the present values to so many bits, if they may need more."""
+        values, limit = self._values, 1 << (bits - 1)
+        if -limit <= values.low and values.high < limit:
+            return
+        wanted = _fraction(self._reach, bits)
+        shift = max(values.fraction - wanted, 0)
+        trace = Trace((Line("_0", "round", ("x", shift, bits)),), ("_0",))
+        height, width, channels = maps
+        self._stages.append(Step(name, height * width, channels, trace))
+        self._values = _Values(2.0 ** (shift - values.fraction), -limit, limit - 1)
+
+
+def _fraction(reach: float, bits: int) -> int:
+    """f, up to 30, so that ``HEADROOM`` times the reach fits so many bits in units of 2^-f."""
+    return min(bits - 1 - math.ceil(math.log2(HEADROOM * (reach or 1.0))), 30)
+
+
+def _input_of(x: np.ndarray) -> tuple[str, _Values]:
+    """The type in C of an input like x, and what its integers are."""
+    if np.isin(x, (0, 1)).all():
+        return "uint8_t", _Values(1.0, 0, 1)
+    for scale in (1.0, 1 / 255):  # numbers of events, and pixels
+        whole = x / scale
+        if abs(whole - np.rint(whole)).max() < 1e-3 and whole.min() > -0.5 and whole.max() < 255.5:
+            return "uint8_t", _Values(scale, 0, 255)
+    limit = 1 << (INPUT_BITS - 1)
+    return "int16_t", _Values(2.0 ** -_fraction(abs(x).max(), INPUT_BITS), -limit, limit - 1)
+
+
+def _joined(stages: Sequence[Stage]) -> list[Stage]:
+    """The same stages, where a step without a state and the step behind it are one.
+
+    So a bias and the gain of a filter become one factor and one summand, and nothing is rounded in
+    between.
+    """
+    joined: list[Stage] = []
+    for stage in stages:
+        first = joined[-1] if joined else None
+        alike = isinstance(stage, Step) and isinstance(first, Step) and first.grid == stage.grid
+        if alike and not first.states and not first.coefficients.keys() & stage.coefficients.keys():
+            joined[-1] = _behind(first, stage)
+        else:
+            joined.append(stage)
+    return joined
+
+
+def _behind(first: Step, second: Step) -> Step:
+    """Two steps as one, the first of which has no state."""
+    inner = {line.name: f"_before{line.name}" for line in first.trace.lines}
+
+    def renamed(lines: Sequence[Line], names: Mapping[Value, Value]) -> list[Line]:
+        return [
+            replace(
+                line,
+                name=names.get(line.name, line.name),
+                arguments=tuple(names.get(value, value) for value in line.arguments),
+            )
+            for line in lines
+        ]
+
+    (output,) = first.trace.results
+    outer = {"x": inner.get(output, output)}
+    lines = renamed(first.trace.lines, inner) + renamed(second.trace.lines, outer)
+    results = tuple(outer.get(value, value) for value in second.trace.results)
+    coefficients = {**first.coefficients, **second.coefficients}
+    return replace(second, trace=Trace(tuple(lines), results), coefficients=coefficients)
+
+
+def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
+    """For each stage and for the readout, the largest size of its values, by name; "": the output.
+
+    The network runs in floats, step by step.
+    """
+    stages = [*read.stages, *(read.readout or ())]
+    reached: list[dict[str, float]] = [{} for _ in stages]
+    states: States = {}
+    for now in x:
+        values = np.asarray(now, np.float64).reshape(len(now), -1)
+        for stage, reach in zip(stages, reached, strict=True):
+            named = {"x": values}
+            if isinstance(stage, Step):
+                named = stage.values(values, states)
+                values = named[stage.trace.results[0]].reshape(len(values), -1)
+            else:
+                values = stage.run(values, states)
+            for name, value in {**named, "": values}.items():
+                reach[name] = max(reach.get(name, 0.0), float(np.abs(value).max(initial=0)))
+    return reached
+
+
+def _integer_weights(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers for weights ``(groups, inputs, outputs)``, and what a 1 stands for in each output.
+
+    If multiples of the smallest weight are exact, as for weights of 0 and 1, they are taken. Else
+    the scale is the one with the least square error.
+    """
+    most = (1 << (bits - 1)) - 1
+    sizes = abs(weights)
+    largest = sizes.max(1, keepdims=True)
+    smallest = np.where(sizes > 0, sizes, np.inf).min(1, keepdims=True)
+    scale, least = np.ones_like(largest), np.full_like(largest, np.inf)
+    for candidate in (smallest, *(share * largest / most for share in SHARES)):
+        candidate = np.where(largest > 0, candidate, 1.0)
+        integers = np.rint(weights / candidate).clip(-most, most)
+        error = ((weights - candidate * integers) ** 2).sum(1, keepdims=True)
+        scale, least = np.where(error < least, candidate, scale), np.minimum(error, least)
+    return np.rint(weights / scale).clip(-most, most).astype(np.int64), scale
+
+
+# --------------------------------------------------------------------------------------------------
+# Steps
+
+
+@dataclass(frozen=True)
+class _Number:
+    """An integer in lowered lines: its name or itself, the f of its unit 2^-f, and its limits."""
+
+    value: Value
+    fraction: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """``gain * x + offset`` in floats, each a row, which becomes integers where it is needed.
+
+    Without a gain it is a coefficient of this name, or a number.
+    """
+
+    offset: np.ndarray
+    gain: np.ndarray | None = None
+    name: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.gain is None and bool((self.offset == np.rint(self.offset)).all())
+
+
+class _Lowering:
+    """Lowers the lines of a step from floats to integers.
+
+    Factors of states have 16 bits, all other coefficients 31. What is added or compared is brought
+    to the finer unit of the two. States and outputs are rounded to 31 bits, and so is a factor that
+    needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
+    """
+
+    def __init__(self, step: Step, values: _Values, reach: Mapping[str, float]) -> None:
+        self._step, self._values, self._reach = step, values, reach
+        self._lines: list[Line] = []
+        self._wide: set[str] = set()
+        self._coefficients: dict[str, np.ndarray] = {}
+        self._units: dict[str, float] = {}  # what a 1 of a factor of states stands for
+        self._known: dict[tuple, _Number] = {}
+        self._whole = self._find_whole()
+        self._fractions = self._find_fractions()
+        self._numbers: dict[Value, _Number | _Affine] = {}
+
+    def lowered(self) -> tuple[Step, _Values]:
+        """The step of integers, and what is known of its output."""
+        step, numbers, values = self._step, self._numbers, self._values
+        limit = 1 << (STATE_BITS - 1)
+        if values.fraction is not None:
+            numbers["x"] = _Number("x", values.fraction, values.low, values.high)
+        elif not step.trace.lines and np.ndim(values.unit) == 0:
+            return step, values  # which are handed on
+        else:
+            numbers["x"] = _Affine(np.zeros((1, 1)), np.atleast_2d(values.unit))
+        for name in reversed(step.states):  # past values come oldest first
+            low, high = -limit, limit - 1
+            copied = numbers.get(step.trace.results[1 + step.states.index(name)])
+            if isinstance(copied, _Number):
+                low, high = min(copied.low, 0), max(copied.high, 0)
+            numbers[name] = _Number(name, self._fractions[name], low, high)
+        for name, row in step.coefficients.items():
+            numbers[name] = _Affine(row, name=name)
+        for line in step.trace.lines:
+            numbers[line.name] = self._lower(line)
+        name, *_ = step.trace.results
+        output = self._made(self._given(name), self._fraction(name) + GUARD_BITS)
+        if output.low < -limit or output.high >= limit:
+            output = self._rounded(output, self._fraction(name))
+        after = [
+            self._held(self._given(result), self._fractions[state])
+            for state, result in zip(step.states, step.trace.results[1:], strict=True)
+        ]
+        results = tuple(number.value for number in (output, *after))
+        self._coefficients |= _kept_stable(step, self._coefficients, self._units)
+        made = replace(
+            step,
+            trace=Trace(tuple(self._lines), results),
+            coefficients=self._coefficients,
+            wide=frozenset(self._wide),
+        )
+        return made, _Values(2.0**-output.fraction, output.low, output.high)
+
+    # ---------------------------------------------------------------------------------------------
+    # Units
+
+    def _find_whole(self) -> set[Value]:
+        """The names of what is a whole number at every step."""
+        step = self._step
+        constant = {n for n, row in step.coefficients.items() if (row == np.rint(row)).all()}
+        states = set(step.states)
+        while True:
+            whole: set[Value] = {*states, *constant, *["x"] * (self._values.fraction == 0)}
+            for line in step.trace.lines:
+                values = line.arguments[line.operation == "where" :]
+                known = all(v in whole or _is_whole(v) for v in values)
+                if line.is_condition or (known and line.operation != "div"):
+                    whole.add(line.name)
+            after = zip(step.states, step.trace.results[1:], strict=True)
+            still = {state for state, v in after if v in whole or _is_whole(v)} & states
+            if still == states:
+                return whole
+            states = still
+
+    def _find_fractions(self) -> dict[str, int]:
+        """f of each state: the same for states that take over each other's values.
+
+        A state that the input is added to is no finer than the input.
+        """
+        step = self._step
+        found = {name: self._fraction(name) for name in step.states}
+        if self._values.fraction is not None:
+            for line in step.trace.lines:
+                if line.operation in ("add", "sub") and "x" in line.arguments:
+                    for name in found.keys() & set(line.arguments):
+                        found[name] = min(found[name], self._values.fraction)
+        for _ in step.states:
+            for state, value in zip(step.states, step.trace.results[1:], strict=True):
+                if value in found:
+                    found[state] = found[value] = min(found[state], found[value])
+        return found
+
+    def _fraction(self, name: Value) -> int:
+        return 0 if name in self._whole else _fraction(self._reach[name], STATE_BITS)
+
+    def _given(self, value: Value) -> _Number | _Affine:
+        return self._numbers[value] if isinstance(value, str) else _Affine(np.full((1, 1), value))
+
+    def _made(self, value: _Number | _Affine, fraction: int) -> _Number:
+        """The integer of a value; if it is still to be made, in this unit or a coarser one."""
+        if isinstance(value, _Number):
+            return value
+        if value.gain is None:
+            return self._row(value.name or "offset", value.offset, fraction, STATE_BITS)
+        gain = self._row("gain", value.gain, fraction, STATE_BITS)
+        limits = [
+            p * q for p in (gain.low, gain.high) for q in (self._values.low, self._values.high)
+        ]
+        made = self._line("mul", ("x", gain.value), gain.fraction, min(limits), max(limits))
+        if not value.offset.any():
+            return made
+        offset = self._row("offset", value.offset, gain.fraction, STATE_BITS)
+        return self._sum("add", made, self._at(offset, made.fraction))
+
+    def _factors(self, line: Line, given: Sequence) -> list[_Number]:
+        """The two factors of a product: numbers in 32 bits, coefficients in 16.
+
+        A coefficient is no finer than the product needs.
+        """
+        found = [
+            self._narrow(value, name) for value, name in zip(given, line.arguments, strict=True)
+        ]
+        known = [number.fraction for number in found if number is not None]
+        finest = 30
+        if known and self._reach.get(line.name):
+            finest = self._fraction(line.name) + GUARD_BITS + 4 - known[0]
+        return [
+            number or self._coefficient(value, finest)
+            for number, value in zip(found, given, strict=True)
+        ]
+
+    def _coefficient(self, value: _Affine, finest: int) -> _Number:
+        """A coefficient that states are multiplied by, in 16 bits."""
+        finest = 0 if value.is_whole else finest
+        made = self._row(value.name or "factor", value.offset, finest, COEFFICIENT_BITS)
+        if isinstance(made.value, str):
+            self._units[made.value] = 2.0**-made.fraction
+        return made
+
+    def _narrow(self, value: _Number | _Affine, name: Value) -> _Number | None:
+        """A value in 32 bits; None if it is a coefficient."""
+        if isinstance(value, _Affine) and value.gain is None:
+            return None
+        made = self._made(value, self._fraction(name) + GUARD_BITS)
+        if made.low >= -(1 << 31) and made.high < 1 << 31:
+            return made
+        return self._rounded(made, self._fraction(name))
+
+    def _row(self, name: str, row: np.ndarray, fraction: int, bits: int) -> _Number:
+        """A coefficient in integers of so many bits, in this unit or a coarser one."""
+        largest = float(abs(row).max()) or 1.0
+        fraction = min(fraction, math.floor(math.log2(((1 << (bits - 1)) - 1) / largest)))
+        integers = np.rint(row * 2.0**fraction).astype(np.int64)
+        if integers.size == 1:
+            integer = int(integers[0, 0])
+            return _Number(integer, fraction, integer, integer)
+        while not np.array_equal(self._coefficients.setdefault(name, integers), integers):
+            name += "_"
+        low, high = int(integers.min()), int(integers.max())
+        return _Number(name, fraction, low - NEAR, high + NEAR)
+
+    # ---------------------------------------------------------------------------------------------
+    # Lines
+
+    def _lower(self, line: Line) -> _Number | _Affine:
+        operation, name = line.operation, self._step.name
+        given = [self._given(value) for value in line.arguments]
+        if operation == "div":
+            if not isinstance(given[1], _Affine) or given[1].gain is not None:
+                raise ValueError(f"{name} divides by what changes, which integers cannot")
+            operation, given[1] = "mul", _Affine(1 / given[1].offset)
+        if all(isinstance(value, _Affine) for value in given):
+            known = _affine(operation, *given)
+            if known is not None:
+                return known
+        match operation:
+            case "mul":
+                a, b = self._factors(line, given)
+                limits = [p * q for p, q in product((a.low, a.high), (b.low, b.high))]
+                values = a.value, b.value
+                return self._line("mul", values, a.fraction + b.fraction, min(limits), max(limits))
+            case "add" | "sub" | "maximum" | "minimum":
+                return self._sum(operation, *self._aligned(*given))
+            case "where":
+                condition, *given = given
+                a, b = self._aligned(*given)
+                values, low, high = (condition.value, a.value, b.value), a.low, a.high
+                return self._line("where", values, a.fraction, min(low, b.low), max(high, b.high))
+            case "neg":
+                a = self._made(given[0], self._fraction(line.arguments[0]) + GUARD_BITS)
+                return self._line("neg", (a.value,), a.fraction, -a.high, -a.low)
+            case "abs":
+                a = self._made(given[0], self._fraction(line.arguments[0]) + GUARD_BITS)
+                return self._line("abs", (a.value,), a.fraction, 0, max(-a.low, a.high))
+            case _ if operation in COMPARISONS or operation in LOGIC:
+                numbers = self._aligned(*given) if operation in COMPARISONS else given
+                values = tuple(number.value for number in numbers)
+                return self._line(operation, values, 0, 0, 1, is_condition=True)
+        raise ValueError(f"{name} computes {operation}, which integers cannot")
+
+    def _sum(self, operation: str, a: _Number, b: _Number) -> _Number:
+        """A sum, a difference, or the larger or smaller of two numbers of the same unit."""
+        low, high = {
+            "add": (a.low + b.low, a.high + b.high),
+            "sub": (a.low - b.high, a.high - b.low),
+            "maximum": (max(a.low, b.low), max(a.high, b.high)),
+            "minimum": (min(a.low, b.low), min(a.high, b.high)),
+        }[operation]
+        return self._line(operation, (a.value, b.value), a.fraction, low, high)
+
+    def _line(
+        self,
+        operation: str,
+        values: tuple[Value, ...],
+        fraction: int,
+        low: int,
+        high: int,
+        is_condition: bool = False,
+    ) -> _Number:
+        """Adds a line, or finds the same one."""
+        if max(-low, high) >= 1 << 62:
+            raise ValueError(f"{self._step.name} computes numbers that do not fit 64 bits")
+        if (operation, values) not in self._known:
+            name = f"_{len(self._lines)}"
+            self._lines.append(Line(name, operation, values, is_condition))
+            if max(-low - 1, high) >= 1 << 31:
+                self._wide.add(name)
+            self._known[operation, values] = _Number(name, fraction, low, high)
+        return self._known[operation, values]
+
+    def _aligned(self, a: _Number | _Affine, b: _Number | _Affine) -> tuple[_Number, _Number]:
+        """Two numbers in the finer unit of the two."""
+        made = [value.fraction for value in (a, b) if isinstance(value, _Number)]
+        both = all(isinstance(value, _Affine) and value.is_whole for value in (a, b))
+        finest = max(made, default=0 if both else STATE_BITS - 2)
+        a, b = self._made(a, finest), self._made(b, finest)
+        finest = max(a.fraction, b.fraction)
+        return self._at(a, finest), self._at(b, finest)
+
+    def _at(self, number: _Number, fraction: int) -> _Number:
+        """The number in a unit, if that one is finer."""
+        factor = 1 << max(fraction - number.fraction, 0)
+        if factor == 1:
+            return number
+        low, high = factor * number.low, factor * number.high
+        if isinstance(number.value, int):
+            return _Number(number.value * factor, fraction, low, high)
+        return self._line("mul", (number.value, factor), fraction, low, high)
+
+    def _held(self, value: _Number | _Affine, fraction: int) -> _Number:
+        """A value as a state of this unit remembers it."""
+        return self._rounded(self._at(self._made(value, fraction), fraction), fraction)
+
+    def _rounded(self, number: _Number, fraction: int) -> _Number:
+        """The number in a coarser unit and in 31 bits."""
+        shift = max(number.fraction - fraction, 0)
+        bits = min(STATE_BITS, 63 - shift)  # which is enough for what was shifted so far
+        limit = 1 << (bits - 1)
+        if shift == 0 and number.low >= -limit and number.high < limit:
+            return number
+        half = (1 << shift) >> 1
+        low, high = ((end + half) >> shift for end in (number.low, number.high))
+        low, high = max(low, -limit), min(high, limit - 1)
+        values = number.value, shift, bits
+        return self._line("round", values, number.fraction - shift, low, high)
+
+
+def _affine(operation: str, a: _Affine, b: _Affine | None = None, *_: object) -> _Affine | None:
+    """The result of an operation on what is linear in x, if it is linear in x."""
+    zero = np.zeros((1, 1))
+    match operation:
+        case "mul" if a.gain is None or b.gain is None:
+            a, b = (a, b) if b.gain is None else (b, a)
+            gain = None if a.gain is None else a.gain * b.offset
+            return _Affine(a.offset * b.offset, gain)
+        case "neg":
+            return _affine("mul", a, _Affine(np.full((1, 1), -1.0)))
+        case "add":
+            both = a.gain is None and b.gain is None
+            x, y = (zero if value.gain is None else value.gain for value in (a, b))
+            return _Affine(a.offset + b.offset, None if both else x + y)
+        case "sub":
+            return _affine("add", a, _affine("neg", b))
+    return None
+
+
+def _kept_stable(
+    step: Step, integers: Mapping[str, np.ndarray], units: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Integer factors with which all states decay that decay with the step's own.
+
+    Rounding may move a pole out of the unit circle. There the nearest integers are taken with which
+    it is inside.
+
+    Raises:
+        ValueError: there are none near.
+    """
+    found = {name: integers[name] for name in units}
+    if not (found and step.states):
+        return found
+
+    def radius(integers: Mapping[str, np.ndarray]) -> np.ndarray:
+        rounded = {name: integers[name] * units[name] for name in units}
+        return _pole_radius(step, {**step.coefficients, **rounded})
+
+    wrong = (_pole_radius(step, step.coefficients) < 1) & (radius(found) >= 1 - NEXT_TO_1)
+    if not wrong.any():
+        return found
+    still = radius(found)
+    moving = [name for name in units if (radius({**found, name: 0 * found[name]}) != still).any()]
+    ways = product(range(-NEAR, NEAR + 1), repeat=len(moving))
+    for way in sorted(ways, key=lambda way: np.dot(way, way)):
+        moved = {name: found[name] + by for name, by in zip(moving, way, strict=True)}
+        held = wrong & (radius({**found, **moved}) < 1 - NEXT_TO_1)
+        found |= {name: np.where(held, moved[name], found[name]) for name in moving}
+        wrong &= ~held
+    if wrong.any():
+        raise ValueError(
+            f"{step.name} has a filter that is not stable with {COEFFICIENT_BITS} bits: give it a "
+            "shorter time constant"
+        )
+    return found
+
+
+def _pole_radius(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The largest factor by which a step changes small states, of every channel: its pole radius.
+
+    The shape is that of the coefficients, ``(1, channels)`` or ``(positions, channels)``.
+    """
+    positions = max(map(len, coefficients.values()), default=1)
+    alone, count = replace(step, positions=positions, coefficients=coefficients), len(step.states)
+    states = {
+        f"{step.name}.{state}": np.broadcast_to(row[:, None, None], (count + 1, *alone.grid))
+        for state, row in zip(step.states, SMALL * np.eye(count + 1)[1:], strict=True)
+    }
+    alone.run(np.zeros((count + 1, math.prod(alone.grid))), states)
+    after = np.stack([states[f"{step.name}.{state}"] for state in step.states], -1)
+    return abs(np.linalg.eigvals((after[1:] - after[0]).transpose(1, 2, 3, 0) / SMALL)).max(-1)
+
+
+def _is_whole(value: Value) -> bool:
+    return not isinstance(value, str) and value == round(value)

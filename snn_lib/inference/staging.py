@@ -1,0 +1,370 @@
+"""Reads a network into a chain of stages: layers, the preparation before, the readout behind.
+
+The layers are those of a :class:`snn_lib.inference.description.Description`, in the order of memory
+that ``stages.py`` describes. What the layers and the preparation remember is written here as steps,
+and traced like the step of a cell.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snn_lib.data.preparation import (
+    MEAN_PIXEL,
+    DigitPreparation,
+    PixelPreparation,
+    Preparation,
+    RecordingPreparation,
+    SequencePreparation,
+    SeriesPreparation,
+)
+from snn_lib.inference import layers as kinds
+from snn_lib.inference.compiled import compare_layers
+from snn_lib.inference.description import describe
+from snn_lib.inference.layers import Layer, Shape
+from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
+from snn_lib.kernels.program import key_of, kind_of, program
+from snn_lib.kernels.trace import Line, Trace, trace
+
+LONGEST = 2.0**24  # up to which steps are counted, in float32
+
+
+@dataclass(frozen=True)
+class StagedNetwork:
+    """A network in stages, and what its numbers mean.
+
+    Attributes:
+        title: what the network is called.
+        before, after: the shapes of one step of the input and of the output.
+        stages: from the one to the other.
+        readout: steps behind the output, whose largest result is the class; ``None`` if the
+            readout is unknown.
+        dtype: float32 or float64; int64 if the numbers are integers.
+        takes: what the input is, in words.
+        step: what a time step is, such as ``"25 ms"``.
+        classes: the names of the classes.
+        order: for pixels one by one, the number of each in the image.
+    """
+
+    title: str
+    before: Shape
+    after: Shape
+    stages: tuple[Stage, ...]
+    readout: tuple[Step, ...] | None
+    dtype: np.dtype
+    takes: str
+    step: str
+    classes: tuple[str, ...]
+    order: np.ndarray | None
+
+
+def read_stages(
+    network: nn.Module,
+    shape: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None,
+    step: str | None = None,
+) -> StagedNetwork:
+    """Reads a network; see :func:`snn_lib.inference.to_c` for the arguments and errors."""
+    description = describe(network, shape)
+    compare_layers(description)
+    preparation = preparation_of(network)
+    if classes is None:
+        classes = getattr(network, "classes", ())
+        classes = classes if isinstance(classes, (list, tuple)) else ()
+    order = _channels_last(description.layers[0].before)
+    takes, before, stages, values = _prepare(preparation, description.before)
+    stages += _gather(description.entry[order], values)
+    for layer in description.layers:
+        more, order = _stages_of(layer, order)
+        stages += more
+    outputs = len(order)
+    stages += _gather(np.argsort(order), outputs)
+    if classes and len(classes) != outputs:
+        raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
+    return StagedNetwork(
+        type(getattr(network, "model", network)).__name__,
+        tuple(before),
+        description.after,
+        tuple(stages),
+        _readout(getattr(network, "readout", None), outputs),
+        description.dtype,
+        takes,
+        getattr(preparation, "step", "") if step is None else step,
+        tuple(map(str, classes)),
+        preparation.order.numpy() if isinstance(preparation, PixelPreparation) else None,
+    )
+
+
+def preparation_of(network: nn.Module) -> Preparation | None:
+    """How the input of a network is prepared, if :func:`snn_lib.load` returned it."""
+    preparation = getattr(network, "preparation", None)  # or another module of the user's
+    return preparation if isinstance(preparation, Preparation) else None
+
+
+# --------------------------------------------------------------------------------------------------
+# Layers
+
+
+def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray]:
+    """The stages of a layer whose input lies in this order, and the order of its output."""
+    name, count = layer.name, len(order)
+    match layer:
+        case kinds.Flattening():
+            return [], order
+        case kinds.Weights(weight=weight, bias=bias):
+            chosen = weight.argmax(1)
+            if np.array_equal(weight, np.eye(count)[chosen]) and not bias.any():
+                return _gather(np.argsort(order)[chosen], count), np.arange(len(bias))
+            rows = Rows(name, _of_vectors(count, len(bias)), weight.T[order][None])
+            return [rows, _biased(name, bias, 1)], np.arange(len(bias))
+        case kinds.Convolution(weight=weight, bias=bias, groups=groups):
+            size = weight.shape[2:]
+            maps = _windows(layer, size)
+            weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
+            rows = Rows(name, maps, weight.reshape(groups, -1, weight.shape[-1]))
+            positions = math.prod(layer.after[1:])
+            return [rows, _biased(name, bias, positions)], _channels_last(layer.after)
+        case kinds.Pooling(size=size):
+            largest = isinstance(layer, kinds.MaxPooling)
+            windows = _windows(layer, size)
+            if largest and not (windows.places >= 0).any(1).all():
+                raise ValueError(
+                    f"{name} has windows that hold nothing of the map, whose largest value C does "
+                    "not have: set another size, dilation or padding"
+                )
+            stages: list[Stage] = [Pool(name, windows, largest)]
+            after = _channels_last(layer.after)
+            if not largest:
+                stages.append(_step(name, _mean_of(math.prod(size)), after, layer.after))
+            return stages, after
+        case kinds.CellLayer():
+            return [_cell(layer, order)], order
+        case kinds.Snapshot(steps=steps):
+            channels, copies = layer.after[0], len(steps)
+            moments = np.repeat(steps, count // copies)[order]
+            gate = _step(f"{name}.taken", _taken, order, layer.before, moment=moments)
+            parts = np.tile(np.eye(channels), (1, copies))
+            weights = kinds.Weights(name, layer.before, layer.after, parts, np.zeros(channels))
+            if len(layer.before) == 3:
+                window = (1, 1), (0, 0), (1, 1), 1
+                weights = kinds.Convolution(*vars(weights).values(), *window)
+                weights = replace(weights, weight=parts[..., None, None])
+            (rows, _), order = _stages_of(weights, order)
+            total = _over_time("running_sum", name, layer.after)
+            return [gate, rows, _cell(total, order)], order
+
+
+def _cell(layer: kinds.CellLayer, order: np.ndarray) -> Step:
+    """The step of a cell, without the lines and states that do not count."""
+    made = program(layer.key)
+    shape = _grid(layer.before)
+    rows = layer.coefficients.reshape(-1, len(order))[:, order].reshape(-1, *shape)
+    coefficients = dict(zip(made.coefficients, rows, strict=True))
+    return _reduced(layer.name, made.forward, made.states, coefficients, shape)
+
+
+def _step(
+    name: str, function: Callable, order: np.ndarray, features: Shape, **coefficients: np.ndarray
+) -> Step:
+    """A step of this file, ``function(x, *states, *coefficients)``.
+
+    It returns its output and the next states, which its arguments name. The coefficients, one for
+    each feature, are already in the order of memory.
+    """
+    names = function.__code__.co_varnames[1 : function.__code__.co_argcount]
+    states = [state for state in names if state not in coefficients]
+    shape = _grid(features)
+    rows = {key: np.asarray(row, float).reshape(shape) for key, row in coefficients.items()}
+    lines, _ = trace(function, ["x", *states, *coefficients])
+    return _reduced(name, lines, states, rows, shape)
+
+
+def _reduced(
+    name: str,
+    lines: Trace,
+    states: Sequence[str],
+    coefficients: Mapping[str, np.ndarray],
+    shape: tuple[int, int],
+) -> Step:
+    """A step without products by 0 and 1, and without states that nothing reads.
+
+    Raises:
+        ValueError: it computes what C has only in a library.
+    """
+    for line in lines.lines:
+        if line.operation not in FUNCTIONS:
+            raise ValueError(
+                f"{name} computes {line.operation}, for which C needs its library of mathematics: "
+                "it cannot be exported"
+            )
+    known = {"kept": 1.0}
+    for key, row in coefficients.items():
+        if not row.any() or (row == 1).all():
+            known[key] = float(row.flat[0])
+    whole = lines.without(known)
+    output, *after = whole.results
+    following = dict(zip(states, after, strict=True))
+    live: list[str] = []
+    while True:  # a state may be read for the next value of another one alone
+        lines = whole.only([output, *(following[state] for state in live)])
+        read = [state for state in states if lines.reads(state)]
+        if read == live:
+            break
+        live = read
+    shared = {
+        key: row[:1] if (row == row[:1]).all() else row
+        for key, row in coefficients.items()
+        if lines.reads(key)
+    }
+    return Step(name, *shape, lines, tuple(live), shared)
+
+
+def _biased(name: str, bias: np.ndarray, positions: int) -> Step:
+    lines = Trace((Line("_0", "add", ("x", "bias")),), ("_0",))
+    row = np.asarray(bias, float)[None]
+    return _reduced(name, lines, (), {"bias": row}, (positions, len(bias)))
+
+
+def _gather(index: np.ndarray, values: int) -> list[Stage]:
+    """The stage that takes these of so many values; none if it would change nothing."""
+    return [] if np.array_equal(index, np.arange(values)) else [Gather(index)]
+
+
+def _windows(layer: kinds.Convolution | kinds.Pooling, size: tuple[int, int]) -> Windows:
+    maps = ((height, width, channels) for channels, height, width in (layer.before, layer.after))
+    return Windows(*maps, tuple(size), layer.stride, layer.padding, layer.dilation)
+
+
+def _of_vectors(inputs: int, outputs: int) -> Windows:
+    return Windows((1, 1, inputs), (1, 1, outputs))
+
+
+def _grid(features: Shape) -> tuple[int, int]:
+    """How many positions and channels there are."""
+    maps = len(features) == 3
+    channels = features[0] if maps else math.prod(features)
+    return math.prod(features) // channels, channels
+
+
+def _channels_last(features: Shape) -> np.ndarray:
+    """The numbers of the features with the channels of maps ``(C, H, W)`` last, as (H, W, C)."""
+    numbers = np.arange(math.prod(features)).reshape(features)
+    return (np.moveaxis(numbers, 0, -1) if len(features) == 3 else numbers).ravel()
+
+
+# --------------------------------------------------------------------------------------------------
+# Steps: what else has a state
+
+
+def _taken(x: Tensor, elapsed: Tensor, moment: Tensor) -> tuple[Tensor, ...]:
+    """x at its moment, else 0."""
+    elapsed = torch.clamp(elapsed + 1, max=LONGEST)
+    return torch.where(elapsed == moment, x, torch.zeros_like(x)), elapsed
+
+
+def _mean_of(count: int) -> Callable:
+    return lambda x: (x / count,)
+
+
+def _over_time(kind: str, name: str, features: Shape) -> kinds.CellLayer:
+    """A readout over time as a layer."""
+    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
+    return kinds.CellLayer(name, features, features, key, np.empty((0, *features)))
+
+
+def _readout(name: object, outputs: int) -> tuple[Step, ...] | None:
+    """The steps behind the output whose largest result is the class."""
+    order = np.arange(outputs)
+    if outputs < 2 or name not in ("count", "mean", "last", "maximum"):
+        return None
+    if name == "last":
+        return (_step("answer", lambda x: (x,), order, (outputs,)),)
+    # The mean of each class has the same divisor.
+    kind = "running_maximum" if name == "maximum" else "running_sum"
+    return (_cell(_over_time(kind, "answer", (outputs,)), order),)
+
+
+# --------------------------------------------------------------------------------------------------
+# The preparation of the input
+
+
+def _prepare(
+    preparation: Preparation | None, features: Shape
+) -> tuple[str, Shape, list[Stage], int]:
+    """What a step's values are before they are prepared, their shape, and the stages that do it.
+
+    Also returns the number of values that leave these stages.
+
+    Raises:
+        ValueError: it needs more than a step and the one before it.
+    """
+    count = math.prod(features)
+
+    def prepared(takes: str, *functions: Callable) -> tuple[str, Shape, list[Stage], int]:
+        steps = [_step("input", one, np.arange(count), (count,)) for one in functions]
+        return takes, features, steps, count
+
+    match preparation:
+        case None | SequencePreparation():
+            return prepared("as in the training")
+        case RecordingPreparation(values="counted", order="forward"):
+            return prepared("numbers of events")
+        case RecordingPreparation(values="clipped", order="forward"):
+            return prepared("numbers of events", lambda x: (torch.clamp(x, max=1.0),))
+        case DigitPreparation(encoding="constant", max_rate=rate):
+            return prepared("pixels from 0 to 1", *[lambda x: (x * rate,)] * (rate != 1))
+        case DigitPreparation():
+            return prepared("spikes, 0 or 1")
+        case PixelPreparation(max_rate=rate):
+            return prepared("pixels from 0 to 1", lambda x: ((x - MEAN_PIXEL) * rate,))
+        case SeriesPreparation(encoding="current", block=1):
+            channels = len(preparation.mean)
+            ones, twice = np.ones(channels), np.tile(np.arange(channels), 2)
+            step = _step(
+                *("input", _standardised, np.arange(count), (count,)),
+                mean=np.tile(preparation.mean, 2),
+                factor=np.tile(1 / preparation.deviation, 2),
+                own=np.concatenate([ones, 0 * ones]),
+                change=np.concatenate([0 * ones, 1 / preparation.change]),
+            )
+            shape = tuple(preparation.mean.shape)
+            return "values as they were measured", shape, [Gather(twice), step], count
+    raise ValueError(
+        f"{type(preparation).__name__} of this network needs more than a step and the one "
+        "before it: export network.model, and prepare its input outside"
+    )
+
+
+def _standardised(
+    x: Tensor,
+    before: Tensor,
+    started: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    own: Tensor,
+    change: Tensor,
+) -> tuple[Tensor, ...]:
+    """The standardised values themselves, or their changes since the step before."""
+    x = (x - mean) * factor
+    difference = torch.where(started > 0, x - before, torch.zeros_like(x))
+    return own * x + change * difference, x, torch.ones_like(x)
+
+
+def raw_steps(preparation: Preparation | None, x: np.ndarray | Tensor) -> np.ndarray:
+    """The values of each step as they were measured, from a network's input.
+
+    That is what an exported network takes. Both are ``(T, B, *features)``.
+    """
+    x = np.asarray(x, np.float64)
+    match preparation:
+        case DigitPreparation(encoding="constant", max_rate=rate):
+            return x / rate
+        case PixelPreparation(max_rate=rate):
+            return x / rate + MEAN_PIXEL
+        case SeriesPreparation(mean=mean, deviation=deviation):
+            return x[..., : len(mean)] * deviation.numpy() + mean.numpy()
+    return x

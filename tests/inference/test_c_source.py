@@ -1,0 +1,193 @@
+"""The C source of a network, compiled on this machine, against PyTorch."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from leaving_pytorch import NETWORKS, maps, network, spikes, with_readout
+from prepared import PREPARED, SERIES, Prepared
+from torch import nn
+
+from benchmarks.host_c import CC, SANITIZED, Compiled, Library
+from snn_lib import Cell, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.data.preparation import PixelPreparation, SeriesPreparation
+from snn_lib.inference import to_c
+from snn_lib.readout import READOUTS, Mean, SpikeCount
+
+pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_computes_what_pytorch_computes(name, tmp_path):
+    model, features = network(name)
+    x = torch.cat([spikes(30, *features) for _ in range(2)], 1)
+    to_c(model, tmp_path / "network.c", features)
+    made = Compiled(tmp_path, options=SANITIZED)
+    output = made.run(x.numpy())
+    with torch.no_grad():
+        target = model(x)[0].flatten(2).numpy()
+    np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
+    said = re.search(r"RAM: +([\d,]+) bytes", (tmp_path / "network.c").read_text())
+    assert made.size == int(said[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("kind", READOUTS)
+def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
+    model, layers = with_readout(kind)
+    x = torch.cat([spikes(20, 4), spikes(20, 4)], 1) - 0.3
+    to_c(model, tmp_path / "network.c")
+    output = Compiled(tmp_path).run(x.numpy())
+    with torch.no_grad():
+        values = layers(x)[0]
+        target = [READOUTS[kind]()(values[: t + 1]).numpy() for t in range(len(x))]
+    np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum"])
+def test_it_knows_the_class_that_leads_and_by_how_much(readout, tmp_path):
+    _, model = with_readout("last")
+    model.readout = readout
+    x = torch.cat([spikes(20, 4) - 0.3 for _ in range(4)], 1)
+    to_c(model, tmp_path / "network.c")
+    _, best, lead = Compiled(tmp_path).run(x.numpy())
+    with torch.no_grad():
+        values = model(x)[0]
+        read = [READOUTS[readout]()(values[: t + 1]) for t in range(len(x))]
+    first, second = torch.stack(read).topk(2).values.unbind(2)
+    ahead = (first - second).numpy()
+    if readout == "mean":  # whose sum is compared
+        ahead *= np.arange(1, 21)[:, None]
+    assert len(np.unique(best)) > 1
+    np.testing.assert_array_equal(best, torch.stack(read).argmax(2).numpy())
+    np.testing.assert_allclose(lead, ahead, rtol=1e-9, atol=1e-12)
+
+
+def test_an_unknown_readout_has_no_function(tmp_path):
+    model, _ = with_readout("last")
+    model.readout = "leaky"
+    to_c(model, tmp_path / "network.c")
+    assert "network_class(" not in (tmp_path / "network.h").read_text()
+
+
+def test_streams_do_not_see_each_other(tmp_path):
+    model, features = network("order 3, 2")
+    to_c(model, tmp_path / "network.c", features)
+    library, x = Library(tmp_path), spikes(20, *features)[:, 0].numpy()
+    first, second = library.stream(), library.stream()
+    outputs = np.array([(first(now), second(other)) for now, other in zip(x, -x, strict=True)])
+    np.testing.assert_array_equal(outputs[:, 0], [*map(library.stream(), x)])
+    np.testing.assert_array_equal(outputs[:, 1], [*map(library.stream(), -x)])
+
+
+@pytest.mark.parametrize(
+    ("preparation", "raw", "steps"), PREPARED, ids=lambda value: type(value).__name__
+)
+def test_it_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
+    model = Prepared(preparation).eval()
+    to_c(model, tmp_path / "network.c", classes=["no", "yes", "perhaps"])
+    output, *_ = Compiled(tmp_path, np.float32).run(steps(raw).numpy())
+    with torch.no_grad():
+        target = model(preparation(raw).x.float())[0]
+    np.testing.assert_allclose(output, target, rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_classes_and_the_order_of_pixels_are_there(tmp_path):
+    model = Prepared(PixelPreparation(28, 0.5, torch.arange(783, -1, -1)))
+    names = ["no", 'he said "ja"', "Grüße??/"]
+    to_c(model, tmp_path / "network.c", classes=names)
+    library = Library(tmp_path)
+    assert library.classes(3) == names
+    assert library.order(784) == list(range(783, -1, -1))
+
+
+def test_two_networks_fit_into_one_program(tmp_path):
+    for name in ("first", "second"):
+        to_c(Sequential(nn.Linear(2, 3)), tmp_path / f"{name}.c")
+        header = (tmp_path / f"{name}.h").read_text()
+        assert f"void {name}_step({name}_state *state" in header
+        assert f"#define {name.upper()}_INPUTS 2" in header
+
+
+def passed_on(readout):
+    """A network in float32 that reads out its input."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    return Sequential(layer, readout)
+
+
+def test_spikes_are_counted_beyond_the_whole_numbers_of_float32(tmp_path):
+    to_c(passed_on(SpikeCount()), tmp_path / "network.c")
+    x = np.ones((1001, 1, 1))
+    x[0] = 2.0**24
+    assert Compiled(tmp_path, np.float32).run(x)[-1] == 2.0**24 + 1000
+
+
+def test_a_long_mean_stands_still_where_its_input_does(tmp_path):
+    to_c(passed_on(Mean()), tmp_path / "network.c")
+    mean = Compiled(tmp_path, np.float32).run(np.full((2**20, 1, 1), 0.1, np.float32))[-1]
+    np.testing.assert_allclose(mean, np.float32(0.1), rtol=2**-22)
+
+
+def test_rows_of_neurons_that_did_not_fire_are_not_read(tmp_path):
+    model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
+    current = np.zeros((1, 1, 9))
+    current[..., [2, 5, 6]] = 2.0
+    with torch.no_grad():
+        target = model(torch.from_numpy(current).float())[0].numpy()
+        model[1].weight[:, [0, 1, 3, 4, 7, 8]] = 1e38  # twice as much is no number
+    to_c(model, tmp_path / "network.c")
+    output = Compiled(tmp_path, np.float32).run(current)
+    np.testing.assert_allclose(output, target, rtol=1e-6)
+
+
+class Curved(Cell):
+    states = ("level",)
+    coefficients = ()
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,) = state
+        return torch.tanh(x + level), (level + x,)
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "words"),
+    [
+        (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
+        (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
+        (Sequential(nn.Linear(4, 4)), "network.h", r"network.h: expected a name in C with"),
+        (Sequential(nn.Linear(4, 4)), "my-net.c", r"my-net.c: expected a name in C with"),
+        (
+            Prepared(SeriesPreparation(block=2, encoding="current", **SERIES)),
+            "network.c",
+            "needs more than a step",
+        ),
+        (Prepared(PREPARED[0][0]), "network.c", "2 names of classes and 3 outputs"),
+        (maps(nn.MaxPool2d(1, stride=6, padding=0, dilation=1))[0], "network.c", "give the shape"),
+    ],
+)
+def test_what_c_cannot_do_is_refused_and_nothing_is_written(model, path, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        to_c(model, tmp_path / path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_step_of_a_user_s_own_is_written_line_by_line(tmp_path):
+    class Rectified(Cell):
+        states = ("level",)
+        coefficients = ("decay",)
+        decays = ("decay",)
+
+        @staticmethod
+        def step(x, state, coefficients, fire):
+            (level,), (decay,) = state, coefficients
+            level = torch.clamp(decay * level + x, min=-0.5, max=2.0)
+            return torch.where(level.abs() > 0.3, level, -level), (level,)
+
+    model = Sequential(Rectified(5, decay=torch.linspace(0.1, 0.9, 5)), LowPassSynapse(5, 3.0))
+    x = torch.randn(50, 2, 5)
+    to_c(model, tmp_path / "network.c")
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    np.testing.assert_array_equal(Compiled(tmp_path, np.float32).run(x.numpy()), target)

@@ -1,0 +1,337 @@
+"""The integer network: bit for bit its C source, close to the network in floats, and stable."""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+import torch
+from leaving_pytorch import NETWORKS, network, spikes, with_readout
+from prepared import PREPARED, Prepared
+from running import ROOT
+from torch import nn
+
+import snn_lib
+from benchmarks.host_c import CC, SANITIZED, Compiled
+from snn_lib import (
+    AdaptiveNeuron,
+    Cell,
+    IIRSynapse,
+    LowPassSynapse,
+    ResonantSynapse,
+    ResonateAndFireNeuron,
+    Sequential,
+    SpikingNeuron,
+)
+from snn_lib.inference import IntegerNetwork, compiled, quantise, to_c
+from snn_lib.inference.stages import SATURATED, Step, rounded
+from snn_lib.readout import Mean, SpikeCount
+
+needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
+
+
+def written(network_, folder, options=("-O2",)):
+    """The C source of an integer network, as a program."""
+    to_c(network_, folder / "network.c")
+    kind = network_.staged.input_kind.removesuffix("_t")
+    return Compiled(folder, np.int32, kind, options)
+
+
+def steps_of(network_):
+    return [stage for stage in network_.staged.stages if isinstance(stage, Step)]
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [*((name, 8) for name in NETWORKS), *((name, 4) for name in ("linear", "neurons", "groups"))],
+)
+def test_c_computes_the_same_bits(name, bits, tmp_path):
+    model, features = network(name)
+    x = torch.cat([spikes(30, *features) for _ in range(3)], 1)
+    made = quantise(model, x[:, :1], bits, features)
+    given, output = made.integers(x.numpy()), []
+    for sample in range(3):  # one by one, as C counts what does not fit
+        made.reset()
+        output.append(made.run(given[:, sample : sample + 1]))
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(np.concatenate(output, 1).reshape(30, 3, -1), program.run(given))
+    assert made.saturated == program.saturated
+
+
+SPIKING = {"neurons", "neurons with a membrane", "normalised", "rearranged and voting"}
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - SPIKING))
+def test_it_is_close_to_the_network_in_floats(name):
+    model, features = network(name)
+    x = spikes(30, *features)
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    for bits, error in ((8, 0.01), (4, 0.25)):
+        made = quantise(model, x, bits, features)
+        output = made.run(made.integers(x.numpy())) * made.output_scale
+        assert np.std(output - target) < error * np.std(target)
+        assert made.saturated == 0
+
+
+NEURONS = {
+    "spiking": lambda n: SpikingNeuron(n, 4.0),
+    "with a membrane": lambda n: SpikingNeuron(n, 4.0, membrane_filter=True, reset_strength=0.7),
+    "adaptive": lambda n: AdaptiveNeuron(n, 4.0, 30.0, 0.5, membrane_filter=True),
+    "resonate and fire": lambda n: ResonateAndFireNeuron(n, 20.0, 0.1, 5.0),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_fire_when_those_in_floats_do(name, tmp_path):
+    model = Sequential(LowPassSynapse(8, 3.0), NEURONS[name](8)).eval()
+    x = torch.randn(200, 5, 8)
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    output = made.run(given)
+    with torch.no_grad():
+        target = model(torch.from_numpy(given * made.input_scale).float())[0].numpy()
+    assert 0.01 < target.mean() < 0.5
+    assert (output * made.output_scale != target).mean() < 0.002
+    np.testing.assert_array_equal(output, written(made, tmp_path).run(given))
+
+
+def test_halves_are_rounded_up_and_what_does_not_fit_is_held_and_counted():
+    for shift in (0, 1, 4, 12):
+        values = np.arange(-(2 << shift) - 40, (2 << shift) + 40) * 3
+        exact = [floor(Fraction(int(v), 1 << shift) + Fraction(1, 2)) for v in values]
+        states = {SATURATED: 0}
+        found = rounded(values, shift, 4, states)
+        np.testing.assert_array_equal(found, np.clip(exact, -8, 7))
+        assert states[SATURATED] == sum(not -8 <= number < 8 for number in exact)
+
+
+@needs_compiler
+def test_c_rounds_and_holds_in_the_same_way(tmp_path):
+    made = quantise(Sequential(LowPassSynapse(1, 50.0)), torch.rand(5, 1, 1) * 0.01)
+    x = np.random.default_rng(0).integers(-(2**15), 2**15, (400, 20, 1))
+    x[:100, :10] = 2**15 - 1
+    x[:100, 10:] = -(2**15)
+    expected = np.concatenate([made.run(x[:, n : n + 1]) for n in range(20) if not made.reset()], 1)
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(expected, program.run(x))
+    assert {2**30 - 1, -(2**30)} <= set(expected.ravel())
+    assert made.saturated == program.saturated > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (4, 7)])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("inputs", [257, 258, 4370])
+def test_as_many_rows_as_there_are_add_up(bits, most, sign, inputs, tmp_path):
+    model = Sequential(nn.Linear(inputs, 9, bias=False))
+    nn.init.constant_(model[0].weight, sign * 0.5)
+    model[0].weight.data[4:, 0] *= torch.tensor([0.1, 0.3, 0.7, -1.0, 0.5])  # none is exact
+    x = np.ones((1, 2, inputs), int)
+    made = quantise(model, torch.from_numpy(x).float(), bits)
+    rows = made.staged.stages[0].weights
+    assert abs(rows).max() <= most
+    output = written(made, tmp_path, SANITIZED).run(x)
+    np.testing.assert_array_equal(output, made.run(x))
+    exact = model(torch.from_numpy(x).float())[0].detach().numpy()
+    np.testing.assert_allclose(output * made.output_scale, exact, rtol=0.1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6])
+@pytest.mark.parametrize("gain", [1e-9, 1e-4, 1e4])
+def test_numbers_of_any_size_have_their_units(size, gain, tmp_path):
+    model = Sequential(
+        nn.Linear(4, 3).double(), IIRSynapse(3, (0.9, -0.5), (gain, 0.3 * gain)).double()
+    )
+    x = size * torch.randn(100, 2, 4).double()
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    output = made.run(given)
+    np.testing.assert_array_equal(output, written(made, tmp_path, SANITIZED).run(given))
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    if size * gain > 1e-7:  # else the units of 2^-30 are too large
+        assert np.std(output * made.output_scale - target) < 0.02 * np.std(target)
+
+
+@needs_compiler
+def test_products_of_potentials_fit_however_many_there_are(tmp_path):
+    model = Sequential(nn.Linear(5000, 6))
+    nn.init.uniform_(model[0].weight, 0.05, 0.1)
+    model[0].weight.data[3] *= -1
+    made = quantise(model, torch.rand(1, 1, 5000) - 0.3)
+    limit = made.staged.input_limits[0]
+    x = np.full((2, 1, 5000), limit)
+    x[1] = -limit - 1
+    output = written(made, tmp_path, SANITIZED).run(x)
+    np.testing.assert_array_equal(output, made.run(x))
+    assert (output[0, 0, :3] < 0).all()
+    assert (output[1, 0, :3] > 0).all()
+
+
+def test_weights_have_the_scale_of_least_error_and_simple_ones_are_exact():
+    model = Sequential(nn.Linear(400, 3, bias=False))
+    weight = model[0].weight.data.normal_()
+    weight[0], weight[1] = 0.7 * weight[0].sign() * (torch.rand(400) > 0.5), 0.0
+    rows = quantise(model, torch.ones(1, 1, 400), 4).staged.stages[0]
+    made, exact = rows.weights[0].T, weight.numpy()
+    np.testing.assert_array_equal(made[0], np.sign(exact[0]))
+    np.testing.assert_array_equal(made[1], 0)
+    scale = (exact[2] @ made[2]) / (made[2] @ made[2])
+    largest = abs(exact[2]).max() / 7
+    simple = np.rint(exact[2] / largest) * largest
+    assert ((exact[2] - scale * made[2]) ** 2).sum() < 0.9 * ((exact[2] - simple) ** 2).sum()
+
+
+def test_the_slowest_filters_stay_stable():
+    taus = torch.tensor([10.0, 800.0, 2000.0, 30000.0])
+    model = Sequential(ResonantSynapse(4, taus, torch.tensor([0.2, 1 / 800, 1 / 5000, 1 / 1e4])))
+    (step,) = steps_of(quantise(model, torch.randn(500, 1, 4)))
+    exact = model[0].alpha.detach().double().numpy()
+    integers = np.stack([step.coefficients[name][0] for name in ("alpha_0", "alpha_1")])
+    assert abs(integers).max() < 2**15
+    unit = 2.0 ** np.rint(np.log2(abs(exact / integers)).mean(1, keepdims=True))
+    alpha_1, alpha_2 = integers * unit
+    assert (abs(alpha_2) < 1).all()
+    assert (abs(alpha_1) < 1 - alpha_2).all()
+    nearest = np.rint(exact / unit) * unit
+    assert not (abs(nearest[0]) < 1 - nearest[1]).all()
+    assert (abs(integers - exact / unit) <= 2.5).all()
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_trained_filters_that_get_no_more_input_come_to_rest(number):
+    """Near zero: rounding keeps a filter with a long memory from falling to it."""
+    network_ = snn_lib.load(ROOT / "checkpoint" / "pretrained_sequential_mnist")
+    model = Sequential(network_.model.layers[number])
+    x = (torch.rand(800, 1, *model[0].shape) < 0.05).double()
+    made = quantise(model.double(), x)
+    start = made.run(made.integers(x.numpy()))
+    made.run(np.zeros((12000, *x.shape[1:]), int))
+    rest = made.run(np.zeros((500, *x.shape[1:]), int))
+    assert abs(start * made.output_scale).max() > 0.5
+    assert abs(rest * made.output_scale).max() < 1e-3
+    assert made.saturated == 0
+
+
+def test_a_count_goes_on_for_years_and_then_stands_still():
+    model = Sequential(SpikingNeuron(2, 4.0, reset_strength=0.0), SpikeCount())
+    made = quantise(model, torch.full((3, 1, 2), 2.0))
+    assert made.output_scale == 1
+    one = np.full((1, 2), round(2 / made.input_scale))
+    made.step(one)
+    (name,) = (name for name in made._states if name.endswith(".sum"))
+    made._states[name] = made._states[name] + 2**30 - 3
+    assert [int(made.step(one)[0, 0]) for _ in range(3)] == [2**30 - 1] * 3
+    assert made.saturated > 0
+
+
+def test_streams_go_on_where_they_were():
+    model, features = network("neurons with a membrane")
+    x = spikes(40, *features)
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    whole = made.run(given)
+    made.reset()
+    parts = [made.run(given[:1]), made.run(given[1:25]), made.run(given[25:])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("preparation", "raw", "steps"), PREPARED, ids=lambda value: type(value).__name__
+)
+def test_samples_are_classified_as_c_classifies_their_steps(preparation, raw, steps, tmp_path):
+    model = Prepared(preparation).eval()
+    model.classes = ["no", "yes", "perhaps"]
+    made = quantise(model, preparation(raw).x)
+    names, answers = made.classify(raw)
+    given = made.integers(steps(raw).numpy())
+    _, best, _ = written(made, tmp_path).run(given)
+    assert names == [model.classes[number] for number in best[-1]]
+    with torch.no_grad():
+        target = model(preparation(raw).x.float())[0][-1].numpy()
+    np.testing.assert_allclose(answers * made.output_scale, target, atol=0.02 * abs(target).max())
+
+
+def test_the_answer_is_that_at_a_sequence_s_own_end():
+    model = Prepared(PREPARED[0][0])
+    model.classes = ["no", "yes", "perhaps"]
+    long = torch.rand(9, 5)
+    made = quantise(model, long[:, None])
+    _, answers = made.classify([long, long[:4]])
+    _, alone = made.classify([long[:4]])
+    np.testing.assert_array_equal(answers[1], alone[0])
+    assert (answers[0] != answers[1]).any()
+
+
+class Curved(Cell):
+    states = ("level",)
+    coefficients = ("decay",)
+    operation = None
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,), (decay,) = state, coefficients
+        return torch.exp(-level), (decay * level + x,)
+
+
+class Dividing(Cell):
+    states = ("level",)
+    coefficients = ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,), (decay,) = state, coefficients
+        return x / (1 + level.abs()), (decay * level + x,)
+
+
+def test_samples_of_another_shape_are_refused():
+    for x in (torch.rand(5, 2, 3), torch.rand(5, 0, 4), torch.rand(4)):
+        with pytest.raises(ValueError, match=r"x has the shape .*, expected \(T, B, \*\(4,\)\)"):
+            quantise(Sequential(nn.Linear(4, 2)), x)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (Sequential(nn.Linear(4, 2)), {"weight_bits": 3}, "weight_bits is 3, expected 8 or 4"),
+        (Sequential(Curved(4, decay=0.5)), {}, "0 computes exp, for which C"),
+        (Sequential(Dividing(4, decay=0.5)), {}, "0 divides by what changes, which integers"),
+        (Sequential(nn.Linear(4, 2), Mean()), {}, "1 divides by what changes"),
+    ],
+)
+def test_what_integers_cannot_is_refused_in_one_line(model, options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        quantise(model, torch.rand(5, 2, 4), **options)
+    assert "\n" not in str(error.value)
+
+
+def test_input_that_does_not_fit_is_refused():
+    made = quantise(Sequential(nn.Linear(4, 2)), torch.ones(5, 2, 4))
+    with pytest.raises(ValueError, match="values outside 0 to 1"):
+        made.step(np.full((1, 4), 2))
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(4,\)"):
+        made.step(np.zeros((1, 3), int))
+    with pytest.raises(TypeError, match="float64, expected integers"):
+        made.step(np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="the readout is not known"):
+        made.classify(torch.ones(5, 2, 4))
+
+
+def test_it_says_what_compiled_says_of_the_class():
+    _, model = with_readout("last")
+    model.readout = "count"
+    x = torch.cat([spikes(20, 4) for _ in range(50)], 1)
+    made = quantise(model, x)
+    assert isinstance(made, IntegerNetwork)
+    stream, answers = compiled(model), []
+    for sample in x.unbind(1):
+        stream.reset()
+        answers.append(str(stream.run(sample.numpy()).sum(0).argmax()))
+    names, _ = made.classify(x)
+    assert len(set(names)) > 1
+    assert sum(a == b for a, b in zip(names, answers, strict=True)) >= 48
