@@ -37,34 +37,34 @@ class SNN(nn.Module):
 
     def __init__(self, config: AssociationConfig) -> None:
         super().__init__()
-        options = config.hyperparameters
+        settings = config.hyperparameters
         kinds = {
             "dual_exponential": partial(
-                DualExponentialSynapse, tau_m=options.tau_m, tau_s=options.tau_s
+                DualExponentialSynapse, tau_m=settings.tau_m, tau_s=settings.tau_s
             ),
             "resonant": partial(
                 ResonantSynapse,
-                tau=log_spaced(options.shortest_memory, options.longest_memory),
-                frequency=log_spaced(options.lowest_frequency, options.highest_frequency),
+                tau=log_spaced(settings.shortest_memory, settings.longest_memory),
+                frequency=log_spaced(settings.lowest_frequency, settings.highest_frequency),
                 margin=1e-5,  # the slowest filters are near the edge of the stable set
             ),
         }
         synapse = partial(
-            kinds[options.synapse],
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            kinds[settings.synapse],
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
         )
         neuron = partial(
             SpikingNeuron,
-            tau_m=options.tau_m,
-            membrane_filter=options.membrane_filter,
-            surrogate=Gaussian(options.surrogate_width),
+            tau_m=settings.tau_m,
+            membrane_filter=settings.membrane_filter,
+            surrogate=Gaussian(settings.surrogate_width),
         )
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(SIZES):
-            weights = nn.Linear(inputs, outputs, bias=options.train_bias)
-            nn.init.normal_(weights.weight, std=options.weight_gain / math.sqrt(inputs))
-            dropout = 0.0 if outputs == SIZES[-1] else options.dropout
+            weights = nn.Linear(inputs, outputs, bias=settings.train_bias)
+            nn.init.normal_(weights.weight, std=settings.weight_gain / math.sqrt(inputs))
+            dropout = 0.0 if outputs == SIZES[-1] else settings.dropout
             layers += [synapse(inputs), weights, neuron(outputs, dropout=dropout)]
         self.layers = Sequential(*layers)
 

@@ -63,32 +63,32 @@ class SNN(Sequential):
     """
 
     def __init__(self, config: EventConvConfig) -> None:
-        options = config.hyperparameters
+        settings = config.hyperparameters
 
         synapse = partial(
             DualExponentialSynapse,
-            tau_m=options.tau_m,
-            tau_s=options.tau_s,
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            tau_m=settings.tau_m,
+            tau_s=settings.tau_s,
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
         )
         neuron = partial(
             SpikingNeuron,
-            tau_m=options.tau_m,
-            membrane_filter=options.membrane_filter,
-            surrogate=Gaussian(options.surrogate_width),
+            tau_m=settings.tau_m,
+            membrane_filter=settings.membrane_filter,
+            surrogate=Gaussian(settings.surrogate_width),
         )
 
         def filters(position: str, *shape: int) -> list[nn.Module]:
-            return [synapse(shape)] if options.filter_position == position else []
+            return [synapse(shape)] if settings.filter_position == position else []
 
         def convolution(inputs: int, outputs: int) -> PerStep:
-            return PerStep(nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias))
+            return PerStep(nn.Conv2d(inputs, outputs, 3, padding=1, bias=settings.train_bias))
 
         def pooling() -> PerStep:
             return PerStep(nn.MaxPool2d(2, ceil_mode=True))
 
-        first, second, third = options.channels
+        first, second, third = settings.channels
         positions = (-(-config.events.side // 8)) ** 2  # of a map, pooled three times
         classes = SETS[config.dataset].classes
         layers = Sequential(
@@ -109,11 +109,11 @@ class SNN(Sequential):
             pooling(),
             *filters("before", third, 1, 1),
             nn.Flatten(2),
-            nn.Linear(third * positions, options.hidden, bias=options.train_bias),
-            *filters("behind", options.hidden),
-            neuron(options.hidden, dropout=options.dropout),
-            *filters("before", options.hidden),
-            nn.Linear(options.hidden, classes, bias=options.train_bias),
+            nn.Linear(third * positions, settings.hidden, bias=settings.train_bias),
+            *filters("behind", settings.hidden),
+            neuron(settings.hidden, dropout=settings.dropout),
+            *filters("before", settings.hidden),
+            nn.Linear(settings.hidden, classes, bias=settings.train_bias),
             *filters("behind", classes),
             neuron(classes),
         )

@@ -46,34 +46,34 @@ class SNN(nn.Module):
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__()
-        options = config.hyperparameters
-        neurons, moments, bias = options.neurons, options.moments, options.train_bias
+        settings = config.hyperparameters
+        neurons, moments, bias = settings.neurons, settings.moments, settings.train_bias
         neuron = partial(
             SpikingNeuron,
-            tau_m=options.tau_m,
-            membrane_filter=options.membrane_filter,
-            reset_strength=options.reset_strength,
-            surrogate=Gaussian(options.surrogate_width),
-            dropout=options.dropout,
+            tau_m=settings.tau_m,
+            membrane_filter=settings.membrane_filter,
+            reset_strength=settings.reset_strength,
+            surrogate=Gaussian(settings.surrogate_width),
+            dropout=settings.dropout,
         )
         synapse = partial(
             ResonantSynapse,
-            tau=log_spaced(options.shortest_memory, options.longest_memory),
-            frequency=log_spaced(options.lowest_frequency, options.highest_frequency),
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            tau=log_spaced(settings.shortest_memory, settings.longest_memory),
+            frequency=log_spaced(settings.lowest_frequency, settings.highest_frequency),
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
             margin=1e-5,  # the slowest filters are near the edge of the stable set
         )
-        pixels = nn.Linear(PIXELS // options.length, 64, bias)
+        pixels = nn.Linear(PIXELS // settings.length, 64, bias)
         with torch.no_grad():  # every filter starts with a full share of the pixels
             pixels.weight.normal_().sign_().div_(math.sqrt(pixels.in_features))
         if bias:
             nn.init.zeros_(pixels.bias)
-        between = options.length // moments
+        between = settings.length // moments
         self.layers = Sequential(
             pixels,
             # Permuted pixels are almost white noise, in which no frequency counts more than others.
-            synapse(64, frequency=torch.linspace(options.lowest_frequency, 0.5, 64)),
+            synapse(64, frequency=torch.linspace(settings.lowest_frequency, 0.5, 64)),
             *current(64, neurons, bias),
             neuron(neurons),
             synapse(neurons),
@@ -81,7 +81,7 @@ class SNN(nn.Module):
             neuron(neurons),
             synapse(neurons),
             nn.Linear(neurons, moments * CLASSES, bias),
-            Snapshots(range(between, options.length + 1, between)),
+            Snapshots(range(between, settings.length + 1, between)),
         )
 
     def forward(self, x: Tensor, state: tuple | None = None) -> tuple[Tensor, tuple]:

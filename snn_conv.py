@@ -62,42 +62,42 @@ class SNN(Sequential):
     """
 
     def __init__(self, config: ConvConfig) -> None:
-        options = config.hyperparameters
+        settings = config.hyperparameters
 
         synapse = partial(
             DualExponentialSynapse,
-            tau_m=options.tau_m,
-            tau_s=options.tau_s,
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            tau_m=settings.tau_m,
+            tau_s=settings.tau_s,
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
         )
         neuron = partial(
             SpikingNeuron,
-            tau_m=options.tau_m,
-            membrane_filter=options.membrane_filter,
-            surrogate=Gaussian(options.surrogate_width),
+            tau_m=settings.tau_m,
+            membrane_filter=settings.membrane_filter,
+            surrogate=Gaussian(settings.surrogate_width),
         )
 
         def filters(position: str, channels: int, *sides: int) -> list[nn.Module]:
-            if options.filters == "map":  # all pixels of a map share a filter
+            if settings.filters == "map":  # all pixels of a map share a filter
                 sides = (1,) * len(sides)
-            return [synapse((channels, *sides))] if options.filter_position == position else []
+            return [synapse((channels, *sides))] if settings.filter_position == position else []
 
         def weights(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
             nn.init.normal_(layer.weight, std=GAIN / math.sqrt(layer.weight[0].numel()))
-            if options.train_bias:
+            if settings.train_bias:
                 nn.init.zeros_(layer.bias)
             return layer
 
         def convolution(inputs: int, outputs: int) -> PerStep:
-            layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=options.train_bias)
+            layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=settings.train_bias)
             return PerStep(weights(layer))
 
         def linear(inputs: int, outputs: int) -> nn.Linear:
-            return weights(nn.Linear(inputs, outputs, bias=options.train_bias))
+            return weights(nn.Linear(inputs, outputs, bias=settings.train_bias))
 
-        first, second, third = options.channels
-        hidden, voters = options.hidden, CLASSES * options.voters
+        first, second, third = settings.channels
+        hidden, voters = settings.hidden, CLASSES * settings.voters
         layers = Sequential(
             *filters("before", 1, 28, 28),
             convolution(1, first),
@@ -118,7 +118,7 @@ class SNN(Sequential):
             nn.Flatten(2),
             linear(9 * third, hidden),
             *filters("behind", hidden),
-            neuron(hidden, dropout=options.dropout),
+            neuron(hidden, dropout=settings.dropout),
             *filters("before", hidden),
             linear(hidden, voters),
             *filters("behind", voters),

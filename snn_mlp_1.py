@@ -34,34 +34,34 @@ class SNN(nn.Module):
         self, config: DigitConfig, synapse: Callable[[int], nn.Module] | None = None
     ) -> None:
         super().__init__()
-        options = config.hyperparameters
+        settings = config.hyperparameters
         synapse = synapse or partial(
             DualExponentialSynapse,
-            tau_m=options.tau_m,
-            tau_s=options.tau_s,
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            tau_m=settings.tau_m,
+            tau_s=settings.tau_s,
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
         )
-        weights = partial(nn.Linear, bias=options.train_bias)
+        weights = partial(nn.Linear, bias=settings.train_bias)
         neuron = partial(
             SpikingNeuron,
-            tau_m=options.tau_m,
-            membrane_filter=options.membrane_filter,
-            surrogate=Gaussian(options.surrogate_width),
+            tau_m=settings.tau_m,
+            membrane_filter=settings.membrane_filter,
+            surrogate=Gaussian(settings.surrogate_width),
         )
 
         def filters(position: str, channels: int) -> list[nn.Module]:
-            return [synapse(channels)] if options.filter_position == position else []
+            return [synapse(channels)] if settings.filter_position == position else []
 
         self.layers = Sequential(
             *filters("before", PIXELS),
             weights(PIXELS, 500),
             *filters("behind", 500),
-            neuron(500, dropout=options.dropout),
+            neuron(500, dropout=settings.dropout),
             *filters("before", 500),
             weights(500, 500),
             *filters("behind", 500),
-            neuron(500, dropout=options.dropout),
+            neuron(500, dropout=settings.dropout),
             *filters("before", 500),
             weights(500, CLASSES),
             *filters("behind", CLASSES),

@@ -33,12 +33,12 @@ class SNN(snn_mlp_1.SNN):
     """784-500-500-10, as in snn_mlp_1.py, but with low-pass synapses of time constant tau_m."""
 
     def __init__(self, config: LowPassConfig) -> None:
-        options = config.hyperparameters
+        settings = config.hyperparameters
         synapse = partial(
             LowPassSynapse,
-            tau=options.tau_m,
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            tau=settings.tau_m,
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
         )
         super().__init__(config, synapse)
 

@@ -10,8 +10,9 @@ snn_lib/tasks/time_series.py: whoever has only installed the library runs the sa
 python -m snn_lib.time_series mine.npz, or as an estimator, snn_lib.classifier.SpikingClassifier.
 """
 
-from snn_lib.time_series import build_model, initialise, task
+from snn_lib.tasks.time_series import TimeSeries
+from snn_lib.time_series import build_model, initialise
 from snn_lib.training import main
 
 if __name__ == "__main__":
-    main(__file__, build_model, task, initialise)
+    main(__file__, build_model, TimeSeries(), initialise)

@@ -20,7 +20,7 @@ from snn_lib.files import write_csv
 
 ROUNDS, SECONDS = 8, 0.2  # visits to each point, and how long one lasts at least
 SMOKE = (0.35,)
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5)
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35)
 PRECISIONS = ("float32", "bfloat16")
 SPIKES = replace(DIGITS, images=False, dropout=0.0)
 

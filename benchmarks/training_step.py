@@ -43,7 +43,7 @@ from snn_lib.files import write_csv
 ROUNDS, SECONDS = 8, 0.3  # visits to each variant, and how long one lasts at least
 PRECISIONS = ("float32", "bfloat16")
 LONG_ROUNDS = 3  # where a step takes seconds
-BEHIND = "SNN-IIR, filters behind the weights"
+BEHIND = "SNN-IIR, filters after the weights"
 TRAINED_RATE = 0.09  # spikes per neuron and step in the hidden layers of the associative memory
 
 
@@ -144,34 +144,50 @@ def show(lines: list[dict]) -> None:
 
 
 def chart(path: Path, tables: list[list[dict]]) -> None:
-    """Draws training time and memory of every variant, one row of axes a network."""
+    """Draws what a step takes beside one of the dense network: a few rows a network, sorted."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import NullFormatter
 
     figure, grid = plt.subplots(
-        len(tables), 2, figsize=(13, 4.2 * len(tables)), squeeze=False, layout="constrained"
+        3, -(-len(tables) // 3), figsize=(12, 8.5), sharex=True, layout="constrained"
     )
-    for axes, lines in zip(grid, tables, strict=True):
-        names = [f"{line['variant']}, {line['precision']}" for line in lines]
-        colors = ["tab:orange" if name.startswith("SNN-IIR") else "tab:gray" for name in names]
-        medians = [line["training_ms"] for line in lines]
-        spread = [
-            [line["training_ms"] - line["training_q25"] for line in lines],
-            [line["training_q75"] - line["training_ms"] for line in lines],
+    for axes, lines in zip(grid.flat, tables, strict=False):
+        shown = [line for line in lines if is_drawn(line)]
+        shown.sort(key=lambda line: line["training/floor_float32"], reverse=True)
+        for place, line in enumerate(shown):
+            ours = line["variant"].startswith("SNN-IIR")
+            axes.plot(
+                line["training/floor_float32"],
+                place,
+                marker="o",
+                color="tab:orange" if ours else "tab:gray",
+                fillstyle="full" if line["precision"] == "float32" else "none",
+            )
+        names = [
+            f"{line['variant']}{', bf16' * (line['precision'] != 'float32')}" for line in shown
         ]
-        axes[0].barh(names, medians, xerr=spread, color=colors, capsize=2)
-        axes[0].axvline(medians[0], color="black", linestyle=":", linewidth=1)
-        axes[0].set(title=lines[0]["network"], xlabel="training step, ms (median, quartiles)")
-        axes[1].barh(names, [line["memory_MB"] for line in lines], color=colors)
-        axes[1].set(xlabel="peak memory beyond start-up, MB", yticklabels=[])
-        axes[0].set_xscale("log")
-        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes[0].xaxis.set_major_formatter("{x:g}")
-        axes[0].xaxis.set_minor_formatter(NullFormatter())
-        for one in axes:
-            one.invert_yaxis()
+        axes.set_yticks(range(len(shown)), names)
+        axes.set_ylim(-0.7, len(shown) - 0.3)
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_title(lines[0]["network"], fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_xscale("log")
+    ticks = (0.2, 0.5, 1, 2, 5, 10)
+    axes.set_xlim(0.2, 12)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    figure.supxlabel("time of a training step, in those of the dense network in float32 (the line)")
     figure.suptitle(tables[0][0]["machine"], fontsize=9)
     figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def is_drawn(line: dict) -> bool:
+    """Whether the chart has a row: all libraries in float32, and ours in bfloat16 too."""
+    left_out = ("floor", "eager", "unbound", "SynapseFilter")
+    ours = line["variant"].startswith("SNN-IIR")
+    return (ours or line["precision"] == "float32") and not any(
+        word in line["variant"] for word in left_out
+    )
 
 
 def main() -> None:

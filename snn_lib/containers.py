@@ -86,7 +86,7 @@ class StatefulModule(nn.Module):
     spikes = False
 
     def joins(self, following: nn.Module) -> bool:
-        """Whether this module and the one behind it run as one, by :meth:`run_with`."""
+        """Whether this module and the one after it run as one, by :meth:`run_with`."""
         return False
 
     def run_with(
@@ -96,7 +96,7 @@ class StatefulModule(nn.Module):
         states: tuple[Any, Any],
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Any, Any]]:
-        """Runs both modules as one: the output of the one behind, and both new states."""
+        """Runs both modules as one: the output of the second, and both new states."""
         raise NotImplementedError
 
 
@@ -390,7 +390,7 @@ class PerStep(nn.Module):
 
 
 class Repeat(nn.Module):
-    """Repeats the channels of every step, so that a synapse behind it filters each several times.
+    """Repeats the channels of every step, so that a synapse after it filters each several times.
 
     Four inputs, each with 16 filters of its own:
 

@@ -177,7 +177,7 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
             check_device(f"state {label}", tensor, device)
             tensor = in_dtype(tensor, own, f"state {label}")
             given.append(_fold(tensor[None] if count is None else tensor, 2, order))
-        state = torch.cat(given)
+        state = torch.cat(given) if given else None
     if not rows:
         rows = [_fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
     return Inputs(

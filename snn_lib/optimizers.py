@@ -1,5 +1,5 @@
 """Optimisers under the name of the authors' 2020 release, for scripts written for it."""
 
-from snn_lib.training.optimisation import get_optimizer
+from snn_lib.training.state import get_optimizer
 
 __all__ = ["get_optimizer"]

@@ -118,8 +118,9 @@ def _(spikes, weight, bias):
     device_types="cpu",
 )
 def _weigh_backward(grad_output, spikes, fired):
-    _check(spikes, grad_output.new_empty(grad_output.shape[1], spikes.shape[1]))
-    if fired.item() > FEW[grad_output.dtype] * spikes.numel():
+    weight = grad_output.new_empty(grad_output.shape[1], spikes.shape[1])
+    many = fired.item() > FEW[grad_output.dtype] * spikes.numel()
+    if many or not _have_kernels(spikes, weight, None, weight.dtype):  # of the backend by now
         return _dense_gradient(grad_output, spikes)
     return backend_for(spikes).products.gradient(grad_output, spikes)
 
@@ -137,8 +138,10 @@ def _remember(ctx: Any, inputs: tuple, output: tuple) -> None:
     spikes, weight, bias = inputs
     _, fired = output
     ctx.mark_non_differentiable(fired)
-    ctx.save_for_backward(spikes, weight, fired)
-    ctx.bias_dtype = None if bias is None else bias.dtype
+    # As PyTorch does, keeps only what a gradient reads: the rest may change in place.
+    need_spikes, need_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(spikes if need_weight else None, weight if need_spikes else None, fired)
+    ctx.dtypes = spikes.dtype, None if bias is None else bias.dtype
 
 
 def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None, ...]:
@@ -146,13 +149,13 @@ def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None
     need_spikes, need_weight, need_bias = ctx.needs_input_grad
     grad_spikes = grad_weight = grad_bias = None
     if need_spikes:
-        grad_spikes = (grad_output @ weight).to(spikes.dtype)
+        grad_spikes = (grad_output @ weight).to(ctx.dtypes[0])
     if need_weight and torch.is_grad_enabled():  # somebody differentiates the gradient
         grad_weight = _dense_gradient(grad_output, spikes)
     elif need_weight:
         grad_weight = torch.ops.snn.weigh_backward(grad_output, spikes, fired)
     if need_bias:
-        grad_bias = grad_output.sum(0).to(ctx.bias_dtype)
+        grad_bias = grad_output.sum(0).to(ctx.dtypes[1])
     return grad_spikes, grad_weight, grad_bias
 
 

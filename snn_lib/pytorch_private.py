@@ -81,10 +81,3 @@ def is_observed(module: nn.Module) -> bool:
     compiled = module._compiled_call_impl is not None
     replaced = "forward" in vars(module)
     return any(hooks) or compiled or replaced or torch.nn.modules.module._has_any_global_hook()
-
-
-def remove_forward_hooks(model: nn.Module) -> None:
-    """Removes all forward hooks, even those whose handles somebody else holds."""
-    for module in model.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()

@@ -106,7 +106,7 @@ class Snapshots(StatefulModule):
         y[t] = sum of x_k[steps_k] over all k with steps_k <= t
 
     Before the first of the steps the output is 0, and a step that a sequence does not reach adds
-    nothing. Behind an ``nn.Linear`` with K outputs for each class and before the readout
+    nothing. After an ``nn.Linear`` with K outputs for each class and before the readout
     :class:`Last`, the answer depends on what the layer before remembers at K moments, with weights
     of their own for each moment:
 

@@ -9,13 +9,12 @@ files and the command line. An experiment reads, for example, ``config.hyperpara
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from snn_lib.errors import require
 
@@ -316,12 +315,12 @@ class OrderHyperparameters(Hyperparameters):
 
 @dataclass
 class ConvolutionHyperparameters(OrderHyperparameters):
-    """The sizes of a network of three convolutions and a layer of neurons behind them."""
+    """The sizes of a network of three convolutions and a layer of neurons after them."""
 
     channels: list[int] = setting(
         [16, 32, 64], "feature maps of the three convolutions", at_least=1, length=3
     )
-    hidden: int = setting(256, "neurons in the layer behind the convolutions", at_least=1)
+    hidden: int = setting(256, "neurons in the layer after the convolutions", at_least=1)
 
 
 @dataclass
@@ -394,12 +393,6 @@ class ExperimentConfig(Settings):
             f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
             "files)",
         )
-        for key in ("dataset_path", "first_weights", "test_checkpoint_path", "runs_path"):
-            value = getattr(self, key)
-            optional = key in ("first_weights", "test_checkpoint_path")
-            usable = value.isprintable() and (value != "" or optional)
-            short = all(len(os.fsencode(part)) < 256 for part in value.split("/"))
-            require(usable and short, f"{key} is {value!r}, which cannot be a path")
 
     @property
     def runs_folder(self) -> Path:
@@ -416,40 +409,35 @@ def list_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from list_settings(value, f"{prefix}{entry.name}.")
 
 
-class Unmet(NamedTuple):
-    """Why a setting has no effect.
-
-    Attributes:
-        why: the reason, in words that follow the setting's name.
-        decided_by: the keys of the settings that decide it.
-        instead: the key of the setting that counts in its place, or nothing.
-    """
-
-    why: str
-    decided_by: tuple[str, ...]
-    instead: str
-
-
 def without_effect(
     schema: Any, *configs: Any, unread: Mapping[str, str] | None = None
-) -> dict[str, Unmet]:
-    """The settings and sections that have an effect in none of these configurations, by dotted key.
+) -> dict[str, str]:
+    """The settings and sections that have an effect in none of these configurations, and why.
 
     Args:
         schema: a configuration of the class whose fields say what they need.
         configs: those that a run or a sweep may have, by default ``schema`` itself. They need
             only have the same attributes.
-        unread: settings that are not read whatever their value is, and why, in words that follow
-            their names. Nor is any setting read that needs a value of them.
+        unread: settings that are not read whatever their value is, and why. Nor is any setting read
+            that needs a value of them.
+
+    Returns:
+        By dotted key, the reason in words that follow the key.
     """
     found, configs, unread = {}, configs or (schema,), unread or {}
     for key, needs in _needs_of(schema):
         unmet = [need for need in needs if not any(map(need.met_by, configs))]
         why = [unread[one] for one in (key, *(need.key for need in needs)) if one in unread]
-        if unmet:
-            found[key] = _unmet(unmet, configs[0])
+        if NEVER in unmet:
+            found[key] = "has no effect in this experiment"
+        elif unmet:
+            values = [attrgetter(need.key)(configs[0]) for need in unmet]
+            shown = (f"{need.key}={value}" for need, value in zip(unmet, values, strict=True))
+            instead = unmet[-1].instead.format(values[-1])
+            remedy = f": {instead} counts instead" if instead else ""
+            found[key] = f"has no effect with {' and '.join(shown)}{remedy}"
         elif why:
-            found[key] = Unmet(why[0], (), "")
+            found[key] = why[0]
     return found
 
 
@@ -460,16 +448,3 @@ def _needs_of(config: Any, prefix: str = "", above: tuple[Needs, ...] = ()) -> I
         yield prefix + entry.name, needs
         if dataclasses.is_dataclass(value):
             yield from _needs_of(value, f"{prefix}{entry.name}.", needs)
-
-
-def _unmet(needs: list[Needs], config: Any) -> Unmet:
-    """Says what the configuration lacks."""
-    if NEVER in needs:
-        return Unmet("has no effect in this experiment", (), "")
-    values = [attrgetter(need.key)(config) for need in needs]
-    shown = (f"{need.key}={value}" for need, value in zip(needs, values, strict=True))
-    instead = needs[-1].instead.format(values[-1])
-    remedy = f": {instead} counts instead" if instead else ""
-    return Unmet(
-        f"has no effect with {' and '.join(shown)}{remedy}", tuple(n.key for n in needs), instead
-    )

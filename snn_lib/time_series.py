@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ from snn_lib import (
     answer_from_the_start,
     log_spaced,
 )
-from snn_lib.data.preparation import Prepared, SeriesPreparation
+from snn_lib.data.preparation import NetworkInput, SeriesPreparation
 from snn_lib.data.series import divisors
 from snn_lib.readout import within
 from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig, TimeSeriesHyperparameters
@@ -47,12 +48,12 @@ NEARBY = 4  # values of a current to either side, between which its threshold ma
 
 
 def build_network(
-    options: TimeSeriesHyperparameters, preparation: SeriesPreparation, outputs: int
+    settings: TimeSeriesHyperparameters, preparation: SeriesPreparation, outputs: int
 ) -> Sequential:
     """The network: filters of every input, neurons that hear some of them, and a linear layer.
 
     Args:
-        options: the sizes, and the first values of filters and neurons.
+        settings: the sizes, and the first values of filters and neurons.
         preparation: of its input; memories and periods are spread up to its longest sequence.
         outputs: classes, or numbers.
 
@@ -60,42 +61,44 @@ def build_network(
         Input over time ``(T, B, inputs)`` to output ``(T, B, outputs)`` and the state. The answer
         is the mean of the output over the steps of the sequence.
     """
-    copies = -(-options.filters // preparation.inputs)
+    copies = -(-settings.filters // preparation.inputs)
     filters, steps = copies * preparation.inputs, preparation.steps
-    shortest, longest = options.shortest_memory, options.longest_memory * steps
+    shortest, longest = settings.shortest_memory, settings.longest_memory * steps
     return Sequential(
         Repeat(copies),
         ResonantSynapse(
             filters,
             log_spaced(shortest, max(longest, 2 * shortest)),
-            log_spaced(min(options.fewest_cycles / steps, 0.25), 0.25),
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            log_spaced(min(settings.fewest_cycles / steps, 0.25), 0.25),
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
             margin=1e-5,  # the slowest filters are near the edge of the stable set
         ),
-        nn.Linear(filters, options.neurons),
+        nn.Linear(filters, settings.neurons),
         SpikingNeuron(
-            options.neurons,
-            options.tau_m,
-            options.membrane_filter,
-            options.reset_strength,
-            Gaussian(options.surrogate_width),
-            options.dropout,
+            settings.neurons,
+            settings.tau_m,
+            settings.membrane_filter,
+            settings.reset_strength,
+            Gaussian(settings.surrogate_width),
+            settings.dropout,
         ),
         LowPassSynapse(  # half of them remember nothing, in the others early spikes count more
-            options.neurons,
+            settings.neurons,
             log_spaced(1 / steps, steps),
-            train_coefficients=options.train_coefficients,
-            constraint=options.constraint,
+            train_coefficients=settings.train_coefficients,
+            constraint=settings.constraint,
             margin=1e-5,
             unit_energy=True,
         ),
-        nn.Linear(options.neurons, outputs),
+        nn.Linear(settings.neurons, outputs),
     )
 
 
 @torch.no_grad()
-def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample: Prepared) -> None:
+def draw_weights(
+    network: Sequential, settings: TimeSeriesHyperparameters, sample: NetworkInput
+) -> None:
     """Draws the weights of all layers but the last, as suits the data.
 
     The filters become equally loud. Each neuron hears a few of them, drawn at random, by a current
@@ -104,7 +107,7 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
 
     Args:
         network: from :func:`build_network`.
-        options: the same.
+        settings: the same.
         sample: sequences from all over the training data.
     """
     repeat, filters, weights, *_ = network
@@ -120,10 +123,10 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
     psp = psp[steps.to(psp.device)] / loudness
     drawn = torch.randn(neurons, inputs)
     order = torch.rand(neurons, inputs).argsort(1).argsort(1)
-    drawn = drawn.where(order < options.heard, 0.0).to(psp.device)
+    drawn = drawn.where(order < settings.heard, 0.0).to(psp.device)
     current = psp @ drawn.T
     deviation = divisors(current.std(0, correction=0))
-    shares = torch.empty(neurons).uniform_(options.lowest_rate, options.highest_rate)
+    shares = torch.empty(neurons).uniform_(settings.lowest_rate, settings.highest_rate)
     place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
     # In the widest gap nearby: rounding would decide whether a current on the threshold fires.
     nearby = (place + torch.arange(-NEARBY, NEARBY + 1).to(place)[:, None]).clamp(0, len(psp) - 1)
@@ -134,21 +137,22 @@ def draw_weights(network: Sequential, options: TimeSeriesHyperparameters, sample
     weights.bias.copy_(1 - threshold)
 
 
-def build_model(config: TimeSeriesConfig) -> Sequential:
+def build_model(config: TimeSeriesConfig, task: TimeSeries) -> Sequential:
     """The network for the data that the task has read."""
     return build_network(config.hyperparameters, task.preparation, len(task.classes))
 
 
-def initialise(network: Sequential, task: TimeSeries) -> None:
-    """Finds all weights on the training sequences, and says what has been read."""
+def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
+    """Finds all weights on the training sequences, and says what has been read.
+
+    Returns:
+        The sums of loss and metrics over the sequences, each answered by a fit without it.
+    """
     if rank_and_world()[0] == 0:
         say(task.contents)
     draw_weights(network, task.config.hyperparameters, task.sample())
     answers = answer_from_the_start(network, network[-1], task.training_sequences())
-    task.left_out = task.cross_entropy(network.eval(), answers, task.training_labels())[1]
-
-
-task = TimeSeries()
+    return task.cross_entropy(network.eval(), answers, task.training_labels())[1]
 
 
 if __name__ == "__main__":
@@ -161,4 +165,4 @@ if __name__ == "__main__":
         arguments[:1] = ["--train", *(f"{key}={value}" for key, value in quoted.items())]
     elif not any(argument.startswith("-") for argument in arguments):
         arguments[:0] = ["--train", "dataset=''"]  # which is refused unless data is named after it
-    main(__file__, build_model, task, initialise, arguments)
+    main(__file__, build_model, TimeSeries(), initialise, arguments)

@@ -155,6 +155,26 @@ def test_under_autocast_weights_are_rounded_and_sums_are_not():
     torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=2**-7, atol=1e-2)
 
 
+def test_another_backend_may_serve_the_way_back():
+    x, weight = spikes(40, INPUTS), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
+    output = linear(x, weight)
+    with use_backend("eager"):
+        (found,) = torch.autograd.grad(output.square().sum(), weight)
+    torch.testing.assert_close(found, 2 * output.detach().t() @ x, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("learns", [0, 1])
+def test_what_no_gradient_reads_may_change_in_place(learns):
+    given, found = (spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS)), []
+    for function in (linear, F.linear):
+        copies = [one.clone() for one in given]
+        output = function(*copies[:learns], copies[learns].requires_grad_(), *copies[learns + 1 :])
+        with torch.no_grad():
+            copies[learns].zero_()
+        found += torch.autograd.grad(output.sum(), copies[learns])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
 def test_a_gradient_has_a_derivative():
     x, weight = spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS)
     found = []

@@ -21,6 +21,7 @@ from snn_lib.errors import InputError
 from snn_lib.penalties import hidden_layers
 from snn_lib.settings import list_settings, without_effect
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
+from snn_lib.training.building import build
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.command_line import LOCAL_KEYS
 from snn_lib.training.config import config_from_dict, load_config
@@ -214,7 +215,7 @@ def data_of(task, config):
 def learning_of(build_model, initialise, task, config, batch):
     """The loss of a training batch and its gradients, as numbers, and what keeps filters stable."""
     torch.manual_seed(0)
-    model = build_model(config).train()
+    model = build(build_model, config, task).train()
     if initialise is not None:
         with torch.no_grad():
             initialise(model, task)
@@ -295,7 +296,7 @@ def test_a_setting_has_an_effect_on_a_trained_network_or_is_said_to_have_none(na
     """In a test, that is: the settings of the loop and of the machine are left out."""
     build_model, task, initialise, config = small_experiment(name, data)
     task.prepare(config, torch.device("cpu"))
-    model = build_model(config)
+    model = build(build_model, config, task)
     if initialise is not None:
         with torch.no_grad():
             initialise(model, task)
@@ -307,7 +308,7 @@ def test_a_setting_has_an_effect_on_a_trained_network_or_is_said_to_have_none(na
         """All batches of the test with their sums, as numbers, or what the weights do not fit."""
         torch.manual_seed(0)
         task.prepare(config, torch.device("cpu"))
-        model = build_model(config).eval()
+        model = build(build_model, config, task).eval()
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from snn_lib.data.preparation import Prepared
+from snn_lib.data.preparation import NetworkInput
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters, prepare_series
 from snn_lib.time_series import build_network, draw_weights
 
@@ -25,7 +25,7 @@ def sequences():
 
 
 def test_a_neuron_s_current_is_high_in_its_share_of_the_steps(sequences):
-    sample = Prepared(torch.randn(STEPS, 4, 4), None)
+    sample = NetworkInput(torch.randn(STEPS, 4, 4), None)
     network = drawn(sample, sequences, lowest_rate=0.05, highest_rate=0.15)
     with torch.no_grad():
         current, _ = network[:3](sample.x)
@@ -36,7 +36,7 @@ def test_a_neuron_s_current_is_high_in_its_share_of_the_steps(sequences):
 
 
 def test_no_current_is_so_near_to_its_threshold_that_rounding_decides(sequences):
-    sample = Prepared(torch.randn(STEPS, 4, 4), None)
+    sample = NetworkInput(torch.randn(STEPS, 4, 4), None)
     with torch.no_grad():
         current, _ = drawn(sample, sequences)[:3](sample.x)
     assert (current - 1).abs().min() > 1e-4
@@ -48,6 +48,6 @@ def test_padding_does_not_matter_to_first_weights(sequences):
     padded = x.clone()
     for number, length in enumerate(lengths):
         padded[length:, number] = 100 * torch.randn(STEPS - length, 4)
-    one, other = (drawn(Prepared(each, lengths), sequences) for each in (x, padded))
+    one, other = (drawn(NetworkInput(each, lengths), sequences) for each in (x, padded))
     for name, weights in one.state_dict().items():
         assert torch.equal(weights, other.state_dict()[name]), name

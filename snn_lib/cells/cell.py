@@ -63,7 +63,6 @@ class Cell(StatefulModule):
         coefficients: the names of its coefficients. The layer has an attribute of each name.
         decays: the coefficients by which a state decays. If they are trained, the layer computes
             with the nearest ones in [0, 1 - 1e-3], in any training loop.
-
         spikes: whether its output is spikes, as ``fire`` returns them.
 
     Shape:
@@ -181,7 +180,7 @@ class Cell(StatefulModule):
         states: tuple[State | None, State | None],
         lengths: Tensor | None = None,
     ) -> tuple[Tensor, list[State]]:
-        """Runs this cell and the one behind it as one; every result is as one by one."""
+        """Runs this cell and the one after it as one; every result is as one by one."""
         # The call of the second one only needs the shape and the device of its input.
         calls = [cell.call(x, state) for cell, state in zip((self, following), states, strict=True)]
         return run_cells(calls, x, lengths)

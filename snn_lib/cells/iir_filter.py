@@ -2,14 +2,15 @@
 
 F[t] = sum_{p=1..P} alpha_p F[t-p] + sum_{q=0..Q} beta_q x[t-q]
 
-Every channel has its own coefficients. They start from time constants and are trained together with
-the weights. The positions of a feature map ``(C, H, W)`` may share those of its channel, given as
-``(C, 1, 1)``. A time constant is a number for all channels, a tensor of their shape, or a function
-of the shape such as :func:`snn_lib.time_constants.log_spaced`.
+Every channel has its own coefficients. They start from time constants, and are then parameters
+beside the weights. PyTorch derives their gradient from :meth:`IIRSynapse.step`. The positions of a
+feature map ``(C, H, W)`` may share the coefficients of their channel, given as ``(C, 1, 1)``. A
+time constant is a number for all channels, a tensor of their shape, or a function of the shape such
+as :func:`snn_lib.time_constants.log_spaced`.
 
 Trained filters can become unstable. ``constraint="stable"`` prevents that in any training loop: the
 layer does not filter with the parameter alpha itself, but with the stable filter next to it,
-:func:`snn_lib.stability.stabilise`.
+:func:`snn_lib.stability.stabilise`. The next forward pass in training sets the parameter to it.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """

@@ -153,7 +153,7 @@ class EventAugmentationConfig(Settings):
 
 
 def augment_events(
-    frames: Tensor, options: EventAugmentationConfig, generator: torch.Generator
+    frames: Tensor, settings: EventAugmentationConfig, generator: torch.Generator
 ) -> Tensor:
     """Moves and turns each recording, and loses some of its events.
 
@@ -162,20 +162,20 @@ def augment_events(
 
     Args:
         frames: counted events, uint8 ``(B, T, side, side, 2)``.
-        options: the largest changes.
+        settings: the largest changes.
         generator: the source of randomness.
     """
     count, steps, side = frames.shape[:3]
-    turn = math.radians(options.rotation)
-    shift = draw_uniform(-options.shift, options.shift, generator, count, 2)
+    turn = math.radians(settings.rotation)
+    shift = draw_uniform(-settings.shift, settings.shift, generator, count, 2)
     angle = draw_uniform(-turn, turn, generator, count)
-    if options.shift or options.rotation:
+    if settings.shift or settings.rotation:
         pairs = frames.flatten(2).view(torch.int16)  # of both polarities of a pixel
         source = find_origins(side, shift, angle)[:, None].expand(-1, steps, -1)
         # Nothing comes from outside of the frame: a pixel without events is put behind the last.
         frames = F.pad(pairs, (0, 1)).gather(2, source).view(torch.uint8).view(frames.shape)
-    if options.drop:
-        kept = 1.0 - draw_uniform(0.0, options.drop, generator, count)
+    if settings.drop:
+        kept = 1.0 - draw_uniform(0.0, settings.drop, generator, count)
         counts = frames.flatten().clone()
         some = counts.nonzero()[:, 0]
         shares = kept[some // (counts.numel() // count)]
@@ -229,7 +229,7 @@ class AugmentationConfig(Settings):
 
 
 def augment_sequences(
-    x: Tensor, lengths: Tensor | None, options: AugmentationConfig, generator: torch.Generator
+    x: Tensor, lengths: Tensor | None, settings: AugmentationConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 
@@ -239,7 +239,7 @@ def augment_sequences(
     Args:
         x: ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``.
         lengths: steps of each sequence, int64 ``(B,)``; T for all if ``None``.
-        options: the strength of each change.
+        settings: the strength of each change.
         generator: the source of randomness.
 
     Returns:
@@ -253,15 +253,15 @@ def augment_sequences(
     def uniform(low: float, high: float) -> Tensor:
         return draw_uniform(low, high, generator, batch)
 
-    window = lengths * uniform(options.crop, 1.0)
+    window = lengths * uniform(settings.crop, 1.0)
     start = uniform(0.0, 1.0) * (lengths - window)
-    factor = uniform(-math.log(options.stretch), math.log(options.stretch)).exp()
+    factor = uniform(-math.log(settings.stretch), math.log(settings.stretch)).exp()
     new_lengths = (window * factor).round().long().clamp(min=1)
     x = resample(x.flatten(2), lengths, start, window, new_lengths).unflatten(2, features)
-    factors = (torch.randn(channels, generator=generator) * options.scale).exp()
-    heard = torch.rand(channels, generator=generator) >= options.channel_dropout
-    noise = torch.randn(x.shape, generator=generator) * options.noise
-    return (x * factors * heard + noise) * within(x, new_lengths), new_lengths
+    factors = (torch.randn(channels, generator=generator) * settings.scale).exp()
+    kept = torch.rand(channels, generator=generator) >= settings.channel_dropout
+    noise = torch.randn(x.shape, generator=generator) * settings.noise
+    return (x * factors * kept + noise) * within(x, new_lengths), new_lengths
 
 
 def resample(

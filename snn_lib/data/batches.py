@@ -55,9 +55,9 @@ class Batches:
     Attributes:
         count: number of samples.
         batch_size: samples of a batch over all processes. The last batch has those that are left.
-        take: a function that makes a batch on the CPU. Its arguments are the numbers of the samples
-            ``(B,)``, the slice of them that this process takes, the epoch and the number of the
-            batch. It draws random numbers for the whole batch, by :func:`batch_generator`.
+        make_batch: a function that makes a batch on the CPU. Its arguments are the numbers of the
+            samples ``(B,)``, the slice of them that this process takes, the epoch and the number of
+            the batch. It draws random numbers for the whole batch, by :func:`batch_generator`.
         shuffle: whether each epoch has an order of its own.
         seed: the seed of the order.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
@@ -67,7 +67,7 @@ class Batches:
 
     count: int
     batch_size: int
-    take: Callable[[Tensor, slice, int, int], Batch]
+    make_batch: Callable[[Tensor, slice, int, int], Batch]
     shuffle: bool = False
     seed: int = 0
     rank: int = 0
@@ -92,7 +92,7 @@ class Batches:
 
         def make(number: int) -> Batch | InputError:
             try:
-                return self.take(parts[number], share, epoch, number)
+                return self.make_batch(parts[number], share, epoch, number)
             except InputError as error:
                 return error  # not raised: a DataLoader would turn it into a traceback's text
 

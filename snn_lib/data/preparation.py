@@ -24,7 +24,7 @@ MEAN_PIXEL = 0.1307  # of MNIST's training images, whose white is 1
 REACH = 2.0  # deviations either way that receptive fields resolve
 
 
-class Prepared(NamedTuple):
+class NetworkInput(NamedTuple):
     """A network's input.
 
     Attributes:
@@ -47,7 +47,7 @@ class Preparation:
     features: Sequence[int]
     step = ""
 
-    def __call__(self, samples: Any) -> Prepared:
+    def __call__(self, samples: Any) -> NetworkInput:
         """Prepares samples, on the CPU.
 
         Raises:
@@ -75,9 +75,9 @@ class SequencePreparation(Preparation):
 
     features: Sequence[int]
 
-    def __call__(self, samples: Any) -> Prepared:
+    def __call__(self, samples: Any) -> NetworkInput:
         """Checks the sequences and pads them to the longest."""
-        return Prepared(*pad(as_sequences(samples, "sample", self.features)))
+        return NetworkInput(*pad(as_sequences(samples, "sample", self.features)))
 
     def example(self) -> Tensor:
         """See :class:`Preparation`."""
@@ -107,7 +107,7 @@ class SeriesPreparation(Preparation):
     fields: int
     threshold: float
 
-    def __call__(self, samples: Any) -> Prepared:
+    def __call__(self, samples: Any) -> NetworkInput:
         """Standardises, shortens, pads and encodes the sequences."""
         sequences = as_sequences(samples, "sample", self.mean.shape, torch.float64)
         return self.encode(*pad([self.shorten(sequence) for sequence in sequences]))
@@ -131,15 +131,15 @@ class SeriesPreparation(Preparation):
         blocks = ((sequence - self.mean) / self.deviation).split(self.block)
         return torch.stack([steps.mean(0) for steps in blocks]).float()
 
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Prepared:
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> NetworkInput:
         """Encodes ``(T, B, channels)`` on its device."""
         if self.encoding == "population":
             centres = torch.linspace(-REACH, REACH, self.fields, device=x.device)
-            return Prepared(population(x, centres), lengths)
+            return NetworkInput(population(x, centres), lengths)
         if self.encoding == "delta":
-            return Prepared(delta(x, self.threshold), lengths)
+            return NetworkInput(delta(x, self.threshold), lengths)
         change = torch.diff(x, dim=0, prepend=x[:1]) / self.change.to(x.device)
-        return Prepared(torch.cat([x, change], 2), lengths)
+        return NetworkInput(torch.cat([x, change], 2), lengths)
 
 
 class ImagePreparation(Preparation):
@@ -151,7 +151,7 @@ class ImagePreparation(Preparation):
 
     max_rate: float
 
-    def __call__(self, samples: Any) -> Prepared:
+    def __call__(self, samples: Any) -> NetworkInput:
         """Encodes images; random spikes come from PyTorch's generator."""
         if isinstance(samples, (list, tuple)):
             samples = [as_numbers(one, f"image {number}") for number, one in enumerate(samples)]
@@ -168,7 +168,7 @@ class ImagePreparation(Preparation):
             bool(((pixels >= 0) & (pixels <= 1)).all()),
             "a pixel is not a number from 0 to 1: expected those, or uint8 from 0 to 255",
         )
-        return Prepared(self.encode(self.draw(pixels * self.max_rate)))
+        return NetworkInput(self.encode(self.draw(pixels * self.max_rate)))
 
     def example(self) -> Tensor:
         """See :class:`Preparation`."""
@@ -260,7 +260,7 @@ class RecordingPreparation(Frames, Preparation):
     values: Literal["clipped", "counted"]
     order: Literal["forward", "reversed", "summed"]
 
-    def __call__(self, samples: Sequence[Events]) -> Prepared:
+    def __call__(self, samples: Sequence[Events]) -> NetworkInput:
         """Sorts events into frames."""
         samples = listed(samples)
         require(
@@ -273,7 +273,7 @@ class RecordingPreparation(Frames, Preparation):
             for number, events in enumerate(samples)
         )
         counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in checked]
-        return Prepared(self.input_of(torch.stack(counts)))
+        return NetworkInput(self.input_of(torch.stack(counts)))
 
     def example(self) -> list[Events]:
         """See :class:`Preparation`."""

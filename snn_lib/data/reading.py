@@ -55,7 +55,8 @@ def reading(path: Path | str) -> Iterator[None]:
         InputError: there is no such file, or reading it raises an error.
     """
     try:
-        require(Path(path).exists(), f"there is no file {path}")
+        here = "" if Path(path).is_absolute() else f", seen from {Path.cwd()}"
+        require(Path(path).exists(), f"there is no file {path}{here}")
         require(Path(path).is_file(), f"{path} is not a file")  # a pipe, say, would never end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

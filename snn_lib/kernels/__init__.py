@@ -6,7 +6,7 @@ and its adjoint compute, ``inputs`` is what a program runs with, and ``operator`
 Every backend has the same two functions of such inputs, ``forward`` and ``backward``. ``eager`` is
 the step in a loop of PyTorch's operations, the definition of correct, and serves any device.
 ``cpu`` (LLVM) and ``cuda`` (Triton) write kernels from the traces and must agree with it. All of
-them compute in float32 or in float64. No room here knows a cell.
+them compute in float32 or in float64. No file here imports a cell: cells hand their steps in.
 
 The compiled backend of a device serves it, and ``eager`` does where there is none or where it
 cannot be imported. The environment variable ``SNN_BACKEND`` chooses a backend for the whole

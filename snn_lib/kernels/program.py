@@ -81,8 +81,8 @@ def key_of(name: str, states: Orders, coefficients: Orders) -> str:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A cell of a program: its kind, and the rows of its states and of its coefficients."""
+class Part:
+    """A cell within a program: its kind, and the rows of its states and of its coefficients."""
 
     kind: Kind
     states: Orders
@@ -206,14 +206,14 @@ def kind_of(name: str) -> Kind:
     return _kinds[name]
 
 
-def _read(key: str) -> Cell:
+def _read(key: str) -> Part:
     name, _, orders = key.removesuffix("]").partition("[")
     kind = kind_of(name)  # refuses a name that is not known
     states, coefficients = (
         tuple(None if order == "-" else int(order) for order in group.split(",") if order)
         for group in orders.split(";")
     )
-    return Cell(kind, states, coefficients)
+    return Part(kind, states, coefficients)
 
 
 def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:
@@ -228,7 +228,7 @@ def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:
     return found
 
 
-def _try(cell: Cell) -> tuple[bool, bool]:
+def _try(cell: Part) -> tuple[bool, bool]:
     """Whether the output of a cell is what its threshold returns, and whether it has one."""
     fired: list[Tensor] = []
 

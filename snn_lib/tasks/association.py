@@ -107,17 +107,17 @@ class Association(Task):
     def prepare(self, config: AssociationConfig, device: torch.device) -> None:
         """Reads the patterns; see :class:`Task`."""
         super().prepare(config, device)
-        options = config.hyperparameters
+        settings = config.hyperparameters
         self.patterns = load_patterns(config.dataset_path)
         steps, _, trains = self.patterns.shape
         require(
-            steps == options.length,
+            steps == settings.length,
             f"{config.dataset_path} has {steps} time steps, hyperparameters.length is "
-            f"{options.length}",
+            f"{settings.length}",
         )
-        self.targets = delay_spikes(self.patterns, options.delay).to(device)
+        self.targets = delay_spikes(self.patterns, settings.delay).to(device)
         self.preparation = SequencePreparation([trains])
-        self.filter = OutputFilter(options.tau_m, options.tau_s, trains).to(device)
+        self.filter = OutputFilter(settings.tau_m, settings.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
         try:  # refuse damage that does not fit the patterns before training
             damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
@@ -129,20 +129,20 @@ class Association(Task):
         config, patterns = self.config, self.patterns
         count = patterns.shape[1]
 
-        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+        def make_batch(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             labels = numbers % count
             generator = batch_generator(config.seed, epoch, number + 1)
             x = damage_patterns(patterns, labels, config.damage, generator).spikes
             return Batch(x[:, share], labels[share])
 
-        options = config.pattern_config
+        settings = config.pattern_config
         samples = {
-            "train": options.training_samples,
-            "validation": options.validation_samples,
-            "test": options.test_samples,
+            "train": settings.training_samples,
+            "validation": settings.validation_samples,
+            "test": settings.test_samples,
         }
         size = config.hyperparameters.batch_size
-        return Batches(samples[split] * count, size, take, shuffle=True)
+        return Batches(samples[split] * count, size, make_batch, shuffle=True)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared difference between filtered output and filtered target, and sums."""
@@ -229,15 +229,15 @@ class Association(Task):
         """
         model.eval()
         sums: dict[str, Any] = {}
-        options, count = self.config.hyperparameters, self.patterns.shape[1]
+        settings, count = self.config.hyperparameters, self.patterns.shape[1]
         numbers = torch.arange(samples * count) % count
-        for number, labels in enumerate(numbers.split(options.batch_size)):
+        for number, labels in enumerate(numbers.split(settings.batch_size)):
             generator = batch_generator(self.config.seed, SWEEPS, number + 1)
             x, removed = damage_patterns(self.patterns, labels, damage, generator)
             labels = labels.to(self.device)
             output, target = output_of(model, x.to(self.device)), self.targets[:, labels]
             difference = self.filter(output - target)[0]
-            part = delay_spikes(removed, options.delay).to(self.device)
+            part = delay_spikes(removed, settings.delay).to(self.device)
             inside = match_spikes(output * part, target * part)
             late_target = self.filtered_targets[FIRST_STEPS:, labels]
             late = {"loss": difference[FIRST_STEPS:], "power": late_target}

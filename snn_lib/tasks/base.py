@@ -38,9 +38,6 @@ class Task:
         classes: the names of the classes, by number, if they have names.
         readout_name: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``,
             or ``snn_lib.readout.EVERY_STEP``, or ``None`` if it has no name.
-        left_out: sums as those of :meth:`loss`, over training samples that were each answered by a
-            model fitted without it. If ``initialise`` sets them, they give the validation metrics
-            of a run without epochs.
         logit_scale: factor that makes the answer a logit, or ``None`` if it is not about classes.
         rank, world: this process's number, and the number of processes; 0 and 1 until
             :meth:`share`.
@@ -52,7 +49,6 @@ class Task:
     preparation: Preparation | None = None
     classes: Sequence[str] = ()
     readout_name: str | None = None
-    left_out: dict[str, Any] | None = None
     logit_scale: float | None = 1.0
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
@@ -65,7 +61,6 @@ class Task:
             InputError: the data is missing, corrupt, or does not fit the configuration.
         """
         self.config, self.device = config, device
-        self.left_out = None
         self.share(0, 1)
 
     def share(self, rank: int, world: int) -> None:

@@ -139,11 +139,11 @@ class Digits(Classification):
     def prepare(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""
         super().prepare(config, device)
-        options = config.mnist_config
+        settings = config.mnist_config
         self.classes = [str(digit) for digit in range(CLASSES)]
         images, labels = load_mnist(Path(config.dataset_path), train=True)
-        training, validation = split_indices(len(labels), options.validation_size, config.seed)
-        training = training[: options.training_size]
+        training, validation = split_indices(len(labels), settings.validation_size, config.seed)
+        training = training[: settings.training_size]
         self.images = {
             "train": (images[training], labels[training]),
             "validation": (images[validation], labels[validation]),
@@ -153,24 +153,24 @@ class Digits(Classification):
     def teachers(self) -> Teachers:
         """The teachers, which are loaded once, when they are first asked for."""
         if self._teachers is None:
-            options = self.config.mnist_config
-            self._teachers = Teachers(options.teachers, options.teacher_temperature)
+            settings = self.config.mnist_config
+            self._teachers = Teachers(settings.teachers, settings.teacher_temperature)
         return self._teachers
 
     def make_batches(self, split: str) -> Batches:
         """The digits of a split. Test images are read only when they are needed."""
-        config, options = self.config, self.config.mnist_config
+        config, settings = self.config, self.config.mnist_config
         if split == "test":
             images, labels = load_mnist(Path(config.dataset_path), train=False)
-            size = options.test_size
+            size = settings.test_size
             images, labels = images[:size], labels[:size]
         else:
             images, labels = self.images[split]
         training = split == "train"
-        augment = training and options.use_transform
-        teachers = self.teachers() if training and options.teachers else None
+        augment = training and settings.use_transform
+        teachers = self.teachers() if training and settings.teachers else None
 
-        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+        def make_batch(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = numbers[share]
             x = images[mine].float() / 255.0
             if augment:
@@ -180,14 +180,14 @@ class Digits(Classification):
             if teachers is not None and len(mine):  # a process's share may be empty
                 with batch_seed(config.seed + self.rank, epoch, number):  # some draw spikes
                     y = teachers(x)
-            x = x.flatten(1) * options.max_rate  # (B, 784)
+            x = x.flatten(1) * settings.max_rate  # (B, 784)
             # Each process draws different spikes for its share of a batch. Validation and test
             # images draw from the same numbers.
             generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
             return Batch(self.preparation.draw(x, generator), y)
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
-        return Batches(len(labels), size, take, shuffle=training)
+        return Batches(len(labels), size, make_batch, shuffle=training)
 
     def encode(self, batch: Batch) -> Batch:
         """Makes input over time, ``(T, B, *)``, on the device."""

@@ -88,9 +88,9 @@ class EventConfig(ExperimentConfig):
     def preparation(self) -> RecordingPreparation:
         """How recordings become input."""
         shared = "duration", "bins", "merge", "side", "values", "order"
-        options = {name: getattr(self.events, name) for name in shared}
+        frames = {name: getattr(self.events, name) for name in shared}
         sensor = SETS[self.dataset].sensor
-        return RecordingPreparation(self.hyperparameters.length, sensor=sensor, **options)
+        return RecordingPreparation(self.hyperparameters.length, sensor=sensor, **frames)
 
 
 class EventVision(CountClassification):
@@ -114,7 +114,7 @@ class EventVision(CountClassification):
         frames, labels, chosen = self.parts[split]
         training = split == "train"
 
-        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+        def make_batch(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = chosen[numbers[share]]
             if training and config.events.use_augmentation:
                 generator = batch_generator(config.seed, epoch, number + 1)
@@ -124,7 +124,7 @@ class EventVision(CountClassification):
             return Batch(self.preparation.input_of(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
-        return Batches(len(chosen), size, take, shuffle=training)
+        return Batches(len(chosen), size, make_batch, shuffle=training)
 
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
@@ -136,21 +136,23 @@ class EventVision(CountClassification):
 
         Training and validation recordings are read together, and divided at random.
         """
-        options = self.config.events
+        settings = self.config.events
         if split == "test":
-            frames, labels = self._recordings("test", options.test_size)
+            frames, labels = self._recordings("test", settings.test_size)
             return {"test": (frames, labels, torch.arange(len(labels)))}
-        held_out, count = options.validation_size, options.validation_size + options.training_size
+        held_out = settings.validation_size
         # All files of a real set are read, because they are not in random order.
         simulated = self.config.dataset == "simulated"
-        frames, labels = self._recordings("train", count if simulated else None)
+        frames, labels = self._recordings(
+            "train", held_out + settings.training_size if simulated else None
+        )
         require(
             held_out < len(labels),
             f"events.validation_size is {held_out}, but there are {len(labels)} recordings to "
             f"train on and to hold out: set it to {max(len(labels) // 10, 1)}, say",
         )
         training, validation = split_indices(len(labels), held_out, self.config.seed)
-        training = training[: options.training_size]
+        training = training[: settings.training_size]
         return {"train": (frames, labels, training), "validation": (frames, labels, validation)}
 
     def _recordings(self, part: str, count: int | None) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ class SequenceTask(Task):
         """Reads the data; see :class:`Task`."""
         super().prepare(config, device)
         self.preparation = None  # unless the function of the data makes one
-        parts = self.data(config) if callable(self.data) else self.data
+        parts = self.read(config)
         require(
             isinstance(parts, Mapping),
             f"data is {type(parts).__name__}, expected the parts by name: {{'train': (x, y), ...}}",
@@ -94,6 +94,10 @@ class SequenceTask(Task):
             self.held_out = True
         if isinstance(self.readout, nn.Module):
             self.readout.to(device)
+
+    def read(self, config: Any) -> Mapping[str, Any]:
+        """The parts of the data by name."""
+        return self.data(config) if callable(self.data) else self.data
 
     def _hold_out(self, whole: Dataset) -> dict[str, Dataset]:
         """Splits a data set into training and validation parts, drawn by the seed."""
@@ -147,7 +151,7 @@ class SequenceTask(Task):
         require(split in self.parts, f"data has no part {split!r}")
         seed = self.config.seed
 
-        def take(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
+        def make_batch(numbers: Tensor, share: slice, epoch: int, number: int) -> Batch:
             mine = numbers[share].tolist()
             with batch_seed(seed + self.rank, epoch, number):
                 samples = [self.fetch(split, index) for index in mine or numbers[:1].tolist()]
@@ -161,7 +165,7 @@ class SequenceTask(Task):
             return Batch(batch.x[:, none], y)
 
         size = self.config.hyperparameters.batch_size
-        return Batches(len(self.parts[split]), size, take, shuffle=split == "train")
+        return Batches(len(self.parts[split]), size, make_batch, shuffle=split == "train")
 
 
 @dataclass
@@ -226,10 +230,10 @@ class SequenceClassification(SequenceTask, Classification):
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes the sequences as the settings say; see :class:`SequenceTask`."""
         # A user's own class of settings need not have this section.
-        options = getattr(self.config, "augmentation", AugmentationConfig())
-        if options == AugmentationConfig():  # which changes nothing
+        settings = getattr(self.config, "augmentation", AugmentationConfig())
+        if settings == AugmentationConfig():  # which changes nothing
             return batch
-        x, lengths = augment_sequences(batch.x, batch.lengths, options, generator)
+        x, lengths = augment_sequences(batch.x, batch.lengths, settings, generator)
         return batch._replace(x=x, lengths=lengths)
 
     def check_target(self, target: Tensor) -> None:

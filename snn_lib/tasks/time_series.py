@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.data.batches import Batch
-from snn_lib.data.preparation import Prepared, SeriesPreparation
+from snn_lib.data.preparation import NetworkInput, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
@@ -132,11 +132,11 @@ class TimeSeries(SequenceClassification):
     config_class = TimeSeriesConfig
 
     def __init__(self) -> None:
-        super().__init__(self.read, readout="mean")
+        super().__init__({}, readout="mean")
 
     def read(self, config: TimeSeriesConfig) -> dict[str, tuple[list[Tensor], Tensor]]:
         """Reads the parts, standardises them and shortens long sequences."""
-        options = config.hyperparameters
+        settings = config.hyperparameters
         parts, self.classes = load_series(config.dataset, Path(config.dataset_path), config.missing)
         train = parts["train"][0]
         counts = ", ".join(f"{len(x)} to {part}" for part, (x, _) in parts.items())
@@ -145,10 +145,10 @@ class TimeSeries(SequenceClassification):
             f"{max(map(len, train))}; channels {train[0].shape[1]}; classes {len(self.classes)}"
         )
         try:
-            self.preparation = prepare_series(train, options)
+            self.preparation = prepare_series(train, settings)
         except InputError as error:
             raise InputError(f"{config.dataset}: {error}") from None
-        if options.epoch == 0:  # the fit leaves each sequence out once, so none is held out
+        if settings.epoch == 0:  # the fit leaves each sequence out once, so none is held out
             parts["validation"] = parts["train"]
         return {
             part: ([self.preparation.shorten(sequence) for sequence in x], y)
@@ -160,11 +160,11 @@ class TimeSeries(SequenceClassification):
         x, lengths = self.preparation.encode(batch.x, batch.lengths)
         return batch._replace(x=x, lengths=lengths)
 
-    def sample(self) -> Prepared:
+    def sample(self) -> NetworkInput:
         """Training sequences from all over the set, as they are."""
         count = len(self.parts["train"])
         x, _, lengths = next(self._as_they_are(range(0, count, -(-count // SAMPLE)), SAMPLE))
-        return Prepared(x, lengths)
+        return NetworkInput(x, lengths)
 
     def training_sequences(self) -> Iterator[Batch]:
         """The training sequences as they are, once each."""
@@ -184,7 +184,7 @@ class TimeSeries(SequenceClassification):
 
 
 def prepare_series(
-    sequences: Sequence[Tensor], options: TimeSeriesHyperparameters
+    sequences: Sequence[Tensor], settings: TimeSeriesHyperparameters
 ) -> SeriesPreparation:
     """Finds on the training sequences how series are standardised, shortened and encoded.
 
@@ -192,7 +192,7 @@ def prepare_series(
 
     Args:
         sequences: ``(T_i, channels)`` each, float64.
-        options: the most steps, and the encoding. If a sequence has more steps, all are averaged
+        settings: the most steps, and the encoding. If a sequence has more steps, all are averaged
             over blocks of steps.
 
     Raises:
@@ -215,16 +215,16 @@ def prepare_series(
         bool(deviation.isfinite().all()), "the numbers of a channel are too large to be squared"
     )
     require(bool((deviation > 0).any()), "no training sequence ever changes")
-    block = -(-longest // options.length)
+    block = -(-longest // settings.length)
     preparation = SeriesPreparation(
         mean,
         divisors(deviation),
         torch.ones(channels),  # of the changes, until they are known
         block,
         -(-longest // block),
-        options.encoding,
-        options.fields,
-        options.threshold,
+        settings.encoding,
+        settings.fields,
+        settings.threshold,
     )
     changes = torch.cat([preparation.shorten(sequence).diff(dim=0) for sequence in sequences])
     change = changes.std(0, correction=0) if len(changes) else torch.zeros(channels)

@@ -1,36 +1,41 @@
 """Builds the model and chooses the device, before an experiment trains."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, require
 from snn_lib.training.diagnosis import blaming_settings
 
+BuildModel = Callable[..., nn.Module]
 
-def build(build_model: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """The model that ``build_model`` makes.
+
+def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
+    """The model that ``build_model`` makes of the configuration, or of configuration and task.
+
+    It is given both if it has a second parameter without a default.
+
+    Args:
+        build_model: the function, or the class of the model.
+        config: the configuration.
+        task: the prepared task, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
-        InputError: it makes no model, one that does not take time first, or one with lazy layers.
+        InputError: it makes no model, or one that does not take time first.
     """
-    builds = callable(build_model) and not isinstance(build_model, nn.Module)
-    with blaming_settings():
-        model = build_model(config) if builds else None
+    model = None
+    if callable(build_model) and not isinstance(build_model, nn.Module):
+        parameters = inspect.signature(build_model).parameters.values()
+        needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]
+        with blaming_settings():
+            model = build_model(config, task) if len(needed) > 1 else build_model(config)
     require(
         isinstance(model, nn.Module),
         "build_model must be a function that takes the configuration and returns the model",
-    )
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
-    require(
-        lazy is None,
-        f"{lazy} has no size yet: give the layer the number of its inputs, or call the model once "
-        "in build_model",
     )
     part = batch_first_part(model)
     require(

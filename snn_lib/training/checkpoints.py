@@ -1,11 +1,11 @@
 """Checkpoints: plain dicts of tensors and built-in types, which no crash leaves half written.
 
 A finished model holds ``epoch``, ``snn_state_dict`` and ``metrics``. It tells of its origin by
-``config``, ``environment`` and ``script``, and of its use by ``preparation``, ``readout``,
-``logit_scale`` and ``classes``. The last checkpoint of a run also holds ``optimizer_state_dict``,
-``average_state_dict``, ``margins``, ``rng`` and ``progress``, from which training goes on in the
-middle of an epoch, and ``metrics`` of all epochs. The scheduler's state follows from the number of
-steps.
+``config``, ``environment``, ``script``, ``build_model`` and ``config_class``, and of its use by
+``preparation``, ``readout``, ``logit_scale`` and ``classes``. The last checkpoint of a run also
+holds ``optimizer_state_dict``, ``average_state_dict``, ``margins``, ``rng`` and ``progress``, from
+which training goes on in the middle of an epoch, and ``metrics`` of all epochs. The scheduler's
+state follows from the number of steps.
 """
 
 import io

@@ -20,9 +20,10 @@ from torch import nn
 
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_c, to_onnx
-from snn_lib.settings import ExperimentConfig, Unmet, list_settings
+from snn_lib.settings import ExperimentConfig, list_settings
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
+from snn_lib.training.building import BuildModel
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
 from snn_lib.training.config import (
     check_config,
@@ -31,13 +32,13 @@ from snn_lib.training.config import (
     defaults,
     idle_settings,
     merge_config,
-    refuse_files_without_effect,
+    refuse_file_without_effect,
     refuse_without_effect,
 )
 from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment, Stopped
-from snn_lib.training.loading import READING, BuildModel, Handover, trained_network
+from snn_lib.training.loading import GIVEN, trained_network
 from snn_lib.training.run_folder import newest
 
 # These settings are not taken from a checkpoint, because they say where and how a script runs on
@@ -58,7 +59,7 @@ PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a
 
 def main(
     script: str,
-    build_model: Callable[[Any], nn.Module],
+    build_model: BuildModel,
     task: Task,
     initialise: Callable[[nn.Module, Any], object] | None = None,
     arguments: Sequence[str] | None = None,
@@ -68,7 +69,7 @@ def main(
     Args:
         script: the script's ``__file__``. The YAML file of the same name, if there is one, has its
             settings.
-        build_model: makes the model from the configuration.
+        build_model: makes the model from the configuration; see :class:`Experiment`.
         task: the task that the model learns.
         initialise: called as ``initialise(model, task)`` where training starts from scratch, to
             find first weights on the training data; see :class:`Experiment`.
@@ -82,9 +83,11 @@ def main(
         caller.get("__file__") != script or caller.get("__name__") == "__main__",
         f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
     )
-    if READING.get():
+    given = GIVEN.get()
+    if given is not None:
         defaults(task.config_class)  # annotations that are text name things of this script
-        raise Handover(build_model, task, initialise)
+        given += build_model, task, initialise
+        sys.exit()
     work = partial(_run, Path(script), build_model, task, initialise, arguments)
     exit_with(_module_of(script) or Path(script).name, work)
 
@@ -146,7 +149,7 @@ def _run(
         options.resume = ""
     yaml_file = chosen_file(script, options.config_file)
     merged = merge_config(task.config_class, yaml_file, options.overrides, script)
-    refuse_files_without_effect(yaml_file, script, merged)
+    refuse_file_without_effect(yaml_file, script, merged)
     config = check_config(merged)
     if options.help:
         values = f"the values from {yaml_file.name} and" if yaml_file else "their"
@@ -185,7 +188,7 @@ def _run(
         merged = OmegaConf.structured(config)
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
     if options.export:
-        network = trained_network(checkpoint, build_model, task)
+        network = trained_network(checkpoint, build_model, task.config_class)
         try:
             EXPORTS[options.export.suffix](network, options.export)
         except (ImportError, ValueError) as error:
@@ -263,6 +266,8 @@ def _unread(
     path, option = checkpoint.path, "--resume" if options.train else "--test"
     loaded = f"has no effect with {option}: weights and coefficients are those of {path}"
     unread = {"first_weights": loaded}
+    if options.resume:
+        unread["name"] = f"has no effect with --resume {path}: the run goes on in its folder"
     if options.test:
         unread["hyperparameters.epoch"] = "has no effect with --test, which does not train"
     if options.export:
@@ -343,7 +348,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
 
 
 def _explain(
-    section: Any, idle: Mapping[str, Unmet], prefix: str = "", above: str = ""
+    section: Any, idle: Mapping[str, str], prefix: str = "", above: str = ""
 ) -> Iterator[str]:
     """A line for each setting: its key and value, its meaning, and what it may be.
 
@@ -353,7 +358,7 @@ def _explain(
     nested = []
     for entry in dataclasses.fields(section):
         value, name = getattr(section, entry.name), f"{prefix}{entry.name}"
-        why = idle[name].why if name in idle else ""
+        why = idle.get(name, "")
         if dataclasses.is_dataclass(value):
             nested.append((value, name, why))
             continue

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.settings import Unmet, list_settings, without_effect
+from snn_lib.settings import list_settings, without_effect
 
 Config = TypeVar("Config")
 
@@ -71,11 +71,11 @@ def load_config(
 
     Raises:
         InputError: a file is missing or is no YAML, a key is unknown (the message names the file
-            and the nearest key), a value has a wrong type or lies outside its range, or a file sets
-            what has no effect, neither with its other settings nor with all of these.
+            and the nearest key), a value has a wrong type or lies outside its range, or the file
+            sets what has no effect, neither with its other settings nor with all of these.
     """
     merged = merge_config(schema, yaml_path, overrides, script)
-    refuse_files_without_effect(yaml_path, script, merged)
+    refuse_file_without_effect(yaml_path, script, merged)
     return check_config(merged)
 
 
@@ -124,16 +124,16 @@ def refuse_without_effect(
     unmet = idle_settings(*merged, unread=unread)
     for key in keys_of(overrides):
         if key in unmet and (trained is None or not _same(key, merged[0], trained)):
-            raise InputError(f"{key} {unmet[key].why}")
+            raise InputError(f"{key} {unmet[key]}")
 
 
-def refuse_files_without_effect(
+def refuse_file_without_effect(
     yaml_path: Path | None, script: Path | None, *merged: DictConfig
 ) -> None:
-    """Refuses what a YAML file or a base of it sets to another value although nothing reads it.
+    """Refuses what a YAML file of the user's own sets although nothing reads it.
 
-    A file may repeat what the script's own file says. That file itself may hold the options of what
-    it has switched off. Both may serve several scripts, some of which never read a setting.
+    It may repeat what the script's own file says, or the defaults. That file itself, and the bases
+    of a file, may hold the options of what they do not choose.
 
     Args:
         yaml_path: the file, if there is one.
@@ -144,28 +144,20 @@ def refuse_files_without_effect(
     Raises:
         InputError: as it says.
     """
+    own = script and own_file(script)
+    if yaml_path is None or (own and Path(yaml_path).resolve() == own.resolve()):
+        return
     schema = OmegaConf.get_type(merged[0])
-    own, usual, after = script and own_file(script), None, defaults(schema)
-    if own and yaml_path is not None and Path(yaml_path).resolve() != own.resolve():
-        usual = _merged(schema, _files(own), [])
-    for path, content in [] if yaml_path is None else _files(Path(yaml_path)):
-        before, after = after, OmegaConf.merge(after, content)
-        keys = {key for key, _ in _leaves(content)}
-        with _naming(schema, path):
-            unmet = idle_settings(after, *merged)
-            for key in sorted(keys & unmet.keys()):
-                why, decided_by, instead = unmet[key]
-                if instead:
-                    idle = attrgetter(key)(after) != attrgetter(instead)(after)
-                elif usual is not None:
-                    idle = not _same(key, after, usual)
-                else:
-                    idle = keys.isdisjoint(decided_by)
-                idle = idle and bool(decided_by) and not _same(key, after, before)
-                require(not idle, f"{path}: {key} {why}")
+    *bases, (path, content) = files = _files(Path(yaml_path))
+    alone, usual = (_merged(schema, parts, []) for parts in (files, _files(own) if own else bases))
+    with _naming(schema, path):
+        idle = idle_settings(alone, *merged)
+        for key, value in _leaves(content):
+            if key in idle and "${" not in str(value):
+                require(_same(key, alone, usual), f"{path}: {key} {idle[key]}")
 
 
-def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, Unmet]:
+def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, str]:
     """As :func:`without_effect`, but for what a setting that counts takes its value from."""
     unmet = without_effect(OmegaConf.get_type(merged[0])(), *merged, unread=unread)
     for key, value in itertools.chain.from_iterable(map(_leaves, merged)):

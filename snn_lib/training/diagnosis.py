@@ -1,8 +1,6 @@
-"""Finds out what broke a run, and what may break it soon: numbers, layers, filters, memory."""
+"""Finds out what broke a run, and what may break it soon: numbers, layers, filters."""
 
 import contextlib
-import copy
-import os
 import traceback
 from collections.abc import Iterator, Mapping
 
@@ -11,8 +9,6 @@ from torch import Tensor, nn
 
 from snn_lib.cells import IIRSynapse
 from snn_lib.errors import RunError, SettingsError, one_line
-from snn_lib.pytorch_private import remove_forward_hooks
-from snn_lib.tasks.base import Task
 from snn_lib.training.checkpoints import learned, not_finite
 
 PATIENCE = 25  # batches between two checks on a device other than the CPU
@@ -54,7 +50,7 @@ def blaming_settings() -> Iterator[None]:
         raise SettingsError(f"hyperparameters: {problem}") from None
 
 
-class Numbers:
+class FiniteCheck:
     """Checks that loss and gradient of every batch are finite, without waiting for the device.
 
     On a CPU, each batch is checked before the optimiser takes its step. Checking makes the CPU wait
@@ -157,55 +153,3 @@ def troubled_layers(
                 f"a filter of layer {name} is unstable, its pole radius is {radius:.4f}; "
                 "hyperparameters.constraint=stable prevents that",
             )
-
-
-def training_memory(model: nn.Module, x: Tensor, batch_size: int) -> int | None:
-    """Estimates the bytes of a training step on ``batch_size`` sequences like those of x.
-
-    It counts the float32 tensors that the backward pass keeps, on a copy of the model without
-    values (PyTorch's meta device). To them it adds the weights, their gradients and the optimiser's
-    two moments. A model that does not run without values has no estimate, ``None``.
-    """
-    kept: set[torch.UntypedStorage] = set()
-
-    def count(tensor: Tensor) -> Tensor:
-        kept.add(tensor.untyped_storage())
-        return tensor
-
-    try:
-        ghost = copy.deepcopy(model).to("meta").train()
-        remove_forward_hooks(ghost)  # hooks of the user's must not see this run
-        shape = (x.shape[0], batch_size, *x.shape[2:])
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            ghost(torch.empty(shape, dtype=x.dtype, device="meta"))
-    except Exception:  # a user's model may need values in many ways
-        return None
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return sum(storage.nbytes() for storage in kept) + 4 * weights
-
-
-def memory_warning(model: nn.Module, task: Task, world: int) -> str | None:
-    """A warning if a training step may need more memory than the device has.
-
-    ``world`` processes share each batch.
-    """
-    settings, device = task.config.hyperparameters, task.device
-    x = next(task.evaluation_batches("validation")).x  # for its shape
-    share = -(-settings.batch_size // world)
-    needed = training_memory(model, x[: settings.chunk or None], share)
-    there = memory_of(device)
-    if not needed or not there or needed <= there:
-        return None
-    return (
-        f"warning: a training step takes about {needed / 2**30:.0f} GiB, {device} has "
-        f"{there / 2**30:.0f} GiB: lower hyperparameters.batch_size, or set hyperparameters.chunk"
-    )
-
-
-def memory_of(device: torch.device) -> int | None:
-    """How many bytes of memory a device has in all, or ``None`` if that is unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,19 +11,26 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
-from snn_lib.errors import InputError, RunError, SettingsError, require
+from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task
 from snn_lib.tasks.sums import add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
-from snn_lib.training.building import build, choose_device
+from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
 from snn_lib.training.objective import check_penalty, task_loss, training_loss
-from snn_lib.training.run_folder import RunFolder, environment, newest, open_run
+from snn_lib.training.run_folder import (
+    RunFolder,
+    begin_run,
+    continue_run,
+    environment,
+    name_of,
+    newest,
+)
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 
@@ -35,13 +42,16 @@ class Experiment:
     """A model and its task, on one device of one process or of several.
 
     Args:
-        build_model: makes the model from the configuration.
+        build_model: makes the model from the configuration: ``build_model(config)``, or
+            ``build_model(config, task)`` if its layers depend on what the task has read.
         task: the task that the model learns, which no other experiment may have.
         config: the configuration, by default that of the task with its defaults.
         initialise: called as ``initialise(model, task)`` if training starts from scratch and not
             from ``config.first_weights``, to find first weights on the training data. The task
             then gives every process all of the data. The model and the task's batches are on the
-            device.
+            device. If it trains the network alone, without epochs, it may return sums as those of
+            ``Task.loss``, over training samples that were each answered by a fit without it: they
+            give the validation metrics.
         stop_requested: called after every batch; returns whether to stop.
 
     Attributes:
@@ -55,7 +65,7 @@ class Experiment:
 
     def __init__(
         self,
-        build_model: Callable[[Any], nn.Module],
+        build_model: BuildModel,
         task: Task,
         config: Any = None,
         initialise: Callable[[nn.Module, Any], object] | None = None,
@@ -76,7 +86,8 @@ class Experiment:
         task.prepare(self.config, self.device)
         self.prepared = task.config
         torch.manual_seed(self.config.seed)
-        self.model = build(build_model, self.config).to(self.device)
+        self.build_model = build_model
+        self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         check_penalty(self.model, self.settings)
         self.has_first_weights = True  # until something is loaded or trained
@@ -103,6 +114,15 @@ class Experiment:
             RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """
+        self._check_task()
+        require(
+            checkpoint is not None or self.has_first_weights,
+            "this experiment's model has been trained or loaded already: make a new Experiment to "
+            "train from the start, or give train() a last checkpoint to continue from",
+        )
+        self.has_first_weights = False
+        if self.settings.epoch == 0:
+            return self._fit(checkpoint)
         self._begin(checkpoint)
         with self.run, without_warning():  # _finish_epoch warns of unstable filters
             while self.progress.epoch < self.settings.epoch:
@@ -110,49 +130,48 @@ class Experiment:
                 self._finish_epoch()
                 if stop and self.progress.epoch < self.settings.epoch:
                     raise Stopped
-            if self.settings.epoch == 0:
-                self._keep_first_weights()
-        return self._conclude()
+        best, seconds, data_seconds = self.progress.best_row(self.task), *self.progress.times()
+        return self._conclude(
+            best,
+            f"best epoch {best['epoch']}",
+            f"trained for {seconds:.0f} s, {100 * data_seconds / max(seconds, 1e-9):.1f} % of it "
+            "preparing data; ",
+        )
+
+    def _fit(self, checkpoint: Checkpoint | None) -> Row:
+        """Trains without epochs: ``initialise`` solves the task, and nothing is resumed."""
+        require(
+            checkpoint is None and not self.config.first_weights,
+            "hyperparameters.epoch is 0, so nothing would be trained from these weights: set it to "
+            "the number of epochs of the whole run",
+            SettingsError,
+        )
+        sums = self._find_first_weights()
+        self.task.share(self.rank, self.world)
+        validation = self._metrics(sums) if sums else self.evaluate("validation")[0]
+        found = {f"validation_{key}": value for key, value in validation.items()}
+        row = {"epoch": 0, **found, **dict.fromkeys(TIMES, 0.0)}
+        with begin_run(self.config, self._made_by()) as self.run:
+            weights = self.model.state_dict()
+            self.run.write(self.run.best, {"epoch": 0, "snn_state_dict": weights, "metrics": row})
+            self.run.write_metrics([row])
+        return self._conclude(row, "trained without epochs")
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
-        self._check_task()
         batches = self.task.batches("train")
         require(
-            self.settings.batch_size <= batches.count or self.settings.epoch == 0,
+            self.settings.batch_size <= batches.count,
             f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
             f"{batches.count} {self.task.unit} to train on: set it to that or less",
             SettingsError,
         )
-        require(
-            self.settings.epoch > 0 or checkpoint is None,
-            "hyperparameters.epoch is 0, so nothing would be trained: set it to the number of "
-            "epochs of the whole run",
-            SettingsError,
-        )
-        require(
-            self.settings.epoch > 0 or not self.config.first_weights,
-            "hyperparameters.epoch is 0, so nothing would be trained from first_weights: set it "
-            "higher, or test these weights",
-            SettingsError,
-        )
-        require(
-            checkpoint is not None or self.has_first_weights,
-            "this experiment's model has been trained or loaded already: make a new Experiment to "
-            "train from the start, or give train() a last checkpoint to continue from",
-        )
-        warning = diagnosis.memory_warning(self.model, self.task, self.world)
-        if warning:
-            self.say(warning)
         if checkpoint is None and self.config.first_weights:
             load_weights(self.model, load_checkpoint(self.config.first_weights))
-        elif checkpoint is None and self.initialise is not None:
-            torch.manual_seed(self.config.seed)
-            with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
-                self.initialise(self.model, self.task)
-        self.has_first_weights = False
+        elif checkpoint is None:
+            self._find_first_weights()
         require(
-            self.settings.epoch == 0 or any(p.requires_grad for p in self.model.parameters()),
+            any(p.requires_grad for p in self.model.parameters()),
             "the model has no parameter that is trained (requires_grad)",
             SettingsError,
         )
@@ -162,19 +181,35 @@ class Experiment:
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         self.state = TrainingState(self.model, self.config, self.device, len(batches))
-        self.numbers = diagnosis.Numbers(self.model, self.device)
+        self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
-        if self.settings.epoch:
-            held_out = self.task.batches("validation").count
-            self.say(f"{batches.count:,} {self.task.unit} to train on, {held_out:,} to validate on")
-        made_by = {"script": self.script, "environment": environment(self.device, self.world)}
-        self.run = open_run(self.state, self.task, checkpoint, {**made_by, **self.task.usage()})
-        if checkpoint is not None:
+        held_out = self.task.batches("validation").count
+        self.say(f"{batches.count:,} {self.task.unit} to train on, {held_out:,} to validate on")
+        if checkpoint is None:
+            self.run = begin_run(self.config, self._made_by())
+        else:
+            self.run = continue_run(self.state, self.task, checkpoint, self._made_by())
             self.say(
                 f"resumed from {checkpoint.path} after {self.progress.epoch} epochs and "
                 f"{self.progress.batch} batches"
             )
+
+    def _find_first_weights(self) -> dict[str, Any] | None:
+        """Calls ``initialise``, on all the data in every process, and returns what it returns."""
+        torch.manual_seed(self.config.seed)
+        with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
+            return self.initialise(self.model, self.task) if self.initialise else None
+
+    def _made_by(self) -> Row:
+        """What decides the numbers of a run, and how its network is used."""
+        return {
+            "script": self.script,
+            "build_model": name_of(self.build_model, self.script),
+            "config_class": name_of(type(self.config), self.script),
+            "environment": environment(self.device, self.world),
+            **self.task.usage(),
+        }
 
     def _check_task(self) -> None:
         """Raises an error if the task has been prepared anew, by another experiment for example."""
@@ -203,7 +238,10 @@ class Experiment:
                 progress.data_seconds += time.perf_counter() - begin
                 add_sums(progress.sums, self._train_batch(batch))
                 if not progress.history and progress.batch == 0:
-                    self._check_sums(progress.sums)
+                    # A task of the user's that lacks a sum fails before an epoch is spent. Too few
+                    # samples for a metric are no reason.
+                    with contextlib.suppress(ArithmeticError, ValueError):
+                        self.task.score(self._metrics(progress.sums))
                 progress.batch += 1
                 progress.seconds += time.perf_counter() - begin
                 advance()
@@ -226,7 +264,7 @@ class Experiment:
             loss.backward()
         weights = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])
-        self.numbers.watch(self.progress.epoch + 1, self.progress.batch + 1, loss, norm)
+        self.finite_check.watch(self.progress.epoch + 1, self.progress.batch + 1, loss, norm)
         if limit:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)
         state.step()
@@ -238,7 +276,7 @@ class Experiment:
         training = self._metrics(progress.sums)
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
-        self.numbers.check_weights(progress.epoch + 1)
+        self.finite_check.check_weights(progress.epoch + 1)
         # The first process writes its own buffers, so all evaluate those.
         distributed.share_buffers(self.state.evaluated_model())
         validation, activity = self.evaluate("validation")
@@ -274,23 +312,13 @@ class Experiment:
             + (" (best)" if is_best else "")
         )
 
-    def _keep_first_weights(self) -> None:
-        """Evaluates and writes what ``initialise`` has found; there is nothing to resume."""
-        sums = self.task.left_out
-        validation = self._metrics(sums) if sums else self.evaluate("validation")[0]
-        found = {f"validation_{key}": value for key, value in validation.items()}
-        self.progress.history.append({"epoch": 0, **found, **dict.fromkeys(TIMES, 0.0)})
-        self.run.write(self.run.best, self.state.best_checkpoint())
-        self.run.write_metrics(self.progress.history)
-
     def _save_last(self) -> None:
         """Writes the checkpoint from which the run can be resumed to the same numbers."""
-        self.numbers.check_weights(self.progress.epoch + 1)
+        self.finite_check.check_weights(self.progress.epoch + 1)
         self.run.write(self.run.last, self.state.last_checkpoint())
 
-    def _conclude(self) -> Row:
-        """Tests the best epoch."""
-        best, history = self.progress.best_row(self.task), self.progress.history
+    def _conclude(self, best: Row, title: str, times: str = "") -> Row:
+        """Tests the best epoch, and prints what was found."""
         distributed.barrier()  # the first process may still be writing it
         load_weights(self.model, load_checkpoint(self.run.best))
         self.state = None  # from now on the model itself is evaluated
@@ -298,14 +326,7 @@ class Experiment:
         found = f"validation {describe(split_of(best, 'validation'))}"
         found += f"; test {describe(test)}" if test else ""
         where = f"metrics in {self.run.path}, model in {self.run.best}"
-        if self.settings.epoch == 0:
-            self.say(f"trained without epochs: {found}\n{where}")
-        else:
-            seconds, data_seconds = (sum(row[key] for row in history) for key in TIMES)
-            self.say(
-                f"best epoch {best['epoch']}: {found}\ntrained for {seconds:.0f} s, "
-                f"{100 * data_seconds / max(seconds, 1e-9):.1f} % of it preparing data; {where}"
-            )
+        self.say(f"{title}: {found}\n{times}{where}")
         return {"best": best, "test": test}
 
     @torch.inference_mode()
@@ -383,32 +404,10 @@ class Experiment:
             chunk = self.settings.chunk
             raise SettingsError(f"hyperparameters.chunk is {chunk}: {error}") from error
 
-    def _check_sums(self, sums: dict[str, Any]) -> None:
-        """Refuses a task without a sum or a metric that it needs, before an epoch is spent."""
-        name, too_few = type(self.task).__name__, (ArithmeticError, ValueError)
-        with contextlib.suppress(*too_few):  # samples in one batch, to divide by their sums
-            metrics = self._metrics(sums)
-            with naming_what_is_missing(f"{name}.score reads a metric", f"{name}.metrics", metrics):
-                self.task.score(metrics)
-
     def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
         """The task's metrics from the sums of all processes."""
-        name = type(self.task).__name__
-        with naming_what_is_missing(f"{name}.metrics reads a sum", f"{name}.loss", sums):
-            metrics = self.task.metrics(distributed.total(sums))
+        metrics = self.task.metrics(distributed.total(sums))
         try:
             return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
-            raise RunError(f"a metric of {name}: {error}") from None
-
-
-@contextlib.contextmanager
-def naming_what_is_missing(reader: str, maker: str, made: Mapping[str, Any]) -> Iterator[None]:
-    """Says in one line which key ``reader`` misses in what ``maker`` has made."""
-    try:
-        yield
-    except KeyError as error:
-        if error.args[0] in made:
-            raise
-        names = ", ".join(map(repr, made))
-        raise InputError(f"{reader} {error}, but {maker} returns only {names}") from error
+            raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None

@@ -3,13 +3,14 @@
     network = snn_lib.load("runs/rising/2026-11-26_15-07-00/best")
     names, scores = network.classify(x)
 
-A checkpoint holds the weights, how input is prepared, the readout and the names of the classes. The
-layers come from ``build_model``, which the script of the experiment hands over.
+A checkpoint holds the weights, how input is prepared, the readout and the names of the classes. It
+names ``build_model``, which makes the layers, and the class of the settings.
 """
 
+import importlib
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -19,17 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.preparation import Preparation, Prepared, preparation_from
+from snn_lib.data.preparation import NetworkInput, Preparation, preparation_from
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import EVERY_STEP, READOUTS
-from snn_lib.tasks.base import Task, output_of
-from snn_lib.training.building import build
+from snn_lib.tasks.base import output_of
+from snn_lib.training.building import BuildModel, build
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 
 LIBRARY = Path(__file__).parents[1]
-BuildModel = Callable[[Any], nn.Module]
-Initialise = Callable[[nn.Module, Any], object]
 
 
 def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNetwork":
@@ -37,9 +36,9 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
 
     Args:
         path: a checkpoint: ``best`` or ``last`` of a run, or a pretrained model.
-        build_model: makes the layers from the configuration, as in the experiment. By default the
-            script that wrote the checkpoint is run up to its call of ``main``. It is looked for in
-            the folders above the checkpoint, the nearest first, and in the current folder.
+        build_model: makes the layers from the configuration, as in the experiment. By default it is
+            imported beside the script that wrote the checkpoint, which is looked for in the folders
+            above the checkpoint, the nearest first, and in the current folder.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
@@ -54,48 +53,48 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     if build_model is not None:
         return trained_network(checkpoint, build_model)
     script = find_script(checkpoint)
-    with importing_from(script.resolve().parent):  # build_model may import as well
-        # The script may seed the generator, or draw from it.
-        with torch.random.fork_rng(devices=[]):
-            build_model, task, _ = arguments_of_main(script)
-        return trained_network(checkpoint, build_model, task)
+    # The script may seed PyTorch's generator, and build_model may import as well.
+    with importing_from(script.resolve().parent) as own, torch.random.fork_rng(devices=[]):
+        try:
+            build_model = imported(checkpoint.get("build_model"), own)
+            config_class = imported(checkpoint.get("config_class"), own)
+            if build_model is None:  # earlier versions named none
+                build_model, task, _ = arguments_of_main(script)
+                config_class = task.config_class
+        except (Exception, SystemExit) as error:  # a user's script may raise anything
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"{script} does not give its build_model: {reason}") from error
+        return trained_network(checkpoint, build_model, config_class)
 
 
 def trained_network(
-    checkpoint: Checkpoint, build_model: BuildModel, task: Task | None = None
+    checkpoint: Checkpoint, build_model: BuildModel, config_class: type | None = None
 ) -> "TrainedNetwork":
     """The network of a checkpoint.
 
     Args:
         checkpoint: the checkpoint.
-        build_model: makes the layers from the configuration.
-        task: the experiment's task. Its class of settings has the defaults of settings that are
-            newer than the checkpoint, and ``build_model`` may ask it about the data during this
-            call. Afterwards it is as it was.
+        build_model: makes the layers from the configuration. If it takes the task as well, it is
+            given something with the ``preparation`` and the ``classes`` of the training.
+        config_class: the class of the settings, which has the defaults of those that are newer than
+            the checkpoint.
 
     Raises:
         InputError: as :func:`load`.
     """
     values, origin, usage = checkpoint.get("config"), checkpoint.origin, usage_of(checkpoint)
     require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
-    known = {} if task is None else dict(vars(task))  # an experiment may be using this task
     try:
-        if task is None:
-            config = _namespace(values)
-        else:
-            config = config_from_dict(task.config_class, values, [], origin)
-            task.preparation, task.classes = usage["preparation"], usage["classes"]
+        config = _namespace(values)
+        if config_class is not None:
+            config = config_from_dict(config_class, values, [], origin)
         with torch.random.fork_rng(devices=[]):  # the first weights are replaced anyway
-            model = build(build_model, config)
+            model = build(build_model, config, SimpleNamespace(**usage))
     except InputError:
         raise
-    except Exception as error:  # a setting that is none can fail in the user's code in any way
+    except Exception as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
-    finally:
-        if task is not None:
-            vars(task).clear()
-            vars(task).update(known)
     load_weights(model, checkpoint)
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
@@ -172,7 +171,7 @@ class TrainedNetwork(nn.Module):
         """Runs the model as it was trained."""
         return self.model(*args, **kwargs)
 
-    def prepare(self, samples: Any) -> Prepared:
+    def prepare(self, samples: Any) -> NetworkInput:
         """Makes the network's input from samples, as in training but without augmentation.
 
         Args:
@@ -242,67 +241,65 @@ class TrainedNetwork(nn.Module):
         return [names[number] for number in scores.argmax(1).tolist()], scores
 
 
-class Handover(BaseException):
-    """Carries the arguments of ``main`` from a script to the function that runs it."""
+def imported(name: str | None, own: set[str]) -> Any:
+    """What ``run_folder.name_of`` has named, in one of these modules or in the library."""
+    if name is None:
+        return None
+    module, _, name = name.partition(":")
+    require(module.partition(".")[0] in own | {"snn_lib"}, f"{module} does not lie beside it")
+    return getattr(importlib.import_module(module), name)
 
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
+
+GIVEN: ContextVar[list[Any] | None] = ContextVar("GIVEN", default=None)  # what main was given
 
 
-READING = ContextVar("READING", default=False)  # whether main hands over its arguments
-
-
-def arguments_of_main(script: Path) -> tuple[BuildModel, Task, Initialise | None]:
-    """What a script gives ``main``: build_model, task and initialise. It runs up to there.
+def arguments_of_main(script: Path) -> list[Any]:
+    """What a script gives ``main``: build_model, task and initialise. It ends there.
 
     Raises:
-        InputError: the script is not found, fails, or does not call ``main``.
+        InputError: the script is not found, or does not call ``main``.
     """
     require(script.is_file(), f"there is no script {script}")
-    token = READING.set(True)
+    given: list[Any] = []
+    token = GIVEN.set(given)
     try:
         with importing_from(script.resolve().parent):
             runpy.run_path(str(script), run_name="__main__")
-    except Handover as handover:
-        return handover.arguments
-    except (Exception, SystemExit) as error:  # a user's script may raise anything
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise InputError(f"{script} fails before its call of main: {reason}") from error
+    except SystemExit as end:
+        require(bool(given), f"{script} ends before its call of main: {end}")
     finally:
-        READING.reset(token)
-    raise InputError(f"{script} does not call snn_lib.training.main: give load a build_model")
+        GIVEN.reset(token)
+    require(bool(given), f"{script} does not call snn_lib.training.main")
+    return given
 
 
 @contextmanager
-def importing_from(folder: Path) -> Iterator[None]:
+def importing_from(folder: Path) -> Iterator[set[str]]:
     """A context in which a folder's modules are imported, as by a script that lies there.
 
     Modules from elsewhere that have their names, such as another project's ``model.py``, are back
-    afterwards.
+    afterwards. The context gives the names of the folder's modules.
     """
+    own = {path.stem for path in folder.glob("*.py")}
+    own |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    own -= {"__main__", "snn_lib"}
 
-    def is_other(name: str) -> bool:
-        file = getattr(sys.modules[name], "__file__", None)
-        # A package without __init__.py has no file, and what is built into Python has no path.
-        places = [file] if file else [*getattr(sys.modules[name], "__path__", ())]
-        files = folder / f"{name}.py", folder / name / "__init__.py"
-        own = any(path.is_file() for path in files) or (file is None and (folder / name).is_dir())
-        here = {*files, folder / name}
-        return bool(places) and own and not here & {Path(place).resolve() for place in places}
+    def loaded() -> dict[str, ModuleType]:
+        return {name: one for name, one in sys.modules.items() if name.partition(".")[0] in own}
 
-    def take_out(tops: Iterable[str]) -> dict[str, ModuleType]:
-        found = [name for name in sys.modules if name.partition(".")[0] in tops]
-        return {name: sys.modules.pop(name) for name in found}
-
-    tops = {n.partition(".")[0] for n in sys.modules} & sys.modules.keys() - {"__main__", "snn_lib"}
-    others = take_out({name for name in tops if is_other(name)})
+    before = loaded()
+    for name, module in before.items():
+        file = getattr(module, "__file__", None)
+        if file is None or not Path(file).resolve().is_relative_to(folder):
+            del sys.modules[name]
     sys.path.insert(0, str(folder))
     try:
-        yield
+        yield own
     finally:
         sys.path.remove(str(folder))
-        take_out(others)
-        sys.modules.update(others)
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def find_script(checkpoint: Checkpoint) -> Path:

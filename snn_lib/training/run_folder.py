@@ -110,52 +110,58 @@ class RunFolder:
             self._writer.flush()
 
 
-def open_run(
-    state: TrainingState, task: Task, resumed: Checkpoint | None, made_by: Row
-) -> RunFolder:
-    """Opens the folder in which a run begins or continues; every process has to call this.
-
-    A run that is resumed from a checkpoint has been restored before.
+def begin_run(config: Any, made_by: Row) -> RunFolder:
+    """Opens a new folder for a run; every process has to call this.
 
     Raises:
-        InputError: the best epoch's model is not beside ``resumed``, the run is being trained
-            already or was continued meanwhile, or the folder cannot be written.
+        InputError: the folder cannot be written.
     """
-    config, progress = state.config, state.progress
-    at_best = progress.is_at_best_epoch(task)
-    needs_best = bool(progress.history) and not at_best
-    # A checkpoint of another name, or one outside of the runs, is continued in a new folder.
-    own = resumed is not None and resumed.path.name == "last"
-    own = own and resumed.path.resolve().parent.parent == config.runs_folder.resolve()
-    best, path = None, resumed.path.parent if own else None
     rank, _ = distributed.rank_and_world()
-    if rank == 0 and not own:
-        if needs_best:  # if it is missing, the run is refused before a folder is made
-            best = best_beside(resumed.path, progress.best_row(task))
-        path = new_folder(config.runs_folder)
-    folder = RunFolder(distributed.gather(path)[0], config, made_by)
-    if rank > 0:
-        return folder
+    path = new_folder(config.runs_folder) if rank == 0 else None
+    run = RunFolder(distributed.gather(path)[0], config, made_by)
+    if rank == 0:
+        run.lock()
+        run.open()
+    return run
+
+
+def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by: Row) -> RunFolder:
+    """Opens the folder of a run that has been restored from its last checkpoint.
+
+    Every process has to call this.
+
+    Raises:
+        InputError: the checkpoint is not named ``last``, the best epoch's model is not beside it,
+            the run is being trained already or was continued meanwhile, or the folder cannot be
+            written.
+    """
+    progress, path = state.progress, resumed.path.parent
+    require(
+        resumed.path.name == "last",
+        f"{resumed.path} is not in the folder of its run: a run goes on from the checkpoint named "
+        "last",
+    )
+    run = RunFolder(path, state.config, made_by)
+    if distributed.rank_and_world()[0] > 0:
+        return run
     with contextlib.ExitStack() as on_error:
-        on_error.push(folder)  # lets go of a run that is refused
-        folder.lock()
-        if own:
-            found = load_checkpoint(folder.last).get("progress", {})
-            require(
-                (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
-                f"the run {path} was continued meanwhile: resume it again",
-            )
-            if needs_best:
-                best_beside(folder.last, progress.best_row(task))
-        folder.open(progress.epoch)
+        on_error.push(run)  # lets go of a run that is refused
+        run.lock()
+        found = load_checkpoint(run.last).get("progress", {})
+        require(
+            (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
+            f"the run {path} was continued meanwhile: resume it again",
+        )
+        at_best = progress.is_at_best_epoch(task)
+        if progress.history and not at_best:
+            check_best(run.best, progress.best_row(task))
+        run.open(progress.epoch)
         if at_best:  # the run may have been killed before it had written that
-            folder.write(folder.best, state.best_checkpoint())
-        elif best:
-            save_checkpoint(folder.best, best)
+            run.write(run.best, state.best_checkpoint())
         if progress.history:
-            folder.write_metrics(progress.history)
+            run.write_metrics(progress.history)
         on_error.pop_all()
-    return folder
+    return run
 
 
 def new_folder(base: Path) -> Path:
@@ -200,21 +206,23 @@ def newest(config: Any, which: str) -> Path:
     return found[-1]
 
 
-def best_beside(last: Path, row: Row) -> Checkpoint:
-    """The best checkpoint beside a last one: ``best`` for ``last``, ``x_best`` for ``x_last``.
-
-    Raises:
-        InputError: it is not there, or does not have this row of metrics.
-    """
-    path = last.with_name(f"{last.name.removesuffix('last')}best")
-    checkpoint = load_checkpoint(path) if path.exists() else {}
-    found = checkpoint.get("metrics")
-    # Without the times, which each process measures by itself; as text, since a file may hold
-    # anything and nan differs from itself.
+def check_best(path: Path, row: Row) -> None:
+    """Raises :class:`InputError` if the best checkpoint does not have this row of metrics."""
+    found = load_checkpoint(path).get("metrics", {}) if path.exists() else {}
+    # Without the times, which each process measures by itself; as text, since nan differs from nan.
     row = {key: value for key, value in row.items() if key not in TIMES}
-    same = isinstance(found, dict) and repr({key: found.get(key) for key in row}) == repr(row)
+    same = repr({key: found.get(key) for key in row}) == repr(row)
     require(same, f"the best epoch so far, {row['epoch']}, is not at {path}: put it there")
-    return checkpoint
+
+
+def name_of(maker: Any, script: str) -> str | None:
+    """``module:name``, by which a function or class can be imported beside a script.
+
+    It is ``None`` for a lambda, or what is defined within something else.
+    """
+    module, name = getattr(maker, "__module__", None), getattr(maker, "__qualname__", "")
+    module = Path(script).stem if module == "__main__" else module
+    return f"{module}:{name}" if name.isidentifier() else None
 
 
 def environment(device: torch.device, processes: int) -> Row:

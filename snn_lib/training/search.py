@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from snn_lib.training.config import (
     idle_settings,
     keys_of,
     merge_config,
-    refuse_files_without_effect,
+    refuse_file_without_effect,
     refuse_without_effect,
 )
 from snn_lib.training.diagnosis import out_of_memory
@@ -54,7 +55,8 @@ class SearchSpace:
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
         self.script, self.base = script, chosen_file(script, config_file)
-        schema = arguments_of_main(script)[1].config_class
+        self.build_model, self.task, self.initialise = arguments_of_main(script)
+        schema = self.task.config_class
         self.merged = partial(merge_config, schema, self.base, script=script)
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
         given: dict[str, str] = {}
@@ -75,7 +77,7 @@ class SearchSpace:
             ]
             merged.append(self.merged(chosen))
             self.config = check_config(merged[-1])
-        refuse_files_without_effect(self.base, script, *merged)
+        refuse_file_without_effect(self.base, script, *merged)
         refuse_without_effect(chosen, *merged)
         present = dict(list_settings(self.config))
         for key, ends in self.choices.items():
@@ -168,7 +170,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     """
     from optuna import TrialPruned
 
-    build_model, task, initialise = arguments_of_main(space.script)
+    task = copy(space.task)  # trials share nothing that one of them prepares
     has, task.has = task.has, lambda split: split != "test" and has(split)
     name = trial.user_attrs.get("run", f"trial_{trial.number:04}")  # a killed one has it already
     trial.set_user_attr("run", name)
@@ -202,7 +204,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     if checkpoint and _without_local(checkpoint["config"]) != _without_local(asdict(config)):
         checkpoint = None  # it is of an earlier study of this name
     try:
-        experiment = Experiment(build_model, task, config, initialise, report)
+        experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
         return score_of(experiment.train(checkpoint)["best"], task)[0]
     except (RunError, SettingsError, BusyError) as error:

@@ -11,16 +11,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.cells import Cell, parameter_groups
 from snn_lib.errors import InputError, SettingsError, one_line, require
+from snn_lib.settings import OptimizerChoice, SchedulerChoice
 from snn_lib.tasks.base import Task
-from snn_lib.training import diagnosis, distributed, optimisation
+from snn_lib.training import diagnosis, distributed
 from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
 
 Row = dict[str, Any]  # the metrics of an epoch
@@ -53,6 +57,10 @@ class Progress:
             return tuple(-math.inf if math.isnan(one) else one for one in score_of(row, task))
 
         return max(self.history, key=score)
+
+    def times(self) -> list[float]:
+        """The seconds of all epochs, and those of them that were spent waiting for data."""
+        return [sum(row[key] for row in self.history) for key in TIMES]
 
     def is_at_best_epoch(self, task: Task) -> bool:
         """Whether the weights are those of the best epoch so far."""
@@ -95,8 +103,8 @@ class TrainingState:
             section = config.optimizer
             learning_rate = getattr(section, section.optimizer_choice).lr
             groups = parameter_groups(model, learning_rate, section.coefficient_lr_scale)
-            self.optimizer = optimisation.get_optimizer(groups, config)
-            self.scheduler = optimisation.get_scheduler(self.optimizer, config, self.total_batches)
+            self.optimizer = get_optimizer(groups, config)
+            self.scheduler = get_scheduler(self.optimizer, config, self.total_batches)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise SettingsError(
                 f"PyTorch refuses the options of optimizer.{config.optimizer.optimizer_choice}"
@@ -128,12 +136,12 @@ class TrainingState:
                 if isinstance(module, Cell):
                     module.project_()
             self.average.update_parameters(self.model)
-        if optimisation.steps_every_batch(self.scheduler):
+        if steps_every_batch(self.scheduler):
             self.scheduler.step()
 
     def end_epoch(self) -> None:
         """Updates the learning rate, if the schedule counts epochs."""
-        if self.scheduler is not None and not optimisation.steps_every_batch(self.scheduler):
+        if self.scheduler is not None and not steps_every_batch(self.scheduler):
             self.scheduler.step()
 
     def best_checkpoint(self) -> dict[str, Any]:
@@ -200,7 +208,7 @@ class TrainingState:
         if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0)
         self.progress = dataclasses.replace(progress, batches=batches)
-        every_batch = optimisation.steps_every_batch(self.scheduler)
+        every_batch = steps_every_batch(self.scheduler)
         steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
         for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
             self.scheduler.step()  # the scheduler's state is the number of its steps
@@ -257,6 +265,70 @@ def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
         with suppress(ArithmeticError, ValueError):  # samples in few batches, to divide by sums
             task.metrics(progress.sums)  # fails if a sum is missing
     return progress
+
+
+def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
+    """The chosen optimiser over ``params``.
+
+    Args:
+        params: parameters or parameter groups.
+        conf: a configuration with ``optimizer.optimizer_choice`` and a section of that name with
+            its options, such as ``optimizer.Adam.lr``.
+
+    Raises:
+        ValueError: the choice is none of ``settings.OptimizerChoice``.
+    """
+    choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
+    fused = {} if choice == "SGD" else {"fused": True}
+    return getattr(torch.optim, choice)(params, **fused, **options)
+
+
+def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LRScheduler | None:
+    """The chosen scheduler, or ``None`` for the choice ``none``.
+
+    Args:
+        optimizer: the optimiser whose learning rates it changes. Each group keeps the ratio of its
+            learning rate to the first group's, except that all groups have the same eta_min.
+        conf: a configuration with ``scheduler.scheduler_choice`` and a section of that name with
+            its options.
+        total_batches: batches of the whole run, which OneCycleLR needs.
+
+    Raises:
+        ValueError: the choice is none of ``settings.SchedulerChoice``.
+    """
+    if conf.scheduler.scheduler_choice in (None, "none"):
+        return None
+    choice, options = _chosen(conf.scheduler, "scheduler_choice", get_args(SchedulerChoice))
+    scales = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
+    for bound in ("base_lr", "max_lr"):
+        if bound in options:
+            options[bound] = [options[bound] * scale for scale in scales]
+    if choice == "OneCycleLR":
+        options["total_steps"] = total_batches
+        if options["pct_start"] * total_batches == 1:  # a rise of one step: PyTorch divides by 0
+            options["pct_start"] = 0.0
+    if choice in ("OneCycleLR", "CyclicLR"):
+        options["cycle_momentum"] = False
+    return getattr(lr_scheduler, choice)(optimizer, **options)
+
+
+def steps_every_batch(scheduler: LRScheduler | None) -> bool:
+    """Whether the scheduler counts batches; the others count epochs."""
+    return isinstance(scheduler, (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR))
+
+
+def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """The name that a section chooses, and the options under this name.
+
+    The section is a dataclass, or a mapping that OmegaConf has read from a YAML file of 2020.
+    """
+    choice = getattr(section, key)
+    if choice not in choices:
+        raise ValueError(f"{key} is {choice!r}, expected one of {', '.join(choices)}")
+    options = getattr(section, choice)
+    if OmegaConf.is_config(options):  # whose lists are not Python's, and would go into checkpoints
+        options = OmegaConf.to_container(options, resolve=True, throw_on_missing=True)
+    return choice, dict(options if hasattr(options, "items") else vars(options))
 
 
 class MovingAverage(AveragedModel):

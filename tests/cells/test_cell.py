@@ -77,6 +77,16 @@ class Integrator(Cell):
         return membrane, (membrane - fire(membrane),)
 
 
+class Gate(Cell):
+    """A cell without a state: a threshold of its input."""
+
+    coefficients = ("gain",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return fire(coefficients[0] * x), ()
+
+
 class Odd(Cell):
     """What no kernel can compute."""
 
@@ -162,6 +172,14 @@ def test_a_state_with_rows_and_one_without_coefficients():
     torch.testing.assert_close((output, after), (torch.stack(outputs), membrane))
     for dtype, own in ((torch.uint8, torch.float32), (torch.float64, torch.float64)):
         assert Integrator(3)(x.to(dtype))[0].dtype == own
+
+
+def test_one_without_a_state_goes_on_in_chunks():
+    x = torch.randn(6, 2, 3)
+    for model in (Gate(3, gain=2.0), Sequential(Gate(3, gain=2.0), LowPassSynapse(3, 4.0))):
+        first, state = model(x[:2])
+        rest, _ = model(x[2:], state)
+        torch.testing.assert_close(torch.cat([first, rest]), model(x)[0], **EXACT)
 
 
 def test_it_trains_in_chunks_and_compiled():

@@ -197,18 +197,18 @@ def test_the_sample_for_first_weights_is_from_all_over_the_training_sequences(
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding):
     config = configured(tmp_path, encoding=encoding)
-    time_series.task.prepare(config, CPU)
+    task = task_of(config)
     torch.manual_seed(0)
-    model = time_series.build_model(config)
+    model = time_series.build_model(config, task)
     with torch.no_grad():
-        time_series.initialise(model, time_series.task)
+        time_series.initialise(model, task)
     model.eval()
-    batch = next(time_series.task.evaluation_batches("test"))
+    batch = next(task.evaluation_batches("test"))
     with torch.no_grad():
         outputs, _ = model.layerwise(batch.x)
         padding = torch.randn(5, *batch.x.shape[1:])
         longer = batch._replace(x=torch.cat([batch.x, padding]))
-        logits, same = (time_series.task.logits(model, b) for b in (batch, longer))
+        logits, same = (task.logits(model, b) for b in (batch, longer))
     for layer, output in zip(model, outputs, strict=True):
         if isinstance(layer, SpikingNeuron):
             assert 0.2 < output.mean() < 0.6
@@ -220,7 +220,7 @@ def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding)
 def script(folder, action, *overrides):
     settings = ["name=mine", "device=cpu", f"runs_path={folder}/runs", *overrides]
     options = {"model": time_series.build_model, "initialise": time_series.initialise}
-    options |= {"task": time_series.task, "script": ROOT / "time_series.py"}
+    options |= {"task": TimeSeries(), "script": ROOT / "time_series.py"}
     return run(action, *settings, **options)
 
 
@@ -256,7 +256,7 @@ def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
 def test_weights_that_nothing_would_train_are_refused(mine, tmp_path):
     finished = script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz", "first_weights=best")
     assert finished.code == 2
-    assert "nothing would be trained from first_weights" in finished.err
+    assert "nothing would be trained from these weights" in finished.err
 
 
 def test_a_run_is_not_resumed_without_epochs(mine, tmp_path):
@@ -265,7 +265,10 @@ def test_a_run_is_not_resumed_without_epochs(mine, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     finished = script(tmp_path, "--train", "--resume", "hyperparameters.epoch=0")
     assert finished.code == 2
-    assert "hyperparameters.epoch is 0, so nothing would be trained: set it to" in finished.err
+    assert (
+        "hyperparameters.epoch is 0, so nothing would be trained from these weights: set"
+        in finished.err
+    )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

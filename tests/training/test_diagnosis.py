@@ -1,4 +1,4 @@
-"""Finding out what broke: the first batch that is not finite, and memory before it is taken."""
+"""Finding out what broke: the first batch that is not finite, and settings that no layer takes."""
 
 import math
 import re
@@ -12,10 +12,8 @@ import snn_mlp_1
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError, RunError
 from snn_lib.training.diagnosis import (
-    Numbers,
+    FiniteCheck,
     blaming_settings,
-    memory_of,
-    training_memory,
     troubled_layers,
 )
 
@@ -36,15 +34,15 @@ def number(value):
 def test_a_batch_that_is_not_finite_is_told_at_once_on_a_cpu(loss, norm):
     model = network()
     model(torch.rand(5, 2, 20))[0].sum().backward()
-    numbers = Numbers(model, CPU)
+    numbers = FiniteCheck(model, CPU)
     numbers.watch(1, 1, number(0.5), number(1.0))
     with pytest.raises(RunError, match=f"epoch 2, batch 3: the loss is {loss:g} .* norm {norm:g}"):
         numbers.watch(2, 3, number(loss), number(norm))
 
 
 def test_elsewhere_the_first_one_is_remembered_and_told_later():
-    numbers = Numbers(network(), CPU)
-    numbers.patience = Numbers(network(), torch.device("meta")).patience  # a device to wait for
+    numbers = FiniteCheck(network(), CPU)
+    numbers.patience = FiniteCheck(network(), torch.device("meta")).patience  # a device to wait for
     assert numbers.patience > 7
     for batch in range(1, numbers.patience):
         numbers.watch(1, batch, number(math.nan if batch >= 7 else 0.1), number(2.0))
@@ -57,7 +55,7 @@ def test_elsewhere_the_first_one_is_remembered_and_told_later():
 
 def test_weights_are_looked_at_by_name():
     model = network()
-    numbers = Numbers(model, CPU)
+    numbers = FiniteCheck(model, CPU)
     numbers.check_weights(1)
     model[1].bias.data[3] = math.inf
     with pytest.raises(RunError, match=r"epoch 4: 1\.bias not finite"):
@@ -66,7 +64,7 @@ def test_weights_are_looked_at_by_name():
     model[0].beta.fill_(math.nan)
     model[1].running_var[1] = math.inf
     with pytest.raises(RunError, match=r"epoch 5: 0\.beta, 1\.running_var not finite"):
-        Numbers(model, CPU).check_weights(5)
+        FiniteCheck(model, CPU).check_weights(5)
 
 
 def test_silent_saturated_and_unstable_layers():
@@ -78,30 +76,6 @@ def test_silent_saturated_and_unstable_layers():
     ]
     assert "a 0.0000, b 0.5000, c 0.9900" in found["layer a is silent"]
     assert "its pole radius is 1.2000" in found["layer e is unstable"]
-
-
-def test_memory_is_what_the_backward_pass_keeps_and_the_weights():
-    model, (steps, batch) = network(), (40, 500)
-    weights = 4 * sum(p.nbytes for p in model.parameters())
-    found = training_memory(model, torch.zeros(steps, 2, 20), batch)
-    # The filter keeps its input, the product its own, and the neurons their current.
-    kept = 4 * steps * batch * (20 + 20 + 30)
-    assert kept <= found - weights <= 1.2 * kept
-    assert training_memory(model, torch.zeros(steps, 2, 20), 2 * batch) > 1.9 * kept
-    assert not any(p.is_meta for p in model.parameters())
-
-
-def test_a_model_that_needs_values_is_not_estimated():
-    class Picky(nn.Module):
-        def forward(self, x):
-            return x if x.sum().item() > 0 else -x
-
-    assert training_memory(Picky(), torch.ones(3, 2, 4), 5) is None
-
-
-def test_a_cpu_has_memory():
-    assert 2**28 < memory_of(CPU) < 2**50
-    assert memory_of(torch.device("meta")) is None
 
 
 # ---------------------------------------------------------------------------------------------

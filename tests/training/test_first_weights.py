@@ -22,6 +22,7 @@ FEW = {  # settings with which a script's data is read in a moment
     "events.training_size": 30,
     "events.validation_size": 10,
     "hyperparameters.batch_size": 7,
+    "hyperparameters.epoch": 1,
 }
 
 
@@ -34,7 +35,7 @@ def before_the_first_batch(build_model, task, initialise, config, rank, world, m
     with monkeypatch.context() as patch, redirect_stdout(StringIO()):
         patch.setattr(distributed, "rank_and_world", lambda: (rank, world))
         patch.setattr(experiment, "DistributedDataParallel", lambda model: model)
-        patch.setattr(experiment, "open_run", stop)
+        patch.setattr(experiment, "begin_run", stop)
         trial = Experiment(build_model, task, config, initialise)
         with pytest.raises(Stopped):
             trial.train()

@@ -177,16 +177,16 @@ def test_any_yaml_file(content):
 
 @pytest.fixture(scope="module")
 def good(folder):
-    """The path of a real checkpoint, and a function that resumes or tests the file ``any_last``."""
+    """The path of a real checkpoint, and a function that resumes or tests the file ``last``."""
     settings = ["name=good", "device=cpu", "hyperparameters.epoch=3"]
     finished = check("--train", *settings, task=Interrupted)
     assert finished.code == 128 + signal.SIGTERM, finished
     (run,) = folder.glob("r/good/*/")
-    (run / "best").rename(folder / "any_best")
+    (run / "best").rename(folder / "best")
 
     def use(test):
-        named = ("--train", "--resume", "any_last")
-        action = ("--test", "test_checkpoint_path=any_last") if test else named
+        named = ("--train", "--resume", "last")
+        action = ("--test", "test_checkpoint_path=last") if test else named
         check(*action, *settings)
 
     return run / "last", use
@@ -223,7 +223,7 @@ def damaged_checkpoints(draw, content):
 @given(st.data(), st.booleans())
 def test_any_bytes_as_a_checkpoint(good, data, test):
     path, use = good
-    with open("any_last", "wb") as file:
+    with open("last", "wb") as file:
         file.write(data.draw(damaged_checkpoints(path.read_bytes())))
     use(test)
 

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,16 +155,6 @@ def test_series_are_prepared_and_answered_as_in_the_test():
     assert sum(right) >= 48
 
 
-def test_loading_leaves_the_task_of_an_experiment_alone(monkeypatch):
-    """All networks of the library's own time_series module share one task."""
-    task, preparation = snn_lib.time_series.task, object()
-    monkeypatch.setattr(task, "preparation", preparation)
-    monkeypatch.setattr(task, "classes", ["mine"])
-    network = snn_lib.load(ROOT / "checkpoint/pretrained_time_series")
-    assert len(network.classes) == 9
-    assert (task.preparation, task.classes) == (preparation, ["mine"])
-
-
 def test_a_network_of_one_s_own_computes_what_was_trained(mine):
     path, x, _ = mine
     network = snn_lib.load(path, build_model)
@@ -271,10 +262,9 @@ def test_a_network_answers_on_the_device_of_its_weights(mine):
     assert network.answer([x[0], x[1, :3]]).device.type == "meta"  # with lengths
 
 
-@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    "])
-def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monkeypatch, guard):
+def test_the_model_of_a_checkpoint_is_imported_from_its_script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rising.py").write_text(SCRIPT + guard + CALL)
+    (tmp_path / "rising.py").write_text(f"{SCRIPT}if __name__ == '__main__':\n    {CALL}")
     settings = "hyperparameters.epoch=1", "hyperparameters.batch_size=8", "device=cpu"
     command = sys.executable, "rising.py", "--train", *settings
     subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True)
@@ -287,6 +277,9 @@ def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monke
     assert network.classify(torch.rand(1, 6, 3))[0][0] in network.classes
     monkeypatch.chdir(ROOT)
     assert snn_lib.load(best).classes == ["down", "up"]  # the script lies above the checkpoint
+    (tmp_path / "rising.py").write_text(SCRIPT + CALL)
+    with pytest.raises(InputError, match=r"calls main when it is imported: put the call under if"):
+        snn_lib.load(best)
     (tmp_path / "rising.py").unlink()
     with pytest.raises(
         InputError, match=r"rising.py, which wrote checkpoint .* is neither above the"
@@ -294,34 +287,40 @@ def test_the_script_that_wrote_a_checkpoint_hands_over_its_model(tmp_path, monke
         snn_lib.load(best)
 
 
-@pytest.mark.parametrize("module", ["labels.py", "labels/__init__.py", "labels/names.py"])
+def written(mine, path, script, build_model=None):
+    """Writes a checkpoint as a script does, or did when it named no build_model."""
+    names = {"script": script, "build_model": build_model, "config_class": None}
+    save_checkpoint(path, {**load_checkpoint(mine[0]), **names})
+
+
+@pytest.mark.parametrize("module", ["labels.py", "labels/__init__.py"])
 @pytest.mark.parametrize("second", ["two", "one/two"])
 @pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("name", ["rising:marked", None])
 def test_projects_may_have_scripts_and_modules_of_the_same_names(
-    mine, tmp_path, monkeypatch, module, second, late
+    mine, tmp_path, monkeypatch, module, second, late, name
 ):
-    imported = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    imported = module.removesuffix(".py").removesuffix("/__init__")
     line = f"from {imported} import project"
     for project in ("one", second):
         folder = tmp_path / project
         (folder / module).parent.mkdir(parents=True)
         (folder / module).write_text(f"project = {project!r}\n")
         script = SCRIPT + MARKED.format(late=line if late else "pass")
-        script += "main(__file__, marked, task)\n"
+        script += "if __name__ == '__main__':\n    main(__file__, marked, task)\n"
         (folder / "rising.py").write_text(script if late else f"{line}\n{script}")
-        save_checkpoint(folder / "best", {**load_checkpoint(mine[0]), "script": "rising.py"})
+        written(mine, folder / "best", "rising.py", name)
     monkeypatch.chdir(tmp_path / second)  # whose script wrote another checkpoint
+    monkeypatch.setitem(sys.modules, imported, SimpleNamespace(project="elsewhere"))
     for project in ("one", second, "one", second):
         model = snn_lib.load(tmp_path / project / "best").model
         assert model.project == project
-    assert sys.modules[imported].project == "one"  # whoever has imported it keeps it
-    for name in {"labels", imported}:
-        del sys.modules[name]
+    assert sys.modules[imported].project == "elsewhere"  # whoever has imported it keeps it
 
 
 def test_a_script_above_a_link_to_the_runs_is_found(mine, tmp_path, monkeypatch):
     (tmp_path / "far").mkdir()
-    save_checkpoint(tmp_path / "far" / "best", {**load_checkpoint(mine[0]), "script": "rising.py"})
+    written(mine, tmp_path / "far" / "best", "rising.py")
     for project in ("one", "two"):
         (tmp_path / project).mkdir()
         (tmp_path / project / "runs").symlink_to(tmp_path / "far")
@@ -336,7 +335,8 @@ def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(
 ):
     monkeypatch.chdir(tmp_path)
     script = "from __future__ import annotations\nimport dataclasses\n" + SCRIPT + OWN_SETTINGS
-    (tmp_path / "rising.py").write_text(script + "main(__file__, build_wide, wide)\n")
+    script += "if __name__ == '__main__':\n    main(__file__, build_wide, wide)\n"
+    (tmp_path / "rising.py").write_text(script)
     settings = "hyperparameters.epoch=1", "hyperparameters.batch_size=8", "device=cpu", "width=5"
     done = run_script(tmp_path / "rising.py", "--train", *settings)
     assert done.code == 0, done.err
@@ -346,15 +346,21 @@ def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(
 
 def test_a_script_that_fails_or_calls_no_main_is_named(mine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint = {**load_checkpoint(mine[0]), "script": "broken.py"}
-    save_checkpoint(tmp_path / "best", checkpoint)
+    written(mine, tmp_path / "best", "broken.py")
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
-    with pytest.raises(InputError, match=r"broken.py fails before .*ModuleNotFoundError"):
+    with pytest.raises(InputError, match=r"broken.py does not give .*ModuleNotFoundError"):
         snn_lib.load("best")
     (tmp_path / "broken.py").write_text("raise SystemExit('no data')\n")
-    with pytest.raises(InputError, match=r"broken.py fails before .*SystemExit: no data"):
+    with pytest.raises(InputError, match=r"broken.py ends before .*: no data"):
         snn_lib.load("best")
     (tmp_path / "broken.py").write_text("x = 1\n")
+    written(mine, tmp_path / "best", "broken.py", "broken:build_model")
+    with pytest.raises(InputError, match=r"AttributeError: .* has no attribute 'build_model'"):
+        snn_lib.load("best")
+    written(mine, tmp_path / "best", "broken.py", "os:system")
+    with pytest.raises(InputError, match=r"InputError: os does not lie beside it"):
+        snn_lib.load("best")
+    written(mine, tmp_path / "best", "broken.py")
     with pytest.raises(InputError, match="does not call"):
         snn_lib.load("best")
 

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from snn_lib.tasks.digits import DigitConfig
-from snn_lib.training.optimisation import get_optimizer
+from snn_lib.training.state import get_optimizer
 
 
 def config(choice, **options):

@@ -17,7 +17,6 @@ from running import (
     load,
     metrics_of,
     refused,
-    run,
     the_run,
     tiny,
     train,
@@ -224,39 +223,38 @@ def test_a_checkpoint_that_is_named_is_resumed_whatever_the_newest_run_is(stoppe
     assert runs(tmp_path) == [first, second]
 
 
-def test_resuming_under_another_name_starts_a_folder_there(stopped, finished, tmp_path):
-    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    before = contents(tmp_path)
-    other = small(tmp_path, "name=other")
-    train("--resume", the_run(tmp_path) / "last", *other, model=SmallSNN)
-    after = contents(tmp_path)
-    assert {path: after[path] for path in before} == before
-    continued = the_run(tmp_path, "other")
+def test_a_copy_of_a_run_goes_on_beside_it(stopped, finished, tmp_path):
+    shutil.copytree(stopped, tmp_path / "one")
+    shutil.copytree(the_run(tmp_path / "one"), tmp_path / "two")
+    before = contents(tmp_path / "one")
+    last = tmp_path / "two" / "last"
+    train("--resume", last, *small(tmp_path / "one"), model=SmallSNN)
+    assert contents(tmp_path / "one") == before
     for which in ("last", "best"):
-        assert_same_weights(continued / which, the_run(finished) / which)
-    assert [row["epoch"] for row in rows(continued)] == ["1", "2", "3"]
+        assert_same_weights(tmp_path / "two" / which, the_run(finished) / which)
+    assert [row["epoch"] for row in rows(tmp_path / "two")] == ["1", "2", "3"]
+    message = refused("--train", "--resume", last, *small(tmp_path, "name=other"), model=SmallSNN)
+    assert message == f"name has no effect with --resume {last}: the run goes on in its folder"
+    shutil.copy(last, tmp_path / "sent")
+    message = refused("--train", "--resume", tmp_path / "sent", *small(tmp_path), model=SmallSNN)
+    assert message.startswith(f"{tmp_path / 'sent'} is not in the folder of its run: ")
 
 
 @pytest.mark.parametrize("task", [DigitClassification, FirstIsBest])
-def test_checkpoints_of_earlier_versions_go_on(tmp_path, task):
-    """``checkpoint/x_last`` with ``checkpoint/x_best``, whose settings and progress have more."""
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, task):
+    """Its checkpoints have other settings, and its progress has more."""
     with pytest.raises(Stopped):
-        experiment(small(tmp_path / "new"), stop_after=9, task=task()).train()
-    old = tmp_path / "checkpoint"
-    old.mkdir()
+        experiment(small(tmp_path), stop_after=9, task=task()).train()
     for which in ("last", "best"):
-        checkpoint = load(the_run(tmp_path / "new") / which)
-        del checkpoint["script"]
+        checkpoint = load(the_run(tmp_path) / which)
+        for key in ("script", "build_model", "config_class"):
+            del checkpoint[key]
         checkpoint["config"]["checkpoint_base_path"] = "checkpoint"
         if which == "last":
             checkpoint["progress"]["folder"] = "runs/x/2026-01-01_00-00-00"
-        torch.save(checkpoint, old / f"x_{which}")
-    before = contents(old)
-    settings = [*small(tmp_path), f"test_checkpoint_path={old}/x_best"]
-    assert run("--test", *settings, model=SmallSNN, task=task()).code == 0
-    resumed = train("--resume", old / "x_last", *small(tmp_path), model=SmallSNN, task=task())
+        torch.save(checkpoint, the_run(tmp_path) / which)
+    resumed = train("--resume", *small(tmp_path), model=SmallSNN, task=task())
     assert "after 2 epochs and 1 batches" in resumed.out
-    assert contents(old) == before
     assert [row["epoch"] for row in rows(the_run(tmp_path))] == ["1", "2", "3"]
     best = load(the_run(tmp_path) / "best")
     assert best["epoch"] == (1 if task is FirstIsBest else best["metrics"]["epoch"])

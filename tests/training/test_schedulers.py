@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 
 from snn_lib.tasks.digits import DigitConfig
-from snn_lib.training.optimisation import get_scheduler, steps_every_batch
+from snn_lib.training.state import get_scheduler, steps_every_batch
 
 STEPS = 40
 OPTIONS = {
