@@ -68,7 +68,8 @@ def compare_layers(description: Description) -> None:
         known = np.isfinite(y)
         sizes = np.abs(y, where=known, out=np.zeros_like(y))
         tolerance = np.sqrt(np.finfo(y.dtype).eps) * sizes.max(initial=0)
-        if (np.abs(output - y, where=known, out=np.zeros_like(y)) > tolerance).any():
+        errors = np.subtract(output, y, where=known, out=np.zeros_like(y))
+        if (np.abs(errors) > tolerance).any():
             raise ValueError(
                 f"{layer.name} computes something else in PyTorch than its kind of layer: it can "
                 "be neither compiled nor exported"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chain import chain_of
+from snn_lib.chain import REMEDY, chain_of
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
 from snn_lib.data.preparation import Preparation
@@ -110,25 +110,39 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     layers = tuple(fold_normalisations(read_layers))
     if all(isinstance(layer, Flattening) for layer in layers):
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
-    run = _run(chain, before, getattr(torch, dtype.name))[len(leading) :]
+    run = _run(network, chain, before, getattr(torch, dtype.name))[len(leading) :]
     return Description(before, layers[-1].after, entry, layers, dtype, _by_layer(read_layers, run))
 
 
 @torch.no_grad()
-def _run(chain: Sequential, before: Shape, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """What each layer that is read is given and returns, on random numbers of all sizes."""
-    pairs = []
+def _run(
+    network: nn.Module, chain: Sequential, before: Shape, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """What each layer that is read is given and returns, on random numbers of all sizes.
+
+    Raises:
+        ValueError: the network does more than its chain.
+    """
+    pairs, handed = [], []
 
     def note(layer: nn.Module, given: tuple, result: Tensor | tuple) -> None:
         pairs.append((given[0], result[0] if isinstance(result, tuple) else result))
 
+    def note_chain(chain: nn.Module, given: tuple, named: dict, result: tuple) -> None:
+        handed.append((given[0] if given else named["x"], result[0]))
+
     generator = torch.Generator("cpu").manual_seed(0)
     size, number = torch.randn(2, STEPS, 1, *before, **CPU, generator=generator)
     x = (number * size.mul(4).exp2()).to(dtype)
+    x = x.transpose(0, 1) if chain.batch_first else x
     with ExitStack() as hooks, use_backend("eager"):  # which need not be compiled first
         for layer in filter(is_read, chain.modules()):
             hooks.enter_context(layer.register_forward_hook(note))
-        chain(x.transpose(0, 1) if chain.batch_first else x)
+        hooks.enter_context(chain.register_forward_hook(note_chain, with_kwargs=True))
+        result = network(x)
+    output = result[0] if isinstance(result, tuple) else result
+    if [tuple(map(id, pair)) for pair in handed] != [(id(x), id(output))]:
+        raise ValueError(f"{type(network).__name__} does more than its Sequential: {REMEDY}")
     return pairs
 
 

@@ -18,7 +18,7 @@ from snn_lib.chain import chain_of
 from snn_lib.chunks import Chunked
 from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, weighs_once
 from snn_lib.inspection.activity import Activity
-from snn_lib.pytorch_private import convolve
+from snn_lib.pytorch_private import convolve, forward_hooks
 from snn_lib.readout import within
 
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
@@ -80,8 +80,9 @@ class CountedNetwork(Sequential):
         ``lengths`` say what is counted. The layers run all steps, and the state is the last one's.
 
     Raises:
-        ValueError: the model is no chain, or a layer has weights that nothing here counts; or, in a
-            call, a layer is given another number of steps than the network.
+        ValueError: the model is no chain, a module around layers has hooks, or a layer has weights
+            that nothing here counts; or, in a call, a layer is given another number of steps than
+            the network.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,6 +90,7 @@ class CountedNetwork(Sequential):
         parts = list(_layers(name, chain))
         super().__init__(*(runs for _, _, runs in parts))
         self.parts = [(name, layer) for name, layer, _ in parts]
+        _refuse_hooks(model, {part for _, layer in self.parts for part in layer.modules()})
         self.sequences, self._steps, self._dense = 0, 0, 0
         self.activity = Activity(model)
         self.per_step = torch.zeros(0, 0, dtype=torch.int64)
@@ -191,18 +193,28 @@ def _layers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.M
     """The name of each layer, the layer, and the module that runs it over all steps."""
     while isinstance(module, Chunked):
         name, module = f"{name}.module", module.module
-    container = type(module)
-    if container.forward in (Sequential.forward, nn.Sequential.forward):
+    forward = getattr(module.forward, "__func__", None)  # not one that was set on the module
+    if forward in (Sequential.forward, nn.Sequential.forward):
         for child, part in module._modules.items():  # a part that is used twice is there twice
             for inner, layer, runs in _layers(f"{name}.{child}".lstrip("."), part):
                 # As in an nn.Sequential, which does not weigh one step for all.
                 yield inner, layer, runs if isinstance(module, Sequential) else nn.Sequential(runs)
-    elif container.forward is PerStep.forward:
+    elif forward is PerStep.forward:
         for inner, layer, runs in _layers(f"{name}.module", module.module):
             yield inner, layer, PerStep(runs)
     else:
         _refuse_other_weights(name, module)
         yield name, module, module
+
+
+def _refuse_hooks(model: nn.Module, layers: set[nn.Module]) -> None:
+    """Raises an error if a module has hooks that do not run here, where its layers do."""
+    for name, module in model.named_modules():
+        if module not in layers and forward_hooks(module):
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) has hooks, and a count runs "
+                "its layers without it: remove them"
+            )
 
 
 def _refuse_other_weights(name: str, layer: nn.Module) -> None:

@@ -132,6 +132,25 @@ class Around(nn.Module):
         return self.layers(self.preparation(x), state)
 
 
+class OnTensors(Around):
+    """A network whose forward does with tensors what it does with nothing else."""
+
+    def forward(self, x, state=None):
+        given = 2 * x if self.doubles == 1 and isinstance(x, torch.Tensor) else x
+        output, state = self.layers(x=given, state=state)
+        return 2 * output if self.doubles == 2 and isinstance(x, torch.Tensor) else output, state
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_forward_that_does_more_with_tensors_is_refused(batch_first):
+    network = OnTensors(Sequential(nn.Linear(4, 2), batch_first=batch_first))
+    for network.doubles in (1, 2):
+        with pytest.raises(ValueError, match="OnTensors does more than its Sequential: make what"):
+            describe(network)
+    network.doubles = 0
+    assert describe(network).after == (2,)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 50])
 def test_chunks_of_any_length_change_nothing(steps):
     inner = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2))

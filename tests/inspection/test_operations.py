@@ -310,6 +310,32 @@ def test_weights_of_another_kind_are_refused(layer, words):
         CountedNetwork(Sequential(nn.Identity(), layer))
 
 
+def with_hook(module):
+    module.register_forward_hook(lambda *ran: 9 * ran[2])
+    return module
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (with_hook(Sequential(nn.Linear(3, 4))), "the network .Sequential. has hooks"),
+        (Sequential(with_hook(Sequential(nn.Linear(3, 4)))), "0 .Sequential. has hooks"),
+        (Sequential(with_hook(PerStep(nn.Linear(3, 4)))), "0 .PerStep. has hooks"),
+    ],
+)
+def test_hooks_of_what_does_not_run_are_refused(model, words):
+    with pytest.raises(ValueError, match=words):
+        CountedNetwork(model)
+    assert CountedNetwork(Sequential(with_hook(nn.Linear(3, 4))))(torch.ones(2, 1, 3))
+
+
+def test_a_container_whose_forward_was_replaced_is_no_container():
+    per_step = PerStep(nn.Linear(3, 4))
+    per_step.forward = lambda x: x @ torch.ones(3, 4)
+    with pytest.raises(ValueError, match="layer 0 is a PerStep, whose weights have no count"):
+        CountedNetwork(Sequential(per_step))
+
+
 class OwnSynapse(DualExponentialSynapse):
     pass
 
