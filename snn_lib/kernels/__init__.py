@@ -32,7 +32,7 @@ AUTO = "auto"  # the choice that leaves it to the device
 PACKAGES = {"cpu": "llvmlite", "cuda": "Triton"}
 # How long a training step takes if plain PyTorch serves instead. On a GPU it launches a kernel for
 # every operation of every time step.
-SLOWER = {"cpu": "three to five times as long", "cuda": "many times as long"}
+SLOWER = {"cpu": "about three times as long", "cuda": "many times as long"}
 
 
 @dataclass(eq=False)  # each choice equals itself alone, so a context removes its own
