@@ -188,7 +188,12 @@ class MultiStepLROptions(Settings):
     """MultiStepLR: the learning rate is multiplied by gamma at each milestone."""
 
     milestones: list[int] = setting([15, 90], "epochs after which the rate drops", at_least=0)
-    gamma: float = setting(0.1, "factor that the rate is multiplied by", above=0)
+    gamma: float = setting(
+        0.1,
+        "factor that the rate is multiplied by",
+        Needs("scheduler.MultiStepLR.milestones"),
+        above=0,
+    )
 
 
 @dataclass
