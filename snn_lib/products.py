@@ -39,15 +39,18 @@ class SkippingZeros(TorchFunctionMode):
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        """Calls the function, or :func:`linear` in its place."""
+        """Calls the function, or what :func:`linear` computes in its place."""
         kwargs = kwargs or {}
         if function is F.linear:
-            return linear(*args, **kwargs, known=self.known)
+            return _linear(*args, **kwargs, known=self.known)
         return function(*args, **kwargs)
 
 
 def may_skip_zeros() -> bool:
-    """Whether no compiler, transform or mode has to see PyTorch's own product."""
+    """Whether no compiler, transform or mode has to see PyTorch's own product.
+
+    A chunk asks in its first run alone: in the second, for the backward pass, a mode may look on.
+    """
     return not (torch.compiler.is_compiling() or is_transformed() or sees_operations())
 
 
@@ -67,11 +70,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = 
     Returns:
         ``(*, N)``.
     """
+    return _linear(x, weight, bias, known) if may_skip_zeros() else F.linear(x, weight, bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = True) -> Tensor:
+    """As :func:`linear`, where modes do not count."""
     casts = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if casts else weight.dtype
     tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
     if (
-        may_skip_zeros()
+        not (torch.compiler.is_compiling() or is_transformed())
         and all(type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors)
         and (known or dtype == torch.float32)
         and (casts or all(tensor.dtype == dtype for tensor in tensors))

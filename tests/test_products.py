@@ -1,6 +1,7 @@
 """Weights that receive spikes: what is zero is left out, and nothing else changes."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("llvmlite")
 
@@ -221,6 +223,13 @@ class Marked(torch.Tensor):
     """A tensor of a user's own class."""
 
 
+class Counting(FlopCounterMode):
+    """A mode that goes on at work within a backward pass."""
+
+    def __init__(self):
+        super().__init__(display=False)
+
+
 class Watching(TorchFunctionMode):
     """A user's own mode, which sees every function."""
 
@@ -392,12 +401,15 @@ def test_chunks_are_the_whole_run_bit_for_bit(rate):
         torch.testing.assert_close(gradients, found[0][-1], rtol=1e-4, atol=1e-3)
 
 
-def test_a_chunk_runs_again_as_it_ran_though_a_mode_has_ended():
+@pytest.mark.parametrize("modes", [(Watching, nullcontext), (nullcontext, Counting)])
+def test_a_chunk_runs_again_as_it_ran_though_a_mode_has_ended_or_begun(modes):
     model, x = Sequential(nn.Linear(INPUTS, INPUTS), SpikingNeuron(INPUTS, 4.0)), current()
     expected = torch.autograd.grad(model(x)[0].square().sum(), model.parameters())
-    with Watching():
+    forward, backward = modes
+    with forward():
         output, _ = Chunked(model, 2)(x)
-    found = torch.autograd.grad(output.square().sum(), model.parameters())
+    with backward():
+        found = torch.autograd.grad(output.square().sum(), model.parameters())
     torch.testing.assert_close(found, expected)
 
 
