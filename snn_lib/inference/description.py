@@ -88,8 +88,8 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
                 f"{name or 'the network'} ({type(module).__name__}) has a forward that was set on "
                 "the module itself, which only PyTorch can call: define it in a class"
             )
-    preparation = getattr(network, "preparation", None)
-    if shape is None and isinstance(preparation, Preparation):
+    preparation = preparation_of(network)
+    if shape is None and preparation is not None:
         shape = preparation.features
     network = _without_chunks(copy.deepcopy(network)).cpu().eval().requires_grad_(False)
     dtype = _dtype_of(network)
@@ -112,6 +112,18 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
     run = _run(network, chain, before, getattr(torch, dtype.name))[len(leading) :]
     return Description(before, layers[-1].after, entry, layers, dtype, _by_layer(read_layers, run))
+
+
+def preparation_of(network: nn.Module) -> Preparation | None:
+    """How the input of a network is prepared, if :func:`snn_lib.load` returned it."""
+    preparation = getattr(network, "preparation", None)  # or another module of the user's
+    return preparation if isinstance(preparation, Preparation) else None
+
+
+def classes_of(network: nn.Module) -> Sequence[str]:
+    """The names of a network's classes, if :func:`snn_lib.load` returned it."""
+    classes = getattr(network, "classes", ())  # or something else of the user's
+    return classes if isinstance(classes, (list, tuple)) else ()
 
 
 @torch.no_grad()

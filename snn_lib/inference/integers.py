@@ -16,8 +16,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
+from snn_lib.inference.description import preparation_of
 from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
-from snn_lib.inference.staging import StagedNetwork, preparation_of, raw_steps, read_stages
+from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 
 WEIGHT_BITS = 4, 8

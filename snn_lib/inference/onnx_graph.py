@@ -25,7 +25,7 @@ from snn_lib.data.preparation import (
 )
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
-from snn_lib.inference.description import Description, describe
+from snn_lib.inference.description import Description, classes_of, describe, preparation_of
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS
@@ -90,13 +90,9 @@ def to_onnx(
                 f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
                 "does not define: set another size, dilation or padding"
             )
-    preparation = getattr(network, "preparation", None)
-    if not isinstance(preparation, Preparation):  # it is another module of the user's
-        preparation = None
+    preparation = preparation_of(network)
     graph = _Graph(description, preparation)
-    if classes is None:
-        classes = getattr(network, "classes", ())
-        classes = classes if isinstance(classes, (list, tuple)) else ()
+    classes = classes_of(network) if classes is None else classes
     step = getattr(preparation, "step", "") if step is None else step
     number = onnx.helper.np_dtype_to_tensor_dtype(description.dtype)
 
@@ -219,23 +215,14 @@ class _Graph:
         made = program(layer.key)
         coefficients = dict(zip(made.coefficients, layer.coefficients, strict=True))
         known = {name: 0.0 for name, row in coefficients.items() if not row.any()}
-        trace = made.forward.without({**known, "kept": 1.0})
-        output, *after = trace.results
-        after = dict(zip(made.states, after, strict=True))
-        states: list[str] = []
-        while True:  # a state may be read for the next value of another one alone
-            trace = trace.only([output, *(after[name] for name in states)])
-            read = [name for name in made.states if trace.reads(name)]
-            if read == states:
-                break
-            states, trace = read, made.forward.without({**known, "kept": 1.0})
+        trace, states = made.forward.without({**known, "kept": 1.0}).live(made.states)
         values: dict[str, Any] = {"x": x, **coefficients}
         values |= {name: self._state(f"{layer.name}.{name}", layer.before) for name in states}
         for line in trace.lines:
             given = (values[v] if isinstance(v, str) else v for v in line.arguments)
             values[line.name] = self._operation(line.operation, *given)
-        for name in states:
-            value = after[name]
+        output, *after = trace.results
+        for name, value in zip(states, after, strict=True):
             self._next(f"{layer.name}.{name}", values[value] if isinstance(value, str) else value)
         return values[output]
 

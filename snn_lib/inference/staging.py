@@ -24,7 +24,7 @@ from snn_lib.data.preparation import (
 )
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
-from snn_lib.inference.description import describe
+from snn_lib.inference.description import classes_of, describe, preparation_of
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
 from snn_lib.kernels.program import key_of, kind_of, program
@@ -72,9 +72,7 @@ def read_stages(
     description = describe(network, shape)
     compare_layers(description)
     preparation = preparation_of(network)
-    if classes is None:
-        classes = getattr(network, "classes", ())
-        classes = classes if isinstance(classes, (list, tuple)) else ()
+    classes = classes_of(network) if classes is None else classes
     order = _channels_last(description.layers[0].before)
     takes, before, stages, values = _prepare(preparation, description.before)
     stages += _gather(description.entry[order], values)
@@ -97,12 +95,6 @@ def read_stages(
         tuple(map(str, classes)),
         preparation.order.numpy() if isinstance(preparation, PixelPreparation) else None,
     )
-
-
-def preparation_of(network: nn.Module) -> Preparation | None:
-    """How the input of a network is prepared, if :func:`snn_lib.load` returned it."""
-    preparation = getattr(network, "preparation", None)  # or another module of the user's
-    return preparation if isinstance(preparation, Preparation) else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,16 +197,7 @@ def _reduced(
     for key, row in coefficients.items():
         if not row.any() or (row == 1).all():
             known[key] = float(row.flat[0])
-    whole = lines.without(known)
-    output, *after = whole.results
-    following = dict(zip(states, after, strict=True))
-    live: list[str] = []
-    while True:  # a state may be read for the next value of another one alone
-        lines = whole.only([output, *(following[state] for state in live)])
-        read = [state for state in states if lines.reads(state)]
-        if read == live:
-            break
-        live = read
+    lines, live = lines.without(known).live(states)
     shared = {
         key: row[:1] if (row == row[:1]).all() else row
         for key, row in coefficients.items()

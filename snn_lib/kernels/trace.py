@@ -69,6 +69,21 @@ class Trace:
                 needed.update(line.arguments)
         return Trace(tuple(reversed(lines)), tuple(results))
 
+    def live(self, states: Sequence[str]) -> tuple["Trace", list[str]]:
+        """The trace without the states that nothing reads, and the names of the others.
+
+        The results are the output, and the next value of each state.
+        """
+        output, *after = self.results
+        following = dict(zip(states, after, strict=True))
+        found: list[str] = []
+        while True:  # a state may be read for the next value of another one alone
+            trace = self.only([output, *(following[state] for state in found)])
+            read = [state for state in states if trace.reads(state)]
+            if read == found:
+                return trace, found
+            found = read
+
     def without(self, known: Mapping[str, float]) -> "Trace":
         """The trace without the products and sums that are spared if these inputs are 0 or 1."""
         known: dict[Value, Value] = dict(known)
