@@ -49,10 +49,16 @@ def _target() -> llvm.TargetMachine:
 
 
 @cache
+def has(feature: str) -> bool:
+    """Whether this CPU has a feature, by LLVM's name for it."""
+    return llvm.get_host_cpu_features().get(feature, False)
+
+
+@cache
 def vector_width() -> int:
     """How many channels a value has: vectors of 512 bits slow the clock of many of Intel's CPUs."""
     wide = llvm.get_host_cpu_name().startswith("znver")
-    return 16 if wide and llvm.get_host_cpu_features().get("avx512f") else 8
+    return 16 if wide and has("avx512f") else 8
 
 
 def kernel(source: str) -> Kernel:

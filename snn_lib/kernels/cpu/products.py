@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, reduce
 
-import llvmlite.binding as llvm
 import torch
 from llvmlite import ir
 from torch import Tensor
 
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.frame import Frame
-from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
+from snn_lib.kernels.cpu.library import Kernel, has, kernel, vector_width
 from snn_lib.kernels.cpu.source import KINDS
 from snn_lib.kernels.cpu.tiles import SMALL
 from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
@@ -62,12 +61,6 @@ def task_of(spikes: torch.dtype, weights: torch.dtype) -> Task:
     """The task on this CPU."""
     registers = 8 if has("avx512f") else 4  # of 32 or of 16; those of a group must fit
     return Task(NAMES[spikes], NAMES[weights], vector_width(), registers)
-
-
-@cache
-def has(feature: str) -> bool:
-    """Whether this CPU has a feature, by LLVM's name for it."""
-    return llvm.get_host_cpu_features().get(feature, False)
 
 
 def serves(spikes: torch.dtype, weights: torch.dtype, shape: torch.Size) -> bool:
