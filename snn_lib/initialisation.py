@@ -208,10 +208,10 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
                 f"on, and below the layer's {layer.out_features} outputs"
             )
         fit = ridge_regression(features, 2.0 * one_hot(classes, layer.out_features) - 1.0)
-        scale = scale_of_logits(fit.left_out, classes.cpu())
+        scale = scale_of_logits(fit.leave_one_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
-    return scale * fit.left_out
+    return scale * fit.leave_one_out
 
 
 class RidgeRegression(NamedTuple):
@@ -220,12 +220,12 @@ class RidgeRegression(NamedTuple):
     Attributes:
         weight, bias: ``(outputs, inputs)`` and ``(outputs,)``, for features that are not
             standardised.
-        left_out: what a fit without a sample predicts for it, ``(samples, outputs)``.
+        leave_one_out: what a fit without a sample predicts for it, ``(samples, outputs)``.
     """
 
     weight: Tensor
     bias: Tensor
-    left_out: Tensor
+    leave_one_out: Tensor
 
 
 def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
@@ -250,16 +250,16 @@ def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
     u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
     power, along = s.square(), u.T @ (y - centre)
 
-    def error_left_out(penalty: float) -> Tensor:
+    def leave_one_out_error(penalty: float) -> Tensor:
         kept = power / (power + penalty)
         leverage = u.square() @ kept + 1 / len(x)
         residual = y - centre - u @ (kept[:, None] * along)
         return residual / (1 - leverage)[:, None]
 
     penalties = (share * x.shape[1] for share in PENALTIES)
-    penalty = min(penalties, key=lambda one: error_left_out(one).square().mean().item())
+    penalty = min(penalties, key=lambda one: leave_one_out_error(one).square().mean().item())
     weight = ((s / (power + penalty))[:, None] * along).T @ vt / deviation
-    return RidgeRegression(weight, centre - weight @ mean, y - error_left_out(penalty))
+    return RidgeRegression(weight, centre - weight @ mean, y - leave_one_out_error(penalty))
 
 
 def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:

@@ -222,10 +222,10 @@ def test_batches_of_digits_are_those_of_the_cpu(chosen):
     config = digits.DigitConfig(dataset_path=str(ROOT / "dataset"))
     config.hyperparameters.encoding, config.hyperparameters.length = chosen, 4
     here, there = DigitClassification(), DigitClassification()
-    here.prepare(config, torch.device("cpu"))
-    there.prepare(config, CUDA)
-    batches = there.train_batches(0, 1)
-    for expected in itertools.islice(here.train_batches(0, 1), 3):
+    here.setup(config, torch.device("cpu"))
+    there.setup(config, CUDA)
+    batches = there.batches("train", 0, 1)
+    for expected in itertools.islice(here.batches("train", 0, 1), 3):
         x, labels, _ = next(batches)
         assert is_there((x, labels))
         assert torch.equal(x.cpu(), expected[0])

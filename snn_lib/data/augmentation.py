@@ -24,7 +24,7 @@ def draw_uniform(low: float, high: float, generator: torch.Generator, *shape: in
 
 
 @dataclass
-class RandomResizedCropConfig(Settings):
+class RandomResizedCropSettings(Settings):
     """Crop of a random share of the area and a random aspect ratio, resized to the full image."""
 
     scale: list[float] = setting(
@@ -41,14 +41,14 @@ class RandomResizedCropConfig(Settings):
 
 
 @dataclass
-class RandomRotationConfig(Settings):
+class RandomRotationSettings(Settings):
     """Rotation about the centre by up to so many degrees either way."""
 
     degrees: float = setting(15.0, "largest angle", at_least=0)
 
 
 @dataclass
-class ElasticConfig(Settings):
+class ElasticSettings(Settings):
     """Smooth random displacement: noise blurred over sigma pixels, of alpha pixels' strength."""
 
     alpha: float = setting(
@@ -66,7 +66,7 @@ SOME_IMAGES = Needs("transform.probability")
 
 
 @dataclass
-class TransformConfig(Settings):
+class TransformSettings(Settings):
     """Augmentation of the training images: with ``probability``, ``repeat`` times crop and turn."""
 
     probability: float = setting(
@@ -75,16 +75,16 @@ class TransformConfig(Settings):
     repeat: int = setting(
         2, "number of times that it is cropped and turned", SOME_IMAGES, at_least=0, at_most=100
     )
-    RandomResizedCrop: RandomResizedCropConfig = section(
-        RandomResizedCropConfig, SOME_IMAGES, Needs("transform.repeat")
+    RandomResizedCrop: RandomResizedCropSettings = section(
+        RandomResizedCropSettings, SOME_IMAGES, Needs("transform.repeat")
     )
-    RandomRotation: RandomRotationConfig = section(
-        RandomRotationConfig, SOME_IMAGES, Needs("transform.repeat")
+    RandomRotation: RandomRotationSettings = section(
+        RandomRotationSettings, SOME_IMAGES, Needs("transform.repeat")
     )
-    elastic: ElasticConfig = section(ElasticConfig, SOME_IMAGES)
+    elastic: ElasticSettings = section(ElasticSettings, SOME_IMAGES)
 
 
-def draw_grids(count: int, transform: TransformConfig, generator: torch.Generator) -> Tensor:
+def draw_grids(count: int, transform: TransformSettings, generator: torch.Generator) -> Tensor:
     """Draws sampling grids ``(count, 28, 28, 2)``, through which :func:`warp` augments images.
 
     The crops and rotations of an image are affine maps. Their product is one map, so the image is
@@ -119,7 +119,7 @@ def draw_grids(count: int, transform: TransformConfig, generator: torch.Generato
     return grids
 
 
-def draw_elastic_shift(count: int, elastic: ElasticConfig, generator: torch.Generator) -> Tensor:
+def draw_elastic_shift(count: int, elastic: ElasticSettings, generator: torch.Generator) -> Tensor:
     """Draws smooth displacements ``(count, 28, 28, 2)`` in the coordinates of ``F.grid_sample``.
 
     They are white noise, blurred by a Gaussian in both directions and scaled to the root mean
@@ -144,7 +144,7 @@ def warp(images: Tensor, grids: Tensor) -> Tensor:
 
 
 @dataclass
-class EventAugmentationConfig(Settings):
+class EventAugmentationSettings(Settings):
     """Augmentation of the training recordings."""
 
     shift: float = setting(2.0, "largest shift in each direction, in pixels", at_least=0)
@@ -153,7 +153,7 @@ class EventAugmentationConfig(Settings):
 
 
 def augment_events(
-    frames: Tensor, settings: EventAugmentationConfig, generator: torch.Generator
+    frames: Tensor, settings: EventAugmentationSettings, generator: torch.Generator
 ) -> Tensor:
     """Moves and turns each recording, and loses some of its events.
 
@@ -210,7 +210,7 @@ def find_origins(side: int, shift: Tensor, angle: Tensor) -> Tensor:
 
 
 @dataclass
-class AugmentationConfig(Settings):
+class AugmentationSettings(Settings):
     """Augmentation of the training sequences."""
 
     noise: float = setting(
@@ -229,7 +229,7 @@ class AugmentationConfig(Settings):
 
 
 def augment_sequences(
-    x: Tensor, lengths: Tensor | None, settings: AugmentationConfig, generator: torch.Generator
+    x: Tensor, lengths: Tensor | None, settings: AugmentationSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 

@@ -13,13 +13,13 @@ from snn_lib.data.batches import Batch
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
 from snn_lib.readout import READOUTS, first_lead, within
-from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, setting
+from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, setting
 from snn_lib.tasks.base import Task, output_of
 
 
 @dataclass
-class ClassificationHyperparameters(Hyperparameters):
-    """Hyperparameters of classification: the model and its training."""
+class LabelSmoothing(Settings):
+    """How sure the targets of a classification are."""
 
     label_smoothing: float = setting(
         0.0,
@@ -28,6 +28,11 @@ class ClassificationHyperparameters(Hyperparameters):
         at_least=0,
         below=1,
     )
+
+
+@dataclass
+class ClassificationHyperparameters(LabelSmoothing, Hyperparameters):
+    """Hyperparameters of classification: the model and its training."""
 
 
 @dataclass
@@ -149,7 +154,7 @@ class Classification(Task):
         leads = leads if self.counts_spikes else ()
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
         curves = []
-        for batch in self.evaluation_batches("test"):
+        for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
             if not self.counts_spikes:
@@ -180,8 +185,8 @@ def describe_energy(operations: Operations) -> str:
 
 
 @dataclass
-class CountHyperparameters(ClassificationHyperparameters):
-    """Hyperparameters of a classification that counts output spikes: the model and its training."""
+class SpikeCounting(LabelSmoothing):
+    """Settings of a classification that counts output spikes."""
 
     dropout: float = setting(
         0.3, "share of hidden spikes dropped in training", TRAINING, at_least=0, below=1
@@ -193,14 +198,14 @@ class CountHyperparameters(ClassificationHyperparameters):
 
 
 class CountClassification(Classification):
-    """Answers with the class whose output neuron spikes most; see :class:`CountHyperparameters`."""
+    """Answers with the class whose output neuron spikes most; see :class:`SpikeCounting`."""
 
     counts_spikes = True
     readout_name = "count"
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self.logit_scale = config.hyperparameters.logit_per_spike
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:

@@ -13,22 +13,22 @@ batch normalisation does in training, reads time backwards, or returns another n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from snn_lib.data.augmentation import AugmentationConfig, augment_sequences
-from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
+from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
+from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, require
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
 from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
-from snn_lib.tasks.classification import Classification, ClassificationConfig
+from snn_lib.tasks.classification import Classification, ClassificationHyperparameters
 
 Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
 VALIDATION_SHARE = 0.1  # of the training part, if there is no validation part
@@ -63,9 +63,9 @@ class SequenceTask(Task):
         name = EVERY_STEP if readout is None else readout
         self.readout_name = name if isinstance(name, str) else None
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self.preparation = None  # unless the function of the data makes one
         parts = self.read(config)
         require(
@@ -146,7 +146,7 @@ class SequenceTask(Task):
         """Changes a training batch at random, on the CPU; here it stays as it is."""
         return batch
 
-    def make_batches(self, split: str) -> Batches:
+    def make_split(self, split: str) -> Split:
         """See :class:`Task`."""
         require(split in self.parts, f"data has no part {split!r}")
         seed = self.config.seed
@@ -165,14 +165,17 @@ class SequenceTask(Task):
             return Batch(batch.x[:, none], y)
 
         size = self.config.hyperparameters.batch_size
-        return Batches(len(self.parts[split]), size, make_batch, shuffle=split == "train")
+        return Split(len(self.parts[split]), size, make_batch, shuffle=split == "train")
 
 
 @dataclass
-class SequenceConfig(ClassificationConfig):
+class SequenceConfig(ExperimentConfig):
     """The configuration of a classification of sequences."""
 
-    augmentation: AugmentationConfig = section(AugmentationConfig, TRAINING)
+    hyperparameters: ClassificationHyperparameters = field(
+        default_factory=ClassificationHyperparameters
+    )
+    augmentation: AugmentationSettings = section(AugmentationSettings, TRAINING)
 
 
 class SequenceClassification(SequenceTask, Classification):
@@ -204,9 +207,9 @@ class SequenceClassification(SequenceTask, Classification):
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
 
-    def prepare(self, config: ExperimentConfig, device: torch.device) -> None:
+    def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self._labels_seen = False  # of this data
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -230,8 +233,8 @@ class SequenceClassification(SequenceTask, Classification):
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes the sequences as the settings say; see :class:`SequenceTask`."""
         # A user's own class of settings need not have this section.
-        settings = getattr(self.config, "augmentation", AugmentationConfig())
-        if settings == AugmentationConfig():  # which changes nothing
+        settings = getattr(self.config, "augmentation", AugmentationSettings())
+        if settings == AugmentationSettings():  # which changes nothing
             return batch
         x, lengths = augment_sequences(batch.x, batch.lengths, settings, generator)
         return batch._replace(x=x, lengths=lengths)

@@ -22,7 +22,7 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     Args:
         build_model: the function, or the class of the model.
         config: the configuration.
-        task: the prepared task, or whatever knows its ``preparation`` and ``classes``.
+        task: the task, set up, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
         InputError: it makes no model, or one that does not take time first.

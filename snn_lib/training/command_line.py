@@ -306,8 +306,8 @@ def _parser(script: Path) -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
     )
 
-    def add(name: str, description: str, **options: Any) -> None:
-        parser.add_argument(name, help=description, **options)
+    def add(name: str, description: str, **how: Any) -> None:
+        parser.add_argument(name, help=description, **how)
 
     flag = {"action": "store_true"}
     add("--help", "show this help and all settings with their values, and exit", **flag)

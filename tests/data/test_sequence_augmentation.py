@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.augmentation import AugmentationConfig, augment_sequences, resample
+from snn_lib.data.augmentation import AugmentationSettings, augment_sequences, resample
 
 LENGTHS = torch.tensor([12, 1, 7, 9])
 
@@ -18,7 +18,7 @@ def batch(channels=3):
 
 def changed(x, lengths=LENGTHS, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    return augment_sequences(x, lengths, AugmentationConfig(**options), generator)
+    return augment_sequences(x, lengths, AugmentationSettings(**options), generator)
 
 
 def test_by_default_sequences_stay_as_they_are():

@@ -111,7 +111,7 @@ def pretrained(name, task_class, **options):
     values = {**load_checkpoint(path)["config"], "dataset_path": str(ROOT / "dataset")}
     if options:
         values["mnist_config"] = {**values["mnist_config"], **options}
-    task.prepare(config_from_dict(task.config_class, values, []), torch.device("cpu"))
+    task.setup(config_from_dict(task.config_class, values, []), torch.device("cpu"))
     return snn_lib.load(path), task
 
 
@@ -125,7 +125,7 @@ def pretrained(name, task_class, **options):
 )
 def test_images_are_prepared_and_answered_as_in_the_test(name, task_class):
     network, task = pretrained(name, task_class, test_size=10)
-    (batch,) = task.evaluation_batches("test")
+    (batch,) = task.batches("test")
     images = torch.frombuffer(
         bytearray((ROOT / "dataset/MNIST/raw/t10k-images-idx3-ubyte").read_bytes()[16:][:7840]),
         dtype=torch.uint8,
@@ -146,7 +146,7 @@ def test_images_are_prepared_and_answered_as_in_the_test(name, task_class):
 def test_series_are_prepared_and_answered_as_in_the_test():
     network, task = pretrained("time_series", TimeSeries)
     parts, classes = load_series("JapaneseVowels", ROOT / "dataset")
-    batch = next(task.evaluation_batches("test"))
+    batch = next(task.batches("test"))
     x, lengths = network.prepare(parts["test"][0][: batch.x.shape[1]])
     assert torch.equal(x, batch.x)
     assert torch.equal(lengths, batch.lengths)

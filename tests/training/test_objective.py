@@ -35,7 +35,7 @@ def task():
     config = task.config_class(name="mine")
     settings = config.hyperparameters
     settings.rate_penalty, settings.target_rate, settings.rate_limit = WEIGHT, TARGET, LIMIT
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     return task
 
 
