@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snn_lib.data.batches import Batch
 from snn_lib.errors import require
 from snn_lib.readout import within
 from snn_lib.settings import Needs, Settings, section, setting
@@ -229,22 +230,24 @@ class AugmentationSettings(Settings):
 
 
 def augment_sequences(
-    x: Tensor, lengths: Tensor | None, settings: AugmentationSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+    given: Batch, settings: AugmentationSettings, generator: torch.Generator
+) -> Batch:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 
     Cutting and stretching are one interpolation between neighbours in time. Then each channel is
     scaled or silenced, and gets noise. All positions of a feature map share their channel's factor.
 
     Args:
-        x: ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``.
-        lengths: steps of each sequence, int64 ``(B,)``; T for all if ``None``.
+        given: the batch; x is ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``, and
+            y the labels of the sequences ``(B,)``, or of their steps ``(T, B)``. A new step takes
+            the label of the nearest one.
         settings: the strength of each change.
         generator: the source of randomness.
 
     Returns:
-        The sequences ``(T', B, *features)``, zero behind their ends, and their new lengths.
+        The sequences ``(T', B, *features)``, zero behind their ends, with their labels and lengths.
     """
+    x, labels, lengths = given
     steps, batch, *features = x.shape
     channels = (batch, features[0], *[1] * (len(features) - 1))
     if lengths is None:
@@ -257,15 +260,23 @@ def augment_sequences(
     start = uniform(0.0, 1.0) * (lengths - window)
     factor = uniform(-math.log(settings.stretch), math.log(settings.stretch)).exp()
     new_lengths = (window * factor).round().long().clamp(min=1)
-    x = resample(x.flatten(2), lengths, start, window, new_lengths).unflatten(2, features)
+    where = lengths, start, window, new_lengths
+    x = resample(x.flatten(2), *where).unflatten(2, features)
+    if labels.dim() == 2:
+        labels = resample(labels[..., None].float(), *where, nearest=True)[..., 0].long()
     factors = (torch.randn(channels, generator=generator) * settings.scale).exp()
     kept = torch.rand(channels, generator=generator) >= settings.channel_dropout
     noise = torch.randn(x.shape, generator=generator) * settings.noise
-    return (x * factors * kept + noise) * within(x, new_lengths), new_lengths
+    return Batch((x * factors * kept + noise) * within(x, new_lengths), labels, new_lengths)
 
 
 def resample(
-    x: Tensor, lengths: Tensor, start: Tensor, window: Tensor, new_lengths: Tensor
+    x: Tensor,
+    lengths: Tensor,
+    start: Tensor,
+    window: Tensor,
+    new_lengths: Tensor,
+    nearest: bool = False,
 ) -> Tensor:
     """Reads a window of each sequence at as many evenly spaced times as its new length has steps.
 
@@ -278,6 +289,7 @@ def resample(
         lengths: steps of each sequence, int64 ``(B,)``.
         start, window: beginning and length of each window, in steps, ``(B,)``.
         new_lengths: steps of each new sequence, int64 ``(B,)``.
+        nearest: whether the nearest step is read instead.
 
     Returns:
         ``(max(new_lengths), B, channels)``, zero behind the end of each sequence.
@@ -287,6 +299,7 @@ def resample(
     place = torch.minimum(place.clamp(min=0), (lengths - 1).to(place.dtype))
     before = place.floor().long()
     share = (place - before)[..., None]
+    share = share.round() if nearest else share
 
     def at(step: Tensor) -> Tensor:
         return x.gather(0, step[..., None].expand(-1, -1, x.shape[2]))

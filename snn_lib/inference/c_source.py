@@ -137,8 +137,9 @@ def to_c(
     and floats of IEEE 754. ``network_state`` holds what a stream remembers: there may be several.
     The step computes what the network does in evaluation mode, with the preparation of its input as
     in :func:`snn_lib.inference.to_onnx`. Sums of weights are added up in another order than in
-    PyTorch. If the readout of the network is ``count``, ``mean``, ``last`` or ``maximum``,
-    ``network_class`` says which class leads, and ``network_lead`` by how much.
+    PyTorch. If the readout of the network is ``count``, ``mean``, ``last`` or ``maximum``, or it
+    answers at every step, ``network_class`` says which class leads, and ``network_lead`` by how
+    much.
 
     Args:
         network: a network as :func:`snn_lib.inference.compiled` takes, which is written in floats;

@@ -31,6 +31,7 @@ from snn_lib.inference.layers import (
 )
 from snn_lib.kernels import use_backend
 from snn_lib.pytorch_private import forward_hooks
+from snn_lib.readout import EVERY_STEP, READOUTS
 
 STEPS = 32  # of the run in PyTorch with which a description is compared
 CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
@@ -124,6 +125,17 @@ def classes_of(network: nn.Module) -> Sequence[str]:
     """The names of a network's classes, if :func:`snn_lib.load` returned it."""
     classes = getattr(network, "classes", ())  # or something else of the user's
     return classes if isinstance(classes, (list, tuple)) else ()
+
+
+def readout_of(network: nn.Module) -> str | None:
+    """The readout that makes a class of a network's outputs so far, by its name if it has one.
+
+    If the network answers at every step, that is the ``last`` output.
+    """
+    name = getattr(network, "readout", None)  # or another module of the user's
+    if name == EVERY_STEP and getattr(network, "logit_scale", 1.0) is not None:
+        return "last"
+    return name if name in READOUTS else None
 
 
 @torch.no_grad()

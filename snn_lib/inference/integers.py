@@ -134,6 +134,8 @@ class IntegerNetwork:
     def classify(self, samples: object) -> tuple[list[str], np.ndarray]:
         """The name of each sample's class, and the answers of all classes, int64 ``(B, classes)``.
 
+        If the network answers at every step, they are those of the last; :meth:`answers` has all.
+
         Args:
             samples: what ``network.classify`` takes, if :func:`snn_lib.load` returned the network;
                 else its input over time.

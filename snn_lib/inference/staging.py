@@ -24,7 +24,7 @@ from snn_lib.data.preparation import (
 )
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
-from snn_lib.inference.description import classes_of, describe, preparation_of
+from snn_lib.inference.description import classes_of, describe, preparation_of, readout_of
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
 from snn_lib.kernels.program import key_of, kind_of, program
@@ -88,7 +88,7 @@ def read_stages(
         tuple(before),
         description.after,
         tuple(stages),
-        _readout(getattr(network, "readout", None), outputs),
+        _readout(readout_of(network), outputs),
         description.dtype,
         takes,
         getattr(preparation, "step", "") if step is None else step,
@@ -259,7 +259,7 @@ def _over_time(kind: str, name: str, features: Shape) -> kinds.CellLayer:
     return kinds.CellLayer(name, features, features, key, np.empty((0, *features)))
 
 
-def _readout(name: object, outputs: int) -> tuple[Step, ...] | None:
+def _readout(name: str | None, outputs: int) -> tuple[Step, ...] | None:
     """The steps behind the output whose largest result is the class."""
     order = np.arange(outputs)
     if outputs < 2 or name not in ("count", "mean", "last", "maximum"):

@@ -70,25 +70,31 @@ class Classification(Task):
         """Mean cross-entropy of logits ``(B, classes)``, and sums.
 
         Targets are labels, ``(B,)``, or the probabilities of all classes, ``(B, classes)``. With
-        probabilities, the right answer is the most probable class. Targets are smoothed in training
-        only, so that validation losses can be compared between settings.
+        probabilities, the right answer is the most probable class.
         """
         soft = targets.dim() == 2
         targets = targets if soft else targets.long()
         labels = targets.argmax(1) if soft else targets
-        # A user's own class of settings may lack this one.
-        smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
-        smoothing = smoothing if model.training else 0.0
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing(model))
         return loss, {
             "samples": len(labels),
             "loss": loss.detach() * len(labels),
             "correct": (logits.detach().argmax(1) == labels).sum(),
         }
 
+    def smoothing(self, model: nn.Module) -> float:
+        """The share of the target that is spread evenly over all classes.
+
+        It is 0 but in training, so that validation losses can be compared between settings.
+        """
+        # A user's own class of settings may lack this one.
+        smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
+        return smoothing if model.training else 0.0
+
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Mean loss and accuracy."""
-        return {**super().metrics(sums), "accuracy": sums["correct"] / sums["samples"]}
+        count = sums[self.mean_over]
+        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
         """The best epoch is the most accurate one; of equally accurate ones, the lowest loss."""

@@ -205,6 +205,10 @@ class TrainedNetwork(nn.Module):
             InputError: as :meth:`prepare`; or the checkpoint names no readout, because the network
                 was trained with a function of the user's own.
         """
+        return self._answer(samples)[0]
+
+    def _answer(self, samples: Any) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`answer` returns, and the number of steps of each sample if they differ."""
         readout = READOUTS[self.readout]() if self.readout in READOUTS else self.readout
         require(
             readout == EVERY_STEP or callable(readout),
@@ -215,30 +219,40 @@ class TrainedNetwork(nn.Module):
         like = next(self.model.parameters(), x)
         output = output_of(self.model, x.to(like.device, like.dtype))
         if readout == EVERY_STEP:
-            return output.transpose(0, 1).float()
-        answer = readout(output, None if lengths is None else lengths.to(like.device)).float()
-        return answer if self.logit_scale is None else answer * self.logit_scale
+            answer = output.transpose(0, 1).float()
+        else:
+            answer = readout(output, None if lengths is None else lengths.to(like.device)).float()
+        return answer if self.logit_scale is None else answer * self.logit_scale, lengths
 
-    def classify(self, samples: Any) -> tuple[list[str], Tensor]:
+    @torch.no_grad()
+    def classify(self, samples: Any) -> tuple[list[Any], Tensor]:
         """The name of each sample's class, and the scores of all classes, ``(samples, classes)``.
 
-        The scores of a sample add up to 1. If the classes have no names, their numbers are used.
+        If the network answers at every step, there is a list of names for each sample, one for each
+        of its own steps, and the scores are ``(samples, T, classes)``; the steps after a sample's
+        own end mean nothing. The scores of an answer add up to 1. If the classes have no names,
+        their numbers are used.
 
         Raises:
             InputError: as :meth:`answer`, or the network predicts numbers and not classes.
         """
-        logits = self.answer(samples)
+        (logits, lengths), every_step = self._answer(samples), self.readout == EVERY_STEP
         require(
-            self.logit_scale is not None and logits.dim() == 2,
+            self.logit_scale is not None and logits.dim() == 2 + every_step,
             f"{self._origin} predicts numbers, not classes: call answer",
         )
-        scores = logits.softmax(1)
-        names = self.classes or [str(number) for number in range(scores.shape[1])]
+        scores, outputs = logits.softmax(-1), logits.shape[-1]
+        names = self.classes or [str(number) for number in range(outputs)]
         require(
-            len(names) == scores.shape[1],
-            f"{self._origin} has {len(names)} names of classes and {scores.shape[1]} outputs",
+            len(names) == outputs,
+            f"{self._origin} has {len(names)} names of classes and {outputs} outputs",
         )
-        return [names[number] for number in scores.argmax(1).tolist()], scores
+        answers = scores.argmax(-1)
+        if not every_step:
+            return [names[number] for number in answers.tolist()], scores
+        ends = [None] * len(answers) if lengths is None else lengths.tolist()
+        own = (row[:end].tolist() for row, end in zip(answers, ends, strict=True))
+        return [[names[number] for number in steps] for steps in own], scores
 
 
 def imported(name: str | None, own: set[str]) -> Any:

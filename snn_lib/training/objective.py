@@ -42,7 +42,7 @@ def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) 
     _, world = distributed.rank_and_world()
     if world > 1:  # the last batch may not divide equally
         share = sums[task.mean_over]
-        loss = loss * (share * world / distributed.add(float(share))[0])
+        loss = loss * (share * world / (distributed.add(float(share))[0] or 1.0))
     return loss, sums
 
 

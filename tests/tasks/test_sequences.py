@@ -25,10 +25,18 @@ from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
-from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
+from snn_lib.tasks import (
+    ClassificationConfig,
+    SequenceClassification,
+    SequenceConfig,
+    SequenceRegression,
+)
+from snn_lib.tasks.sequences import labels_of
+from snn_lib.tasks.sums import add_sums, read_sums
 from snn_lib.training import Experiment
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
+from snn_lib.training.loading import load
 from snn_lib.training.state import rng_state
 
 CPU = torch.device("cpu")
@@ -467,6 +475,7 @@ def test_labels_at_every_step_are_refused_without_listing_them():
     task = SequenceClassification({"train": (torch.rand(12, 500, 2), torch.ones(12, 500).long())})
     message = refusal(task.setup, ExperimentConfig(), torch.device("cpu"))
     assert "sample 0 of the train data: the target has shape (500,) (int64), expected" in message
+    assert message.endswith("for labels at every step, set readout=None")
 
 
 def test_labels_of_any_integers_do():
@@ -496,15 +505,19 @@ def test_a_batch_first_model_is_refused():
         Experiment(lambda config: hidden, task)
 
 
-@pytest.mark.parametrize("at_every_step", [True, False])
-def test_shares_weigh_what_their_mean_is_over(at_every_step):
+@pytest.mark.parametrize("kind", ["numbers at every step", "numbers", "labels at every step"])
+def test_shares_weigh_what_their_mean_is_over(kind):
     x, _ = sequences()
-    y = [s.sum(1, keepdim=True) for s in x] if at_every_step else torch.rand(len(x), 1)
+    model, task, readout = nn.Linear(CHANNELS, 1), SequenceRegression, None
+    if kind == "numbers":
+        y, readout = torch.rand(len(x), 1), "mean"
+    elif kind == "numbers at every step":
+        y = [s.sum(1, keepdim=True) for s in x]
+    else:
+        (x, y), model, task = labelled(), nn.Linear(CHANNELS, CLASSES), SequenceClassification
     data = {"train": (x, y)}
-    readout = None if at_every_step else "mean"
-    model = nn.Linear(CHANNELS, 1)
-    whole = prepared(SequenceRegression(data, readout))
-    shares = [prepared(SequenceRegression(data, readout), rank, 2) for rank in range(2)]
+    whole = prepared(task(data, readout))
+    shares = [prepared(task(data, readout), rank, 2) for rank in range(2)]
     loss, sums = whole.loss(model, next(whole.batches("train")))
     parts = [task.loss(model, next(task.batches("train"))) for task in shares]
     key = whole.mean_over
@@ -557,6 +570,110 @@ def test_a_readout_of_one_s_own():
     expected = nn.functional.cross_entropy(model(batch.x)[0][0], batch.y)
     torch.testing.assert_close(task.loss(model, batch)[0], expected)
     torch.testing.assert_close(with_function.loss(model, batch)[0], expected)
+
+
+# Classification of every step
+
+
+def labelled(count=40, seed=0):
+    """Sequences of 5 to 12 steps, each of which has a class; a third of the steps has no label."""
+    x, _ = sequences(count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    y = [(sequence.sum(1) * 2).long() % CLASSES for sequence in x]
+    for labels in y:
+        labels[1:][torch.rand(len(labels) - 1, generator=generator) < 0.4] = -1
+    return x, y
+
+
+def test_loss_and_accuracy_at_every_step_are_those_of_the_labelled_steps():
+    task, model = prepared(SequenceClassification({"train": labelled()}, None)), network().eval()
+    sums = {}
+    for batch in task.batches("validation"):
+        assert batch.lengths is not None
+        add_sums(sums, task.loss(model, batch)[1])
+    samples, losses, right = task.parts["validation"], [], []
+    for x, labels in (samples[index] for index in range(len(samples))):
+        logits = model(x[:, None])[0][:, 0].detach().double()
+        for step, label in enumerate(labels.tolist()):
+            if label >= 0:
+                losses.append((logits[step].exp().sum().log() - logits[step, label]).item())
+                right.append(logits[step].argmax().item() == label)
+    metrics = task.metrics(read_sums(sums))
+    assert (sums["samples"], sums["labels"]) == (4, len(losses))
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["accuracy"] == np.mean(right)
+
+
+def test_a_batch_without_a_label_teaches_nothing():
+    """Augmentation may cut all labels away."""
+    task, model = prepared(SequenceClassification({"train": labelled()}, None)), network()
+    batch = next(task.batches("train"))
+    loss, sums = task.loss(model, batch._replace(y=torch.full_like(batch.y, -1)))
+    loss.backward()
+    assert (loss, sums["labels"], sums["correct"]) == (0, 0, 0)
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_smoothed_labels_are_those_of_training_alone():
+    task, model = prepared(SequenceClassification({"train": labelled()}, None)), network()
+    task.config.hyperparameters.label_smoothing = 0.3
+    batch = next(task.batches("train"))
+    logits = model(batch.x)[0].log_softmax(2)
+    known = labels_of(batch) >= 0
+    right = logits.gather(2, batch.y.clamp(min=0)[..., None])[..., 0]
+    plain, smooth = -right[known].mean(), -(0.7 * right + 0.3 * logits.mean(2))[known].mean()
+    torch.testing.assert_close(task.loss(model.train(), batch)[0], smooth)
+    torch.testing.assert_close(task.loss(model.eval(), batch)[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.zeros(4).long(), "the sequence has 5 steps and the target shape (4,), expected a"),
+        (torch.tensor([0, 1, -2, 0, 0]), "the target has shape (5,) (int64) and begins at -2, exp"),
+        (torch.zeros(5), "shape (5,) (float32) and begins at 0.0, expected the number of a class"),
+        (torch.full((5,), -1), "no step has a label: leave it out"),
+        (torch.tensor(1), "the sequence has 5 steps and the target shape (), expected a target"),
+    ],
+)
+def test_wrong_labels_of_steps_are_named_before_training(target, message):
+    x, y = [X] * 12, [torch.arange(5) % CLASSES] * 12
+    y[7] = target
+    said = refusal(prepared, SequenceClassification({"train": (x, y)}, None))
+    assert said.startswith("sample 7 of the train data: ")
+    assert message in said
+
+
+def test_a_model_that_skips_steps_has_no_answer_for_every_label():
+    task = prepared(SequenceClassification({"train": labelled()}, None))
+    said = refusal(task.loss, lambda x: network()(x)[0][::2], next(task.batches("train")))
+    assert said == "the network answers (6, 8), the labels are (12, 8)"
+
+
+def test_a_script_that_labels_every_step_trains_and_says_how_well_it_knows_each_class(tmp_path):
+    data = {"train": labelled(60), "test": labelled(30, seed=1)}
+    task = SequenceClassification(data, readout=None, classes=["a", "b", "c"])
+    config = SequenceConfig(name="steps", device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 20
+    config.augmentation.stretch = 1.2
+    trial = Experiment(network, task, config)
+    trial.train()
+    answered = load(trial.run.best, network).classify(data["test"][0])[0]
+    pairs = [
+        (label, name)
+        for labels, names in zip(data["test"][1], answered, strict=True)
+        for label, name in zip(labels.tolist(), names, strict=True)
+        if label >= 0
+    ]
+    assert trial.test()["accuracy"] == np.mean(["abc"[label] == name for label, name in pairs])
+    *_, said = task.report(trial.model.eval(), None)
+    shares = [
+        np.mean([name == own for label, name in pairs if "abc"[label] == own]) for own in "abc"
+    ]
+    expected = ", ".join(
+        f"{n}: {100 * share:.2f} %" for n, share in zip("abc", shares, strict=True)
+    )
+    assert said == f"accuracy by class: {expected}"
 
 
 # Regression

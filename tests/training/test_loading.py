@@ -219,6 +219,22 @@ def test_numbers_at_every_step_are_answered(tmp_path):
     with torch.no_grad():
         expected = network(x.transpose(0, 1))[0]
     torch.testing.assert_close(network.answer(x), expected.transpose(0, 1))
+    with pytest.raises(InputError, match="predicts numbers, not classes: call answer"):
+        network.classify(x)
+
+
+def test_each_step_of_a_sample_s_own_is_classified(tmp_path):
+    x = [torch.rand(steps, 3) for steps in (6, 4, 5) * 7]
+    y = [(sequence.sum(1) > 1.5).long() for sequence in x]
+    task = SequenceClassification({"train": (x, y)}, None, classes=["low", "high"])
+    network = snn_lib.load(train(tmp_path, task), build_model)
+    names, scores = network.classify(x)
+    assert scores.shape == (21, 6, 2)
+    for sequence, own, found in zip(x, names, scores, strict=True):
+        with torch.no_grad():
+            expected = network(sequence[:, None])[0][:, 0].softmax(1)
+        torch.testing.assert_close(found[: len(sequence)], expected)
+        assert own == [["low", "high"][number] for number in expected.argmax(1).tolist()]
 
 
 def test_a_readout_of_one_s_own_is_set_after_loading(tmp_path):
@@ -421,7 +437,7 @@ def test_a_network_does_not_classify_by_what_does_not_fit_it(mine, tmp_path):
     assert damaged(mine, tmp_path, logit_scale=10**30).answer(x).isfinite().all()
     network = damaged(mine, tmp_path, classes=["down", "up", "aside"])
     assert refusal(network.classify, x).endswith("has 3 names of classes and 2 outputs")
-    network = damaged(mine, tmp_path, readout="every step")
+    network = damaged(mine, tmp_path, logit_scale=None)
     assert refusal(network.classify, x).endswith("predicts numbers, not classes: call answer")
     four = {**load_checkpoint(mine[0])["preparation"], "features": [4]}
     network = damaged(mine, tmp_path, preparation=four)
