@@ -195,19 +195,20 @@ def test_the_operator_keeps_pytorch_s_rules():
     opcheck(torch.ops.snn.weigh_backward.default, (torch.randn(9, OUTPUTS), x, torch.tensor(9)))
 
 
-@pytest.mark.parametrize(
-    ("x", "weight"),
-    [
-        (torch.ones(3, INPUTS), torch.ones(OUTPUTS, INPUTS + 1)),
-        (torch.ones(3, INPUTS).double(), torch.ones(OUTPUTS, INPUTS)),
-        (torch.ones(3, 2, INPUTS), torch.ones(OUTPUTS, INPUTS)),
-        (torch.ones(3, 5), torch.ones(OUTPUTS, 5)),
-        (torch.ones(3, INPUTS), torch.ones(3, INPUTS)),
-    ],
-)
-def test_the_operator_refuses_what_its_kernels_cannot_compute(x, weight):
-    with pytest.raises(ValueError, match="no kernel weighs"):
-        torch.ops.snn.weigh(x, weight, None)
+def test_the_operator_multiplies_densely_where_there_is_no_kernel(calls):
+    x, weight, bias = spikes(9, 5), torch.randn(3, 5).bfloat16().requires_grad_(), torch.randn(3)
+    output, fired = torch.ops.snn.weigh(x, weight, bias)
+    (found,) = torch.autograd.grad(output.sum(), weight)
+    assert torch.equal(output, F.linear(x.bfloat16(), weight, bias.bfloat16()))
+    assert torch.equal(found, x.bfloat16().sum(0).expand(3, 5))
+    assert fired == x.count_nonzero()
+    assert calls == []
+
+
+@pytest.mark.parametrize("inputs", [INPUTS - 1, INPUTS + 1])
+def test_the_operator_refuses_shapes_that_do_not_fit(inputs):
+    with pytest.raises(RuntimeError, match="shapes"):
+        torch.ops.snn.weigh(torch.ones(3, inputs), torch.ones(OUTPUTS, INPUTS), None)
 
 
 def test_what_pytorch_refuses_is_refused_by_pytorch():
@@ -401,11 +402,18 @@ def test_chunks_are_the_whole_run_bit_for_bit(rate):
         torch.testing.assert_close(gradients, found[0][-1], rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("modes", [(Watching, nullcontext), (nullcontext, Counting)])
-def test_a_chunk_runs_again_as_it_ran_though_a_mode_has_ended_or_begun(modes):
+def eager():
+    return use_backend("eager")
+
+
+@pytest.mark.parametrize(
+    "contexts",
+    [(Watching, nullcontext), (nullcontext, Counting), (eager, nullcontext), (nullcontext, eager)],
+)
+def test_a_chunk_runs_again_as_it_ran_though_a_mode_or_backend_has_ended_or_begun(contexts):
     model, x = Sequential(nn.Linear(INPUTS, INPUTS), SpikingNeuron(INPUTS, 4.0)), current()
     expected = torch.autograd.grad(model(x)[0].square().sum(), model.parameters())
-    forward, backward = modes
+    forward, backward = contexts
     with forward():
         output, _ = Chunked(model, 2)(x)
     with backward():
