@@ -1,8 +1,9 @@
 """Weights that receive spikes: products that leave out the neurons that did not fire.
 
 :func:`linear` computes what PyTorch's function of this name does, and adds up in another order. Its
-forward pass and the gradient of the weights read nothing for inputs that are zero. In the context
-:class:`SkippingZeros` it takes the other's place.
+forward pass and the gradient of the weights read nothing for inputs that are zero. The gradient of
+the input reads nothing where that of the output is zero, as it is for neurons far from their
+threshold. In the context :class:`SkippingZeros` it takes the other's place.
 
 Whether it has a kernel depends on the layer alone, and what the kernel computes for a step on no
 other step, so a sequence in chunks gives the bits of the whole. The gradient of the weights, to
@@ -159,7 +160,7 @@ def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None
     need_spikes, need_weight, need_bias = ctx.needs_input_grad
     grad_spikes = grad_weight = grad_bias = None
     if need_spikes:
-        grad_spikes = (grad_output @ weight).to(ctx.dtypes[0])
+        grad_spikes = linear(grad_output, weight.t(), known=False).to(ctx.dtypes[0])
     if need_weight and torch.is_grad_enabled():  # somebody differentiates the gradient
         grad_weight = _dense_gradient(grad_output, spikes)
     elif need_weight:
