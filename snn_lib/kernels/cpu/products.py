@@ -7,7 +7,8 @@ Both are sums of rows of a matrix. A kernel lists which rows belong to a sum, an
 a panel of columns n at a time, whose sums lie in registers. Every sum has one order, that of k or
 r, so results depend neither on the number of threads nor on the other rows. Where most inputs of a
 few rows fired, the forward pass takes all k without a list. This changes no bit, because what it
-adds is zero.
+adds is zero. The gradient of the spikes is the first product again, of grad_output with the weights
+transposed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -104,7 +105,9 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weighted spikes ``(R, N)``, and how many of the spikes ``(R, K)`` are not zero."""
     (rows, inputs), outputs = spikes.shape, len(weight)
-    spikes, weights = spikes.contiguous(), transposed(weight, weight.dtype)
+    spikes, weights = spikes.contiguous(), weight.t()
+    if not weights.is_contiguous():  # as they are where spikes get their gradient
+        weights = transposed(weight, weight.dtype)
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
     output = weight.new_empty(rows, outputs)
     threads = _threads(rows, output)
