@@ -304,6 +304,13 @@ class Hyperparameters(Settings):
         at_most=1,
     )
 
+    penalty_by_cost: bool = setting(
+        False,
+        "target_rate counts less for a layer whose spikes make fewer operations at the weights",
+        Needs("hyperparameters.target_rate"),
+        TRAINING,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
