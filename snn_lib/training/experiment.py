@@ -7,22 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
+from snn_lib.penalties import collect_spikes, hidden_layers, rate_penalty
 from snn_lib.stability import without_warning
-from snn_lib.tasks.base import Task
-from snn_lib.tasks.sums import add_sums, plain_number
+from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
-from snn_lib.training.objective import check_penalty, task_loss, training_loss
 from snn_lib.training.run_folder import (
     RunFolder,
     begin_run,
@@ -32,6 +31,8 @@ from snn_lib.training.run_folder import (
     newest,
 )
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
+
+Loss = tuple[Tensor, dict[str, Any]]  # and the sums that metrics are made of
 
 
 class Stopped(Exception):
@@ -411,3 +412,49 @@ class Experiment:
             return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
             raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
+
+
+# What is minimised: the task's loss, and the penalty on the firing of hidden layers
+
+
+def task_loss(task: Task, model: nn.Module, batch: Any) -> Loss:
+    """The mean loss of this process's share of a batch, which may be empty, and its sums."""
+    loss, sums = task.loss(model, batch)
+    missing = {"samples", task.mean_over} - sums.keys()
+    require(not missing, f"{type(task).__name__}.loss returns no sum {min(missing, default='')!r}")
+    if sums["samples"] == 0:  # a mean of nothing
+        return loss.nan_to_num(), dict.fromkeys(sums, 0)
+    return loss, sums
+
+
+def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) -> Loss:
+    """The loss of this process's share, weighted so that the processes' mean is the batch's.
+
+    ``trained`` is the model as training runs it: in chunks, in several processes. The penalty is on
+    the hidden layers of ``model``.
+    """
+    settings = task.config.hyperparameters
+    with collect_spikes(model) if settings.rate_penalty else contextlib.nullcontext() as spikes:
+        loss, sums = task_loss(task, trained, batch)
+    if settings.rate_penalty:
+        rates = settings.target_rate, settings.rate_limit
+        hidden = [spikes[name] for name in hidden_layers(model) if name in spikes]  # that ran
+        penalties = (  # the share of a small last batch may be empty
+            rate_penalty(layer, *rates, batch.lengths) for layer in hidden if layer.shape[1]
+        )
+        loss = loss + settings.rate_penalty * sum(penalties)
+    _, world = distributed.rank_and_world()
+    if world > 1:  # the last batch may not divide equally
+        share = sums[task.mean_over]
+        loss = loss * (share * world / (distributed.add(float(share))[0] or 1.0))
+    return loss, sums
+
+
+def check_penalty(model: nn.Module, settings: Any) -> None:
+    """Raises :class:`SettingsError` if there is a penalty, but no hidden layer to be penalised."""
+    require(
+        not settings.rate_penalty or bool(hidden_layers(model)),
+        f"hyperparameters.rate_penalty is {settings.rate_penalty}, but the network has no hidden "
+        "layer of neurons to be penalised",
+        SettingsError,
+    )

@@ -7,7 +7,7 @@ from torch import nn
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch
 from snn_lib.tasks import SequenceClassification
-from snn_lib.training.objective import task_loss, training_loss
+from snn_lib.training.experiment import task_loss, training_loss
 
 WEIGHT, TARGET, LIMIT = 0.5, 0.1, 0.3
 
