@@ -117,7 +117,8 @@ class Sequential(StatefulModule):
     rounding.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
-    indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
+    indices and slices, item assignment, ``append`` and ``extend``. To put a module between others,
+    make another one: ``Sequential(*network[:1], module, *network[1:])``.
 
     Args:
         modules: the modules, in order.
@@ -173,18 +174,6 @@ class Sequential(StatefulModule):
     def __setitem__(self, index: int, module: nn.Module) -> None:
         self.add_module(list(self._modules)[index], module)
 
-    def __delitem__(self, index: int | slice) -> None:
-        named = list(self._modules.items())
-        del named[index]
-        self._hold(named)
-
-    def __add__(self, other: "Sequential") -> "Sequential":
-        if not isinstance(other, Sequential):
-            return NotImplemented
-        if self.batch_first != other.batch_first:
-            raise ValueError("one Sequential has batch_first and the other does not")
-        return Sequential(*self, *other, batch_first=self.batch_first)
-
     def append(self, module: nn.Module) -> "Sequential":
         """Adds a module at the end, under the next number that is free."""
         number = len(self)
@@ -198,21 +187,6 @@ class Sequential(StatefulModule):
         for module in modules:
             self.append(module)
         return self
-
-    def insert(self, index: int, module: nn.Module) -> "Sequential":
-        """Puts a module before number ``index``. Numbers count anew, other names stay."""
-        named = list(self._modules.items())
-        named.insert(index, ("0", module))
-        self._hold(named)
-        return self
-
-    def _hold(self, named: list[tuple[str, nn.Module]]) -> None:
-        """Holds these modules and no others. Numbers count anew, other names stay."""
-        names = [str(n) if name.isdigit() else name for n, (name, _) in enumerate(named)]
-        modules = [module for _, module in named]
-        checked = Sequential(OrderedDict(zip(names, modules, strict=True)))
-        self._modules.clear()
-        self._modules.update(checked._modules)
 
     def forward(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.data.reading import read_arrays, reading
 from snn_lib.data.sequences import as_sequences, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
+from snn_lib.files import read_arrays, reading
 
 TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
 

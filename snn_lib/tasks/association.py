@@ -32,8 +32,7 @@ from snn_lib.settings import (
     Settings,
     setting,
 )
-from snn_lib.tasks.base import Task, output_of
-from snn_lib.tasks.sums import add_sums, read_sums
+from snn_lib.tasks.base import Task, add_sums, output_of, read_sums
 
 SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage
 FIRST_STEPS = 50  # the network can hardly tell the patterns apart during these

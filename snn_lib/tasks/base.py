@@ -3,10 +3,13 @@
 A script makes the task, and the experiment prepares it with the configuration and the device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -166,3 +169,38 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
             f"{one_line(error)}"
         ) from error
     return result[0] if isinstance(result, tuple) else result
+
+
+def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds the sums of one more batch, in place and without waiting for the device."""
+    for key, value in more.items():
+        sums[key] = sums.get(key, 0) + value  # counts stay integers
+
+
+def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The sums as floats, which waits for the device.
+
+    Raises:
+        TypeError: a sum is a tensor of several numbers.
+    """
+    for key, value in sums.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
+    return {key: float(value) for key, value in sums.items()}
+
+
+def plain_number(value: Any) -> int | float:
+    """A metric as Python's own int or float, which checkpoints, JSON and CSV can hold.
+
+    It may be any real number of Python, NumPy or PyTorch, in an array or tensor of no dimensions,
+    too. ``True`` is 1. Anything else raises a TypeError.
+    """
+    number = value
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        number = value.item()
+    if isinstance(number, Integral):
+        return int(number)
+    if isinstance(number, Real):
+        return float(number)
+    shown = shorten(repr(value), 60, placeholder="...")
+    raise TypeError(f"{type(value).__name__} {shown} is no number, expected an int or a float")

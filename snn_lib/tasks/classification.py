@@ -191,7 +191,7 @@ def describe_energy(operations: Operations) -> str:
 
 
 @dataclass
-class SpikeCounting(LabelSmoothing):
+class SpikeCounting(Settings):
     """Settings of a classification that counts output spikes."""
 
     dropout: float = setting(

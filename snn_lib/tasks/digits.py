@@ -27,7 +27,12 @@ from snn_lib.settings import (
     section,
     setting,
 )
-from snn_lib.tasks.classification import Classification, CountClassification, SpikeCounting
+from snn_lib.tasks.classification import (
+    Classification,
+    CountClassification,
+    LabelSmoothing,
+    SpikeCounting,
+)
 from snn_lib.tasks.distillation import Teachers
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
@@ -36,7 +41,7 @@ EVALUATION_BATCH = 250
 
 
 @dataclass
-class DigitHyperparameters(SpikeCounting, FilterPosition, Hyperparameters):
+class DigitHyperparameters(SpikeCounting, LabelSmoothing, FilterPosition, Hyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
     batch_size: int = setting(

@@ -27,14 +27,14 @@ from snn_lib.settings import (
     section,
     setting,
 )
-from snn_lib.tasks.classification import CountClassification, SpikeCounting
+from snn_lib.tasks.classification import CountClassification, LabelSmoothing, SpikeCounting
 
 EVALUATION_BATCH = 100
 SAMPLE = 100  # recordings on which first weights are found
 
 
 @dataclass
-class EventHyperparameters(SpikeCounting, Hyperparameters):
+class EventHyperparameters(SpikeCounting, LabelSmoothing, Hyperparameters):
     """Hyperparameters of event vision: the model and its training."""
 
     batch_size: int = setting(

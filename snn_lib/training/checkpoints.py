@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell
-from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, require
-from snn_lib.files import write_atomically
+from snn_lib.files import reading, write_atomically
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
 

@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
+from snn_lib.files import reading
 from snn_lib.settings import list_settings, without_effect
 
 Config = TypeVar("Config")

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from snn_lib.errors import InputError, one_line
 from snn_lib.kernels import choose_backend
-from snn_lib.tasks.base import Task
-from snn_lib.tasks.sums import read_sums
+from snn_lib.tasks.base import Task, read_sums
 from snn_lib.training.state import Progress, Row
 
 BATCHES_PER_DISPLAY = 25

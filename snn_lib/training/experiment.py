@@ -15,8 +15,7 @@ from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
-from snn_lib.tasks.base import Task
-from snn_lib.tasks.sums import add_sums, plain_number
+from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -32,7 +31,6 @@ from snn_lib.training.run_folder import (
     newest,
 )
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
-
 
 class Stopped(Exception):
     """The run was asked to stop, and its last checkpoint is written."""

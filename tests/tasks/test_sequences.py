@@ -31,8 +31,8 @@ from snn_lib.tasks import (
     SequenceConfig,
     SequenceRegression,
 )
+from snn_lib.tasks.base import add_sums, read_sums
 from snn_lib.tasks.sequences import labels_of
-from snn_lib.tasks.sums import add_sums, read_sums
 from snn_lib.training import Experiment
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
