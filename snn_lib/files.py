@@ -91,7 +91,7 @@ def reading(path: Path | str) -> Iterator[None]:
         elif "allow_pickle" in reason or "magic string is not correct" in reason:
             reason = "it is not a NumPy file of numbers"
         elif (mark := getattr(error, "problem_mark", None)) is not None:  # PyYAML's
-            reason = f"line {mark.line + 1}: {error.problem}"
+            reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}"
         raise InputError(f"{path} cannot be read: {reason}") from None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from snn_lib.cells import Cell, is_spiking
-from snn_lib.containers import WEIGHTED, is_weighted, tensors_in
+from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
 from snn_lib.functional import run_cells
 from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean, within
@@ -64,10 +64,10 @@ def fire_from_the_start(
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
     rates: dict[str, float] = {}
-    ran: list[nn.Module] = []  # the layers of weights since the last neurons
+    ran: list[Weighted] = []  # the layers of weights since the last neurons
     scaled: set[str] = set()  # the layers of neurons whose weights have been scaled
 
-    def remember(name: str, layer: nn.Module, given: dict[str, Any], output: Tensor) -> None:
+    def remember(name: str, layer: Weighted, given: dict[str, Any], output: Tensor) -> None:
         ran.append(layer)
 
     def scale(
@@ -278,7 +278,7 @@ def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
     return min(SCALES, key=surprise)
 
 
-def _has_own_weights(layer: nn.Module) -> bool:
+def _has_own_weights(layer: Weighted) -> bool:
     """Whether weight and bias are parameters; computed ones would be set in vain."""
     own = layer.weight, layer.bias
     return all(tensor is None or isinstance(tensor, nn.Parameter) for tensor in own)
@@ -334,7 +334,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged_on_error(layers: list[nn.Module]) -> Iterator[None]:
+def _unchanged_on_error(layers: Iterable[nn.Module]) -> Iterator[None]:
     """The context that restores the layers' parameters if an error leaves it."""
     before = [(p, p.clone()) for layer in layers for p in layer.parameters()]
     try:

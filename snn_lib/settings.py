@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from snn_lib.errors import require
 
@@ -128,6 +128,8 @@ class Settings:
     Raises:
         InputError: a value lies outside its range, or does not fit another one.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):

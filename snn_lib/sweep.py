@@ -49,7 +49,7 @@ takes up the trial that was running
 
 def main() -> int:
     """Runs trials until the study has enough of them, and writes the best settings so far."""
-    parser = Parser(prog="python -m snn_lib.sweep", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m snn_lib.sweep", description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("script", type=Path, help="a script that calls snn_lib.training.main")
     parser.add_argument("settings", nargs="+", help="key=low..high, key=a,b,c or key=value")
     parser.add_argument("--config_file", type=Path, help="a YAML file other than the script's own")

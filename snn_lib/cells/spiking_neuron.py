@@ -58,6 +58,9 @@ class SpikingNeuron(Cell):
     states = ("membrane", "reset")
     coefficients = ("reset_decay", "reset_strength", "membrane_decay")
     decays = ("reset_decay", "membrane_decay")
+    reset_decay: Tensor
+    reset_strength: Tensor
+    membrane_decay: Tensor
 
     @staticmethod
     def step(x, state, coefficients, fire):
@@ -105,7 +108,7 @@ class SpikingNeuron(Cell):
             return "unknown"
         if torch.equal(self.membrane_decay, self.reset_decay):
             return True
-        return self.membrane_decay.any().item() and _time_constant(self.membrane_decay)
+        return bool(self.membrane_decay.any()) and _time_constant(self.membrane_decay)
 
 
 def _time_constant(decay: Tensor) -> str:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
         def copy(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.pin_memory().to(device, non_blocking=True)
 
-        return Batch(*map(copy, self))
+        return Batch._make(map(copy, self))
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Split:
 
 
 def _from_workers(
-    make: Callable[[int], Batch | InputError], numbers: range, workers: int
+    make: Callable[[Any], Batch | InputError], numbers: Any, workers: int
 ) -> Iterator[Batch | InputError]:
     """Yields the batches of these numbers, which worker processes make ahead of time."""
     require(

@@ -98,11 +98,11 @@ def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     arrays = read_arrays(path, [name + suffix for suffix in ("", "_test") for name in names])
     parts = {}
     for part, suffix in (("train", ""), ("test", "_test")):
-        x, y, lengths = (arrays.get(name + suffix) for name in names)
-        missing = [name + suffix for name, array in (("x", x), ("y", y)) if array is None]
+        missing = [name + suffix for name in ("x", "y") if name + suffix not in arrays]
         if part == "test" and len(missing) == 2:
             continue
         require(not missing, f"{path} has no array {' and no '.join(missing)}")
+        x, y, lengths = arrays["x" + suffix], arrays["y" + suffix], arrays.get("lengths" + suffix)
         require(
             x.ndim in (2, 3) and x.dtype.kind in "biuf",
             f"{path}: x{suffix} has shape {x.shape} in {x.dtype}, expected numbers (samples, T) or "

@@ -246,12 +246,12 @@ class _Source:
             f"#define {big}_INPUTS {math.prod(read.before)}",
             f"#define {big}_OUTPUTS {math.prod(read.after)}",
         ]
-        if self.integers:
+        if isinstance(read, StagedIntegers):
             lines += [
                 f"#define {big}_INPUT_SCALE {read.input_scale!r} /* what a 1 stands for */",
                 f"#define {big}_OUTPUT_SCALE {read.output_scale!r}",
             ]
-        kind = read.input_kind if self.integers else self.number
+        kind = read.input_kind if isinstance(read, StagedIntegers) else self.number
         lines += ["", f"typedef {kind} {name}_input;", f"typedef {self.number} {name}_output;", ""]
         lines += ["/* What a stream remembers, and the room for a step. */", "typedef struct {"]
         lines += [f"    {kind} {key}[{n}];" for key, (kind, n) in self._members().items()]
@@ -314,7 +314,7 @@ class _Source:
         ram = sum(SIZES[kind] * n for kind, n in members) + 4 * self.integers
         ram = -(-ram // widest) * widest
         before, after = (" x ".join(map(str, shape)) for shape in (read.before, read.after))
-        if self.integers:
+        if isinstance(read, StagedIntegers):
             low, high = read.input_limits
             takes = f"{read.input_kind}, {low} to {high}, times {read.input_scale:g}: {read.takes}"
             gives = f"int32_t, times {read.output_scale:g}"
@@ -571,7 +571,7 @@ class _Source:
                 in_word=in_word,
                 **known,
             )
-        words = filled.shape[2] // in_word
+        words = filled.shape[-1] // in_word
         return self._add_table(name, "uint32_t", packed), words
 
     def _pool(self, pool: Pool, values: _Values) -> _Values:

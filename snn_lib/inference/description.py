@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -97,11 +96,12 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     name, chain = chain_of(network)
     before = _input_shape(chain, name) if shape is None else tuple(shape)
     found = list(read(chain, name, before, dtype))
-    leading = list(takewhile(lambda layer: isinstance(layer, Rearrangement), found))
-    entry = np.arange(math.prod(before))
-    for layer in leading:
-        entry = entry[layer.order]
-    read_layers = found[len(leading) :]
+    entry, leading = np.arange(math.prod(before)), 0
+    for layer in found:
+        if not isinstance(layer, Rearrangement):
+            break
+        entry, leading = entry[layer.order], leading + 1
+    read_layers = found[leading:]
     for layer in read_layers:
         if isinstance(layer, Rearrangement):
             raise ValueError(
@@ -111,7 +111,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     layers = tuple(fold_normalisations(read_layers))
     if all(isinstance(layer, Flattening) for layer in layers):
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
-    run = _run(network, chain, before, getattr(torch, dtype.name))[len(leading) :]
+    run = _run(network, chain, before, getattr(torch, dtype.name))[leading:]
     return Description(before, layers[-1].after, entry, layers, dtype, _by_layer(read_layers, run))
 
 

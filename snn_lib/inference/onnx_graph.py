@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from snn_lib.data.preparation import (
     MEAN_PIXEL,
@@ -213,6 +213,7 @@ class _Graph:
                 return self._cell(layer, x)
             case kinds.Snapshot():
                 return self._snapshots(layer, x)
+        raise NotImplementedError(f"ONNX for {layer.name}, a {type(layer).__name__}")
 
     def _cell(self, layer: kinds.CellLayer, x: str) -> str:
         """The lines of the step; states that it does not read are left out."""
@@ -289,7 +290,7 @@ class _Graph:
     def _node(
         self,
         operator: str,
-        *inputs: str | np.ndarray | float,
+        *inputs: str | np.ndarray | Tensor | float,
         output: str = "",
         **attributes: object,
     ) -> str:
@@ -299,7 +300,7 @@ class _Graph:
         self.nodes.append((operator, names, output, attributes))
         return output
 
-    def _constant(self, value: np.ndarray | float) -> str:
+    def _constant(self, value: np.ndarray | Tensor | float) -> str:
         """Adds a constant: an array of integers as it is, all else in the network's dtype."""
         name = f"constant_{len(self.constants)}"
         is_integers = isinstance(value, np.ndarray) and value.dtype == np.int64

@@ -63,7 +63,7 @@ class Program:
             }
             if part.key:
                 self._keys[len(records)] = part.key
-            records.append(tuple(fields.get(name, 0) for name in machine.LAYER.names))
+            records.append(tuple(fields.get(name, 0) for name, *_ in machine.LAYER.descr))
             lasts = part.lasts
             source, stride = self.values, target_stride
             self.values += stride * machine.BLOCK
@@ -146,6 +146,7 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             return _Part(order, machine.CELL, rows, states, key=key)
         case kinds.Snapshot():
             return _snapshots(layer, order)
+    raise NotImplementedError(f"the machine for {layer.name}, a {type(layer).__name__}")
 
 
 def _snapshots(layer: kinds.Snapshot, order: np.ndarray) -> _Part:

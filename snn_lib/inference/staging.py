@@ -7,7 +7,7 @@ and traced like the step of a cell.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -139,15 +139,15 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             channels, copies = layer.after[0], len(steps)
             moments = np.repeat(steps, count // copies)[order]
             gate = _step(f"{name}.taken", _taken, order, layer.before, moment=moments)
-            parts = np.tile(np.eye(channels), (1, copies))
-            weights = kinds.Weights(name, layer.before, layer.after, parts, np.zeros(channels))
+            parts, bias = np.tile(np.eye(channels), (1, copies)), np.zeros(channels)
+            weights = kinds.Weights(name, layer.before, layer.after, parts, bias)
             if len(layer.before) == 3:
-                window = (1, 1), (0, 0), (1, 1), 1
-                weights = kinds.Convolution(*vars(weights).values(), *window)
-                weights = replace(weights, weight=parts[..., None, None])
+                parts, window = parts[..., None, None], ((1, 1), (0, 0), (1, 1), 1)
+                weights = kinds.Convolution(name, layer.before, layer.after, parts, bias, *window)
             (rows, _), order = _stages_of(weights, order)
             total = _over_time("running_sum", name, layer.after)
             return [gate, rows, _cell(total, order)], order
+    raise NotImplementedError(f"C for {name}, a {type(layer).__name__}")
 
 
 def _cell(layer: kinds.CellLayer, order: np.ndarray) -> Step:
@@ -218,8 +218,8 @@ def _gather(index: np.ndarray, values: int) -> list[Stage]:
 
 
 def _windows(layer: kinds.Convolution | kinds.Pooling, size: tuple[int, int]) -> Windows:
-    maps = ((height, width, channels) for channels, height, width in (layer.before, layer.after))
-    return Windows(*maps, tuple(size), layer.stride, layer.padding, layer.dilation)
+    before, after = ((height, width, n) for n, height, width in (layer.before, layer.after))
+    return Windows(before, after, size, layer.stride, layer.padding, layer.dilation)
 
 
 def _of_vectors(inputs: int, outputs: int) -> Windows:
@@ -288,7 +288,7 @@ def _prepare(
     count = math.prod(features)
 
     def prepared(takes: str, *functions: Callable) -> tuple[str, Shape, list[Stage], int]:
-        steps = [_step("input", one, np.arange(count), (count,)) for one in functions]
+        steps: list[Stage] = [_step("input", one, np.arange(count), (count,)) for one in functions]
         return takes, features, steps, count
 
     match preparation:

@@ -53,6 +53,7 @@ class Classification(Task):
     """
 
     config_class: type[ExperimentConfig] = ClassificationConfig
+    readout_name: str
     counts_spikes = False
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -180,8 +181,9 @@ class Classification(Task):
                 row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
         rows = [{**row, **{key: row[key] / counted.sequences for key in means}} for row in rows]
         longest = max(map(len, curves), default=0)
-        correct = sum(torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves)
-        return counted, [float(n) / counted.sequences for n in correct] if curves else [], rows
+        whole = [torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves]
+        correct = torch.stack(whole).sum(0).tolist() if whole else []
+        return counted, [n / counted.sequences for n in correct], rows
 
 
 def describe_energy(operations: Operations) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from snn_lib.data.augmentation import TransformSettings, draw_grids, warp
 from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
-from snn_lib.data.preparation import PIXELS, DigitPreparation
+from snn_lib.data.preparation import PIXELS, DigitPreparation, ImagePreparation
 from snn_lib.encoding import LatencyLaw
 from snn_lib.errors import require
 from snn_lib.settings import (
@@ -141,6 +141,7 @@ class Digits(Classification):
     """MNIST in splits and batches; a subclass sets an :class:`ImagePreparation`."""
 
     unit = "images"
+    preparation: ImagePreparation
 
     def setup(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""

@@ -106,6 +106,7 @@ class EventVision(CountClassification):
 
     config_class = EventConfig
     unit = "recordings"
+    preparation: RecordingPreparation
 
     def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
@@ -167,7 +168,7 @@ class EventVision(CountClassification):
         """Frames and labels of ``count`` recordings of a part; ``None``: of all."""
         config = self.config
         kind, root = SETS[config.dataset], Path(config.dataset_path)
-        if config.dataset == "simulated":
+        if config.dataset == "simulated" and count is not None:
             paths = simulated_recordings(config.camera, root, part == "train", count)
         else:
             path = config.events.path

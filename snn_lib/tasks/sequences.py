@@ -81,11 +81,11 @@ class SequenceTask(Task):
             f"data has a part {min(unknown, default='')!r}, expected train, validation and test",
         )
         require("train" in parts, "data has no part 'train'")
-        self.parts = {
+        self.parts: dict[str, Any] = {
             name: sequence_dataset(part, name, self.targets_are_sequences)
             for name, part in parts.items()
         }
-        self.shapes: tuple[tuple[int, ...], ...] | None = None
+        self.shapes: list[tuple[int, ...]] = []
         self.held_out = False  # whether the validation part was taken from the training part
         with batch_seed(config.seed, 0, 0):  # a data set may draw at random
             for name, part in self.parts.items():  # all of arrays, the first of a data set
@@ -102,7 +102,7 @@ class SequenceTask(Task):
         """The parts of the data by name."""
         return self.data(config) if callable(self.data) else self.data
 
-    def _hold_out(self, whole: Dataset) -> dict[str, Dataset]:
+    def _hold_out(self, whole: Any) -> dict[str, Dataset]:
         """Splits a data set into training and validation parts, drawn by the seed."""
         count = len(whole)
         validation = max(1, round(count * VALIDATION_SHARE))
@@ -130,7 +130,7 @@ class SequenceTask(Task):
             data, index, part = data.dataset, data.indices[index], "train"
         try:
             x, y = read_sample(data, index, self.targets_are_sequences)
-            shapes = tuple(x.shape[1:]), tuple(y.shape[self.targets_are_sequences :])
+            shapes = [tuple(x.shape[1:]), tuple(y.shape[self.targets_are_sequences :])]
             self.shapes = self.shapes or shapes
             require(
                 shapes == self.shapes,
@@ -276,7 +276,7 @@ class SequenceClassification(SequenceTask, Classification):
     @torch.inference_mode()
     def _accuracies(self, model: nn.Module) -> Iterator[str]:
         """The share of each class's steps in the test split that are answered right, in words."""
-        answered: Tensor | int = 0  # (classes, classes): how often each, by label
+        answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
             logits, labels = self.logits(model, batch), labels_of(batch)
             classes = logits.shape[2]

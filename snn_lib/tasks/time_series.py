@@ -6,7 +6,7 @@ is the mean of its output over the steps of the sequence.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -141,6 +141,7 @@ class TimeSeries(SequenceClassification):
     """
 
     config_class = TimeSeriesConfig
+    preparation: SeriesPreparation
 
     def __init__(self) -> None:
         super().__init__({}, readout="mean")
@@ -195,7 +196,7 @@ class TimeSeries(SequenceClassification):
 
 
 def prepare_series(
-    sequences: Sequence[Tensor], settings: TimeSeriesHyperparameters
+    sequences: list[Tensor], settings: TimeSeriesHyperparameters
 ) -> SeriesPreparation:
     """Finds on the training sequences how series are standardised, shortened and encoded.
 

@@ -27,7 +27,7 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     Raises:
         InputError: it makes no model, or one that does not take time first.
     """
-    model = None
+    model: Any = None
     if callable(build_model) and not isinstance(build_model, nn.Module):
         parameters = inspect.signature(build_model).parameters.values()
         needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]

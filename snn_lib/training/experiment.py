@@ -66,7 +66,7 @@ class Experiment:
         build_model: BuildModel,
         task: Task,
         config: Any = None,
-        initialise: Callable[[nn.Module, Any], object] | None = None,
+        initialise: Callable[[Any, Any], Any] | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.initialise, self.stop_requested = task, initialise, stop_requested
@@ -89,8 +89,8 @@ class Experiment:
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         check_penalty(self.model, self.settings)
         self.has_first_weights = True  # until something is loaded or trained
-        self.state: TrainingState | None = None  # while it trains
-        self.run: RunFolder | None = None
+        self.state: TrainingState | Any = None  # while it trains
+        self.run: RunFolder | Any = None  # once it trains
         self.script = ""
         with self.backend():
             self.say(introduction(self.model, self.config, self.device, self.world))
@@ -260,8 +260,8 @@ class Experiment:
             with self.autocast():
                 loss, sums = training_loss(self.task, self.model, self.trained, batch)
             loss.backward()
-        weights = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])
+        weights = list(self.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         self.finite_check.watch(self.progress.epoch + 1, self.progress.batch + 1, loss, norm)
         if limit:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)

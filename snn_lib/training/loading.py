@@ -10,7 +10,7 @@ names ``build_model``, which makes the layers, and the class of the settings.
 import importlib
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -56,15 +56,15 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     # The script may seed PyTorch's generator, and build_model may import as well.
     with importing_from(script.resolve().parent) as own, torch.random.fork_rng(devices=[]):
         try:
-            build_model = imported(checkpoint.get("build_model"), own)
+            maker = imported(checkpoint.get("build_model"), own)
             config_class = imported(checkpoint.get("config_class"), own)
-            if build_model is None:  # earlier versions named none
-                build_model, task, _ = arguments_of_main(script)
+            if maker is None:  # earlier versions named none
+                maker, task, _ = arguments_of_main(script)
                 config_class = task.config_class
         except (Exception, SystemExit) as error:  # a user's script may raise anything
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"{script} does not give its build_model: {reason}") from error
-        return trained_network(checkpoint, build_model, config_class)
+        return trained_network(checkpoint, maker, config_class)
 
 
 def trained_network(
@@ -83,7 +83,8 @@ def trained_network(
         InputError: as :func:`load`.
     """
     values, origin, usage = checkpoint.get("config"), checkpoint.origin, usage_of(checkpoint)
-    require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
+    if not isinstance(values, dict):
+        raise InputError(f"{origin} does not hold the settings of its network")
     try:
         config = _namespace(values)
         if config_class is not None:
@@ -186,11 +187,11 @@ class TrainedNetwork(nn.Module):
             InputError: a sample has another shape or an undefined number, or the checkpoint does
                 not hold how input is prepared.
         """
-        require(
-            self.preparation is not None,
-            f"{self._origin} does not say how to prepare input: run network(x) on input of your "
-            "own, (T, B, *features)",
-        )
+        if self.preparation is None:
+            raise InputError(
+                f"{self._origin} does not say how to prepare input: run network(x) on input of "
+                "your own, (T, B, *features)"
+            )
         return self.preparation(samples)
 
     @torch.no_grad()
@@ -211,7 +212,7 @@ class TrainedNetwork(nn.Module):
         """What :meth:`answer` returns, and the number of steps of each sample if they differ."""
         readout = READOUTS[self.readout]() if self.readout in READOUTS else self.readout
         require(
-            readout == EVERY_STEP or callable(readout),
+            readout == EVERY_STEP or isinstance(readout, Callable),
             f"{self._origin} does not hold a readout: set network.readout to that of the training, "
             "or read network(x) out yourself",
         )
@@ -322,7 +323,7 @@ def find_script(checkpoint: Checkpoint) -> Path:
     Raises:
         InputError: the checkpoint names none, or it is not there.
     """
-    name, path = checkpoint.get("script"), checkpoint.path
+    name, path = checkpoint.get("script", ""), checkpoint.path
     require(
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",

@@ -31,7 +31,7 @@ def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) 
     the hidden layers of ``model``.
     """
     settings = task.config.hyperparameters
-    with collect_spikes(model) if settings.rate_penalty else nullcontext() as spikes:
+    with collect_spikes(model) if settings.rate_penalty else nullcontext({}) as spikes:
         loss, sums = task_loss(task, trained, batch)
     if settings.rate_penalty:
         loss = loss + settings.rate_penalty * _penalties(model, spikes, batch, settings)
