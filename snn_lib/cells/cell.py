@@ -20,7 +20,7 @@ ONNX graph, and the count of its arithmetic:
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,10 @@ class Cell(StatefulModule):
     coefficients: ClassVar[tuple[str, ...]] = ()
     decays: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor: ...  # a coefficient
 
     @staticmethod
     def step(x: Tensor, state: tuple, coefficients: tuple, fire: Fire) -> tuple[Tensor, tuple]:

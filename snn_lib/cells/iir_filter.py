@@ -77,8 +77,6 @@ class IIRSynapse(Cell):
 
     states = ("past_output", "past_input")
     coefficients = ("alpha", "beta")
-    alpha: Tensor
-    beta: Tensor
 
     @staticmethod
     def step(x, state, coefficients, fire):

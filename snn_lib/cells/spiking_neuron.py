@@ -58,9 +58,6 @@ class SpikingNeuron(Cell):
     states = ("membrane", "reset")
     coefficients = ("reset_decay", "reset_strength", "membrane_decay")
     decays = ("reset_decay", "membrane_decay")
-    reset_decay: Tensor
-    reset_strength: Tensor
-    membrane_decay: Tensor
 
     @staticmethod
     def step(x, state, coefficients, fire):

@@ -213,7 +213,7 @@ class _Graph:
                 return self._cell(layer, x)
             case kinds.Snapshot():
                 return self._snapshots(layer, x)
-        raise NotImplementedError(f"ONNX for {layer.name}, a {type(layer).__name__}")
+        raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
     def _cell(self, layer: kinds.CellLayer, x: str) -> str:
         """The lines of the step; states that it does not read are left out."""

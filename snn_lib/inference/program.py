@@ -146,7 +146,7 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             return _Part(order, machine.CELL, rows, states, key=key)
         case kinds.Snapshot():
             return _snapshots(layer, order)
-    raise NotImplementedError(f"the machine for {layer.name}, a {type(layer).__name__}")
+    raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
 
 def _snapshots(layer: kinds.Snapshot, order: np.ndarray) -> _Part:

@@ -147,7 +147,7 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             (rows, _), order = _stages_of(weights, order)
             total = _over_time("running_sum", name, layer.after)
             return [gate, rows, _cell(total, order)], order
-    raise NotImplementedError(f"C for {name}, a {type(layer).__name__}")
+    raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
 
 def _cell(layer: kinds.CellLayer, order: np.ndarray) -> Step:
