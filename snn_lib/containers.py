@@ -11,7 +11,7 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def is_weighted(module: nn.Module) -> bool:
+def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:
     """Whether a module is a linear layer or a convolution."""
     return isinstance(module, WEIGHTED)
 
