@@ -10,6 +10,7 @@ from typing import Any
 from snn_lib.cells import (
     AdaptiveNeuron,
     Cell,
+    Delay,
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
@@ -41,6 +42,7 @@ __all__ = [
     "Cell",
     "ChannelsFirst",
     "Chunked",
+    "Delay",
     "DualExponentialSynapse",
     "FastSigmoid",
     "Gaussian",

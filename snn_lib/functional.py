@@ -100,7 +100,7 @@ def run_cells(
     fires = calls[-1] if calls[1:] and not inputs.program.fires[0] else calls[0]
     output, after = run(inputs, fires.surrogate)
     states = [tuple(own.values()) for own in _states_of(calls, after, features, order)]
-    return in_dtype(_unfold(output, features, order), dtype, "the output"), states
+    return in_dtype(unfold(output, features, order), dtype, "the output"), states
 
 
 def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: str) -> Inputs:
@@ -154,14 +154,14 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
     for label, tensor in zip(call.coefficients, tensors, strict=True):
         check_device(label, tensor, device)
         leading = tensor.dim() - len(features)  # 1 if it has rows
-        tensor = _over_positions(tensor, features, leading)
+        tensor = over_positions(tensor, features, leading)
         if leading not in (0, 1) or tensor.shape[leading:] != features:
             raise ValueError(
                 f"{label} has shape {tuple(tensor.shape)}, expected {tuple(features)}"
                 f" or (order, *features) for {name} of shape {tuple(shape)} (T, B, *features)"
             )
         counts.append(tensor.shape[0] if leading else None)
-        rows.append(_fold(tensor if leading else tensor[None], 1, order))
+        rows.append(fold(tensor if leading else tensor[None], 1, order))
         needed += [tensor.requires_grad] * len(rows[-1])
     state = None
     if call.given is not None:
@@ -176,13 +176,13 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
             check_shape(f"state {label}", tensor, expected)
             check_device(f"state {label}", tensor, device)
             tensor = in_dtype(tensor, own, f"state {label}")
-            given.append(_fold(tensor[None] if count is None else tensor, 2, order))
+            given.append(fold(tensor[None] if count is None else tensor, 2, order))
         state = torch.cat(given) if given else None
     if not rows:
-        rows = [_fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
+        rows = [fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
     return Inputs(
         key_of(call.kind, tuple(call.state.values()), tuple(counts)),
-        _fold(x, 2, order),
+        fold(x, 2, order),
         torch.cat(rows) if rows[1:] else rows[0],
         state,
         dropout=call.dropout,
@@ -201,7 +201,7 @@ def _states_of(
         found.append({})
         for name, count in call.state.items():
             own = rows.select(dim, begin) if count is None else rows.narrow(dim, begin, count)
-            found[-1][name] = _unfold(own, features, order)
+            found[-1][name] = unfold(own, features, order)
             begin += 1 if count is None else count
     return found
 
@@ -361,8 +361,8 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
         states.append(torch.stack(rows))
         fired.clear()
     return Traces(
-        _unfold(torch.stack(outputs), features, order),
-        _unfold(torch.stack(potentials), features, order) if potentials else None,
+        unfold(torch.stack(outputs), features, order),
+        unfold(torch.stack(potentials), features, order) if potentials else None,
         _states_of([call], torch.stack(states[:-1]), features, order, dim=1)[0],
     )
 
@@ -439,7 +439,7 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return tensor[:1].to(dtype).expand(tensor.shape) if repeats(tensor) else tensor.to(dtype)
 
 
-def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
+def fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
     """Folds the feature dimensions, which follow the ``leading`` ones, into a single dimension.
 
     With ``last``, the channels, which are the first of them, are folded behind the positions.
@@ -449,8 +449,8 @@ def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
     return (tensor.movedim(leading, -1) if last else tensor).flatten(leading)
 
 
-def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
-    """Undoes ``_fold``."""
+def unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
+    """Undoes ``fold``."""
     if len(features) == 1:
         return tensor
     if not last:
@@ -459,7 +459,7 @@ def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
     return tensor.unflatten(-1, (*positions, channels)).movedim(-1, tensor.dim() - 1)
 
 
-def _over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> Tensor:
+def over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> Tensor:
     """Repeats the coefficients of a channel, ``(C, 1, 1)``, over its feature map ``(C, H, W)``.
 
     Nothing is copied. Coefficients that do not fit are returned as they are; a check names them.

@@ -5,7 +5,8 @@ in common, and how one of your own is written.
 """
 
 from snn_lib.cells.adaptive_neuron import AdaptiveNeuron
-from snn_lib.cells.cell import Cell, is_spiking, parameter_groups
+from snn_lib.cells.cell import Cell, Constrained, is_spiking, parameter_groups
+from snn_lib.cells.delay import Delay
 from snn_lib.cells.iir_filter import (
     DualExponentialSynapse,
     IIRSynapse,
@@ -18,6 +19,8 @@ from snn_lib.cells.spiking_neuron import SpikingNeuron
 __all__ = [
     "AdaptiveNeuron",
     "Cell",
+    "Constrained",
+    "Delay",
     "DualExponentialSynapse",
     "IIRSynapse",
     "LowPassSynapse",

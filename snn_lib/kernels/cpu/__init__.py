@@ -10,10 +10,10 @@ those of plain PyTorch bit for bit. Results do not depend on the number of threa
 ``products`` are those of spikes with weights, which PyTorch computes where there is no such kernel.
 """
 
-from snn_lib.kernels.cpu import products
+from snn_lib.kernels.cpu import delays, products
 from snn_lib.kernels.cpu.allocator import keep_freed_memory
 from snn_lib.kernels.cpu.running import backward, forward
 
-__all__ = ["backward", "forward", "products"]
+__all__ = ["backward", "delays", "forward", "products"]
 
 keep_freed_memory()
