@@ -13,20 +13,20 @@ Tensors are time first, ``(T, B, *features)``.
 Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snn_lib.kernels import COMPUTE_DTYPES
+from snn_lib.kernels import COMPUTE_DTYPES, recurrence
 from snn_lib.kernels.eager import steps_of
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import run
 from snn_lib.kernels.program import fire_with, key_of
-from snn_lib.pytorch_private import is_transformed, is_watched
+from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
 from snn_lib.stability import warn_if_unstable
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 
@@ -101,6 +101,53 @@ def run_cells(
     output, after = run(inputs, fires.surrogate)
     states = [tuple(own.values()) for own in _states_of(calls, after, features, order)]
     return in_dtype(unfold(output, features, order), dtype, "the output"), states
+
+
+def run_recurrent(
+    calls: Sequence[Call],
+    x: Tensor,
+    weights: Callable[[Tensor], Tensor],
+    fed: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, list[State]]:
+    """Runs one cell, or two as one, whose output comes back through weights a step later.
+
+    Args:
+        calls, x, lengths: as in :func:`run_cells`; without dropout.
+        weights: from ``(1, B, *features)`` to the same shape. An ``nn.Linear`` without hooks has an
+            operator; others run step by step in plain PyTorch.
+        fed: the output before the first step, ``(B, *features)``; zeros if ``None``.
+
+    Returns:
+        What the first cell is given, x and what has come back, and the output of the last, each
+        ``(T, B, *features)``; and the states of each cell after the last step. They are in the
+        dtype that computes.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`run_cells`.
+    """
+    inputs = _inputs_of(calls, x, lengths, "x")
+    own, features, order = inputs.coefficients.dtype, x.shape[2:], channels_last(x)
+    inputs = inputs._replace(x=in_dtype(inputs.x, own, "x"), dtype=own)
+    surrogate = calls[0].surrogate
+    if fed is None:
+        fed = x.new_zeros(x.shape[1:], dtype=own)
+    check_shape("state fed", fed, x.shape[1:])
+    fed = fold(in_dtype(fed, own, "state fed")[None], 2, order)[0]
+    if type(weights) is nn.Linear and not is_observed(weights) and len(features) == 1:
+        bias = 0.0 if weights.bias is None else weights.bias.to(own)
+        inputs = inputs._replace(x=inputs.x + bias)
+        currents, outputs, after = recurrence.run(inputs, surrogate, weights.weight.to(own), fed)
+    else:
+
+        def weigh(output: Tensor) -> Tensor:
+            given = unfold(output[None], features, order).to(promoted)
+            return fold(weights(given), 2, order)[0].to(own)
+
+        promoted = next(iter(calls[0].coefficients.values()), x).dtype
+        currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
+    states = [tuple(state.values()) for state in _states_of(calls, after, features, order)]
+    return unfold(currents, features, order), unfold(outputs, features, order), states
 
 
 def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: str) -> Inputs:

@@ -13,6 +13,7 @@ from snn_lib.cells.iir_filter import (
     LowPassSynapse,
     ResonantSynapse,
 )
+from snn_lib.cells.recurrent import Recurrent
 from snn_lib.cells.resonate_and_fire import ResonateAndFireNeuron
 from snn_lib.cells.spiking_neuron import SpikingNeuron
 
@@ -24,6 +25,7 @@ __all__ = [
     "DualExponentialSynapse",
     "IIRSynapse",
     "LowPassSynapse",
+    "Recurrent",
     "ResonantSynapse",
     "ResonateAndFireNeuron",
     "SpikingNeuron",

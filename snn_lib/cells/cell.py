@@ -231,10 +231,10 @@ class Cell(Constrained):
         calls = [cell.call(x, state) for cell, state in zip((self, following), states, strict=True)]
         return run_cells(calls, x, lengths)
 
-    def call(self, x: Tensor, state: State | None = None) -> Call:
+    def call(self, x: Tensor, state: State | None = None, drops: bool = True) -> Call:
         """What the layer is to run with on an input, see :func:`snn_lib.functional.run_cells`."""
         coefficients = self.coefficients_of_call()
-        dropout = self.dropout if self.training and self.spikes else 0.0
+        dropout = self.dropout if self.training and self.spikes and drops else 0.0
         return Call(
             self.kind,
             coefficients,

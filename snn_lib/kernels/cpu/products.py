@@ -103,14 +103,19 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weighted spikes ``(R, N)``, and how many of the spikes ``(R, K)`` are not zero."""
-    (rows, inputs), outputs = spikes.shape, len(weight)
-    spikes, weights = spikes.contiguous(), transposed(weight, weight.dtype)
+    return add_rows(spikes, transposed(weight, weight.dtype), bias)
+
+
+def add_rows(spikes: Tensor, weights: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As :func:`weigh`, with weights ``(K, N)``, in whose rows the sums find what they add."""
+    (rows, inputs), outputs = spikes.shape, weights.shape[1]
+    spikes = spikes.contiguous()
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
-    output = weight.new_empty(rows, outputs)
+    output = weights.new_empty(rows, outputs)
     threads = _threads(rows, output)
     fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
-    made = _weigh(task_of(spikes.dtype, weight.dtype))
+    made = _weigh(task_of(spikes.dtype, weights.dtype))
     _run(made, threads, rows, [*given, *_lists(threads, min(rows, ROWS), inputs)])
     return output, fired.sum()
 
