@@ -49,6 +49,7 @@ def _run_plain(inputs: Inputs, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
 
 @torch.compiler.assume_constant_result
 def has_kernels(key: str, surrogate: str) -> bool:
+    """Whether kernels can compute a program and its gradients with a surrogate, if one is named."""
     return program(key).has_kernels(surrogate)
 
 

@@ -45,23 +45,16 @@ def run_plainly(
         The currents and the output, each ``(T, B, N)``, and the states ``(S, B, N)`` after the last
         step, or each sequence's own.
     """
-    rows, coefficients, fire = (
-        inputs.first.unbind(),
-        inputs.coefficients.unbind(),
-        fire_with(surrogate),
-    )
-    currents, outputs = [], []
+    rows, ends, coefficients = inputs.first.unbind(), inputs.first, inputs.coefficients.unbind()
+    fire, currents, outputs = fire_with(surrogate), [], []
     for t, now in enumerate(inputs.x.unbind()):
         currents.append(now + weigh(fed))
-        fed, after = inputs.program.step(currents[-1], None, rows, coefficients, fire)
-        if inputs.lengths is not None:
-            runs = (t < inputs.lengths)[:, None]
-            after = [torch.where(runs, row, old) for row, old in zip(after, rows, strict=True)]
+        fed, rows = inputs.program.step(currents[-1], None, rows, coefficients, fire)
         outputs.append(fed)
-        rows = after
+        ends = _at_end(inputs, t, torch.stack(rows), ends)
     if not outputs:
-        return inputs.x, inputs.x, inputs.first
-    return torch.stack(currents), torch.stack(outputs), torch.stack(list(rows))
+        return inputs.x, inputs.x, ends
+    return torch.stack(currents), torch.stack(outputs), ends
 
 
 def run(
@@ -85,17 +78,21 @@ def run(
 def _recur(weight, fed, *arguments):
     inputs = Inputs(*arguments)
     _check(inputs, weight, fed)
-    currents, outputs, state, kept = _new_results(inputs)
-    state.copy_(inputs.first)
-    with torch.autocast(fed.device.type, enabled=False):
-        add_product = _product(inputs, weight)
+    currents, outputs, _, kept = _new_results(inputs)
+    backend = backend_for(weight)
+    if hasattr(backend, "recurrence"):
+        ends = backend.recurrence.forward(inputs, weight, fed, currents, outputs, kept)
+        return currents, outputs, ends, kept
+    after = ends = inputs.first.contiguous()
+    with torch.autocast(weight.device.type, enabled=False):
         for t, one in enumerate(_steps(inputs, currents)):
             if inputs.keep:
-                kept[t] = state
-            add_product(inputs.x[t], fed, currents[t])
-            output, state, _ = backend_for(fed).forward(one._replace(state=state))
+                kept[t] = after
+            torch.addmm(inputs.x[t], fed, weight.t(), out=currents[t])
+            output, after, _ = backend.forward(one._replace(state=after))
             fed = outputs[t].copy_(output[0])
-    return currents, outputs, state, kept
+            ends = _at_end(inputs, t, after, ends)
+    return currents, outputs, ends.clone(), kept
 
 
 @_recur.register_fake
@@ -125,24 +122,28 @@ def _recur_backward(
     *arguments,
 ):
     inputs = Inputs(*arguments)
-    backend = backend_for(weight)
+    backend, before = backend_for(weight), torch.cat([fed[None], outputs])[:-1]
     grad_x, grad_coefficients = torch.empty_like(currents), torch.zeros_like(inputs.coefficients)
-    checkpoints, reaching = grad_last.new_empty(2), None
+    grad_fed, checkpoints = torch.zeros_like(fed), fed.new_empty(2)
+    # Without lengths, the gradient of the last state is where the way back begins.
+    reaching, padded = grad_last, inputs.lengths is not None
+    if padded:
+        lengths = inputs.lengths.clamp(max=len(currents))
+        reaching = torch.where((lengths == len(currents))[:, None], grad_last, 0.0)
     for t, one in reversed([*enumerate(_steps(inputs, currents))]):
-        gradient = grad_outputs[t]
-        if reaching is not None:
-            gradient = torch.addmm(gradient, reaching, weight)
-        of_current, of_coefficients, grad_last = backend.backward(
-            one._replace(state=kept[t]), gradient[None], grad_last, checkpoints, True
+        arriving = grad_outputs[t] + grad_fed
+        of_current, of_coefficients, reaching = backend.backward(
+            one._replace(state=kept[t]), arriving[None], reaching, checkpoints, True
         )
-        reaching = torch.add(of_current[0], grad_currents[t], out=grad_x[t])
+        torch.add(of_current[0], grad_currents[t], out=grad_x[t])
+        grad_fed = grad_x[t] @ weight
         grad_coefficients += of_coefficients
-    grad_fed = torch.zeros_like(fed) if reaching is None else reaching @ weight
+        if padded:
+            reaching = reaching + torch.where((lengths == t)[:, None], grad_last, 0.0)
     grad_weight = torch.zeros_like(weight)
-    if need_weight and reaching is not None:
-        before = torch.cat([fed[None], outputs[:-1]])
+    if need_weight:
         grad_weight = _gradient(inputs, grad_x.flatten(0, 1), before.flatten(0, 1))
-    return grad_weight, grad_fed, grad_x, grad_coefficients, grad_last.clone()
+    return grad_weight, grad_fed, grad_x, grad_coefficients, reaching.clone()
 
 
 @_recur_backward.register_fake
@@ -164,21 +165,14 @@ def _(
 
 def _steps(inputs: Inputs, currents: Tensor) -> list[Inputs]:
     """What the program runs with at each step, but for its state."""
-    lengths = [None] * len(currents)
-    if inputs.lengths is not None:
-        lengths = [(inputs.lengths - t).clamp(0, 1) for t in range(len(currents))]
-    steps = zip(currents.split(1), lengths, strict=True)
-    return [inputs._replace(x=current, lengths=own) for current, own in steps]
+    return [inputs._replace(x=current, lengths=None) for current in currents[:, None]]
 
 
-def _product(inputs: Inputs, weight: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
-    """The function that writes the first argument plus the weighted second one into the third."""
-    products = _products(inputs, weight)
-    if products is None:
-        transposed = weight.t().contiguous()
-        return lambda x, fed, current: torch.addmm(x, fed, transposed, out=current)
-    rows = products.transposed(weight, weight.dtype)
-    return lambda x, fed, current: torch.add(x, products.add_rows(fed, rows)[0], out=current)
+def _at_end(inputs: Inputs, t: int, after: Tensor, before: Tensor) -> Tensor:
+    """The states after step t, of sequences that end before it those that they ended with."""
+    if inputs.lengths is None:
+        return after
+    return torch.where((t < inputs.lengths)[:, None], after, before)
 
 
 def _gradient(inputs: Inputs, gradient: Tensor, outputs: Tensor) -> Tensor:

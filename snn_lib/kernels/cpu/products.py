@@ -7,7 +7,8 @@ Both are sums of rows of a matrix. A kernel lists which rows belong to a sum, an
 a panel of columns n at a time, whose sums lie in registers. Every sum has one order, that of k or
 r, so results depend neither on the number of threads nor on the other rows. Where most inputs of a
 few rows fired, the forward pass takes all k without a list. This changes no bit, because what it
-adds is zero.
+adds is zero. The gradient of the spikes is the first product again, of grad_output with the weights
+transposed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -103,19 +104,16 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weighted spikes ``(R, N)``, and how many of the spikes ``(R, K)`` are not zero."""
-    return add_rows(spikes, transposed(weight, weight.dtype), bias)
-
-
-def add_rows(spikes: Tensor, weights: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As :func:`weigh`, with weights ``(K, N)``, in whose rows the sums find what they add."""
-    (rows, inputs), outputs = spikes.shape, weights.shape[1]
-    spikes = spikes.contiguous()
+    (rows, inputs), outputs = spikes.shape, len(weight)
+    spikes, weights = spikes.contiguous(), weight.t()
+    if not weights.is_contiguous():  # as they are where spikes get their gradient
+        weights = transposed(weight, weight.dtype)
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
-    output = weights.new_empty(rows, outputs)
+    output = weight.new_empty(rows, outputs)
     threads = _threads(rows, output)
     fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
-    made = _weigh(task_of(spikes.dtype, weights.dtype))
+    made = _weigh(task_of(spikes.dtype, weight.dtype))
     _run(made, threads, rows, [*given, *_lists(threads, min(rows, ROWS), inputs)])
     return output, fired.sum()
 
