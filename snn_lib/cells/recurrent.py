@@ -71,7 +71,7 @@ class Recurrent(StatefulModule):
             calls.append(self.synapse.call(x, filtered))
         current, output, states = run_recurrent(calls, x, self.weights, fed, lengths)
         spikes, after = self.neuron(current, before, lengths)
-        fed = torch.zeros_like(current[:1]) if fed is None else fed[None]
+        fed = current.new_zeros(1, *x.shape[1:]) if fed is None else fed[None]
         steps = torch.cat([fed, output[-1:] if lengths is None else output])
         (fed,) = last_steps(steps, 1, lengths)
         return Output(spikes, (fed, after, states[1] if self.synapse is not None else None))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Cell, IIRSynapse
+from snn_lib.cells import Cell, Delay, IIRSynapse, Recurrent
 from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Sequential, Votes
 from snn_lib.errors import one_line
 from snn_lib.kernels.program import Kind, key_of, kind_of, register
@@ -123,6 +123,19 @@ class CellLayer(Layer):
 
     key: str
     coefficients: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recurrence(Layer):
+    """Neurons that are also given what they returned a step before, through weights.
+
+    ``synapse`` is what filters their spikes before the weights, if something does.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    neuron: CellLayer
+    synapse: CellLayer | None
 
 
 @dataclass(frozen=True)
@@ -335,6 +348,35 @@ def _cell(module: Cell, name: str, before: Shape, after: Shape) -> list[Layer]:
     return [CellLayer(name, before, after, module.key, np.concatenate(rows))]
 
 
+def _delay(module: Delay, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """A filter without past outputs, whose weights of past inputs are zero but for two."""
+    longest, channels = module.longest, math.prod(before)
+    steps = _over(module.effective_coefficients()["steps"][None], before).ravel()
+    whole = np.clip(np.floor(steps), 0, longest - 1).astype(int)
+    beta = np.zeros((longest + 1, channels), steps.dtype)
+    beta[whole, np.arange(channels)] = 1 - (steps - whole)
+    beta[whole + 1, np.arange(channels)] = steps - whole
+    key = key_of(IIRSynapse.kind, (0, longest), (0, longest + 1))
+    return [CellLayer(name, before, after, key, beta.reshape(-1, *before))]
+
+
+def _recurrence(module: Recurrent, name: str, before: Shape, after: Shape) -> list[Layer]:
+    if type(module.weights).forward is not nn.Linear.forward:
+        raise ValueError(f"its weights are {type(module.weights).__name__}, expected nn.Linear")
+    if len(before) != 1:
+        raise ValueError("it weighs only the last dimension: put nn.Flatten(2) before it")
+    cells = {"neuron": module.neuron, "synapse": module.synapse}
+    for part, cell in cells.items():
+        if cell is not None and type(cell).forward is not Cell.forward:
+            raise ValueError(f"its {part} has a forward of its own, which only PyTorch can run")
+    neuron, synapse = (
+        None if cell is None else _cell(cell, f"{name}.{part}", before, after)[0]
+        for part, cell in cells.items()
+    )
+    weights = _weight_and_bias(module.weights)
+    return [Recurrence(name, before, after, *weights, neuron, synapse)]
+
+
 def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list[Layer]:
     if max(module.steps) >= 2**24:  # up to which the steps are counted, in float32
         raise ValueError(f"a step is {max(module.steps)}, expected fewer than 2^24 steps")
@@ -389,6 +431,8 @@ READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] =
     Repeat.forward: _repetition,
     Votes.forward: _votes,
     Cell.forward: _cell,
+    Delay.forward: _delay,
+    Recurrent.forward: _recurrence,
     Snapshots.forward: _snapshot,
     Last.forward: _nothing,
     SpikeCount.forward: partial(_over_time, "running_sum"),

@@ -7,8 +7,8 @@ threads that share the tiles, and ``allocator`` sets the C library's allocator.
 Every element of a result is computed by the operations of the step, in their order, so spikes are
 those of plain PyTorch bit for bit. Results do not depend on the number of threads.
 
-``products``, ``delays`` and ``recurrence`` are no steps of one channel. Where a backend has no kernels
-for them, PyTorch's operations serve.
+``products``, ``delays`` and ``recurrence`` are no steps of one channel. Where a backend has no
+kernels for them, PyTorch's operations serve.
 """
 
 from snn_lib.kernels.cpu import delays, products, recurrence
