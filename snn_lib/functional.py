@@ -135,9 +135,13 @@ def run_recurrent(
     check_shape("state fed", fed, x.shape[1:])
     fed = fold(in_dtype(fed, own, "state fed")[None], 2, order)[0]
     if type(weights) is nn.Linear and not is_observed(weights) and len(features) == 1:
-        bias = 0.0 if weights.bias is None else weights.bias.to(own)
-        inputs = inputs._replace(x=inputs.x + bias)
-        currents, outputs, after = recurrence.run(inputs, surrogate, weights.weight.to(own), fed)
+        weight, bias = weights.weight.to(own), weights.bias
+        if weight.shape != (*features, *features):
+            raise ValueError(
+                f"the weights have shape {tuple(weight.shape)}, expected {(*features, *features)}"
+            )
+        inputs = inputs if bias is None else inputs._replace(x=inputs.x + bias.to(own))
+        currents, outputs, after = recurrence.run(inputs, surrogate, weight, fed)
     else:
 
         def weigh(output: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def backend(request):
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("synapse", [False, True])
-@pytest.mark.parametrize(("steps", "batch", "channels"), [(9, 2, 7), (40, 3, 150), (0, 3, 7)])
+@pytest.mark.parametrize(("steps", "batch", "channels"), [(9, 2, 7), (6, 2, 150), (0, 3, 7)])
 def test_values_and_gradients_are_those_of_the_loop(steps, batch, channels, synapse):
     layer = build(channels, synapse)
     inputs = inputs_of(layer, steps, batch)
@@ -99,13 +99,13 @@ def test_values_and_gradients_are_those_of_the_loop(steps, batch, channels, syna
 def test_float32_is_close_and_skips_what_did_not_fire():
     layer = build(200, dtype=torch.float32)
     exact = copy.deepcopy(layer).double()
-    x = torch.randn(30, 3, 200)
+    x = torch.randn(20, 3, 200)
     spikes, _ = layer(x)
     expected, _ = exact(x.double())
     assert 0.01 < spikes.mean() < 0.3
     assert torch.equal(spikes.double(), expected)
     for module, output in ((layer, spikes), (exact, expected)):
-        (output * torch.arange(30).view(30, 1, 1).to(output)).sum().backward()
+        (output * torch.arange(20).view(20, 1, 1).to(output)).sum().backward()
         assert module.weights.weight.grad.any()
     for own, other in zip(layer.parameters(), exact.parameters(), strict=True):
         scale = other.grad.abs().max()
@@ -125,8 +125,8 @@ class Smooth:
 
 @pytest.mark.usefixtures("backend")
 def test_gradients_between_spikes_are_those_of_differences():
-    layer = build(4, synapse=True, surrogate=Smooth())
-    inputs = [tensor.requires_grad_() for tensor in inputs_of(layer, 5, 2)]
+    layer = build(3, synapse=True, surrogate=Smooth())
+    inputs = [tensor.requires_grad_() for tensor in inputs_of(layer, 4, 1)]
     assert by_hand(layer, *inputs)[0].any()
     assert gradcheck(lambda *given: run(layer, *given), inputs)
     assert gradgradcheck(lambda *given: run(layer, *given)[1:], inputs)
@@ -159,11 +159,12 @@ def test_chunks_and_lengths(synapse):
     assert torch.equal(padded, whole)
     for row, length in enumerate(lengths):
         _, expected = layer(x[:length, row : row + 1])
-        pairs = zip(flat(ends), flat(expected), strict=True)
-        assert all(torch.equal(own.select(-2, row), other.select(-2, 0)) for own, other in pairs)
+        for own, other in zip(flat(ends), flat(expected), strict=True):
+            torch.testing.assert_close(own.select(-2, row), other.select(-2, 0))
     # The gradient of a state begins at the sequence's own end.
     (slope,) = gradients(lambda x: flat(layer(x, lengths=lengths)[1]), [x])
-    assert not slope[5:, 1].any() and not slope[:, 2].any()
+    assert not slope[5:, 1].any()
+    assert not slope[:, 2].any()
     (expected,) = gradients(lambda x: flat(layer(x[:5], lengths=lengths)[1]), [x])
     torch.testing.assert_close(slope[:, 1], expected[:, 1])
 
@@ -196,7 +197,7 @@ def test_other_weights_and_weights_with_hooks_run_step_by_step():
     with torch.no_grad():
         rows.weights.weight.copy_(maps.weights.module.weight[..., 0, 0])
     x = torch.randn(9, 3, 2, 2, 2, dtype=DOUBLE)
-    spikes, state = maps(x)
+    spikes, _ = maps(x)
     assert torch.equal(spikes[..., 1, 0], rows(x[..., 1, 0])[0])
     assert torch.equal(maps(x[4:], maps(x[:4])[1])[0], spikes[4:])
     seen = []
@@ -206,7 +207,7 @@ def test_other_weights_and_weights_with_hooks_run_step_by_step():
 
 
 def test_any_neuron_comes_back():
-    neuron = AdaptiveNeuron(3, tau_m=5.0, tau_adaptation=20.0)
+    neuron = AdaptiveNeuron(3, tau_m=5.0, tau_adaptation=20.0, adaptation_strength=0.1)
     layer = Recurrent(nn.Linear(3, 3), neuron)
     x = 2 * torch.rand(12, 2, 3)
     spikes, _ = layer(x)
@@ -282,11 +283,11 @@ def test_the_operator_is_pytorch_s():
 
 def test_what_cannot_come_back_is_refused():
     neuron, synapse = SpikingNeuron(3, 4.0), LowPassSynapse(3, 4.0)
-    with pytest.raises(TypeError, match="neuron is .*, expected a cell that spikes"):
+    with pytest.raises(TypeError, match=r"neuron is .*, expected a cell that spikes"):
         Recurrent(nn.Linear(3, 3), synapse)
-    with pytest.raises(TypeError, match="synapse is .*, expected a cell that does not spike"):
+    with pytest.raises(TypeError, match=r"synapse is .*, expected a cell that does not spike"):
         Recurrent(nn.Linear(3, 3), neuron, neuron)
-    with pytest.raises(ValueError, match="weight has shape"):
+    with pytest.raises(ValueError, match="the weights have shape"):
         Recurrent(nn.Linear(4, 4), neuron)(torch.randn(5, 2, 3))
     with pytest.raises(ValueError, match="state fed has shape"):
         Recurrent(nn.Linear(3, 3), neuron)(torch.randn(5, 2, 3), (torch.zeros(2, 4), None, None))
