@@ -64,6 +64,7 @@ class Delay(Constrained):
 
     takes_expanded = True
     coefficients = ("steps",)
+    products = 2  # how often a channel multiplies in a step
 
     def __init__(
         self, shape: int | Sequence[int], steps: PerChannel, longest: int, train: bool = True

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Cell
+from snn_lib.cells import Constrained
 from snn_lib.chain import chain_of
 from snn_lib.chunks import Chunked
 from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, weighs_once
@@ -31,7 +31,7 @@ class Operations(NamedTuple):
     Attributes:
         additions: additions at the layers of weights that receive only 0, 1 and -1.
         multiply_accumulates: multiply-accumulates at the other layers of weights.
-        filters: multiply-accumulates of the synapses' filters.
+        filters: multiply-accumulates of the synapses' filters and of delays.
         neurons: multiply-accumulates of the neurons' membranes and resets.
     """
 
@@ -107,9 +107,9 @@ class CountedNetwork(Sequential):
         costs = torch.zeros(shape, dtype=torch.int64, device=x.device)
         for number, output in enumerate(self._outputs(x, states, None)):
             layer, given = self.parts[number][1], x[:1] if weighs_once(self[number], x) else x
-            if isinstance(layer, (Cell, *WEIGHTED)) and x.numel():
+            if isinstance(layer, (Constrained, *WEIGHTED)) and x.numel():
                 self._check(number, given, shape)
-                if isinstance(layer, Cell):
+                if isinstance(layer, Constrained):
                     self._count_cell(number, output, own[: len(given)])
                 else:
                     costs[: len(given)] += self._count_weights(number, given, own)
@@ -223,7 +223,7 @@ def _refuse_other_weights(name: str, layer: nn.Module) -> None:
     A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
     scale of each channel, such as ``(C, 1, 1)``.
     """
-    if isinstance(layer, (*WEIGHTED, Cell, nn.LayerNorm)):
+    if isinstance(layer, (*WEIGHTED, Constrained, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
         if parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]]):
