@@ -165,7 +165,7 @@ COMING_BACK = {
 
 
 def network(name):
-    """A network of one of these names with weights large enough to fire, and its input's features."""
+    """The network of a name, with weights large enough to fire, and its input's features."""
     model, features = (NETWORKS | COMING_BACK)[name]()
     return loud(model), features
 
