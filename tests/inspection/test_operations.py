@@ -9,9 +9,9 @@ from running import ROOT
 from torch import nn
 from torch.nn.utils import prune
 
+import snn_lib
 from snn_lib import (
     Chunked,
-    Delay,
     DualExponentialSynapse,
     LowPassSynapse,
     PerStep,
@@ -551,7 +551,9 @@ def test_neurobench_counts_the_same(build, current, monkeypatch):
 
 
 def test_delays_are_counted_as_filters_and_recurrence_is_refused():
-    counted = CountedNetwork(Sequential(Delay((2, 3, 3), 1.5, 4), nn.Flatten(2), nn.Linear(18, 3)))
+    counted = CountedNetwork(
+        Sequential(snn_lib.Delay((2, 3, 3), 1.5, 4), nn.Flatten(2), nn.Linear(18, 3))
+    )
     counted(torch.ones(5, 2, 2, 3, 3))
     operations = counted.operations()
     assert operations.filters == 5 * 18 * 2
