@@ -19,14 +19,14 @@ from functools import reduce
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snn_lib.kernels import COMPUTE_DTYPES
+from snn_lib.kernels import COMPUTE_DTYPES, recurrence
 from snn_lib.kernels.eager import steps_of
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import run
 from snn_lib.kernels.program import fire_with, key_of
-from snn_lib.pytorch_private import is_transformed, is_watched
+from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
 from snn_lib.stability import warn_if_unstable
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 
@@ -101,7 +101,58 @@ def run_cells(
     fires = calls[-1] if calls[1:] and not inputs.program.fires[0] else calls[0]
     output, after = run(inputs, fires.surrogate)
     states = [tuple(own.values()) for own in _states_of(calls, after, features, order)]
-    return in_dtype(_unfold(output, features, order), dtype, "the output"), states
+    return in_dtype(unfold(output, features, order), dtype, "the output"), states
+
+
+def run_recurrent(
+    calls: Sequence[Call],
+    x: Tensor,
+    weights: nn.Module,
+    fed: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, list[State]]:
+    """Runs one cell, or two as one, whose output comes back through weights a step later.
+
+    Args:
+        calls, x, lengths: as in :func:`run_cells`; without dropout.
+        weights: from ``(1, B, *features)`` to the same shape. An ``nn.Linear`` without hooks has an
+            operator; others run step by step in plain PyTorch.
+        fed: the output before the first step, ``(B, *features)``; zeros if ``None``.
+
+    Returns:
+        What the first cell is given, x and what has come back, and the output of the last, each
+        ``(T, B, *features)``; and the states of each cell after the last step. They are in the
+        dtype that computes.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as :func:`run_cells`.
+    """
+    inputs = _inputs_of(calls, x, lengths, "x")
+    own, features, order = inputs.coefficients.dtype, x.shape[2:], channels_last(x)
+    inputs = inputs._replace(x=in_dtype(inputs.x, own, "x"), dtype=own)
+    surrogate = calls[0].surrogate
+    if fed is None:
+        fed = x.new_zeros(x.shape[1:], dtype=own)
+    check_shape("state fed", fed, x.shape[1:])
+    fed = fold(in_dtype(fed, own, "state fed")[None], 2, order)[0]
+    if type(weights) is nn.Linear and not is_observed(weights) and len(features) == 1:
+        weight, bias = weights.weight.to(own), weights.bias
+        if weight.shape != (*features, *features):
+            raise ValueError(
+                f"the weights have shape {tuple(weight.shape)}, expected {(*features, *features)}"
+            )
+        inputs = inputs if bias is None else inputs._replace(x=inputs.x + bias.to(own))
+        currents, outputs, after = recurrence.run(inputs, surrogate, weight, fed)
+    else:
+
+        def weigh(output: Tensor) -> Tensor:
+            given = unfold(output[None], features, order).to(promoted)
+            return fold(weights(given), 2, order)[0].to(own)
+
+        promoted = next(iter(calls[0].coefficients.values()), x).dtype
+        currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
+    states = [tuple(state.values()) for state in _states_of(calls, after, features, order)]
+    return unfold(currents, features, order), unfold(outputs, features, order), states
 
 
 def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: str) -> Inputs:
@@ -155,14 +206,14 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
     for label, tensor in zip(call.coefficients, tensors, strict=True):
         check_device(label, tensor, device)
         leading = tensor.dim() - len(features)  # 1 if it has rows
-        tensor = _over_positions(tensor, features, leading)
+        tensor = over_positions(tensor, features, leading)
         if leading not in (0, 1) or tensor.shape[leading:] != features:
             raise ValueError(
                 f"{label} has shape {tuple(tensor.shape)}, expected {tuple(features)}"
                 f" or (order, *features) for {name} of shape {tuple(shape)} (T, B, *features)"
             )
         counts.append(tensor.shape[0] if leading else None)
-        rows.append(_fold(tensor if leading else tensor[None], 1, order))
+        rows.append(fold(tensor if leading else tensor[None], 1, order))
         needed += [tensor.requires_grad] * len(rows[-1])
     state = None
     if call.given is not None:
@@ -177,13 +228,13 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
             check_shape(f"state {label}", tensor, expected)
             check_device(f"state {label}", tensor, device)
             tensor = in_dtype(tensor, own, f"state {label}")
-            given.append(_fold(tensor[None] if count is None else tensor, 2, order))
+            given.append(fold(tensor[None] if count is None else tensor, 2, order))
         state = torch.cat(given) if given else None
     if not rows:
-        rows = [_fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
+        rows = [fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
     return Inputs(
         key_of(call.kind, tuple(call.state.values()), tuple(counts)),
-        _fold(x, 2, order),
+        fold(x, 2, order),
         torch.cat(rows) if rows[1:] else rows[0],
         state,
         dropout=call.dropout,
@@ -202,7 +253,7 @@ def _states_of(
         found.append({})
         for name, count in call.state.items():
             own = rows.select(dim, begin) if count is None else rows.narrow(dim, begin, count)
-            found[-1][name] = _unfold(own, features, order)
+            found[-1][name] = unfold(own, features, order)
             begin += 1 if count is None else count
     return found
 
@@ -363,8 +414,8 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     if not potentials:
         raise ValueError(f"{call.kind} does not spike, so it has no potential")
     return Traces(
-        _unfold(torch.stack(outputs), features, order),
-        _unfold(torch.stack(potentials), features, order),
+        unfold(torch.stack(outputs), features, order),
+        unfold(torch.stack(potentials), features, order),
         _states_of([call], torch.stack(states[:-1]), features, order, dim=1)[0],
     )
 
@@ -441,7 +492,7 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return tensor[:1].to(dtype).expand(tensor.shape) if repeats(tensor) else tensor.to(dtype)
 
 
-def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
+def fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
     """Folds the feature dimensions, which follow the ``leading`` ones, into a single dimension.
 
     With ``last``, the channels, which are the first of them, are folded behind the positions.
@@ -451,8 +502,8 @@ def _fold(tensor: Tensor, leading: int, last: bool) -> Tensor:
     return (tensor.movedim(leading, -1) if last else tensor).flatten(leading)
 
 
-def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
-    """Undoes ``_fold``."""
+def unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
+    """Undoes ``fold``."""
     if len(features) == 1:
         return tensor
     if not last:
@@ -461,7 +512,7 @@ def _unfold(tensor: Tensor, features: torch.Size, last: bool) -> Tensor:
     return tensor.unflatten(-1, (*positions, channels)).movedim(-1, tensor.dim() - 1)
 
 
-def _over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> Tensor:
+def over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> Tensor:
     """Repeats the coefficients of a channel, ``(C, 1, 1)``, over its feature map ``(C, H, W)``.
 
     Nothing is copied. Coefficients that do not fit are returned as they are; a check names them.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from snn_lib.cells import Cell, is_spiking
+from snn_lib.cells import Cell, Recurrent, is_spiking
 from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
 from snn_lib.functional import run_cells
 from snn_lib.observing import bind_call, observe, observe_layers
@@ -34,7 +34,8 @@ def fire_from_the_start(
     The model runs twice, in evaluation mode. In the first run, the ``nn.Linear`` or convolution
     that ran last before each layer of neurons is scaled. A bisection finds the factor with which
     the neurons fire at the rate. The weights and the bias are multiplied by it, and the run goes on
-    with the scaled current. The second run measures the rates. They are close to the one asked for,
+    with the scaled current. Weights that come back (:class:`snn_lib.Recurrent`) stay as they are.
+    The second run measures the rates. They are close to the one asked for,
     unless something between weights and neurons undoes the scale, such as a normalisation.
 
     Args:
@@ -99,8 +100,15 @@ def fire_from_the_start(
         rates[name] = _mean_rate(output[0], lengths)
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
+    coming_back = {
+        part for m in model.modules() if isinstance(m, Recurrent) for part in m.weights.modules()
+    }
+
+    def is_before(module: nn.Module) -> bool:
+        return is_weighted(module) and module not in coming_back
+
     with _evaluation(model), _unchanged_on_error(layers):
-        with observe_layers(model, is_weighted, remember), ExitStack() as hooks:
+        with observe_layers(model, is_before, remember), ExitStack() as hooks:
             for name, neuron in model.named_modules():
                 if is_spiking(neuron):
                     hook = neuron.register_forward_pre_hook(partial(scale, name), with_kwargs=True)

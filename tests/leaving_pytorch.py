@@ -8,9 +8,11 @@ from torch import nn
 
 from snn_lib import (
     ChannelsFirst,
+    Delay,
     IIRSynapse,
     LowPassSynapse,
     PerStep,
+    Recurrent,
     Repeat,
     ResonantSynapse,
     Sequential,
@@ -82,6 +84,12 @@ def shared():
     return Sequential(synapse, nn.Linear(4, 4), synapse), (4,)
 
 
+def coming_back(synapse=None):
+    """Neurons that receive their own spikes, between others."""
+    recurrent = Recurrent(nn.Linear(20, 20), SpikingNeuron(20, 4.0), synapse)
+    return Sequential(nn.Linear(6, 20), recurrent, nn.Linear(20, 7), SpikingNeuron(7, 4.0)), (6,)
+
+
 def snapshots_of_maps():
     """Four maps become two, each of which is a sum of two snapshots, before weights."""
     network, features = maps(nn.Conv2d(2, 4, 3))
@@ -133,6 +141,14 @@ NETWORKS = {
     "maps at the end": lambda: maps(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
     "rearranged and voting": voting,
     "used twice": shared,
+    "delays": lambda: (
+        Sequential(Repeat(2), Delay(6, torch.tensor([0, 0.3, 1, 2.5, 3.9, 4]), 4), nn.Linear(6, 2)),
+        (3,),
+    ),
+    "delays of maps": lambda: (
+        Sequential(Delay((2, 1, 1), torch.tensor([0.4, 2.0]).view(2, 1, 1), 3)),
+        (2, SIDE, SIDE),
+    ),
     "snapshots": lambda: (Sequential(nn.Linear(6, 12), Snapshots([2, 5, 5, 90])), (6,)),
     "snapshots of maps": snapshots_of_maps,
     "snapshots of a row of maps": lambda: (
@@ -141,10 +157,16 @@ NETWORKS = {
     ),
 }
 
+# What neither C nor integers can.
+COMING_BACK = {
+    "coming back": coming_back,
+    "coming back through a synapse": lambda: coming_back(ResonantSynapse(20, 5.0, 0.1)),
+}
+
 
 def network(name):
-    """A network of ``NETWORKS`` with weights large enough to fire, and its input's features."""
-    model, features = NETWORKS[name]()
+    """The network of a name, with weights large enough to fire, and its input's features."""
+    model, features = (NETWORKS | COMING_BACK)[name]()
     return loud(model), features
 
 

@@ -5,22 +5,27 @@ in common, and how one of your own is written.
 """
 
 from snn_lib.cells.adaptive_neuron import AdaptiveNeuron
-from snn_lib.cells.cell import Cell, is_spiking, parameter_groups
+from snn_lib.cells.cell import Cell, Constrained, is_spiking, parameter_groups
+from snn_lib.cells.delay import Delay
 from snn_lib.cells.iir_filter import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
     ResonantSynapse,
 )
+from snn_lib.cells.recurrent import Recurrent
 from snn_lib.cells.resonate_and_fire import ResonateAndFireNeuron
 from snn_lib.cells.spiking_neuron import SpikingNeuron
 
 __all__ = [
     "AdaptiveNeuron",
     "Cell",
+    "Constrained",
+    "Delay",
     "DualExponentialSynapse",
     "IIRSynapse",
     "LowPassSynapse",
+    "Recurrent",
     "ResonantSynapse",
     "ResonateAndFireNeuron",
     "SpikingNeuron",

@@ -36,7 +36,54 @@ from snn_lib.surrogate import Surrogate, check_surrogate
 from snn_lib.time_constants import PerChannel, per_channel
 
 
-class Cell(StatefulModule):
+class Constrained(StatefulModule):
+    """A layer that computes with the allowed coefficients next to its parameters.
+
+    Attributes:
+        coefficients: the names of its coefficients, parameters or buffers.
+    """
+
+    coefficients: ClassVar[tuple[str, ...]] = ()
+
+    def effective_coefficients(self) -> dict[str, Tensor]:
+        """The coefficients that the layer computes with, by name."""
+        raise NotImplementedError
+
+    def coefficients_of_call(self) -> dict[str, Tensor]:
+        """The same for a forward pass. In training it sets the parameters to them, in place."""
+        coefficients = self.effective_coefficients()
+        if self.training and torch.is_grad_enabled() and not is_recomputing():
+            self._pull_back(coefficients)
+        return coefficients
+
+    def project_(self) -> None:
+        """Sets the parameters to what the layer computes with, in place.
+
+        An optimiser may move a coefficient out of the stable set. If it stayed there, momentum
+        would carry it away, and it would have to come all the way back. Every forward pass in
+        training therefore pulls it back, and so does ``state_dict``. Only code that reads
+        ``parameters()`` right after an optimiser's step, such as a moving average, has a reason to
+        call this.
+        """
+        self._pull_back(self.effective_coefficients())
+
+    def _pull_back(self, coefficients: dict[str, Tensor]) -> None:
+        # torch.func's transforms and exported programs allow no change in place
+        if is_transformed() or torch.compiler.is_exporting():
+            return
+        for name, effective in coefficients.items():
+            own = getattr(self, name)
+            # not what functional_call puts in its place
+            if isinstance(own, nn.Parameter) and effective is not own:
+                # through .data, or autograd would refuse the backward pass that saved it
+                own.data.copy_(effective.detach())
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.project_()
+        super()._save_to_state_dict(*args, **kwargs)
+
+
+class Cell(Constrained):
     """A layer that runs a step of a state over time, for every channel on its own.
 
     A subclass names its ``states`` and ``coefficients`` and defines ``step``. The step is traced
@@ -81,7 +128,6 @@ class Cell(StatefulModule):
 
     takes_expanded = True
     states: ClassVar[tuple[str, ...]] = ()
-    coefficients: ClassVar[tuple[str, ...]] = ()
     decays: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str]
 
@@ -189,12 +235,10 @@ class Cell(StatefulModule):
         calls = [cell.call(x, state) for cell, state in zip((self, following), states, strict=True)]
         return run_cells(calls, x, lengths)
 
-    def call(self, x: Tensor, state: State | None = None) -> Call:
+    def call(self, x: Tensor, state: State | None = None, drops: bool = True) -> Call:
         """What the layer is to run with on an input, see :func:`snn_lib.functional.run_cells`."""
-        coefficients = self.effective_coefficients()
-        if self.training and torch.is_grad_enabled() and not is_recomputing():
-            self._pull_back(coefficients)
-        dropout = self.dropout if self.training and self.spikes else 0.0
+        coefficients = self.coefficients_of_call()
+        dropout = self.dropout if self.training and self.spikes and drops else 0.0
         return Call(
             self.kind,
             coefficients,
@@ -261,32 +305,6 @@ class Cell(StatefulModule):
             for name in self.coefficients
         }
 
-    def project_(self) -> None:
-        """Sets the parameters to what the layer computes with, in place.
-
-        An optimiser may move a coefficient out of the stable set. If it stayed there, momentum
-        would carry it away, and it would have to come all the way back. Every forward pass in
-        training therefore pulls it back, and so does ``state_dict``. Only code that reads
-        ``parameters()`` right after an optimiser's step, such as a moving average, has a reason to
-        call this.
-        """
-        self._pull_back(self.effective_coefficients())
-
-    def _pull_back(self, coefficients: dict[str, Tensor]) -> None:
-        # torch.func's transforms and exported programs allow no change in place
-        if is_transformed() or torch.compiler.is_exporting():
-            return
-        for name, effective in coefficients.items():
-            own = getattr(self, name)
-            # not what functional_call puts in its place
-            if isinstance(own, nn.Parameter) and effective is not own:
-                # through .data, or autograd would refuse the backward pass that saved it
-                own.data.copy_(effective.detach())
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.project_()
-        super()._save_to_state_dict(*args, **kwargs)
-
     def decaying(self) -> dict[str, Tensor]:
         """By name, the filters ``(order, *shape)`` whose decay must not be rounded away."""
         return {name: getattr(self, name)[None] for name in self.decays}
@@ -350,12 +368,13 @@ def autocast_dtype(coefficient: Tensor) -> torch.dtype | None:
 def parameter_groups(
     model: nn.Module, lr: float, coefficient_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Divides a model's parameters, for any optimiser, into weights and coefficients of cells.
+    """Divides a model's parameters, for any optimiser, into weights, coefficients and delays.
 
         optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3))
 
     Coefficients have no weight decay, which would shorten the memory of the filters: AdamW's
-    default alone takes a time constant of 800 steps to 89 in 1,000 steps with a rate of 1e-3.
+    default alone takes a time constant of 800 steps to 89 in 1,000 steps with a rate of 1e-3. Nor
+    have the delays of :class:`snn_lib.Delay`, which learn at the rate of the weights.
 
     Args:
         model: any module. Its coefficients are the parameters of its :class:`Cell` layers, such as
@@ -365,11 +384,23 @@ def parameter_groups(
             circle need a small one, such as 0.01.
 
     Returns:
-        The group of the weights and that of the coefficients, each if it has parameters.
+        The group of the weights, that of the coefficients and that of the delays, each if it has
+        parameters.
     """
-    cells = [module for module in model.modules() if isinstance(module, Cell)]
-    coefficients = {id(p): p for cell in cells for p in cell.parameters()}
-    weights = [p for p in model.parameters() if id(p) not in coefficients]
-    scaled = {"lr": lr * coefficient_lr_scale, "weight_decay": 0.0}
-    groups = [{"params": weights, "lr": lr}, {"params": list(coefficients.values()), **scaled}]
+    constrained: dict[bool, dict[int, nn.Parameter]] = {True: {}, False: {}}
+    for module in model.modules():
+        if isinstance(module, Constrained):
+            own = module.parameters()
+            constrained[isinstance(module, Cell)].update({id(p): p for p in own})
+    coefficients, delays = constrained.values()
+    weights = [p for p in model.parameters() if id(p) not in coefficients | delays]
+    groups = [
+        {"params": weights, "lr": lr},
+        {
+            "params": list(coefficients.values()),
+            "lr": lr * coefficient_lr_scale,
+            "weight_decay": 0.0,
+        },
+        {"params": list(delays.values()), "lr": lr, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

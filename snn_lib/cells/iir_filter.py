@@ -122,11 +122,11 @@ class IIRSynapse(Cell):
         """The last P outputs and the last Q inputs."""
         return {"past_output": self.alpha.shape[0], "past_input": self.beta.shape[0] - 1}
 
-    def call(self, x: Tensor, state: FilterState | None = None) -> Call:
+    def call(self, x: Tensor, state: FilterState | None = None, drops: bool = True) -> Call:
         """As :meth:`Cell.call`; the first unstable filter that learns causes a warning."""
         if self.constraint == "none":
             warn_before_training(self.alpha)
-        return super().call(x, state)
+        return super().call(x, state, drops)
 
     def effective_coefficients(self) -> dict[str, Tensor]:
         """The coefficients that the layer filters with; alpha is :meth:`effective_alpha`."""

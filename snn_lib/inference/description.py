@@ -6,7 +6,7 @@ its description, and never look at the network itself.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -160,7 +160,7 @@ def _run(
     x = (number * size.mul(4).exp2()).to(dtype)
     x = x.transpose(0, 1) if chain.batch_first else x
     with ExitStack() as hooks, use_backend("eager"):  # which need not be compiled first
-        for layer in filter(is_read, chain.modules()):
+        for layer in dict.fromkeys(_layers(chain)):  # one that is used twice has one hook
             hooks.enter_context(layer.register_forward_hook(note))
         hooks.enter_context(chain.register_forward_hook(note_chain, with_kwargs=True))
         result = network(x)
@@ -168,6 +168,15 @@ def _run(
     if [tuple(map(id, pair)) for pair in handed] != [(id(x), id(output))]:
         raise ValueError(f"{type(network).__name__} does more than its Sequential: {REMEDY}")
     return pairs
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that are read as one layer each, and not what is inside of them."""
+    if is_read(module):
+        yield module
+    else:
+        for part in module.children():
+            yield from _layers(part)
 
 
 def _by_layer(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Cell, IIRSynapse
+from snn_lib.cells import Cell, Delay, IIRSynapse, Recurrent
 from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Sequential, Votes
 from snn_lib.errors import one_line
 from snn_lib.kernels.program import Kind, key_of, kind_of, register
@@ -124,6 +124,19 @@ class CellLayer(Layer):
 
     key: str
     coefficients: np.ndarray
+
+
+@dataclass(frozen=True)
+class Recurrence(Layer):
+    """Neurons that are also given what they returned a step before, through weights.
+
+    ``synapse`` is what filters their spikes before the weights, if something does.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    neuron: CellLayer
+    synapse: CellLayer | None
 
 
 @dataclass(frozen=True)
@@ -330,11 +343,42 @@ def _repetition(module: Repeat, name: str, before: Shape, after: Shape) -> list[
 
 
 def _cell(module: Cell, name: str, before: Shape, after: Shape) -> list[Layer]:
+    return [_cell_layer(module, name, before, after)]
+
+
+def _cell_layer(module: Cell, name: str, before: Shape, after: Shape) -> CellLayer:
     rows = [np.empty((0, *before), np.float32)]  # a cell may have no coefficients
     for tensor in module.effective_coefficients().values():
         has_rows = tensor.dim() > len(module.shape)
         rows.append(_over(tensor if has_rows else tensor[None], before))
-    return [CellLayer(name, before, after, module.key, np.concatenate(rows))]
+    return CellLayer(name, before, after, module.key, np.concatenate(rows))
+
+
+def _delay(module: Delay, name: str, before: Shape, after: Shape) -> list[Layer]:
+    """A filter without past outputs, whose weights of past inputs are zero but for two."""
+    longest, channels = module.longest, math.prod(before)
+    steps = _over(module.effective_coefficients()["steps"][None], before).ravel()
+    whole = np.clip(np.floor(steps), 0, longest - 1).astype(int)
+    beta = np.zeros((longest + 1, channels), steps.dtype)
+    beta[whole, np.arange(channels)] = 1 - (steps - whole)
+    beta[whole + 1, np.arange(channels)] = steps - whole
+    key = key_of(IIRSynapse.kind, (0, longest), (0, longest + 1))
+    return [CellLayer(name, before, after, key, beta.reshape(-1, *before))]
+
+
+def _recurrence(module: Recurrent, name: str, before: Shape, after: Shape) -> list[Layer]:
+    weights = module.weights
+    if not isinstance(weights, nn.Linear) or type(weights).forward is not nn.Linear.forward:
+        raise ValueError(f"its weights are {type(weights).__name__}, expected nn.Linear")
+    if len(before) != 1:
+        raise ValueError("it weighs only the last dimension: put nn.Flatten(2) before it")
+    for part, cell in (("neuron", module.neuron), ("synapse", module.synapse)):
+        if cell is not None and type(cell).forward is not Cell.forward:
+            raise ValueError(f"its {part} has a forward of its own, which only PyTorch can run")
+    neuron, synapse = _cell_layer(module.neuron, f"{name}.neuron", before, after), None
+    if module.synapse is not None:
+        synapse = _cell_layer(module.synapse, f"{name}.synapse", before, after)
+    return [Recurrence(name, before, after, *_weight_and_bias(weights), neuron, synapse)]
 
 
 def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list[Layer]:
@@ -393,6 +437,8 @@ READERS: dict[Callable, Callable[[Any, str, Shape, Shape], list[Layer]]] = {
     Repeat.forward: _repetition,
     Votes.forward: _votes,
     Cell.forward: _cell,
+    Delay.forward: _delay,
+    Recurrent.forward: _recurrence,
     Snapshots.forward: _snapshot,
     Last.forward: _nothing,
     SpikeCount.forward: partial(_over_time, "running_sum"),

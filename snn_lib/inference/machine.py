@@ -22,7 +22,7 @@ GROUP = 4  # rows of weights that are added at once
 LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
 # What a layer does.
-WEIGHTS, LARGEST, AVERAGE, CELL, SNAPSHOTS = range(5)
+WEIGHTS, LARGEST, AVERAGE, CELL, SNAPSHOTS, RECURRENCE = range(6)
 
 # A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
 # maps of one position.
@@ -41,6 +41,10 @@ LAYER = np.dtype(
             "coefficients",  # where the layer's coefficients begin
             "state",  # where its state begins
             "function",  # the address of a cell's kernel
+            "following",  # that of the cell behind it, before the weights of a recurrence
+            "cells",  # where the coefficients of both begin among the layer's coefficients
+            "cell_after",
+            "state_after",  # where the state of the cell behind it begins in the layer's state
             "height",  # those of the input maps
             "width",
             "channels",
@@ -207,6 +211,22 @@ def _pool(layer, table, x, out):
 
 
 @jit
+def _recur(layer, own, past, table, x, out, numbers, amounts):
+    """Runs neurons on x and on what comes back through weights; the state begins with that."""
+    count = layer.inputs
+    fed = past[:count]
+    _weigh(layer, 1, own, table, fed, out, numbers, amounts)
+    current = out[:count]
+    add(current, x)
+    run_step(layer.function, count, own[layer.cells :], past[count:], current, current)
+    if layer.following:
+        after, state = own[layer.cell_after :], past[layer.state_after :]
+        run_step(layer.following, count, after, state, current, fed)
+    else:
+        assign(fed, current)
+
+
+@jit
 def _snapshots(layer, table, state, x, out):
     """Adds the inputs whose step has come; the state holds the sums, then the number of steps.
 
@@ -241,6 +261,9 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
             _pool(layer, table, x, out)
         elif layer.kind == CELL:
             run_step(layer.function, layer.inputs, own, past, x, out)
+        elif layer.kind == RECURRENCE:
+            whole = values[layer.target + t * layer.target_stride :]
+            _recur(layer, own, past, table, x, whole, numbers, amounts)
         else:
             _snapshots(layer, table, past, x, out)
 

@@ -211,6 +211,8 @@ class _Graph:
                 return self._pool(layer, x)
             case kinds.CellLayer():
                 return self._cell(layer, x)
+            case kinds.Recurrence():
+                return self._recurrence(layer, x)
             case kinds.Snapshot():
                 return self._snapshots(layer, x)
         raise NotImplementedError(f"there is no case for {type(layer).__name__}")
@@ -230,6 +232,14 @@ class _Graph:
         for name, value in zip(states, after, strict=True):
             self._next(f"{layer.name}.{name}", values[value] if isinstance(value, str) else value)
         return values[output]
+
+    def _recurrence(self, layer: kinds.Recurrence, x: str) -> str:
+        """The neurons with what comes back; its state is what goes into the weights next."""
+        fed = self._state(f"{layer.name}.fed", layer.before)
+        current = self._node("Gemm", fed, layer.weight, layer.bias, transB=1)
+        spikes = self._cell(layer.neuron, self._node("Add", x, current))
+        self._next(fed, spikes if layer.synapse is None else self._cell(layer.synapse, spikes))
+        return spikes
 
     def _operation(self, name: str, *inputs: Any) -> str:
         if name == "ne":

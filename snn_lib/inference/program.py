@@ -38,7 +38,7 @@ class Program:
         source, stride = 0, _whole_lines(len(order))
         self.values = stride * machine.BLOCK
         records, taps, coefficients, begin, lasts = [], [], [], 0, False
-        self._keys: dict[int, str] = {}
+        self._keys: dict[tuple[int, str], str] = {}
         for layer in description.layers:
             part = _part_of(layer, order)
             order = part.order
@@ -61,8 +61,7 @@ class Program:
                 "tap_count": len(part.taps),
                 **part.fields,
             }
-            if part.key:
-                self._keys[len(records)] = part.key
+            self._keys |= {(len(records), name): key for name, key in part.keys.items()}
             records.append(tuple(fields.get(name, 0) for name, *_ in machine.LAYER.descr))
             lasts = part.lasts
             source, stride = self.values, target_stride
@@ -82,8 +81,8 @@ class Program:
 
     def _link(self) -> None:
         """Writes where the kernels of the cells are in this process."""
-        for number, key in self._keys.items():
-            self.layers[number]["function"] = kernel_of_steps(key, self.dtype.name).address
+        for (number, name), key in self._keys.items():
+            self.layers[number][name] = kernel_of_steps(key, self.dtype.name).address
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
@@ -101,7 +100,8 @@ class _Part:
         states: how many numbers the layer remembers.
         taps: those of a convolution, a pooling or snapshots, see ``machine.py``.
         fields: other fields of ``machine.LAYER``.
-        key: of a cell, the key of its program.
+        keys: by the field of ``machine.LAYER``, the keys of the cells' programs.
+        lasts: whether its output is that of a filter, which is not zero for many steps.
     """
 
     order: np.ndarray
@@ -110,12 +110,8 @@ class _Part:
     states: int = 0
     taps: Sequence[tuple[int, int]] = ()
     fields: dict[str, int] = field(default_factory=dict)
-    key: str = ""
-
-    @property
-    def lasts(self) -> bool:
-        """Whether its output is that of a filter, which is not zero for many steps."""
-        return self.key != "" and not any(program(self.key).spikes)
+    keys: dict[str, str] = field(default_factory=dict)
+    lasts: bool = False
 
 
 def _part_of(layer: Layer, order: np.ndarray) -> _Part:
@@ -140,13 +136,36 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             is_mean = isinstance(layer, kinds.AveragePooling)
             kind = machine.AVERAGE if is_mean else machine.LARGEST
             return _Part(_channels_last(layer.after), kind, (), 0, taps, maps)
-        case kinds.CellLayer(key=key, coefficients=coefficients):
-            rows = [coefficients.reshape(-1, count)[:, order].ravel()]
-            states = len(program(key).states) * count
-            return _Part(order, machine.CELL, rows, states, key=key)
+        case kinds.CellLayer(key=key):
+            rows, states = [_cell_rows(layer, order)], len(program(key).states) * count
+            lasts = not any(program(key).spikes)
+            return _Part(order, machine.CELL, rows, states, keys={"function": key}, lasts=lasts)
+        case kinds.Recurrence():
+            return _recurrence(layer, order)
         case kinds.Snapshot():
             return _snapshots(layer, order)
     raise NotImplementedError(f"there is no case for {type(layer).__name__}")
+
+
+def _cell_rows(layer: kinds.CellLayer, order: np.ndarray) -> np.ndarray:
+    """The coefficients of a cell, one after the other."""
+    return layer.coefficients.reshape(-1, len(order))[:, order].ravel()
+
+
+def _recurrence(layer: kinds.Recurrence, order: np.ndarray) -> _Part:
+    """Weights and the cells behind them; the state is what comes back, then that of each cell."""
+    count = len(order)
+    rows, fields, keys, state = [layer.bias[order], layer.weight.T[order][:, order]], {}, {}, count
+    places = ("function", "cells", ""), ("following", "cell_after", "state_after")
+    for cell, (function, begin, past) in zip((layer.neuron, layer.synapse), places, strict=True):
+        if cell is not None:
+            keys[function] = cell.key
+            fields[begin] = sum(len(_lined_up(row)) for row in rows)
+            fields |= {past: state} if past else {}
+            rows.append(_cell_rows(cell, order))
+            state += len(program(cell.key).states) * count
+    maps = _maps((count, 1, 1), (_whole_lines(count), 1, 1), tap_width=1)
+    return _Part(order, machine.RECURRENCE, rows, state, [(0, 0)], maps | fields, keys)
 
 
 def _snapshots(layer: kinds.Snapshot, order: np.ndarray) -> _Part:

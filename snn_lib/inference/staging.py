@@ -135,6 +135,11 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             return stages, after
         case kinds.CellLayer():
             return [_cell(layer, order)], order
+        case kinds.Recurrence():
+            raise ValueError(
+                f"{name} is given its own spikes, which C and integers cannot: run it by compiled, "
+                "or export it by to_onnx"
+            )
         case kinds.Snapshot(steps=steps):
             channels, copies = layer.after[0], len(steps)
             moments = np.repeat(steps, count // copies)[order]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Cell
+from snn_lib.cells import Cell, Delay
 from snn_lib.chain import chain_of
 from snn_lib.chunks import Chunked
 from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, Weighted, weighs_once
@@ -31,7 +31,7 @@ class Operations(NamedTuple):
     Attributes:
         additions: additions at the layers of weights that receive only 0, 1 and -1.
         multiply_accumulates: multiply-accumulates at the other layers of weights.
-        filters: multiply-accumulates of the synapses' filters.
+        filters: multiply-accumulates of the synapses' filters and of delays.
         neurons: multiply-accumulates of the neurons' membranes and resets.
     """
 
@@ -108,9 +108,9 @@ class CountedNetwork(Sequential):
         for number, output in enumerate(self._outputs(x, states, None)):
             name, layer = self.parts[number]
             given = x[:1] if weighs_once(self[number], x) else x
-            if isinstance(layer, (Cell, *WEIGHTED)) and x.numel():
+            if isinstance(layer, (Cell, Delay, *WEIGHTED)) and x.numel():
                 self._check(name, given, shape)
-            if isinstance(layer, Cell) and x.numel():
+            if isinstance(layer, (Cell, Delay)) and x.numel():
                 self._count_cell(name, layer, output, own[: len(given)])
             elif isinstance(layer, WEIGHTED) and x.numel():
                 costs[: len(given)] += self._count_weights(number, layer, given, own)
@@ -128,7 +128,7 @@ class CountedNetwork(Sequential):
                 f"{(*shape, '*')}: what follows a layer that changes the steps is not counted"
             )
 
-    def _count_cell(self, name: str, cell: Cell, output: Tensor, own: Tensor) -> None:
+    def _count_cell(self, name: str, cell: Cell | Delay, output: Tensor, own: Tensor) -> None:
         channels = int(own.sum()) * output.shape[2:].numel()
         self._work["neurons" if cell.spikes else "filters"] += cell.products * channels
         if cell.spikes:
@@ -224,7 +224,7 @@ def _refuse_other_weights(name: str, layer: nn.Module) -> None:
     A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
     scale of each channel, such as ``(C, 1, 1)``.
     """
-    if isinstance(layer, (*WEIGHTED, Cell, nn.LayerNorm)):
+    if isinstance(layer, (*WEIGHTED, Cell, Delay, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
         if parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]]):

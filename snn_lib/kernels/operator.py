@@ -35,7 +35,7 @@ def run(inputs: Inputs, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     if learns:
         name, numbers = name_of(surrogate)
         inputs = inputs._replace(surrogate=name, numbers=numbers, keep=True)
-    if is_transformed() or not _has_kernels(inputs.key, inputs.surrogate):
+    if is_transformed() or not has_kernels(inputs.key, inputs.surrogate):
         return _run_plain(inputs, surrogate)
     if not learns and _can_skip_dispatch(inputs):
         return backend_for(inputs.x).forward(inputs)[:2]
@@ -48,7 +48,8 @@ def _run_plain(inputs: Inputs, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
 
 
 @torch.compiler.assume_constant_result
-def _has_kernels(key: str, surrogate: str) -> bool:
+def has_kernels(key: str, surrogate: str) -> bool:
+    """Whether kernels can compute a program and its gradients with a surrogate, if one is named."""
     return program(key).has_kernels(surrogate)
 
 

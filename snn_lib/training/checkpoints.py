@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Cell
+from snn_lib.cells import Constrained
 from snn_lib.errors import InputError, require
 from snn_lib.files import reading, write_atomically
 
@@ -126,7 +126,7 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
-        coefficients = isinstance(module, Cell)
+        coefficients = isinstance(module, Constrained)
         for key, buffer in module.named_buffers(name, recurse=False):
             if coefficients or key.endswith(STATISTICS):
                 found[key] = buffer

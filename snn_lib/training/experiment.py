@@ -32,6 +32,7 @@ from snn_lib.training.run_folder import (
 )
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
+
 class Stopped(Exception):
     """The run was asked to stop, and its last checkpoint is written."""
 

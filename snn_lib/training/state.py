@@ -20,7 +20,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from snn_lib.cells import Cell, parameter_groups
+from snn_lib.cells import Constrained, parameter_groups
 from snn_lib.errors import InputError, SettingsError, one_line, require
 from snn_lib.settings import OptimizerChoice, SchedulerChoice
 from snn_lib.tasks.base import Task
@@ -135,7 +135,7 @@ class TrainingState:
             # makes the average's coefficients stable too. Every step does the same, so that a
             # resumed run computes the same numbers as one that was never stopped.
             for module in (*self.model.modules(), *self.average.modules()):
-                if isinstance(module, Cell):
+                if isinstance(module, Constrained):
                     module.project_()
             self.average.update_parameters(self.model)
         if steps_every_batch(self.scheduler):

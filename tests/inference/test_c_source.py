@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from leaving_pytorch import NETWORKS, maps, network, spikes, with_readout
+from leaving_pytorch import NETWORKS, coming_back, maps, network, spikes, with_readout
 from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
@@ -157,6 +157,7 @@ class Curved(Cell):
     [
         (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
         (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
+        (coming_back()[0], "network.c", "1 is given its own spikes, which C and integers cannot"),
         (Sequential(nn.Linear(4, 4)), "network.h", r"network.h: expected a name in C with"),
         (Sequential(nn.Linear(4, 4)), "my-net.c", r"my-net.c: expected a name in C with"),
         (

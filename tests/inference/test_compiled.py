@@ -5,7 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from leaving_pytorch import NETWORKS, maps, network, pooled_spikes, spikes, with_readout
+from leaving_pytorch import (
+    COMING_BACK,
+    NETWORKS,
+    maps,
+    network,
+    pooled_spikes,
+    spikes,
+    with_readout,
+)
 from torch import nn
 
 from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
@@ -28,7 +36,7 @@ def digits():
     return model.eval(), (torch.rand(40, 5, 12) > 0.6).float()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *COMING_BACK])
 def test_it_computes_what_pytorch_computes(name):
     model, features = network(name)
     x = spikes(50, *features)
@@ -112,7 +120,11 @@ def test_a_long_mean_stands_still_where_its_input_does():
 
 
 @pytest.mark.parametrize(
-    "name", ["order 3, 2", "neurons with a membrane", "rearranged and voting", "snapshots"]
+    "name",
+    [
+        *("order 3, 2", "neurons with a membrane", "rearranged and voting", "snapshots", "delays"),
+        *COMING_BACK,
+    ],
 )
 def test_steps_runs_and_chunks_are_one_stream(name):
     model, features = network(name)

@@ -6,7 +6,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from leaving_pytorch import NETWORKS, maps, network, pooled_spikes, spikes, with_readout
+from leaving_pytorch import (
+    COMING_BACK,
+    NETWORKS,
+    maps,
+    network,
+    pooled_spikes,
+    spikes,
+    with_readout,
+)
 from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
@@ -37,7 +45,7 @@ def run(graph, x):
     return np.stack(outputs)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *COMING_BACK])
 def test_it_computes_what_pytorch_computes(name, tmp_path):
     model, features = network(name)
     model.float()  # ONNX Runtime has no convolution in float64

@@ -9,11 +9,13 @@ from running import ROOT
 from torch import nn
 from torch.nn.utils import prune
 
+import snn_lib
 from snn_lib import (
     Chunked,
     DualExponentialSynapse,
     LowPassSynapse,
     PerStep,
+    Recurrent,
     Sequential,
     SpikingNeuron,
     StatefulModule,
@@ -546,3 +548,17 @@ def test_neurobench_counts_the_same(build, current, monkeypatch):
     found = ours(build().eval(), x)
     assert found == pytest.approx(theirs(build().eval(), x), rel=1e-12)
     assert found["Effective_ACs"] + found["Effective_MACs"] > 0
+
+
+def test_delays_are_counted_as_filters_and_recurrence_is_refused():
+    counted = CountedNetwork(
+        Sequential(snn_lib.Delay((2, 3, 3), 1.5, 4), nn.Flatten(2), nn.Linear(18, 3))
+    )
+    counted(torch.ones(5, 2, 2, 3, 3))
+    operations = counted.operations()
+    assert operations.filters == 5 * 18 * 2
+    recurrent = Recurrent(nn.Linear(3, 3), SpikingNeuron(3, 4.0))
+    with pytest.raises(
+        ValueError, match="layer 1 is a Recurrent, whose weights have no count here"
+    ):
+        CountedNetwork(Sequential(nn.Linear(3, 3), recurrent))

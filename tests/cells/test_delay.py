@@ -1,0 +1,266 @@
+"""Delays against a loop over channels and steps, and what a layer with a memory has to keep."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from definitions import gradients, with_channels_last
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, jvp, vmap
+from torch.library import opcheck
+
+from snn_lib import Chunked, Delay, Repeat, Sequential, parameter_groups, use_backend
+
+DOUBLE = torch.float64
+
+
+def delay_by_hand(x, delays, before):
+    """Each channel, interpolated by NumPy between its steps; ``before`` are the inputs before x."""
+    steps = np.concatenate([before, x])
+    times, output = np.arange(len(steps)) - len(before), np.empty(x.shape)
+    for row, channel in np.ndindex(x.shape[1:]):
+        asked = np.arange(len(x)) - delays[channel]
+        output[:, row, channel] = np.interp(asked, times, steps[:, row, channel])
+    return output
+
+
+def layer_of(delays, longest, dtype=DOUBLE, **settings):
+    """A layer with exactly these delays."""
+    layer = Delay(delays.shape, delays.float(), longest, **settings).to(dtype)
+    layer.steps.data.copy_(delays)
+    return layer
+
+
+@pytest.fixture(params=["eager", "cpu"])
+def backend(request):
+    if request.param == "cpu":
+        pytest.importorskip("llvmlite")
+    with use_backend(request.param):
+        yield request.param
+
+
+@given(
+    steps=st.integers(1, 150),
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 140),
+    longest=st.integers(1, 100),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(0, 2, 5, 3, 0)
+@example(200, 2, 65, 4, 0)
+def test_each_channel_is_the_one_between_its_steps(steps, batch, channels, longest, seed):
+    torch.manual_seed(seed)
+    x, before = (torch.randn(n, batch, channels, dtype=DOUBLE) for n in (steps, longest))
+    delays = longest * torch.rand(channels, dtype=DOUBLE)
+    delays[::3] = delays[::3].round()  # whole ones, and perhaps the shortest and the longest
+    expected = delay_by_hand(x.numpy(), delays.numpy(), before.numpy())
+    for name in ("eager", "auto"):
+        with use_backend(name):
+            output, (after,) = layer_of(delays, longest)(x, (before,))
+        np.testing.assert_allclose(output.detach(), expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(after, torch.cat([before, x])[steps:])
+
+
+@pytest.mark.usefixtures("backend")
+def test_gradients_of_first_and_second_order():
+    delays = torch.tensor([0.4, 2.0, 2.7, 5.0, 4.3], dtype=DOUBLE)
+    layer = layer_of(delays - torch.tensor([0, 1e-3, 0, 1e-3, 0]), 5)  # where it has a derivative
+
+    def run(x, before, steps):
+        output, (after,) = functional_call(layer, {"steps": steps}, (x, (before,)))
+        return output, after
+
+    inputs = torch.randn(7, 2, 5), torch.randn(5, 2, 5), layer.steps.detach()
+    inputs = [tensor.to(DOUBLE).requires_grad_() for tensor in inputs]
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.usefixtures("backend")
+def test_the_gradient_of_a_delay_is_the_difference_of_its_neighbours():
+    layer = layer_of(torch.tensor([1.25, 3.0, 0.0], dtype=DOUBLE), 3)
+    x = torch.randn(9, 1, 3, dtype=DOUBLE)
+    layer(x)[0][6].sum().backward()  # at step 6
+    neighbours = [x[4, 0, 0] - x[5, 0, 0], x[3, 0, 1] - x[4, 0, 1], x[5, 0, 2] - x[6, 0, 2]]
+    torch.testing.assert_close(layer.steps.grad, torch.stack(neighbours))
+
+
+def test_the_operators_and_their_derivatives_are_pytorch_s():
+    sequence, start = torch.randn(9, 2, 3, dtype=DOUBLE), torch.tensor([-4, 0, 7])
+    parts, gradient = torch.randn(2, 3, dtype=DOUBLE), torch.randn(6, 2, 3, dtype=DOUBLE)
+    for tensor in (sequence, parts, gradient):
+        tensor.requires_grad_()
+    opcheck(torch.ops.snn.interpolate, (sequence, start, parts, 6))
+    opcheck(torch.ops.snn.correlate, (gradient, sequence, start))
+
+
+def test_operators_refuse_what_does_not_fit():
+    x, start = torch.randn(9, 2, 3), torch.zeros(3, dtype=torch.int64)
+    for wrong in (start[:2], start.int()):
+        with pytest.raises(ValueError, match="do not fit each other"):
+            torch.ops.snn.interpolate(x, wrong, torch.randn(2, 3), 9)
+
+
+def test_float32_and_threads_give_the_bits_of_plain_pytorch():
+    pytest.importorskip("llvmlite")
+    layer, x = Delay(70, lambda shape: 30 * torch.rand(shape), 30), torch.randn(300, 5, 70)
+    with use_backend("eager"):
+        expected = layer(x)[0]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(layer(x)[0], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_chunks_lengths_and_bytes():
+    layer = layer_of(4 * torch.rand(6, dtype=DOUBLE), 4)
+    x = torch.randint(0, 2, (20, 4, 6), dtype=torch.uint8)
+    whole, (last,) = layer(x)
+    chunked, (after,) = Chunked(layer, 3)(x)  # chunks are shorter than the longest delay
+    assert torch.equal(chunked, whole)
+    assert torch.equal(after, last)
+    lengths = torch.tensor([20, 5, 0, 2])
+    padded, (ends,) = layer(x, lengths=lengths)
+    assert torch.equal(padded, whole)
+    for row, length in enumerate(lengths):
+        assert torch.equal(ends[:, row], layer(x[:length, row : row + 1])[1][0][:, 0])
+    direct, chunks = (
+        gradients(lambda x, run=run: run(x), [x.double()])
+        for run in (lambda x: [layer(x)[0]], lambda x: [Chunked(layer, 3)(x)[0]])
+    )
+    torch.testing.assert_close(direct, chunks)
+
+
+def test_an_input_that_is_the_same_at_every_step_may_be_expanded():
+    layer, x = (
+        layer_of(torch.tensor([0.5, 2.0], dtype=DOUBLE), 2),
+        torch.randn(1, 3, 2, dtype=DOUBLE),
+    )
+    assert torch.equal(layer(x.expand(5, 3, 2))[0], layer(x.repeat(5, 1, 1))[0])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_positions_of_a_map_share_the_delay_of_their_channel(last):
+    delays = torch.tensor([0.5, 3.0], dtype=DOUBLE)
+    maps, rows = layer_of(delays.view(2, 1, 1), 3), layer_of(delays, 3)
+    x = torch.randn(6, 3, 2, 4, 5, dtype=DOUBLE)
+    output, (after,) = maps(with_channels_last(x) if last else x)
+    assert output.stride(2) == (1 if last else 20)  # maps stay as they lie in memory
+    for y, z in np.ndindex(4, 5):
+        expected, (expected_after,) = rows(x[..., y, z])
+        assert torch.equal(output[..., y, z], expected)
+        assert torch.equal(after[..., y, z], expected_after)
+    assert torch.equal(maps(x[3:], (maps(x[:3])[1][0],))[0], maps(x)[0][3:])
+
+
+def test_repeated_inputs_have_several_delays():
+    several = Sequential(Repeat(2), Delay(4, torch.tensor([0.0, 1.0, 2.0, 3.0]), 3))
+    x = torch.randn(8, 1, 2)
+    output, _ = several(x)
+    for channel, delay in enumerate([0, 1, 2, 3]):
+        torch.testing.assert_close(output[delay:, 0, channel], x[: 8 - delay, 0, channel % 2])
+
+
+@pytest.mark.parametrize("moved", [-7.0, 30.0])
+def test_delays_that_an_optimiser_moves_out_are_pulled_back(moved):
+    layer, edge = layer_of(torch.tensor([2.5, 1.0], dtype=DOUBLE), 4), min(max(moved, 0.0), 4.0)
+    x = torch.randn(9, 2, 2, dtype=DOUBLE)
+    layer.steps.data[0] = moved
+    layer.eval()(x)
+    assert layer.steps[0] == moved  # evaluation changes nothing
+    torch.testing.assert_close(layer(x)[0], layer_of(torch.tensor([edge, 1.0]), 4)(x)[0])
+    layer.train()(x)[0].sum().backward()
+    assert layer.steps[0] == edge
+    assert layer.steps.grad[0] != 0  # so that it can leave the edge
+    layer.steps.data[0] = moved
+    assert copy.deepcopy(layer).state_dict()["steps"][0] == edge
+
+
+def test_a_delay_is_found_by_its_gradient():
+    torch.manual_seed(1)
+    x, layer = torch.randn(200, 8, 3).cumsum(0) / 8, Delay(3, 4.0, 12)
+    asked = torch.tensor([1.3, 6.5, 9.0])
+    target = Delay(3, asked, 12)(x)[0].detach()
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (layer(x)[0] - target).square().mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(layer.steps.detach(), asked, rtol=0, atol=0.05)
+
+
+def test_delays_learn_at_the_rate_of_the_weights_and_never_decay():
+    model = Sequential(Delay(3, 1.0, 5), nn.Linear(3, 2))
+    groups = parameter_groups(model, lr=1.0, coefficient_lr_scale=0.01)
+    (own,) = [group for group in groups if group["params"][0] is model[0].steps]
+    assert (len(own["params"]), own["lr"], own["weight_decay"]) == (1, 1.0, 0.0)
+    assert sum(len(group["params"]) for group in groups) == 3
+
+
+def test_fixed_delays_are_no_parameters():
+    layer = Delay(3, 1.5, 5, train=False)
+    assert not [*layer.parameters()]
+    assert torch.equal(layer.state_dict()["steps"], torch.full((3,), 1.5))
+
+
+def test_dtypes():
+    x = torch.randn(5, 2, 3)
+    layer = Delay(3, torch.tensor([0.5, 1.0, 2.0]), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x)[0], layer.float()(x)[0].bfloat16())
+    low, (state,) = copy.deepcopy(layer).bfloat16()(x.bfloat16())
+    assert (low.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(low, layer(x.bfloat16())[0].bfloat16())
+
+
+def test_transforms_and_the_compiler_see_the_same():
+    layer = layer_of(3 * torch.rand(4, dtype=DOUBLE), 3)
+    x, tangent = torch.randn(2, 6, 2, 4, dtype=DOUBLE)
+
+    def run(x):
+        return layer(x)[0]
+
+    torch.testing.assert_close(jvp(run, (x,), (tangent,))[1], run(tangent))  # it is linear
+    many = torch.stack([x, tangent])
+    torch.testing.assert_close(vmap(run)(many), torch.stack([run(x), run(tangent)]))
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    found, expected = (gradients(lambda x, f=f: f(x)[:1], [x]) for f in (compiled, layer))
+    torch.testing.assert_close(found, expected)
+    exported = torch.export.export(layer.eval(), (x,)).module()
+    assert torch.equal(exported(x)[0], layer(x)[0])
+
+
+def test_an_undefined_delay_gives_undefined_output_alone():
+    layer = Delay(2, 1.0, 3)
+    layer.steps.data[0] = math.nan
+    output, _ = layer(torch.randn(5, 2, 2))
+    assert output[..., 0].isnan().all()
+    assert output[..., 1].isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [-0.5, 5.5, math.nan, math.inf])
+def test_delays_out_of_range_are_refused(steps):
+    with pytest.raises(ValueError, match=r"steps is .*, expected a delay in \[0, 5\]"):
+        Delay(3, steps, 5)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="longest is 0, expected a whole number of at least 1"):
+        Delay(3, 0.0, 0)
+    layer = Delay(3, 1.0, 5)
+    for x, state, message in (
+        (torch.randn(4, 2, 7), None, "steps has shape"),
+        (torch.randn(4, 3), None, "x has shape"),
+        (torch.randn(4, 2, 3), (torch.zeros(4, 2, 3),), "state has shape"),
+        (torch.randn(4, 2, 3) * 1j, None, "x is in torch.complex64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer(x, state)

@@ -1,0 +1,293 @@
+"""Recurrence against a loop over the steps, and what a layer with a memory has to keep."""
+
+import copy
+
+import pytest
+import torch
+from definitions import filter_by_hand, fire, gradients
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call, grad, jvp
+from torch.library import opcheck
+
+from snn_lib import (
+    AdaptiveNeuron,
+    Chunked,
+    LowPassSynapse,
+    PerStep,
+    Recurrent,
+    Sequential,
+    SpikingNeuron,
+    fire_from_the_start,
+    use_backend,
+)
+from snn_lib.inspection.activity import count_activity
+from snn_lib.inspection.monitor import Monitor
+from snn_lib.kernels.inputs import Inputs
+
+DOUBLE = torch.float64
+
+
+def by_hand(layer, x, fed, membrane, reset, past, weight, bias, decay):
+    """The spikes, what comes back last, and the states, by the equations of the layer."""
+    neuron, spikes = layer.neuron, []
+    for x_t in x:
+        membrane = decay * membrane + x_t + fed @ weight.t() + bias - reset
+        spikes.append(fire(membrane))
+        reset = neuron.reset_decay * reset + neuron.reset_strength * spikes[-1]
+        fed = spikes[-1]
+        if layer.synapse is not None:
+            coefficients = layer.synapse.alpha, layer.synapse.beta
+            (fed,), past, _ = filter_by_hand(fed[None], *coefficients, past, fed[None][:0])
+    return torch.stack(spikes), fed, membrane, reset, past
+
+
+def build(channels, synapse=False, dtype=DOUBLE, **settings):
+    """A layer whose neurons fire now and then, and excite and inhibit each other."""
+    neuron = SpikingNeuron(channels, 5.0, membrane_filter=True, train_decay=True, **settings)
+    filtered = LowPassSynapse(channels, 3.0) if synapse else None
+    layer = Recurrent(nn.Linear(channels, channels), neuron, filtered).to(dtype)
+    with torch.no_grad():
+        layer.weights.weight.normal_().mul_(2 / channels**0.5)
+    return layer
+
+
+def inputs_of(layer, steps, batch):
+    """x, what comes back first, and the states, in the dtype of the layer."""
+    shape, dtype = (batch, *layer.neuron.shape), layer.weights.weight.dtype
+    x, membrane, reset = (torch.randn(n, *shape, dtype=dtype) for n in (steps, 1, 1))
+    fed = (torch.rand(shape) < 0.3).to(dtype)
+    past = torch.rand(1 if layer.synapse else 0, *shape, dtype=dtype)
+    parameters = layer.weights.weight, layer.weights.bias, layer.neuron.membrane_decay
+    return x, fed, membrane[0], reset[0], past, *(p.detach() for p in parameters)
+
+
+def run(layer, x, fed, membrane, reset, past, weight, bias, decay):
+    """The same as ``by_hand``, by the layer."""
+    filtered = (past, past[:0]) if layer.synapse else None
+    names = "weights.weight", "weights.bias", "neuron.membrane_decay"
+    parameters = dict(zip(names, (weight, bias, decay), strict=True))
+    state = fed, (membrane, reset), filtered
+    spikes, (fed, own, filtered) = functional_call(layer, parameters, (x, state))
+    return spikes, fed, *own, filtered[0] if layer.synapse else past
+
+
+@pytest.fixture(params=["eager", "cpu"])
+def backend(request):
+    if request.param == "cpu":
+        pytest.importorskip("llvmlite")
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("synapse", [False, True])
+@pytest.mark.parametrize(("steps", "batch", "channels"), [(9, 2, 7), (6, 2, 150), (0, 3, 7)])
+def test_values_and_gradients_are_those_of_the_loop(steps, batch, channels, synapse):
+    layer = build(channels, synapse)
+    inputs = inputs_of(layer, steps, batch)
+    found = run(layer, *inputs)
+    slopes = gradients(lambda *given: run(layer, *given), inputs)
+    if steps == 0:
+        assert all(torch.equal(*pair) for pair in zip(found[1:], inputs[1:5], strict=True))
+        return
+    expected = by_hand(layer, *inputs)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(slopes, gradients(lambda *given: by_hand(layer, *given), inputs))
+
+
+def test_float32_is_close_and_skips_what_did_not_fire():
+    layer = build(200, dtype=torch.float32)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(20, 3, 200)
+    spikes, _ = layer(x)
+    expected, _ = exact(x.double())
+    assert 0.01 < spikes.mean() < 0.3
+    assert torch.equal(spikes.double(), expected)
+    for module, output in ((layer, spikes), (exact, expected)):
+        (output * torch.arange(20).view(20, 1, 1).to(output)).sum().backward()
+        assert module.weights.weight.grad.any()
+    for own, other in zip(layer.parameters(), exact.parameters(), strict=True):
+        scale = other.grad.abs().max()
+        torch.testing.assert_close(own.grad.double() / scale, other.grad / scale, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        layer.weights.weight[:, 0] = torch.nan  # of a neuron that never fires
+        x[..., 0] = -100.0
+        assert layer(x)[0].sum() > 0
+
+
+class Smooth:
+    """A surrogate that is the derivative of what fires, so that numbers can check it."""
+
+    def derivative(self, membrane):
+        return torch.zeros_like(membrane)
+
+
+@pytest.mark.usefixtures("backend")
+def test_gradients_between_spikes_are_those_of_differences():
+    layer = build(3, synapse=True, surrogate=Smooth())
+    inputs = [tensor.requires_grad_() for tensor in inputs_of(layer, 4, 1)]
+    assert by_hand(layer, *inputs)[0].any()
+    assert gradcheck(lambda *given: run(layer, *given), inputs)
+    assert gradgradcheck(lambda *given: run(layer, *given)[1:], inputs)
+
+
+def test_second_derivatives_are_those_of_the_loop():
+    layer = build(6)
+    inputs = inputs_of(layer, 5, 2)
+
+    def slopes(function):
+        def first(*given):
+            loss = sum((output * output).sum() for output in function(layer, *given))
+            return torch.autograd.grad(loss, given[:1] + given[5:], create_graph=True)
+
+        return gradients(first, inputs, which=(0, 5, 6, 7))
+
+    torch.testing.assert_close(slopes(run), slopes(by_hand))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("synapse", [False, True])
+def test_chunks_and_lengths(synapse):
+    layer, x = build(9, synapse), torch.randn(20, 4, 9, dtype=DOUBLE)
+    whole, state = layer(x)
+    chunked, after = Chunked(layer, 6)(x)
+    assert torch.equal(chunked, whole)
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+    lengths = torch.tensor([20, 5, 0, 99])
+    padded, ends = layer(x, lengths=lengths)
+    assert torch.equal(padded, whole)
+    for row, length in enumerate(lengths):
+        _, expected = layer(x[:length, row : row + 1])
+        for own, other in zip(flat(ends), flat(expected), strict=True):
+            torch.testing.assert_close(own.select(-2, row), other.select(-2, 0))
+    # The gradient of a state begins at the sequence's own end.
+    (slope,) = gradients(lambda x: flat(layer(x, lengths=lengths)[1]), [x])
+    assert not slope[5:, 1].any()
+    assert not slope[:, 2].any()
+    (expected,) = gradients(lambda x: flat(layer(x[:5], lengths=lengths)[1]), [x])
+    torch.testing.assert_close(slope[:, 1], expected[:, 1])
+
+
+def flat(state):
+    """The tensors of a state, in order."""
+    fed, own, filtered = state
+    return [fed, *own, *(filtered or ())]
+
+
+def test_dropout_takes_spikes_from_the_next_layer_alone():
+    layer, x = build(9, dropout=0.5), torch.randn(30, 4, 9, dtype=DOUBLE)
+    every, state = copy.deepcopy(layer).eval()(x)
+    passed, after = layer(x)
+    assert torch.equal(passed, torch.where(passed != 0, 2 * every, 0.0))
+    assert 0.3 < passed.count_nonzero() / every.count_nonzero() < 0.7
+    torch.testing.assert_close(after, state, rtol=0, atol=0)
+    torch.manual_seed(3)
+    whole, _ = layer(x)
+    torch.manual_seed(3)
+    assert torch.equal(Chunked(layer, 7)(x)[0], whole)
+
+
+def test_other_weights_and_weights_with_hooks_run_step_by_step():
+    torch.manual_seed(0)
+    maps = Recurrent(
+        PerStep(nn.Conv2d(2, 2, 1, bias=False)), SpikingNeuron((2, 1, 1), 4.0)
+    ).double()
+    rows = Recurrent(nn.Linear(2, 2, bias=False), SpikingNeuron(2, 4.0)).double()
+    with torch.no_grad():
+        rows.weights.weight.copy_(maps.weights.module.weight[..., 0, 0])
+    x = torch.randn(9, 3, 2, 2, 2, dtype=DOUBLE)
+    spikes, _ = maps(x)
+    assert torch.equal(spikes[..., 1, 0], rows(x[..., 1, 0])[0])
+    assert torch.equal(maps(x[4:], maps(x[:4])[1])[0], spikes[4:])
+    seen = []
+    rows.weights.register_forward_hook(lambda *call: seen.append(call))
+    assert torch.equal(rows(x[..., 1, 0])[0], spikes[..., 1, 0])
+    assert len(seen) == 9
+
+
+def test_any_neuron_comes_back():
+    neuron = AdaptiveNeuron(3, tau_m=5.0, tau_adaptation=20.0, adaptation_strength=0.1)
+    layer = Recurrent(nn.Linear(3, 3), neuron)
+    x = 2 * torch.rand(12, 2, 3)
+    spikes, _ = layer(x)
+    current = x[1:] + layer.weights(spikes[:-1])
+    first = x[:1] + layer.weights.bias
+    assert torch.equal(neuron(torch.cat([first, current]))[0], spikes)
+
+
+def test_the_neurons_are_observed_as_any_others():
+    model = Sequential(nn.Linear(5, 9), Recurrent(nn.Linear(9, 9), SpikingNeuron(9, 4.0)))
+    x = torch.randn(40, 6, 5)
+    before = copy.deepcopy(model[1].weights.state_dict())
+    rates = fire_from_the_start(model, x, rate=0.1)
+    assert 0.05 < rates["1.neuron"] < 0.2
+    torch.testing.assert_close(dict(model[1].weights.state_dict()), dict(before), rtol=0, atol=0)
+    with Monitor(model) as monitor, count_activity(model) as activity:
+        spikes, _ = model(x)
+    assert torch.equal(monitor["1.neuron"].spikes, spikes)
+    assert torch.equal(monitor["1.neuron"].membrane > 1, spikes > 0)
+    assert activity.spike_counts["1.neuron"] == spikes.sum()
+
+
+def test_dtypes():
+    layer, x = build(9, synapse=True, dtype=torch.float32), torch.randn(9, 2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes, (fed, _, _) = layer(x)
+    assert (spikes.dtype, fed.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(spikes, layer(x)[0])
+    spikes, (fed, _, _) = layer.bfloat16()(x.bfloat16())
+    assert (spikes.dtype, fed.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_transforms_and_the_compiler_see_the_same():
+    layer = build(5)
+    inputs = inputs_of(layer, 6, 2)
+    tangents = [torch.randn_like(tensor) for tensor in inputs[:1]]
+
+    def loss(x):
+        return run(layer, x, *inputs[1:])[2].square().sum()  # of the membranes
+
+    slope = grad(loss)(inputs[0])
+    (expected,) = gradients(lambda x: [by_hand(layer, x, *inputs[1:])[2]], inputs[:1])
+    x = inputs[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(by_hand(layer, x, *inputs[1:])[2].square().sum(), [x])
+    torch.testing.assert_close(slope, expected)
+    _, change = jvp(loss, (inputs[0],), (tangents[0],))
+    torch.testing.assert_close(change, (expected * tangents[0]).sum())
+    compiled = torch.compile(layer.eval(), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(inputs[0])[0], layer(inputs[0])[0])
+
+
+def test_the_operator_is_pytorch_s():
+    layer = build(4)
+    call = layer.neuron.call(torch.zeros(5, 2, 4, dtype=DOUBLE))
+    coefficients = torch.stack([*call.coefficients.values()]).detach().requires_grad_()
+    inputs = Inputs(
+        "SpikingNeuron[-,-;-,-,-]",
+        torch.randn(5, 2, 4, dtype=DOUBLE, requires_grad=True),
+        coefficients,
+        lengths=torch.tensor([5, 3]),
+        surrogate="gaussian",
+        numbers=(0.4,),
+        dtype=DOUBLE,
+        keep=True,
+        needed=(True,) * 3,
+    )
+    weight, fed = layer.weights.weight, torch.zeros(2, 4, dtype=DOUBLE, requires_grad=True)
+    opcheck(torch.ops.snn.recur, (weight, fed, *inputs))
+    for wrong in (weight[:3], weight.float()):
+        with pytest.raises(ValueError, match="weight has shape"):
+            torch.ops.snn.recur(wrong, fed, *inputs)
+
+
+def test_what_cannot_come_back_is_refused():
+    neuron, synapse = SpikingNeuron(3, 4.0), LowPassSynapse(3, 4.0)
+    with pytest.raises(TypeError, match=r"neuron is .*, expected a cell that spikes"):
+        Recurrent(nn.Linear(3, 3), synapse)
+    with pytest.raises(TypeError, match=r"synapse is .*, expected a cell that does not spike"):
+        Recurrent(nn.Linear(3, 3), neuron, neuron)
+    with pytest.raises(ValueError, match="the weights have shape"):
+        Recurrent(nn.Linear(4, 4), neuron)(torch.randn(5, 2, 3))
+    with pytest.raises(ValueError, match="state fed has shape"):
+        Recurrent(nn.Linear(3, 3), neuron)(torch.randn(5, 2, 3), (torch.zeros(2, 4), None, None))
