@@ -21,6 +21,7 @@ from pathlib import Path
 
 from measuring import interleave, machine, options, quartiles
 from networks import (
+    CONVOLUTIONS,
     DIGITS,
     FLOOR,
     LATENCY,
@@ -194,7 +195,7 @@ def main() -> None:
     chosen = options(__doc__, "training_step")
     tables = []
     notes = {}
-    for network in (DIGITS, POISSON, LATENCY, MEMORY, MAPS, PIXELS):
+    for network in (DIGITS, POISSON, LATENCY, MEMORY, MAPS, CONVOLUTIONS, PIXELS):
         rows = rows_of(network, chosen.device)
         notes |= {row.name: row.note for row in rows}
         rounds = ROUNDS if network.steps < PIXELS.steps else LONG_ROUNDS

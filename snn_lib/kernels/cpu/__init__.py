@@ -7,13 +7,14 @@ threads that share the tiles, and ``allocator`` sets the C library's allocator.
 Every element of a result is computed by the operations of the step, in their order, so spikes are
 those of plain PyTorch bit for bit. Results do not depend on the number of threads.
 
-``products`` are those of spikes with weights, which PyTorch computes where there is no such kernel.
+``products`` and ``convolutions`` are those of spikes with weights. Where there is no such kernel,
+PyTorch computes them.
 """
 
-from snn_lib.kernels.cpu import products
+from snn_lib.kernels.cpu import convolutions, products
 from snn_lib.kernels.cpu.allocator import keep_freed_memory
 from snn_lib.kernels.cpu.running import backward, forward
 
-__all__ = ["backward", "forward", "products"]
+__all__ = ["backward", "convolutions", "forward", "products"]
 
 keep_freed_memory()
