@@ -193,8 +193,8 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Convolves maps of which most is known to be zero, as PyTorch's function ``conv2d``.
 
     There are kernels for the CPU, in float32, for maps whose channels lie last in memory and for
-    layers of at least 16 channels and maps that go on by one position at a time. All else is left
-    to PyTorch.
+    layers that go on by one position at a time and have at least 16 channels and as many maps, or
+    more if their patches are less than 3 wide. All else is left to PyTorch.
     """
     pads = (padding, padding) if isinstance(padding, int) else padding
     if (

@@ -18,6 +18,7 @@ whatever the number of threads.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -38,6 +39,7 @@ from snn_lib.kernels.cpu.products import (
 from snn_lib.kernels.cpu.writer import FLOAT, I64
 
 CHANNELS = 16  # at least, of the input and of the output: PyTorch is as fast for fewer
+PANEL = 3 * CHANNELS  # numbers that are added at once: most patches are 3 wide
 PARTS = 8  # of the images, whose gradients are added up at last
 
 # The arguments of the kernels. ``top`` and ``left`` say where on the grid the output begins.
@@ -52,7 +54,8 @@ def serves(maps: torch.Size, weight: torch.Size, padding: Sequence[int]) -> bool
     return (
         len(maps) == len(weight) == 4
         and maps[1] == weight[1]
-        and min(weight[:2]) >= CHANNELS
+        and (channels := min(weight[:2])) >= CHANNELS
+        and channels * weight[3] >= PANEL
         and all(
             0 <= pad < length <= side + 2 * pad
             for side, length, pad in zip(maps[2:], weight[2:], padding, strict=True)
@@ -72,7 +75,7 @@ def convolve(spikes: Tensor, weight: Tensor, bias: Tensor | None, padding: Seque
     threads = threads_for(images, output)
     sizes = *maps, inputs, outputs, *patch, *place, *size
     given = _last(spikes), weights, bias, output, _grids(threads, maps, patch, outputs), *sizes
-    made = _convolve(_task(spikes, outputs * patch[1]))
+    made = _convolve(_task(spikes))
     run(made, threads, images, [*given, *lists(threads, 1, inputs)])
     return output.movedim(-1, 1)
 
@@ -88,7 +91,7 @@ def gradient(
     threads = threads_for(parts, grad_output)
     sizes = images, parts, *maps, inputs, outputs, *patch, *place, *grad_output.shape[2:]
     given = _last(spikes), _last(grad_output), found, _grids(threads, maps, patch, outputs), *sizes
-    made = _gradient(_task(spikes, outputs * patch[1]))
+    made = _gradient(_task(spikes))
     run(made, threads, parts, [*given, *lists(threads, inputs, maps[0] * maps[1])])
     return found.sum(0).permute(3, 0, 1, 2).flip(2, 3)
 
@@ -114,13 +117,11 @@ def _gradient(task: Task) -> Kernel:
     return kernel(gradient_source(task))
 
 
-def _task(spikes: Tensor, length: int) -> Task:
-    """The task for rows of this length: its panels cover a row and not much more."""
+def _task(spikes: Tensor) -> Task:
+    """The task, whose words are no longer than the channels of a position."""
     task = task_of(spikes.dtype, torch.float32)
-    fitting = range(1, min(task.registers, length // task.lanes) + 1)
-    registers = min(fitting, key=lambda n: (-(-length // (n * task.lanes)) * n, -n))
-    word = 1 << min(spikes.shape[1], WORD).bit_length() - 1
-    return Task(task.spikes, task.dtype, task.lanes, registers, word)
+    word = WORD if spikes.shape[1] >= WORD else CHANNELS
+    return replace(task, registers=PANEL // task.lanes, word=word)
 
 
 def convolve_source(task: Task) -> str:
