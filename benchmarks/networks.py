@@ -192,6 +192,14 @@ POISSON, LATENCY = (
     replace(DIGITS, steps=steps, images=False, pretrained=f"snn_mlp_1_{encoding}_behind")
     for encoding, steps in (("poisson", 25), ("latency", 12))
 )
+# The same of convolutions; the last neurons vote.
+CONVOLUTIONS = replace(
+    MAPS,
+    sizes=(*MAPS.sizes[:-1], 100),
+    steps=10,
+    images=False,
+    pretrained="snn_conv_poisson_behind",
+)
 
 
 @dataclass(frozen=True)
@@ -253,8 +261,7 @@ class Pretrained(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        named = network.pretrained
-        self.layers = network.load().model.layers if named else SNN(network, behind=True).layers
+        self.layers = network.load().model if network.pretrained else SNN(network, True).layers
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)[0]

@@ -116,9 +116,9 @@ class Sequential(StatefulModule):
     input that requires a gradient is weighed at every step, because each step has a gradient of its
     own, and so is every input where ``torch.compile`` or ``torch.func`` is at work.
 
-    An ``nn.Linear`` after spikes leaves out what is zero, where there are kernels for that (see
-    :mod:`snn_lib.products`). So does one that comes first, in float32. Its result is the same up to
-    rounding.
+    An ``nn.Linear`` or a ``PerStep(nn.Conv2d(...))`` after spikes, which may be pooled, leaves out
+    what is zero, where there are kernels for that (see :mod:`snn_lib.products`). So does an
+    ``nn.Linear`` that comes first, in float32. The result is the same up to rounding.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
     indices and slices, item assignment, ``append`` and ``extend``. To put a module between others,
@@ -297,7 +297,8 @@ def weighs_once(module: nn.Module, x: Tensor) -> bool:
 
 def _spikes(module: nn.Module, given: bool | None) -> bool | None:
     """Whether a module returns spikes, if it is ``given`` some or not, or if nobody knows."""
-    if isinstance(module, (nn.Flatten, nn.Identity)):
+    inner = module.module if isinstance(module, PerStep) else module
+    if isinstance(inner, (nn.Flatten, nn.Identity, nn.MaxPool2d)):
         return given
     return isinstance(module, StatefulModule) and module.spikes is True
 
@@ -307,7 +308,11 @@ def _way(module: nn.Module, spikes: bool | None) -> contextlib.AbstractContextMa
 
     In chunks, the second run of a chunk does what the first did.
     """
-    if spikes is False or not isinstance(module, nn.Linear) or is_compiled(module):
+    if isinstance(module, PerStep):
+        skips = isinstance(module.module, nn.Conv2d) and spikes is True
+    else:
+        skips = isinstance(module, nn.Linear) and spikes is not False
+    if not skips or is_compiled(module):
         return contextlib.nullcontext()
     return SkippingZeros(spikes is True) if decide(may_skip_zeros) else contextlib.nullcontext()
 

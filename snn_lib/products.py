@@ -3,19 +3,21 @@
 :func:`linear` computes what PyTorch's function of this name does, and adds up in another order. Its
 forward pass and the gradient of the weights read nothing for inputs that are zero. The gradient of
 the input reads nothing where that of the output is zero, as it is for neurons far from their
-threshold. In the context :class:`SkippingZeros` it takes the other's place.
+threshold. In the context :class:`SkippingZeros` it takes the other's place, and convolutions do the
+same.
 
-Whether it has a kernel depends on the layer alone, and what the kernel computes for a step on no
-other step, so a sequence in chunks gives the bits of the whole. The gradient of the weights, to
-which all steps add, is left to PyTorch where many inputs fired.
+Whether there is a kernel depends on the layer alone, and what the kernel computes for a step on no
+other step, so a sequence in chunks gives the bits of the whole. Gradients are left to PyTorch where
+too little is zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 from snn_lib.kernels import backend_for
@@ -25,13 +27,16 @@ from snn_lib.recomputing import decide
 
 # By the dtype of the weights, the part of all inputs up to which their gradient skips zeros.
 FEW = {torch.float32: 0.5, torch.bfloat16: 0.15}
+# The same for both gradients of a convolution, by the number of images that are looked at.
+FEW_IN_MAPS, SAMPLE = 0.3, 8
 
 
 class SkippingZeros(TorchFunctionMode):
-    """The context in which ``torch.nn.functional.linear`` leaves out inputs that are zero.
+    """The context in which PyTorch's ``linear`` and ``conv2d`` leave out inputs that are zero.
 
     Args:
-        known: whether most inputs are known to be zero, see :func:`linear`.
+        known: whether most inputs are known to be zero, see :func:`linear`. If not, convolutions
+            are left to PyTorch.
     """
 
     def __init__(self, known: bool) -> None:
@@ -45,6 +50,8 @@ class SkippingZeros(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.linear:
             return _linear(*args, **kwargs, known=self.known)
+        if function is F.conv2d and self.known:
+            return _conv2d(*args, **kwargs)
         return function(*args, **kwargs)
 
 
@@ -81,8 +88,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool =
     dtype = torch.get_autocast_dtype("cpu") if casts else weight.dtype
     tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
     if (
-        not (torch.compiler.is_compiling() or is_transformed())
-        and all(type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors)
+        _are_plain(tensors)
         and (known or dtype == torch.float32)
         and (casts or all(tensor.dtype == dtype for tensor in tensors))
         and decide(lambda: _have_kernels(x, weight, bias, dtype))
@@ -90,6 +96,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool =
         output, _ = torch.ops.snn.weigh(x.flatten(0, -2), weight.to(dtype), bias)
         return output.unflatten(0, x.shape[:-1])
     return F.linear(x, weight, bias)
+
+
+def _are_plain(tensors: list[Tensor]) -> bool:
+    """Whether the CPU's kernels may read these tensors, and nobody wants to see them doing so."""
+    return not (torch.compiler.is_compiling() or is_transformed()) and all(
+        type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors
+    )
 
 
 def _have_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> bool:
@@ -171,3 +184,117 @@ def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None
 
 
 _weigh.register_autograd(_differentiate, setup_context=_remember)
+
+
+# -------------------------------------------------------------------------------------------------
+# Convolutions
+
+
+def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """Convolves maps of which most is known to be zero, as PyTorch's function ``conv2d``.
+
+    There are kernels for the CPU, in float32, for maps whose channels lie last in memory and for
+    layers that go on by one position at a time and have at least 16 channels and as many maps, or
+    more if their patches are less than 3 wide. All else is left to PyTorch.
+    """
+    pads = (padding, padding) if isinstance(padding, int) else padding
+    if (
+        _are_plain([tensor for tensor in (x, weight, bias) if tensor is not None])
+        and not torch.is_autocast_enabled("cpu")
+        and stride in (1, (1, 1))
+        and dilation in (1, (1, 1))
+        and groups == 1
+        and len(pads) == 2  # a word such as "same" is longer
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and decide(lambda: _have_convolutions(x, weight, bias, pads))
+    ):
+        return torch.ops.snn.convolve(x, weight, bias, pads, True)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _have_convolutions(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int]
+) -> bool:
+    """Whether the backend has a kernel for a convolution with this padding."""
+    convolutions = getattr(backend_for(x), "convolutions", None)
+    return (
+        convolutions is not None
+        and all(one.dtype == torch.float32 for one in (x, weight, bias) if one is not None)
+        and (bias is None or bias.shape == weight.shape[:1])
+        and convolutions.serves(x.shape, weight.shape, padding)
+    )
+
+
+def _few(maps: Tensor) -> bool:
+    """Whether in some of the images little is not zero."""
+    sample = maps[:: max(1, len(maps) // SAMPLE)]
+    return sample.count_nonzero().item() <= FEW_IN_MAPS * sample.numel()
+
+
+@torch.library.custom_op(
+    "snn::convolve",
+    mutates_args=(),
+    schema="(Tensor spikes, Tensor weight, Tensor? bias, int[] padding, bool known) -> Tensor",
+    device_types="cpu",
+)
+def _convolve(spikes, weight, bias, padding, known):
+    if (known or _few(spikes)) and _have_convolutions(spikes, weight, bias, padding):
+        return backend_for(spikes).convolutions.convolve(spikes, weight, bias, padding)
+    return F.conv2d(spikes, weight, bias, padding=padding)
+
+
+@_convolve.register_fake
+def _(spikes, weight, bias, padding, known):
+    return F.conv2d(spikes, weight, bias, padding=padding)
+
+
+@torch.library.custom_op(
+    "snn::convolve_backward",
+    mutates_args=(),
+    schema="(Tensor grad_output, Tensor spikes, Tensor weight, int[] padding) -> Tensor",
+    device_types="cpu",
+)
+def _convolve_backward(grad_output, spikes, weight, padding):
+    if _few(spikes) and _have_convolutions(spikes, weight, None, padding):  # on this backend
+        kernels = backend_for(spikes).convolutions
+        return kernels.gradient(grad_output, spikes, weight.shape, padding).contiguous()
+    return _dense_gradient_of_patches(grad_output, spikes, weight, padding).contiguous()
+
+
+@_convolve_backward.register_fake
+def _(grad_output, spikes, weight, padding):
+    return weight.new_empty(weight.shape)
+
+
+def _dense_gradient_of_patches(
+    grad_output: Tensor, spikes: Tensor, weight: Tensor, padding: Sequence[int]
+) -> Tensor:
+    pads: Any = tuple(padding)  # PyTorch says that it takes an int, and takes a pair, too
+    return conv2d_weight(spikes, weight.shape, grad_output, padding=pads)
+
+
+def _remember_maps(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    spikes, weight, _, ctx.padding, _ = inputs
+    need_weight = ctx.needs_input_grad[1]
+    ctx.save_for_backward(spikes if need_weight else None, weight)
+
+
+def _differentiate_maps(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    spikes, weight = ctx.saved_tensors
+    need_spikes, need_weight, need_bias = ctx.needs_input_grad[:3]
+    grad_spikes = grad_weight = grad_bias = None
+    if need_spikes:  # the convolution of the other direction
+        turned = weight.flip(2, 3).transpose(0, 1)
+        rest = [length - 1 - pad for length, pad in zip(weight.shape[2:], ctx.padding, strict=True)]
+        grad_spikes = torch.ops.snn.convolve(grad_output, turned, None, rest, False)
+    if need_weight:
+        given = grad_output, spikes, weight, ctx.padding
+        differentiable = torch.is_grad_enabled()  # somebody differentiates the gradient
+        way = _dense_gradient_of_patches if differentiable else torch.ops.snn.convolve_backward
+        grad_weight = way(*given)
+    if need_bias:
+        grad_bias = grad_output.sum((0, 2, 3))
+    return grad_spikes, grad_weight, grad_bias, None, None
+
+
+_convolve.register_autograd(_differentiate_maps, setup_context=_remember_maps)

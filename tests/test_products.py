@@ -16,12 +16,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("llvmlite")
 
-from snn_lib import Chunked, LowPassSynapse, PerStep, Sequential, SpikingNeuron, use_backend
+from snn_lib import (
+    ChannelsFirst,
+    Chunked,
+    LowPassSynapse,
+    PerStep,
+    Sequential,
+    SpikingNeuron,
+    use_backend,
+)
+from snn_lib.kernels.cpu import convolutions as patches
 from snn_lib.kernels.cpu import products as kernels
 from snn_lib.kernels.cpu.products import BLOCK, ROWS
-from snn_lib.products import linear
+from snn_lib.products import SkippingZeros, linear
 
 INPUTS, OUTPUTS = 130, 200  # neither is a multiple of what the kernels take at once
+CHANNELS, MAPS = 25, 37  # nor is either of these, of convolutions
 STEPS, BATCH = 6, 4
 
 
@@ -29,14 +39,17 @@ STEPS, BATCH = 6, 4
 def calls(monkeypatch):
     """The kernels that were called, and with how many rows."""
     found = []
-    for name in ("weigh", "gradient"):
-        kernel = getattr(kernels, name)
+    for module, name in [
+        *((kernels, name) for name in ("weigh", "gradient")),
+        *((patches, name) for name in ("convolve", "gradient")),
+    ]:
+        kernel = getattr(module, name)
 
         def call(first, *others, name=name, kernel=kernel):
             found.append((name, len(first)))
             return kernel(first, *others)
 
-        monkeypatch.setattr(kernels, name, call)
+        monkeypatch.setattr(module, name, call)
     return found
 
 
@@ -427,7 +440,12 @@ def eager():
     [(Watching, nullcontext), (nullcontext, Counting), (eager, nullcontext), (nullcontext, eager)],
 )
 def test_a_chunk_runs_again_as_it_ran_though_a_mode_or_backend_has_ended_or_begun(contexts):
-    model, x = Sequential(nn.Linear(INPUTS, INPUTS), SpikingNeuron(INPUTS, 4.0)), current()
+    neurons = SpikingNeuron((CHANNELS, 2, 5), 4.0)
+    convolution = PerStep(nn.Conv2d(CHANNELS, MAPS, 2))
+    model = behind(
+        nn.Linear(INPUTS, 10 * CHANNELS), nn.Unflatten(2, neurons.shape), neurons, convolution
+    )
+    model, x = model.eval(), current()
     expected = torch.autograd.grad(model(x)[0].square().sum(), model.parameters())
     forward, backward = contexts
     with forward():
@@ -443,3 +461,226 @@ def test_a_copy_of_a_network_and_its_state_dict_are_as_before():
     other.load_state_dict(model.state_dict())
     x = current()
     assert torch.equal(other(x)[0], model(x)[0])
+
+
+# Convolutions
+
+
+def conv2d(*given, **options):
+    with SkippingZeros(known=True):
+        return F.conv2d(*given, **options)
+
+
+def maps(images, channels, height, width, rate=0.1):
+    """Maps of spikes, whose channels lie last in memory."""
+    return spikes(images, height, width, channels, rate=rate).movedim(-1, 1)
+
+
+@st.composite
+def convolutions(draw):
+    """Height or width of maps, its patch and its padding."""
+    length = draw(st.integers(1, 4))
+    padding = draw(st.integers(0, length - 1))
+    return draw(st.integers(max(1, length - 2 * padding), 9)), length, padding
+
+
+@given(
+    images=st.integers(1, 20),
+    inputs=st.integers(16, 70),
+    outputs=st.integers(16, 70),
+    vertical=convolutions(),
+    horizontal=convolutions(),
+    rate=st.sampled_from([0.0, 0.02, 0.2, 1.0]),
+    back=st.sampled_from([0.02, 0.2, 1.0]),
+    biased=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(0, 16, 16, (5, 3, 1), (5, 3, 1), 0.1, 0.1, True, 0)
+@example(17, 64, 128, (7, 3, 1), (7, 3, 1), 0.1, 0.1, True, 0)
+def test_a_convolution_and_its_gradients_are_pytorch_s(
+    images, inputs, outputs, vertical, horizontal, rate, back, biased, seed
+):
+    torch.manual_seed(seed)
+    (height, *_), (width, *_) = vertical, horizontal
+    patch, padding = zip(vertical[1:], horizontal[1:], strict=True)
+    given = [maps(images, inputs, height, width, rate), torch.randn(outputs, inputs, *patch)]
+    given = [one.requires_grad_() for one in [*given, *[torch.randn(outputs)] * biased]]
+    exact = [one.detach().double().requires_grad_() for one in given]
+    found, expected = conv2d(*given, padding=padding), F.conv2d(*exact, padding=padding)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    direction = torch.randn(found.shape) * (torch.rand(found.shape) < back)
+    gradients = torch.autograd.grad(found, given, direction)
+    expected_gradients = torch.autograd.grad(expected, exact, direction.double())
+    unit = torch.finfo(torch.float32).eps
+    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+        scale = other.abs().max().item() if other.numel() else 0.0
+        torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
+
+
+def test_an_image_has_the_same_bits_whatever_is_beside_it():
+    x, weight, bias = maps(9, CHANNELS, 6, 7), torch.randn(MAPS, CHANNELS, 3, 2), torch.randn(MAPS)
+    whole = conv2d(x, weight, bias, padding=1)
+    for begin, end in ((0, 1), (1, 3), (3, 9)):
+        assert torch.equal(conv2d(x[begin:end], weight, bias, padding=1), whole[begin:end])
+
+
+def test_convolutions_do_not_depend_on_the_number_of_threads():
+    x, weight = maps(70, CHANNELS, 9, 9), torch.randn(MAPS, CHANNELS, 3, 3)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 11):
+            torch.set_num_threads(threads)
+            output = patches.convolve(x, weight, None, (1, 1))
+            found.append((output, patches.gradient(output, x, weight.shape, (1, 1))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_convolutions_on_cpus_with_other_registers_have_the_same_bits(lanes, monkeypatch):
+    x, weight = maps(9, CHANNELS, 6, 7), torch.randn(MAPS, CHANNELS, 3, 2)
+    direction = torch.randn(9, MAPS, 6, 8)
+
+    def results():
+        found = patches.convolve(x, weight, None, (1, 1))
+        return found, patches.gradient(direction, x, weight.shape, (1, 1))
+
+    expected = results()
+    task = kernels.Task("float32", "float32", lanes, 4)
+    monkeypatch.setattr(patches, "task_of", lambda spikes, weights: task)
+    assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
+
+
+def test_gradients_of_convolutions_are_left_to_pytorch_where_little_is_zero(calls):
+    weight = torch.randn(MAPS, CHANNELS, 3, 3, requires_grad=True)
+    for rate, back in ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1)):
+        x = maps(20, CHANNELS, 9, 9, rate).requires_grad_()
+        output = conv2d(x, weight)
+        output.backward(maps(*output.shape, rate=back))
+    names = [name for name, _ in calls]
+    assert names == [
+        "convolve",
+        "convolve",
+        "gradient",
+        "convolve",
+        "gradient",
+        "convolve",
+        "convolve",
+    ]
+
+
+def test_convolutions_leave_out_zeros_even_where_a_weight_is_no_number():
+    weight = torch.full((MAPS, CHANNELS, 2, 2), torch.nan)
+    weight[:, 5] = weight[7] = 2.0
+    x, direction = torch.zeros(1, 3, 3, CHANNELS).movedim(-1, 1), torch.zeros(1, MAPS, 2, 2)
+    x[:, 5], direction[:, 7] = 3.0, 1.0
+    x.requires_grad_()
+    found, expected = conv2d(x, weight), F.conv2d(x, weight.nan_to_num())
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad(output, x, direction)[0] for output in (found, expected)]
+    assert torch.equal(*gradients)
+
+
+def test_a_convolution_s_gradient_has_a_derivative():
+    x, weight = maps(5, CHANNELS, 4, 4), torch.randn(MAPS, CHANNELS, 3, 3)
+    found = []
+    for function in (conv2d, F.conv2d):
+        given = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        output = function(*given, padding=1)
+        first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), given))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
+
+
+def test_the_operators_of_convolutions_keep_pytorch_s_rules():
+    x, weight = maps(3, CHANNELS, 4, 4), torch.randn(MAPS, CHANNELS, 3, 3, requires_grad=True)
+    bias = torch.randn(MAPS, requires_grad=True)
+    opcheck(torch.ops.snn.convolve.default, (x, weight, bias, [1, 1], True))
+    given = maps(3, MAPS, 4, 4), x, weight.detach(), [1, 1]
+    opcheck(torch.ops.snn.convolve_backward.default, given)
+
+
+OTHER_CONVOLUTIONS = {
+    "float64": lambda f, x, w: f(x.double(), w.double()),
+    "few channels": lambda f, x, w: f(x[:, :15], w[:, :15]),
+    "few maps": lambda f, x, w: f(x, w[:15]),
+    "channels first": lambda f, x, w: f(x.contiguous(), w),
+    "no batch": lambda f, x, w: f(x[0], w),
+    "stride": lambda f, x, w: f(x, w, None, 2),
+    "dilation": lambda f, x, w: f(x, w, None, 1, 0, (1, 2)),
+    "groups": lambda f, x, w: f(x.repeat(1, 2, 1, 1), w, None, 1, 0, 1, 2),
+    "same": lambda f, x, w: f(x, w, None, 1, "same"),
+    "wide padding": lambda f, x, w: f(x, w, None, 1, 3),
+    "a tensor's subclass": lambda f, x, w: f(x, w.as_subclass(Marked)),
+    "vmap": lambda f, x, w: torch.func.vmap(f, (0, None))(x[:, None], w),
+    "backend": on_eager,
+    "autocast": lambda f, x, w: torch.autocast("cpu", torch.bfloat16)(f)(x, w),
+}
+
+
+@pytest.mark.parametrize("situation", [*OTHER_CONVOLUTIONS])
+def test_all_other_convolutions_are_left_to_pytorch(situation, calls):
+    x, weight = maps(3, CHANNELS, 6, 6), torch.randn(MAPS - 1, CHANNELS, 3, 3)
+    if situation == "groups":
+        weight = weight[:, :CHANNELS]
+    use = OTHER_CONVOLUTIONS[situation]
+    assert torch.equal(use(conv2d, x, weight), use(F.conv2d, x, weight))
+    assert calls == []
+
+
+def image_network(*modules):
+    """A network with ``modules`` behind neurons of maps of 8 x 8, channels last in memory."""
+    return Sequential(
+        nn.Unflatten(2, (8, 8, CHANNELS)),
+        ChannelsFirst(),
+        SpikingNeuron((CHANNELS, 1, 1), 4.0),
+        *modules,
+    )
+
+
+def image_current(steps=STEPS):
+    return 1.5 * (torch.rand(steps, BATCH, 64 * CHANNELS) < 0.05)
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        (PerStep(nn.Conv2d(CHANNELS, MAPS, 3)),),
+        (PerStep(nn.MaxPool2d(2)), PerStep(nn.Conv2d(CHANNELS, MAPS, 3, padding=1, bias=False))),
+    ],
+    ids=["neurons", "pooled"],
+)
+def test_convolutions_of_spikes_leave_out_zeros_and_give_pytorch_s_result(modules, calls):
+    model, x = image_network(*modules), image_current()
+    found = []
+    for way in ("auto", "eager"):
+        with use_backend(way):
+            output, _ = model(x)
+            found.append([output, *torch.autograd.grad(output.square().sum(), model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3)
+    assert calls == [("convolve", STEPS * BATCH), ("gradient", STEPS * BATCH)]
+
+
+def test_a_convolution_of_an_input_of_which_nobody_knows_is_pytorch_s(calls):
+    Sequential(PerStep(nn.Conv2d(CHANNELS, MAPS, 3)))(maps(20, CHANNELS, 8, 8)[None])
+    assert calls == []
+
+
+def test_chunks_of_maps_are_the_whole_run_bit_for_bit():
+    model = image_network(
+        PerStep(nn.Conv2d(CHANNELS, MAPS, 3)),
+        SpikingNeuron((MAPS, 1, 1), 4.0),
+        PerStep(nn.Conv2d(MAPS, 20, 3)),
+    )
+    nn.init.normal_(model[3].module.weight, 0.0, 0.2)
+    x = image_current(11)
+    whole = model(x)[0]
+    gradients = torch.autograd.grad(whole.square().sum(), model.parameters())
+    for steps in (1, 4):
+        output, _ = Chunked(model, steps)(x)
+        assert torch.equal(output, whole)
+        found = torch.autograd.grad(output.square().sum(), model.parameters())
+        torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-3)

@@ -7,14 +7,15 @@ threads that share the tiles, and ``allocator`` sets the C library's allocator.
 Every element of a result is computed by the operations of the step, in their order, so spikes are
 those of plain PyTorch bit for bit. Results do not depend on the number of threads.
 
-``products``, ``delays`` and ``recurrence`` are no steps of one channel. Where a backend has no
-kernels for them, PyTorch's operations serve.
+``products`` and ``convolutions`` are those of spikes with weights, and ``delays`` and
+``recurrence`` are no steps of one channel either. Where a backend has no kernels for them,
+PyTorch's operations serve.
 """
 
-from snn_lib.kernels.cpu import delays, products, recurrence
+from snn_lib.kernels.cpu import convolutions, delays, products, recurrence
 from snn_lib.kernels.cpu.allocator import keep_freed_memory
 from snn_lib.kernels.cpu.running import backward, forward
 
-__all__ = ["backward", "delays", "forward", "products", "recurrence"]
+__all__ = ["backward", "convolutions", "delays", "forward", "products", "recurrence"]
 
 keep_freed_memory()

@@ -28,7 +28,7 @@ from snn_lib.kernels.cpu.tiles import SMALL
 from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-WORD = 64  # inputs that are looked at together
+WORD = 64  # inputs that are looked at together, as many as an integer has bits
 ROWS = 192  # of spikes that are listed at once: so many sums read a panel while it is in the cache
 BLOCK = 512  # rows, and inputs, that are listed at once for the gradient
 TOGETHER = 3  # rows whose sums are taken together without lists, if half of their inputs fired
@@ -49,12 +49,14 @@ class Task:
         dtype: that of the weights, and so of the output and its gradient.
         lanes: the numbers in a register of the CPU.
         registers: those that hold the sums of a panel.
+        word: the inputs that are looked at together.
     """
 
     spikes: str
     dtype: str
     lanes: int
     registers: int
+    word: int = WORD
 
 
 @cache
@@ -98,7 +100,7 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     lanes = task_of(matrix.dtype, dtype).lanes
     items = -(-rows // lanes)
     made = _transpose(NAMES[matrix.dtype], NAMES[dtype], lanes)
-    _run(made, _threads(items, result), items, [matrix, result, rows, columns])
+    run(made, threads_for(items, result), items, [matrix, result, rows, columns])
     return result
 
 
@@ -110,11 +112,11 @@ def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
         weights = transposed(weight, weight.dtype)
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
     output = weight.new_empty(rows, outputs)
-    threads = _threads(rows, output)
+    threads = threads_for(rows, output)
     fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
     made = _weigh(task_of(spikes.dtype, weight.dtype))
-    _run(made, threads, rows, [*given, *_lists(threads, min(rows, ROWS), inputs)])
+    run(made, threads, rows, [*given, *lists(threads, min(rows, ROWS), inputs)])
     return output, fired.sum()
 
 
@@ -124,19 +126,20 @@ def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
     spikes, grad_output = spikes.contiguous(), grad_output.contiguous()
     found = spikes.new_zeros(inputs, outputs, dtype=torch.float32)
     words = -(-inputs // WORD)
-    threads = _threads(words, grad_output)
+    threads = threads_for(words, grad_output)
     made = _gradient(task_of(spikes.dtype, grad_output.dtype))
     given = spikes, grad_output, found, rows, inputs, outputs
-    _run(made, threads, words, [*given, *_lists(threads, BLOCK, min(rows, BLOCK))])
+    run(made, threads, words, [*given, *lists(threads, BLOCK, min(rows, BLOCK))])
     return transposed(found, grad_output.dtype)
 
 
-def _threads(items: int, result: Tensor) -> int:
+def threads_for(items: int, result: Tensor) -> int:
+    """How many threads share the items, of which a result is made."""
     few = result.numel() <= SMALL
     return 1 if few else min(torch.get_num_threads(), items)
 
 
-def _lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, int]:
+def lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, int]:
     """Room for the lists and for their lengths."""
     number += TOGETHER  # so that a group of rows may be looked at beyond the last
     lengths = torch.zeros(threads, number, dtype=torch.int64, device="cpu")
@@ -144,16 +147,17 @@ def _lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int,
     return lengths, lists, number, length
 
 
-def _run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -> None:
+def run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -> None:
+    """Runs a kernel on tensors and numbers, in the order of its arguments."""
     words = [value.data_ptr() if isinstance(value, Tensor) else value for value in given]
     openmp.run(made, threads, items, words)
 
 
 def weigh_source(task: Task) -> str:
     """The kernel of the weighted spikes, see :data:`WEIGH`. Threads share the rows."""
-    product = _Product("weigh", WEIGH, task)
+    product = Product("weigh", WEIGH, task)
     w, inputs = product.writer, product["inputs"]
-    words = w.sdiv(w.add(inputs, I64(WORD - 1)), I64(WORD))
+    words = product.words()
     fired, bias = product.row("fired", I64, product.thread), product.row("bias", FLOAT, I64(0))
     with w.counting(product.first, product.last, ROWS) as (begin, _):
         count = w.smaller(w.sub(product.last, begin), I64(ROWS))
@@ -171,7 +175,8 @@ def weigh_source(task: Task) -> str:
             output = product.dense("output", w.add(begin, i))
             product.each_place(column, sums, lambda n, total: w.write(w.load(total), output, n))
 
-        with product.panels() as column, w.counting(I64(0), count, TOGETHER) as (first, _):
+        columns = product.panels(product["outputs"])
+        with columns as column, w.counting(I64(0), count, TOGETHER) as (first, _):
             group = [w.add(first, I64(n)) for n in range(TOGETHER)]
             listed = reduce(w.add, [product.length(i) for i in group])
             many = w.icmp_signed(">=", w.mul(listed, I64(2)), w.mul(inputs, I64(TOGETHER)))
@@ -197,7 +202,7 @@ def weigh_source(task: Task) -> str:
 
 def gradient_source(task: Task) -> str:
     """The kernel of the weights' gradient, see :data:`GRADIENT`. Threads share words of inputs."""
-    product = _Product("gradient", GRADIENT, task)
+    product = Product("gradient", GRADIENT, task)
     w, rows = product.writer, product["rows"]
     with (
         w.counting(product.first, product.last, BLOCK // WORD) as (first, _),
@@ -213,18 +218,12 @@ def gradient_source(task: Task) -> str:
             row = product.spikes(w.add(begin, r))
             with product.each_spike(row, first, last) as k:
                 product.append(w.sub(k, before), r, w.read(row, k))
-        with product.panels() as column, w.counting(I64(0), count) as (i, _):
+        columns = product.panels(product["outputs"])
+        with columns as column, w.counting(I64(0), count) as (i, _):
             sums = product.sums(column, lambda n: w.number(0.0))
             with product.each_entry(i) as (r, value):
                 product.add(column, [sums], [value], product.dense("grad_output", w.add(begin, r)))
-            gradient = product.dense("gradient", w.add(before, i))
-
-            def write(n: ir.Value, total: ir.Value) -> None:
-                earlier = w.read(gradient, n)
-                later = w.fadd(earlier, w.load(total))
-                w.write(w.select(product.is_new(n), later, earlier), gradient, n)
-
-            product.each_place(column, sums, write)
+            product.add_to(product.dense("gradient", w.add(before, i)), column, sums)
     return product.text()
 
 
@@ -258,7 +257,7 @@ def transpose_source(source: str, target: str, lanes: int) -> str:
     return frame.text()
 
 
-class _Product(Frame):
+class Product(Frame):
     """A kernel that is being written: its lists and its panels."""
 
     def __init__(self, name: str, arguments: Sequence[str], task: Task) -> None:
@@ -277,18 +276,25 @@ class _Product(Frame):
     # ---------------------------------------------------------------------------------------------
     # Lists
 
+    def words(self) -> ir.Value:
+        """How many words a row of spikes has."""
+        w, length = self.writer, self.task.word
+        return w.sdiv(w.add(self["inputs"], I64(length - 1)), I64(length))
+
     @contextmanager
     def each_spike(self, row: ir.Value, first: ir.Value, last: ir.Value) -> Iterator[ir.Value]:
         """The loop over what is not zero in the words of a row from ``first`` to ``last``."""
-        w = self.writer
+        w, length = self.writer, self.task.word
         left = w.in_entry(I64)
         with w.counting(first, last) as (word, _):
-            place = w.mul(word, I64(WORD))
-            begin = w.smaller(place, w.sub(self["inputs"], I64(WORD)))  # the last word ends the row
-            w.width = WORD
+            place = w.mul(word, I64(length))
+            begin = w.smaller(place, w.sub(self["inputs"], I64(length)))  # the last ends the row
+            w.width = length
             fired = w.fcmp_unordered("!=", w.read(row, begin), w.number(0.0))
             w.width = 1
-            bits = w.and_(w.bitcast(fired, I64), w.shl(I64(-1), w.sub(place, begin)))
+            bits = w.bitcast(fired, ir.IntType(length))
+            bits = bits if length == WORD else w.zext(bits, I64)
+            bits = w.and_(bits, w.shl(I64(-1), w.sub(place, begin)))
             w.store(bits, left)
             with w.counting(I64(0), w.ctpop(bits)):
                 bits = w.load(left)
@@ -335,14 +341,25 @@ class _Product(Frame):
     # Panels
 
     @contextmanager
-    def panels(self) -> Iterator[ir.Value]:
+    def panels(self, length: ir.Value) -> Iterator[ir.Value]:
         """The loop over panels. The last one ends with the row, and may overlap with another."""
         w, width = self.writer, self.task.lanes * self.task.registers
-        with w.counting(I64(0), self["outputs"], width) as (begin, _):
+        with w.counting(I64(0), length, width) as (begin, _):
             self._begin = begin
-            yield w.smaller(begin, w.sub(self["outputs"], I64(width)))
+            yield w.smaller(begin, w.sub(length, I64(width)))
 
-    def is_new(self, n: ir.Value) -> ir.Value:
+    def add_to(self, row: ir.Value, column: ir.Value, sums: list[ir.Value]) -> None:
+        """Adds a panel to a row in memory."""
+        w = self.writer
+
+        def add(n: ir.Value, total: ir.Value) -> None:
+            earlier = w.read(row, n)
+            later = w.fadd(earlier, w.load(total))
+            w.write(w.select(self._is_new(n), later, earlier), row, n)
+
+        self.each_place(column, sums, add)
+
+    def _is_new(self, n: ir.Value) -> ir.Value:
         """Which of the columns from n on were in no panel before."""
         w = self.writer
         lanes = ir.Constant(ir.VectorType(I32, w.width), list(range(w.width)))
