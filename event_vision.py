@@ -25,13 +25,13 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.settings import FIRST_VALUE, ConvolutionHyperparameters, setting
+from snn_lib.settings import FIRST_VALUE, ConvolutionSizes, FilterPosition, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
 
 
 @dataclass
-class EventConvHyperparameters(EventHyperparameters, ConvolutionHyperparameters):
+class EventConvHyperparameters(ConvolutionSizes, FilterPosition, EventHyperparameters):
     """Hyperparameters of the convolutional network."""
 
     first_rate: float = setting(

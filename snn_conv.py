@@ -25,7 +25,7 @@ from snn_lib import (
     SpikingNeuron,
     Votes,
 )
-from snn_lib.settings import ConvolutionHyperparameters, setting
+from snn_lib.settings import ConvolutionSizes, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
 
@@ -34,7 +34,7 @@ GAIN = 2.5  # of the first weights, with which all layers fire
 
 
 @dataclass
-class ConvHyperparameters(DigitHyperparameters, ConvolutionHyperparameters):
+class ConvHyperparameters(ConvolutionSizes, DigitHyperparameters):
     """Hyperparameters of the convolutional network."""
 
     filters: Literal["map", "pixel"] = setting(

@@ -124,7 +124,7 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
     row = {"accuracy": metrics["accuracy"], "seconds": round(seconds, 1)}
     row["parameters"] = parameters(experiment.model)
     if activity.neurons:
-        row["spikes"] = round(spikes / experiment.task.batches("test").count)
+        row["spikes"] = round(spikes / experiment.task.split("test").count)
     return row
 
 

@@ -9,6 +9,7 @@ that --test evaluates are named by test_checkpoint_path=runs/dense_conv/TIME/bes
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ from snn_lib.tasks.digits import CLASSES, DigitClassification
 from snn_lib.training import main
 
 
+@dataclass
+class DenseConfig(ConvConfig):
+    """The settings of snn_conv, under a name by which a checkpoint finds them in this script."""
+
+
 class Dense(nn.Module):
     """16C3-P2-64C3-P2-128C3-P2-256-10 with ReLU.
 
@@ -26,7 +32,7 @@ class Dense(nn.Module):
         An image that is constant over time ``(T, B, 784)`` to logits ``(1, B, 10)``.
     """
 
-    def __init__(self, config: ConvConfig) -> None:
+    def __init__(self, config: DenseConfig) -> None:
         super().__init__()
         options = config.hyperparameters
         first, second, third = options.channels
@@ -46,4 +52,4 @@ class Dense(nn.Module):
 
 
 if __name__ == "__main__":
-    main(__file__, Dense, DigitClassification(ConvConfig))
+    main(__file__, Dense, DigitClassification(DenseConfig))

@@ -182,7 +182,7 @@ def main() -> None:
         experiment = load(name, chosen)
         models[name] = (
             experiment.model.eval(),
-            next(iter(experiment.task.evaluation_batches("test"))).x,
+            next(iter(experiment.task.batches("test"))).x,
         )
     rounds, rows = 2 if chosen.smoke else ROUNDS, []
     model, x = models[IN_PYTORCH]

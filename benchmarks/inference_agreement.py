@@ -94,7 +94,7 @@ def runs_onnx(stream: OnnxStream, x: Tensor) -> Tensor:
 def batches(experiment: Any, count: int) -> Iterator[tuple[Any, Tensor]]:
     """Small batches of the first test samples, and their input ``(T, B, *features)``."""
     done = 0
-    for batch in experiment.task.evaluation_batches("test"):
+    for batch in experiment.task.batches("test"):
         for start in range(0, min(batch.x.shape[1], count - done), BATCH):
             own = slice(start, min(start + BATCH, count - done))
             lengths = None if batch.lengths is None else batch.lengths[own]

@@ -35,7 +35,7 @@ FAST = "-O3", "-march=native", "-ffp-contract=off"
 def calibration(experiment: Any) -> Tensor:
     """The input of some validation samples, ``(T, B, *features)``; shorter ones end in zeros."""
     found: list[Tensor] = []
-    for batch in experiment.task.evaluation_batches("validation"):
+    for batch in experiment.task.batches("validation"):
         found.append(batch.x.float())
         if sum(x.shape[1] for x in found) >= CALIBRATION:
             break

@@ -29,7 +29,7 @@ KERNELS, STEPS = 3, 200
 def accuracy_over_time(experiment: Experiment) -> Tensor:
     """Share of the test images that the network tells right after each step, ``(T,)``."""
     model, right, images = experiment.model.eval(), 0, 0
-    for batch in experiment.task.evaluation_batches("test"):
+    for batch in experiment.task.batches("test"):
         with experiment.autocast():
             answers = output_of(model, batch.x).argmax(2)
         right = right + (answers == batch.y).sum(1)

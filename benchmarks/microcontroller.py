@@ -119,7 +119,7 @@ def subjects(name: str, chosen: Any, samples: int) -> dict[int, Subject]:
     network = snn_lib.load(next(ROOT.glob(f"*checkpoint/pretrained_{name}")))
     experiment = load(name, chosen, samples)
     x = calibration(experiment)
-    test = next(iter(experiment.task.evaluation_batches("test"))).x.float()
+    test = next(iter(experiment.task.batches("test"))).x.float()
     raw = raw_steps(network.preparation, test[:, : max(2, min(samples, STEPS // len(test)))])
     counts, found = network.readout == "count", {}
     for bits in (8, 4):
@@ -141,7 +141,7 @@ def dense_subject(bits: int, chosen: Any, samples: int) -> Subject:
     network = snn_lib.load(ROOT / "checkpoint" / "pretrained_snn_mlp_1")
     experiment = load("snn_mlp_1", chosen, samples)
     x = raw_steps(network.preparation, calibration(experiment)[:1])
-    test = next(iter(experiment.task.evaluation_batches("test"))).x.float()[:1, :samples]
+    test = next(iter(experiment.task.batches("test"))).x.float()[:1, :samples]
     dense = dense_network(torch.from_numpy(x[0]).float())
     stages: list[Stage] = []
     for number, layer in enumerate(dense):

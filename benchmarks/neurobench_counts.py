@@ -82,7 +82,7 @@ def ours(model: nn.Module, x: Tensor) -> dict[str, float]:
 def measure(name: str, chosen: argparse.Namespace) -> dict:
     """A pretrained network, counted by both in float32."""
     experiment = load(name, chosen, IMAGES)
-    x = next(iter(experiment.task.evaluation_batches("test"))).x
+    x = next(iter(experiment.task.batches("test"))).x
     model = experiment.model.eval()
     counts = ours(model, x), theirs(model, x)
     return {"model": name} | {

@@ -138,7 +138,7 @@ def subjects(name: str, chosen: Any, folder: str) -> dict[str, Callable[[], floa
     sizes = NETWORKS[name]
     experiment = load(name, chosen, samples=1)
     model = experiment.model.eval()
-    x = next(iter(experiment.task.evaluation_batches("test"))).x[: 3 if chosen.smoke else STEPS, :1]
+    x = next(iter(experiment.task.batches("test"))).x[: 3 if chosen.smoke else STEPS, :1]
     x = x.float().contiguous()  # (T, 1, *features)
     sample, stream = x[:, 0].cpu().numpy(), compiled(model, x.shape[2:])
     found = {

@@ -45,7 +45,7 @@ def trained(path: Path) -> Experiment:
 def seen_and_fired(experiment: Experiment, digit: int) -> tuple[Tensor, Tensor]:
     """The first test image of a digit ``(28, 28)``, and the first maps' spikes ``(T, C, H, W)``."""
     (layer, *_) = (n for n, m in experiment.model.named_modules() if isinstance(m, SpikingNeuron))
-    for batch in experiment.task.evaluation_batches("test"):
+    for batch in experiment.task.batches("test"):
         for index in (batch.y == digit).nonzero().flatten()[:1]:
             x = batch.x[:, index : index + 1]
             with Monitor(experiment.model.eval(), [layer]) as monitor, experiment.autocast():

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of snn_lib
 import snn_lib
 from snn_lib.data.events import Events
 from snn_lib.data.recordings import SETS
-from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
+from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
 from snn_lib.inference import compiled
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
 from snn_lib.training.checkpoints import load_checkpoint
@@ -127,7 +127,7 @@ def main() -> None:
         parser.error("only a network of bins of time that run forward can follow a stream")
     kind, path = SETS[config["dataset"]], chosen.recording
     if path is None:
-        count, camera = chosen.number + 1, CameraConfig(**config["camera"])
+        count, camera = chosen.number + 1, CameraSettings(**config["camera"])
         path = simulated_recordings(camera, chosen.dataset_path, False, count)[-1]
     width, label = network.preparation.duration / network.preparation.length, kind.label(path)
 

@@ -5,7 +5,7 @@ This package exports the model: layers, containers and first weights. ``snn_lib.
 was trained.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from snn_lib.cells import (
     AdaptiveNeuron,
@@ -69,10 +69,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Imports ``load`` when it is asked for, since layers alone do not need what it needs."""
-    if name == "load":
-        from snn_lib.training.loading import load
+if TYPE_CHECKING:
+    from snn_lib.training.loading import load
+else:
 
-        return load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        """Imports ``load`` when it is asked for, since layers alone do not need what it needs."""
+        if name == "load":
+            from snn_lib.training.loading import load
+
+            return load
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -29,7 +29,8 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
     if isinstance(network, Chunked):
         return _within("module", network.module)
     kind = type(network)
-    if getattr(network.forward, "__func__", None) is Sequential.forward:
+    forward = getattr(network.forward, "__func__", None)
+    if isinstance(network, Sequential) and forward is Sequential.forward:
         return "", network
     parts: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
@@ -59,7 +60,7 @@ def _hands_on(network: nn.Module, part: nn.Module) -> bool:
     """Whether a network's ``forward`` calls a part once, with its input, and returns the output."""
     if "forward" in vars(part):
         return False
-    x, reply, given = object(), Output(object(), object()), []
+    x, reply, given = object(), Output._make([object(), object()]), []
 
     def forward(x: object, state: object = None, lengths: object = None) -> Output:
         given.append(x)

@@ -15,7 +15,7 @@ import copy
 import threading
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 try:
+    from aeon.base import BaseCollectionEstimator
     from aeon.classification.base import BaseClassifier
     from aeon.regression.base import BaseRegressor
     from aeon.utils.validation import check_n_jobs
@@ -49,7 +50,7 @@ FARTHEST = 1e12  # deviations that a regressor's targets may be away from 0, in 
 DEFAULTS = TimeSeriesHyperparameters()
 
 
-class SpikingEstimator:
+class SpikingEstimator(BaseCollectionEstimator):
     """What the classifier and the regressor share: the network, and how it runs.
 
     Args:
@@ -88,6 +89,7 @@ class SpikingEstimator:
         "capability:unequal_length": True,
         "capability:multithreading": True,
     }
+    _read: Callable[[np.ndarray], Any]  # makes a stream's answer of the last layer's output
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class SpikingEstimator:
     def _train(self, X: Any, y: Tensor, outputs: int) -> None:
         """Fits a network with so many outputs to targets of the series."""
         moments = whole_number(self.moments, "moments")
-        sizes = {name: whole_number(getattr(self, name), name) for name in SIZES}
+        sizes: dict[str, Any] = {name: whole_number(getattr(self, name), name) for name in SIZES}
         self._n_jobs = check_n_jobs(self.n_jobs)
         seed = check_random_state(self.random_state).randint(2**31)
         with _refusing(), _threads(self._n_jobs):
@@ -141,7 +143,7 @@ class SpikingEstimator:
 
     @torch.inference_mode()
     def _features(
-        self, sequences: list[Tensor], moments: list[int | None], bar: bool = False
+        self, sequences: list[Tensor], moments: Sequence[int | None], bar: bool = False
     ) -> Tensor:
         """The input of the last layer, averaged up to each moment; None is the end of all.
 

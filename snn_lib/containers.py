@@ -11,7 +11,7 @@ import dataclasses
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,11 @@ from snn_lib.products import SkippingZeros, may_skip_zeros
 from snn_lib.pytorch_private import is_compiled, register_named_tuple
 from snn_lib.recomputing import decide
 
+Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def is_weighted(module: nn.Module) -> bool:
+def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:
     """Whether a module is a linear layer or a convolution."""
     return isinstance(module, WEIGHTED)
 
@@ -36,12 +37,14 @@ class Output(NamedTuple):
     error names the mistake.
     """
 
-    output: Any
+    output: Tensor
     state: Any
 
-    def __getattr__(self, name: str) -> NoReturn:
-        """Raises the error, for every attribute that a tuple has not."""
-        raise AttributeError(f"a layer's (output, state) has no attribute {name!r}: {CHAIN}")
+    if not TYPE_CHECKING:  # so that an editor marks them, too
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Raises the error, for every attribute that a tuple has not."""
+            raise AttributeError(f"a layer's (output, state) has no attribute {name!r}: {CHAIN}")
 
     @classmethod
     def __torch_function__(
@@ -84,6 +87,7 @@ class StatefulModule(nn.Module):
 
     takes_expanded = False
     spikes = False
+    __call__: Callable[..., Output]  # of which nn.Module says Any
 
     def joins(self, following: nn.Module) -> bool:
         """Whether this module and the one after it run as one, by :meth:`run_with`."""
@@ -117,7 +121,8 @@ class Sequential(StatefulModule):
     rounding.
 
     As ``nn.Sequential`` it can be built from an ``OrderedDict`` of named modules. It supports
-    indices and slices, item assignment and deletion, ``+``, ``append``, ``extend`` and ``insert``.
+    indices and slices, item assignment, ``append`` and ``extend``. To put a module between others,
+    make another one: ``Sequential(*network[:1], module, *network[1:])``.
 
     Args:
         modules: the modules, in order.
@@ -137,16 +142,19 @@ class Sequential(StatefulModule):
             which the module's name is added.
     """
 
+    _modules: dict[str, nn.Module]  # of which nn.Module says that some may be None
+
     def __init__(
         self, *modules: nn.Module | OrderedDict[str, nn.Module], batch_first: bool = False
     ) -> None:
         super().__init__()
         self.batch_first = batch_first
-        if len(modules) == 1 and isinstance(modules[0], OrderedDict):
-            for name, module in modules[0].items():
-                self.add_module(name, module)
-        else:
-            self.extend(modules)
+        for module in modules:
+            if isinstance(module, OrderedDict):
+                for name, named in module.items():
+                    self.add_module(name, named)
+            else:
+                self.append(module)
 
     def add_module(self, name: str, module: nn.Module) -> None:
         """Adds a module at the end under a name, or replaces the one of that name."""
@@ -161,10 +169,14 @@ class Sequential(StatefulModule):
     def __len__(self) -> int:
         return len(self._modules)
 
-    def __iter__(self) -> Iterator[nn.Module]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._modules.values())
 
-    def __getitem__(self, index: int | slice) -> nn.Module:
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             chosen = OrderedDict(list(self._modules.items())[index])
             return Sequential(chosen, batch_first=self.batch_first)
@@ -172,18 +184,6 @@ class Sequential(StatefulModule):
 
     def __setitem__(self, index: int, module: nn.Module) -> None:
         self.add_module(list(self._modules)[index], module)
-
-    def __delitem__(self, index: int | slice) -> None:
-        named = list(self._modules.items())
-        del named[index]
-        self._hold(named)
-
-    def __add__(self, other: "Sequential") -> "Sequential":
-        if not isinstance(other, Sequential):
-            return NotImplemented
-        if self.batch_first != other.batch_first:
-            raise ValueError("one Sequential has batch_first and the other does not")
-        return Sequential(*self, *other, batch_first=self.batch_first)
 
     def append(self, module: nn.Module) -> "Sequential":
         """Adds a module at the end, under the next number that is free."""
@@ -199,21 +199,6 @@ class Sequential(StatefulModule):
             self.append(module)
         return self
 
-    def insert(self, index: int, module: nn.Module) -> "Sequential":
-        """Puts a module before number ``index``. Numbers count anew, other names stay."""
-        named = list(self._modules.items())
-        named.insert(index, ("0", module))
-        self._hold(named)
-        return self
-
-    def _hold(self, named: list[tuple[str, nn.Module]]) -> None:
-        """Holds these modules and no others. Numbers count anew, other names stay."""
-        names = [str(n) if name.isdigit() else name for n, (name, _) in enumerate(named)]
-        modules = [module for _, module in named]
-        checked = Sequential(OrderedDict(zip(names, modules, strict=True)))
-        self._modules.clear()
-        self._modules.update(checked._modules)
-
     def forward(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
     ) -> Output:
@@ -225,14 +210,14 @@ class Sequential(StatefulModule):
 
     def layerwise(
         self, x: Tensor, state: Sequence[Any] | None = None, lengths: Tensor | None = None
-    ) -> Output:
+    ) -> tuple[list[Tensor], tuple[Any, ...]]:
         """Runs the modules and returns every module's output, for a loss on hidden spikes, say.
 
         Returns:
             The list of the modules' outputs, and the new state.
         """
         states = self._states(state)
-        return Output(list(self._outputs(x, states, lengths)), tuple(states))
+        return list(self._outputs(x, states, lengths)), tuple(states)
 
     def _states(self, state: Sequence[Any] | None) -> list[Any]:
         states = [None] * len(self._modules) if state is None else list(state)
@@ -263,7 +248,12 @@ class Sequential(StatefulModule):
                     "(output, state) derives from snn_lib.StatefulModule"
                 )
             following = named[index + 1][1] if index + 1 < len(named) else None
-            if joining and isinstance(module, StatefulModule) and module.joins(following):
+            if (
+                joining
+                and following is not None
+                and isinstance(module, StatefulModule)
+                and module.joins(following)
+            ):
                 with contextlib.suppress(ValueError):  # whose layer is found one by one
                     pair = states[index], states[index + 1]
                     x, states[index : index + 2] = module.run_with(following, x, pair, lengths)
@@ -295,7 +285,7 @@ class Sequential(StatefulModule):
         return "batch_first=True" if self.batch_first else ""
 
 
-def _weighs(module: nn.Module) -> bool:
+def _weighs(module: nn.Module | None) -> bool:
     """Whether a module is a layer of weights, which treats all steps alike."""
     return type(module.module if isinstance(module, PerStep) else module) in WEIGHTED
 
@@ -462,7 +452,7 @@ class Votes(nn.Module):
         return f"{self.classes}"
 
 
-def feature_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+def feature_shape(shape: Any) -> tuple[int, ...]:
     """The shape of a layer's features, from their number or their shape."""
     with contextlib.suppress(TypeError):
         return (operator.index(shape),)  # NumPy's whole numbers too

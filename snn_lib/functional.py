@@ -13,7 +13,7 @@ Tensors are time first, ``(T, B, *features)``.
 Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import NamedTuple
@@ -40,7 +40,8 @@ CHAIN = (
 GAUSSIAN = Gaussian()
 FLOAT64 = torch.float64
 State = tuple[Tensor, ...]
-FilterState = NeuronState = tuple[Tensor, Tensor]
+FilterState = tuple[Tensor, Tensor]
+NeuronState = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Call:
 
     kind: str
     coefficients: dict[str, Tensor]
-    state: dict[str, int | None]
+    state: Mapping[str, int | None]
     given: State | None = None
     surrogate: Surrogate = GAUSSIAN
     dropout: float = 0.0
@@ -174,7 +175,7 @@ def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: s
             dropout=dropping.dropout,
             seed=dropping.seed,
             dtype=other.dtype,
-            needed=inputs.needed + other.needed,
+            needed=[*inputs.needed, *other.needed],
         )
     if x.dtype != own and (x.dtype, own) != (torch.bfloat16, torch.float32):  # which kernels read
         inputs = inputs._replace(x=in_dtype(inputs.x, own, name))
@@ -290,8 +291,8 @@ def iir_filter(
         TypeError: an argument is no tensor.
     """
     call = _filter_call(alpha, beta, state, dtype)
-    output, (after,) = run_cells([call], x)
-    return output, after
+    output, ((past_output, past_input),) = run_cells([call], x)
+    return output, (past_output, past_input)
 
 
 def _filter_call(
@@ -360,8 +361,8 @@ def spiking_neuron(
     """
     call = _neuron_call(reset_decay, reset_strength, membrane_decay, state, surrogate)
     call.dropout, call.seed = dropout, seed
-    output, (after,) = run_cells([call], current, name="current")
-    return output, after
+    output, ((membrane, reset),) = run_cells([call], current, name="current")
+    return output, (membrane, reset)
 
 
 def _neuron_call(
@@ -377,25 +378,24 @@ class Traces(NamedTuple):
 
     Attributes:
         output: ``(T, B, *features)``.
-        potential: what the threshold of its output compares with 1, in the same shape; ``None``
-            if it does not spike.
+        potential: what the threshold of its output compares with 1, in the same shape.
         states: by name, each state before every step, ``(T, [rows,] B, *features)``.
     """
 
     output: Tensor
-    potential: Tensor | None
+    potential: Tensor
     states: dict[str, Tensor]
 
 
 def trace_cell(call: Call, x: Tensor) -> Traces:
-    """Runs a cell in plain PyTorch and keeps what it does at every step, for a loss on it.
+    """Runs a cell that spikes in plain PyTorch and keeps what it does at every step, for a loss.
 
     Args:
         call: the cell; its dropout is left out.
         x: ``(T, B, *features)``, at least one step.
 
     Raises:
-        ValueError, TypeError: as :func:`run_cells`.
+        ValueError, TypeError: as :func:`run_cells`; also if the cell does not spike.
     """
     inputs = _inputs_of([replace(call, dropout=0.0)], x, None, "x")
     features, order, fire = x.shape[2:], channels_last(x), fire_with(call.surrogate)
@@ -411,9 +411,11 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
         potentials += [potential for potential, spikes in fired if spikes is output]
         states.append(torch.stack(rows))
         fired.clear()
+    if not potentials:
+        raise ValueError(f"{call.kind} does not spike, so it has no potential")
     return Traces(
         unfold(torch.stack(outputs), features, order),
-        unfold(torch.stack(potentials), features, order) if potentials else None,
+        unfold(torch.stack(potentials), features, order),
         _states_of([call], torch.stack(states[:-1]), features, order, dim=1)[0],
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from snn_lib.cells import Cell, Recurrent, is_spiking
-from snn_lib.containers import WEIGHTED, is_weighted, tensors_in
+from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
 from snn_lib.functional import run_cells
 from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean, within
@@ -65,10 +65,10 @@ def fire_from_the_start(
     if not 0.0 < rate < 1.0:
         raise ValueError(f"rate is {rate}, expected spikes per neuron and step in (0, 1)")
     rates: dict[str, float] = {}
-    ran: list[nn.Module] = []  # the layers of weights since the last neurons
+    ran: list[Weighted] = []  # the layers of weights since the last neurons
     scaled: set[str] = set()  # the layers of neurons whose weights have been scaled
 
-    def remember(name: str, layer: nn.Module, given: dict[str, Any], output: Tensor) -> None:
+    def remember(name: str, layer: Weighted, given: dict[str, Any], output: Tensor) -> None:
         ran.append(layer)
 
     def scale(
@@ -216,10 +216,10 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
                 f"on, and below the layer's {layer.out_features} outputs"
             )
         fit = ridge_regression(features, 2.0 * one_hot(classes, layer.out_features) - 1.0)
-        scale = scale_of_logits(fit.left_out, classes.cpu())
+        scale = scale_of_logits(fit.leave_one_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
-    return scale * fit.left_out
+    return scale * fit.leave_one_out
 
 
 class RidgeRegression(NamedTuple):
@@ -228,12 +228,12 @@ class RidgeRegression(NamedTuple):
     Attributes:
         weight, bias: ``(outputs, inputs)`` and ``(outputs,)``, for features that are not
             standardised.
-        left_out: what a fit without a sample predicts for it, ``(samples, outputs)``.
+        leave_one_out: what a fit without a sample predicts for it, ``(samples, outputs)``.
     """
 
     weight: Tensor
     bias: Tensor
-    left_out: Tensor
+    leave_one_out: Tensor
 
 
 def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
@@ -258,16 +258,16 @@ def ridge_regression(x: Tensor, y: Tensor) -> RidgeRegression:
     u, s, vt = torch.linalg.svd((x - mean) / deviation, full_matrices=False)
     power, along = s.square(), u.T @ (y - centre)
 
-    def error_left_out(penalty: float) -> Tensor:
+    def leave_one_out_error(penalty: float) -> Tensor:
         kept = power / (power + penalty)
         leverage = u.square() @ kept + 1 / len(x)
         residual = y - centre - u @ (kept[:, None] * along)
         return residual / (1 - leverage)[:, None]
 
     penalties = (share * x.shape[1] for share in PENALTIES)
-    penalty = min(penalties, key=lambda one: error_left_out(one).square().mean().item())
+    penalty = min(penalties, key=lambda one: leave_one_out_error(one).square().mean().item())
     weight = ((s / (power + penalty))[:, None] * along).T @ vt / deviation
-    return RidgeRegression(weight, centre - weight @ mean, y - error_left_out(penalty))
+    return RidgeRegression(weight, centre - weight @ mean, y - leave_one_out_error(penalty))
 
 
 def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
@@ -286,7 +286,7 @@ def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
     return min(SCALES, key=surprise)
 
 
-def _has_own_weights(layer: nn.Module) -> bool:
+def _has_own_weights(layer: Weighted) -> bool:
     """Whether weight and bias are parameters; computed ones would be set in vain."""
     own = layer.weight, layer.bias
     return all(tensor is None or isinstance(tensor, nn.Parameter) for tensor in own)
@@ -342,7 +342,7 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged_on_error(layers: list[nn.Module]) -> Iterator[None]:
+def _unchanged_on_error(layers: Iterable[nn.Module]) -> Iterator[None]:
     """The context that restores the layers' parameters if an error leaves it."""
     before = [(p, p.clone()) for layer in layers for p in layer.parameters()]
     try:

@@ -31,7 +31,7 @@ def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -
 def observe_layers(
     model: nn.Module,
     chosen: Callable[[nn.Module], bool],
-    report: Callable[[str, nn.Module, dict[str, Any], Any], object],
+    report: Callable[[str, Any, dict[str, Any], Any], object],
     names: Collection[str] | None = None,
 ) -> Iterator[None]:
     """The context in which each call of the layers that are chosen is reported.

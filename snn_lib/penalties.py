@@ -108,16 +108,18 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
         yield spikes
 
 
-def hidden_layers(model: nn.Module) -> list[str]:
-    """The names of the layers of neurons that have weights after them, in the model's order.
+def hidden_layers(model: nn.Module) -> dict[str, int]:
+    """The layers of neurons that have weights after them: how many of these a spike reaches.
 
-    The spikes of the last layer are the answer, unless a layer of weights weighs them.
+    They are in the model's order, by name. The spikes of the last layer are the answer, unless a
+    layer of weights weighs them.
     """
-    hidden, waiting = [], []
+    hidden, waiting = {}, []
     for name, module in model.named_modules():
         if is_spiking(module):
             waiting.append(name)
         elif is_weighted(module):
-            hidden += waiting
+            reached = module.weight[:, 0].numel() // getattr(module, "groups", 1)
+            hidden |= dict.fromkeys(waiting, reached)
             waiting = []
     return hidden

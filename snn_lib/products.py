@@ -1,8 +1,9 @@
 """Weights that receive spikes: products that leave out the neurons that did not fire.
 
 :func:`linear` computes what PyTorch's function of this name does, and adds up in another order. Its
-forward pass and the gradient of the weights read nothing for inputs that are zero. In the context
-:class:`SkippingZeros` it takes the other's place.
+forward pass and the gradient of the weights read nothing for inputs that are zero. The gradient of
+the input reads nothing where that of the output is zero, as it is for neurons far from their
+threshold. In the context :class:`SkippingZeros` it takes the other's place.
 
 Whether it has a kernel depends on the layer alone, and what the kernel computes for a step on no
 other step, so a sequence in chunks gives the bits of the whole. The gradient of the weights, to
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from snn_lib.kernels import backend_for
 from snn_lib.kernels.operator import PLAIN
 from snn_lib.pytorch_private import is_transformed, sees_operations
+from snn_lib.recomputing import decide
 
 # By the dtype of the weights, the part of all inputs up to which their gradient skips zeros.
 FEW = {torch.float32: 0.5, torch.bfloat16: 0.15}
@@ -83,7 +85,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool =
         and all(type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors)
         and (known or dtype == torch.float32)
         and (casts or all(tensor.dtype == dtype for tensor in tensors))
-        and _have_kernels(x, weight, bias, dtype)
+        and decide(lambda: _have_kernels(x, weight, bias, dtype))
     ):
         output, _ = torch.ops.snn.weigh(x.flatten(0, -2), weight.to(dtype), bias)
         return output.unflatten(0, x.shape[:-1])
@@ -109,13 +111,14 @@ def _have_kernels(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.d
     device_types="cpu",
 )
 def _weigh(spikes, weight, bias):
-    _check(spikes, weight, bias)
+    if not _have_kernels(spikes, weight, bias, weight.dtype):  # on this backend
+        bias = None if bias is None else bias.to(weight.dtype)
+        return F.linear(spikes.to(weight.dtype), weight, bias), spikes.count_nonzero()
     return backend_for(spikes).products.weigh(spikes, weight, bias)
 
 
 @_weigh.register_fake
 def _(spikes, weight, bias):
-    _check(spikes, weight, bias)
     return weight.new_empty(len(spikes), len(weight)), spikes.new_empty((), dtype=torch.int64)
 
 
@@ -128,7 +131,7 @@ def _(spikes, weight, bias):
 def _weigh_backward(grad_output, spikes, fired):
     weight = grad_output.new_empty(grad_output.shape[1], spikes.shape[1])
     many = fired.item() > FEW[grad_output.dtype] * spikes.numel()
-    if many or not _have_kernels(spikes, weight, None, weight.dtype):  # of the backend by now
+    if many or not _have_kernels(spikes, weight, None, weight.dtype):  # on this backend
         return _dense_gradient(grad_output, spikes)
     return backend_for(spikes).products.gradient(grad_output, spikes)
 
@@ -157,7 +160,7 @@ def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None
     need_spikes, need_weight, need_bias = ctx.needs_input_grad
     grad_spikes = grad_weight = grad_bias = None
     if need_spikes:
-        grad_spikes = (grad_output @ weight).to(ctx.dtypes[0])
+        grad_spikes = linear(grad_output, weight.t(), known=False).to(ctx.dtypes[0])
     if need_weight and torch.is_grad_enabled():  # somebody differentiates the gradient
         grad_weight = _dense_gradient(grad_output, spikes)
     elif need_weight:
@@ -168,12 +171,3 @@ def _differentiate(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Tensor | None
 
 
 _weigh.register_autograd(_differentiate, setup_context=_remember)
-
-
-def _check(spikes: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Refuses what the kernels, which trust their arguments, cannot compute."""
-    if not _have_kernels(spikes, weight, bias, weight.dtype) or spikes.dim() != 2:
-        raise ValueError(
-            f"no kernel weighs {tuple(spikes.shape)} in {spikes.dtype} by {tuple(weight.shape)} "
-            f"in {weight.dtype}: call snn_lib.products.linear"
-        )

@@ -56,7 +56,7 @@ def register_named_tuple(kind: type) -> None:
     _pytree._register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__name__}")
 
 
-def convolve(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor) -> Tensor:
     """A convolution layer with other weights in place of its own and without a bias."""
     return layer._conv_forward(x, weight, None)
 
@@ -80,4 +80,5 @@ def is_observed(module: nn.Module) -> bool:
     hooks += module._backward_hooks, module._backward_pre_hooks
     compiled = module._compiled_call_impl is not None
     replaced = "forward" in vars(module)
-    return any(hooks) or compiled or replaced or torch.nn.modules.module._has_any_global_hook()
+    anywhere = torch.nn.modules.module._has_any_global_hook()
+    return any(hooks) or compiled or replaced or bool(anywhere)

@@ -85,7 +85,7 @@ class LeakyIntegrator(nn.Module):
 
     def __init__(self, tau: float = 20.0) -> None:
         super().__init__()
-        self.tau, self.decay = tau, decay_of(tau)
+        self.tau, self.decay = tau, float(decay_of(tau))
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""

@@ -2,9 +2,13 @@
 
 Each field states its default, its meaning, its range and what it needs to have an effect, by
 :func:`setting`. ``--help`` prints them, :class:`Settings` refuses a value outside the range, and
-:func:`without_effect` finds what nothing reads. Each task adds its own settings to
-:class:`Hyperparameters` and :class:`ExperimentConfig`. ``training.config`` fills them from YAML
-files and the command line. An experiment reads, for example, ``config.hyperparameters.tau_m``.
+:func:`without_effect` finds what nothing reads. ``training.config`` fills them from YAML files and
+the command line. An experiment reads, for example, ``config.hyperparameters.tau_m``.
+
+Settings come in sections: a configuration (``...Config``) is the whole file, and each of its
+sections is a dataclass of its own (``...Settings``). The section ``hyperparameters`` is composed of
+:class:`Hyperparameters` and of the groups of settings that an experiment needs beside them, which
+come before it in the list of bases, so that their defaults count.
 """
 
 import dataclasses
@@ -14,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from snn_lib.errors import require
 
@@ -125,6 +129,8 @@ class Settings:
         InputError: a value lies outside its range, or does not fit another one.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
+
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             allowed = entry.metadata.get("range", Range())
@@ -139,7 +145,7 @@ RATE_IS_KEPT = Needs(
 
 
 @dataclass
-class AdamOptions(Settings):
+class AdamSettings(Settings):
     """Options of Adam and AdamW, as PyTorch names them."""
 
     lr: float = setting(
@@ -153,7 +159,7 @@ class AdamOptions(Settings):
 
 
 @dataclass
-class SGDOptions(Settings):
+class SGDSettings(Settings):
     """Options of SGD, as PyTorch names them."""
 
     lr: float = setting(
@@ -165,15 +171,15 @@ class SGDOptions(Settings):
 
 
 @dataclass
-class OptimizerConfig(Settings):
+class OptimizerSettings(Settings):
     """The optimiser, and the options of each."""
 
     optimizer_choice: OptimizerChoice = setting("Adam", "which optimiser to use")
-    Adam: AdamOptions = section(AdamOptions, Needs("optimizer.optimizer_choice", ("Adam",)))
-    AdamW: AdamOptions = section(
-        lambda: AdamOptions(weight_decay=0.01), Needs("optimizer.optimizer_choice", ("AdamW",))
+    Adam: AdamSettings = section(AdamSettings, Needs("optimizer.optimizer_choice", ("Adam",)))
+    AdamW: AdamSettings = section(
+        lambda: AdamSettings(weight_decay=0.01), Needs("optimizer.optimizer_choice", ("AdamW",))
     )
-    SGD: SGDOptions = section(SGDOptions, Needs("optimizer.optimizer_choice", ("SGD",)))
+    SGD: SGDSettings = section(SGDSettings, Needs("optimizer.optimizer_choice", ("SGD",)))
     coefficient_lr_scale: float = setting(
         1.0,
         "factor on the filters' learning rate",
@@ -184,7 +190,7 @@ class OptimizerConfig(Settings):
 
 
 @dataclass
-class MultiStepLROptions(Settings):
+class MultiStepLRSettings(Settings):
     """MultiStepLR: the learning rate is multiplied by gamma at each milestone."""
 
     milestones: list[int] = setting([15, 90], "epochs after which the rate drops", at_least=0)
@@ -197,7 +203,7 @@ class MultiStepLROptions(Settings):
 
 
 @dataclass
-class WarmRestartsOptions(Settings):
+class WarmRestartsSettings(Settings):
     """CosineAnnealingWarmRestarts: a cosine from lr to eta_min, started again after each cycle."""
 
     T_0: int = setting(10, "epochs of the first cycle", at_least=1)
@@ -206,7 +212,7 @@ class WarmRestartsOptions(Settings):
 
 
 @dataclass
-class CyclicLROptions(Settings):
+class CyclicLRSettings(Settings):
     """CyclicLR: a triangle from base_lr up to max_lr and down again."""
 
     base_lr: float = setting(1e-5, "lowest learning rate", at_least=0)
@@ -215,7 +221,7 @@ class CyclicLROptions(Settings):
 
 
 @dataclass
-class OneCycleLROptions(Settings):
+class OneCycleLRSettings(Settings):
     """OneCycleLR: the rate rises to max_lr, then falls along a cosine to almost zero."""
 
     max_lr: float = setting(1e-3, "highest learning rate", above=0)
@@ -225,21 +231,21 @@ class OneCycleLROptions(Settings):
 
 
 @dataclass
-class SchedulerConfig(Settings):
+class SchedulerSettings(Settings):
     """The learning rate scheduler, and the options of each."""
 
     scheduler_choice: SchedulerChoice = setting("none", "which scheduler to use")
-    MultiStepLR: MultiStepLROptions = section(
-        MultiStepLROptions, Needs("scheduler.scheduler_choice", ("MultiStepLR",))
+    MultiStepLR: MultiStepLRSettings = section(
+        MultiStepLRSettings, Needs("scheduler.scheduler_choice", ("MultiStepLR",))
     )
-    CosineAnnealingWarmRestarts: WarmRestartsOptions = section(
-        WarmRestartsOptions, Needs("scheduler.scheduler_choice", ("CosineAnnealingWarmRestarts",))
+    CosineAnnealingWarmRestarts: WarmRestartsSettings = section(
+        WarmRestartsSettings, Needs("scheduler.scheduler_choice", ("CosineAnnealingWarmRestarts",))
     )
-    CyclicLR: CyclicLROptions = section(
-        CyclicLROptions, Needs("scheduler.scheduler_choice", ("CyclicLR",))
+    CyclicLR: CyclicLRSettings = section(
+        CyclicLRSettings, Needs("scheduler.scheduler_choice", ("CyclicLR",))
     )
-    OneCycleLR: OneCycleLROptions = section(
-        OneCycleLROptions, Needs("scheduler.scheduler_choice", ("OneCycleLR",))
+    OneCycleLR: OneCycleLRSettings = section(
+        OneCycleLRSettings, Needs("scheduler.scheduler_choice", ("OneCycleLR",))
     )
 
 
@@ -300,6 +306,13 @@ class Hyperparameters(Settings):
         at_most=1,
     )
 
+    penalty_by_cost: bool = setting(
+        False,
+        "target_rate counts less for a layer whose spikes make fewer operations at the weights",
+        Needs("hyperparameters.target_rate"),
+        TRAINING,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -310,7 +323,7 @@ class Hyperparameters(Settings):
 
 
 @dataclass
-class OrderHyperparameters(Hyperparameters):
+class FilterPosition(Settings):
     """The order of weights and filters in a layer."""
 
     filter_position: Literal["before", "behind"] = setting(
@@ -319,7 +332,7 @@ class OrderHyperparameters(Hyperparameters):
 
 
 @dataclass
-class ConvolutionHyperparameters(OrderHyperparameters):
+class ConvolutionSizes(Settings):
     """The sizes of a network of three convolutions and a layer of neurons after them."""
 
     channels: list[int] = setting(
@@ -330,7 +343,7 @@ class ConvolutionHyperparameters(OrderHyperparameters):
 
 @dataclass
 class OneTimeConstant(Settings):
-    """Goes before :class:`Hyperparameters` if a network has no PSP of two time constants."""
+    """For networks that have no PSP of two time constants: ``tau_s`` has no effect."""
 
     tau_s: float = setting(1.0, "fast time constant of a PSP that has two", NEVER, above=0)
 
@@ -339,7 +352,7 @@ RESONANT = Needs("hyperparameters.synapse", ("resonant",)), FIRST_VALUE
 
 
 @dataclass
-class ResonantHyperparameters(OneTimeConstant, Hyperparameters):
+class ResonantFilters(Settings):
     """First values of resonant filters: a layer's channels are spread on logarithmic scales."""
 
     shortest_memory: float = setting(
@@ -388,8 +401,8 @@ class ExperimentConfig(Settings):
     runs_path: str = setting("runs", "folder of all runs; each has its own, NAME/TIME/")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
-    optimizer: OptimizerConfig = section(OptimizerConfig, TRAINING)
-    scheduler: SchedulerConfig = section(SchedulerConfig, TRAINING)
+    optimizer: OptimizerSettings = section(OptimizerSettings, TRAINING)
+    scheduler: SchedulerSettings = section(SchedulerSettings, TRAINING)
 
     def __post_init__(self) -> None:
         super().__post_init__()

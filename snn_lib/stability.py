@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ MARGINS = [MARGIN / 2**halvings for halvings in range(10)]
 MAX_ORDER = 8  # beyond it, float32 and soon float64 cannot tell which filters are stable
 OCTAL_DIGITS = 5  # digits, in base 8, of the factor that scales the poles of a filter
 CHECKED = 97  # One in so many calls is checked on a GPU. It is prime, so all layers get their turn.
+Array = TypeVar("Array", Tensor, np.ndarray)
 UNSTABLE = "a filter's pole lies outside the unit circle"
 
 
-def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
+def has_stable_poles(alpha: Array) -> Array:
     """Whether each channel's filter is stable, whatever the rounding.
 
     This is the step-down recursion of Schur and Cohn. A filter of order P is stable if its
@@ -39,8 +40,8 @@ def has_stable_poles(alpha: Tensor | np.ndarray) -> Tensor | np.ndarray:
     if a coefficient is not finite. The error grows with the order: beyond ``MAX_ORDER`` the answer
     is false for many stable filters. ``alpha`` is a tensor or a NumPy array, which is faster.
     """
-    precision = np.finfo if isinstance(alpha, np.ndarray) else torch.finfo
-    doubt = 4 ** len(alpha) * precision(alpha.dtype).eps
+    kind = np.finfo(alpha.dtype) if isinstance(alpha, np.ndarray) else torch.finfo(alpha.dtype)
+    doubt = 4 ** len(alpha) * kind.eps
     distance = 1.0 + 0.0 * alpha.sum(0)  # nan where a coefficient is not finite
     rows = list(alpha)
     while rows:

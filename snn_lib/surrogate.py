@@ -26,6 +26,7 @@ class Surrogate(Protocol):
 
     def derivative(self, membrane: Tensor) -> Tensor:
         """dS/dV at every element of ``membrane``, in its shape."""
+        ...
 
 
 def check_surrogate(surrogate: Surrogate) -> None:

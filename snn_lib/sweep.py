@@ -6,20 +6,42 @@ docs/sweeps.md tells more.
 """
 
 import os
+import re
 import signal
 import sys
+import time
 import warnings
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import asdict, is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import InputError, require
+from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_line, require
 from snn_lib.files import write_atomically
-from snn_lib.training.command_line import Parser, exit_with
+from snn_lib.settings import list_settings
+from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.command_line import LOCAL_KEYS, Parser, exit_with
+from snn_lib.training.config import (
+    check_config,
+    chosen_file,
+    idle_settings,
+    keys_of,
+    merge_config,
+    refuse_file_without_effect,
+    refuse_without_effect,
+)
+from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
-from snn_lib.training.search import SearchSpace, open_study, run_trial
+from snn_lib.training.experiment import Experiment
+from snn_lib.training.loading import arguments_of_main
+from snn_lib.training.state import score_of
 
+NOT_SEARCHED = ("name", *LOCAL_KEYS)
+NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 STOPPED = b"""sweep: stopped; the same command continues it; two minutes from now or later it also \
 takes up the trial that was running
 """
@@ -27,7 +49,7 @@ takes up the trial that was running
 
 def main() -> int:
     """Runs trials until the study has enough of them, and writes the best settings so far."""
-    parser = Parser(prog="python -m snn_lib.sweep", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m snn_lib.sweep", description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("script", type=Path, help="a script that calls snn_lib.training.main")
     parser.add_argument("settings", nargs="+", help="key=low..high, key=a,b,c or key=value")
     parser.add_argument("--config_file", type=Path, help="a YAML file other than the script's own")
@@ -75,6 +97,194 @@ def save_best(trial: Any, base: Path | None, path: Path) -> None:
     title = f"{trial.user_attrs['run']} of {path.parent.name}, score {trial.value:.6g}"
     write_atomically(path, f"# {title}\n{OmegaConf.to_yaml(values)}".encode())
     say(f"best so far: {title}; settings in {path}")
+
+
+class SearchSpace:
+    """The settings of an experiment, some of which are searched.
+
+    Args:
+        script: the experiment's script.
+        config_file: the YAML file whose settings are changed; ``None`` for the script's own.
+        settings: ``key=low..high``, a range of numbers; ``key=a,b,c``, choices; or ``key=value``,
+            which is fixed. The commas of a list ``[1,2]`` separate no choices, nor do those of the
+            name and of settings that say where and how a machine runs a trial.
+
+    Attributes:
+        base: the YAML file, or ``None`` if the script has none.
+        config: the configuration with the upper ends of the ranges and the last choices.
+        whole: all settings that do not say where and how a machine runs them, as text: the range or
+            the choices of one that is searched, and the value of any other.
+
+    Raises:
+        InputError: a key is unknown, an end or a choice is not allowed, a range is empty or not one
+            of numbers, or a setting has no effect, whatever is drawn for the others.
+    """
+
+    def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
+        self.script, self.base = script, chosen_file(script, config_file)
+        self.build_model, self.task, self.initialise = arguments_of_main(script)
+        schema = self.task.config_class
+        self.merged = partial(merge_config, schema, self.base, script=script)
+        self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
+        given: dict[str, str] = {}
+        for setting in settings:
+            key, sign, text = setting.partition("=")
+            require(sign != "", f"{setting!r}: expected key=low..high, key=a,b,c or key=value")
+            (key,) = keys_of([f"{key}=0"])  # a[b] is a.b
+            given[key] = text
+            ends = re.fullmatch(rf"{NUMBER}\.\.{NUMBER}", text)
+            if key in NOT_SEARCHED:
+                self.choices[key] = [text]
+            else:
+                self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
+        merged = []
+        for number in range(max(map(len, self.choices.values()))):
+            chosen = [
+                f"{key}={own[min(number, len(own) - 1)]}" for key, own in self.choices.items()
+            ]
+            merged.append(self.merged(chosen))
+            self.config = check_config(merged[-1])
+        refuse_file_without_effect(self.base, script, *merged)
+        refuse_without_effect(chosen, *merged)
+        present = dict(list_settings(self.config))
+        for key, ends in self.choices.items():
+            if isinstance(ends, tuple):
+                text, kind = f"{key}={ends[0]}..{ends[1]}", type(present[key])
+                require(kind in (int, float), f"{text} is a range, but {key} is no number")
+                low, high = self.choices[key] = tuple(kind(float(end)) for end in ends)
+                require(low < high, f"{text} is an empty range, expected the lower end first")
+        self.whole = {
+            key: given[key] if len(self.choices.get(key, ())) > 1 else str(value)
+            for key, value in _without_local(present).items()
+            if not is_dataclass(value)
+        }
+
+    def draw(self, trial: Any) -> list[str]:
+        """Lets a trial of Optuna's choose the settings, and returns them, ``key=value`` each.
+
+        If the upper end of a range is at least ten times the lower one, its logarithm is searched.
+        """
+        return [f"{key}={self._draw(trial, key, own)}" for key, own in self.choices.items()]
+
+    def _draw(self, trial: Any, key: str, choices: Sequence[Any]) -> Any:
+        if len(choices) == 1:
+            return choices[0]
+        if isinstance(choices, list):
+            return trial.suggest_categorical(key, choices)
+        low, high = choices
+        logarithmic = 0 < 10 * low <= high
+        if isinstance(low, int):
+            return trial.suggest_int(key, low, high, log=logarithmic)
+        return trial.suggest_float(key, low, high, log=logarithmic)
+
+
+def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
+    """Opens Optuna's study that is named like a folder, or begins it.
+
+    If a running trial gives no sign of life for two minutes, another process runs it again.
+
+    Args:
+        folder: of the files of its trials.
+        url: of its database; ``None`` for a file in the folder.
+        settings: the attribute ``whole`` of the :class:`SearchSpace`.
+
+    Raises:
+        InputError: the database cannot be used, or the study is there and has other settings.
+    """
+    import optuna
+
+    url = url or f"sqlite:///{folder}/study.db"
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback(3, inherit_intermediate_values=True)
+    life = {"heartbeat_interval": 30, "grace_period": 120, "heartbeat_stale_trial_callback": retry}
+    options = {"study_name": folder.name, "direction": "maximize", "load_if_exists": True}
+    for wait in (0.5, 1, 2, 0):  # seconds, since two processes that begin it hinder each other
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            study = optuna.create_study(storage=optuna.storages.RDBStorage(url, **life), **options)
+            break
+        except Exception as error:  # every database fails in its own way
+            if not wait:
+                reason = one_line(error)
+                raise InputError(f"the study cannot be kept in {url}: {reason}") from None
+            time.sleep(wait)
+    for key, earlier in study.user_attrs.get("whole", settings).items():
+        value = settings.get(key, earlier)
+        require(
+            value == earlier,
+            f"{folder.name} began with {key}={earlier}, now it is {value}: set it as before, or "
+            "begin another study by name=",
+        )
+    study.set_user_attr("whole", settings)
+    return study
+
+
+def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
+    """Trains with the settings that a trial of Optuna's draws.
+
+    A trial that was killed before goes on from its last checkpoint. The test data is left alone.
+
+    Args:
+        trial: takes note of the score of every epoch, and of the ``settings`` that count in it.
+        space: what the settings are drawn from.
+        folder: where the run has its folder.
+
+    Returns:
+        The best epoch's score, the first number of ``Task.score``.
+
+    Raises:
+        TrialPruned: the score after an epoch is below the median of earlier trials, the settings do
+            not fit each other, or the run failed, for example because a loss was not finite.
+    """
+    from optuna import TrialPruned
+
+    task = copy(space.task)  # trials share nothing that one of them prepares
+    has, task.has = task.has, lambda split: split != "test" and has(split)
+    name = trial.user_attrs.get("run", f"trial_{trial.number:04}")  # a killed one has it already
+    trial.set_user_attr("run", name)
+
+    def end_early(why: object) -> NoReturn:
+        say(f"{name} ends early: {why}")
+        raise TrialPruned
+
+    def report() -> bool:
+        progress = experiment.progress
+        if progress.history and progress.batch == 1:  # the first batch after an epoch
+            trial.report(score_of(progress.history[-1], task)[0], progress.epoch)
+            if trial.should_prune():
+                end_early(f"others were better after epoch {progress.epoch}")
+        return False
+
+    settings = space.draw(trial)
+    try:
+        merged = space.merged(settings)
+        config = check_config(merged)
+    except InputError as error:  # each setting is allowed, but not all together
+        end_early(error)
+    idle = idle_settings(merged)  # beside what was drawn for the others
+    settings = [setting for setting in settings if setting.partition("=")[0] not in idle]
+    kept = sorted(setting for setting in settings if setting.partition("=")[0] not in LOCAL_KEYS)
+    trial.set_user_attr("settings", kept)
+    say(f"{name}: {' '.join(settings)}")
+    config.runs_path, config.name = str(folder), name
+    last = max(folder.glob(f"{name}/*/last"), default=None)
+    checkpoint = None if last is None else load_checkpoint(last)
+    if checkpoint and _without_local(checkpoint["config"]) != _without_local(asdict(config)):
+        checkpoint = None  # it is of an earlier study of this name
+    try:
+        experiment = Experiment(space.build_model, task, config, space.initialise, report)
+        experiment.script = space.script.name
+        return score_of(experiment.train(checkpoint)["best"], task)[0]
+    except (RunError, SettingsError, BusyError) as error:
+        end_early(error)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        end_early("out of memory")
+
+
+def _without_local(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that say where and how a machine runs them."""
+    return {key: value for key, value in config.items() if key not in LOCAL_KEYS}
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def coming_back(synapse=None):
 def snapshots_of_maps():
     """Four maps become two, each of which is a sum of two snapshots, before weights."""
     network, features = maps(nn.Conv2d(2, 4, 3))
-    return network + Sequential(Snapshots([4, 2]), PerStep(nn.Conv2d(2, 3, 2))), features
+    return Sequential(*network, Snapshots([4, 2]), PerStep(nn.Conv2d(2, 3, 2))), features
 
 
 NETWORKS = {

@@ -133,7 +133,7 @@ def experiment(overrides, stop_after=None, task=None):
 def prepared(kind, config, rank=0, world=1):
     """A task that is prepared on the CPU and takes a process's share of every batch."""
     task = kind()
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     task.share(rank, world)
     return task
 

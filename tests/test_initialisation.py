@@ -247,18 +247,18 @@ def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, nois
     x = torch.randn(20, inputs, dtype=torch.float64) * 3 + 1
     y = x[:, :2] + noise * torch.randn(20, 2, dtype=torch.float64)
     standard = (x - x.mean(0)) / x.std(0, correction=0)
-    left_out = torch.empty(len(PENALTIES), 20, 2, dtype=torch.float64)
+    leave_one_out = torch.empty(len(PENALTIES), 20, 2, dtype=torch.float64)
     for number, share in enumerate(PENALTIES):
         for index in range(20):
             others = torch.arange(20) != index
             fit = ridge(standard[others], y[others], share * inputs)
-            left_out[number, index] = standard[index] @ fit[:-1] + fit[-1]
-    best = (left_out - y).square().sum((1, 2)).argmin().item()
+            leave_one_out[number, index] = standard[index] @ fit[:-1] + fit[-1]
+    best = (leave_one_out - y).square().sum((1, 2)).argmin().item()
     expected = ridge(standard, y, PENALTIES[best] * inputs)
     found = ridge_regression(x, y)
     said = x @ found.weight.T + found.bias
     torch.testing.assert_close(said, standard @ expected[:-1] + expected[-1])
-    torch.testing.assert_close(found.left_out, left_out[best])
+    torch.testing.assert_close(found.leave_one_out, leave_one_out[best])
 
 
 def test_as_many_features_as_samples_keep_their_digits():

@@ -191,7 +191,9 @@ def test_what_is_run_again_in_the_backward_pass_is_not_collected_twice():
 
 def test_hidden_are_the_layers_behind_which_there_are_weights():
     model = network()
-    assert hidden_layers(model) == ["1"]
+    assert hidden_layers(model) == {"1": 3}  # each of its spikes reaches three neurons
     model.append(nn.Linear(3, 2))
-    assert hidden_layers(model) == ["1", "4"]
-    assert hidden_layers(nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))) == []
+    assert hidden_layers(model) == {"1": 3, "4": 2}
+    assert hidden_layers(nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))) == {}
+    maps = nn.Sequential(SpikingNeuron((4, 1, 1), 4.0), nn.Conv2d(4, 6, 3, groups=2))
+    assert hidden_layers(maps) == {"0": 3 * 3 * 3}

@@ -9,18 +9,18 @@ import pytest
 
 from event_vision import EventConvConfig, EventConvHyperparameters
 from snn_conv import ConvConfig, ConvHyperparameters
-from snn_lib.data.augmentation import AugmentationConfig, EventAugmentationConfig
+from snn_lib.data.augmentation import AugmentationSettings, EventAugmentationSettings
 from snn_lib.data.patterns import Damage
-from snn_lib.data.simulated_events import CameraConfig
+from snn_lib.data.simulated_events import CameraSettings
 from snn_lib.errors import InputError, require
 from snn_lib.settings import LARGEST, ExperimentConfig, Range, Settings, list_settings, setting
 from snn_lib.tasks.association import (
     AssociationConfig,
     AssociationHyperparameters,
-    PatternOptions,
+    PatternSettings,
 )
-from snn_lib.tasks.digits import DigitConfig, LatencyOptions, MNISTOptions
-from snn_lib.tasks.event_vision import EventOptions
+from snn_lib.tasks.digits import DigitConfig, LatencySettings, MNISTSettings
+from snn_lib.tasks.event_vision import EventSettings
 from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialHyperparameters
 from snn_lib.tasks.time_series import TimeSeriesConfig, TimeSeriesHyperparameters
 from snn_lib.training.config import config_from_dict
@@ -79,16 +79,16 @@ SENSELESS = [
         {"tau_s": 8.0},
         "tau_m is 8.0 and tau_s 8.0, expected tau_s below",
     ),
-    (AugmentationConfig, {"noise": -1.0}, "noise is -1.0, expected at least 0"),
-    (AugmentationConfig, {"scale": -1.0}, "scale is -1.0, expected at least 0"),
-    (AugmentationConfig, {"stretch": 0.5}, "stretch is 0.5, expected at least 1"),
-    (AugmentationConfig, {"crop": 0.0}, "crop is 0.0, expected above 0 and at most 1"),
-    (AugmentationConfig, {"channel_dropout": 1.0}, "expected at least 0 and below 1"),
-    (CameraConfig, {"threshold": 0.0}, "threshold is 0.0, expected at least 0.01"),
-    (CameraConfig, {"black": 0.0}, "black is 0.0, expected at least 0.001"),
-    (CameraConfig, {"spread": -0.1}, "spread is -0.1, expected at least 0"),
-    (CameraConfig, {"reach": 40.0}, "reach is 40.0, expected at least 0 and at most 34"),
-    (CameraConfig, {"noise": 1e9}, "expected at least 0 and at most 1,000"),
+    (AugmentationSettings, {"noise": -1.0}, "noise is -1.0, expected at least 0"),
+    (AugmentationSettings, {"scale": -1.0}, "scale is -1.0, expected at least 0"),
+    (AugmentationSettings, {"stretch": 0.5}, "stretch is 0.5, expected at least 1"),
+    (AugmentationSettings, {"crop": 0.0}, "crop is 0.0, expected above 0 and at most 1"),
+    (AugmentationSettings, {"channel_dropout": 1.0}, "expected at least 0 and below 1"),
+    (CameraSettings, {"threshold": 0.0}, "threshold is 0.0, expected at least 0.01"),
+    (CameraSettings, {"black": 0.0}, "black is 0.0, expected at least 0.001"),
+    (CameraSettings, {"spread": -0.1}, "spread is -0.1, expected at least 0"),
+    (CameraSettings, {"reach": 40.0}, "reach is 40.0, expected at least 0 and at most 34"),
+    (CameraSettings, {"noise": 1e9}, "expected at least 0 and at most 1,000"),
     (ConvHyperparameters, {"channels": [16, 32]}, "expected 3 numbers, each at least 1"),
     (ConvHyperparameters, {"channels": [1, 1, 0]}, "expected 3 numbers, each at least 1"),
     (ConvHyperparameters, {"hidden": 0}, "hidden is 0, expected at least 1"),
@@ -100,22 +100,22 @@ SENSELESS = [
     (Damage, {"jitter_sigma": -1.0}, "jitter_sigma is -1.0, expected at least 0"),
     (Damage, {"block_size": -1}, "block_size is -1, expected at least 0"),
     (Damage, {"rows_removed": -2}, "rows_removed is -2, expected at least 0"),
-    (EventAugmentationConfig, {"shift": -1.0}, "shift is -1.0, expected at least 0"),
-    (EventAugmentationConfig, {"rotation": -1.0}, "rotation is -1.0, expected at least 0"),
-    (EventAugmentationConfig, {"drop": 1.0}, "drop is 1.0, expected at least 0 and below 1"),
+    (EventAugmentationSettings, {"shift": -1.0}, "shift is -1.0, expected at least 0"),
+    (EventAugmentationSettings, {"rotation": -1.0}, "rotation is -1.0, expected at least 0"),
+    (EventAugmentationSettings, {"drop": 1.0}, "drop is 1.0, expected at least 0 and below 1"),
     (EventConvHyperparameters, {"first_rate": 0.0}, "first_rate is 0.0, expected above 0"),
-    (EventOptions, {"merge": 0}, "merge is 0, expected at least 1"),
-    (EventOptions, {"side": 0}, "side is 0, expected at least 1"),
-    (EventOptions, {"validation_size": 0}, "validation_size is 0, expected at least 1"),
-    (EventOptions, {"duration": 0.0}, "duration is 0.0, expected at least 0.001"),
-    (LatencyOptions, {"span": 0}, "span is 0, expected at least 1"),
-    (LatencyOptions, {"threshold": 1.0}, "threshold is 1.0, expected above 0 and below 1"),
-    (LatencyOptions, {"tau": 0.0}, "tau is 0.0, expected above 0"),
-    (LatencyOptions, {"jitter": -1.0}, "jitter is -1.0, expected at least 0"),
-    (MNISTOptions, {"teacher_temperature": 0.0}, "expected above 0"),
-    (MNISTOptions, {"training_size": -5}, "training_size is -5, expected at least 1"),
+    (EventSettings, {"merge": 0}, "merge is 0, expected at least 1"),
+    (EventSettings, {"side": 0}, "side is 0, expected at least 1"),
+    (EventSettings, {"validation_size": 0}, "validation_size is 0, expected at least 1"),
+    (EventSettings, {"duration": 0.0}, "duration is 0.0, expected at least 0.001"),
+    (LatencySettings, {"span": 0}, "span is 0, expected at least 1"),
+    (LatencySettings, {"threshold": 1.0}, "threshold is 1.0, expected above 0 and below 1"),
+    (LatencySettings, {"tau": 0.0}, "tau is 0.0, expected above 0"),
+    (LatencySettings, {"jitter": -1.0}, "jitter is -1.0, expected at least 0"),
+    (MNISTSettings, {"teacher_temperature": 0.0}, "expected above 0"),
+    (MNISTSettings, {"training_size": -5}, "training_size is -5, expected at least 1"),
     (AssociationHyperparameters, {"weight_gain": 0.0}, "weight_gain is 0.0, expected above 0"),
-    (PatternOptions, {"training_samples": 0}, "training_samples is 0, expected at least 1"),
+    (PatternSettings, {"training_samples": 0}, "training_samples is 0, expected at least 1"),
     (SequentialHyperparameters, {"length": 100}, "expected a divisor of the 784 pixels"),
     (SequentialHyperparameters, {"length": 28, "moments": 5}, "a divisor of the length, 28"),
     (SequentialHyperparameters, {"shortest_memory": 0.0}, "expected above 0"),

@@ -203,9 +203,9 @@ def weighted_sum(x):
 def data_of(task, config):
     """All batches of all splits, as numbers, and the first one to train on."""
     torch.manual_seed(0)
-    task.prepare(config, torch.device("cpu"))
-    batches = [list(task.train_batches(0))]
-    batches += [list(task.evaluation_batches(split)) for split in ("validation", "test")]
+    task.setup(config, torch.device("cpu"))
+    batches = [list(task.batches("train"))]
+    batches += [list(task.batches(split)) for split in ("validation", "test")]
     return [
         (len(split), *((*batch.x.shape, weighted_sum(batch.x).item()) for batch in split))
         for split in batches
@@ -295,25 +295,25 @@ def test_every_setting_of_a_yaml_file_has_an_effect(name, data):
 def test_a_setting_has_an_effect_on_a_trained_network_or_is_said_to_have_none(name, data):
     """In a test, that is: the settings of the loop and of the machine are left out."""
     build_model, task, initialise, config = small_experiment(name, data)
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     model = build(build_model, config, task)
     if initialise is not None:
         with torch.no_grad():
             initialise(model, task)
     elif name != "sequential_mnist":  # its normalisation sees to that
-        fire_from_the_start(model, next(task.train_batches(0)).x, rate=0.2)
+        fire_from_the_start(model, next(task.batches("train")).x, rate=0.2)
     weights = model.state_dict()
 
     def tested(config):
         """All batches of the test with their sums, as numbers, or what the weights do not fit."""
         torch.manual_seed(0)
-        task.prepare(config, torch.device("cpu"))
+        task.setup(config, torch.device("cpu"))
         model = build(build_model, config, task).eval()
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             return str(error)
-        batches = task.evaluation_batches("test")
+        batches = task.batches("test")
         with torch.no_grad():
             found = [(batch.x, task.loss(model, batch)[1]) for batch in batches]
         return [

@@ -20,7 +20,7 @@ ONNX graph, and the count of its arithmetic:
 
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,10 @@ class Cell(Constrained):
     decays: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str]
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Tensor: ...  # a coefficient
+
     @staticmethod
     def step(x: Tensor, state: tuple, coefficients: tuple, fire: Fire) -> tuple[Tensor, tuple]:
         """One time step of every channel.
@@ -162,7 +166,7 @@ class Cell(Constrained):
         dropout: float = 0.0,
         train: Sequence[str] = (),
         train_decay: bool = False,
-        **values: PerChannel,
+        **values: "PerChannel | Sequence[PerChannel]",
     ) -> None:
         super().__init__()
         if not 0.0 <= dropout < 1.0:
@@ -192,19 +196,19 @@ class Cell(Constrained):
         output, (state,) = run_cells([self.call(x, state)], x, lengths)
         return Output(output, state)
 
-    def joins(self, following: nn.Module | None) -> bool:
+    def joins(self, following: nn.Module) -> bool:
         """Whether both can run as one: a cell that spikes and one that does not, unobserved.
 
         In chunks, the second run of a chunk does what the first did.
         """
         return decide(lambda: self._joins(following))
 
-    def _joins(self, following: nn.Module | None) -> bool:
-        cells = self, following
+    def _joins(self, following: nn.Module) -> bool:
         if torch.compiler.is_compiling() or is_transformed() or sees_operations():
             return False
-        if any(not isinstance(cell, Cell) or is_observed(cell) for cell in cells):
+        if not isinstance(following, Cell) or is_observed(self) or is_observed(following):
             return False
+        cells = self, following
         if any(type(cell).forward is not Cell.forward or not cell.coefficients for cell in cells):
             return False
         tensors = [getattr(cell, name) for cell in cells for name in cell.coefficients]
@@ -328,7 +332,7 @@ def first_values(
     value: "PerChannel | Sequence[PerChannel]", shape: tuple[int, ...], name: str
 ) -> Tensor:
     """First values of every channel, ``(*shape)`` or ``(rows, *shape)``, on the CPU."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, Sequence):
         rows = [first_values(row, shape, name) for row in value]
         return torch.stack(rows) if rows else torch.empty(0, *shape, device="cpu")
     exact = torch.empty(shape, dtype=torch.float64, device="cpu")

@@ -118,7 +118,7 @@ class IIRSynapse(Cell):
         self.margin = margin or (largest_margin(first) if stable else MARGIN)
         self._margin_follows = margin is None and stable
 
-    def state_rows(self) -> dict[str, int]:
+    def state_rows(self) -> dict[str, int | None]:
         """The last P outputs and the last Q inputs."""
         return {"past_output": self.alpha.shape[0], "past_input": self.beta.shape[0] - 1}
 

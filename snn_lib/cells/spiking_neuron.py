@@ -105,7 +105,7 @@ class SpikingNeuron(Cell):
             return "unknown"
         if torch.equal(self.membrane_decay, self.reset_decay):
             return True
-        return self.membrane_decay.any().item() and _time_constant(self.membrane_decay)
+        return bool(self.membrane_decay.any()) and _time_constant(self.membrane_decay)
 
 
 def _time_constant(decay: Tensor) -> str:

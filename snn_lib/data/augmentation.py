@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from snn_lib.data.batches import Batch
 from snn_lib.errors import require
 from snn_lib.readout import within
 from snn_lib.settings import Needs, Settings, section, setting
@@ -24,7 +25,7 @@ def draw_uniform(low: float, high: float, generator: torch.Generator, *shape: in
 
 
 @dataclass
-class RandomResizedCropConfig(Settings):
+class RandomResizedCropSettings(Settings):
     """Crop of a random share of the area and a random aspect ratio, resized to the full image."""
 
     scale: list[float] = setting(
@@ -41,14 +42,14 @@ class RandomResizedCropConfig(Settings):
 
 
 @dataclass
-class RandomRotationConfig(Settings):
+class RandomRotationSettings(Settings):
     """Rotation about the centre by up to so many degrees either way."""
 
     degrees: float = setting(15.0, "largest angle", at_least=0)
 
 
 @dataclass
-class ElasticConfig(Settings):
+class ElasticSettings(Settings):
     """Smooth random displacement: noise blurred over sigma pixels, of alpha pixels' strength."""
 
     alpha: float = setting(
@@ -66,7 +67,7 @@ SOME_IMAGES = Needs("transform.probability")
 
 
 @dataclass
-class TransformConfig(Settings):
+class TransformSettings(Settings):
     """Augmentation of the training images: with ``probability``, ``repeat`` times crop and turn."""
 
     probability: float = setting(
@@ -75,16 +76,16 @@ class TransformConfig(Settings):
     repeat: int = setting(
         2, "number of times that it is cropped and turned", SOME_IMAGES, at_least=0, at_most=100
     )
-    RandomResizedCrop: RandomResizedCropConfig = section(
-        RandomResizedCropConfig, SOME_IMAGES, Needs("transform.repeat")
+    RandomResizedCrop: RandomResizedCropSettings = section(
+        RandomResizedCropSettings, SOME_IMAGES, Needs("transform.repeat")
     )
-    RandomRotation: RandomRotationConfig = section(
-        RandomRotationConfig, SOME_IMAGES, Needs("transform.repeat")
+    RandomRotation: RandomRotationSettings = section(
+        RandomRotationSettings, SOME_IMAGES, Needs("transform.repeat")
     )
-    elastic: ElasticConfig = section(ElasticConfig, SOME_IMAGES)
+    elastic: ElasticSettings = section(ElasticSettings, SOME_IMAGES)
 
 
-def draw_grids(count: int, transform: TransformConfig, generator: torch.Generator) -> Tensor:
+def draw_grids(count: int, transform: TransformSettings, generator: torch.Generator) -> Tensor:
     """Draws sampling grids ``(count, 28, 28, 2)``, through which :func:`warp` augments images.
 
     The crops and rotations of an image are affine maps. Their product is one map, so the image is
@@ -119,7 +120,7 @@ def draw_grids(count: int, transform: TransformConfig, generator: torch.Generato
     return grids
 
 
-def draw_elastic_shift(count: int, elastic: ElasticConfig, generator: torch.Generator) -> Tensor:
+def draw_elastic_shift(count: int, elastic: ElasticSettings, generator: torch.Generator) -> Tensor:
     """Draws smooth displacements ``(count, 28, 28, 2)`` in the coordinates of ``F.grid_sample``.
 
     They are white noise, blurred by a Gaussian in both directions and scaled to the root mean
@@ -144,7 +145,7 @@ def warp(images: Tensor, grids: Tensor) -> Tensor:
 
 
 @dataclass
-class EventAugmentationConfig(Settings):
+class EventAugmentationSettings(Settings):
     """Augmentation of the training recordings."""
 
     shift: float = setting(2.0, "largest shift in each direction, in pixels", at_least=0)
@@ -153,7 +154,7 @@ class EventAugmentationConfig(Settings):
 
 
 def augment_events(
-    frames: Tensor, settings: EventAugmentationConfig, generator: torch.Generator
+    frames: Tensor, settings: EventAugmentationSettings, generator: torch.Generator
 ) -> Tensor:
     """Moves and turns each recording, and loses some of its events.
 
@@ -210,7 +211,7 @@ def find_origins(side: int, shift: Tensor, angle: Tensor) -> Tensor:
 
 
 @dataclass
-class AugmentationConfig(Settings):
+class AugmentationSettings(Settings):
     """Augmentation of the training sequences."""
 
     noise: float = setting(
@@ -229,22 +230,24 @@ class AugmentationConfig(Settings):
 
 
 def augment_sequences(
-    x: Tensor, lengths: Tensor | None, settings: AugmentationConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+    given: Batch, settings: AugmentationSettings, generator: torch.Generator
+) -> Batch:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 
     Cutting and stretching are one interpolation between neighbours in time. Then each channel is
     scaled or silenced, and gets noise. All positions of a feature map share their channel's factor.
 
     Args:
-        x: ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``.
-        lengths: steps of each sequence, int64 ``(B,)``; T for all if ``None``.
+        given: the batch; x is ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``, and
+            y the labels of the sequences ``(B,)``, or of their steps ``(T, B)``. A new step takes
+            the label of the nearest one.
         settings: the strength of each change.
         generator: the source of randomness.
 
     Returns:
-        The sequences ``(T', B, *features)``, zero behind their ends, and their new lengths.
+        The sequences ``(T', B, *features)``, zero behind their ends, with their labels and lengths.
     """
+    x, labels, lengths = given
     steps, batch, *features = x.shape
     channels = (batch, features[0], *[1] * (len(features) - 1))
     if lengths is None:
@@ -257,15 +260,23 @@ def augment_sequences(
     start = uniform(0.0, 1.0) * (lengths - window)
     factor = uniform(-math.log(settings.stretch), math.log(settings.stretch)).exp()
     new_lengths = (window * factor).round().long().clamp(min=1)
-    x = resample(x.flatten(2), lengths, start, window, new_lengths).unflatten(2, features)
+    where = lengths, start, window, new_lengths
+    x = resample(x.flatten(2), *where).unflatten(2, features)
+    if labels.dim() == 2:
+        labels = resample(labels[..., None].float(), *where, nearest=True)[..., 0].long()
     factors = (torch.randn(channels, generator=generator) * settings.scale).exp()
     kept = torch.rand(channels, generator=generator) >= settings.channel_dropout
     noise = torch.randn(x.shape, generator=generator) * settings.noise
-    return (x * factors * kept + noise) * within(x, new_lengths), new_lengths
+    return Batch((x * factors * kept + noise) * within(x, new_lengths), labels, new_lengths)
 
 
 def resample(
-    x: Tensor, lengths: Tensor, start: Tensor, window: Tensor, new_lengths: Tensor
+    x: Tensor,
+    lengths: Tensor,
+    start: Tensor,
+    window: Tensor,
+    new_lengths: Tensor,
+    nearest: bool = False,
 ) -> Tensor:
     """Reads a window of each sequence at as many evenly spaced times as its new length has steps.
 
@@ -278,6 +289,7 @@ def resample(
         lengths: steps of each sequence, int64 ``(B,)``.
         start, window: beginning and length of each window, in steps, ``(B,)``.
         new_lengths: steps of each new sequence, int64 ``(B,)``.
+        nearest: whether the nearest step is read instead.
 
     Returns:
         ``(max(new_lengths), B, channels)``, zero behind the end of each sequence.
@@ -287,6 +299,7 @@ def resample(
     place = torch.minimum(place.clamp(min=0), (lengths - 1).to(place.dtype))
     before = place.floor().long()
     share = (place - before)[..., None]
+    share = share.round() if nearest else share
 
     def at(step: Tensor) -> Tensor:
         return x.gather(0, step[..., None].expand(-1, -1, x.shape[2]))

@@ -1,4 +1,4 @@
-"""Batches: their order, their random numbers, and their copying to the device.
+"""A split in batches: their order, their random numbers, and their copying to the device.
 
 The random numbers of a batch come from a generator that is seeded by (seed, epoch, batch). So a run
 that resumes in the middle of an epoch sees the same batches as an undisturbed run, and each of
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,12 +45,12 @@ class Batch(NamedTuple):
         def copy(part: Tensor | None) -> Tensor | None:
             return None if part is None else part.pin_memory().to(device, non_blocking=True)
 
-        return Batch(*map(copy, self))
+        return Batch._make(map(copy, self))
 
 
 @dataclass
-class Batches:
-    """The samples of a data set in batches, shared out among processes.
+class Split:
+    """The samples of a split: makes batches of them, and shares these out among processes.
 
     Attributes:
         count: number of samples.
@@ -77,7 +77,7 @@ class Batches:
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """Yields this process's share of each batch of an epoch, from number ``start`` on.
 
         Raises:
@@ -105,7 +105,7 @@ class Batches:
 
 
 def _from_workers(
-    make: Callable[[int], Batch | InputError], numbers: range, workers: int
+    make: Callable[[Any], Batch | InputError], numbers: Any, workers: int
 ) -> Iterator[Batch | InputError]:
     """Yields the batches of these numbers, which worker processes make ahead of time."""
     require(

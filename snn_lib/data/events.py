@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from snn_lib.data.reading import read_array, read_file
 from snn_lib.errors import InputError, require
+from snn_lib.files import read_array, read_file
 
 NMNIST_SIDE, GESTURE_SIDE = 34, 128  # pixels of the sensor
 OVERFLOW_ROW, OVERFLOW = 240, 2**13  # an entry with this y adds so many microseconds to the clock

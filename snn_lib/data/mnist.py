@@ -10,9 +10,8 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
-from snn_lib.data.reading import read_file
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.files import write_atomically
+from snn_lib.files import read_file, write_atomically
 
 CLASSES = 10
 IMAGES = {True: 60_000, False: 10_000}  # to train on, and to test on

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.data.reading import read_array
 from snn_lib.errors import require
+from snn_lib.files import read_array
 from snn_lib.settings import Needs, Settings, setting
 
 

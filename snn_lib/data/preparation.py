@@ -61,8 +61,7 @@ class Preparation:
 
     def to_dict(self) -> dict[str, Any]:
         """The preparation as a checkpoint holds it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {"kind": type(self).__name__, **values}
+        return {"kind": type(self).__name__, **vars(self)}
 
 
 @dataclass(frozen=True)
@@ -301,7 +300,7 @@ class RecordingPreparation(Frames, Preparation):
         return x
 
 
-KINDS = {
+KINDS: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         SequencePreparation,

@@ -8,7 +8,7 @@ import reprlib
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -101,7 +101,8 @@ def sequence_dataset(source: Any, part: str, targets_are_sequences: bool = False
         InputError: ``source`` is neither, or its arrays do not fit each other.
     """
     if isinstance(source, Dataset):
-        require(hasattr(source, "__len__"), f"the {part} data set has no length")
+        if not isinstance(source, Sized):
+            raise InputError(f"the {part} data set has no length")
         require(len(source) > 0, f"the {part} data set is empty")
         return source
     require(
@@ -297,7 +298,7 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: boo
     return Batch(x, y, lengths)
 
 
-def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Pads sequences ``(T_i, *features)`` with zeros to the longest, ``(T, B, *features)``.
 
     Returns:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_lib.data.reading import read_arrays, reading
 from snn_lib.data.sequences import as_sequences, sequence_dataset
 from snn_lib.errors import InputError, one_line, require
+from snn_lib.files import read_arrays, reading
 
 TRAIN, TEST = "_TRAIN.ts", "_TEST.ts"
 
@@ -98,11 +98,11 @@ def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     arrays = read_arrays(path, [name + suffix for suffix in ("", "_test") for name in names])
     parts = {}
     for part, suffix in (("train", ""), ("test", "_test")):
-        x, y, lengths = (arrays.get(name + suffix) for name in names)
-        missing = [name + suffix for name, array in (("x", x), ("y", y)) if array is None]
+        missing = [name + suffix for name in ("x", "y") if name + suffix not in arrays]
         if part == "test" and len(missing) == 2:
             continue
         require(not missing, f"{path} has no array {' and no '.join(missing)}")
+        x, y, lengths = arrays["x" + suffix], arrays["y" + suffix], arrays.get("lengths" + suffix)
         require(
             x.ndim in (2, 3) and x.dtype.kind in "biuf",
             f"{path}: x{suffix} has shape {x.shape} in {x.dtype}, expected numbers (samples, T) or "
@@ -111,7 +111,7 @@ def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
         require(
             y.ndim == 1 and y.dtype.kind in "biuSU",
             f"{path}: y{suffix} has shape {y.shape} in {y.dtype}, expected the number or name of a "
-            "class for each sequence",
+            "class for each sequence; for labels at every step, see docs/data.md",
         )
         y = np.char.decode(y, "utf-8", "backslashreplace") if y.dtype.kind == "S" else y
         x = x[..., None] if x.ndim == 2 else x

@@ -35,7 +35,7 @@ CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, relative to its
 
 
 @dataclass
-class CameraConfig(Settings):
+class CameraSettings(Settings):
     """The simulated event camera."""
 
     threshold: float = setting(0.3, "change of log(light) that is an event", at_least=0.01)
@@ -54,7 +54,7 @@ class CameraConfig(Settings):
         return root / f"simulated_nmnist_{hashlib.sha256(settings).hexdigest()[:8]}"
 
 
-def simulated_recordings(camera: CameraConfig, root: Path, train: bool, count: int) -> list[Path]:
+def simulated_recordings(camera: CameraSettings, root: Path, train: bool, count: int) -> list[Path]:
     """Lists the recordings of MNIST's first images, and makes those that are missing.
 
     Recordings are made in blocks. After a block's files, a list of them with their checksums is
@@ -116,7 +116,7 @@ def checksums(contents: Mapping[str, bytes]) -> bytes:
     return "".join(f"{total}  {name}\n" for name, total in sums.items()).encode()
 
 
-def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> list[Events]:
+def record(images: Tensor, camera: CameraSettings, generator: torch.Generator) -> list[Events]:
     """Records each of the images, uint8 ``(B, 28, 28)``; the generator draws the noise."""
     changes = watch(pan_images(images, camera), STEP, draw_thresholds(camera), camera.refractory)
     together = torch.cat([changes, draw_noise(len(images), camera, generator)], 1)
@@ -126,14 +126,14 @@ def record(images: Tensor, camera: CameraConfig, generator: torch.Generator) -> 
     return [Events(x=x, y=y, t=t, p=p) for _, t, y, x, p in np.split(together, begins, axis=1)]
 
 
-def draw_thresholds(camera: CameraConfig) -> Tensor:
+def draw_thresholds(camera: CameraSettings) -> Tensor:
     """Draws the thresholds of the camera's pixels for darker and brighter, ``(2, 34, 34)``."""
     generator = batch_generator(camera.seed, -1, 0)
     spread = camera.spread * torch.randn(2, NMNIST_SIDE, NMNIST_SIDE, generator=generator)
     return camera.threshold * (1.0 + spread).clamp(min=0.1)
 
 
-def pan_images(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
+def pan_images(images: Tensor, camera: CameraSettings) -> Iterator[Tensor]:
     """Yields the light ``(B, 34, 34)`` on the sensor at every millisecond from 0 to 300.
 
     The image moves in saccades from corner to corner of a triangle around the middle. A saccade
@@ -201,7 +201,7 @@ def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: 
     return torch.stack([recording, microseconds, y, x, polarity])
 
 
-def draw_noise(count: int, camera: CameraConfig, generator: torch.Generator) -> Tensor:
+def draw_noise(count: int, camera: CameraSettings, generator: torch.Generator) -> Tensor:
     """Draws random events of ``count`` recordings, in the form that :func:`watch` returns."""
     seconds = SACCADES * SACCADE / 1000.0
     expected = torch.full((count,), camera.noise * seconds * NMNIST_SIDE**2)

@@ -137,8 +137,9 @@ def to_c(
     and floats of IEEE 754. ``network_state`` holds what a stream remembers: there may be several.
     The step computes what the network does in evaluation mode, with the preparation of its input as
     in :func:`snn_lib.inference.to_onnx`. Sums of weights are added up in another order than in
-    PyTorch. If the readout of the network is ``count``, ``mean``, ``last`` or ``maximum``,
-    ``network_class`` says which class leads, and ``network_lead`` by how much.
+    PyTorch. If the readout of the network is ``count``, ``mean``, ``last`` or ``maximum``, or it
+    answers at every step, ``network_class`` says which class leads, and ``network_lead`` by how
+    much.
 
     Args:
         network: a network as :func:`snn_lib.inference.compiled` takes, which is written in floats;
@@ -245,12 +246,12 @@ class _Source:
             f"#define {big}_INPUTS {math.prod(read.before)}",
             f"#define {big}_OUTPUTS {math.prod(read.after)}",
         ]
-        if self.integers:
+        if isinstance(read, StagedIntegers):
             lines += [
                 f"#define {big}_INPUT_SCALE {read.input_scale!r} /* what a 1 stands for */",
                 f"#define {big}_OUTPUT_SCALE {read.output_scale!r}",
             ]
-        kind = read.input_kind if self.integers else self.number
+        kind = read.input_kind if isinstance(read, StagedIntegers) else self.number
         lines += ["", f"typedef {kind} {name}_input;", f"typedef {self.number} {name}_output;", ""]
         lines += ["/* What a stream remembers, and the room for a step. */", "typedef struct {"]
         lines += [f"    {kind} {key}[{n}];" for key, (kind, n) in self._members().items()]
@@ -313,7 +314,7 @@ class _Source:
         ram = sum(SIZES[kind] * n for kind, n in members) + 4 * self.integers
         ram = -(-ram // widest) * widest
         before, after = (" x ".join(map(str, shape)) for shape in (read.before, read.after))
-        if self.integers:
+        if isinstance(read, StagedIntegers):
             low, high = read.input_limits
             takes = f"{read.input_kind}, {low} to {high}, times {read.input_scale:g}: {read.takes}"
             gives = f"int32_t, times {read.output_scale:g}"
@@ -570,7 +571,7 @@ class _Source:
                 in_word=in_word,
                 **known,
             )
-        words = filled.shape[2] // in_word
+        words = filled.shape[-1] // in_word
         return self._add_table(name, "uint32_t", packed), words
 
     def _pool(self, pool: Pool, values: _Values) -> _Values:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from snn_lib.inference.layers import (
 )
 from snn_lib.kernels import use_backend
 from snn_lib.pytorch_private import forward_hooks
+from snn_lib.readout import EVERY_STEP, READOUTS
 
 STEPS = 32  # of the run in PyTorch with which a description is compared
 CPU = {"dtype": torch.float64, "device": "cpu"}  # whatever the default device is
@@ -96,11 +96,12 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     name, chain = chain_of(network)
     before = _input_shape(chain, name) if shape is None else tuple(shape)
     found = list(read(chain, name, before, dtype))
-    leading = list(takewhile(lambda layer: isinstance(layer, Rearrangement), found))
-    entry = np.arange(math.prod(before))
-    for layer in leading:
-        entry = entry[layer.order]
-    read_layers = found[len(leading) :]
+    entry, leading = np.arange(math.prod(before)), 0
+    for layer in found:
+        if not isinstance(layer, Rearrangement):
+            break
+        entry, leading = entry[layer.order], leading + 1
+    read_layers = found[leading:]
     for layer in read_layers:
         if isinstance(layer, Rearrangement):
             raise ValueError(
@@ -110,7 +111,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     layers = tuple(fold_normalisations(read_layers))
     if all(isinstance(layer, Flattening) for layer in layers):
         raise ValueError(f"{type(network).__name__} has no layers that compute anything")
-    run = _run(network, chain, before, getattr(torch, dtype.name))[len(leading) :]
+    run = _run(network, chain, before, getattr(torch, dtype.name))[leading:]
     return Description(before, layers[-1].after, entry, layers, dtype, _by_layer(read_layers, run))
 
 
@@ -124,6 +125,17 @@ def classes_of(network: nn.Module) -> Sequence[str]:
     """The names of a network's classes, if :func:`snn_lib.load` returned it."""
     classes = getattr(network, "classes", ())  # or something else of the user's
     return classes if isinstance(classes, (list, tuple)) else ()
+
+
+def readout_of(network: nn.Module) -> str | None:
+    """The readout that makes a class of a network's outputs so far, by its name if it has one.
+
+    If the network answers at every step, that is the ``last`` output.
+    """
+    name = getattr(network, "readout", None)  # or another module of the user's
+    if name == EVERY_STEP and getattr(network, "logit_scale", 1.0) is not None:
+        return "last"
+    return name if name in READOUTS else None
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -131,8 +132,10 @@ class IntegerNetwork:
         """
         return np.stack([self.step(now) for now in x])
 
-    def classify(self, samples: object) -> tuple[list[str], np.ndarray]:
+    def classify(self, samples: Any) -> tuple[list[str], np.ndarray]:
         """The name of each sample's class, and the answers of all classes, int64 ``(B, classes)``.
+
+        If the network answers at every step, they are those of the last; :meth:`answers` has all.
 
         Args:
             samples: what ``network.classify`` takes, if :func:`snn_lib.load` returned the network;
@@ -268,14 +271,14 @@ class _Quantiser:
     def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
         """Rounds the present values to so many bits, if they may need more."""
         values, limit = self._values, 1 << (bits - 1)
-        if -limit <= values.low and values.high < limit:
+        fraction = values.fraction  # None for pixels, which fit
+        if fraction is None or (-limit <= values.low and values.high < limit):
             return
-        wanted = _fraction(self._reach, bits)
-        shift = max(values.fraction - wanted, 0)
+        shift = max(fraction - _fraction(self._reach, bits), 0)
         trace = Trace((Line("_0", "round", ("x", shift, bits)),), ("_0",))
         height, width, channels = maps
         self._stages.append(Step(name, height * width, channels, trace))
-        self._values = _Values(2.0 ** (shift - values.fraction), -limit, limit - 1)
+        self._values = _Values(2.0 ** (shift - fraction), -limit, limit - 1)
 
 
 def _fraction(reach: float, bits: int) -> int:
@@ -304,17 +307,21 @@ def _joined(stages: Sequence[Stage]) -> list[Stage]:
     joined: list[Stage] = []
     for stage in stages:
         first = joined[-1] if joined else None
-        alike = isinstance(stage, Step) and isinstance(first, Step) and first.grid == stage.grid
-        if alike and not first.states and not first.coefficients.keys() & stage.coefficients.keys():
+        if isinstance(stage, Step) and isinstance(first, Step) and _can_join(first, stage):
             joined[-1] = _behind(first, stage)
         else:
             joined.append(stage)
     return joined
 
 
+def _can_join(first: Step, second: Step) -> bool:
+    shared = first.coefficients.keys() & second.coefficients.keys()
+    return first.grid == second.grid and not first.states and not shared
+
+
 def _behind(first: Step, second: Step) -> Step:
     """Two steps as one, the first of which has no state."""
-    inner = {line.name: f"_before{line.name}" for line in first.trace.lines}
+    inner: dict[Value, Value] = {line.name: f"_before{line.name}" for line in first.trace.lines}
 
     def renamed(lines: Sequence[Line], names: Mapping[Value, Value]) -> list[Line]:
         return [
@@ -327,7 +334,7 @@ def _behind(first: Step, second: Step) -> Step:
         ]
 
     (output,) = first.trace.results
-    outer = {"x": inner.get(output, output)}
+    outer: dict[Value, Value] = {"x": inner.get(output, output)}
     lines = renamed(first.trace.lines, inner) + renamed(second.trace.lines, outer)
     results = tuple(outer.get(value, value) for value in second.trace.results)
     coefficients = {**first.coefficients, **second.coefficients}
@@ -413,7 +420,7 @@ class _Lowering:
     needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
     """
 
-    def __init__(self, step: Step, values: _Values, reach: Mapping[str, float]) -> None:
+    def __init__(self, step: Step, values: _Values, reach: Mapping[Any, float]) -> None:
         self._step, self._values, self._reach = step, values, reach
         self._lines: list[Line] = []
         self._wide: set[str] = set()
@@ -580,10 +587,9 @@ class _Lowering:
             if not isinstance(given[1], _Affine) or given[1].gain is not None:
                 raise ValueError(f"{name} divides by what changes, which integers cannot")
             operation, given[1] = "mul", _Affine(1 / given[1].offset)
-        if all(isinstance(value, _Affine) for value in given):
-            known = _affine(operation, *given)
-            if known is not None:
-                return known
+        known = [value for value in given if isinstance(value, _Affine)]
+        if len(known) == len(given) and (linear := _affine(operation, known)):
+            return linear
         match operation:
             case "mul":
                 a, b = self._factors(line, given)
@@ -593,8 +599,7 @@ class _Lowering:
             case "add" | "sub" | "maximum" | "minimum":
                 return self._sum(operation, *self._aligned(*given))
             case "where":
-                condition, *given = given
-                a, b = self._aligned(*given)
+                condition, a, b = self._made(given[0], 0), *self._aligned(*given[1:])
                 values, low, high = (condition.value, a.value, b.value), a.low, a.high
                 return self._line("where", values, a.fraction, min(low, b.low), max(high, b.high))
             case "neg":
@@ -604,7 +609,8 @@ class _Lowering:
                 a = self._made(given[0], self._fraction(line.arguments[0]) + GUARD_BITS)
                 return self._line("abs", (a.value,), a.fraction, 0, max(-a.low, a.high))
             case _ if operation in COMPARISONS or operation in LOGIC:
-                numbers = self._aligned(*given) if operation in COMPARISONS else given
+                made = (self._made(value, 0) for value in given)
+                numbers = self._aligned(*given) if operation in COMPARISONS else made
                 values = tuple(number.value for number in numbers)
                 return self._line(operation, values, 0, 0, 1, is_condition=True)
         raise ValueError(f"{name} computes {operation}, which integers cannot")
@@ -676,22 +682,21 @@ class _Lowering:
         return self._line("round", values, number.fraction - shift, low, high)
 
 
-def _affine(operation: str, a: _Affine, b: _Affine | None = None, *_: object) -> _Affine | None:
+def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
     """The result of an operation on what is linear in x, if it is linear in x."""
     zero = np.zeros((1, 1))
-    match operation:
-        case "mul" if a.gain is None or b.gain is None:
+    match operation, given:
+        case "mul", [a, b] if a.gain is None or b.gain is None:
             a, b = (a, b) if b.gain is None else (b, a)
             gain = None if a.gain is None else a.gain * b.offset
             return _Affine(a.offset * b.offset, gain)
-        case "neg":
-            return _affine("mul", a, _Affine(np.full((1, 1), -1.0)))
-        case "add":
+        case "neg", [a]:
+            return _Affine(-a.offset, None if a.gain is None else -a.gain)
+        case ("add" | "sub", [a, b]):
+            sign = 1.0 if operation == "add" else -1.0
             both = a.gain is None and b.gain is None
             x, y = (zero if value.gain is None else value.gain for value in (a, b))
-            return _Affine(a.offset + b.offset, None if both else x + y)
-        case "sub":
-            return _affine("add", a, _affine("neg", b))
+            return _Affine(a.offset + sign * b.offset, None if both else x + sign * y)
     return None
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -202,16 +203,17 @@ def read(
     """
     kind = type(module).__name__
     here = f"{name} ({kind})" if name else kind
-    if type(module).forward in (Sequential.forward, nn.Sequential.forward):
+    forward = type(module).forward
+    if isinstance(module, (Sequential, nn.Sequential)) and forward in CHAINS:
         for child, part in module._modules.items():  # a part that is used twice is there twice
             for layer in read(part, f"{name}.{child}".lstrip("."), before, dtype, leading):
                 before = layer.after
                 yield layer
-    elif type(module).forward is PerStep.forward:
+    elif isinstance(module, PerStep) and forward is PerStep.forward:
         yield from read(module.module, f"{name}.module", before, dtype, leading=1)
-    elif type(module).forward is LeakyIntegrator.forward:
+    elif isinstance(module, LeakyIntegrator) and forward is LeakyIntegrator.forward:
         yield _leaky(module, name, before, dtype)
-    elif type(module).forward not in READERS:
+    elif forward not in READERS:
         raise ValueError(f"{here} runs only in PyTorch: it can be neither compiled nor exported")
     else:
         # On the meta device PyTorch computes nothing but shapes.
@@ -221,7 +223,7 @@ def read(
             output = output[0] if isinstance(output, tuple) else output
             without_time = isinstance(module, tuple(READOUTS.values()))
             after = tuple(output.shape[leading - without_time :])
-            yield from READERS[type(module).forward](module, name, before, after)
+            yield from READERS[forward](module, name, before, after)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{here} is given the shape {before}: {one_line(error)}") from None
 
@@ -241,12 +243,12 @@ def fold_normalisations(layers: Iterable[Layer]) -> list[Layer]:
     folded: list[Layer] = []
     for layer in layers:
         if isinstance(layer, Normalisation):
-            if not (folded and isinstance(folded[-1], (Weights, Convolution))):
+            weights = folded.pop() if folded else None
+            if not isinstance(weights, (Weights, Convolution)):
                 raise ValueError(
                     f"{layer.name} normalises what comes from no layer of weights: put it right "
                     "after an nn.Linear or nn.Conv2d"
                 )
-            weights = folded.pop()
             scale = layer.scale.reshape(-1, *[1] * (weights.weight.ndim - 1))
             bias = layer.scale * weights.bias + layer.shift
             layer = replace(weights, weight=scale * weights.weight, bias=bias)
@@ -270,19 +272,19 @@ def _convolution(module: nn.Conv2d, name: str, before: Shape, after: Shape) -> l
     if module.padding_mode != "zeros":
         raise ValueError(f"padding_mode is {module.padding_mode!r}, expected 'zeros'")
     padding = module.padding
-    if padding == "same":
+    if isinstance(padding, str):  # "same" or "valid"
         spans = zip(module.dilation, module.kernel_size, strict=True)
-        padding = tuple(dilation * (size - 1) // 2 for dilation, size in spans)
-    elif padding == "valid":
-        padding = (0, 0)
-    window = module.stride, padding, module.dilation, module.groups
+        same = padding == "same"
+        padding = tuple(same * dilation * (size - 1) // 2 for dilation, size in spans)
+    stride, padding, dilation = map(_pair, (module.stride, padding, module.dilation))
+    window = stride, padding, dilation, module.groups
     return [Convolution(name, before, after, *_weight_and_bias(module), *window)]
 
 
 def _normalisation(
     module: nn.BatchNorm1d | nn.BatchNorm2d, name: str, before: Shape, after: Shape
 ) -> list[Layer]:
-    if module.running_var is None:
+    if module.running_var is None or module.running_mean is None:
         raise ValueError("it has no running averages: expected track_running_stats=True")
     weight, bias = (module.weight, module.bias) if module.affine else (1.0, 0.0)
     scale = weight * (module.running_var + module.eps).rsqrt()
@@ -412,11 +414,13 @@ def _over(coefficients: Tensor, features: Shape) -> np.ndarray:
 
 
 def _pair(number: int | Sequence[int]) -> tuple[int, int]:
-    return (number, number) if isinstance(number, int) else tuple(number)
+    first, second = (number, number) if isinstance(number, int) else number
+    return first, second
 
 
+CHAINS = (Sequential.forward, nn.Sequential.forward)
 # The function that reads a layer, by the layer's forward.
-READERS: dict[Callable, Callable[[nn.Module, str, Shape, Shape], list[Layer]]] = {
+READERS: dict[Callable, Callable[[Any, str, Shape, Shape], list[Layer]]] = {
     nn.Identity.forward: _nothing,
     nn.Dropout.forward: _nothing,
     nn.Dropout2d.forward: _nothing,

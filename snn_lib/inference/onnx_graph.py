@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from snn_lib.data.preparation import (
     MEAN_PIXEL,
@@ -25,11 +25,16 @@ from snn_lib.data.preparation import (
 )
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
-from snn_lib.inference.description import Description, classes_of, describe, preparation_of
+from snn_lib.inference.description import (
+    Description,
+    classes_of,
+    describe,
+    preparation_of,
+    readout_of,
+)
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS
-from snn_lib.readout import READOUTS
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
 # What the operations of a step are called in ONNX.
@@ -62,8 +67,8 @@ def to_onnx(
     network's ``preparation.order`` says which pixel is next.
 
     The file's metadata holds, as texts, what makes a class of the outputs: ``readout``, a name of
-    ``snn_lib.readout.READOUTS`` or empty, and ``classes`` and ``step`` as below. For pixels one by
-    one it also holds ``order``, in JSON.
+    ``snn_lib.readout.READOUTS`` or empty, and ``classes`` and ``step`` as below. It is ``last`` if
+    the network answers at every step. For pixels one by one it also holds ``order``, in JSON.
 
     Args:
         network, shape: as in :func:`snn_lib.inference.compiled`.
@@ -118,11 +123,10 @@ def to_onnx(
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    readout = getattr(network, "readout", None)
     metadata = {
         "classes": json.dumps([str(name) for name in classes]),
         "step": step,
-        "readout": readout if readout in READOUTS else "",
+        "readout": readout_of(network) or "",
     }
     if isinstance(preparation, PixelPreparation):
         metadata["order"] = json.dumps(preparation.order.tolist())
@@ -211,6 +215,7 @@ class _Graph:
                 return self._recurrence(layer, x)
             case kinds.Snapshot():
                 return self._snapshots(layer, x)
+        raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
     def _cell(self, layer: kinds.CellLayer, x: str) -> str:
         """The lines of the step; states that it does not read are left out."""
@@ -295,7 +300,7 @@ class _Graph:
     def _node(
         self,
         operator: str,
-        *inputs: str | np.ndarray | float,
+        *inputs: str | np.ndarray | Tensor | float,
         output: str = "",
         **attributes: object,
     ) -> str:
@@ -305,7 +310,7 @@ class _Graph:
         self.nodes.append((operator, names, output, attributes))
         return output
 
-    def _constant(self, value: np.ndarray | float) -> str:
+    def _constant(self, value: np.ndarray | Tensor | float) -> str:
         """Adds a constant: an array of integers as it is, all else in the network's dtype."""
         name = f"constant_{len(self.constants)}"
         is_integers = isinstance(value, np.ndarray) and value.dtype == np.int64

@@ -62,7 +62,7 @@ class Program:
                 **part.fields,
             }
             self._keys |= {(len(records), name): key for name, key in part.keys.items()}
-            records.append(tuple(fields.get(name, 0) for name in machine.LAYER.names))
+            records.append(tuple(fields.get(name, 0) for name, *_ in machine.LAYER.descr))
             lasts = part.lasts
             source, stride = self.values, target_stride
             self.values += stride * machine.BLOCK
@@ -144,6 +144,7 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             return _recurrence(layer, order)
         case kinds.Snapshot():
             return _snapshots(layer, order)
+    raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
 
 def _cell_rows(layer: kinds.CellLayer, order: np.ndarray) -> np.ndarray:

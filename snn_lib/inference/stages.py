@@ -14,13 +14,14 @@ import math
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from snn_lib.inference.layers import Shape
 from snn_lib.kernels.trace import Trace
 
-States = MutableMapping[str, np.ndarray]
+States = MutableMapping[str, Any]  # arrays, and a count of what did not fit
 FUNCTIONS: dict[str, Callable] = {
     "add": np.add,
     "sub": np.subtract,
@@ -174,7 +175,7 @@ class Step:
             key = f"{self.name}.{name}"
             values[name] = states[key] if key in states else np.zeros_like(values["x"])
         for line in self.trace.lines:
-            given = [values[v] if isinstance(v, str) else v for v in line.arguments]
+            given: list[Any] = [values[v] if isinstance(v, str) else v for v in line.arguments]
             if line.operation == "round":
                 value = rounded(*given, states=states)
             else:

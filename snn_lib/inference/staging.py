@@ -7,7 +7,7 @@ and traced like the step of a cell.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from snn_lib.data.preparation import (
 )
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
-from snn_lib.inference.description import classes_of, describe, preparation_of
+from snn_lib.inference.description import classes_of, describe, preparation_of, readout_of
 from snn_lib.inference.layers import Layer, Shape
 from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
 from snn_lib.kernels.program import key_of, kind_of, program
@@ -88,7 +88,7 @@ def read_stages(
         tuple(before),
         description.after,
         tuple(stages),
-        _readout(getattr(network, "readout", None), outputs),
+        _readout(readout_of(network), outputs),
         description.dtype,
         takes,
         getattr(preparation, "step", "") if step is None else step,
@@ -144,15 +144,15 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             channels, copies = layer.after[0], len(steps)
             moments = np.repeat(steps, count // copies)[order]
             gate = _step(f"{name}.taken", _taken, order, layer.before, moment=moments)
-            parts = np.tile(np.eye(channels), (1, copies))
-            weights = kinds.Weights(name, layer.before, layer.after, parts, np.zeros(channels))
+            parts, bias = np.tile(np.eye(channels), (1, copies)), np.zeros(channels)
+            weights = kinds.Weights(name, layer.before, layer.after, parts, bias)
             if len(layer.before) == 3:
-                window = (1, 1), (0, 0), (1, 1), 1
-                weights = kinds.Convolution(*vars(weights).values(), *window)
-                weights = replace(weights, weight=parts[..., None, None])
+                parts, window = parts[..., None, None], ((1, 1), (0, 0), (1, 1), 1)
+                weights = kinds.Convolution(name, layer.before, layer.after, parts, bias, *window)
             (rows, _), order = _stages_of(weights, order)
             total = _over_time("running_sum", name, layer.after)
             return [gate, rows, _cell(total, order)], order
+    raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
 
 def _cell(layer: kinds.CellLayer, order: np.ndarray) -> Step:
@@ -223,8 +223,8 @@ def _gather(index: np.ndarray, values: int) -> list[Stage]:
 
 
 def _windows(layer: kinds.Convolution | kinds.Pooling, size: tuple[int, int]) -> Windows:
-    maps = ((height, width, channels) for channels, height, width in (layer.before, layer.after))
-    return Windows(*maps, tuple(size), layer.stride, layer.padding, layer.dilation)
+    before, after = ((height, width, n) for n, height, width in (layer.before, layer.after))
+    return Windows(before, after, size, layer.stride, layer.padding, layer.dilation)
 
 
 def _of_vectors(inputs: int, outputs: int) -> Windows:
@@ -264,7 +264,7 @@ def _over_time(kind: str, name: str, features: Shape) -> kinds.CellLayer:
     return kinds.CellLayer(name, features, features, key, np.empty((0, *features)))
 
 
-def _readout(name: object, outputs: int) -> tuple[Step, ...] | None:
+def _readout(name: str | None, outputs: int) -> tuple[Step, ...] | None:
     """The steps behind the output whose largest result is the class."""
     order = np.arange(outputs)
     if outputs < 2 or name not in ("count", "mean", "last", "maximum"):
@@ -293,7 +293,7 @@ def _prepare(
     count = math.prod(features)
 
     def prepared(takes: str, *functions: Callable) -> tuple[str, Shape, list[Stage], int]:
-        steps = [_step("input", one, np.arange(count), (count,)) for one in functions]
+        steps: list[Stage] = [_step("input", one, np.arange(count), (count,)) for one in functions]
         return takes, features, steps, count
 
     match preparation:

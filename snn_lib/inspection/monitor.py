@@ -94,9 +94,7 @@ def is_cell(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def record_of(
-    layer: nn.Module, given: dict[str, Any], result: tuple
-) -> SynapseRecord | NeuronRecord:
+def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach())

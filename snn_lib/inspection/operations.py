@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Constrained
+from snn_lib.cells import Cell, Delay
 from snn_lib.chain import chain_of
 from snn_lib.chunks import Chunked
-from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, weighs_once
+from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, Weighted, weighs_once
 from snn_lib.inspection.activity import Activity
 from snn_lib.pytorch_private import convolve, forward_hooks
 from snn_lib.readout import within
@@ -106,13 +106,14 @@ class CountedNetwork(Sequential):
         own = own if lengths is None else within(own, lengths)
         costs = torch.zeros(shape, dtype=torch.int64, device=x.device)
         for number, output in enumerate(self._outputs(x, states, None)):
-            layer, given = self.parts[number][1], x[:1] if weighs_once(self[number], x) else x
-            if isinstance(layer, (Constrained, *WEIGHTED)) and x.numel():
-                self._check(number, given, shape)
-                if isinstance(layer, Constrained):
-                    self._count_cell(number, output, own[: len(given)])
-                else:
-                    costs[: len(given)] += self._count_weights(number, given, own)
+            name, layer = self.parts[number]
+            given = x[:1] if weighs_once(self[number], x) else x
+            if isinstance(layer, (Cell, Delay, *WEIGHTED)) and x.numel():
+                self._check(name, given, shape)
+            if isinstance(layer, (Cell, Delay)) and x.numel():
+                self._count_cell(name, layer, output, own[: len(given)])
+            elif isinstance(layer, WEIGHTED) and x.numel():
+                costs[: len(given)] += self._count_weights(number, layer, given, own)
             x = output
         self._steps += int(own.sum())
         self.sequences += shape[1] if state is None else 0
@@ -120,23 +121,22 @@ class CountedNetwork(Sequential):
         self.per_step = costs if begins else torch.cat([self.per_step, costs])
         return Output(x, tuple(states))
 
-    def _check(self, number: int, x: Tensor, shape: torch.Size) -> None:
+    def _check(self, name: str, x: Tensor, shape: torch.Size) -> None:
         if x.dim() < 3 or x.shape[1] != shape[1] or len(x) not in (1, shape[0]):
             raise ValueError(
-                f"layer {self.parts[number][0]} is given the shape {tuple(x.shape)}, expected "
+                f"layer {name} is given the shape {tuple(x.shape)}, expected "
                 f"{(*shape, '*')}: what follows a layer that changes the steps is not counted"
             )
 
-    def _count_cell(self, number: int, output: Tensor, own: Tensor) -> None:
-        name, cell = self.parts[number]
+    def _count_cell(self, name: str, cell: Cell | Delay, output: Tensor, own: Tensor) -> None:
         channels = int(own.sum()) * output.shape[2:].numel()
         self._work["neurons" if cell.spikes else "filters"] += cell.products * channels
         if cell.spikes:
             self.activity.add(name, output, own)
 
-    def _count_weights(self, number: int, x: Tensor, own: Tensor) -> Tensor:
+    def _count_weights(self, number: int, layer: Weighted, x: Tensor, own: Tensor) -> Tensor:
         """The operations of a layer at each of its steps, int64 ``(T, B)``."""
-        layer, mask = self.parts[number][1], own[: len(x)]
+        mask = own[: len(x)]
         products = _count_products(layer, x.flatten(0, 1), layer.weight).view(mask.shape) * mask
         odd = x.ne(x.sign()).flatten(2).any(2)
         self._products[number] += int(products.sum())
@@ -194,12 +194,13 @@ def _layers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.M
     while isinstance(module, Chunked):
         name, module = f"{name}.module", module.module
     forward = getattr(module.forward, "__func__", None)  # not one that was set on the module
-    if forward in (Sequential.forward, nn.Sequential.forward):
+    chains = Sequential.forward, nn.Sequential.forward
+    if isinstance(module, (Sequential, nn.Sequential)) and forward in chains:
         for child, part in module._modules.items():  # a part that is used twice is there twice
             for inner, layer, runs in _layers(f"{name}.{child}".lstrip("."), part):
                 # As in an nn.Sequential, which does not weigh one step for all.
                 yield inner, layer, runs if isinstance(module, Sequential) else nn.Sequential(runs)
-    elif forward is PerStep.forward:
+    elif isinstance(module, PerStep) and forward is PerStep.forward:
         for inner, layer, runs in _layers(f"{name}.module", module.module):
             yield inner, layer, PerStep(runs)
     else:
@@ -223,7 +224,7 @@ def _refuse_other_weights(name: str, layer: nn.Module) -> None:
     A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
     scale of each channel, such as ``(C, 1, 1)``.
     """
-    if isinstance(layer, (*WEIGHTED, Constrained, nn.LayerNorm)):
+    if isinstance(layer, (*WEIGHTED, Cell, Delay, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
         if parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]]):
@@ -234,7 +235,7 @@ def _refuse_other_weights(name: str, layer: nn.Module) -> None:
             )
 
 
-def _count_products(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+def _count_products(layer: Weighted, x: Tensor, weight: Tensor) -> Tensor:
     """Counts the products of inputs, ``(N, *)``, and weights that are not zero, int64 ``(N,)``."""
     # The weights are summed over the outputs first, which leaves a small layer. All numbers are
     # whole. Float32 holds sums up to 2^24 exactly, and TF32 weights up to 2^11.

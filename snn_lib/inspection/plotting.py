@@ -39,7 +39,7 @@ def raster(
         ax, title: the axes to draw on, and their title.
         color: the colour of the dots.
     """
-    ax = ax or _panels(1, 1, (4, 4))[0, 0]
+    ax = _axes(ax, (4, 4))
     steps, trains = (max(size, 1) for size in spikes.shape)
     time, train = as_numpy(spikes).nonzero()
     # A dot is about as large as a cell, but neither too small to be seen nor too large.
@@ -142,8 +142,8 @@ def completion(
     for spikes, color, row in panels:
         for ax, sample in zip(row, spikes.unbind(1), strict=True):
             dots = raster(sample, ax, color=color).collections[-1]
-            dots.set_sizes([2.0])
-            grown.append((dots, dots.get_offsets().copy()))
+            dots.set(sizes=[2.0])
+            grown.append((dots, np.array(dots.get_offsets())))
     present = [ax.axvline(color=GREY, lw=0.8) for ax in axes.flat]
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[], xlabel="", ylabel="")
@@ -183,11 +183,11 @@ def membranes(
         The axes, one for each neuron.
     """
     axes = _panels(len(neurons), 1, (9, 1.2 + 1.5 * len(neurons)), sharex=True)[:, 0]
-    spikes, membrane, reset = (as_numpy(trace) for trace in (spikes, membrane, reset))
+    fired, potential, resets = (as_numpy(trace) for trace in (spikes, membrane, reset))
     for ax, neuron in zip(axes, neurons, strict=True):
-        (time,) = spikes[:, neuron].nonzero()
-        ax.plot(membrane[:, neuron], color=BLUE, lw=1, label="membrane potential V")
-        ax.plot(reset[:, neuron], color=ORANGE, lw=1, label="reset R")
+        (time,) = fired[:, neuron].nonzero()
+        ax.plot(potential[:, neuron], color=BLUE, lw=1, label="membrane potential V")
+        ax.plot(resets[:, neuron], color=ORANGE, lw=1, label="reset R")
         ax.axhline(THRESHOLD, color=GREY, lw=1, ls="--", label="threshold")
         edge = ax.get_xaxis_transform()  # 0.95 is near the upper edge, whatever the potentials
         ax.plot(
@@ -221,7 +221,7 @@ def synapse_kernels(
         raise ValueError(f"nothing to draw: {kernels.shape[1]} channels, {steps} steps")
     if not (np.isfinite(kernels).all() and np.isfinite(start).all()):
         raise ValueError(f"the response of a filter is not finite within {steps} steps")
-    ax = ax or _panels(1, 1, (6, 4))[0, 0]
+    ax = _axes(ax, (6, 4))
     time = np.arange(steps)
     ax.plot(time, kernels, color=SKY, lw=0.5, alpha=min(1.0, 100 / kernels.shape[1]))
     ax.plot([], [], color=SKY, label="learned, each channel")
@@ -243,16 +243,16 @@ def poles(learned: IIRSynapse, initial: IIRSynapse, ax: Axes | None = None) -> A
     A filter is stable if its poles lie inside the unit circle. It rings if two poles lie off the
     real axis.
     """
-    ax = ax or _panels(1, 1, (4.5, 4.5))[0, 0]
+    ax = _axes(ax, (4.5, 4.5))
     angle = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(angle), np.sin(angle), color=GREY, lw=1, label="unit circle")
     trained = as_numpy(learned.poles()).ravel()
     start = np.unique(as_numpy(initial.poles()))
     faint = min(1.0, max(0.3, 100 / max(trained.size, 1)))
-    ax.scatter(trained.real, trained.imag, s=6, c=BLUE, alpha=faint, lw=0, label="learned")
+    ax.scatter(np.real(trained), np.imag(trained), s=6, c=BLUE, alpha=faint, lw=0, label="learned")
     few = len(start) < 20  # many crosses are small, since large ones would hide the learned poles
-    size = {"s": 40, "lw": 1} if few else {"s": 8, "lw": 0.5, "zorder": 0}
-    ax.scatter(start.real, start.imag, c=VERMILION, marker="x", label="initial", **size)
+    size: dict[str, Any] = {"s": 40, "lw": 1} if few else {"s": 8, "lw": 0.5, "zorder": 0}
+    ax.scatter(np.real(start), np.imag(start), c=VERMILION, marker="x", label="initial", **size)
     limit = 1.1 * max(1.0, np.abs(trained).max(initial=0.0), np.abs(start).max(initial=0.0))
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     ax.set(xlabel="real part", ylabel="imaginary part")
@@ -336,7 +336,7 @@ def _plot_damage(
 
 def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     """Mean firing rate of every layer, in spikes per neuron and step, as bars from the top down."""
-    ax = ax or _panels(1, 1, (5, 1 + 0.4 * len(rates)))[0, 0]
+    ax = _axes(ax, (5, 1 + 0.4 * len(rates)))
     bars = ax.barh(list(rates), list(rates.values()), color=BLUE)
     ax.bar_label(bars, fmt="%.4f", padding=3)
     ax.invert_yaxis()
@@ -345,6 +345,11 @@ def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.set(xlabel="spikes per neuron and time step", ylabel="layer")
     return ax
+
+
+def _axes(given: Axes | None, size: tuple[float, float]) -> Axes:
+    """The axes that are given, or those of a new figure."""
+    return given or _panels(1, 1, size)[0, 0]
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float], **sharing: Any) -> np.ndarray:

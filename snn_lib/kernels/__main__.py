@@ -38,8 +38,8 @@ if arguments.show:
     sys.exit()
 
 devices = ["cpu"]
-if torch.accelerator.is_available():
-    devices.append(torch.accelerator.current_accelerator().type)
+if accelerator := torch.accelerator.current_accelerator(check_available=True):
+    devices.append(accelerator.type)
 served = 0
 for device in devices:
     try:

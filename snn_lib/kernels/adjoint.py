@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import parameters, program, remember
-from snn_lib.kernels.trace import Trace, Value
+from snn_lib.kernels.trace import Line, Trace, Value
 
 
 class Product(NamedTuple):
@@ -60,14 +60,13 @@ def adjoint_of(inputs: Inputs, need_x: bool) -> Adjoint:
 
 def _products(trace: Trace, value: Value, negative: bool = False) -> Iterator[Product]:
     """The products that add up to a value."""
-    line = next((line for line in trace.lines if line.name == value), None)
-    match line and line.operation:
-        case "add":
-            for argument in line.arguments:
+    match next((line for line in trace.lines if line.name == value), None):
+        case Line(operation="add", arguments=arguments):
+            for argument in arguments:
                 yield from _products(trace, argument, negative)
-        case "neg":
-            yield from _products(trace, *line.arguments, not negative)
-        case "mul":
-            yield Product(negative, line.arguments)
+        case Line(operation="neg", arguments=(argument,)):
+            yield from _products(trace, argument, not negative)
+        case Line(operation="mul", arguments=factors):
+            yield Product(negative, factors)
         case _:
             yield Product(negative, (value,))

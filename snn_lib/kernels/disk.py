@@ -1,12 +1,15 @@
 """Files that one process leaves for the next, each named by a hash of all that it is made from.
 
-Many processes may write at once, since each writes a file of its own and then renames it.
+Many processes may write at once, since no file is there before it is whole.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+from snn_lib.errors import RunError
+from snn_lib.files import write_atomically
 
 
 def read(name: str) -> Iterator[tuple[Path, bytes]]:
@@ -21,14 +24,10 @@ def read(name: str) -> Iterator[tuple[Path, bytes]]:
 def write(name: str, content: bytes) -> Path | None:
     """Leaves a file in the first folder that can be written, and returns where, if there is one."""
     for folder in _folders():
-        try:
+        with suppress(OSError, RunError):
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(content)
-            os.replace(file.name, folder / name)
-        except OSError:
-            continue
-        return folder / name
+            write_atomically(folder / name, content, sync=False)
+            return folder / name
     return None
 
 

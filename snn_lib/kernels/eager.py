@@ -41,7 +41,7 @@ def steps_of(inputs: Inputs, fire: Fire) -> Iterator[tuple[Tensor, list[Tensor]]
     """Takes one step after the other: its output, and the rows of states after it."""
     rows, coefficients = inputs.first.unbind(), inputs.coefficients.unbind()
     x, kept = inputs.x.to(inputs.coefficients.dtype), [None] * len(inputs.x)
-    if inputs.dropout:
+    if inputs.dropout and inputs.seed is not None:
         kept = dropout_scale(x.shape, x.dtype, inputs.dropout, inputs.seed).unbind()
     for now, factors in zip(x.unbind(), kept, strict=True):
         output, rows = inputs.program.step(now, factors, rows, coefficients, fire)
@@ -62,7 +62,7 @@ def backward(
     wanted |= {"x": inputs.x} if need_x else {}
     wanted |= {"coefficients": inputs.coefficients} if any(inputs.needed) else {}
     # Other than autograd, a transform works within an operator, too.
-    _, pull = torch.func.vjp(lambda wanted: run(inputs._replace(**wanted)), wanted)
+    pull = torch.func.vjp(lambda wanted: run(inputs._replace(**wanted)), wanted)[1]
     (found,) = pull((grad_output, grad_last))
     results = inputs.new_gradients(need_x)
     for name, result in zip(("x", "coefficients", "state"), results, strict=True):

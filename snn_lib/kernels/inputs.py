@@ -1,5 +1,6 @@
 """What a program runs with: the operator's arguments, which every backend is given as they are."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,12 +39,12 @@ class Inputs(NamedTuple):
     state: Tensor | None = None
     lengths: Tensor | None = None
     surrogate: str = ""
-    numbers: tuple[float, ...] = ()
+    numbers: Sequence[float] = ()
     dropout: float = 0.0
     seed: Tensor | None = None
     dtype: torch.dtype = torch.float32
     keep: bool = False
-    needed: tuple[bool, ...] = ()
+    needed: Sequence[bool] = ()
 
     @property
     def program(self) -> Program:
@@ -51,7 +52,7 @@ class Inputs(NamedTuple):
         return program(self.key)
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
+    def _shape(self) -> tuple[int, ...]:
         return len(self.program.states), *self.x.shape[1:]
 
     @property

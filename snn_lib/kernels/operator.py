@@ -138,7 +138,7 @@ def _derivatives(
     """Gradients of plain PyTorch, which have derivatives themselves."""
     pairs = zip(eager.run(inputs), gradients, strict=True)
     results, gradients = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
-    tensors = inputs.x, inputs.coefficients, inputs.state
+    tensors = inputs.x, inputs.coefficients, inputs.first
     wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
     found = iter(
         torch.autograd.grad(results, wanted, gradients, create_graph=True, allow_unused=True)

@@ -92,11 +92,11 @@ class Part:
         self, x: Tensor, states: Iterator[Tensor], coefficients: Iterator[Tensor], fire: Fire
     ) -> tuple[Tensor, list[Tensor]]:
         """The step on the next rows of states and of coefficients; returns the new rows."""
-        own = (
+        own_states, own_coefficients = (
             tuple(next(rows) if n is None else tuple(next(rows) for _ in range(n)) for n in orders)
             for rows, orders in ((states, self.states), (coefficients, self.coefficients))
         )
-        output, after = self.kind.step(x, *own, fire)
+        output, after = self.kind.step(x, own_states, own_coefficients, fire)
         rows = (group if isinstance(group, (tuple, list)) else [group] for group in after)
         return output, list(chain.from_iterable(rows))
 
@@ -287,7 +287,7 @@ def fire_with(surrogate: Surrogate) -> Fire:
 _surrogates: dict[str, Surrogate] = {name: kind() for name, kind in SURROGATES.items()}
 
 
-def name_of(surrogate: Surrogate) -> tuple[str, list[float]]:
+def name_of(surrogate: Any) -> tuple[str, list[float]]:
     """The name by which an operator knows a surrogate, and its numbers.
 
     Raises:

@@ -84,9 +84,9 @@ class Trace:
                 return trace, found
             found = read
 
-    def without(self, known: Mapping[str, float]) -> "Trace":
+    def without(self, numbers: Mapping[str, float]) -> "Trace":
         """The trace without the products and sums that are spared if these inputs are 0 or 1."""
-        known: dict[Value, Value] = dict(known)
+        known: dict[Value, Value] = {**numbers}
         lines = []
         for line in self.lines:
             values = tuple(known.get(value, value) for value in line.arguments)
@@ -258,7 +258,7 @@ class _Recorder(TorchDispatchMode):
             return self._line("round", self.value(tensor))
         raise _unknown(name)
 
-    def _note(self, name: str, args: Sequence[Any], kwargs: dict[str, Any], result: Tensor) -> str:
+    def _note(self, name: str, args: Sequence[Any], kwargs: dict, result: Tensor) -> Value:
         """Adds the lines of an operation, and returns the name of the last."""
         name = SAME.get(name, name)
         others = [argument for argument in args if not isinstance(argument, Tensor)]

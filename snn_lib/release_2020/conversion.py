@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +51,17 @@ def network_2020(
     return layers
 
 
-def native_state_dict(layers: nn.ModuleDict) -> dict[str, Tensor]:
+def native_state_dict(layers: Any) -> dict[str, Tensor]:
     """The parameters of a :func:`network_2020` as the state dict of this project's model."""
     state = {}
     for number in range(len(layers) // 2):
         axon, cell = layers[f"axon{number + 1}"], layers[f"snn{number + 1}"].neuron_cell
+        filters = axon._cell
         synapse, weights, neurons = (f"layers.{3 * number + index}" for index in range(3))
         if isinstance(axon, dual_exp_iir_layer):
-            filters = axon.dual_exp_iir_cell
             state[f"{synapse}.alpha"] = torch.stack([filters.alpha_1, filters.alpha_2])
             state[f"{synapse}.beta"] = filters.beta_1[None]
         else:
-            filters = axon.first_order_low_pass_cell
             state[f"{synapse}.alpha"] = filters.alpha_1[None]
             state[f"{synapse}.beta"] = torch.ones_like(filters.alpha_1)[None]
         for name, value in cell.weight.named_parameters():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from snn_lib.cells import DualExponentialSynapse
 from snn_lib.containers import PerStep
-from snn_lib.functional import iir_filter, neuron_traces, spiking_neuron
+from snn_lib.functional import NeuronState, iir_filter, neuron_traces, spiking_neuron
 from snn_lib.inspection.monitor import SynapseRecord, as_numpy, record_of
 from snn_lib.observing import observe
 from snn_lib.surrogate import THRESHOLD, Gaussian
@@ -118,7 +118,7 @@ class _Layer(nn.Module):
         self.add_module(self.cell_name, cell)
 
     @property
-    def _cell(self) -> _Cell:
+    def _cell(self) -> Any:
         return getattr(self, self.cell_name)
 
     def create_init_states(self) -> States:
@@ -141,7 +141,7 @@ def _parameter(value: Tensor | float, train: bool = False) -> nn.Parameter:
 
 def _decay(shape: Sequence[int], tau: float, train: bool = False) -> nn.Parameter:
     """exp(-1 / tau) for every channel."""
-    return _parameter(torch.full(tuple(shape), decay_of(tau)), train)
+    return _parameter(torch.full(tuple(shape), float(decay_of(tau))), train)
 
 
 def _trace(x: Tensor, decay: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -290,6 +290,11 @@ class synapse_layer(axon_layer):
 class _NeuronCell(_Cell):
     """A neuron layer's parameters; its properties have the names of ``SpikingNeuron``."""
 
+    sigma: Tensor
+    reset_decay: Tensor
+    reset_v: Tensor
+    decay_v: Tensor
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -316,7 +321,7 @@ class _NeuronCell(_Cell):
     def membrane_decay(self) -> Tensor:
         return self.decay_v if self.membrane_filter else torch.zeros_like(self.decay_v)
 
-    def forward(self, current: Tensor, states: States | None) -> tuple[Tensor, States]:
+    def forward(self, current: Tensor, states: NeuronState | None) -> tuple[Tensor, States]:
         return spiking_neuron(
             current,
             self.reset_decay,
@@ -326,7 +331,7 @@ class _NeuronCell(_Cell):
             Gaussian(self.sigma.item()),
         )
 
-    def traces(self, current: Tensor, states: States | None = None) -> tuple[Tensor, ...]:
+    def traces(self, current: Tensor, states: NeuronState | None = None) -> tuple[Tensor, ...]:
         """Spikes, membrane potential and reset at every step."""
         coefficients = self.reset_decay, self.reset_strength, self.membrane_decay
         return neuron_traces(current, *coefficients, states)
@@ -588,6 +593,8 @@ class exponential_filter_layer(nn.Module):
         ``(B, input_size, T)`` to the same.
     """
 
+    alpha: Tensor
+
     def __init__(
         self, input_size: int, step_num: int, batch_size: int, alpha: float, device: Any = None
     ) -> None:
@@ -603,11 +610,11 @@ class exponential_filter_layer(nn.Module):
 def _same_for_all(x: Tensor, alpha: States, beta: States) -> Tensor:
     """Filters every channel of the time-last ``x`` with the same scalar coefficients."""
     x = x.movedim(-1, 0)
-    alpha, beta = (
+    a, b = (
         torch.stack(values).view(-1, *[1] * (x.dim() - 2)).expand(-1, *x.shape[2:])
         for values in (alpha, beta)
     )
-    return iir_filter(x, alpha, beta)[0].movedim(0, -1)
+    return iir_filter(x, a, b)[0].movedim(0, -1)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import Batch, Batches, batch_generator
+from snn_lib.data.batches import Batch, Split, batch_generator
 from snn_lib.data.patterns import (
     DAMAGE_KINDS,
     Damage,
@@ -27,20 +27,20 @@ from snn_lib.settings import (
     LONGEST_MEMORY,
     TRAINING,
     ExperimentConfig,
-    ResonantHyperparameters,
+    Hyperparameters,
+    ResonantFilters,
     Settings,
     setting,
 )
-from snn_lib.tasks.base import Task, output_of
-from snn_lib.tasks.sums import add_sums, read_sums
+from snn_lib.tasks.base import Task, add_sums, output_of, read_sums
 
 SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage
 FIRST_STEPS = 50  # the network can hardly tell the patterns apart during these
-SWEEPS = -3  # takes the place of the epoch in seeds, like ``tasks.base.EVALUATIONS``
+SWEEPS = -3  # takes the place of the epoch in seeds, like ``tasks.base.EPOCHS``
 
 
 @dataclass
-class AssociationHyperparameters(ResonantHyperparameters):
+class AssociationHyperparameters(ResonantFilters, Hyperparameters):
     """Hyperparameters of association: the model and its training."""
 
     length: int = setting(300, "time steps of the patterns", at_least=1)
@@ -71,7 +71,7 @@ class AssociationHyperparameters(ResonantHyperparameters):
 
 
 @dataclass
-class PatternOptions(Settings):
+class PatternSettings(Settings):
     """How many damaged samples of each pattern are drawn."""
 
     training_samples: int = setting(
@@ -89,7 +89,7 @@ class AssociationConfig(ExperimentConfig):
         "dataset/associative_target.npy", "array [patterns, trains, time] of 0 and 1"
     )
     hyperparameters: AssociationHyperparameters = field(default_factory=AssociationHyperparameters)
-    pattern_config: PatternOptions = field(default_factory=PatternOptions)
+    pattern_config: PatternSettings = field(default_factory=PatternSettings)
     damage: Damage = field(default_factory=Damage)
 
 
@@ -104,9 +104,9 @@ class Association(Task):
     config_class = AssociationConfig
     unit = "samples"
 
-    def prepare(self, config: AssociationConfig, device: torch.device) -> None:
+    def setup(self, config: AssociationConfig, device: torch.device) -> None:
         """Reads the patterns; see :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         settings = config.hyperparameters
         self.patterns = load_patterns(config.dataset_path)
         steps, _, trains = self.patterns.shape
@@ -124,7 +124,7 @@ class Association(Task):
         except ValueError as error:
             raise InputError(f"damage: {error}") from None
 
-    def make_batches(self, split: str) -> Batches:
+    def make_split(self, split: str) -> Split:
         """Patterns ``(T, B, N)``, damaged anew in every epoch, and their numbers ``(B,)``."""
         config, patterns = self.config, self.patterns
         count = patterns.shape[1]
@@ -142,7 +142,7 @@ class Association(Task):
             "test": settings.test_samples,
         }
         size = config.hyperparameters.batch_size
-        return Batches(samples[split] * count, size, make_batch, shuffle=True)
+        return Split(samples[split] * count, size, make_batch, shuffle=True)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared difference between filtered output and filtered target, and sums."""

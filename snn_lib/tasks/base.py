@@ -3,26 +3,29 @@
 A script makes the task, and the experiment prepares it with the configuration and the device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Real
+from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import Batch, Batches
+from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
-EVALUATIONS = {"validation": -1, "test": -2}  # take the place of the epoch in seeds
+EPOCHS = {"train": 0, "validation": -1, "test": -2}  # by which the splits draw at random
 
 
 class Task:
     """The data, the loss and the metrics of an experiment.
 
-    A subclass defines :meth:`make_batches` and :meth:`loss`. Everything else has a default, which
+    A subclass defines :meth:`make_split` and :meth:`loss`. Everything else has a default, which
     it may override.
 
     Args:
@@ -33,7 +36,7 @@ class Task:
         unit: the word for samples, for the progress bar.
         mean_over: the name of the sum that counts the terms of the mean in the loss. It is the
             weight of this process's share of a batch.
-        config, device: the experiment's, once the task is prepared.
+        config, device: the experiment's, once the task is set up.
         preparation: makes the network's input of a user's values, if the task knows how.
         classes: the names of the classes, by number, if they have names.
         readout_name: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``,
@@ -54,7 +57,7 @@ class Task:
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data and prepares to run on a device, as if this were the only process.
 
         Raises:
@@ -70,12 +73,12 @@ class Task:
         and so are the same for any number of processes.
         """
         self.rank, self.world = rank, world
-        self._batches: dict[str, Batches] = {}
+        self._splits: dict[str, Split] = {}
 
-    def make_batches(self, split: str) -> Batches:
-        """The batches of the ``train``, ``validation`` or ``test`` split.
+    def make_split(self, split: str) -> Split:
+        """The ``train``, ``validation`` or ``test`` samples.
 
-        Their seed, workers, and this process's share of them are set by :meth:`batches`.
+        Their seed, workers, and this process's share of them are set by :meth:`split`.
         """
         raise NotImplementedError
 
@@ -123,29 +126,31 @@ class Task:
         """Whether there is data for a split; every task has training and validation data."""
         return True
 
-    def batches(self, split: str) -> Batches:
-        """The batches of a split, which are made at the first call."""
-        if split not in self._batches:
-            self._batches[split] = replace(
-                self.make_batches(split),
+    def split(self, split: str) -> Split:
+        """The samples of a split, which is made at the first call."""
+        require(split in EPOCHS, f"split is {split!r}, expected one of {', '.join(EPOCHS)}")
+        if split not in self._splits:
+            self._splits[split] = replace(
+                self.make_split(split),
                 seed=self.config.seed,
                 rank=self.rank,
                 world=self.world,
                 workers=self.config.data_workers,
             )
-        return self._batches[split]
+        return self._splits[split]
 
-    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """This process's share of the batches of an epoch, from number ``start`` on."""
-        return self._on_device(self.batches("train").epoch(epoch, start))
+    def batches(self, split: str, epoch: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """This process's share of the batches of a split, encoded, on the device.
 
-    def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        """The ``validation`` or ``test`` batches, the same every time."""
-        require(split in EVALUATIONS, f"split is {split!r}, expected validation or test")
-        return self._on_device(self.batches(split).epoch(EVALUATIONS[split]))
-
-    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        return (self.encode(batch.to(self.device)) for batch in batches)
+        Args:
+            split: ``train``, ``validation`` or ``test``.
+            epoch: of the training, from 0 on, by which order and random changes differ. Without it
+                they are the same every time.
+            start: the number of the first batch.
+        """
+        samples = self.split(split)
+        made = samples.batches(EPOCHS[split] if epoch is None else epoch, start)
+        return (self.encode(batch.to(self.device)) for batch in made)
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:
@@ -164,3 +169,38 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
             f"{one_line(error)}"
         ) from error
     return result[0] if isinstance(result, tuple) else result
+
+
+def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Adds the sums of one more batch, in place and without waiting for the device."""
+    for key, value in more.items():
+        sums[key] = sums.get(key, 0) + value  # counts stay integers
+
+
+def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
+    """The sums as floats, which waits for the device.
+
+    Raises:
+        TypeError: a sum is a tensor of several numbers.
+    """
+    for key, value in sums.items():
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
+    return {key: float(value) for key, value in sums.items()}
+
+
+def plain_number(value: Any) -> int | float:
+    """A metric as Python's own int or float, which checkpoints, JSON and CSV can hold.
+
+    It may be any real number of Python, NumPy or PyTorch, in an array or tensor of no dimensions,
+    too. ``True`` is 1. Anything else raises a TypeError.
+    """
+    number = value
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim == 0:
+        number = value.item()
+    if isinstance(number, Integral):
+        return int(number)
+    if isinstance(number, Real):
+        return float(number)
+    shown = shorten(repr(value), 60, placeholder="...")
+    raise TypeError(f"{type(value).__name__} {shown} is no number, expected an int or a float")

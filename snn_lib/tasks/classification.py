@@ -13,13 +13,13 @@ from snn_lib.data.batches import Batch
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
 from snn_lib.readout import READOUTS, first_lead, within
-from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, setting
+from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, setting
 from snn_lib.tasks.base import Task, output_of
 
 
 @dataclass
-class ClassificationHyperparameters(Hyperparameters):
-    """Hyperparameters of classification: the model and its training."""
+class LabelSmoothing(Settings):
+    """How sure the targets of a classification are."""
 
     label_smoothing: float = setting(
         0.0,
@@ -28,6 +28,11 @@ class ClassificationHyperparameters(Hyperparameters):
         at_least=0,
         below=1,
     )
+
+
+@dataclass
+class ClassificationHyperparameters(LabelSmoothing, Hyperparameters):
+    """Hyperparameters of classification: the model and its training."""
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Classification(Task):
     """
 
     config_class: type[ExperimentConfig] = ClassificationConfig
+    readout_name: str
     counts_spikes = False
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -65,25 +71,31 @@ class Classification(Task):
         """Mean cross-entropy of logits ``(B, classes)``, and sums.
 
         Targets are labels, ``(B,)``, or the probabilities of all classes, ``(B, classes)``. With
-        probabilities, the right answer is the most probable class. Targets are smoothed in training
-        only, so that validation losses can be compared between settings.
+        probabilities, the right answer is the most probable class.
         """
         soft = targets.dim() == 2
         targets = targets if soft else targets.long()
         labels = targets.argmax(1) if soft else targets
-        # A user's own class of settings may lack this one.
-        smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
-        smoothing = smoothing if model.training else 0.0
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing(model))
         return loss, {
             "samples": len(labels),
             "loss": loss.detach() * len(labels),
             "correct": (logits.detach().argmax(1) == labels).sum(),
         }
 
+    def smoothing(self, model: nn.Module) -> float:
+        """The share of the target that is spread evenly over all classes.
+
+        It is 0 but in training, so that validation losses can be compared between settings.
+        """
+        # A user's own class of settings may lack this one.
+        smoothing = getattr(self.config.hyperparameters, "label_smoothing", 0.0)
+        return smoothing if model.training else 0.0
+
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Mean loss and accuracy."""
-        return {**super().metrics(sums), "accuracy": sums["correct"] / sums["samples"]}
+        count = sums[self.mean_over]
+        return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:
         """The best epoch is the most accurate one; of equally accurate ones, the lowest loss."""
@@ -149,7 +161,7 @@ class Classification(Task):
         leads = leads if self.counts_spikes else ()
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
         curves = []
-        for batch in self.evaluation_batches("test"):
+        for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
             if not self.counts_spikes:
@@ -169,8 +181,9 @@ class Classification(Task):
                 row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
         rows = [{**row, **{key: row[key] / counted.sequences for key in means}} for row in rows]
         longest = max(map(len, curves), default=0)
-        correct = sum(torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves)
-        return counted, [float(n) / counted.sequences for n in correct] if curves else [], rows
+        whole = [torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves]
+        correct = torch.stack(whole).sum(0).tolist() if whole else []
+        return counted, [n / counted.sequences for n in correct], rows
 
 
 def describe_energy(operations: Operations) -> str:
@@ -180,8 +193,8 @@ def describe_energy(operations: Operations) -> str:
 
 
 @dataclass
-class CountHyperparameters(ClassificationHyperparameters):
-    """Hyperparameters of a classification that counts output spikes: the model and its training."""
+class SpikeCounting(Settings):
+    """Settings of a classification that counts output spikes."""
 
     dropout: float = setting(
         0.3, "share of hidden spikes dropped in training", TRAINING, at_least=0, below=1
@@ -193,14 +206,14 @@ class CountHyperparameters(ClassificationHyperparameters):
 
 
 class CountClassification(Classification):
-    """Answers with the class whose output neuron spikes most; see :class:`CountHyperparameters`."""
+    """Answers with the class whose output neuron spikes most; see :class:`SpikeCounting`."""
 
     counts_spikes = True
     readout_name = "count"
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self.logit_scale = config.hyperparameters.logit_per_spike
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:

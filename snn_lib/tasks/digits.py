@@ -11,22 +11,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from snn_lib.data.augmentation import TransformConfig, draw_grids, warp
-from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
+from snn_lib.data.augmentation import TransformSettings, draw_grids, warp
+from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
-from snn_lib.data.preparation import PIXELS, DigitPreparation
+from snn_lib.data.preparation import PIXELS, DigitPreparation, ImagePreparation
 from snn_lib.encoding import LatencyLaw
 from snn_lib.errors import require
 from snn_lib.settings import (
     TRAINING,
     ExperimentConfig,
+    FilterPosition,
+    Hyperparameters,
     Needs,
-    OrderHyperparameters,
     Settings,
     section,
     setting,
 )
-from snn_lib.tasks.classification import Classification, CountClassification, CountHyperparameters
+from snn_lib.tasks.classification import (
+    Classification,
+    CountClassification,
+    LabelSmoothing,
+    SpikeCounting,
+)
 from snn_lib.tasks.distillation import Teachers
 
 __all__ = ["CLASSES", "PIXELS", "DigitClassification", "DigitConfig"]
@@ -35,7 +41,7 @@ EVALUATION_BATCH = 250
 
 
 @dataclass
-class DigitHyperparameters(CountHyperparameters, OrderHyperparameters):
+class DigitHyperparameters(SpikeCounting, LabelSmoothing, FilterPosition, Hyperparameters):
     """Hyperparameters of digit classification: the model and its training."""
 
     batch_size: int = setting(
@@ -47,7 +53,7 @@ class DigitHyperparameters(CountHyperparameters, OrderHyperparameters):
 
 
 @dataclass
-class LatencyOptions(Settings):
+class LatencySettings(Settings):
     """Encoding by latency: each pixel spikes once, and brighter pixels spike earlier."""
 
     span: int = setting(10, "first steps of the sequence, in which the spikes come", at_least=1)
@@ -65,7 +71,7 @@ class LatencyOptions(Settings):
 
 
 @dataclass
-class MNISTOptions(Settings):
+class MNISTSettings(Settings):
     """How MNIST is used."""
 
     max_rate: float = setting(1.0, "current or firing rate of a white pixel", above=0)
@@ -102,12 +108,12 @@ class DigitConfig(ExperimentConfig):
     """The configuration of snn_mlp_1."""
 
     hyperparameters: DigitHyperparameters = field(default_factory=DigitHyperparameters)
-    mnist_config: MNISTOptions = field(default_factory=MNISTOptions)
-    transform: TransformConfig = section(
-        TransformConfig, Needs("mnist_config.use_transform"), TRAINING
+    mnist_config: MNISTSettings = field(default_factory=MNISTSettings)
+    transform: TransformSettings = section(
+        TransformSettings, Needs("mnist_config.use_transform"), TRAINING
     )
-    latency: LatencyOptions = section(
-        LatencyOptions, Needs("hyperparameters.encoding", ("latency",))
+    latency: LatencySettings = section(
+        LatencySettings, Needs("hyperparameters.encoding", ("latency",))
     )
 
     def __post_init__(self) -> None:
@@ -135,10 +141,11 @@ class Digits(Classification):
     """MNIST in splits and batches; a subclass sets an :class:`ImagePreparation`."""
 
     unit = "images"
+    preparation: ImagePreparation
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         settings = config.mnist_config
         self.classes = [str(digit) for digit in range(CLASSES)]
         images, labels = load_mnist(Path(config.dataset_path), train=True)
@@ -157,7 +164,7 @@ class Digits(Classification):
             self._teachers = Teachers(settings.teachers, settings.teacher_temperature)
         return self._teachers
 
-    def make_batches(self, split: str) -> Batches:
+    def make_split(self, split: str) -> Split:
         """The digits of a split. Test images are read only when they are needed."""
         config, settings = self.config, self.config.mnist_config
         if split == "test":
@@ -187,7 +194,7 @@ class Digits(Classification):
             return Batch(self.preparation.draw(x, generator), y)
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
-        return Batches(len(labels), size, make_batch, shuffle=training)
+        return Split(len(labels), size, make_batch, shuffle=training)
 
     def encode(self, batch: Batch) -> Batch:
         """Makes input over time, ``(T, B, *)``, on the device."""
@@ -199,9 +206,9 @@ class DigitClassification(Digits, CountClassification):
 
     config_class = DigitConfig
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Digits`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         settings, rate = config.hyperparameters, config.mnist_config.max_rate
         latency = dataclasses.asdict(config.latency)
         self.preparation = DigitPreparation(settings.length, settings.encoding, rate, **latency)

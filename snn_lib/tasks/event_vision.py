@@ -11,22 +11,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from snn_lib.data.augmentation import EventAugmentationConfig, augment_events
-from snn_lib.data.batches import Batch, Batches, batch_generator, split_indices
+from snn_lib.data.augmentation import EventAugmentationSettings, augment_events
+from snn_lib.data.batches import Batch, Split, batch_generator, split_indices
 from snn_lib.data.events import NMNIST_SIDE
 from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
-from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
+from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
 from snn_lib.errors import require
-from snn_lib.settings import TRAINING, ExperimentConfig, Needs, Settings, section, setting
-from snn_lib.tasks.classification import CountClassification, CountHyperparameters
+from snn_lib.settings import (
+    TRAINING,
+    ExperimentConfig,
+    Hyperparameters,
+    Needs,
+    Settings,
+    section,
+    setting,
+)
+from snn_lib.tasks.classification import CountClassification, LabelSmoothing, SpikeCounting
 
 EVALUATION_BATCH = 100
 SAMPLE = 100  # recordings on which first weights are found
 
 
 @dataclass
-class EventHyperparameters(CountHyperparameters):
+class EventHyperparameters(SpikeCounting, LabelSmoothing, Hyperparameters):
     """Hyperparameters of event vision: the model and its training."""
 
     batch_size: int = setting(
@@ -36,7 +44,7 @@ class EventHyperparameters(CountHyperparameters):
 
 
 @dataclass
-class EventOptions(Settings):
+class EventSettings(Settings):
     """How the recordings are used."""
 
     path: str = setting(
@@ -79,10 +87,10 @@ class EventConfig(ExperimentConfig):
         "simulated", "MNIST in front of a simulated camera, or real recordings"
     )
     hyperparameters: EventHyperparameters = field(default_factory=EventHyperparameters)
-    events: EventOptions = field(default_factory=EventOptions)
-    camera: CameraConfig = section(CameraConfig, Needs("dataset", ("simulated",)))
-    augmentation: EventAugmentationConfig = section(
-        EventAugmentationConfig, Needs("events.use_augmentation"), TRAINING
+    events: EventSettings = field(default_factory=EventSettings)
+    camera: CameraSettings = section(CameraSettings, Needs("dataset", ("simulated",)))
+    augmentation: EventAugmentationSettings = section(
+        EventAugmentationSettings, Needs("events.use_augmentation"), TRAINING
     )
 
     def preparation(self) -> RecordingPreparation:
@@ -98,15 +106,16 @@ class EventVision(CountClassification):
 
     config_class = EventConfig
     unit = "recordings"
+    preparation: RecordingPreparation
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """See :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self.preparation = config.preparation()
         self.classes = [str(number) for number in range(SETS[config.dataset].classes)]
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def make_batches(self, split: str) -> Batches:
+    def make_split(self, split: str) -> Split:
         """The recordings of a split; those of the training split are augmented."""
         config = self.config
         if split not in self.parts:
@@ -124,7 +133,7 @@ class EventVision(CountClassification):
             return Batch(self.preparation.input_of(x), labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
-        return Batches(len(chosen), size, make_batch, shuffle=training)
+        return Split(len(chosen), size, make_batch, shuffle=training)
 
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
@@ -159,7 +168,7 @@ class EventVision(CountClassification):
         """Frames and labels of ``count`` recordings of a part; ``None``: of all."""
         config = self.config
         kind, root = SETS[config.dataset], Path(config.dataset_path)
-        if config.dataset == "simulated":
+        if config.dataset == "simulated" and count is not None:
             paths = simulated_recordings(config.camera, root, part == "train", count)
         else:
             path = config.events.path

@@ -1,4 +1,4 @@
-"""Tasks on a user's own sequences: classes, numbers, or a target at every step.
+"""Tasks on a user's own sequences: classes or numbers, of a sequence or of each of its steps.
 
     def data(config):
         return {"train": (x, y), "test": (x_test, y_test)}
@@ -12,25 +12,28 @@ changes neither the loss nor the metrics, unless the model averages over all ste
 batch normalisation does in training, reads time backwards, or returns another number of steps.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from snn_lib.data.augmentation import AugmentationConfig, augment_sequences
-from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
+from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
+from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, require
+from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
 from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
-from snn_lib.tasks.classification import Classification, ClassificationConfig
+from snn_lib.tasks.classification import Classification, ClassificationHyperparameters
 
 Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
+NO_LABEL = -1  # of a step that has none
 VALIDATION_SHARE = 0.1  # of the training part, if there is no validation part
 
 
@@ -43,11 +46,10 @@ class SequenceTask(Task):
             ``(sequence, target)``, or ``(x, y)``, or ``(x, y, lengths)`` with padded sequences.
             Without ``validation``, a tenth of ``train`` is held out, drawn by the seed, to choose
             the best epoch.
-        readout: as in :class:`SequenceClassification`; ``None``: the output itself is the answer.
+        readout: as in :class:`SequenceClassification`; ``None``: the output itself is the answer,
+            and there is a target at every step.
         config_class: the class of the settings, by default that of the task.
     """
-
-    targets_are_sequences = False
 
     def __init__(
         self,
@@ -59,13 +61,14 @@ class SequenceTask(Task):
         super().__init__(config_class)
         self.data = data
         self.readout = find_readout(readout)
+        self.targets_are_sequences = readout is None
         # A checkpoint can hold no readout but one that was given by its name.
         name = EVERY_STEP if readout is None else readout
         self.readout_name = name if isinstance(name, str) else None
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self.preparation = None  # unless the function of the data makes one
         parts = self.read(config)
         require(
@@ -78,11 +81,11 @@ class SequenceTask(Task):
             f"data has a part {min(unknown, default='')!r}, expected train, validation and test",
         )
         require("train" in parts, "data has no part 'train'")
-        self.parts = {
+        self.parts: dict[str, Any] = {
             name: sequence_dataset(part, name, self.targets_are_sequences)
             for name, part in parts.items()
         }
-        self.shapes: tuple[tuple[int, ...], ...] | None = None
+        self.shapes: list[tuple[int, ...]] = []
         self.held_out = False  # whether the validation part was taken from the training part
         with batch_seed(config.seed, 0, 0):  # a data set may draw at random
             for name, part in self.parts.items():  # all of arrays, the first of a data set
@@ -99,7 +102,7 @@ class SequenceTask(Task):
         """The parts of the data by name."""
         return self.data(config) if callable(self.data) else self.data
 
-    def _hold_out(self, whole: Dataset) -> dict[str, Dataset]:
+    def _hold_out(self, whole: Any) -> dict[str, Dataset]:
         """Splits a data set into training and validation parts, drawn by the seed."""
         count = len(whole)
         validation = max(1, round(count * VALIDATION_SHARE))
@@ -127,7 +130,7 @@ class SequenceTask(Task):
             data, index, part = data.dataset, data.indices[index], "train"
         try:
             x, y = read_sample(data, index, self.targets_are_sequences)
-            shapes = tuple(x.shape[1:]), tuple(y.shape[self.targets_are_sequences :])
+            shapes = [tuple(x.shape[1:]), tuple(y.shape[self.targets_are_sequences :])]
             self.shapes = self.shapes or shapes
             require(
                 shapes == self.shapes,
@@ -142,11 +145,16 @@ class SequenceTask(Task):
     def check_target(self, target: Tensor) -> None:
         """Raises :class:`InputError` if a target is not what the task needs."""
 
+    def answer(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the readout makes of the model's output, or the output itself."""
+        output = output_of(model, batch.x)
+        return output if self.readout is None else self.readout(output, batch.lengths)
+
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes a training batch at random, on the CPU; here it stays as it is."""
         return batch
 
-    def make_batches(self, split: str) -> Batches:
+    def make_split(self, split: str) -> Split:
         """See :class:`Task`."""
         require(split in self.parts, f"data has no part {split!r}")
         seed = self.config.seed
@@ -165,26 +173,32 @@ class SequenceTask(Task):
             return Batch(batch.x[:, none], y)
 
         size = self.config.hyperparameters.batch_size
-        return Batches(len(self.parts[split]), size, make_batch, shuffle=split == "train")
+        return Split(len(self.parts[split]), size, make_batch, shuffle=split == "train")
 
 
 @dataclass
-class SequenceConfig(ClassificationConfig):
+class SequenceConfig(ExperimentConfig):
     """The configuration of a classification of sequences."""
 
-    augmentation: AugmentationConfig = section(AugmentationConfig, TRAINING)
+    hyperparameters: ClassificationHyperparameters = field(
+        default_factory=ClassificationHyperparameters
+    )
+    augmentation: AugmentationSettings = section(AugmentationSettings, TRAINING)
 
 
 class SequenceClassification(SequenceTask, Classification):
-    """A class for every sequence: cross-entropy of the readout's answer.
+    """A class for every sequence, or for every step of it: cross-entropy of the answer.
 
     The section ``augmentation`` of the settings says how training sequences are changed at random.
 
     Args:
-        data: as in :class:`SequenceTask`; targets are class numbers, integers from 0 on.
+        data: as in :class:`SequenceTask`; targets are class numbers, integers from 0 on. Without a
+            readout there is one for each step, ``(T,)``. It is -1 where a step has no label: such
+            steps count neither in the loss, which is the mean over all others of a batch, nor in
+            the accuracy.
         readout: a name of ``snn_lib.readout.READOUTS`` (``count``, ``mean``, ``last``, ``maximum``,
             ``leaky``), or a function without parameters from ``(output, lengths)`` to
-            ``(B, classes)``.
+            ``(B, classes)``. ``None``: the network answers at every step.
         config_class: as in :class:`SequenceTask`.
         classes: the names of the classes, by number, for the use of the trained network.
     """
@@ -195,7 +209,7 @@ class SequenceClassification(SequenceTask, Classification):
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | Readout = "count",
+        readout: str | Readout | None = "count",
         *,
         config_class: type[ExperimentConfig] | None = None,
         classes: Sequence[str] = (),
@@ -203,47 +217,103 @@ class SequenceClassification(SequenceTask, Classification):
         super().__init__(data, readout, config_class=config_class)
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
+        self.mean_over = "labels" if self.readout is None else "samples"
 
-    def prepare(self, config: ExperimentConfig, device: torch.device) -> None:
+    def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         self._labels_seen = False  # of this data
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The readout's answer, ``(B, classes)``."""
-        logits, labels = self.readout(output_of(model, batch.x), batch.lengths).float(), batch.y
+        """The answer, ``(B, classes)``, or ``(T, B, classes)`` at every step."""
+        logits, labels = self.answer(model, batch).float(), batch.y
+        outputs = logits.shape[-1]
         require(
-            len(self.classes) in (0, logits.shape[1]),
-            f"there are {len(self.classes)} names of classes, but the network has "
-            f"{logits.shape[1]} outputs",
+            len(self.classes) in (0, outputs),
+            f"there are {len(self.classes)} names of classes, but the network has {outputs} "
+            "outputs",
         )
-        if len(labels) and (labels.device.type == "cpu" or not self._labels_seen):
+        require(
+            logits.shape[:-1] == labels.shape,
+            f"the network answers {tuple(logits.shape[:-1])}, the labels are {tuple(labels.shape)}",
+        )
+        if labels.numel() and (labels.device.type == "cpu" or not self._labels_seen):
             self._labels_seen = True  # on a device only once, as looking waits for the device
             highest = labels.max().item()
             require(
-                highest < logits.shape[1],
-                f"there is a class {highest}, but the network has {logits.shape[1]} outputs: count "
-                "classes from 0",
+                highest < outputs,
+                f"there is a class {highest}, but the network has {outputs} outputs: count classes "
+                "from 0",
             )
         return logits
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Mean cross-entropy of all sequences or labelled steps, and the sums of the metrics."""
+        if self.readout is not None:
+            return super().loss(model, batch)
+        logits, labels = self.logits(model, batch), labels_of(batch)
+        count = (labels >= 0).sum()
+        total = F.cross_entropy(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            ignore_index=NO_LABEL,
+            reduction="sum",
+            label_smoothing=self.smoothing(model),
+        )
+        return total / count.clamp(min=1), {
+            "samples": labels.shape[1],
+            "labels": count,
+            "loss": total.detach(),
+            "correct": (logits.detach().argmax(2) == labels).sum(),
+        }
+
+    def report(self, model: nn.Module, activity: Activity) -> Iterator[str]:
+        """Reports what every classification does, and the accuracy of the steps of each class."""
+        yield from super().report(model, activity)
+        if self.readout is None:
+            yield f"accuracy by class: {', '.join(self._accuracies(model))}"
+
+    @torch.inference_mode()
+    def _accuracies(self, model: nn.Module) -> Iterator[str]:
+        """The share of each class's steps in the test split that are answered right, in words."""
+        answered: Any = 0  # (classes, classes): how often each, by label
+        for batch in self.batches("test"):
+            logits, labels = self.logits(model, batch), labels_of(batch)
+            classes = logits.shape[2]
+            pairs = (labels * classes + logits.argmax(2))[labels >= 0]
+            answered = answered + pairs.bincount(minlength=classes**2).view(classes, classes)
+        for number, row in enumerate(answered.tolist()):
+            if any(row):
+                name = self.classes[number] if self.classes else number
+                yield f"{name}: {100 * row[number] / sum(row):.2f} %"
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes the sequences as the settings say; see :class:`SequenceTask`."""
         # A user's own class of settings need not have this section.
-        settings = getattr(self.config, "augmentation", AugmentationConfig())
-        if settings == AugmentationConfig():  # which changes nothing
+        settings = getattr(self.config, "augmentation", AugmentationSettings())
+        if settings == AugmentationSettings():  # which changes nothing
             return batch
-        x, lengths = augment_sequences(batch.x, batch.lengths, settings, generator)
-        return batch._replace(x=x, lengths=lengths)
+        return augment_sequences(batch, settings, generator)
 
     def check_target(self, target: Tensor) -> None:
         """See :class:`SequenceTask`."""
+        kind, whole = str(target.dtype).removeprefix("torch."), not target.is_floating_point()
+        if self.readout is None:
+            lowest = target.min().item()
+            require(
+                whole and target.dim() == 1 and lowest >= NO_LABEL,
+                f"the target has shape {tuple(target.shape)} ({kind}) and begins at {lowest}, "
+                "expected the number of a class for each step, an integer from 0 on, or -1 where "
+                "there is none",
+            )
+            require(bool((target.long() >= 0).any()), "no step has a label: leave it out")
+            return
         single = target.dim() == 0
         found = f"is {target.item()}" if single else f"has shape {tuple(target.shape)}"
         require(
-            single and not target.is_floating_point() and bool(target >= 0),
-            f"the target {found} ({str(target.dtype).removeprefix('torch.')}), expected the number "
-            "of a class, an integer from 0 on",
+            whole and single and bool(target >= 0),
+            f"the target {found} ({kind}), expected the number of a class, an integer from 0 on; "
+            "for labels at every step, set readout=None",
         )
 
 
@@ -269,13 +339,10 @@ class SequenceRegression(SequenceTask):
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
-        self.targets_are_sequences = readout is None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
-        output = output_of(model, batch.x)
-        if self.readout is not None:
-            output = self.readout(output, batch.lengths)
+        output = self.answer(model, batch)
         require(
             output.shape == batch.y.shape,
             f"the network says {tuple(output.shape)}, the targets are {tuple(batch.y.shape)}",
@@ -298,6 +365,14 @@ class SequenceRegression(SequenceTask):
         """Mean squared error, and its share of the targets' power."""
         power = max(sums["power"], 1e-30)
         return {"loss": sums["squares"] / sums["elements"], "error": sums["squares"] / power}
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The labels of a batch at every step, int64 ``(T, B)``; -1 where a step has none."""
+    labels = batch.y.long()
+    if batch.lengths is None:
+        return labels
+    return labels.masked_fill(~within(labels, batch.lengths), NO_LABEL)
 
 
 def find_readout(readout: str | Readout | None) -> Readout | None:

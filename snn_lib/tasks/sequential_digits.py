@@ -11,26 +11,28 @@ from typing import Any
 
 import torch
 
-from snn_lib.data.augmentation import TransformConfig
+from snn_lib.data.augmentation import TransformSettings
 from snn_lib.data.preparation import PIXELS, PixelPreparation
 from snn_lib.errors import require
 from snn_lib.settings import (
     FIRST_VALUE,
     TRAINING,
     ExperimentConfig,
+    Hyperparameters,
     Needs,
-    ResonantHyperparameters,
+    OneTimeConstant,
+    ResonantFilters,
     section,
     setting,
 )
-from snn_lib.tasks.classification import ClassificationHyperparameters
-from snn_lib.tasks.digits import Digits, MNISTOptions
+from snn_lib.tasks.classification import LabelSmoothing
+from snn_lib.tasks.digits import Digits, MNISTSettings
 
 ORDER_SEED = 0  # seed of the permutation, which is the same in every run
 
 
 @dataclass
-class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperparameters):
+class SequentialHyperparameters(OneTimeConstant, ResonantFilters, LabelSmoothing, Hyperparameters):
     """Hyperparameters of sequential digits: the model and its training."""
 
     batch_size: int = setting(
@@ -56,7 +58,7 @@ class SequentialHyperparameters(ResonantHyperparameters, ClassificationHyperpara
 
 
 @dataclass
-class SequentialOptions(MNISTOptions):
+class SequentialSettings(MNISTSettings):
     """How MNIST is used."""
 
     use_transform: bool = setting(False, "augment the training images", TRAINING)
@@ -68,9 +70,9 @@ class SequentialConfig(ExperimentConfig):
     """The configuration of sequential_mnist."""
 
     hyperparameters: SequentialHyperparameters = field(default_factory=SequentialHyperparameters)
-    mnist_config: SequentialOptions = field(default_factory=SequentialOptions)
-    transform: TransformConfig = section(
-        TransformConfig, Needs("mnist_config.use_transform"), TRAINING
+    mnist_config: SequentialSettings = field(default_factory=SequentialSettings)
+    transform: TransformSettings = section(
+        TransformSettings, Needs("mnist_config.use_transform"), TRAINING
     )
 
 
@@ -80,9 +82,9 @@ class SequentialDigits(Digits):
     config_class = SequentialConfig
     readout_name = "last"
 
-    def prepare(self, config: Any, device: torch.device) -> None:
+    def setup(self, config: Any, device: torch.device) -> None:
         """Reads the training images; see :class:`Task`."""
-        super().prepare(config, device)
+        super().setup(config, device)
         order = torch.arange(PIXELS)
         if config.mnist_config.permuted:
             order = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(ORDER_SEED))

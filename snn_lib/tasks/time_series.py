@@ -6,7 +6,7 @@ is the mean of its output over the steps of the sequence.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -14,21 +14,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch
 from snn_lib.data.preparation import NetworkInput, SeriesPreparation
 from snn_lib.data.sequences import collate
 from snn_lib.data.series import divisors, load_series
 from snn_lib.errors import InputError, require
-from snn_lib.settings import FIRST_VALUE, TRAINING, Needs, OneTimeConstant, setting
-from snn_lib.tasks.classification import ClassificationHyperparameters
-from snn_lib.tasks.sequences import SequenceClassification, SequenceConfig
+from snn_lib.settings import (
+    FIRST_VALUE,
+    TRAINING,
+    ExperimentConfig,
+    Hyperparameters,
+    Needs,
+    OneTimeConstant,
+    section,
+    setting,
+)
+from snn_lib.tasks.classification import LabelSmoothing
+from snn_lib.tasks.sequences import SequenceClassification
 
 SAMPLE = 64  # sequences on which the first layers' weights are found
 FAR_MORE = 5  # times as many channels as steps are probably steps
 
 
 @dataclass
-class TimeSeriesHyperparameters(OneTimeConstant, ClassificationHyperparameters):
+class TimeSeriesHyperparameters(OneTimeConstant, LabelSmoothing, Hyperparameters):
     """The network for time series. Without epochs the last layer alone learns, in closed form."""
 
     epoch: int = setting(0, "epochs of gradients through all layers, after that", at_least=0)
@@ -106,7 +116,7 @@ class TimeSeriesHyperparameters(OneTimeConstant, ClassificationHyperparameters):
 
 
 @dataclass
-class TimeSeriesConfig(SequenceConfig):
+class TimeSeriesConfig(ExperimentConfig):
     """The configuration of time_series."""
 
     name: str = setting(
@@ -117,6 +127,7 @@ class TimeSeriesConfig(SequenceConfig):
     )
     missing: Literal["refuse", "interpolate"] = setting("refuse", "what to do with missing values")
     hyperparameters: TimeSeriesHyperparameters = field(default_factory=TimeSeriesHyperparameters)
+    augmentation: AugmentationSettings = section(AugmentationSettings, TRAINING)
 
 
 class TimeSeries(SequenceClassification):
@@ -130,6 +141,7 @@ class TimeSeries(SequenceClassification):
     """
 
     config_class = TimeSeriesConfig
+    preparation: SeriesPreparation
 
     def __init__(self) -> None:
         super().__init__({}, readout="mean")
@@ -184,7 +196,7 @@ class TimeSeries(SequenceClassification):
 
 
 def prepare_series(
-    sequences: Sequence[Tensor], settings: TimeSeriesHyperparameters
+    sequences: list[Tensor], settings: TimeSeriesHyperparameters
 ) -> SeriesPreparation:
     """Finds on the training sequences how series are standardised, shortened and encoded.
 

@@ -22,12 +22,12 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     Args:
         build_model: the function, or the class of the model.
         config: the configuration.
-        task: the prepared task, or whatever knows its ``preparation`` and ``classes``.
+        task: the task, set up, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
         InputError: it makes no model, or one that does not take time first.
     """
-    model = None
+    model: Any = None
     if callable(build_model) and not isinstance(build_model, nn.Module):
         parameters = inspect.signature(build_model).parameters.values()
         needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]

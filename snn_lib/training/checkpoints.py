@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Constrained
-from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, require
-from snn_lib.files import write_atomically
+from snn_lib.files import reading, write_atomically
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
 
@@ -38,8 +37,8 @@ class Checkpoint(dict[str, Any]):
     def origin(self) -> str:
         """The path, and the script that wrote the checkpoint if it names one."""
         script = self.get("script")
-        named = isinstance(script, str) and script
-        written_by = f" (written by {shorten(script, 50)})" if named else ""
+        named = script if isinstance(script, str) else ""
+        written_by = f" (written by {shorten(named, 50)})" if named else ""
         return f"checkpoint {self.path}{written_by}"
 
 

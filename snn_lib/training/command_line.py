@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from omegaconf import OmegaConf
-from torch import nn
 
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_c, to_onnx
@@ -61,7 +60,7 @@ def main(
     script: str,
     build_model: BuildModel,
     task: Task,
-    initialise: Callable[[nn.Module, Any], object] | None = None,
+    initialise: Callable[[Any, Any], Any] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> NoReturn:
     """Runs an experiment's script and exits.
@@ -139,7 +138,7 @@ def _run(
     script: Path,
     build_model: BuildModel,
     task: Task,
-    initialise: Callable[[nn.Module, Any], object] | None,
+    initialise: Callable[[Any, Any], Any] | None,
     arguments: Sequence[str] | None,
 ) -> int:
     parser = _parser(script)
@@ -187,7 +186,7 @@ def _run(
         unread = _unread(options, config, checkpoint)
         merged = OmegaConf.structured(config)
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
-    if options.export:
+    if options.export and checkpoint is not None:
         network = trained_network(checkpoint, build_model, task.config_class)
         try:
             EXPORTS[options.export.suffix](network, options.export)
@@ -306,8 +305,8 @@ def _parser(script: Path) -> argparse.ArgumentParser:
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
     )
 
-    def add(name: str, description: str, **options: Any) -> None:
-        parser.add_argument(name, help=description, **options)
+    def add(name: str, description: str, **how: Any) -> None:
+        parser.add_argument(name, help=description, **how)
 
     flag = {"action": "store_true"}
     add("--help", "show this help and all settings with their values, and exit", **flag)

@@ -11,7 +11,7 @@ import difflib
 import functools
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from snn_lib.data.reading import reading
 from snn_lib.errors import InputError, one_line, require
+from snn_lib.files import reading
 from snn_lib.settings import list_settings, without_effect
 
 Config = TypeVar("Config")
+get_type: Callable[..., Any] = OmegaConf.get_type  # a class, since every configuration has one
 
 # Settings that checkpoints of earlier versions hold, and the settings that replaced them.
 RETIRED = {"checkpoint_base_path": "runs_path"}
@@ -147,7 +148,7 @@ def refuse_file_without_effect(
     own = script and own_file(script)
     if yaml_path is None or (own and Path(yaml_path).resolve() == own.resolve()):
         return
-    schema = OmegaConf.get_type(merged[0])
+    schema = get_type(merged[0])
     *bases, (path, content) = files = _files(Path(yaml_path))
     alone, usual = (_merged(schema, parts, []) for parts in (files, _files(own) if own else bases))
     with _naming(schema, path):
@@ -159,7 +160,7 @@ def refuse_file_without_effect(
 
 def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, str]:
     """As :func:`without_effect`, but for what a setting that counts takes its value from."""
-    unmet = without_effect(OmegaConf.get_type(merged[0])(), *merged, unread=unread)
+    unmet = without_effect(get_type(merged[0])(), *merged, unread=unread)
     for key, value in itertools.chain.from_iterable(map(_leaves, merged)):
         if key not in unmet:
             for name in re.findall(r"\$\{([\w.]+)\}", str(value)):
@@ -213,7 +214,7 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     return [*_files(below, (*variants, path.resolve())), (str(path), content)]
 
 
-def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[str]) -> DictConfig:
+def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[str]) -> Any:
     """The defaults, then parts that each name a source, then overrides."""
     config = defaults(schema)
     for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
@@ -230,7 +231,7 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
 
 def check_config(merged: DictConfig) -> Any:
     """Makes the dataclass, which checks the ranges, from merged settings."""
-    with _naming(OmegaConf.get_type(merged), "the configuration"):
+    with _naming(get_type(merged), "the configuration"):
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     return _section(merged, values)
 
@@ -266,9 +267,9 @@ def defaults(schema: type) -> DictConfig:
     return OmegaConf.structured(schema)
 
 
-def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> Any:
+def _section(config: DictConfig, values: Any, prefix: str = "") -> Any:
     """Makes the dataclass of a section; messages name its settings with ``prefix`` in front."""
-    types = {key: OmegaConf.get_type(config, key) for key in values}
+    types = {key: get_type(config, key) for key in values}
     arguments = {
         key: _section(config[key], value, f"{prefix}{key}.")
         if dataclasses.is_dataclass(types[key])
@@ -276,7 +277,7 @@ def _section(config: DictConfig, values: dict[str, Any], prefix: str = "") -> An
         for key, value in values.items()
     }
     try:
-        return OmegaConf.get_type(config)(**arguments)
+        return get_type(config)(**arguments)
     except InputError as error:
         raise InputError(f"{prefix}{error}") from None
 

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from snn_lib.errors import InputError, one_line
 from snn_lib.kernels import choose_backend
-from snn_lib.tasks.base import Task
-from snn_lib.tasks.sums import read_sums
+from snn_lib.tasks.base import Task, read_sums
 from snn_lib.training.state import Progress, Row
 
 BATCHES_PER_DISPLAY = 25
@@ -56,8 +55,8 @@ def show_epoch(
     The training loop updates ``progress`` after every batch, and then calls the function that this
     context returns. If ``hidden``, nothing is shown: that is for all processes but the first.
     """
-    options = config.hyperparameters
-    title = f"epoch {progress.epoch + 1}/{options.epoch}"
+    settings = config.hyperparameters
+    title = f"epoch {progress.epoch + 1}/{settings.epoch}"
     # A resumed epoch may have begun on another machine, so the pace is that of this process alone.
     start = progress.batch + WARM_UP
     begin = told = progress.seconds
@@ -80,9 +79,9 @@ def show_epoch(
         else:
             per_second = (batch - start) / (progress.seconds - begin)
             # The batches up to the end of the run take this long, without the evaluations.
-            batches = (options.epoch - progress.epoch) * progress.batches - batch
+            batches = (settings.epoch - progress.epoch) * progress.batches - batch
             # With torchrun, each batch is one of all processes together.
-            pace = f"{per_second * options.batch_size:.0f} {task.unit}/s, "
+            pace = f"{per_second * settings.batch_size:.0f} {task.unit}/s, "
             pace += f"about {duration(batches / per_second)} left"
         if not bar.disable:
             if batch % BATCHES_PER_DISPLAY == 0:  # reading the sums waits for the device

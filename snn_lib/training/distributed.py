@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from snn_lib.tasks.sums import read_sums
+from snn_lib.tasks.base import read_sums
 
 
 def is_launched() -> bool:

@@ -15,8 +15,7 @@ from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.stability import without_warning
-from snn_lib.tasks.base import Task
-from snn_lib.tasks.sums import add_sums, plain_number
+from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -68,7 +67,7 @@ class Experiment:
         build_model: BuildModel,
         task: Task,
         config: Any = None,
-        initialise: Callable[[nn.Module, Any], object] | None = None,
+        initialise: Callable[[Any, Any], Any] | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.initialise, self.stop_requested = task, initialise, stop_requested
@@ -83,16 +82,16 @@ class Experiment:
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
         torch.manual_seed(self.config.seed)  # the same data and first weights in every process
-        task.prepare(self.config, self.device)
-        self.prepared = task.config
+        task.setup(self.config, self.device)
+        self.set_up_with = task.config
         torch.manual_seed(self.config.seed)
         self.build_model = build_model
         self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         check_penalty(self.model, self.settings)
         self.has_first_weights = True  # until something is loaded or trained
-        self.state: TrainingState | None = None  # while it trains
-        self.run: RunFolder | None = None
+        self.state: TrainingState | Any = None  # while it trains
+        self.run: RunFolder | Any = None  # once it trains
         self.script = ""
         with self.backend():
             self.say(introduction(self.model, self.config, self.device, self.world))
@@ -159,7 +158,7 @@ class Experiment:
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
-        batches = self.task.batches("train")
+        batches = self.task.split("train")
         require(
             self.settings.batch_size <= batches.count,
             f"hyperparameters.batch_size is {self.settings.batch_size}, there are "
@@ -184,7 +183,7 @@ class Experiment:
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
-        held_out = self.task.batches("validation").count
+        held_out = self.task.split("validation").count
         self.say(f"{batches.count:,} {self.task.unit} to train on, {held_out:,} to validate on")
         if checkpoint is None:
             self.run = begin_run(self.config, self._made_by())
@@ -212,10 +211,10 @@ class Experiment:
         }
 
     def _check_task(self) -> None:
-        """Raises an error if the task has been prepared anew, by another experiment for example."""
+        """Raises an error if the task has been set up anew, by another experiment for example."""
         require(
-            self.task.config is self.prepared,
-            "this task has been prepared for something else since, so it has other data and "
+            self.task.config is self.set_up_with,
+            "this task has been set up for something else since, so it has other data and "
             "settings: give each Experiment a task of its own",
         )
 
@@ -225,8 +224,8 @@ class Experiment:
         Returns:
             Whether the run was asked to stop after the last of them: the epoch is finished first.
         """
-        progress, total = self.progress, len(self.task.batches("train"))
-        batches = self.task.train_batches(progress.epoch, progress.batch)
+        progress, total = self.progress, len(self.task.split("train"))
+        batches = self.task.batches("train", progress.epoch, progress.batch)
         self.trained.train()
         saved, stop = time.monotonic(), False
         with display.show_epoch(progress, self.task, self.config, self.rank > 0) as advance:
@@ -262,8 +261,8 @@ class Experiment:
             with self.autocast():
                 loss, sums = training_loss(self.task, self.model, self.trained, batch)
             loss.backward()
-        weights = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in weights])
+        weights = list(self.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         self.finite_check.watch(self.progress.epoch + 1, self.progress.batch + 1, loss, norm)
         if limit:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)
@@ -342,7 +341,7 @@ class Experiment:
         sums: dict[str, Any] = {}
         in_chunks = self._in_chunks(model)
         with count_activity(model) as activity, self.autocast(), self.backend():
-            for batch in self.task.evaluation_batches(split):
+            for batch in self.task.batches(split):
                 activity.begin(batch.lengths, len(batch.x))
                 add_sums(sums, task_loss(self.task, in_chunks, batch)[1])
         activity.sum_by(distributed.total)

@@ -10,7 +10,7 @@ names ``build_model``, which makes the layers, and the class of the settings.
 import importlib
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -56,15 +56,15 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
     # The script may seed PyTorch's generator, and build_model may import as well.
     with importing_from(script.resolve().parent) as own, torch.random.fork_rng(devices=[]):
         try:
-            build_model = imported(checkpoint.get("build_model"), own)
+            maker = imported(checkpoint.get("build_model"), own)
             config_class = imported(checkpoint.get("config_class"), own)
-            if build_model is None:  # earlier versions named none
-                build_model, task, _ = arguments_of_main(script)
+            if maker is None:  # earlier versions named none
+                maker, task, _ = arguments_of_main(script)
                 config_class = task.config_class
         except (Exception, SystemExit) as error:  # a user's script may raise anything
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"{script} does not give its build_model: {reason}") from error
-        return trained_network(checkpoint, build_model, config_class)
+        return trained_network(checkpoint, maker, config_class)
 
 
 def trained_network(
@@ -83,7 +83,8 @@ def trained_network(
         InputError: as :func:`load`.
     """
     values, origin, usage = checkpoint.get("config"), checkpoint.origin, usage_of(checkpoint)
-    require(isinstance(values, dict), f"{origin} does not hold the settings of its network")
+    if not isinstance(values, dict):
+        raise InputError(f"{origin} does not hold the settings of its network")
     try:
         config = _namespace(values)
         if config_class is not None:
@@ -186,11 +187,11 @@ class TrainedNetwork(nn.Module):
             InputError: a sample has another shape or an undefined number, or the checkpoint does
                 not hold how input is prepared.
         """
-        require(
-            self.preparation is not None,
-            f"{self._origin} does not say how to prepare input: run network(x) on input of your "
-            "own, (T, B, *features)",
-        )
+        if self.preparation is None:
+            raise InputError(
+                f"{self._origin} does not say how to prepare input: run network(x) on input of "
+                "your own, (T, B, *features)"
+            )
         return self.preparation(samples)
 
     @torch.no_grad()
@@ -205,9 +206,13 @@ class TrainedNetwork(nn.Module):
             InputError: as :meth:`prepare`; or the checkpoint names no readout, because the network
                 was trained with a function of the user's own.
         """
+        return self._answer(samples)[0]
+
+    def _answer(self, samples: Any) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`answer` returns, and the number of steps of each sample if they differ."""
         readout = READOUTS[self.readout]() if self.readout in READOUTS else self.readout
         require(
-            readout == EVERY_STEP or callable(readout),
+            readout == EVERY_STEP or isinstance(readout, Callable),
             f"{self._origin} does not hold a readout: set network.readout to that of the training, "
             "or read network(x) out yourself",
         )
@@ -215,30 +220,40 @@ class TrainedNetwork(nn.Module):
         like = next(self.model.parameters(), x)
         output = output_of(self.model, x.to(like.device, like.dtype))
         if readout == EVERY_STEP:
-            return output.transpose(0, 1).float()
-        answer = readout(output, None if lengths is None else lengths.to(like.device)).float()
-        return answer if self.logit_scale is None else answer * self.logit_scale
+            answer = output.transpose(0, 1).float()
+        else:
+            answer = readout(output, None if lengths is None else lengths.to(like.device)).float()
+        return answer if self.logit_scale is None else answer * self.logit_scale, lengths
 
-    def classify(self, samples: Any) -> tuple[list[str], Tensor]:
+    @torch.no_grad()
+    def classify(self, samples: Any) -> tuple[list[Any], Tensor]:
         """The name of each sample's class, and the scores of all classes, ``(samples, classes)``.
 
-        The scores of a sample add up to 1. If the classes have no names, their numbers are used.
+        If the network answers at every step, there is a list of names for each sample, one for each
+        of its own steps, and the scores are ``(samples, T, classes)``; the steps after a sample's
+        own end mean nothing. The scores of an answer add up to 1. If the classes have no names,
+        their numbers are used.
 
         Raises:
             InputError: as :meth:`answer`, or the network predicts numbers and not classes.
         """
-        logits = self.answer(samples)
+        (logits, lengths), every_step = self._answer(samples), self.readout == EVERY_STEP
         require(
-            self.logit_scale is not None and logits.dim() == 2,
+            self.logit_scale is not None and logits.dim() == 2 + every_step,
             f"{self._origin} predicts numbers, not classes: call answer",
         )
-        scores = logits.softmax(1)
-        names = self.classes or [str(number) for number in range(scores.shape[1])]
+        scores, outputs = logits.softmax(-1), logits.shape[-1]
+        names = self.classes or [str(number) for number in range(outputs)]
         require(
-            len(names) == scores.shape[1],
-            f"{self._origin} has {len(names)} names of classes and {scores.shape[1]} outputs",
+            len(names) == outputs,
+            f"{self._origin} has {len(names)} names of classes and {outputs} outputs",
         )
-        return [names[number] for number in scores.argmax(1).tolist()], scores
+        answers = scores.argmax(-1)
+        if not every_step:
+            return [names[number] for number in answers.tolist()], scores
+        ends = [None] * len(answers) if lengths is None else lengths.tolist()
+        own = (row[:end].tolist() for row, end in zip(answers, ends, strict=True))
+        return [[names[number] for number in steps] for steps in own], scores
 
 
 def imported(name: str | None, own: set[str]) -> Any:
@@ -308,7 +323,7 @@ def find_script(checkpoint: Checkpoint) -> Path:
     Raises:
         InputError: the checkpoint names none, or it is not there.
     """
-    name, path = checkpoint.get("script"), checkpoint.path
+    name, path = checkpoint.get("script", ""), checkpoint.path
     require(
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",

@@ -1,5 +1,6 @@
 """What training minimises: the task's loss, and the penalty on the firing of hidden layers."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,20 +31,31 @@ def training_loss(task: Task, model: nn.Module, trained: nn.Module, batch: Any) 
     the hidden layers of ``model``.
     """
     settings = task.config.hyperparameters
-    with collect_spikes(model) if settings.rate_penalty else nullcontext() as spikes:
+    with collect_spikes(model) if settings.rate_penalty else nullcontext({}) as spikes:
         loss, sums = task_loss(task, trained, batch)
     if settings.rate_penalty:
-        rates = settings.target_rate, settings.rate_limit
-        hidden = [spikes[name] for name in hidden_layers(model) if name in spikes]  # that ran
-        penalties = (  # the share of a small last batch may be empty
-            rate_penalty(layer, *rates, batch.lengths) for layer in hidden if layer.shape[1]
-        )
-        loss = loss + settings.rate_penalty * sum(penalties)
+        loss = loss + settings.rate_penalty * _penalties(model, spikes, batch, settings)
     _, world = distributed.rank_and_world()
     if world > 1:  # the last batch may not divide equally
         share = sums[task.mean_over]
-        loss = loss * (share * world / distributed.add(float(share))[0])
+        loss = loss * (share * world / (distributed.add(float(share))[0] or 1.0))
     return loss, sums
+
+
+def _penalties(
+    model: nn.Module, spikes: Mapping[str, Tensor], batch: Any, settings: Any
+) -> Tensor | float:
+    """The penalties of all hidden layers that ran on samples, of which the share may have none."""
+    reached = hidden_layers(model)
+    hidden = {name: spikes[name] for name in reached if name in spikes and spikes[name].shape[1]}
+    costs = {name: reached[name] * layer[0, 0].numel() for name, layer in hidden.items()}
+    total = 0.0
+    for name, layer in hidden.items():
+        share = costs[name] / max(costs.values()) if settings.penalty_by_cost else 1.0
+        target = rate_penalty(layer, settings.target_rate, 0.0, batch.lengths)
+        limit = rate_penalty(layer, 0.0, settings.rate_limit, batch.lengths)
+        total = total + share * target + limit
+    return total
 
 
 def check_penalty(model: nn.Module, settings: Any) -> None:

@@ -9,7 +9,6 @@ resumed.
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import platform
 import shutil
@@ -172,9 +171,10 @@ def new_folder(base: Path) -> Path:
     Raises:
         InputError: it cannot be made.
     """
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime())
+    stamp, number = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime()), 0
     try:
-        for number in itertools.count(1):
+        while True:
+            number += 1
             path = base / (stamp if number == 1 else f"{stamp}_{number:03d}")
             with contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)

@@ -6,7 +6,7 @@ are checked here: :func:`check_alike` compares them with what this run would wri
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -94,6 +94,8 @@ class TrainingState:
         SettingsError: PyTorch refuses the options of optimiser or scheduler, or the model, which
             cannot be copied, has ``weight_averaging``.
     """
+
+    scheduler: LRScheduler | Any  # or None
 
     def __init__(self, model: nn.Module, config: Any, device: torch.device, batches: int) -> None:
         self.model, self.config, self.device = model, config, device
@@ -231,7 +233,7 @@ class TrainingState:
         for name, margin in margins.items():
             require(0 < margin < 1, f"a margin is {margin}")
             for model in (self.model, self.evaluated_model()):
-                model.get_submodule(name).margin = float(margin)
+                diagnosis.synapses(model)[name].margin = float(margin)
         rank, world = distributed.rank_and_world()
         require(len(checkpoint["rng"]) > 0, "there is no state of a random generator")
         if rank < len(checkpoint["rng"]) == world:
@@ -317,7 +319,7 @@ def steps_every_batch(scheduler: LRScheduler | None) -> bool:
     return isinstance(scheduler, (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR))
 
 
-def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict]:
     """The name that a section chooses, and the options under this name.
 
     The section is a dataclass, or a mapping that OmegaConf has read from a YAML file of 2020.
@@ -328,7 +330,7 @@ def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict
     options = getattr(section, choice)
     if OmegaConf.is_config(options):  # whose lists are not Python's, and would go into checkpoints
         options = OmegaConf.to_container(options, resolve=True, throw_on_missing=True)
-    return choice, dict(options if hasattr(options, "items") else vars(options))
+    return choice, dict(options if isinstance(options, Mapping) else vars(options))
 
 
 class MovingAverage(AveragedModel):
@@ -389,17 +391,17 @@ def check_alike(found: Any, own: Any, name: str) -> None:
             alike = isinstance(found, Tensor) and _form(found) == _form(own)
             alike = alike and bool((torch.isfinite(found) | (found == own.cpu())).all())
         case dict():
-            alike, parts = isinstance(found, dict) and found.keys() == own.keys(), own
+            alike, parts = isinstance(found, dict) and found.keys() == own.keys(), own.items()
         case list():
-            alike, parts = isinstance(found, list) and len(found) == len(own), range(len(own))
+            alike, parts = isinstance(found, list) and len(found) == len(own), enumerate(own)
         case float():
             alike = isinstance(found, (int, float))
         case _:
             alike = isinstance(found, type(own))
     if not alike:
         raise ValueError(f"{name} is not what it should be, or not finite")
-    for part in parts:
-        check_alike(found[part], own[part], f"{name}, {part}")
+    for part, one in parts:
+        check_alike(found[part], one, f"{name}, {part}")
 
 
 _form = attrgetter("shape", "dtype", "layout")

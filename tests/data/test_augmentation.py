@@ -8,10 +8,10 @@ import torch
 from scipy import ndimage
 
 from snn_lib.data.augmentation import (
-    ElasticConfig,
-    RandomResizedCropConfig,
-    RandomRotationConfig,
-    TransformConfig,
+    ElasticSettings,
+    RandomResizedCropSettings,
+    RandomRotationSettings,
+    TransformSettings,
     draw_elastic_shift,
     draw_grids,
     warp,
@@ -23,9 +23,9 @@ SIDE = 28
 def transform(scale=(1.0, 1.0), ratio=(1.0, 1.0), degrees=0.0, **options):
     """An augmentation that does nothing unless told to."""
     options = {"probability": 1.0, "repeat": 1, **options}
-    crop = RandomResizedCropConfig(list(scale), list(ratio))
-    return TransformConfig(
-        RandomResizedCrop=crop, RandomRotation=RandomRotationConfig(degrees), **options
+    crop = RandomResizedCropSettings(list(scale), list(ratio))
+    return TransformSettings(
+        RandomResizedCrop=crop, RandomRotation=RandomRotationSettings(degrees), **options
     )
 
 
@@ -75,7 +75,7 @@ def test_the_identity_returns_the_images():
 
 
 def test_images_are_left_alone_with_probability_zero_and_half_of_them_with_one_half():
-    everything = {"scale": (0.3, 0.5), "degrees": 90.0, "elastic": ElasticConfig(3.0)}
+    everything = {"scale": (0.3, 0.5), "degrees": 90.0, "elastic": ElasticSettings(3.0)}
     identity = grids(1, transform())
     assert torch.equal(
         grids(50, transform(probability=0.0, **everything)), identity.expand(50, -1, -1, -1)
@@ -162,7 +162,9 @@ def test_two_rounds_turn_further_than_one():
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(0.5, 2.0), (1.5, 4.0)])
 def test_elastic_displacements_have_the_asked_strength_and_smoothness(alpha, sigma):
-    shift = draw_elastic_shift(4000, ElasticConfig(alpha, sigma), torch.Generator().manual_seed(1))
+    shift = draw_elastic_shift(
+        4000, ElasticSettings(alpha, sigma), torch.Generator().manual_seed(1)
+    )
     pixels = shift.double().numpy() * SIDE / 2
     for direction in range(2):
         strength = np.sqrt((pixels[..., direction] ** 2).mean((0,)))  # of every place
@@ -176,6 +178,6 @@ def test_elastic_displacements_have_the_asked_strength_and_smoothness(alpha, sig
 
 
 def test_elastic_displacement_moves_what_an_image_shows():
-    sampled = grids(300, transform(elastic=ElasticConfig(1.5, 4.0)))
+    sampled = grids(300, transform(elastic=ElasticSettings(1.5, 4.0)))
     moved = (sampled - grids(1, transform())) * SIDE / 2
     assert moved.square().mean().sqrt().item() == pytest.approx(1.5, rel=0.05)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.batches import Batch, Batches, batch_generator, batch_seed, split_indices
+from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.errors import InputError
 
 COUNT = 50
@@ -17,11 +17,11 @@ def batches(size=16, **options):
     """Batches of 50 samples that hold their own number and one random number each."""
     seed = options.get("seed", 0)
 
-    def take(numbers, share, epoch, number):
+    def make_batch(numbers, share, epoch, number):
         noise = torch.rand(len(numbers), generator=batch_generator(seed, epoch, number + 1))
         return Batch(torch.stack([numbers.float(), noise])[:, share], numbers[share])
 
-    return Batches(COUNT, size, take, **options)
+    return Split(COUNT, size, make_batch, **options)
 
 
 def shuffled(**options):
@@ -37,7 +37,7 @@ def assert_same(ones, others):
 
 
 def test_an_epoch_covers_every_sample_once_and_keeps_its_target():
-    seen = list(shuffled().epoch(3))
+    seen = list(shuffled().batches(3))
     assert len(seen) == len(shuffled()) == 4
     assert [len(batch.y) for batch in seen] == [16, 16, 16, 2]
     labels = torch.cat([batch.y for batch in seen])
@@ -47,15 +47,15 @@ def test_an_epoch_covers_every_sample_once_and_keeps_its_target():
 
 
 def test_without_shuffling_the_order_is_kept():
-    assert torch.cat([batch.y for batch in batches().epoch()]).tolist() == list(range(COUNT))
+    assert torch.cat([batch.y for batch in batches().batches()]).tolist() == list(range(COUNT))
 
 
 def test_seed_epoch_and_batch_decide_everything():
-    assert_same(shuffled().epoch(2), shuffled().epoch(2))
+    assert_same(shuffled().batches(2), shuffled().batches(2))
     torch.rand(5)  # whatever else has drawn random numbers
-    assert_same(shuffled().epoch(2), shuffled().epoch(2))
-    first = next(shuffled().epoch(2))
-    for other in (shuffled().epoch(3), shuffled(seed=5).epoch(2)):
+    assert_same(shuffled().batches(2), shuffled().batches(2))
+    first = next(shuffled().batches(2))
+    for other in (shuffled().batches(3), shuffled(seed=5).batches(2)):
         batch = next(other)
         assert not torch.equal(batch.x[1], first.x[1])
         assert not torch.equal(batch.y, first.y)
@@ -64,14 +64,14 @@ def test_seed_epoch_and_batch_decide_everything():
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [0, 1, 3])
 def test_an_epoch_goes_on_from_any_batch(start, workers):
-    later = shuffled(workers=workers).epoch(2, start)
-    assert_same(list(shuffled().epoch(2))[start:], later)
+    later = shuffled(workers=workers).batches(2, start)
+    assert_same(list(shuffled().batches(2))[start:], later)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_batch_and_its_random_numbers(world):
-    shares = [list(shuffled(rank=rank, world=world).epoch(1)) for rank in range(world)]
-    for number, whole in enumerate(shuffled().epoch(1)):
+    shares = [list(shuffled(rank=rank, world=world).batches(1)) for rank in range(world)]
+    for number, whole in enumerate(shuffled().batches(1)):
         for rank, share in enumerate(shares):
             assert torch.equal(share[number].x, whole.x[:, rank::world])
             assert torch.equal(share[number].y, whole.y[rank::world])
@@ -125,36 +125,36 @@ def test_seeding_a_batch_leaves_other_devices_alone(monkeypatch):
 
 def test_workers_draw_nothing_from_the_generator_of_dropout():
     state = torch.get_rng_state()
-    list(shuffled(workers=1).epoch(1))
+    list(shuffled(workers=1).batches(1))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_workers_leave_ctrl_c_to_the_process_that_ends_them():
-    def take(numbers, share, epoch, number):
+    def make_batch(numbers, share, epoch, number):
         handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         return Batch(torch.tensor([int(handler) for handler in handlers]), numbers)
 
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        batch = next(Batches(COUNT, COUNT, take, workers=1).epoch())
+        batch = next(Split(COUNT, COUNT, make_batch, workers=1).batches())
     finally:
         signal.signal(signal.SIGTERM, before)
     assert batch.x.tolist() == [signal.SIG_IGN, signal.SIG_DFL]
 
 
 def test_a_refusal_comes_out_of_a_worker_as_it_is():
-    def take(numbers, share, epoch, number):
+    def make_batch(numbers, share, epoch, number):
         raise InputError("sequence 3 is empty")
 
     for workers in (0, 1):
         with pytest.raises(InputError, match=r"^sequence 3 is empty$"):
-            list(Batches(COUNT, 16, take, workers=workers).epoch())
+            list(Split(COUNT, 16, make_batch, workers=workers).batches())
 
 
 def test_without_fork_workers_are_refused(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(InputError, match="data_workers needs processes that fork"):
-        list(shuffled(workers=1).epoch())
+        list(shuffled(workers=1).batches())
 
 
 def test_the_split_is_seeded_and_covers_all():

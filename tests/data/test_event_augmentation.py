@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from snn_lib.data.augmentation import EventAugmentationConfig, augment_events, find_origins
+from snn_lib.data.augmentation import EventAugmentationSettings, augment_events, find_origins
 
 SIDE = 34
 OFF = {"shift": 0.0, "rotation": 0.0, "drop": 0.0}
 
 
 def changed(frames, seed=0, **options):
-    config = EventAugmentationConfig(**{**OFF, **options})
+    config = EventAugmentationSettings(**{**OFF, **options})
     return augment_events(frames, config, torch.Generator().manual_seed(seed))
 
 

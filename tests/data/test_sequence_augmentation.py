@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.augmentation import AugmentationConfig, augment_sequences, resample
+from snn_lib.data.augmentation import AugmentationSettings, augment_sequences, resample
+from snn_lib.data.batches import Batch
 
 LENGTHS = torch.tensor([12, 1, 7, 9])
 
@@ -18,7 +19,11 @@ def batch(channels=3):
 
 def changed(x, lengths=LENGTHS, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    return augment_sequences(x, lengths, AugmentationConfig(**options), generator)
+    labels = torch.zeros(x.shape[1], dtype=torch.int64)
+    given = Batch(x, labels, lengths)
+    x, same, lengths = augment_sequences(given, AugmentationSettings(**options), generator)
+    assert torch.equal(same, labels)
+    return x, lengths
 
 
 def test_by_default_sequences_stay_as_they_are():
@@ -41,6 +46,18 @@ def test_a_window_is_read_as_numpy_interpolates_it():
             expected = np.interp(places, np.arange(length), x[:length, index, channel].numpy())
             np.testing.assert_allclose(found[:new, index, channel], expected, atol=1e-5)
         assert not found[new:, index].any()
+
+
+def test_each_new_step_has_the_label_of_the_nearest_one():
+    x = torch.arange(12.0)[:, None, None].expand(12, 4, 1)  # which tells what a step has become of
+    labels = torch.randint(-1, 6, (12, 4))
+    generator = torch.Generator().manual_seed(0)
+    settings = AugmentationSettings(stretch=1.9, crop=0.6)
+    found = augment_sequences(Batch(x, labels, LENGTHS), settings, generator)
+    assert found.lengths.tolist() != LENGTHS.tolist()
+    for index, length in enumerate(found.lengths.tolist()):
+        origins = found.x[:length, index, 0].round().long()
+        assert torch.equal(found.y[:length, index], labels[origins, index])
 
 
 def test_time_runs_up_to_so_many_times_slower_and_faster_and_as_often_one_as_the_other():

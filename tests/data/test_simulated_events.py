@@ -15,7 +15,7 @@ from snn_lib.data.events import Frames, read_nmnist
 from snn_lib.data.mnist import load_mnist
 from snn_lib.data.recordings import NMNIST, load_recordings
 from snn_lib.data.simulated_events import (
-    CameraConfig,
+    CameraSettings,
     draw_noise,
     draw_thresholds,
     pan_images,
@@ -37,7 +37,7 @@ def root(tmp_path, monkeypatch):
 
 
 def recorded(count=4, seed=0, **camera):
-    return record(IMAGES[:count], CameraConfig(**camera), batch_generator(seed, 0, 0))
+    return record(IMAGES[:count], CameraSettings(**camera), batch_generator(seed, 0, 0))
 
 
 def looks(*levels):
@@ -84,7 +84,7 @@ def test_what_does_not_change_is_not_recorded_but_for_noise():
 
 
 def test_noise_is_everywhere_at_any_time_and_of_both_kinds():
-    _, t, y, x, p = draw_noise(50, CameraConfig(noise=10.0), batch_generator(0, 0, 0)).double()
+    _, t, y, x, p = draw_noise(50, CameraSettings(noise=10.0), batch_generator(0, 0, 0)).double()
     for values, highest in ((t, 300_000), (y, 34), (x, 34), (p, 2)):
         assert values.min() >= 0
         assert values.max() < highest
@@ -94,7 +94,7 @@ def test_noise_is_everywhere_at_any_time_and_of_both_kinds():
 def test_the_edge_that_becomes_brighter_sends_on_events():
     bar = torch.zeros(1, 28, 28, dtype=torch.uint8)
     bar[:, :, 14:] = 255  # the right half is white
-    camera = CameraConfig(noise=0.0, spread=0.0)
+    camera = CameraSettings(noise=0.0, spread=0.0)
     (found,) = record(bar, camera, batch_generator(0, 0, 0))
     first = found.t < 100_000  # the first saccade looks to the right: the white half comes in
     edge = first & (np.abs(found.x - 16.5) < 5) & (found.y > 10) & (found.y < 23)
@@ -115,15 +115,15 @@ def test_twice_the_threshold_gives_about_half_of_the_events():
 
 
 def test_thresholds_are_the_camera_s_and_spread_around_their_mean():
-    camera = CameraConfig(threshold=0.4, spread=0.1)
+    camera = CameraSettings(threshold=0.4, spread=0.1)
     found = draw_thresholds(camera)
     assert torch.equal(found, draw_thresholds(camera))
     assert found.mean().item() == pytest.approx(0.4, rel=0.02)
     assert found.std().item() == pytest.approx(0.04, rel=0.1)
-    assert torch.equal(draw_thresholds(CameraConfig(spread=0.0)).unique(), torch.tensor([0.3]))
-    assert draw_thresholds(CameraConfig(spread=10.0)).min() > 0
+    assert torch.equal(draw_thresholds(CameraSettings(spread=0.0)).unique(), torch.tensor([0.3]))
+    assert draw_thresholds(CameraSettings(spread=10.0)).min() > 0
     # A pixel that needs less change sends more.
-    still = CameraConfig(spread=0.3, noise=0.0)
+    still = CameraSettings(spread=0.3, noise=0.0)
     ramp = [torch.full((1, 34, 34), math.exp(0.05 * k)) for k in range(100)]
     counts = torch.zeros(34, 34)
     _, _, y, x, p = watch(ramp, 1.0, draw_thresholds(still), 0.0)
@@ -135,7 +135,7 @@ def test_thresholds_are_the_camera_s_and_spread_around_their_mean():
 
 
 def test_a_saccade_goes_from_corner_to_corner_and_comes_back():
-    camera = CameraConfig(reach=6.0, black=0.1)
+    camera = CameraSettings(reach=6.0, black=0.1)
     dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
     dot[0, 10, 12] = 255
     light = list(pan_images(dot, camera))
@@ -160,7 +160,7 @@ def test_the_same_seed_records_the_same_and_each_image_alone_but_for_noise():
 
 
 def test_recordings_lie_as_those_of_n_mnist_and_grow_without_a_change(root):
-    camera = CameraConfig()
+    camera = CameraSettings()
     assert len(simulated_recordings(camera, root, train=True, count=3)) == 3
     files = simulated_recordings(camera, root, train=True, count=10)
     folder = camera.folder(root)
@@ -184,20 +184,20 @@ def test_recordings_lie_as_those_of_n_mnist_and_grow_without_a_change(root):
 
 
 def test_every_block_of_either_part_has_noise_of_its_own(root):
-    camera = CameraConfig(threshold=100.0, noise=5.0)  # which sends nothing but noise
+    camera = CameraSettings(threshold=100.0, noise=5.0)  # which sends nothing but noise
     train, test = (simulated_recordings(camera, root, train, count=11) for train in (True, False))
     times = [read_nmnist(path).t.tolist() for path in (train[0], train[10], test[0], test[10])]
     assert all(one != other for one, other in itertools.combinations(times, 2))
 
 
 def test_another_camera_has_another_folder(tmp_path):
-    folders = {CameraConfig(**o).folder(tmp_path) for o in ({}, {"seed": 1}, {"noise": 2.0})}
+    folders = {CameraSettings(**o).folder(tmp_path) for o in ({}, {"seed": 1}, {"noise": 2.0})}
     assert len(folders) == 3
     assert all("simulated" in folder.name for folder in folders)
 
 
 def test_what_is_interrupted_is_no_recording_and_is_made_again(root, monkeypatch):
-    camera, real, left = CameraConfig(), simulated.write_atomically, [3]
+    camera, real, left = CameraSettings(), simulated.write_atomically, [3]
 
     def interrupted(path, content, **options):
         left[0] -= 1
@@ -223,10 +223,10 @@ def test_what_is_interrupted_is_no_recording_and_is_made_again(root, monkeypatch
 
 def test_a_damaged_recording_is_made_again_as_it_was(root):
     def contents():
-        paths = simulated_recordings(CameraConfig(), root, train=False, count=10)
+        paths = simulated_recordings(CameraSettings(), root, train=False, count=10)
         return {path: path.read_bytes() for path in paths}
 
-    whole, listed = contents(), CameraConfig().folder(root) / "Test_00001.sha256"
+    whole, listed = contents(), CameraSettings().folder(root) / "Test_00001.sha256"
     lines = listed.read_text()
     path, other, *_ = whole
     path.write_bytes(whole[path][:-5])
@@ -241,7 +241,7 @@ def test_a_damaged_recording_is_made_again_as_it_was(root):
 
 
 def test_runs_that_simulate_at_the_same_time_leave_all_recordings(root, monkeypatch):
-    camera, real, waiting = CameraConfig(), simulated.record, [(True, 20), (False, 10)]
+    camera, real, waiting = CameraSettings(), simulated.record, [(True, 20), (False, 10)]
 
     def record_while_others_do(*arguments):
         if waiting:
@@ -260,10 +260,10 @@ def test_runs_that_simulate_at_the_same_time_leave_all_recordings(root, monkeypa
 
 def test_a_camera_that_sees_nothing_of_an_image_is_refused(root):
     with pytest.raises(InputError, match=r"records no event of an image .*lower camera\.threshold"):
-        simulated_recordings(CameraConfig(reach=0.0, noise=0.0), root, train=True, count=1)
+        simulated_recordings(CameraSettings(reach=0.0, noise=0.0), root, train=True, count=1)
 
 
 def test_a_folder_that_cannot_be_written_fails(root):
-    CameraConfig().folder(root).write_text("a file")
+    CameraSettings().folder(root).write_text("a file")
     with pytest.raises(OSError, match="Not a directory"):
-        simulated_recordings(CameraConfig(), root, train=True, count=1)
+        simulated_recordings(CameraSettings(), root, train=True, count=1)

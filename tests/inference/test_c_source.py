@@ -13,7 +13,7 @@ from benchmarks.host_c import CC, SANITIZED, Compiled, Library
 from snn_lib import Cell, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.preparation import PixelPreparation, SeriesPreparation
 from snn_lib.inference import to_c
-from snn_lib.readout import READOUTS, Mean, SpikeCount
+from snn_lib.readout import EVERY_STEP, READOUTS, Mean, SpikeCount
 
 pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 
@@ -44,7 +44,7 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
     np.testing.assert_allclose(output, target, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum"])
+@pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum", EVERY_STEP])
 def test_it_knows_the_class_that_leads_and_by_how_much(readout, tmp_path):
     _, model = with_readout("last")
     model.readout = readout
@@ -53,6 +53,7 @@ def test_it_knows_the_class_that_leads_and_by_how_much(readout, tmp_path):
     _, best, lead = Compiled(tmp_path).run(x.numpy())
     with torch.no_grad():
         values = model(x)[0]
+        readout = "last" if readout == EVERY_STEP else readout  # of the steps so far
         read = [READOUTS[readout]()(values[: t + 1]) for t in range(len(x))]
     first, second = torch.stack(read).topk(2).values.unbind(2)
     ahead = (first - second).numpy()
@@ -65,9 +66,9 @@ def test_it_knows_the_class_that_leads_and_by_how_much(readout, tmp_path):
 
 def test_an_unknown_readout_has_no_function(tmp_path):
     model, _ = with_readout("last")
-    model.readout = "leaky"
-    to_c(model, tmp_path / "network.c")
-    assert "network_class(" not in (tmp_path / "network.h").read_text()
+    for model.readout, model.logit_scale in ("leaky", 1.0), (EVERY_STEP, None):  # None: numbers
+        to_c(model, tmp_path / "network.c")
+        assert "network_class(" not in (tmp_path / "network.h").read_text()
 
 
 def test_streams_do_not_see_each_other(tmp_path):

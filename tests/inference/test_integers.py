@@ -25,7 +25,7 @@ from snn_lib import (
 )
 from snn_lib.inference import IntegerNetwork, compiled, quantise, to_c
 from snn_lib.inference.stages import SATURATED, Step, rounded
-from snn_lib.readout import Mean, SpikeCount
+from snn_lib.readout import EVERY_STEP, Mean, SpikeCount
 
 needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 
@@ -335,3 +335,17 @@ def test_it_says_what_compiled_says_of_the_class():
     names, _ = made.classify(x)
     assert len(set(names)) > 1
     assert sum(a == b for a, b in zip(names, answers, strict=True)) >= 48
+
+
+def test_of_a_network_that_answers_at_every_step_it_says_the_last_answer():
+    _, model = with_readout("last")
+    model.readout = EVERY_STEP
+    x = torch.cat([spikes(20, 4) for _ in range(50)], 1)
+    made = quantise(model, x)
+    names, answers = made.classify(x)
+    all_answers = made.answers(made.integers(x.numpy()))
+    assert all_answers.shape == (20, 50, 3)
+    np.testing.assert_array_equal(answers, all_answers[-1])
+    made.reset()
+    np.testing.assert_array_equal(all_answers, made.run(made.integers(x.numpy())))
+    assert names == [str(number) for number in answers.argmax(1)]

@@ -149,30 +149,30 @@ def test_the_best_epoch_is_that_of_the_lowest_loss(task):
 
 
 def test_an_epoch_shows_each_pattern_equally_often_in_new_order(task):
-    epochs = [torch.cat([labels for _, labels, _ in task.train_batches(e, 0)]) for e in (0, 1)]
+    epochs = [torch.cat([labels for _, labels, _ in task.batches("train", e, 0)]) for e in (0, 1)]
     for labels in epochs:
         assert labels.bincount().tolist() == [7] * PATTERNS
     assert not torch.equal(*epochs)
-    sizes = [len(labels) for _, labels, _ in task.train_batches(0, 0)]
+    sizes = [len(labels) for _, labels, _ in task.batches("train")]
     assert sizes == [8, 8, 5]
-    assert len(task.batches("train")) == 3
+    assert len(task.split("train")) == 3
 
 
 def test_batches_are_reproducible_and_continue_anywhere(config, task):
     again = task_of(config)
-    batches = list(task.train_batches(4, 0))
-    assert_same_batches(batches, again.train_batches(4, 0))
+    batches = list(task.batches("train", 4, 0))
+    assert_same_batches(batches, again.batches("train", 4, 0))
     for start in range(4):
-        assert_same_batches(batches[start:], again.train_batches(4, start))
-    for other in (next(task.train_batches(5, 0)), batches[1]):
+        assert_same_batches(batches[start:], again.batches("train", 4, start))
+    for other in (next(task.batches("train", 5, 0)), batches[1]):
         assert not torch.equal(batches[0][0], other[0])
     other_seed = task_of(replace(config, seed=config.seed + 1))
-    assert not torch.equal(batches[0][0], next(other_seed.train_batches(4, 0))[0])
+    assert not torch.equal(batches[0][0], next(other_seed.batches("train", 4, 0))[0])
 
 
 def test_samples_are_the_patterns_where_nothing_damages_them(config):
     task = task_of(replace(config, damage=NO_DAMAGE))
-    for x, labels, _ in task.train_batches(0, 0):
+    for x, labels, _ in task.batches("train"):
         assert torch.equal(x, task.patterns[:, labels])
 
 
@@ -185,14 +185,16 @@ def test_batches_are_damaged_independently(config):
         rows_removed=TRAINS,
     )
     task = task_of(replace(config, damage=silenced))
-    first, second, _ = (x.any(2).any(0) for x, _, _ in task.train_batches(0, 0))  # (B,)
+    first, second, _ = (x.any(2).any(0) for x, _, _ in task.batches("train"))  # (B,)
     assert not torch.equal(first, second)
 
 
 def test_samples_are_damaged_anew_in_every_epoch(config, task):
     clean = task.patterns
     differences = {
-        epoch: [(x - clean[:, labels]).abs().sum() for x, labels, _ in task.train_batches(epoch, 0)]
+        epoch: [
+            (x - clean[:, labels]).abs().sum() for x, labels, _ in task.batches("train", epoch, 0)
+        ]
         for epoch in (0, 1)
     }
     assert all(difference > 0 for difference in differences[0] + differences[1])
@@ -201,10 +203,10 @@ def test_samples_are_damaged_anew_in_every_epoch(config, task):
 
 @pytest.mark.parametrize(("split", "samples"), [("validation", 2), ("test", 3)])
 def test_evaluation_samples_are_the_same_every_time(config, task, split, samples):
-    batches = list(task.evaluation_batches(split))
-    list(task.train_batches(0, 0))
-    assert_same_batches(batches, task.evaluation_batches(split))
-    assert_same_batches(batches, task_of(config).evaluation_batches(split))
+    batches = list(task.batches(split))
+    list(task.batches("train"))
+    assert_same_batches(batches, task.batches(split))
+    assert_same_batches(batches, task_of(config).batches(split))
     labels = torch.cat([labels for _, labels, _ in batches])
     assert labels.bincount().tolist() == [samples] * PATTERNS
 
@@ -212,15 +214,15 @@ def test_evaluation_samples_are_the_same_every_time(config, task, split, samples
 def test_splits_differ(config):
     config.pattern_config.validation_samples = config.pattern_config.test_samples
     task = task_of(config)
-    validation, test = (next(task.evaluation_batches(s))[0] for s in ("validation", "test"))
+    validation, test = (next(task.batches(s))[0] for s in ("validation", "test"))
     assert not torch.equal(validation, test)
-    assert not torch.equal(validation, next(task.train_batches(0, 0))[0])
+    assert not torch.equal(validation, next(task.batches("train"))[0])
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_every_batch(config, task, world):
-    shares = [list(task_of(config, rank, world).train_batches(1, 0)) for rank in range(world)]
-    for number, (x, labels, _) in enumerate(task.train_batches(1, 0)):
+    shares = [list(task_of(config, rank, world).batches("train", 1, 0)) for rank in range(world)]
+    for number, (x, labels, _) in enumerate(task.batches("train", 1, 0)):
         for rank, share in enumerate(shares):
             assert torch.equal(share[number][0], x[:, rank::world])
             assert torch.equal(share[number][1], labels[rank::world])

@@ -21,7 +21,7 @@ def task_and_model(readout):
     )
     config = ExperimentConfig()
     config.hyperparameters.batch_size = 3  # the batches are padded to 30 steps each
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     model = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 3.0), SpikingNeuron(3, 3.0)).eval()
     with torch.no_grad():  # the first class fires on in the padding, the others do not
         model[0].weight.copy_(torch.tensor([[0.0], [0.6], [0.3]]) + 0.05 * torch.randn(3, 4))

@@ -92,7 +92,7 @@ def test_latency_spikes_once_a_pixel_within_the_span(config):
     config.hyperparameters.encoding, config.latency.span = "latency", 4
     config.latency.threshold = 0.5
     task = task_of(config)
-    (batch,) = task.evaluation_batches("test")
+    (batch,) = task.batches("test")
     images = load_mnist(ROOT / "dataset", train=False)[0][:IMAGES].flatten(1) / 255.0
     assert batch.x.shape == (LENGTH, IMAGES, 784)
     assert torch.equal(batch.x.sum(0), (images > 0.5).float())
@@ -109,9 +109,9 @@ def test_jitter_is_drawn_anew_for_training_and_kept_for_evaluation(config):
     def first(batches):
         return next(iter(batches)).x
 
-    assert torch.equal(*(first(task.evaluation_batches("test")) for _ in range(2)))
+    assert torch.equal(*(first(task.batches("test")) for _ in range(2)))
     config.mnist_config.use_transform = False
-    one, other = (first(task_of(config).train_batches(epoch)) for epoch in (0, 1))
+    one, other = (first(task_of(config).batches("train", epoch)) for epoch in (0, 1))
     assert not torch.equal(one.sum((1, 2)), other.sum((1, 2)))
 
 
@@ -133,7 +133,7 @@ def test_the_best_epoch_is_the_most_accurate_and_of_equals_the_one_of_lower_loss
 
 
 def test_a_constant_image_is_the_same_current_at_every_step(config):
-    (x, labels, _), *_ = task_of(config).evaluation_batches("test")
+    (x, labels, _), *_ = task_of(config).batches("test")
     assert x.shape == (LENGTH, IMAGES, 784)
     assert labels.shape == (IMAGES,)
     assert (x == x[0]).all()
@@ -141,10 +141,10 @@ def test_a_constant_image_is_the_same_current_at_every_step(config):
 
 
 def test_poisson_spikes_follow_the_pixels(config):
-    (images, *_), *_ = task_of(config).evaluation_batches("test")
+    (images, *_), *_ = task_of(config).batches("test")
     config.hyperparameters.encoding = "poisson"
     config.hyperparameters.length = 400
-    (x, *_), *_ = task_of(config).evaluation_batches("test")
+    (x, *_), *_ = task_of(config).batches("test")
     assert set(x.unique().tolist()) == {0.0, 1.0}
     deviation = (x.mean(0) - images[0]).abs().max()
     assert deviation < 5.5 * math.sqrt(0.25 / 400)  # standard deviations, of 23,520 pixels
@@ -160,18 +160,18 @@ def test_poisson_spikes_are_drawn_anew_for_training_and_kept_for_evaluation(conf
         return next(iter(batches))[0]
 
     for split in ("validation", "test"):
-        first, second = (spikes(task.evaluation_batches(split)) for _ in range(2))
+        first, second = (spikes(task.batches(split)) for _ in range(2))
         assert torch.equal(first, second)
-    epochs = [spikes(task.train_batches(epoch, 0)).sum((1, 2)) for epoch in (0, 1)]
+    epochs = [spikes(task.batches("train", epoch, 0)).sum((1, 2)) for epoch in (0, 1)]
     assert not torch.equal(*epochs)
-    assert torch.equal(epochs[1], spikes(task.train_batches(1, 0)).sum((1, 2)))
+    assert torch.equal(epochs[1], spikes(task.batches("train", 1, 0)).sum((1, 2)))
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_poisson_spikes_of_an_evaluation_are_those_of_the_published_figures(config, split):
-    (image, *_), *_ = task_of(config).evaluation_batches(split)
+    (image, *_), *_ = task_of(config).batches(split)
     config.hyperparameters.encoding = "poisson"
-    (x, *_), *_ = task_of(config).evaluation_batches(split)
+    (x, *_), *_ = task_of(config).batches(split)
     drawn = poisson(image[0], LENGTH, batch_generator(config.seed + 1, -1, 0))
     assert torch.equal(x, drawn)
 
@@ -179,16 +179,16 @@ def test_poisson_spikes_of_an_evaluation_are_those_of_the_published_figures(conf
 def test_splits_of_the_training_images_do_not_overlap(config):
     config.mnist_config.use_transform = False
     task = task_of(config)
-    training = torch.cat([x[0] for x, *_ in task.train_batches(0, 0)])
-    validation = torch.cat([x[0] for x, *_ in task.evaluation_batches("validation")])
+    training = torch.cat([x[0] for x, *_ in task.batches("train")])
+    validation = torch.cat([x[0] for x, *_ in task.batches("validation")])
     assert (len(training), len(validation)) == (70, 40)
     assert torch.cdist(training, validation).min() > 0
 
 
 def test_pixels_reach_from_zero_to_the_highest_rate(config):
-    whole = torch.cat([x[0] for x, *_ in task_of(config).evaluation_batches("test")])
+    whole = torch.cat([x[0] for x, *_ in task_of(config).batches("test")])
     config.mnist_config.max_rate = 0.4
-    dimmed = torch.cat([x[0] for x, *_ in task_of(config).evaluation_batches("test")])
+    dimmed = torch.cat([x[0] for x, *_ in task_of(config).batches("test")])
     assert whole.max() == 1.0
     torch.testing.assert_close(dimmed, 0.4 * whole)
 
@@ -204,31 +204,31 @@ def test_an_image_is_deformed_otherwise_in_every_batch_and_epoch_and_never_in_ev
     options.training_size, options.validation_size, options.test_size = 4, 2, 2
     config.hyperparameters.batch_size, config.transform.probability = 2, 1.0
     task, original = task_of(config), images[0].flatten() / 255.0
-    shown = [x for epoch in (0, 1) for b in task.train_batches(epoch) for x in b.x[0]]
+    shown = [x for epoch in (0, 1) for b in task.batches("train", epoch) for x in b.x[0]]
     assert len(shown) == 8
     assert torch.pdist(torch.stack(shown)).min() > 0.1
     for split in ("validation", "test"):
-        for batch in task.evaluation_batches(split):
+        for batch in task.batches(split):
             assert (batch.x == original).all()
     options.use_transform = False
-    assert all((b.x == original).all() for b in task_of(config).train_batches(0))
+    assert all((b.x == original).all() for b in task_of(config).batches("train"))
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_batch_and_augment_alike(config, world):
-    shares = [list(task_of(config, rank, world).train_batches(1)) for rank in range(world)]
+    shares = [list(task_of(config, rank, world).batches("train", 1)) for rank in range(world)]
     plain = copy.deepcopy(config)
     plain.mnist_config.use_transform = False
-    for number, whole in enumerate(task_of(config).train_batches(1)):
+    for number, whole in enumerate(task_of(config).batches("train", 1)):
         for rank, share in enumerate(shares):
             assert torch.equal(share[number].x, whole.x[:, rank::world])
             assert torch.equal(share[number].y, whole.y[rank::world])
-    assert not torch.equal(whole.x, list(task_of(plain).train_batches(1))[-1].x)
+    assert not torch.equal(whole.x, list(task_of(plain).batches("train", 1))[-1].x)
 
 
 def test_accuracy_over_time_counts_the_spikes_so_far(config):
     task = task_of(config)
-    labels = torch.cat([labels for _, labels, _ in task.evaluation_batches("test")])
+    labels = torch.cat([labels for _, labels, _ in task.batches("test")])
     spikes = random_spikes(IMAGES)
     _, found, rows = task.stop_early(Sequential(Answer(spikes)))
     assert (len(found), rows) == (LENGTH, [])
@@ -249,7 +249,7 @@ def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, 
     with torch.no_grad():  # one class spikes more often
         model[1].bias[3] = 3.0
     _, _, rows = task.stop_early(wrap(model), [1, 2, 100])
-    (batch,) = task.evaluation_batches("test")
+    (batch,) = task.batches("test")
     with torch.no_grad():
         psp, output = model[0](batch.x)[0], model(batch.x)[0]
     for row in rows:
@@ -277,16 +277,16 @@ def test_early_stopping_gives_what_each_image_says_and_costs_until_then(config, 
 def test_a_network_without_synapses_is_counted_too(config):
     task = task_of(config)
     _, _, (row,) = task.stop_early(Sequential(nn.Linear(784, 10)), [math.inf])
-    x = torch.cat([batch.x for batch in task.evaluation_batches("test")], 1)
+    x = torch.cat([batch.x for batch in task.batches("test")], 1)
     assert row["operations"] == 10 * x[0].count_nonzero() / IMAGES  # a constant current
 
 
 @pytest.mark.parametrize(("law", "differs"), [("linear", False), ("logarithmic", True)])
 def test_the_law_of_the_latency_code_is_that_of_the_settings(config, law, differs):
     config.hyperparameters.encoding, config.latency.span = "latency", LENGTH
-    (linear,) = task_of(config).evaluation_batches("test")
+    (linear,) = task_of(config).batches("test")
     config.latency.law = law
-    (batch,) = task_of(config).evaluation_batches("test")
+    (batch,) = task_of(config).batches("test")
     assert torch.equal(batch.x, linear.x) != differs
 
 
@@ -302,7 +302,7 @@ def test_the_report_says_what_was_counted(config):
     torch.manual_seed(1)
     model = Sequential(LowPassSynapse(784, 4.0), nn.Linear(784, 10), SpikingNeuron(10, 4.0))
     counted = CountedNetwork(model.eval())
-    for batch in task.evaluation_batches("test"):
+    for batch in task.batches("test"):
         counted(batch.x)
     first, second, *rest = task.report(model, Activity(model))
     work = counted.operations()

@@ -35,8 +35,8 @@ def digits(config_class, **options):
 
 
 def batches_of(task, config, split="train"):
-    task.prepare(config, torch.device("cpu"))
-    return list(task.train_batches(0) if split == "train" else task.evaluation_batches(split))
+    task.setup(config, torch.device("cpu"))
+    return list(task.batches(split))
 
 
 def softened(images, paths=PATHS, temperature=TEMPERATURE):
@@ -84,9 +84,9 @@ def test_teachers_that_draw_spikes_say_the_same_wherever_an_epoch_begins(workers
     (*_, expected) = batches_of(task, config)
     config = copy.deepcopy(config)
     config.data_workers = workers
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     state = torch.get_rng_state()
-    (last,) = task.train_batches(0, start=2)
+    (last,) = task.batches("train", 0, start=2)
     assert torch.equal(last.y, expected.y)
     assert torch.equal(torch.get_rng_state(), state)  # dropout draws the same, too
 
@@ -94,8 +94,8 @@ def test_teachers_that_draw_spikes_say_the_same_wherever_an_epoch_begins(workers
 def test_teachers_that_draw_spikes_draw_others_in_every_epoch():
     config = digits(DigitConfig, teachers=[RANDOM], training_size=1, use_transform=False)
     task = DigitClassification()
-    task.prepare(config, torch.device("cpu"))
-    (first,), (second,), (again,) = (list(task.train_batches(epoch)) for epoch in (0, 1, 0))
+    task.setup(config, torch.device("cpu"))
+    (first,), (second,), (again,) = (list(task.batches("train", epoch)) for epoch in (0, 1, 0))
     assert torch.equal(first.x, second.x)  # of the same image
     assert torch.equal(first.y, again.y)
     assert not torch.equal(first.y, second.y)
@@ -110,9 +110,9 @@ def test_white_may_be_rounded_up():
 def test_a_share_without_images_needs_no_answer():
     config = digits(DigitConfig, teachers=PATHS[:1], training_size=17)
     task = DigitClassification()
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     task.share(1, 2)  # the last batch has one image, the other process's
-    assert [len(batch.y) for batch in task.train_batches(0)] == [4, 4, 0]
+    assert [len(batch.y) for batch in task.batches("train")] == [4, 4, 0]
 
 
 @pytest.mark.parametrize("early", [0.0, 0.5])

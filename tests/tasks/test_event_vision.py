@@ -60,8 +60,8 @@ def frames_of(files, part="train", **options):
 
 def test_the_network_sees_whether_there_were_events_or_how_many_time_first(files):
     frames, labels = frames_of(files, "test")
-    (clipped,) = task_of(configured(*files)).evaluation_batches("test")
-    (counted,) = task_of(configured(*files, "events.values=counted")).evaluation_batches("test")
+    (clipped,) = task_of(configured(*files)).batches("test")
+    (counted,) = task_of(configured(*files, "events.values=counted")).batches("test")
     assert torch.equal(clipped.y, labels)
     assert torch.equal(counted.x, frames.transpose(0, 1))
     assert counted.x.max() > 1
@@ -70,7 +70,7 @@ def test_the_network_sees_whether_there_were_events_or_how_many_time_first(files
 
 def test_time_runs_backwards_or_is_summed_up(files):
     seen = {
-        order: next(task_of(configured(*files, f"events.order={order}")).evaluation_batches("test"))
+        order: next(task_of(configured(*files, f"events.order={order}")).batches("test"))
         for order in ("forward", "reversed", "summed")
     }
     forward = seen["forward"].x
@@ -82,17 +82,17 @@ def test_time_runs_backwards_or_is_summed_up(files):
 
 def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     task = task_of(configured(*files, "events.training_size=9", "events.test_size=3"))
-    sizes = {split: task.batches(split).count for split in ("train", "validation", "test")}
+    sizes = {split: task.split(split).count for split in ("train", "validation", "test")}
     assert sizes == {"train": 9, "validation": 4, "test": 3}
     training, held_out = (set(task.parts[split][2].tolist()) for split in ("train", "validation"))
     assert not training & held_out
     again, other = (task_of(configured(*files, f"seed={seed}")) for seed in (2, 3))
     for one in (again, other):
-        one.batches("train")
+        one.split("train")
     assert set(again.parts["validation"][2].tolist()) == held_out
     assert set(other.parts["validation"][2].tolist()) != held_out
     with pytest.raises(InputError, match=r"is 20, but there are 20 recordings .*: set it to 2"):
-        task_of(configured(*files, "events.validation_size=20")).batches("train")
+        task_of(configured(*files, "events.validation_size=20")).split("train")
 
 
 def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
     gestures = "dataset=dvs_gesture", f"events.path={gesture_files(tmp_path / 'mine')}"
     monkeypatch.setattr("snn_lib.tasks.event_vision.SAMPLE", 11)
     task = task_of(configured(*gestures, "events.test_size=11", file="event_vision_gesture"))
-    (batch,) = task.evaluation_batches("test")
+    (batch,) = task.batches("test")
     assert sorted(batch.y.tolist()) == list(range(11))
     assert torch.equal(task.sample(), batch.x)  # both parts have the same recordings here
 
@@ -108,8 +108,8 @@ def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_a_batch_and_augment_alike(files, world):
     config = configured(*files)
-    whole = list(task_of(config).train_batches(1))
-    shares = [list(task_of(config, rank, world).train_batches(1)) for rank in range(world)]
+    whole = list(task_of(config).batches("train", 1))
+    shares = [list(task_of(config, rank, world).batches("train", 1)) for rank in range(world)]
     for number, batch in enumerate(whole):
         for rank in range(world):
             assert torch.equal(shares[rank][number].x, batch.x[:, rank::world])
@@ -120,7 +120,7 @@ def test_training_recordings_are_augmented_anew_in_every_epoch_and_others_never(
     def shown(split, epoch, *overrides):
         task = task_of(configured(*files, *overrides))
         training = split == "train"
-        batches = task.train_batches(epoch) if training else task.evaluation_batches(split)
+        batches = task.batches("train", epoch) if training else task.batches(split)
         return torch.cat([b.x.sum((0, 2, 3, 4)) for b in batches]).sort().values
 
     assert torch.equal(shown("train", 0), shown("train", 0))
@@ -133,12 +133,12 @@ def test_training_recordings_are_augmented_anew_in_every_epoch_and_others_never(
 def test_a_recording_is_augmented_otherwise_in_every_batch_and_epoch(files):
     """All recordings are the same one, so that their order changes nothing."""
     task = task_of(configured(*files, "hyperparameters.batch_size=1"))
-    task.batches("train")
+    task.split("train")
     frames, labels, chosen = task.parts["train"]
     alike = frames[:1].expand_as(frames), labels, chosen
     task = task_of(task.config)
     task.parts["train"] = alike
-    shown = [batch.x for epoch in (0, 1) for batch in task.train_batches(epoch)]
+    shown = [batch.x for epoch in (0, 1) for batch in task.batches("train", epoch)]
     assert len(shown) == 2 * len(chosen)
     different = {tuple(x.flatten().tolist()) for x in shown}
     assert len(different) > len(shown) / 2  # a few may be moved alike
@@ -168,11 +168,11 @@ def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):
     options = "events.training_size=150", "events.validation_size=20", "events.test_size=90"
     task = task_of(configured(f"dataset_path={simulated}", *options))
     for split in ("train", "validation", "test"):
-        task.batches(split)
+        task.split(split)
     folder = task.config.camera.folder(simulated)
     assert len(list(folder.glob("Train/*/*.bin"))) == 200
     assert len(list(folder.glob("Test/*/*.bin"))) == 100
-    assert {split: task.batches(split).count for split in task.parts} == {
+    assert {split: task.split(split).count for split in task.parts} == {
         "train": 150,
         "validation": 20,
         "test": 90,
@@ -183,7 +183,7 @@ def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):
 def test_every_layer_of_the_network_fires_from_the_start(simulated, side):
     config = configured(f"dataset_path={simulated}", f"events.side={side}")
     task = EventVision(event_vision.EventConvConfig)
-    task.prepare(config, CPU)
+    task.setup(config, CPU)
     torch.manual_seed(0)
     model = event_vision.SNN(config)
     event_vision.initialise(model, task)

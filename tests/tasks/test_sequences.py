@@ -21,14 +21,22 @@ from torch.utils.data import Dataset, Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
-from snn_lib.data.augmentation import AugmentationConfig
+from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, RunError
 from snn_lib.settings import ExperimentConfig
-from snn_lib.tasks import ClassificationConfig, SequenceClassification, SequenceRegression
+from snn_lib.tasks import (
+    ClassificationConfig,
+    SequenceClassification,
+    SequenceConfig,
+    SequenceRegression,
+)
+from snn_lib.tasks.base import add_sums, read_sums
+from snn_lib.tasks.sequences import labels_of
 from snn_lib.training import Experiment
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
+from snn_lib.training.loading import load
 from snn_lib.training.state import rng_state
 
 CPU = torch.device("cpu")
@@ -62,7 +70,7 @@ def prepared(task, rank=0, world=1, **options):
     config.hyperparameters.batch_size = 8
     for key, value in options.items():
         setattr(config, key, value)
-    task.prepare(config, CPU)
+    task.setup(config, CPU)
     task.share(rank, world)
     return task
 
@@ -85,7 +93,7 @@ class Noisy(Dataset):
 def test_what_lies_behind_a_sequence_s_end_changes_nothing(readout):
     task = prepared(SequenceClassification({"train": sequences()}, readout))
     model = network()
-    batch = next(task.train_batches(0))
+    batch = next(task.batches("train"))
     assert batch.lengths is not None
     padded = batch._replace(x=torch.cat([batch.x, torch.randn(7, *batch.x.shape[1:])]))
     (loss, sums), (padded_loss, padded_sums) = (task.loss(model, b) for b in (batch, padded))
@@ -97,7 +105,7 @@ def test_loss_and_accuracy_are_those_of_each_sequence_by_itself():
     data = sequences()
     task, model = prepared(SequenceClassification({"train": data}, "mean")), network()
     sums = {"samples": 0, "loss": 0.0, "correct": 0}
-    for batch in task.evaluation_batches("validation"):
+    for batch in task.batches("validation"):
         for key, value in task.loss(model.eval(), batch)[1].items():
             sums[key] += float(value)
     losses = correct = 0.0
@@ -119,12 +127,12 @@ def test_training_goes_in_a_new_order_every_epoch_and_evaluation_in_the_same():
     def order(batches):
         return torch.cat([batch.y for batch in batches]).tolist()
 
-    first, second = order(task.train_batches(0)), order(task.train_batches(1))
+    first, second = order(task.batches("train")), order(task.batches("train", 1))
     assert sorted(first) == sorted(second) == list(range(20))
     assert first != second
-    assert first == order(task.train_batches(0))
+    assert first == order(task.batches("train"))
     for split in ("validation", "test"):
-        assert order(task.evaluation_batches(split)) == list(range(20))
+        assert order(task.batches(split)) == list(range(20))
 
 
 def test_without_a_validation_part_a_tenth_is_held_out_by_the_seed():
@@ -146,18 +154,18 @@ def test_without_a_validation_part_a_tenth_is_held_out_by_the_seed():
 def test_training_sequences_are_augmented_as_the_settings_say_and_others_are_not():
     data = ([torch.ones(6 + k % 2, 2) for k in range(16)], torch.arange(16) % 2)
     task = prepared(SequenceClassification({"train": data, "validation": data}))
-    plain = list(task.train_batches(0))
+    plain = list(task.batches("train"))
     assert all(batch.x.unique().tolist() == [0, 1] for batch in plain)  # by default nothing is
-    options = AugmentationConfig(noise=0.1, scale=0.2, stretch=1.3, crop=0.7)
+    options = AugmentationSettings(noise=0.1, scale=0.2, stretch=1.3, crop=0.7)
     task = prepared(SequenceClassification({"train": data, "validation": data}))
     task.config.augmentation = options
-    for number, (batch, before) in enumerate(zip(task.train_batches(3), plain, strict=True)):
+    for number, (batch, before) in enumerate(zip(task.batches("train", 3), plain, strict=True)):
         assert len(batch.y) == len(before.y)
-        again = next(task.train_batches(3, number))  # as a run that is resumed there sees it
+        again = next(task.batches("train", 3, number))  # as a run that is resumed there sees it
         assert torch.equal(batch.x, again.x)
         assert torch.equal(batch.lengths, again.lengths)
         assert len(batch.x[batch.x != 0].unique()) > 50
-    for batch in task.evaluation_batches("validation"):
+    for batch in task.batches("validation"):
         assert batch.x.unique().tolist() == [0, 1]
 
 
@@ -169,7 +177,7 @@ def test_a_sequence_is_augmented_otherwise_in_every_batch_and_epoch():
     shown = [
         x
         for epoch in (3, 4)
-        for batch in task.train_batches(epoch)
+        for batch in task.batches("train", epoch)
         for x in batch.x.transpose(0, 1)
     ]
     assert len(shown) == 32
@@ -180,7 +188,7 @@ def test_sequences_that_augmentation_makes_unequal_get_lengths():
     x = torch.ones(8, 20, 1)
     task = prepared(SequenceClassification({"train": (x, torch.arange(8) % 2)}, "mean"))
     task.config.augmentation.stretch = 1.5
-    batch = next(task.train_batches(0))
+    batch = next(task.batches("train"))
     assert len(set(batch.lengths.tolist())) > 1
     assert torch.equal((batch.x != 0).sum(0)[:, 0], batch.lengths)
 
@@ -191,7 +199,7 @@ def test_each_process_augments_its_share():
     shares = [prepared(SequenceClassification(data), rank, 2) for rank in range(2)]
     for share in shares:
         share.config.augmentation.scale = 0.5
-    one, other = (list(share.train_batches(0)) for share in shares)
+    one, other = (list(share.batches("train")) for share in shares)
     assert [len(batch.y) for batch in one] == [4, 4, 1]
     assert [len(batch.y) for batch in other] == [4, 4, 0]
     assert not torch.equal(one[0].x, other[0].x)
@@ -202,7 +210,7 @@ def test_settings_without_a_section_for_it_augment_nothing():
     task = SequenceClassification({"train": (x, y)}, config_class=ClassificationConfig)
     prepared(task)
     known = {tuple(own.flatten().tolist()) for own in x}
-    for batch in task.train_batches(0):
+    for batch in task.batches("train"):
         for number, length in enumerate(batch.lengths):
             assert tuple(batch.x[:length, number].flatten().tolist()) in known
 
@@ -211,18 +219,18 @@ def test_settings_without_a_section_for_it_augment_nothing():
 def test_a_data_set_that_draws_at_random_repeats_and_resumes(workers):
     task = prepared(SequenceClassification({"train": Noisy()}), data_workers=workers)
     state = torch.get_rng_state()
-    epoch = list(task.train_batches(1))
+    epoch = list(task.batches("train", 1))
     assert workers or torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(epoch[0].x, epoch[1].x)
     torch.rand(3)
-    for one, other in zip(epoch[1:], task.train_batches(1, 1), strict=True):
+    for one, other in zip(epoch[1:], task.batches("train", 1, 1), strict=True):
         assert torch.equal(one.x, other.x)
-    assert not torch.equal(epoch[0].x, next(task.train_batches(2)).x)
+    assert not torch.equal(epoch[0].x, next(task.batches("train", 2)).x)
 
 
 def test_of_several_processes_each_draws_numbers_of_its_own():
     shares = [prepared(SequenceClassification({"train": Noisy()}), rank, 2) for rank in range(2)]
-    ones, others = (torch.cat([b.x for b in task.train_batches(0)], 1).flatten() for task in shares)
+    ones, others = (torch.cat([b.x for b in task.batches("train")], 1).flatten() for task in shares)
     assert not set(ones.tolist()) & set(others.tolist())
 
 
@@ -245,14 +253,14 @@ def test_what_a_data_set_draws_changes_nothing_beside_it(device, workers):
         return seen, beside
 
     here = prepared(SequenceClassification({"train": Noisy()}))
-    expected = [batch.x for batch in here.train_batches(3)]
+    expected = [batch.x for batch in here.batches("train", 3)]
     _, alone = draw_beside(lambda: [None] * len(expected))
     threads = threading.active_count()
 
     def read():
         task = SequenceClassification({"train": Noisy()})
-        task.prepare(replace(here.config, data_workers=workers), torch.device(device))
-        return task.train_batches(3)
+        task.setup(replace(here.config, data_workers=workers), torch.device(device))
+        return task.batches("train", 3)
 
     with ClaimedDevice() if device == "cuda" else nullcontext():
         found, beside = draw_beside(read)
@@ -266,7 +274,7 @@ def test_processes_share_a_batch_even_where_there_is_none_for_all():
     data = {"train": sequences(10), "validation": sequences(3)}  # 8 + 2, among 3 processes
     whole = prepared(SequenceClassification(data))
     shares = [prepared(SequenceClassification(data), rank, 3) for rank in range(3)]
-    for batches in zip(whole.train_batches(0), *(s.train_batches(0) for s in shares), strict=True):
+    for batches in zip(whole.batches("train"), *(s.batches("train") for s in shares), strict=True):
         batch, *parts = batches
         assert sum(len(part.y) for part in parts) == len(batch.y)
         for rank, part in enumerate(parts):
@@ -358,7 +366,7 @@ def test_a_mask_may_cover_the_padding():
     x = np.ma.masked_array(np.random.default_rng(0).random((12, 5, CHANNELS)))
     x[:, 3:] = np.ma.masked
     task = prepared(SequenceClassification({"train": (x, [0] * 12, [3] * 12)}))
-    assert all(batch.x.isfinite().all() for batch in task.train_batches(0))
+    assert all(batch.x.isfinite().all() for batch in task.batches("train"))
 
 
 @pytest.mark.parametrize("kind", ["int64", "Int64", "object"])
@@ -376,7 +384,7 @@ def test_data_with_a_gradient_is_taken_without(workers):
     encoder = nn.Linear(CHANNELS, CHANNELS)
     data = {"train": (encoder(torch.rand(20, 5, CHANNELS)), torch.arange(20) % CLASSES)}
     task = prepared(SequenceClassification(data, "mean"), data_workers=workers)
-    for batch in task.train_batches(0):
+    for batch in task.batches("train"):
         assert not batch.x.requires_grad
 
 
@@ -388,7 +396,7 @@ def test_data_with_a_gradient_is_taken_without(workers):
 def test_a_wrong_sample_of_a_data_set_is_named_when_it_is_read(sequence, target, message, workers):
     parts = {name: Listed(*part) for name, part in data_with(sequence, target).items()}
     task = prepared(SequenceClassification(parts), data_workers=workers)
-    both = (batch for split in ("train", "validation") for batch in task.batches(split).epoch())
+    both = (batch for split in ("train", "validation") for batch in task.split(split).batches())
     with pytest.raises(InputError, match=f"^sample 7 of the train data: .*{message}"):
         list(both)  # whichever part it was drawn to
 
@@ -419,7 +427,7 @@ def test_a_worker_that_is_killed_is_told_in_a_line(monkeypatch):
     data = {"train": Killed(), "validation": Killed()}
     task = prepared(SequenceClassification(data), data_workers=2)
     with pytest.raises(RunError, match=r"prepares data was killed.*set data_workers"):
-        list(task.train_batches(0))
+        list(task.batches("train"))
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
@@ -460,19 +468,20 @@ def test_features_that_the_model_does_not_take_are_refused(model):
     )
     message = r"the model does not take batches \(T, B, \*features\) of shape \(5, 8, 3\): .*shape"
     with pytest.raises(InputError, match=message):
-        task.loss(model, next(task.train_batches(0)))
+        task.loss(model, next(task.batches("train")))
 
 
 def test_labels_at_every_step_are_refused_without_listing_them():
     task = SequenceClassification({"train": (torch.rand(12, 500, 2), torch.ones(12, 500).long())})
-    message = refusal(task.prepare, ExperimentConfig(), torch.device("cpu"))
+    message = refusal(task.setup, ExperimentConfig(), torch.device("cpu"))
     assert "sample 0 of the train data: the target has shape (500,) (int64), expected" in message
+    assert message.endswith("for labels at every step, set readout=None")
 
 
 def test_labels_of_any_integers_do():
     x = np.random.default_rng(0).random((12, 5, CHANNELS))
     task = prepared(SequenceClassification({"train": (x, np.arange(12, dtype=np.int32) % 3)}))
-    task.loss(network(), next(task.train_batches(0)))[0].backward()
+    task.loss(network(), next(task.batches("train")))[0].backward()
 
 
 def test_a_readout_with_parameters_is_refused():
@@ -496,17 +505,21 @@ def test_a_batch_first_model_is_refused():
         Experiment(lambda config: hidden, task)
 
 
-@pytest.mark.parametrize("at_every_step", [True, False])
-def test_shares_weigh_what_their_mean_is_over(at_every_step):
+@pytest.mark.parametrize("kind", ["numbers at every step", "numbers", "labels at every step"])
+def test_shares_weigh_what_their_mean_is_over(kind):
     x, _ = sequences()
-    y = [s.sum(1, keepdim=True) for s in x] if at_every_step else torch.rand(len(x), 1)
+    model, task, readout = nn.Linear(CHANNELS, 1), SequenceRegression, None
+    if kind == "numbers":
+        y, readout = torch.rand(len(x), 1), "mean"
+    elif kind == "numbers at every step":
+        y = [s.sum(1, keepdim=True) for s in x]
+    else:
+        (x, y), model, task = labelled(), nn.Linear(CHANNELS, CLASSES), SequenceClassification
     data = {"train": (x, y)}
-    readout = None if at_every_step else "mean"
-    model = nn.Linear(CHANNELS, 1)
-    whole = prepared(SequenceRegression(data, readout))
-    shares = [prepared(SequenceRegression(data, readout), rank, 2) for rank in range(2)]
-    loss, sums = whole.loss(model, next(whole.train_batches(0)))
-    parts = [task.loss(model, next(task.train_batches(0))) for task in shares]
+    whole = prepared(task(data, readout))
+    shares = [prepared(task(data, readout), rank, 2) for rank in range(2)]
+    loss, sums = whole.loss(model, next(whole.batches("train")))
+    parts = [task.loss(model, next(task.batches("train"))) for task in shares]
     key = whole.mean_over
     together = sum(part * (own[key] / sums[key]) for part, own in parts)
     torch.testing.assert_close(together, loss)
@@ -553,10 +566,114 @@ def test_a_readout_of_one_s_own():
         SequenceClassification({"train": sequences()}, lambda output, lengths: output[0])
     )
     task = prepared(SequenceClassification({"train": sequences()}, Strongest()))
-    model, batch = network(), next(task.train_batches(0))
+    model, batch = network(), next(task.batches("train"))
     expected = nn.functional.cross_entropy(model(batch.x)[0][0], batch.y)
     torch.testing.assert_close(task.loss(model, batch)[0], expected)
     torch.testing.assert_close(with_function.loss(model, batch)[0], expected)
+
+
+# Classification of every step
+
+
+def labelled(count=40, seed=0):
+    """Sequences of 5 to 12 steps, each of which has a class; a third of the steps has no label."""
+    x, _ = sequences(count, seed)
+    generator = torch.Generator().manual_seed(seed)
+    y = [(sequence.sum(1) * 2).long() % CLASSES for sequence in x]
+    for labels in y:
+        labels[1:][torch.rand(len(labels) - 1, generator=generator) < 0.4] = -1
+    return x, y
+
+
+def test_loss_and_accuracy_at_every_step_are_those_of_the_labelled_steps():
+    task, model = prepared(SequenceClassification({"train": labelled()}, None)), network().eval()
+    sums = {}
+    for batch in task.batches("validation"):
+        assert batch.lengths is not None
+        add_sums(sums, task.loss(model, batch)[1])
+    samples, losses, right = task.parts["validation"], [], []
+    for x, labels in (samples[index] for index in range(len(samples))):
+        logits = model(x[:, None])[0][:, 0].detach().double()
+        for step, label in enumerate(labels.tolist()):
+            if label >= 0:
+                losses.append((logits[step].exp().sum().log() - logits[step, label]).item())
+                right.append(logits[step].argmax().item() == label)
+    metrics = task.metrics(read_sums(sums))
+    assert (sums["samples"], sums["labels"]) == (4, len(losses))
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["accuracy"] == np.mean(right)
+
+
+def test_a_batch_without_a_label_teaches_nothing():
+    """Augmentation may cut all labels away."""
+    task, model = prepared(SequenceClassification({"train": labelled()}, None)), network()
+    batch = next(task.batches("train"))
+    loss, sums = task.loss(model, batch._replace(y=torch.full_like(batch.y, -1)))
+    loss.backward()
+    assert (loss, sums["labels"], sums["correct"]) == (0, 0, 0)
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+
+
+def test_smoothed_labels_are_those_of_training_alone():
+    task, model = prepared(SequenceClassification({"train": labelled()}, None)), network()
+    task.config.hyperparameters.label_smoothing = 0.3
+    batch = next(task.batches("train"))
+    logits = model(batch.x)[0].log_softmax(2)
+    known = labels_of(batch) >= 0
+    right = logits.gather(2, batch.y.clamp(min=0)[..., None])[..., 0]
+    plain, smooth = -right[known].mean(), -(0.7 * right + 0.3 * logits.mean(2))[known].mean()
+    torch.testing.assert_close(task.loss(model.train(), batch)[0], smooth)
+    torch.testing.assert_close(task.loss(model.eval(), batch)[0], plain)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.zeros(4).long(), "the sequence has 5 steps and the target shape (4,), expected a"),
+        (torch.tensor([0, 1, -2, 0, 0]), "the target has shape (5,) (int64) and begins at -2, exp"),
+        (torch.zeros(5), "shape (5,) (float32) and begins at 0.0, expected the number of a class"),
+        (torch.full((5,), -1), "no step has a label: leave it out"),
+        (torch.tensor(1), "the sequence has 5 steps and the target shape (), expected a target"),
+    ],
+)
+def test_wrong_labels_of_steps_are_named_before_training(target, message):
+    x, y = [X] * 12, [torch.arange(5) % CLASSES] * 12
+    y[7] = target
+    said = refusal(prepared, SequenceClassification({"train": (x, y)}, None))
+    assert said.startswith("sample 7 of the train data: ")
+    assert message in said
+
+
+def test_a_model_that_skips_steps_has_no_answer_for_every_label():
+    task = prepared(SequenceClassification({"train": labelled()}, None))
+    said = refusal(task.loss, lambda x: network()(x)[0][::2], next(task.batches("train")))
+    assert said == "the network answers (6, 8), the labels are (12, 8)"
+
+
+def test_a_script_that_labels_every_step_trains_and_says_how_well_it_knows_each_class(tmp_path):
+    data = {"train": labelled(60), "test": labelled(30, seed=1)}
+    task = SequenceClassification(data, readout=None, classes=["a", "b", "c"])
+    config = SequenceConfig(name="steps", device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 20
+    config.augmentation.stretch = 1.2
+    trial = Experiment(network, task, config)
+    trial.train()
+    answered = load(trial.run.best, network).classify(data["test"][0])[0]
+    pairs = [
+        (label, name)
+        for labels, names in zip(data["test"][1], answered, strict=True)
+        for label, name in zip(labels.tolist(), names, strict=True)
+        if label >= 0
+    ]
+    assert trial.test()["accuracy"] == np.mean(["abc"[label] == name for label, name in pairs])
+    *_, said = task.report(trial.model.eval(), None)
+    shares = [
+        np.mean([name == own for label, name in pairs if "abc"[label] == own]) for own in "abc"
+    ]
+    expected = ", ".join(
+        f"{n}: {100 * share:.2f} %" for n, share in zip("abc", shares, strict=True)
+    )
+    assert said == f"accuracy by class: {expected}"
 
 
 # Regression
@@ -567,7 +684,7 @@ def test_errors_at_every_step_are_those_of_the_sequences_own():
     y = [sequence.sum(1, keepdim=True) for sequence in x]
     task = prepared(SequenceRegression({"train": (x, y)}))
     model = nn.Linear(CHANNELS, 1)
-    batch = next(task.train_batches(0))
+    batch = next(task.batches("train"))
     loss, sums = task.loss(model, batch)
     errors = [
         (model(batch.x[:n, b]) - batch.x[:n, b].sum(1, keepdim=True)).square().flatten()
@@ -586,7 +703,7 @@ def test_a_number_for_every_sequence():
     x, _ = sequences()
     y = torch.stack([sequence.mean(0)[:2] for sequence in x])
     task = prepared(SequenceRegression({"train": (x, y)}, readout="mean"))
-    model, batch = nn.Linear(CHANNELS, 2), next(task.train_batches(0))
+    model, batch = nn.Linear(CHANNELS, 2), next(task.batches("train"))
     means = [model(batch.x[:n, b]).mean(0) for b, n in enumerate(batch.lengths.tolist())]
     expected = (torch.stack(means) - batch.y).square().mean()
     torch.testing.assert_close(task.loss(model, batch)[0], expected)
@@ -597,7 +714,7 @@ def test_spikes_may_be_targets():
     losses = []
     for target in (x > 0.5, (x > 0.5).float()):
         task = prepared(SequenceRegression({"train": (x, target)}))
-        losses.append(task.loss(nn.Identity(), next(task.train_batches(0)))[0])
+        losses.append(task.loss(nn.Identity(), next(task.batches("train")))[0])
     assert torch.equal(*losses)
 
 
@@ -651,8 +768,10 @@ def test_an_experiment_whose_task_another_one_has_taken_is_refused(tmp_path):
             use()
     assert not any(tmp_path.iterdir())
     second.evaluate("test")
-    with pytest.raises(InputError, match="split is 'train', expected validation or test"):
-        second.evaluate("train")
+    with pytest.raises(
+        InputError, match="split is 'tset', expected one of train, validation, test"
+    ):
+        second.evaluate("tset")
 
 
 def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):

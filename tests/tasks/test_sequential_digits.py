@@ -29,8 +29,8 @@ def config():
 
 def shown(config):
     task = SequentialDigits()
-    task.prepare(config, torch.device("cpu"))
-    (batch,) = task.evaluation_batches("test")
+    task.setup(config, torch.device("cpu"))
+    (batch,) = task.batches("test")
     return task, batch.x
 
 

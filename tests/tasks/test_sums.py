@@ -6,7 +6,7 @@ import pytest
 import torch
 from claimed_device import ClaimedDevice
 
-from snn_lib.tasks.sums import add_sums, plain_number, read_sums
+from snn_lib.tasks.base import add_sums, plain_number, read_sums
 
 
 def test_sums_of_a_device_and_of_the_cpu_are_read_together():

@@ -109,7 +109,7 @@ def test_numbers_that_cannot_be_standardised_are_refused(mine, tmp_path):
 def test_sequences_of_a_single_step_have_no_changes(tmp_path):
     np.savez(tmp_path / "mine.npz", x=np.arange(8.0)[:, None], y=np.arange(8) % 2)
     task = task_of(configured(tmp_path))
-    batch = next(task.evaluation_batches("validation"))
+    batch = next(task.batches("validation"))
     assert batch.x.shape == (1, 8, 2)
     assert not batch.x[..., 1].any()
 
@@ -134,9 +134,9 @@ def test_long_sequences_are_averaged_over_blocks(mine, tmp_path):
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_the_network_sees_the_channels_and_steps_that_the_task_says(mine, tmp_path, encoding):
     channels = ENCODINGS[encoding]
-    plain = next(task_of(configured(tmp_path)).evaluation_batches("test"))
+    plain = next(task_of(configured(tmp_path)).batches("test"))
     task = task_of(configured(tmp_path, encoding=encoding))
-    batch = next(task.evaluation_batches("test"))
+    batch = next(task.batches("test"))
     assert batch.x.shape == (len(plain.x), len(plain.x[0]), channels)
     assert torch.equal(batch.lengths, plain.lengths)
     assert task.preparation.inputs == channels
@@ -203,7 +203,7 @@ def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding)
     with torch.no_grad():
         time_series.initialise(model, task)
     model.eval()
-    batch = next(task.evaluation_batches("test"))
+    batch = next(task.batches("test"))
     with torch.no_grad():
         outputs, _ = model.layerwise(batch.x)
         padding = torch.randn(5, *batch.x.shape[1:])
@@ -248,7 +248,7 @@ def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
         features = network.model[:-1](network.prepare(x).x)[0].mean(0)
     y = torch.arange(45) % 3
     signs = 2.0 * torch.nn.functional.one_hot(y) - 1
-    right = ridge_regression(features, signs).left_out.argmax(1) == y
+    right = ridge_regression(features, signs).leave_one_out.argmax(1) == y
     assert float(shown) == pytest.approx(100 * right.double().mean().item(), abs=0.01)
     assert (network.answer(x).argmax(1) == y).sum() > right.sum() + 10  # learned by heart
 

@@ -304,9 +304,9 @@ def test_a_signal_before_the_first_batch_stops_at_once_with_a_line(
     class Slow(DigitClassification):
         """Simulates its data, say, until a signal comes."""
 
-        def make_batches(self, split):
+        def make_split(self, split):
             os.kill(os.getpid(), number)
-            return super().make_batches(split)
+            return super().make_split(split)
 
     finished = run(action, *tiny(trained, "hyperparameters.epoch=1"), task=Slow())
     assert finished.code == 128 + number

@@ -102,7 +102,7 @@ def test_a_setting_that_a_layer_refuses_is_blamed_in_a_line(tmp_path, override, 
 
 def test_a_setting_is_blamed_where_first_weights_are_found_with_it(tmp_path):
     def initialise(model, task):
-        fire_from_the_start(model, next(task.train_batches(0)).x, 0.999999)
+        fire_from_the_start(model, next(task.batches("train")).x, 0.999999)
 
     arguments = "--train", *tiny(tmp_path)
     line = refused(*arguments, model=SmallSNN, initialise=initialise)

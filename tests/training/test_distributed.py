@@ -107,7 +107,8 @@ def normalise():
 
     def __init__(self, config):
         plain(self, config)
-        self.layers.insert(2, snn_lib.PerStep(nn.BatchNorm1d(20)))
+        normalisation = snn_lib.PerStep(nn.BatchNorm1d(20))
+        self.layers = snn_lib.Sequential(*self.layers[:2], normalisation, *self.layers[2:])
 
     plain, SmallSNN.__init__ = SmallSNN.__init__, __init__
 

@@ -231,7 +231,7 @@ def test_metrics_are_means_over_the_images(tmp_path):
     trial = experiment(small(tmp_path))
     metrics, _ = trial.evaluate("validation")
     losses = correct = 0.0
-    for x, labels, _ in trial.task.evaluation_batches("validation"):
+    for x, labels, _ in trial.task.batches("validation"):
         counts = trial.model(x)[0].sum(0)
         losses += nn.functional.cross_entropy(counts, labels, reduction="sum").item()
         correct += (counts.argmax(1) == labels).sum().item()
@@ -569,8 +569,8 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path):
 
 def test_data_that_ends_early_is_told(tmp_path):
     class Short(DigitClassification):
-        def train_batches(self, epoch, start=0):
-            return itertools.islice(super().train_batches(epoch, start), 2)
+        def batches(self, split, epoch=None, start=0):
+            return itertools.islice(super().batches(split, epoch, start), 2)
 
     finished = run("--train", *small(tmp_path), model=SmallSNN, task=Short())
     assert finished.code == 1

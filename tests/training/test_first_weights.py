@@ -40,7 +40,7 @@ def before_the_first_batch(build_model, task, initialise, config, rank, world, m
         with pytest.raises(Stopped):
             trial.train()
     drawn = torch.randint(2**31, ()).item()
-    samples = sum(batch.x.shape[1] for batch in task.train_batches(0))
+    samples = sum(batch.x.shape[1] for batch in task.batches("train"))
     return trial.model.state_dict(), samples, drawn
 
 
@@ -78,7 +78,7 @@ def test_initialise_sees_all_the_data_and_draws_the_same_whatever_the_process(
     seen = []
 
     def initialise(model, task):
-        images = torch.cat([batch.x for batch in task.train_batches(0)], 1)
+        images = torch.cat([batch.x for batch in task.batches("train")], 1)
         seen.append((images.shape[1], torch.rand(()), torch.is_grad_enabled()))
 
     for rank, world in ((0, 1), (1, 2)):

@@ -22,7 +22,7 @@ from running import SCRIPT, run
 from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.data.batches import Batch, Batches
+from snn_lib.data.batches import Batch, Split
 from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 
@@ -43,26 +43,23 @@ def cases(share):
 class Noise(DigitClassification):
     """The task of the scripts on four images of noise, so that settings that are fine train."""
 
-    def prepare(self, config, device):
+    def setup(self, config, device):
         self.config, self.device = config, device
 
-    def batches(self, split):
+    def split(self, split):
         size = self.config.hyperparameters.batch_size
-        return Batches(2 * size, size, None)  # two an epoch
+        return Split(2 * size, size, None)  # two an epoch
 
-    def train_batches(self, epoch, start=0):
+    def batches(self, split, epoch=None, start=0):
         for _ in range(start, 2):
             yield Batch(torch.rand(3, 2, 4), torch.tensor([0, 1]))
-
-    def evaluation_batches(self, split):
-        return self.train_batches(0)
 
 
 class Interrupted(Noise):
     """The same, stopped in the middle of its third epoch."""
 
-    def train_batches(self, epoch, start=0):
-        for batch in super().train_batches(epoch, start):
+    def batches(self, split, epoch=None, start=0):
+        for batch in super().batches(split, epoch, start):
             if epoch == 2:
                 signal.raise_signal(signal.SIGTERM)
             yield batch

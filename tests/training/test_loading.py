@@ -111,7 +111,7 @@ def pretrained(name, task_class, **options):
     values = {**load_checkpoint(path)["config"], "dataset_path": str(ROOT / "dataset")}
     if options:
         values["mnist_config"] = {**values["mnist_config"], **options}
-    task.prepare(config_from_dict(task.config_class, values, []), torch.device("cpu"))
+    task.setup(config_from_dict(task.config_class, values, []), torch.device("cpu"))
     return snn_lib.load(path), task
 
 
@@ -125,7 +125,7 @@ def pretrained(name, task_class, **options):
 )
 def test_images_are_prepared_and_answered_as_in_the_test(name, task_class):
     network, task = pretrained(name, task_class, test_size=10)
-    (batch,) = task.evaluation_batches("test")
+    (batch,) = task.batches("test")
     images = torch.frombuffer(
         bytearray((ROOT / "dataset/MNIST/raw/t10k-images-idx3-ubyte").read_bytes()[16:][:7840]),
         dtype=torch.uint8,
@@ -146,7 +146,7 @@ def test_images_are_prepared_and_answered_as_in_the_test(name, task_class):
 def test_series_are_prepared_and_answered_as_in_the_test():
     network, task = pretrained("time_series", TimeSeries)
     parts, classes = load_series("JapaneseVowels", ROOT / "dataset")
-    batch = next(task.evaluation_batches("test"))
+    batch = next(task.batches("test"))
     x, lengths = network.prepare(parts["test"][0][: batch.x.shape[1]])
     assert torch.equal(x, batch.x)
     assert torch.equal(lengths, batch.lengths)
@@ -219,6 +219,22 @@ def test_numbers_at_every_step_are_answered(tmp_path):
     with torch.no_grad():
         expected = network(x.transpose(0, 1))[0]
     torch.testing.assert_close(network.answer(x), expected.transpose(0, 1))
+    with pytest.raises(InputError, match="predicts numbers, not classes: call answer"):
+        network.classify(x)
+
+
+def test_each_step_of_a_sample_s_own_is_classified(tmp_path):
+    x = [torch.rand(steps, 3) for steps in (6, 4, 5) * 7]
+    y = [(sequence.sum(1) > 1.5).long() for sequence in x]
+    task = SequenceClassification({"train": (x, y)}, None, classes=["low", "high"])
+    network = snn_lib.load(train(tmp_path, task), build_model)
+    names, scores = network.classify(x)
+    assert scores.shape == (21, 6, 2)
+    for sequence, own, found in zip(x, names, scores, strict=True):
+        with torch.no_grad():
+            expected = network(sequence[:, None])[0][:, 0].softmax(1)
+        torch.testing.assert_close(found[: len(sequence)], expected)
+        assert own == [["low", "high"][number] for number in expected.argmax(1).tolist()]
 
 
 def test_a_readout_of_one_s_own_is_set_after_loading(tmp_path):
@@ -421,7 +437,7 @@ def test_a_network_does_not_classify_by_what_does_not_fit_it(mine, tmp_path):
     assert damaged(mine, tmp_path, logit_scale=10**30).answer(x).isfinite().all()
     network = damaged(mine, tmp_path, classes=["down", "up", "aside"])
     assert refusal(network.classify, x).endswith("has 3 names of classes and 2 outputs")
-    network = damaged(mine, tmp_path, readout="every step")
+    network = damaged(mine, tmp_path, logit_scale=None)
     assert refusal(network.classify, x).endswith("predicts numbers, not classes: call answer")
     four = {**load_checkpoint(mine[0])["preparation"], "features": [4]}
     network = damaged(mine, tmp_path, preparation=four)

@@ -35,29 +35,32 @@ def task():
     config = task.config_class(name="mine")
     settings = config.hyperparameters
     settings.rate_penalty, settings.target_rate, settings.rate_limit = WEIGHT, TARGET, LIMIT
-    task.prepare(config, torch.device("cpu"))
+    task.setup(config, torch.device("cpu"))
     return task
 
 
-def penalties(spikes, lengths):
-    """The penalty of a layer, neuron by neuron and step by step."""
+def penalties(spikes, lengths, share):
+    """The penalty of a layer, neuron by neuron and step by step; that off its target is a share."""
     counts = torch.zeros(spikes.shape[2])
     for number, length in enumerate(lengths):
         for step in range(length):
             counts += spikes[step, number]
     rates = counts / sum(lengths)
     above = [max(rate / LIMIT - 1, 0) ** 2 for rate in rates.tolist()]
-    return (rates.mean().item() / TARGET - 1) ** 2 + sum(above) / len(above)
+    return share * (rates.mean().item() / TARGET - 1) ** 2 + sum(above) / len(above)
 
 
 @pytest.mark.parametrize("lengths", [None, [2, 6, 4]])
-def test_the_penalty_is_of_the_hidden_layers_own_steps(model, task, lengths):
+@pytest.mark.parametrize(("by_cost", "shares"), [(False, [1, 1]), (True, [1, 5 * 2 / (7 * 5)])])
+def test_the_penalty_is_of_the_hidden_layers_own_steps(model, task, lengths, by_cost, shares):
+    task.config.hyperparameters.penalty_by_cost = by_cost
     x, y = 3 * torch.rand(6, 3, 3), torch.tensor([0, 1, 1])
     batch = Batch(x, y, None if lengths is None else torch.tensor(lengths))
     found, sums = training_loss(task, model, model, batch)
     plain, same = task_loss(task, model, batch)
     outputs, _ = model.layerwise(x)
-    hidden = [penalties(outputs[index].detach(), lengths or [6] * 3) for index in (2, 4)]
+    layers = zip((2, 4), shares, strict=True)
+    hidden = [penalties(outputs[i].detach(), lengths or [6] * 3, share) for i, share in layers]
     assert min(hidden) > 0.1
     assert found.item() == pytest.approx(plain.item() + WEIGHT * sum(hidden), rel=1e-5)
     assert sums == same  # metrics are those of the task

@@ -204,7 +204,7 @@ class _Kernel(Frame):
 
     @contextmanager
     def tiles(self) -> Iterator[None]:
-        """The loop over this thread's tiles, see ``tiles.locate``."""
+        """The loop over this thread's tiles, see ``tiles.tiles_of``."""
         w = self.writer
         with w.counting(self.first, self.last) as (item, _):
             channels, columns, rows = self["channels"], self["columns"], self["rows"]

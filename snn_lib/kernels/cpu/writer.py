@@ -236,7 +236,7 @@ class Writer(ir.IRBuilder):
     ) -> ir.Value:
         """The factors of spikes, from element number ``index`` on: zero, or the scale.
 
-        See ``plain.dropout_scale``. Elements are counted in 32 bits, as the hash is.
+        See ``eager.dropout_scale``. Elements are counted in 32 bits, as the hash is.
         """
         h = self.spread(self.trunc(index, I32))
         if self.width > 1:

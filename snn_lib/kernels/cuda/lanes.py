@@ -67,7 +67,7 @@ def store_partial_sums(partial, sums, number: tl.constexpr, batch, channels, n):
 
 
 # --------------------------------------------------------------------------------------------------
-# Dropout, by the counter-based generator of ``plain.dropout_scale``
+# Dropout, by the counter-based generator of ``eager.dropout_scale``
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def number_elements(seed, index):
 
 @triton.jit
 def factor_of(seed, key, index, dropout, lane, dtype: tl.constexpr):
-    """``plain.dropout_scale``, whose constants are computed in double precision."""
+    """``eager.dropout_scale``, whose constants are computed in double precision."""
     if seed is None:
         return tl.full(lane.shape, 1.0, dtype)
     else:

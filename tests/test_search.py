@@ -13,7 +13,7 @@ from running import ROOT, YAML
 from sweeping import SCRIPT
 
 from snn_lib.errors import InputError
-from snn_lib.training.search import SearchSpace, open_study, run_trial
+from snn_lib.sweep import SearchSpace, open_study, run_trial
 
 optuna = pytest.importorskip("optuna")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import refusing
 
-from snn_lib.data.reading import read_array, read_arrays, read_file
 from snn_lib.errors import InputError
+from snn_lib.files import read_array, read_arrays, read_file
 
 X = np.arange(24.0).reshape(2, 3, 4)
 
