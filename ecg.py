@@ -40,7 +40,7 @@ class ECGHyperparameters(ResonantFilters, OneTimeConstant, ClassificationHyperpa
 
     length: int = setting(1301, "the sequences have their own", NEVER, at_least=1)
     filters: int = setting(16, "filters of each channel", at_least=1)
-    neurons: list[int] = setting([100, 100], "neurons of each hidden layer", at_least=1)
+    neurons: list[int] = setting([64, 64], "neurons of each hidden layer", at_least=1)
     shortest_trace: float = setting(
         2.0, "steps in which the fastest trace of spikes decays", FIRST_VALUE, above=0
     )

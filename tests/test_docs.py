@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from reading import PAGES, ROOT, blocks
-from recorded import some_events
+from recorded import qtdb_files, some_beats, some_events
 
 import snn_lib
 import snn_lib.inference
@@ -31,6 +31,7 @@ def anchors(page):
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    qtdb_files(tmp_path, *some_beats(count=80))
     names = {"__name__": "page"}
     for block in blocks(page, "python"):
         exec(block, names)
