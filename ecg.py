@@ -25,9 +25,16 @@ from snn_lib import (
     log_spaced,
 )
 from snn_lib.data.ecg import WAVES, hold_out, load_ecg
-from snn_lib.settings import FIRST_VALUE, NEVER, OneTimeConstant, ResonantFilters, setting
+from snn_lib.settings import (
+    FIRST_VALUE,
+    NEVER,
+    Hyperparameters,
+    OneTimeConstant,
+    ResonantFilters,
+    setting,
+)
 from snn_lib.tasks import SequenceClassification, SequenceConfig
-from snn_lib.tasks.classification import ClassificationHyperparameters
+from snn_lib.tasks.classification import LabelSmoothing
 from snn_lib.training import main
 
 CHANNELS = 4  # rising and falling events of two leads
@@ -35,7 +42,7 @@ VALIDATION_SHARE = 0.1  # of the training recordings
 
 
 @dataclass
-class ECGHyperparameters(ResonantFilters, OneTimeConstant, ClassificationHyperparameters):
+class ECGHyperparameters(OneTimeConstant, ResonantFilters, LabelSmoothing, Hyperparameters):
     """Hyperparameters of the network and its training."""
 
     length: int = setting(1301, "the sequences have their own", NEVER, at_least=1)

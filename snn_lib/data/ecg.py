@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from snn_lib.data.batches import split_indices
-from snn_lib.data.reading import reading
 from snn_lib.data.sequences import as_numbers
 from snn_lib.errors import InputError, require
+from snn_lib.files import reading
 
 WAVES = ["P", "PQ", "QR", "RS", "ST", "TP"]  # between these points of a heartbeat
 STRIDE = 1_000  # steps from the beginning of a sequence to that of the next in the same recording
