@@ -18,7 +18,7 @@ from snn_lib.training.loading import arguments_of_main, find_script
 NAMES = sorted(
     path.name.removeprefix("pretrained_")
     for path in ROOT.glob("*checkpoint/pretrained_*")
-    if not path.suffix
+    if not path.suffix and "_ecg" not in path.name  # whose recordings are not in the clone
 )
 
 

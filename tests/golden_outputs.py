@@ -50,7 +50,7 @@ class Part:
 
 
 def samples_for(network: nn.Module) -> Tensor:
-    """A network's input: digits, what a camera sees of them, whole and damaged patterns, walks.
+    """A network's input: digits, what a camera sees of them, events, patterns, walks.
 
     What is random comes from NumPy, whose numbers are the same on every machine.
     """
@@ -61,6 +61,8 @@ def samples_for(network: nn.Module) -> Tensor:
         steps = range(preparation.length + 1)
         change = torch.stack([still.roll((t, t // 2), (1, 2)) for t in steps]).diff(dim=0)
         return torch.stack([change < -100, change > 100], -1).float()
+    if preparation.features == [4]:  # of an electrocardiogram
+        return torch.from_numpy(random.random((300, LONG_SAMPLES, 4)) < 0.08).float()
     if isinstance(preparation, SequencePreparation):
         patterns = np.load(ROOT / "dataset" / "associative_target.npy")[:LONG_SAMPLES]
         trains = torch.from_numpy(patterns).float()  # (B, 300, T)

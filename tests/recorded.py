@@ -1,4 +1,4 @@
-"""Recordings for the tests: files of events, and Tonic's download of them without its host."""
+"""Recordings for the tests: files of events and of electrocardiograms, and Tonic's download."""
 
 import zipfile
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from snn_lib.data.events import Events, nmnist_bytes
 
@@ -39,6 +40,28 @@ def gesture_files(folder, users=("user01_led", "user02_fluorescent")):
                 rows = np.stack([x, y, p, t // 1000], 1)
                 np.save(folder / part / user / f"{label}.npy", rows)
     return folder
+
+
+def qtdb_files(folder, x, labels):
+    """Both files of electrocardiograms, with the same sequences; a label of -1 is none.
+
+    Args:
+        x: events, ``(sequences, T, 4)``.
+        labels: numbers of waves, ``(sequences, T)``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waves = (labels[..., None] == np.arange(6)).astype(np.uint8)
+    for part in ("train", "test"):
+        savemat(folder / f"QTDB_{part}.mat", {"x": x.astype(np.int16), "y": waves})
+    return folder
+
+
+def some_beats(count=24, steps=40, seed=0):
+    """Events at random, and the wave of each step; each heart has its own rate."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(steps) // generator.integers(2, 6, (count, 1)) % 6
+    x = (generator.random((count, steps, 4)) < 0.1 + 0.1 * labels[..., None]) * 1
+    return x, np.where(generator.random(labels.shape) < 0.1, -1, labels)
 
 
 class Quiet(SimpleHTTPRequestHandler):

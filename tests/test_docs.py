@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 import torch
 from reading import PAGES, ROOT, blocks
-from recorded import some_events
+from recorded import qtdb_files, some_beats, some_events
 
 import snn_lib
 import snn_lib.inference
@@ -31,6 +31,7 @@ def anchors(page):
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    qtdb_files(tmp_path, *some_beats(count=80))
     names = {"__name__": "page"}
     for block in blocks(page, "python"):
         exec(block, names)
@@ -134,3 +135,32 @@ def test_a_recording_is_played_step_by_step_as_it_was_recorded_and_drawn(
         len(re.findall(r"ms: [\d-], \d+ % sure, said [\d.]+ ms later", capsys.readouterr().out))
         == 5
     )
+
+
+def test_an_electrocardiogram_is_drawn_with_its_labels_and_a_network_s_answers(
+    tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("matplotlib")
+    import ecg
+
+    torch.manual_seed(0)
+    config = ecg.ECGConfig(name="drawn")
+    config.hyperparameters.neurons = [12]
+    x, labels = some_beats()
+    qtdb_files(tmp_path, x, labels)
+    checkpoint, picture = tmp_path / "checkpoint", tmp_path / "picture.png"
+    preparation = {"kind": "SequencePreparation", "features": [4]}
+    of_use = {"preparation": preparation, "readout": "every step", "logit_scale": 1.0}
+    made_by = {"config": asdict(config), "script": "ecg.py"}
+    weights = ecg.SNN(config).state_dict()
+    save_checkpoint(checkpoint, {"snn_state_dict": weights, **made_by, **of_use})
+
+    script = str(ROOT / "docs" / "make_ecg_picture.py")
+    paths = ["--checkpoint", checkpoint, "--dataset_path", tmp_path, "--output", picture]
+    monkeypatch.setattr(sys, "argv", [script, *map(str, paths), "--number", "3"])
+    runpy.run_path(script, run_name="__main__")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (names,), _ = snn_lib.load(checkpoint, ecg.SNN).classify(x[3:4])
+    right = [int(name) == label for name, label in zip(names, labels[3], strict=True) if label >= 0]
+    said = f"{100 * sum(right) / len(right):.2f} % of {len(right)} labelled steps"
+    assert said in capsys.readouterr().out

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from recorded import qtdb_files, some_beats
 from running import (
     ONE_THREAD,
     ROOT,
@@ -31,6 +33,7 @@ from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.config import load_config
+from snn_lib.training.loading import load
 
 
 @pytest.mark.parametrize(
@@ -153,6 +156,32 @@ def test_event_vision_records_what_it_needs_trains_and_tests_to_the_same_accurac
     tested = run_script("event_vision.py", "--test", *settings)
     assert (tested.code, tested.err) == (0, "")
     assert accuracy(tested) == accuracy(trained)
+
+
+def test_ecg_trains_and_tests_to_the_same_accuracy_both_ways_of_counting(tmp_path):
+    x, labels = some_beats()
+    qtdb_files(tmp_path / "qtdb", x, labels)
+    settings = [
+        "hyperparameters.neurons=[12]",
+        "hyperparameters.epoch=2",
+        f"dataset_path={tmp_path}/qtdb",
+        f"runs_path={tmp_path}/runs",
+        "test_checkpoint_path=''",
+    ]
+    trained = run_script("ecg.py", "--train", *settings)
+    assert (trained.code, trained.err) == (0, "")
+    for unlabelled in ("ignored", "first"):
+        tested = run_script("ecg.py", "--test", *settings, f"unlabelled={unlabelled}")
+        assert (tested.code, tested.err) == (0, "")
+        network = load(the_run(tmp_path) / "best")
+        answers = np.array(network.classify(x)[0])
+        assert set(answers.flat) <= {"P", "PQ", "QR", "RS", "ST", "TP"}
+        names = np.array(["P", "PQ", "QR", "RS", "ST", "TP", "P"])[labels]
+        counted = (labels >= 0) | (unlabelled == "first")
+        assert accuracy(tested) == pytest.approx(100 * (answers == names)[counted].mean(), abs=0.01)
+        assert f"P: {100 * (answers == 'P')[counted & (names == 'P')].mean():.2f} %" in tested.out
+        if unlabelled == "ignored":
+            assert accuracy(tested) == accuracy(trained)
 
 
 def test_help(tmp_path):

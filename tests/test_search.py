@@ -24,6 +24,7 @@ SCRIPTS = (
     "sequential_mnist",
     "time_series",
     "event_vision",
+    "ecg",
     "associative_memory",
 )
 

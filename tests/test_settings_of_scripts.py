@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from recorded import nmnist_files
+from recorded import nmnist_files, qtdb_files, some_beats
 from running import ROOT, YAML
 
 import snn_lib.tasks.digits
@@ -62,6 +62,7 @@ SMALL = {
         "events.test_size": 8,
     },
     "event_vision_gesture": {"hyperparameters.length": 8, "events.duration": 100},
+    "ecg": {"hyperparameters.neurons": [6, 5], "hyperparameters.batch_size": 4},
     "associative_memory": {
         "hyperparameters.length": 32,
         "hyperparameters.batch_size": 8,
@@ -245,6 +246,7 @@ def data(tmp_path_factory):
             "hyperparameters.length": 15,
         },
         "event_vision": {"events.path": str(folder / "events")},
+        "ecg": {"dataset_path": str(qtdb_files(folder / "qtdb", *some_beats()))},
     }
 
 

@@ -5,6 +5,7 @@ from io import StringIO
 
 import pytest
 import torch
+from recorded import qtdb_files, some_beats
 from running import ROOT, SmallSNN, load, the_run, tiny, train
 from torch import nn
 
@@ -55,6 +56,7 @@ def test_first_weights_are_the_same_with_one_process_and_with_two(name, tmp_path
         if hasattr(getattr(config, section, None), option):
             setattr(getattr(config, section), option, value)
     (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    qtdb_files(tmp_path, *some_beats(count=60))
     if name != "associative_memory":  # its data set is a file
         config.dataset_path = str(tmp_path)
     config.device = "cpu"

@@ -1,0 +1,89 @@
+"""Electrocardiograms: read from files that are made here, and held out by whole recordings."""
+
+import numpy as np
+import pytest
+import torch
+from recorded import qtdb_files, some_beats
+from refusing import refusal
+from scipy.io import savemat
+
+from snn_lib.data.ecg import hold_out, load_ecg, recordings
+
+
+def test_events_and_labels_are_those_of_the_file(tmp_path):
+    x, labels = some_beats()
+    qtdb_files(tmp_path, -x, labels)
+    for part in ("train", "test"):
+        found_x, found = load_ecg(tmp_path, part)
+        assert found_x.dtype == torch.float32
+        np.testing.assert_array_equal(found_x, -x)
+        np.testing.assert_array_equal(found, labels)
+
+
+def sequences_of(lengths, seed=0):
+    """Labels of recordings, cut as the files are: 1,301 steps, each begins 1,000 after the last.
+
+    The first 19 steps of a sequence are of the first class, the next 19 have no label. The end of a
+    recording has none either.
+    """
+    generator = np.random.default_rng(seed)
+    numbers, cut = [], []
+    for number, count in enumerate(lengths):
+        beats = generator.integers(3, 90, 6 * count * 20)
+        labels = np.repeat(np.arange(len(beats)) % 6, beats)[: 1000 * count + 301]
+        labels[-400:] = -1
+        for begin in range(0, 1000 * count, 1000):
+            sequence = labels[begin : begin + 1301].copy()
+            sequence[:19], sequence[19:38] = 0, -1
+            cut.append(sequence)
+            numbers.append(number)
+    return torch.tensor(np.array(cut)), torch.tensor(numbers)
+
+
+def test_overlapping_sequences_are_of_one_recording():
+    labels, numbers = sequences_of([5, 1, 9, 2, 2, 7])
+    assert torch.equal(recordings(labels), numbers)
+
+
+def test_whole_recordings_are_held_out_and_others_by_another_seed():
+    labels, numbers = sequences_of([3, 4, 2, 5, 3, 6, 2, 3, 4, 5])
+    drawn = set()
+    for seed in range(8):
+        held_out = hold_out(labels, 0.2, seed)
+        (chosen,) = {tuple(numbers[held_out].unique().tolist())}
+        assert len(chosen) == 2
+        assert not set(numbers[~held_out].tolist()) & set(chosen)
+        assert torch.equal(hold_out(labels, 0.2, seed), held_out)
+        drawn.add(chosen)
+    assert len(drawn) > 3
+
+
+def test_short_sequences_that_do_not_overlap_are_recordings_of_their_own():
+    assert recordings(torch.zeros(5, 40).long()).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
+    said = refusal(load_ecg, tmp_path, "train")
+    assert said.startswith(
+        f"there is no file {tmp_path}/QTDB_train.mat: set dataset_path to its folder"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"x": np.zeros((3, 9, 2)), "y": np.zeros((3, 9, 6))}, "x has shape (3, 9, 2) and y (3, 9"),
+        ({"x": np.zeros((3, 9, 4)), "y": np.zeros((3, 8, 6))}, "and y (3, 8, 6), expected (seq"),
+        ({"x": np.zeros((3, 9, 4))}, "QTDB_test.mat cannot be read: 'y'"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, content, message):
+    savemat(tmp_path / "QTDB_test.mat", content)
+    assert message in refusal(load_ecg, tmp_path, "test")
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    qtdb_files(tmp_path, *some_beats())
+    path = tmp_path / "QTDB_test.mat"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "QTDB_test.mat cannot be read: " in refusal(load_ecg, tmp_path, "test")
