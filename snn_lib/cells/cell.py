@@ -350,7 +350,9 @@ def straight_through(tensor: Tensor, project: Callable[[Tensor], Tensor]) -> Ten
     fixed = tensor.detach()
     if not (torch.is_grad_enabled() or is_transformed()):
         return project(fixed)
-    zero = (fixed - tensor).nan_to_num()  # inf and nan too, but for its gradient
+    zero = fixed - tensor
+    if not torch.compiler.is_compiling():  # whose gradient would read a tensor that has changed
+        zero = zero.nan_to_num()  # inf and nan too, but for its gradient
     return project(fixed) - zero  # not plus, which would make 0.0 of -0.0
 
 

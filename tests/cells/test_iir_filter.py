@@ -430,7 +430,7 @@ def test_compiled_training_is_the_same(order):
     torch.compiler.reset()
     synapse, x = long_memory(order), torch.randn(30, 2, 2)
     twin = copy.deepcopy(synapse)
-    compiled = torch.compile(synapse, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(synapse, backend="aot_eager_decomp_partition", fullgraph=True)
     for module, parameters in ((compiled, synapse.parameters()), (twin, twin.parameters())):
         steps = momentum(parameters)
         for _ in range(4):
