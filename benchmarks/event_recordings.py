@@ -2,9 +2,10 @@
 
     python benchmarks/event_recordings.py FOLDER  # which has N-MNIST's Train/CLASS/NUMBER.bin
 
-The number of a file is that of an image of MNIST, so the simulated camera records the same images.
-Prints and saves, as CSV and as a picture, what describes the events of either camera. A part of
-the set is enough.
+A part of the set is enough. The number of a file is that of an image of MNIST, so the simulated
+camera records the same images. Prints and saves, as CSV and as a picture, what describes the events
+of either camera, and how well the pretrained networks read them. Those have seen neither a real
+recording nor, of the first 1,000, the image.
 """
 
 import argparse
@@ -15,18 +16,22 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-
+from matplotlib.colors import to_rgb
 from measuring import ROOT
+
+import snn_lib
 from snn_lib.data.events import NMNIST_SIDE, Events, Frames
 from snn_lib.data.recordings import NMNIST, recording_files
-from snn_lib.data.simulated_events import BLOCK, CameraConfig, simulated_recordings
+from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.files import write_csv
-from snn_lib.inspection.plotting import BLUE, ORANGE
+from snn_lib.inspection.plotting import BLACK, BLUE, ORANGE, VERMILION
 
 CORNER = 4  # pixels on a side of the sensor's corners, which no digit reaches
 FRAMES = Frames(12, 300.0)  # of event_vision.py
+BATCH = 100
 SHOWN = 1, 5  # numbers of recordings
-CAMERAS = {"real": BLUE, "simulated": ORANGE}
+NETWORKS = "event_vision", "event_vision_behind"
+CAMERAS = {"real": BLACK, "simulated": VERMILION}
 
 
 def pauses(events: Events) -> np.ndarray:
@@ -45,8 +50,7 @@ def describe(recordings: Sequence[Events]) -> dict[str, Any]:
     """What describes recordings, in numbers."""
     counts = np.array([len(e.t) for e in recordings])
     pixels = [len(np.unique(e.y * NMNIST_SIDE + e.x)) for e in recordings]
-    near = (range(CORNER), range(NMNIST_SIDE - CORNER, NMNIST_SIDE))
-    edge = np.concatenate([list(side) for side in near])
+    edge = np.delete(np.arange(NMNIST_SIDE), slice(CORNER, -CORNER))
     noise = [(np.isin(e.x, edge) & np.isin(e.y, edge)).sum() / np.ptp(e.t) for e in recordings]
     pause = np.concatenate([pauses(e) for e in recordings])
     place = centres(recordings)
@@ -74,18 +78,30 @@ def differ(one: Sequence[Events], other: Sequence[Events]) -> float:
     return (mine != theirs).sum() / mine.sum()
 
 
-def draw_frames(rows: Sequence[Sequence[Axes]], pairs: Sequence[tuple[Events, Events]]) -> None:
-    """A row for each recording, real and simulated by turns."""
-    for row, (events, name) in zip(
-        rows, [(e, c) for pair in pairs for e, c in zip(pair, CAMERAS, strict=True)], strict=True
-    ):
-        frames = FRAMES.count_events(events, NMNIST_SIDE) > 0
-        image = np.ones((*frames.shape[:3], 3))
-        image[frames[..., 0]], image[frames[..., 1]] = (0.9, 0.6, 0.0), (0.0, 0.45, 0.7)
-        for ax, step in zip(row, image, strict=True):
-            ax.imshow(step)
+def accuracy(name: str, recordings: Sequence[Events], labels: Sequence[str]) -> float:
+    """The share of recordings that a pretrained network reads right."""
+    network, right = snn_lib.load(ROOT / "checkpoint" / f"pretrained_{name}"), 0
+    for start in range(0, len(labels), BATCH):
+        own = slice(start, start + BATCH)
+        said, _ = network.classify(recordings[own])
+        right += sum(map(str.__eq__, said, labels[own]))
+    return right / len(labels)
+
+
+def draw_frames(rows: Sequence[Sequence[Axes]], pairs: Sequence[Sequence[Events]]) -> None:
+    """Two rows for each pair, real and simulated: brighter events blue, darker ones orange."""
+    for number, row in enumerate(rows):
+        pair, camera = divmod(number, len(CAMERAS))
+        darker, brighter = np.moveaxis(FRAMES.count_events(pairs[pair][camera], NMNIST_SIDE), -1, 0)
+        image = np.ones((*darker.shape, 3))
+        image[darker > 0], image[brighter > 0] = to_rgb(ORANGE), to_rgb(BLUE)
+        for step, ax in enumerate(row):
+            ax.imshow(image[step])
             ax.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
+            if number == 0:
+                width = FRAMES.duration / FRAMES.length
+                ax.set_title(f"{step * width:.0f} to {(step + 1) * width:.0f} ms", fontsize=9)
+        row[0].set_ylabel(list(CAMERAS)[camera])
 
 
 def draw_histograms(row: Sequence[Axes], found: dict[str, Sequence[Events]]) -> None:
@@ -108,15 +124,23 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="of N-MNIST")
     parser.add_argument("--dataset_path", type=Path, default=ROOT / "dataset")
+    text = "number of the first recording to read; the camera was fitted to earlier ones"
+    parser.add_argument("--first", type=int, default=501, help=text)
     results = ROOT / "benchmarks" / "results" / "event_recordings"
     parser.add_argument("--output", type=Path, default=results, help="path without .csv and .png")
     chosen = parser.parse_args()
     paths = recording_files(NMNIST, chosen.folder, "train")
     numbers = [int(path.stem) for path in paths]
     simulated = simulated_recordings(CameraConfig(), chosen.dataset_path, True, max(numbers))
-    pairs = [(NMNIST.read(path), NMNIST.read(simulated[n - 1])) for path, n in zip(paths, numbers)]
+    new = sum(number < chosen.first for number in numbers)
+    real = [NMNIST.read(path) for path in paths]
+    pairs = [(e, NMNIST.read(simulated[n - 1])) for e, n in zip(real, numbers, strict=True)]
     found = dict(zip(CAMERAS, zip(*pairs, strict=True), strict=True))
     rows = [{"camera": name} | describe(recordings) for name, recordings in found.items()]
+    labels = [NMNIST.label(path) for path in paths]
+    for row, recordings in zip(rows, found.values(), strict=True):
+        for name in NETWORKS:
+            row[name] = accuracy(name, recordings[new:], labels[new:])
     for key in rows[0]:
         print(f"{key:18}" + "".join(f"{row[key]!s:>12}" for row in rows))
     print(f"\n{differ(*found.values()):.2f} of the frames' pixels with events differ")

@@ -34,7 +34,7 @@ DURATION = 300  # milliseconds
 STEP = 1.0  # milliseconds between two looks at the light
 BLOCK = 100  # recordings that are simulated together, with random numbers of their own
 # The image on the sensor of N-MNIST: at these milliseconds its middle is so many pixels right of
-# the sensor's middle, and below it.
+# the sensor's middle, and below it. This is a reach of 6 pixels.
 RIGHT = (0, -2.4), (46, -2.75), (74, -1.05), (100, -0.8), (195, 2.4), (218, 2.9), (300, -2.6)
 BELOW = (0, -2.2), (83, 3.65), (128, 3.2), (185, -1.7), (300, -1.8)
 
@@ -45,14 +45,12 @@ class CameraConfig(Settings):
 
     threshold: float = setting(0.2, "change of log(light) that is an event", at_least=0.01)
     spread: float = setting(0.1, "relative deviation of the pixels' thresholds", at_least=0)
-    refractory: float = setting(1.0, "milliseconds that a pixel rests after an event", at_least=0)
-    noise: float = setting(
-        0.25, "random events of each pixel in a second", at_least=0, at_most=1000
-    )
-    ink: float = setting(0.2, "light of a digit on a ground of 1", at_least=0.001)
+    refractory: float = setting(0.5, "milliseconds that a pixel rests after an event", at_least=0)
+    noise: float = setting(0.3, "random events of each pixel in a second", at_least=0, at_most=1000)
+    black: float = setting(0.2, "light of a black digit; white has 1", at_least=0.001)
     blur: float = setting(0.5, "deviation of the lens's Gaussian blur, in pixels", above=0)
     reach: float = setting(
-        1.0, "length of the saccades, relative to those of N-MNIST", at_least=0, at_most=5
+        6.0, "height of the saccades' triangle, in pixels", at_least=0, at_most=34
     )
     seed: int = setting(0, "seed of thresholds and noise", at_least=0)
 
@@ -144,18 +142,19 @@ def draw_thresholds(camera: CameraConfig) -> Tensor:
 def pan_images(images: Tensor, camera: CameraConfig) -> Iterator[Tensor]:
     """Yields the light ``(B, 34, 34)`` on the sensor at every millisecond from 0 to 300.
 
-    The digits, which are white in MNIST, are dark here: in N-MNIST a pixel that a digit reaches
-    sends darker events. Light is interpolated between pixels.
+    The digits are black on white: in N-MNIST a pixel that a digit reaches sends darker events.
+    Light is interpolated between pixels.
     """
-    margin = math.ceil(4 * camera.reach)  # no place of the path is further away than 4 pixels
+    scale = camera.reach / 6.0
+    margin = math.ceil(4 * scale)  # no place of the path is further away than 4 pixels
     around = (NMNIST_SIDE - images.shape[-1]) // 2 + margin
-    light = 1.0 - F.pad(images / 255.0, [around, around + 1] * 2) * (1.0 - camera.ink)
+    light = 1.0 - F.pad(images / 255.0, [around, around + 1] * 2) * (1.0 - camera.black)
     place = torch.arange(light.shape[-1])
     blur = torch.exp(-0.5 * ((place[:, None] - place) / camera.blur) ** 2)
     blur = blur / blur.sum(1, keepdim=True)
     light = blur @ light @ blur.T
     times = np.arange(0.0, DURATION + STEP, STEP)
-    places = (margin - camera.reach * follow(path, times) for path in (RIGHT, BELOW))
+    places = (margin - scale * follow(path, times) for path in (RIGHT, BELOW))
     for x, y in zip(*places, strict=True):
         left, top = math.floor(x), math.floor(y)
         rows = light[:, top : top + NMNIST_SIDE + 1]
