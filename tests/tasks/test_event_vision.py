@@ -95,6 +95,16 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
         task_of(configured(*files, "events.validation_size=20")).batches("train")
 
 
+def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated):
+    """So that real recordings of these images are new to the network as well."""
+    for seed in (2, 3):
+        sizes = "events.validation_size=4", "events.training_size=9", f"seed={seed}"
+        task = task_of(configured(f"dataset_path={simulated}", *sizes))
+        assert [task.batches(split).count for split in ("train", "validation")] == [9, 4]
+        assert task.parts["validation"][2].tolist() == [0, 1, 2, 3]
+        assert task.parts["train"][2].tolist() == list(range(4, 13))
+
+
 def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
     """The files of DVS128 Gesture are named by their class, so that they are in its order."""
     gestures = "dataset=dvs_gesture", f"events.path={gesture_files(tmp_path / 'mine')}"
