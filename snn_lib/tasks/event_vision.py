@@ -106,6 +106,12 @@ class EventVision(CountClassification):
         self.classes = [str(number) for number in range(SETS[config.dataset].classes)]
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
+    def has(self, split: str) -> bool:
+        """See :class:`Task`; a folder of one's own need not have a test part."""
+        folder, files = Path(self.config.events.path), SETS[self.config.dataset].files
+        own = bool(self.config.events.path)
+        return split != "test" or not own or any(folder.glob(files.format("Test")))
+
     def make_batches(self, split: str) -> Batches:
         """The recordings of a split; those of the training split are augmented."""
         config = self.config

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -266,6 +267,15 @@ def test_n_mnist_is_downloaded_by_tonic_trained_on_and_tested(tmp_path, monkeypa
 def test_files_of_one_s_own_need_no_tonic(files, tmp_path, overrides):
     trained = script(tmp_path, "--train", *files, *overrides)
     assert accuracy(trained) == accuracy(script(tmp_path, "--test", *files))
+
+
+def test_a_folder_without_a_test_part_is_trained_on_alone(files, tmp_path):
+    shutil.rmtree(tmp_path / "mine" / "Test")
+    trained = script(tmp_path, "--train", *files)
+    assert trained.code == 0, trained.err
+    assert "validation loss" in trained.out
+    assert "test loss" not in trained.out
+    assert script(tmp_path, "--test", *files).err == "event_vision.py: there is no test data\n"
 
 
 def test_gestures_train_in_chunks_of_time_and_test_to_the_same_accuracy(tmp_path):
