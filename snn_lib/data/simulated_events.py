@@ -1,11 +1,13 @@
 """Simulated recordings of MNIST by an event camera, in the files and folders of N-MNIST.
 
-An image stands still while the camera looks around in three saccades of 100 ms, along the sides of
-a triangle. A pixel sees the logarithm of its light and sends an event where that has changed by the
+An image stands still while the camera looks around in three saccades, along the sides of a
+triangle. A pixel sees the logarithm of its light and sends an event where that has changed by the
 pixel's threshold.
 
-With these recordings you can try everything behind the camera without N-MNIST. The accuracy of a
-network on them says nothing about its accuracy on the real recordings.
+The camera resembles that of N-MNIST: its path and the default settings were fitted to 120 real
+recordings, so that the recordings of the same images have the same frames. With it you can try
+everything behind the camera without N-MNIST. docs/event_vision.md says how a network that has seen
+nothing else reads real recordings.
 """
 
 import hashlib
@@ -28,21 +30,25 @@ from snn_lib.errors import require
 from snn_lib.files import write_atomically
 from snn_lib.settings import Settings, setting
 
-SACCADE, SACCADES = 100, 3  # milliseconds of a saccade, and number of saccades
+DURATION = 300  # milliseconds
 STEP = 1.0  # milliseconds between two looks at the light
 BLOCK = 100  # recordings that are simulated together, with random numbers of their own
-CORNERS = (0.0, 0.0), (0.5, 1.0), (1.0, 0.0)  # of the triangle, relative to its height
+# The image on the sensor of N-MNIST: at these milliseconds its middle is so many pixels right of
+# the sensor's middle, and below it. This is a reach of 6 pixels.
+RIGHT = (0, -2.4), (46, -2.75), (74, -1.05), (100, -0.8), (195, 2.4), (218, 2.9), (300, -2.6)
+BELOW = (0, -2.2), (83, 3.65), (128, 3.2), (185, -1.7), (300, -1.8)
 
 
 @dataclass
 class CameraSettings(Settings):
     """The simulated event camera."""
 
-    threshold: float = setting(0.3, "change of log(light) that is an event", at_least=0.01)
+    threshold: float = setting(0.2, "change of log(light) that is an event", at_least=0.01)
     spread: float = setting(0.1, "relative deviation of the pixels' thresholds", at_least=0)
-    refractory: float = setting(1.0, "milliseconds that a pixel rests after an event", at_least=0)
-    noise: float = setting(1.0, "random events of each pixel in a second", at_least=0, at_most=1000)
-    black: float = setting(0.1, "light of a black pixel; a white pixel has 1", at_least=0.001)
+    refractory: float = setting(0.5, "milliseconds that a pixel rests after an event", at_least=0)
+    noise: float = setting(0.3, "random events of each pixel in a second", at_least=0, at_most=1000)
+    black: float = setting(0.2, "light of a black digit; white has 1", at_least=0.001)
+    blur: float = setting(0.5, "deviation of the lens's Gaussian blur, in pixels", above=0)
     reach: float = setting(
         6.0, "height of the saccades' triangle, in pixels", at_least=0, at_most=34
     )
@@ -136,25 +142,33 @@ def draw_thresholds(camera: CameraSettings) -> Tensor:
 def pan_images(images: Tensor, camera: CameraSettings) -> Iterator[Tensor]:
     """Yields the light ``(B, 34, 34)`` on the sensor at every millisecond from 0 to 300.
 
-    The image moves in saccades from corner to corner of a triangle around the middle. A saccade
-    starts and ends at rest, as half a period of a cosine. Light is interpolated between pixels.
+    The digits are black on white: in N-MNIST a pixel that a digit reaches sends darker events.
+    Light is interpolated between pixels.
     """
-    margin = math.ceil(camera.reach / 2) + 1
+    scale = camera.reach / 6.0
+    margin = math.ceil(4 * scale)  # no place of the path is further away than 4 pixels
     around = (NMNIST_SIDE - images.shape[-1]) // 2 + margin
-    light = F.pad(images / 255.0, [around] * 4) * (1.0 - camera.black) + camera.black
-    corners = camera.reach * (torch.tensor(CORNERS, dtype=torch.float64) - 0.5)
-    steps = round(SACCADE / STEP)
-    for time in range(SACCADES * steps + 1):
-        saccade, along = divmod(time, steps)
-        share = 0.5 - 0.5 * math.cos(math.pi * along / steps)
-        here, there = corners[saccade % SACCADES], corners[(saccade + 1) % SACCADES]
-        x, y = (here + share * (there - here) + margin).tolist()
+    light = 1.0 - F.pad(images / 255.0, [around, around + 1] * 2) * (1.0 - camera.black)
+    place = torch.arange(light.shape[-1])
+    blur = torch.exp(-0.5 * ((place[:, None] - place) / camera.blur) ** 2)
+    blur = blur / blur.sum(1, keepdim=True)
+    light = blur @ light @ blur.T
+    times = np.arange(0.0, DURATION + STEP, STEP)
+    places = (margin - scale * follow(path, times) for path in (RIGHT, BELOW))
+    for x, y in zip(*places, strict=True):
         left, top = math.floor(x), math.floor(y)
-        across, down = x - left, y - top
         rows = light[:, top : top + NMNIST_SIDE + 1]
-        rows = torch.lerp(rows[:, :-1], rows[:, 1:], down)
+        rows = torch.lerp(rows[:, :-1], rows[:, 1:], y - top)
         columns = rows[:, :, left : left + NMNIST_SIDE + 1]
-        yield torch.lerp(columns[:, :, :-1], columns[:, :, 1:], across)
+        yield torch.lerp(columns[:, :, :-1], columns[:, :, 1:], x - left)
+
+
+def follow(path: Sequence[tuple[float, float]], times: np.ndarray) -> np.ndarray:
+    """The places on a path of times and places; between two, half a period of a cosine."""
+    moments, places = np.array(path).T
+    numbers = np.arange(len(path))
+    passed, along = np.divmod(np.interp(times, moments, numbers), 1)
+    return np.interp(passed + 0.5 - 0.5 * np.cos(np.pi * along), numbers, places)
 
 
 def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: float) -> Tensor:
@@ -203,7 +217,7 @@ def watch(light: Iterable[Tensor], step: float, thresholds: Tensor, refractory: 
 
 def draw_noise(count: int, camera: CameraSettings, generator: torch.Generator) -> Tensor:
     """Draws random events of ``count`` recordings, in the form that :func:`watch` returns."""
-    seconds = SACCADES * SACCADE / 1000.0
+    seconds = DURATION / 1000.0
     expected = torch.full((count,), camera.noise * seconds * NMNIST_SIDE**2)
     events = torch.poisson(expected, generator=generator).long()
     recording = torch.arange(count).repeat_interleave(events)

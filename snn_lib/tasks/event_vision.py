@@ -115,6 +115,12 @@ class EventVision(CountClassification):
         self.classes = [str(number) for number in range(SETS[config.dataset].classes)]
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
 
+    def has(self, split: str) -> bool:
+        """See :class:`Task`; a folder of one's own need not have a test part."""
+        folder, files = Path(self.config.events.path), SETS[self.config.dataset].files
+        own = bool(self.config.events.path)
+        return split != "test" or not own or any(folder.glob(files.format("Test")))
+
     def make_split(self, split: str) -> Split:
         """The recordings of a split; those of the training split are augmented."""
         config = self.config
@@ -143,7 +149,7 @@ class EventVision(CountClassification):
     def _read(self, split: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Reads a split: frames, labels, and the numbers of the recordings that belong to it.
 
-        Training and validation recordings are read together, and divided at random.
+        Training and validation recordings are read together, and real ones are divided at random.
         """
         settings = self.config.events
         if split == "test":
@@ -160,7 +166,10 @@ class EventVision(CountClassification):
             f"events.validation_size is {held_out}, but there are {len(labels)} recordings to "
             f"train on and to hold out: set it to {max(len(labels) // 10, 1)}, say",
         )
-        training, validation = split_indices(len(labels), held_out, self.config.seed)
+        if simulated:  # real recordings of the first images then show digits that are new
+            validation, training = torch.arange(len(labels)).tensor_split([held_out])
+        else:
+            training, validation = split_indices(len(labels), held_out, self.config.seed)
         training = training[: settings.training_size]
         return {"train": (frames, labels, training), "validation": (frames, labels, validation)}
 

@@ -1,6 +1,7 @@
 """The other benchmarks run, in a tiny setting, and write what they say."""
 
 import argparse
+import csv
 import re
 import shutil
 import sys
@@ -11,6 +12,7 @@ from running import ROOT, YAML, run_script, tiny, train
 from torch import nn
 
 from snn_conv import SNN, ConvConfig
+from snn_lib.data.simulated_events import CameraConfig, simulated_recordings
 from snn_lib.tasks.digits import DigitClassification
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -232,6 +234,25 @@ def test_early_series_compares_a_stream_with_fits_of_beginnings(tmp_path, run_sm
         assert row["method"] in printed
         assert 0 <= float(row["accuracy"]) <= 1
         assert bool(row["sure"]) == row["method"].startswith("SNN")
+
+
+def test_recordings_of_two_cameras_are_described_read_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("snn_lib.data.simulated_events.BLOCK", 20)
+    (tmp_path / "MNIST").symlink_to(ROOT / "dataset" / "MNIST")
+    camera = CameraConfig(noise=5.0)
+    simulated_recordings(camera, tmp_path, train=True, count=20)
+    output = tmp_path / "both"
+    folders = camera.folder(tmp_path), "--dataset_path", tmp_path, "--output", output
+    finished = run_script(BENCHMARKS / "event_recordings.py", *folders, "--first", 11)
+    assert finished.code == 0, finished.err
+    with output.with_suffix(".csv").open(newline="") as file:
+        noisy, clean = csv.DictReader(file)
+    assert float(noisy["noise_hz"]) == pytest.approx(5.0, rel=0.1)
+    assert float(clean["noise_hz"]) < 1.0
+    more = float(noisy["events"]) - float(clean["events"])
+    assert more == pytest.approx(0.3 * 34**2 * 4.7, rel=0.05)
+    assert float(clean["event_vision_behind"]) >= 0.9  # of ten
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path):

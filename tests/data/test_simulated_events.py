@@ -91,19 +91,15 @@ def test_noise_is_everywhere_at_any_time_and_of_both_kinds():
         assert values.mean().item() == pytest.approx((highest - (highest <= 34)) / 2, rel=0.02)
 
 
-def test_the_edge_that_becomes_brighter_sends_on_events():
+def test_a_pixel_that_a_digit_reaches_sends_darker_events():
     bar = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    bar[:, :, 14:] = 255  # the right half is white
-    camera = CameraSettings(noise=0.0, spread=0.0)
-    (found,) = record(bar, camera, batch_generator(0, 0, 0))
-    first = found.t < 100_000  # the first saccade looks to the right: the white half comes in
-    edge = first & (np.abs(found.x - 16.5) < 5) & (found.y > 10) & (found.y < 23)
-    assert edge.sum() > 100
-    assert (found.p[edge] == 1).all()
-    last = found.t > 200_000  # and the last one goes back to the left
-    edge = last & (np.abs(found.x - 16.5) < 5) & (found.y > 10) & (found.y < 23)
-    assert edge.sum() > 100
-    assert (found.p[edge] == 0).all()
+    bar[:, :, 14:] = 255  # the right half is black
+    (found,) = record(bar, CameraSettings(noise=0.0, spread=0.0), batch_generator(0, 0, 0))
+    edge = (np.abs(found.x - 16.5) < 5) & (found.y > 10) & (found.y < 23)
+    for begin, end, polarity in ((130, 180, 1), (230, 280, 0)):  # it moves right, and then left
+        during = edge & (found.t > 1000 * begin) & (found.t < 1000 * end)
+        assert during.sum() > 100
+        assert (found.p[during] == polarity).all()
 
 
 def test_twice_the_threshold_gives_about_half_of_the_events():
@@ -120,7 +116,7 @@ def test_thresholds_are_the_camera_s_and_spread_around_their_mean():
     assert torch.equal(found, draw_thresholds(camera))
     assert found.mean().item() == pytest.approx(0.4, rel=0.02)
     assert found.std().item() == pytest.approx(0.04, rel=0.1)
-    assert torch.equal(draw_thresholds(CameraSettings(spread=0.0)).unique(), torch.tensor([0.3]))
+    assert torch.equal(draw_thresholds(CameraSettings(spread=0.0)).unique(), torch.tensor([0.2]))
     assert draw_thresholds(CameraSettings(spread=10.0)).min() > 0
     # A pixel that needs less change sends more.
     still = CameraSettings(spread=0.3, noise=0.0)
@@ -134,18 +130,36 @@ def test_thresholds_are_the_camera_s_and_spread_around_their_mean():
     ] < (-0.8)
 
 
-def test_a_saccade_goes_from_corner_to_corner_and_comes_back():
-    camera = CameraSettings(reach=6.0, black=0.1)
+def test_the_image_goes_down_and_right_then_up_and_right_then_left():
     dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    dot[0, 10, 12] = 255
-    light = list(pan_images(dot, camera))
-    assert len(light) == 301
-    corners = {0: (-3, -3), 100: (0, 3), 200: (3, -3), 300: (-3, -3)}  # of where it looks
-    for time, (x, y) in corners.items():
-        expected = torch.full((34, 34), 0.1)
-        expected[13 - y, 15 - x] = 1.0
-        torch.testing.assert_close(light[time][0], expected)
-    torch.testing.assert_close(light[50].sum(), light[0].sum())  # between pixels none is lost
+    dot[0, 10, 12] = 255  # at row 13 and column 15 of the sensor, if the image is in the middle
+    place = torch.arange(34.0)
+
+    def look(**camera):
+        light = torch.cat(list(pan_images(dot, CameraSettings(black=0.1, **camera))))
+        ink = (1.0 - light) / 0.9
+        assert ink.sum((1, 2)).tolist() == pytest.approx([1.0] * 301, abs=1e-3)  # none is lost
+        return light, (ink.sum(1) @ place - 15).tolist(), (ink.sum(2) @ place - 13).tolist()
+
+    _, right, below = look()
+    corners = {0: (-2.4, -2.2), 100: (-0.8, None), 195: (2.4, None), 300: (-2.6, -1.8)}
+    corners |= {60: (-1.9, None), 83: (None, 3.65), 128: (None, 3.2), 259: (0.15, None)}
+    for time, expected in corners.items():
+        for found, here in zip((right, below), expected, strict=True):
+            assert here is None or found[time] == pytest.approx(here, abs=0.01)
+    light, right, below = look(reach=0.0, blur=0.01)
+    assert right + below == pytest.approx([0.0] * 602, abs=1e-3)
+    sharp = torch.ones(34, 34)
+    sharp[13, 15] = 0.1
+    torch.testing.assert_close(light, sharp.expand(301, 34, 34))
+
+
+def test_the_lens_blurs_by_so_many_pixels():
+    dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    dot[0, 14, 14] = 255
+    ink = 1.0 - next(iter(pan_images(dot, CameraSettings(reach=0.0, blur=1.5))))[0]
+    share, place = ink.sum(0) / ink.sum(), torch.arange(34.0) - 17
+    assert (share * place**2).sum().sqrt().item() == pytest.approx(1.5, rel=0.01)
 
 
 def test_the_same_seed_records_the_same_and_each_image_alone_but_for_noise():

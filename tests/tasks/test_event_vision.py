@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     assert set(other.parts["validation"][2].tolist()) != held_out
     with pytest.raises(InputError, match=r"is 20, but there are 20 recordings .*: set it to 2"):
         task_of(configured(*files, "events.validation_size=20")).split("train")
+
+
+def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated):
+    """So that real recordings of these images are new to the network as well."""
+    for seed in (2, 3):
+        sizes = "events.validation_size=4", "events.training_size=9", f"seed={seed}"
+        task = task_of(configured(f"dataset_path={simulated}", *sizes))
+        assert [task.batches(split).count for split in ("train", "validation")] == [9, 4]
+        assert task.parts["validation"][2].tolist() == [0, 1, 2, 3]
+        assert task.parts["train"][2].tolist() == list(range(4, 13))
 
 
 def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
@@ -256,6 +267,15 @@ def test_n_mnist_is_downloaded_by_tonic_trained_on_and_tested(tmp_path, monkeypa
 def test_files_of_one_s_own_need_no_tonic(files, tmp_path, overrides):
     trained = script(tmp_path, "--train", *files, *overrides)
     assert accuracy(trained) == accuracy(script(tmp_path, "--test", *files))
+
+
+def test_a_folder_without_a_test_part_is_trained_on_alone(files, tmp_path):
+    shutil.rmtree(tmp_path / "mine" / "Test")
+    trained = script(tmp_path, "--train", *files)
+    assert trained.code == 0, trained.err
+    assert "validation loss" in trained.out
+    assert "test loss" not in trained.out
+    assert script(tmp_path, "--test", *files).err == "event_vision.py: there is no test data\n"
 
 
 def test_gestures_train_in_chunks_of_time_and_test_to_the_same_accuracy(tmp_path):
