@@ -30,7 +30,8 @@ DOORS = "snn_layers", "utilities", "data_loaders", "optimizers", "schedulers"
 # From the ground up; a room imports from its own floor and from those below it.
 FLOORS = {
     "What all stand on": {
-        *("errors", "files", "settings", "time_constants", "stability", "pytorch_private"),
+        *("errors", "files", "settings", "time_constants", "stability", "rounding"),
+        "pytorch_private",
     },
     "Surrogates and kernels": {"surrogate", "kernels"},
     "Cells and products as functions": {"functional", "products", "recomputing"},

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from snn_lib.errors import require
+from snn_lib.rounding import WEIGHT_BITS
 
 OptimizerChoice = Literal["Adam", "AdamW", "SGD"]
 SchedulerChoice = Literal[
@@ -287,6 +288,9 @@ class Hyperparameters(Settings):
     weight_averaging: float = setting(
         0.0, "decay of the moving average of the weights, 0: none", TRAINING, at_least=0, below=1
     )
+    weight_bits: int = setting(
+        0, "train weights of so few bits, for integer networks: 8, 4 or 2, 0: floats"
+    )
     chunk: int = setting(0, "time steps run at a time, to save memory, 0: all", at_least=0)
     rate_penalty: float = setting(
         0.0, "weight of the penalty on firing rates, 0: none", TRAINING, at_least=0
@@ -315,6 +319,10 @@ class Hyperparameters(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.weight_bits in (0, *WEIGHT_BITS),
+            f"weight_bits is {self.weight_bits}, expected 8, 4, 2 or 0",
+        )
         require(
             (self.rate_penalty > 0) == (max(self.target_rate, self.rate_limit) > 0),
             f"rate_penalty is {self.rate_penalty}, target_rate {self.target_rate}, "

@@ -31,6 +31,7 @@ from snn_lib.training.loading import arguments_of_main
 OF_THE_LOOP = {
     *("name", "seed", "dataset", "dataset_path", "test_checkpoint_path"),
     *("hyperparameters.epoch", "hyperparameters.precision", "hyperparameters.weight_averaging"),
+    "hyperparameters.weight_bits",
     *("hyperparameters.chunk", "hyperparameters.rate_penalty", "hyperparameters.target_rate"),
 }
 SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")

@@ -62,14 +62,14 @@ static inline int32_t rounded({name}_state *state, int64_t value, int shift, int
 }}
 """
 # A word holds several weights, each plus half its range. Their sums grow in halves of words. What a
-# loop adds up stays in registers: eight sums of spikes, and those of a word for products.
+# loop adds up stays in registers: eight sums of spikes or more, and those of a word for products.
 ADD_ROWS = """
 /* Adds up the rows of weights of the inputs that fired. A word holds weights of {bits} bits, plus
    {bias} each. They add up in halves of a word: so at most {most} rows at once. */
 static void add_rows(const uint32_t *weights, int32_t words, const {at} *at, int32_t count,
                      int32_t *sum)
 {{
-    for (int32_t j = 0; j < words; j += {words}, sum += 8) {{
+    for (int32_t j = 0; j < words; j += {words}, sum += {sums}) {{
         int32_t first = 0, {totals};
         do {{
             const int32_t end = count - first < {most} ? count : first + {most};
@@ -490,7 +490,7 @@ class _Source:
                 self._line("count++;")
 
         if self.integers:  # whole words of the last row
-            count += -outputs % 8
+            count += -outputs % _sums_at_once(rows.bits)
         if len(w.places) == w.places.size == groups == 1:
             there = self._other(values, count)
             self._line("count = 0;")
@@ -526,14 +526,16 @@ class _Source:
             return self._add_table(name, self.number, rows.weights.ravel()), rows.weights.shape[2]
         bits, bias, mask = rows.bits, 1 << (rows.bits - 1), (1 << rows.bits) - 1
         outputs, in_word, half = rows.weights.shape[2], 32 // bits, 16 // bits
-        filled = np.zeros((*rows.weights.shape[:2], outputs + -outputs % 8), np.int64)
+        sums = _sums_at_once(bits)
+        filled = np.zeros((*rows.weights.shape[:2], outputs + -outputs % sums), np.int64)
         filled[..., :outputs] = rows.weights
         packed = ((filled + bias).reshape(-1, in_word) << bits * np.arange(in_word)).sum(1)
         known = {
             "bits": bits,
             "bias": bias,
             "at": self._place,
-            "words": bits // 4,
+            "sums": sums,
+            "words": sums // in_word,
             "most": 0xFFFF // mask,
         }
 
@@ -545,21 +547,21 @@ class _Source:
 
         if rows.spikes:
             both = f"0x{mask | mask << 16:08X}U"
-            parts = [(w, place) for w in range(bits // 4) for place in range(half)]
+            parts = [(w, place) for w in range(sums // in_word) for place in range(half)]
             unpacks = (
                 f"total_{w * in_word + place + half} += (int32_t)(part_{w}_{place} >> 16);\n"
                 f"            total_{w * in_word + place} += (int32_t)(part_{w}_{place} & 0xFFFFU);"
                 for w, place in parts
             )
             self.helpers["add_rows"] = ADD_ROWS.format(
-                totals=text(0, ", ", f"total_{{k}} = -{bias} * count", 8),
+                totals=text(0, ", ", f"total_{{k}} = -{bias} * count", sums),
                 parts=", ".join(f"part_{w}_{place} = 0" for w, place in parts),
                 adds="\n".join(
                     f"                part_{w}_{place} += row[{w}] >> {bits * place} & {both};"
                     for w, place in parts
                 ),
                 unpacks="\n".join(f"            {lines}" for lines in unpacks),
-                stores=text(2, "\n", "sum[{k}] = total_{k};", 8),
+                stores=text(2, "\n", "sum[{k}] = total_{k};", sums),
                 **known,
             )
         else:
@@ -637,6 +639,11 @@ class _Source:
             name += "_"
         self._names.add(name)
         return name
+
+
+def _sums_at_once(bits: int) -> int:
+    """How many sums of spikes a loop adds up: eight, or those of a word if it holds more."""
+    return max(8, 32 // bits)
 
 
 def _differs(row: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""A trained network in integers: weights of 8 or 4 bits, coefficients of 16, and states of 31.
+"""A trained network in integers: weights of 8, 4 or 2 bits, coefficients of 16, and states of 31.
 
 A number is an integer times its unit, in most cases a power of two: fixed point. How large values
 become is measured on samples, and all have headroom. Products are summed in 64 bits and rounded
@@ -14,6 +14,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
@@ -21,8 +22,8 @@ from snn_lib.inference.description import preparation_of
 from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
+from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
-WEIGHT_BITS = 4, 8
 STATE_BITS = 31  # so that the sum of two fits 32
 COEFFICIENT_BITS = INPUT_BITS = 16
 GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
@@ -30,7 +31,6 @@ HEADROOM = 4.0  # times what the samples reach
 SMALL = 1e-3  # a state at which no neuron fires
 NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
 NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
-SHARES = np.linspace(0.5, 1.0, 26)  # of the largest weight that may be the largest integer
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def quantise(
         network: as :func:`snn_lib.inference.compiled` takes.
         x: its input over time ``(T, B, *features)`` for some hundred samples of the training data.
             Fixed points are chosen so that four times what they reach still fits.
-        weight_bits: 8 or 4.
+        weight_bits: 8, 4 or 2. With 2, a network should have been trained with as many.
         shape: as in :func:`snn_lib.inference.compiled`.
 
     Raises:
@@ -73,7 +73,7 @@ def quantise(
             stable filter is near enough, or as :func:`snn_lib.inference.to_c`.
     """
     if weight_bits not in WEIGHT_BITS:
-        raise ValueError(f"weight_bits is {weight_bits}, expected 8 or 4")
+        raise ValueError(f"weight_bits is {weight_bits}, expected 8, 4 or 2")
     read, raw = read_stages(network, shape), raw_steps(preparation_of(network), x)
     if raw.ndim < 2 or raw.shape[2:] != read.before or raw.size == 0:
         raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
@@ -242,7 +242,9 @@ class _Quantiser:
         )
 
     def _rows(self, rows: Rows) -> None:
-        weights, scale = _integer_weights(rows.weights, self._bits)
+        by_output = torch.from_numpy(rows.weights.swapaxes(1, 2))
+        weights, scale = (x.mT.numpy() for x in integer_weights(by_output, self._bits))
+        weights = weights.astype(np.int64)
         sums = int(abs(weights).sum(1).max())
         values = self._values
         spikes = values.fraction == 0 and (values.low, values.high) == (0, 1)
@@ -361,25 +363,6 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
             for name, value in {**named, "": values}.items():
                 reach[name] = max(reach.get(name, 0.0), float(np.abs(value).max(initial=0)))
     return reached
-
-
-def _integer_weights(weights: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Integers for weights ``(groups, inputs, outputs)``, and what a 1 stands for in each output.
-
-    If multiples of the smallest weight are exact, as for weights of 0 and 1, they are taken. Else
-    the scale is the one with the least square error.
-    """
-    most = (1 << (bits - 1)) - 1
-    sizes = abs(weights)
-    largest = sizes.max(1, keepdims=True)
-    smallest = np.where(sizes > 0, sizes, np.inf).min(1, keepdims=True)
-    scale, least = np.ones_like(largest), np.full_like(largest, np.inf)
-    for candidate in (smallest, *(share * largest / most for share in SHARES)):
-        candidate = np.where(largest > 0, candidate, 1.0)
-        integers = np.rint(weights / candidate).clip(-most, most)
-        error = ((weights - candidate * integers) ** 2).sum(1, keepdims=True)
-        scale, least = np.where(error < least, candidate, scale), np.minimum(error, least)
-    return np.rint(weights / scale).clip(-most, most).astype(np.int64), scale
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from snn_lib.chunks import Chunked
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
+from snn_lib.rounding import rounded_weights
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
@@ -150,7 +151,7 @@ class Experiment:
         validation = self._metrics(sums) if sums else self.evaluate("validation")[0]
         found = {f"validation_{key}": value for key, value in validation.items()}
         row = {"epoch": 0, **found, **dict.fromkeys(TIMES, 0.0)}
-        with begin_run(self.config, self._made_by()) as self.run:
+        with begin_run(self.config, self._made_by()) as self.run, self._rounded(self.model):
             weights = self.model.state_dict()
             self.run.write(self.run.best, {"epoch": 0, "snn_state_dict": weights, "metrics": row})
             self.run.write_metrics([row])
@@ -257,7 +258,7 @@ class Experiment:
         """Forward, backward, and a step of the optimiser; returns the batch's sums."""
         state, limit = self.state, self.config.optimizer.gradient_clipping
         state.optimizer.zero_grad(set_to_none=True)
-        with self.backend():
+        with self._rounded(self.model), self.backend():
             with self.autocast():
                 loss, sums = training_loss(self.task, self.model, self.trained, batch)
             loss.backward()
@@ -339,8 +340,8 @@ class Experiment:
         model = self.model if self.state is None else self.state.evaluated_model()
         model.eval()
         sums: dict[str, Any] = {}
-        in_chunks = self._in_chunks(model)
-        with count_activity(model) as activity, self.autocast(), self.backend():
+        in_chunks, rounded = self._in_chunks(model), self._rounded(model)
+        with rounded, count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.batches(split):
                 activity.begin(batch.lengths, len(batch.x))
                 add_sums(sums, task_loss(self.task, in_chunks, batch)[1])
@@ -369,7 +370,7 @@ class Experiment:
         self.say(f"{checkpoint.path}, epoch {epoch}: test {describe(metrics)}")
         for name, rate in activity.firing_rates().items():
             self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
-        with self.autocast(), self.backend():
+        with self._rounded(self.model), self.autocast(), self.backend():
             for line in self.task.report(self._in_chunks(self.model), activity):
                 self.say(line)
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
@@ -394,6 +395,10 @@ class Experiment:
         """The context of ``backend`` for the kernels."""
         name = self.config.backend
         return contextlib.nullcontext() if name == "auto" else use_backend(name)
+
+    def _rounded(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """The context in which the weights have ``hyperparameters.weight_bits``."""
+        return rounded_weights(model, self.settings.weight_bits)
 
     def _in_chunks(self, model: nn.Module) -> nn.Module:
         """The model as tasks run it: ``hyperparameters.chunk`` time steps at a time."""

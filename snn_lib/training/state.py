@@ -4,6 +4,7 @@ A file may hold anything, and PyTorch would compute with much of it. So the cont
 are checked here: :func:`check_alike` compares them with what this run would write itself.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.cells import Constrained, parameter_groups
 from snn_lib.errors import InputError, SettingsError, one_line, require
+from snn_lib.rounding import rounded_weights
 from snn_lib.settings import OptimizerChoice, SchedulerChoice
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed
@@ -148,7 +150,9 @@ class TrainingState:
 
     def best_checkpoint(self) -> dict[str, Any]:
         """The finished model as it is after this epoch."""
-        row, weights = self.progress.history[-1], self.evaluated_model().state_dict()
+        row, model = self.progress.history[-1], self.evaluated_model()
+        with rounded_weights(model, self.config.hyperparameters.weight_bits):
+            weights = copy.deepcopy(model.state_dict())
         return {"epoch": row["epoch"], "snn_state_dict": weights, "metrics": row}
 
     def last_checkpoint(self) -> dict[str, Any]:

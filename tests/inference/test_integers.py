@@ -41,10 +41,13 @@ def steps_of(network_):
     return [stage for stage in network_.staged.stages if isinstance(stage, Step)]
 
 
+FEW_BITS = "linear", "neurons", "groups"
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("name", "bits"),
-    [*((name, 8) for name in NETWORKS), *((name, 4) for name in ("linear", "neurons", "groups"))],
+    [*((name, 8) for name in NETWORKS), *((name, bits) for bits in (4, 2) for name in FEW_BITS)],
 )
 def test_c_computes_the_same_bits(name, bits, tmp_path):
     model, features = network(name)
@@ -122,10 +125,11 @@ def test_c_rounds_and_holds_in_the_same_way(tmp_path):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("bits", "most"), [(8, 127), (4, 7)])
+@pytest.mark.parametrize(("bits", "most", "held"), [(8, 127, 257), (4, 7, 4369), (2, 1, 21845)])
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("inputs", [257, 258, 4370])
-def test_as_many_rows_as_there_are_add_up(bits, most, sign, inputs, tmp_path):
+@pytest.mark.parametrize("more", [0, 1])
+def test_as_many_rows_as_there_are_add_up(bits, most, sign, held, more, tmp_path):
+    inputs = held + more  # so many may fill a half of a word
     model = Sequential(nn.Linear(inputs, 9, bias=False))
     nn.init.constant_(model[0].weight, sign * 0.5)
     model[0].weight.data[4:, 0] *= torch.tensor([0.1, 0.3, 0.7, -1.0, 0.5])  # none is exact
@@ -298,7 +302,7 @@ def test_samples_of_another_shape_are_refused():
 @pytest.mark.parametrize(
     ("model", "options", "words"),
     [
-        (Sequential(nn.Linear(4, 2)), {"weight_bits": 3}, "weight_bits is 3, expected 8 or 4"),
+        (Sequential(nn.Linear(4, 2)), {"weight_bits": 3}, "weight_bits is 3, expected 8, 4 or 2"),
         (Sequential(Curved(4, decay=0.5)), {}, "0 computes exp, for which C"),
         (Sequential(Dividing(4, decay=0.5)), {}, "0 divides by what changes, which integers"),
         (Sequential(nn.Linear(4, 2), Mean()), {}, "1 divides by what changes"),

@@ -167,6 +167,7 @@ def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
             "hyperparameters.weight_averaging=1",
             "weight_averaging is 1.0, expected at least 0 and below 1",
         ),
+        ("hyperparameters.weight_bits=3", "weight_bits is 3, expected 8, 4, 2 or 0"),
         ("hyperparameters.label_smoothing=1", "label_smoothing is 1.0"),
         ("hyperparameters.logit_per_spike=0", "logit_per_spike is 0.0, expected above 0"),
         ("mnist_config.teachers=one", "('mnist_config.teachers'): expected a list, such as [a, b]"),

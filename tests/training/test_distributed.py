@@ -113,9 +113,10 @@ def normalise():
     plain, SmallSNN.__init__ = SmallSNN.__init__, __init__
 
 
-@pytest.mark.parametrize("averaging", [0, 0.9])
-def test_what_is_evaluated_is_what_is_written(tmp_path, monkeypatch, averaging):
-    more = settings(tmp_path, f"hyperparameters.weight_averaging={averaging}")
+@pytest.mark.parametrize(("averaging", "bits"), [(0, 0), (0.9, 2)])
+def test_what_is_evaluated_is_what_is_written(tmp_path, monkeypatch, averaging, bits):
+    averaged = f"hyperparameters.weight_averaging={averaging}"
+    more = settings(tmp_path, averaged, f"hyperparameters.weight_bits={bits}")
     finish(start(tmp_path, 2, "--train", *more, prepare=normalise))
     monkeypatch.setattr(SmallSNN, "__init__", SmallSNN.__init__)  # is put back
     normalise()

@@ -87,12 +87,13 @@ def assert_equal_states(one, other):
 
 SETTINGS = {
     "OneCycleLR": ("scheduler.scheduler_choice=OneCycleLR",),
-    "MultiStepLR, averaging, poisson": (
+    "MultiStepLR, averaging, poisson, rounded": (
         "scheduler.scheduler_choice=MultiStepLR",
         "scheduler.MultiStepLR.milestones=[1,2]",
         "hyperparameters.weight_averaging=0.9",
         "optimizer.coefficient_lr_scale=100",  # to the edge of the stable set
         "hyperparameters.encoding=poisson",
+        "hyperparameters.weight_bits=4",
     ),
 }
 
@@ -276,6 +277,44 @@ def test_a_last_checkpoint_is_used_with_the_average_that_training_evaluates(tmp_
     trial.test(last)
     assert_equal_states(trial.model.state_dict(), evaluated)
     assert_equal_states(trained_network(last, SmallSNN).model.state_dict(), evaluated)
+
+
+BITS = "hyperparameters.weight_bits=2"
+
+
+def test_rounded_weights_are_trained_evaluated_and_saved_as_best(tmp_path):
+    averaged = "hyperparameters.weight_averaging=0.9"
+    trial = experiment(small(tmp_path, BITS, averaged, "hyperparameters.epoch=1"))
+    trial.train()
+    last, best = (load_checkpoint(the_run(tmp_path) / which) for which in ("last", "best"))
+    for layer in ("layers.1.weight", "layers.4.weight"):
+        assert all(len(row.abs().unique()) > 2 for row in last["snn_state_dict"][layer])
+        assert all(len(row[row != 0].abs().unique()) == 1 for row in best["snn_state_dict"][layer])
+    assert_equal_states(trial.model.state_dict(), best["snn_state_dict"])
+    (again, _), metrics = trial.evaluate("validation"), best["metrics"]
+    assert again["loss"] == metrics["validation_loss"]  # rounded once more, they are the same
+    assert trial.test(last) == trial.test(best)
+
+
+def test_gradients_of_rounded_weights_change_those_behind_them(tmp_path):
+    """The first batch's step, of an optimiser that subtracts the gradient."""
+    sgd = "optimizer.optimizer_choice=SGD", "optimizer.SGD.lr=0.5", "optimizer.SGD.momentum=0"
+    settings = small(tmp_path, BITS, *sgd, "scheduler.scheduler_choice=none")
+    trial = experiment(settings)
+    weight, seen = trial.model.layers[1].weight, []
+
+    def look(module, args, output):
+        if torch.is_grad_enabled():
+            seen.append(module.weight.detach().clone())
+
+    trial.model.layers[1].register_forward_hook(look)
+    own = weight.detach().clone()
+    trial.stop_requested = lambda: True
+    with pytest.raises(Stopped):
+        trial.train()
+    assert all(len(row[row != 0].abs().unique()) == 1 for row in seen[0])
+    assert weight.grad.abs().max() > 0
+    torch.testing.assert_close(weight, own - 0.5 * weight.grad)
 
 
 def test_the_average_is_one_of_the_filters_at_work(tmp_path, monkeypatch):

@@ -1,0 +1,63 @@
+"""Weights of few bits: how integer networks round them, and how training sees them rounded.
+
+Training takes loss and gradients from the rounded weights, and changes those behind them, whose
+small changes add up (Courbariaux, Bengio, David, 2015, arXiv 1511.00363).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+WEIGHT_BITS = 2, 4, 8
+SHARES = np.linspace(0.5, 1.0, 26).tolist()  # of the largest weight that may be the largest integer
+EXACT = 1e-12  # square error, as a part of the squares, that is but the rounding of floats
+
+
+def integer_weights(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Integers for weights ``(*, outputs, inputs)``, and what a 1 stands for in each output.
+
+    If multiples of the smallest weight are exact, as for weights of 0 and 1, they are taken. Else
+    the scale is the one with the least square error.
+
+    Returns:
+        The integers, in the dtype of the weights, and ``(*, outputs, 1)``.
+    """
+    most = (1 << (bits - 1)) - 1
+    sizes = weights.abs()
+    largest = sizes.amax(-1, keepdim=True)
+    smallest = sizes.where(sizes > 0, torch.inf).amin(-1, keepdim=True)
+    scale, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
+    for candidate in (smallest, *(share * largest / most for share in SHARES)):
+        candidate = candidate.where(largest > 0, 1.0)
+        integers = (weights / candidate).round_().clamp_(-most, most)
+        error = (weights - candidate * integers).square_().sum(-1, keepdim=True)
+        scale, least = candidate.where(error < least, scale), least.minimum(error)
+    return (weights / scale).round_().clamp_(-most, most), scale
+
+
+@contextmanager
+def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
+    """A context in which the weights of a model are rounded, if there are so many bits, not 0.
+
+    They are those of each ``nn.Linear`` and ``nn.Conv2d``, which is what integer networks have.
+    Weights that were rounded before stay as they are. Gradients must be taken inside the context,
+    and be followed outside.
+    """
+    layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
+    kept = {layer.weight: layer.weight.detach().clone() for layer in layers if bits}
+    with torch.no_grad():
+        for weight, own in kept.items():
+            integers, scale = integer_weights(own.flatten(1), bits)
+            near = scale * integers
+            error, size = ((one**2).sum(1, keepdim=True) for one in (near - own.flatten(1), near))
+            near = own.flatten(1).where(error <= EXACT * size, near)
+            weight.copy_(near.view_as(weight))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, own in kept.items():
+                weight.copy_(own)

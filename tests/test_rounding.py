@@ -1,0 +1,43 @@
+"""Weights of few bits: as integers make them, and only inside their context."""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+from leaving_pytorch import network, spikes
+from torch import nn
+
+from snn_lib.inference import quantise
+from snn_lib.rounding import rounded_weights
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("name", ["linear", "groups", "normalised maps"])
+def test_what_training_sees_is_what_integers_compute(name, bits):
+    model, features = network(name)
+    x = spikes(30, *features)
+    with torch.no_grad():
+        exact = model(x)[0].numpy()
+        with rounded_weights(model, bits):
+            target, rounded = model(x)[0].numpy(), copy.deepcopy(model)
+    for trained in (model, rounded):
+        made = quantise(trained, x, bits, features)
+        output = made.run(made.integers(x.numpy())) * made.output_scale
+        assert np.std(output - target) < 1e-3 * np.std(target)
+    assert np.std(target - exact) > {8: 1e-3, 4: 0.02, 2: 0.2}[bits] * np.std(exact)
+
+
+def test_the_weights_are_back_behind_the_context_even_if_it_fails():
+    model = nn.ModuleList([nn.Linear(6, 5), nn.Conv2d(3, 4, 2), nn.Linear(6, 5)])
+    model[2].weight = model[0].weight
+    own = copy.deepcopy(model.state_dict())
+    for error in (None, KeyError):
+        with contextlib.suppress(KeyError), rounded_weights(model, 2):
+            rows = [row for layer in model for row in layer.weight.flatten(1)]
+            assert all(len(row[row != 0].abs().unique()) == 1 for row in rows)
+            if error:
+                raise error
+        for name, values in model.state_dict().items():
+            assert torch.equal(values, own[name])
