@@ -7,12 +7,11 @@ small changes add up (Courbariaux, Bengio, David, 2015, arXiv 1511.00363).
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 WEIGHT_BITS = 2, 4, 8
-SHARES = np.linspace(0.5, 1.0, 26).tolist()  # of the largest weight that may be the largest integer
+SHARES = [k / 50 for k in range(25, 51)]  # of the largest weight that may be the largest integer
 EXACT = 1e-12  # square error, as a part of the squares, that is but the rounding of floats
 
 
@@ -42,19 +41,18 @@ def integer_weights(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
     """A context in which the weights of a model are rounded, if there are so many bits, not 0.
 
-    They are those of each ``nn.Linear`` and ``nn.Conv2d``, which is what integer networks have.
-    Weights that were rounded before stay as they are. Gradients must be taken inside the context,
-    and be followed outside.
+    They are those of each ``nn.Linear`` and ``nn.Conv2d``, as in integer networks; what was rounded
+    before stays the same. Take gradients inside the context, and an optimiser's step behind it.
     """
     layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
     kept = {layer.weight: layer.weight.detach().clone() for layer in layers if bits}
     with torch.no_grad():
         for weight, own in kept.items():
-            integers, scale = integer_weights(own.flatten(1), bits)
+            rows = own.flatten(1)
+            integers, scale = integer_weights(rows, bits)
             near = scale * integers
-            error, size = ((one**2).sum(1, keepdim=True) for one in (near - own.flatten(1), near))
-            near = own.flatten(1).where(error <= EXACT * size, near)
-            weight.copy_(near.view_as(weight))
+            error, size = ((one**2).sum(1, keepdim=True) for one in (near - rows, rows))
+            weight.copy_(rows.where(error <= EXACT * size, near).view_as(weight))
     try:
         yield
     finally:
