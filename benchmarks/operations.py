@@ -201,7 +201,8 @@ def main() -> None:
         write_csv(path, rows + kept)
     if chosen.train and SPARING not in done:
         teachers = f"mnist_config.teachers=[{ROOT / 'benchmarks/results/dense_conv'}]"
-        trained = train(sparing_network, [teachers, *epochs], chosen, Sparing)
+        settings = [teachers, "hyperparameters.epoch=40", *epochs]
+        trained = train(sparing_network, settings, chosen, Sparing)
         kept.insert(1, row_of(SPARING, trained, leads=()))
         write_csv(path, rows + kept)
     missing = {name: run for name, run in short_runs().items() if name not in done}
