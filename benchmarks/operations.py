@@ -18,13 +18,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pretrained
+import torch
 from measuring import ROOT, earlier_rows, options
 from torch import Tensor, nn
 
 from snn_lib import Sequential
+from snn_lib.containers import tensors_in
 from snn_lib.data.batches import Batch
 from snn_lib.files import write_csv
-from snn_lib.inspection.operations import connection_sparsity, footprint
+from snn_lib.inspection.operations import (
+    PICOJOULES_ADDITION,
+    PICOJOULES_MULTIPLICATION,
+    connection_sparsity,
+    footprint,
+)
 from snn_lib.inspection.plotting import BLACK, BLUE, GREEN, GREY, ORANGE
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.config import load_config
@@ -32,6 +39,9 @@ from snn_lib.training.experiment import Experiment
 from snn_mlp_1 import SNN
 
 EPOCHS = 1
+# For 64 bits from an SRAM of 1 MB, in which weights of 8 bits lie, and from one of 32 kB, in which
+# states of 32 bits lie: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
+PICOJOULES_WEIGHTS, PICOJOULES_STATES = 100, 20
 LEADS = (1, 2, 3, 4, 6)
 COLORS = {"constant": BLUE, "poisson": ORANGE, "latency": GREEN}
 BEFORE = ("snn_mlp_1", "snn_mlp_1_poisson", "snn_mlp_1_latency")
@@ -82,10 +92,42 @@ def row_of(name: str, experiment: Experiment, leads: tuple[float, ...] = LEADS) 
         "activity_sparsity": round(activity.activity_sparsity(), 4),
         "connection_sparsity": round(connection_sparsity(experiment.model), 4),
         "footprint_bytes": footprint(experiment.model),
+        "states": states_of(experiment),
     } | {
         f"{key}_lead_{row['lead']}": round(row[key], 4)
         for row in early
         for key in ("accuracy", "steps", "operations")
+    }
+
+
+@torch.no_grad()
+def states_of(experiment: Experiment) -> int:
+    """How many numbers the network remembers from a step to the next."""
+    x = next(experiment.task.batches("test")).x[:1, :1]
+    return sum(tensor.numel() for tensor in tensors_in(experiment.model.eval()(x)[1]))
+
+
+def effort(row: dict, stopped: str = "") -> dict[str, float]:
+    """What an image takes beside the operations at the weights; of all steps or stopped at a lead.
+
+    Each operation reads a weight of 8 bits. Each step reads and writes all states, and compares the
+    outputs with the two largest so far.
+    """
+    steps = float(row[f"steps{stopped}"])
+    operations, share = point(row, stopped)[0], steps / float(row["steps"])
+    states = 2 * 4 * float(row["states"]) * steps
+    multiplies = share * (float(row["filters"]) + float(row["neurons"]))
+    spiking = float(row["additions"]) > 0
+    product = PICOJOULES_ADDITION + PICOJOULES_MULTIPLICATION
+    arithmetic = operations * (PICOJOULES_ADDITION if spiking else product) + multiplies * product
+    memory = operations / 8 * PICOJOULES_WEIGHTS + states / 8 * PICOJOULES_STATES
+    return {
+        "multiply-accumulates of filters and neurons": multiplies,
+        "comparisons to stop": 2 * SIZES[-1] * steps if stopped else 0,
+        "bytes of weights": operations,
+        "bytes of states": states,
+        "microjoules of arithmetic": 1e-6 * arithmetic,
+        "microjoules with memory": 1e-6 * (arithmetic + memory),
     }
 
 
@@ -163,13 +205,16 @@ def chart(path: Path, rows: list[dict]) -> None:
                 axes.plot(x, y, "o-" if behind else "o:", color=color, ms=4, label=label)
             else:
                 axes.scatter(*point(row), s=18, color=color, alpha=0.4, lw=0)
-    if any(row["model"] not in (*PRETRAINED, DENSE) for row in rows):
+    if any(row["model"] not in (*PRETRAINED, DENSE, SPARING) for row in rows):
         axes.scatter([], [], s=18, color=GREY, alpha=0.4, lw=0, label="one epoch, filters before")
     for row in rows:
         if row["model"] == DENSE:
             (skipping, error), every = point(row), float(row["dense_operations"])
             axes.plot(every, error, "*", color=BLACK, ms=10, label="dense, multiplies everything")
             axes.plot(skipping, error, "*", color=BLACK, mfc="w", ms=10, label="dense, skips zeros")
+        if row["model"] == SPARING:
+            label = "the same, trained for it"
+            axes.plot(*point(row), "P", color=BLACK, mfc="w", ms=8, label=label)
     axes.set(xscale="log", yscale="log", xlabel="operations at the weights for an image")
     axes.set_ylabel("test images not recognised, %")
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
@@ -214,6 +259,11 @@ def main() -> None:
         operations, error = point(row)
         print(f"{row['model']}: {100 - error:.2f} %, {operations:,.0f} synaptic operations")
     write_csv(path, rows + kept)
+    rivals = [(row, "") for row in rows + kept if row["model"] in (BEHIND[-1], DENSE, SPARING)]
+    for row, stopped in [(rows[-1], "_lead_2"), *rivals]:
+        print(f"\n{row['model']}{', at a lead of two' if stopped else ''}:")
+        for name, value in effort(row, stopped).items():
+            print(f"  {value:,.2f} {name}")
     chart(chosen.output, rows + kept)
     print(f"\nsaved {chosen.output}.csv and .png")
 
