@@ -33,6 +33,7 @@ OF_THE_LOOP = {
     *("hyperparameters.epoch", "hyperparameters.precision", "hyperparameters.weight_averaging"),
     "hyperparameters.weight_bits",
     *("hyperparameters.chunk", "hyperparameters.rate_penalty", "hyperparameters.target_rate"),
+    "hyperparameters.penalty_by_cost",
 }
 SECTIONS_OF_OTHERS = ("optimizer.", "scheduler.", "camera.")
 WITHOUT_EFFECT = {
