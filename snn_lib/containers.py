@@ -254,7 +254,8 @@ class Sequential(StatefulModule):
                 and isinstance(module, StatefulModule)
                 and module.joins(following)
             ):
-                with contextlib.suppress(ValueError):  # whose layer is found one by one
+                # if it fails, the modules run one by one below, so that the error names the layer
+                with contextlib.suppress(ValueError):
                     pair = states[index], states[index + 1]
                     x, states[index : index + 2] = module.run_with(following, x, pair, lengths)
                     index, spikes = index + 2, _spikes(following, False)

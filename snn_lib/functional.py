@@ -95,13 +95,13 @@ def run_cells(
         RuntimeError: ``torch.jit.trace`` traces it.
     """
     inputs = _inputs_of(calls, x, lengths, name)
-    dtype, features, order = inputs.dtype, x.shape[2:], channels_last(x)
+    dtype, features, last = inputs.dtype, x.shape[2:], channels_last(x)
     if dtype == torch.float16:  # which no kernel writes
         inputs = inputs._replace(dtype=torch.float32)
     fires = calls[-1] if calls[1:] and not inputs.program.fires[0] else calls[0]
     output, after = run(inputs, fires.surrogate)
-    states = [tuple(own.values()) for own in _states_of(calls, after, features, order)]
-    return in_dtype(unfold(output, features, order), dtype, "the output"), states
+    states = [tuple(own.values()) for own in _states_of(calls, after, features, last)]
+    return in_dtype(unfold(output, features, last), dtype, "the output"), states
 
 
 def run_recurrent(
@@ -128,13 +128,13 @@ def run_recurrent(
         ValueError, TypeError, RuntimeError: as :func:`run_cells`.
     """
     inputs = _inputs_of(calls, x, lengths, "x")
-    own, features, order = inputs.coefficients.dtype, x.shape[2:], channels_last(x)
+    own, features, last = inputs.coefficients.dtype, x.shape[2:], channels_last(x)
     inputs = inputs._replace(x=in_dtype(inputs.x, own, "x"), dtype=own)
     surrogate = calls[0].surrogate
     if fed is None:
         fed = x.new_zeros(x.shape[1:], dtype=own)
     check_shape("state fed", fed, x.shape[1:])
-    fed = fold(in_dtype(fed, own, "state fed")[None], 2, order)[0]
+    fed = fold(in_dtype(fed, own, "state fed")[None], 2, last)[0]
     if type(weights) is nn.Linear and not is_observed(weights) and len(features) == 1:
         weight, bias = weights.weight.to(own), weights.bias
         if weight.shape != (*features, *features):
@@ -146,13 +146,13 @@ def run_recurrent(
     else:
 
         def weigh(output: Tensor) -> Tensor:
-            given = unfold(output[None], features, order).to(promoted)
-            return fold(weights(given), 2, order)[0].to(own)
+            given = unfold(output[None], features, last).to(promoted)
+            return fold(weights(given), 2, last)[0].to(own)
 
         promoted = next(iter(calls[0].coefficients.values()), x).dtype
         currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
-    states = [tuple(state.values()) for state in _states_of(calls, after, features, order)]
-    return unfold(currents, features, order), unfold(outputs, features, order), states
+    states = [tuple(state.values()) for state in _states_of(calls, after, features, last)]
+    return unfold(currents, features, last), unfold(outputs, features, last), states
 
 
 def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: str) -> Inputs:
@@ -192,7 +192,7 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
             f"seed has shape {tuple(call.seed.shape)} in {call.seed.dtype}, expected (2,) in "
             "torch.int64, from draw_seed"
         )
-    shape, features, order = x.shape, x.shape[2:], channels_last(x)
+    shape, features, last = x.shape, x.shape[2:], channels_last(x)
     tensors, promoted = _in_one_dtype(call.coefficients)
     if tensors:
         own, device = tensors[0].dtype, tensors[0].device
@@ -213,7 +213,7 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
                 f" or (order, *features) for {name} of shape {tuple(shape)} (T, B, *features)"
             )
         counts.append(tensor.shape[0] if leading else None)
-        rows.append(fold(tensor if leading else tensor[None], 1, order))
+        rows.append(fold(tensor if leading else tensor[None], 1, last))
         needed += [tensor.requires_grad] * len(rows[-1])
     state = None
     if call.given is not None:
@@ -228,13 +228,13 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
             check_shape(f"state {label}", tensor, expected)
             check_device(f"state {label}", tensor, device)
             tensor = in_dtype(tensor, own, f"state {label}")
-            given.append(fold(tensor[None] if count is None else tensor, 2, order))
+            given.append(fold(tensor[None] if count is None else tensor, 2, last))
         state = torch.cat(given) if given else None
     if not rows:
-        rows = [fold(torch.empty(0, *features, dtype=own, device=device), 1, order)]
+        rows = [fold(torch.empty(0, *features, dtype=own, device=device), 1, last)]
     return Inputs(
         key_of(call.kind, tuple(call.state.values()), tuple(counts)),
-        fold(x, 2, order),
+        fold(x, 2, last),
         torch.cat(rows) if rows[1:] else rows[0],
         state,
         dropout=call.dropout,
@@ -245,7 +245,7 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
 
 
 def _states_of(
-    calls: Sequence[Call], rows: Tensor, features: torch.Size, order: bool, dim: int = 0
+    calls: Sequence[Call], rows: Tensor, features: torch.Size, last: bool, dim: int = 0
 ) -> list[dict[str, Tensor]]:
     """The states of each cell by name, from the rows of all of them along this dimension."""
     found, begin = [], 0
@@ -253,7 +253,7 @@ def _states_of(
         found.append({})
         for name, count in call.state.items():
             own = rows.select(dim, begin) if count is None else rows.narrow(dim, begin, count)
-            found[-1][name] = unfold(own, features, order)
+            found[-1][name] = unfold(own, features, last)
             begin += 1 if count is None else count
     return found
 
@@ -398,7 +398,7 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
         ValueError, TypeError: as :func:`run_cells`; also if the cell does not spike.
     """
     inputs = _inputs_of([replace(call, dropout=0.0)], x, None, "x")
-    features, order, fire = x.shape[2:], channels_last(x), fire_with(call.surrogate)
+    features, last, fire = x.shape[2:], channels_last(x), fire_with(call.surrogate)
     fired: list[tuple[Tensor, Tensor]] = []  # what thresholds have compared, and said
 
     def watched(potential: Tensor) -> Tensor:
@@ -414,9 +414,9 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
     if not potentials:
         raise ValueError(f"{call.kind} does not spike, so it has no potential")
     return Traces(
-        unfold(torch.stack(outputs), features, order),
-        unfold(torch.stack(potentials), features, order),
-        _states_of([call], torch.stack(states[:-1]), features, order, dim=1)[0],
+        unfold(torch.stack(outputs), features, last),
+        unfold(torch.stack(potentials), features, last),
+        _states_of([call], torch.stack(states[:-1]), features, last, dim=1)[0],
     )
 
 

@@ -1,4 +1,4 @@
-"""Stability of IIR filters: the test for it, the nearest stable filter, and a warning.
+"""Stability of IIR filters: the test for it, a stable filter close by, and a warning.
 
 F[t] = sum_{p=1..P} alpha_p F[t-p] + ...
 
@@ -52,7 +52,7 @@ def has_stable_poles(alpha: Array) -> Array:
 
 
 def stabilise(alpha: Tensor, margin: float) -> Tensor:
-    """The nearest stable filter for each channel; a stable filter stays the same, bit for bit.
+    """A stable filter close by for each channel; a stable one stays the same, bit for bit.
 
     The function never waits for a GPU, because what it does depends on no value.
 

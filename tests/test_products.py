@@ -136,8 +136,8 @@ def test_cpus_with_other_registers_give_the_same_bits(lanes, registers, rate, mo
     x, weight = spikes(77, INPUTS, rate=rate), torch.randn(OUTPUTS, INPUTS)
     direction = torch.randn(77, OUTPUTS)
     expected = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
-    task = kernels.Task("float32", "float32", lanes, registers)
-    monkeypatch.setattr(kernels, "task_of", lambda spikes, weights: task)
+    variant = kernels.Variant("float32", "float32", lanes, registers)
+    monkeypatch.setattr(kernels, "variant_of", lambda spikes, weights: variant)
     found = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
@@ -548,8 +548,8 @@ def test_convolutions_on_cpus_with_other_registers_have_the_same_bits(lanes, mon
         return found, patches.gradient(direction, x, weight.shape, (1, 1))
 
     expected = results()
-    task = kernels.Task("float32", "float32", lanes, 4)
-    monkeypatch.setattr(patches, "task_of", lambda spikes, weights: task)
+    variant = kernels.Variant("float32", "float32", lanes, 4)
+    monkeypatch.setattr(patches, "variant_of", lambda spikes, weights: variant)
     assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
 
 

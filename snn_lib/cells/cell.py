@@ -37,7 +37,7 @@ from snn_lib.time_constants import PerChannel, per_channel
 
 
 class Constrained(StatefulModule):
-    """A layer that computes with the allowed coefficients next to its parameters.
+    """A layer whose parameters are projected into an allowed set before it computes with them.
 
     Attributes:
         coefficients: the names of its coefficients, parameters or buffers.
@@ -274,7 +274,7 @@ class Cell(Constrained):
         )
         pairs = zip(made.coefficients, rows, strict=True)
         zeros = {name: 0.0 for name, row in pairs if not row.any()}
-        lines = made.forward.without({**zeros, "kept": 1.0}).lines
+        lines = made.forward.without({**zeros, "dropout_scale": 1.0}).lines
         return sum(line.operation in ("mul", "div") for line in lines)
 
     @property
@@ -305,19 +305,23 @@ class Cell(Constrained):
             for name in self.coefficients
         }
 
-    def decaying(self) -> dict[str, Tensor]:
-        """By name, the filters ``(order, *shape)`` whose decay must not be rounded away."""
+    def must_decay(self) -> dict[str, Tensor]:
+        """By name, the filters ``(P, *shape)`` that conversion and loading refuse to round.
+
+        They refuse only a rounding after which one no longer decays. A decay counts as a filter of
+        order 1.
+        """
         return {name: getattr(self, name)[None] for name in self.decays}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        for name, own in self.decaying().items():
+        for name, own in self.must_decay().items():
             loaded = state_dict.get(prefix + name)
             if isinstance(loaded, Tensor) and loaded.numel() == own.numel():
                 refuse_rounding(own, loaded.view(own.shape), prefix + name, others[-1])
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cell":
-        for own in self.decaying().values():
+        for own in self.must_decay().values():
             dtype = convert(own.new_empty(0)).dtype
             if dtype != own.dtype and not own.is_meta:
                 check_rounding(own.detach(), dtype)
@@ -351,9 +355,11 @@ def straight_through(tensor: Tensor, project: Callable[[Tensor], Tensor]) -> Ten
     if not (torch.is_grad_enabled() or is_transformed()):
         return project(fixed)
     zero = fixed - tensor
-    if not torch.compiler.is_compiling():  # whose gradient would read a tensor that has changed
-        zero = zero.nan_to_num()  # inf and nan too, but for its gradient
-    return project(fixed) - zero  # not plus, which would make 0.0 of -0.0
+    # The gradient of nan_to_num reads ``zero`` again. A compiled one computes it once more, from a
+    # parameter that ``_pull_back`` has changed by then.
+    if not torch.compiler.is_compiling():
+        zero = zero.nan_to_num()  # it is nan where the tensor is infinite
+    return project(fixed) - zero  # minus, because -0.0 + 0.0 is 0.0
 
 
 def autocast_dtype(coefficient: Tensor) -> torch.dtype | None:

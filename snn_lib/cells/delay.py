@@ -92,7 +92,7 @@ class Delay(Constrained):
         """Delays all time steps; see the class for shapes."""
         check_tensor("x", x)
         check_time_first(x.shape, "x")
-        features, order, delays = (
+        features, last, delays = (
             x.shape[2:],
             channels_last(x),
             self.coefficients_of_call()["steps"],
@@ -102,16 +102,16 @@ class Delay(Constrained):
         dtype = autocast_dtype(delays) or delays.dtype
         channels = over_positions(delays, features, 0)
         check_shape("steps", channels, features)
-        x = fold(in_dtype(x, own, "x"), 2, order)
+        x = fold(in_dtype(x, own, "x"), 2, last)
         if state is None:
             before = x.new_zeros(self.longest, *x.shape[1:])
         else:
             check_shape("state", state[0], (self.longest, x.shape[1], *features))
-            before = fold(in_dtype(state[0], own, "state"), 2, order)
+            before = fold(in_dtype(state[0], own, "state"), 2, last)
         sequence = torch.cat([before, x])
-        start, parts = self._places(fold(channels[None].to(own), 1, order)[0])
-        output = unfold(interpolate(sequence, start, parts, x.shape[0]), features, order)
-        after = unfold(last_steps(sequence, self.longest, lengths), features, order)
+        start, parts = self._places(fold(channels[None].to(own), 1, last)[0])
+        output = unfold(interpolate(sequence, start, parts, x.shape[0]), features, last)
+        after = unfold(last_steps(sequence, self.longest, lengths), features, last)
         return Output(in_dtype(output, dtype, "the output"), (after,))
 
     def _places(self, delays: Tensor) -> tuple[Tensor, Tensor]:

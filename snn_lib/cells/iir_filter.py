@@ -143,7 +143,7 @@ class IIRSynapse(Cell):
             return self.alpha
         return straight_through(self.alpha, lambda alpha: stabilise(alpha, self.margin))
 
-    def decaying(self) -> dict[str, Tensor]:
+    def must_decay(self) -> dict[str, Tensor]:
         """The filters, unless a constraint keeps them stable."""
         return {"alpha": self.alpha} if self.constraint == "none" else {}
 

@@ -222,7 +222,7 @@ class _Graph:
         made = program(layer.key)
         coefficients = dict(zip(made.coefficients, layer.coefficients, strict=True))
         known = {name: 0.0 for name, row in coefficients.items() if not row.any()}
-        trace, states = made.forward.without({**known, "kept": 1.0}).live(made.states)
+        trace, states = made.forward.without({**known, "dropout_scale": 1.0}).live(made.states)
         values: dict[str, Any] = {"x": x, **coefficients}
         values |= {name: self._state(f"{layer.name}.{name}", layer.before) for name in states}
         for line in trace.lines:

@@ -198,7 +198,7 @@ def _reduced(
                 f"{name} computes {line.operation}, for which C needs its library of mathematics: "
                 "it cannot be exported"
             )
-    known = {"kept": 1.0}
+    known = {"dropout_scale": 1.0}
     for key, row in coefficients.items():
         if not row.any() or (row == 1).all():
             known[key] = float(row.flat[0])

@@ -1,4 +1,4 @@
-"""What the way back through time computes at each step, for the backends that write kernels."""
+"""What the backward pass computes at each time step, for the backends that write kernels."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,13 +19,13 @@ class Product(NamedTuple):
 
 
 class Adjoint:
-    """The step of a way back.
+    """A step of the backward pass.
 
     Attributes:
         program: the program.
         need_x: whether the gradient of x is needed.
         numbers: the names of the surrogate's numbers.
-        step: the trace that has the values of all that follows among its lines.
+        step: the trace of one backward step; ``carried``, ``x`` and ``sums`` name lines of it.
         arriving: the names of the gradients that arrive at the states after the step.
         carried: the gradients of the states before it.
         x: the gradient of x.
@@ -54,7 +54,7 @@ _adjoint = remember(Adjoint)
 
 
 def adjoint_of(inputs: Inputs, need_x: bool) -> Adjoint:
-    """The way back of a program; the same object whenever the same is asked for."""
+    """A backward step of a program; the same object whenever the same is asked for."""
     return _adjoint(inputs.key, inputs.surrogate, need_x, tuple(inputs.needed))
 
 

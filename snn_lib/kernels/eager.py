@@ -40,11 +40,11 @@ def run(inputs: Inputs, surrogate: Surrogate | None = None) -> tuple[Tensor, Ten
 def steps_of(inputs: Inputs, fire: Fire) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Takes one step after the other: its output, and the rows of states after it."""
     rows, coefficients = inputs.first.unbind(), inputs.coefficients.unbind()
-    x, kept = inputs.x.to(inputs.coefficients.dtype), [None] * len(inputs.x)
+    x, scales = inputs.x.to(inputs.coefficients.dtype), [None] * len(inputs.x)
     if inputs.dropout and inputs.seed is not None:
-        kept = dropout_scale(x.shape, x.dtype, inputs.dropout, inputs.seed).unbind()
-    for now, factors in zip(x.unbind(), kept, strict=True):
-        output, rows = inputs.program.step(now, factors, rows, coefficients, fire)
+        scales = dropout_scale(x.shape, x.dtype, inputs.dropout, inputs.seed).unbind()
+    for now, scale in zip(x.unbind(), scales, strict=True):
+        output, rows = inputs.program.step(now, scale, rows, coefficients, fire)
         yield output, rows
 
 

@@ -119,31 +119,31 @@ class Program:
         self.states = _names((cell.kind.states, cell.states) for cell in self.cells)
         self.coefficients = _names(
             ((cell.kind.coefficients, cell.coefficients) for cell in self.cells),
-            taken=("x", "kept", *self.states),
+            taken=("x", "dropout_scale", *self.states),
         )
         tried = [_try(cell) for cell in self.cells]
         self.spikes, self.fires = ([one[place] for one in tried] for place in (0, 1))
 
     def step(
-        self, x: Tensor, kept: Any, states: Sequence, coefficients: Sequence, fire: Fire
+        self, x: Tensor, dropout_scale: Any, states: Sequence, coefficients: Sequence, fire: Fire
     ) -> tuple[Tensor, list[Tensor]]:
         """One step of all cells: the output of the last, and the new rows of states.
 
-        Spikes are multiplied by ``kept`` where they are passed on, unless it is ``None``.
+        Spikes are multiplied by ``dropout_scale`` where they are passed on, unless it is ``None``.
         """
         before, given, after = iter(states), iter(coefficients), []
         for number, (cell, spikes) in enumerate(zip(self.cells, self.spikes, strict=True)):
             if number and self._rounds:
                 x = x.to(torch.bfloat16).to(x.dtype)
             x, rows = cell.step(x, before, given, fire)
-            x = x * kept if spikes and kept is not None else x
+            x = x * dropout_scale if spikes and dropout_scale is not None else x
             after += rows
         return x, after
 
     def inputs(self, surrogate: str = "") -> list[str]:
-        """The names of a trace's inputs; ``kept`` is there only if a cell spikes."""
-        kept = ["kept"] if any(self.spikes) else []
-        return ["x", *kept, *self.states, *self.coefficients, *parameters(surrogate)]
+        """The names of a trace's inputs; ``dropout_scale`` is there only if a cell spikes."""
+        scale = ["dropout_scale"] if any(self.spikes) else []
+        return ["x", *scale, *self.states, *self.coefficients, *parameters(surrogate)]
 
     @cached_property
     def forward(self) -> Trace:
@@ -179,7 +179,8 @@ class Program:
             given = dict(zip(names, tensors, strict=True))
             states, coefficients, numbers = ([given[name] for name in group] for group in groups)
             fire = fire_with(surrogate_of(surrogate, numbers))
-            output, after = self.step(given["x"], given.get("kept"), states, coefficients, fire)
+            x, scale = given["x"], given.get("dropout_scale")
+            output, after = self.step(x, scale, states, coefficients, fire)
             return [output, *after]
 
         return trace(run, names)
@@ -216,7 +217,7 @@ def _read(key: str) -> Part:
     return Part(kind, states, coefficients)
 
 
-def _names(groups: Any, taken: Sequence[str] = ("x", "kept")) -> list[str]:
+def _names(groups: Any, taken: Sequence[str] = ("x", "dropout_scale")) -> list[str]:
     """A name for each row, such as membrane, or alpha_0 and alpha_1; all names are different."""
     found: list[str] = []
     for names, orders in groups:

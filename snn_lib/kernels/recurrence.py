@@ -5,9 +5,9 @@
     fed[t + 1] = output[t]
 
 :func:`run_plainly` is the definition, with any weights. For a matrix there is an operator, which
-takes each step on the backend that serves its tensors. On the way back, the gradient of a current
-goes to the output of the step before it through the transposed matrix, and all steps share one
-product for the gradient of the matrix.
+takes each step on the backend that serves its tensors. In the backward pass, the gradient of a
+current goes to the output of the step before it through the transposed matrix, and all steps share
+one product for the gradient of the matrix.
 """
 
 from collections.abc import Callable
@@ -125,7 +125,7 @@ def _recur_backward(
     backend, before = backend_for(weight), torch.cat([fed[None], outputs])[:-1]
     grad_x, grad_coefficients = torch.empty_like(currents), torch.zeros_like(inputs.coefficients)
     grad_fed, checkpoints = torch.zeros_like(fed), fed.new_empty(2)
-    # Without lengths, the gradient of the last state is where the way back begins.
+    # Without lengths, the gradient of the last state is where the backward pass begins.
     reaching, lengths = grad_last, inputs.lengths
     if lengths is not None:
         lengths = lengths.clamp(max=len(currents))

@@ -22,13 +22,13 @@ from snn_lib.kernels.program import (
 
 
 def decaying(x, state, coefficients, fire):
-    (past, kept), (lambda_, weights) = state, coefficients
-    v = lambda_ * kept + weights[0] * x + weights[1] * past[0]
+    (past, scale), (lambda_, weights) = state, coefficients
+    v = lambda_ * scale + weights[0] * x + weights[1] * past[0]
     spikes = fire(v)
     return spikes, ((*past, x)[1:], v - spikes)
 
 
-register(Kind("Decaying", decaying, ("x", "kept"), ("lambda", "x")))
+register(Kind("Decaying", decaying, ("x", "dropout_scale"), ("lambda", "x")))
 KEY = "Decaying[2,-;-,2]"
 FILTER, NEURON = "IIRSynapse[1,0;1,1]", "SpikingNeuron[-,-;-,-,-]"
 
@@ -44,9 +44,9 @@ def test_a_key_names_a_cell_and_its_rows():
 
 def test_names_that_clash_or_are_pythons_words_are_changed():
     made = program(KEY)
-    assert made.states == ["x_0", "x_1", "kept_"]
+    assert made.states == ["x_0", "x_1", "dropout_scale_"]
     assert made.coefficients == ["lambda_", "x_0_", "x_1_"]
-    assert made.inputs() == ["x", "kept", *made.states, *made.coefficients]
+    assert made.inputs() == ["x", "dropout_scale", *made.states, *made.coefficients]
     both = program(f"{FILTER}+{FILTER}")
     assert both.states == ["past_output_0", "past_output_0_"]
     assert both.coefficients == ["alpha_0", "beta_0", "alpha_0_", "beta_0_"]
@@ -61,7 +61,7 @@ def test_a_coefficient_may_be_called_as_a_number_of_the_surrogate():
     register(Kind("same name", step, ("membrane",), ("width",)))
     made = program("same name[-;-]")
     inputs = made.inputs("gaussian")
-    assert len(set(inputs)) == len(inputs) == 5  # x, kept, the state, the decay, the width
+    assert len(set(inputs)) == len(inputs) == 5  # x, dropout_scale, the state, the decay, the width
     assert len(made.adjoint("gaussian").results) == 5
 
 

@@ -30,11 +30,11 @@ from snn_lib.kernels.cpu.products import (
     LISTS,
     WORD,
     Product,
-    Task,
+    Variant,
     lists,
     run,
-    task_of,
     threads_for,
+    variant_of,
 )
 from snn_lib.kernels.cpu.writer import FLOAT, I64
 
@@ -75,7 +75,7 @@ def convolve(spikes: Tensor, weight: Tensor, bias: Tensor | None, padding: Seque
     threads = threads_for(images, output)
     sizes = *maps, inputs, outputs, *patch, *place, *size
     given = _last(spikes), weights, bias, output, _grids(threads, maps, patch, outputs), *sizes
-    made = _convolve(_task(spikes))
+    made = _convolve(_variant(spikes))
     run(made, threads, images, [*given, *lists(threads, 1, inputs)])
     return output.movedim(-1, 1)
 
@@ -91,7 +91,7 @@ def gradient(
     threads = threads_for(parts, grad_output)
     sizes = images, parts, *maps, inputs, outputs, *patch, *place, *grad_output.shape[2:]
     given = _last(spikes), _last(grad_output), found, _grids(threads, maps, patch, outputs), *sizes
-    made = _gradient(_task(spikes))
+    made = _gradient(_variant(spikes))
     run(made, threads, parts, [*given, *lists(threads, inputs, maps[0] * maps[1])])
     return found.sum(0).permute(3, 0, 1, 2).flip(2, 3)
 
@@ -108,25 +108,25 @@ def _grids(threads: int, maps: Sequence[int], patch: Sequence[int], outputs: int
 
 
 @cache
-def _convolve(task: Task) -> Kernel:
-    return kernel(convolve_source(task))
+def _convolve(variant: Variant) -> Kernel:
+    return kernel(convolve_source(variant))
 
 
 @cache
-def _gradient(task: Task) -> Kernel:
-    return kernel(gradient_source(task))
+def _gradient(variant: Variant) -> Kernel:
+    return kernel(gradient_source(variant))
 
 
-def _task(spikes: Tensor) -> Task:
-    """The task, whose words are no longer than the channels of a position."""
-    task = task_of(spikes.dtype, torch.float32)
+def _variant(spikes: Tensor) -> Variant:
+    """The variant, whose words are no longer than the channels of a position."""
+    variant = variant_of(spikes.dtype, torch.float32)
     word = WORD if spikes.shape[1] >= WORD else CHANNELS
-    return replace(task, registers=PANEL // task.lanes, word=word)
+    return replace(variant, registers=PANEL // variant.lanes, word=word)
 
 
-def convolve_source(task: Task) -> str:
+def convolve_source(variant: Variant) -> str:
     """The kernel of the convolution, see :data:`CONVOLVE`. Threads share the images."""
-    maps = _Maps("convolve", CONVOLVE, task)
+    maps = _Maps("convolve", CONVOLVE, variant)
     w, bias = maps.writer, maps.row("bias", FLOAT, I64(0))
     with w.counting(maps.first, maps.last) as (image, _):
         with w.counting(I64(0), maps.cells) as (cell, _):
@@ -150,9 +150,9 @@ def convolve_source(task: Task) -> str:
     return maps.text()
 
 
-def gradient_source(task: Task) -> str:
+def gradient_source(variant: Variant) -> str:
     """The kernel of the weights' gradient, see :data:`GRADIENT`. Threads share the parts."""
-    maps = _Maps("gradient", GRADIENT, task)
+    maps = _Maps("gradient", GRADIENT, variant)
     w = maps.writer
     maps.each(
         lambda n: w.write(w.number(0.0), maps.cell(I64(0)), n), w.mul(maps.cells, maps["outputs"])
@@ -192,8 +192,8 @@ class _Maps(Product):
         span: the numbers that a spike adds for one dy, side by side.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], task: Task) -> None:
-        super().__init__(name, arguments, task)
+    def __init__(self, name: str, arguments: Sequence[str], variant: Variant) -> None:
+        super().__init__(name, arguments, variant)
         w, more = self.writer, I64(-1)
         self.pitch = w.add(self["width"], w.add(self["patch_width"], more))
         rows = w.add(self["height"], w.add(self["patch_height"], more))
@@ -210,7 +210,7 @@ class _Maps(Product):
 
     def each(self, body: Callable[[ir.Value], None], last: ir.Value) -> None:
         """Writes ``body(n)`` for all n before ``last``."""
-        self.writer.each_channel(I64(0), last, self.task.lanes, body)
+        self.writer.each_channel(I64(0), last, self.variant.lanes, body)
 
     @contextmanager
     def positions(self, image: ir.Value) -> Iterator[tuple[ir.Value, ir.Value]]:

@@ -41,8 +41,8 @@ TRANSPOSE = ["source", "target", "rows", "columns"]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a kernel is made for.
+class Variant:
+    """The dtypes and sizes for which a kernel is compiled.
 
     Attributes:
         spikes: the name of the dtype of the spikes.
@@ -60,10 +60,10 @@ class Task:
 
 
 @cache
-def task_of(spikes: torch.dtype, weights: torch.dtype) -> Task:
-    """The task on this CPU."""
+def variant_of(spikes: torch.dtype, weights: torch.dtype) -> Variant:
+    """The variant for this CPU."""
     registers = 8 if has("avx512f") else 4  # of 32 or of 16; those of a group must fit
-    return Task(NAMES[spikes], NAMES[weights], vector_width(), registers)
+    return Variant(NAMES[spikes], NAMES[weights], vector_width(), registers)
 
 
 def serves(spikes: torch.dtype, weights: torch.dtype, shape: torch.Size) -> bool:
@@ -73,19 +73,19 @@ def serves(spikes: torch.dtype, weights: torch.dtype, shape: torch.Size) -> bool
     """
     if spikes not in NAMES or weights not in NAMES or len(shape) != 2:
         return False
-    task = task_of(spikes, weights)
+    variant = variant_of(spikes, weights)
     tiles = weights == torch.bfloat16 and has("amx-bf16")
-    return not tiles and shape[0] >= task.lanes * task.registers and shape[1] >= WORD
+    return not tiles and shape[0] >= variant.lanes * variant.registers and shape[1] >= WORD
 
 
 @cache
-def _weigh(task: Task) -> Kernel:
-    return kernel(weigh_source(task))
+def _weigh(variant: Variant) -> Kernel:
+    return kernel(weigh_source(variant))
 
 
 @cache
-def _gradient(task: Task) -> Kernel:
-    return kernel(gradient_source(task))
+def _gradient(variant: Variant) -> Kernel:
+    return kernel(gradient_source(variant))
 
 
 @cache
@@ -97,7 +97,7 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """The transposed matrix in memory, several times as fast as by PyTorch."""
     rows, columns = matrix.shape
     matrix, result = matrix.contiguous(), matrix.new_empty(columns, rows, dtype=dtype)
-    lanes = task_of(matrix.dtype, dtype).lanes
+    lanes = variant_of(matrix.dtype, dtype).lanes
     items = -(-rows // lanes)
     made = _transpose(NAMES[matrix.dtype], NAMES[dtype], lanes)
     run(made, threads_for(items, result), items, [matrix, result, rows, columns])
@@ -115,7 +115,7 @@ def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
     threads = threads_for(rows, output)
     fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
-    made = _weigh(task_of(spikes.dtype, weight.dtype))
+    made = _weigh(variant_of(spikes.dtype, weight.dtype))
     run(made, threads, rows, [*given, *lists(threads, min(rows, ROWS), inputs)])
     return output, fired.sum()
 
@@ -127,7 +127,7 @@ def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
     found = spikes.new_zeros(inputs, outputs, dtype=torch.float32)
     words = -(-inputs // WORD)
     threads = threads_for(words, grad_output)
-    made = _gradient(task_of(spikes.dtype, grad_output.dtype))
+    made = _gradient(variant_of(spikes.dtype, grad_output.dtype))
     given = spikes, grad_output, found, rows, inputs, outputs
     run(made, threads, words, [*given, *lists(threads, BLOCK, min(rows, BLOCK))])
     return transposed(found, grad_output.dtype)
@@ -153,9 +153,9 @@ def run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -
     openmp.run(made, threads, items, words)
 
 
-def weigh_source(task: Task) -> str:
+def weigh_source(variant: Variant) -> str:
     """The kernel of the weighted spikes, see :data:`WEIGH`. Threads share the rows."""
-    product = Product("weigh", WEIGH, task)
+    product = Product("weigh", WEIGH, variant)
     w, inputs = product.writer, product["inputs"]
     words = product.words()
     fired, bias = product.row("fired", I64, product.thread), product.row("bias", FLOAT, I64(0))
@@ -200,9 +200,9 @@ def weigh_source(task: Task) -> str:
     return product.text()
 
 
-def gradient_source(task: Task) -> str:
+def gradient_source(variant: Variant) -> str:
     """The kernel of the weights' gradient, see :data:`GRADIENT`. Threads share words of inputs."""
-    product = Product("gradient", GRADIENT, task)
+    product = Product("gradient", GRADIENT, variant)
     w, rows = product.writer, product["rows"]
     with (
         w.counting(product.first, product.last, BLOCK // WORD) as (first, _),
@@ -260,17 +260,17 @@ def transpose_source(source: str, target: str, lanes: int) -> str:
 class Product(Frame):
     """A kernel that is being written: its lists and its panels."""
 
-    def __init__(self, name: str, arguments: Sequence[str], task: Task) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], variant: Variant) -> None:
         super().__init__(name, arguments, FLOAT)
-        self.task = task
+        self.variant = variant
 
     def spikes(self, r: ir.Value) -> ir.Value:
         """A row of spikes."""
-        return self.row("spikes", KINDS[self.task.spikes], self.writer.mul(r, self["inputs"]))
+        return self.row("spikes", KINDS[self.variant.spikes], self.writer.mul(r, self["inputs"]))
 
     def dense(self, name: str, i: ir.Value) -> ir.Value:
         """A row of another matrix."""
-        kind = FLOAT if name == "gradient" else KINDS[self.task.dtype]
+        kind = FLOAT if name == "gradient" else KINDS[self.variant.dtype]
         return self.row(name, kind, self.writer.mul(i, self["outputs"]))
 
     # ---------------------------------------------------------------------------------------------
@@ -278,13 +278,13 @@ class Product(Frame):
 
     def words(self) -> ir.Value:
         """How many words a row of spikes has."""
-        w, length = self.writer, self.task.word
+        w, length = self.writer, self.variant.word
         return w.sdiv(w.add(self["inputs"], I64(length - 1)), I64(length))
 
     @contextmanager
     def each_spike(self, row: ir.Value, first: ir.Value, last: ir.Value) -> Iterator[ir.Value]:
         """The loop over what is not zero in the words of a row from ``first`` to ``last``."""
-        w, length = self.writer, self.task.word
+        w, length = self.writer, self.variant.word
         left = w.in_entry(I64)
         with w.counting(first, last) as (word, _):
             place = w.mul(word, I64(length))
@@ -343,7 +343,7 @@ class Product(Frame):
     @contextmanager
     def panels(self, length: ir.Value) -> Iterator[ir.Value]:
         """The loop over panels. The last one ends with the row, and may overlap with another."""
-        w, width = self.writer, self.task.lanes * self.task.registers
+        w, width = self.writer, self.variant.lanes * self.variant.registers
         with w.counting(I64(0), length, width) as (begin, _):
             self._begin = begin
             yield w.smaller(begin, w.sub(length, I64(width)))
@@ -368,8 +368,8 @@ class Product(Frame):
     def sums(self, column: ir.Value, first: Callable[[ir.Value], ir.Value]) -> list[ir.Value]:
         """The registers of a panel, with their first values."""
         w = self.writer
-        kind = ir.VectorType(FLOAT, self.task.lanes)
-        sums = [w.in_entry(kind) for _ in range(self.task.registers)]
+        kind = ir.VectorType(FLOAT, self.variant.lanes)
+        sums = [w.in_entry(kind) for _ in range(self.variant.registers)]
         self.each_place(column, sums, lambda n, total: w.store(first(n), total))
         return sums
 
@@ -393,7 +393,7 @@ class Product(Frame):
     def each_place(self, column: ir.Value, registers: Sequence, body: Callable) -> None:
         """Writes ``body(n, register)`` for the column n at which each register begins."""
         w = self.writer
-        w.width = self.task.lanes
+        w.width = self.variant.lanes
         for number, register in enumerate(registers):
-            body(w.add(column, I64(number * self.task.lanes)), register)
+            body(w.add(column, I64(number * self.variant.lanes)), register)
         w.width = 1

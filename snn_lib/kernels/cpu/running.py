@@ -9,7 +9,7 @@ from torch import Tensor
 from snn_lib.kernels.adjoint import Adjoint, adjoint_of
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel
-from snn_lib.kernels.cpu.source import BACKWARD, FORWARD, Task, backward_source, forward_source
+from snn_lib.kernels.cpu.source import BACKWARD, FORWARD, Variant, backward_source, forward_source
 from snn_lib.kernels.cpu.tiles import tiles_of
 from snn_lib.kernels.inputs import BLOCK, Inputs
 from snn_lib.kernels.program import remember
@@ -19,18 +19,18 @@ NO_DROPOUT = {"key_low": 0, "key_high": 0, "first": 0, "below": 0, "scale": 1.0}
 
 
 @remember
-def _forward(task: Task) -> Kernel:
-    return kernel(forward_source(task))
+def _forward(variant: Variant) -> Kernel:
+    return kernel(forward_source(variant))
 
 
 @remember
-def _backward(task: Task, adjoint: Adjoint) -> Kernel:
-    return kernel(backward_source(task, adjoint))
+def _backward(variant: Variant, adjoint: Adjoint) -> Kernel:
+    return kernel(backward_source(variant, adjoint))
 
 
 def kernel_of_steps(key: str, dtype: str) -> Kernel:
     """The kernel of a program for streams, in which everything has one dtype."""
-    return _forward(Task(key, dtype, dtype, dtype, drops=False, ends=False))
+    return _forward(Variant(key, dtype, dtype, dtype, drops=False, ends=False))
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +39,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     state.copy_(inputs.first)
     ends = state if inputs.lengths is None else state.clone()
     results = {"state": state, "ends": ends, "checkpoints": checkpoints, "output": output}
-    made = _forward(_task(inputs, output))
+    made = _forward(_variant(inputs, output))
     _run(made, FORWARD, inputs, {**results, "blocks": inputs.blocks})
     return output, ends, checkpoints
 
@@ -51,7 +51,7 @@ def backward(
     adjoint, tiles = adjoint_of(inputs, need_x), tiles_of(inputs.x.shape)
     grad_x, grad_coefficients, grad_state = inputs.new_gradients(need_x)
     grad_last = grad_last.contiguous()
-    # Without lengths, the gradient of the last state is where the way back begins.
+    # Without lengths, the gradient of the last state is where the backward pass begins.
     grad_state.copy_(grad_last) if inputs.lengths is None else grad_state.zero_()
     count, _, channels = grad_last.shape
     sums = torch.zeros(tiles.groups, len(adjoint.sums), channels, dtype=torch.float64)
@@ -66,7 +66,7 @@ def backward(
         "sums": sums,
         "again": inputs.coefficients.new_empty(room),
     }
-    made = _backward(_task(inputs, grad_output), adjoint)
+    made = _backward(_variant(inputs, grad_output), adjoint)
     _run(made, BACKWARD, inputs, given, list(map(float, inputs.numbers)))
     rows = compress(grad_coefficients, inputs.needed)
     for row, total in zip(rows, sums.sum(0), strict=True):
@@ -74,9 +74,9 @@ def backward(
     return grad_x, grad_coefficients, grad_state
 
 
-def _task(inputs: Inputs, output: Tensor) -> Task:
+def _variant(inputs: Inputs, output: Tensor) -> Variant:
     dtypes = (NAMES[tensor.dtype] for tensor in (inputs.x, output, inputs.coefficients))
-    return Task(inputs.key, *dtypes, inputs.dropout > 0, inputs.lengths is not None)
+    return Variant(inputs.key, *dtypes, inputs.dropout > 0, inputs.lengths is not None)
 
 
 def _sequence(name: str, sequence: Tensor) -> dict[str, object]:

@@ -28,8 +28,8 @@ KINDS = {"bfloat16": I16, "float32": FLOAT, "float64": DOUBLE}
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a kernel has to do, beside its program; each one is a kernel of its own.
+class Variant:
+    """The dtypes and options for which a program's kernel is compiled; each has its own kernel.
 
     Attributes:
         key: the program's key.
@@ -58,9 +58,9 @@ BACKWARD = [
 ]
 
 
-def forward_source(task: Task) -> str:
+def forward_source(variant: Variant) -> str:
     """The kernel that runs a program over time, see :data:`FORWARD`."""
-    made, kernel = program(task.key), _Kernel("forward", FORWARD, task)
+    made, kernel = program(variant.key), _Kernel("forward", FORWARD, variant)
     trace, w = made.forward, kernel.writer
 
     def keep(begin: ir.Value, b: ir.Value) -> None:
@@ -78,10 +78,10 @@ def forward_source(task: Task) -> str:
             values |= kernel.inputs(trace, t, b, n)
             kernel.lines(trace, values, flushed=trace.results[1:])
             output, *after = (kernel.value(result, values) for result in trace.results)
-            w.write(output, kernel.whole("output", task.output, t, b), n)
+            w.write(output, kernel.whole("output", variant.output, t, b), n)
             for value, place in zip(after, states, strict=True):
                 w.store(value, place)
-            if task.ends:
+            if variant.ends:
                 with w.if_then(kernel.is_end(b, t)):
                     for value, row in zip(after, kernel.states("ends", b), strict=True):
                         w.write(value, row, n)
@@ -94,13 +94,13 @@ def forward_source(task: Task) -> str:
     return kernel.text()
 
 
-def backward_source(task: Task, adjoint: Adjoint) -> str:
+def backward_source(variant: Variant, adjoint: Adjoint) -> str:
     """The kernel of a program's gradients, backward over time, see :data:`BACKWARD`."""
-    kernel, names = _Kernel("backward", BACKWARD, task, adjoint.numbers), adjoint.program.states
+    kernel, names = _Kernel("backward", BACKWARD, variant, adjoint.numbers), adjoint.program.states
     w, count, trained = kernel.writer, len(names), len(adjoint.sums)
     again, states = adjoint.again, adjoint.states
-    # The factors of spikes cost more to draw than to keep from one way to the other.
-    keeps_factors = task.drops and bool(states) and again.reads("kept")
+    # Dropout's factors cost more to draw than to keep from one loop to the other.
+    keeps_scales = variant.drops and bool(states) and again.reads("dropout_scale")
 
     def replay(first: ir.Value, begin: ir.Value, end: ir.Value, b: ir.Value, n: ir.Value) -> None:
         """The states before the steps after ``begin``, in a block that begins at ``first``."""
@@ -110,8 +110,8 @@ def backward_source(task: Task, adjoint: Adjoint) -> str:
             values = fixed | kernel.read_states(names, held)
             values |= kernel.inputs(again, t, b, n)
             here = w.sub(t, first)
-            if keeps_factors:
-                w.write(values["kept"], kernel.again(here, b)[-1], n)
+            if keeps_scales:
+                w.write(values["dropout_scale"], kernel.again(here, b)[-1], n)
             kernel.lines(again, values, flushed=again.results)
             *after, _ = kernel.again(w.add(here, I64(1)), b)
             for result, row, place in zip(again.results, after, held, strict=True):
@@ -127,10 +127,10 @@ def backward_source(task: Task, adjoint: Adjoint) -> str:
         back = w.counting(w.sub(end, I64(1)), begin, -1)
         with kernel.carrying([*rows, *totals], n) as held, back as (t, _):
             adjoints, sums = held[:count], held[count:]
-            if task.ends:
+            if variant.ends:
                 with w.if_then(kernel.is_end(b, t)):
                     add_last(adjoints, b, n)
-            *before, factors = kernel.again(w.sub(t, first), b)
+            *before, scales = kernel.again(w.sub(t, first), b)
             values = fixed | kernel.read_states(adjoint.arriving, adjoints)
             for name, row in zip(names, before, strict=True):
                 if name in states:
@@ -139,15 +139,17 @@ def backward_source(task: Task, adjoint: Adjoint) -> str:
             values["_g0"] = w.read(kernel.sequence("grad_output", t, b), n)
             if adjoint.step.reads("x"):
                 values["x"] = w.read(kernel.sequence("x", t, b), n)
-            if adjoint.step.reads("kept"):
-                values["kept"] = w.read(factors, n) if keeps_factors else kernel.kept(t, b, n)
+            if adjoint.step.reads("dropout_scale"):
+                values["dropout_scale"] = (
+                    w.read(scales, n) if keeps_scales else kernel.dropout_scale(t, b, n)
+                )
             # x's for the product after it
             flushed = [*adjoint.carried, *[adjoint.x] * adjoint.need_x]
             kernel.lines(adjoint.step, values, flushed=flushed)
             for result, carried in zip(adjoint.carried, adjoints, strict=True):
                 w.store(kernel.value(result, values), carried)
             if adjoint.need_x:
-                grad_x = kernel.whole("grad_x", task.x, t, b)
+                grad_x = kernel.whole("grad_x", variant.x, t, b)
                 w.write(kernel.value(adjoint.x, values), grad_x, n)
             for total, products in zip(sums, adjoint.sums.values(), strict=True):
                 w.store(w.fadd(w.load(total), kernel.sum_of(products, values)), total)
@@ -176,7 +178,7 @@ def backward_source(task: Task, adjoint: Adjoint) -> str:
                     )
                     rows = [w.select(from_start, start, kept) for start, kept in pairs]
                     kernel.copy(rows, kernel.again(I64(0), b)[:-1])
-                enough = last if keeps_factors else w.sub(last, I64(1))
+                enough = last if keeps_scales else w.sub(last, I64(1))
                 with w.counting(first, enough, GROUP) as (begin, _), kernel.each_row() as b:
                     end = w.smaller(enough, w.add(begin, I64(GROUP)))
                     kernel.each_channel(partial(replay, first, begin, end, b))
@@ -185,7 +187,7 @@ def backward_source(task: Task, adjoint: Adjoint) -> str:
                 begin = w.add(first, w.mul(group, I64(GROUP)))
                 end = w.smaller(last, w.add(begin, I64(GROUP)))
                 kernel.each_channel(partial(retreat, first, begin, end, b))
-        if task.ends:
+        if variant.ends:
             with kernel.each_row() as b, w.if_then(kernel.is_end(b, I64(-1))):
                 kernel.each_channel(partial(finish, b))
     return kernel.text()
@@ -194,9 +196,11 @@ def backward_source(task: Task, adjoint: Adjoint) -> str:
 class _Kernel(Frame):
     """A kernel that is being written: its arguments, its tiles and its rows."""
 
-    def __init__(self, name: str, arguments: list[str], task: Task, numbers: Sequence[str] = ()):
-        self.task, self._number_names = task, list(numbers)
-        self._program, self.kind = program(task.key), KINDS[task.state]
+    def __init__(
+        self, name: str, arguments: list[str], variant: Variant, numbers: Sequence[str] = ()
+    ) -> None:
+        self.variant, self._number_names = variant, list(numbers)
+        self._program, self.kind = program(variant.key), KINDS[variant.state]
         super().__init__(name, [*arguments, *numbers], self.kind)
 
     # ---------------------------------------------------------------------------------------------
@@ -239,7 +243,7 @@ class _Kernel(Frame):
 
     def sequence(self, name: str, t: ir.Value, b: ir.Value) -> ir.Value:
         """The row of x, or of the output's gradient, which have strides of their own."""
-        w, kind = self.writer, KINDS[self.task.x if name == "x" else self.task.output]
+        w, kind = self.writer, KINDS[self.variant.x if name == "x" else self.variant.output]
         offset = w.add(w.mul(t, self[f"{name}_step"]), w.mul(b, self[f"{name}_batch"]))
         return self.row(name, kind, offset)
 
@@ -253,7 +257,7 @@ class _Kernel(Frame):
         """The rows of a state of sequence b, which lie behind so many others."""
         w, names = self.writer, self._program.states
         places = (I64(s) if before is None else w.add(before, I64(s)) for s in range(len(names)))
-        return [self.whole(name, self.task.state, place, b) for place in places]
+        return [self.whole(name, self.variant.state, place, b) for place in places]
 
     def checkpoints(self, block: ir.Value, b: ir.Value) -> list[ir.Value]:
         """The rows of the state before the first step of a block, which is not the first block."""
@@ -261,7 +265,7 @@ class _Kernel(Frame):
         return self.states("checkpoints", b, w.mul(w.sub(block, I64(1)), count))
 
     def again(self, step: ir.Value, b: ir.Value) -> list[ir.Value]:
-        """The rows of a state that this thread computes again, and that of the spikes' factors.
+        """The rows of a state that this thread computes again, and that of dropout's factors.
 
         They have the channels of the tile alone, and begin where channel 0 would lie.
         """
@@ -311,8 +315,8 @@ class _Kernel(Frame):
         if trace.reads("x"):
             w.prefetch(self.sequence("x", w.add(t, I64(GROUP)), b), n)
             values["x"] = w.read(self.sequence("x", t, b), n)
-        if trace.reads("kept"):
-            values["kept"] = self.kept(t, b, n)
+        if trace.reads("dropout_scale"):
+            values["dropout_scale"] = self.dropout_scale(t, b, n)
         return values
 
     def coefficients(self, n: ir.Value) -> dict[str, ir.Value]:
@@ -333,15 +337,15 @@ class _Kernel(Frame):
         number = self.writer.bitcast(self[name], DOUBLE)
         return number if self.kind == DOUBLE else self.writer.fptrunc(number, FLOAT)
 
-    def kept(self, t: ir.Value, b: ir.Value, n: ir.Value) -> ir.Value:
-        """The factors of the spikes that are passed on."""
+    def dropout_scale(self, t: ir.Value, b: ir.Value, n: ir.Value) -> ir.Value:
+        """Dropout's factors of the spikes."""
         w = self.writer
-        if not self.task.drops:
+        if not self.variant.drops:
             return w.number(1.0)
         before = w.mul(w.add(w.mul(t, self["batch"]), b), self["channels"])
         index = w.add(w.add(before, n), self["first"])
         low, high, below = (w.trunc(self[name], I32) for name in ("key_low", "key_high", "below"))
-        return w.kept(index, [low, high], below, self._number("scale"))
+        return w.dropout_scale(index, [low, high], below, self._number("scale"))
 
     def lines(self, trace: Trace, values: dict, flushed: Sequence[Value]) -> None:
         """Writes the lines of a trace, and adds their values."""

@@ -231,10 +231,10 @@ class Writer(ir.IRBuilder):
         small = self.fcmp_ordered("<", self.intrinsic("llvm.fabs", a), self.number(TINY))
         return self.select(small, self.number(0.0), a)
 
-    def kept(
+    def dropout_scale(
         self, index: ir.Value, key: list[ir.Value], below: ir.Value, scale: ir.Value
     ) -> ir.Value:
-        """The factors of spikes, from element number ``index`` on: zero, or the scale.
+        """Dropout's factors of spikes, from element number ``index`` on: zero, or the scale.
 
         See ``eager.dropout_scale``. Elements are counted in 32 bits, as the hash is.
         """

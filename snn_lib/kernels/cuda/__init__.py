@@ -8,8 +8,8 @@ walks through time with the states in registers. Neighbouring lanes are neighbou
 loads and stores coalesce. Sequences come with their strides, so an input that is expanded over
 time or not contiguous is read in place.
 
-The way back needs the states before each step. The forward pass keeps those at the beginning of
-every block of steps, and the backward kernel computes a block's states again into memory that it
+The backward pass needs the states before each step. The forward pass keeps those at the beginning
+of every block of steps, and the backward kernel computes a block's states again into memory that it
 uses for every block, which therefore stays in the cache.
 
 A coefficient's gradient is summed in each lane over time, then in each program over its batch rows,

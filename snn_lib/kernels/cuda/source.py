@@ -215,7 +215,7 @@ class _Text:
 
     def __init__(self, made: Program, numbers: Sequence[str] = ()) -> None:
         groups = ("s", made.states), ("c", made.coefficients), ("w", numbers)
-        self.names = {"x": "x_now", "kept": "kept"}
+        self.names = {"x": "x_now", "dropout_scale": "dropout_scale"}
         self.names |= {own: f"{letter}{k}" for letter, g in groups for k, own in enumerate(g)}
         self._program = made
         self._constants: dict[float, str] = {}
@@ -246,10 +246,10 @@ class _Text:
 
     def step(self, trace: Trace, x: str) -> list[str]:
         """The lines of a trace, and what they read at each step; ``x`` is the address of x."""
-        reads_x, reads_kept = trace.reads("x"), trace.reads("kept")
+        reads_x, drops = trace.reads("x"), trace.reads("dropout_scale")
         return [
             *[f"x_now = tl.load({x}, lane, 0.0).to(dtype)"] * reads_x,
-            *["kept = factor_of(seed, key, index, dropout, lane, dtype)"] * reads_kept,
+            *["dropout_scale = factor_of(seed, key, index, dropout, lane, dtype)"] * drops,
             *(f"{line.name} = {self._expression(line)}" for line in trace.lines),
         ]
 
