@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from recorded import qtdb_files, some_beats
 from running import ROOT, YAML, run_script, tiny, train
 from torch import nn
 
@@ -256,6 +257,22 @@ def test_recordings_of_two_cameras_are_described_read_and_drawn(tmp_path, monkey
     assert more == pytest.approx(0.3 * 34**2 * 4.7, rel=0.05)
     assert float(clean["event_vision_behind"]) >= 0.9  # of ten
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_helps_goes_on_where_it_was_stopped_with_networks_of_one_size(tmp_path):
+    folder, output = qtdb_files(tmp_path / "qtdb", *some_beats()), tmp_path / "helps"
+    path = output.with_suffix(".csv")
+    command = BENCHMARKS / "what_helps.py", folder, "--output", output, "--epochs", 1
+    assert run_script(*command).code == 0
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([first, *others[2:]]) + "\n")
+    again = run_script(*command)
+    assert again.out.count("best epoch 1") == 2
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [",".join(row.values()) for row in rows] == [*others[2:], *others[:2]]
+    assert all(1_840 <= int(row["parameters"]) <= 1_854 for row in rows)
+    assert again.out.count(" % of the steps") == 6
 
 
 def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path):
