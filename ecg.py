@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from snn_lib import (
@@ -28,6 +29,7 @@ from snn_lib.data.ecg import WAVES, hold_out, load_ecg
 from snn_lib.settings import (
     FIRST_VALUE,
     NEVER,
+    TRAINING,
     Hyperparameters,
     OneTimeConstant,
     ResonantFilters,
@@ -38,6 +40,7 @@ from snn_lib.tasks.classification import LabelSmoothing
 from snn_lib.training import main
 
 CHANNELS = 4  # rising and falling events of two leads
+EXCHANGED = [2, 3, 0, 1]  # the channels with the other lead first
 VALIDATION_SHARE = 0.1  # of the training recordings
 
 
@@ -66,6 +69,9 @@ class ECGConfig(SequenceConfig):
     hyperparameters: ECGHyperparameters = field(default_factory=ECGHyperparameters)
     unlabelled: Literal["ignored", "first"] = setting(
         "ignored", "what a step without a label counts as: nothing, or the first class"
+    )
+    exchange_leads: bool = setting(
+        False, "also train on every sequence with its two leads exchanged", TRAINING
     )
 
 
@@ -121,6 +127,9 @@ def data(config: ECGConfig) -> dict[str, tuple[Tensor, Tensor]]:
     held_out = hold_out(y, VALIDATION_SHARE, config.seed)
     parts = {"train": (x[~held_out], y[~held_out]), "validation": (x[held_out], y[held_out])}
     parts["test"] = test
+    if config.exchange_leads:
+        x, y = parts["train"]
+        parts["train"] = torch.cat([x, x[..., EXCHANGED]]), y.repeat(2, 1)
     if config.unlabelled == "first":
         return {part: (x, y.clamp(min=0)) for part, (x, y) in parts.items()}
     return parts
