@@ -23,6 +23,7 @@ from running import (
     tiny,
 )
 
+import ecg
 import event_vision
 import sequential_mnist
 import snn_conv
@@ -182,6 +183,21 @@ def test_ecg_trains_and_tests_to_the_same_accuracy_both_ways_of_counting(tmp_pat
         assert f"P: {100 * (answers == 'P')[counted & (names == 'P')].mean():.2f} %" in tested.out
         if unlabelled == "ignored":
             assert accuracy(tested) == accuracy(trained)
+
+
+def test_ecg_trains_on_exchanged_leads_alone_beside_what_it_is_given(tmp_path):
+    qtdb_files(tmp_path, *some_beats())
+    usual, exchanged = (
+        ecg.data(ecg.ECGConfig(name="leads", dataset_path=str(tmp_path), exchange_leads=exchange))
+        for exchange in (False, True)
+    )
+    x, y = usual["train"]
+    both, labels = exchanged["train"]
+    left, right = x[..., :2], x[..., 2:]
+    assert torch.equal(both, torch.cat([x, torch.cat([right, left], 2)]))
+    assert torch.equal(labels, torch.cat([y, y]))
+    for part in ("validation", "test"):
+        assert all(map(torch.equal, exchanged[part], usual[part]))
 
 
 def test_help(tmp_path):
