@@ -2,8 +2,9 @@
 
     python benchmarks/what_helps.py FOLDER   # of QTDB_train.mat and QTDB_test.mat
 
-All have about as many parameters and are trained alike, with each seed. Each run that ends is saved
-(CSV), and the next call goes on with the runs that are missing. Prints the mean of every variant.
+All have about as many parameters and are trained alike, with each seed, on the leads as they are.
+Each run that ends is saved (CSV), and the next call goes on with the runs that are missing. Prints
+the mean of every variant.
 """
 
 import argparse
@@ -103,6 +104,7 @@ def trained(variant: str, seed: int, folder: Path, runs: str, epochs: int) -> di
         f"runs_path={runs}",
         f"seed={seed}",
         "device=cpu",
+        "exchange_leads=false",
         f"hyperparameters.epoch={epochs}",
         f"hyperparameters.neurons=[{neurons}]",
     ]
