@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from snn_lib.files import write_atomically
-from snn_lib.inference.integers import IntegerNetwork, StagedIntegers
+from snn_lib.inference.integers import NEAR_LIMIT, STATE_BITS, IntegerNetwork, StagedIntegers
 from snn_lib.inference.stages import Gather, Pool, Rows, Step, Windows
 from snn_lib.inference.staging import StagedNetwork, read_stages
 from snn_lib.kernels.trace import Line
@@ -59,6 +59,20 @@ static inline int32_t rounded({name}_state *state, int64_t value, int shift, int
         return value < 0 ? -(int32_t)limit : (int32_t)(limit - 1);
     }}
     return (int32_t)(up >> shift) - (int32_t)limit;
+}}
+"""
+SHIFT_SUMS = """
+/* Only the differences of the sums count: when one nears its limit, all lose the largest. */
+static inline void shift_sums({name}_state *state)
+{{
+    int32_t largest = state->answer_sum[0], near = 0;
+    for (int32_t n = 0; n < {big}_OUTPUTS; n++) {{
+        const int32_t sum = state->answer_sum[n];
+        largest = sum > largest ? sum : largest;
+        near |= sum >= {limit} || sum <= -{limit};
+    }}
+    for (int32_t n = 0; near && n < {big}_OUTPUTS; n++)
+        state->answer_sum[n] = rounded(state, (int64_t)state->answer_sum[n] - largest, 0, {bits});
 }}
 """
 # A word holds several weights, each plus half its range. Their sums grow in halves of words. What a
@@ -248,17 +262,27 @@ class _Source:
         ]
         if isinstance(read, StagedIntegers):
             lines += [
-                f"#define {big}_INPUT_SCALE {read.input_scale!r} /* what a 1 stands for */",
-                f"#define {big}_OUTPUT_SCALE {read.output_scale!r}",
+                f"#define {big}_INPUT_MIN ({read.input_limits[0]})",
+                f"#define {big}_INPUT_MAX {read.input_limits[1]}",
+                f"#define {big}_INPUT_SCALE {read.input_scale!r} /* what a 1 of x stands for */",
+                f"#define {big}_OUTPUT_SCALE {read.output_scale!r} /* what a 1 of y stands for */",
             ]
+            if read.readout is not None:
+                lines.append(f"#define {big}_LEAD_SCALE {read.lead_scale!r} /* and of the lead */")
         kind = read.input_kind if isinstance(read, StagedIntegers) else self.number
         lines += ["", f"typedef {kind} {name}_input;", f"typedef {self.number} {name}_output;", ""]
         lines += ["/* What a stream remembers, and the room for a step. */", "typedef struct {"]
         lines += [f"    {kind} {key}[{n}];" for key, (kind, n) in self._members().items()]
-        lines += ["    uint32_t saturated; /* values that did not fit */"] * self.integers
+        lines += [
+            "    uint32_t saturated; /* values that did not fit since the reset */"
+        ] * self.integers
         lines += [
             *(f"}} {name}_state;", ""),
-            *("/* Begins a new sequence. */", f"void {name}_reset({name}_state *state);", ""),
+            *(
+                "/* Begins a new sequence. Call it before the first step. */",
+                f"void {name}_reset({name}_state *state);",
+                "",
+            ),
             f"/* Runs a time step, from {big}_INPUTS values x to {big}_OUTPUTS values y. */",
             f"void {name}_step({name}_state *state, const {name}_input *x, {name}_output *y);",
         ]
@@ -360,6 +384,13 @@ class _Source:
                     values = self._pool(stage, self._stored(steps, values))
             steps = []
         self._loop(steps, values, math.prod(self.staged.after), self._end)
+        if isinstance(self.staged, StagedIntegers) and self.staged.answers_are_sums:
+            self.helpers["rounded"] = ROUNDED.format(name=self.name)
+            names = {"name": self.name, "big": self.name.upper()}
+            self.helpers["shift_sums"] = SHIFT_SUMS.format(
+                **names, limit=NEAR_LIMIT, bits=STATE_BITS
+            )
+            self._line("shift_sums(state);")
 
     def _end(self, value: str) -> None:
         """A value of the output is returned, and read out."""
