@@ -152,10 +152,10 @@ def to_c(
     ``network.c`` and ``network.h`` are C99 and need no library but its ``memset``, no memory but
     what they are given, and floats of IEEE 754. ``network_state`` holds what a stream remembers:
     there may be several. The step computes what the network does in evaluation mode, with the
-    preparation of its input as in :func:`snn_lib.inference.to_onnx`. Sums of weights are added up in another order than in
-    PyTorch. If the readout of the network is ``count``, ``mean``, ``last`` or ``maximum``, or it
-    answers at every step, ``network_class`` says which class leads, and ``network_lead`` by how
-    much.
+    preparation of its input as in :func:`snn_lib.inference.to_onnx`. Sums of weights are added up
+    in another order than in PyTorch. If the readout of the network is ``count``, ``mean``, ``last``
+    or ``maximum``, or it answers at every step, ``network_class`` says which class leads, and
+    ``network_lead`` by how much.
 
     Args:
         network: a network as :func:`snn_lib.inference.compiled` takes, which is written in floats;
@@ -270,9 +270,8 @@ class _Source:
                 f"#define {big}_OUTPUT_SCALE {read.output_scale!r} /* what a 1 of y stands for */",
             ]
             if read.readout is not None:
-                lines.append(
-                    f"#define {big}_LEAD_SCALE {read.lead_scale!r} /* what a 1 of the lead stands for */"
-                )
+                scale = f"{read.lead_scale!r} /* what a 1 of the lead stands for */"
+                lines.append(f"#define {big}_LEAD_SCALE {scale}")
         kind = read.input_kind if isinstance(read, StagedIntegers) else self.number
         lines += ["", f"typedef {kind} {name}_input;", f"typedef {self.number} {name}_output;", ""]
         lines += [
