@@ -6,7 +6,7 @@
 #include "samples.h"
 #include "start.h"
 
-#define LEAD 2
+#define LEAD ((network_output)(2 / NETWORK_LEAD_SCALE)) /* two spikes */
 
 static network_state state; /* one for each stream; it is large for a stack */
 
@@ -36,13 +36,13 @@ static void classify(int32_t sample)
     print(" steps and ");
     print_number(INSTRUCTIONS_A_TICK * total);
     print(" instructions\n");
+    if (state.saturated)
+        print("some values did not fit: give quantise samples that reach farther\n");
 }
 
 int main(void)
 {
     for (int32_t sample = 0; sample < SAMPLES; sample++)
         classify(sample);
-    if (state.saturated)
-        print("some values did not fit: give quantise samples that reach farther\n");
     return 0;
 }

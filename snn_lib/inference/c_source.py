@@ -4,6 +4,7 @@ The two differ in how arithmetic is spelled, and in how rows of weights are adde
 over layers, and readouts are the same. The lines of a step are those of its trace.
 """
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+import snn_lib
 from snn_lib.files import write_atomically
-from snn_lib.inference.integers import IntegerNetwork, StagedIntegers
+from snn_lib.inference.integers import NEAR_LIMIT, STATE_BITS, IntegerNetwork, StagedIntegers
 from snn_lib.inference.stages import Gather, Pool, Rows, Step, Windows
 from snn_lib.inference.staging import StagedNetwork, read_stages
 from snn_lib.kernels.trace import Line
@@ -59,6 +61,20 @@ static inline int32_t rounded({name}_state *state, int64_t value, int shift, int
         return value < 0 ? -(int32_t)limit : (int32_t)(limit - 1);
     }}
     return (int32_t)(up >> shift) - (int32_t)limit;
+}}
+"""
+SHIFT_SUMS = """
+/* Only the differences of the sums count: when one nears its limit, all lose the largest. */
+static inline void shift_sums({name}_state *state)
+{{
+    int32_t largest = state->answer_sum[0], near = 0;
+    for (int32_t n = 0; n < {big}_OUTPUTS; n++) {{
+        const int32_t sum = state->answer_sum[n];
+        largest = sum > largest ? sum : largest;
+        near |= sum >= {limit} || sum <= -{limit};
+    }}
+    for (int32_t n = 0; near && n < {big}_OUTPUTS; n++)
+        state->answer_sum[n] = rounded(state, (int64_t)state->answer_sum[n] - largest, 0, {bits});
 }}
 """
 # A word holds several weights, each plus half its range. Their sums grow in halves of words. What a
@@ -133,19 +149,19 @@ def to_c(
 ) -> None:
     """Writes one time step of a trained network as C, for a microcontroller.
 
-    ``network.c`` and ``network.h`` are C99 and need no library, no memory but what they are given,
-    and floats of IEEE 754. ``network_state`` holds what a stream remembers: there may be several.
-    The step computes what the network does in evaluation mode, with the preparation of its input as
-    in :func:`snn_lib.inference.to_onnx`. Sums of weights are added up in another order than in
-    PyTorch. If the readout of the network is ``count``, ``mean``, ``last`` or ``maximum``, or it
-    answers at every step, ``network_class`` says which class leads, and ``network_lead`` by how
-    much.
+    ``network.c`` and ``network.h`` are C99 and need no library but its ``memset``, no memory but
+    what they are given, and floats of IEEE 754. ``network_state`` holds what a stream remembers:
+    there may be several. The step computes what the network does in evaluation mode, with the
+    preparation of its input as in :func:`snn_lib.inference.to_onnx`. Sums of weights are added up
+    in another order than in PyTorch. If the readout of the network is ``count``, ``mean``, ``last``
+    or ``maximum``, or it answers at every step, ``network_class`` says which class leads, and
+    ``network_lead`` by how much.
 
     Args:
         network: a network as :func:`snn_lib.inference.compiled` takes, which is written in floats;
             or one of :func:`snn_lib.inference.quantise`, in integers.
-        path: the file to write, ``.c``; a file ``.h`` is written beside it. All names begin with
-            the file's, which has to be a name in C.
+        path: the file to write, ``.c``; a file ``.h`` is written beside it. All names that the
+            linker sees begin with the file's, which has to be a name in C.
         shape: as in :func:`snn_lib.inference.compiled`; of no use for integers.
         classes, step: as in :func:`snn_lib.inference.to_onnx`.
 
@@ -248,17 +264,30 @@ class _Source:
         ]
         if isinstance(read, StagedIntegers):
             lines += [
-                f"#define {big}_INPUT_SCALE {read.input_scale!r} /* what a 1 stands for */",
-                f"#define {big}_OUTPUT_SCALE {read.output_scale!r}",
+                f"#define {big}_INPUT_MIN ({read.input_limits[0]})",
+                f"#define {big}_INPUT_MAX {read.input_limits[1]}",
+                f"#define {big}_INPUT_SCALE {read.input_scale!r} /* what a 1 of x stands for */",
+                f"#define {big}_OUTPUT_SCALE {read.output_scale!r} /* what a 1 of y stands for */",
             ]
+            if read.readout is not None:
+                scale = f"{read.lead_scale!r} /* what a 1 of the lead stands for */"
+                lines.append(f"#define {big}_LEAD_SCALE {scale}")
         kind = read.input_kind if isinstance(read, StagedIntegers) else self.number
         lines += ["", f"typedef {kind} {name}_input;", f"typedef {self.number} {name}_output;", ""]
-        lines += ["/* What a stream remembers, and the room for a step. */", "typedef struct {"]
-        lines += [f"    {kind} {key}[{n}];" for key, (kind, n) in self._members().items()]
-        lines += ["    uint32_t saturated; /* values that did not fit */"] * self.integers
+        lines += [
+            f"/* What a stream remembers, and the room for a step: {self._ram():,} bytes. */",
+            "typedef struct {",
+            *(f"    {kind} {key}[{n}];" for key, (kind, n) in self._members().items()),
+        ]
+        counts = (
+            "    uint32_t saturated; /* values that did not fit: if any, do not trust the class */"
+        )
+        lines += [counts] * self.integers
+        begins = "/* Begins a new sequence. Call it before the first step"
+        begins += "; it clears `saturated`. */" if self.integers else ". */"
         lines += [
             *(f"}} {name}_state;", ""),
-            *("/* Begins a new sequence. */", f"void {name}_reset({name}_state *state);", ""),
+            *(begins, f"void {name}_reset({name}_state *state);", ""),
             f"/* Runs a time step, from {big}_INPUTS values x to {big}_OUTPUTS values y. */",
             f"void {name}_step({name}_state *state, const {name}_input *x, {name}_output *y);",
         ]
@@ -307,12 +336,16 @@ class _Source:
             arrays = {"nothing": ("uint8_t", 1)}  # C has no empty structs
         return dict(sorted(arrays.items(), key=lambda item: -SIZES[item[1][0]]))
 
-    def _head(self) -> str:
-        """The comment at the beginning of the file ``.c``."""
-        read, members = self.staged, self._members().values()
+    def _ram(self) -> int:
+        """The bytes of the struct."""
+        members = self._members().values()
         widest = max([SIZES[kind] for kind, _ in members] + [4] * self.integers)
         ram = sum(SIZES[kind] * n for kind, n in members) + 4 * self.integers
-        ram = -(-ram // widest) * widest
+        return -(-ram // widest) * widest
+
+    def _head(self) -> str:
+        """The comment at the beginning of the file ``.c``."""
+        read = self.staged
         before, after = (" x ".join(map(str, shape)) for shape in (read.before, read.after))
         if isinstance(read, StagedIntegers):
             low, high = read.input_limits
@@ -330,14 +363,19 @@ class _Source:
             "output": [f"{after}, {gives}"],
             "time step": [_remark(read.step) or "as in the training"],
             "flash": [f"{self.flash:,} bytes of tables"],
-            "RAM": [f"{ram:,} bytes for each stream"],
+            "RAM": [f"{self._ram():,} bytes for each stream"],
             "operations": [
                 f"of a step at most {self.additions:,} additions and {self.products:,} products",
                 f"at the weights, and {self.others:,} products of filters and neurons",
             ],
             "arithmetic": arithmetic,
         }
-        lines = [f"/* {self.name}.c: one time step of {read.title}, written by snn_lib.", ""]
+        digest = hashlib.sha256("".join(self.tables).encode()).hexdigest()[:12]
+        lines = [
+            f"/* {self.name}.c: one time step of {read.title}, written by snn_lib "
+            f"{snn_lib.__version__}; its tables are {digest} (SHA-256).",
+            "",
+        ]
         for key, (first, *more) in rows.items():
             lines += [f"   {key + ':':<12}{first}", *(f"   {'':<12}{text}" for text in more)]
         return "\n".join(lines) + " */\n"
@@ -360,6 +398,13 @@ class _Source:
                     values = self._pool(stage, self._stored(steps, values))
             steps = []
         self._loop(steps, values, math.prod(self.staged.after), self._end)
+        if isinstance(self.staged, StagedIntegers) and self.staged.answers_are_sums:
+            self.helpers["rounded"] = ROUNDED.format(name=self.name)
+            names = {"name": self.name, "big": self.name.upper()}
+            self.helpers["shift_sums"] = SHIFT_SUMS.format(
+                **names, limit=NEAR_LIMIT, bits=STATE_BITS
+            )
+            self._line("shift_sums(state);")
 
     def _end(self, value: str) -> None:
         """A value of the output is returned, and read out."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.description import preparation_of
-from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
+from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step, rounded
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
@@ -31,6 +31,7 @@ HEADROOM = 4.0  # times what the samples reach
 SMALL = 1e-3  # a state at which no neuron fires
 NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
 NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
+NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class StagedIntegers(StagedNetwork):
         weight_bits: of each weight.
         input_kind: the type of the input in C.
         input_limits: its least and its largest value.
-        input_scale, output_scale: what a 1 of the input and of the output stands for.
+        input_scale, output_scale, lead_scale: what a 1 of the input, of the output, and of the
+            answers stands for.
     """
 
     weight_bits: int
@@ -49,6 +51,12 @@ class StagedIntegers(StagedNetwork):
     input_limits: tuple[int, int]
     input_scale: float
     output_scale: float
+    lead_scale: float
+
+    @property
+    def answers_are_sums(self) -> bool:
+        """Whether the answers add up over time, so that they may near their limit."""
+        return any("sum" in step.states for step in self.readout or ())
 
 
 def quantise(
@@ -94,6 +102,8 @@ class IntegerNetwork:
     Attributes:
         before, after: the shapes of one step of the input and of the output.
         input_scale, output_scale: what a 1 of the input and of the output stands for.
+        lead_scale: what a 1 of the answers stands for, and of ``network_lead`` in C; 1 if the
+            network counts spikes.
         saturated: how many values have not fitted since the last reset.
     """
 
@@ -101,6 +111,7 @@ class IntegerNetwork:
         self.staged, self._preparation = staged, preparation
         self.before, self.after = staged.before, staged.after
         self.input_scale, self.output_scale = staged.input_scale, staged.output_scale
+        self.lead_scale = staged.lead_scale
         self.reset()
 
     def reset(self) -> None:
@@ -156,7 +167,11 @@ class IntegerNetwork:
         return [names[number] for number in last.argmax(1)], last
 
     def answers(self, x: np.ndarray) -> np.ndarray:
-        """What the readout says after each step of new sequences: int64 ``(T, B, outputs)``."""
+        """What the readout says after each step of new sequences: int64 ``(T, B, outputs)``.
+
+        For ``count`` and ``mean`` that is the sum of the steps so far. In a long stream, when one
+        of them nears its limit, those of all classes lose the largest: their differences stay.
+        """
         self.reset()
         return np.stack([self._step(now)[1] for now in x])
 
@@ -175,7 +190,16 @@ class IntegerNetwork:
         answer = x
         for stage in self.staged.readout or ():
             answer = stage.run(answer, self._states)
+            if self.staged.answers_are_sums:
+                self._states[f"{stage.name}.sum"] = self._shifted(f"{stage.name}.sum")
         return x.reshape(len(x), *self.after), answer
+
+    def _shifted(self, name: str) -> np.ndarray:
+        """The sums of the classes, of which only the differences count, away from the limit."""
+        sums = self._states[name]
+        largest = sums.max(-1, keepdims=True)
+        near = (abs(sums) >= NEAR_LIMIT).any(-1, keepdims=True)
+        return rounded(np.where(near, sums - largest, sums), 0, STATE_BITS, self._states)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -208,7 +232,9 @@ class _Quantiser:
     def __init__(self, read: StagedNetwork, x: np.ndarray, weight_bits: int) -> None:
         self._bits = weight_bits
         kind, values = _input_of(x)
-        read = replace(read, stages=tuple(_joined(read.stages)))
+        stages = tuple(_joined([_without_rests(stage) for stage in read.stages]))
+        readout = read.readout and tuple(map(_without_rests, read.readout))
+        read = replace(read, stages=stages, readout=readout)
         reached = _reached(read, x)
         self._stages: list[Stage] = []
         self._values, self._reach = values, float(abs(x).max(initial=0))
@@ -239,6 +265,7 @@ class _Quantiser:
             input_limits=limits,
             input_scale=float(values.unit),
             output_scale=float(last.unit),
+            lead_scale=float(self._values.unit),
         )
 
     def _rows(self, rows: Rows) -> None:
@@ -298,6 +325,15 @@ def _input_of(x: np.ndarray) -> tuple[str, _Values]:
             return "uint8_t", _Values(scale, 0, 255)
     limit = 1 << (INPUT_BITS - 1)
     return "int16_t", _Values(2.0 ** -_fraction(abs(x).max(), INPUT_BITS), -limit, limit - 1)
+
+
+def _without_rests(stage: Stage) -> Stage:
+    """The same stage; sums of integers leave no rest, which those of floats remember."""
+    if not isinstance(stage, Step):
+        return stage
+    rests = {state: 0.0 for state in stage.states if state.endswith(".rest")}
+    trace, states = stage.trace.without(rests).live(stage.states)
+    return replace(stage, trace=trace, states=tuple(states))
 
 
 def _joined(stages: Sequence[Stage]) -> list[Stage]:

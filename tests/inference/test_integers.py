@@ -233,6 +233,30 @@ def test_a_count_goes_on_for_years_and_then_stands_still():
     assert made.saturated > 0
 
 
+@needs_compiler
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_class_is_known_however_long_a_stream_is(sign, tmp_path):
+    model = Sequential(nn.Linear(4, 3))
+    nn.init.constant_(model[0].bias, sign * 1.6)
+    model.readout = "mean"
+    made = quantise(model, torch.rand(30, 20, 4) - 0.5)
+    x = made.integers(torch.rand(2000, 2, 4).numpy() - 0.5)  # much longer than the samples
+    x[:, 1] = -x[:, 0]
+    outputs, best, lead = written(made, tmp_path, SANITIZED).run(x)
+    sums = outputs.cumsum(0, np.int64)
+    assert abs(sums * made.output_scale).max() > 4 * 2**30 * made.lead_scale
+    ordered = np.sort(sums, -1)
+    exact = (ordered[..., 2] - ordered[..., 1]) * made.output_scale
+    rounding = len(x) * made.lead_scale
+    np.testing.assert_allclose(lead * made.lead_scale, exact, rtol=0, atol=rounding)
+    np.testing.assert_array_equal(best[exact > rounding], sums.argmax(-1)[exact > rounding])
+    assert best[-1, 0] != best[-1, 1]
+    answers = made.answers(x)
+    np.testing.assert_array_equal(best, answers.argmax(-1))
+    np.testing.assert_array_equal(lead, np.diff(np.sort(answers, -1))[..., -1])
+    assert made.saturated == 0
+
+
 def test_streams_go_on_where_they_were():
     model, features = network("neurons with a membrane")
     x = spikes(40, *features)

@@ -101,7 +101,7 @@ def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated
     for seed in (2, 3):
         sizes = "events.validation_size=4", "events.training_size=9", f"seed={seed}"
         task = task_of(configured(f"dataset_path={simulated}", *sizes))
-        assert [task.batches(split).count for split in ("train", "validation")] == [9, 4]
+        assert [task.split(split).count for split in ("train", "validation")] == [9, 4]
         assert task.parts["validation"][2].tolist() == [0, 1, 2, 3]
         assert task.parts["train"][2].tolist() == list(range(4, 13))
 
