@@ -147,18 +147,8 @@ def _recur_backward(
 
 
 @_recur_backward.register_fake
-def _(
-    grad_currents,
-    grad_outputs,
-    grad_last,
-    currents,
-    outputs,
-    kept,
-    need_weight,
-    weight,
-    fed,
-    *others,
-):
+def _(grad_currents, grad_outputs, grad_last, currents, *rest):
+    _, _, _, weight, fed, *others = rest
     like = weight, fed, currents, Inputs(*others).coefficients, grad_last
     return tuple(map(torch.empty_like, like))
 

@@ -25,6 +25,7 @@ import torch
 from llvmlite import ir
 from torch import Tensor
 
+from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel
 from snn_lib.kernels.cpu.products import (
     LISTS,
@@ -32,10 +33,9 @@ from snn_lib.kernels.cpu.products import (
     Product,
     Variant,
     lists,
-    run,
-    threads_for,
     variant_of,
 )
+from snn_lib.kernels.cpu.tiles import threads_for
 from snn_lib.kernels.cpu.writer import FLOAT, I64
 
 CHANNELS = 16  # at least, of the input and of the output: PyTorch is as fast for fewer
@@ -72,11 +72,11 @@ def convolve(spikes: Tensor, weight: Tensor, bias: Tensor | None, padding: Seque
     place = [length - 1 - pad for length, pad in zip(patch, padding, strict=True)]
     output = spikes.new_empty(images, *size, outputs)
     bias = spikes.new_zeros(outputs) if bias is None else bias.contiguous()
-    threads = threads_for(images, output)
+    threads = threads_for(images, output.numel())
     sizes = *maps, inputs, outputs, *patch, *place, *size
     given = _last(spikes), weights, bias, output, _grids(threads, maps, patch, outputs), *sizes
     made = _convolve(_variant(spikes))
-    run(made, threads, images, [*given, *lists(threads, 1, inputs)])
+    openmp.run(made, threads, images, [*given, *lists(threads, 1, inputs)])
     return output.movedim(-1, 1)
 
 
@@ -88,11 +88,11 @@ def gradient(
     place = [length - 1 - pad for length, pad in zip(patch, padding, strict=True)]
     parts = min(PARTS, images)
     found = spikes.new_zeros(parts, inputs, *patch, outputs)
-    threads = threads_for(parts, grad_output)
+    threads = threads_for(parts, grad_output.numel())
     sizes = images, parts, *maps, inputs, outputs, *patch, *place, *grad_output.shape[2:]
     given = _last(spikes), _last(grad_output), found, _grids(threads, maps, patch, outputs), *sizes
     made = _gradient(_variant(spikes))
-    run(made, threads, parts, [*given, *lists(threads, inputs, maps[0] * maps[1])])
+    openmp.run(made, threads, parts, [*given, *lists(threads, inputs, maps[0] * maps[1])])
     return found.sum(0).permute(3, 0, 1, 2).flip(2, 3)
 
 

@@ -19,7 +19,7 @@ from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.running import NAMES
 from snn_lib.kernels.cpu.source import KINDS
-from snn_lib.kernels.cpu.tiles import SMALL
+from snn_lib.kernels.cpu.tiles import threads_for
 from snn_lib.kernels.cpu.writer import DOUBLE, I32, I64
 
 COLUMNS = 64  # channels that are copied at once
@@ -63,17 +63,14 @@ def _run(made: Kernel, sequence: Tensor, start: Tensor, outputs: int, given: lis
     steps, batch, channels = sequence.shape
     if outputs * batch * channels == 0:
         return
-    alone = outputs * batch * channels <= SMALL
-    threads = 1 if alone else min(torch.get_num_threads(), batch)
+    threads = threads_for(batch, outputs * batch * channels)
     lowest, highest = int(start.min()), int(start.max())
     span = highest - lowest + 2
     block = min(outputs, max(BLOCK, span))
     room = sequence.new_empty(threads, block + span, COLUMNS)
     starts = ((start - lowest) * COLUMNS).contiguous()
     sizes = steps, batch, channels, outputs, -(-outputs // block), block, block + span, lowest
-    values = sequence.contiguous(), starts, room, *sizes, *given
-    words = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
-    openmp.run(made, threads, batch, words)
+    openmp.run(made, threads, batch, [sequence.contiguous(), starts, room, *sizes, *given])
 
 
 def interpolate_source(dtype: str) -> str:

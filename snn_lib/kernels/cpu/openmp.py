@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import llvmlite.binding
+from torch import Tensor
 
 from snn_lib.kernels.cpu.library import Kernel
 from snn_lib.pytorch_private import EXTENSION_PATH
@@ -61,15 +62,16 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def run(kernel: Kernel, threads: int, items: int, arguments: Sequence[int | float]) -> None:
+def run(kernel: Kernel, threads: int, items: int, given: Sequence[Tensor | int | float]) -> None:
     """Runs a kernel on threads that share ``range(items)``.
 
     Args:
         kernel: it releases the GIL.
         threads: at least 1, numbered from 0 on; a single one is the calling thread.
         items: the number of items, which the threads share in equal parts.
-        arguments: numbers and addresses, of 64 bits each.
+        given: its arguments, tensors and numbers; each becomes 64 bits.
     """
+    arguments = [one.data_ptr() if isinstance(one, Tensor) else one for one in given]
     kinds = "".join("d" if isinstance(one, float) else "q" for one in arguments)
     words = ctypes.create_string_buffer(struct.pack(f"=q{kinds}", items, *arguments))
     address = ctypes.addressof(words)

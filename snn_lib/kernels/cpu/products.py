@@ -24,7 +24,7 @@ from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import Kernel, has, kernel, vector_width
 from snn_lib.kernels.cpu.source import KINDS
-from snn_lib.kernels.cpu.tiles import SMALL
+from snn_lib.kernels.cpu.tiles import threads_for
 from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -100,7 +100,8 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     lanes = variant_of(matrix.dtype, dtype).lanes
     items = -(-rows // lanes)
     made = _transpose(NAMES[matrix.dtype], NAMES[dtype], lanes)
-    run(made, threads_for(items, result), items, [matrix, result, rows, columns])
+    threads = threads_for(items, result.numel())
+    openmp.run(made, threads, items, [matrix, result, rows, columns])
     return result
 
 
@@ -112,11 +113,11 @@ def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
         weights = transposed(weight, weight.dtype)
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
     output = weight.new_empty(rows, outputs)
-    threads = threads_for(rows, output)
+    threads = threads_for(rows, output.numel())
     fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
     made = _weigh(variant_of(spikes.dtype, weight.dtype))
-    run(made, threads, rows, [*given, *lists(threads, min(rows, ROWS), inputs)])
+    openmp.run(made, threads, rows, [*given, *lists(threads, min(rows, ROWS), inputs)])
     return output, fired.sum()
 
 
@@ -126,17 +127,11 @@ def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
     spikes, grad_output = spikes.contiguous(), grad_output.contiguous()
     found = spikes.new_zeros(inputs, outputs, dtype=torch.float32)
     words = -(-inputs // WORD)
-    threads = threads_for(words, grad_output)
+    threads = threads_for(words, grad_output.numel())
     made = _gradient(variant_of(spikes.dtype, grad_output.dtype))
     given = spikes, grad_output, found, rows, inputs, outputs
-    run(made, threads, words, [*given, *lists(threads, BLOCK, min(rows, BLOCK))])
+    openmp.run(made, threads, words, [*given, *lists(threads, BLOCK, min(rows, BLOCK))])
     return transposed(found, grad_output.dtype)
-
-
-def threads_for(items: int, result: Tensor) -> int:
-    """How many threads share the items, of which a result is made."""
-    few = result.numel() <= SMALL
-    return 1 if few else min(torch.get_num_threads(), items)
 
 
 def lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, int]:
@@ -145,12 +140,6 @@ def lists(threads: int, number: int, length: int) -> tuple[Tensor, Tensor, int, 
     lengths = torch.zeros(threads, number, dtype=torch.int64, device="cpu")
     lists = torch.empty(threads, number, length, dtype=torch.int64, device="cpu")
     return lengths, lists, number, length
-
-
-def run(made: Kernel, threads: int, items: int, given: Sequence[Tensor | int]) -> None:
-    """Runs a kernel on tensors and numbers, in the order of its arguments."""
-    words = [value.data_ptr() if isinstance(value, Tensor) else value for value in given]
-    openmp.run(made, threads, items, words)
 
 
 def weigh_source(variant: Variant) -> str:

@@ -7,7 +7,6 @@ row depends on no other, nor on the number of threads.
 
 from functools import cache
 
-import torch
 from llvmlite import ir
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.running import NAMES, kernel_of_steps
 from snn_lib.kernels.cpu.source import FORWARD, KINDS
-from snn_lib.kernels.cpu.tiles import SMALL
+from snn_lib.kernels.cpu.tiles import threads_for
 from snn_lib.kernels.cpu.writer import I64, VOID
 from snn_lib.kernels.inputs import Inputs
 
@@ -44,10 +43,9 @@ def forward(
     function = kernel_of_steps(inputs.key, dtype).address
     given += state, ends, kept, inputs.coefficients.contiguous(), lengths, int(inputs.keep)
     given += function, steps, batch, channels
-    words = [value.data_ptr() if isinstance(value, Tensor) else value for value in given]
-    threads = 1 if currents.numel() <= SMALL else min(torch.get_num_threads(), batch)
+    threads = threads_for(batch, currents.numel())
     made = _forward(dtype, len(inputs.program.states), inputs.lengths is not None)
-    openmp.run(made, threads, batch, words)
+    openmp.run(made, threads, batch, given)
     return ends.transpose(0, 1).contiguous()
 
 

@@ -105,6 +105,5 @@ def _run(
         given |= {"key_low": key & 0xFFFFFFFF, "key_high": (key >> 32) & 0xFFFFFFFF}
         given |= {"first": first, "below": int(inputs.dropout * 2**32)}
         given["scale"] = 1.0 / (1.0 - inputs.dropout)
-    values = [given[name] for name in names]
-    words = [value.data_ptr() if isinstance(value, Tensor) else value for value in values]
-    openmp.run(made, tiles.threads, tiles.items, [*words, *numbers])
+    arguments = [*(given[name] for name in names), *numbers]
+    openmp.run(made, tiles.threads, tiles.items, arguments)

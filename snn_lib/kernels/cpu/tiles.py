@@ -39,5 +39,9 @@ def tiles_of(shape: torch.Size) -> Tiles:
     rows = max(1, min(batch // GROUPS, TILE // columns))
     groups = -(-batch // rows)
     items = groups * -(-channels // columns)
-    alone = shape.numel() <= SMALL
-    return Tiles(rows, columns, groups, items, 1 if alone else min(torch.get_num_threads(), items))
+    return Tiles(rows, columns, groups, items, threads_for(items, shape.numel()))
+
+
+def threads_for(items: int, elements: int) -> int:
+    """How many threads share the items, of which so many elements are made."""
+    return 1 if elements <= SMALL else min(torch.get_num_threads(), items)
