@@ -26,7 +26,7 @@ from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training.command_line import main
 from snn_lib.training.config import load_config
-from snn_lib.training.experiment import Experiment
+from snn_lib.training.experiment import Experiment, Stopped
 
 tqdm.get_lock()  # of the server too: a process that is killed would leave its own behind
 
@@ -128,6 +128,16 @@ def experiment(overrides, stop_after=None, task=None):
     config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), overrides)
     task = task or DigitClassification()
     return Experiment(SmallSNN, task, config, stop_requested=lambda: next(asked) == stop_after)
+
+
+def stopped(overrides, after, task=None):
+    """The same, trained until it stopped."""
+    trial = experiment(overrides, after, task)
+    try:
+        trial.train()
+    except Stopped:
+        return trial
+    raise AssertionError(f"it was not stopped after {after} batches")
 
 
 def prepared(kind, config, rank=0, world=1):
