@@ -10,7 +10,6 @@ import refusing
 from running import ROOT
 
 from snn_lib.errors import InputError
-from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training.config import (
     check_config,
@@ -39,12 +38,12 @@ def yaml_file(tmp_path):
     return path
 
 
-def refusal(path, *overrides):
-    return refusing.refusal(load_config, DigitConfig, path, overrides)
+def refusal(path, *overrides, script=None):
+    return refusing.refusal(load_config, DigitConfig, path, overrides, script)
 
 
 def test_yaml_fills_the_defaults_and_overrides_win(yaml_file):
-    config = load_config(DigitConfig, yaml_file, ["hyperparameters.length=7", "seed=9"])
+    config = load_config(DigitConfig, yaml_file, ["hyperparameters.length=7", "seed=1", "seed=9"])
     assert isinstance(config, DigitConfig)
     assert config.name == "trial"
     assert config.hyperparameters.length == 7
@@ -52,21 +51,17 @@ def test_yaml_fills_the_defaults_and_overrides_win(yaml_file):
     assert isinstance(config.hyperparameters.tau_m, float)
     assert config.optimizer.AdamW.lr == 0.002
     assert config.optimizer.AdamW.weight_decay == DigitConfig().optimizer.AdamW.weight_decay
-    assert config.seed == 9
+    assert config.seed == 9  # the last of the two
 
 
-def test_the_last_of_equal_overrides_wins(yaml_file):
-    assert load_config(DigitConfig, yaml_file, ["seed=1", "seed=4"]).seed == 4
-
-
-def test_an_override_reads_lists_and_other_settings(yaml_file):
+def test_an_override_may_be_a_list_or_another_setting_s_value(yaml_file):
     overrides = ["scheduler.MultiStepLR.milestones=[3,5]", "hyperparameters.epoch=${seed}"]
     config = load_config(DigitConfig, yaml_file, overrides)
     assert config.scheduler.MultiStepLR.milestones == [3, 5]
     assert config.hyperparameters.epoch == config.seed
 
 
-def test_a_configuration_survives_the_way_through_a_plain_dict(yaml_file):
+def test_a_configuration_comes_back_from_a_plain_dict(yaml_file):
     config = load_config(DigitConfig, yaml_file, [])
     assert config_from_dict(DigitConfig, dataclasses.asdict(config), []) == config
 
@@ -96,23 +91,6 @@ def test_an_unknown_key_is_refused_with_the_nearest(yaml_file, override, nearest
     assert f"did you mean {nearest!r}?" in message
 
 
-def test_an_unknown_key_of_the_file_is_refused_with_the_nearest(yaml_file):
-    yaml_file.write_text("hyperparameters: {droput: 0.5}")
-    message = refusal(yaml_file)
-    assert str(yaml_file) in message
-    assert "'hyperparameters.droput', did you mean 'hyperparameters.dropout'?" in message
-
-
-def test_a_key_with_dots_in_a_file_is_told_how_keys_are_nested(yaml_file):
-    for text, key in (
-        ("optimizer.AdamW.lr: 4", "optimizer: {AdamW: {lr: ...}}"),
-        ("optimizer: {AdamW.lr: 4}", "optimizer: {AdamW: {lr: ...}}"),
-        ("hyperparameters.tau_m: 4", "hyperparameters: {tau_m: ...}"),
-    ):
-        yaml_file.write_text(text)
-        assert refusal(yaml_file).endswith(f"is written as one key, but keys are nested: {key}")
-
-
 def test_a_missing_value_is_refused(yaml_file):
     said = "hyperparameters.tau_m is ???, expected a value"
     for override in ("hyperparameters.tau_m=???", "hyperparameters={tau_m: '???'}"):
@@ -124,7 +102,6 @@ def test_a_missing_value_is_refused(yaml_file):
 @pytest.mark.parametrize(
     "override",
     [
-        "hyperparameters.chunk=-1",
         "hyperparameters.length=abc",
         "hyperparameters.length=2.5",
         "hyperparameters.length=true",
@@ -154,34 +131,23 @@ def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
         ("hyperparameters.tau_s=0", "hyperparameters.tau_s is 0.0, expected above 0"),
         ("hyperparameters.tau_m=-4", "tau_m is -4.0, expected above 0 and at most 1,000,000"),
         ("hyperparameters.tau_m=nan", "tau_m is nan, expected finite"),
-        ("hyperparameters.tau_m=inf", "tau_m is inf, expected finite"),
         ("hyperparameters.dropout=1", "dropout is 1.0, expected at least 0 and below 1"),
-        ("hyperparameters.dropout=-0.1", "dropout is -0.1, expected at least 0 and below 1"),
         ("hyperparameters.length=0", "hyperparameters.length is 0, expected at least 1"),
         ("hyperparameters.batch_size=0", "hyperparameters.batch_size is 0"),
         ("hyperparameters.epoch=0", "hyperparameters.epoch is 0"),
         ("hyperparameters.length=10000000000000000000000", "whole ones up to 4,294,967,295"),
         ("hyperparameters.surrogate_width=0", "surrogate_width is 0.0"),
-        ("hyperparameters.surrogate_width=inf", "surrogate_width is inf, expected finite"),
         (
             "hyperparameters.weight_averaging=1",
-            "weight_averaging is 1.0, expected at least 0 and below 1",
+            "weight_averaging is 1.0, expected at least 0 and b",
         ),
         ("hyperparameters.weight_bits=3", "weight_bits is 3, expected 8, 4, 2 or 0"),
         ("hyperparameters.label_smoothing=1", "label_smoothing is 1.0"),
         ("hyperparameters.logit_per_spike=0", "logit_per_spike is 0.0, expected above 0"),
         ("mnist_config.teachers=one", "('mnist_config.teachers'): expected a list, such as [a, b]"),
         ("mnist_config.max_rate=0", "mnist_config.max_rate is 0.0"),
-        ("mnist_config.max_rate=inf", "mnist_config.max_rate is inf, expected finite"),
-        ("mnist_config.test_size=0", "mnist_config.test_size is 0, expected at least 1"),
-        (
-            "mnist_config.test_size=10001",
-            "test_size is 10001, expected at least 1 and at most 10,000",
-        ),
-        (
-            "mnist_config.training_size=60000",
-            "mnist_config.validation_size + training_size is 65000, MNIST has 60000",
-        ),
+        ("mnist_config.test_size=10001", "is 10001, expected at least 1 and at most 10,000"),
+        ("mnist_config.training_size=60000", "_size + training_size is 65000, MNIST has 60000"),
         ("optimizer.AdamW.lr=0", "optimizer.AdamW.lr is 0.0, expected above 0"),
         ("optimizer.SGD.weight_decay=-1", "optimizer.SGD.weight_decay is -1.0"),
         (
@@ -191,26 +157,19 @@ def test_a_wrong_type_is_refused_with_its_key(yaml_file, override):
         ("optimizer.Adam.betas=[0.9,nan]", "optimizer.Adam.betas is [0.9, nan], expected finite"),
         ("optimizer.gradient_clipping=-1", "optimizer.gradient_clipping is -1.0"),
         ("optimizer.coefficient_lr_scale=-1", "optimizer.coefficient_lr_scale is -1.0"),
-        ("optimizer.coefficient_lr_scale=inf", "expected finite"),
         ("scheduler.OneCycleLR.pct_start=1", "pct_start is 1.0, expected at least 0 and below 1"),
         ("scheduler.OneCycleLR.max_lr=-1", "scheduler.OneCycleLR.max_lr is -1.0, expected above 0"),
         ("scheduler.CosineAnnealingWarmRestarts.T_0=0", "T_0 is 0, expected at least 1"),
         ("transform.probability=2", "transform.probability is 2.0"),
         ("transform.repeat=-1", "transform.repeat is -1, expected at least 0 and at most 100"),
-        (
-            "transform.RandomResizedCrop.scale=[0.5,2]",
-            "expected 2 numbers, each above 0 and at most 1",
-        ),
-        (
-            "transform.RandomResizedCrop.scale=[0.5]",
-            "RandomResizedCrop.scale is [0.5], expected 2 numbers",
-        ),
-        (
-            "transform.RandomResizedCrop.ratio=[2,1]",
-            "ratio is [2.0, 1.0], expected the lowest first",
-        ),
+        ("transform.RandomResizedCrop.scale=[0.5,2]", "expected 2 numbers, each above 0 and at mo"),
+        ("transform.RandomResizedCrop.scale=[0.5]", "scale is [0.5], expected 2 numbers"),
+        ("transform.RandomResizedCrop.ratio=[2,1]", "[2.0, 1.0], expected the lowest first"),
         ("transform.RandomRotation.degrees=-1", "degrees is -1.0, expected at least 0"),
         ("transform.elastic.sigma=0", "transform.elastic.sigma is 0.0, expected above 0"),
+        ("hyperparameters.rate_penalty=1", "expected a weight and a rate, or neither"),
+        ("hyperparameters.target_rate=0.1", "expected a weight and a rate, or neither"),
+        ("hyperparameters.rate_limit=0.1", "expected a weight and a rate, or neither"),
         ("seed=-1", "seed is -1, expected at least 0"),
         ("name=a/b", "name is 'a/b', expected at most 100 letters, digits"),
         ("name=..", "name is '..', expected at most 100 letters, digits"),
@@ -238,24 +197,42 @@ def test_a_run_is_named_after_a_script_of_any_name(stem, name):
     assert load_config(DigitConfig, None, ["name=mine"], Path(f"{stem}.py")).name == "mine"
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_what_is_no_file_is_refused(tmp_path):
     assert refusal(tmp_path / "none.yaml") == f"there is no file {tmp_path}/none.yaml"
+    assert refusal(tmp_path) == f"{tmp_path} is not a file"
+
+
+NESTED = "is written as one key, but keys are nested: "
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"a: [", b"just words", b"- a\n- list", b"a: b: c", b"\x00\xff", b"[" * 5000, b"a: !!set {b}"],
+    ("content", "message"),
+    [
+        (
+            "hyperparameters: {droput: 1}",
+            "'hyperparameters.droput', did you mean 'hyperparameters.d",
+        ),
+        ("optimizer.AdamW.lr: 4", f"{NESTED}optimizer: {{AdamW: {{lr: ...}}}}"),
+        ("optimizer: {AdamW.lr: 4}", f"{NESTED}optimizer: {{AdamW: {{lr: ...}}}}"),
+        ("hyperparameters.tau_m: 4", f"{NESTED}hyperparameters: {{tau_m: ...}}"),
+        (
+            "seed: 3\ntransform: {repeat: 4\nname: x\n",
+            "cannot be read: line 3: did not find expected ',' or '}'",
+        ),
+        ("a: [", "cannot be read: line 2: "),
+        ("just words", "unknown key 'just words'"),
+        ("- a\n- list", "Cannot merge incompatible container types"),
+        ("a: b: c", "cannot be read: line 1: "),
+        ("\0\xff", "cannot be read: "),
+        ("[" * 5000, "cannot be read: "),
+        ("a: !!set {b}", "cannot be read: "),
+    ],
 )
-def test_a_file_that_is_no_mapping_of_settings_is_refused(yaml_file, content):
-    yaml_file.write_bytes(content)
-    assert str(yaml_file) in refusal(yaml_file)
-
-
-def test_the_line_of_a_mistake_in_a_yaml_file_is_named(yaml_file):
-    yaml_file.write_text("seed: 3\nhyperparameters: {tau_m: 4\nname: mine\n")
-    message = refusal(yaml_file)
-    assert message.startswith(f"{yaml_file} cannot be read: line 3: ")
-    assert "expected ',' or '}'" in message
+def test_a_file_that_makes_no_sense_is_refused_by_its_name(yaml_file, content, message):
+    yaml_file.write_text(content, "latin-1")
+    said = refusal(yaml_file)
+    assert said.startswith(str(yaml_file))
+    assert message in said
 
 
 class Kind(str, enum.Enum):
@@ -278,16 +255,6 @@ def test_a_yaml_file_cannot_run_code(yaml_file, tmp_path):
     yaml_file.write_text(f"name: !!python/object/apply:os.system ['touch {touched}']")
     refusal(yaml_file)
     assert not touched.exists()
-
-
-def test_a_folder_is_no_configuration_file(tmp_path):
-    assert refusal(tmp_path) == f"{tmp_path} is not a file"
-
-
-def test_flattened_has_every_key_once():
-    keys = [key for key, _ in list_settings(DigitConfig())]
-    assert len(keys) == len(set(keys))
-    assert {"seed", "optimizer", "optimizer.AdamW.lr", "transform.elastic.sigma"} <= set(keys)
 
 
 def test_the_documented_command_has_the_constants_of_the_2020_release():
@@ -401,12 +368,10 @@ def test_a_base_that_is_no_file_is_refused(variant, base, message):
 )
 def test_an_override_that_nothing_reads_is_refused_with_what_decides_it(overrides, message):
     merged = merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
-    with pytest.raises(InputError) as caught:
-        refuse_without_effect(overrides, merged)
-    assert str(caught.value) == message
+    assert refusing.refusal(refuse_without_effect, overrides, merged) == message
 
 
-def test_an_override_counts_with_the_others():
+def test_an_override_may_count_only_with_the_others():
     overrides = ["optimizer.SGD.lr=0.1", "optimizer[optimizer_choice]=SGD"]
     overrides += ["scheduler.scheduler_choice=none", "hyperparameters.encoding=latency"]
     overrides += ["latency.law=logarithmic", "latency.tau=3"]
@@ -414,7 +379,7 @@ def test_an_override_counts_with_the_others():
 
 
 @pytest.mark.parametrize(("choice", "counts"), [("AdamW", True), ("SGD", False)])
-def test_what_another_setting_takes_its_value_from_counts_as_that_one_does(choice, counts):
+def test_a_setting_whose_value_another_one_takes_counts_as_that_one_does(choice, counts):
     """In snn_mlp_1.yaml that is AdamW's learning rate."""
     overrides = ["scheduler.scheduler_choice=none", "scheduler.OneCycleLR.max_lr=0.5"]
     overrides += [f"optimizer.optimizer_choice={choice}"]
@@ -444,32 +409,30 @@ OF_THE_SCHEDULE = "lr: ${scheduler.OneCycleLR.max_lr}"
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "setting", "override"),
     [
-        (OF_THE_SCHEDULE, "lr: 0.1", "optimizer.AdamW.lr has no effect with scheduler"),
-        ("name: snn_mlp_1", "latency: {span: 3}", "latency.span has no effect with hyperparam"),
-        ("  AdamW:", "  SGD: {lr: 0.3}\n  AdamW:", "optimizer.SGD.lr has no effect with optimizer"),
+        (OF_THE_SCHEDULE, "lr: 0.1", "optimizer.AdamW.lr", "scheduler.scheduler_choice=none"),
+        (
+            "name: snn_mlp_1",
+            "latency: {span: 3}",
+            "latency.span",
+            "hyperparameters.encoding=latency",
+        ),
+        (
+            "  AdamW:",
+            "  SGD: {lr: 0.3}\n  AdamW:",
+            "optimizer.SGD.lr",
+            "optimizer.optimizer_choice=SGD",
+        ),
     ],
 )
-def test_a_file_of_one_s_own_that_sets_what_nothing_reads_is_refused(script, old, new, message):
+def test_a_file_may_set_what_nothing_reads_only_if_the_command_line_makes_it_count(
+    script, old, new, setting, override
+):
     mine = script.with_name("mine.yaml")
     mine.write_text(changed(script, old, new))
-    with pytest.raises(InputError) as caught:
-        load_config(DigitConfig, mine, [], script)
-    assert str(caught.value).startswith(f"{mine}: {message}")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "override"),
-    [
-        (OF_THE_SCHEDULE, "lr: 0.1", "scheduler.scheduler_choice=none"),
-        ("name: snn_mlp_1", "latency: {span: 3}", "hyperparameters.encoding=latency"),
-        ("  AdamW:", "  SGD: {lr: 0.3}\n  AdamW:", "optimizer.optimizer_choice=SGD"),
-    ],
-)
-def test_a_file_of_one_s_own_may_set_what_counts_with_the_command_line(script, old, new, override):
-    mine = script.with_name("mine.yaml")
-    mine.write_text(changed(script, old, new))
+    has_no_effect = f"{mine}: {setting} has no effect with {override.partition('=')[0]}"
+    assert refusal(mine, script=script).startswith(has_no_effect)
     plan = [] if "scheduler_choice" in override else ["scheduler.scheduler_choice=MultiStepLR"]
     load_config(DigitConfig, mine, [override, *plan], script)
 
