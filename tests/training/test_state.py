@@ -1,14 +1,161 @@
-"""Which epoch is the best one."""
+"""What training holds beside the model: optimiser, learning rates, and the best epoch."""
 
 import csv
 
+import numpy as np
+import pytest
 import torch
+from omegaconf import OmegaConf
 from running import load
 from torch import nn
+from torch.optim import SGD, lr_scheduler
 
 from snn_lib import LowPassSynapse, Sequential
 from snn_lib.tasks import SequenceClassification
+from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training import Experiment
+from snn_lib.training.state import get_optimizer, get_scheduler, steps_every_batch
+
+STEPS = 40
+OPTIONS = {
+    "MultiStepLR": {"milestones": [5, 12], "gamma": 0.3},
+    "CosineAnnealingWarmRestarts": {"T_0": 4, "T_mult": 2, "eta_min": 0.0},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.4, "step_size_up": 7},
+    "OneCycleLR": {"max_lr": 0.4, "pct_start": 0.2, "div_factor": 5.0, "final_div_factor": 50.0},
+}
+EXTRA = {
+    "CyclicLR": {"cycle_momentum": False},
+    "OneCycleLR": {"cycle_momentum": False, "total_steps": STEPS},
+}
+
+
+def config(section, choice, **options):
+    conf = DigitConfig()
+    setattr(getattr(conf, section), f"{section}_choice", choice)
+    for key, value in options.items():
+        setattr(getattr(getattr(conf, section), choice), key, value)
+    return conf
+
+
+def scheduling(choice):
+    return config("scheduler", choice, **OPTIONS.get(choice, {}))
+
+
+def sgd(*rates):
+    return SGD([{"params": nn.Linear(1, 1).parameters(), "lr": rate} for rate in rates])
+
+
+@pytest.mark.parametrize(
+    ("choice", "options"),
+    [
+        ("Adam", {"lr": 0.02, "betas": [0.8, 0.95], "eps": 1e-6, "weight_decay": 0.3}),
+        ("AdamW", {"lr": 0.02, "betas": [0.8, 0.95], "eps": 1e-6, "weight_decay": 0.3}),
+        ("SGD", {"lr": 0.02, "momentum": 0.7, "weight_decay": 0.3, "nesterov": True}),
+    ],
+)
+def test_steps_are_those_of_pytorchs_optimiser_with_these_options(choice, options):
+    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    pairs = [
+        (ours, get_optimizer(ours.parameters(), config("optimizer", choice, **options))),
+        (theirs, getattr(torch.optim, choice)(theirs.parameters(), **options)),
+    ]
+    for _ in range(5):
+        x = torch.randn(8, 5)
+        for model, optimizer in pairs:
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", ["Adam", "AdamW"])
+def test_options_that_nobody_sets_are_those_of_pytorch(choice):
+    """But for the learning rate, which everybody sets, and SGD's momentum."""
+    weights = nn.Linear(5, 3).parameters()
+    ours = get_optimizer(weights, config("optimizer", choice)).defaults
+    theirs = getattr(torch.optim, choice)(nn.Linear(5, 3).parameters()).defaults
+    for name in ("betas", "eps", "weight_decay"):
+        assert tuple(np.atleast_1d(ours[name])) == tuple(np.atleast_1d(theirs[name])), name
+
+
+def rates(optimizer, scheduler):
+    seen = []
+    for _ in range(STEPS):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    return torch.tensor(seen, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("choice", OPTIONS)
+def test_learning_rates_are_pytorchs_and_groups_keep_their_ratio(choice):
+    ours, theirs = sgd(0.1, 0.02), sgd(0.1)
+    options = {**OPTIONS[choice], **EXTRA.get(choice, {})}
+    expected = rates(theirs, getattr(lr_scheduler, choice)(theirs, **options))
+    measured = rates(ours, get_scheduler(ours, scheduling(choice), STEPS))
+    assert expected.unique().numel() > 2
+    torch.testing.assert_close(measured[:, :1], expected)
+    torch.testing.assert_close(measured[:, 1:], expected * 0.2)
+
+
+def test_the_rate_of_a_short_run_is_highest_at_its_first_step():
+    scheduled = sgd(0.1)
+    scheduler = get_scheduler(scheduled, scheduling("OneCycleLR"), 5)  # of which a fifth is one
+    seen = []
+    for _ in range(5):
+        seen.append(scheduled.param_groups[0]["lr"])
+        scheduled.step()
+        scheduler.step()
+    assert seen == sorted(seen, reverse=True)
+    assert 0.3 < seen[0] <= 0.4
+    assert seen[-1] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("choice", "every_batch"),
+    [
+        ("MultiStepLR", False),
+        ("CosineAnnealingWarmRestarts", False),
+        ("CyclicLR", True),
+        ("OneCycleLR", True),
+        ("none", False),
+    ],
+)
+def test_which_schedulers_count_batches(choice, every_batch):
+    assert steps_every_batch(get_scheduler(sgd(0.1), scheduling(choice), STEPS)) is every_batch
+
+
+def test_without_a_scheduler_the_learning_rate_stays():
+    assert get_scheduler(sgd(0.1), scheduling("none")) is None
+
+
+def test_optimiser_and_scheduler_take_a_plain_omegaconf_configuration():
+    conf = OmegaConf.create(
+        {
+            "optimizer": {"optimizer_choice": "Adam", "Adam": {"lr": 0.5}},
+            "scheduler": {"scheduler_choice": "MultiStepLR", "MultiStepLR": {"milestones": [2]}},
+        }
+    )
+    optimizer = get_optimizer(nn.Linear(2, 2).parameters(), conf)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert dict(get_scheduler(optimizer, conf).milestones) == {2: 1}
+
+
+@pytest.mark.parametrize(
+    ("choose", "section", "choice", "expected"),
+    [
+        (get_optimizer, "optimizer", "Adma", "Adam, AdamW, SGD"),
+        (get_scheduler, "scheduler", "MultStepLR", "MultiStepLR, "),
+        (get_scheduler, "scheduler", "Optimizer", "MultiStepLR, "),  # a class of PyTorch's as well
+    ],
+)
+def test_an_unknown_choice_is_refused(choose, section, choice, expected):
+    conf = OmegaConf.create({section: {f"{section}_choice": choice, choice: {}}})
+    given = sgd(0.1) if section == "scheduler" else nn.Linear(2, 2).parameters()
+    with pytest.raises(ValueError, match=f"{choice!r}, expected one of {expected}"):
+        choose(given, conf)
 
 
 def build_model(config):
