@@ -15,9 +15,7 @@ import pytest
 import torch
 from running import SCRIPT, TINY, load, refused, run, shell, the_run, tiny, train
 from torch import nn
-from torchvision.datasets import MNIST
 
-import snn_mlp_2
 from snn_lib.settings import list_settings
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
@@ -61,8 +59,8 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--train -x", "unrecognized arguments: -x (see --help)"),
         ("--train --config_file", "--config_file: expected one argument (see --help)"),
         (
-            "--export none/step.onnx",
-            "--export none/step.onnx: expected the name of a file in a fold",
+            "--export none/x.onnx",
+            "none/x.onnx: expected the name of a file in a folder that exists",
         ),
         ("--export .", "--export .: expected the name of a file in a folder that exists"),
         ("--export network", "--export network: expected a name with the ending .onnx or .c"),
@@ -73,10 +71,7 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--train --resume nowhere", "there is no file nowhere, seen from "),
         ("--train hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
         ("--train hyperparameters.length=long", "could not be converted to Integer"),
-        (
-            "--train hyperparameters.tau_s=4",
-            "tau_m is 4.0 and tau_s 4.0, expected 0 < tau_s < tau_",
-        ),
+        ("--train hyperparameters.tau_s=4", "and tau_s 4.0, expected 0 < tau_s < tau_m"),
         ("--train hyperparameters.dropout=1", "dropout is 1.0, expected at least 0 and below 1"),
         ("--train device=cuda:77", "device='cuda:77' is not available here, use device=cpu"),
         ("--train optimizer.AdamW.betas=[2,3]", "optimizer.AdamW"),
@@ -93,11 +88,10 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, 
 def test_help_explains_every_setting():
     finished = run("--help")
     assert finished.code == 0
-    settings = {
-        k: v for k, v in list_settings(DigitConfig()) if not hasattr(v, "__dataclass_fields__")
-    }
     lines = finished.out.splitlines()
-    for key in settings:
+    for key, value in list_settings(DigitConfig()):
+        if dataclasses.is_dataclass(value):
+            continue
         (line,) = [line for line in lines if line.startswith(f"  {key}=")]
         explanation = re.fullmatch(r"  \S+=(?:\[.*\]|\S*) +(.*)", line).group(1)
         assert len(explanation.split()) > 1, line
@@ -129,7 +123,7 @@ def test_a_message_about_thousands_of_characters_is_cut(tmp_path, override):
 
 
 # ---------------------------------------------------------------------------------------------
-# Bad checkpoints
+# Bad checkpoints and places
 
 
 @pytest.mark.parametrize("damage", ["truncated", "not finite"])
@@ -162,16 +156,6 @@ def test_a_checkpoint_of_another_script_is_refused_by_its_name(trained, tmp_path
     assert "mnist_config.permuted" in end
 
 
-def test_a_checkpoint_of_another_model_is_refused(trained):
-    message = refused("--test", f"runs_path={trained}/runs", EMPTY, model=snn_mlp_2.SNN)
-    assert "belongs to another model" in message
-    assert "size mismatch for layers.0.alpha" in message
-
-
-# ---------------------------------------------------------------------------------------------
-# Bad places
-
-
 def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     message = refused("--train", *tiny(tmp_path / "out", f"runs_path={tmp_path}/file/folder"))
@@ -179,19 +163,6 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
     assert "Not a directory" in message
     assert message.endswith("set runs_path to a folder that can be written")
     assert not list(tmp_path.rglob("*.csv"))
-
-
-def test_missing_and_corrupt_data_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
-    settings = [o for o in tiny(tmp_path) if not o.startswith("dataset_path")]
-    empty = f"dataset_path={tmp_path}/none"
-    assert "there is no MNIST under" in refused("--train", *settings, empty)
-    raw = tmp_path / "data/MNIST/raw"
-    raw.mkdir(parents=True)
-    (raw / "train-images-idx3-ubyte.gz").write_bytes(b"no archive")
-    message = refused("--train", *settings, f"dataset_path={tmp_path}/data")
-    assert "train-images-idx3-ubyte.gz is corrupt" in message
-    assert not (tmp_path / "runs").exists()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -202,9 +173,8 @@ def test_a_run_is_tested_with_its_best_checkpoint_and_its_activity_printed(train
     finished = run("--test", *tiny(trained, "hyperparameters.epoch=1"))
     assert finished.code == 0
     assert f"{the_run(trained)}/best, epoch 1: test loss" in finished.out
-    assert (
-        len(re.findall(r"layer layers\.\d: 0\.\d{4} spikes per neuron and step", finished.out)) == 3
-    )
+    activity = re.findall(r"layer layers\.\d: 0\.\d{4} spikes per neuron and step", finished.out)
+    assert len(activity) == 3
     assert "a dense network of this size takes 647,000 multiply-accumulates" in finished.out
 
 
@@ -215,14 +185,6 @@ def test_a_checkpoint_brings_its_settings_and_overrides_win(tmp_path):
     assert run("--test", *overrides).code == 0
     message = refused("--test", *overrides, "hyperparameters.train_bias=true")
     assert 'Missing key(s) in state_dict: "layers.1.bias"' in message
-
-
-def test_resume_without_a_checkpoint_can_be_followed_by_overrides(tmp_path):
-    settings = [o for o in tiny(tmp_path, "scheduler.scheduler_choice=none") if "epoch" not in o]
-    train("hyperparameters.epoch=1", *settings)
-    finished = run("--train", *settings, "--resume", "hyperparameters.epoch=2")
-    assert finished.code == 0, finished
-    assert "epoch 2/2" in finished.out
 
 
 def test_a_module_of_the_library_is_resumed_as_it_was_started(monkeypatch):
