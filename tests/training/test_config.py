@@ -105,8 +105,6 @@ def test_a_missing_value_is_refused(yaml_file):
         "hyperparameters.length=abc",
         "hyperparameters.length=2.5",
         "hyperparameters.length=true",
-        "hyperparameters.length=[1]",
-        "hyperparameters.length=",
         "hyperparameters.length=null",
         "hyperparameters.tau_m=fast",
         "hyperparameters=3",
@@ -181,7 +179,7 @@ def test_a_value_outside_its_range_is_refused(yaml_file, overrides, message):
     assert message in refusal(yaml_file, overrides)
 
 
-def test_poisson_spikes_need_a_probability(yaml_file):
+def test_the_rate_of_poisson_spikes_is_at_most_one(yaml_file):
     bright = "mnist_config.max_rate=1.5"
     assert load_config(DigitConfig, yaml_file, [bright]).mnist_config.max_rate == 1.5
     message = refusal(yaml_file, bright, "hyperparameters.encoding=poisson")
@@ -215,10 +213,7 @@ NESTED = "is written as one key, but keys are nested: "
         ("optimizer.AdamW.lr: 4", f"{NESTED}optimizer: {{AdamW: {{lr: ...}}}}"),
         ("optimizer: {AdamW.lr: 4}", f"{NESTED}optimizer: {{AdamW: {{lr: ...}}}}"),
         ("hyperparameters.tau_m: 4", f"{NESTED}hyperparameters: {{tau_m: ...}}"),
-        (
-            "seed: 3\ntransform: {repeat: 4\nname: x\n",
-            "cannot be read: line 3: did not find expected ',' or '}'",
-        ),
+        ("seed: 3\ntransform: {repeat: 4\nname: x", "line 3: did not find expected ',' or '}'"),
         ("a: [", "cannot be read: line 2: "),
         ("just words", "unknown key 'just words'"),
         ("- a\n- list", "Cannot merge incompatible container types"),
@@ -305,7 +300,7 @@ def test_a_list_of_a_variant_replaces_that_of_its_base(variant, yaml_file):
     assert load_config(DigitConfig, variant, []).scheduler.MultiStepLR.milestones == [4]
 
 
-def test_the_file_with_an_unknown_key_is_named(variant, yaml_file):
+def test_of_a_variant_and_its_base_the_file_with_the_unknown_key_is_named(variant, yaml_file):
     yaml_file.write_text("hyperparameters: {droput: 0.5}")
     assert refusal(variant).startswith(f"{variant.parent}/../trial.yaml: unknown key")
     yaml_file.write_text(YAML)
@@ -366,7 +361,9 @@ def test_a_base_that_is_no_file_is_refused(variant, base, message):
         ),
     ],
 )
-def test_an_override_that_nothing_reads_is_refused_with_what_decides_it(overrides, message):
+def test_an_override_that_nothing_reads_is_refused_with_the_setting_that_decides(
+    overrides, message
+):
     merged = merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
     assert refusing.refusal(refuse_without_effect, overrides, merged) == message
 
@@ -437,7 +434,7 @@ def test_a_file_may_set_what_nothing_reads_only_if_the_command_line_makes_it_cou
     load_config(DigitConfig, mine, [override, *plan], script)
 
 
-def test_what_counts_in_a_file_may_be_switched_off_on_the_command_line(script):
+def test_the_command_line_may_switch_off_what_a_file_has_options_for(script):
     mine = script.with_name("mine.yaml")
     mine.write_text("hyperparameters: {encoding: latency}\nlatency: {span: 3}")
     load_config(DigitConfig, mine, ["hyperparameters.encoding=poisson"], script)
@@ -454,7 +451,7 @@ def test_what_counts_in_a_file_may_be_switched_off_on_the_command_line(script):
         ("  AdamW:", "  Adam: {lr: 1e-4}\n  SGD: {lr: 0.1, momentum: 0.9}\n  AdamW:"),
     ],
 )
-def test_a_file_may_hold_the_usual_options_of_what_it_does_not_choose(script, old, new):
+def test_a_file_may_keep_the_options_of_what_it_does_not_choose(script, old, new):
     text = changed(script, old, new)
     mine = script.with_name("mine.yaml")
     mine.write_text(text)
