@@ -15,12 +15,7 @@ from torch import nn
 
 from snn_lib.errors import RunError
 from snn_lib.files import write_atomically
-from snn_lib.training.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 
 CHECKPOINT = {
     "epoch": 3,
@@ -40,7 +35,7 @@ def path(tmp_path):
     return tmp_path / "model_last"
 
 
-def test_what_is_saved_is_loaded(path):
+def test_a_checkpoint_is_loaded_as_it_was_saved(path):
     save_checkpoint(path, CHECKPOINT)
     loaded = load_checkpoint(path)
     assert loaded.keys() == CHECKPOINT.keys()
@@ -85,7 +80,7 @@ def test_threads_that_write_a_file_at_once_do_not_mix_it(path):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_reason_is_told_where_what_was_half_written_cannot_be_removed(path, monkeypatch):
+def test_a_failed_write_names_its_reason_even_if_its_half_file_cannot_be_removed(path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
@@ -177,20 +172,6 @@ def test_what_is_no_file_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # whose reading would never end
     assert refusal(load_checkpoint, tmp_path / "pipe") == f"{tmp_path}/pipe is not a file"
     assert f"{tmp_path}/best" in refusal(load_checkpoint, tmp_path)
-
-
-def test_the_folder_of_a_run_stands_for_its_best(tmp_path):
-    for which, epoch in (("last", 3), ("best", 2)):
-        save_checkpoint(tmp_path / which, {**CHECKPOINT, "epoch": epoch})
-    found = load_checkpoint(tmp_path)
-    assert (found.path, found["epoch"]) == (tmp_path / "best", 2)
-
-
-def test_weights_come_into_the_model(path):
-    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
-    load_weights(model, Checkpoint({"snn_state_dict": other.state_dict()}, path))
-    assert torch.equal(model.weight, other.weight)
-    assert torch.equal(model.bias, other.bias)
 
 
 OTHER = r"\(written by snn_conv\.py\) belongs to another model: .*"
