@@ -68,14 +68,12 @@ def test_two_processes_train_as_one_and_one_of_them_writes(tmp_path, alone):
     assert_close_runs(alone, tmp_path)
     torch.manual_seed(2)
     before = SmallSNN(load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), [])).layers[4].weight
-    moved = (
-        (load(the_run(tmp_path) / "last")["snn_state_dict"]["layers.4.weight"] - before).abs().max()
-    )
+    last = load(the_run(tmp_path) / "last")
+    moved = (last["snn_state_dict"]["layers.4.weight"] - before).abs().max()
     assert moved > 1e-3  # far more than the tolerance
     assert "2 processes, batches of 64" in first.out
     assert (second.out, second.err) == ("", "")
-    assert len(load(the_run(tmp_path) / "last")["rng"]) == 2
-    assert load(the_run(tmp_path) / "last")["environment"]["processes"] == 2
+    assert (len(last["rng"]), last["environment"]["processes"]) == (2, 2)
 
 
 def test_a_run_is_stopped_together_and_resumed_by_another_number_of_processes(tmp_path):
@@ -114,7 +112,9 @@ def normalise():
 
 
 @pytest.mark.parametrize(("averaging", "bits"), [(0, 0), (0.9, 2)])
-def test_what_is_evaluated_is_what_is_written(tmp_path, monkeypatch, averaging, bits):
+def test_several_processes_write_the_weights_that_they_evaluated(
+    tmp_path, monkeypatch, averaging, bits
+):
     averaged = f"hyperparameters.weight_averaging={averaging}"
     more = settings(tmp_path, averaged, f"hyperparameters.weight_bits={bits}")
     finish(start(tmp_path, 2, "--train", *more, prepare=normalise))
@@ -141,18 +141,22 @@ def test_a_process_that_dies_ends_the_run_with_a_line(tmp_path, victim):
     load(the_run(tmp_path) / "last")  # the last good checkpoint is there
 
 
-def test_bad_input_ends_all_processes(tmp_path):
-    processes = start(tmp_path, 2, "--train", *settings(tmp_path, "hyperparameters.dropout=1"))
-    for rank, process in enumerate(processes):
+@pytest.mark.parametrize(
+    ("action", "override", "message"),
+    [
+        ("--train", "hyperparameters.dropout=1", "hyperparameters.dropout is 1.0"),
+        ("--test", "seed=3", "--test and --export take one process: start the script with python"),
+    ],
+)
+def test_bad_input_ends_all_processes(tmp_path, action, override, message):
+    for rank, process in enumerate(start(tmp_path, 2, action, *settings(tmp_path, override))):
         finished = process.wait(timeout=60)
         assert finished.code == 2
-        assert finished.err.startswith(
-            f"snn_mlp_1.py: process {rank}: hyperparameters.dropout is 1.0"
-        )
+        assert finished.err.startswith(f"snn_mlp_1.py: process {rank}: {message}")
         assert finished.err.count("\n") == 1
 
 
-def test_trouble_of_the_writer_ends_the_others_too(tmp_path):
+def test_a_process_that_cannot_write_ends_the_others_too(tmp_path):
     (tmp_path / "file").write_text("in the way")
     overrides = settings(tmp_path, f"runs_path={tmp_path}/file/x")
     first, second = (p.wait(timeout=60) for p in start(tmp_path, 2, "--train", *overrides))
@@ -170,13 +174,7 @@ def test_torchrun_trains_the_script(tmp_path):
     assert len(re.findall("^best epoch 1: ", finished.out, re.MULTILINE)) == 1
 
 
-def test_testing_takes_one_process(tmp_path):
-    for process in [p.wait() for p in start(tmp_path, 2, "--test", *settings(tmp_path))]:
-        assert process.code == 2
-        assert "--test and --export take one process: start the script with python" in process.err
-
-
-def test_sums_keep_all_digits():
+def test_sums_over_processes_keep_all_digits():
     assert distributed.add(2**24 + 1, 0.1, 2**53 - 1) == [2**24 + 1, 0.1, 2**53 - 1]
 
 
