@@ -74,26 +74,11 @@ def test_first_weights_are_the_same_with_one_process_and_with_two(name, tmp_path
     assert drawn[0] == drawn[1] != drawn[2]  # and each has dropout of its own
 
 
-def test_initialise_sees_all_the_data_and_draws_the_same_whatever_the_process(
-    tmp_path, monkeypatch
-):
-    seen = []
-
-    def initialise(model, task):
-        images = torch.cat([batch.x for batch in task.batches("train")], 1)
-        seen.append((images.shape[1], torch.rand(()), torch.is_grad_enabled()))
-
-    for rank, world in ((0, 1), (1, 2)):
-        config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", tiny(tmp_path))
-        task = DigitClassification()
-        before_the_first_batch(SmallSNN, task, initialise, config, rank, world, monkeypatch)
-    assert seen[0] == seen[1] == (256, seen[0][1], False)
-
-
 def test_initialise_is_called_where_training_starts_from_scratch_and_nowhere_else(tmp_path):
     calls = []
 
     def initialise(model, task):
+        assert not torch.is_grad_enabled()
         calls.append(task.device)
         nn.init.constant_(model.layers[4].bias, 0.25)
 
@@ -109,7 +94,9 @@ def test_initialise_is_called_where_training_starts_from_scratch_and_nowhere_els
 
 
 @pytest.mark.parametrize("use", ["train", "test"])
-def test_training_from_the_start_takes_a_model_with_its_first_weights(tmp_path, use):
+def test_an_experiment_that_was_trained_or_tested_is_not_trained_from_the_start_again(
+    tmp_path, use
+):
     settings = tiny(tmp_path, "hyperparameters.epoch=1")
     config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", settings)
     Experiment(SmallSNN, DigitClassification(), config).train()
