@@ -11,11 +11,7 @@ from torch import nn
 import snn_mlp_1
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError, RunError
-from snn_lib.training.diagnosis import (
-    FiniteCheck,
-    blaming_settings,
-    troubled_layers,
-)
+from snn_lib.training.diagnosis import FiniteCheck, blaming_settings, troubled_layers
 
 CPU = torch.device("cpu")
 
@@ -31,7 +27,7 @@ def number(value):
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf), (-math.inf, 2.0)])
-def test_a_batch_that_is_not_finite_is_told_at_once_on_a_cpu(loss, norm):
+def test_on_a_cpu_a_batch_that_is_not_finite_is_told_at_once(loss, norm):
     model = network()
     model(torch.rand(5, 2, 20))[0].sum().backward()
     numbers = FiniteCheck(model, CPU)
@@ -40,7 +36,7 @@ def test_a_batch_that_is_not_finite_is_told_at_once_on_a_cpu(loss, norm):
         numbers.watch(2, 3, number(loss), number(norm))
 
 
-def test_elsewhere_the_first_one_is_remembered_and_told_later():
+def test_on_a_device_the_first_batch_that_is_not_finite_is_told_some_batches_later():
     numbers = FiniteCheck(network(), CPU)
     numbers.patience = FiniteCheck(network(), torch.device("meta")).patience  # a device to wait for
     assert numbers.patience > 7
@@ -53,7 +49,7 @@ def test_elsewhere_the_first_one_is_remembered_and_told_later():
         numbers.check()
 
 
-def test_weights_are_looked_at_by_name():
+def test_weights_and_buffers_that_are_not_finite_are_named():
     model = network()
     numbers = FiniteCheck(model, CPU)
     numbers.check_weights(1)
@@ -67,7 +63,7 @@ def test_weights_are_looked_at_by_name():
         FiniteCheck(model, CPU).check_weights(5)
 
 
-def test_silent_saturated_and_unstable_layers():
+def test_silent_saturated_and_unstable_layers_are_named_with_their_numbers():
     found = dict(troubled_layers({"a": 0.0, "b": 0.5, "c": 0.99}, {"d": 0.9, "e": 1.2}))
     assert list(found) == [
         "layer a is silent",

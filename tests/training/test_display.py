@@ -11,16 +11,11 @@ from tqdm import tqdm
 from snn_lib.tasks.classification import Classification, ClassificationConfig
 from snn_lib.training import display
 from snn_lib.training.display import describe, duration, show_epoch
-from snn_lib.training.state import Progress, split_of
+from snn_lib.training.state import Progress
 
 
-def test_metrics_read_well():
+def test_losses_have_four_decimals_and_shares_are_per_cent():
     assert describe({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
-
-
-def test_a_split_s_metrics_lose_its_name():
-    row = {"epoch": 3, "train_loss": 0.2, "validation_loss": 0.1, "validation_f1": 0.5}
-    assert split_of(row, "validation") == {"loss": 0.1, "f1": 0.5}
 
 
 def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0), compiling=0.0):
@@ -61,7 +56,7 @@ def test_a_terminal_shows_a_bar_with_the_metrics_so_far_and_one_rate(monkeypatch
     assert "s/batch" not in bar
 
 
-def test_elsewhere_a_line_a_minute_says_how_far_it_has_come(monkeypatch):
+def test_without_a_terminal_a_line_a_minute_says_how_far_it_has_come(monkeypatch):
     lines, bar = shown(monkeypatch, False, 60)
     # An epoch and the rest of this one are left: 90 batches of two seconds, 60 after this minute.
     assert lines.splitlines() == [
@@ -97,5 +92,5 @@ def test_other_processes_than_the_first_show_nothing(monkeypatch, terminal):
     ("seconds", "said"),
     [(0.4, "0 s"), (59.4, "59 s"), (61, "1 min"), (3570, "1 h 00 min"), (7500, "2 h 05 min")],
 )
-def test_times_read_well(seconds, said):
+def test_a_duration_is_in_seconds_minutes_or_hours(seconds, said):
     assert duration(seconds) == said

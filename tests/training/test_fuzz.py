@@ -115,7 +115,7 @@ keys = st.one_of(st.sampled_from(KEYS), st.sampled_from(KEYS), st.text(max_size=
 
 @cases(0.3)
 @given(st.lists(st.tuples(keys, values), min_size=1, max_size=3))
-def test_any_overrides(overrides):
+def test_any_overrides_are_run_or_refused_in_a_line(overrides):
     check(
         "--train",
         "hyperparameters.epoch=1",
@@ -166,7 +166,7 @@ def damaged(draw, content):
 
 @cases(0.3)
 @given(texts())
-def test_any_yaml_file(content):
+def test_any_yaml_file_is_run_or_refused_in_a_line(content):
     with open("any.yaml", "wb") as file:
         file.write(content)
     check("--train", "--config_file", "any.yaml", "hyperparameters.epoch=1", *SAFE)
@@ -218,7 +218,7 @@ def damaged_checkpoints(draw, content):
 
 @cases(0.3)
 @given(st.data(), st.booleans())
-def test_any_bytes_as_a_checkpoint(good, data, test):
+def test_any_bytes_as_a_checkpoint_are_used_or_refused_in_a_line(good, data, test):
     path, use = good
     with open("last", "wb") as file:
         file.write(data.draw(damaged_checkpoints(path.read_bytes())))
@@ -227,7 +227,7 @@ def test_any_bytes_as_a_checkpoint(good, data, test):
 
 @cases(0.1)
 @given(st.data(), st.booleans())
-def test_any_value_in_a_checkpoint(good, data, test):
+def test_any_value_in_a_checkpoint_is_used_or_refused_in_a_line(good, data, test):
     """One value of a whole checkpoint, at any depth, is another one."""
     path, use = good
     checkpoint = torch.load(path, weights_only=True)
@@ -245,7 +245,7 @@ def test_any_value_in_a_checkpoint(good, data, test):
     use(test)
 
 
-def test_the_code_would_run_if_it_were_let(folder):
+def test_the_malicious_pickle_of_these_tests_is_malicious(folder):
     pickle.loads(pickle.dumps(Touch())).close()
     assert (folder / "touched").exists()
     (folder / "touched").unlink()

@@ -52,7 +52,9 @@ def penalties(spikes, lengths, share):
 
 @pytest.mark.parametrize("lengths", [None, [2, 6, 4]])
 @pytest.mark.parametrize(("by_cost", "shares"), [(False, [1, 1]), (True, [1, 5 * 2 / (7 * 5)])])
-def test_the_penalty_is_of_the_hidden_layers_own_steps(model, task, lengths, by_cost, shares):
+def test_the_penalty_is_of_hidden_layers_and_leaves_the_padding_out(
+    model, task, lengths, by_cost, shares
+):
     task.config.hyperparameters.penalty_by_cost = by_cost
     x, y = 3 * torch.rand(6, 3, 3), torch.tensor([0, 1, 1])
     batch = Batch(x, y, None if lengths is None else torch.tensor(lengths))

@@ -92,7 +92,7 @@ def test_the_environment_names_what_decides_the_numbers():
     yaml.safe_dump(found)  # built-in types only
 
 
-def test_the_environment_without_git(monkeypatch):
+def test_the_environment_names_no_revision_without_git(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert environment(torch.device("cpu"), 1)["revision"] is None
 
