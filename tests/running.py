@@ -85,6 +85,17 @@ class SmallSNN(nn.Module):
         return self.layers(x, state)
 
 
+class Answer(nn.Module):
+    """Gives this output, whatever its input."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output
+
+
 @dataclass
 class Finished:
     code: int

@@ -76,7 +76,7 @@ def test_an_energy_has_digits_however_small_it_is():
         assert describe_energy(Operations(0, count, 0, 0)) == text
 
 
-def test_other_readouts_report_operations_alone():
+def test_readouts_other_than_counts_report_operations_alone():
     task, model, _ = task_and_model("last")
     lines = report(task, model)
     assert len(lines) == 2

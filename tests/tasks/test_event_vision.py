@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from recorded import gesture_files, nmnist_files, tonic_downloads
+from refusing import refusal
 from running import ROOT, YAML, accuracy, prepared, run
 
 import event_vision
 from snn_lib import SpikingNeuron
 from snn_lib.data.events import Events, Frames
 from snn_lib.data.recordings import NMNIST, load_recordings, recording_files
-from snn_lib.errors import InputError
 from snn_lib.tasks.event_vision import EventVision
 from snn_lib.training.config import load_config
 
@@ -69,7 +69,7 @@ def test_the_network_sees_whether_there_were_events_or_how_many_time_first(files
     assert torch.equal(clipped.x, (frames > 0).to(torch.uint8).transpose(0, 1))
 
 
-def test_time_runs_backwards_or_is_summed_up(files):
+def test_time_runs_backwards_or_is_summed_up_as_the_settings_say(files):
     seen = {
         order: next(task_of(configured(*files, f"events.order={order}")).batches("test"))
         for order in ("forward", "reversed", "summed")
@@ -92,8 +92,8 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
         one.split("train")
     assert set(again.parts["validation"][2].tolist()) == held_out
     assert set(other.parts["validation"][2].tolist()) != held_out
-    with pytest.raises(InputError, match=r"is 20, but there are 20 recordings .*: set it to 2"):
-        task_of(configured(*files, "events.validation_size=20")).split("train")
+    too_many = task_of(configured(*files, "events.validation_size=20"))
+    assert "is 20, but there are 20 recordings " in refusal(too_many.split, "train")
 
 
 def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated):
@@ -106,7 +106,7 @@ def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated
         assert task.parts["train"][2].tolist() == list(range(4, 13))
 
 
-def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
+def test_the_first_few_recordings_of_a_part_are_of_all_classes(tmp_path, monkeypatch):
     """The files of DVS128 Gesture are named by their class, so that they are in its order."""
     gestures = "dataset=dvs_gesture", f"events.path={gesture_files(tmp_path / 'mine')}"
     monkeypatch.setattr("snn_lib.tasks.event_vision.SAMPLE", 11)
@@ -116,8 +116,8 @@ def test_a_few_recordings_are_of_all_classes(tmp_path, monkeypatch):
     assert torch.equal(task.sample(), batch.x)  # both parts have the same recordings here
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_a_batch_and_augment_alike(files, world):
+def test_processes_share_a_batch_and_augment_alike(files):
+    world = 3
     config = configured(*files)
     whole = list(task_of(config).batches("train", 1))
     shares = [list(task_of(config, rank, world).batches("train", 1)) for rank in range(world)]
@@ -225,11 +225,13 @@ def test_feature_maps_keep_their_channels_last_and_what_is_left_over_is_pooled()
 
 def script(folder, action, *overrides, file="event_vision"):
     settings = [*SMALL, f"runs_path={folder}/runs", "name=mine", *overrides]
-    best = "test_checkpoint_path=''"
-    options = {"model": event_vision.SNN, "initialise": event_vision.initialise}
-    arguments = [action, "--config_file", YAML[file], *settings, best]
-    options["task"] = EventVision(event_vision.EventConvConfig)
-    return run(*arguments, script=ROOT / "event_vision.py", **options)
+    return run(
+        *(action, "--config_file", YAML[file], *settings, "test_checkpoint_path=''"),
+        model=event_vision.SNN,
+        task=EventVision(event_vision.EventConvConfig),
+        initialise=event_vision.initialise,
+        script=ROOT / "event_vision.py",
+    )
 
 
 def test_simulated_recordings_are_learned_and_tested_to_the_same_accuracy(simulated, tmp_path):
@@ -248,10 +250,10 @@ def test_simulated_recordings_are_learned_and_tested_to_the_same_accuracy(simula
     tested = script(tmp_path, "--test", *overrides)
     assert accuracy(trained) == accuracy(tested)
     assert accuracy(tested) > 25  # chance is 10
-    assert re.search(
-        r"\(0 additions and [\d,]+ multiply-accumulates\); a dense network", tested.out
+    work = (
+        r"synaptic operations per recording \(0 additions and [\d,]+ multiply-accumulates\); a de"
     )
-    assert re.search(r"synaptic operations per recording", tested.out)
+    assert re.search(work, tested.out)
     backwards = script(tmp_path, "--test", *overrides, "events.order=reversed")
     assert accuracy(backwards) != accuracy(tested)
 
@@ -290,7 +292,7 @@ def test_gestures_train_in_chunks_of_time_and_test_to_the_same_accuracy(tmp_path
     assert event_vision.SNN(configured(file=file)).layers[-1].shape == (11,)
 
 
-def test_bad_input_is_refused_in_a_line(files, tmp_path):
+def test_a_damaged_recording_is_refused_in_a_line(files, tmp_path):
     path = tmp_path / "mine" / "Train" / "7" / "00002.bin"
     content = path.read_bytes()
     path.write_bytes(content[:-2])
@@ -300,5 +302,3 @@ def test_bad_input_is_refused_in_a_line(files, tmp_path):
         f"event_vision.py: {path} is cut in the middle of an event: it has {len(content) - 2} "
         "bytes, five an event\n"
     )
-    refused = script(tmp_path, "--train", "dataset=nmnist", f"events.path={tmp_path}/no")
-    assert refused.err.startswith(f"event_vision.py: there are no recordings {tmp_path}/no/Train")

@@ -2,17 +2,13 @@ import hashlib
 
 import pytest
 import torch
-from running import ROOT, accuracy, run, tiny
-from torch import nn
+from running import ROOT, Answer, accuracy, run, tiny
 
 import sequential_mnist
 from snn_lib import ResonantSynapse, SpikingNeuron
 from snn_lib.data.batches import Batch
 from snn_lib.data.mnist import load_mnist
-from snn_lib.tasks.sequential_digits import (
-    SequentialConfig,
-    SequentialDigits,
-)
+from snn_lib.tasks.sequential_digits import SequentialConfig, SequentialDigits
 from snn_lib.training.config import load_config
 
 IMAGES = 20
@@ -60,20 +56,16 @@ def test_the_permutation_is_the_same_for_everyone(config, seed):
     assert torch.equal(x[:, :, 0].T, images().flatten(1)[:, order])
 
 
-def test_darker_pixels_are_around_their_own_mean(config):
+def test_max_rate_scales_the_pixels_around_their_mean(config):
     _, x = shown(config)
     config.mnist_config.max_rate = 0.5
     torch.testing.assert_close(shown(config)[1], 0.5 * x)
 
 
-def test_the_answer_is_what_the_network_says_last(config):
+def test_the_answer_is_the_output_of_the_last_step(config):
     task, x = shown(config)
-
-    class Answer(nn.Module):
-        def forward(self, x):
-            return torch.arange(4.0)[:, None, None].expand(4, IMAGES, 10) + torch.arange(10)
-
-    logits = task.logits(Answer(), Batch(x, None))
+    said = torch.arange(4.0)[:, None, None].expand(4, IMAGES, 10) + torch.arange(10)
+    logits = task.logits(Answer(said), Batch(x, None))
     assert torch.equal(logits, 3.0 + torch.arange(10.0).expand(IMAGES, 10))
 
 
@@ -133,7 +125,7 @@ def test_the_currents_of_hidden_neurons_are_standardised(config):
         torch.testing.assert_close(deviation, torch.ones(240), rtol=0, atol=1e-2)
 
 
-def test_the_first_weights_of_each_layer(config):
+def test_first_weights_are_signs_for_the_pixels_and_scaled_for_hidden_layers(config):
     model = sequential_mnist.SNN(config)
     pixels, first, second = (model.layers[index] for index in (0, 2, 6))
     assert set(pixels.weight.flatten().tolist()) == {-1.0, 1.0}
@@ -144,7 +136,7 @@ def test_the_first_weights_of_each_layer(config):
         assert float(scale) == pytest.approx(0.4, rel=0.05)
 
 
-def test_no_bias_is_trained_if_the_settings_say_so(config):
+def test_without_train_bias_no_bias_is_trained(config):
     config.hyperparameters.train_bias = False
     for name, parameter in sequential_mnist.SNN(config).named_parameters():
         if name.endswith("bias"):
@@ -152,7 +144,7 @@ def test_no_bias_is_trained_if_the_settings_say_so(config):
             assert not parameter.any()
 
 
-def test_the_last_layer_has_weights_of_their_own_for_each_moment(config):
+def test_the_last_layer_has_its_own_weights_for_each_moment(config):
     model = sequential_mnist.SNN(config).eval()
     _, x = shown(config)
     *_, memory, _, answers = model.layers.layerwise(x)[0]

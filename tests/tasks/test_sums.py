@@ -15,14 +15,14 @@ def test_sums_of_a_device_and_of_the_cpu_are_read_together():
         assert read_sums(sums) == {"a": 2.0, "b": 3.0, "c": 4.0}
 
 
-def test_counts_stay_whole_numbers():
+def test_counts_beyond_the_digits_of_float32_are_added_exactly():
     sums = {}
     for spikes in (2**24, *[1] * 100):
         add_sums(sums, {"spikes": torch.tensor(spikes), "loss": torch.tensor(0.5)})
     assert read_sums(sums) == {"spikes": 2**24 + 100, "loss": 50.5}
 
 
-def test_a_batch_s_own_tensors_stay_as_they_are():
+def test_adding_sums_up_leaves_a_batch_s_own_tensors_alone():
     """A task may keep them, or return the same one for every batch."""
     sums, own = {}, torch.tensor(0.5)
     for _ in range(3):
