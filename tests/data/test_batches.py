@@ -50,7 +50,7 @@ def test_without_shuffling_the_order_is_kept():
     assert torch.cat([batch.y for batch in batches().batches()]).tolist() == list(range(COUNT))
 
 
-def test_seed_epoch_and_batch_decide_everything():
+def test_seed_epoch_and_batch_decide_order_and_random_numbers():
     assert_same(shuffled().batches(2), shuffled().batches(2))
     torch.rand(5)  # whatever else has drawn random numbers
     assert_same(shuffled().batches(2), shuffled().batches(2))
@@ -68,8 +68,8 @@ def test_an_epoch_goes_on_from_any_batch(start, workers):
     assert_same(list(shuffled().batches(2))[start:], later)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_share_a_batch_and_its_random_numbers(world):
+def test_processes_share_a_batch_and_its_random_numbers():
+    world = 3
     shares = [list(shuffled(rank=rank, world=world).batches(1)) for rank in range(world)]
     for number, whole in enumerate(shuffled().batches(1)):
         for rank, share in enumerate(shares):
@@ -77,7 +77,7 @@ def test_processes_share_a_batch_and_its_random_numbers(world):
             assert torch.equal(share[number].y, whole.y[rank::world])
 
 
-def test_generators_differ_between_neighbours():
+def test_seeds_epochs_and_batches_have_generators_of_their_own():
     draws = {
         torch.rand(1, generator=batch_generator(seed, epoch, batch)).item()
         for seed in range(3)
@@ -151,13 +151,13 @@ def test_a_refusal_comes_out_of_a_worker_as_it_is():
             list(Split(COUNT, 16, make_batch, workers=workers).batches())
 
 
-def test_without_fork_workers_are_refused(monkeypatch):
+def test_workers_are_refused_where_processes_cannot_fork(monkeypatch):
     monkeypatch.setattr("multiprocessing.get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(InputError, match="data_workers needs processes that fork"):
         list(shuffled(workers=1).batches())
 
 
-def test_the_split_is_seeded_and_covers_all():
+def test_training_and_validation_cover_all_samples_as_the_seed_says():
     training, validation = split_indices(100, 30, seed=1)
     assert (len(training), len(validation)) == (70, 30)
     assert sorted(torch.cat([training, validation]).tolist()) == list(range(100))

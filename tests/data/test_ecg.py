@@ -40,7 +40,7 @@ def sequences_of(lengths, seed=0):
     return torch.tensor(np.array(cut)), torch.tensor(numbers)
 
 
-def test_overlapping_sequences_are_of_one_recording():
+def test_sequences_that_overlap_are_found_to_be_of_one_recording():
     labels, numbers = sequences_of([5, 1, 9, 2, 2, 7])
     assert torch.equal(recordings(labels), numbers)
 
@@ -63,10 +63,8 @@ def test_short_sequences_that_do_not_overlap_are_recordings_of_their_own():
 
 
 def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
-    said = refusal(load_ecg, tmp_path, "train")
-    assert said.startswith(
-        f"there is no file {tmp_path}/QTDB_train.mat: set dataset_path to its folder"
-    )
+    message = f"there is no file {tmp_path}/QTDB_train.mat: set dataset_path to its folder"
+    assert refusal(load_ecg, tmp_path, "train").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +75,9 @@ def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
         ({"x": np.zeros((3, 9, 4))}, "QTDB_test.mat cannot be read: 'y'"),
     ],
 )
-def test_another_file_is_refused(tmp_path, content, message):
-    savemat(tmp_path / "QTDB_test.mat", content)
-    assert message in refusal(load_ecg, tmp_path, "test")
-
-
-def test_a_damaged_file_is_refused(tmp_path):
-    qtdb_files(tmp_path, *some_beats())
+def test_a_file_of_other_arrays_or_that_is_cut_is_refused(tmp_path, content, message):
     path = tmp_path / "QTDB_test.mat"
+    savemat(path, content)
+    assert message in refusal(load_ecg, tmp_path, "test")
     path.write_bytes(path.read_bytes()[:-100])
     assert "QTDB_test.mat cannot be read: " in refusal(load_ecg, tmp_path, "test")

@@ -96,7 +96,7 @@ def test_a_damaged_unpacked_file_is_told(raw, unpacked, name, archives):
         assert message.startswith(f"only one of {IMAGES} and {LABELS} in {raw} is MNIST's")
 
 
-def test_another_set_in_its_form_is_read_if_it_makes_sense(raw, unpacked):
+def test_another_data_set_in_the_form_of_mnist_is_read_if_it_makes_sense(raw, unpacked):
     def write(images=unpacked[IMAGES], labels=unpacked[LABELS]):
         # Turned around, images and labels still belong together.
         (raw / IMAGES).write_bytes(images[:16] + images[:15:-1])

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 import torch
+from refusing import refusal
 from scipy import stats
 
 from snn_lib.data.patterns import (
@@ -14,7 +15,6 @@ from snn_lib.data.patterns import (
     load_patterns,
     single_damage,
 )
-from snn_lib.errors import InputError
 
 STEPS, TRAINS = 60, 50
 NO_DAMAGE = Damage(modify_probability=0.0, noise_probability=0.0)
@@ -46,9 +46,9 @@ def damaged_by(*arguments):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, bool, np.int64, np.float16, np.float32, np.float64])
-def test_load_returns_float32_time_first(tmp_path, dtype):
+def test_patterns_of_any_number_type_are_loaded_time_first(tmp_path, dtype):
     array = (np.random.default_rng(0).random((4, 5, 6)) < 0.3).astype(dtype)
-    np.save(tmp_path / "p.npy", array)
+    np.save(tmp_path / "p.npy", np.asfortranarray(array) if dtype is bool else array)
     patterns = load_patterns(tmp_path / "p.npy")
     assert patterns.dtype == torch.float32
     assert patterns.shape == (6, 4, 5)
@@ -57,18 +57,12 @@ def test_load_returns_float32_time_first(tmp_path, dtype):
         assert patterns[time, pattern, train] == array[pattern, train, time]
 
 
-def test_load_reads_an_array_in_fortran_order(tmp_path):
-    array = (np.random.default_rng(0).random((4, 5, 6)) < 0.3).astype(np.uint8)
-    np.save(tmp_path / "p.npy", np.asfortranarray(array))
-    np.testing.assert_array_equal(load_patterns(tmp_path / "p.npy"), array.transpose(2, 0, 1))
-
-
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 4)), r"shape \(3, 4\), expected \(patterns, trains, time\)"),
-        (np.zeros((1, 2, 3, 4)), r"shape \(1, 2, 3, 4\)"),
-        (np.zeros((0, 4, 4)), r"shape \(0, 4, 4\)"),
+        (np.zeros((3, 4)), "shape (3, 4), expected (patterns, trains, time)"),
+        (np.zeros((1, 2, 3, 4)), "shape (1, 2, 3, 4)"),
+        (np.zeros((0, 4, 4)), "shape (0, 4, 4)"),
         (np.full((1, 2, 2), 2), "values other than 0 and 1"),
         (np.full((1, 2, 2), 0.5, np.float32), "values other than 0 and 1"),
         (np.full((1, 2, 2), np.nan), "values other than 0 and 1"),
@@ -77,13 +71,12 @@ def test_load_reads_an_array_in_fortran_order(tmp_path):
         (np.full((1, 2, 2), None), "it has an array of Python objects"),
     ],
 )
-def test_load_refuses_other_arrays_in_one_line(tmp_path, array, message):
+def test_other_arrays_are_refused(tmp_path, array, message):
     path = tmp_path / "p.npy"
     np.save(path, array, allow_pickle=True)
-    with pytest.raises(InputError, match=message) as caught:
-        load_patterns(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    said = refusal(load_patterns, path)
+    assert str(path) in said
+    assert message in said
 
 
 # delay
@@ -101,7 +94,7 @@ def test_delay_shifts_in_time(patterns, steps):
 # damage
 
 
-def test_defaults_are_the_authors():
+def test_default_damage_is_that_of_the_2020_release():
     assert Damage() == Damage(0.4, 0.7, 0.0, 1.0, 0.5, 0.5, 40, 40, 0.005, False)
     with pytest.raises(FrozenInstanceError):
         Damage().block_size = 3
@@ -115,7 +108,7 @@ def test_no_damage_gives_the_patterns_themselves(patterns):
     assert damaged.equal(patterns[:, labels])
 
 
-def test_empty_batch_and_silent_patterns(patterns):
+def test_an_empty_batch_and_silent_patterns_are_damaged_without_trouble(patterns):
     damage = replace(Damage(), block_size=5, rows_removed=5)
     none = torch.empty(0, dtype=torch.int64)
     assert damaged_by(patterns, none, damage, seeded()).shape == (STEPS, 0, TRAINS)
@@ -124,7 +117,7 @@ def test_empty_batch_and_silent_patterns(patterns):
     assert not damaged_by(silent, torch.zeros(4, dtype=torch.int64), damage, seeded()).any()
 
 
-def test_same_seed_same_damage_and_samples_differ(patterns):
+def test_a_seed_gives_the_same_damage_again_and_every_sample_its_own(patterns):
     labels = torch.zeros(8, dtype=torch.int64)
     damage = only(jitter_probability=1.0, removal_probability=1.0, noise_probability=0.01)
     one = damaged_by(patterns, labels, damage, seeded(3))
@@ -172,7 +165,7 @@ def test_spikes_that_meet_become_one():
     assert set(damaged.sum(0).unique().tolist()) == {1.0, 2.0}
 
 
-def test_block_is_a_square_anywhere_inside():
+def test_the_block_removed_is_a_square_anywhere_inside():
     patterns, size = torch.ones(STEPS, 1, TRAINS), 12
     damage = only(removal_probability=1.0, block_probability=1.0, block_size=size)
     damaged = damaged_by(patterns, torch.zeros(1500, dtype=torch.int64), damage, seeded())
@@ -188,7 +181,7 @@ def test_block_is_a_square_anywhere_inside():
     assert first_trains == set(range(TRAINS - size + 1))
 
 
-def test_rows_are_whole_trains_each_as_likely_as_the_other():
+def test_the_rows_removed_are_whole_trains_each_as_likely_as_the_other():
     patterns = torch.ones(STEPS, 1, TRAINS)
     damage = only(removal_probability=1.0, block_probability=0.0, rows_removed=7)
     damaged = damaged_by(patterns, torch.zeros(2000, dtype=torch.int64), damage, seeded())
@@ -232,7 +225,7 @@ def test_samples_that_are_not_modified_have_noise_too():
     assert rates.mean().item() == pytest.approx(0.1, rel=0.05)
 
 
-def test_how_often_samples_are_modified():
+def test_samples_are_modified_as_often_as_the_settings_say():
     patterns, size = torch.ones(20, 1, 20), 6000
     damage = Damage(
         modify_probability=0.6,
@@ -271,15 +264,16 @@ def test_jitter_and_removal_are_independent():
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("damage", "message"),
     [
-        ({"block_size": TRAINS + 1}, f"block_size is 51, patterns have 50 trains of {STEPS} steps"),
-        ({"rows_removed": TRAINS + 1}, "rows_removed is 51, patterns have 50 trains"),
+        (lambda: only(block_size=51), "block_size is 51, patterns have 50 trains of 60 steps"),
+        (lambda: only(rows_removed=51), "rows_removed is 51, patterns have 50 trains"),
+        (lambda: single_damage("blocks", 3), f"unknown, choose one of {', '.join(DAMAGE_KINDS)}"),
     ],
 )
-def test_damage_larger_than_a_pattern_is_refused(patterns, values, message):
+def test_damage_that_is_unknown_or_larger_than_a_pattern_is_refused(patterns, damage, message):
     with pytest.raises(ValueError, match=message):
-        damaged_by(patterns, torch.arange(3), only(**values), seeded())
+        damaged_by(patterns, torch.arange(3), damage(), seeded())
 
 
 @pytest.mark.parametrize("block", [0.0, 1.0])
@@ -324,7 +318,7 @@ def test_varied_damage_spreads_each_strength_evenly_up_to_the_most():
 
 
 @pytest.mark.parametrize("kind", DAMAGE_KINDS)
-def test_single_damage_does_that_and_nothing_else(kind):
+def test_damage_of_a_single_kind_is_of_that_kind_alone(kind):
     strength = {"block_size": 20, "rows_removed": 20, "jitter_sigma": 2.0}.get(kind, 0.02)
     patterns = torch.zeros(100, 1, 80)
     patterns[10:90:4, :, ::2] = 1.0
@@ -348,16 +342,3 @@ def test_single_damage_does_that_and_nothing_else(kind):
     else:
         assert not lost.any()
         assert new.min() > 0
-
-
-def test_zero_strength_is_no_damage(patterns):
-    for kind in DAMAGE_KINDS:
-        damaged = damaged_by(patterns, torch.arange(3), single_damage(kind, 0), seeded())
-        assert damaged.equal(patterns)
-
-
-def test_unknown_kind_is_refused():
-    with pytest.raises(
-        ValueError, match=f"'blocks' is unknown, choose one of {', '.join(DAMAGE_KINDS)}"
-    ):
-        single_damage("blocks", 3)

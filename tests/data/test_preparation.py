@@ -51,7 +51,7 @@ NO_INPUT = "its preparation makes no input"
 
 
 @pytest.mark.parametrize("values", [None, {}, {"kind": "Unknown"}, {"kind": "PixelPreparation"}, 3])
-def test_a_preparation_that_is_none_is_refused(values):
+def test_what_is_no_preparation_is_refused(values):
     assert refusal(preparation_from, values) == NO_INPUT
 
 
@@ -87,7 +87,7 @@ def test_a_preparation_with_a_damaged_value_is_refused(made, name, value):
     assert refusal(preparation_from, {**made.to_dict(), name: value}) == NO_INPUT
 
 
-def test_looking_at_a_preparation_draws_no_random_numbers():
+def test_checking_a_preparation_draws_no_random_numbers():
     state = torch.get_rng_state()
     preparation_from(DigitPreparation(4, "poisson", 0.5, **LATENCY).to_dict())
     assert torch.equal(torch.get_rng_state(), state)

@@ -60,7 +60,7 @@ def test_each_new_step_has_the_label_of_the_nearest_one():
         assert torch.equal(found.y[:length, index], labels[origins, index])
 
 
-def test_time_runs_up_to_so_many_times_slower_and_faster_and_as_often_one_as_the_other():
+def test_stretching_slows_time_as_often_as_it_speeds_it_up_by_up_to_the_factor():
     lengths = torch.full((4000,), 100)
     _, new = changed(torch.zeros(100, 4000, 1), lengths, stretch=1.5)
     assert new.min() == pytest.approx(100 / 1.5, abs=1)
@@ -95,7 +95,7 @@ def test_noise_scale_and_silence_have_the_asked_strength_and_end_with_the_sequen
     assert silent[0].mean() == pytest.approx(0.75, abs=0.03)
 
 
-def test_silenced_channels_are_noisy_and_scaled_ones_are_too():
+def test_silenced_and_scaled_channels_have_noise_too():
     lengths = torch.tensor([400] * 50 + [100] * 50)
     tens = torch.full((400, 100, 4), 10.0)
     found, _ = changed(tens, lengths, noise=0.3, scale=0.2, channel_dropout=0.5)
@@ -136,7 +136,7 @@ def test_a_stretched_window_is_scaled_as_a_whole():
     assert (found[0, :, 0] / found[0, :, 1]).log().std() == pytest.approx(0.2 * 2**0.5, rel=0.15)
 
 
-def test_a_seed_gives_the_same_and_another_something_else():
+def test_a_seed_gives_the_same_augmentation_again_and_another_seed_another():
     x = batch()
     options = {"noise": 0.1, "scale": 0.1, "stretch": 1.2, "crop": 0.8, "channel_dropout": 0.2}
     (one, _), (same, _), (other, _) = (changed(x, seed=seed, **options) for seed in (1, 1, 2))
