@@ -43,7 +43,7 @@ def differing_late(samples=30, seed=0):
 
 
 @pytest.mark.parametrize("estimator", [SpikingClassifier, SpikingRegressor])
-def test_aeon_s_checks_pass(estimator):
+def test_estimators_pass_the_checks_of_aeon(estimator):
     found = check_estimator(estimator(**SMALL))
     assert len(found) > 20
     assert {name: what for name, what in found.items() if what != "PASSED"} == {}
@@ -72,20 +72,13 @@ def test_probabilities_are_as_sure_as_series_left_out_allow():
     assert unsure.mean() < 0.5
 
 
-def test_a_number_is_predicted():
-    x, y = waves()
-    frequency = 0.05 + 0.08 * y
-    more, numbers = waves(seed=1)
-    regressor = SpikingRegressor(**SMALL).fit(x, 1e6 * frequency)
-    assert regressor.score(more, 1e6 * (0.05 + 0.08 * numbers)) > 0.8
-
-
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e45])
 @pytest.mark.parametrize("offset", [0.0, 1e7, 1.7e9, -1e11])  # 1.7e9: a time of Unix
-def test_a_target_s_offset_and_scale_change_nothing(offset, scale):
+def test_numbers_are_predicted_whatever_their_offset_and_scale(offset, scale):
     x, y = waves()
     more, numbers = waves(seed=1)
     plain = SpikingRegressor(**SMALL).fit(x, y / 3)
+    assert plain.score(more, numbers / 3) > 0.8
     with np.errstate(invalid="ignore"):  # scikit-learn asks whether 1e45 is a whole number
         other = SpikingRegressor(**SMALL).fit(x, scale * (offset + y / 3))
     said = other.predict(more) / scale - offset
@@ -108,8 +101,10 @@ def r_squared(found, expected):
     return 1 - np.square(found - expected).sum() / np.square(expected - expected.mean()).sum()
 
 
-def test_a_target_that_float64_cannot_tell_apart_is_refused():
+def test_targets_that_float64_cannot_tell_apart_and_a_single_one_are_refused():
     x, y = waves()
+    with pytest.raises(ValueError, match="at least two"):
+        SpikingRegressor(**SMALL).fit(x[:1], np.array([1.5]))
     with pytest.raises(ValueError, match=r"the mean 1e\+13 .*: expected a mean of at most 1e\+12"):
         SpikingRegressor(**SMALL).fit(x, 1e13 + y / 3)
     same = SpikingRegressor(**SMALL).fit(x, np.full(len(x), 1e13 + 0.5))
@@ -124,7 +119,7 @@ def test_time_and_channels_in_the_wrong_order_are_warned_of():
         SpikingClassifier(**SMALL).fit(x.transpose(0, 2, 1), y)
 
 
-def test_a_channel_needs_no_axis_and_equal_series_no_array():
+def test_a_single_channel_needs_no_axis_and_series_may_be_a_list():
     x, y = waves(channels=1)
     expected = SpikingClassifier(**SMALL).fit(x, y).predict_proba(x)
     for same in (x[:, 0], list(x), [series.astype(np.float32) for series in x]):
@@ -171,7 +166,7 @@ def test_the_seed_decides_in_threads_too():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_scikit_learn_s_tools_take_the_classifier(tmp_path):
+def test_the_classifier_works_with_the_tools_of_scikit_learn(tmp_path):
     x, y = waves()
     classifier = SpikingClassifier(**SMALL)
     assert clone(classifier).get_params() == classifier.get_params()
@@ -247,20 +242,6 @@ def test_after_the_longest_series_a_stream_says_what_the_classifier_says(moments
         np.testing.assert_allclose(answers[-1].probabilities, expected, atol=1e-3)
 
 
-def test_a_stream_that_is_reset_is_like_a_new_one():
-    x, y = waves()
-    classifier = SpikingClassifier(**SMALL, length=14).fit(x, y)  # blocks of three steps
-    used = classifier.stream()
-    for step in x[0].T:
-        used.step(step)
-    used.reset()
-    new = classifier.stream()
-    for step in x[1].T[:7]:
-        one, other = used.step(step), new.step(step)
-        assert np.array_equal(one.probabilities, other.probabilities)
-        assert one.label == other.label
-
-
 def test_first_weights_are_found_on_series_from_all_over_the_set(monkeypatch):
     """Where all series of a class come first, on those of both classes."""
     shown = []
@@ -279,7 +260,7 @@ def test_first_weights_are_found_on_series_from_all_over_the_set(monkeypatch):
     assert abs(loud - len(shown) / 2) <= 1
 
 
-def test_layers_for_moments_know_the_beginnings_of_series():
+def test_more_moments_make_a_stream_right_earlier():
     x, y = waves(samples=60)
     more, numbers = waves(samples=60, seed=1)
     right = {}
@@ -302,7 +283,7 @@ def test_layers_for_moments_know_the_beginnings_of_series():
     assert right[5, 40] == right[1, 40] > 0.9
 
 
-def test_a_regressor_s_stream_says_a_number():
+def test_a_step_of_one_channel_may_be_a_single_number():
     x, y = waves(channels=1)
     regressor = SpikingRegressor(**SMALL).fit(x, y.astype(float))
     stream = regressor.stream()
@@ -343,11 +324,7 @@ def changed(x, index, value):
     ("series", "labels", "message"),
     [
         (lambda x: changed(x, (0, 0, 0), np.nan), None, "missing values"),
-        (
-            lambda x: changed(x, (0, 0, 0), np.inf),
-            None,
-            "series 0 .* infinite .*: step 0",
-        ),
+        (lambda x: changed(x, (0, 0, 0), np.inf), None, "series 0 .* infinite .*: step 0"),
         (lambda x: np.full_like(x, 3.7), None, "no training sequence ever changes"),
         (lambda x: 1e300 * x, None, "too large to be squared"),
         (lambda x: x[:1], [0], "at least 2 unique labels, but found 1"),
@@ -364,35 +341,28 @@ def test_wrong_series_are_refused_as_scikit_learn_does(series, labels, message):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("series", "message"),
     [
-        {"neurons": 0},
-        {"neurons": 2.5},
-        {"filters": "9"},
-        {"length": 0},
-        {"reset_strength": -1.0},
-        {"moments": 1.5},
+        (lambda x: x[:, :1], "number of channels"),
+        (lambda x: changed(x, (0, 0, 0), np.nan), "missing values"),
+        (lambda x: changed(x, (3, 0, 0), np.inf), "series 3 .* infinite .*: step 0, channel 0"),
     ],
 )
-def test_wrong_parameters_are_refused(options):
-    x, y = waves()
-    (name,) = options
-    with pytest.raises(ValueError, match=rf"{name} is .*, expected .*at least"):
-        SpikingClassifier(**options).fit(x, y)
-
-
-def test_wrong_series_are_refused_after_the_fit():
+def test_wrong_series_are_refused_after_the_fit(series, message):
     x, y = waves()
     classifier = SpikingClassifier(**SMALL).fit(x, y)
-    for wrong, message in (
-        (x[:, :1], "number of channels"),
-        (changed(x, (0, 0, 0), np.nan), "missing values"),
-        (changed(x, (3, 0, 0), np.inf), "series 3 .* infinite .*: step 0, channel 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            classifier.predict(wrong)
-    with pytest.raises(ValueError, match="at least two"):
-        SpikingRegressor(**SMALL).fit(x[:1], np.array([1.5]))
+    with pytest.raises(ValueError, match=message):
+        classifier.predict(series(x))
+
+
+WRONG = {"neurons": 0, "filters": "9", "length": 0, "reset_strength": -1.0, "moments": 1.5}
+
+
+@pytest.mark.parametrize(("name", "value"), [*WRONG.items(), ("neurons", 2.5)])
+def test_wrong_parameters_are_refused_by_their_name(name, value):
+    x, y = waves()
+    with pytest.raises(ValueError, match=rf"{name} is .*, expected .*at least"):
+        SpikingClassifier(**{name: value}).fit(x, y)
 
 
 @pytest.mark.parametrize(
