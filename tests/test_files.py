@@ -20,7 +20,7 @@ def refusal(read, *arguments):
     return message
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_arrays_and_files_are_read_as_they_were_written(tmp_path):
     np.save(tmp_path / "x.npy", X)
     np.savez_compressed(tmp_path / "x.npz", x=X, y=X[0], z=X[1])
     assert (read_array(tmp_path / "x.npy") == X).all()
@@ -35,7 +35,7 @@ def readers(path):
     return (read_file,), (read_array,), (read_arrays, ["x"])
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for read, *names in readers(tmp_path):
         assert refusal(read, tmp_path / "no", *names) == f"there is no file {tmp_path}/no"
