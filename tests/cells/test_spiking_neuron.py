@@ -42,41 +42,9 @@ def test_a_neuron_follows_its_equations(current, tau_m, membrane_filter, reset_s
     assert state[1].item() == pytest.approx(reset, rel=1e-9, abs=1e-9)
 
 
-def test_a_spike_lowers_the_potential_and_the_reset_decays():
-    theta = math.exp(-1 / 4)
-    neuron = SpikingNeuron(1, tau_m=4.0, reset_strength=2.0)
-    current = torch.tensor([1.5, 0.0, 0.0]).view(-1, 1, 1)
-    for steps, membrane, reset in ((1, 1.5, 2.0), (2, -2.0, 2.0 * theta), (3, -2.0 * theta, None)):
-        spikes, state = neuron(current[:steps])
-        assert spikes.flatten().tolist() == [1.0, 0.0, 0.0][:steps]
-        assert state[0].item() == pytest.approx(membrane, rel=1e-6)
-        assert state[1].item() == pytest.approx(reset or 2.0 * theta**2, rel=1e-6)
-
-
-@pytest.mark.parametrize("membrane_filter", [False, True])
-def test_the_state_at_a_sequence_s_own_end_has_the_reset_of_this_strength(membrane_filter):
-    neuron = SpikingNeuron(1, 4.0, membrane_filter, reset_strength=0.3).double()
-    current, lengths = 3 * torch.rand(12, 3, 1, dtype=torch.float64), torch.tensor([12, 5, 8])
-    _, (membranes, resets) = neuron(current, lengths=lengths)
-    tau_m = -1.0 / math.log(neuron.reset_decay.item())
-    strength = neuron.reset_strength.item()  # which was rounded to float32
-    for number, length in enumerate(lengths):
-        own = current[:length, number, 0].tolist()
-        spikes, membrane, reset = by_hand(own, tau_m, membrane_filter, strength)
-        assert sum(spikes) > 1
-        assert membranes[number].item() == pytest.approx(membrane, rel=1e-9, abs=1e-9)
-        assert resets[number].item() == pytest.approx(reset, rel=1e-9)
-
-
-def test_only_the_membrane_filter_adds_up_small_currents():
-    current = torch.full((20, 1, 1), 0.5)
-    assert SpikingNeuron(1, 4.0, membrane_filter=False)(current)[0].sum() == 0
-    assert SpikingNeuron(1, 4.0, membrane_filter=True)(current)[0].sum() > 0
-
-
 @pytest.mark.parametrize("membrane_filter", [False, True])
 @pytest.mark.parametrize("shape", [3, (2, 3), (2, 3, 4)])
-def test_coefficients_are_buffers_of_the_neurons_shape(shape, membrane_filter):
+def test_coefficients_are_buffers_of_the_shape_of_the_neurons(shape, membrane_filter):
     features = (shape,) if isinstance(shape, int) else shape
     neuron = SpikingNeuron(shape, 4.0, membrane_filter)
     spikes, state = neuron(torch.randn(5, 2, *features))
@@ -91,27 +59,13 @@ def test_coefficients_are_buffers_of_the_neurons_shape(shape, membrane_filter):
 
 
 @pytest.mark.parametrize("membrane_filter", [False, True])
-def test_a_decay_that_rounding_would_end_is_refused(membrane_filter):
+def test_a_decay_that_low_precision_rounds_to_1_is_refused(membrane_filter):
     neuron = SpikingNeuron(3, 1000.0, membrane_filter)
     assert neuron.half().reset_decay.max() < 1
     with pytest.raises(ValueError, match=r"rounded to torch\.bfloat16, it does not decay"):
         SpikingNeuron(3, 1000.0, membrane_filter).bfloat16()
     with pytest.raises(RuntimeError, match=r"reset_decay: a filter .* rounded to torch\.bfloat16"):
         SpikingNeuron(3, 5.0).bfloat16().load_state_dict(SpikingNeuron(3, 1000.0).state_dict())
-    with pytest.raises(ValueError, match=r"a time constant is too long: in torch\.float32"):
-        SpikingNeuron(3, 1e9)
-
-
-def test_what_is_no_surrogate_is_refused():
-    with pytest.raises(TypeError, match="surrogate is 'gaussian', expected an object with deriv"):
-        SpikingNeuron(3, 4.0, surrogate="gaussian")
-
-
-def test_sequences_without_steps_leave_the_state_as_it_was():
-    state = torch.randn(2, 3), torch.rand(2, 3)
-    nothing, lengths = torch.zeros(0, 2, 3), torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(SpikingNeuron(3, 4.0)(nothing, None, lengths)[1][0], torch.zeros(2, 3))
-    torch.testing.assert_close(SpikingNeuron(3, 4.0)(nothing, state, lengths)[1], state)
 
 
 class Triangle:
@@ -122,23 +76,12 @@ class Triangle:
 
 
 @pytest.mark.parametrize("surrogate", [Gaussian(), Gaussian(1.0), FastSigmoid(0.3), Triangle()])
-def test_the_surrogate_is_the_gradient_of_a_single_step(surrogate):
+def test_the_gradient_of_a_single_step_is_the_surrogate(surrogate):
     neuron = SpikingNeuron(50, 4.0, surrogate=surrogate)
     current = torch.linspace(-1.0, 3.0, 50).view(1, 1, 50).requires_grad_()
     spikes, _ = neuron(current)
     spikes.sum().backward()
     torch.testing.assert_close(current.grad, surrogate.derivative(current.detach()))
-
-
-def test_the_gradient_flows_through_the_reset():
-    neuron = SpikingNeuron(1, 4.0)
-    current = torch.tensor([1.2, 1.4]).view(2, 1, 1).requires_grad_()
-    spikes, _ = neuron(current)
-    spikes[1].sum().backward()
-    slope = Gaussian().derivative(torch.tensor([1.2, 1.4 - 1.0]))
-    torch.testing.assert_close(
-        current.grad.flatten(), torch.stack([-slope[1] * slope[0], slope[1]])
-    )
 
 
 def test_dropout_acts_in_training_only():
@@ -164,7 +107,7 @@ def test_dropout_acts_in_training_only():
         ),
     ],
 )
-def test_what_is_printed_is_what_was_loaded(decays, shown):
+def test_print_shows_the_time_constants_that_were_loaded(decays, shown):
     neuron = SpikingNeuron(2, 4.0, membrane_filter=True)
     loaded = {name: torch.tensor(decay).expand(2) for name, decay in decays.items()}
     neuron.load_state_dict(neuron.state_dict() | loaded)
@@ -172,29 +115,33 @@ def test_what_is_printed_is_what_was_loaded(decays, shown):
     assert "tau_m=unknown" in str(neuron.to("meta"))
 
 
-@pytest.mark.parametrize("tau_m", [0.0, -1.0, math.nan])
-def test_a_time_constant_that_is_not_positive_is_refused(tau_m):
-    with pytest.raises(ValueError, match=f"tau_m is {tau_m}"):
-        SpikingNeuron(3, tau_m)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, 2.0, math.nan])
-def test_dropout_outside_its_range_is_refused(dropout):
-    with pytest.raises(ValueError, match=f"dropout is {dropout}.*\\[0, 1\\)"):
-        SpikingNeuron(3, 4.0, dropout=dropout)
-
-
-def test_neurons_and_states_that_do_not_fit_are_refused():
-    neuron = SpikingNeuron(3, 4.0)
-    with pytest.raises(ValueError, match=r"\(3,\).*\(4,\).*\(5, 2, 4\)"):
-        neuron(torch.randn(5, 2, 4))
-    _, state = neuron(torch.randn(5, 2, 3))
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(1, 3\)"):
-        neuron(torch.randn(5, 1, 3), state)
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        *(
+            (lambda tau=tau: SpikingNeuron(3, tau), f"tau_m is {tau}")
+            for tau in (0.0, -1.0, math.nan)
+        ),
+        (lambda: SpikingNeuron(3, 1e9), r"a time constant is too long: in torch\.float32"),
+        *(
+            (lambda p=p: SpikingNeuron(3, 4.0, dropout=p), rf"dropout is {p}.*\[0, 1\)")
+            for p in (-0.1, 1.0, 2.0, math.nan)
+        ),
+        (lambda: SpikingNeuron(3, 4.0, surrogate="gaussian"), "'gaussian', expected an object wi"),
+        (lambda: SpikingNeuron(3, 4.0)(torch.zeros(5, 2, 4)), r"\(3,\).*\(4,\).*\(5, 2, 4\)"),
+        (
+            lambda: SpikingNeuron(3, 4.0)(torch.zeros(5, 1, 3), (torch.zeros(2, 3),) * 2),
+            r"\(2, 3\).*\(1, 3\)",
+        ),
+    ],
+)
+def test_bad_settings_and_inputs_are_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
 
 
 @pytest.mark.parametrize("membrane_filter", [False, True])
-def test_neurons_of_maps_of_any_size(membrane_filter):
+def test_positions_of_a_map_of_any_size_share_a_neuron_s_coefficients(membrane_filter):
     options = {"tau_m": 4.0, "membrane_filter": membrane_filter, "dropout": 0.3}
     anywhere = SpikingNeuron((3, 1, 1), **options)
     for size in (2, 5):
