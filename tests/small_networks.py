@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from snn_lib.cells import DualExponentialSynapse, IIRSynapse, LowPassSynapse, SpikingNeuron
+from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
 
 TAU_M, TAU_S = 4.0, 1.0
@@ -66,6 +67,18 @@ class Stepping(nn.Module):
 def parts(state):
     """The tensors of a state, in order."""
     return [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+
+
+def assert_chunks_and_lengths_change_nothing(layer, x, chunk, lengths):
+    """Chunks give the whole run, and lengths the state of each sequence alone at its own end."""
+    whole, last = layer(x)
+    torch.testing.assert_close(Chunked(layer, chunk)(x), (whole, last), rtol=0, atol=0)
+    padded, ends = layer(x, lengths=lengths)
+    assert torch.equal(padded, whole)
+    for row, length in enumerate(lengths):
+        _, alone = layer(x[:length, row : row + 1])
+        for end, expected in zip(parts(ends), parts(alone), strict=True):
+            torch.testing.assert_close(end.select(-2, row), expected.select(-2, 0))
 
 
 class Counted(TorchDispatchMode):

@@ -9,6 +9,7 @@ import torch
 from definitions import gradients, with_channels_last
 from hypothesis import example, given
 from hypothesis import strategies as st
+from small_networks import assert_chunks_and_lengths_change_nothing
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, jvp, vmap
@@ -36,14 +37,6 @@ def layer_of(delays, longest, dtype=DOUBLE, **settings):
     return layer
 
 
-@pytest.fixture(params=["eager", "cpu"])
-def backend(request):
-    if request.param == "cpu":
-        pytest.importorskip("llvmlite")
-    with use_backend(request.param):
-        yield request.param
-
-
 @given(
     steps=st.integers(1, 150),
     batch=st.integers(1, 3),
@@ -53,7 +46,9 @@ def backend(request):
 )
 @example(0, 2, 5, 3, 0)
 @example(200, 2, 65, 4, 0)
-def test_each_channel_is_the_one_between_its_steps(steps, batch, channels, longest, seed):
+def test_each_channel_is_delayed_and_interpolated_between_steps(
+    steps, batch, channels, longest, seed
+):
     torch.manual_seed(seed)
     x, before = (torch.randn(n, batch, channels, dtype=DOUBLE) for n in (steps, longest))
     delays = longest * torch.rand(channels, dtype=DOUBLE)
@@ -67,7 +62,7 @@ def test_each_channel_is_the_one_between_its_steps(steps, batch, channels, longe
 
 
 @pytest.mark.usefixtures("backend")
-def test_gradients_of_first_and_second_order():
+def test_first_and_second_derivatives_are_finite_differences():
     delays = torch.tensor([0.4, 2.0, 2.7, 5.0, 4.3], dtype=DOUBLE)
     layer = layer_of(delays - torch.tensor([0, 1e-3, 0, 1e-3, 0]), 5)  # where it has a derivative
 
@@ -82,7 +77,7 @@ def test_gradients_of_first_and_second_order():
 
 
 @pytest.mark.usefixtures("backend")
-def test_the_gradient_of_a_delay_is_the_difference_of_its_neighbours():
+def test_the_gradient_of_a_delay_is_the_difference_of_the_two_steps_it_lies_between():
     layer = layer_of(torch.tensor([1.25, 3.0, 0.0], dtype=DOUBLE), 3)
     x = torch.randn(9, 1, 3, dtype=DOUBLE)
     layer(x)[0][6].sum().backward()  # at step 6
@@ -90,7 +85,7 @@ def test_the_gradient_of_a_delay_is_the_difference_of_its_neighbours():
     torch.testing.assert_close(layer.steps.grad, torch.stack(neighbours))
 
 
-def test_the_operators_and_their_derivatives_are_pytorch_s():
+def test_the_operators_and_their_derivatives_pass_pytorch_s_checks():
     sequence, start = torch.randn(9, 2, 3, dtype=DOUBLE), torch.tensor([-4, 0, 7])
     parts, gradient = torch.randn(2, 3, dtype=DOUBLE), torch.randn(6, 2, 3, dtype=DOUBLE)
     for tensor in (sequence, parts, gradient):
@@ -99,14 +94,7 @@ def test_the_operators_and_their_derivatives_are_pytorch_s():
     opcheck(torch.ops.snn.correlate, (gradient, sequence, start))
 
 
-def test_operators_refuse_what_does_not_fit():
-    x, start = torch.randn(9, 2, 3), torch.zeros(3, dtype=torch.int64)
-    for wrong in (start[:2], start.int()):
-        with pytest.raises(ValueError, match="do not fit each other"):
-            torch.ops.snn.interpolate(x, wrong, torch.randn(2, 3), 9)
-
-
-def test_float32_and_threads_give_the_bits_of_plain_pytorch():
+def test_kernels_in_float32_with_any_number_of_threads_give_the_bits_of_plain_pytorch():
     pytest.importorskip("llvmlite")
     layer, x = Delay(70, lambda shape: 30 * torch.rand(shape), 30), torch.randn(300, 5, 70)
     with use_backend("eager"):
@@ -120,30 +108,21 @@ def test_float32_and_threads_give_the_bits_of_plain_pytorch():
         torch.set_num_threads(before)
 
 
-def test_chunks_lengths_and_bytes():
+def test_chunks_and_lengths_change_nothing_and_bytes_are_taken():
     layer = layer_of(4 * torch.rand(6, dtype=DOUBLE), 4)
     x = torch.randint(0, 2, (20, 4, 6), dtype=torch.uint8)
-    whole, (last,) = layer(x)
-    chunked, (after,) = Chunked(layer, 3)(x)  # chunks are shorter than the longest delay
-    assert torch.equal(chunked, whole)
-    assert torch.equal(after, last)
     lengths = torch.tensor([20, 5, 0, 2])
-    padded, (ends,) = layer(x, lengths=lengths)
-    assert torch.equal(padded, whole)
-    for row, length in enumerate(lengths):
-        assert torch.equal(ends[:, row], layer(x[:length, row : row + 1])[1][0][:, 0])
+    assert_chunks_and_lengths_change_nothing(layer, x, 3, lengths)  # shorter than the longest delay
     direct, chunks = (
-        gradients(lambda x, run=run: run(x), [x.double()])
-        for run in (lambda x: [layer(x)[0]], lambda x: [Chunked(layer, 3)(x)[0]])
+        gradients(lambda x, run=run: [run(x)[0]], [x.double()])
+        for run in (layer, Chunked(layer, 3))
     )
     torch.testing.assert_close(direct, chunks)
 
 
 def test_an_input_that_is_the_same_at_every_step_may_be_expanded():
-    layer, x = (
-        layer_of(torch.tensor([0.5, 2.0], dtype=DOUBLE), 2),
-        torch.randn(1, 3, 2, dtype=DOUBLE),
-    )
+    layer = layer_of(torch.tensor([0.5, 2.0], dtype=DOUBLE), 2)
+    x = torch.randn(1, 3, 2, dtype=DOUBLE)
     assert torch.equal(layer(x.expand(5, 3, 2))[0], layer(x.repeat(5, 1, 1))[0])
 
 
@@ -161,7 +140,7 @@ def test_positions_of_a_map_share_the_delay_of_their_channel(last):
     assert torch.equal(maps(x[3:], (maps(x[:3])[1][0],))[0], maps(x)[0][3:])
 
 
-def test_repeated_inputs_have_several_delays():
+def test_an_input_that_is_repeated_has_several_delays():
     several = Sequential(Repeat(2), Delay(4, torch.tensor([0.0, 1.0, 2.0, 3.0]), 3))
     x = torch.randn(8, 1, 2)
     output, _ = several(x)
@@ -170,7 +149,7 @@ def test_repeated_inputs_have_several_delays():
 
 
 @pytest.mark.parametrize("moved", [-7.0, 30.0])
-def test_delays_that_an_optimiser_moves_out_are_pulled_back(moved):
+def test_delays_that_an_optimiser_moves_out_of_range_are_pulled_back(moved):
     layer, edge = layer_of(torch.tensor([2.5, 1.0], dtype=DOUBLE), 4), min(max(moved, 0.0), 4.0)
     x = torch.randn(9, 2, 2, dtype=DOUBLE)
     layer.steps.data[0] = moved
@@ -184,20 +163,7 @@ def test_delays_that_an_optimiser_moves_out_are_pulled_back(moved):
     assert copy.deepcopy(layer).state_dict()["steps"][0] == edge
 
 
-def test_a_delay_is_found_by_its_gradient():
-    torch.manual_seed(1)
-    x, layer = torch.randn(200, 8, 3).cumsum(0) / 8, Delay(3, 4.0, 12)
-    asked = torch.tensor([1.3, 6.5, 9.0])
-    target = Delay(3, asked, 12)(x)[0].detach()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
-    for _ in range(150):
-        optimizer.zero_grad()
-        (layer(x)[0] - target).square().mean().backward()
-        optimizer.step()
-    torch.testing.assert_close(layer.steps.detach(), asked, rtol=0, atol=0.05)
-
-
-def test_delays_learn_at_the_rate_of_the_weights_and_never_decay():
+def test_delays_learn_at_the_rate_of_the_weights_without_weight_decay():
     model = Sequential(Delay(3, 1.0, 5), nn.Linear(3, 2))
     groups = parameter_groups(model, lr=1.0, coefficient_lr_scale=0.01)
     (own,) = [group for group in groups if group["params"][0] is model[0].steps]
@@ -211,7 +177,7 @@ def test_fixed_delays_are_no_parameters():
     assert torch.equal(layer.state_dict()["steps"], torch.full((3,), 1.5))
 
 
-def test_dtypes():
+def test_output_has_the_dtype_of_autocast_or_the_layer_and_the_state_stays_in_float32():
     x = torch.randn(5, 2, 3)
     layer = Delay(3, torch.tensor([0.5, 1.0, 2.0]), 2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -221,7 +187,7 @@ def test_dtypes():
     torch.testing.assert_close(low, layer(x.bfloat16())[0].bfloat16())
 
 
-def test_transforms_and_the_compiler_see_the_same():
+def test_transforms_the_compiler_and_export_give_the_same():
     layer = layer_of(3 * torch.rand(4, dtype=DOUBLE), 3)
     x, tangent = torch.randn(2, 6, 2, 4, dtype=DOUBLE)
 
@@ -238,7 +204,7 @@ def test_transforms_and_the_compiler_see_the_same():
     assert torch.equal(exported(x)[0], layer(x)[0])
 
 
-def test_an_undefined_delay_gives_undefined_output_alone():
+def test_a_delay_that_is_no_number_gives_nan_in_its_own_channel_alone():
     layer = Delay(2, 1.0, 3)
     layer.steps.data[0] = math.nan
     output, _ = layer(torch.randn(5, 2, 2))
@@ -246,21 +212,35 @@ def test_an_undefined_delay_gives_undefined_output_alone():
     assert output[..., 1].isfinite().all()
 
 
-@pytest.mark.parametrize("steps", [-0.5, 5.5, math.nan, math.inf])
-def test_delays_out_of_range_are_refused(steps):
-    with pytest.raises(ValueError, match=r"steps is .*, expected a delay in \[0, 5\]"):
-        Delay(3, steps, 5)
+INTEGERS = torch.zeros(3, dtype=torch.int64)
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="longest is 0, expected a whole number of at least 1"):
-        Delay(3, 0.0, 0)
-    layer = Delay(3, 1.0, 5)
-    for x, state, message in (
-        (torch.randn(4, 2, 7), None, "steps has shape"),
-        (torch.randn(4, 3), None, "x has shape"),
-        (torch.randn(4, 2, 3), (torch.zeros(4, 2, 3),), "state has shape"),
-        (torch.randn(4, 2, 3) * 1j, None, "x is in torch.complex64"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            layer(x, state)
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        *(
+            (lambda steps=steps: Delay(3, steps, 5), r"steps is .*, expected a delay in \[0, 5\]")
+            for steps in (-0.5, 5.5, math.nan, math.inf)
+        ),
+        (lambda: Delay(3, 0.0, 0), "longest is 0, expected a whole number of at least 1"),
+        (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 7)), "steps has shape"),
+        (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 3)), "x has shape"),
+        (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3) * 1j), "x is in torch.complex64"),
+        (
+            lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3), (torch.zeros(4, 2, 3),)),
+            "state has shape",
+        ),
+        *(
+            (
+                lambda start=start: torch.ops.snn.interpolate(
+                    torch.zeros(9, 2, 3), start, torch.zeros(2, 3), 9
+                ),
+                "do not fit each other",
+            )
+            for start in (INTEGERS[:2], INTEGERS.int())
+        ),
+    ],
+)
+def test_bad_delays_and_inputs_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

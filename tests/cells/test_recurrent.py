@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from definitions import filter_by_hand, fire, gradients
+from small_networks import assert_chunks_and_lengths_change_nothing, parts
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp
@@ -19,7 +20,6 @@ from snn_lib import (
     Sequential,
     SpikingNeuron,
     fire_from_the_start,
-    use_backend,
 )
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
@@ -72,18 +72,12 @@ def run(layer, x, fed, membrane, reset, past, weight, bias, decay):
     return spikes, fed, *own, filtered[0] if layer.synapse else past
 
 
-@pytest.fixture(params=["eager", "cpu"])
-def backend(request):
-    if request.param == "cpu":
-        pytest.importorskip("llvmlite")
-    with use_backend(request.param):
-        yield request.param
-
-
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("synapse", [False, True])
 @pytest.mark.parametrize(("steps", "batch", "channels"), [(9, 2, 7), (6, 2, 150), (0, 3, 7)])
-def test_values_and_gradients_are_those_of_the_loop(steps, batch, channels, synapse):
+def test_spikes_states_and_gradients_are_those_of_a_loop_over_the_steps(
+    steps, batch, channels, synapse
+):
     layer = build(channels, synapse)
     inputs = inputs_of(layer, steps, batch)
     found = run(layer, *inputs)
@@ -96,7 +90,7 @@ def test_values_and_gradients_are_those_of_the_loop(steps, batch, channels, syna
     torch.testing.assert_close(slopes, gradients(lambda *given: by_hand(layer, *given), inputs))
 
 
-def test_float32_is_close_and_skips_what_did_not_fire():
+def test_float32_is_close_to_float64_and_reads_no_weights_of_silent_neurons():
     layer = build(200, dtype=torch.float32)
     exact = copy.deepcopy(layer).double()
     x = torch.randn(20, 3, 200)
@@ -124,7 +118,7 @@ class Smooth:
 
 
 @pytest.mark.usefixtures("backend")
-def test_gradients_between_spikes_are_those_of_differences():
+def test_gradients_between_spikes_are_finite_differences():
     layer = build(3, synapse=True, surrogate=Smooth())
     inputs = [tensor.requires_grad_() for tensor in inputs_of(layer, 4, 1)]
     assert by_hand(layer, *inputs)[0].any()
@@ -132,7 +126,7 @@ def test_gradients_between_spikes_are_those_of_differences():
     assert gradgradcheck(lambda *given: run(layer, *given)[1:], inputs)
 
 
-def test_second_derivatives_are_those_of_the_loop():
+def test_second_derivatives_are_those_of_a_loop_over_the_steps():
     layer = build(6)
     inputs = inputs_of(layer, 5, 2)
 
@@ -148,34 +142,19 @@ def test_second_derivatives_are_those_of_the_loop():
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("synapse", [False, True])
-def test_chunks_and_lengths(synapse):
+def test_chunks_and_lengths_change_nothing(synapse):
     layer, x = build(9, synapse), torch.randn(20, 4, 9, dtype=DOUBLE)
-    whole, state = layer(x)
-    chunked, after = Chunked(layer, 6)(x)
-    assert torch.equal(chunked, whole)
-    torch.testing.assert_close(after, state, rtol=0, atol=0)
     lengths = torch.tensor([20, 5, 0, 99])
-    padded, ends = layer(x, lengths=lengths)
-    assert torch.equal(padded, whole)
-    for row, length in enumerate(lengths):
-        _, expected = layer(x[:length, row : row + 1])
-        for own, other in zip(flat(ends), flat(expected), strict=True):
-            torch.testing.assert_close(own.select(-2, row), other.select(-2, 0))
+    assert_chunks_and_lengths_change_nothing(layer, x, 6, lengths)
     # The gradient of a state begins at the sequence's own end.
-    (slope,) = gradients(lambda x: flat(layer(x, lengths=lengths)[1]), [x])
+    (slope,) = gradients(lambda x: parts(layer(x, lengths=lengths)[1]), [x])
     assert not slope[5:, 1].any()
     assert not slope[:, 2].any()
-    (expected,) = gradients(lambda x: flat(layer(x[:5], lengths=lengths)[1]), [x])
+    (expected,) = gradients(lambda x: parts(layer(x[:5], lengths=lengths)[1]), [x])
     torch.testing.assert_close(slope[:, 1], expected[:, 1])
 
 
-def flat(state):
-    """The tensors of a state, in order."""
-    fed, own, filtered = state
-    return [fed, *own, *(filtered or ())]
-
-
-def test_dropout_takes_spikes_from_the_next_layer_alone():
+def test_dropout_takes_spikes_from_the_next_layer_and_not_from_the_layer_itself():
     layer, x = build(9, dropout=0.5), torch.randn(30, 4, 9, dtype=DOUBLE)
     every, state = copy.deepcopy(layer).eval()(x)
     passed, after = layer(x)
@@ -206,7 +185,7 @@ def test_other_weights_and_weights_with_hooks_run_step_by_step():
     assert len(seen) == 9
 
 
-def test_any_neuron_comes_back():
+def test_any_cell_that_spikes_may_be_recurrent():
     neuron = AdaptiveNeuron(3, tau_m=5.0, tau_adaptation=20.0, adaptation_strength=0.1)
     layer = Recurrent(nn.Linear(3, 3), neuron)
     x = 2 * torch.rand(12, 2, 3)
@@ -216,7 +195,7 @@ def test_any_neuron_comes_back():
     assert torch.equal(neuron(torch.cat([first, current]))[0], spikes)
 
 
-def test_the_neurons_are_observed_as_any_others():
+def test_first_weights_the_monitor_and_firing_rates_know_its_neurons():
     model = Sequential(nn.Linear(5, 9), Recurrent(nn.Linear(9, 9), SpikingNeuron(9, 4.0)))
     x = torch.randn(40, 6, 5)
     before = copy.deepcopy(model[1].weights.state_dict())
@@ -230,7 +209,7 @@ def test_the_neurons_are_observed_as_any_others():
     assert activity.spike_counts["1.neuron"] == spikes.sum()
 
 
-def test_dtypes():
+def test_spikes_and_states_keep_float32_under_autocast_and_in_bfloat16():
     layer, x = build(9, synapse=True, dtype=torch.float32), torch.randn(9, 2, 9)
     with torch.autocast("cpu", torch.bfloat16):
         spikes, (fed, _, _) = layer(x)
@@ -240,7 +219,7 @@ def test_dtypes():
     assert (spikes.dtype, fed.dtype) == (torch.bfloat16, torch.float32)
 
 
-def test_transforms_and_the_compiler_see_the_same():
+def test_transforms_and_the_compiler_give_the_same():
     layer = build(5)
     inputs = inputs_of(layer, 6, 2)
     tangents = [torch.randn_like(tensor) for tensor in inputs[:1]]
@@ -249,7 +228,6 @@ def test_transforms_and_the_compiler_see_the_same():
         return run(layer, x, *inputs[1:])[2].square().sum()  # of the membranes
 
     slope = grad(loss)(inputs[0])
-    (expected,) = gradients(lambda x: [by_hand(layer, x, *inputs[1:])[2]], inputs[:1])
     x = inputs[0].clone().requires_grad_()
     (expected,) = torch.autograd.grad(by_hand(layer, x, *inputs[1:])[2].square().sum(), [x])
     torch.testing.assert_close(slope, expected)
@@ -259,7 +237,7 @@ def test_transforms_and_the_compiler_see_the_same():
     assert torch.equal(compiled(inputs[0])[0], layer(inputs[0])[0])
 
 
-def test_the_operator_is_pytorch_s():
+def test_the_operator_passes_pytorch_s_checks_and_refuses_weights_that_do_not_fit():
     layer = build(4)
     call = layer.neuron.call(torch.zeros(5, 2, 4, dtype=DOUBLE))
     coefficients = torch.stack([*call.coefficients.values()]).detach().requires_grad_()
@@ -281,13 +259,25 @@ def test_the_operator_is_pytorch_s():
             torch.ops.snn.recur(wrong, fed, *inputs)
 
 
-def test_what_cannot_come_back_is_refused():
-    neuron, synapse = SpikingNeuron(3, 4.0), LowPassSynapse(3, 4.0)
-    with pytest.raises(TypeError, match=r"neuron is .*, expected a cell that spikes"):
-        Recurrent(nn.Linear(3, 3), synapse)
-    with pytest.raises(TypeError, match=r"synapse is .*, expected a cell that does not spike"):
-        Recurrent(nn.Linear(3, 3), neuron, neuron)
-    with pytest.raises(ValueError, match="the weights have shape"):
-        Recurrent(nn.Linear(4, 4), neuron)(torch.randn(5, 2, 3))
-    with pytest.raises(ValueError, match="state fed has shape"):
-        Recurrent(nn.Linear(3, 3), neuron)(torch.randn(5, 2, 3), (torch.zeros(2, 4), None, None))
+NEURON, SYNAPSE, WEIGHTS = SpikingNeuron(3, 4.0), LowPassSynapse(3, 4.0), nn.Linear(3, 3)
+X = torch.zeros(5, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Recurrent(WEIGHTS, SYNAPSE), r"neuron is .*, expected a cell that spikes"),
+        (
+            lambda: Recurrent(WEIGHTS, NEURON, NEURON),
+            r"synapse is .*, expected a cell that does not spike",
+        ),
+        (lambda: Recurrent(nn.Linear(4, 4), NEURON)(X), "the weights have shape"),
+        (
+            lambda: Recurrent(WEIGHTS, NEURON)(X, (torch.zeros(2, 4), None, None)),
+            "state fed has shape",
+        ),
+    ],
+)
+def test_parts_and_states_that_do_not_fit_are_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
