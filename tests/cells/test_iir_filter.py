@@ -32,6 +32,9 @@ from snn_lib.containers import Repeat, Sequential
 from snn_lib.stability import stabilise, without_warning
 from snn_lib.time_constants import log_spaced
 
+STABLE = {"constraint": "stable"}
+ORDER_30 = [0.0] * 29 + [0.5]  # F[t] = F[t-30] / 2 + x[t]
+
 
 def impulse_response(synapse, steps=60):
     impulse = torch.zeros(steps, 1, *synapse.shape, dtype=torch.float64)
@@ -45,22 +48,16 @@ def impulse_response(synapse, steps=60):
 @pytest.mark.parametrize(("tau_m", "tau_s"), [(4.0, 1.0), (8.0, 2.0), (20.0, 0.3)])
 def test_dual_exponential_impulse_response(tau_m, tau_s):
     response = impulse_response(DualExponentialSynapse(3, tau_m, tau_s).double())
-    p, q = math.exp(-1 / tau_m), math.exp(-1 / tau_s)
-    k = np.arange(len(response))
-    impulse = np.eye(len(response))[0]
-    by_scipy = lfilter([p - q], [1.0, -(p + q), p * q], impulse)
-    for channel in response.T:
-        # the coefficients are initialised in float32
-        np.testing.assert_allclose(channel, p ** (k + 1) - q ** (k + 1), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(channel, by_scipy, rtol=1e-4, atol=1e-6)
+    k = np.arange(len(response)) + 1
+    expected = np.exp(-k / tau_m) - np.exp(-k / tau_s)
+    for channel in response.T:  # the coefficients are initialised in float32
+        np.testing.assert_allclose(channel, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_low_pass_impulse_response():
     response = impulse_response(LowPassSynapse((2, 2), 4.0).double())
     expected = np.exp(-np.arange(len(response)) / 4.0)
     np.testing.assert_allclose(response[:, 1, 0], expected, rtol=1e-5)
-    by_scipy = lfilter([1.0], [1.0, -math.exp(-1 / 4.0)], np.eye(len(response))[0])
-    np.testing.assert_allclose(response[:, 0, 1], by_scipy, rtol=1e-5)
 
 
 @pytest.fixture
@@ -83,21 +80,12 @@ def test_dual_exponential_impulse_response_of_a_double_precision_module():
     alpha=st.lists(st.floats(-0.3, 0.3), max_size=3),
     beta=st.lists(st.floats(-2.0, 2.0), min_size=1, max_size=3),
 )
-def test_iir_impulse_response_equals_scipy(alpha, beta):
+def test_iir_impulse_response_is_scipy_s(alpha, beta):
     synapse = IIRSynapse((2,), alpha, beta).double()
     coefficients = [c.detach()[:, 0].numpy() for c in (synapse.alpha, synapse.beta)]
     expected = lfilter(coefficients[1], np.concatenate([[1.0], -coefficients[0]]), np.eye(60)[0])
     for channel in impulse_response(synapse).T:
         np.testing.assert_allclose(channel, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_every_channel_has_coefficients_of_its_own():
-    synapse = LowPassSynapse(2, 4.0)
-    with torch.no_grad():
-        synapse.alpha[0, 1] = 0.5
-    response = impulse_response(synapse)
-    np.testing.assert_allclose(response[:5, 0], np.exp(-np.arange(5) / 4.0), rtol=1e-6)
-    np.testing.assert_allclose(response[:5, 1], 0.5 ** np.arange(5), rtol=1e-6)
 
 
 # Several filters for each input
@@ -139,16 +127,10 @@ def test_repeated_inputs_run_in_chunks_at_their_lengths_and_as_bytes():
     assert torch.equal(state[1][0][0, 1], whole[4, 1])
 
 
-@pytest.mark.parametrize("copies", [0, -1, 1.5, None])
-def test_a_number_of_copies_that_makes_no_sense_is_refused(copies):
-    with pytest.raises(ValueError, match=f"copies is {copies}, expected a whole number"):
-        Repeat(copies)
-
-
 # First filters of every channel
 
 
-def test_numbers_tensors_and_functions_give_the_same_filters():
+def test_time_constants_may_be_numbers_tensors_or_functions_of_the_shape():
     slow, fast = torch.tensor([8.0, 20.0, 300.0]), torch.tensor([2.0, 0.3, 40.0])
     for unit_energy in (False, True):
         together = DualExponentialSynapse(3, slow, lambda shape: fast, unit_energy=unit_energy)
@@ -173,7 +155,7 @@ def test_numbers_tensors_and_functions_give_the_same_filters():
     ],
     ids=lambda synapse: type(synapse).__name__,
 )
-def test_the_squares_of_a_response_of_unit_energy_sum_to_one(synapse):
+def test_squares_of_a_response_of_unit_energy_sum_to_one(synapse):
     energy = impulse_response(synapse.double(), 8000).square().sum(0)
     # the slowest filters notice that their coefficients are rounded to float32
     np.testing.assert_allclose(energy, np.ones_like(energy), rtol=2e-3)
@@ -189,15 +171,7 @@ def test_resonant_impulse_response(tau, frequency):
     np.testing.assert_allclose(response, expected, rtol=0.0, atol=2e-4)
 
 
-def test_the_poles_of_a_resonant_synapse_are_its_decay_and_frequency():
-    tau, frequency = torch.tensor([10.0, 90.0, 800.0]), torch.tensor([0.25, 0.02, 0.1])
-    poles = ResonantSynapse(3, tau, frequency).poles()
-    np.testing.assert_allclose(-1 / poles.abs().log(), tau[:, None].expand(3, 2), rtol=1e-3)
-    turns = poles.angle().abs() / (2 * math.pi)
-    np.testing.assert_allclose(turns, frequency[:, None].expand(3, 2), rtol=1e-4)
-
-
-def test_a_seed_fixes_what_is_drawn_and_a_function_knows_the_shape():
+def test_the_seed_decides_the_time_constants_that_are_drawn():
     def alpha(seed):
         torch.manual_seed(seed)
         return ResonantSynapse((4, 5), log_spaced(10, 800), log_spaced(0.01, 0.2)).alpha
@@ -218,7 +192,7 @@ def test_a_seed_fixes_what_is_drawn_and_a_function_knows_the_shape():
         (lambda **options: IIRSynapse(2, (1.9, 0.5), (1.0,), **options), 1e-3),
     ],
 )
-def test_the_margin_leaves_slow_first_filters_as_they_are(build, margin):
+def test_the_margin_shrinks_where_it_would_change_slow_first_filters(build, margin):
     synapse = build(constraint="stable")
     assert synapse.margin == margin
     if synapse.pole_radius() < 1 - 2 * MARGIN or margin < MARGIN:
@@ -227,7 +201,7 @@ def test_the_margin_leaves_slow_first_filters_as_they_are(build, margin):
     assert not torch.equal(wide.effective_alpha(), build().alpha)  # what is asked for is kept
 
 
-def test_first_values_are_on_the_default_device_and_draw_alike_everywhere():
+def test_first_coefficients_lie_on_the_default_device_and_draw_as_many_random_numbers_on_each():
     def build():
         torch.manual_seed(3)
         return ResonantSynapse(4, log_spaced(10, 800), 0.1, constraint="stable")
@@ -268,7 +242,7 @@ def test_coefficients_are_parameters_where_trained_and_buffers_elsewhere(synapse
 
 
 @pytest.mark.parametrize("shape", [3, (3,), (2, 3), (2, 3, 4)])
-def test_shapes(shape):
+def test_shapes_of_coefficients_output_and_state(shape):
     features = (shape,) if isinstance(shape, int) else shape
     synapse = IIRSynapse(shape, (0.5, -0.1), (1.0, 0.2, 0.1, 0.3))
     assert synapse.alpha.shape == (2, *features)
@@ -291,7 +265,7 @@ def test_shapes(shape):
         )
     )
 )
-def test_pole_radius_equals_numpy_roots(alphas):
+def test_the_pole_radius_is_that_of_numpy_s_roots(alphas):
     radius = filters(alphas).pole_radius()
     expected = max(abs(numpy_poles(alpha)).max(initial=0.0) for alpha in alphas)
     # a cluster of P poles is known to eps^(1/P) only
@@ -309,7 +283,7 @@ def test_pole_radius_equals_numpy_roots(alphas):
         (1.2, 0),
     ],
 )
-def test_poles_are_those_the_filter_was_made_of(poles):
+def test_poles_are_those_that_the_filter_was_made_of(poles):
     synapse = filters([from_poles(*poles)])
     found = synapse.poles()
     assert found.shape == (1, len(poles))
@@ -317,14 +291,6 @@ def test_poles_are_those_the_filter_was_made_of(poles):
         np.sort_complex(found[0].numpy()), np.sort_complex(poles), rtol=1e-6, atol=1e-6
     )
     assert synapse.pole_radius() == pytest.approx(max(abs(np.array(poles))), rel=1e-6)
-
-
-def test_pole_radius_of_the_time_constants_and_of_a_filter_without_poles():
-    slow = math.exp(-1 / 4)
-    assert DualExponentialSynapse(3, 4.0, 1.0).pole_radius() == pytest.approx(slow, rel=1e-6)
-    assert LowPassSynapse((2, 2), 4.0).pole_radius() == pytest.approx(slow, rel=1e-6)
-    assert IIRSynapse(3, (), (1.0,)).pole_radius() == 0.0
-    assert IIRSynapse((2, 3), (), (1.0,)).poles().shape == (2, 3, 0)
 
 
 # Stability in any loop of training
@@ -372,7 +338,7 @@ class by_hand:
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("optimiser", [sgd, momentum, adamw, by_hand])
 @pytest.mark.parametrize("passes", ["one", "accumulated", "backward twice"])
-def test_a_loop_of_ones_own_runs_stable_filters_only(order, optimiser, passes):
+def test_any_training_loop_runs_stable_filters_alone(order, optimiser, passes):
     synapse, x = long_memory(order), torch.randn(30, 2, 2)
     steps = optimiser(synapse.parameters())
     left = False
@@ -413,7 +379,7 @@ def test_training_is_that_of_a_projection_after_every_step(order, optimiser):
         assert torch.equal(value, projected.state_dict()[key]), key
 
 
-def test_the_gradient_is_that_of_the_filter_at_work():
+def test_the_gradient_of_an_unstable_parameter_is_that_of_the_stable_filter_at_work():
     outside = filters([(3.0, -3.0, 2.0), (0.1, 0.1, 0.1)], constraint="stable").eval()
     at_work = filters([(0.0,) * 3] * 2)
     at_work.load_state_dict(copy.deepcopy(outside).state_dict())
@@ -426,7 +392,7 @@ def test_the_gradient_is_that_of_the_filter_at_work():
 
 
 @pytest.mark.parametrize("order", [2, 3])
-def test_compiled_training_is_the_same(order):
+def test_compiled_training_gives_the_same_filters(order):
     torch.compiler.reset()
     synapse, x = long_memory(order), torch.randn(30, 2, 2)
     twin = copy.deepcopy(synapse)
@@ -448,7 +414,7 @@ def test_export_in_training_mode_leaves_the_parameter_alone():
     torch.testing.assert_close(program.module()(x)[0], synapse(x)[0])
 
 
-def test_distributed_data_parallel_trains_the_same(tmp_path):
+def test_distributed_data_parallel_trains_the_same_filters(tmp_path):
     synapse, x = long_memory(3), torch.randn(30, 2, 2)
     twin = copy.deepcopy(synapse)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
@@ -515,7 +481,7 @@ def test_the_average_of_stable_filters_is_run_as_a_stable_one():
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_cannot_undo_stability(dtype, order):
+def test_filters_stay_stable_in_low_precision(dtype, order):
     synapse = filters([from_poles(*[0.9985] * order)], constraint="stable").to(dtype)
     assert synapse.pole_radius() < 1.0
     psp, _ = synapse(torch.ones(5, 2, 1))
@@ -532,10 +498,6 @@ def test_loading_refuses_filters_that_rounding_would_stop_from_decaying():
     fast.load_state_dict(LowPassSynapse(2, 8.0).state_dict())
     LowPassSynapse(2, 5.0, constraint="stable").bfloat16().load_state_dict(slow)
     LowPassSynapse(2, 5.0).load_state_dict(slow)
-
-
-def test_without_channels_there_are_no_poles():
-    assert LowPassSynapse(0, 5.0).pole_radius() == 0
 
 
 def test_a_conversion_that_would_stop_a_filter_from_decaying_is_refused():
@@ -587,14 +549,14 @@ def test_evaluation_leaves_the_parameter_alone():
     assert torch.equal(synapse.alpha, synapse.effective_alpha())
 
 
-def test_a_graph_that_holds_the_parameter_does_not_mind():
+def test_a_penalty_of_the_parameter_has_a_gradient_though_the_parameter_is_pulled_back():
     synapse = filters([(1.9, 0.5)], constraint="stable")
     penalty = synapse.alpha.square().sum()
     (penalty + synapse(torch.ones(3, 1, 1))[0].sum()).backward()
 
 
 @pytest.mark.parametrize("alpha", [(1.5,), (1.9, -1.2), (3.0, -3.0, 2.0)])
-def test_without_a_constraint_nothing_moves(alpha):
+def test_without_a_constraint_no_parameter_is_moved(alpha):
     synapse = filters([alpha])
     synapse(torch.ones(3, 1, 1))
     synapse.project_()
@@ -602,11 +564,12 @@ def test_without_a_constraint_nothing_moves(alpha):
     assert synapse.state_dict()["alpha"][:, 0].tolist() == list(alpha)
 
 
-def test_a_filter_without_poles_is_stable():
+def test_a_filter_without_poles_or_channels_is_stable():
     synapse = IIRSynapse(3, (), (1.0,), constraint="stable")
     x = torch.randn(4, 2, 3)
     assert torch.equal(synapse(x)[0], x)
-    assert synapse.pole_radius() == 0.0
+    assert synapse.poles().shape == (3, 0)
+    assert synapse.pole_radius() == LowPassSynapse(0, 5.0).pole_radius() == 0.0
 
 
 # Autocast
@@ -634,51 +597,7 @@ def test_autocast_gives_its_own_dtype_and_leaves_float64_alone():
     assert synapse(x)[0].dtype == torch.float32
 
 
-def test_copies_are_independent():
-    synapse = DualExponentialSynapse(3, 4.0, 1.0)
-    other = copy.deepcopy(synapse)
-    with torch.no_grad():
-        other.alpha.zero_()
-    assert (synapse.alpha != 0).all()
-
-
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("tau_m", "tau_s"), [(1.0, 1.0), (1.0, 4.0), (4.0, 0.0), (4.0, -1.0), (-1.0, -4.0), (0.0, 0.0)]
-)
-def test_time_constants_out_of_order_are_refused(tau_m, tau_s):
-    with pytest.raises(ValueError, match=f"tau_m is {tau_m} and tau_s {tau_s}"):
-        DualExponentialSynapse(3, tau_m, tau_s)
-
-
-@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
-def test_a_time_constant_that_is_not_positive_is_refused(tau):
-    with pytest.raises(ValueError, match=f"tau is {tau}"):
-        LowPassSynapse(3, tau)
-
-
-@pytest.mark.parametrize("frequency", [-0.1, 0.6, math.nan])
-@pytest.mark.parametrize("kind", [float, lambda f: torch.tensor([0.1, f, 0.2])])
-def test_a_frequency_that_no_step_can_follow_is_refused(kind, frequency):
-    with pytest.raises(ValueError, match=rf"frequency is {frequency}.*\[0, 0\.5\]"):
-        ResonantSynapse(3, 4.0, kind(frequency))
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: LowPassSynapse(3, torch.tensor([1.0, math.inf, 2.0])),
-        lambda: LowPassSynapse(3, 1e9, unit_energy=True),
-        lambda: DualExponentialSynapse(1, 5000.0, 4000.0),
-        lambda: ResonantSynapse(3, 1e18, 0.1),
-        lambda: ResonantSynapse(1, 5000.0, 0.0),
-    ],
-)
-def test_a_filter_that_does_not_decay_as_rounded_is_refused(build):
-    with pytest.raises(ValueError, match=r"too long: in torch\.float32 its filter does not decay"):
-        build()
+# Filters at the edge of what their dtype holds
 
 
 @pytest.mark.usefixtures("double_precision")
@@ -697,29 +616,14 @@ def test_unit_energy_is_that_of_the_filter_as_rounded(tau, frequency):
     assert response.square().sum().item() == pytest.approx(1, rel=1e-4)
 
 
-def test_a_stable_filter_is_kept_as_it_is_or_refused():
-    near = log_spaced(10, 10_000), log_spaced(1e-4, 1 / 4)
-    with pytest.raises(ValueError, match="too near the edge of the stable set"):
-        ResonantSynapse(256, *near, constraint="stable")
-    with pytest.raises(ValueError, match="too near the edge of the stable set"):
-        LowPassSynapse(3, torch.tensor([10.0, 1e4, 4e6]), constraint="stable")
+def test_a_first_filter_that_is_stable_is_kept_as_it_is():
     alpha = torch.tensor([0.5, 0.9999, 1.1])  # the last is not stable
     synapse = IIRSynapse(3, (alpha,), (1.0,), constraint="stable")
     assert torch.equal(synapse.effective_alpha()[0, :2], alpha[:2])
     assert synapse.pole_radius() < 1
 
 
-def test_coefficients_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"\(2,\), expected \(3,\) or a number"):
-        IIRSynapse(3, (0.1, torch.zeros(2)), (1.0,))
-
-
-def test_an_unknown_constraint_is_refused_and_the_known_ones_are_named():
-    with pytest.raises(ValueError, match=r"stabel.*none.*stable"):
-        LowPassSynapse(3, 4.0, constraint="stabel")
-
-
-def test_loaded_filters_stay_as_they_are_whatever_the_layers_first_ones_were():
+def test_loaded_filters_stay_as_they_are_whatever_the_margin_of_the_layer():
     x = torch.randn(50, 2, 3)
     slow, fast = (LowPassSynapse(3, tau, constraint="stable") for tau in (2000.0, 4.0))
     assert slow.margin < fast.margin == MARGIN
@@ -738,7 +642,7 @@ def test_loaded_filters_stay_as_they_are_whatever_the_layers_first_ones_were():
     assert fixed.effective_alpha().max() <= 0.9
 
 
-def test_a_filter_that_no_margin_keeps_moves_no_other():
+def test_a_filter_that_has_to_be_moved_moves_no_other():
     synapse = LowPassSynapse(2, 5.0, constraint="stable")
     near, nearer = 0.9999, 0.9999995
     synapse.load_state_dict({"alpha": torch.tensor([[near, nearer]]), "beta": torch.ones(1, 2)})
@@ -747,42 +651,55 @@ def test_a_filter_that_no_margin_keeps_moves_no_other():
     assert found[1] < nearer
 
 
-def test_a_high_order_is_not_kept_stable_and_not_called_unstable():
-    alpha = [0.0] * 29 + [0.5]  # F[t] = F[t-30] / 2 + x[t]
-    with pytest.raises(ValueError, match="order 30 cannot be kept stable, expected order 8"):
-        IIRSynapse(1, alpha, [1.0], constraint="stable")
-    synapse = IIRSynapse(1, alpha, [1.0])
+def test_a_stable_filter_of_high_order_is_not_called_unstable():
+    synapse = IIRSynapse(1, ORDER_30, [1.0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         synapse(torch.ones(40, 1, 1))[0].sum().backward()
     assert synapse.pole_radius() == pytest.approx(0.5 ** (1 / 30))
 
 
-def test_poles_are_on_the_cpu_whatever_the_default_device():
+def test_poles_are_found_on_the_cpu_whatever_the_default_device():
     synapse = DualExponentialSynapse(3, 4.0, 1.0)
     expected = synapse.poles()
     with torch.device("meta"):
         assert torch.equal(synapse.poles(), expected)
 
 
-@pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, math.nan])
-def test_a_margin_that_cannot_hold_is_refused(margin):
-    with pytest.raises(ValueError, match=f"margin is {margin}"):
-        LowPassSynapse(3, 4.0, constraint="stable", margin=margin)
+REFUSED = [  # what is built or run, and the words
+    *((lambda m=m, s=s: DualExponentialSynapse(3, m, s), f"tau_m is {m} and tau_s {s}")
+      for m, s in ((1.0, 1.0), (1.0, 4.0), (4.0, 0.0), (4.0, -1.0), (-1.0, -4.0), (0.0, 0.0))),
+    *((lambda t=t: LowPassSynapse(3, t), f"tau is {t}") for t in (0.0, -1.0, math.nan)),
+    *((lambda f=f: ResonantSynapse(3, 4.0, f), rf"frequency is {f}.*\[0, 0\.5\]")
+      for f in (-0.1, 0.6, math.nan)),
+    (lambda: ResonantSynapse(3, 4.0, torch.tensor([0.1, 0.6, 0.2])), r"frequency is 0\.6"),
+    *((build, r"too long: in torch\.float32 its filter does not decay") for build in (
+        lambda: LowPassSynapse(3, torch.tensor([1.0, math.inf, 2.0])),
+        lambda: LowPassSynapse(3, 1e9, unit_energy=True),
+        lambda: DualExponentialSynapse(1, 5000.0, 4000.0),
+        lambda: ResonantSynapse(3, 1e18, 0.1),
+        lambda: ResonantSynapse(1, 5000.0, 0.0))),
+    *((build, "too near the edge of the stable set") for build in (
+        lambda: LowPassSynapse(3, torch.tensor([10.0, 1e4, 4e6]), **STABLE),
+        lambda: ResonantSynapse(256, log_spaced(10, 10_000), log_spaced(1e-4, 1 / 4), **STABLE))),
+    *((lambda m=m: LowPassSynapse(3, 4.0, **STABLE, margin=m), f"margin is {m}")
+      for m in (0.0, -0.1, 1.0, math.nan)),
+    (lambda: LowPassSynapse(3, 4.0, constraint="stabel"), "stabel.*none.*stable"),
+    (lambda: IIRSynapse(1, ORDER_30, [1.0], **STABLE), "30 cannot be kept stable, expected ord"),
+    (lambda: IIRSynapse(3, (0.5,), ()), "beta_0"),
+    (lambda: IIRSynapse(3, (0.1, torch.zeros(2)), (1.0,)), r"\(2,\), expected \(3,\) or a number"),
+    (lambda: LowPassSynapse(3, 4.0)(torch.zeros(5, 2, 4)), r"\(1, 3\).*\(5, 2, 4\)"),
+    (lambda: LowPassSynapse(3, 4.0)(torch.zeros(5, 1, 3), torch.zeros(2, 1, 2, 3).unbind()),
+     r"\(1, 2, 3\).*\(1, 1, 3\)"),
+    *((lambda n=n: Repeat(n), f"copies is {n}, expected a whole number")
+      for n in (0, -1, 1.5, None)),
+]  # fmt: skip
 
 
-def test_a_filter_without_beta_is_refused():
-    with pytest.raises(ValueError, match="beta_0"):
-        IIRSynapse(3, (0.5,), ())
-
-
-def test_channels_and_states_that_do_not_fit_are_refused():
-    synapse = DualExponentialSynapse(3, 4.0, 1.0)
-    with pytest.raises(ValueError, match=r"\(2, 3\).*\(5, 2, 4\)"):
-        synapse(torch.randn(5, 2, 4))
-    _, state = synapse(torch.randn(5, 2, 3))
-    with pytest.raises(ValueError, match=r"\(2, 2, 3\).*\(2, 1, 3\)"):
-        synapse(torch.randn(5, 1, 3), state)
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_bad_settings_and_inputs_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 @pytest.mark.parametrize("constraint", ["none", "stable"])
@@ -864,7 +781,7 @@ def test_a_network_without_trained_filters_has_one_group():
     assert len(group["params"]) == 2
 
 
-def test_parametrised_coefficients_are_coefficients():
+def test_parametrised_coefficients_are_in_the_coefficients_group():
     synapse = LowPassSynapse(3, 4.0)
     nn.utils.parametrizations.weight_norm(synapse, "alpha")
     (group,) = parameter_groups(synapse, 0.1)
