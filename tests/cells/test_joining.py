@@ -99,7 +99,7 @@ def assert_same_bits(found, expected):
     low=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_joined_they_are_as_one_by_one(
+def test_joined_cells_give_the_bits_of_cells_run_one_by_one(
     filter_name, neuron_name, filter_first, dropout, steps, padded, given_states, low, seed
 ):
     torch.manual_seed(seed)
@@ -118,7 +118,7 @@ def test_joined_they_are_as_one_by_one(
 
 
 @pytest.mark.parametrize("filter_first", [False, True])
-def test_in_chunks_the_second_run_is_as_the_first(filter_first):
+def test_a_chunk_that_runs_again_is_joined_as_it_was_before(filter_first):
     """Whatever is observed by then: the tensors that are kept must be the same."""
     model = pair_of(filter_first=filter_first, dropout=0.3)
     x, states = inputs_of(model)
@@ -135,7 +135,7 @@ def test_in_chunks_the_second_run_is_as_the_first(filter_first):
     assert counts == [2] * 5
 
 
-def test_a_filter_that_left_the_stable_set_is_pulled_back():
+def test_joined_filters_are_pulled_back_to_the_stable_set():
     model = pair_of("stable", filter_first=True)
     x, _ = inputs_of(model)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_cells_that_are_observed_run_one_by_one(name, place):
     assert counts == [2]
 
 
-def test_the_monitor_and_layerwise_see_both():
+def test_the_monitor_and_layerwise_see_each_of_two_neighbours():
     model = pair_of()
     x, states = inputs_of(model)
     expected = outcome(model, x, states)
@@ -236,11 +236,11 @@ class Fires(Cell):
     ],
     ids=lambda cell: type(cell).__name__,
 )
-def test_others_do_not_join(first, second):
+def test_cells_that_one_kernel_cannot_run_do_not_join(first, second):
     assert not first.joins(second)
 
 
-def test_where_pytorch_looks_at_every_step_they_do_not_join():
+def test_cells_do_not_join_under_modes_transforms_and_the_compiler():
     first, second = pair_of()
     assert first.joins(second)
     assert first.joins(Fires(N, decay=0.5))  # with the same surrogate
