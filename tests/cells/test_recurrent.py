@@ -263,21 +263,15 @@ NEURON, SYNAPSE, WEIGHTS = SpikingNeuron(3, 4.0), LowPassSynapse(3, 4.0), nn.Lin
 X = torch.zeros(5, 2, 3)
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: Recurrent(WEIGHTS, SYNAPSE), r"neuron is .*, expected a cell that spikes"),
-        (
-            lambda: Recurrent(WEIGHTS, NEURON, NEURON),
-            r"synapse is .*, expected a cell that does not spike",
-        ),
-        (lambda: Recurrent(nn.Linear(4, 4), NEURON)(X), "the weights have shape"),
-        (
-            lambda: Recurrent(WEIGHTS, NEURON)(X, (torch.zeros(2, 4), None, None)),
-            "state fed has shape",
-        ),
-    ],
-)
+REFUSED = [  # what is built or run, and the words
+    (lambda: Recurrent(WEIGHTS, SYNAPSE), r"neuron is .*, expected a cell that spikes"),
+    (lambda: Recurrent(WEIGHTS, NEURON, NEURON), "synapse is .*, expected a cell that does not sp"),
+    (lambda: Recurrent(nn.Linear(4, 4), NEURON)(X), "the weights have shape"),
+    (lambda: Recurrent(WEIGHTS, NEURON)(X, (torch.zeros(2, 4), None, None)), "state fed has shape"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_parts_and_states_that_do_not_fit_are_refused(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call()
