@@ -62,7 +62,7 @@ def assert_same_on(way, parts, steps, samples, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @of(*NETWORKS)
-def test_networks_spike_as_they_did(network, dtype):
+def test_pretrained_networks_spike_as_in_the_golden_outputs(network, dtype):
     name, layers, x = network
     parts = list(parts_of(layers, x, dtype))
     with np.load(GOLDEN / f"{name}.npz") as golden:
@@ -78,9 +78,9 @@ def test_networks_spike_as_they_did(network, dtype):
 
 @of("pretrained_snn_mlp_2", "pretrained_snn_mlp_1_behind")
 @pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in test_triton_interpreter"
+    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in test_triton_s_interpreter_agrees"
 )
-def test_networks_spike_as_they_did_on_cuda(network):
+def test_pretrained_networks_spike_as_in_the_golden_outputs_on_cuda(network):
     _, layers, x = network
     steps, samples = 3, 1  # the interpreter takes a second for each step
     parts = parts_of(layers, x[:steps, :samples], "float32")  # it rounds otherwise to bfloat16

@@ -34,8 +34,8 @@ LAYOUTS = [  # (T, B, N) and how sequences lie in memory
     ((1, 2, 1), "contiguous"),
     ((0, 2, 7), "contiguous"),
     ((3, 0, 7), "contiguous"),
+    ((66, 2, 3), "contiguous"),  # several blocks of steps, whose states the way back computes again
 ]
-LONG = (66, 2, 3)  # several blocks of steps
 
 
 def odd_step(x, state, coefficients, fire):
@@ -87,7 +87,7 @@ def name(request):
     if package:
         pytest.importorskip(package, exc_type=ImportError)
     if request.param == "cuda" and not (GPU or INTERPRETER):
-        pytest.skip("no GPU; runs through Triton's interpreter in test_triton_interpreter")
+        pytest.skip("no GPU; runs through Triton's interpreter in test_triton_s_interpreter_agrees")
     return request.param
 
 
@@ -133,7 +133,7 @@ def assert_agree(actual, expected, tolerance=0.0):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @every_program
-def test_programs(backend, draw, options):
+def test_results_and_gradients_of_every_program_are_those_of_autograd(backend, draw, options):
     case = make_case(draw, (9, 3, 7), **options)
     assert_agree(case.run(backend), by_autograd(case))
 
@@ -141,23 +141,17 @@ def test_programs(backend, draw, options):
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
 @pytest.mark.parametrize("program", ["filter (3, 2)", "neuron and filter"])
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
-def test_shapes_and_layouts(backend, draw, program, layout):
+def test_tensors_of_any_shape_and_layout_in_memory_are_served(backend, draw, program, layout):
     case = make_case(draw, *layout, **PROGRAMS[program])
-    assert_agree(case.run(backend), by_autograd(case))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32], ids=str)
-@pytest.mark.parametrize("program", ["filter with ends", "neuron and filter"])
-def test_many_steps(backend, draw, program):
-    """The way back computes the states of one block of steps after the other again."""
-    case = make_case(draw, LONG, **PROGRAMS[program])
     assert_agree(case.run(backend), by_autograd(case))
 
 
 @pytest.mark.parametrize("dtype", [BFLOAT], ids=str)
 @pytest.mark.parametrize("program", ["filter (3, 2)", "neuron with dropout", "neuron and filter"])
 @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
-def test_between_products_in_bfloat16(backend, draw, program, layout):
+def test_in_bfloat16_sequences_are_rounded_once_as_plain_pytorch_rounds_them(
+    backend, draw, program, layout
+):
     case = make_case(draw, *layout, **PROGRAMS[program])
     found = case.run(backend)
     assert case.inputs.x.dtype == found[2].dtype == BFLOAT
@@ -166,7 +160,7 @@ def test_between_products_in_bfloat16(backend, draw, program, layout):
 
 @pytest.mark.parametrize("dtype", [BFLOAT], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS[:2], ids=str)
-def test_what_a_cell_hands_on_is_rounded_to_bfloat16(backend, draw, layout):
+def test_between_two_cells_a_sequence_may_be_rounded_to_bfloat16(backend, draw, layout):
     case = make_case(draw, *layout, key=f"{FILTER}~{NEURON}")
     found, expected = case.run(backend), by_autograd(case)
     assert_agree(found[:2], expected[:2])
@@ -177,7 +171,7 @@ def test_what_a_cell_hands_on_is_rounded_to_bfloat16(backend, draw, layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
-def test_without_a_state_or_lengths_it_is_as_with_zeros_and_the_whole_length(backend, draw):
+def test_no_state_is_a_state_of_zeros_and_no_lengths_are_the_whole_length(backend, draw):
     case = make_case(draw, (5, 3, 7), **PROGRAMS["neuron and filter"])
     zeros, nine = torch.zeros_like(case.inputs.state), torch.full_like(case.inputs.lengths, 9)
     case = with_inputs(case, state=zeros, lengths=nine)
@@ -187,7 +181,7 @@ def test_without_a_state_or_lengths_it_is_as_with_zeros_and_the_whole_length(bac
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
-def test_nothing_need_be_contiguous(backend, draw):
+def test_no_tensor_need_be_contiguous(backend, draw):
     """As coefficients that are alike for all lags, which lie in memory once."""
     case = make_case(draw, (5, 3, 7), **PROGRAMS["neuron and filter"])
     case = with_inputs(
@@ -202,7 +196,7 @@ def test_nothing_need_be_contiguous(backend, draw):
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("surrogate", [FastSigmoid(), Triangle()], ids=["smooth", "clamped"])
-def test_what_is_not_finite_is_not_hidden(backend, draw, surrogate):
+def test_nan_and_infinity_pass_as_in_plain_pytorch(backend, draw, surrogate):
     case = make_case(draw, (6, 2, 9), key=NEURON, surrogate=surrogate)
     case.inputs.x[2, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     expected = by_autograd(case)
@@ -226,7 +220,7 @@ def test_rounding_to_bfloat16_is_that_of_pytorch(backend, draw):
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
 @pytest.mark.parametrize("row", [*range(6), None])
-def test_gradients_that_are_not_needed(backend, draw, row):
+def test_gradients_that_are_not_needed_may_be_left_out(backend, draw, row):
     """Each coefficient's alone, and none; the others are the same to the bit."""
     case = make_case(draw, (3, 2, 7), **PROGRAMS["neuron and filter"])
     everything = case.run(backend)
@@ -239,7 +233,7 @@ def test_gradients_that_are_not_needed(backend, draw, row):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_threshold_is_strict(backend, draw, dtype):
+def test_the_threshold_is_strict(backend, draw, dtype):
     above = torch.nextafter(torch.ones((), dtype=dtype), torch.full((), 2.0, dtype=dtype))
     x = torch.stack([torch.ones_like(above), above]).view(1, 1, 2).to(draw.device)
     zeros = torch.zeros_like(x[0]).expand(3, 2)
@@ -268,7 +262,7 @@ def test_kernels_sum_gradients_of_coefficients_in_double_precision(backend, draw
 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
-def test_layers(name, draw):
+def test_layers_agree_through_autograd(name, draw):
     """Forward and backward through autograd, with features of two dimensions and lengths."""
     layers = [DualExponentialSynapse((2, 3), 4.0, 2.0), SpikingNeuron((2, 3), 4.0, True)]
     layers = [layer.to(draw.device) for layer in layers]
@@ -288,7 +282,7 @@ def test_layers(name, draw):
 
 
 @pytest.mark.skipif(GPU or INTERPRETER, reason="the cuda cases run in this process")
-def test_triton_interpreter():
+def test_triton_s_interpreter_agrees():
     """The cuda cases on a machine without a GPU."""
     pytest.importorskip("triton", exc_type=ImportError)
     options = "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "cuda"
