@@ -1,7 +1,5 @@
 """Which backend serves a tensor and why; what all backends promise beside the same numbers."""
 
-import runpy
-import sys
 import warnings
 from contextlib import ExitStack
 
@@ -39,13 +37,13 @@ def llvmlite():
 # The choice
 
 
-def test_the_fastest_serves_each_device(llvmlite):
+def test_each_device_is_served_by_its_fastest_backend(llvmlite):
     assert choose_backend("cpu") == choose_backend(torch.device("cpu")) == AUTOMATIC
     assert choose_backend("meta") == ("eager", "no backend is compiled for meta")
     assert backend_for(torch.ones(1)).__name__ == "snn_lib.kernels.cpu"
 
 
-def test_use_backend_forces_one(llvmlite):
+def test_use_backend_forces_a_backend_until_its_block_ends(llvmlite):
     with use_backend("eager"):
         assert choose_backend("cpu") == ("eager", "forced by use_backend")
         assert backend_for(torch.ones(1)) is eager
@@ -54,14 +52,14 @@ def test_use_backend_forces_one(llvmlite):
     assert choose_backend("cpu") == AUTOMATIC
 
 
-def test_of_the_same_backend_twice_the_inner_one_ends(llvmlite):
+def test_blocks_of_the_same_backend_may_be_nested(llvmlite):
     with use_backend("cpu"), use_backend("eager"):
         with use_backend("cpu"):
             pass
         assert choose_backend("cpu")[0] == "eager"
 
 
-def test_uses_that_overlap_leave_nothing_behind(llvmlite):
+def test_blocks_that_overlap_leave_nothing_behind(llvmlite):
     """As two threads may: the first to begin is the first to end."""
     first, second = ExitStack(), ExitStack()
     first.enter_context(use_backend("eager"))
@@ -73,7 +71,7 @@ def test_uses_that_overlap_leave_nothing_behind(llvmlite):
     assert choose_backend("cpu") == AUTOMATIC
 
 
-def test_a_use_that_fails_ends(llvmlite):
+def test_a_block_ends_with_an_error_too(llvmlite):
     with pytest.raises(KeyError), use_backend("eager"):
         raise KeyError
     assert choose_backend("cpu") == AUTOMATIC
@@ -89,7 +87,7 @@ def test_the_environment_chooses_for_the_process(value, expected, monkeypatch, l
         assert choose_backend("cpu") == ("cpu", "forced by use_backend")
 
 
-def test_unknown_names_are_refused(monkeypatch):
+def test_unknown_backends_are_refused(monkeypatch):
     known = "'numpy' is unknown, choose one of auto, eager, cpu, cuda"
     with pytest.raises(ValueError, match=f"^backend {known}$"), use_backend("numpy"):
         pass
@@ -111,7 +109,7 @@ def test_a_device_that_the_chosen_backend_cannot_serve_is_refused(monkeypatch, l
         assert backend_for(x.to("meta")) is eager
 
 
-def test_triton_serves_a_cpu_by_its_interpreter(monkeypatch):
+def test_triton_serves_a_cpu_through_its_interpreter(monkeypatch):
     monkeypatch.setattr(kernels, "_module", lambda name: name)  # importing it would stay so
     monkeypatch.setenv("SNN_BACKEND", "cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -139,7 +137,7 @@ def broken(request, monkeypatch):
     return request.param
 
 
-def test_eager_serves_whatever_fails_at_import(broken):
+def test_plain_pytorch_serves_where_the_cpu_backend_cannot_be_imported(broken):
     reason = f"llvmlite cannot be imported: {broken!r}"
     with pytest.warns(RuntimeWarning) as warned:
         output, _ = iir_filter(torch.ones(2, 1, 3), torch.ones(1, 3), torch.ones(1, 3))
@@ -161,18 +159,12 @@ def test_a_chosen_backend_that_cannot_be_imported_is_refused(broken, monkeypatch
         choose_backend("cpu")
 
 
-def test_the_command_says_what_serves(capsys, llvmlite, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["kernels"])
-    runpy.run_module("snn_lib.kernels", run_name="__main__")
-    assert capsys.readouterr().out.splitlines()[0] == "cpu: cpu (llvmlite)"
-
-
 # --------------------------------------------------------------------------------------------------
 # What eager and the CPU kernels share
 
 
 @pytest.mark.parametrize("key", [filter_key(3, 2), NEURON, f"{NEURON}+{FILTER}"])
-def test_cpu_kernels_round_as_eager_does(key, llvmlite):
+def test_cpu_kernels_give_the_bits_of_plain_pytorch(key, llvmlite):
     """Nearly the same is not enough: it decides which neurons fire."""
     case = make_case(Draw(torch.float32, "cpu"), (6, 5, 67), key=key)
     found, expected = (b.forward(case.inputs) for b in (kernels._module("cpu"), eager))
@@ -180,7 +172,7 @@ def test_cpu_kernels_round_as_eager_does(key, llvmlite):
         assert torch.equal(one, other)
 
 
-def test_eager_waits_for_no_device_and_asks_for_no_double_precision_where_there_is_none():
+def test_plain_pytorch_waits_for_no_device_and_needs_no_double_precision_of_it():
     with ClaimedDevice("mps") as device:
         case = make_case(Draw(torch.float32, "mps"), (3, 2, 5), key=f"{NEURON}+{FILTER}")
         device.waits.clear()
@@ -207,7 +199,7 @@ def test_the_operator_refuses_dtypes_that_kernels_would_misread(low):
 
 
 @pytest.mark.parametrize("name", ["eager", "cpu"])
-def test_results_lie_in_memory_as_the_operators_promise(name, llvmlite):
+def test_results_are_contiguous_however_the_inputs_lie_in_memory(name, llvmlite):
     """Compiled code relies on it, however what is given lies."""
     case = make_case(Draw(torch.float32, "cpu"), (3, 2, 5), "transposed", key=NEURON)
     case.inputs = case.inputs._replace(state=torch.rand(5, 2, 2).permute(2, 1, 0))

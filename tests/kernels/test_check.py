@@ -37,7 +37,7 @@ def lines(capsys):
     return table.splitlines()
 
 
-def test_the_cpu_backend_agrees(capsys):
+def test_the_cpu_backend_agrees_and_is_timed(capsys):
     pytest.importorskip("llvmlite")
     assert check.check(["cpu"])
     table = lines(capsys)
@@ -49,7 +49,7 @@ def test_the_cpu_backend_agrees(capsys):
 @pytest.mark.parametrize(
     ("function", "place"), [("forward", 0), ("forward", 1), *(("backward", n) for n in range(3))]
 )
-def test_a_wrong_result_disagrees(capsys, function, place, monkeypatch):
+def test_a_wrong_result_is_told(capsys, function, place, monkeypatch):
     right = getattr(eager, function)
 
     def spoilt(inputs, *arguments):
@@ -66,7 +66,7 @@ def test_a_wrong_result_disagrees(capsys, function, place, monkeypatch):
         assert line.endswith("DISAGREES" if wrong else "  agrees")
 
 
-def test_a_difference_is_relative_and_nothing_hides_it():
+def test_a_difference_is_relative_and_infinite_where_it_cannot_be_computed():
     expected = torch.tensor([-4.0, 1.0])
     assert check.difference(expected + torch.tensor([0.0, 0.5]), expected) == 0.125
     assert check.difference(expected[:0], expected[:0]) == 0
@@ -75,7 +75,7 @@ def test_a_difference_is_relative_and_nothing_hides_it():
     assert check.difference(expected, expected * torch.nan) == torch.inf
 
 
-def test_what_raises_is_told_in_a_line_and_the_rest_goes_on(capsys):
+def test_a_program_that_raises_is_told_in_a_line_and_the_check_goes_on(capsys):
     def fail(inputs, *arguments):
         if inputs.key == check.NEURON:
             raise RuntimeError("no such\ninstruction")
@@ -113,7 +113,9 @@ def test_backends_that_cannot_serve_are_left_out(monkeypatch, capsys):
     ("options", "agree", "code"),
     [([], False, None), (["--check"], True, None), (["--check"], False, 1)],
 )
-def test_the_command_s_exit_code(options, agree, code, monkeypatch, capsys):
+def test_the_command_prints_the_backend_and_ends_with_1_where_results_differ(
+    options, agree, code, monkeypatch, capsys
+):
     monkeypatch.setattr(sys, "argv", ["kernels", *options])
     monkeypatch.setattr(check, "check", lambda devices: agree)
     if code is None:
@@ -122,7 +124,8 @@ def test_the_command_s_exit_code(options, agree, code, monkeypatch, capsys):
         with pytest.raises(SystemExit) as end:
             runpy.run_module("snn_lib.kernels", run_name="__main__")
         assert end.value.code == code
-    assert capsys.readouterr().out.startswith("cpu: ")
+    name, reason = kernels.choose_backend("cpu")
+    assert capsys.readouterr().out.splitlines()[0] == f"cpu: {name} ({reason})"
 
 
 def test_the_command_says_why_no_backend_serves_a_device(monkeypatch, capsys):
