@@ -1,6 +1,5 @@
 """Weights that receive spikes: what is zero is left out, and nothing else changes."""
 
-import copy
 from contextlib import nullcontext
 
 import pytest
@@ -81,7 +80,7 @@ LAYOUTS = {
 @example(0, 64, 128, 0.1, 1.0, "contiguous", True, torch.float32, 0)
 @example(1, 64, 128, 1.0, 1.0, "contiguous", True, torch.float32, 0)
 @example(2 * BLOCK + 1, 2 * BLOCK + 1, 128, 0.1, 0.1, "contiguous", False, torch.float32, 0)
-def test_the_product_and_its_gradients_are_pytorch_s(
+def test_products_and_their_gradients_are_pytorch_s(
     rows, inputs, outputs, rate, back, layout, biased, dtype, seed
 ):
     torch.manual_seed(seed)
@@ -107,7 +106,7 @@ def test_the_product_and_its_gradients_are_pytorch_s(
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.5, 1.0])
-def test_a_row_has_the_same_bits_whatever_is_beside_it(rate):
+def test_a_sample_s_product_has_the_same_bits_in_any_batch(rate):
     x, weight, bias = spikes(ROWS + 50, 500, rate=rate), torch.randn(300, 500), torch.randn(300)
     whole = linear(x, weight, bias)
     for begin, end in ((0, 1), (1, 3), (3, 99), (99, ROWS + 49), (ROWS + 49, ROWS + 50)):
@@ -115,16 +114,12 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it(rate):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_results_do_not_depend_on_the_number_of_threads(dtype):
-    x, weight = spikes(2 * BLOCK + 3, 330), torch.randn(200, 330).to(dtype).requires_grad_()
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
-            output, fired = kernels.weigh(x, weight.detach(), None)
-            found.append((output, fired, kernels.gradient(output, x)))
-    finally:
-        torch.set_num_threads(before)
+def test_products_do_not_depend_on_the_number_of_threads(dtype, threads):
+    x, weight, found = spikes(2 * BLOCK + 3, 330), torch.randn(200, 330).to(dtype), []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        output, fired = kernels.weigh(x, weight, None)
+        found.append((output, fired, kernels.gradient(output, x)))
     for other in found[1:]:
         assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
     assert found[0][1] == x.count_nonzero()
@@ -132,7 +127,9 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
 
 @pytest.mark.parametrize(("lanes", "registers"), [(8, 4), (8, 8), (16, 8)])
 @pytest.mark.parametrize("rate", [0.1, 0.6])
-def test_cpus_with_other_registers_give_the_same_bits(lanes, registers, rate, monkeypatch):
+def test_products_on_cpus_with_other_registers_have_the_same_bits(
+    lanes, registers, rate, monkeypatch
+):
     x, weight = spikes(77, INPUTS, rate=rate), torch.randn(OUTPUTS, INPUTS)
     direction = torch.randn(77, OUTPUTS)
     expected = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
@@ -149,7 +146,7 @@ def test_the_gradient_of_many_spikes_is_left_to_pytorch(calls):
     assert [name for name, _ in calls] == ["weigh", "gradient", "weigh"]
 
 
-def test_zeros_are_left_out_even_where_a_weight_is_no_number():
+def test_weights_of_zeros_are_not_read():
     weight = torch.full((OUTPUTS, INPUTS), torch.nan)
     weight[:, 0] = 2.0
     x = torch.zeros(1, INPUTS)
@@ -157,7 +154,7 @@ def test_zeros_are_left_out_even_where_a_weight_is_no_number():
     assert torch.equal(linear(x, weight), torch.full((1, OUTPUTS), 6.0))
 
 
-def test_the_input_s_gradient_leaves_out_what_is_zero_in_the_output_s(calls):
+def test_the_gradient_of_the_input_reads_no_weights_of_zeros_in_that_of_the_output(calls):
     for dtype in (torch.float32, torch.bfloat16):
         x, weight = spikes(1, INPUTS), torch.full((OUTPUTS, INPUTS), torch.nan)
         weight[3] = torch.arange(INPUTS)
@@ -185,7 +182,7 @@ def test_under_autocast_weights_are_rounded_and_sums_are_not():
     torch.testing.assert_close(layer.weight.grad.double(), expected, rtol=2**-7, atol=1e-2)
 
 
-def test_another_backend_may_serve_the_way_back():
+def test_another_backend_may_serve_the_backward_pass():
     x, weight = spikes(40, INPUTS), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
     output = linear(x, weight)
     with use_backend("eager"):
@@ -194,7 +191,7 @@ def test_another_backend_may_serve_the_way_back():
 
 
 @pytest.mark.parametrize("learns", [0, 1])
-def test_what_no_gradient_reads_may_change_in_place(learns):
+def test_a_tensor_that_no_gradient_reads_may_be_changed_in_place(learns):
     given, found = (spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS)), []
     for function in (linear, F.linear):
         copies = [one.clone() for one in given]
@@ -205,19 +202,7 @@ def test_what_no_gradient_reads_may_change_in_place(learns):
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
-def test_a_gradient_has_a_derivative():
-    x, weight = spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS)
-    found = []
-    for function in (linear, F.linear):
-        given = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        output = function(*given)
-        first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
-        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), given))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
-
-
-def test_the_operator_keeps_pytorch_s_rules():
+def test_the_operators_of_products_pass_pytorch_s_checks():
     x, weight = spikes(9, INPUTS), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
     opcheck(torch.ops.snn.weigh.default, (x, weight, torch.randn(OUTPUTS, requires_grad=True)))
     opcheck(torch.ops.snn.weigh_backward.default, (torch.randn(9, OUTPUTS), x, torch.tensor(9)))
@@ -233,16 +218,21 @@ def test_the_operator_multiplies_densely_where_there_is_no_kernel(calls):
     assert calls == []
 
 
-@pytest.mark.parametrize("inputs", [INPUTS - 1, INPUTS + 1])
-def test_the_operator_refuses_shapes_that_do_not_fit(inputs):
-    with pytest.raises(RuntimeError, match="shapes"):
-        torch.ops.snn.weigh(torch.ones(3, inputs), torch.ones(OUTPUTS, INPUTS), None)
+ONES = torch.ones(3, INPUTS)
 
 
-def test_what_pytorch_refuses_is_refused_by_pytorch():
-    for x, bias in ((torch.ones(3, 5), None), (torch.ones(3, INPUTS).bfloat16(), None)):
-        with pytest.raises(RuntimeError, match=r"shapes|dtype"):
-            linear(x, torch.ones(OUTPUTS, INPUTS), bias)
+@pytest.mark.parametrize(
+    ("function", "x", "words"),
+    [
+        (torch.ops.snn.weigh, torch.ones(3, INPUTS - 1), "shapes"),
+        (torch.ops.snn.weigh, torch.ones(3, INPUTS + 1), "shapes"),
+        (linear, torch.ones(3, 5), "shapes"),
+        (linear, ONES.bfloat16(), "dtype"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_as_by_pytorch(function, x, words):
+    with pytest.raises(RuntimeError, match=words):
+        function(x, torch.ones(OUTPUTS, INPUTS), None)
 
 
 # Where PyTorch multiplies
@@ -291,7 +281,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("situation", [*OTHERS])
-def test_all_else_is_left_to_pytorch(situation, calls):
+def test_all_other_products_are_left_to_pytorch(situation, calls):
     x, weight, use = spikes(5, INPUTS), torch.randn(OUTPUTS, INPUTS), OTHERS[situation]
     assert torch.equal(use(linear, x, weight), use(F.linear, x, weight))
     assert calls == []
@@ -361,12 +351,12 @@ def test_weights_of_spikes_leave_out_zeros_and_give_pytorch_s_result(situation, 
     ],
     ids=["filter", "activation", "PerStep", "compiled"],
 )
-def test_weights_of_all_else_are_pytorch_s(modules, calls):
+def test_weights_behind_other_layers_multiply_as_pytorch_does(modules, calls):
     behind(*modules)(current())
     assert calls == []
 
 
-def test_in_bfloat16_an_input_of_which_nobody_knows_is_left_to_pytorch(calls):
+def test_in_bfloat16_an_input_that_comes_from_no_neuron_is_left_to_pytorch(calls):
     weights = nn.Linear(INPUTS, OUTPUTS)
     with torch.autocast("cpu", torch.bfloat16):
         Sequential(weights)(current())
@@ -398,7 +388,7 @@ def test_tied_weights_add_up_their_gradients():
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
 
 
-def test_compiled_and_exported_networks_are_as_before():
+def test_compiled_and_exported_networks_multiply_as_pytorch_does():
     model, x = behind(nn.Linear(INPUTS, OUTPUTS)).eval(), current()
     expected, _ = model(x)
     torch.testing.assert_close(torch.compile(model, backend="aot_eager")(x)[0], expected)
@@ -408,7 +398,7 @@ def test_compiled_and_exported_networks_are_as_before():
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.5])
-def test_chunks_are_the_whole_run_bit_for_bit(rate):
+def test_a_network_in_chunks_has_the_bits_of_the_whole_run(rate):
     model = Sequential(
         nn.Linear(INPUTS, OUTPUTS),
         LowPassSynapse(OUTPUTS, 4.0),
@@ -439,7 +429,7 @@ def eager():
     "contexts",
     [(Watching, nullcontext), (nullcontext, Counting), (eager, nullcontext), (nullcontext, eager)],
 )
-def test_a_chunk_runs_again_as_it_ran_though_a_mode_or_backend_has_ended_or_begun(contexts):
+def test_a_chunk_runs_again_as_before_though_the_mode_or_backend_has_changed(contexts):
     neurons = SpikingNeuron((CHANNELS, 2, 5), 4.0)
     convolution = PerStep(nn.Conv2d(CHANNELS, MAPS, 2))
     model = behind(
@@ -453,14 +443,6 @@ def test_a_chunk_runs_again_as_it_ran_though_a_mode_or_backend_has_ended_or_begu
     with backward():
         found = torch.autograd.grad(output.square().sum(), model.parameters())
     torch.testing.assert_close(found, expected)
-
-
-def test_a_copy_of_a_network_and_its_state_dict_are_as_before():
-    model = behind(nn.Linear(INPUTS, OUTPUTS)).eval()
-    other = copy.deepcopy(model)
-    other.load_state_dict(model.state_dict())
-    x = current()
-    assert torch.equal(other(x)[0], model(x)[0])
 
 
 # Convolutions
@@ -497,7 +479,7 @@ def convolutions(draw):
 )
 @example(0, 16, 16, (5, 3, 1), (5, 3, 1), 0.1, 0.1, True, 0)
 @example(17, 64, 128, (7, 3, 1), (7, 3, 1), 0.1, 0.1, True, 0)
-def test_a_convolution_and_its_gradients_are_pytorch_s(
+def test_convolutions_and_their_gradients_are_pytorch_s(
     images, inputs, outputs, vertical, horizontal, rate, back, biased, seed
 ):
     torch.manual_seed(seed)
@@ -517,23 +499,19 @@ def test_a_convolution_and_its_gradients_are_pytorch_s(
         torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
 
 
-def test_an_image_has_the_same_bits_whatever_is_beside_it():
+def test_an_image_s_convolution_has_the_same_bits_in_any_batch():
     x, weight, bias = maps(9, CHANNELS, 6, 7), torch.randn(MAPS, CHANNELS, 3, 2), torch.randn(MAPS)
     whole = conv2d(x, weight, bias, padding=1)
     for begin, end in ((0, 1), (1, 3), (3, 9)):
         assert torch.equal(conv2d(x[begin:end], weight, bias, padding=1), whole[begin:end])
 
 
-def test_convolutions_do_not_depend_on_the_number_of_threads():
-    x, weight = maps(70, CHANNELS, 9, 9), torch.randn(MAPS, CHANNELS, 3, 3)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 11):
-            torch.set_num_threads(threads)
-            output = patches.convolve(x, weight, None, (1, 1))
-            found.append((output, patches.gradient(output, x, weight.shape, (1, 1))))
-    finally:
-        torch.set_num_threads(before)
+def test_convolutions_do_not_depend_on_the_number_of_threads(threads):
+    x, weight, found = maps(70, CHANNELS, 9, 9), torch.randn(MAPS, CHANNELS, 3, 3), []
+    for count in (1, 2, 3, 11):
+        threads(count)
+        output = patches.convolve(x, weight, None, (1, 1))
+        found.append((output, patches.gradient(output, x, weight.shape, (1, 1))))
     for other in found[1:]:
         assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
 
@@ -553,25 +531,24 @@ def test_convolutions_on_cpus_with_other_registers_have_the_same_bits(lanes, mon
     assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
 
 
-def test_gradients_of_convolutions_are_left_to_pytorch_where_little_is_zero(calls):
-    weight = torch.randn(MAPS, CHANNELS, 3, 3, requires_grad=True)
-    for rate, back in ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1)):
-        x = maps(20, CHANNELS, 9, 9, rate).requires_grad_()
-        output = conv2d(x, weight)
-        output.backward(maps(*output.shape, rate=back))
-    names = [name for name, _ in calls]
-    assert names == [
-        "convolve",
-        "convolve",
-        "gradient",
-        "convolve",
-        "gradient",
-        "convolve",
-        "convolve",
-    ]
+@pytest.mark.parametrize(
+    ("rate", "back", "called"),
+    [
+        (0.1, 0.1, ["convolve", "convolve", "gradient"]),
+        (0.1, 0.9, ["convolve", "gradient"]),
+        (0.9, 0.1, ["convolve", "convolve"]),
+    ],
+)
+def test_gradients_of_convolutions_are_left_to_pytorch_where_little_is_zero(
+    rate, back, called, calls
+):
+    x = maps(20, CHANNELS, 9, 9, rate).requires_grad_()
+    output = conv2d(x, torch.randn(MAPS, CHANNELS, 3, 3, requires_grad=True))
+    output.backward(maps(*output.shape, rate=back))
+    assert [name for name, _ in calls] == called
 
 
-def test_convolutions_leave_out_zeros_even_where_a_weight_is_no_number():
+def test_weights_of_zeros_are_not_read_by_convolutions():
     weight = torch.full((MAPS, CHANNELS, 2, 2), torch.nan)
     weight[:, 5] = weight[7] = 2.0
     x, direction = torch.zeros(1, 3, 3, CHANNELS).movedim(-1, 1), torch.zeros(1, MAPS, 2, 2)
@@ -583,19 +560,24 @@ def test_convolutions_leave_out_zeros_even_where_a_weight_is_no_number():
     assert torch.equal(*gradients)
 
 
-def test_a_convolution_s_gradient_has_a_derivative():
-    x, weight = maps(5, CHANNELS, 4, 4), torch.randn(MAPS, CHANNELS, 3, 3)
-    found = []
-    for function in (conv2d, F.conv2d):
-        given = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        output = function(*given, padding=1)
-        first = torch.autograd.grad(output.square().sum(), given, create_graph=True)
-        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), given))
+@pytest.mark.parametrize(
+    ("functions", "make", "weight"),
+    [
+        ((linear, F.linear), lambda: spikes(9, INPUTS), (OUTPUTS, INPUTS)),
+        ((conv2d, F.conv2d), lambda: maps(5, CHANNELS, 4, 4), (MAPS, CHANNELS, 3, 3)),
+    ],
+)
+def test_gradients_of_products_and_convolutions_have_derivatives(functions, make, weight):
+    given, found = (make(), torch.randn(weight)), []
+    for function in functions:
+        leaves = [one.clone().requires_grad_() for one in given]
+        first = torch.autograd.grad(function(*leaves).square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), leaves))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
 
 
-def test_the_operators_of_convolutions_keep_pytorch_s_rules():
+def test_the_operators_of_convolutions_pass_pytorch_s_checks():
     x, weight = maps(3, CHANNELS, 4, 4), torch.randn(MAPS, CHANNELS, 3, 3, requires_grad=True)
     bias = torch.randn(MAPS, requires_grad=True)
     opcheck(torch.ops.snn.convolve.default, (x, weight, bias, [1, 1], True))
@@ -664,12 +646,12 @@ def test_convolutions_of_spikes_leave_out_zeros_and_give_pytorch_s_result(module
     assert calls == [("convolve", STEPS * BATCH), ("gradient", STEPS * BATCH)]
 
 
-def test_a_convolution_of_an_input_of_which_nobody_knows_is_pytorch_s(calls):
+def test_a_convolution_of_an_input_that_comes_from_no_neuron_is_left_to_pytorch(calls):
     Sequential(PerStep(nn.Conv2d(CHANNELS, MAPS, 3)))(maps(20, CHANNELS, 8, 8)[None])
     assert calls == []
 
 
-def test_chunks_of_maps_are_the_whole_run_bit_for_bit():
+def test_a_network_of_maps_in_chunks_has_the_bits_of_the_whole_run():
     model = image_network(
         PerStep(nn.Conv2d(CHANNELS, MAPS, 3)),
         SpikingNeuron((MAPS, 1, 1), 4.0),

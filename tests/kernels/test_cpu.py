@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small_networks import Counted
-from torch.utils.data import DataLoader, Dataset
 
 pytest.importorskip("llvmlite")
 
@@ -65,20 +64,12 @@ def same(left, right):
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.fixture
-def threads():
-    """Sets PyTorch's number of threads for one test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 SITE = Path(torch.__file__).parents[1]
 GNU_OPENMP = [*SITE.glob("torch/lib/libgomp*"), *SITE.glob("torch.libs/libgomp*")]
 
 
 @pytest.mark.skipif(not GNU_OPENMP, reason="PyTorch brings no GNU OpenMP library")
-def test_as_many_threads_as_pytorch_has_are_at_work(threads, monkeypatch):
+def test_kernels_run_on_as_many_threads_as_pytorch_has(threads, monkeypatch):
     teams, start = [], openmp._start
 
     def spy(share, arguments, team, flags):
@@ -113,7 +104,7 @@ def test_tiles_of_channels_give_the_same(monkeypatch):
     assert same(outcome()[:2], expected[:2])
 
 
-def test_many_threads_may_call_at_once(threads):
+def test_several_python_threads_may_run_kernels_at_once(threads):
     threads(2)
     expected = filtered()
     start = threading.Barrier(4)
@@ -128,7 +119,7 @@ def test_many_threads_may_call_at_once(threads):
             assert all(torch.equal(result, expected) for result in results)
 
 
-def test_backward_may_run_on_another_thread(threads):
+def test_the_backward_pass_may_run_on_another_thread(threads):
     threads(2)
     expected = outcome()
     inputs = leaves()
@@ -150,7 +141,7 @@ def _filter_in_child(queue):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_computes_with_threads(threads):
+def test_kernels_run_on_threads_after_a_fork(threads):
     threads(2)
     expected = filtered()  # the OpenMP threads are up before the fork
     context = multiprocessing.get_context("fork")
@@ -165,29 +156,6 @@ def test_a_forked_process_computes_with_threads(threads):
         child.kill()
     assert torch.equal(found, expected)
     assert torch.equal(filtered(), expected)  # the parent is none the worse
-
-
-class Filtered(Dataset):
-    """Samples that pass through a filter on their way."""
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        x = torch.full((T, B, N), float(index))
-        return iir_filter(x, torch.full((1, N), 0.5), torch.ones(1, N))[0]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_forked_data_workers_can_filter(threads):
-    threads(2)
-    outcome()
-    loader = DataLoader(
-        Filtered(), num_workers=2, multiprocessing_context="fork", timeout=60, batch_size=None
-    )
-    for index, found in enumerate(loader):
-        assert torch.equal(found, Filtered()[index])
 
 
 def run_python(code, stderr=subprocess.PIPE, **environment):
@@ -252,9 +220,7 @@ def compiled(tmp_path, monkeypatch):
     return compiled
 
 
-def test_what_is_on_disk_is_compiled_once_for_each_source_and_compiler(
-    compiled, tmp_path, monkeypatch
-):
+def test_a_kernel_is_compiled_once_for_each_source_and_compiler(compiled, tmp_path, monkeypatch):
     for source in ("one", "one", "other", "one"):
         assert library._object(source) == source.encode()
     assert compiled == ["one", "other"]
@@ -263,7 +229,7 @@ def test_what_is_on_disk_is_compiled_once_for_each_source_and_compiler(
     assert compiled == ["one", "other", "one"]
 
 
-def test_many_may_write_the_same_kernel_at_once(compiled, tmp_path):
+def test_several_threads_may_write_the_same_kernel_at_once(compiled, tmp_path):
     start = threading.Barrier(8)
 
     def write(_):
@@ -276,7 +242,7 @@ def test_many_may_write_the_same_kernel_at_once(compiled, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 40])
-def test_a_damaged_file_is_written_again(compiled, tmp_path, content):
+def test_a_damaged_file_of_a_kernel_is_written_again(compiled, tmp_path, content):
     library._object("one")
     (file,) = (tmp_path / "kept").iterdir()
     intact = file.read_bytes()
@@ -327,7 +293,7 @@ glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C 
 
 
 @glibc
-def test_large_buffers_are_not_returned_to_the_system():
+def test_memory_of_large_buffers_is_kept_for_the_next_ones():
     version = tuple(map(int, platform.libc_ver()[1].split(".")))
     size = 16_000_000 if version >= (2, 35) else 7_000_000  # older ones return more than 32 MB
     code = """
@@ -367,7 +333,7 @@ def untuned(monkeypatch):
         ("GLIBC_TUNABLES", "glibc.malloc.top_pad=0", []),
     ],
 )
-def test_an_allocator_that_the_user_has_tuned_is_left_alone(
+def test_memory_is_not_kept_where_the_user_has_tuned_the_allocator(
     name, value, expected, untuned, monkeypatch
 ):
     monkeypatch.setenv(name, value)
@@ -406,12 +372,12 @@ def counted(work):
     return made.elements
 
 
-def test_an_input_that_is_constant_in_time_is_not_unpacked():
+def test_an_input_that_is_constant_in_time_is_not_copied():
     case = make_case(Draw(torch.float32, "cpu"), (500, 2, 8), "constant in time", key=NEURON)
     assert counted(lambda: cpu.forward(case.inputs)) < 1.5 * case.inputs.x.numel()  # the spikes
 
 
-def test_the_way_back_makes_one_gradient_as_long_as_the_sequence_and_no_more():
+def test_the_backward_pass_needs_no_memory_but_the_gradient_of_the_input():
     """States of all steps are held for a tile at a time, also where the current is in bfloat16."""
     for dtype in (torch.float32, torch.bfloat16):
         case = make_case(Draw(dtype, "cpu"), (256, 16, 512), key=NEURON)
@@ -421,7 +387,7 @@ def test_the_way_back_makes_one_gradient_as_long_as_the_sequence_and_no_more():
 
 
 @pytest.mark.parametrize("key", [filter_key(1, 0), filter_key(2, 0), filter_key(3, 0), NEURON])
-def test_decaying_traces_end_in_zero(key):
+def test_traces_and_gradients_that_decay_become_zero_before_they_are_denormal(key):
     """A state is zero before it is denormal, with which a CPU computes ten times slower."""
     x = torch.zeros(400, 2, 8)
     x[0] = 2.0
