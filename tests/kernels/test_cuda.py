@@ -87,14 +87,14 @@ def compile_for(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, DOUBLE, BFLOAT], ids=str)
-def test_nothing_that_decides_about_spikes_is_fused(compile_for, dtype):
-    """Fused multiply-adds round differently."""
+def test_the_forward_pass_has_no_fused_multiply_adds(compile_for, dtype):
+    """They round otherwise, and that decides about spikes."""
     (forward,) = compile_for(90, case(PAIR, dtype, dropout=0.3), backward=False)
     assert forward.asm["cubin"]
     assert "fma." not in forward.asm["ptx"]
 
 
-def test_on_the_way_back_only_sums_in_double_precision_are_fused(compile_for):
+def test_the_backward_pass_fuses_sums_in_double_precision_alone(compile_for):
     _, backward = compile_for(90, case(NEURON, ends=True))
     assert backward.asm["cubin"]
     assert set(re.findall(r"fma\S*", backward.asm["ptx"])) == {"fma.rn.f64"}
@@ -140,18 +140,20 @@ def test_states_are_written_before_they_are_read(compile_for, architecture, dtyp
     assert "bar.sync" in ptx[surrogate:]  # and before the next block's take their place
 
 
-@pytest.mark.parametrize("dtype", [FLOAT, DOUBLE], ids=str)
-def test_every_function_of_a_step_compiles(compile_for, dtype):
-    (kernel,) = compile_for(90, case("elementary[-,-;-]", dtype), backward=False)
+@pytest.mark.parametrize(
+    ("key", "dtype"),
+    [
+        ("elementary[-,-;-]", FLOAT),
+        ("elementary[-,-;-]", DOUBLE),
+        (f"{filter_key(0, 0)}~{NEURON}", BFLOAT),  # what is handed on is rounded
+    ],
+)
+def test_every_function_of_a_step_compiles(compile_for, key, dtype):
+    (kernel,) = compile_for(90, case(key, dtype), backward=False)
     assert kernel.asm["cubin"]
 
 
-def test_what_a_cell_hands_on_is_rounded_between_two(compile_for):
-    (kernel,) = compile_for(90, case(f"{filter_key(0, 0)}~{NEURON}", BFLOAT), backward=False)
-    assert kernel.asm["cubin"]
-
-
-def test_offsets_have_64_bits(compile_for):
+def test_offsets_in_memory_have_64_bits(compile_for):
     """A sequence may have more than 2^31 elements."""
     for kernel in compile_for(90, case(NEURON, ends=True)):
         code = kernel.asm["ttir"]
@@ -216,7 +218,7 @@ def test_kernels_run_on_the_device_of_their_tensors(launches):
 
 @pytest.mark.parametrize("multiprocessors", [108, 132])  # of an A100 and of an H100
 @pytest.mark.parametrize("channels", [300, 500])
-def test_multiprocessors_have_about_the_same_to_do(launches, channels, multiprocessors):
+def test_work_is_shared_evenly_among_the_multiprocessors(launches, channels, multiprocessors):
     batch = 64
     case(PAIR, shape=(5, batch, channels), device="meta").run(cuda)
     for launch in launches:
@@ -225,7 +227,7 @@ def test_multiprocessors_have_about_the_same_to_do(launches, channels, multiproc
         assert busiest <= 1.15 * batch * channels / multiprocessors
 
 
-def test_the_way_back_needs_no_memory_that_grows_with_every_step(launches):
+def test_the_backward_pass_needs_no_memory_for_the_states_of_every_step(launches):
     """Beside the gradient of x, it holds the states of a block of steps at a time."""
     for steps in (100, 1000):
         case(PAIR, shape=(steps, 4, 32), device="meta").run(cuda)
@@ -258,7 +260,7 @@ def test_a_source_lies_in_a_file_and_a_damaged_one_is_written_again(tmp_path, mo
         file.write_text("raise SystemExit")
 
 
-def test_where_no_file_can_be_written_a_line_says_so(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(disk, "_folders", lambda: iter([tmp_path / "file" / "folder"]))
     with pytest.raises(OSError, match=r"^no folder for kernels can be written: set XDG_CACHE_HOME"):
