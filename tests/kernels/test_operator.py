@@ -44,11 +44,12 @@ def operands(key, dtype=torch.float64):
 
 
 KEYS = ["IIRSynapse[2,1;2,2]", "SpikingNeuron[-,-;-,-,-]"]
+OPERATORS = torch.ops.snn.run, torch.ops.snn.run_backward
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("key", KEYS)
-def test_a_well_behaved_operator(key, dtype):
+def test_operators_pass_pytorch_s_checks(key, dtype):
     forward, backward = operands(key, dtype)
     for name in ("x", "coefficients", "state"):
         forward[name] = forward[name].clone().requires_grad_()
@@ -73,7 +74,7 @@ class Seen(TorchDispatchMode):
 
 
 @both
-def test_whoever_observes_sees_one_operator(function, make):
+def test_profilers_modes_and_graphs_see_one_operator(function, make):
     with Seen() as seen, torch.no_grad():
         function(*make())
     assert sum(name.startswith("snn.") for name in seen.names) == 1
@@ -91,7 +92,7 @@ def test_whoever_observes_sees_one_operator(function, make):
 
 @both
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
-def test_what_nothing_observes_is_what_the_operator_gives(function, make, backend, monkeypatch):
+def test_the_short_cut_around_the_operator_gives_the_same(function, make, backend, monkeypatch):
     inputs = make(dtype=torch.float32)
     with use_backend(backend):
         short = function(*inputs)
@@ -102,7 +103,7 @@ def test_what_nothing_observes_is_what_the_operator_gives(function, make, backen
 
 
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
-def test_a_tensor_whose_sign_is_still_to_be_turned(backend):
+def test_a_tensor_with_a_pending_negation_is_read_with_its_sign(backend):
     """PyTorch has the imaginary part of a conjugate so: with the memory of the opposite number."""
     x = torch.complex(torch.zeros(1, 1, 1), torch.full((1, 1, 1), -2.0)).conj().imag
     assert x.is_neg()
@@ -117,7 +118,7 @@ def test_a_tensor_whose_sign_is_still_to_be_turned(backend):
 def test_operators_called_directly_check_each_tensor(key, way):
     """Their kernels would read out of bounds."""
     arguments = operands(key)[way]
-    called = (torch.ops.snn.run, torch.ops.snn.run_backward)[way]
+    called = OPERATORS[way]
     called(*arguments.values())
     for name, tensor in arguments.items():
         if not isinstance(tensor, Tensor) or name in ("grad_output", "grad_last", "checkpoints"):
@@ -129,28 +130,20 @@ def test_operators_called_directly_check_each_tensor(key, way):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("way", "change", "words"),
     [
-        ({"seed": None}, "dropout without a seed"),
-        ({"key": "Unknown[-;-]"}, "no cell is called 'Unknown': import the module that defines it"),
-        ({"dtype": torch.float16}, r"the output is in torch\.float16, expected torch\.float64"),
+        (0, {"seed": None}, "dropout without a seed"),
+        (0, {"key": "Unknown[-;-]"}, "no cell is called 'Unknown': import the module that defines"),
+        (0, {"dtype": torch.float16}, r"the output is in torch\.float16, expected torch\.float64"),
+        (1, {"surrogate": "arctan"}, "no surrogate is called 'arctan': expected gaussian, fast"),
     ],
 )
-def test_operators_called_directly_check_their_settings(change, words):
-    forward, _ = operands(KEYS[1])
+def test_operators_called_directly_check_their_settings(way, change, words):
     with pytest.raises(ValueError, match=words):
-        torch.ops.snn.run(*(forward | change).values())
+        OPERATORS[way](*(operands(KEYS[1])[way] | change).values())
 
 
-def test_a_surrogate_of_another_process_is_refused():
-    _, backward = operands(KEYS[1])
-    with pytest.raises(
-        ValueError, match="no surrogate is called 'arctan': expected gaussian, fast"
-    ):
-        torch.ops.snn.run_backward(*(backward | {"surrogate": "arctan"}).values())
-
-
-def test_forward_mode_is_never_silently_wrong():
+def test_forward_mode_through_the_operator_is_refused_and_not_silently_wrong():
     """An operator called directly refuses it, and torch.compile breaks its graph."""
     forward, _ = operands(KEYS[0])
     with forward_ad.dual_level():
