@@ -72,7 +72,7 @@ def evaluate(found, values):
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_values_and_gradients_are_pytorchs(name):
+def test_a_traced_function_and_its_adjoint_compute_what_pytorch_computes(name):
     function = RECORDED[name]
     forward, adjoint = trace(lambda a, b: [function(a, b)], ["a", "b"])
     for _ in range(20):
@@ -117,7 +117,7 @@ def test_a_trace_has_the_lines_that_its_results_need_and_no_more():
     assert forward.only(["x", 1.0]) == Trace((), ("x", 1.0))
 
 
-def test_products_and_sums_with_zeros_and_ones_are_left_out():
+def test_products_and_sums_with_zeros_and_ones_are_left_out_of_a_trace():
     lines = (
         Line("a", "mul", ("zero", "x")),
         Line("b", "mul", ("y", "one")),
@@ -131,7 +131,7 @@ def test_products_and_sums_with_zeros_and_ones_are_left_out():
     assert short == Trace(kept, ("f", 0.0, 1.0))
 
 
-def test_it_is_recorded_alike_whatever_looks_on():
+def test_modes_devices_and_transforms_change_no_trace():
     def step(x, v):
         return [torch.where(x > v, x, 1.0) * v]
 
@@ -178,13 +178,13 @@ REFUSED = {  # what is a mistake
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_no_kernel_can_compute_is_told_apart(name):
+def test_operations_that_no_kernel_can_compute_are_named(name):
     with pytest.raises(UnknownOperationError, match=f"^a step calls {name}, which no kernel can"):
         trace(lambda a, b: [UNKNOWN[name](a, b)], ["a", "b"])
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_mistakes_are_refused(words):
+def test_mistakes_of_a_step_are_refused_in_a_line(words):
     with pytest.raises(ValueError, match=words) as error:
         trace(lambda a, b: [REFUSED[words](a, b)], ["a", "b"])
     assert "\n" not in str(error.value)
