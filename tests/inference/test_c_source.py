@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from leaving_pytorch import NETWORKS, coming_back, maps, network, spikes, with_readout
+from leaving_pytorch import NETWORKS, coming_back, maps, network, passed_on, spikes, with_readout
 from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_computes_what_pytorch_computes(name, tmp_path):
+def test_c_computes_what_pytorch_computes(name, tmp_path):
     model, features = network(name)
     x = torch.cat([spikes(30, *features) for _ in range(2)], 1)
     to_c(model, tmp_path / "network.c", features)
@@ -33,7 +33,7 @@ def test_it_computes_what_pytorch_computes(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", READOUTS)
-def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
+def test_a_readout_answers_at_every_step_from_the_steps_so_far(kind, tmp_path):
     model, layers = with_readout(kind)
     x = torch.cat([spikes(20, 4), spikes(20, 4)], 1) - 0.3
     to_c(model, tmp_path / "network.c")
@@ -45,7 +45,7 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
 
 
 @pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum", EVERY_STEP])
-def test_it_knows_the_class_that_leads_and_by_how_much(readout, tmp_path):
+def test_the_leading_class_and_its_lead_are_known_at_every_step(readout, tmp_path):
     _, model = with_readout("last")
     model.readout = readout
     x = torch.cat([spikes(20, 4) - 0.3 for _ in range(4)], 1)
@@ -64,7 +64,7 @@ def test_it_knows_the_class_that_leads_and_by_how_much(readout, tmp_path):
     np.testing.assert_allclose(lead, ahead, rtol=1e-9, atol=1e-12)
 
 
-def test_an_unknown_readout_has_no_function(tmp_path):
+def test_a_network_without_a_known_readout_of_classes_has_no_function_for_them(tmp_path):
     model, _ = with_readout("last")
     for model.readout, model.logit_scale in ("leaky", 1.0), (EVERY_STEP, None):  # None: numbers
         to_c(model, tmp_path / "network.c")
@@ -84,7 +84,7 @@ def test_streams_do_not_see_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("preparation", "raw", "steps"), PREPARED, ids=lambda value: type(value).__name__
 )
-def test_it_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
+def test_c_prepares_its_input_as_pytorch_does(preparation, raw, steps, tmp_path):
     model = Prepared(preparation).eval()
     to_c(model, tmp_path / "network.c", classes=["no", "yes", "perhaps"])
     output, *_ = Compiled(tmp_path, np.float32).run(steps(raw).numpy())
@@ -93,7 +93,7 @@ def test_it_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
     np.testing.assert_allclose(output, target, rtol=1e-4, atol=1e-5)
 
 
-def test_names_of_classes_and_the_order_of_pixels_are_there(tmp_path):
+def test_c_holds_the_names_of_classes_and_the_order_of_pixels(tmp_path):
     model = Prepared(PixelPreparation(28, 0.5, torch.arange(783, -1, -1)))
     names = ["no", 'he said "ja"', "Grüße??/"]
     to_c(model, tmp_path / "network.c", classes=names)
@@ -110,13 +110,6 @@ def test_two_networks_fit_into_one_program(tmp_path):
         assert f"#define {name.upper()}_INPUTS 2" in header
 
 
-def passed_on(readout):
-    """A network in float32 that reads out its input."""
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(layer.weight)
-    return Sequential(layer, readout)
-
-
 def test_spikes_are_counted_beyond_the_whole_numbers_of_float32(tmp_path):
     to_c(passed_on(SpikeCount()), tmp_path / "network.c")
     x = np.ones((1001, 1, 1))
@@ -124,7 +117,7 @@ def test_spikes_are_counted_beyond_the_whole_numbers_of_float32(tmp_path):
     assert Compiled(tmp_path, np.float32).run(x)[-1] == 2.0**24 + 1000
 
 
-def test_a_long_mean_stands_still_where_its_input_does(tmp_path):
+def test_the_mean_of_a_long_constant_input_is_the_input(tmp_path):
     to_c(passed_on(Mean()), tmp_path / "network.c")
     mean = Compiled(tmp_path, np.float32).run(np.full((2**20, 1, 1), 0.1, np.float32))[-1]
     np.testing.assert_allclose(mean, np.float32(0.1), rtol=2**-22)
@@ -169,7 +162,9 @@ class Curved(Cell):
         (maps(nn.MaxPool2d(1, stride=6, padding=0, dilation=1))[0], "network.c", "give the shape"),
     ],
 )
-def test_what_c_cannot_do_is_refused_and_nothing_is_written(model, path, words, tmp_path):
+def test_networks_and_names_that_c_cannot_have_are_refused_and_nothing_is_written(
+    model, path, words, tmp_path
+):
     with pytest.raises(ValueError, match=words):
         to_c(model, tmp_path / path)
     assert not any(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from leaving_pytorch import (
     NETWORKS,
     maps,
     network,
+    passed_on,
     pooled_spikes,
     spikes,
     with_readout,
@@ -37,7 +38,7 @@ def digits():
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *COMING_BACK])
-def test_it_computes_what_pytorch_computes(name):
+def test_the_compiled_network_computes_what_pytorch_computes(name):
     model, features = network(name)
     x = spikes(50, *features)
     network_ = compiled(model, features)
@@ -50,7 +51,7 @@ def test_it_computes_what_pytorch_computes(name):
 
 
 @pytest.mark.parametrize("kind", READOUTS)
-def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind):
+def test_a_readout_answers_at_every_step_from_the_steps_so_far(kind):
     model, layers = with_readout(kind)
     x = spikes(20, 4) - 0.3
     output = compiled(model).run(x[:, 0].numpy())
@@ -74,7 +75,7 @@ def test_a_layer_that_computes_something_else_than_its_kind_is_refused():
         compiled(model.eval(), features)
 
 
-def test_time_may_come_second():
+def test_a_network_with_batch_first_is_compiled():
     network = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 2.0), batch_first=True)
     x = torch.rand(2, 20, 4)
     output = compiled(network).run(x[1].numpy())
@@ -82,20 +83,13 @@ def test_time_may_come_second():
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 6, 7])
-def test_the_mean_of_spikes_is_pytorch_s_to_the_last_bit(size):
+def test_average_pooling_of_spikes_has_the_bits_of_pytorch(size):
     """The mean of spikes alone is 1, which is not above the threshold."""
     model, current = pooled_spikes(size)
     for part in (model, model[:2]):
         output = compiled(part, current.shape[2:]).run(current[:, 0].numpy())
         np.testing.assert_array_equal(output, expected(part, current))
     assert not expected(model, current)[:10].any()
-
-
-def passed_on(readout):
-    """A network in float32 that reads out its input."""
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(layer.weight)
-    return Sequential(layer, readout)
 
 
 def test_spikes_are_counted_beyond_the_whole_numbers_of_float32():
@@ -112,7 +106,7 @@ def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(readout):
     np.testing.assert_array_equal(compiled(passed_on(readout)).run(x), target)
 
 
-def test_a_long_mean_stands_still_where_its_input_does():
+def test_the_mean_of_a_long_constant_input_is_the_input():
     stream, x = compiled(passed_on(Mean())), np.broadcast_to(np.float32(0.1), (2**20, 1))
     for _ in range(4):
         mean = stream.run(x)[-1]
@@ -126,7 +120,7 @@ def test_a_long_mean_stands_still_where_its_input_does():
         *COMING_BACK,
     ],
 )
-def test_steps_runs_and_chunks_are_one_stream(name):
+def test_steps_and_runs_of_any_length_continue_one_stream(name):
     model, features = network(name)
     x = spikes(40, *features)[:, 0].numpy()
     stream = compiled(model, features)
@@ -148,7 +142,7 @@ def test_filters_and_neurons_are_pytorchs_bit_for_bit():
     np.testing.assert_array_equal(compiled(synapse).run(x[:, 0].numpy()), expected(synapse, x))
 
 
-def test_a_peek_tells_of_a_step_that_is_not_taken():
+def test_peek_returns_the_output_of_a_step_without_taking_it():
     model, x = digits()
     stream, sample = compiled(model), x[:, 0].numpy()
     for now, other in zip(sample, x[:, 1].numpy(), strict=True):
@@ -184,7 +178,7 @@ def test_streams_run_in_threads():
 
 
 @pytest.mark.parametrize("lead", [1, 2, 5, 1000])
-def test_it_stops_where_the_answer_stands(lead):
+def test_until_clear_stops_where_the_lead_is_large_enough(lead):
     model, x = digits()
     with torch.no_grad():
         answers, steps = first_lead(model(x)[0], lead)
@@ -209,17 +203,7 @@ def test_a_step_may_be_broadcast_over_time(total):
     assert network.until_clear(broadcast, 1e6) == network.stream().until_clear(copied, 1e6)
 
 
-def test_rows_of_neurons_that_did_not_fire_are_not_read():
-    model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
-    current = torch.zeros(1, 1, 9)
-    current[..., [2, 5, 6]] = 2.0
-    target = expected(model, current)
-    with torch.no_grad():
-        model[1].weight[:, [0, 1, 3, 4, 7, 8]] = torch.nan
-    np.testing.assert_allclose(compiled(model).run(current[:, 0].numpy()), target, rtol=1e-6)
-
-
-def test_a_row_is_read_in_the_step_in_which_its_neuron_fires_and_in_no_other():
+def test_weights_of_a_neuron_are_read_in_the_steps_in_which_it_fires_alone():
     model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
     current = np.zeros((3, 9))
     current[0, [2, 5]] = current[1, 7] = 2.0
@@ -230,7 +214,7 @@ def test_a_row_is_read_in_the_step_in_which_its_neuron_fires_and_in_no_other():
     assert np.isfinite(others).all()
 
 
-def test_what_decays_becomes_zero_and_no_denormal_number():
+def test_states_that_decay_become_zero_and_no_denormal_numbers():
     stream = compiled(Sequential(LowPassSynapse(3, 2.0), SpikingNeuron(3, 2.0, True)))
     stream.run(np.ones((1, 3)))
     output = stream.run(np.zeros((300, 3)))
@@ -238,7 +222,7 @@ def test_what_decays_becomes_zero_and_no_denormal_number():
     assert not stream._state.any()
 
 
-def test_it_takes_numbers_of_any_real_kind():
+def test_input_may_be_of_any_real_dtype():
     model, x = digits()
     target = expected(model, x[:, :1])
     sample = x[:, 0]
@@ -250,7 +234,7 @@ def test_it_takes_numbers_of_any_real_kind():
     assert len(machine.run.signatures) <= 2  # one for each dtype
 
 
-def test_the_network_is_left_as_it_was_and_may_change():
+def test_compiling_leaves_the_network_as_it_was_and_later_changes_of_it_do_not_count():
     model, x = digits()
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -307,7 +291,7 @@ def test_a_filter_that_overflows_is_undefined_as_in_pytorch():
 
 
 @pytest.mark.parametrize("tau", [20.0, 1e5])
-def test_a_leak_of_any_length_has_its_gain_in_float32(tau):
+def test_leaky_readouts_of_any_time_constant_are_exact_in_float32(tau):
     model, x = Sequential(nn.Linear(2, 2), LeakyIntegrator(tau)), torch.rand(50, 1, 2)
     with torch.no_grad():
         values = model[0](x)
@@ -331,7 +315,7 @@ def test_a_lead_is_rounded_as_in_pytorch():
     assert compiled(model).until_clear(x[:, 0].numpy(), 0.7) == (answers[0], steps[0]) == (0, 1)
 
 
-def test_an_answer_needs_steps_and_classes():
+def test_until_clear_without_steps_or_classes_and_input_beyond_float32_are_refused():
     stream = compiled(digits()[0])
     with pytest.raises(ValueError, match="0 steps"):
         stream.until_clear(np.zeros((0, 12)), 1)

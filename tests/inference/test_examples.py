@@ -45,7 +45,7 @@ readouts = pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum
 
 
 @readouts
-def test_python(tmp_path, readout):
+def test_the_python_example_names_the_classes_that_pytorch_names(tmp_path, readout):
     network, lines, answers = exported(tmp_path, readout)
     script = ROOT / "examples" / "stream_onnx.py"
     code = f"{WITHOUT_SNN_LIB} import runpy; runpy.run_path({str(script)!r})"
@@ -53,7 +53,7 @@ def test_python(tmp_path, readout):
     assert found == [CLASSES[answer] for answer in answers]
 
 
-def test_an_unknown_readout_is_asked_for(tmp_path):
+def test_the_python_example_asks_for_a_readout_that_it_does_not_know(tmp_path):
     network, *_ = exported(tmp_path, "leaky")
     refused = shell(sys.executable, "examples/stream_onnx.py", network, input="")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
@@ -61,7 +61,7 @@ def test_an_unknown_readout_is_asked_for(tmp_path):
     assert shell(sys.executable, "examples/stream_onnx.py", network, "last", input="").code == 0
 
 
-def test_a_step_of_the_wrong_size_is_refused_in_a_line(tmp_path):
+def test_the_python_example_refuses_a_step_of_the_wrong_size_in_a_line(tmp_path):
     network, lines, _ = exported(tmp_path, "mean")
     first = lines.splitlines()[0]
     for wrong in ("[1, 2]", "[1, [2]]", '{"x": 1}', "nothing", ""):
@@ -72,7 +72,7 @@ def test_a_step_of_the_wrong_size_is_refused_in_a_line(tmp_path):
 
 
 @readouts
-def test_node(tmp_path, readout):
+def test_the_node_example_names_the_classes_that_pytorch_names(tmp_path, readout):
     """Where Node.js finds onnxruntime-node, as in a folder that NODE_PATH names."""
     node = shutil.which("node")
     probe = [node or "node", "-e", "require('onnxruntime-node')"]
@@ -83,7 +83,7 @@ def test_node(tmp_path, readout):
     assert printed([node, str(script), str(network), readout], lines) == list(map(str, answers))
 
 
-def test_the_microcontroller_reads_digits(tmp_path):
+def test_the_microcontroller_example_reads_digits(tmp_path):
     """Where there is a compiler for one and QEMU: the example as it stands, in a copy."""
     tools = "make", "arm-none-eabi-gcc", "qemu-system-arm"
     if missing := [tool for tool in tools if shutil.which(tool) is None]:

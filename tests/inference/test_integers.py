@@ -49,7 +49,7 @@ FEW_BITS = "linear", "neurons", "groups"
     ("name", "bits"),
     [*((name, 8) for name in NETWORKS), *((name, bits) for bits in (4, 2) for name in FEW_BITS)],
 )
-def test_c_computes_the_same_bits(name, bits, tmp_path):
+def test_c_computes_the_bits_of_the_integer_network(name, bits, tmp_path):
     model, features = network(name)
     x = torch.cat([spikes(30, *features) for _ in range(3)], 1)
     made = quantise(model, x[:, :1], bits, features)
@@ -66,7 +66,7 @@ SPIKING = {"neurons", "neurons with a membrane", "normalised", "rearranged and v
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - SPIKING))
-def test_it_is_close_to_the_network_in_floats(name):
+def test_the_integer_network_is_close_to_the_network_in_floats(name):
     model, features = network(name)
     x = spikes(30, *features)
     with torch.no_grad():
@@ -88,7 +88,7 @@ NEURONS = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", NEURONS)
-def test_neurons_fire_when_those_in_floats_do(name, tmp_path):
+def test_integer_neurons_fire_when_those_in_floats_do(name, tmp_path):
     model = Sequential(LowPassSynapse(8, 3.0), NEURONS[name](8)).eval()
     x = torch.randn(200, 5, 8)
     made = quantise(model, x)
@@ -101,7 +101,7 @@ def test_neurons_fire_when_those_in_floats_do(name, tmp_path):
     np.testing.assert_array_equal(output, written(made, tmp_path).run(given))
 
 
-def test_halves_are_rounded_up_and_what_does_not_fit_is_held_and_counted():
+def test_halves_are_rounded_up_and_numbers_beyond_the_limit_are_clipped_and_counted():
     for shift in (0, 1, 4, 12):
         values = np.arange(-(2 << shift) - 40, (2 << shift) + 40) * 3
         exact = [floor(Fraction(int(v), 1 << shift) + Fraction(1, 2)) for v in values]
@@ -112,7 +112,7 @@ def test_halves_are_rounded_up_and_what_does_not_fit_is_held_and_counted():
 
 
 @needs_compiler
-def test_c_rounds_and_holds_in_the_same_way(tmp_path):
+def test_c_rounds_clips_and_counts_in_the_same_way(tmp_path):
     made = quantise(Sequential(LowPassSynapse(1, 50.0)), torch.rand(5, 1, 1) * 0.01)
     x = np.random.default_rng(0).integers(-(2**15), 2**15, (400, 20, 1))
     x[:100, :10] = 2**15 - 1
@@ -128,7 +128,7 @@ def test_c_rounds_and_holds_in_the_same_way(tmp_path):
 @pytest.mark.parametrize(("bits", "most", "held"), [(8, 127, 257), (4, 7, 4369), (2, 1, 21845)])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("more", [0, 1])
-def test_as_many_rows_as_there_are_add_up(bits, most, sign, held, more, tmp_path):
+def test_sums_of_weights_overflow_for_no_number_of_inputs(bits, most, sign, held, more, tmp_path):
     inputs = held + more  # so many may fill a half of a word
     model = Sequential(nn.Linear(inputs, 9, bias=False))
     nn.init.constant_(model[0].weight, sign * 0.5)
@@ -146,7 +146,7 @@ def test_as_many_rows_as_there_are_add_up(bits, most, sign, held, more, tmp_path
 @needs_compiler
 @pytest.mark.parametrize("size", [1e-12, 1e-6, 1e6])
 @pytest.mark.parametrize("gain", [1e-9, 1e-4, 1e4])
-def test_numbers_of_any_size_have_their_units(size, gain, tmp_path):
+def test_inputs_and_coefficients_of_any_size_keep_their_precision(size, gain, tmp_path):
     model = Sequential(
         nn.Linear(4, 3).double(), IIRSynapse(3, (0.9, -0.5), (gain, 0.3 * gain)).double()
     )
@@ -162,7 +162,7 @@ def test_numbers_of_any_size_have_their_units(size, gain, tmp_path):
 
 
 @needs_compiler
-def test_products_of_potentials_fit_however_many_there_are(tmp_path):
+def test_sums_of_products_of_potentials_overflow_for_no_number_of_inputs(tmp_path):
     model = Sequential(nn.Linear(5000, 6))
     nn.init.uniform_(model[0].weight, 0.05, 0.1)
     model[0].weight.data[3] *= -1
@@ -176,7 +176,7 @@ def test_products_of_potentials_fit_however_many_there_are(tmp_path):
     assert (output[1, 0, :3] > 0).all()
 
 
-def test_weights_have_the_scale_of_least_error_and_simple_ones_are_exact():
+def test_weights_are_scaled_for_the_least_error_and_weights_of_one_size_are_exact():
     model = Sequential(nn.Linear(400, 3, bias=False))
     weight = model[0].weight.data.normal_()
     weight[0], weight[1] = 0.7 * weight[0].sign() * (torch.rand(400) > 0.5), 0.0
@@ -221,7 +221,7 @@ def test_trained_filters_that_get_no_more_input_come_to_rest(number):
     assert made.saturated == 0
 
 
-def test_a_count_goes_on_for_years_and_then_stands_still():
+def test_a_spike_count_stands_still_at_its_limit():
     model = Sequential(SpikingNeuron(2, 4.0, reset_strength=0.0), SpikeCount())
     made = quantise(model, torch.full((3, 1, 2), 2.0))
     assert made.output_scale == 1
@@ -235,7 +235,7 @@ def test_a_count_goes_on_for_years_and_then_stands_still():
 
 @needs_compiler
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_class_is_known_however_long_a_stream_is(sign, tmp_path):
+def test_the_leading_class_is_known_however_long_a_stream_is(sign, tmp_path):
     model = Sequential(nn.Linear(4, 3))
     nn.init.constant_(model[0].bias, sign * 1.6)
     model.readout = "mean"
@@ -257,7 +257,7 @@ def test_a_class_is_known_however_long_a_stream_is(sign, tmp_path):
     assert made.saturated == 0
 
 
-def test_streams_go_on_where_they_were():
+def test_runs_of_any_length_continue_one_stream():
     model, features = network("neurons with a membrane")
     x = spikes(40, *features)
     made = quantise(model, x)
@@ -272,7 +272,7 @@ def test_streams_go_on_where_they_were():
 @pytest.mark.parametrize(
     ("preparation", "raw", "steps"), PREPARED, ids=lambda value: type(value).__name__
 )
-def test_samples_are_classified_as_c_classifies_their_steps(preparation, raw, steps, tmp_path):
+def test_classify_answers_as_c_does_step_by_step(preparation, raw, steps, tmp_path):
     model = Prepared(preparation).eval()
     model.classes = ["no", "yes", "perhaps"]
     made = quantise(model, preparation(raw).x)
@@ -285,7 +285,7 @@ def test_samples_are_classified_as_c_classifies_their_steps(preparation, raw, st
     np.testing.assert_allclose(answers * made.output_scale, target, atol=0.02 * abs(target).max())
 
 
-def test_the_answer_is_that_at_a_sequence_s_own_end():
+def test_sequences_of_several_lengths_are_answered_at_their_own_ends():
     model = Prepared(PREPARED[0][0])
     model.classes = ["no", "yes", "perhaps"]
     long = torch.rand(9, 5)
@@ -299,7 +299,6 @@ def test_the_answer_is_that_at_a_sequence_s_own_end():
 class Curved(Cell):
     states = ("level",)
     coefficients = ("decay",)
-    operation = None
 
     @staticmethod
     def step(x, state, coefficients, fire):
@@ -332,7 +331,7 @@ def test_samples_of_another_shape_are_refused():
         (Sequential(nn.Linear(4, 2), Mean()), {}, "1 divides by what changes"),
     ],
 )
-def test_what_integers_cannot_is_refused_in_one_line(model, options, words):
+def test_networks_that_integers_cannot_compute_are_refused_in_one_line(model, options, words):
     with pytest.raises(ValueError, match=words) as error:
         quantise(model, torch.rand(5, 2, 4), **options)
     assert "\n" not in str(error.value)
@@ -350,7 +349,7 @@ def test_input_that_does_not_fit_is_refused():
         made.classify(torch.ones(5, 2, 4))
 
 
-def test_it_says_what_compiled_says_of_the_class():
+def test_it_names_the_classes_that_the_compiled_network_names():
     _, model = with_readout("last")
     model.readout = "count"
     x = torch.cat([spikes(20, 4) for _ in range(50)], 1)
@@ -365,7 +364,7 @@ def test_it_says_what_compiled_says_of_the_class():
     assert sum(a == b for a, b in zip(names, answers, strict=True)) >= 48
 
 
-def test_of_a_network_that_answers_at_every_step_it_says_the_last_answer():
+def test_the_answer_of_a_network_that_answers_at_every_step_is_its_last_one():
     _, model = with_readout("last")
     model.readout = EVERY_STEP
     x = torch.cat([spikes(20, 4) for _ in range(50)], 1)

@@ -11,6 +11,7 @@ from leaving_pytorch import (
     NETWORKS,
     maps,
     network,
+    passed_on,
     pooled_spikes,
     spikes,
     with_readout,
@@ -46,7 +47,7 @@ def run(graph, x):
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *COMING_BACK])
-def test_it_computes_what_pytorch_computes(name, tmp_path):
+def test_the_graph_computes_what_pytorch_computes(name, tmp_path):
     model, features = network(name)
     model.float()  # ONNX Runtime has no convolution in float64
     x = torch.cat([spikes(30, *features) for _ in range(3)], 1).float()
@@ -59,7 +60,7 @@ def test_it_computes_what_pytorch_computes(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", READOUTS)
-def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
+def test_a_readout_answers_at_every_step_from_the_steps_so_far(kind, tmp_path):
     model, layers = with_readout(kind)
     x = torch.cat([spikes(20, 4), spikes(20, 4)], 1) - 0.3
     to_onnx(model, tmp_path / "network.onnx")
@@ -72,7 +73,7 @@ def test_a_readout_tells_at_every_step_of_the_steps_so_far(kind, tmp_path):
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 6, 7])
-def test_the_mean_of_spikes_is_pytorch_s_to_the_last_bit(size, tmp_path):
+def test_average_pooling_of_spikes_has_the_bits_of_pytorch(size, tmp_path):
     model, current = pooled_spikes(size)
     for part in (model, model[:2]):
         to_onnx(part, tmp_path / "network.onnx", current.shape[2:])
@@ -80,7 +81,7 @@ def test_the_mean_of_spikes_is_pytorch_s_to_the_last_bit(size, tmp_path):
         np.testing.assert_array_equal(output, part(current)[0].numpy())
 
 
-def test_windows_outside_the_map_are_refused(tmp_path):
+def test_pooling_windows_outside_the_map_are_refused(tmp_path):
     model, features = maps(nn.MaxPool2d(2, padding=1, dilation=8))
     model, x = model.eval(), torch.rand(1, 1, *features)
     with torch.no_grad():
@@ -89,10 +90,8 @@ def test_windows_outside_the_map_are_refused(tmp_path):
         to_onnx(model, tmp_path / "network.onnx", features)
 
 
-def test_a_mean_of_more_steps_than_float32_has_whole_numbers_goes_on(tmp_path):
-    model = Sequential(nn.Linear(1, 1, bias=False), Mean())
-    nn.init.ones_(model[0].weight)
-    to_onnx(model, tmp_path / "network.onnx")
+def test_the_mean_of_more_steps_than_float32_can_count_is_exact(tmp_path):
+    to_onnx(passed_on(Mean()), tmp_path / "network.onnx")
     graph, done = session(tmp_path / "network.onnx"), 2**24
     names = [value.name for value in graph.get_inputs()]
     state = {name: np.zeros((1, 1), np.float32) for name in names[1:]}
@@ -106,15 +105,13 @@ def test_a_mean_of_more_steps_than_float32_has_whole_numbers_goes_on(tmp_path):
 
 
 def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(tmp_path):
-    model = Sequential(nn.Linear(1, 1, bias=False), Mean())
-    nn.init.ones_(model[0].weight)
-    to_onnx(model, tmp_path / "network.onnx")
+    to_onnx(passed_on(Mean()), tmp_path / "network.onnx")
     x = np.float32([3e38, 3e38, 1, 1])[:, None, None]
     output = run(session(tmp_path / "network.onnx"), x)
     np.testing.assert_array_equal(output, [[[x[0, 0, 0]]], *[[[np.inf]]] * 3])
 
 
-def test_states_and_what_the_numbers_mean_are_named(tmp_path):
+def test_inputs_outputs_classes_and_the_step_are_named_in_the_file(tmp_path):
     model = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2), SpikingNeuron(2, 3.0))
     path = tmp_path / "network.onnx"
     to_onnx(model, path, classes=["cat", "dog"], step="25 ms")
@@ -131,14 +128,14 @@ def test_states_and_what_the_numbers_mean_are_named(tmp_path):
     assert all(node.domain == "" for node in onnx.load(path).graph.node)
 
 
-def test_what_only_pytorch_runs_is_refused_and_nothing_is_written(tmp_path):
+def test_a_layer_that_only_pytorch_runs_is_refused_and_nothing_is_written(tmp_path):
     path = tmp_path / "network.onnx"
     with pytest.raises(ValueError, match=r"1 \(GRU\)"):
         to_onnx(Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), path)
     assert not path.exists()
 
 
-def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path):
+def test_without_the_package_onnx_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match="pip install onnx"):
         to_onnx(Sequential(nn.Linear(4, 4)), tmp_path / "network.onnx")
@@ -147,7 +144,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("preparation", "raw", "steps"), PREPARED, ids=lambda value: type(value).__name__
 )
-def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
+def test_the_graph_prepares_its_input_as_pytorch_does(preparation, raw, steps, tmp_path):
     model = Prepared(preparation).eval()
     to_onnx(model, tmp_path / "network.onnx")
     graph = session(tmp_path / "network.onnx")
@@ -172,6 +169,6 @@ def test_the_graph_prepares_what_it_is_given(preparation, raw, steps, tmp_path):
     ],
     ids=["blocks", "population", "summed"],
 )
-def test_a_preparation_of_more_than_a_step_is_refused(preparation, tmp_path):
+def test_a_preparation_that_needs_more_than_a_step_is_refused(preparation, tmp_path):
     with pytest.raises(ValueError, match="Preparation of this network needs more than a step"):
         to_onnx(Prepared(preparation), tmp_path / "network.onnx")
