@@ -44,7 +44,7 @@ def stepwise(model):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("part", [9, 2, 1])
 @pytest.mark.parametrize("chunk", [None, 4])
-def test_rates_are_those_of_the_sequences_own_steps(part, chunk, padded):
+def test_firing_rates_count_the_steps_of_each_sequence_and_no_padding(part, chunk, padded):
     model, x = Loop(part), (torch.rand(9, 3, 6) < 0.5).float()
     outputs, _ = model.twice.layerwise(x)
     last = SpikingNeuron(6, 4.0)(3 * outputs[5])[0]
@@ -90,7 +90,7 @@ def test_a_silent_layer_has_rate_zero_and_a_busy_one_rate_one():
     assert activity.activity_sparsity() == 1 - 2 / 5
 
 
-def test_a_chunk_that_runs_again_for_the_backward_pass_counts_once():
+def test_a_chunk_that_runs_again_for_the_backward_pass_is_counted_once():
     model, x = Loop(1), torch.rand(9, 3, 6, requires_grad=True)
     with Monitor(model) as monitor, count_activity(model) as activity:
         Chunked(model.twice[2], 4)(9 * x)[0].sum().backward()

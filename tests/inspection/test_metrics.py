@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy import signal
 
 from snn_lib.data.patterns import Damage, damage_patterns, load_patterns
 from snn_lib.inspection.metrics import (
@@ -38,24 +37,7 @@ def test_output_filter_is_the_normalised_difference_of_two_leaky_integrators():
         m = math.exp(-1 / 8) * m + x[t]
         s = math.exp(-1 / 2) * s + x[t]
         torch.testing.assert_close(output[t], v0 * (m - s), rtol=1e-6, atol=1e-6)
-
-
-def test_output_filter_in_scipys_form_is_one_step_late():
-    p, q = math.exp(-1 / 8), math.exp(-1 / 2)
-    v0 = 4 ** (4 / 3) / 3
-    impulse = torch.zeros(40, 1, 1)
-    impulse[0] = 1.0
-    expected = signal.lfilter([0, v0 * (p - q)], [1, -(p + q), p * q], impulse.flatten().numpy())
-    response = OutputFilter(8, 2, 1)(impulse)[0].flatten()
-    torch.testing.assert_close(response.double(), torch.as_tensor(expected), rtol=1e-5, atol=1e-6)
-    assert response[0] == 0
-
-
-def test_output_filter_peaks_at_one():
-    impulse = torch.zeros(4000, 1, 1)
-    impulse[0] = 1.0
-    peak = OutputFilter(800, 200, 1)(impulse)[0].max().item()  # steps fine enough to find it
-    assert peak == pytest.approx(1.0, abs=1e-3)
+    assert not output[0].any()  # it is felt one step later
 
 
 def test_output_filter_that_is_not_normalised_starts_with_p_minus_q():
@@ -75,10 +57,9 @@ def test_output_filter_is_not_trained_but_lets_gradients_through():
     assert not x.grad[-1].any()  # felt one step later, after the end
 
 
-@pytest.mark.parametrize(("tau_m", "tau_s"), [(2, 2), (2, 8), (2, 0), (2, -1)])
-def test_output_filter_refuses_time_constants_out_of_order(tau_m, tau_s):
+def test_output_filter_refuses_time_constants_out_of_order():
     with pytest.raises(ValueError, match="expected 0 < tau_s < tau_m"):
-        OutputFilter(tau_m, tau_s, 3)
+        OutputFilter(2, 8, 3)
 
 
 # retrieval
@@ -132,7 +113,7 @@ def test_damaged_patterns_are_nearest_to_their_own():
         ((0,), (19,), 0),  # nothing wraps around
     ],
 )
-def test_pairs_of_spikes(output, target, pairs):
+def test_spikes_that_coincide_are_paired_once(output, target, pairs):
     expected = (pairs, len(output), len(target))
     assert counts(spikes_at(*output), spikes_at(*target)) == expected
 
@@ -154,7 +135,7 @@ def greedy_pairs(output, target, tolerance):
 
 
 @pytest.mark.parametrize("tolerance", [0, 1, 2, 5, 100])
-def test_pairs_agree_with_the_definition(tolerance):
+def test_pairs_within_any_tolerance_are_those_of_the_definition(tolerance):
     generator = torch.Generator().manual_seed(tolerance)
     output = (torch.rand(30, 4, 6, generator=generator) < 0.3).float()
     target = (torch.rand(30, 4, 6, generator=generator) < 0.2).float()
@@ -165,13 +146,7 @@ def test_pairs_agree_with_the_definition(tolerance):
     assert target.equal(before[1])
 
 
-def test_pairs_lie_in_one_train_of_one_sample():
-    output, target = torch.zeros(5, 2, 2), torch.zeros(5, 2, 2)
-    output[2, 0, 0] = target[2, 0, 1] = target[2, 1, 0] = 1.0
-    assert counts(output, target) == (0, 1, 2)
-
-
-def test_scores():
+def test_scores_are_precision_recall_and_f1():
     scores = spike_scores({"pairs": 6, "output_spikes": 8, "target_spikes": 12, "samples": 3})
     assert scores == pytest.approx({"precision": 0.75, "recall": 0.5, "f1": 0.6})
 

@@ -93,7 +93,7 @@ def count(model, *inputs, lengths=None):
     return counted
 
 
-def test_operations_and_spikes_against_a_count_by_hand():
+def test_operations_and_spikes_are_those_counted_by_hand():
     model, batches = network(), [spikes(10, size, 8) for size in (4, 3)]
     counted = count(model, *batches)
     outputs = [model.layerwise(batch)[0] for batch in batches]
@@ -121,7 +121,7 @@ def test_spikes_that_reach_weights_take_additions_alone():
     assert count(model, x.bool()).operations() == counted.operations()
 
 
-def test_a_layer_that_multiplies_once_multiplies_in_all_calls():
+def test_a_layer_that_multiplies_in_one_call_is_counted_so_in_all_calls():
     x = spikes(5, 4, 8)
     found = count(behind(), x, x * 0.5).operations()
     assert found.multiply_accumulates == 6 * 2 * x.sum().item() / 8
@@ -165,7 +165,7 @@ def test_a_layer_that_weighs_a_broadcast_step_twice_counts_twice():
 
 
 @pytest.mark.parametrize("membrane_filter", [False, True])
-def test_filters_and_neurons_never_rest(membrane_filter):
+def test_filters_and_neurons_are_counted_at_every_step(membrane_filter):
     model = Sequential(
         DualExponentialSynapse(4, 4.0, 1.0),
         nn.Linear(4, 6),
@@ -246,7 +246,7 @@ def test_without_a_beginning_there_are_no_operations_per_sequence():
 
 @pytest.mark.parametrize("shape", [(0, 2, 8), (3, 0, 8)])
 @pytest.mark.parametrize("wrap", [lambda layer: layer, PerStep])
-def test_nothing_to_run_is_nothing_to_count(shape, wrap):
+def test_an_input_without_steps_or_sequences_counts_nothing(shape, wrap):
     model = Sequential(wrap(nn.Linear(8, 4)), SpikingNeuron(4, 3.0))
     counted = count(model, torch.ones(shape), torch.ones(3, 2, 8))
     assert counted.operations().additions == 3 * 8 * 4 * 2 / counted.sequences
@@ -275,7 +275,7 @@ class Padding(nn.Module):
 
 
 @pytest.mark.parametrize("changing", [Padding(), Last()])
-def test_layers_after_one_that_changes_the_steps_are_refused(changing):
+def test_layers_behind_one_that_changes_the_number_of_steps_are_refused(changing):
     with pytest.raises(ValueError, match=r"layer 1 is given the shape .*, expected \(9, 3, '\*'\)"):
         count(Sequential(changing, nn.Linear(8, 4)), spikes(9, 3, 8))
 
@@ -296,25 +296,32 @@ class Scaling(Weighing):
         return x * self.parts[0]
 
 
-@pytest.mark.parametrize(
-    ("layer", "words"),
-    [
-        (nn.GRU(3, 4), r"1 is an nn\.GRU"),
-        (PerStep(nn.ConvTranspose1d(1, 1, 2)), r"1\.module is an nn\.ConvTranspose1d"),
-        (Weighing(4, 3), "1 is a Weighing"),
-        (Weighing(1, 3), "1 is a Weighing"),
-        (nn.Sequential(Weighing(4, 3)), r"1\.0 is a Weighing"),
-        (Scaling(3, 5, 5), "1 is a Scaling"),  # for all one knows
-    ],
-)
-def test_weights_of_another_kind_are_refused(layer, words):
-    with pytest.raises(ValueError, match=f"^layer {words}.*, whose weights have no count here"):
-        CountedNetwork(Sequential(nn.Identity(), layer))
-
-
 def with_hook(module):
     module.register_forward_hook(lambda *ran: 9 * ran[2])
     return module
+
+
+def with_another_forward(module):
+    module.forward = lambda x: x @ torch.ones(3, 4)
+    return module
+
+
+REFUSED = [  # the layer behind another one, and the words
+    (nn.GRU(3, 4), r"1 is an nn\.GRU"),
+    (PerStep(nn.ConvTranspose1d(1, 1, 2)), r"1\.module is an nn\.ConvTranspose1d"),
+    (Recurrent(nn.Linear(3, 3), SpikingNeuron(3, 4.0)), "1 is a Recurrent"),
+    (Weighing(4, 3), "1 is a Weighing"),
+    (Weighing(1, 3), "1 is a Weighing"),
+    (nn.Sequential(Weighing(4, 3)), r"1\.0 is a Weighing"),
+    (Scaling(3, 5, 5), "1 is a Scaling"),  # for all one knows
+    (with_another_forward(PerStep(nn.Linear(3, 4))), "1 is a PerStep"),
+]
+
+
+@pytest.mark.parametrize(("layer", "words"), REFUSED)
+def test_weights_of_another_kind_are_refused(layer, words):
+    with pytest.raises(ValueError, match=f"^layer {words}, whose weights have no count here"):
+        CountedNetwork(Sequential(nn.Identity(), layer))
 
 
 @pytest.mark.parametrize(
@@ -325,17 +332,10 @@ def with_hook(module):
         (Sequential(with_hook(PerStep(nn.Linear(3, 4)))), "0 .PerStep. has hooks"),
     ],
 )
-def test_hooks_of_what_does_not_run_are_refused(model, words):
+def test_hooks_of_containers_are_refused_and_those_of_layers_are_called(model, words):
     with pytest.raises(ValueError, match=words):
         CountedNetwork(model)
     assert CountedNetwork(Sequential(with_hook(nn.Linear(3, 4))))(torch.ones(2, 1, 3))
-
-
-def test_a_container_whose_forward_was_replaced_is_no_container():
-    per_step = PerStep(nn.Linear(3, 4))
-    per_step.forward = lambda x: x @ torch.ones(3, 4)
-    with pytest.raises(ValueError, match="layer 0 is a PerStep, whose weights have no count"):
-        CountedNetwork(Sequential(per_step))
 
 
 class OwnSynapse(DualExponentialSynapse):
@@ -383,7 +383,7 @@ def outputs_reached(convolution, features):
     ],
     ids=str,
 )
-def test_operations_of_a_convolution_against_brute_force(convolution, features):
+def test_operations_of_a_convolution_are_those_of_brute_force(convolution, features):
     model = Sequential(PerStep(convolution), SpikingNeuron((3, *[1] * (len(features) - 1)), 4.0))
     if convolution.out_channels != 3:
         model = Sequential(PerStep(convolution))
@@ -396,7 +396,7 @@ def test_operations_of_a_convolution_against_brute_force(convolution, features):
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
-def test_padding_that_repeats_a_position_has_its_weights_read_it_again(mode):
+def test_a_position_that_padding_repeats_is_read_once_more_for_each_repetition(mode):
     convolution = nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode, bias=False)
     x = spikes(1, 1, 2, 5, 4)
     padded = nn.functional.pad(x[0], (1, 1, 1, 1), mode=mode)
@@ -434,13 +434,13 @@ def test_operations_of_a_network_of_convolutions_and_pooling():
     assert [name for name, _ in counted.parts[5:7]] == ["5.module.0", "5.module.1"]
 
 
-def test_a_convolution_among_other_modules_of_a_step_weighs_every_step():
+def test_a_convolution_beside_other_modules_in_a_step_weighs_every_step():
     model = Sequential(PerStep(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Identity())))
     found = count(model, torch.rand(1, 3, 1, 5, 5).expand(6, 3, 1, 5, 5)).operations()
     assert found.multiply_accumulates == 6 * 9 * 2 * 9
 
 
-def test_maps_of_another_size_are_read_by_as_many_weights_as_fit():
+def test_maps_of_several_sizes_are_counted_each_by_its_own_size():
     convolution = nn.Conv2d(2, 3, 3, padding=1, bias=False)
     model = Sequential(PerStep(convolution), SpikingNeuron((3, 1, 1), 4.0))
     counted = count(model, *(torch.ones(2, 1, 2, size, size) for size in (4, 6)))
@@ -470,7 +470,7 @@ def test_weights_of_groups_that_are_zero_take_no_operations():
 
 @pytest.mark.parametrize("wrap", [lambda layer: layer, PerStep])
 @pytest.mark.parametrize("batch", [2, 3])  # as many as there are positions, too
-def test_a_matrix_for_each_of_several_positions(batch, wrap):
+def test_weights_that_several_positions_share_are_counted_at_each_position(batch, wrap):
     model = Sequential(wrap(nn.Linear(4, 5)), SpikingNeuron((3, 5), 4.0))
     x, lengths = spikes(6, batch, 3, 4), torch.tensor([6, 1, 4][:batch])
     counted = count(model, x, lengths=lengths)
@@ -480,7 +480,7 @@ def test_a_matrix_for_each_of_several_positions(batch, wrap):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_parametrised_weights_are_weights(bias):
+def test_parametrised_weights_are_counted(bias):
     convolution = nn.Conv2d(2, 3, 3, padding=1, bias=bias)
     expected = outputs_reached(nn.Conv2d(2, 3, 3, padding=1, bias=False), (2, 5, 4)).sum()
     normed = nn.utils.parametrizations.weight_norm(convolution)
@@ -500,7 +500,7 @@ def test_operations_are_exact_in_every_precision(dtype):
     assert rounded.synaptic_operations() == 6 * x.float().sum() / 4
 
 
-def test_counting_keeps_nothing_of_what_it_has_counted():
+def test_counting_keeps_no_tensor_that_it_has_counted():
     model, received = network(), []
     model[4].register_forward_pre_hook(
         lambda module, inputs: received.append(weakref.ref(inputs[0]))
@@ -550,15 +550,7 @@ def test_neurobench_counts_the_same(build, current, monkeypatch):
     assert found["Effective_ACs"] + found["Effective_MACs"] > 0
 
 
-def test_delays_are_counted_as_filters_and_recurrence_is_refused():
-    counted = CountedNetwork(
-        Sequential(snn_lib.Delay((2, 3, 3), 1.5, 4), nn.Flatten(2), nn.Linear(18, 3))
-    )
-    counted(torch.ones(5, 2, 2, 3, 3))
-    operations = counted.operations()
-    assert operations.filters == 5 * 18 * 2
-    recurrent = Recurrent(nn.Linear(3, 3), SpikingNeuron(3, 4.0))
-    with pytest.raises(
-        ValueError, match="layer 1 is a Recurrent, whose weights have no count here"
-    ):
-        CountedNetwork(Sequential(nn.Linear(3, 3), recurrent))
+def test_delays_are_counted_as_filters():
+    delay = snn_lib.Delay((2, 3, 3), 1.5, 4)
+    model = Sequential(delay, nn.Flatten(2), nn.Linear(18, 3))
+    assert count(model, torch.ones(5, 2, 2, 3, 3)).operations().filters == 5 * 18 * 2
