@@ -29,6 +29,16 @@ def gaussian(potential, sigma=0.4):
     return torch.exp(-((potential - 1) ** 2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma)
 
 
+class Triangle:
+    """A surrogate of one's own."""
+
+    def __init__(self, width=0.8):
+        self.width = width
+
+    def derivative(self, membrane):
+        return torch.relu(1.0 - torch.abs(membrane - 1.0) / self.width)
+
+
 def fire(potential, derivative=gaussian):
     if isinstance(potential, torch.Tensor):
         return Spike.apply(potential, derivative)
@@ -60,6 +70,17 @@ def neuron_by_hand(current, theta, strength, decay, membrane, reset, derivative=
         spikes.append(fire(membrane, derivative))
         reset = theta * reset + strength * spikes[-1]
     return stack(spikes, current), membrane, reset
+
+
+def traces_by_hand(current, *others, derivative=gaussian):
+    """S, V and R of every step, of the arguments of ``neuron_by_hand``."""
+    *coefficients, membrane, reset = others
+    traces = []
+    for step in current.split(1):
+        before = reset
+        spikes, membrane, reset = neuron_by_hand(step, *coefficients, membrane, reset, derivative)
+        traces.append((spikes[0], membrane, before))
+    return tuple(map(torch.stack, zip(*traces, strict=True)))
 
 
 def gradients(function, inputs, which=None):

@@ -49,19 +49,16 @@ def ragged_network():
     ).double()
 
 
-class Stepping(nn.Module):
-    """A layer step by step, as a user may write it."""
+def in_parts(model, x, sizes, state=None):
+    """The output and the last state of parts of a sequence, each from the state of the one before.
 
-    def __init__(self, layer):
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x, state=None):
-        outputs = []
-        for step in x.split(1):
-            output, state = self.layer(step, state)
-            outputs.append(output)
-        return torch.cat(outputs), state
+    ``sizes`` are as those of ``torch.split``: the size of all parts, or a list.
+    """
+    outputs = []
+    for part in x.split(sizes):
+        output, state = model(part, state)
+        outputs.append(output)
+    return torch.cat(outputs), state
 
 
 def parts(state):
@@ -81,12 +78,19 @@ def assert_chunks_and_lengths_change_nothing(layer, x, chunk, lengths):
             torch.testing.assert_close(end.select(-2, row), expected.select(-2, 0))
 
 
-class Counted(TorchDispatchMode):
-    """The elements of what all operators return."""
+class Operators(TorchDispatchMode):
+    """The names of all operators that run, and the elements of what each returns."""
 
-    elements = 0
+    def __init__(self):
+        super().__init__()
+        self.calls = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})
-        self.elements += sum(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+        tensors = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        self.calls.append((str(function), sum(t.numel() for t in tensors)))
         return result
+
+    @property
+    def elements(self):
+        return sum(count for _, count in self.calls)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_networks import Counted, Stepping
+from small_networks import Operators, in_parts
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
@@ -21,7 +21,7 @@ def network():
 
 
 @pytest.mark.parametrize(("target", "limit"), [(0.1, 0.0), (0.0, 0.3), (0.2, 0.5), (0.0, 0.0)])
-def test_it_is_the_distance_of_the_rates_relative_to_what_is_aimed_at(target, limit):
+def test_the_penalty_is_the_squared_relative_distance_of_rates_from_target_and_limit(target, limit):
     spikes = (torch.rand(7, 4, 2, 3) < 0.4).float()
     rates = [spikes[:, :, i, j].mean().item() for i in range(2) for j in range(3)]
     expected = 0.0
@@ -42,14 +42,14 @@ def test_rates_keep_their_digits_in_low_precision(dtype, lengths):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
 
-def test_padding_has_no_rate():
+def test_padding_does_not_count_in_rates():
     spikes = (torch.rand(7, 3, 5) < 0.4).float()
     lengths = torch.tensor([7, 2, 4])
     own = torch.cat([spikes[:length, b] for b, length in enumerate(lengths)])[:, None]
     torch.testing.assert_close(rate_penalty(spikes, 0.1, 0.3, lengths), rate_penalty(own, 0.1, 0.3))
 
 
-def test_lengths_are_those_that_are_there():
+def test_lengths_beyond_the_steps_count_as_all_and_of_0_as_no_spikes():
     spikes = (torch.rand(7, 3, 5) < 0.4).float().requires_grad_()
     beyond, all_of_it = torch.tensor([9, 2, 7]), torch.tensor([7, 2, 7])
     torch.testing.assert_close(
@@ -61,13 +61,7 @@ def test_lengths_are_those_that_are_there():
     assert not spikes.grad.any()
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 5), (7, 0, 5)])
-def test_no_spikes_at_all_are_refused(shape):
-    with pytest.raises(ValueError, match="expected a step and a sequence"):
-        rate_penalty(torch.zeros(shape), 0.1)
-
-
-def test_only_what_exceeds_the_limit_is_held_down():
+def test_only_neurons_above_the_limit_have_a_gradient_of_it():
     spikes = torch.zeros(10, 1, 2)
     spikes[:5, 0, 0] = 1.0
     spikes.requires_grad_()
@@ -76,11 +70,21 @@ def test_only_what_exceeds_the_limit_is_held_down():
     assert (spikes.grad[:, 0, 1] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["target", "limit"])
-@pytest.mark.parametrize("rate", [-0.1, float("nan")])
-def test_a_rate_that_is_none_is_refused(name, rate):
-    with pytest.raises(ValueError, match=f"{name} is {rate}, expected a rate >= 0"):
-        rate_penalty(torch.zeros(2, 1, 3), **{name: rate})
+@pytest.mark.parametrize(
+    ("shape", "settings", "words"),
+    [
+        ((0, 3, 5), {"target": 0.1}, "expected a step and a sequence"),
+        ((7, 0, 5), {"target": 0.1}, "expected a step and a sequence"),
+        *(
+            ((2, 1, 3), {name: rate}, f"{name} is {rate}, expected a rate >= 0")
+            for name in ("target", "limit")
+            for rate in (-0.1, float("nan"))
+        ),
+    ],
+)
+def test_bad_rates_and_spikes_of_no_step_are_refused(shape, settings, words):
+    with pytest.raises(ValueError, match=words):
+        rate_penalty(torch.zeros(shape), **settings)
 
 
 def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks():
@@ -92,10 +96,9 @@ def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks(
         "4": (10, 4, 3),
     }
     with collect_spikes(model) as chunks:
-        state = None
-        for chunk in x.split(3):
-            _, state = model(chunk, state)
-        assert len(chunks["1"]) <= 10  # what there is can be read at any time
+        _, state = in_parts(model, x[:6], 3)
+        assert len(chunks["1"]) == 6  # what there is can be read at any time
+        model(x[6:], state)
     assert chunks.keys() == whole.keys()
     for name, spikes in whole.items():
         assert torch.equal(spikes, chunks[name])
@@ -105,13 +108,11 @@ def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks(
     assert len(whole["1"]) == 10  # nobody listens any more
 
 
-def test_many_chunks_are_put_together_once():
+def test_spikes_of_many_chunks_are_put_together_once():
     def elements(chunks):
         model, x = network(), torch.rand(chunks * 3, 4, 6)
-        with Counted() as counted, collect_spikes(model) as spikes:
-            state = None
-            for chunk in x.split(3):
-                _, state = model(chunk, state)
+        with Operators() as counted, collect_spikes(model) as spikes:
+            in_parts(model, x, 3)
             rate_penalty(spikes["1"], target=0.1)
             assert spikes["1"] is spikes["1"]
         return counted.elements / chunks
@@ -131,19 +132,7 @@ def test_a_chunked_run_is_penalised_as_the_whole_run():
     torch.testing.assert_close(*gradients)
 
 
-def test_a_network_comes_to_its_target():
-    model, x = network(), 3 * torch.rand(20, 8, 6)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(150):
-        with collect_spikes(model) as spikes:
-            model(x)
-        optimizer.zero_grad()
-        rate_penalty(spikes["1"], target=0.1).backward()
-        optimizer.step()
-    assert spikes["1"].mean().item() == pytest.approx(0.1, rel=0.1)
-
-
-def test_of_a_layer_that_runs_twice_the_later_call_counts_in_chunks_too():
+def test_the_later_call_of_a_layer_that_runs_twice_counts_in_chunks_too():
     neuron = SpikingNeuron(4, 5.0)
     model, x = Sequential(nn.Linear(4, 4), neuron, nn.Linear(4, 4), neuron), 3 * torch.rand(7, 2, 4)
     nn.init.constant_(model[2].bias, 0.8)
@@ -154,6 +143,17 @@ def test_of_a_layer_that_runs_twice_the_later_call_counts_in_chunks_too():
         found.append(spikes["1"])
     assert 0 < found[0].sum() < found[0].numel()
     assert torch.equal(*found)
+
+
+class Stepping(nn.Module):
+    """A layer step by step, as a user may write it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, state=None):
+        return in_parts(self.layer, x, 1, state)
 
 
 def test_a_model_that_takes_its_steps_one_by_one_is_collected_whole():
@@ -169,12 +169,11 @@ def test_a_chunked_run_from_a_state_continues_the_one_before():
     with collect_spikes(model) as whole:
         model(x)
     with collect_spikes(model) as spikes:
-        _, state = Chunked(model, 2)(x[:3])
-        Chunked(model, 2)(x[3:], state)
+        in_parts(Chunked(model, 2), x, [3, 4])
     torch.testing.assert_close(spikes["1"], whole["1"])
 
 
-def test_two_runs_are_no_chunks_of_one():
+def test_a_second_run_without_a_state_replaces_the_first():
     model = network()
     with collect_spikes(model) as spikes:
         model(torch.rand(5, 4, 6))
@@ -182,14 +181,14 @@ def test_two_runs_are_no_chunks_of_one():
     assert spikes["1"].shape == (3, 2, 12)
 
 
-def test_what_is_run_again_in_the_backward_pass_is_not_collected_twice():
+def test_chunks_that_run_again_in_the_backward_pass_are_not_collected_twice():
     model = network()
     with collect_spikes(model) as spikes:
         Chunked(model, 3)(3 * torch.rand(10, 4, 6))[0].sum().backward()
     assert spikes["1"].shape == (10, 4, 12)
 
 
-def test_hidden_are_the_layers_behind_which_there_are_weights():
+def test_hidden_layers_are_those_whose_spikes_reach_weights():
     model = network()
     assert hidden_layers(model) == {"1": 3}  # each of its spikes reaches three neurons
     model.append(nn.Linear(3, 2))

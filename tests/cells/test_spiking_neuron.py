@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from definitions import Triangle
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,13 +67,6 @@ def test_a_decay_that_low_precision_rounds_to_1_is_refused(membrane_filter):
         SpikingNeuron(3, 1000.0, membrane_filter).bfloat16()
     with pytest.raises(RuntimeError, match=r"reset_decay: a filter .* rounded to torch\.bfloat16"):
         SpikingNeuron(3, 5.0).bfloat16().load_state_dict(SpikingNeuron(3, 1000.0).state_dict())
-
-
-class Triangle:
-    """A surrogate of one's own."""
-
-    def derivative(self, membrane):
-        return torch.relu(1.0 - torch.abs(membrane - 1.0))
 
 
 @pytest.mark.parametrize("surrogate", [Gaussian(), Gaussian(1.0), FastSigmoid(0.3), Triangle()])

@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from small_networks import in_parts
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
@@ -32,15 +33,6 @@ class Loop(nn.Module):
         return torch.cat(outputs), (state, potentials)
 
 
-def stepwise(model):
-    def run(x):
-        state = None
-        for step in x.split(3):
-            _, state = model(step, state)
-
-    return run
-
-
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("part", [9, 2, 1])
 @pytest.mark.parametrize("chunk", [None, 4])
@@ -64,7 +56,7 @@ def test_firing_rates_count_the_steps_of_each_sequence_and_no_padding(part, chun
 def test_a_padded_sequence_may_be_run_in_parts_with_the_state():
     model, x = Sequential(LowPassSynapse(6, 4.0), SpikingNeuron(6, 4.0)), torch.rand(9, 3, 6)
     found = []
-    for run in (model, stepwise(model)):
+    for run in (model, lambda x: in_parts(model, x, 3)):
         with torch.no_grad(), count_activity(model) as activity:
             activity.begin(LENGTHS, 9)
             run(x)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from definitions import traces_by_hand
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
@@ -30,14 +31,8 @@ def x():
 
 def neuron_by_definition(neuron, current, membrane, reset):
     """Spikes, membrane potential and reset, step by step."""
-    traces = [], [], []
-    for i in current:
-        membrane = neuron.membrane_decay * membrane + i - reset
-        spike = (membrane > 1).float()
-        for trace, value in zip(traces, (spike, membrane, reset), strict=True):
-            trace.append(value)
-        reset = neuron.reset_decay * reset + neuron.reset_strength * spike
-    return [torch.stack(trace) for trace in traces]
+    coefficients = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
+    return traces_by_hand(current, *coefficients, membrane, reset)
 
 
 def assert_record(record, expected):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_networks import Counted
+from small_networks import Operators
 
 pytest.importorskip("llvmlite")
 
@@ -367,7 +367,7 @@ def options_set(monkeypatch, largest=2**30):
 
 def counted(work):
     """The elements of all that an operation makes."""
-    with Counted() as made:
+    with Operators() as made:
         work()
     return made.elements
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from definitions import filter_inputs, neuron_inputs, run_filter, run_neuron
+from small_networks import Operators
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snn_lib import use_backend
 from snn_lib.functional import iir_filter, spiking_neuron
@@ -61,23 +61,11 @@ def test_operators_pass_pytorch_s_checks(key, dtype):
         opcheck(torch.ops.snn.run_backward.default, tuple(some.values()))
 
 
-class Seen(TorchDispatchMode):
-    """The names of all operators."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **kwargs or {})
-
-
 @both
 def test_profilers_modes_and_graphs_see_one_operator(function, make):
-    with Seen() as seen, torch.no_grad():
+    with Operators() as seen, torch.no_grad():
         function(*make())
-    assert sum(name.startswith("snn.") for name in seen.names) == 1
+    assert sum(name.startswith("snn.") for name, _ in seen.calls) == 1
     with torch.profiler.profile() as profile, torch.no_grad():
         function(*make())
     assert sum(event.name.startswith("snn::") for event in profile.events()) == 1
