@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small_networks import TAU_M, TAU_S, Counted, parts, ragged_network, spike_trains, two_layers
+from small_networks import TAU_M, TAU_S, Operators, parts, ragged_network, spike_trains, two_layers
 from torch import nn
 
 from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
 from snn_lib.chunks import Chunked
-from snn_lib.containers import Sequential
+from snn_lib.containers import Sequential, detach
 from snn_lib.recomputing import current_chunk, is_recomputing
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -66,7 +66,7 @@ def whole_and_chunked(module, x, steps, state=None, **options):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("steps", [1, 7, 25, 100])
 @pytest.mark.parametrize("build", CHUNKED.values(), ids=CHUNKED)
-def test_chunked_is_the_whole_run_with_its_dropout_and_gradients(build, steps, training):
+def test_a_run_in_chunks_is_the_whole_run_with_its_dropout_and_gradients(build, steps, training):
     module = build().double().train(training)
     x = 2 * spike_trains().double()
     (output, state, gradients, after), chunked = whole_and_chunked(module, x, steps)
@@ -96,19 +96,16 @@ def test_lengths_may_be_of_any_whole_type(dtype):
     ],
 )
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_lengths_are_checked_before_they_are_divided(lengths, message, batch_first):
+def test_lengths_that_are_not_a_whole_number_for_each_sequence_are_refused(
+    lengths, message, batch_first
+):
     network = Sequential(DualExponentialSynapse(3, TAU_M, TAU_S), batch_first=batch_first)
     x = torch.rand(4, 9, 3) if batch_first else torch.rand(9, 4, 3)
     with pytest.raises(ValueError, match=message):
         Chunked(network, 3)(x, lengths=lengths)
 
 
-def test_what_is_no_tensor_is_refused():
-    with pytest.raises(TypeError, match="x is a ndarray, expected a tensor"):
-        Chunked(Sequential(nn.Linear(3, 2)), 2)(torch.rand(4, 2, 3).numpy())
-
-
-def test_dropout_of_other_kinds_is_the_same_when_a_chunk_runs_again():
+def test_dropout_of_pytorch_is_the_same_when_a_chunk_runs_again():
     torch.manual_seed(1)
     network = Sequential(SpikingNeuron(12, TAU_M, dropout=0.3), nn.Dropout(0.5), nn.Linear(12, 5))
     network, x = network.double(), (2 * spike_trains()).double()
@@ -120,7 +117,7 @@ def test_dropout_of_other_kinds_is_the_same_when_a_chunk_runs_again():
     assert all(torch.equal(*pair) for pair in zip(forward, again[::-1], strict=True))
 
 
-def test_a_generator_that_is_not_set_back_does_not_change_the_dropout(monkeypatch):
+def test_dropout_of_neurons_is_the_same_though_no_generator_is_set_back(monkeypatch):
     """That of a second GPU, say, to which the module itself brings its input."""
     elsewhere = torch.Generator().manual_seed(1)
     monkeypatch.setattr(
@@ -135,7 +132,7 @@ def test_a_generator_that_is_not_set_back_does_not_change_the_dropout(monkeypatc
     assert all(torch.equal(*pair) for pair in zip(forward, again[::-1], strict=True))
 
 
-def test_chunked_goes_on_from_a_state_and_lets_its_gradient_through():
+def test_a_run_in_chunks_begins_with_a_state_and_hands_it_its_gradient():
     network, x = two_layers().double(), spike_trains().double()
     _, state = network(spike_trains(5).double().requires_grad_())
     found = []
@@ -146,7 +143,7 @@ def test_chunked_goes_on_from_a_state_and_lets_its_gradient_through():
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_chunked_batch_first_and_a_last_layer_without_a_state():
+def test_a_network_with_batch_first_and_a_last_layer_without_a_state_runs_in_chunks():
     network = two_layers().append(nn.Linear(5, 3)).double()
     network.batch_first = True
     x = spike_trains().double().transpose(0, 1)
@@ -156,7 +153,7 @@ def test_chunked_batch_first_and_a_last_layer_without_a_state():
         torch.testing.assert_close(other, one)
 
 
-def test_chunked_has_the_state_at_each_sequence_s_own_end():
+def test_a_run_in_chunks_ends_with_the_state_at_each_sequence_s_own_end():
     network, x = ragged_network(), 2 * torch.rand(9, 4, 6).double()
     nn.init.normal_(network[1].weight, 0.5)
     lengths = torch.tensor([9, 1, 4, 6])
@@ -167,7 +164,7 @@ def test_chunked_has_the_state_at_each_sequence_s_own_end():
         torch.testing.assert_close(output[:length, b], whole[:length, b], **EXACT)
 
 
-def test_chunked_keeps_states_and_the_input_alone():
+def test_a_run_in_chunks_keeps_states_and_the_input_alone():
     """All that the graph of the network itself would keep is what a chunk leaves out."""
 
     def kept(module, x):
@@ -187,17 +184,17 @@ def test_chunked_keeps_states_and_the_input_alone():
     assert kept(Chunked(network, 10), x) <= weights + x.nbytes
 
 
-def test_the_gradient_of_the_input_costs_as_much_for_every_step():
+def test_the_gradient_of_the_input_costs_no_more_per_step_in_a_longer_run():
     def elements(steps):
         network, x = Chunked(two_layers(), 5), torch.rand(steps, 2, 12, requires_grad=True)
-        with Counted() as counted:
+        with Operators() as counted:
             network(2 * x)[0].sum().backward()
         return counted.elements / steps
 
     assert elements(200) < 1.2 * elements(50)
 
 
-def test_chunks_run_again_the_last_first_and_hooks_can_tell():
+def test_chunks_run_again_in_reverse_order_and_hooks_can_tell():
     network, x, seen = two_layers(), spike_trains(10), []
     network[1].register_forward_hook(
         lambda *_: seen.append((current_chunk().start, is_recomputing()))
@@ -208,7 +205,7 @@ def test_chunks_run_again_the_last_first_and_hooks_can_tell():
     assert not is_recomputing()
 
 
-def test_chunked_pulls_filters_back_in_the_forward_pass_alone():
+def test_filters_are_pulled_back_in_the_forward_pass_and_not_when_a_chunk_runs_again():
     synapse = DualExponentialSynapse(12, TAU_M, TAU_S, constraint="stable")
     synapse.alpha.data.fill_(3.0)
     output, _ = Chunked(synapse, 4)(spike_trains(10))
@@ -221,25 +218,14 @@ def test_chunked_pulls_filters_back_in_the_forward_pass_alone():
     assert torch.equal(synapse.alpha, changed)
 
 
-def test_chunked_without_gradients_and_without_steps():
+def test_a_run_in_chunks_needs_no_gradients_and_no_steps():
     network, x = two_layers(dropout=0.3).eval(), spike_trains()
     with torch.no_grad():
         torch.testing.assert_close(Chunked(network, 6)(x), network(x), rtol=0.0, atol=1e-6)
     assert Chunked(network, 6)(x[:0])[0].shape == (0, 8, 5)
 
 
-def test_chunked_accumulates_gradients():
-    network, x = two_layers().double(), spike_trains().double()
-    chunked = Chunked(network, 6)
-    for batch in x.split(4, dim=1):
-        chunked(batch)[0].sum().backward()
-    found = [parameter.grad.clone() for parameter in network.parameters()]
-    network.zero_grad()
-    network(x)[0].sum().backward()
-    torch.testing.assert_close(found, [parameter.grad for parameter in network.parameters()])
-
-
-def test_the_loss_of_chunks_of_bytes():
+def test_losses_of_chunks_add_up_to_that_of_the_whole_run():
     """The way of sequences that are too long to keep their output."""
 
     class Loss(nn.Module):
@@ -264,7 +250,7 @@ def test_the_loss_of_chunks_of_bytes():
     torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
 
 
-def test_chunked_around_a_compiled_module_and_never_inside_one():
+def test_a_compiled_module_runs_in_chunks_and_a_chunked_one_cannot_be_compiled():
     torch.compiler.reset()
     network, x = two_layers(dropout=0.3), spike_trains(12)
     chunked = Chunked(torch.compile(network, backend="aot_eager"), 4)
@@ -296,22 +282,26 @@ def test_the_loss_of_chunks_may_be_a_number(batch_first):
     losses.sum().backward()
 
 
-def test_what_cannot_be_chunked_is_refused():
-    with pytest.raises(ValueError, match="steps is 0"):
-        Chunked(two_layers(), 0)
-    with pytest.raises(TypeError, match="Linear takes no state, so it cannot run in chunks"):
-        Chunked(nn.Linear(12, 5), 4)
-    with pytest.raises(TypeError, match=r"Stateless returned Tensor, expected \(output, state\)"):
-        Chunked(Stateless(), 4)(spike_trains())
-    with pytest.raises(ValueError, match=r"\[25, 24\] steps"):
-        Chunked(two_layers(), 4)((spike_trains(), spike_trains(24)))
-    with pytest.raises(ValueError, match=r"bidirectional=True\) reads time both ways"):
-        Chunked(Sequential(nn.GRU(12, 5, bidirectional=True)), 4)
-    with pytest.raises(RuntimeError, match="in the chunks of another"):
-        Chunked(Chunked(two_layers(), 4), 10)(spike_trains())
+REFUSED = [  # what is built or run, and the words
+    (lambda: Chunked(two_layers(), 0), "steps is 0"),
+    (lambda: Chunked(nn.Linear(12, 5), 4), "Linear takes no state, so it cannot run in chunks"),
+    (lambda: Chunked(Sequential(nn.GRU(12, 5, bidirectional=True)), 4),
+     r"bidirectional=True\) reads time both ways"),
+    (lambda: Chunked(Stateless(), 4)(spike_trains()),
+     r"Stateless returned Tensor, expected \(output, state\)"),
+    (lambda: Chunked(two_layers(), 4)((spike_trains(), spike_trains(24))), r"\[25, 24\] steps"),
+    (lambda: Chunked(two_layers(), 4)(spike_trains().numpy()), "x is a ndarray, expected a tensor"),
+    (lambda: Chunked(Chunked(two_layers(), 4), 10)(spike_trains()), "in the chunks of another"),
+]  # fmt: skip
 
 
-def test_a_hidden_part_that_is_batch_first_has_to_be_told_of():
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_modules_and_inputs_that_cannot_run_in_chunks_are_refused(call, words):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=words):
+        call()
+
+
+def test_a_module_that_hides_a_part_with_batch_first_is_refused():
     network = Resampled(two_layers())
     network.layer.batch_first = True
     with pytest.raises(ValueError, match="Resampled has a part with batch_first: give Res"):
@@ -338,40 +328,34 @@ def refill_the_input(network, x, state):
 
 
 def refill_the_state(network, x, state):
-    state[0][0].zero_()
+    state["layers"][0][0].zero_()
 
 
 @pytest.mark.parametrize(
     "change",
     [change_a_weight, change_a_buffer, replace_a_buffer, refill_the_input, refill_the_state],
 )
-def test_what_has_changed_since_the_forward_pass_is_refused(change):
+def test_weights_buffers_inputs_and_states_that_have_changed_since_the_forward_pass_are_refused(
+    change,
+):
     class Pair(nn.Module):
         def __init__(self):
             super().__init__()
             self.network = two_layers()
 
-        def forward(self, x, state=None):
-            return self.network(x[0] + x[1], state)
+        def forward(self, x, state=None):  # with inputs and a state of another form
+            output, state = self.network(x[0] + x[1], state and state["layers"])
+            return output, {"layers": state}
 
     model, x = Pair(), (spike_trains(), spike_trains())
-    state = tuple(part and tuple(p.detach() for p in part) for part in model(x)[1])
+    state = detach(model(x)[1])
     output, _ = Chunked(model, 4)(x, state)
     change(model.network, x, state)
     with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
         output.sum().backward()
 
 
-def test_a_state_of_another_form_that_has_changed_is_refused():
-    model, x = OwnNetwork(), spike_trains()
-    state = {"neurons": tuple(part.detach() for part in model(x)[1]["neurons"])}
-    output, _ = Chunked(model, 4)(x, state)
-    state["neurons"][0].zero_()
-    with pytest.raises(RuntimeError, match="Chunked runs each chunk again"):
-        output.sum().backward()
-
-
-def test_averages_that_the_module_changes_itself_are_no_change():
+def test_running_averages_may_change_while_chunks_run():
     class Normalised(nn.Module):
         def __init__(self):
             super().__init__()
@@ -387,7 +371,7 @@ def test_averages_that_the_module_changes_itself_are_no_change():
     assert model.network[1].weight.grad.any()
 
 
-def test_parameters_that_are_put_in_place_for_a_call_are_refused():
+def test_a_backward_pass_through_functional_call_is_refused():
     chunked, x = Chunked(two_layers(), 4), spike_trains()
     others = {name: p.detach().clone() for name, p in chunked.named_parameters()}
     others = {name: p.requires_grad_() for name, p in others.items()}
