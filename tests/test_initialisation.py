@@ -58,7 +58,7 @@ def test_a_deep_network_fires_at_the_rate_in_every_layer(rate, bias):
     assert all(one == pytest.approx(rate, rel=0.4) for one in rates(model, spikes()))
 
 
-def test_padding_does_not_count():
+def test_padding_does_not_count_in_first_rates():
     model, lengths = deep(), torch.arange(10, 58, 3)
     x = torch.cat([spikes(), torch.zeros(200, 16, 30)])
     within = torch.arange(260)[:, None] < lengths
@@ -69,15 +69,7 @@ def test_padding_does_not_count():
         assert 0.08 < own < 0.13
 
 
-def test_a_batch_that_is_all_padding_is_refused():
-    model, nothing = deep(), torch.zeros(16, dtype=torch.int64)
-    before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match="all lengths are 0"):
-        fire_from_the_start(model, spikes(), 0.1, nothing)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_the_rates_are_those_that_a_run_then_has():
+def test_the_rates_that_are_returned_are_those_of_a_run():
     """Also where a normalisation undoes the scale, and where the current comes by keyword."""
 
     class Normalised(nn.Module):
@@ -95,9 +87,9 @@ def test_the_rates_are_those_that_a_run_then_has():
     assert found["neurons"] > 0.05
 
 
-def test_weights_are_scaled_and_nothing_else_changes():
+def test_weights_are_scaled_by_one_number_a_layer_and_nothing_else_changes():
     model = deep()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
     fire_from_the_start(model, spikes())
     for name, value in model.state_dict().items():
         if name.endswith(("weight", "bias")):
@@ -109,7 +101,7 @@ def test_weights_are_scaled_and_nothing_else_changes():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_convolutions_too():
+def test_convolutions_fire_at_the_rate():
     model = Sequential(
         PerStep(nn.Conv2d(1, 4, 3)),
         SpikingNeuron((4, 6, 6), 4.0),
@@ -123,13 +115,13 @@ def test_convolutions_too():
 
 @pytest.mark.parametrize("scale", [1e-7, 1.0, 1e7])
 @pytest.mark.parametrize("membrane_filter", [False, True])
-def test_the_size_of_the_input_does_not_matter(scale, membrane_filter):
+def test_input_of_any_size_makes_neurons_fire_at_the_rate(scale, membrane_filter):
     model = Sequential(nn.Linear(30, 20, bias=False), SpikingNeuron(20, 8.0, membrane_filter))
     found = fire_from_the_start(model, scale * spikes(), 0.05)
     assert found == {"1": pytest.approx(0.05, rel=0.02)}
 
 
-def test_dropout_is_off_meanwhile():
+def test_first_weights_are_found_without_dropout_and_random_numbers():
     model = Sequential(nn.Dropout(0.5), *deep()[1:3])
     model[-1].dropout = 0.5
     model[0].eval()  # of one's own choice
@@ -140,17 +132,6 @@ def test_dropout_is_off_meanwhile():
     assert [module.training for module in model.modules()] == modes
     assert found == {"2": pytest.approx(0.1, rel=0.05)}
     assert model.eval()(x)[0].mean().item() == pytest.approx(found["2"])
-
-
-def test_a_bias_that_is_computed_is_refused():
-    layer = nn.Linear(3, 2)
-    prune.identity(layer, "bias")
-    with pytest.raises(ValueError, match="computed from others"):
-        fit_readout(layer, torch.rand(4, 3), torch.arange(4) % 2)
-    model = deep()
-    prune.identity(model[1], "bias")
-    with pytest.raises(ValueError, match="computed from others"):
-        fire_from_the_start(model, spikes())
 
 
 class Fails(nn.Module):
@@ -166,71 +147,55 @@ class Fails(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_an_error_halfway_leaves_all_as_it_was(at):
+def test_an_error_leaves_the_network_as_it_was(at):
     model = deep().append(Fails(at))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(KeyboardInterrupt):
         fire_from_the_start(model, spikes())
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(module.training for module in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("x", "error", "message"),
-    [
-        (torch.zeros(0, 2, 30), ValueError, r"x has shape \(0, 2, 30\), expected steps and"),
-        (torch.zeros(5, 0, 30), ValueError, r"x has shape \(5, 0, 30\), expected steps and"),
-        (torch.zeros(5, 2, 30).numpy(), TypeError, "found ndarray, expected a tensor"),
-        (
-            torch.zeros(5, 2, 30) * 1j,
-            TypeError,
-            r"x is torch\.complex64, expected real numbers",
-        ),
-        (torch.full((5, 2, 30), torch.nan), ValueError, "the current of layer 2 is not finite"),
-        (torch.full((5, 2, 30), torch.inf), ValueError, "the current of layer 2 is not finite"),
-    ],
-)
-def test_an_input_that_says_nothing_is_refused(x, error, message):
-    with pytest.raises(error, match=message):
-        fire_from_the_start(deep(), x)
+def deep_with(parametrise, name):
+    """The network, in which something computes the weight or bias of a layer from others."""
+    model = deep()
+    parametrise(model[4], name)
+    return model
 
 
-def test_weights_drive_the_neurons_behind_them_alone():
-    model = Sequential(
-        nn.Linear(30, 20), nn.Linear(20, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0)
-    )
-    with pytest.raises(ValueError, match=r"no nn\.Linear or convolution runs before .* layer 3"):
-        fire_from_the_start(model, spikes())
+def fire(model=None, x=None, rate=0.1, lengths=None):
+    fire_from_the_start(model or deep(), spikes() if x is None else x, rate, lengths)
 
 
-def pruned(layer):
-    prune.l1_unstructured(layer, "weight", 0.5)
+NEURONS_TWICE = Sequential(nn.Linear(30, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0))
+REFUSED = [  # what is asked for, and the words
+    (lambda: fire(x=torch.zeros(0, 2, 30)), r"x has shape \(0, 2, 30\), expected steps and"),
+    (lambda: fire(x=torch.zeros(5, 0, 30)), r"x has shape \(5, 0, 30\), expected steps and"),
+    (lambda: fire(x=torch.zeros(5, 2, 30).numpy()), "found ndarray, expected a tensor"),
+    (lambda: fire(x=torch.zeros(5, 2, 30) * 1j), r"x is torch\.complex64, expected real numbers"),
+    (lambda: fire(x=torch.full((5, 2, 30), torch.nan)), "the current of layer 2 is not finite"),
+    (lambda: fire(x=torch.full((5, 2, 30), torch.inf)), "the current of layer 2 is not finite"),
+    (lambda: fire(lengths=torch.zeros(16, dtype=torch.int64)), "all lengths are 0"),
+    *((lambda rate=rate: fire(rate=rate), "expected spikes per neuron and step")
+      for rate in (0.0, 1.0, -1.0)),
+    (lambda: fire(deep(bias=False), torch.zeros(5, 2, 30), 0.05),
+     r"layer 2 cannot be made to fire at 0\.05"),
+    (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
+     r"no nn\.Linear or convolution runs before .* layer 0"),
+    (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution runs before .* layer 2"),
+    (lambda: fire(deep_with(parametrizations.weight_norm, "weight")),
+     "are computed from others, by a parametrisation or"),
+    (lambda: fire(deep_with(prune.identity, "weight")), "are computed from others"),
+    (lambda: fire(deep_with(prune.identity, "bias")), "computed from others"),
+    (lambda: fire(Chunked(deep(), 5)), "run several times, in chunks or a loop"),
+]  # fmt: skip
 
 
-def test_what_cannot_fire_is_refused():
-    with pytest.raises(ValueError, match=r"layer 2 cannot be made to fire at 0\.05"):
-        fire_from_the_start(deep(bias=False), torch.zeros(5, 2, 30))
-    with pytest.raises(ValueError, match=r"no nn\.Linear or convolution runs before .* layer 0"):
-        fire_from_the_start(Sequential(SpikingNeuron(3, 4.0)), torch.ones(5, 2, 3))
-    for computed in (parametrizations.weight_norm, pruned):
-        model = deep()
-        weights = [m for m in model.modules() if isinstance(m, nn.Linear)]
-        computed(weights[1])
-        with pytest.raises(ValueError, match="are computed from others, by a parametrisation or"):
-            fire_from_the_start(model, spikes())
-    for rate in (0.0, 1.0, -1.0):
-        with pytest.raises(ValueError, match="expected spikes per neuron and step"):
-            fire_from_the_start(deep(), spikes(), rate)
-
-
-def test_layers_that_run_several_times_for_a_batch_are_refused():
-    model, x = deep(), spikes()
-    with pytest.raises(ValueError, match="run several times, in chunks or a loop"):
-        fire_from_the_start(Chunked(model, 5), x)
-    weights = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    with pytest.raises(ValueError, match=r"runs \d times for a batch, expected once"):
-        answer_from_the_start(Chunked(model, 15), weights[-1], [(x, torch.zeros(x.shape[1]), None)])
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_networks_inputs_and_rates_that_cannot_be_made_to_fire_are_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()
 
 
 def ridge(x, y, penalty):
@@ -243,7 +208,7 @@ def ridge(x, y, penalty):
 
 @pytest.mark.parametrize("noise", [0.1, 3.0])
 @pytest.mark.parametrize("inputs", [5, 19, 20, 40])
-def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, noise):
+def test_ridge_regression_takes_the_penalty_that_predicts_left_out_samples_best(inputs, noise):
     x = torch.randn(20, inputs, dtype=torch.float64) * 3 + 1
     y = x[:, :2] + noise * torch.randn(20, 2, dtype=torch.float64)
     standard = (x - x.mean(0)) / x.std(0, correction=0)
@@ -261,7 +226,7 @@ def test_the_penalty_is_the_one_that_predicts_samples_left_out_best(inputs, nois
     torch.testing.assert_close(found.leave_one_out, leave_one_out[best])
 
 
-def test_as_many_features_as_samples_keep_their_digits():
+def test_ridge_regression_keeps_its_digits_with_as_many_features_as_samples():
     x = torch.randn(400, 400)
     y = x[:, :1] + 0.01 * torch.randn(400, 1)
     found = ridge_regression(x, y)
@@ -269,13 +234,7 @@ def test_as_many_features_as_samples_keep_their_digits():
     assert found.weight.dtype == torch.float64
 
 
-def test_the_penalty_grows_with_the_noise():
-    x = torch.randn(30, 60, dtype=torch.float64)
-    clear, noise = ridge_regression(x, x[:, :1]), ridge_regression(x, torch.randn_like(x[:, :1]))
-    assert noise[0].norm() < 0.1 * clear[0].norm()
-
-
-def test_what_differs_by_rounding_alone_says_nothing():
+def test_features_that_differ_by_rounding_alone_get_no_weight():
     x = torch.randn(30, 5, dtype=torch.float64)
     x[:, 0] = 0.3 + 1e-8 * torch.randn(30, dtype=torch.float64)
     weight, *_ = ridge_regression(x, torch.randn(30, 2, dtype=torch.float64))
@@ -294,10 +253,10 @@ def test_the_last_layer_answers_from_the_start():
     x = torch.randn(20, 30, 3) + 3 * nn.functional.one_hot(y, 3)
     x[torch.arange(20)[:, None] >= lengths] = 100.0  # padding
     fire_from_the_start(model[:2], x[:10], 0.1)
-    hidden = {name: value.clone() for name, value in model[:3].state_dict().items()}
+    hidden = copy.deepcopy(model[:3].state_dict())
     batches = [(x[:, :12], y[:12], lengths[:12]), (x[:, 12:], y[12:], lengths[12:])]
     answer_from_the_start(model, model[3], batches)
-    assert all(torch.equal(value, hidden[name]) for name, value in model[:3].state_dict().items())
+    torch.testing.assert_close(model[:3].state_dict(), hidden, rtol=0, atol=0)
     assert not model[3]._forward_pre_hooks
     assert model.training
     model.eval()
@@ -323,7 +282,7 @@ def test_the_last_layer_is_as_sure_as_the_sequences_left_out_allow(clear):
     assert least < right.mean() < most
 
 
-def test_the_last_layer_answers_numbers_as_they_are():
+def test_the_last_layer_of_a_regression_predicts_numbers_from_the_start():
     x = torch.randn(8, 60, 3)
     y = x.mean(0) @ torch.tensor([[30.0], [0.0], [-10.0]]) + 500
     layer = nn.Linear(3, 1)
@@ -331,44 +290,40 @@ def test_the_last_layer_answers_numbers_as_they_are():
     torch.testing.assert_close(layer(x).mean(0), y, atol=0.1, rtol=0)
 
 
+CLASSES = torch.arange(4) % 2
+
+
 @pytest.mark.parametrize(
-    ("layer", "targets", "message"),
+    ("layer", "targets", "words"),
     [
-        (nn.Linear(3, 2, bias=False), torch.arange(4) % 2, "has no bias"),
-        (
-            parametrizations.weight_norm(nn.Linear(3, 2)),
-            torch.arange(4) % 2,
-            "computed from others",
-        ),
+        (nn.Linear(3, 2, bias=False), CLASSES, "has no bias"),
+        (parametrizations.weight_norm(nn.Linear(3, 2)), CLASSES, "computed from others"),
+        (prune.identity(nn.Linear(3, 2), "bias"), CLASSES, "computed from others"),
         (nn.Linear(3, 2), torch.rand(4, 1), r"shape \(4, 1\) in torch.float32, expected \(4, 2\)"),
         (nn.Linear(3, 2), torch.rand(4), r"shape \(4,\) in torch.float32, expected \(4, 2\)"),
         (nn.Linear(3, 2), torch.ones(4, 1).int(), r"shape \(4, 1\) in torch.int32, exp.* \(4,\)"),
+        (nn.Linear(3, 2), torch.tensor([1]), "number of samples is 1, expected two or more"),
+        (nn.Linear(3, 2), torch.tensor([0, 1, 2]), "classes from 0 to 2, .* 2 ou"),
+        (nn.Linear(3, 2), torch.tensor([-1, 0, 1]), "classes from -1 to 1, .* 2 ou"),
     ],
 )
-def test_a_last_layer_that_cannot_be_set_stays_as_it_was(layer, targets, message):
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        fit_readout(layer, torch.rand(4, 3), targets)
-    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+def test_a_last_layer_that_cannot_be_set_is_refused_and_stays_as_it_was(layer, targets, words):
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match=words):
+        fit_readout(layer, torch.rand(len(targets), 3), targets)
+    torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
 
 
-def test_classes_may_be_whole_numbers_of_any_size():
+def test_a_last_layer_that_answers_no_batches_or_runs_several_times_is_refused():
+    model, x = deep(), spikes()
+    with pytest.raises(ValueError, match="there are no batches"):
+        answer_from_the_start(model, model[-2], [])
+    with pytest.raises(ValueError, match=r"runs \d times for a batch, expected once"):
+        answer_from_the_start(Chunked(model, 15), model[-2], [(x, torch.zeros(16), None)])
+
+
+def test_classes_may_be_whole_numbers_of_any_dtype():
     features, layers = torch.rand(6, 3), [nn.Linear(3, 2) for _ in range(2)]
     for layer, dtype in zip(layers, (torch.int64, torch.uint8), strict=True):
         fit_readout(layer, features, (torch.arange(6) % 2).to(dtype))
     assert torch.equal(layers[0].weight, layers[1].weight)
-
-
-def test_a_single_sample_and_classes_that_the_layer_has_not_are_refused():
-    layer = nn.Linear(3, 2)
-    with pytest.raises(ValueError, match="number of samples is 1, expected two or more"):
-        fit_readout(layer, torch.rand(1, 3), torch.tensor([1]))
-    for classes in ([0, 1, 2], [-1, 0, 1]):
-        with pytest.raises(ValueError, match=f"classes from {classes[0]} to {classes[2]}, .* 2 ou"):
-            fit_readout(layer, torch.rand(3, 3), torch.tensor(classes))
-
-
-def test_an_answer_to_no_batches_is_refused():
-    model = Sequential(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="there are no batches"):
-        answer_from_the_start(model, model[0], [])
