@@ -1,11 +1,11 @@
 """Readouts against a loop over the samples, each at its own length."""
 
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
+from small_networks import in_parts
 from torch import nn
 
 from snn_lib import Chunked, Sequential
@@ -32,13 +32,9 @@ DEFINITIONS = {
 }
 
 
-def test_every_readout_has_a_definition():
-    assert DEFINITIONS.keys() == READOUTS.keys()
-
-
 @pytest.mark.parametrize("features", [(), (N,), (2, N), (2, N, 4)])
 @pytest.mark.parametrize("name", READOUTS)
-def test_each_sequence_is_read_out_over_its_own_steps(name, features):
+def test_every_readout_reads_each_sequence_over_its_own_steps(name, features):
     output = torch.randn(T, B, *features) - 1.0
     readout = READOUTS[name]()
     whole = torch.stack([DEFINITIONS[name](output[:, b]) for b in range(B)])
@@ -49,20 +45,20 @@ def test_each_sequence_is_read_out_over_its_own_steps(name, features):
 
 
 @pytest.mark.parametrize("name", READOUTS)
-def test_a_length_beyond_the_steps_that_are_there_is_all_of_them(name):
+def test_a_length_beyond_the_steps_counts_as_all_of_them(name):
     output, readout = torch.randn(T, B, N), READOUTS[name]()
     beyond = torch.tensor([T + 5, 1, 5, T + 1])
     torch.testing.assert_close(readout(output, beyond), readout(output, beyond.clamp(max=T)))
 
 
-def test_without_steps_there_is_nothing_to_count():
+def test_count_and_mean_without_steps_are_zero():
     output, lengths = torch.randn(T, 2, N), torch.tensor([0, T])
     for name in ("count", "mean"):
         assert READOUTS[name]()(output, lengths)[0].tolist() == [0.0] * N
 
 
 @pytest.mark.parametrize("name", READOUTS)
-def test_padding_may_be_undefined(name):
+def test_padding_may_be_nan(name):
     output = torch.randn(T, B, N)
     clean, readout = output.clone(), READOUTS[name]()
     for b, length in enumerate(LENGTHS):
@@ -97,17 +93,6 @@ def test_padding_has_no_gradient(name):
         assert (output.grad[:length, b] != 0).any()
 
 
-@pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
-def test_a_time_constant_that_is_none_is_refused(tau):
-    with pytest.raises(ValueError, match="expected a positive number of steps"):
-        LeakyIntegrator(tau)
-
-
-def test_a_network_ends_in_a_readout():
-    assert all(issubclass(kind, nn.Module) for kind in READOUTS.values())
-    assert not any(list(kind().parameters()) for kind in READOUTS.values())
-
-
 @pytest.mark.parametrize("name", ["count", "mean", "leaky"])
 def test_sums_over_time_keep_their_digits_in_bfloat16(name):
     output = torch.rand(2000, 2, 3).bfloat16()
@@ -130,7 +115,7 @@ def snapshots_of(own, steps):
 
 @pytest.mark.parametrize("positions", [(), (2, 5)])
 @pytest.mark.parametrize("steps", [[T], [2, 5, T], [T, 1, 1], [4, T + 1, 4 * T]])
-def test_snapshots_add_up_parts_of_the_input_at_their_steps(steps, positions):
+def test_snapshots_add_up_their_parts_of_the_input_at_their_steps(steps, positions):
     x = torch.randn(T, B, 2 * len(steps), *positions)
     whole = torch.stack([snapshots_of(x[:, b], steps) for b in range(B)], 1)
     y, _ = Snapshots(steps)(x)
@@ -138,17 +123,16 @@ def test_snapshots_add_up_parts_of_the_input_at_their_steps(steps, positions):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4, 5, T])
-def test_snapshots_in_chunks_are_those_of_the_whole(cut):
+def test_snapshots_in_chunks_are_those_of_the_whole_run(cut):
     x, snapshots = torch.randn(T, B, 6), Snapshots([2, 5, 8])
     whole, end = snapshots(x)
-    first, state = snapshots(x[:cut])
-    second, state = snapshots(x[cut:], state)
-    assert torch.equal(torch.cat([first, second]), whole)
+    parts, state = in_parts(snapshots, x, [cut, T - cut])
+    assert torch.equal(parts, whole)
     assert all(map(torch.equal, state, end))
     torch.testing.assert_close(Chunked(Sequential(snapshots), 2)(x)[0], whole)
 
 
-def test_snapshots_of_padded_sequences_go_on_at_each_ones_own_end():
+def test_snapshots_of_padded_sequences_continue_at_each_sequence_s_own_end():
     x, more, snapshots = torch.randn(T, B, 6), torch.randn(T, B, 6), Snapshots([2, 7, 12])
     y, state = snapshots(x, lengths=LENGTHS)
     again, _ = snapshots(more, state)
@@ -158,7 +142,7 @@ def test_snapshots_of_padded_sequences_go_on_at_each_ones_own_end():
         torch.testing.assert_close(again[:, b], own[length:])
 
 
-def test_snapshots_hand_gradients_to_what_they_took_and_to_nothing_else():
+def test_snapshots_give_gradients_to_the_steps_they_took_alone():
     x = torch.randn(T, B, 4, dtype=torch.float64, requires_grad=True)
     taken = torch.randn(B, 2, 2, dtype=torch.float64, requires_grad=True)
     snapshots = Snapshots([3, T])
@@ -170,7 +154,7 @@ def test_snapshots_hand_gradients_to_what_they_took_and_to_nothing_else():
     assert torch.equal(found, wanted)
 
 
-def test_a_snapshot_is_no_product_with_what_was_not_taken():
+def test_snapshots_do_not_see_nan_in_the_steps_they_do_not_take():
     x = torch.full((T, 1, 2), math.nan)
     x[1, :, 0] = x[3, :, 1] = 1.0
     assert Snapshots([2, 4])(x)[0].flatten().tolist() == [0, 1, 1, *[2] * (T - 3)]
@@ -201,7 +185,7 @@ def test_an_exported_network_with_snapshots_takes_any_number_of_steps_and_sample
     torch.testing.assert_close(program.module()(x)[0], network(x)[0])
 
 
-def test_a_length_beyond_the_steps_that_are_there_counts_as_all_of_them_in_snapshots():
+def test_for_snapshots_a_length_beyond_the_steps_counts_as_all_of_them():
     x, snapshots = torch.randn(T, B, 6), Snapshots([2, 7, 12])
     _, (taken, elapsed) = snapshots(x, lengths=LENGTHS + T)
     assert torch.equal(taken, snapshots(x)[1][0])
@@ -213,34 +197,6 @@ def test_the_steps_of_snapshots_may_be_any_whole_numbers(steps):
     assert Snapshots(steps).steps == (2, 4, 6)
 
 
-@pytest.mark.parametrize("steps", [[], [0, 1], [1.5], [-1], ["1"]])
-def test_snapshots_at_no_step_are_refused(steps):
-    with pytest.raises(ValueError, match=r"expected (a )?whole numbers? of at least 1"):
-        Snapshots(steps)
-
-
-@pytest.mark.parametrize(
-    ("x", "state", "message"),
-    [
-        (torch.zeros(T, B, 7), None, "7 channels, expected a multiple of the 2 steps"),
-        (torch.zeros(T, B), None, "x has shape (9, 4), expected at least three dimensions"),
-        (
-            torch.zeros(T, B, 6),
-            (torch.zeros(B, 3), torch.zeros(B, dtype=torch.int64)),
-            "state taken has shape (4, 3), expected (4, 2, 3)",
-        ),
-        (
-            torch.zeros(T, B, 6),
-            (torch.zeros(B, 2, 3), torch.zeros((), dtype=torch.int64)),
-            "state elapsed has shape (), expected (4,)",
-        ),
-    ],
-)
-def test_what_snapshots_cannot_take_is_refused(x, state, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Snapshots([1, 2])(x, state)
-
-
 def test_a_state_in_another_dtype_does_not_change_that_of_the_output():
     x, snapshots = torch.randn(T, B, 6), Snapshots([2, 5, 12])
     _, state = snapshots(x.double())
@@ -249,7 +205,7 @@ def test_a_state_in_another_dtype_does_not_change_that_of_the_output():
 
 
 @pytest.mark.parametrize("lead", [0.0, 1.0, 3.0, 100.0])
-def test_an_answer_stands_as_soon_as_its_lead_is_large_enough(lead):
+def test_first_lead_is_the_first_step_at_which_a_class_is_so_far_ahead(lead):
     output = (torch.rand(T, 20, 5) < 0.4).float()
     answers, steps = first_lead(output, lead)
     for sequence in range(20):
@@ -277,7 +233,7 @@ def replayed(output):
 
 @pytest.mark.parametrize("steps", [1, 2, 50])
 @pytest.mark.parametrize("lead", [1.0, 3.0, 100.0])
-def test_a_model_that_stops_when_all_is_clear_says_what_the_whole_run_says(lead, steps):
+def test_until_clear_answers_as_the_whole_run_and_runs_no_more_steps_than_needed(lead, steps):
     output = (torch.rand(T, 3, 5) < 0.4).float()
     output[:3, :, 0] = 1.0
     output[:3, :, 1:] = 0.0  # clear after three steps
@@ -289,7 +245,7 @@ def test_a_model_that_stops_when_all_is_clear_says_what_the_whole_run_says(lead,
     assert sum(seen) == min(T, -(-needed // steps) * steps)
 
 
-def test_it_runs_until_the_last_sequence_is_clear_even_if_others_have_lost_their_lead():
+def test_until_clear_runs_until_every_sequence_has_once_been_clear():
     output = torch.zeros(T, 2, 3)
     output[0, 0, 1] = 2.0  # clear at once, then caught up with
     output[1, 0, 2] = 2.0
@@ -301,7 +257,7 @@ def test_it_runs_until_the_last_sequence_is_clear_even_if_others_have_lost_their
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_low_precision_is_added_up_in_float32(steps):
+def test_until_clear_adds_up_low_precision_in_float32(steps):
     output = torch.zeros(500, 2, 2, dtype=torch.bfloat16)
     output[:, 0, 0], output[:, 1, 1] = 0.5, 1.0
     model, _ = replayed(output)
@@ -309,18 +265,34 @@ def test_low_precision_is_added_up_in_float32(steps):
     assert (answers.tolist(), taken.tolist()) == ([0, 1], [400, 200])
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 2, 1), (4, 3)])
-def test_output_that_has_no_lead_is_refused(shape):
-    with pytest.raises(ValueError, match="at least one step and two classes"):
-        first_lead(torch.zeros(shape), 1.0)
-    model, _ = replayed(torch.zeros(shape))
-    with pytest.raises(ValueError, match="at least one step and two classes"):
-        until_clear(model, torch.zeros(shape), 1.0)
-    with pytest.raises(ValueError, match="steps is 0"):
-        until_clear(model, torch.zeros(3, 2, 2), 1.0, steps=0)
+def run_snapshots(x, taken=None, elapsed=None):
+    return Snapshots([1, 2])(x, None if taken is None else (taken, elapsed))
 
 
-def test_a_model_with_the_batch_first_is_refused():
-    model = Sequential(nn.Linear(3, 2), batch_first=True)
-    with pytest.raises(ValueError, match="the model has batch_first"):
-        until_clear(model, torch.zeros(2, 5, 3), 1.0)
+WHOLE = torch.zeros(B, dtype=torch.int64)
+REFUSED = [  # what is built or run, and the words
+    *((lambda tau=tau: LeakyIntegrator(tau), "expected a positive number of steps")
+      for tau in (0.0, -1.0, math.nan)),
+    *((lambda steps=steps: Snapshots(steps), r"expected (a )?whole numbers? of at least 1")
+      for steps in ([], [0, 1], [1.5], [-1], ["1"])),
+    (lambda: run_snapshots(torch.zeros(T, B, 7)), "7 channels, expected a multiple of the 2 steps"),
+    (lambda: run_snapshots(torch.zeros(T, B)), r"x has shape \(9, 4\), expected at least three"),
+    (lambda: run_snapshots(torch.zeros(T, B, 6), torch.zeros(B, 3), WHOLE),
+     r"state taken has shape \(4, 3\), expected \(4, 2, 3\)"),
+    (lambda: run_snapshots(torch.zeros(T, B, 6), torch.zeros(B, 2, 3), WHOLE[0]),
+     r"state elapsed has shape \(\), expected \(4,\)"),
+    *((lambda shape=shape: first_lead(torch.zeros(shape), 1.0), "least one step and two classes")
+      for shape in ((0, 2, 3), (4, 2, 1), (4, 3))),
+    (lambda: until_clear(replayed(torch.zeros(4, 2, 1))[0], torch.zeros(4, 2, 1), 1.0),
+     "at least one step and two classes"),
+    (lambda: until_clear(replayed(torch.zeros(4, 2, 3))[0], torch.zeros(4, 2, 1), 1.0, steps=0),
+     "steps is 0"),
+    (lambda: until_clear(Sequential(nn.Linear(3, 2), batch_first=True), torch.zeros(2, 5, 3), 1.0),
+     "the model has batch_first"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_bad_settings_and_inputs_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
