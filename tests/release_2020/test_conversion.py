@@ -186,7 +186,7 @@ def test_a_script_of_the_release_trains(optimizer, scheduler):
 @pytest.mark.parametrize("membrane_filter", [False, True])
 @pytest.mark.parametrize("train_bias", [True, False])
 @pytest.mark.parametrize("model", MODELS)
-def test_same_outputs_after_save_and_load_and_conversion(
+def test_outputs_are_the_same_after_saving_loading_and_conversion(
     model, train_bias, membrane_filter, tmp_path
 ):
     options = {"train_bias": train_bias, "membrane_filter": membrane_filter}
@@ -233,7 +233,7 @@ def test_gradients_are_those_of_the_native_network(tmp_path):
         assert weight.grad.abs().max() > 0
 
 
-def test_command_converts_and_the_script_tests_it(tmp_path):
+def test_the_command_converts_a_checkpoint_that_the_script_then_tests(tmp_path):
     network, optimizer, _, loss = trained("snn_mlp_2")
     source = saved(tmp_path / "of_the_release", network, optimizer, loss)
     target = tmp_path / "converted"
@@ -285,7 +285,7 @@ def test_a_failed_write_is_exit_code_1(tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_other_keys_are_named(tmp_path):
+def test_unknown_keys_of_a_checkpoint_are_refused_by_name(tmp_path):
     network, optimizer, _, loss = trained("snn_mlp_1", steps=1)
     network.snn4 = nn.Linear(2, 2)
     source = saved(tmp_path / "of_the_release", network, optimizer, loss)

@@ -15,7 +15,7 @@ from snn_lib.data_loaders import MNISTDataset, MNISTDataset_Poisson_Spike, get_r
 matplotlib.use("agg")
 
 
-def test_random_patterns():
+def test_random_patterns_have_the_asked_numbers_of_spikes_at_random_times():
     x, one_hot, labels = utilities.generate_rand_pattern(5, 40, 30, 2, 6)
     assert x.shape == (5, 40, 30)
     assert set(np.unique(x)) == {0, 1}
@@ -30,12 +30,6 @@ def test_random_patterns():
     assert full.all()
 
 
-@pytest.mark.parametrize("numbers", [(-1, 2), (3, 2), (0, 11)])
-def test_impossible_numbers_of_spikes_are_refused(numbers):
-    with pytest.raises(ValueError, match="min <= max <= length"):
-        utilities.generate_rand_pattern(2, 3, 10, *numbers)
-
-
 def test_mutation_moves_every_spike():
     template = np.zeros((400, 100))
     template[:, 50] = 1
@@ -48,7 +42,7 @@ def test_mutation_moves_every_spike():
     assert abs(shift.var() - 4 - 1 / 12) < 1.0
 
 
-def test_mutation_stays_in_time():
+def test_mutation_keeps_spikes_within_the_pattern():
     template = np.zeros((2, 10), dtype=np.uint8)
     template[0, 8] = template[1, 1] = 1
     assert np.array_equal(
@@ -63,7 +57,7 @@ def test_mutation_stays_in_time():
 @pytest.mark.parametrize(
     ("filter_type", "normalize"), [("exp", True), ("dual_exp", True), ("dual_exp", False)]
 )
-def test_filters(filter_type, normalize):
+def test_filters_are_leaky_integrators_and_their_scaled_difference(filter_type, normalize):
     trains = np.random.default_rng(0).random((3, 50)) < 0.2
     expected = np.zeros((3, 50))
     m = s = np.zeros(3)
@@ -81,12 +75,7 @@ def test_filters(filter_type, normalize):
     np.testing.assert_allclose(one[0], expected[1], atol=1e-5)
 
 
-def test_unknown_filter_is_refused():
-    with pytest.raises(ValueError, match="expected 'exp' or 'dual_exp'"):
-        utilities.filter_spike(np.zeros(5), "gaussian")
-
-
-def test_gaussian_filter():
+def test_the_gaussian_filter_adds_a_density_for_every_spike():
     train = np.zeros(81)
     train[[40, 45]] = 1
     time = np.arange(81)
@@ -99,24 +88,17 @@ def test_gaussian_filter():
     np.testing.assert_allclose(found[0, 0], smooth, atol=1e-7)
     np.testing.assert_allclose(found[0, 1], np.roll(smooth, 7), atol=1e-7)
     assert not found[1].any()
-    with pytest.raises(ValueError, match="sigma is 0, expected a number above 0"):
-        utilities.gaussian_filter_spike_train(train, 0)
 
 
 @pytest.mark.parametrize(
     ("value", "times"),
     [(0, []), (0.05, []), (0.1, [0]), (0.4, [0, 2, 5, 7]), (0.5, [0, 2, 4, 6, 8]), (1, range(10))],
 )
-def test_float_to_spike_train(value, times):
+def test_a_number_becomes_regular_spikes_at_its_rate(value, times):
     assert np.array_equal(np.flatnonzero(utilities.float_to_spike_train(value, 10)), times)
 
 
-def test_float_to_spike_train_refuses_other_rates():
-    with pytest.raises(ValueError, match="rate in"):
-        utilities.float_to_spike_train(1.5, 10)
-
-
-def test_pattern_data_set():
+def test_the_data_set_of_patterns_is_batched_and_transformed():
     x, one_hot, labels = utilities.generate_rand_pattern(6, 4, 10, 1, 3)
     batches = torch.utils.data.DataLoader(utilities.RandPatternDataset(x, one_hot), batch_size=4)
     sizes = [(pattern.shape, label.shape) for pattern, label in batches]
@@ -135,6 +117,21 @@ def test_raster_has_time_along_x(plot):
     matplotlib.pyplot.close(ax.figure)
 
 
+REFUSED = [  # what is called, and the words
+    *((lambda n=n: utilities.generate_rand_pattern(2, 3, 10, *n), "min <= max <= length")
+      for n in ((-1, 2), (3, 2), (0, 11))),
+    (lambda: utilities.filter_spike(np.zeros(5), "gaussian"), "expected 'exp' or 'dual_exp'"),
+    (lambda: utilities.gaussian_filter_spike_train(np.zeros(5), 0), "sigma is 0, expected a numb"),
+    (lambda: utilities.float_to_spike_train(1.5, 10), "rate in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_bad_arguments_are_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
 # Digits
 
 
@@ -144,7 +141,7 @@ def digits(transform=lambda image: image):
     return [(transform(image), label) for label, image in enumerate(images)], values / 255
 
 
-def test_digits_are_scaled():
+def test_digits_are_scaled_to_the_largest_rate():
     mnist, values = digits()
     dataset = MNISTDataset(mnist, 25, max_rate=0.5)
     assert len(dataset) == 2
