@@ -43,9 +43,14 @@ def points(collection):
     return {tuple(point) for point in np.asarray(collection.get_offsets())}
 
 
+def points_of(spikes):
+    """The points of the spikes ``(time, trains)`` in a raster."""
+    return {tuple(map(float, spike)) for spike in spikes.nonzero().tolist()}
+
+
 def test_raster_has_a_dot_for_every_spike_with_train_0_at_the_top(spikes):
     ax = plotting.raster(spikes, title="S")
-    assert points(ax.collections[0]) == {tuple(map(float, s)) for s in spikes.nonzero().tolist()}
+    assert points(ax.collections[0]) == points_of(spikes)
     assert ax.get_xlim() == (-0.5, 39.5)
     assert ax.get_ylim() == (29.5, -0.5)
     labels = ax.get_xlabel(), ax.get_ylabel(), ax.get_title()
@@ -53,7 +58,7 @@ def test_raster_has_a_dot_for_every_spike_with_train_0_at_the_top(spikes):
     ax.figure.canvas.draw()
 
 
-def test_completion_shows_spikes_when_their_time_has_come_and_the_missing_ones_apart():
+def test_completion_shows_spikes_at_their_time_and_the_missing_ones_at_the_end():
     steps, trains = 40, 30
     given = torch.zeros(steps, 2, trains)
     given[5, 0, 3] = 1
@@ -92,34 +97,12 @@ def test_completion_shows_spikes_when_their_time_has_come_and_the_missing_ones_a
     assert inside(0)[0] > inside(0)[1]  # what is given, to the first alone
 
 
-@pytest.mark.parametrize(
-    ("shapes", "frames", "message"),
-    [
-        (((5, 2, 3), (5, 1, 3), (5, 2, 3)), 4, "expected the same"),
-        (((5, 2, 3), (6, 2, 3), (5, 2, 3)), 4, "expected the same"),
-        (((5, 2, 3),) * 3, 0, "frames is 0"),
-    ],
-)
-def test_completion_of_what_does_not_fit_together_is_refused(shapes, frames, message):
-    with pytest.raises(ValueError, match=message):
-        plotting.completion(*map(torch.zeros, shapes), frames)
-    assert not plt.get_fignums()
-
-
-def test_raster_of_silence_and_on_given_axes():
-    _, ax = plt.subplots()
-    assert plotting.raster(torch.zeros(10, 5), ax) is ax
-    ax.figure.canvas.draw()
-
-
-def test_rasters_in_reading_order(spikes):
+def test_rasters_are_drawn_in_reading_order(spikes):
     samples = [spikes, spikes[:, :7], spikes[:20]]
     axes = plotting.rasters(samples, ["a", "b", "c"], columns=2)
     assert [ax.get_title() for ax in axes] == ["a", "b", "c"]
     for ax, sample in zip(axes, samples, strict=True):
-        assert points(ax.collections[0]) == {
-            tuple(map(float, spike)) for spike in sample.nonzero().tolist()
-        }
+        assert points(ax.collections[0]) == points_of(sample)
     assert [ax.get_ylim()[0] for ax in axes] == [29.5, 6.5, 29.5]
     figure = axes[0].figure
     assert (figure.get_supxlabel(), figure.get_supylabel()) == ("time step", "train index")
@@ -137,12 +120,10 @@ def test_reconstructions_have_a_row_for_each_sample(spikes):
     assert axes[1, 0].get_ylabel() == "train index"
     for b, row in enumerate(axes):
         for ax, shown in zip(row, (damaged, output, target), strict=True):
-            assert points(ax.collections[0]) == {
-                tuple(map(float, spike)) for spike in shown[:, b].nonzero().tolist()
-            }
+            assert points(ax.collections[0]) == points_of(shown[:, b])
 
 
-def test_membranes(spikes):
+def test_membranes_show_potential_reset_threshold_and_spikes_of_each_neuron(spikes):
     membrane, reset = torch.randn(40, 30), torch.rand(40, 30)
     axes = plotting.membranes(spikes, membrane, reset, [3, 17])
     assert [ax.get_ylabel() for ax in axes] == ["neuron 3", "neuron 17"]
@@ -156,14 +137,17 @@ def test_membranes(spikes):
     assert texts(axes[0]) == ["membrane potential V", "reset R", "threshold", "spike S"]
 
 
+def assert_shows_responses(ax, synapse, steps):
+    """The first lines are the impulse responses of the channels, by SciPy."""
+    for line, alpha, beta in zip(ax.lines, synapse.alpha.T, synapse.beta.T, strict=False):
+        expected = signal.lfilter(beta.tolist(), [1, *(-alpha).tolist()], np.eye(1, steps)[0])
+        np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_synapse_kernels_are_impulse_responses(learned):
     initial = DualExponentialSynapse(20, 8.0, 2.0)
     ax = plotting.synapse_kernels(learned, initial, steps=30)
-    impulse = np.eye(1, 30)[0]
-    for channel in range(20):
-        alpha, beta = learned.alpha[:, channel].tolist(), learned.beta[:, channel].tolist()
-        expected = signal.lfilter(beta, [1, *(-a for a in alpha)], impulse)
-        np.testing.assert_allclose(ax.lines[channel].get_ydata(), expected, rtol=1e-4, atol=1e-5)
+    assert_shows_responses(ax, learned, steps=30)
     k = np.arange(30)
     shown = {line.get_label(): line.get_ydata() for line in ax.lines}
     expected = np.exp(-(k + 1) / 8) - np.exp(-(k + 1) / 2)
@@ -191,13 +175,13 @@ def test_synapse_kernels_and_poles_are_those_of_the_filter_at_work():
     assert pole == pytest.approx((0.9, 0.0))
 
 
-def test_synapse_kernels_of_a_layer_with_a_feature_shape():
+def test_synapse_kernels_of_feature_maps_are_drawn():
     synapse = LowPassSynapse((2, 3), 4.0)
     ax = plotting.synapse_kernels(synapse, synapse, steps=5)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), np.exp(-np.arange(5) / 4), rtol=1e-5)
 
 
-def test_poles_in_the_unit_circle(learned):
+def test_poles_are_drawn_with_the_unit_circle(learned):
     initial = DualExponentialSynapse(20, 8.0, 2.0)
     ax = plotting.poles(learned, initial)
     shown, start = (np.asarray(collection.get_offsets()) for collection in ax.collections)
@@ -233,7 +217,7 @@ def test_synapse_layers_show_kernels_above_poles(learned):
     assert [ax.get_legend() is not None for ax in axes.flat] == [True, False, True, False]
 
 
-def test_damage_sweep_of_one_kind():
+def test_a_damage_sweep_shows_error_and_retrieval_over_the_strength():
     strengths, errors, retrievals = [0, 10, 20], [0.02, 0.05, 3.0], [1.0, 1.0, 0.8]
     rows = [
         {"damage": "x", "strength": strength, "error": error, "retrieval": retrieval}
@@ -299,14 +283,12 @@ CONVERSIONS = [
 
 
 @pytest.mark.parametrize("converted", CONVERSIONS)
-def test_tensors_of_any_precision(converted, spikes):
+def test_tensors_of_any_precision_are_drawn(converted, spikes):
     # multiples of 1/8 below 4, which every precision holds
     membrane, reset = spikes.cumsum(0).remainder(4), spikes.cumsum(1).remainder(4) / 8
     shown = converted(spikes.clone())
-    (time, train) = spikes.nonzero(as_tuple=True)
-    expected = set(zip(time.tolist(), train.tolist(), strict=True))
     for ax in (plotting.raster(shown), *plotting.reconstructions(*[shown[:, None]] * 3, ["a"])[0]):
-        assert points(ax.collections[0]) == expected
+        assert points(ax.collections[0]) == points_of(spikes)
     traces = (converted(trace.clone()) for trace in (membrane, reset))
     (ax,) = plotting.membranes(shown, *traces, [3])
     v, r, _, ticks = ax.lines
@@ -316,33 +298,21 @@ def test_tensors_of_any_precision(converted, spikes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_synapses_of_any_precision(learned, dtype):
+def test_synapses_of_any_precision_are_drawn(learned, dtype):
     rounded = learned.to(dtype)
     kernels, plane = (column[0] for column in plotting.synapse_layers([rounded], [rounded], ["a"]))
-    impulse = np.eye(1, 50)[0]
-    alpha, beta = rounded.alpha.detach().double(), rounded.beta.detach().double()
-    for channel in range(20):
-        feedback = [1, *(-alpha[:, channel]).tolist()]
-        expected = signal.lfilter(beta[:, channel].tolist(), feedback, impulse)
-        np.testing.assert_allclose(
-            kernels.lines[channel].get_ydata(), expected, rtol=1e-4, atol=1e-5
-        )
+    assert_shows_responses(kernels, rounded, steps=50)
     assert len(plane.collections[0].get_offsets()) == 40
     assert rounded.alpha.dtype == dtype
 
 
-def test_drawing_a_synapse_is_no_run_of_it_that_a_monitor_records(learned):
+def test_a_monitor_records_nothing_of_a_synapse_that_is_drawn(learned):
     with Monitor(torch.nn.Sequential(learned)) as monitor:
         plotting.synapse_kernels(learned, learned)
     assert not monitor.records
 
 
-def test_each_sample_needs_a_name(spikes):
-    with pytest.raises(ValueError, match="there are 1 names for 2 samples"):
-        plotting.reconstructions(*[torch.stack([spikes, spikes], 1)] * 3, ["a"])
-
-
-def test_a_response_that_overflows_is_refused(learned):
+def test_an_impulse_response_that_overflows_is_refused(learned):
     unstable = LowPassSynapse(20, 4.0)
     with torch.no_grad():
         unstable.alpha.fill_(1.1)
@@ -368,7 +338,7 @@ def test_rasters_without_steps_or_trains_are_empty_axes(shape):
     ax.figure.canvas.draw()
 
 
-def test_axes_of_no_values_are_drawn_empty():
+def test_axes_without_values_are_drawn_empty():
     empty = torch.zeros(0, 3)
     for axes in (
         plotting.membranes(empty, empty, empty, [1]),
@@ -378,27 +348,11 @@ def test_axes_of_no_values_are_drawn_empty():
         axes[0].figure.canvas.draw()
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda: plotting.rasters([], []),
-        lambda: plotting.reconstructions(*[torch.zeros(5, 0, 3)] * 3, []),
-        lambda: plotting.membranes(*[torch.zeros(5, 3)] * 3, []),
-        lambda: plotting.synapse_layers([], [], []),
-        lambda: plotting.damage_sweeps([]),
-        lambda: plotting.synapse_kernels(LowPassSynapse(0, 4.0), LowPassSynapse(0, 4.0)),
-        lambda: plotting.synapse_kernels(LowPassSynapse(2, 4.0), LowPassSynapse(2, 4.0), steps=0),
-    ],
-)
-def test_a_figure_of_nothing_is_refused(draw):
-    with pytest.raises(ValueError, match="nothing to draw"):
-        draw()
-    assert not plt.get_fignums()
-
-
 def test_a_single_raster_takes_a_single_panel(spikes):
     axes = plotting.rasters([spikes], ["a"])
     assert len(axes[0].figure.axes) == 1
+    _, given = plt.subplots()
+    assert plotting.raster(spikes, given) is given
 
 
 def test_the_lowest_raster_of_every_column_has_the_times(spikes):
@@ -406,3 +360,30 @@ def test_the_lowest_raster_of_every_column_has_the_times(spikes):
     axes[0].figure.canvas.draw()
     labelled = [any(tick.label1.get_visible() for tick in ax.xaxis.majorTicks) for ax in axes]
     assert labelled == [False, False, True, True, True]
+
+
+def completion(*shapes, frames=4):
+    return plotting.completion(*map(torch.zeros, shapes), frames)
+
+
+REFUSED = [  # what is drawn, and the words
+    (lambda: plotting.rasters([], []), "nothing to draw"),
+    (lambda: plotting.reconstructions(*[torch.zeros(5, 0, 3)] * 3, []), "nothing to draw"),
+    (lambda: plotting.membranes(*[torch.zeros(5, 3)] * 3, []), "nothing to draw"),
+    (lambda: plotting.synapse_layers([], [], []), "nothing to draw"),
+    (lambda: plotting.damage_sweeps([]), "nothing to draw"),
+    (lambda: plotting.synapse_kernels(*[LowPassSynapse(0, 4.0)] * 2), "nothing to draw"),
+    (lambda: plotting.synapse_kernels(*[LowPassSynapse(2, 4.0)] * 2, steps=0), "nothing to draw"),
+    (lambda: plotting.reconstructions(*[torch.zeros(5, 2, 3)] * 3, ["a"]),
+     "there are 1 names for 2 samples"),
+    (lambda: completion((5, 2, 3), (5, 1, 3), (5, 2, 3)), "expected the same"),
+    (lambda: completion((5, 2, 3), (6, 2, 3), (5, 2, 3)), "expected the same"),
+    (lambda: completion(*[(5, 2, 3)] * 3, frames=0), "frames is 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("draw", "words"), REFUSED)
+def test_figures_of_nothing_and_of_parts_that_do_not_fit_are_refused(draw, words):
+    with pytest.raises(ValueError, match=words):
+        draw()
+    assert not plt.get_fignums()
