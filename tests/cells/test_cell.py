@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from definitions import fire, gradients, stack
+from small_networks import in_parts
 from torch import nn
 from torch.func import functional_call
 
@@ -140,7 +140,7 @@ def test_a_cell_computes_its_step_and_learns_from_its_derivatives():
     assert 0.1 < found[0].mean() < 0.9
 
 
-def test_a_cell_knows_whether_it_spikes_its_key_its_parameters_and_its_arithmetic():
+def test_a_cell_says_whether_it_spikes_and_how_much_arithmetic_it_takes():
     cell = soft_reset((5, 2), dropout=0.5, surrogate=FastSigmoid(0.3))
     assert is_spiking(cell)
     assert not is_spiking(Leak(3, weights=[1.0, 0.5]))
@@ -174,9 +174,7 @@ def test_a_state_may_have_rows_and_a_cell_may_lack_coefficients():
 def test_a_cell_without_a_state_runs_in_chunks():
     x = torch.randn(6, 2, 3)
     for model in (Gate(3, gain=2.0), Sequential(Gate(3, gain=2.0), LowPassSynapse(3, 4.0))):
-        first, state = model(x[:2])
-        rest, _ = model(x[2:], state)
-        torch.testing.assert_close(torch.cat([first, rest]), model(x)[0], **EXACT)
+        torch.testing.assert_close(in_parts(model, x, [2, 4])[0], model(x)[0], **EXACT)
 
 
 def test_a_network_with_a_cell_of_one_s_own_trains_in_chunks_and_compiled():
@@ -192,14 +190,8 @@ def test_a_network_with_a_cell_of_one_s_own_trains_in_chunks_and_compiled():
     assert all((gradient != 0).any() for gradient in found[0][1])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
-    chunks, state = [], None
     with torch.no_grad():
-        for start, stop in pairwise([0, 1, 9, 25]):
-            chunk, state = model.eval()(x[start:stop], state)
-            chunks.append(chunk)
-        whole, end = model(x)
-    torch.testing.assert_close(torch.cat(chunks), whole)
-    torch.testing.assert_close(state[1], end[1])
+        torch.testing.assert_close(in_parts(model.eval(), x, [1, 8, 16]), model(x))
 
 
 def test_the_coefficients_of_a_cell_are_a_group_of_parameters():
@@ -372,26 +364,24 @@ def test_a_state_dict_holds_the_coefficients_and_copies_and_pickles_run_alike(ce
 # Refusals
 
 
-@pytest.mark.parametrize(
-    ("build", "words"),
-    [
-        (lambda: SoftReset(3, decay=0.5), "gains has no value or is unknown: .* decay, gains"),
-        (lambda: Odd(3, decay=0.5, gain=1.0), "gain has no value or is unknown: .* are decay"),
-        (lambda: Odd(3, decay=0.5, train=["gain"]), "gain has no value or is unknown"),
-        (lambda: Odd(3, decay=torch.ones(2)), r"decay has the shape \(2,\), expected \(3,\)"),
-        (lambda: soft_reset(3, dropout=1.0), r"dropout is 1.0, expected a probability in \[0, 1\)"),
-        (lambda: SoftReset(3, decay=1.0, gains=[1.0, 1.0]), "does not decay"),
-        (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"decay has shape \(3,\), .*\(4, 2, 5\)"),
-        (lambda: soft_reset(3)(torch.zeros(4, 3)), r"x has shape \(4, 3\)"),
-        (
-            lambda: soft_reset(3)(torch.zeros(4, 2, 3), (torch.zeros(2, 3),)),
-            r"state has 1 entries, expected 2: \(membrane, trace\)",
-        ),
-    ],
-)
-def test_bad_settings_and_inputs_are_refused(build, words):
+X = torch.zeros(4, 2, 3)
+REFUSED = [  # what is built or run, and the words
+    (lambda: SoftReset(3, decay=0.5), "gains has no value or is unknown: .* decay, gains"),
+    (lambda: Odd(3, decay=0.5, gain=1.0), "gain has no value or is unknown: .* are decay"),
+    (lambda: Odd(3, decay=0.5, train=["gain"]), "gain has no value or is unknown"),
+    (lambda: Odd(3, decay=torch.ones(2)), r"decay has the shape \(2,\), expected \(3,\)"),
+    (lambda: soft_reset(3, dropout=1.0), r"dropout is 1.0, expected a probability in \[0, 1\)"),
+    (lambda: SoftReset(3, decay=1.0, gains=[1.0, 1.0]), "does not decay"),
+    (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"decay has shape \(3,\), .*\(4, 2, 5\)"),
+    (lambda: soft_reset(3)(X[:, 0]), r"x has shape \(4, 3\)"),
+    (lambda: soft_reset(3)(X, (X[0],)), r"state has 1 entries, expected 2: \(membrane, trace\)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_bad_settings_and_inputs_are_refused(call, words):
     with pytest.raises(ValueError, match=words) as error:
-        build()
+        call()
     assert "\n" not in str(error.value)
 
 

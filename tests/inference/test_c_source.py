@@ -145,23 +145,20 @@ class Curved(Cell):
         return torch.tanh(x + level), (level + x,)
 
 
-@pytest.mark.parametrize(
-    ("model", "path", "words"),
-    [
-        (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
-        (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
-        (coming_back()[0], "network.c", "1 is given its own spikes, which C and integers cannot"),
-        (Sequential(nn.Linear(4, 4)), "network.h", r"network.h: expected a name in C with"),
-        (Sequential(nn.Linear(4, 4)), "my-net.c", r"my-net.c: expected a name in C with"),
-        (
-            Prepared(SeriesPreparation(block=2, encoding="current", **SERIES)),
-            "network.c",
-            "needs more than a step",
-        ),
-        (Prepared(PREPARED[0][0]), "network.c", "2 names of classes and 3 outputs"),
-        (maps(nn.MaxPool2d(1, stride=6, padding=0, dilation=1))[0], "network.c", "give the shape"),
-    ],
-)
+REFUSED = [  # the network, the name of the file, and the words
+    (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
+    (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
+    (coming_back()[0], "network.c", "1 is given its own spikes, which C and integers cannot"),
+    (Sequential(nn.Linear(4, 4)), "network.h", "network.h: expected a name in C with"),
+    (Sequential(nn.Linear(4, 4)), "my-net.c", "my-net.c: expected a name in C with"),
+    (Prepared(SeriesPreparation(block=2, encoding="current", **SERIES)), "network.c",
+     "needs more than a step"),
+    (Prepared(PREPARED[0][0]), "network.c", "2 names of classes and 3 outputs"),
+    (maps(nn.MaxPool2d(1, stride=6, padding=0, dilation=1))[0], "network.c", "give the shape"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "path", "words"), REFUSED)
 def test_networks_and_names_that_c_cannot_have_are_refused_and_nothing_is_written(
     model, path, words, tmp_path
 ):

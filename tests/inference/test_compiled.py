@@ -1,5 +1,6 @@
 """The compiled network against PyTorch, as a stream, in threads, and with input that is wrong."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -237,13 +238,12 @@ def test_input_may_be_of_any_real_dtype():
 def test_compiling_leaves_the_network_as_it_was_and_later_changes_of_it_do_not_count():
     model, x = digits()
     model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
     stream = compiled(model)
     target = stream.run(x[:, 0].numpy())
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, before[name])
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     with torch.no_grad():
         model[1].weight.zero_()
     stream.reset()

@@ -42,47 +42,39 @@ def in_maps(layer):
     return Sequential(LowPassSynapse((2, 6, 6), 3.0), PerStep(layer))
 
 
-@pytest.mark.parametrize(
-    ("network", "words"),
-    [
-        (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs only in PyTorch"),
-        (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs only in PyTorch"),
-        (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs only in PyTorch"),
-        (Backwards(nn.Linear(4, 4)), r"^Backwards is no chain of layers"),
-        (Sequential(Backwards(nn.Linear(4, 4))), r"^0 \(Backwards\) runs only in PyTorch"),
-        (in_maps(nn.BatchNorm2d(2)), "^1.module normalises what comes from no layer of weights"),
-        (
-            in_maps(nn.BatchNorm2d(2, track_running_stats=False)),
-            r"1.module \(BatchNorm2d\).*no running averages",
-        ),
-        (in_maps(nn.InstanceNorm2d(2)), r"1.module \(InstanceNorm2d\) runs only in PyTorch"),
-        (
-            in_maps(nn.Conv2d(2, 2, 3, padding_mode="circular")),
-            r"1.module \(Conv2d\).*padding_mode",
-        ),
-        (in_maps(nn.AvgPool2d(4, ceil_mode=True)), r"1.module \(AvgPool2d\).*ceil_mode"),
-        (in_maps(nn.MaxPool2d(2, return_indices=True)), r"1.module \(MaxPool2d\).*return_indices"),
-        (in_maps(nn.Flatten(2)), r"1.module \(Flatten\).*one row"),
-        (in_maps(nn.Linear(6, 2)), r"1.module \(Linear\).*nn.Flatten\(2\) before it"),
-        (in_maps(nn.Conv2d(3, 2, 3)), r"1.module \(Conv2d\) is given the shape \(2, 6, 6\)"),
-        (Sequential(nn.Linear(4, 3), LowPassSynapse(5, 3.0)), r"1 \(LowPassSynapse\) is given"),
-        (Sequential(nn.Linear(4, 3), SpikingNeuron(5, 3.0)), r"1 \(SpikingNeuron\) is given"),
-        (Sequential(), "Sequential has no layers"),
-        (Sequential(nn.Flatten(2), nn.Identity()), "Sequential has no layers"),
-        (nn.Linear(4, 4), "^Linear is no chain of layers"),
-        (Sequential(nn.Linear(4, 4), nn.Unflatten(2, (4, 1))), "^1 rearranges features between"),
-        (
-            Sequential(nn.Unflatten(2, (2, 3)), nn.Linear(3, 4)),
-            r"0 \(Unflatten\) is given the shape",
-        ),
-        (in_maps(Votes(2)), r"1.module \(Votes\).*nn.Flatten\(2\) before it"),
-        (Sequential(LowPassSynapse((6, 6), 3.0), PerStep(nn.MaxPool2d(2))), r"MaxPool2d.*maps \(C"),
-        (Sequential(LowPassSynapse((6, 6), 3.0), Repeat(2)), r"1 \(Repeat\).*expected maps \(C"),
-        (Sequential(nn.Linear(4, 4), Snapshots([1, 2**24])), r"1 \(Snapshots\).*than 2\^24 steps"),
-        (Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is torch.bfloat16"),
-        (Sequential(SpikingNeuron(4, 3.0)).half(), "0.reset_decay is torch.float16"),
-    ],
-)
+REFUSED = [  # the network, and the words
+    (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs only in PyTorch"),
+    (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs only in PyTorch"),
+    (Sequential(Sequential(Doubling(4, 4))), r"0.0 \(Doubling\) runs only in PyTorch"),
+    (Backwards(nn.Linear(4, 4)), "^Backwards is no chain of layers"),
+    (Sequential(Backwards(nn.Linear(4, 4))), r"^0 \(Backwards\) runs only in PyTorch"),
+    (in_maps(nn.BatchNorm2d(2)), "^1.module normalises what comes from no layer of weights"),
+    (in_maps(nn.BatchNorm2d(2, track_running_stats=False)),
+     r"1.module \(BatchNorm2d\).*no running averages"),
+    (in_maps(nn.InstanceNorm2d(2)), r"1.module \(InstanceNorm2d\) runs only in PyTorch"),
+    (in_maps(nn.Conv2d(2, 2, 3, padding_mode="circular")), r"1.module \(Conv2d\).*padding_mode"),
+    (in_maps(nn.AvgPool2d(4, ceil_mode=True)), r"1.module \(AvgPool2d\).*ceil_mode"),
+    (in_maps(nn.MaxPool2d(2, return_indices=True)), r"1.module \(MaxPool2d\).*return_indices"),
+    (in_maps(nn.Flatten(2)), r"1.module \(Flatten\).*one row"),
+    (in_maps(nn.Linear(6, 2)), r"1.module \(Linear\).*nn.Flatten\(2\) before it"),
+    (in_maps(nn.Conv2d(3, 2, 3)), r"1.module \(Conv2d\) is given the shape \(2, 6, 6\)"),
+    (Sequential(nn.Linear(4, 3), LowPassSynapse(5, 3.0)), r"1 \(LowPassSynapse\) is given"),
+    (Sequential(nn.Linear(4, 3), SpikingNeuron(5, 3.0)), r"1 \(SpikingNeuron\) is given"),
+    (Sequential(), "Sequential has no layers"),
+    (Sequential(nn.Flatten(2), nn.Identity()), "Sequential has no layers"),
+    (nn.Linear(4, 4), "^Linear is no chain of layers"),
+    (Sequential(nn.Linear(4, 4), nn.Unflatten(2, (4, 1))), "^1 rearranges features between"),
+    (Sequential(nn.Unflatten(2, (2, 3)), nn.Linear(3, 4)), r"0 \(Unflatten\) is given the shape"),
+    (in_maps(Votes(2)), r"1.module \(Votes\).*nn.Flatten\(2\) before it"),
+    (Sequential(LowPassSynapse((6, 6), 3.0), PerStep(nn.MaxPool2d(2))), r"MaxPool2d.*maps \(C"),
+    (Sequential(LowPassSynapse((6, 6), 3.0), Repeat(2)), r"1 \(Repeat\).*expected maps \(C"),
+    (Sequential(nn.Linear(4, 4), Snapshots([1, 2**24])), r"1 \(Snapshots\).*than 2\^24 steps"),
+    (Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is torch.bfloat16"),
+    (Sequential(SpikingNeuron(4, 3.0)).half(), "0.reset_decay is torch.float16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "words"), REFUSED)
 def test_layers_that_only_pytorch_runs_are_refused_by_name(network, words):
     shape = (4,) if "no layers" in words or "Unflatten" in words else None
     with pytest.raises(ValueError, match=words) as caught:
