@@ -42,7 +42,7 @@ def after(change):
 @pytest.mark.parametrize(
     "run", [lambda layers, x, state: layers(x, state), rewrapped, lambda layers, x, _: layers(x)[0]]
 )
-def test_a_network_that_hands_its_input_on_is_the_chain_that_it_holds(run):
+def test_a_network_that_hands_its_input_to_a_chain_is_that_chain(run):
     network = Around(run)
     loaded = nn.Module()
     loaded.model, loaded.forward = network, lambda *given: network(*given)
@@ -52,7 +52,7 @@ def test_a_network_that_hands_its_input_on_is_the_chain_that_it_holds(run):
     assert chain_of(network.layers) == ("", network.layers)
 
 
-def test_a_chain_may_run_in_chunks_inside():
+def test_a_network_may_hold_its_chain_in_chunks():
     network = Around(rewrapped)
     network.layers, inner = Chunked(network.layers, 3), network.layers
     assert chain_of(network) == ("layers.module", inner)
@@ -97,7 +97,7 @@ class Backwards(Sequential):
         (Backwards(Sequential(nn.Linear(4, 4))), 1),
     ],
 )
-def test_what_is_not_one_sequential_is_refused(network, parts):
+def test_a_network_that_holds_no_or_several_chains_is_refused(network, parts):
     kind = type(network).__name__
     with pytest.raises(ValueError, match=f"{kind} is no chain of layers: .* {parts} parts"):
         chain_of(network)

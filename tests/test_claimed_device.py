@@ -39,7 +39,7 @@ def trained(device, fused=True):
     return [p.cpu() for p in (*network.parameters(), *average.parameters())]
 
 
-def test_it_trains_as_the_cpu_does(claimed):
+def test_the_claimed_device_trains_as_the_cpu_does(claimed):
     for on_device, on_cpu in zip(trained("cuda"), trained("cpu"), strict=True):
         assert type(on_device) is nn.Parameter or type(on_device) is torch.Tensor
         torch.testing.assert_close(on_device, on_cpu)
@@ -64,7 +64,7 @@ def test_it_trains_as_the_cpu_does(claimed):
         lambda: torch.ones(2, device="cuda")[torch.tensor([0])],
     ],
 )
-def test_tensors_are_on_the_device(claimed, make):
+def test_tensors_that_are_made_or_moved_there_are_on_the_device(claimed, make):
     assert make().device == torch.device("cuda:0")
     assert make().is_cuda
     assert make().cpu().device == torch.device("cpu")
@@ -88,7 +88,7 @@ def test_tensors_are_on_the_device(claimed, make):
         (lambda x: x.numpy(), "can't convert cuda:0 device type tensor to numpy"),
     ],
 )
-def test_what_cuda_refuses_is_refused(claimed, do, message):
+def test_operations_that_cuda_refuses_are_refused(claimed, do, message):
     with pytest.raises((RuntimeError, TypeError), match=message):
         do(torch.ones(2, device="cuda"))
 
@@ -118,7 +118,7 @@ def test_what_cuda_refuses_is_refused(claimed, do, message):
         (lambda x: str(x), "_to_copy"),
     ],
 )
-def test_what_waits_for_the_device_is_counted_with_its_line(claimed, do, operation):
+def test_operations_that_wait_for_the_device_are_counted_with_their_lines(claimed, do, operation):
     x = torch.ones(2, device="cuda")
     do(x)
     ((line, found), times), *others = claimed.waits.items()
@@ -126,7 +126,7 @@ def test_what_waits_for_the_device_is_counted_with_its_line(claimed, do, operati
     assert line.startswith(f"{LINE}:{do.__code__.co_firstlineno} ")
 
 
-def test_what_does_not_wait_is_not_counted(claimed):
+def test_operations_that_do_not_wait_are_not_counted(claimed):
     x = torch.ones(4, device="cuda", requires_grad=True)
     torch.zeros(4).pin_memory().to("cuda", non_blocking=True).copy_(x.detach())
     y = (x * torch.tensor(2.0)).clone()
@@ -174,7 +174,7 @@ def test_mps_has_no_float64():
             torch.ones(2, device="mps").double()
 
 
-def test_it_leaves_nothing_behind():
+def test_the_claimed_device_leaves_nothing_behind():
     before = torch.cuda.is_available, torch.Tensor.pin_memory, torch.cuda.get_rng_state
     with ClaimedDevice():
         x = torch.ones(2, device="cuda")

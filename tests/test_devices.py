@@ -15,6 +15,7 @@ import pytest
 import torch
 from claimed_device import ClaimedDevice
 from running import ROOT, SmallSNN, assert_same_weights, load, run, the_run, tiny
+from small_networks import in_parts
 from torch import nn
 
 from snn_lib import (
@@ -33,8 +34,6 @@ from snn_lib.inspection import plotting
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.inspection.operations import CountedNetwork
-from snn_lib.kernels import eager
-from snn_lib.kernels.inputs import Inputs
 from snn_lib.penalties import rate_penalty
 from snn_lib.readout import Snapshots
 from snn_lib.tasks import association, digits
@@ -78,13 +77,12 @@ def network():
     )
 
 
-def test_layers_run_in_chunks_and_learn_there(claimed):
+def test_layers_run_in_chunks_and_learn_on_the_device(claimed):
     model = network().to(CUDA)
     x = torch.rand(8, 2, 6, device=CUDA)
     claimed.waits.clear()
-    output, state = model(x[:5])
-    more, state = model(x[5:], state)
-    (output.square().mean() + more.square().mean()).backward()
+    output, state = in_parts(model, x, [5, 3])
+    output.square().mean().backward()
     for synapse in (model[0], model[3]):
         synapse.project_()
     assert not claimed.waits
@@ -97,22 +95,7 @@ def test_layers_run_in_chunks_and_learn_there(claimed):
 
 
 @pytest.mark.usefixtures("claimed")
-def test_the_eager_backend_computes_where_its_tensors_are():
-    def rand(*shape):
-        return torch.rand(shape, device=CUDA)
-
-    seed = torch.ones(2, dtype=torch.int64, device=CUDA)
-    lengths = torch.tensor([7, 3], device=CUDA)
-    key = "SpikingNeuron[-,-;-,-,-]+IIRSynapse[2,1;2,2]"
-    x, coefficients, state = rand(7, 2, 3), rand(7, 3) / 4, rand(5, 2, 3)
-    inputs = Inputs(key, x, coefficients, state, lengths, "gaussian", [0.4], 0.3, seed)
-    inputs = inputs._replace(keep=True, needed=[True] * 7)
-    output, last, kept = eager.forward(inputs)
-    assert is_there((output, last, eager.backward(inputs, output, last, kept, True)))
-
-
-@pytest.mark.usefixtures("claimed")
-def test_the_layers_of_2020_run_there():
+def test_the_layers_of_2020_run_on_the_device():
     chain = [
         snn_layers.dual_exp_iir_layer((6,), 8, 2, 4, 1, True),
         snn_layers.neuron_layer(6, 6, 8, 2, 4, True, True),
@@ -149,7 +132,7 @@ def test_the_layers_of_2020_run_there():
     np.testing.assert_array_equal(monitor.record["spike"][0], spikes.detach().cpu().numpy())
 
 
-def test_poisson_spikes_are_drawn_there(claimed):
+def test_poisson_spikes_are_drawn_on_the_device(claimed):
     spikes = encoding.poisson(torch.full((2, 3), 0.5, device=CUDA), 10)
     assert is_there(spikes)
     assert not claimed.waits
@@ -166,7 +149,7 @@ def test_poisson_spikes_are_drawn_there(claimed):
 
 
 @pytest.mark.usefixtures("claimed")
-def test_a_network_is_recorded_counted_and_drawn_there():
+def test_a_network_on_the_device_is_recorded_counted_and_drawn():
     plt.switch_backend("Agg")
     model = network().to(CUDA).eval()
     x = (torch.rand(9, 2, 6, device=CUDA) < 0.5).float()
@@ -188,7 +171,7 @@ def test_a_network_is_recorded_counted_and_drawn_there():
 
 
 @pytest.mark.usefixtures("claimed")
-def test_sums_of_all_types_are_read_from_there():
+def test_sums_of_all_dtypes_are_read_from_the_device():
     sums = {
         "images": 3,
         "spikes": torch.tensor(2**40 + 1, device=CUDA),
@@ -217,7 +200,7 @@ def test_sums_of_all_types_are_read_from_there():
 
 @pytest.mark.usefixtures("claimed")
 @pytest.mark.parametrize("chosen", ["constant", "poisson"])
-def test_batches_of_digits_are_those_of_the_cpu(chosen):
+def test_batches_of_digits_on_the_device_are_those_of_the_cpu(chosen):
     config = digits.DigitConfig(dataset_path=str(ROOT / "dataset"))
     config.hyperparameters.encoding, config.hyperparameters.length = chosen, 4
     here, there = DigitClassification(), DigitClassification()
@@ -236,7 +219,7 @@ def test_batches_of_digits_are_those_of_the_cpu(chosen):
 # MPS, which has no float64
 
 
-def test_poles_and_sums_ask_no_float64_of_a_device():
+def test_poles_and_sums_need_no_float64_of_mps():
     with ClaimedDevice("mps"):
         model = network().to("mps")
         assert 0 < model[0].pole_radius() < 1
@@ -245,7 +228,7 @@ def test_poles_and_sums_ask_no_float64_of_a_device():
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_first_weights_are_found_there(kind):
+def test_first_weights_are_found_on_the_device(kind):
     model, x = network().append(torch.nn.Linear(2, 3)), torch.rand(8, 5, 6)
     with ClaimedDevice(kind):
         model, there = model.to(kind), x.to(kind)
@@ -365,7 +348,7 @@ def on_the_device(experiment, action, folder, *overrides, training_step=None):
     ],
 )
 @pytest.mark.usefixtures("claimed")
-def test_a_run_that_is_stopped_and_resumed_ends_as_one_that_is_not(tmp_path, experiment, overrides):
+def test_a_run_that_is_stopped_and_resumed_ends_as_an_unbroken_one(tmp_path, experiment, overrides):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     finished = on_the_device(experiment, ["--train"], whole, *overrides)
     assert (finished.code, finished.err) == (0, "")

@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from snn_lib import (
-    Chunked,
-    Sequential,
-    SpikingNeuron,
-    answer_from_the_start,
-    fire_from_the_start,
-)
+from snn_lib import Chunked, Sequential, SpikingNeuron, answer_from_the_start, fire_from_the_start
 from snn_lib.containers import is_weighted
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.observing import observe, observe_layers
@@ -60,7 +54,7 @@ COMPILED = [lambda module: torch.compile(module, backend="eager"), in_eager_mode
 
 
 @pytest.mark.parametrize("compile_it", COMPILED, ids=["torch.compile", "Module.compile"])
-def test_layers_that_a_compiled_model_runs_without_telling_are_named(compile_it):
+def test_layers_that_a_compiled_model_runs_unseen_are_refused_by_name(compile_it):
     torch.compiler.reset()
     x, layers = torch.ones(3, 1, 2), (nn.Linear(2, 2), SpikingNeuron(2, 4.0))
     model = compile_it(Sequential(*layers)).eval()
@@ -84,7 +78,7 @@ def test_layers_that_a_compiled_model_runs_without_telling_are_named(compile_it)
             answer_from_the_start(model, layers[0], [(x, torch.zeros(1).long(), None)])
 
 
-def test_a_compiled_part_whose_layers_are_seen_is_no_trouble():
+def test_layers_beside_a_compiled_part_are_observed():
     torch.compiler.reset()
     model = Sequential(in_eager_mode(nn.Linear(2, 2)), SpikingNeuron(2, 4.0))
     for _ in range(2):

@@ -15,7 +15,7 @@ from snn_lib.rounding import rounded_weights
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("name", ["linear", "groups", "normalised maps"])
-def test_what_training_sees_is_what_integers_compute(name, bits):
+def test_training_computes_with_the_rounded_weights_of_the_integer_network(name, bits):
     model, features = network(name)
     x = spikes(30, *features)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def test_what_training_sees_is_what_integers_compute(name, bits):
     assert np.std(target - exact) > {8: 1e-3, 4: 0.02, 2: 0.2}[bits] * np.std(exact)
 
 
-def test_the_weights_are_back_behind_the_context_even_if_it_fails():
+def test_weights_are_as_before_behind_the_context_even_if_it_fails():
     model = nn.ModuleList([nn.Linear(6, 5), nn.Conv2d(3, 4, 2), nn.Linear(6, 5)])
     model[2].weight = model[0].weight
     own = copy.deepcopy(model.state_dict())

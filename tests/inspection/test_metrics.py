@@ -5,12 +5,7 @@ import pytest
 import torch
 
 from snn_lib.data.patterns import Damage, damage_patterns, load_patterns
-from snn_lib.inspection.metrics import (
-    OutputFilter,
-    match_spikes,
-    nearest_pattern,
-    spike_scores,
-)
+from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
 
 DATASET = Path(__file__).parents[2] / "dataset"
 

@@ -202,7 +202,7 @@ def test_footprint_and_connection_sparsity():
 
 
 @pytest.mark.parametrize("build", [network, behind])
-def test_what_lies_behind_a_sequence_s_end_is_not_counted(build):
+def test_steps_behind_the_end_of_a_sequence_are_not_counted(build):
     model, x, lengths = build(), spikes(9, 2, 8), torch.tensor([9, 4])
     x[4:, 1] = 0.5  # makes no multiplications
     for layer in model:
@@ -235,7 +235,7 @@ def test_a_sequence_in_chunks_counts_once_and_gives_the_network_s_output(build):
         assert torch.equal(counted.per_step, whole.per_step)
 
 
-def test_without_a_beginning_there_are_no_operations_per_sequence():
+def test_operations_per_sequence_are_refused_where_every_run_continues_a_state():
     model, x = network(), torch.ones(4, 2, 8)
     counted = CountedNetwork(model)
     assert counted.dense_operations() == 0
@@ -350,7 +350,7 @@ def test_subclasses_are_counted_and_a_scale_of_each_map_takes_no_operations(shap
     assert found.multiply_accumulates == 4 * 9 * 2 * 27
 
 
-def test_weights_within_a_layer_that_is_counted_are_its_own():
+def test_weights_of_a_parametrisation_are_not_counted_beside_its_layer():
     linear = nn.Linear(3, 4)
     nn.utils.parametrizations.orthogonal(linear)
     model = Sequential(linear, nn.LayerNorm((4,)), SpikingNeuron(4, 4.0))
@@ -534,10 +534,7 @@ def maps(*, filters_behind):
 maps_before, maps_behind = (partial(maps, filters_behind=behind) for behind in (False, True))
 
 
-@pytest.mark.parametrize(
-    "build",
-    [dense, network, behind, maps_before, maps_behind],
-)
+@pytest.mark.parametrize("build", [dense, network, behind, maps_before, maps_behind])
 @pytest.mark.parametrize("current", [False, True])
 def test_neurobench_counts_the_same(build, current, monkeypatch):
     pytest.importorskip("neurobench")
