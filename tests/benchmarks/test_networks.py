@@ -18,7 +18,7 @@ from snn_lib.containers import WEIGHTED
         ("MAPS", "Loop"),
     ],
 )
-def test_what_is_compared_computes_what_this_library_computes(name, other):
+def test_the_other_implementations_compute_what_this_library_computes(name, other):
     import networks
 
     network = replace(getattr(networks, name).small(), dropout=0.0)

@@ -16,14 +16,14 @@ def test_a_drift_of_the_machine_changes_no_ratio():
     assert found["beyond_b"] == pytest.approx(0.2)
 
 
-def test_a_stream_has_no_dense_network():
+def test_a_stream_is_compared_without_a_dense_network():
     from two_commits import compare
 
     found = compare([{"step": [2.0]}, {"step": [4.0]}], [{"step": [1.0]}, {"step": [3.0]}])
     assert found == {"a": 3.0, "b": 2.0, "ratio_q25": 0.5625, "ratio": 0.625, "ratio_q75": 0.6875}
 
 
-def test_no_side_always_follows_the_other():
+def test_the_two_commits_take_turns_in_going_first():
     from two_commits import in_turns
 
     assert in_turns(4) == [(0, 1), (1, 0), (0, 1), (1, 0)]

@@ -23,7 +23,6 @@ from snn_lib import (
     SpikingNeuron,
 )
 from snn_lib.cells import cell as cells
-from snn_lib.inspection.monitor import Monitor
 
 N = 19  # channels, of which the last ones fill no vector
 FILTERS = {
@@ -189,19 +188,6 @@ def test_cells_that_are_observed_run_one_by_one(name, place):
     with runs() as counts:
         outcome(model, x, states)
     assert counts == [2]
-
-
-def test_the_monitor_and_layerwise_see_each_of_two_neighbours():
-    model = pair_of()
-    x, states = inputs_of(model)
-    expected = outcome(model, x, states)
-    with Monitor(model) as monitor, runs() as counts:
-        found = outcome(model, x, states)
-    assert counts == [1, 1]
-    assert_same_bits(found, expected)
-    outputs, _ = model.layerwise(x, states)
-    assert torch.equal(monitor["0"].spikes, outputs[0])
-    assert torch.equal(outputs[1], expected[0])
 
 
 class Own(SpikingNeuron):

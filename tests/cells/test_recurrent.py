@@ -167,7 +167,7 @@ def test_dropout_takes_spikes_from_the_next_layer_and_not_from_the_layer_itself(
     assert torch.equal(Chunked(layer, 7)(x)[0], whole)
 
 
-def test_other_weights_and_weights_with_hooks_run_step_by_step():
+def test_convolutions_and_weights_with_hooks_run_step_by_step():
     torch.manual_seed(0)
     maps = Recurrent(
         PerStep(nn.Conv2d(2, 2, 1, bias=False)), SpikingNeuron((2, 1, 1), 4.0)
