@@ -22,14 +22,12 @@ def low_pass(channels):
 
 def two_layers(synapse=dual_exponential, membrane_filter=False, dropout=0.0):
     """12-10-5, with weights large enough for both layers to fire."""
-    network = Sequential(
-        synapse(12),
-        nn.Linear(12, 10),
-        SpikingNeuron(10, TAU_M, membrane_filter, dropout=dropout),
-        synapse(10),
-        nn.Linear(10, 5),
-        SpikingNeuron(5, TAU_M, membrane_filter, dropout=dropout),
-    )
+
+    def layer(inputs, outputs):
+        neurons = SpikingNeuron(outputs, TAU_M, membrane_filter, dropout=dropout)
+        return synapse(inputs), nn.Linear(inputs, outputs), neurons
+
+    network = Sequential(*layer(12, 10), *layer(10, 5))
     for index in (1, 4):
         nn.init.normal_(network[index].weight, 0.1, 0.5)
     return network

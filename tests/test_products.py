@@ -105,40 +105,6 @@ def test_products_and_their_gradients_are_pytorch_s(
         torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.3, 0.5, 1.0])
-def test_a_sample_s_product_has_the_same_bits_in_any_batch(rate):
-    x, weight, bias = spikes(ROWS + 50, 500, rate=rate), torch.randn(300, 500), torch.randn(300)
-    whole = linear(x, weight, bias)
-    for begin, end in ((0, 1), (1, 3), (3, 99), (99, ROWS + 49), (ROWS + 49, ROWS + 50)):
-        assert torch.equal(linear(x[begin:end], weight, bias), whole[begin:end])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_do_not_depend_on_the_number_of_threads(dtype, threads):
-    x, weight, found = spikes(2 * BLOCK + 3, 330), torch.randn(200, 330).to(dtype), []
-    for count in (1, 2, 3, 7):
-        threads(count)
-        output, fired = kernels.weigh(x, weight, None)
-        found.append((output, fired, kernels.gradient(output, x)))
-    for other in found[1:]:
-        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
-    assert found[0][1] == x.count_nonzero()
-
-
-@pytest.mark.parametrize(("lanes", "registers"), [(8, 4), (8, 8), (16, 8)])
-@pytest.mark.parametrize("rate", [0.1, 0.6])
-def test_products_on_cpus_with_other_registers_have_the_same_bits(
-    lanes, registers, rate, monkeypatch
-):
-    x, weight = spikes(77, INPUTS, rate=rate), torch.randn(OUTPUTS, INPUTS)
-    direction = torch.randn(77, OUTPUTS)
-    expected = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
-    variant = kernels.Variant("float32", "float32", lanes, registers)
-    monkeypatch.setattr(kernels, "variant_of", lambda spikes, weights: variant)
-    found = kernels.weigh(x, weight, None)[0], kernels.gradient(direction, x)
-    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-
-
 def test_the_gradient_of_many_spikes_is_left_to_pytorch(calls):
     weight = torch.randn(OUTPUTS, INPUTS, requires_grad=True)
     for rate in (0.1, 0.9):
@@ -489,36 +455,59 @@ def test_convolutions_and_their_gradients_are_pytorch_s(
         torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
 
 
-def test_an_image_s_convolution_has_the_same_bits_in_any_batch():
-    x, weight, bias = maps(9, CHANNELS, 6, 7), torch.randn(MAPS, CHANNELS, 3, 2), torch.randn(MAPS)
-    whole = conv2d(x, weight, bias, padding=1)
-    for begin, end in ((0, 1), (1, 3), (3, 9)):
-        assert torch.equal(conv2d(x[begin:end], weight, bias, padding=1), whole[begin:end])
+# The same bits, whatever is beside a sample and however it is computed
 
 
-def test_convolutions_do_not_depend_on_the_number_of_threads(threads):
-    x, weight, found = maps(70, CHANNELS, 9, 9), torch.randn(MAPS, CHANNELS, 3, 3), []
-    for count in (1, 2, 3, 11):
+def product(x, weight, bias=None):
+    output, fired = kernels.weigh(x, weight, bias)
+    assert fired == x.count_nonzero()
+    return output, kernels.gradient(output, x)
+
+
+def convolution(x, weight, bias=None):
+    output = patches.convolve(x, weight, bias, (1, 1))
+    return output, patches.gradient(output, x, weight.shape, (1, 1))
+
+
+KERNELS = {
+    "sparse": (product, lambda: (spikes(2 * BLOCK + 3, 330), torch.randn(200, 330))),
+    "dense": (product, lambda: (spikes(ROWS + 50, 330, rate=0.6), torch.randn(200, 330))),
+    "maps": (convolution, lambda: (maps(70, CHANNELS, 9, 9), torch.randn(MAPS, CHANNELS, 3, 2))),
+}
+each_kernel = pytest.mark.parametrize(("compute", "make"), KERNELS.values(), ids=KERNELS)
+
+
+@each_kernel
+def test_a_sample_has_the_same_bits_in_any_batch(compute, make):
+    x, weight = make()
+    bias = torch.randn(len(weight))
+    whole, _ = compute(x, weight, bias)
+    for begin, end in ((0, 1), (1, 3), (3, 60), (60, len(x) - 1), (len(x) - 1, len(x))):
+        assert torch.equal(compute(x[begin:end], weight, bias)[0], whole[begin:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_kernel
+def test_results_do_not_depend_on_the_number_of_threads(compute, make, dtype, threads):
+    (x, weight), found = make(), []
+    if compute is product:
+        weight = weight.to(dtype)
+    for count in (1, 2, 3, 7):
         threads(count)
-        output = patches.convolve(x, weight, None, (1, 1))
-        found.append((output, patches.gradient(output, x, weight.shape, (1, 1))))
+        found.append(compute(x, weight))
     for other in found[1:]:
         assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
-def test_convolutions_on_cpus_with_other_registers_have_the_same_bits(lanes, monkeypatch):
-    x, weight = maps(9, CHANNELS, 6, 7), torch.randn(MAPS, CHANNELS, 3, 2)
-    direction = torch.randn(9, MAPS, 6, 8)
-
-    def results():
-        found = patches.convolve(x, weight, None, (1, 1))
-        return found, patches.gradient(direction, x, weight.shape, (1, 1))
-
-    expected = results()
-    variant = kernels.Variant("float32", "float32", lanes, 4)
-    monkeypatch.setattr(patches, "variant_of", lambda spikes, weights: variant)
-    assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
+@pytest.mark.parametrize(("lanes", "registers"), [(8, 4), (8, 8), (16, 8)])
+@each_kernel
+def test_cpus_with_other_registers_give_the_same_bits(compute, make, lanes, registers, monkeypatch):
+    given = make()
+    expected = compute(*given)
+    variant = kernels.Variant("float32", "float32", lanes, registers)
+    for module in (kernels, patches):
+        monkeypatch.setattr(module, "variant_of", lambda spikes, weights: variant)
+    assert all(torch.equal(*pair) for pair in zip(compute(*given), expected, strict=True))
 
 
 @pytest.mark.parametrize(

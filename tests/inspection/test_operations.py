@@ -31,36 +31,26 @@ from snn_lib.inspection.operations import (
 from snn_lib.readout import Last
 
 
+def loud(*layers):
+    """A network whose weights make neurons fire."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, 0.2, 0.6)
+    return Sequential(*layers)
+
+
 def network():
     """Filters before the weights: the first layer of weights multiplies, and so does the second."""
     torch.manual_seed(0)
-    model = Sequential(
-        DualExponentialSynapse(8, 4.0, 1.0),
-        nn.Linear(8, 6),
-        SpikingNeuron(6, 4.0),
-        LowPassSynapse(6, 4.0),
-        nn.Linear(6, 3),
-        SpikingNeuron(3, 4.0),
-    )
-    for index in (1, 4):
-        nn.init.normal_(model[index].weight, 0.2, 0.6)
-    return model
+    first = DualExponentialSynapse(8, 4.0, 1.0), nn.Linear(8, 6), SpikingNeuron(6, 4.0)
+    return loud(*first, LowPassSynapse(6, 4.0), nn.Linear(6, 3), SpikingNeuron(3, 4.0))
 
 
 def behind():
     """Filters behind the weights: nothing but spikes arrives there."""
     torch.manual_seed(0)
-    model = Sequential(
-        nn.Linear(8, 6),
-        LowPassSynapse(6, 4.0),
-        SpikingNeuron(6, 4.0),
-        nn.Linear(6, 3),
-        LowPassSynapse(3, 4.0),
-        SpikingNeuron(3, 4.0),
-    )
-    for index in (0, 3):
-        nn.init.normal_(model[index].weight, 0.2, 0.6)
-    return model
+    first = nn.Linear(8, 6), LowPassSynapse(6, 4.0), SpikingNeuron(6, 4.0)
+    return loud(*first, nn.Linear(6, 3), LowPassSynapse(3, 4.0), SpikingNeuron(3, 4.0))
 
 
 def spikes(*shape, rate=0.4, seed=1):

@@ -174,7 +174,8 @@ def test_cpu_kernels_give_the_bits_of_plain_pytorch(key, llvmlite):
 
 def test_plain_pytorch_waits_for_no_device_and_needs_no_double_precision_of_it():
     with ClaimedDevice("mps") as device:
-        case = make_case(Draw(torch.float32, "mps"), (3, 2, 5), key=f"{NEURON}+{FILTER}")
+        options = {"key": f"{NEURON}+{FILTER}", "ends": True, "dropout": 0.3}
+        case = make_case(Draw(torch.float32, "mps"), (3, 2, 5), **options)
         device.waits.clear()
         case.run(eager)
         assert not device.waits
