@@ -58,6 +58,17 @@ def spikes(*shape, rate=0.1):
     return fired * torch.where(torch.rand(shape) < 0.2, torch.randn(shape), 1.0)
 
 
+def assert_nearly_exact(found, expected, given, exact, direction):
+    """A result and its gradients are those in float64, but for the rounding of their sums."""
+    gradients = torch.autograd.grad(found, given, direction)
+    expected_gradients = torch.autograd.grad(expected, exact, direction.double())
+    unit = torch.finfo(found.dtype).eps
+    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+        assert one.shape == other.shape
+        scale = other.abs().max().item() if other.numel() else 0.0
+        torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
+
+
 LAYOUTS = {
     "contiguous": lambda x: x,
     "transposed": lambda x: x.t().contiguous().t(),
@@ -94,15 +105,9 @@ def test_products_and_their_gradients_are_pytorch_s(
     exact = [None if one is None else one.detach().double().requires_grad_() for one in given]
     found, expected = linear(*given), F.linear(*exact)
     direction = (torch.randn(rows, outputs) * (torch.rand(rows, outputs) < back)).to(dtype)
-    leaves = [[one for one in side if one is not None] for side in (given, exact)]
-    gradients = torch.autograd.grad(found, leaves[0], direction)
-    expected_gradients = torch.autograd.grad(expected, leaves[1], direction.double())
     assert found.dtype == dtype
-    unit = torch.finfo(dtype).eps
-    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
-        assert one.shape == other.shape
-        scale = other.abs().max().item() if other.numel() else 0.0
-        torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
+    leaves = [[one for one in side if one is not None] for side in (given, exact)]
+    assert_nearly_exact(found, expected, *leaves, direction)
 
 
 def test_the_gradient_of_many_spikes_is_left_to_pytorch(calls):
@@ -447,12 +452,7 @@ def test_convolutions_and_their_gradients_are_pytorch_s(
     found, expected = conv2d(*given, padding=padding), F.conv2d(*exact, padding=padding)
     assert found.is_contiguous(memory_format=torch.channels_last)
     direction = torch.randn(found.shape) * (torch.rand(found.shape) < back)
-    gradients = torch.autograd.grad(found, given, direction)
-    expected_gradients = torch.autograd.grad(expected, exact, direction.double())
-    unit = torch.finfo(torch.float32).eps
-    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
-        scale = other.abs().max().item() if other.numel() else 0.0
-        torch.testing.assert_close(one.double(), other, rtol=unit, atol=16 * unit * scale)
+    assert_nearly_exact(found, expected, given, exact, direction)
 
 
 # The same bits, whatever is beside a sample and however it is computed

@@ -24,7 +24,7 @@ from snn_lib import (
     SpikingNeuron,
 )
 from snn_lib.inference import IntegerNetwork, compiled, quantise, to_c
-from snn_lib.inference.stages import SATURATED, Step, rounded
+from snn_lib.inference.stages import SATURATED, rounded
 from snn_lib.readout import EVERY_STEP, Mean, SpikeCount
 
 needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
@@ -35,10 +35,6 @@ def written(network_, folder, options=("-O2",)):
     to_c(network_, folder / "network.c")
     kind = network_.staged.input_kind.removesuffix("_t")
     return Compiled(folder, np.int32, kind, options)
-
-
-def steps_of(network_):
-    return [stage for stage in network_.staged.stages if isinstance(stage, Step)]
 
 
 FEW_BITS = "linear", "neurons", "groups"
@@ -193,7 +189,7 @@ def test_weights_are_scaled_for_the_least_error_and_weights_of_one_size_are_exac
 def test_the_slowest_filters_stay_stable():
     taus = torch.tensor([10.0, 800.0, 2000.0, 30000.0])
     model = Sequential(ResonantSynapse(4, taus, torch.tensor([0.2, 1 / 800, 1 / 5000, 1 / 1e4])))
-    (step,) = steps_of(quantise(model, torch.randn(500, 1, 4)))
+    (step,) = quantise(model, torch.randn(500, 1, 4)).staged.stages
     exact = model[0].alpha.detach().double().numpy()
     integers = np.stack([step.coefficients[name][0] for name in ("alpha_0", "alpha_1")])
     assert abs(integers).max() < 2**15

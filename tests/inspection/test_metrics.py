@@ -1,3 +1,5 @@
+"""What is measured of output: filtered spikes, the nearest pattern, spikes that coincide."""
+
 import math
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""What the monitor records of synapses and neurons, against their equations step by step."""
+
 import pytest
 import torch
 from definitions import traces_by_hand

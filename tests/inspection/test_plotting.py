@@ -1,3 +1,5 @@
+"""What is drawn, read back from the axes and the pictures."""
+
 import io
 
 import matplotlib

@@ -292,6 +292,11 @@ run()
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library's memory")
 
 
+def tuning():
+    """The variables of the environment by which the allocator is tuned."""
+    return [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "SNN_KEEP_"))]
+
+
 @glibc
 def test_memory_of_large_buffers_is_kept_for_the_next_ones():
     version = tuple(map(int, platform.libc_ver()[1].split(".")))
@@ -308,52 +313,33 @@ full = resident()
 del buffer
 print(full - resident())
 """
-    tuned = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "SNN_KEEP_"))]
-    run = run_python(code.replace("ELEMENTS", str(size)), **dict.fromkeys(tuned))
+    run = run_python(code.replace("ELEMENTS", str(size)), **dict.fromkeys(tuning()))
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 1_000_000
 
 
-@pytest.fixture
-def untuned(monkeypatch):
-    """No choice of the allocator by the environment."""
-    for name in [*os.environ]:
-        if name.startswith(("MALLOC_", "GLIBC_", "SNN_KEEP_")):
-            monkeypatch.delenv(name)
-
-
 @glibc
 @pytest.mark.parametrize(
-    ("name", "value", "expected"),
+    ("settings", "largest", "expected"),
     [
-        ("SNN_KEEP_MEMORY", "1", [-3, -1]),
-        ("SNN_KEEP_MEMORY", "0", []),
-        ("MALLOC_TRIM_THRESHOLD_", "131072", []),
-        ("MALLOC_ARENA_MAX", "2", []),
-        ("GLIBC_TUNABLES", "glibc.malloc.top_pad=0", []),
+        ({}, 2**30, [-3, -1]),
+        ({}, 2**25, [-3, -3, -1]),  # as before glibc 2.35
+        ({}, 2**24, [-3, -3]),  # the trim threshold alone would stop glibc from raising the other
+        ({"SNN_KEEP_MEMORY": "1"}, 2**30, [-3, -1]),
+        ({"SNN_KEEP_MEMORY": "0"}, 2**30, []),
+        ({"MALLOC_TRIM_THRESHOLD_": "131072"}, 2**30, []),  # by the user
+        ({"MALLOC_ARENA_MAX": "2"}, 2**30, []),
+        ({"GLIBC_TUNABLES": "glibc.malloc.top_pad=0"}, 2**30, []),
     ],
 )
-def test_memory_is_not_kept_where_the_user_has_tuned_the_allocator(
-    name, value, expected, untuned, monkeypatch
+def test_freed_memory_is_kept_as_far_as_the_user_and_the_c_library_allow(
+    settings, largest, expected, monkeypatch
 ):
-    monkeypatch.setenv(name, value)
-    assert options_set(monkeypatch) == expected
-
-
-@glibc
-@pytest.mark.parametrize(
-    ("largest", "expected"),
-    [(2**25, [-3, -3, -1]), (2**24, [-3, -3])],  # as before glibc 2.35, and one with another limit
-)
-def test_freed_memory_is_kept_as_far_as_the_c_library_allows(
-    largest, expected, untuned, monkeypatch
-):
-    """The trim threshold alone would stop glibc from raising the other by itself."""
-    assert options_set(monkeypatch, largest) == expected
-
-
-def options_set(monkeypatch, largest=2**30):
-    """The options given to a C library that refuses larger buffers than this on its heap."""
+    """By two options of a C library that refuses larger buffers than this on its heap."""
+    for name in tuning():
+        monkeypatch.delenv(name)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
     given = []
 
     def mallopt(option, value):
@@ -362,7 +348,7 @@ def options_set(monkeypatch, largest=2**30):
 
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda path: SimpleNamespace(mallopt=mallopt))
     allocator.keep_freed_memory()
-    return given
+    assert given == expected
 
 
 def counted(work):
