@@ -76,7 +76,7 @@ def live(network: TrainedNetwork, events: Events, speed: float) -> Iterator[Step
         time.sleep(max(due - time.perf_counter(), 0.0))
         so_far = Events(*(values[passed < end] for values in events))
         frame = torch.from_numpy(preparation.count_events(so_far, preparation.sensor)[number])
-        x = preparation.input_of(frame[None, None])[0, 0]  # (side, side, 2)
+        x = preparation.encode(frame[None, None])[0, 0]  # (side, side, 2)
         spikes = spikes + torch.from_numpy(stream.step(x.numpy()))
         confidence = (spikes * network.logit_scale).softmax(0)
         yield Step(x, confidence, time.perf_counter() - due)

@@ -55,6 +55,10 @@ class Preparation:
         """
         raise NotImplementedError
 
+    def encode(self, x: Tensor) -> Tensor:
+        """The network's input ``(T, B, *features)`` from what a batch holds, on its device."""
+        return x
+
     def example(self) -> Any:
         """A single sample, of zeros or the like."""
         raise NotImplementedError
@@ -109,7 +113,8 @@ class SeriesPreparation(Preparation):
     def __call__(self, samples: Any) -> NetworkInput:
         """Standardises, shortens, pads and encodes the sequences."""
         sequences = as_sequences(samples, "sample", self.mean.shape, torch.float64)
-        return self.encode(*pad([self.shorten(sequence) for sequence in sequences]))
+        x, lengths = pad([self.shorten(sequence) for sequence in sequences])
+        return NetworkInput(self.encode(x), lengths)
 
     def example(self) -> Tensor:
         """See :class:`Preparation`."""
@@ -130,15 +135,14 @@ class SeriesPreparation(Preparation):
         blocks = ((sequence - self.mean) / self.deviation).split(self.block)
         return torch.stack([steps.mean(0) for steps in blocks]).float()
 
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> NetworkInput:
-        """Encodes ``(T, B, channels)`` on its device."""
+    def encode(self, x: Tensor) -> Tensor:
+        """Encodes shortened sequences ``(T, B, channels)``."""
         if self.encoding == "population":
-            centres = torch.linspace(-REACH, REACH, self.fields, device=x.device)
-            return NetworkInput(population(x, centres), lengths)
+            return population(x, torch.linspace(-REACH, REACH, self.fields, device=x.device))
         if self.encoding == "delta":
-            return NetworkInput(delta(x, self.threshold), lengths)
+            return delta(x, self.threshold)
         change = torch.diff(x, dim=0, prepend=x[:1]) / self.change.to(x.device)
-        return NetworkInput(torch.cat([x, change], 2), lengths)
+        return torch.cat([x, change], 2)
 
 
 class ImagePreparation(Preparation):
@@ -162,24 +166,23 @@ class ImagePreparation(Preparation):
             images.dim() == 3 and images.shape[1:].numel() == PIXELS and len(images) > 0,
             f"the images have the shape {tuple(images.shape)}, expected (samples, 28, 28)",
         )
-        pixels = images.flatten(1).float() / (255.0 if images.dtype == torch.uint8 else 1.0)
+        images = images.float() / (255.0 if images.dtype == torch.uint8 else 1.0)
         require(
-            bool(((pixels >= 0) & (pixels <= 1)).all()),
+            bool(((images >= 0) & (images <= 1)).all()),
             "a pixel is not a number from 0 to 1: expected those, or uint8 from 0 to 255",
         )
-        return NetworkInput(self.encode(self.draw(pixels * self.max_rate)))
+        return NetworkInput(self.encode(self.draw(images)))
 
     def example(self) -> Tensor:
         """See :class:`Preparation`."""
         return torch.zeros(1, 28, 28)
 
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Does the random part, on the CPU; here there is none, and pixels stay ``(B, 784)``."""
-        return x
+    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What :meth:`encode` takes, from images whose white is 1: pixels ``(B, 784)``.
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Makes input over time of what :meth:`draw` returned, on its device."""
-        raise NotImplementedError
+        Encodings with random numbers draw them here, on the CPU.
+        """
+        return images.flatten(1) * self.max_rate
 
 
 @dataclass(frozen=True)
@@ -203,14 +206,15 @@ class DigitPreparation(ImagePreparation):
     jitter: float
     features = (PIXELS,)
 
-    def draw(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draws spikes ``(T, B, 784)`` for pixels ``(B, 784)``; currents stay as they are."""
+    def draw(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels ``(B, 784)`` as currents, or their spikes ``(T, B, 784)``."""
+        pixels = super().draw(images)
         if self.encoding == "constant":
-            return x
+            return pixels
         if self.encoding == "poisson":
-            return poisson(x, self.length, generator)
+            return poisson(pixels, self.length, generator)
         options = self.threshold, self.law, self.tau, self.jitter
-        spikes = latency(x, self.span, *options, generator)
+        spikes = latency(pixels, self.span, *options, generator)
         return F.pad(spikes, (0, 0, 0, 0, 0, self.length - self.span))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -272,7 +276,7 @@ class RecordingPreparation(Frames, Preparation):
             for number, events in enumerate(samples)
         )
         counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in checked]
-        return NetworkInput(self.input_of(torch.stack(counts)))
+        return NetworkInput(self.encode(torch.stack(counts)))
 
     def example(self) -> list[Events]:
         """See :class:`Preparation`."""
@@ -288,9 +292,9 @@ class RecordingPreparation(Frames, Preparation):
         """See :class:`Preparation`."""
         return f"{self.duration / self.length:g} ms" if self.bins == "time" else ""
 
-    def input_of(self, frames: Tensor) -> Tensor:
-        """The network's input ``(T, B, side, side, 2)`` from counts ``(B, T, side, side, 2)``."""
-        x = frames.transpose(0, 1)
+    def encode(self, x: Tensor) -> Tensor:
+        """Input ``(T, B, side, side, 2)`` from counts of events ``(B, T, side, side, 2)``."""
+        x = x.transpose(0, 1)
         if self.values == "clipped":
             x = x.clamp(max=1)
         if self.order == "reversed":

@@ -37,7 +37,8 @@ class Task:
         mean_over: the name of the sum that counts the terms of the mean in the loss. It is the
             weight of this process's share of a batch.
         config, device: the experiment's, once the task is set up.
-        preparation: makes the network's input of a user's values, if the task knows how.
+        preparation: makes the network's input of a user's values and of batches; ``None`` if
+            batches are input as they are, and the task does not know how to prepare values.
         classes: the names of the classes, by number, if they have names.
         readout_name: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``,
             or ``snn_lib.readout.EVERY_STEP``, or ``None`` if it has no name.
@@ -83,8 +84,8 @@ class Task:
         raise NotImplementedError
 
     def encode(self, batch: Batch) -> Batch:
-        """The model's input from a batch that is on the device."""
-        return batch
+        """The batch as the model takes it, from one of :meth:`make_split` on the device."""
+        return batch._replace(x=self.preparation.encode(batch.x)) if self.preparation else batch
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of a batch, and sums over its samples.

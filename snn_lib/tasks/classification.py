@@ -56,14 +56,15 @@ class Classification(Task):
     readout_name: str
     counts_spikes = False
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The network's logits for a batch, ``(B, classes)``."""
+    def logits(self, output: Tensor, batch: Batch) -> Tensor:
+        """The logits ``(B, classes)`` that the network's output for a batch means."""
         readout = READOUTS[self.readout_name]()
-        return readout(output_of(model, batch.x), batch.lengths).float() * self.logit_scale
+        return readout(output, batch.lengths).float() * self.logit_scale
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that :meth:`metrics` needs."""
-        return self.cross_entropy(model, self.logits(model, batch), batch.y)
+        logits = self.logits(output_of(model, batch.x), batch)
+        return self.cross_entropy(model, logits, batch.y)
 
     def cross_entropy(
         self, model: nn.Module, logits: Tensor, targets: Tensor
@@ -222,12 +223,12 @@ class CountClassification(Classification):
         The setting ``early_answers`` is the weight of a second term: the mean over all steps of the
         cross-entropy of the counts up to this step.
         """
-        settings = self.config.hyperparameters
         output = output_of(model, batch.x)  # (T, B, classes)
-        loss, sums = self.cross_entropy(model, output.sum(0) * settings.logit_per_spike, batch.y)
-        if model.training and settings.early_answers:
-            logits = output.cumsum(0) * settings.logit_per_spike
+        loss, sums = self.cross_entropy(model, self.logits(output, batch), batch.y)
+        weight = self.config.hyperparameters.early_answers
+        if model.training and weight:
+            logits = output.cumsum(0) * self.logit_scale
             targets = batch.y.expand(len(logits), *batch.y.shape)
             early, _ = self.cross_entropy(model, logits.flatten(0, 1), targets.flatten(0, 1))
-            loss = loss + settings.early_answers * early
+            loss = loss + weight * early
         return loss, sums

@@ -187,7 +187,6 @@ class Digits(Classification):
             if teachers is not None and len(mine):  # a process's share may be empty
                 with batch_seed(config.seed + self.rank, epoch, number):  # some draw spikes
                     y = teachers(x)
-            x = x.flatten(1) * settings.max_rate  # (B, 784)
             # Each process draws different spikes for its share of a batch. Validation and test
             # images draw from the same numbers.
             generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
@@ -195,10 +194,6 @@ class Digits(Classification):
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return Split(len(labels), size, make_batch, shuffle=training)
-
-    def encode(self, batch: Batch) -> Batch:
-        """Makes input over time, ``(T, B, *)``, on the device."""
-        return batch._replace(x=self.preparation.encode(batch.x))
 
 
 class DigitClassification(Digits, CountClassification):

@@ -136,7 +136,7 @@ class EventVision(CountClassification):
                 x = augment_events(frames[chosen[numbers]], config.augmentation, generator)[share]
             else:
                 x = frames[mine]
-            return Batch(self.preparation.input_of(x), labels[mine])
+            return Batch(x, labels[mine])
 
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return Split(len(chosen), size, make_batch, shuffle=training)
@@ -144,7 +144,7 @@ class EventVision(CountClassification):
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
         frames, _ = self._recordings("train", SAMPLE)
-        return self.preparation.input_of(frames).to(self.device)
+        return self.preparation.encode(frames.to(self.device))
 
     def _read(self, split: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Reads a split: frames, labels, and the numbers of the recordings that belong to it.

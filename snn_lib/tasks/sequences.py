@@ -145,9 +145,8 @@ class SequenceTask(Task):
     def check_target(self, target: Tensor) -> None:
         """Raises :class:`InputError` if a target is not what the task needs."""
 
-    def answer(self, model: nn.Module, batch: Batch) -> Tensor:
+    def answer(self, output: Tensor, batch: Batch) -> Tensor:
         """What the readout makes of the model's output, or the output itself."""
-        output = output_of(model, batch.x)
         return output if self.readout is None else self.readout(output, batch.lengths)
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -224,9 +223,9 @@ class SequenceClassification(SequenceTask, Classification):
         super().setup(config, device)
         self._labels_seen = False  # of this data
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    def logits(self, output: Tensor, batch: Batch) -> Tensor:
         """The answer, ``(B, classes)``, or ``(T, B, classes)`` at every step."""
-        logits, labels = self.answer(model, batch).float(), batch.y
+        logits, labels = self.answer(output, batch).float(), batch.y
         outputs = logits.shape[-1]
         require(
             len(self.classes) in (0, outputs),
@@ -251,7 +250,7 @@ class SequenceClassification(SequenceTask, Classification):
         """Mean cross-entropy of all sequences or labelled steps, and the sums of the metrics."""
         if self.readout is not None:
             return super().loss(model, batch)
-        logits, labels = self.logits(model, batch), labels_of(batch)
+        logits, labels = self.logits(output_of(model, batch.x), batch), labels_of(batch)
         count = (labels >= 0).sum()
         total = F.cross_entropy(
             logits.flatten(0, 1),
@@ -278,7 +277,7 @@ class SequenceClassification(SequenceTask, Classification):
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
-            logits, labels = self.logits(model, batch), labels_of(batch)
+            logits, labels = self.logits(output_of(model, batch.x), batch), labels_of(batch)
             classes = logits.shape[2]
             pairs = (labels * classes + logits.argmax(2))[labels >= 0]
             answered = answered + pairs.bincount(minlength=classes**2).view(classes, classes)
@@ -342,7 +341,7 @@ class SequenceRegression(SequenceTask):
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""
-        output = self.answer(model, batch)
+        output = self.answer(output_of(model, batch.x), batch)
         require(
             output.shape == batch.y.shape,
             f"the network says {tuple(output.shape)}, the targets are {tuple(batch.y.shape)}",

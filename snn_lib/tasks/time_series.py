@@ -167,11 +167,6 @@ class TimeSeries(SequenceClassification):
             for part, (x, y) in parts.items()
         }
 
-    def encode(self, batch: Batch) -> Batch:
-        """Encodes the sequences."""
-        x, lengths = self.preparation.encode(batch.x, batch.lengths)
-        return batch._replace(x=x, lengths=lengths)
-
     def sample(self) -> NetworkInput:
         """Training sequences from all over the set, as they are."""
         count = len(self.parts["train"])

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 import torch
-from running import ROOT, Answer, accuracy, run, tiny
+from running import ROOT, accuracy, run, tiny
 
 import sequential_mnist
 from snn_lib import ResonantSynapse, SpikingNeuron
@@ -64,8 +64,8 @@ def test_max_rate_scales_the_pixels_around_their_mean(config):
 
 def test_the_answer_is_the_output_of_the_last_step(config):
     task, x = shown(config)
-    said = torch.arange(4.0)[:, None, None].expand(4, IMAGES, 10) + torch.arange(10)
-    logits = task.logits(Answer(said), Batch(x, None))
+    output = torch.arange(4.0)[:, None, None].expand(4, IMAGES, 10) + torch.arange(10)
+    logits = task.logits(output, Batch(x, None))
     assert torch.equal(logits, 3.0 + torch.arange(10.0).expand(IMAGES, 10))
 
 

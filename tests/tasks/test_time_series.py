@@ -208,7 +208,7 @@ def test_every_layer_fires_and_padding_changes_nothing(mine, tmp_path, encoding)
         outputs, _ = model.layerwise(batch.x)
         padding = torch.randn(5, *batch.x.shape[1:])
         longer = batch._replace(x=torch.cat([batch.x, padding]))
-        logits, same = (task.logits(model, b) for b in (batch, longer))
+        logits, same = (task.logits(model(b.x)[0], b) for b in (batch, longer))
     for layer, output in zip(model, outputs, strict=True):
         if isinstance(layer, SpikingNeuron):
             assert 0.2 < output.mean() < 0.6
