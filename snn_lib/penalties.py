@@ -62,6 +62,34 @@ def rate_penalty(
     return penalty
 
 
+def network_penalty(
+    model: nn.Module,
+    spikes: Mapping[str, Tensor],
+    target: float = 0.0,
+    limit: float = 0.0,
+    lengths: Tensor | None = None,
+    by_cost: bool = False,
+) -> Tensor | float:
+    """The sum of the penalties of all hidden layers that ran on a sequence.
+
+    Args:
+        model: the network.
+        spikes: of its layers, as :func:`collect_spikes` gives them.
+        target, limit, lengths: as in :func:`rate_penalty`.
+        by_cost: whether the distance from the target counts less for a layer whose spikes make
+            fewer operations at the weights.
+    """
+    reached = hidden_layers(model)
+    hidden = {name: spikes[name] for name in reached if name in spikes and spikes[name].shape[1]}
+    costs = {name: reached[name] * layer[0, 0].numel() for name, layer in hidden.items()}
+    total = 0.0
+    for name, layer in hidden.items():
+        share = costs[name] / max(costs.values()) if by_cost else 1.0
+        off_target = rate_penalty(layer, target, 0.0, lengths)
+        total = total + share * off_target + rate_penalty(layer, 0.0, limit, lengths)
+    return total
+
+
 class CollectedSpikes(Mapping[str, Tensor]):
     """The spikes of layers, by name. The chunks of a sequence are joined when they are read."""
 

@@ -6,7 +6,7 @@ from small_networks import Operators, in_parts
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.penalties import collect_spikes, hidden_layers, rate_penalty
+from snn_lib.penalties import collect_spikes, hidden_layers, network_penalty, rate_penalty
 
 
 def network():
@@ -196,3 +196,33 @@ def test_hidden_layers_are_those_whose_spikes_reach_weights():
     assert hidden_layers(nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))) == {}
     maps = nn.Sequential(SpikingNeuron((4, 1, 1), 4.0), nn.Conv2d(4, 6, 3, groups=2))
     assert hidden_layers(maps) == {"0": 3 * 3 * 3}
+
+
+def penalty_by_hand(spikes, lengths, share):
+    """That of a layer off the target 0.1, of which a share counts, and above the limit 0.3."""
+    counts = torch.zeros(spikes.shape[2])
+    for number, length in enumerate(lengths):
+        for step in range(length):
+            counts += spikes[step, number]
+    rates = counts / sum(lengths)
+    above = [max(rate / 0.3 - 1, 0) ** 2 for rate in rates.tolist()]
+    return share * (rates.mean().item() / 0.1 - 1) ** 2 + sum(above) / len(above)
+
+
+@pytest.mark.parametrize("lengths", [None, [2, 6, 4]])
+@pytest.mark.parametrize(("by_cost", "shares"), [(False, [1, 1]), (True, [1, 5 * 2 / (7 * 5)])])
+def test_a_network_is_penalised_for_its_hidden_layers_own_steps(lengths, by_cost, shares):
+    model = Sequential(LowPassSynapse(3, 3.0))
+    for inputs, neurons in (3, 7), (7, 5), (5, 2):
+        model.append(nn.Linear(inputs, neurons)).append(SpikingNeuron(neurons, 3.0))
+        nn.init.normal_(model[-2].weight, 0.3, 0.5)
+    x, given = 3 * torch.rand(6, 3, 3), None if lengths is None else torch.tensor(lengths)
+    with collect_spikes(model) as spikes:
+        model(x)
+    found = network_penalty(model, spikes, 0.1, 0.3, given, by_cost)
+    layers = zip((spikes["2"], spikes["4"]), shares, strict=True)
+    expected = [
+        penalty_by_hand(layer.detach(), lengths or [6] * 3, share) for layer, share in layers
+    ]
+    assert min(expected) > 0.1
+    assert found.item() == pytest.approx(sum(expected), rel=1e-5)

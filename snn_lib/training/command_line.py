@@ -83,7 +83,7 @@ def main(
         f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
     )
     given = GIVEN.get()
-    if given is not None:
+    if given is not None:  # arguments_of_main runs this script, to learn what it gives
         defaults(task.config_class)  # annotations that are text name things of this script
         given += build_model, task, initialise
         sys.exit()

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
+from snn_lib.penalties import collect_spikes, hidden_layers, network_penalty
 from snn_lib.rounding import rounded_weights
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, plain_number
@@ -22,7 +23,6 @@ from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
-from snn_lib.training.objective import check_penalty, task_loss, training_loss
 from snn_lib.training.run_folder import (
     RunFolder,
     begin_run,
@@ -89,7 +89,12 @@ class Experiment:
         self.build_model = build_model
         self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
-        check_penalty(self.model, self.settings)
+        require(
+            not self.settings.rate_penalty or bool(hidden_layers(self.model)),
+            f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
+            "hidden layer of neurons to be penalised",
+            SettingsError,
+        )
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | Any = None  # while it trains
         self.run: RunFolder | Any = None  # once it trains
@@ -260,7 +265,7 @@ class Experiment:
         state.optimizer.zero_grad(set_to_none=True)
         with self._rounded(self.model), self.backend():
             with self.autocast():
-                loss, sums = training_loss(self.task, self.model, self.trained, batch)
+                loss, sums = self._training_loss(batch)
             loss.backward()
         weights = list(self.model.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
@@ -269,6 +274,35 @@ class Experiment:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)
         state.step()
         return sums
+
+    def _training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of this process's share of a batch, the penalty on firing rates, and the sums.
+
+        The loss is weighted so that the mean over all processes is that of the batch.
+        """
+        settings, penalised = self.settings, self.settings.rate_penalty > 0
+        with collect_spikes(self.model) if penalised else contextlib.nullcontext({}) as spikes:
+            loss, sums = self._task_loss(self.trained, batch)
+        if penalised:
+            rates = settings.target_rate, settings.rate_limit
+            options = *rates, batch.lengths, settings.penalty_by_cost
+            loss = loss + settings.rate_penalty * network_penalty(self.model, spikes, *options)
+        if self.world > 1:  # the last batch may not divide equally
+            share = sums[self.task.mean_over]
+            loss = loss * (share * self.world / (distributed.add(float(share))[0] or 1.0))
+        return loss, sums
+
+    def _task_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The task's mean loss of this process's share of a batch, which may be empty, and sums."""
+        loss, sums = self.task.loss(model, batch)
+        missing = {"samples", self.task.mean_over} - sums.keys()
+        require(
+            not missing,
+            f"{type(self.task).__name__}.loss returns no sum {min(missing, default='')!r}",
+        )
+        if sums["samples"] == 0:  # a mean of nothing
+            return loss.nan_to_num(), dict.fromkeys(sums, 0)
+        return loss, sums
 
     def _finish_epoch(self) -> None:
         """Evaluates the model, writes checkpoints and metrics, and prints a line."""
@@ -344,7 +378,7 @@ class Experiment:
         with rounded, count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.batches(split):
                 activity.begin(batch.lengths, len(batch.x))
-                add_sums(sums, task_loss(self.task, in_chunks, batch)[1])
+                add_sums(sums, self._task_loss(in_chunks, batch)[1])
         activity.sum_by(distributed.total)
         return self._metrics(sums), activity
 

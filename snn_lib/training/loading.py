@@ -265,11 +265,14 @@ def imported(name: str | None, own: set[str]) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-GIVEN: ContextVar[list[Any] | None] = ContextVar("GIVEN", default=None)  # what main was given
+# While arguments_of_main runs a script, the list that main leaves its arguments in and then exits.
+GIVEN: ContextVar[list[Any] | None] = ContextVar("GIVEN", default=None)
 
 
 def arguments_of_main(script: Path) -> list[Any]:
     """What a script gives ``main``: build_model, task and initialise. It ends there.
+
+    A sweep asks for them, and whoever loads a checkpoint that does not name its build_model.
 
     Raises:
         InputError: the script is not found, or does not call ``main``.

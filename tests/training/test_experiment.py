@@ -1,5 +1,6 @@
 """The training loop: the same numbers again, and on from anywhere; trouble is told, not hidden."""
 
+import copy
 import csv
 import functools
 import itertools
@@ -34,7 +35,9 @@ import snn_mlp_1
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
 from snn_lib.errors import InputError, RunError
 from snn_lib.kernels import eager
-from snn_lib.tasks import digits
+from snn_lib.penalties import collect_spikes, rate_penalty
+from snn_lib.readout import SpikeCount
+from snn_lib.tasks import SequenceClassification, digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.building import choose_device
@@ -309,6 +312,34 @@ def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
     *held, _ = rates("hyperparameters.rate_penalty=10", "hyperparameters.rate_limit=0.001")
     assert free
     assert all(less < 0.8 * more for less, more in zip(held, free, strict=True))
+
+
+@pytest.mark.parametrize("penalty", [{}, {"target_rate": 0.1}, {"rate_limit": 0.2}])
+def test_a_step_goes_down_the_loss_and_the_penalty(tmp_path, penalty):
+    lengths = torch.tensor([2, 6, 4, 5])
+    x, y = 3 * torch.rand(4, 6, 3), torch.tensor([0, 1, 1, 0])
+    task = SequenceClassification(dict.fromkeys(["train", "validation"], (x, y, lengths)))
+    config = task.config_class(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 4
+    config.hyperparameters.rate_penalty = 0.5 if penalty else 0.0
+    vars(config.hyperparameters).update(penalty)
+    config.optimizer.optimizer_choice, config.optimizer.SGD.lr = "SGD", 0.2
+    trained = Experiment(
+        lambda config: Sequential(
+            nn.Linear(3, 5), SpikingNeuron(5, 3.0), nn.Linear(5, 2), SpikingNeuron(2, 3.0)
+        ),
+        task,
+        config,
+    )
+    model = copy.deepcopy(trained.model)
+    trained.train()
+    with collect_spikes(model) as spikes:
+        output, _ = model(x.transpose(0, 1))
+    loss = nn.functional.cross_entropy(SpikeCount()(output, lengths), y)
+    rates = penalty.get("target_rate", 0.0), penalty.get("rate_limit", 0.0)
+    (loss + 0.5 * rate_penalty(spikes["1"], *rates, lengths)).backward()
+    for after, before in zip(trained.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(after, before - 0.2 * before.grad)
 
 
 def test_the_average_of_weights_and_running_averages_forgets_faster_at_first():
