@@ -8,7 +8,7 @@ settings are in ecg.yaml; --help lists them all. Synapses and neurons are those 
 Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388, with several resonant filters for each input.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ from snn_lib.settings import (
     Hyperparameters,
     OneTimeConstant,
     ResonantFilters,
+    section,
     setting,
 )
 from snn_lib.tasks import SequenceClassification, SequenceConfig
@@ -66,7 +67,7 @@ class ECGHyperparameters(OneTimeConstant, ResonantFilters, LabelSmoothing, Hyper
 class ECGConfig(SequenceConfig):
     """The configuration of ecg."""
 
-    hyperparameters: ECGHyperparameters = field(default_factory=ECGHyperparameters)
+    hyperparameters: ECGHyperparameters = section(ECGHyperparameters)
     unlabelled: Literal["ignored", "first"] = setting(
         "ignored", "what a step without a label counts as: nothing, or the first class"
     )

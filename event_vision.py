@@ -10,7 +10,7 @@ Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
@@ -25,7 +25,7 @@ from snn_lib import (
     fire_from_the_start,
 )
 from snn_lib.data.recordings import SETS
-from snn_lib.settings import FIRST_VALUE, ConvolutionSizes, FilterPosition, setting
+from snn_lib.settings import FIRST_VALUE, ConvolutionSizes, FilterPosition, section, setting
 from snn_lib.tasks.event_vision import EventConfig, EventHyperparameters, EventVision
 from snn_lib.training import main
 
@@ -47,7 +47,7 @@ class EventConvHyperparameters(ConvolutionSizes, FilterPosition, EventHyperparam
 class EventConvConfig(EventConfig):
     """The configuration of event_vision, its network's sizes included."""
 
-    hyperparameters: EventConvHyperparameters = field(default_factory=EventConvHyperparameters)
+    hyperparameters: EventConvHyperparameters = section(EventConvHyperparameters)
 
 
 class SNN(Sequential):

@@ -10,7 +10,7 @@ Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -25,7 +25,7 @@ from snn_lib import (
     SpikingNeuron,
     Votes,
 )
-from snn_lib.settings import ConvolutionSizes, setting
+from snn_lib.settings import ConvolutionSizes, section, setting
 from snn_lib.tasks.digits import CLASSES, DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
 
@@ -47,7 +47,7 @@ class ConvHyperparameters(ConvolutionSizes, DigitHyperparameters):
 class ConvConfig(DigitConfig):
     """The configuration of snn_conv."""
 
-    hyperparameters: ConvHyperparameters = field(default_factory=ConvHyperparameters)
+    hyperparameters: ConvHyperparameters = section(ConvHyperparameters)
 
 
 class SNN(Sequential):

@@ -7,12 +7,12 @@ The settings are in snn_mlp_2.yaml; --help lists them all. The model follows Fan
 Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import snn_mlp_1
 from snn_lib import LowPassSynapse
-from snn_lib.settings import OneTimeConstant
+from snn_lib.settings import OneTimeConstant, section
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import main
 
@@ -26,7 +26,7 @@ class LowPassHyperparameters(OneTimeConstant, DigitHyperparameters):
 class LowPassConfig(DigitConfig):
     """The configuration of snn_mlp_2."""
 
-    hyperparameters: LowPassHyperparameters = field(default_factory=LowPassHyperparameters)
+    hyperparameters: LowPassHyperparameters = section(LowPassHyperparameters)
 
 
 class SNN(snn_mlp_1.SNN):

@@ -309,7 +309,6 @@ class Hyperparameters(Settings):
         at_least=0,
         at_most=1,
     )
-
     penalty_by_cost: bool = setting(
         False,
         "target_rate counts less for a layer whose spikes make fewer operations at the weights",
@@ -408,7 +407,7 @@ class ExperimentConfig(Settings):
     checkpoint_minutes: float = setting(10.0, "minutes between checkpoints in an epoch", above=0)
     runs_path: str = setting("runs", "folder of all runs; each has its own, NAME/TIME/")
     tensorboard: bool = setting(False, "write TensorBoard events there too")
-    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    hyperparameters: Hyperparameters = section(Hyperparameters)
     optimizer: OptimizerSettings = section(OptimizerSettings, TRAINING)
     scheduler: SchedulerSettings = section(SchedulerSettings, TRAINING)
 

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     """Input sequences and what the network should answer.
 
     Attributes:
-        x: ``(T, B, *features)``.
+        x: ``(T, B, *features)``, or what the task's preparation makes this of.
         y: ``(B,)`` labels, ``(B, *targets)``, or a target at every step ``(T, B, *targets)``.
         lengths: number of steps of each sequence, int64 ``(B,)``. The steps after them are padding.
             ``None`` if every sequence has T steps.

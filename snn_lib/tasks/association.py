@@ -1,7 +1,7 @@
 """Association: a network receives damaged spike patterns and learns to output the whole ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from snn_lib.settings import (
     Hyperparameters,
     ResonantFilters,
     Settings,
+    section,
     setting,
 )
 from snn_lib.tasks.base import Task, add_sums, output_of, read_sums
@@ -88,9 +89,9 @@ class AssociationConfig(ExperimentConfig):
     dataset_path: str = setting(
         "dataset/associative_target.npy", "array [patterns, trains, time] of 0 and 1"
     )
-    hyperparameters: AssociationHyperparameters = field(default_factory=AssociationHyperparameters)
-    pattern_config: PatternSettings = field(default_factory=PatternSettings)
-    damage: Damage = field(default_factory=Damage)
+    hyperparameters: AssociationHyperparameters = section(AssociationHyperparameters)
+    pattern_config: PatternSettings = section(PatternSettings)
+    damage: Damage = section(Damage)
 
 
 class Association(Task):

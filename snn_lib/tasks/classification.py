@@ -1,7 +1,7 @@
 """Classification: cross-entropy and accuracy of a network's logits or of its spike counts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from snn_lib.data.batches import Batch
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
 from snn_lib.readout import READOUTS, first_lead, within
-from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, setting
+from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, section, setting
 from snn_lib.tasks.base import Task, output_of
 
 
@@ -39,9 +39,7 @@ class ClassificationHyperparameters(LabelSmoothing, Hyperparameters):
 class ClassificationConfig(ExperimentConfig):
     """The configuration of a classification."""
 
-    hyperparameters: ClassificationHyperparameters = field(
-        default_factory=ClassificationHyperparameters
-    )
+    hyperparameters: ClassificationHyperparameters = section(ClassificationHyperparameters)
 
 
 class Classification(Task):

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,8 +107,8 @@ class MNISTSettings(Settings):
 class DigitConfig(ExperimentConfig):
     """The configuration of snn_mlp_1."""
 
-    hyperparameters: DigitHyperparameters = field(default_factory=DigitHyperparameters)
-    mnist_config: MNISTSettings = field(default_factory=MNISTSettings)
+    hyperparameters: DigitHyperparameters = section(DigitHyperparameters)
+    mnist_config: MNISTSettings = section(MNISTSettings)
     transform: TransformSettings = section(
         TransformSettings, Needs("mnist_config.use_transform"), TRAINING
     )

@@ -4,7 +4,7 @@ A recording becomes one frame of event counts for each time step, stored as byte
 whether a pixel had any events in a step, or how many.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,8 +86,8 @@ class EventConfig(ExperimentConfig):
     dataset: Literal["simulated", "nmnist", "dvs_gesture"] = setting(
         "simulated", "MNIST in front of a simulated camera, or real recordings"
     )
-    hyperparameters: EventHyperparameters = field(default_factory=EventHyperparameters)
-    events: EventSettings = field(default_factory=EventSettings)
+    hyperparameters: EventHyperparameters = section(EventHyperparameters)
+    events: EventSettings = section(EventSettings)
     camera: CameraSettings = section(CameraSettings, Needs("dataset", ("simulated",)))
     augmentation: EventAugmentationSettings = section(
         EventAugmentationSettings, Needs("events.use_augmentation"), TRAINING

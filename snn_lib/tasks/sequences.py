@@ -13,7 +13,7 @@ batch normalisation does in training, reads time backwards, or returns another n
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
 from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
-from snn_lib.tasks.classification import Classification, ClassificationHyperparameters
+from snn_lib.tasks.classification import Classification, ClassificationConfig
 
 Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
 NO_LABEL = -1  # of a step that has none
@@ -54,7 +54,7 @@ class SequenceTask(Task):
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | Readout | None,
+        readout: str | Readout | None = None,
         *,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
@@ -176,12 +176,9 @@ class SequenceTask(Task):
 
 
 @dataclass
-class SequenceConfig(ExperimentConfig):
+class SequenceConfig(ClassificationConfig):
     """The configuration of a classification of sequences."""
 
-    hyperparameters: ClassificationHyperparameters = field(
-        default_factory=ClassificationHyperparameters
-    )
     augmentation: AugmentationSettings = section(AugmentationSettings, TRAINING)
 
 
@@ -329,15 +326,6 @@ class SequenceRegression(SequenceTask):
 
     mean_over = "elements"
     logit_scale = None
-
-    def __init__(
-        self,
-        data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | Readout | None = None,
-        *,
-        config_class: type[ExperimentConfig] | None = None,
-    ) -> None:
-        super().__init__(data, readout, config_class=config_class)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""

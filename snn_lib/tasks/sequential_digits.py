@@ -6,7 +6,7 @@ Linear Units", arXiv 1504.00941. If the pixels are permuted, neighbours in the i
 in time.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,8 +69,8 @@ class SequentialSettings(MNISTSettings):
 class SequentialConfig(ExperimentConfig):
     """The configuration of sequential_mnist."""
 
-    hyperparameters: SequentialHyperparameters = field(default_factory=SequentialHyperparameters)
-    mnist_config: SequentialSettings = field(default_factory=SequentialSettings)
+    hyperparameters: SequentialHyperparameters = section(SequentialHyperparameters)
+    mnist_config: SequentialSettings = section(SequentialSettings)
     transform: TransformSettings = section(
         TransformSettings, Needs("mnist_config.use_transform"), TRAINING
     )

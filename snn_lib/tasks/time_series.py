@@ -7,7 +7,7 @@ is the mean of its output over the steps of the sequence.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -126,7 +126,7 @@ class TimeSeriesConfig(ExperimentConfig):
         "JapaneseVowels", "name of an archive set, or path of NAME_TRAIN.ts or of an .npz"
     )
     missing: Literal["refuse", "interpolate"] = setting("refuse", "what to do with missing values")
-    hyperparameters: TimeSeriesHyperparameters = field(default_factory=TimeSeriesHyperparameters)
+    hyperparameters: TimeSeriesHyperparameters = section(TimeSeriesHyperparameters)
     augmentation: AugmentationSettings = section(AugmentationSettings, TRAINING)
 
 

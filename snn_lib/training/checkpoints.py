@@ -102,7 +102,10 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True
     """
     average = checkpoint.get("average_state_dict") if averaged else None
     try:
-        weights = checkpoint["snn_state_dict"] if average is None else weights_of_average(average)
+        weights = checkpoint["snn_state_dict"]
+        if average is not None:  # the state of an AveragedModel
+            items = average.items()
+            weights = {k.removeprefix("module."): v for k, v in items if k != "n_averaged"}
         model.load_state_dict(weights)
     except Exception as error:  # a key or value that is none can fail in the loader in any way
         lines = str(error).splitlines() or [type(error).__name__]
@@ -110,11 +113,6 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True
         raise InputError(f"{checkpoint.origin} belongs to another model: {difference}") from None
     broken = not_finite(learned(model))
     require(not broken, f"checkpoint {checkpoint.path} is of no use: {broken} not finite")
-
-
-def weights_of_average(average: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's weights in the state of an ``AveragedModel``."""
-    return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:
