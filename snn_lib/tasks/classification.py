@@ -52,6 +52,7 @@ class Classification(Task):
 
     config_class: type[ExperimentConfig] = ClassificationConfig
     readout_name: str
+    logit_scale: float
     counts_spikes = False
 
     def logits(self, output: Tensor, batch: Batch) -> Tensor:
