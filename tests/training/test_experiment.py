@@ -316,6 +316,13 @@ def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
 
 @pytest.mark.parametrize("penalty", [{}, {"target_rate": 0.1}, {"rate_limit": 0.2}])
 def test_a_step_goes_down_the_loss_and_the_penalty(tmp_path, penalty):
+    def build_model(config):
+        neurons = SpikingNeuron(5, 3.0), SpikingNeuron(2, 3.0)
+        model = Sequential(nn.Linear(3, 5), neurons[0], nn.Linear(5, 2), neurons[1])
+        for layer in model[0], model[2]:
+            nn.init.normal_(layer.weight, 0.6, 0.6)
+        return model
+
     lengths = torch.tensor([2, 6, 4, 5])
     x, y = 3 * torch.rand(4, 6, 3), torch.tensor([0, 1, 1, 0])
     task = SequenceClassification(dict.fromkeys(["train", "validation"], (x, y, lengths)))
@@ -324,13 +331,7 @@ def test_a_step_goes_down_the_loss_and_the_penalty(tmp_path, penalty):
     config.hyperparameters.rate_penalty = 0.5 if penalty else 0.0
     vars(config.hyperparameters).update(penalty)
     config.optimizer.optimizer_choice, config.optimizer.SGD.lr = "SGD", 0.2
-    trained = Experiment(
-        lambda config: Sequential(
-            nn.Linear(3, 5), SpikingNeuron(5, 3.0), nn.Linear(5, 2), SpikingNeuron(2, 3.0)
-        ),
-        task,
-        config,
-    )
+    trained = Experiment(build_model, task, config)
     model = copy.deepcopy(trained.model)
     trained.train()
     with collect_spikes(model) as spikes:
@@ -339,6 +340,7 @@ def test_a_step_goes_down_the_loss_and_the_penalty(tmp_path, penalty):
     rates = penalty.get("target_rate", 0.0), penalty.get("rate_limit", 0.0)
     (loss + 0.5 * rate_penalty(spikes["1"], *rates, lengths)).backward()
     for after, before in zip(trained.model.parameters(), model.parameters(), strict=True):
+        assert before.grad.abs().max() > 0.01
         torch.testing.assert_close(after, before - 0.2 * before.grad)
 
 
