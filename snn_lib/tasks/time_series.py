@@ -119,9 +119,6 @@ class TimeSeriesHyperparameters(OneTimeConstant, LabelSmoothing, Hyperparameters
 class TimeSeriesConfig(ExperimentConfig):
     """The configuration of time_series."""
 
-    name: str = setting(
-        "time_series", "name of the run, and of the folder of all runs of this name"
-    )
     dataset: str = setting(
         "JapaneseVowels", "name of an archive set, or path of NAME_TRAIN.ts or of an .npz"
     )
