@@ -268,6 +268,37 @@ def _readout(name: str | None, outputs: int) -> tuple[Step, ...] | None:
 # The preparation of the input
 
 
+def input_of(preparation: Preparation | None) -> tuple[str, Sequence[Callable]]:
+    """What the values of a step are before they are prepared, and what prepares them.
+
+    Returns:
+        The first in words, and functions of a step's values, to be traced; none for a time series,
+        which also needs the step before.
+
+    Raises:
+        ValueError: the preparation needs more than a step and the one before it.
+    """
+    match preparation:
+        case None | SequencePreparation():
+            return "as in the training", ()
+        case RecordingPreparation(values="counted", order="forward"):
+            return "numbers of events", ()
+        case RecordingPreparation(values="clipped", order="forward"):
+            return "numbers of events", [lambda x: (torch.clamp(x, max=1.0),)]
+        case DigitPreparation(encoding="constant", max_rate=rate):
+            return "pixels from 0 to 1", [lambda x: (x * rate,)] * (rate != 1)
+        case DigitPreparation():
+            return "spikes, 0 or 1", ()
+        case PixelPreparation(max_rate=rate):
+            return "pixels from 0 to 1", [lambda x: ((x - MEAN_PIXEL) * rate,)]
+        case SeriesPreparation(encoding="current", block=1):
+            return "values as they were measured", ()
+    raise ValueError(
+        f"{type(preparation).__name__} of this network needs more than a step and the one "
+        "before it: export network.model, and prepare its input outside"
+    )
+
+
 def _prepare(
     preparation: Preparation | None, features: Shape
 ) -> tuple[str, Shape, list[Stage], int]:
@@ -276,43 +307,23 @@ def _prepare(
     Also returns the number of values that leave these stages.
 
     Raises:
-        ValueError: it needs more than a step and the one before it.
+        ValueError: as :func:`input_of`.
     """
+    takes, functions = input_of(preparation)
     count = math.prod(features)
-
-    def prepared(takes: str, *functions: Callable) -> tuple[str, Shape, list[Stage], int]:
-        steps: list[Stage] = [_step("input", one, np.arange(count), (count,)) for one in functions]
-        return takes, features, steps, count
-
-    match preparation:
-        case None | SequencePreparation():
-            return prepared("as in the training")
-        case RecordingPreparation(values="counted", order="forward"):
-            return prepared("numbers of events")
-        case RecordingPreparation(values="clipped", order="forward"):
-            return prepared("numbers of events", lambda x: (torch.clamp(x, max=1.0),))
-        case DigitPreparation(encoding="constant", max_rate=rate):
-            return prepared("pixels from 0 to 1", *[lambda x: (x * rate,)] * (rate != 1))
-        case DigitPreparation():
-            return prepared("spikes, 0 or 1")
-        case PixelPreparation(max_rate=rate):
-            return prepared("pixels from 0 to 1", lambda x: ((x - MEAN_PIXEL) * rate,))
-        case SeriesPreparation(encoding="current", block=1):
-            channels = len(preparation.mean)
-            ones, twice = np.ones(channels), np.tile(np.arange(channels), 2)
-            step = _step(
-                *("input", _standardised, np.arange(count), (count,)),
-                mean=np.tile(preparation.mean, 2),
-                factor=np.tile(1 / preparation.deviation, 2),
-                own=np.concatenate([ones, 0 * ones]),
-                change=np.concatenate([0 * ones, 1 / preparation.change]),
-            )
-            shape = tuple(preparation.mean.shape)
-            return "values as they were measured", shape, [Gather(twice), step], count
-    raise ValueError(
-        f"{type(preparation).__name__} of this network needs more than a step and the one "
-        "before it: export network.model, and prepare its input outside"
-    )
+    if isinstance(preparation, SeriesPreparation):
+        channels = len(preparation.mean)
+        ones, twice = np.ones(channels), np.tile(np.arange(channels), 2)
+        step = _step(
+            *("input", _standardised, np.arange(count), (count,)),
+            mean=np.tile(preparation.mean, 2),
+            factor=np.tile(1 / preparation.deviation, 2),
+            own=np.concatenate([ones, 0 * ones]),
+            change=np.concatenate([0 * ones, 1 / preparation.change]),
+        )
+        return takes, tuple(preparation.mean.shape), [Gather(twice), step], count
+    steps = [_step("input", one, np.arange(count), (count,)) for one in functions]
+    return takes, features, [*steps], count
 
 
 def _standardised(
