@@ -4,15 +4,19 @@ Whoever counts a network's operations, compiles it or exports it takes its layer
 other, from the :class:`snn_lib.Sequential` that it is or holds.
 """
 
+from collections.abc import Container, Iterator
+
 from torch import nn
 
 from snn_lib.chunks import Chunked
-from snn_lib.containers import Output, Sequential
+from snn_lib.containers import Output, PerStep, Sequential
+from snn_lib.pytorch_private import forward_hooks
 
 REMEDY = (
     "make what surrounds it layers of the Sequential, such as nn.Flatten(2), nn.Unflatten, "
     "snn_lib.ChannelsFirst, snn_lib.Repeat and snn_lib.Votes"
 )
+CHAINS = (Sequential.forward, nn.Sequential.forward)
 
 
 def chain_of(network: nn.Module) -> tuple[str, Sequential]:
@@ -49,6 +53,35 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
             f"return what that returns: {REMEDY}"
         )
     return _within(name, part)
+
+
+def layers_of(
+    module: nn.Module, name: str = "", around: tuple[nn.Module, ...] = ()
+) -> Iterator[tuple[str, nn.Module, tuple[nn.Module, ...]]]:
+    """The layers of a chain in order: the name of each, the layer, and the containers around it.
+
+    Containers are a Sequential, PyTorch's or this library's, and :class:`snn_lib.PerStep`, unless
+    they have a ``forward`` of their own. The outermost comes first.
+    """
+    while isinstance(module, Chunked):
+        name, module = f"{name}.module", module.module
+    forward = getattr(module.forward, "__func__", None)  # not one that was set on the module
+    if isinstance(module, (Sequential, nn.Sequential)) and forward in CHAINS:
+        for child, part in module._modules.items():  # a part that is used twice is there twice
+            yield from layers_of(part, f"{name}.{child}".lstrip("."), (*around, module))
+    elif isinstance(module, PerStep) and forward is PerStep.forward:
+        yield from layers_of(module.module, f"{name}.module", (*around, module))
+    else:
+        yield name, module, around
+
+
+def refuse_hooks(model: nn.Module, consequence: str, but: Container[nn.Module] = ()) -> None:
+    """Raises a ValueError that names the first module with hooks, other than these."""
+    for name, module in model.named_modules():
+        if module not in but and forward_hooks(module):
+            raise ValueError(
+                f"{name or 'the network'} ({type(module).__name__}) has hooks, {consequence}"
+            )
 
 
 def _within(name: str, part: nn.Module) -> tuple[str, Sequential]:

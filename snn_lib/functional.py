@@ -27,7 +27,7 @@ from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import run
 from snn_lib.kernels.program import fire_with, key_of
 from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
-from snn_lib.stability import warn_if_unstable
+from snn_lib.stability import warn_before_training
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 
 # Coefficients in these dtypes are converted to float32 to compute with them.
@@ -373,7 +373,7 @@ def _neuron_call(
     return Call("SpikingNeuron", coefficients, rows, state, surrogate)
 
 
-class Traces(NamedTuple):
+class Recording(NamedTuple):
     """What a cell does at every step, with gradients and before dropout.
 
     Attributes:
@@ -387,7 +387,7 @@ class Traces(NamedTuple):
     states: dict[str, Tensor]
 
 
-def trace_cell(call: Call, x: Tensor) -> Traces:
+def record_cell(call: Call, x: Tensor) -> Recording:
     """Runs a cell that spikes in plain PyTorch and keeps what it does at every step, for a loss.
 
     Args:
@@ -413,7 +413,7 @@ def trace_cell(call: Call, x: Tensor) -> Traces:
         fired.clear()
     if not potentials:
         raise ValueError(f"{call.kind} does not spike, so it has no potential")
-    return Traces(
+    return Recording(
         unfold(torch.stack(outputs), features, last),
         unfold(torch.stack(potentials), features, last),
         _states_of([call], torch.stack(states[:-1]), features, last, dim=1)[0],
@@ -442,7 +442,7 @@ def neuron_traces(
         ValueError, TypeError: as in :func:`spiking_neuron`.
     """
     call = _neuron_call(reset_decay, reset_strength, membrane_decay, state, surrogate)
-    spikes, membrane, states = trace_cell(call, current)
+    spikes, membrane, states = record_cell(call, current)
     return spikes, membrane, states["reset"]
 
 
@@ -592,11 +592,3 @@ def _in_one_dtype(coefficients: dict[str, Tensor]) -> tuple[list[Tensor], torch.
     own = reduce(torch.promote_types, others, own)
     dtype = own if own in COMPUTE_DTYPES else torch.float32
     return [tensor.to(dtype) for tensor in tensors], own
-
-
-def warn_before_training(alpha: Tensor) -> None:
-    """Warns, once in a process, if a filter that is to learn is unstable."""
-    if not alpha.requires_grad or not torch.is_grad_enabled() or alpha.is_meta:
-        return
-    if not (torch.compiler.is_compiling() or is_transformed() or is_watched()):  # no value is known
-        warn_if_unstable(alpha)

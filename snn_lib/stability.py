@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snn_lib.pytorch_private import is_transformed, is_watched
+
 MARGIN = 1e-3
 MARGINS = [MARGIN / 2**halvings for halvings in range(10)]
 MAX_ORDER = 8  # beyond it, float32 and soon float64 cannot tell which filters are stable
@@ -128,9 +130,15 @@ def round_decaying(*alpha: float | Tensor) -> list[Tensor]:
     dtype = torch.get_default_dtype()
     exact = {"dtype": torch.float64, "device": "cpu"}
     rounded = [torch.as_tensor(a, **exact).to(dtype).to(**exact) for a in alpha]
-    if not has_stable_poles(torch.stack(torch.broadcast_tensors(*rounded))).all():
-        raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
+    check_decaying(*rounded)
     return rounded
+
+
+def check_decaying(*alpha: Tensor) -> None:
+    """Raises a ValueError unless filters of alpha_1, ..., rounded to the default dtype, decay."""
+    if not has_stable_poles(torch.stack(torch.broadcast_tensors(*alpha))).all():
+        dtype = torch.get_default_dtype()
+        raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
 
 
 def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
@@ -158,6 +166,14 @@ def refuse_rounding(own: Tensor, loaded: Any, name: str, messages: list[str]) ->
         check_rounding(loaded, own.dtype)
     except ValueError as error:
         messages.append(f"{name}: {error}")
+
+
+def warn_before_training(alpha: Tensor) -> None:
+    """Warns, once in a process, if a filter that is to learn is unstable."""
+    if not alpha.requires_grad or not torch.is_grad_enabled() or alpha.is_meta:
+        return
+    if not (torch.compiler.is_compiling() or is_transformed() or is_watched()):  # no value is known
+        warn_if_unstable(alpha)
 
 
 def warn_if_unstable(alpha: Tensor) -> None:

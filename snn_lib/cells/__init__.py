@@ -1,21 +1,21 @@
 """Cells: layers that carry a state from step to step, each written once, as one step.
 
-Read ``iir_filter`` and ``spiking_neuron`` first, the two of the paper. ``cell`` has what all have
+Read ``synapse`` and ``spiking_neuron`` first, the two of the paper. ``cell`` has what all have
 in common, and how one of your own is written.
 """
 
 from snn_lib.cells.adaptive_neuron import AdaptiveNeuron
 from snn_lib.cells.cell import Cell, Constrained, is_spiking, parameter_groups
 from snn_lib.cells.delay import Delay
-from snn_lib.cells.iir_filter import (
+from snn_lib.cells.recurrent import Recurrent
+from snn_lib.cells.resonate_and_fire import ResonateAndFireNeuron
+from snn_lib.cells.spiking_neuron import SpikingNeuron
+from snn_lib.cells.synapse import (
     DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
     ResonantSynapse,
 )
-from snn_lib.cells.recurrent import Recurrent
-from snn_lib.cells.resonate_and_fire import ResonateAndFireNeuron
-from snn_lib.cells.spiking_neuron import SpikingNeuron
 
 __all__ = [
     "AdaptiveNeuron",

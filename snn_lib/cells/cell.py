@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.containers import Output, StatefulModule, feature_shape
-from snn_lib.functional import GAUSSIAN, Call, State, run_cells, trace_cell
+from snn_lib.functional import GAUSSIAN, Call, State, record_cell, run_cells
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
 from snn_lib.pytorch_private import is_observed, is_transformed, sees_operations
 from snn_lib.recomputing import decide, dropout_seed, is_recomputing
-from snn_lib.stability import MARGIN, check_rounding, refuse_rounding, round_decaying
+from snn_lib.stability import MARGIN, check_decaying, check_rounding, refuse_rounding
 from snn_lib.surrogate import Surrogate, check_surrogate
 from snn_lib.time_constants import PerChannel, per_channel
 
@@ -180,7 +180,7 @@ class Cell(Constrained):
         for name in self.coefficients:
             first = first_values(values[name], self.shape, name)
             if name in self.decays:
-                round_decaying(first)  # refuses one that rounds to 1
+                check_decaying(first.double())  # none that rounds to 1
             channels = torch.empty(first.shape).copy_(first)  # on the default device
             if name in train or (train_decay and name in self.decays and first.any()):
                 self.register_parameter(name, nn.Parameter(channels))
@@ -260,7 +260,7 @@ class Cell(Constrained):
             is what the threshold compares with 1. R[t], already subtracted in V[t], is the state
             ``reset``, and zero if the cell has none.
         """
-        spikes, potential, states = trace_cell(self.call(x, state), x)
+        spikes, potential, states = record_cell(self.call(x, state), x)
         reset = states.get("reset")
         return spikes, potential, torch.zeros_like(potential) if reset is None else reset
 

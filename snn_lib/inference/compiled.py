@@ -4,8 +4,8 @@
     for x in stream:  # NumPy arrays
         output = network.step(x)
 
-This file has what a user calls. ``description.py`` describes the network, ``program.py`` makes a
-program of the description, and ``machine.py`` runs the program.
+This file has what a user calls. ``description.py`` describes the network, ``arrays.py`` makes
+arrays of the description, and ``machine.py`` runs them.
 """
 
 import math
@@ -16,9 +16,9 @@ import numpy as np
 from torch import nn
 
 from snn_lib.inference import machine
+from snn_lib.inference.arrays import Arrays, aligned_zeros
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Flattening
-from snn_lib.inference.program import Program, aligned_zeros
 
 
 def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
@@ -49,7 +49,7 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
     """
     description = describe(network, shape)
     compare_layers(description)
-    return CompiledNetwork(Program(description))
+    return CompiledNetwork(Arrays(description))
 
 
 def compare_layers(description: Description) -> None:
@@ -63,7 +63,7 @@ def compare_layers(description: Description) -> None:
             continue
         places, shape = np.arange(x.shape[1]), (-1, *layer.before)
         alone = replace(description, before=layer.before, after=layer.after, entry=places)
-        stream = CompiledNetwork(Program(replace(alone, layers=(layer,))))
+        stream = CompiledNetwork(Arrays(replace(alone, layers=(layer,))))
         output = stream.run(x.reshape(shape)).reshape(len(x), -1)[-len(y) :]  # a readout's last
         known = np.isfinite(y)
         sizes = np.abs(y, where=known, out=np.zeros_like(y))
@@ -87,18 +87,18 @@ class CompiledNetwork:
         dtype: the dtype of the output, float32 or float64.
     """
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
-        self.before, self.after, self.dtype = program.before, program.after, program.dtype
-        self._state = np.zeros(program.states, self.dtype)
-        self._values = aligned_zeros(program.values, self.dtype)
-        room = program.widest + machine.GROUP
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self.before, self.after, self.dtype = arrays.before, arrays.after, arrays.dtype
+        self._state = np.zeros(arrays.states, self.dtype)
+        self._values = aligned_zeros(arrays.values, self.dtype)
+        room = arrays.widest + machine.GROUP
         self._numbers = np.zeros(room, np.int64)
         self._amounts = np.zeros((machine.BLOCK, room), self.dtype)
 
     def stream(self) -> "CompiledNetwork":
         """Makes another stream through the same network, at rest; both read the same weights."""
-        return CompiledNetwork(self._program)
+        return CompiledNetwork(self._arrays)
 
     def reset(self) -> None:
         """Sets the state to zero, for a new sequence."""
@@ -132,7 +132,7 @@ class CompiledNetwork:
             ValueError, TypeError: as :meth:`step`.
         """
         steps = self._steps(x)
-        out = np.empty((len(x), self._program.outputs), self.dtype)
+        out = np.empty((len(x), self._arrays.outputs), self.dtype)
         self._run(steps, len(x), out)
         return self._in_order(out).reshape(len(out), *self.after)
 
@@ -160,7 +160,7 @@ class CompiledNetwork:
                 f"there are {len(x)} steps and outputs of the shape {self.after}, expected at "
                 "least one step and two classes"
             )
-        total = np.zeros((1, self._program.outputs), self.dtype)
+        total = np.zeros((1, self._arrays.outputs), self.dtype)
         done = self._run(steps, len(x), total, True, float(self.dtype.type(lead)))
         return int(self._in_order(total)[0].argmax()), done
 
@@ -179,9 +179,9 @@ class CompiledNetwork:
     def _run(
         self, x: np.ndarray, total: int, out: np.ndarray, summing: bool = False, lead: float = 0.0
     ) -> int:
-        program = self._program
-        steps = x if program.entry is None else x.take(program.entry, axis=1)
-        shared = program.layers, program.coefficients, program.table
+        arrays = self._arrays
+        steps = x if arrays.entry is None else x.take(arrays.entry, axis=1)
+        shared = arrays.layers, arrays.coefficients, arrays.table
         own = self._state, self._values, self._numbers, self._amounts
         done = machine.run(*shared, *own, steps, total, out, summing, lead)
         if done == 0 and len(x) > 0:
@@ -195,4 +195,4 @@ class CompiledNetwork:
 
     def _in_order(self, out: np.ndarray) -> np.ndarray:
         """The last layer's output in the order of PyTorch's features."""
-        return out if self._program.leave is None else out.take(self._program.leave, axis=1)
+        return out if self._arrays.leave is None else out.take(self._arrays.leave, axis=1)

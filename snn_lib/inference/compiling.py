@@ -1,25 +1,29 @@
-"""How the functions of this folder are compiled, and where the result is kept."""
+"""How the functions of this folder are compiled, where that is kept, and how they call kernels.
+
+:func:`run_step` runs a cell by its kernel of ``snn_lib.kernels.cpu``.
+"""
 
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
 
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.core import event as events
 from numba.extending import intrinsic
 
 from snn_lib.kernels.cpu.library import announce
-from snn_lib.kernels.cpu.source import FORWARD
+from snn_lib.kernels.cpu.source import call_for_one_step
+from snn_lib.kernels.cpu.writer import I64
 
 # Numba's memory manager is off. With it, every view of a row would count its references, and
 # threads that count on the same array take longer over that than over the arithmetic.
 OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 # Numba looks a function up in its cache by name and by the state of the function's own file. What
-# the other files of this folder compile into it is not noticed, so their content is in the name.
+# the other files of this folder and ``source`` compile into it is not noticed, so their content is
+# in the name.
 _SOURCES = sorted(file for file in files(__package__).iterdir() if file.name.endswith(".py"))
+_SOURCES += [files("snn_lib.kernels.cpu") / "source.py"]
 VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
 
 
@@ -40,21 +44,13 @@ def run_step(typing_context, kernel, channels, coefficients, state, x, out):
     """Runs one step of one sample by a kernel of ``snn_lib.kernels.cpu``, given its address."""
 
     def generate(context, builder, signature, values):
-        word = ir.IntType(64)
-        arrays = zip(signature.args[2:], values[2:], strict=True)
-        addresses = [
-            builder.ptrtoint(context.make_array(kind)(context, builder, value).data, word)
-            for kind, value in arrays
-        ]
-        given = dict(zip(("coefficients", "state", "x", "output"), addresses, strict=True))
-        given |= {"steps": word(1), "batch": word(1), "rows": word(1)}
-        given |= {"channels": values[1], "columns": values[1]}
-        room = cgutils.alloca_once(builder, word, word(len(FORWARD)))
-        for place, name in enumerate(FORWARD):
-            builder.store(given.get(name, word(0)), builder.gep(room, [word(place)]))
-        kind = ir.FunctionType(ir.VoidType(), [word, word, word, word.as_pointer()])
-        function = builder.inttoptr(values[0], kind.as_pointer())
-        builder.call(function, [word(0), word(0), word(1), room])
+        function, channels, *arrays = values
+        kinds, names = signature.args[2:], ("coefficients", "state", "x", "output")
+        addresses = {
+            name: builder.ptrtoint(context.make_array(kind)(context, builder, value).data, I64)
+            for name, kind, value in zip(names, kinds, arrays, strict=True)
+        }
+        call_for_one_step(builder, function, channels, **addresses)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, coefficients, state, x, out), generate

@@ -6,7 +6,7 @@ its description, and never look at the network itself.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chain import REMEDY, chain_of
+from snn_lib.chain import REMEDY, chain_of, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
 from snn_lib.data.preparation import Preparation
@@ -29,7 +29,6 @@ from snn_lib.inference.layers import (
     read,
 )
 from snn_lib.kernels import use_backend
-from snn_lib.pytorch_private import forward_hooks
 from snn_lib.readout import EVERY_STEP, READOUTS
 
 STEPS = 32  # of the run in PyTorch with which a description is compared
@@ -77,12 +76,9 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
             hooks or a ``forward`` of its own, the shape is missing or does not fit, or a dtype is
             neither float32 nor float64. The message names the layer.
     """
+    remedy = "remove them, and make pruning permanent by torch.nn.utils.prune.remove"
+    refuse_hooks(network, f"which only PyTorch can call: {remedy}")
     for name, module in network.named_modules():
-        if forward_hooks(module):
-            raise ValueError(
-                f"{name or 'the network'} ({type(module).__name__}) has hooks, which only PyTorch "
-                "can call: remove them, and make pruning permanent by torch.nn.utils.prune.remove"
-            )
         if "forward" in vars(module):
             raise ValueError(
                 f"{name or 'the network'} ({type(module).__name__}) has a forward that was set on "
@@ -160,7 +156,8 @@ def _run(
     x = (number * size.mul(4).exp2()).to(dtype)
     x = x.transpose(0, 1) if chain.batch_first else x
     with ExitStack() as hooks, use_backend("eager"):  # which need not be compiled first
-        for layer in dict.fromkeys(_layers(chain)):  # one that is used twice has one hook
+        read_layers = [layer for _, layer, _ in layers_of(chain) if is_read(layer)]
+        for layer in dict.fromkeys(read_layers):  # one that is used twice has one hook
             hooks.enter_context(layer.register_forward_hook(note))
         hooks.enter_context(chain.register_forward_hook(note_chain, with_kwargs=True))
         result = network(x)
@@ -168,15 +165,6 @@ def _run(
     if [tuple(map(id, pair)) for pair in handed] != [(id(x), id(output))]:
         raise ValueError(f"{type(network).__name__} does more than its Sequential: {REMEDY}")
     return pairs
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are read as one layer each, and not what is inside of them."""
-    if is_read(module):
-        yield module
-    else:
-        for part in module.children():
-            yield from _layers(part)
 
 
 def _by_layer(

@@ -1,6 +1,6 @@
 """The layers that can run outside PyTorch, described by arrays, and how modules are read.
 
-To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``program.py``, in
+To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``arrays.py``, in
 ``onnx_graph.py`` and in ``staging.py``.
 """
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell, Delay, IIRSynapse, Recurrent
-from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Sequential, Votes
+from snn_lib.chain import layers_of
+from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Votes
 from snn_lib.errors import one_line
 from snn_lib.kernels.program import Kind, key_of, kind_of, register
 from snn_lib.readout import (
@@ -185,51 +186,56 @@ register(Kind("running_mean", running_mean, ("sum", "sum.rest", "steps", "steps.
 register(Kind("running_maximum", running_maximum, ("maximum", "started"), ()))
 
 
+def over_time(kind: str, name: str, features: Shape) -> CellLayer:
+    """One of the cells above, in the place of a readout: its answer so far, at every step."""
+    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
+    return CellLayer(name, features, features, key, np.empty((0, *features), np.float32))
+
+
 # --------------------------------------------------------------------------------------------------
 # How modules are read
 
 
-def read(
-    module: nn.Module, name: str, before: Shape, dtype: np.dtype, leading: int = 2
-) -> Iterator[Layer]:
-    """Yields the layers of a module, in order.
+def read(chain: nn.Module, name: str, before: Shape, dtype: np.dtype) -> Iterator[Layer]:
+    """Yields the layers of a chain, in order.
 
     The kind of a layer is known by its ``forward``. So a subclass with a ``forward`` of its own is
-    refused. ``before`` is the shape of one step of the module's input. ``leading`` dimensions come
-    before it: two for time and batch, one inside :class:`PerStep`.
+    refused. ``before`` is the shape of one step of the chain's input.
 
     Raises:
         ValueError: only PyTorch can run a layer, or its input does not fit; the message names it.
     """
+    for inner, module, around in layers_of(chain, name):
+        for layer in _read(module, inner, before, dtype, around):
+            before = layer.after
+            yield layer
+
+
+def _read(
+    module: nn.Module, name: str, before: Shape, dtype: np.dtype, around: Sequence[nn.Module]
+) -> list[Layer]:
     kind = type(module).__name__
     here = f"{name} ({kind})" if name else kind
     forward = type(module).forward
-    if isinstance(module, (Sequential, nn.Sequential)) and forward in CHAINS:
-        for child, part in module._modules.items():  # a part that is used twice is there twice
-            for layer in read(part, f"{name}.{child}".lstrip("."), before, dtype, leading):
-                before = layer.after
-                yield layer
-    elif isinstance(module, PerStep) and forward is PerStep.forward:
-        yield from read(module.module, f"{name}.module", before, dtype, leading=1)
-    elif isinstance(module, LeakyIntegrator) and forward is LeakyIntegrator.forward:
-        yield _leaky(module, name, before, dtype)
-    elif forward not in READERS:
+    if isinstance(module, LeakyIntegrator) and forward is LeakyIntegrator.forward:
+        return [_leaky(module, name, before, dtype)]
+    if forward not in READERS:
         raise ValueError(f"{here} runs only in PyTorch: it can be neither compiled nor exported")
-    else:
-        # On the meta device PyTorch computes nothing but shapes.
-        x = torch.zeros(*[1] * leading, *before, dtype=getattr(torch, dtype.name), device="meta")
-        try:
-            output = copy.deepcopy(module).to("meta")(x)
-            output = output[0] if isinstance(output, tuple) else output
-            without_time = isinstance(module, tuple(READOUTS.values()))
-            after = tuple(output.shape[leading - without_time :])
-            yield from READERS[forward](module, name, before, after)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ValueError(f"{here} is given the shape {before}: {one_line(error)}") from None
+    leading = 1 if any(isinstance(one, PerStep) for one in around) else 2  # without, or with time
+    # On the meta device PyTorch computes nothing but shapes.
+    x = torch.zeros(*[1] * leading, *before, dtype=getattr(torch, dtype.name), device="meta")
+    try:
+        output = copy.deepcopy(module).to("meta")(x)
+        output = output[0] if isinstance(output, tuple) else output
+        without_time = isinstance(module, tuple(READOUTS.values()))
+        after = tuple(output.shape[leading - without_time :])
+        return READERS[forward](module, name, before, after)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(f"{here} is given the shape {before}: {one_line(error)}") from None
 
 
 def is_read(module: nn.Module) -> bool:
-    """Whether :func:`read` makes one layer of a module."""
+    """Whether :func:`read` makes something of a layer."""
     forward = type(module).forward
     return forward is LeakyIntegrator.forward or READERS.get(forward, _nothing) is not _nothing
 
@@ -387,10 +393,8 @@ def _snapshot(module: Snapshots, name: str, before: Shape, after: Shape) -> list
     return [Snapshot(name, before, after, module.steps)]
 
 
-def _over_time(kind: str, module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
-    """A readout, whose answer at a step is that of the sequence up to there."""
-    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
-    return [CellLayer(name, before, after, key, np.empty((0, *before), np.float32))]
+def _readout(kind: str, module: nn.Module, name: str, before: Shape, after: Shape) -> list[Layer]:
+    return [over_time(kind, name, before)]
 
 
 def _leaky(module: LeakyIntegrator, name: str, shape: Shape, dtype: np.dtype) -> CellLayer:
@@ -415,12 +419,17 @@ def _over(coefficients: Tensor, features: Shape) -> np.ndarray:
     return coefficients.expand(len(coefficients), *features).numpy()
 
 
+def channels_last_order(features: Shape) -> np.ndarray:
+    """The numbers of the features with the channels of maps ``(C, H, W)`` last, as (H, W, C)."""
+    numbers = np.arange(math.prod(features)).reshape(features)
+    return (np.moveaxis(numbers, 0, -1) if len(features) == 3 else numbers).ravel()
+
+
 def _pair(number: int | Sequence[int]) -> tuple[int, int]:
     first, second = (number, number) if isinstance(number, int) else number
     return first, second
 
 
-CHAINS = (Sequential.forward, nn.Sequential.forward)
 # The function that reads a layer, by the layer's forward.
 READERS: dict[Callable, Callable[[Any, str, Shape, Shape], list[Layer]]] = {
     nn.Identity.forward: _nothing,
@@ -441,7 +450,7 @@ READERS: dict[Callable, Callable[[Any, str, Shape, Shape], list[Layer]]] = {
     Recurrent.forward: _recurrence,
     Snapshots.forward: _snapshot,
     Last.forward: _nothing,
-    SpikeCount.forward: partial(_over_time, "running_sum"),
-    Mean.forward: partial(_over_time, "running_mean"),
-    Maximum.forward: partial(_over_time, "running_maximum"),
+    SpikeCount.forward: partial(_readout, "running_sum"),
+    Mean.forward: partial(_readout, "running_mean"),
+    Maximum.forward: partial(_readout, "running_maximum"),
 }

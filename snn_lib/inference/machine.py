@@ -1,6 +1,6 @@
 """One Numba function that runs any described network, for one sample.
 
-A program is an array with a record for each layer. The record says what the layer does, and where
+A network is an array with a record for each layer. The record says what the layer does, and where
 its coefficients, its state and its output lie in three flat arrays. So the function is compiled
 once for all networks and kept in Numba's cache on disk. It allocates nothing.
 
@@ -24,7 +24,7 @@ LINE = 16  # numbers in a line of the cache, at the beginning of which each row 
 # What a layer does.
 WEIGHTS, LARGEST, AVERAGE, CELL, SNAPSHOTS, RECURRENCE = range(6)
 
-# A layer of the program. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
+# A record. Feature maps lie with their channels last, as (H, W, C). An nn.Linear has
 # maps of one position.
 LAYER = np.dtype(
     [
@@ -290,13 +290,11 @@ def _are_finite(x):
 
 
 @jit
-def run(
-    program, coefficients, table, state, values, numbers, amounts, x, total, out, summing, lead
-):
+def run(layers, coefficients, table, state, values, numbers, amounts, x, total, out, summing, lead):
     """Runs ``total`` steps of ``x`` and changes ``state``.
 
     Args:
-        program, coefficients, table: a :class:`snn_lib.inference.program.Program`.
+        layers, coefficients, table: of :class:`snn_lib.inference.arrays.Arrays`.
         state, values: what the layers remember, and room for their outputs.
         numbers, amounts: room for a list of inputs that are not zero.
         x: ``(total, inputs)`` of the first layer; ``(1, inputs)`` if every step is the same. If
@@ -310,7 +308,7 @@ def run(
     """
     if not _are_finite(x):
         return 0
-    first, last = program[0], program[len(program) - 1]
+    first, last = layers[0], layers[len(layers) - 1]
     weighs_once = len(x) < total and first.kind == WEIGHTS
     if weighs_once:
         assign(values[: first.inputs], x[0])
@@ -324,8 +322,8 @@ def run(
         for t in range(steps):
             now = x[min(start + t, len(x) - 1)]
             assign(values[t * first.source_stride :][: first.inputs], now)
-        for number in range(weighs_once, len(program)):
-            layer = program[number]
+        for number in range(weighs_once, len(layers)):
+            layer = layers[number]
             _run_layer(layer, steps, coefficients, table, state, values, numbers, amounts)
         for t in range(steps):
             output = values[last.target + t * last.target_stride :][: last.outputs]

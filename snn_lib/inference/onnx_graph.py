@@ -14,15 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from snn_lib.data.preparation import (
-    MEAN_PIXEL,
-    DigitPreparation,
-    PixelPreparation,
-    Preparation,
-    RecordingPreparation,
-    SequencePreparation,
-    SeriesPreparation,
-)
+from snn_lib.data.preparation import PixelPreparation, Preparation, SeriesPreparation
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import (
@@ -33,8 +25,9 @@ from snn_lib.inference.description import (
     readout_of,
 )
 from snn_lib.inference.layers import Layer, Shape
+from snn_lib.inference.staging import input_of
 from snn_lib.kernels.program import program
-from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS
+from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS, Trace, Value, trace
 
 INPUT, OUTPUT, NEXT = "x", "y", ".next"
 # What the operations of a step are called in ONNX.
@@ -164,25 +157,12 @@ class _Graph:
 
     def _prepare(self, preparation: Preparation | None) -> str:
         """Adds the nodes that prepare a step's values, and returns the name of their output."""
-        match preparation:
-            case None | SequencePreparation():
-                return INPUT
-            case RecordingPreparation(values="counted", order="forward"):
-                return INPUT
-            case RecordingPreparation(values="clipped", order="forward"):
-                return self._node("Min", INPUT, 1.0)
-            case DigitPreparation(encoding=encoding, max_rate=rate):
-                spikes = encoding != "constant"
-                return INPUT if spikes else self._node("Mul", INPUT, rate)
-            case PixelPreparation(max_rate=rate):
-                centred = self._node("Sub", INPUT, MEAN_PIXEL)
-                return self._node("Mul", centred, rate)
-            case SeriesPreparation(encoding="current", block=1):
-                return self._series(preparation)
-        raise ValueError(
-            f"{type(preparation).__name__} of this network needs more than a step and the one "
-            "before it: export network.model, and prepare its input outside"
-        )
+        x, (_, functions) = INPUT, input_of(preparation)
+        if isinstance(preparation, SeriesPreparation):
+            return self._series(preparation)
+        for function in functions:
+            (x,) = self._lines(trace(function, [INPUT])[0], {INPUT: x})
+        return x
 
     def _series(self, preparation: SeriesPreparation) -> str:
         """The standardised values, and their changes since the step before."""
@@ -222,16 +202,23 @@ class _Graph:
         made = program(layer.key)
         coefficients = dict(zip(made.coefficients, layer.coefficients, strict=True))
         known = {name: 0.0 for name, row in coefficients.items() if not row.any()}
-        trace, states = made.forward.without({**known, "dropout_scale": 1.0}).live(made.states)
+        lines, states = made.forward.without({**known, "dropout_scale": 1.0}).live(made.states)
         values: dict[str, Any] = {"x": x, **coefficients}
         values |= {name: self._state(f"{layer.name}.{name}", layer.before) for name in states}
-        for line in trace.lines:
-            given = (values[v] if isinstance(v, str) else v for v in line.arguments)
-            values[line.name] = self._operation(line.operation, *given)
-        output, *after = trace.results
+        output, *after = self._lines(lines, values)
         for name, value in zip(states, after, strict=True):
-            self._next(f"{layer.name}.{name}", values[value] if isinstance(value, str) else value)
-        return values[output]
+            self._next(f"{layer.name}.{name}", value)
+        return output
+
+    def _lines(self, lines: Trace, values: dict[str, Any]) -> list[Any]:
+        """Adds the nodes of a trace, whose inputs have these values, and returns its results."""
+
+        def value(one: Value) -> Any:
+            return values[one] if isinstance(one, str) else one
+
+        for line in lines.lines:
+            values[line.name] = self._operation(line.operation, *map(value, line.arguments))
+        return [value(result) for result in lines.results]
 
     def _recurrence(self, layer: kinds.Recurrence, x: str) -> str:
         """The neurons with what comes back; its state is what goes into the weights next."""

@@ -25,9 +25,9 @@ from snn_lib.data.preparation import (
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import classes_of, describe, preparation_of, readout_of
-from snn_lib.inference.layers import Layer, Shape
+from snn_lib.inference.layers import Layer, Shape, channels_last_order, over_time
 from snn_lib.inference.stages import FUNCTIONS, Gather, Pool, Rows, Stage, Step, Windows
-from snn_lib.kernels.program import key_of, kind_of, program
+from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import Line, Trace, trace
 
 LONGEST = 2.0**24  # up to which steps are counted, in float32
@@ -73,7 +73,7 @@ def read_stages(
     compare_layers(description)
     preparation = preparation_of(network)
     classes = classes_of(network) if classes is None else classes
-    order = _channels_last(description.layers[0].before)
+    order = channels_last_order(description.layers[0].before)
     takes, before, stages, values = _prepare(preparation, description.before)
     stages += _gather(description.entry[order], values)
     for layer in description.layers:
@@ -119,7 +119,7 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
             rows = Rows(name, maps, weight.reshape(groups, -1, weight.shape[-1]))
             positions = math.prod(layer.after[1:])
-            return [rows, _biased(name, bias, positions)], _channels_last(layer.after)
+            return [rows, _biased(name, bias, positions)], channels_last_order(layer.after)
         case kinds.Pooling(size=size):
             largest = isinstance(layer, kinds.MaxPooling)
             windows = _windows(layer, size)
@@ -129,7 +129,7 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
                     "not have: set another size, dilation or padding"
                 )
             stages: list[Stage] = [Pool(name, windows, largest)]
-            after = _channels_last(layer.after)
+            after = channels_last_order(layer.after)
             if not largest:
                 stages.append(_step(name, _mean_of(math.prod(size)), after, layer.after))
             return stages, after
@@ -150,7 +150,7 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
                 parts, window = parts[..., None, None], ((1, 1), (0, 0), (1, 1), 1)
                 weights = kinds.Convolution(name, layer.before, layer.after, parts, bias, *window)
             (rows, _), order = _stages_of(weights, order)
-            total = _over_time("running_sum", name, layer.after)
+            total = over_time("running_sum", name, layer.after)
             return [gate, rows, _cell(total, order)], order
     raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
@@ -238,12 +238,6 @@ def _grid(features: Shape) -> tuple[int, int]:
     return math.prod(features) // channels, channels
 
 
-def _channels_last(features: Shape) -> np.ndarray:
-    """The numbers of the features with the channels of maps ``(C, H, W)`` last, as (H, W, C)."""
-    numbers = np.arange(math.prod(features)).reshape(features)
-    return (np.moveaxis(numbers, 0, -1) if len(features) == 3 else numbers).ravel()
-
-
 # --------------------------------------------------------------------------------------------------
 # Steps: what else has a state
 
@@ -258,12 +252,6 @@ def _mean_of(count: int) -> Callable:
     return lambda x: (x / count,)
 
 
-def _over_time(kind: str, name: str, features: Shape) -> kinds.CellLayer:
-    """A readout over time as a layer."""
-    key = key_of(kind, (None,) * len(kind_of(kind).states), ())
-    return kinds.CellLayer(name, features, features, key, np.empty((0, *features)))
-
-
 def _readout(name: str | None, outputs: int) -> tuple[Step, ...] | None:
     """The steps behind the output whose largest result is the class."""
     order = np.arange(outputs)
@@ -273,11 +261,42 @@ def _readout(name: str | None, outputs: int) -> tuple[Step, ...] | None:
         return (_step("answer", lambda x: (x,), order, (outputs,)),)
     # The mean of each class has the same divisor.
     kind = "running_maximum" if name == "maximum" else "running_sum"
-    return (_cell(_over_time(kind, "answer", (outputs,)), order),)
+    return (_cell(over_time(kind, "answer", (outputs,)), order),)
 
 
 # --------------------------------------------------------------------------------------------------
 # The preparation of the input
+
+
+def input_of(preparation: Preparation | None) -> tuple[str, Sequence[Callable]]:
+    """What the values of a step are before they are prepared, and what prepares them.
+
+    Returns:
+        The first in words, and functions of a step's values, to be traced; none for a time series,
+        which also needs the step before.
+
+    Raises:
+        ValueError: the preparation needs more than a step and the one before it.
+    """
+    match preparation:
+        case None | SequencePreparation():
+            return "as in the training", ()
+        case RecordingPreparation(values="counted", order="forward"):
+            return "numbers of events", ()
+        case RecordingPreparation(values="clipped", order="forward"):
+            return "numbers of events", [lambda x: (torch.clamp(x, max=1.0),)]
+        case DigitPreparation(encoding="constant", max_rate=rate):
+            return "pixels from 0 to 1", [lambda x: (x * rate,)] * (rate != 1)
+        case DigitPreparation():
+            return "spikes, 0 or 1", ()
+        case PixelPreparation(max_rate=rate):
+            return "pixels from 0 to 1", [lambda x: ((x - MEAN_PIXEL) * rate,)]
+        case SeriesPreparation(encoding="current", block=1):
+            return "values as they were measured", ()
+    raise ValueError(
+        f"{type(preparation).__name__} of this network needs more than a step and the one "
+        "before it: export network.model, and prepare its input outside"
+    )
 
 
 def _prepare(
@@ -288,43 +307,23 @@ def _prepare(
     Also returns the number of values that leave these stages.
 
     Raises:
-        ValueError: it needs more than a step and the one before it.
+        ValueError: as :func:`input_of`.
     """
+    takes, functions = input_of(preparation)
     count = math.prod(features)
-
-    def prepared(takes: str, *functions: Callable) -> tuple[str, Shape, list[Stage], int]:
-        steps: list[Stage] = [_step("input", one, np.arange(count), (count,)) for one in functions]
-        return takes, features, steps, count
-
-    match preparation:
-        case None | SequencePreparation():
-            return prepared("as in the training")
-        case RecordingPreparation(values="counted", order="forward"):
-            return prepared("numbers of events")
-        case RecordingPreparation(values="clipped", order="forward"):
-            return prepared("numbers of events", lambda x: (torch.clamp(x, max=1.0),))
-        case DigitPreparation(encoding="constant", max_rate=rate):
-            return prepared("pixels from 0 to 1", *[lambda x: (x * rate,)] * (rate != 1))
-        case DigitPreparation():
-            return prepared("spikes, 0 or 1")
-        case PixelPreparation(max_rate=rate):
-            return prepared("pixels from 0 to 1", lambda x: ((x - MEAN_PIXEL) * rate,))
-        case SeriesPreparation(encoding="current", block=1):
-            channels = len(preparation.mean)
-            ones, twice = np.ones(channels), np.tile(np.arange(channels), 2)
-            step = _step(
-                *("input", _standardised, np.arange(count), (count,)),
-                mean=np.tile(preparation.mean, 2),
-                factor=np.tile(1 / preparation.deviation, 2),
-                own=np.concatenate([ones, 0 * ones]),
-                change=np.concatenate([0 * ones, 1 / preparation.change]),
-            )
-            shape = tuple(preparation.mean.shape)
-            return "values as they were measured", shape, [Gather(twice), step], count
-    raise ValueError(
-        f"{type(preparation).__name__} of this network needs more than a step and the one "
-        "before it: export network.model, and prepare its input outside"
-    )
+    if isinstance(preparation, SeriesPreparation):
+        channels = len(preparation.mean)
+        ones, twice = np.ones(channels), np.tile(np.arange(channels), 2)
+        step = _step(
+            *("input", _standardised, np.arange(count), (count,)),
+            mean=np.tile(preparation.mean, 2),
+            factor=np.tile(1 / preparation.deviation, 2),
+            own=np.concatenate([ones, 0 * ones]),
+            change=np.concatenate([0 * ones, 1 / preparation.change]),
+        )
+        return takes, tuple(preparation.mean.shape), [Gather(twice), step], count
+    steps = [_step("input", one, np.arange(count), (count,)) for one in functions]
+    return takes, features, [*steps], count
 
 
 def _standardised(

@@ -7,18 +7,17 @@ NeuroBench (Yik et al., 2025, doi 10.1038/s41467-025-56739-4). The filters and t
 at every step, and their operations are counted separately.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell, Delay
-from snn_lib.chain import chain_of
-from snn_lib.chunks import Chunked
+from snn_lib.chain import chain_of, layers_of, refuse_hooks
 from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, Weighted, weighs_once
 from snn_lib.inspection.activity import Activity
-from snn_lib.pytorch_private import convolve, forward_hooks
+from snn_lib.pytorch_private import convolve
 from snn_lib.readout import within
 
 # Of 32-bit floating point in 45 nm: Horowitz, ISSCC 2014, doi 10.1109/ISSCC.2014.6757323.
@@ -87,10 +86,13 @@ class CountedNetwork(Sequential):
 
     def __init__(self, model: nn.Module) -> None:
         name, chain = chain_of(model)
-        parts = list(_layers(name, chain))
-        super().__init__(*(runs for _, _, runs in parts))
+        parts = list(layers_of(chain, name))
+        for name, layer, _ in parts:
+            _refuse_other_weights(name, layer)
+        super().__init__(*(_alone(layer, around) for _, layer, around in parts))
         self.parts = [(name, layer) for name, layer, _ in parts]
-        _refuse_hooks(model, {part for _, layer in self.parts for part in layer.modules()})
+        inner = {part for _, layer in self.parts for part in layer.modules()}
+        refuse_hooks(model, "and a count runs its layers without it: remove them", inner)
         self.sequences, self._steps, self._dense = 0, 0, 0
         self.activity = Activity(model)
         self.per_step = torch.zeros(0, 0, dtype=torch.int64)
@@ -189,33 +191,14 @@ class CountedNetwork(Sequential):
         return count / self.sequences
 
 
-def _layers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """The name of each layer, the layer, and the module that runs it over all steps."""
-    while isinstance(module, Chunked):
-        name, module = f"{name}.module", module.module
-    forward = getattr(module.forward, "__func__", None)  # not one that was set on the module
-    chains = Sequential.forward, nn.Sequential.forward
-    if isinstance(module, (Sequential, nn.Sequential)) and forward in chains:
-        for child, part in module._modules.items():  # a part that is used twice is there twice
-            for inner, layer, runs in _layers(f"{name}.{child}".lstrip("."), part):
-                # As in an nn.Sequential, which does not weigh one step for all.
-                yield inner, layer, runs if isinstance(module, Sequential) else nn.Sequential(runs)
-    elif isinstance(module, PerStep) and forward is PerStep.forward:
-        for inner, layer, runs in _layers(f"{name}.module", module.module):
-            yield inner, layer, PerStep(runs)
-    else:
-        _refuse_other_weights(name, module)
-        yield name, module, module
-
-
-def _refuse_hooks(model: nn.Module, layers: set[nn.Module]) -> None:
-    """Raises an error if a module has hooks that do not run here, where its layers do."""
-    for name, module in model.named_modules():
-        if module not in layers and forward_hooks(module):
-            raise ValueError(
-                f"{name or 'the network'} ({type(module).__name__}) has hooks, and a count runs "
-                "its layers without it: remove them"
-            )
+def _alone(layer: nn.Module, around: Sequence[nn.Module]) -> nn.Module:
+    """The module that runs a layer over all steps as the containers around it do."""
+    for container in reversed(around):
+        if isinstance(container, PerStep):
+            layer = PerStep(layer)
+        elif isinstance(container, nn.Sequential):  # which does not weigh one step for all
+            layer = nn.Sequential(layer)
+    return layer
 
 
 def _refuse_other_weights(name: str, layer: nn.Module) -> None:

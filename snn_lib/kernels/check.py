@@ -57,6 +57,8 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     "neuron, gaussian, dropout": {"key": NEURON, "dropout": 0.3},
     "neuron, fast_sigmoid": {"key": NEURON, "surrogate": FastSigmoid()},
     "neuron, own surrogate": {"key": NEURON, "surrogate": Triangle()},
+    "adaptive neuron": {"key": "AdaptiveNeuron[-,-,-;-,-,-,-,-]"},
+    "resonate-and-fire neuron": {"key": "ResonateAndFireNeuron[-,-,-;-,-,-,-,-]"},
     "neuron and filter": {"key": f"{NEURON}+{FILTER}", "dropout": 0.3},
     "filter and neuron": {"key": f"{FILTER}+{NEURON}"},
     "filter, rounded, and neuron": {"key": f"{FILTER}~{NEURON}"},

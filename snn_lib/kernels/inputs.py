@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.kernels import COMPUTE_DTYPES
-from snn_lib.kernels.program import Program, program
+from snn_lib.kernels.program import Adjoint, Program, adjoint_of, program
 from snn_lib.pytorch_private import carries_tangents
 
 # Steps whose states a backward pass computes again at once, so that they stay in the cache: for
@@ -50,6 +50,10 @@ class Inputs(NamedTuple):
     def program(self) -> Program:
         """The program that the key names."""
         return program(self.key)
+
+    def adjoint(self, need_x: bool) -> Adjoint:
+        """A step of the backward pass, with the gradient of x if it is needed."""
+        return adjoint_of(self.key, self.surrogate, need_x, tuple(self.needed))
 
     @property
     def _shape(self) -> tuple[int, ...]:

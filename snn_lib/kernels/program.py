@@ -1,11 +1,11 @@
 """A program: the step of a cell, or of two neighbouring cells, which a backend runs over time.
 
-Cells hand their steps in by :func:`register`. A key such as ``IIRSynapse[2,0;2,1]`` names a cell,
-how many rows each of its states has, and how many each of its coefficients; ``-`` is a single row.
-Two keys with ``+`` between them are neighbours that run as one program; with ``~``, the
-output of the first is rounded to bfloat16, as it is under autocast. So a key is a text, which
-an operator takes as an argument and an exported program can hold. It only chooses among the steps
-that are registered.
+Cells hand their steps in by :func:`register`, in ``Cell.__init_subclass__``. A key such as
+``IIRSynapse[2,0;2,1]`` names a cell, how many rows each of its states has, and how many each of its
+coefficients; ``-`` is a single row. Two keys with ``+`` between them are neighbours that run as one
+program; with ``~``, the output of the first is rounded to bfloat16, as it is under autocast. So a
+key is a text, which an operator takes as an argument and an exported program can hold. It only
+chooses among the steps that are registered.
 """
 
 import copy
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from snn_lib.kernels.trace import Trace, UnknownOperationError, trace
+from snn_lib.kernels.trace import Line, Trace, UnknownOperationError, Value, trace
 from snn_lib.surrogate import SURROGATES, THRESHOLD, Surrogate, check_surrogate
 
 Fire = Callable[[Tensor], Tensor]
@@ -249,6 +249,69 @@ def _try(cell: Part) -> tuple[bool, bool]:
             f"{len(before)}, in the order of its states: {', '.join(cell.kind.states)}"
         )
     return any(output is spikes for spikes in fired), bool(fired)
+
+
+# --------------------------------------------------------------------------------------------------
+# The backward pass
+
+
+class Product(NamedTuple):
+    """A part of a coefficient's gradient: one value, or two that are multiplied.
+
+    The parts are added up, and the products computed, in double precision.
+    """
+
+    negative: bool
+    factors: tuple[Value, ...]
+
+
+class Adjoint:
+    """A step of the backward pass, as kernels run it.
+
+    Attributes:
+        program: the program.
+        need_x: whether the gradient of x is needed.
+        numbers: the names of the surrogate's numbers.
+        step: the trace of one backward step; ``carried``, ``x`` and ``sums`` name lines of it.
+        arriving: the names of the gradients that arrive at the states after the step.
+        carried: the gradients of the states before it.
+        x: the gradient of x.
+        sums: by name, what each coefficient's gradient grows by, if it is needed.
+        states: the names of the states before the step that it reads.
+        again: the trace of the states after a step, to compute them again.
+    """
+
+    def __init__(self, key: str, surrogate: str, need_x: bool, needed: tuple[bool, ...]) -> None:
+        made = program(key)
+        self.program, self.need_x, self.numbers = made, need_x, parameters(surrogate)
+        whole = made.adjoint(surrogate)
+        gradients = dict(zip(made.inputs(surrogate), whole.results, strict=True))
+        self.arriving = [f"_g{number}" for number in range(1, 1 + len(made.states))]
+        self.carried = [gradients[name] for name in made.states]
+        self.x = gradients["x"]
+        pairs = zip(made.coefficients, needed, strict=True)
+        self.sums = {name: [*_products(whole, gradients[name])] for name, need in pairs if need}
+        factors = [f for parts in self.sums.values() for part in parts for f in part.factors]
+        self.step = whole.only([*self.carried, *[self.x] * need_x, *factors])
+        self.states = [name for name in made.states if self.step.reads(name)]
+        self.again = made.forward.only(made.forward.results[1:])
+
+
+adjoint_of = remember(Adjoint)  # the same object whenever the same is asked for
+
+
+def _products(trace: Trace, value: Value, negative: bool = False) -> Iterator[Product]:
+    """The products that add up to a value."""
+    match next((line for line in trace.lines if line.name == value), None):
+        case Line(operation="add", arguments=arguments):
+            for argument in arguments:
+                yield from _products(trace, argument, negative)
+        case Line(operation="neg", arguments=(argument,)):
+            yield from _products(trace, argument, not negative)
+        case Line(operation="mul", arguments=factors):
+            yield Product(negative, factors)
+        case _:
+            yield Product(negative, (value,))
 
 
 # --------------------------------------------------------------------------------------------------

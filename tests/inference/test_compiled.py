@@ -162,7 +162,7 @@ def test_streams_share_weights_and_nothing_else():
     outputs = np.array([(first.step(one), second.step(two)) for one, two in zip(a, b, strict=True)])
     np.testing.assert_array_equal(outputs[:, 0], expected(model, x[:, :1]))
     np.testing.assert_array_equal(outputs[:, 1], expected(model, x[:, 1:2]))
-    assert first._program is second._program
+    assert first._arrays is second._arrays
 
 
 def test_streams_run_in_threads():

@@ -1,6 +1,7 @@
 """``python -m snn_lib.kernels --check``: what agrees, what does not, and what cannot run."""
 
 import os
+import re
 import runpy
 import sys
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from claimed_device import ClaimedDevice
 
-from snn_lib import kernels
+from snn_lib import cells, kernels
 from snn_lib.kernels import check, eager
 
 # Programs that round between their cells exist in bfloat16 alone.
@@ -44,6 +45,13 @@ def test_the_cpu_backend_agrees_and_is_timed(capsys):
     assert len(table) == ROWS
     assert all(line.endswith("  agrees") for line in table)
     assert all(line.split()[-4:-1] == ["2.000"] * 3 for line in table)
+
+
+def test_every_cell_of_the_library_is_compared():
+    keys = "".join(options["key"] for options in check.PROGRAMS.values())
+    exported = [getattr(cells, name) for name in cells.__all__]
+    kinds = {one.kind for one in exported if hasattr(one, "kind")}
+    assert set(re.findall(r"\w+(?=\[)", keys)) == kinds
 
 
 @pytest.mark.parametrize(

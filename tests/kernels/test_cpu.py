@@ -23,7 +23,7 @@ pytest.importorskip("llvmlite")
 from snn_lib.functional import iir_filter, spiking_neuron
 from snn_lib.kernels import cpu, disk, eager
 from snn_lib.kernels.check import NEURON, Case, Draw, filter_key, make_case
-from snn_lib.kernels.cpu import allocator, library, openmp, tiles
+from snn_lib.kernels.cpu import allocator, library, openmp, running
 from snn_lib.kernels.cpu.writer import TINY
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import program
@@ -100,7 +100,7 @@ def test_without_openmp_a_thread_pool_gives_the_same(threads, monkeypatch):
 
 def test_tiles_of_channels_give_the_same(monkeypatch):
     expected = outcome()
-    monkeypatch.setattr(tiles, "TILE_CHANNELS", 16)
+    monkeypatch.setattr(running, "TILE_CHANNELS", 16)
     assert same(outcome()[:2], expected[:2])
 
 

@@ -1,7 +1,7 @@
 """The CPU backend: a program's kernels, written from its trace in LLVM's language.
 
 ``source`` writes them, with ``writer`` for single instructions. ``library`` compiles them and keeps
-them on disk, and ``running`` hands them their tensors. ``tiles`` cuts sequences up, ``openmp`` runs
+them on disk. ``running`` cuts sequences into tiles and hands kernels their tensors, ``openmp`` runs
 threads that share the tiles, and ``allocator`` sets the C library's allocator.
 
 Every element of a result is computed by the operations of the step, in their order, so spikes are

@@ -35,7 +35,6 @@ from snn_lib.kernels.cpu.products import (
     lists,
     variant_of,
 )
-from snn_lib.kernels.cpu.tiles import threads_for
 from snn_lib.kernels.cpu.writer import FLOAT, I64
 
 CHANNELS = 16  # at least, of the input and of the output: PyTorch is as fast for fewer
@@ -72,7 +71,7 @@ def convolve(spikes: Tensor, weight: Tensor, bias: Tensor | None, padding: Seque
     place = [length - 1 - pad for length, pad in zip(patch, padding, strict=True)]
     output = spikes.new_empty(images, *size, outputs)
     bias = spikes.new_zeros(outputs) if bias is None else bias.contiguous()
-    threads = threads_for(images, output.numel())
+    threads = openmp.threads_for(images, output.numel())
     sizes = *maps, inputs, outputs, *patch, *place, *size
     given = _last(spikes), weights, bias, output, _grids(threads, maps, patch, outputs), *sizes
     made = _convolve(_variant(spikes))
@@ -88,7 +87,7 @@ def gradient(
     place = [length - 1 - pad for length, pad in zip(patch, padding, strict=True)]
     parts = min(PARTS, images)
     found = spikes.new_zeros(parts, inputs, *patch, outputs)
-    threads = threads_for(parts, grad_output.numel())
+    threads = openmp.threads_for(parts, grad_output.numel())
     sizes = images, parts, *maps, inputs, outputs, *patch, *place, *grad_output.shape[2:]
     given = _last(spikes), _last(grad_output), found, _grids(threads, maps, patch, outputs), *sizes
     made = _gradient(_variant(spikes))

@@ -15,12 +15,10 @@ from llvmlite import ir
 from torch import Tensor
 
 from snn_lib.kernels.cpu import openmp
-from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.running import NAMES
 from snn_lib.kernels.cpu.source import KINDS
-from snn_lib.kernels.cpu.tiles import threads_for
-from snn_lib.kernels.cpu.writer import DOUBLE, I32, I64
+from snn_lib.kernels.cpu.writer import DOUBLE, I32, I64, Frame
 
 COLUMNS = 64  # channels that are copied at once
 BLOCK = 64  # steps that are copied at once; more where the delays differ by more
@@ -63,7 +61,7 @@ def _run(made: Kernel, sequence: Tensor, start: Tensor, outputs: int, given: lis
     steps, batch, channels = sequence.shape
     if outputs * batch * channels == 0:
         return
-    threads = threads_for(batch, outputs * batch * channels)
+    threads = openmp.threads_for(batch, outputs * batch * channels)
     lowest, highest = int(start.min()), int(start.max())
     span = highest - lowest + 2
     block = min(outputs, max(BLOCK, span))

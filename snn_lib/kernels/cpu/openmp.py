@@ -14,10 +14,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import llvmlite.binding
+import torch
 from torch import Tensor
 
 from snn_lib.kernels.cpu.library import Kernel
 from snn_lib.pytorch_private import EXTENSION_PATH
+
+SMALL = 16384  # so many elements at most are computed by the calling thread alone
 
 
 def _link() -> Callable | None:
@@ -60,6 +63,11 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads_for(items: int, elements: int) -> int:
+    """How many threads share the items, of which so many elements are made."""
+    return 1 if elements <= SMALL else min(torch.get_num_threads(), items)
 
 
 def run(kernel: Kernel, threads: int, items: int, given: Sequence[Tensor | int | float]) -> None:

@@ -21,11 +21,9 @@ from llvmlite import ir
 from torch import Tensor
 
 from snn_lib.kernels.cpu import openmp
-from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import Kernel, has, kernel, vector_width
 from snn_lib.kernels.cpu.source import KINDS
-from snn_lib.kernels.cpu.tiles import threads_for
-from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64
+from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64, Frame
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 WORD = 64  # inputs that are looked at together, as many as an integer has bits
@@ -100,7 +98,7 @@ def transposed(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     lanes = variant_of(matrix.dtype, dtype).lanes
     items = -(-rows // lanes)
     made = _transpose(NAMES[matrix.dtype], NAMES[dtype], lanes)
-    threads = threads_for(items, result.numel())
+    threads = openmp.threads_for(items, result.numel())
     openmp.run(made, threads, items, [matrix, result, rows, columns])
     return result
 
@@ -113,7 +111,7 @@ def weigh(spikes: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, 
         weights = transposed(weight, weight.dtype)
     bias = spikes.new_zeros(outputs, dtype=torch.float32) if bias is None else bias.float()
     output = weight.new_empty(rows, outputs)
-    threads = threads_for(rows, output.numel())
+    threads = openmp.threads_for(rows, output.numel())
     fired = spikes.new_zeros(threads, dtype=torch.int64)
     given = spikes, weights, bias.contiguous(), output, inputs, outputs, fired
     made = _weigh(variant_of(spikes.dtype, weight.dtype))
@@ -127,7 +125,7 @@ def gradient(grad_output: Tensor, spikes: Tensor) -> Tensor:
     spikes, grad_output = spikes.contiguous(), grad_output.contiguous()
     found = spikes.new_zeros(inputs, outputs, dtype=torch.float32)
     words = -(-inputs // WORD)
-    threads = threads_for(words, grad_output.numel())
+    threads = openmp.threads_for(words, grad_output.numel())
     made = _gradient(variant_of(spikes.dtype, grad_output.dtype))
     given = spikes, grad_output, found, rows, inputs, outputs
     openmp.run(made, threads, words, [*given, *lists(threads, BLOCK, min(rows, BLOCK))])

@@ -11,12 +11,10 @@ from llvmlite import ir
 from torch import Tensor
 
 from snn_lib.kernels.cpu import openmp
-from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.running import NAMES, kernel_of_steps
-from snn_lib.kernels.cpu.source import FORWARD, KINDS
-from snn_lib.kernels.cpu.tiles import threads_for
-from snn_lib.kernels.cpu.writer import I64, VOID
+from snn_lib.kernels.cpu.source import KINDS, call_for_one_step
+from snn_lib.kernels.cpu.writer import I64, Frame
 from snn_lib.kernels.inputs import Inputs
 
 # States are (B, S, N); those that are kept, before each step, are (T, S, B, N).
@@ -43,7 +41,7 @@ def forward(
     function = kernel_of_steps(inputs.key, dtype).address
     given += state, ends, kept, inputs.coefficients.contiguous(), lengths, int(inputs.keep)
     given += function, steps, batch, channels
-    threads = threads_for(batch, currents.numel())
+    threads = openmp.threads_for(batch, currents.numel())
     made = _forward(dtype, len(inputs.program.states), inputs.lengths is not None)
     openmp.run(made, threads, batch, given)
     return ends.transpose(0, 1).contiguous()
@@ -66,18 +64,6 @@ def forward_source(dtype: str, states: int, ends: bool) -> str:
     def at(t: ir.Value, b: ir.Value) -> ir.Value:
         return w.add(w.mul(t, frame["batch"]), b)
 
-    step = ir.FunctionType(VOID, [I64, I64, I64, words]).as_pointer()
-    function = w.inttoptr(frame["function"], step)
-    arguments = w.in_entry(ir.ArrayType(I64, len(FORWARD)))
-    fixed = {name: I64(1) for name in ("steps", "batch", "rows")}
-    fixed |= dict.fromkeys(("channels", "columns"), channels)
-    fixed["coefficients"] = frame["coefficients"]
-
-    def hand(name: str, value: ir.Value) -> None:
-        w.store(value, w.gep(arguments, [I64(0), I64(FORWARD.index(name))]))
-
-    for name in FORWARD:
-        hand(name, fixed.get(name, I64(0)))
     with (
         w.counting(I64(0), frame["steps"]) as (t, _),
         w.counting(frame.first, frame.last) as (b, _),
@@ -102,10 +88,10 @@ def forward_source(dtype: str, states: int, ends: bool) -> str:
             for s, state in enumerate(own):
                 place = at(w.add(w.mul(t, I64(states)), I64(s)), b)
                 w.copy(state, row("kept", place), I64(0), channels)
-        hand("x", w.ptrtoint(current, I64))
-        hand("output", w.ptrtoint(output, I64))
-        hand("state", w.ptrtoint(row("state", first), I64))
-        w.call(function, [I64(0), I64(0), I64(1), w.gep(arguments, [I64(0), I64(0)])])
+        rows = {"state": row("state", first), "x": current, "output": output}
+        addresses = {name: w.ptrtoint(one, I64) for name, one in rows.items()}
+        addresses["coefficients"] = frame["coefficients"]
+        call_for_one_step(w, frame["function"], channels, **addresses)
         if ends:
             length = w.load(w.gep(w.inttoptr(frame["lengths"], words), [b]))
             with w.if_then(w.icmp_signed("==", w.add(t, I64(1)), length)):

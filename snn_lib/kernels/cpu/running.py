@@ -1,21 +1,61 @@
-"""Runs a program's kernels on the CPU."""
+"""Runs a program's kernels on the CPU, on tiles that threads share.
+
+A tile is a few batch rows by some channels. A kernel runs all time steps of one tile before it
+turns to the next: what the recurrence carries on stays in the cache, and every sequence is read or
+written once. The cut depends on the shape alone, so results do not depend on the number of threads.
+"""
 
 from collections.abc import Sequence
 from itertools import compress
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from snn_lib.kernels.adjoint import Adjoint, adjoint_of
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel
-from snn_lib.kernels.cpu.source import BACKWARD, FORWARD, Variant, backward_source, forward_source
-from snn_lib.kernels.cpu.tiles import tiles_of
+from snn_lib.kernels.cpu.source import (
+    BACKWARD_ARGUMENTS,
+    FORWARD_ARGUMENTS,
+    Variant,
+    backward_source,
+    forward_source,
+)
 from snn_lib.kernels.inputs import BLOCK, Inputs
-from snn_lib.kernels.program import remember
+from snn_lib.kernels.program import Adjoint, remember
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+TILE = 512  # elements of a tile at one time step, whose state stays in the innermost cache
+TILE_CHANNELS = 1024
+GROUPS = 16  # a batch with this many rows is cut into at least as many groups of rows
 NO_DROPOUT = {"key_low": 0, "key_high": 0, "first": 0, "below": 0, "scale": 1.0}
+
+
+class Tiles(NamedTuple):
+    """The tiles of sequences of one shape.
+
+    Attributes:
+        rows, columns: the batch rows and the channels of a tile.
+        groups: the number of groups of batch rows.
+        items: the number of tiles.
+        threads: the number of threads that share them.
+    """
+
+    rows: int
+    columns: int
+    groups: int
+    items: int
+    threads: int
+
+
+def tiles_of(shape: torch.Size) -> Tiles:
+    """The tiles of sequences ``(T, B, N)``."""
+    _, batch, channels = shape
+    columns = max(1, min(channels, TILE_CHANNELS))
+    rows = max(1, min(batch // GROUPS, TILE // columns))
+    groups = -(-batch // rows)
+    items = groups * -(-channels // columns)
+    return Tiles(rows, columns, groups, items, openmp.threads_for(items, shape.numel()))
 
 
 @remember
@@ -40,7 +80,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     ends = state if inputs.lengths is None else state.clone()
     results = {"state": state, "ends": ends, "checkpoints": checkpoints, "output": output}
     made = _forward(_variant(inputs, output))
-    _run(made, FORWARD, inputs, {**results, "blocks": inputs.blocks})
+    _run(made, FORWARD_ARGUMENTS, inputs, {**results, "blocks": inputs.blocks})
     return output, ends, checkpoints
 
 
@@ -48,7 +88,7 @@ def backward(
     inputs: Inputs, grad_output: Tensor, grad_last: Tensor, checkpoints: Tensor, need_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the coefficients and of the state."""
-    adjoint, tiles = adjoint_of(inputs, need_x), tiles_of(inputs.x.shape)
+    adjoint, tiles = inputs.adjoint(need_x), tiles_of(inputs.x.shape)
     grad_x, grad_coefficients, grad_state = inputs.new_gradients(need_x)
     grad_last = grad_last.contiguous()
     # Without lengths, the gradient of the last state is where the backward pass begins.
@@ -67,7 +107,7 @@ def backward(
         "again": inputs.coefficients.new_empty(room),
     }
     made = _backward(_variant(inputs, grad_output), adjoint)
-    _run(made, BACKWARD, inputs, given, list(map(float, inputs.numbers)))
+    _run(made, BACKWARD_ARGUMENTS, inputs, given, list(map(float, inputs.numbers)))
     rows = compress(grad_coefficients, inputs.needed)
     for row, total in zip(rows, sums.sum(0), strict=True):
         row.copy_(total)

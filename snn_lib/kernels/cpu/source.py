@@ -1,6 +1,6 @@
 """Writes a program's kernels in LLVM's language, forward and backward over time.
 
-A kernel runs on the tiles of :mod:`snn_lib.kernels.cpu.tiles`: all steps of one tile, then of the
+A kernel runs on the tiles of :mod:`snn_lib.kernels.cpu.running`: all steps of one tile, then of the
 next. A row is the channels of a tile at one time step and one batch row. States lie in rows, which
 stay in the cache. A vector of channels is taken through a few steps at once: it reads its states,
 keeps them in registers over these steps, and writes them back. The innermost loop runs over the
@@ -15,12 +15,10 @@ from functools import partial, reduce
 
 from llvmlite import ir
 
-from snn_lib.kernels.adjoint import Adjoint, Product
-from snn_lib.kernels.cpu.frame import Frame
 from snn_lib.kernels.cpu.library import vector_width
-from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64
+from snn_lib.kernels.cpu.writer import DOUBLE, FLOAT, I16, I32, I64, KERNEL, Frame
 from snn_lib.kernels.inputs import BLOCK
-from snn_lib.kernels.program import program
+from snn_lib.kernels.program import Adjoint, Product, program
 from snn_lib.kernels.trace import Trace, Value
 
 GROUP = 4  # steps that a vector of channels runs at once, with its states in registers
@@ -50,17 +48,34 @@ class Variant:
 TILES = ["steps", "batch", "channels", "rows", "columns"]
 INPUTS = ["x", "x_step", "x_batch", "coefficients", "lengths"]
 DROPOUT = ["key_low", "key_high", "first", "below", "scale"]
-FORWARD = [*TILES, *INPUTS, *DROPOUT, "state", "ends", "checkpoints", "blocks", "output"]
-BACKWARD = [
+FORWARD_ARGUMENTS = [*TILES, *INPUTS, *DROPOUT, "state", "ends", "checkpoints", "blocks", "output"]
+BACKWARD_ARGUMENTS = [
     *(*TILES, *INPUTS, *DROPOUT, "state", "checkpoints"),
     *("grad_output", "grad_output_step", "grad_output_batch", "grad_last", "grad_x"),
     *("adjoint", "sums", "again"),
 ]
 
 
+def call_for_one_step(
+    w: ir.IRBuilder, function: ir.Value, channels: ir.Value, **addresses: ir.Value
+) -> None:
+    """Writes the call of a program's kernel, given its address, for one step of one batch row.
+
+    ``addresses`` are those of the coefficients, of the state, of x and of the output.
+    """
+    given = {"channels": channels, "columns": channels, **addresses}
+    given |= dict.fromkeys(("steps", "batch", "rows"), I64(1))
+    with w.goto_entry_block():
+        room = w.alloca(I64, I64(len(FORWARD_ARGUMENTS)))
+    for place, name in enumerate(FORWARD_ARGUMENTS):
+        w.store(given.get(name, I64(0)), w.gep(room, [I64(place)]))
+    kernel = w.inttoptr(function, KERNEL.as_pointer())
+    w.call(kernel, [I64(0), I64(0), I64(1), room])
+
+
 def forward_source(variant: Variant) -> str:
-    """The kernel that runs a program over time, see :data:`FORWARD`."""
-    made, kernel = program(variant.key), _Kernel("forward", FORWARD, variant)
+    """The kernel that runs a program over time, see :data:`FORWARD_ARGUMENTS`."""
+    made, kernel = program(variant.key), _Kernel("forward", FORWARD_ARGUMENTS, variant)
     trace, w = made.forward, kernel.writer
 
     def keep(begin: ir.Value, b: ir.Value) -> None:
@@ -95,10 +110,10 @@ def forward_source(variant: Variant) -> str:
 
 
 def backward_source(variant: Variant, adjoint: Adjoint) -> str:
-    """The kernel of a program's gradients, backward over time, see :data:`BACKWARD`."""
-    kernel, names = _Kernel("backward", BACKWARD, variant, adjoint.numbers), adjoint.program.states
-    w, count, trained = kernel.writer, len(names), len(adjoint.sums)
-    again, states = adjoint.again, adjoint.states
+    """The kernel of a program's gradients, backward over time, see :data:`BACKWARD_ARGUMENTS`."""
+    kernel = _Kernel("backward", BACKWARD_ARGUMENTS, variant, adjoint.numbers)
+    w, names, again, states = kernel.writer, adjoint.program.states, adjoint.again, adjoint.states
+    count, trained = len(names), len(adjoint.sums)
     # Dropout's factors cost more to draw than to keep from one loop to the other.
     keeps_scales = variant.drops and bool(states) and again.reads("dropout_scale")
 
@@ -208,7 +223,7 @@ class _Kernel(Frame):
 
     @contextmanager
     def tiles(self) -> Iterator[None]:
-        """The loop over this thread's tiles, see ``tiles.tiles_of``."""
+        """The loop over this thread's tiles, see ``running.tiles_of``."""
         w = self.writer
         with w.counting(self.first, self.last) as (item, _):
             channels, columns, rows = self["channels"], self["columns"], self["rows"]

@@ -1,5 +1,7 @@
 """Writes LLVM instructions: loops, and elementary operations on several numbers at once.
 
+:class:`Writer` writes them, and :class:`Frame` puts a kernel around them.
+
 A value is a vector of ``width`` neighbouring channels, or a single number if the width is 1.
 Multiplications and additions are not fused, except within :meth:`Writer.exp`: fused, they round
 differently from plain PyTorch, and neurons would fire at other times.
@@ -15,6 +17,8 @@ from snn_lib.kernels.trace import Line, UnknownOperationError
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT, DOUBLE, VOID = ir.FloatType(), ir.DoubleType(), ir.VoidType()
+WORDS = I64.as_pointer()
+KERNEL = ir.FunctionType(VOID, [I64, I64, I64, WORDS])  # its thread, first, last, and arguments
 # What a recurrence carries on is set to zero below it. A decaying trace would otherwise end in
 # denormal numbers, with which a CPU computes ten times slower.
 TINY = 1e-30
@@ -260,3 +264,45 @@ class Writer(ir.IRBuilder):
     def shuffle(self, a: ir.Value, b: ir.Value, places: Sequence[int]) -> ir.Value:
         """The numbers at these places of two values, which are counted through."""
         return self.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(places)), places))
+
+
+class Frame:
+    """A kernel that is being written: its arguments, of 64 bits each, and its threads' shares.
+
+    Attributes:
+        writer: writes its instructions.
+        thread, first, last: the thread that runs it, and which items are this thread's.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], kind: ir.Type) -> None:
+        function = ir.Function(ir.Module(name), KERNEL, "kernel")
+        self.thread, self.first, self.last, memory = function.args
+        self.writer = w = Writer(function.append_basic_block(), kind)
+        self._arguments = {
+            name: w.load(w.gep(memory, [I64(place)])) for place, name in enumerate(arguments)
+        }
+
+    def __getitem__(self, name: str) -> ir.Value:
+        return self._arguments[name]
+
+    def row(self, name: str, kind: ir.Type, offset: ir.Value) -> ir.Value:
+        """The address of an element of a tensor."""
+        return self.writer.gep(self.writer.inttoptr(self[name], kind.as_pointer()), [offset])
+
+    def text(self) -> str:
+        """The module with the kernel, and with its share for a thread of OpenMP's."""
+        self.writer.ret_void()
+        module = self.writer.module
+        share = ir.Function(module, ir.FunctionType(VOID, [WORDS]), "share")
+        w = Writer(share.append_basic_block(), self.writer.kind)
+        ask = [
+            ir.Function(module, ir.FunctionType(I32, []), f"snn_{name}")
+            for name in ("omp_get_thread_num", "omp_get_num_threads")
+        ]
+        number, team = (w.zext(w.call(function, []), I64) for function in ask)
+        items = w.load(share.args[0])  # in front of the kernel's arguments
+        first, last = (w.sdiv(w.mul(items, n), team) for n in (number, w.add(number, I64(1))))
+        arguments = w.gep(share.args[0], [I64(1)])
+        w.call(module.globals["kernel"], [number, first, last, arguments])
+        w.ret_void()
+        return str(module)

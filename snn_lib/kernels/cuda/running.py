@@ -10,12 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
-from snn_lib.kernels.adjoint import Adjoint, adjoint_of
 from snn_lib.kernels.cuda.launching import launch, tile_shape, with_strides
 from snn_lib.kernels.cuda.source import backward_source, forward_source
 from snn_lib.kernels.disk import read, write
 from snn_lib.kernels.inputs import BLOCK, Inputs
-from snn_lib.kernels.program import program, remember
+from snn_lib.kernels.program import Adjoint, program, remember
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,7 +29,7 @@ def backward(
     inputs: Inputs, grad_output: Tensor, grad_last: Tensor, checkpoints: Tensor, need_x: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the coefficients and of the state."""
-    adjoint, tile = adjoint_of(inputs, need_x), tile_shape(grad_output, inputs.x)
+    adjoint, tile = inputs.adjoint(need_x), tile_shape(grad_output, inputs.x)
     grad_x, grad_coefficients, grad_state = inputs.new_gradients(need_x)
     steps, batch, channels = inputs.x.shape
     groups, own = triton.cdiv(batch, tile["ROWS"]), inputs.coefficients

@@ -10,9 +10,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from snn_lib.kernels.adjoint import Adjoint, Product
 from snn_lib.kernels.inputs import BLOCK
-from snn_lib.kernels.program import Program
+from snn_lib.kernels.program import Adjoint, Product, Program
 from snn_lib.kernels.trace import SIGNS, Line, Trace, Value
 
 BEGIN = """

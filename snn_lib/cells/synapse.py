@@ -24,7 +24,7 @@ from torch import Tensor
 
 from snn_lib.cells.cell import Cell, first_values, straight_through
 from snn_lib.containers import feature_shape
-from snn_lib.functional import Call, FilterState, warn_before_training
+from snn_lib.functional import Call, FilterState
 from snn_lib.stability import (
     MARGIN,
     MARGINS,
@@ -32,6 +32,7 @@ from snn_lib.stability import (
     largest_margin,
     round_decaying,
     stabilise,
+    warn_before_training,
 )
 from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 

@@ -1,4 +1,4 @@
-"""Makes the program of arrays that ``machine.py`` runs from the description of a network."""
+"""Makes the arrays that ``machine.py`` runs from the description of a network."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ import numpy as np
 from snn_lib.inference import layers as kinds
 from snn_lib.inference import machine
 from snn_lib.inference.description import Description
-from snn_lib.inference.layers import Layer, Shape
+from snn_lib.inference.layers import Layer, Shape, channels_last_order
 from snn_lib.kernels.cpu.running import kernel_of_steps
 from snn_lib.kernels.program import program
 
 
-class Program:
+class Arrays:
     """A description as the arrays that ``machine.run`` reads.
 
     Attributes:
@@ -32,7 +32,7 @@ class Program:
     def __init__(self, description: Description) -> None:
         self.before, self.after = description.before, description.after
         self.dtype = description.dtype
-        order = _channels_last(description.layers[0].before)
+        order = channels_last_order(description.layers[0].before)
         self.entry = _unless_in_order(description.entry[order])
         self.states, self.widest = 0, 0
         source, stride = 0, _whole_lines(len(order))
@@ -135,7 +135,7 @@ def _part_of(layer: Layer, order: np.ndarray) -> _Part:
             maps = _maps(layer.before, layer.after, stride)
             is_mean = isinstance(layer, kinds.AveragePooling)
             kind = machine.AVERAGE if is_mean else machine.LARGEST
-            return _Part(_channels_last(layer.after), kind, (), 0, taps, maps)
+            return _Part(channels_last_order(layer.after), kind, (), 0, taps, maps)
         case kinds.CellLayer(key=key):
             rows, states = [_cell_rows(layer, order)], len(program(key).states) * count
             lasts = not any(program(key).spikes)
@@ -173,7 +173,8 @@ def _snapshots(layer: kinds.Snapshot, order: np.ndarray) -> _Part:
 
     A tap is a step and the number of the input that is added to the output then.
     """
-    places, after = np.argsort(order).reshape(len(layer.steps), -1), _channels_last(layer.after)
+    places = np.argsort(order).reshape(len(layer.steps), -1)
+    after = channels_last_order(layer.after)
     taps = [(s, i) for s, row in zip(layer.steps, places, strict=True) for i in row[after]]
     return _Part(after, machine.SNAPSHOTS, states=len(after) + 1, taps=taps)
 
@@ -199,7 +200,7 @@ def _convolution(layer: kinds.Convolution) -> _Part:
         taps = [(above - y * down, left - x * right) for y, x in np.ndindex(height, width)]
     rows = kernel.reshape(len(taps) * groups * inputs, -1)
     maps = _maps(layer.before, layer.after, layer.stride, tap_width=rows.shape[1] // outputs)
-    order = _channels_last(layer.after)
+    order = channels_last_order(layer.after)
     return _Part(order, machine.WEIGHTS, (layer.bias, rows), 0, taps, maps)
 
 
@@ -216,12 +217,6 @@ def _maps(
         "kernel": _whole_lines(after[0]),
         "row_stride": _whole_lines(tap_width * after[0]),
     }
-
-
-def _channels_last(features: Shape) -> np.ndarray:
-    """The numbers of the features with the channels of maps ``(C, H, W)`` last, as (H, W, C)."""
-    numbers = np.arange(math.prod(features)).reshape(features)
-    return (np.moveaxis(numbers, 0, -1) if len(features) == 3 else numbers).ravel()
 
 
 def _unless_in_order(numbers: np.ndarray) -> np.ndarray | None:
