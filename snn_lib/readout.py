@@ -198,7 +198,7 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
         The classes and the numbers of steps until they were clear, both int64 ``(B,)``.
 
     Raises:
-        ValueError: there are no steps, or fewer than two classes.
+        ValueError: there are no steps, or fewer than two classes; ``lead`` is negative or nan.
     """
     return _first_lead(_at_least_float32(output).cumsum(0), lead)
 
@@ -266,8 +266,15 @@ def _leads(total: Tensor, lead: float) -> Tensor:
             f"the output has the shape {tuple(total.shape)}, expected (T, B, classes) of at least "
             "one step and two classes"
         )
+    check_lead(lead)
     first, second = total.topk(2, dim=2).values.unbind(2)
     return first - second >= lead
+
+
+def check_lead(lead: float) -> None:
+    """Raises a ValueError unless ``lead`` is 0 or more."""
+    if not lead >= 0:  # nan too
+        raise ValueError(f"lead is {lead}, expected a number that is not negative")
 
 
 def _at_least_float32(output: Tensor) -> Tensor:

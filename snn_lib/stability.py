@@ -138,7 +138,10 @@ def check_decaying(*alpha: Tensor) -> None:
     """Raises a ValueError unless filters of alpha_1, ..., rounded to the default dtype, decay."""
     if not has_stable_poles(torch.stack(torch.broadcast_tensors(*alpha))).all():
         dtype = torch.get_default_dtype()
-        raise ValueError(f"a time constant is too long: in {dtype} its filter does not decay")
+        raise ValueError(
+            "a time constant is too long, or a decay is not below 1: "
+            f"in {dtype} its filter does not decay"
+        )
 
 
 def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:

@@ -26,12 +26,16 @@ def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float |
 
     Raises:
         ValueError: the tensor has another shape; the message calls the argument ``name``.
+        TypeError: it is nothing of these.
     """
     if callable(value):
         value = value(shape)
     if isinstance(value, (int, float)):
         return value
-    value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    try:
+        value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} is {value!r}, expected numbers") from None
     if value.shape not in ((), shape):
         raise ValueError(f"{name} has the shape {tuple(value.shape)}, expected {shape} or a number")
     return value

@@ -283,6 +283,8 @@ REFUSED = [  # what is built or run, and the words
      r"state elapsed has shape \(\), expected \(4,\)"),
     *((lambda shape=shape: first_lead(torch.zeros(shape), 1.0), "least one step and two classes")
       for shape in ((0, 2, 3), (4, 2, 1), (4, 3))),
+    *((lambda lead=lead: first_lead(torch.zeros(4, 2, 3), lead), f"lead is {lead}, expected")
+      for lead in (-1.0, math.nan)),
     (lambda: until_clear(replayed(torch.zeros(4, 2, 1))[0], torch.zeros(4, 2, 1), 1.0),
      "at least one step and two classes"),
     (lambda: until_clear(replayed(torch.zeros(4, 2, 3))[0], torch.zeros(4, 2, 1), 1.0, steps=0),

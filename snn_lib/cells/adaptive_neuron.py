@@ -19,7 +19,7 @@ from snn_lib.time_constants import PerChannel, decay_of, per_channel
 
 
 class AdaptiveNeuron(Cell):
-    """A layer of spiking neurons with adaptive thresholds. A is no part of the membrane.
+    """A layer of spiking neurons whose thresholds adapt: 1 + A, and each spike raises A.
 
     Args:
         shape: as in :class:`snn_lib.Cell`, and so are ``options``, such as ``train_decay=True``.
@@ -68,8 +68,8 @@ class AdaptiveNeuron(Cell):
             shape,
             **options,
             reset_decay=decay,
-            reset_strength=reset_strength,
+            reset_strength=per_channel(reset_strength, channels, "reset_strength"),
             membrane_decay=decay if membrane_filter else 0.0,
             adaptation_decay=rho,
-            adaptation_strength=adaptation_strength,
+            adaptation_strength=per_channel(adaptation_strength, channels, "adaptation_strength"),
         )

@@ -123,7 +123,7 @@ class Cell(Constrained):
     Raises:
         ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
             converted to a lower precision; a coefficient has no value; or a shape is wrong.
-        TypeError: the surrogate has no ``derivative``.
+        TypeError: the surrogate has no ``derivative``, or a coefficient is no number.
     """
 
     takes_expanded = True
@@ -153,6 +153,8 @@ class Cell(Constrained):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Registers a new step by the name of its class."""
         super().__init_subclass__(**kwargs)
+        for name in set(cls.decays).difference(cls.coefficients):
+            raise ValueError(f"{cls.__name__}.decays names {name!r}, which is no coefficient")
         if "step" in vars(cls):
             own = cls.__module__.startswith("snn_lib.")
             cls.kind = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
@@ -172,6 +174,8 @@ class Cell(Constrained):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         check_surrogate(surrogate)
+        if isinstance(train, str):  # or each of its letters would be a name
+            raise TypeError(f"train is {train!r}, expected the names in a list: [{train!r}]")
         self.shape, self.surrogate, self.dropout = feature_shape(shape), surrogate, dropout
         for name in {*values, *train} ^ set(self.coefficients):
             expected = ", ".join(self.coefficients)
@@ -336,6 +340,8 @@ def first_values(
     value: "PerChannel | Sequence[PerChannel]", shape: tuple[int, ...], name: str
 ) -> Tensor:
     """First values of every channel, ``(*shape)`` or ``(rows, *shape)``, on the CPU."""
+    if isinstance(value, str):  # a sequence of texts, without end
+        raise TypeError(f"{name} is {value!r}, expected numbers")
     if isinstance(value, Sequence):
         rows = [first_values(row, shape, name) for row in value]
         return torch.stack(rows) if rows else torch.empty(0, *shape, device="cpu")

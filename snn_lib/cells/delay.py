@@ -27,7 +27,7 @@ from snn_lib.functional import (
 )
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.delays import interpolate
-from snn_lib.time_constants import PerChannel
+from snn_lib.time_constants import PerChannel, per_channel
 
 
 class Delay(Constrained):
@@ -71,7 +71,7 @@ class Delay(Constrained):
     ) -> None:
         super().__init__()
         self.shape, self.longest = feature_shape(shape), whole_number(longest, "longest")
-        first = first_values(steps, self.shape, "steps")
+        first = first_values(per_channel(steps, self.shape, "steps"), self.shape, "steps")
         for wrong in first[~((first >= 0) & (first <= self.longest))]:  # nan too
             raise ValueError(f"steps is {wrong:g}, expected a delay in [0, {self.longest}]")
         delays = torch.empty(self.shape).copy_(first)  # on the default device

@@ -72,7 +72,7 @@ class ResonateAndFireNeuron(Cell):
             shape,
             **options,
             reset_decay=reset_decay,
-            reset_strength=reset_strength,
+            reset_strength=per_channel(reset_strength, channels, "reset_strength"),
             membrane_decay=decay,
             cosine=angle.cos(),
             sine=angle.sin(),

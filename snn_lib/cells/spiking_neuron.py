@@ -79,7 +79,8 @@ class SpikingNeuron(Cell):
         train_decay: bool = False,
         train_reset_strength: bool = False,
     ) -> None:
-        decay = decay_of(per_channel(tau_m, feature_shape(shape), "tau_m"), "tau_m")
+        channels = feature_shape(shape)
+        decay = decay_of(per_channel(tau_m, channels, "tau_m"), "tau_m")
         super().__init__(
             shape,
             surrogate=surrogate,
@@ -87,7 +88,7 @@ class SpikingNeuron(Cell):
             train=["reset_strength"] if train_reset_strength else (),
             train_decay=train_decay,
             reset_decay=decay,
-            reset_strength=reset_strength,
+            reset_strength=per_channel(reset_strength, channels, "reset_strength"),
             membrane_decay=decay if membrane_filter else 0.0,
         )
 

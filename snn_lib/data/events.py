@@ -4,12 +4,14 @@ An event camera has no shutter. A pixel sends an event whenever its light has ch
 share. The event says where and when that was, and whether the light has become brighter or darker.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from snn_lib.containers import whole_number
 from snn_lib.errors import InputError, require
 from snn_lib.files import read_array, read_file
 
@@ -173,6 +175,9 @@ class Frames:
         bins: whether all frames take the same ``"time"`` or have the same ``"count"`` of events.
         merge: pixels of the sensor, in each direction, that become one pixel of a frame.
         side: pixels of a frame in each direction. Its middle is the middle of the sensor.
+
+    Raises:
+        ValueError: a number is not positive or not whole, or ``bins`` is another word.
     """
 
     length: int
@@ -180,6 +185,14 @@ class Frames:
     bins: Literal["time", "count"] = "time"
     merge: int = 1
     side: int = NMNIST_SIDE
+
+    def __post_init__(self) -> None:
+        for name in ("length", "merge", "side"):
+            whole_number(getattr(self, name), name)
+        if not 0 < self.duration < math.inf:  # nan too
+            raise ValueError(f"duration is {self.duration}, expected milliseconds above 0")
+        if self.bins not in ("time", "count"):
+            raise ValueError(f"bins is {self.bins!r}, expected 'time' or 'count'")
 
     def count_events(self, events: Events, sensor: int) -> np.ndarray:
         """Counts darker and brighter events, uint8 ``(T, side, side, 2)``, up to 255.

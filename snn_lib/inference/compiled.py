@@ -19,6 +19,7 @@ from snn_lib.inference import machine
 from snn_lib.inference.arrays import Arrays, aligned_zeros
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Flattening
+from snn_lib.readout import check_lead
 
 
 def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "CompiledNetwork":
@@ -37,10 +38,11 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
 
     Args:
         network: a :class:`snn_lib.Sequential`, or a module around one. Its layers may be
-            ``nn.Linear``, synapses, :class:`snn_lib.Repeat`, :class:`snn_lib.SpikingNeuron`,
-            readouts, :class:`snn_lib.readout.Snapshots`, ``nn.Flatten``, and
-            :class:`snn_lib.PerStep` of ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d`` and, right
-            after weights, ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
+            ``nn.Linear``, cells (synapses, neurons and your own), :class:`snn_lib.Delay`,
+            :class:`snn_lib.Recurrent`, :class:`snn_lib.Repeat`, readouts,
+            :class:`snn_lib.readout.Snapshots`, ``nn.Flatten``, and :class:`snn_lib.PerStep` of
+            ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d`` and, right after weights,
+            ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
         shape: the shape of one step of the input; needed if the first layer does not determine it.
 
     Raises:
@@ -151,7 +153,8 @@ class CompiledNetwork:
             The class, and the number of steps that were run.
 
         Raises:
-            ValueError: there are no steps or fewer than two classes, or as :meth:`step`.
+            ValueError: there are no steps or fewer than two classes, or ``lead`` is negative or
+                nan; or as :meth:`step`.
             TypeError: as :meth:`step`.
         """
         steps = self._steps(x)
@@ -160,6 +163,7 @@ class CompiledNetwork:
                 f"there are {len(x)} steps and outputs of the shape {self.after}, expected at "
                 "least one step and two classes"
             )
+        check_lead(lead)
         total = np.zeros((1, self._arrays.outputs), self.dtype)
         done = self._run(steps, len(x), total, True, float(self.dtype.type(lead)))
         return int(self._in_order(total)[0].argmax()), done

@@ -68,6 +68,8 @@ class Monitor:
         self.records: dict[str, SynapseRecord | NeuronRecord] = {}
 
     def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
+        if layer not in self.records:
+            raise KeyError(f"nothing is recorded of {layer!r}, only of {', '.join(self.records)}")
         return self.records[layer]
 
     def __enter__(self) -> "Monitor":

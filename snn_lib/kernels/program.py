@@ -96,7 +96,13 @@ class Part:
             tuple(next(rows) if n is None else tuple(next(rows) for _ in range(n)) for n in orders)
             for rows, orders in ((states, self.states), (coefficients, self.coefficients))
         )
-        output, after = self.kind.step(x, own_states, own_coefficients, fire)
+        returned = self.kind.step(x, own_states, own_coefficients, fire)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise ValueError(
+                f"the step of {self.kind.name} returns {type(returned).__name__}, expected a tuple "
+                "of the output and of the states after the step"
+            )
+        output, after = returned
         rows = (group if isinstance(group, (tuple, list)) else [group] for group in after)
         return output, list(chain.from_iterable(rows))
 

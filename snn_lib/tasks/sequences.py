@@ -229,6 +229,7 @@ class SequenceClassification(SequenceTask, Classification):
             f"there are {len(self.classes)} names of classes, but the network has {outputs} "
             "outputs",
         )
+        require(len({*self.classes}) == len(self.classes), "classes has the same name twice")
         require(
             logits.shape[:-1] == labels.shape,
             f"the network answers {tuple(logits.shape[:-1])}, the labels are {tuple(labels.shape)}",

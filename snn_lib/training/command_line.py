@@ -179,7 +179,7 @@ def _run(
     elif options.resume is not None:
         checkpoint = load_checkpoint(options.resume or newest(config, "last"), "last")
     if checkpoint is None:
-        refuse_without_effect(options.overrides, merged)
+        refuse_without_effect(options.overrides, merged, unread=_untested(config))
     else:
         trained = settings_of(checkpoint, config, [])
         config = settings_of(checkpoint, config, options.overrides)
@@ -258,6 +258,12 @@ def _module_of(script: Path | str) -> str | None:
     return spec.name if spec is not None and spec.origin == str(script) else None
 
 
+def _untested(config: ExperimentConfig) -> dict[str, str]:
+    """That training does not read the path of a network to test, unless it is empty."""
+    why = "has no effect with --train, which tests the network that it has trained"
+    return {"test_checkpoint_path": why} if config.test_checkpoint_path else {}
+
+
 def _unread(
     options: argparse.Namespace, config: ExperimentConfig, checkpoint: Checkpoint
 ) -> dict[str, str]:
@@ -265,6 +271,12 @@ def _unread(
     path, option = checkpoint.path, "--resume" if options.train else "--test"
     loaded = f"has no effect with {option}: weights and coefficients are those of {path}"
     unread = {"first_weights": loaded}
+    epochs = config.hyperparameters.epoch
+    if options.train and checkpoint.get("epoch") == epochs:
+        why = f"has no effect with --resume {path}, which has been trained for all {epochs} epochs"
+        unread = {key: why for key, _ in list_settings(config) if key not in LOCAL_KEYS}
+    if options.train:
+        unread |= _untested(config)
     if options.resume:
         unread["name"] = f"has no effect with --resume {path}: the run goes on in its folder"
     if options.test:
@@ -275,7 +287,7 @@ def _unread(
     if not options.train and config.test_checkpoint_path:
         unread["name"] = (
             f"has no effect with test_checkpoint_path={config.test_checkpoint_path}: empty it, "
-            "test_checkpoint_path='', to take the newest run of a name"
+            "test_checkpoint_path=, to take the newest run of a name"
         )
     return unread
 

@@ -220,9 +220,9 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
     for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
         with _naming(schema, source):
             if isinstance(content, str):
-                key, sign, _ = content.partition("=")
+                key, sign, value = content.partition("=")
                 require(bool(key and sign), f"{content!r} is not an override, expected key=value")
-                content = OmegaConf.from_dotlist([content])
+                content = OmegaConf.from_dotlist([content if value else f"{key}=''"])
             config = OmegaConf.merge(config, content)
             for key, value in _leaves(content):  # OmegaConf would pass over it
                 require(value != "???", f"{source}: {key} is ???, expected a value")
@@ -249,7 +249,8 @@ def _naming(schema: type, source: str) -> Iterator[None]:
             raise InputError(
                 f"{source}: {key!r} is written as one key, but keys are nested: {nested}"
             ) from None
-        nearest = RETIRED.get(key) or max(known, key=lambda name: _likeness(key, name))
+        others = (name for name in known if not key.startswith(f"{name}."))
+        nearest = RETIRED.get(key) or max(others, key=lambda name: _likeness(key, name))
         raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
     except InputError:
         raise

@@ -364,6 +364,14 @@ def test_a_state_dict_holds_the_coefficients_and_copies_and_pickles_run_alike(ce
 # Refusals
 
 
+class NoStates(Cell):
+    """Its step forgets to return the states."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return fire(x)
+
+
 X = torch.zeros(4, 2, 3)
 REFUSED = [  # what is built or run, and the words
     (lambda: SoftReset(3, decay=0.5), "gains has no value or is unknown: .* decay, gains"),
@@ -372,6 +380,10 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Odd(3, decay=torch.ones(2)), r"decay has the shape \(2,\), expected \(3,\)"),
     (lambda: soft_reset(3, dropout=1.0), r"dropout is 1.0, expected a probability in \[0, 1\)"),
     (lambda: SoftReset(3, decay=1.0, gains=[1.0, 1.0]), "does not decay"),
+    (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
+    (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
+    (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),
+    (lambda: type("Misspelt", (Cell,), {"decays": ("decya",)}), "decays names 'decya', which is"),
     (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"decay has shape \(3,\), .*\(4, 2, 5\)"),
     (lambda: soft_reset(3)(X[:, 0]), r"x has shape \(4, 3\)"),
     (lambda: soft_reset(3)(X, (X[0],)), r"state has 1 entries, expected 2: \(membrane, trace\)"),
@@ -380,7 +392,7 @@ REFUSED = [  # what is built or run, and the words
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_bad_settings_and_inputs_are_refused(call, words):
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises((TypeError, ValueError), match=words) as error:
         call()
     assert "\n" not in str(error.value)
 

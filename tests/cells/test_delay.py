@@ -215,6 +215,7 @@ def interpolate(start):
 REFUSED = [  # what is built or run, and the words
     *((lambda steps=steps: Delay(3, steps, 5), r"steps is .*, expected a delay in \[0, 5\]")
       for steps in (-0.5, 5.5, math.nan, math.inf)),
+    (lambda: Delay(3, [1.0, 2.0], 5), r"steps has the shape \(2,\), expected \(3,\) or a number"),
     (lambda: Delay(3, 0.0, 0), "longest is 0, expected a whole number of at least 1"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 7)), "steps has shape"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 3)), "x has shape"),

@@ -59,6 +59,14 @@ def test_coefficients_are_buffers_of_the_shape_of_the_neurons(shape, membrane_fi
     torch.testing.assert_close(neuron.membrane_decay, decay * membrane_filter)
 
 
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_each_neuron_may_have_a_reset_of_its_own(kind):
+    strengths = [0.1, 0.2, 0.9]
+    neuron = SpikingNeuron(3, 4.0, reset_strength=kind(strengths))
+    _, (_, reset) = neuron(torch.full((1, 1, 3), 2.0))
+    assert reset.tolist() == torch.tensor([strengths]).tolist()
+
+
 @pytest.mark.parametrize("membrane_filter", [False, True])
 def test_a_decay_that_low_precision_rounds_to_1_is_refused(membrane_filter):
     neuron = SpikingNeuron(3, 1000.0, membrane_filter)
@@ -111,7 +119,7 @@ def test_print_shows_the_time_constants_that_were_loaded(decays, shown):
 
 REFUSED = [  # what is built or run, and the words
     *((lambda t=t: SpikingNeuron(3, t), f"tau_m is {t}") for t in (0.0, -1.0, math.nan)),
-    (lambda: SpikingNeuron(3, 1e9), r"a time constant is too long: in torch\.float32"),
+    (lambda: SpikingNeuron(3, 1e9), r"a time constant is too long, .*: in torch\.float32"),
     *((lambda p=p: SpikingNeuron(3, 4.0, dropout=p), rf"dropout is {p}.*\[0, 1\)")
       for p in (-0.1, 1.0, 2.0, math.nan)),
     (lambda: SpikingNeuron(3, 4.0, surrogate="gaussian"), "'gaussian', expected an object with d"),

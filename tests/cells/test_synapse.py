@@ -623,7 +623,7 @@ REFUSED = [  # what is built or run, and the words
     *((lambda f=f: ResonantSynapse(3, 4.0, f), rf"frequency is {f}.*\[0, 0\.5\]")
       for f in (-0.1, 0.6, math.nan)),
     (lambda: ResonantSynapse(3, 4.0, torch.tensor([0.1, 0.6, 0.2])), r"frequency is 0\.6"),
-    *((build, r"too long: in torch\.float32 its filter does not decay") for build in (
+    *((build, r"too long, .*: in torch\.float32 its filter does not decay") for build in (
         lambda: LowPassSynapse(3, torch.tensor([1.0, math.inf, 2.0])),
         lambda: LowPassSynapse(3, 1e9, unit_energy=True),
         lambda: DualExponentialSynapse(1, 5000.0, 4000.0),

@@ -1,5 +1,6 @@
 """Files of events, written by hand, event for event; and frames against counting in a loop."""
 
+import math
 from tempfile import NamedTemporaryFile
 
 import numpy as np
@@ -215,3 +216,14 @@ def test_a_frame_needs_no_event_that_comes_later():
         seen = (events.t - events.t[0]) < (step + 1) * 25_000
         so_far = frames.count_events(Events(*(values[seen] for values in events)), 34)
         assert (so_far[step] == whole[step]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bins": "tim"}, {"length": 0}, {"merge": 0}, {"side": 1.5}, {"duration": -1.0},
+     {"duration": math.nan}],
+)  # fmt: skip
+def test_frames_that_cannot_be_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} is .*, expected"):
+        Frames(**{"length": 3, "duration": 10.0, **wrong})

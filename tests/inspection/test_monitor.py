@@ -124,6 +124,11 @@ def test_only_the_layers_that_are_named_are_recorded(model, x):
 def test_names_of_other_layers_are_refused(model, name):
     with pytest.raises(ValueError, match=f"no synapse or neuron layer '{name}', choose from '0'"):
         Monitor(model, [name])
+    with (
+        Monitor(model) as monitor,
+        pytest.raises(KeyError, match=f"nothing is recorded of '{name}'"),
+    ):
+        monitor[name]
 
 
 def test_recording_changes_no_output_gradient_or_state_dict(model, x):

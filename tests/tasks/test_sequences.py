@@ -424,9 +424,10 @@ def test_names_of_classes_may_be_an_array_of_numpy():
     [
         (1, [], "there is a class 3, but the network has 3 outputs"),
         (0, ["walk", "run"], "2 names of classes, but the network has 3 outputs"),
+        (0, ["walk", "run", "walk"], "classes has the same name twice"),
     ],
 )
-def test_classes_that_the_network_has_no_output_for_are_refused(first, names, message):
+def test_classes_that_do_not_fit_the_outputs_are_refused(first, names, message):
     x, y = torch.rand(12, 5, CHANNELS), torch.arange(12) % 3 + first
     task = prepared(SequenceClassification({"train": (x, y)}, classes=names))
     assert message in refusal(task.loss, network(), Batch(x.transpose(0, 1), y))

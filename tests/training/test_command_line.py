@@ -76,6 +76,7 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--train device=cuda:77", "device='cuda:77' is not available here, use device=cpu"),
         ("--train optimizer.AdamW.betas=[2,3]", "optimizer.AdamW"),
         ("--train optimizer.AdamW.eps=-1", "optimizer.AdamW"),
+        ("--train test_checkpoint_path=x", "has no effect with --train, which tests the network"),
         ("--train optimizer.SGD.momentum=0.5", f"optimizer.SGD.momentum {NO_EFFECT}"),
     ],
 )
@@ -185,6 +186,16 @@ def test_a_checkpoint_brings_its_settings_and_overrides_win(tmp_path):
     assert run("--test", *overrides).code == 0
     message = refused("--test", *overrides, "hyperparameters.train_bias=true")
     assert 'Missing key(s) in state_dict: "layers.1.bias"' in message
+
+
+def test_a_run_that_is_trained_to_its_end_takes_no_other_settings(trained):
+    last = the_run(trained) / "last"
+    before = everything_in(trained)
+    settings = tiny(trained, "hyperparameters.epoch=1")
+    message = refused("--train", "--resume", last, *settings, "hyperparameters.dropout=0.3")
+    assert f"dropout has no effect with --resume {last}, which has been trained for all" in message
+    assert everything_in(trained) == before
+    assert run("--train", "--resume", last, *settings).code == 0
 
 
 def test_a_module_of_the_library_is_resumed_as_it_was_started(monkeypatch):
@@ -297,7 +308,8 @@ OF_TRAINING = ("dropout=0.5", "constraint=none", "epoch=2")
 )
 def test_settings_that_a_trained_network_does_not_read_are_refused(trained, override, loaded):
     settings = [f"dataset_path={SCRIPT.parent / 'dataset'}", f"runs_path={trained}/runs", EMPTY]
-    for action, which in (("--test", "best"), ("--train --resume", "last")):
+    longer = "hyperparameters.epoch=2"
+    for action, which in (("--test", "best"), (f"--train {longer} --resume", "last")):
         path = the_run(trained) / which
         typed = override.format(path=path)
         if action == "--test" or loaded:
@@ -324,7 +336,7 @@ def test_settings_of_a_trained_network_may_be_typed_again(tmp_path):
 def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_path):
     best, there = the_run(trained) / "best", f"runs_path={trained}/runs"
     for action in (["--test"], ["--export", tmp_path / "network.onnx"]):
-        why = f"test_checkpoint_path={best}: empty it, test_checkpoint_path='', to take the newest"
+        why = f"test_checkpoint_path={best}: empty it, test_checkpoint_path=, to take the newest"
         message = refused(*action, "name=mine", f"test_checkpoint_path={best}")
         assert message == f"name has no effect with {why} run of a name"
         assert f"{trained}/runs/mine/*/best" in refused(*action, "name=mine", EMPTY, there)

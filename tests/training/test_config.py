@@ -54,9 +54,10 @@ def test_yaml_fills_the_defaults_and_overrides_win(yaml_file):
     assert config.seed == 9  # the last of the two
 
 
-def test_an_override_may_be_a_list_or_another_setting_s_value(yaml_file):
+def test_an_override_may_be_a_list_another_setting_s_value_or_empty(yaml_file):
     overrides = ["scheduler.MultiStepLR.milestones=[3,5]", "hyperparameters.epoch=${seed}"]
-    config = load_config(DigitConfig, yaml_file, overrides)
+    config = load_config(DigitConfig, yaml_file, [*overrides, "test_checkpoint_path="])
+    assert config.test_checkpoint_path == ""
     assert config.scheduler.MultiStepLR.milestones == [3, 5]
     assert config.hyperparameters.epoch == config.seed
 
@@ -82,6 +83,7 @@ def test_defaults_are_not_shared_between_configurations():
         ("optimizer.adam.lr=3", "optimizer.Adam"),
         ("hyperparameters.milestones=[3]", "scheduler.MultiStepLR.milestones"),
         ("sed=1", "seed"),
+        ("hyperparameters.surname=1", "hyperparameters.surrogate_width"),
         ("transforms.repeat=1", "transform"),
     ],
 )
