@@ -5,9 +5,9 @@
 
 import os
 
-# One process a core runs tests: each of them, and whatever it starts, has one thread.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One process a core runs tests, and sums of one thread are compared with those of another run:
+# each process, and whatever it starts, has one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
