@@ -18,7 +18,7 @@ from snn_lib.training import main
 
 
 class SNN(nn.Module):
-    """784-500-500-10: each layer filters its input spikes, weighs them, and spikes.
+    """784-500-500-10: each layer filters its input, weighs it, and spikes.
 
     With the setting ``filter_position=behind`` it weighs them first and filters the currents.
 

@@ -27,7 +27,7 @@ from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import run
 from snn_lib.kernels.program import fire_with, key_of
 from snn_lib.pytorch_private import is_observed, is_transformed, is_watched
-from snn_lib.stability import warn_before_training
+from snn_lib.stability import warn_if_learning_unstable
 from snn_lib.surrogate import Gaussian, Surrogate, check_surrogate
 
 # Coefficients in these dtypes are converted to float32 to compute with them.
@@ -305,7 +305,7 @@ def _filter_call(
             raise ValueError(
                 f"{label} has shape {tuple(tensor.shape)}, expected (order, *features)"
             )
-    warn_before_training(alpha)
+    warn_if_learning_unstable(alpha)
     rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
     coefficients = {"alpha": alpha, "beta": beta}
     # The surrogate is named because torch.compile cannot make a default of a dataclass.

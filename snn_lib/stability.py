@@ -171,7 +171,7 @@ def refuse_rounding(own: Tensor, loaded: Any, name: str, messages: list[str]) ->
         messages.append(f"{name}: {error}")
 
 
-def warn_before_training(alpha: Tensor) -> None:
+def warn_if_learning_unstable(alpha: Tensor) -> None:
     """Warns, once in a process, if a filter that is to learn is unstable."""
     if not alpha.requires_grad or not torch.is_grad_enabled() or alpha.is_meta:
         return

@@ -1,6 +1,7 @@
 """Networks of every kind of layer that can leave PyTorch, in float64, and inputs for them.
 
-In float64 sums in another order differ in the sixteenth digit, so that all spikes are the same.
+All cells are one kind; ``cells/test_cell.py`` lets one of its own leave. In float64 sums in another
+order differ in the sixteenth digit, so that all spikes are the same.
 """
 
 import torch

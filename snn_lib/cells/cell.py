@@ -201,7 +201,7 @@ class Cell(Constrained):
         return Output(output, state)
 
     def joins(self, following: nn.Module) -> bool:
-        """Whether both can run as one: a cell that spikes and one that does not, unobserved.
+        """Whether both can run as one: a neuron and a synapse, in either order, unobserved.
 
         In chunks, the second run of a chunk does what the first did.
         """
@@ -309,23 +309,25 @@ class Cell(Constrained):
             for name in self.coefficients
         }
 
-    def must_decay(self) -> dict[str, Tensor]:
-        """By name, the filters ``(P, *shape)`` that conversion and loading refuse to round.
+    # ---------------------------------------------------------------------------------------------
+    # Conversion and loading
 
-        They refuse only a rounding after which one no longer decays. A decay counts as a filter of
-        order 1.
+    def must_decay_when_rounded(self) -> dict[str, Tensor]:
+        """By name, the filters ``(P, *shape)`` that must still decay once they are rounded.
+
+        A decay counts as a filter of order 1.
         """
         return {name: getattr(self, name)[None] for name in self.decays}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
-        for name, own in self.must_decay().items():
+        for name, own in self.must_decay_when_rounded().items():
             loaded = state_dict.get(prefix + name)
             if isinstance(loaded, Tensor) and loaded.numel() == own.numel():
                 refuse_rounding(own, loaded.view(own.shape), prefix + name, others[-1])
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cell":
-        for own in self.must_decay().values():
+        for own in self.must_decay_when_rounded().values():
             dtype = convert(own.new_empty(0)).dtype
             if dtype != own.dtype and not own.is_meta:
                 check_rounding(own.detach(), dtype)

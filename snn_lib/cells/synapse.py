@@ -32,7 +32,7 @@ from snn_lib.stability import (
     largest_margin,
     round_decaying,
     stabilise,
-    warn_before_training,
+    warn_if_learning_unstable,
 )
 from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
 
@@ -126,7 +126,7 @@ class IIRSynapse(Cell):
     def call(self, x: Tensor, state: FilterState | None = None, drops: bool = True) -> Call:
         """As :meth:`Cell.call`; the first unstable filter that learns causes a warning."""
         if self.constraint == "none":
-            warn_before_training(self.alpha)
+            warn_if_learning_unstable(self.alpha)
         return super().call(x, state, drops)
 
     def effective_coefficients(self) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ class IIRSynapse(Cell):
             return self.alpha
         return straight_through(self.alpha, lambda alpha: stabilise(alpha, self.margin))
 
-    def must_decay(self) -> dict[str, Tensor]:
+    def must_decay_when_rounded(self) -> dict[str, Tensor]:
         """The filters, unless a constraint keeps them stable."""
         return {"alpha": self.alpha} if self.constraint == "none" else {}
 

@@ -1,7 +1,7 @@
 """Describes what a network computes in one time step.
 
-:func:`describe` reads a network once. The compiled network and the ONNX graph are both made from
-its description, and never look at the network itself.
+:func:`describe` reads a network once. The compiled network, the ONNX graph, C and integers are made
+from its description, and never look at the network itself.
 """
 
 import copy

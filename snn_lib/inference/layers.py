@@ -1,7 +1,7 @@
 """The layers that can run outside PyTorch, described by arrays, and how modules are read.
 
 To add a kind of layer, add a dataclass, an entry in ``READERS``, and a case in ``arrays.py``, in
-``onnx_graph.py`` and in ``staging.py``.
+``onnx_graph.py`` and in ``staging.py``. A new cell needs none: all cells are one kind of layer.
 """
 
 import copy

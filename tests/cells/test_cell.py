@@ -278,16 +278,18 @@ def test_a_step_that_no_kernel_can_compute_runs_in_plain_pytorch():
 # Decays that are trained
 
 
+NEURONS = [  # and one of one's own
+    soft_reset,
+    lambda: SpikingNeuron(5, 4.0, membrane_filter=True, train_decay=True),
+    lambda: AdaptiveNeuron(5, 4.0, 50.0, 0.2, membrane_filter=True, train_decay=True),
+    lambda: ResonateAndFireNeuron(5, 9.0, 0.1, train_decay=True),
+]
+
+
 @pytest.mark.parametrize("through", ["parameters", "a state dict in between"])
 def test_trained_decays_stay_in_their_range_in_any_loop(through):
-    cells = [
-        soft_reset(),
-        SpikingNeuron(5, 4.0, membrane_filter=True, train_decay=True),
-        AdaptiveNeuron(5, 4.0, 50.0, 0.2, membrane_filter=True, train_decay=True),
-        ResonateAndFireNeuron(5, 9.0, 0.1, train_decay=True),
-    ]
     x = 2 * torch.randn(20, 4, 5)
-    for cell in cells:
+    for cell in (build() for build in NEURONS):
         decays = {name: getattr(cell, name) for name in cell.decays}
         assert all(isinstance(decay, nn.Parameter) for decay in decays.values())
         left = set()

@@ -1,7 +1,8 @@
 """Every backend computes what the loop of plain PyTorch does under autograd, on the same cases.
 
 The cases of the ``cuda`` backend run on the GPU. Where there is none they run in a process of their
-own, through Triton's interpreter, which has to be chosen before triton is imported.
+own, through Triton's interpreter, which has to be chosen before triton is imported. A
+new cell needs no case here, because "odd" has every operation.
 """
 
 import importlib
@@ -67,7 +68,7 @@ class Window:
 
 register(Kind("odd", odd_step, ("slow", "fast"), ("width", "step", "unused")))
 register(Kind("constant", constant_step, ("one", "two", "three"), ("gain",)))
-PROGRAMS = {
+CASES = {
     **{f"filter {order}": {"key": filter_key(*order)} for order in [(0, 0), (1, 0), (3, 2)]},
     "filter with ends": {"key": FILTER, "ends": True},
     "neuron": {"key": NEURON},
@@ -78,7 +79,7 @@ PROGRAMS = {
     "odd": {"key": "odd[-,-;-,-,-]"},
     "constant": {"key": "constant[-,-,-;-]"},
 }
-every_program = pytest.mark.parametrize("options", PROGRAMS.values(), ids=PROGRAMS)
+every_program = pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 
 
 @pytest.fixture(params=["eager", "cpu", "cuda"])
@@ -142,7 +143,7 @@ def test_results_and_gradients_of_every_program_are_those_of_autograd(backend, d
 @pytest.mark.parametrize("program", ["filter (3, 2)", "neuron and filter"])
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=str)
 def test_tensors_of_any_shape_and_layout_in_memory_are_served(backend, draw, program, layout):
-    case = make_case(draw, *layout, **PROGRAMS[program])
+    case = make_case(draw, *layout, **CASES[program])
     assert_agree(case.run(backend), by_autograd(case))
 
 
@@ -152,7 +153,7 @@ def test_tensors_of_any_shape_and_layout_in_memory_are_served(backend, draw, pro
 def test_in_bfloat16_sequences_are_rounded_once_as_plain_pytorch_rounds_them(
     backend, draw, program, layout
 ):
-    case = make_case(draw, *layout, **PROGRAMS[program])
+    case = make_case(draw, *layout, **CASES[program])
     found = case.run(backend)
     assert case.inputs.x.dtype == found[2].dtype == BFLOAT
     assert_agree(found, by_autograd(case))
@@ -172,7 +173,7 @@ def test_between_two_cells_a_sequence_may_be_rounded_to_bfloat16(backend, draw, 
 
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
 def test_no_state_is_a_state_of_zeros_and_no_lengths_are_the_whole_length(backend, draw):
-    case = make_case(draw, (5, 3, 7), **PROGRAMS["neuron and filter"])
+    case = make_case(draw, (5, 3, 7), **CASES["neuron and filter"])
     zeros, nine = torch.zeros_like(case.inputs.state), torch.full_like(case.inputs.lengths, 9)
     case = with_inputs(case, state=zeros, lengths=nine)
     found = with_inputs(case, state=None, lengths=None).run(backend)
@@ -183,7 +184,7 @@ def test_no_state_is_a_state_of_zeros_and_no_lengths_are_the_whole_length(backen
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)
 def test_no_tensor_need_be_contiguous(backend, draw):
     """As coefficients that are alike for all lags, which lie in memory once."""
-    case = make_case(draw, (5, 3, 7), **PROGRAMS["neuron and filter"])
+    case = make_case(draw, (5, 3, 7), **CASES["neuron and filter"])
     case = with_inputs(
         replace(case, grad_last=draw(7, 3, 4).permute(2, 1, 0)),
         coefficients=0.3 * draw(1, 7).sigmoid().expand(6, 7),
@@ -222,7 +223,7 @@ def test_rounding_to_bfloat16_is_that_of_pytorch(backend, draw):
 @pytest.mark.parametrize("row", [*range(6), None])
 def test_gradients_that_are_not_needed_may_be_left_out(backend, draw, row):
     """Each coefficient's alone, and none; the others are the same to the bit."""
-    case = make_case(draw, (3, 2, 7), **PROGRAMS["neuron and filter"])
+    case = make_case(draw, (3, 2, 7), **CASES["neuron and filter"])
     everything = case.run(backend)
     needed = [number == row for number in range(6)]
     found = with_inputs(case, needed=needed).run(backend)

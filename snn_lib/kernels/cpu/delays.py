@@ -17,7 +17,7 @@ from torch import Tensor
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.running import NAMES
-from snn_lib.kernels.cpu.source import KINDS
+from snn_lib.kernels.cpu.source import TYPES
 from snn_lib.kernels.cpu.writer import DOUBLE, I32, I64, Frame
 
 COLUMNS = 64  # channels that are copied at once
@@ -77,7 +77,7 @@ def interpolate_source(dtype: str) -> str:
     w = frame.writer
 
     def run(b: ir.Value, first: ir.Value, last: ir.Value, n: ir.Value) -> None:
-        rows = (frame.row("parts", frame.kind, w.mul(I64(k), frame["channels"])) for k in (0, 1))
+        rows = (frame.row("parts", frame.type, w.mul(I64(k), frame["channels"])) for k in (0, 1))
         parts = [w.read(row, n) for row in rows]
         with frame.reading(first, last, n) as (t, values):
             w.write(w.fadd(*map(w.fmul, parts, values)), frame.step("output", t, b), n)
@@ -113,19 +113,19 @@ class _Frame(Frame):
     """A kernel that is being written: its loops, and the room of its thread."""
 
     def __init__(self, name: str, arguments: list[str], dtype: str) -> None:
-        self.kind = KINDS[dtype]
-        super().__init__(name, arguments, self.kind)
+        self.type = TYPES[dtype]
+        super().__init__(name, arguments, self.type)
 
     def step(self, name: str, t: ir.Value, b: ir.Value) -> ir.Value:
         """The row of a contiguous sequence."""
         w = self.writer
         offset = w.mul(w.add(w.mul(t, self["batch"]), b), self["channels"])
-        return self.row(name, self.kind, offset)
+        return self.row(name, self.type, offset)
 
     def doubled(self, value: ir.Value) -> ir.Value:
         """A value in double precision."""
         w = self.writer
-        return value if self.kind == DOUBLE else w.fpext(value, w.vector(DOUBLE))
+        return value if self.type == DOUBLE else w.fpext(value, w.vector(DOUBLE))
 
     def each_run(self, run: Callable[[ir.Value, ir.Value, ir.Value, ir.Value], None]) -> None:
         """Writes ``run(b, first, last, n)`` for all batch rows, blocks of steps and channels."""
@@ -158,7 +158,7 @@ class _Frame(Frame):
         """A row of the room, which has the channels of this run."""
         w = self.writer
         row = w.add(w.mul(self.thread, self["length"]), place)
-        return self.row("room", self.kind, w.sub(w.mul(row, I64(COLUMNS)), self._begin))
+        return self.row("room", self.type, w.sub(w.mul(row, I64(COLUMNS)), self._begin))
 
     @contextmanager
     def reading(
@@ -172,12 +172,12 @@ class _Frame(Frame):
         def gather(place: ir.Value) -> ir.Value:
             row = self._room(place)
             values = [w.load(w.gep(row, [one])) for one in places]
-            gathered = ir.Constant(w.vector(self.kind), ir.Undefined)
+            gathered = ir.Constant(w.vector(self.type), ir.Undefined)
             for lane, value in enumerate(values if w.width > 1 else []):
                 gathered = w.insert_element(gathered, value, I32(lane))
             return gathered if w.width > 1 else values[0]
 
-        held = w.in_entry(w.vector(self.kind))
+        held = w.in_entry(w.vector(self.type))
         w.store(gather(I64(0)), held)
         with w.counting(first, last) as (t, _):
             values = [w.load(held), gather(w.add(w.sub(t, first), I64(1)))]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, has, kernel, vector_width
-from snn_lib.kernels.cpu.source import KINDS
+from snn_lib.kernels.cpu.source import TYPES
 from snn_lib.kernels.cpu.writer import FLOAT, I1, I32, I64, Frame
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -223,8 +223,8 @@ def transpose_source(source: str, target: str, lanes: int) -> str:
     frame = Frame("transpose", TRANSPOSE, FLOAT)
     w, rows, columns = frame.writer, frame["rows"], frame["columns"]
 
-    def row_of(name: str, kind: str, i: ir.Value, length: ir.Value) -> ir.Value:
-        return frame.row(name, KINDS[kind], w.mul(i, length))
+    def row_of(name: str, dtype: str, i: ir.Value, length: ir.Value) -> ir.Value:
+        return frame.row(name, TYPES[dtype], w.mul(i, length))
 
     with w.counting(frame.first, frame.last) as (item, _):
         r = w.smaller(w.mul(item, I64(lanes)), w.sub(rows, I64(lanes)))
@@ -253,12 +253,12 @@ class Product(Frame):
 
     def spikes(self, r: ir.Value) -> ir.Value:
         """A row of spikes."""
-        return self.row("spikes", KINDS[self.variant.spikes], self.writer.mul(r, self["inputs"]))
+        return self.row("spikes", TYPES[self.variant.spikes], self.writer.mul(r, self["inputs"]))
 
     def dense(self, name: str, i: ir.Value) -> ir.Value:
         """A row of another matrix."""
-        kind = FLOAT if name == "gradient" else KINDS[self.variant.dtype]
-        return self.row(name, kind, self.writer.mul(i, self["outputs"]))
+        type_ = FLOAT if name == "gradient" else TYPES[self.variant.dtype]
+        return self.row(name, type_, self.writer.mul(i, self["outputs"]))
 
     # ---------------------------------------------------------------------------------------------
     # Lists
@@ -355,8 +355,8 @@ class Product(Frame):
     def sums(self, column: ir.Value, first: Callable[[ir.Value], ir.Value]) -> list[ir.Value]:
         """The registers of a panel, with their first values."""
         w = self.writer
-        kind = ir.VectorType(FLOAT, self.variant.lanes)
-        sums = [w.in_entry(kind) for _ in range(self.variant.registers)]
+        type_ = ir.VectorType(FLOAT, self.variant.lanes)
+        sums = [w.in_entry(type_) for _ in range(self.variant.registers)]
         self.each_place(column, sums, lambda n, total: w.store(first(n), total))
         return sums
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from snn_lib.kernels.cpu import openmp
 from snn_lib.kernels.cpu.library import Kernel, kernel, vector_width
 from snn_lib.kernels.cpu.running import NAMES, kernel_of_steps
-from snn_lib.kernels.cpu.source import KINDS, call_for_one_step
+from snn_lib.kernels.cpu.source import TYPES, call_for_one_step
 from snn_lib.kernels.cpu.writer import I64, Frame
 from snn_lib.kernels.inputs import Inputs
 
@@ -54,12 +54,12 @@ def _forward(dtype: str, states: int, ends: bool) -> Kernel:
 
 def forward_source(dtype: str, states: int, ends: bool) -> str:
     """The kernel, see :data:`ARGUMENTS`. Threads share the batch rows."""
-    frame, kind, words = Frame("recur", ARGUMENTS, KINDS[dtype]), KINDS[dtype], I64.as_pointer()
+    frame, type_, words = Frame("recur", ARGUMENTS, TYPES[dtype]), TYPES[dtype], I64.as_pointer()
     w, channels = frame.writer, frame["channels"]
 
     def row(name: str, *place: ir.Value) -> ir.Value:
         """The row at this place, of a tensor whose sizes before the channels are the batch's."""
-        return frame.row(name, kind, w.mul(place[0], channels))
+        return frame.row(name, type_, w.mul(place[0], channels))
 
     def at(t: ir.Value, b: ir.Value) -> ir.Value:
         return w.add(w.mul(t, frame["batch"]), b)

@@ -22,7 +22,7 @@ from snn_lib.kernels.program import Adjoint, Product, program
 from snn_lib.kernels.trace import Trace, Value
 
 GROUP = 4  # steps that a vector of channels runs at once, with its states in registers
-KINDS = {"bfloat16": I16, "float32": FLOAT, "float64": DOUBLE}
+TYPES = {"bfloat16": I16, "float32": FLOAT, "float64": DOUBLE}
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Variant:
 
     Attributes:
         key: the program's key.
-        x, output, state: the names of the dtypes of x, of the output, and of all else.
+        x_dtype, output_dtype, state_dtype: the dtypes of x, of the output and of all else, by name.
         drops: whether there is dropout.
         ends: whether each sequence has a length of its own.
     """
 
     key: str
-    x: str
-    output: str
-    state: str
+    x_dtype: str
+    output_dtype: str
+    state_dtype: str
     drops: bool
     ends: bool
 
@@ -93,7 +93,7 @@ def forward_source(variant: Variant) -> str:
             values |= kernel.inputs(trace, t, b, n)
             kernel.lines(trace, values, flushed=trace.results[1:])
             output, *after = (kernel.value(result, values) for result in trace.results)
-            w.write(output, kernel.whole("output", variant.output, t, b), n)
+            w.write(output, kernel.whole("output", variant.output_dtype, t, b), n)
             for value, place in zip(after, states, strict=True):
                 w.store(value, place)
             if variant.ends:
@@ -164,7 +164,7 @@ def backward_source(variant: Variant, adjoint: Adjoint) -> str:
             for result, carried in zip(adjoint.carried, adjoints, strict=True):
                 w.store(kernel.value(result, values), carried)
             if adjoint.need_x:
-                grad_x = kernel.whole("grad_x", variant.x, t, b)
+                grad_x = kernel.whole("grad_x", variant.x_dtype, t, b)
                 w.write(kernel.value(adjoint.x, values), grad_x, n)
             for total, products in zip(sums, adjoint.sums.values(), strict=True):
                 w.store(w.fadd(w.load(total), kernel.sum_of(products, values)), total)
@@ -215,8 +215,8 @@ class _Kernel(Frame):
         self, name: str, arguments: list[str], variant: Variant, numbers: Sequence[str] = ()
     ) -> None:
         self.variant, self._number_names = variant, list(numbers)
-        self._program, self.kind = program(variant.key), KINDS[variant.state]
-        super().__init__(name, [*arguments, *numbers], self.kind)
+        self._program, self.type = program(variant.key), TYPES[variant.state_dtype]
+        super().__init__(name, [*arguments, *numbers], self.type)
 
     # ---------------------------------------------------------------------------------------------
     # Loops
@@ -258,21 +258,24 @@ class _Kernel(Frame):
 
     def sequence(self, name: str, t: ir.Value, b: ir.Value) -> ir.Value:
         """The row of x, or of the output's gradient, which have strides of their own."""
-        w, kind = self.writer, KINDS[self.variant.x if name == "x" else self.variant.output]
+        w, type_ = (
+            self.writer,
+            TYPES[self.variant.x_dtype if name == "x" else self.variant.output_dtype],
+        )
         offset = w.add(w.mul(t, self[f"{name}_step"]), w.mul(b, self[f"{name}_batch"]))
-        return self.row(name, kind, offset)
+        return self.row(name, type_, offset)
 
     def whole(self, name: str, dtype: str, t: ir.Value, b: ir.Value) -> ir.Value:
         """The row of a contiguous sequence."""
         w = self.writer
         offset = w.mul(w.add(w.mul(t, self["batch"]), b), self["channels"])
-        return self.row(name, KINDS[dtype], offset)
+        return self.row(name, TYPES[dtype], offset)
 
     def states(self, name: str, b: ir.Value, before: ir.Value | None = None) -> list[ir.Value]:
         """The rows of a state of sequence b, which lie behind so many others."""
         w, names = self.writer, self._program.states
         places = (I64(s) if before is None else w.add(before, I64(s)) for s in range(len(names)))
-        return [self.whole(name, self.variant.state, place, b) for place in places]
+        return [self.whole(name, self.variant.state_dtype, place, b) for place in places]
 
     def checkpoints(self, block: ir.Value, b: ir.Value) -> list[ir.Value]:
         """The rows of the state before the first step of a block, which is not the first block."""
@@ -289,7 +292,7 @@ class _Kernel(Frame):
         for s in range(count):
             offset = w.mul(w.add(steps, I64(s)), self["rows"])
             offset = w.mul(w.add(offset, w.sub(b, self.first_row)), self["columns"])
-            rows.append(self.row("again", self.kind, w.sub(offset, self.first_channel)))
+            rows.append(self.row("again", self.type, w.sub(offset, self.first_channel)))
         return rows
 
     def sum(self, number: int, count: int) -> ir.Value:
@@ -338,7 +341,7 @@ class _Kernel(Frame):
         """The coefficients at channel n, by name."""
         w = self.writer
         rows = [
-            self.row("coefficients", self.kind, w.mul(I64(row), self["channels"]))
+            self.row("coefficients", self.type, w.mul(I64(row), self["channels"]))
             for row in range(len(self._program.coefficients))
         ]
         return dict(zip(self._program.coefficients, [w.read(row, n) for row in rows], strict=True))
@@ -350,7 +353,7 @@ class _Kernel(Frame):
     def _number(self, name: str) -> ir.Value:
         """An argument that comes as a double."""
         number = self.writer.bitcast(self[name], DOUBLE)
-        return number if self.kind == DOUBLE else self.writer.fptrunc(number, FLOAT)
+        return number if self.type == DOUBLE else self.writer.fptrunc(number, FLOAT)
 
     def dropout_scale(self, t: ir.Value, b: ir.Value, n: ir.Value) -> ir.Value:
         """Dropout's factors of the spikes."""
@@ -378,7 +381,7 @@ class _Kernel(Frame):
         w, parts = self.writer, []
         for negative, factors in products:
             doubles = [self.value(factor, values) for factor in factors]
-            if self.kind != DOUBLE:
+            if self.type != DOUBLE:
                 doubles = [w.fpext(factor, w.vector(DOUBLE)) for factor in doubles]
             part = reduce(w.fmul, doubles)
             parts.append(w.fneg(part) if negative else part)

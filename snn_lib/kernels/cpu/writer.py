@@ -36,27 +36,27 @@ class Writer(ir.IRBuilder):
     """Writes instructions for one width at a time.
 
     Attributes:
-        kind: the type that computes, ``FLOAT`` or ``DOUBLE``.
+        type_: the type that computes, ``FLOAT`` or ``DOUBLE``.
         width: the number of channels in a value.
     """
 
-    def __init__(self, block: ir.Block, kind: ir.Type) -> None:
+    def __init__(self, block: ir.Block, type_: ir.Type) -> None:
         super().__init__(block)
-        self.kind, self.width = kind, 1
+        self.type, self.width = type_, 1
 
     # ---------------------------------------------------------------------------------------------
     # Numbers and loops
 
-    def number(self, value: float, kind: ir.Type | None = None) -> ir.Constant:
+    def number(self, value: float, type_: ir.Type | None = None) -> ir.Constant:
         """A constant in every place of a value."""
-        kind = kind or self.kind
+        type_ = type_ or self.type
         if self.width == 1:
-            return ir.Constant(kind, value)
-        return ir.Constant(ir.VectorType(kind, self.width), [value] * self.width)
+            return ir.Constant(type_, value)
+        return ir.Constant(ir.VectorType(type_, self.width), [value] * self.width)
 
-    def vector(self, kind: ir.Type) -> ir.Type:
-        """The type of a value of this kind."""
-        return kind if self.width == 1 else ir.VectorType(kind, self.width)
+    def vector(self, type_: ir.Type) -> ir.Type:
+        """The type of a value, or of the values of all lanes, of this type."""
+        return type_ if self.width == 1 else ir.VectorType(type_, self.width)
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """The smaller of two indices."""
@@ -83,10 +83,10 @@ class Writer(ir.IRBuilder):
         self.branch(head)
         self.position_at_end(after)
 
-    def in_entry(self, kind: ir.Type) -> ir.Value:
+    def in_entry(self, type_: ir.Type) -> ir.Value:
         """Room for a variable, which the optimiser turns into a register."""
         with self.goto_entry_block():
-            return self.alloca(kind)
+            return self.alloca(type_)
 
     def each_channel(
         self, first: ir.Value, last: ir.Value, width: int, body: Callable[[ir.Value], None]
@@ -132,10 +132,10 @@ class Writer(ir.IRBuilder):
 
     def copy(self, source: ir.Value, target: ir.Value, first: ir.Value, last: ir.Value) -> None:
         """Copies the channels from ``first`` to ``last`` of a row."""
-        kind, move = source.type.pointee, [I8.as_pointer(), I8.as_pointer(), I64]
+        type_, move = source.type.pointee, [I8.as_pointer(), I8.as_pointer(), I64]
         function = self.module.declare_intrinsic("llvm.memcpy", move)
         rows = (self.bitcast(self.gep(row, [first]), move[0]) for row in (target, source))
-        count = self.mul(self.sub(last, first), I64(BYTES[kind]))
+        count = self.mul(self.sub(last, first), I64(BYTES[type_]))
         self.call(function, [*rows, count, I1(0)])
 
     def prefetch(self, row: ir.Value, n: ir.Value) -> None:
@@ -146,8 +146,8 @@ class Writer(ir.IRBuilder):
         if self.width == 1:
             return
         kinds = [I8.as_pointer(), I32, I32, I32]
-        kind = ir.FunctionType(VOID, kinds)
-        function = self.module.declare_intrinsic("llvm.prefetch", kinds[:1], kind)
+        type_ = ir.FunctionType(VOID, kinds)
+        function = self.module.declare_intrinsic("llvm.prefetch", kinds[:1], type_)
         read, keep, data = I32(0), I32(3), I32(1)
         self.call(function, [self.bitcast(self.gep(row, [n]), kinds[0]), read, keep, data])
 
@@ -174,7 +174,7 @@ class Writer(ir.IRBuilder):
             case "round", [a]:  # to bfloat16
                 bits = self.shl(self.upper_half(a), self.number(16, I32))
                 return self.bitcast(bits, self.vector(FLOAT))
-            case "exp", [a] if self.kind == FLOAT:
+            case "exp", [a] if self.type == FLOAT:
                 return self.exp(a)
             case ("exp" | "log" | "tanh" | "sin" | "cos") as name, [a]:
                 return self.each_alone(name, a)
@@ -183,20 +183,20 @@ class Writer(ir.IRBuilder):
     def intrinsic(self, name: str, *values: ir.Value) -> ir.Value:
         """A function that LLVM has for vectors too."""
         lanes = f"v{self.width}" if self.width > 1 else ""
-        kind = ir.FunctionType(values[0].type, [value.type for value in values])
-        function = self.function_named(f"{name}.{lanes}f{8 * BYTES[self.kind]}", kind)
+        type_ = ir.FunctionType(values[0].type, [value.type for value in values])
+        function = self.function_named(f"{name}.{lanes}f{8 * BYTES[self.type]}", type_)
         return self.call(function, values)
 
-    def function_named(self, name: str, kind: ir.FunctionType) -> ir.Function:
+    def function_named(self, name: str, type_: ir.FunctionType) -> ir.Function:
         """A function from outside the module."""
-        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+        return self.module.globals.get(name) or ir.Function(self.module, type_, name)
 
     def each_alone(self, name: str, a: ir.Value) -> ir.Value:
         """A function of the C library, in double precision, for one number after the other."""
         function = self.function_named(name, ir.FunctionType(DOUBLE, [DOUBLE]))
 
         def of(number: ir.Value) -> ir.Value:
-            if self.kind == DOUBLE:
+            if self.type == DOUBLE:
                 return self.call(function, [number])
             return self.fptrunc(self.call(function, [self.fpext(number, DOUBLE)]), FLOAT)
 
@@ -274,10 +274,10 @@ class Frame:
         thread, first, last: the thread that runs it, and which items are this thread's.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], kind: ir.Type) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], type_: ir.Type) -> None:
         function = ir.Function(ir.Module(name), KERNEL, "kernel")
         self.thread, self.first, self.last, memory = function.args
-        self.writer = w = Writer(function.append_basic_block(), kind)
+        self.writer = w = Writer(function.append_basic_block(), type_)
         self._arguments = {
             name: w.load(w.gep(memory, [I64(place)])) for place, name in enumerate(arguments)
         }
@@ -285,16 +285,16 @@ class Frame:
     def __getitem__(self, name: str) -> ir.Value:
         return self._arguments[name]
 
-    def row(self, name: str, kind: ir.Type, offset: ir.Value) -> ir.Value:
+    def row(self, name: str, type_: ir.Type, offset: ir.Value) -> ir.Value:
         """The address of an element of a tensor."""
-        return self.writer.gep(self.writer.inttoptr(self[name], kind.as_pointer()), [offset])
+        return self.writer.gep(self.writer.inttoptr(self[name], type_.as_pointer()), [offset])
 
     def text(self) -> str:
         """The module with the kernel, and with its share for a thread of OpenMP's."""
         self.writer.ret_void()
         module = self.writer.module
         share = ir.Function(module, ir.FunctionType(VOID, [WORDS]), "share")
-        w = Writer(share.append_basic_block(), self.writer.kind)
+        w = Writer(share.append_basic_block(), self.writer.type)
         ask = [
             ir.Function(module, ir.FunctionType(I32, []), f"snn_{name}")
             for name in ("omp_get_thread_num", "omp_get_num_threads")
