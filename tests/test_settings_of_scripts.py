@@ -29,7 +29,7 @@ from snn_lib.training.loading import arguments_of_main
 
 # Read by the loop for any script, and tested there: tests/training.
 OF_THE_LOOP = {
-    *("name", "seed", "dataset", "dataset_path", "test_checkpoint_path"),
+    *("name", "seed", "dataset", "dataset_path", "test_checkpoint_path", "first_weights"),
     *("hyperparameters.epoch", "hyperparameters.precision", "hyperparameters.weight_averaging"),
     "hyperparameters.weight_bits",
     *("hyperparameters.chunk", "hyperparameters.rate_penalty", "hyperparameters.target_rate"),
