@@ -37,12 +37,14 @@ def integer_weights(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return (weights / scale).round_().clamp_(-most, most), scale
 
 
-@contextmanager
-def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
-    """A context in which the weights of a model are rounded, if there are so many bits, not 0.
+def round_weights(model: nn.Module, bits: int) -> dict[Tensor, Tensor]:
+    """Rounds the weights of a model in place, if there are so many bits, not 0.
 
     They are those of each ``nn.Linear`` and ``nn.Conv2d``, as in integer networks; what was rounded
-    before stays the same. Take gradients inside the context, and an optimiser's step behind it.
+    before stays the same.
+
+    Returns:
+        What each weight was before.
     """
     layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
     kept = {layer.weight: layer.weight.detach().clone() for layer in layers if bits}
@@ -53,6 +55,16 @@ def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
             near = scale * integers
             error, size = ((one**2).sum(1, keepdim=True) for one in (near - rows, rows))
             weight.copy_(rows.where(error <= EXACT * size, near).view_as(weight))
+    return kept
+
+
+@contextmanager
+def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
+    """A context in which the weights of a model are as :func:`round_weights` makes them.
+
+    Take gradients inside the context, and an optimiser's step behind it.
+    """
+    kept = round_weights(model, bits)
     try:
         yield
     finally:

@@ -67,7 +67,7 @@ def main() -> int:
     require(options.trials > 0, f"--trials is {options.trials}, expected at least 1")
     space = SearchSpace(options.script, options.config_file, options.settings)
     require(
-        any(len(choices) > 1 for choices in space.choices.values()),
+        any(len({*choices}) > 1 for choices in space.choices.values()),
         "all trials would be the same: give a range, key=low..high, or choices, key=a,b,c",
     )
     folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"

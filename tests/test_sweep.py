@@ -92,6 +92,7 @@ def test_a_yaml_file_that_has_changed_does_not_join_the_study(study, tmp_path):
         (["--trials", "many"], "invalid int value: 'many'"),
         (["--trials", "0"], "--trials is 0, expected at least 1"),
         (["hyperparameters.tau_m=4"], "all trials would be the same: give a range"),
+        (["hyperparameters.tau_m=4", "seed=1,1"], "all trials would be the same: give a range"),
     ],
 )
 def test_wrong_input_is_one_line(study, others, message):

@@ -46,11 +46,21 @@ def load_ecg(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     )
     with reading(path):
         content = loadmat(path)
+        require(
+            {"x", "y"} <= content.keys(),
+            f"{path} has no arrays x and y: is it one of QTDB's files?",
+        )
         x, waves = (as_numbers(content[name], name) for name in ("x", "y"))
     require(
         x.dim() == 3 and x.shape[2] == 4 and waves.shape == (*x.shape[:2], len(WAVES)),
         f"{path}: x has shape {tuple(x.shape)} and y {tuple(waves.shape)}, expected (sequences, T, "
         f"4) and (sequences, T, {len(WAVES)})",
+    )
+    require(
+        bool(torch.isin(x, torch.tensor([-1, 0, 1])).all())
+        and bool(((waves == 0) | (waves == 1)).all())
+        and bool((waves.sum(2) <= 1).all()),
+        f"{path}: expected events of -1, 0 and 1, and a single 1 in y at each step with a label",
     )
     return x.float(), torch.where((waves != 0).any(2), waves.argmax(2), -1)
 

@@ -108,7 +108,7 @@ def read_gesture(path: Path | str) -> Events:
             "a polarity of 0 or 1 and a time in milliseconds"
         )
     rows[:, 3] *= 1000  # in microseconds
-    x, y, p, t = rows.astype(np.int64).T
+    x, y, p, t = np.rint(rows).astype(np.int64).T
     return check_events(Events(x, y, t, (p > 0).astype(np.int64)), GESTURE_SIDE, path)
 
 
@@ -201,6 +201,7 @@ class Frames:
             events: the events of a recording, at least one.
             sensor: pixels of the sensor in each direction.
         """
+        events = Events(*(np.asarray(values).astype(np.int64) for values in events))
         time = events.t - events.t[0]
         count = np.searchsorted(time, round(1000 * self.duration))
         if self.bins == "time":

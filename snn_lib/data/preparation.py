@@ -163,7 +163,7 @@ class ImagePreparation(Preparation):
             samples = torch.stack(samples)
         images = as_numbers(samples, "the array of images")
         require(
-            images.dim() == 3 and images.shape[1:].numel() == PIXELS and len(images) > 0,
+            images.shape[1:] == (28, 28) and len(images) > 0,
             f"the images have the shape {tuple(images.shape)}, expected (samples, 28, 28)",
         )
         images = images.float() / (255.0 if images.dtype == torch.uint8 else 1.0)

@@ -117,6 +117,12 @@ class Association(Task):
             f"{settings.length}",
         )
         self.targets = delay_spikes(self.patterns, settings.delay).to(device)
+        silent = (self.targets == 0).flatten(2).all(2).all(0)
+        require(
+            not silent.any(),
+            f"{config.dataset_path}: pattern {int(silent.int().argmax())} has no spike that "
+            f"hyperparameters.delay={settings.delay} leaves within its {steps} steps",
+        )
         self.preparation = SequencePreparation([trains])
         self.filter = OutputFilter(settings.tau_m, settings.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
 from snn_lib.errors import InputError, require
@@ -36,6 +37,10 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     require(
         isinstance(model, nn.Module),
         "build_model must be a function that takes the configuration and returns the model",
+    )
+    require(
+        not any(is_lazy(parameter) for parameter in model.parameters()),
+        "build_model returns a lazy layer, such as nn.LazyLinear, whose size is not known yet",
     )
     part = batch_first_part(model)
     require(

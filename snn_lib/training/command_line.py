@@ -30,6 +30,7 @@ from snn_lib.training.config import (
     config_from_dict,
     defaults,
     idle_settings,
+    keys_of,
     merge_config,
     refuse_file_without_effect,
     refuse_without_effect,
@@ -173,13 +174,20 @@ def _run(
         "--test and --export take one process: start the script with python instead of torchrun",
     )
 
+    require(
+        not options.train
+        or not config.test_checkpoint_path
+        or "test_checkpoint_path" not in keys_of(options.overrides),
+        "test_checkpoint_path has no effect with --train, which tests the network that it trains",
+    )
+
     checkpoint = None
     if options.test or options.export:
         checkpoint = load_checkpoint(config.test_checkpoint_path or newest(config, "best"))
     elif options.resume is not None:
         checkpoint = load_checkpoint(options.resume or newest(config, "last"), "last")
     if checkpoint is None:
-        refuse_without_effect(options.overrides, merged, unread=_untested(config))
+        refuse_without_effect(options.overrides, merged)
     else:
         trained = settings_of(checkpoint, config, [])
         config = settings_of(checkpoint, config, options.overrides)
@@ -258,12 +266,6 @@ def _module_of(script: Path | str) -> str | None:
     return spec.name if spec is not None and spec.origin == str(script) else None
 
 
-def _untested(config: ExperimentConfig) -> dict[str, str]:
-    """That training does not read the path of a network to test, unless it is empty."""
-    why = "has no effect with --train, which tests the network that it has trained"
-    return {"test_checkpoint_path": why} if config.test_checkpoint_path else {}
-
-
 def _unread(
     options: argparse.Namespace, config: ExperimentConfig, checkpoint: Checkpoint
 ) -> dict[str, str]:
@@ -275,8 +277,6 @@ def _unread(
     if options.train and checkpoint.get("epoch") == epochs:
         why = f"has no effect with --resume {path}, which has been trained for all {epochs} epochs"
         unread = {key: why for key, _ in list_settings(config) if key not in LOCAL_KEYS}
-    if options.train:
-        unread |= _untested(config)
     if options.resume:
         unread["name"] = f"has no effect with --resume {path}: the run goes on in its folder"
     if options.test:

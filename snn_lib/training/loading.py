@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from snn_lib.data.preparation import NetworkInput, Preparation, preparation_from
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import EVERY_STEP, READOUTS
+from snn_lib.rounding import WEIGHT_BITS, round_weights
 from snn_lib.tasks.base import output_of
 from snn_lib.training.building import BuildModel, build
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -97,6 +98,8 @@ def trained_network(
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
     load_weights(model, checkpoint)
+    bits = getattr(getattr(config, "hyperparameters", None), "weight_bits", 0)
+    round_weights(model, bits if bits in WEIGHT_BITS else 0)  # those of a last checkpoint are not
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
 

@@ -72,7 +72,10 @@ def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
     [
         ({"x": np.zeros((3, 9, 2)), "y": np.zeros((3, 9, 6))}, "x has shape (3, 9, 2) and y (3, 9"),
         ({"x": np.zeros((3, 9, 4)), "y": np.zeros((3, 8, 6))}, "and y (3, 8, 6), expected (seq"),
-        ({"x": np.zeros((3, 9, 4))}, "QTDB_test.mat cannot be read: 'y'"),
+        ({"x": np.zeros((3, 9, 4))}, "QTDB_test.mat has no arrays x and y"),
+        ({"x": np.full((3, 9, 4), 7), "y": np.zeros((3, 9, 6))}, "expected events of -1, 0 and 1"),
+        ({"x": np.zeros((3, 9, 4)), "y": -np.ones((3, 9, 6))}, "and a single 1 in y at each step"),
+        ({"x": np.zeros((3, 9, 4)), "y": np.ones((3, 9, 6))}, "and a single 1 in y at each step"),
     ],
 )
 def test_a_file_of_other_arrays_or_that_is_cut_is_refused(tmp_path, content, message):

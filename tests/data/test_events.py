@@ -115,6 +115,12 @@ def test_a_gesture_is_read_event_for_event(tmp_path, dtype):
     assert found == [(0, 127, 5000, 1), (64, 3, 5000, 0), (127, 0, 6_000_000, 1)]
 
 
+def test_milliseconds_are_rounded_to_whole_microseconds(tmp_path):
+    t = np.arange(1000, 2000)
+    np.save(tmp_path / "3.npy", np.stack([0 * t, 0 * t, 0 * t, t / 1000], 1))
+    assert read_gesture(tmp_path / "3.npy").t.tolist() == t.tolist()
+
+
 def test_a_polarity_of_minus_one_is_darker(tmp_path):
     np.save(tmp_path / "3.npy", np.array([[0, 0, -1, 5], [0, 0, 1, 5]]))
     assert read_gesture(tmp_path / "3.npy").p.tolist() == [0, 1]
@@ -187,6 +193,14 @@ def test_frames_count_every_event_where_and_when_it_was(frames, sensor):
     found = frames.count_events(events, sensor)
     assert found.dtype == np.uint8
     assert (found == counted(frames, events, sensor)).all()
+
+
+@pytest.mark.parametrize("kind", [list, lambda a: a.astype("u2"), lambda a: a.astype("u8")])
+def test_events_in_lists_and_in_any_integers_are_counted_alike(kind):
+    events = random_events(200, last=250)
+    lists = Events(*(kind(values) for values in events))
+    found = Frames(7, 0.3).count_events(lists, 34)
+    assert (found == Frames(7, 0.3).count_events(events, 34)).all()
 
 
 def test_bins_of_equal_count_have_as_many_events_each():

@@ -165,6 +165,11 @@ def test_sequences_enter_as_they_are():
         (SEQUENCES, [["a"]], "sample 0 is .*, expected numbers"),
         (SERIES, [np.ones((4, 3))], "expected .T, 2."),
         (DIGITS, torch.rand(28, 28), r"expected \(samples, 28, 28\)"),
+        (
+            DIGITS,
+            torch.rand(6, 14, 56),
+            r"have the shape \(6, 14, 56\), expected \(samples, 28, 28\)",
+        ),
         (DIGITS, [torch.rand(28, 28), torch.rand(28, 27)], "the images differ in their shape"),
         (DIGITS, [["a"]], "image 0 is .*, expected numbers"),
         (SEQUENCES, None, "sample 0 is None, expected numbers"),

@@ -128,6 +128,7 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ({"x": X}, "has no array y"),
         ({"z": X}, "has no array x and no y"),
         ({"x": X, "y": Y, "x_test": X}, "has no array y_test"),
+        ({"x": X, "y": Y, "lengths_test": Y}, "has no array x_test and no y_test"),
         ({"x": X[0, 0], "y": Y}, "x has shape (2,)"),
         ({"x": Y, "y": Y}, "in <U4, expected numbers"),
         ({"x": X, "y": Y[:4]}, "train data: 6 sequences have 4 targets"),

@@ -394,3 +394,11 @@ def test_settings_that_do_not_fit_the_patterns_are_refused(
 ):
     assert message in refused("--train", *arguments(tmp_path, pattern_file, override))
     assert not (tmp_path / "runs").exists()
+
+
+def test_patterns_of_which_the_delay_leaves_nothing_are_refused(tmp_path):
+    array = np.zeros((2, TRAINS, STEPS), np.uint8)
+    array[0, :, 0] = array[1, :, -1] = 1  # the second one spikes too late
+    np.save(tmp_path / "late.npy", array)
+    message = refused("--train", *arguments(tmp_path, tmp_path / "late.npy"))
+    assert "late.npy: pattern 1 has no spike that hyperparameters.delay=" in message

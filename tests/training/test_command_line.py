@@ -76,6 +76,10 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--train device=cuda:77", "device='cuda:77' is not available here, use device=cpu"),
         ("--train optimizer.AdamW.betas=[2,3]", "optimizer.AdamW"),
         ("--train optimizer.AdamW.eps=-1", "optimizer.AdamW"),
+        (
+            "--train --resume x test_checkpoint_path=x",
+            "has no effect with --train, which tests",
+        ),
         ("--train test_checkpoint_path=x", "has no effect with --train, which tests the network"),
         ("--train optimizer.SGD.momentum=0.5", f"optimizer.SGD.momentum {NO_EFFECT}"),
     ],

@@ -247,6 +247,8 @@ def test_rounded_weights_are_trained_evaluated_and_saved_as_best(tmp_path):
     (again, _), metrics = trial.evaluate("validation"), best["metrics"]
     assert again["loss"] == metrics["validation_loss"]  # rounded once more, they are the same
     assert trial.test(last) == trial.test(best)
+    one, other = (trained_network(found, SmallSNN).state_dict() for found in (last, best))
+    assert_equal_states(dict(one), dict(other))
 
 
 def test_gradients_of_rounded_weights_change_the_weights_before_rounding(tmp_path):
@@ -462,6 +464,7 @@ PENALTY = {"hyperparameters.rate_penalty": 1.0, "hyperparameters.rate_limit": 0.
             "no hidden layer of neurons to be penalised",
         ),
         (lambda config: None, {}, NO_BUILDER),
+        (lambda config: nn.LazyLinear(10), {}, "build_model returns a lazy layer"),
         (nn.Linear(2, 2), {}, NO_BUILDER),
         (3, {}, NO_BUILDER),
     ],
