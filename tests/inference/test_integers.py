@@ -16,8 +16,10 @@ from benchmarks.host_c import CC, SANITIZED, Compiled
 from snn_lib import (
     AdaptiveNeuron,
     Cell,
+    Delay,
     IIRSynapse,
     LowPassSynapse,
+    PerStep,
     ResonantSynapse,
     ResonateAndFireNeuron,
     Sequential,
@@ -170,6 +172,32 @@ def test_sums_of_products_of_potentials_overflow_for_no_number_of_inputs(tmp_pat
     np.testing.assert_array_equal(output, made.run(x))
     assert (output[0, 0, :3] < 0).all()
     assert (output[1, 0, :3] > 0).all()
+
+
+def padded_ones():
+    """Maps of ones with zeros around, under weights whose sum is zero."""
+    ones, edges = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3, padding=1)
+    nn.init.zeros_(ones.weight)
+    nn.init.ones_(ones.bias)
+    edges.weight.data = 0.7 * torch.arange(-4, 5).sign().float().view(1, 1, 3, 3)
+    return Sequential(PerStep(ones), PerStep(edges), LowPassSynapse((1, 1, 1), 3.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("model", "features"),
+    [
+        (Sequential(Delay(3, torch.tensor([0.5, 1.3, 2.0]), 3)), (3,)),
+        (Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 12)), (3,)),
+        (padded_ones(), (1, 4, 4)),
+    ],
+    ids=["past inputs", "one unit", "padding"],
+)
+def test_no_input_overflows(model, features, tmp_path):
+    made = quantise(model, 0.1 * torch.randn(20, 10, *features), shape=features)
+    x = np.random.default_rng(0).choice(made.staged.input_limits, (20, 1, *features))
+    output = written(made, tmp_path, SANITIZED).run(x)
+    np.testing.assert_array_equal(output, made.run(x).reshape(output.shape))
 
 
 def test_weights_are_scaled_for_the_least_error_and_weights_of_one_size_are_exact():
