@@ -200,13 +200,14 @@ def test_no_input_overflows(model, features, tmp_path):
     np.testing.assert_array_equal(output, made.run(x).reshape(output.shape))
 
 
-def test_weights_are_scaled_for_the_least_error_and_weights_of_one_size_are_exact():
+def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_exact():
     model = Sequential(nn.Linear(400, 3, bias=False))
     weight = model[0].weight.data.normal_()
-    weight[0], weight[1] = 0.7 * weight[0].sign() * (torch.rand(400) > 0.5), 0.0
+    multiples = torch.randint(-3, 4, (400,))
+    weight[0], weight[1] = 0.7 * multiples, 0.0
     rows = quantise(model, torch.ones(1, 1, 400), 4).staged.stages[0]
     made, exact = rows.weights[0].T, weight.numpy()
-    np.testing.assert_array_equal(made[0], np.sign(exact[0]))
+    np.testing.assert_array_equal(made[0], multiples)
     np.testing.assert_array_equal(made[1], 0)
     scale = (exact[2] @ made[2]) / (made[2] @ made[2])
     largest = abs(exact[2]).max() / 7
