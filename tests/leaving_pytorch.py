@@ -106,6 +106,7 @@ NETWORKS = {
     "order 0, 3": lambda: orders(0, 3),
     "resonant": lambda: (Sequential(ResonantSynapse(8, 50.0, 0.2), nn.Linear(8, 3)), (8,)),
     "several filters for each input": several_filters,
+    "repeated twice": lambda: (Sequential(LowPassSynapse(2, 3.0), Repeat(2), Repeat(2)), (2,)),
     "several filters for each map": lambda: several_filters(SIDE, SIDE),
     "held stable": lambda: (
         Sequential(IIRSynapse(5, (1.5, 0.4), (1.0,), constraint="stable")),
@@ -146,9 +147,17 @@ NETWORKS = {
         Sequential(Repeat(2), Delay(6, torch.tensor([0, 0.3, 1, 2.5, 3.9, 4]), 4), nn.Linear(6, 2)),
         (3,),
     ),
+    "a delay of whole steps": lambda: (
+        Sequential(LowPassSynapse(3, 3.0), Delay(3, 2.0, 3)),
+        (3,),
+    ),
     "delays of maps": lambda: (
         Sequential(Delay((2, 1, 1), torch.tensor([0.4, 2.0]).view(2, 1, 1), 3)),
         (2, SIDE, SIDE),
+    ),
+    "a snapshot behind a gain": lambda: (
+        Sequential(LowPassSynapse(6, 3.0), IIRSynapse(6, (), (0.25,)), Snapshots([4])),
+        (6,),
     ),
     "snapshots": lambda: (Sequential(nn.Linear(6, 12), Snapshots([2, 5, 5, 90])), (6,)),
     "snapshots of maps": snapshots_of_maps,

@@ -29,6 +29,16 @@ def test_training_computes_with_the_rounded_weights_of_the_integer_network(name,
     assert np.std(target - exact) > {8: 1e-3, 4: 0.02, 2: 0.2}[bits] * np.std(exact)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_multiples_of_a_number_stay_the_same_bits(bits):
+    layer = nn.Linear(7, 1)
+    layer.weight.data = torch.arange(1, 8)[None] / 3
+    own = layer.weight.detach().clone()
+    assert not torch.equal(own, own[:, :1] * torch.arange(1, 8))  # in float32
+    with rounded_weights(layer, bits):
+        assert torch.equal(layer.weight, own)
+
+
 def test_weights_are_as_before_behind_the_context_even_if_it_fails():
     model = nn.ModuleList([nn.Linear(6, 5), nn.Conv2d(3, 4, 2), nn.Linear(6, 5)])
     model[2].weight = model[0].weight

@@ -18,7 +18,7 @@ from torch import nn
 import snn_lib
 from snn_lib.files import write_atomically
 from snn_lib.inference.integers import NEAR_LIMIT, STATE_BITS, IntegerNetwork, StagedIntegers
-from snn_lib.inference.stages import Gather, Pool, Rows, Step, Windows
+from snn_lib.inference.stages import Gather, Pool, Rows, Stage, Step, Windows
 from snn_lib.inference.staging import StagedNetwork, read_stages
 from snn_lib.kernels.trace import Line
 
@@ -246,7 +246,6 @@ class _Source:
         self._lines: list[str] = []
         self._depth, self._locals = 1, 0
         self._names: set[str] = set()
-        self._indices: dict[str, np.ndarray] = {}
         self._write_step()
 
     # ---------------------------------------------------------------------------------------------
@@ -385,13 +384,14 @@ class _Source:
 
     def _write_step(self) -> None:
         values, steps = _Values("x"), []  # steps that are still to be written, as one loop
-        for stage in self.staged.stages:
+        for stage in _needed(self.staged.stages):
             match stage:
                 case Step():
-                    steps = [*steps, stage] if stage.trace.lines else steps
+                    steps = [*steps, stage]
                     continue
                 case Gather(index=index):
-                    values = self._gathered(self._stored(steps, values), index)
+                    place = self._add_table("place", _unsigned(index.max()), index)
+                    values = _Values(self._stored(steps, values).array, place)
                 case Rows():
                     values = self._rows(stage, steps, values)
                 case Pool():
@@ -432,14 +432,6 @@ class _Source:
     def _reserve(self, name: str, kind: str, count: int) -> None:
         _, length = self.room.get(name, (kind, 0))
         self.room[name] = kind, max(count, length)
-
-    def _gathered(self, values: _Values, index: np.ndarray) -> _Values:
-        if values.index:
-            index = self._indices[values.index][index]
-        name = f"place_{len(self._indices)}"
-        self._indices[name] = index
-        self._add_table(name, _unsigned(index.max()), index)
-        return _Values(values.array, name)
 
     def _loop(
         self, steps: Sequence[Step], values: _Values, count: int, use: Callable[[str], None]
@@ -684,6 +676,18 @@ class _Source:
             name += "_"
         self._names.add(name)
         return name
+
+
+def _needed(stages: Iterable[Stage]) -> list[Stage]:
+    """The same stages, without steps that do nothing, and two orders in a row as one."""
+    needed: list[Stage] = []
+    for stage in stages:
+        if isinstance(stage, Step) and stage.hands_on:
+            continue
+        if isinstance(stage, Gather) and needed and isinstance(needed[-1], Gather):
+            stage = Gather(needed.pop().index[stage.index])
+        needed.append(stage)
+    return needed
 
 
 def _sums_at_once(bits: int) -> int:

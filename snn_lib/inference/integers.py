@@ -210,7 +210,8 @@ class IntegerNetwork:
 class _Values:
     """What is known of the integers between two stages: their unit, and their limits.
 
-    The unit is a number, or one for each channel, ``(1, channels)``.
+    The unit is a number, or one for each channel, ``(1, channels)``. The limits include 0, which is
+    what lies around a map, and what a state begins with.
     """
 
     unit: float | np.ndarray
@@ -300,14 +301,14 @@ class _Quantiser:
     def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
         """Rounds the present values to so many bits, if they may need more."""
         values, limit = self._values, 1 << (bits - 1)
-        fraction = values.fraction  # None for pixels, which fit
-        if fraction is None or (-limit <= values.low and values.high < limit):
+        if -limit <= values.low and values.high < limit:
             return
-        shift = max(fraction - _fraction(self._reach, bits), 0)
+        needed = math.ceil(math.log2(HEADROOM * (self._reach or 1.0) / values.unit))
+        shift = max(needed - (bits - 1), 0)
         trace = Trace((Line("_0", "round", ("x", shift, bits)),), ("_0",))
         height, width, channels = maps
         self._stages.append(Step(name, height * width, channels, trace))
-        self._values = _Values(2.0 ** (shift - fraction), -limit, limit - 1)
+        self._values = _Values(2.0**shift * values.unit, -limit, limit - 1)
 
 
 def _fraction(reach: float, bits: int) -> int:
@@ -456,15 +457,15 @@ class _Lowering:
         limit = 1 << (STATE_BITS - 1)
         if values.fraction is not None:
             numbers["x"] = _Number("x", values.fraction, values.low, values.high)
-        elif not step.trace.lines and np.ndim(values.unit) == 0:
-            return step, values  # which are handed on
+        elif step.hands_on and np.ndim(values.unit) == 0:
+            return step, values
         else:
             numbers["x"] = _Affine(np.zeros((1, 1)), np.atleast_2d(values.unit))
         for name in reversed(step.states):  # past values come oldest first
             low, high = -limit, limit - 1
             copied = numbers.get(step.trace.results[1 + step.states.index(name)])
             if isinstance(copied, _Number):
-                low, high = min(copied.low, 0), max(copied.high, 0)
+                low, high = copied.low, copied.high
             numbers[name] = _Number(name, self._fractions[name], low, high)
         for name, row in step.coefficients.items():
             numbers[name] = _Affine(row, name=name)
@@ -486,7 +487,7 @@ class _Lowering:
             coefficients=self._coefficients,
             wide=frozenset(self._wide),
         )
-        return made, _Values(2.0**-output.fraction, output.low, output.high)
+        return made, _Values(2.0**-output.fraction, min(output.low, 0), max(output.high, 0))
 
     # ---------------------------------------------------------------------------------------------
     # Units
@@ -512,7 +513,8 @@ class _Lowering:
     def _find_fractions(self) -> dict[str, int]:
         """f of each state: the same for states that take over each other's values.
 
-        A state that the input is added to is no finer than the input.
+        A state that takes over the input, or that the input is added to, is no finer than the
+        input. So what is copied keeps its limits.
         """
         step = self._step
         found = {name: self._fraction(name) for name in step.states}
@@ -521,6 +523,7 @@ class _Lowering:
                 if line.operation in ("add", "sub") and "x" in line.arguments:
                     for name in found.keys() & set(line.arguments):
                         found[name] = min(found[name], self._values.fraction)
+            found["x"] = self._values.fraction
         for _ in step.states:
             for state, value in zip(step.states, step.trace.results[1:], strict=True):
                 if value in found:
@@ -738,10 +741,10 @@ def _kept_stable(
         rounded = {name: integers[name] * units[name] for name in units}
         return _pole_radius(step, {**step.coefficients, **rounded})
 
-    wrong = (_pole_radius(step, step.coefficients) < 1) & (radius(found) >= 1 - NEXT_TO_1)
+    exact, still = _pole_radius(step, step.coefficients), radius(found)
+    wrong = (exact < 1 - NEXT_TO_1) & (still >= 1 - NEXT_TO_1)
     if not wrong.any():
         return found
-    still = radius(found)
     moving = [name for name in units if (radius({**found, name: 0 * found[name]}) != still).any()]
     ways = product(range(-NEAR, NEAR + 1), repeat=len(moving))
     for way in sorted(ways, key=lambda way: np.dot(way, way)):

@@ -164,6 +164,11 @@ class Step:
         """Positions and channels."""
         return self.positions, self.channels
 
+    @property
+    def hands_on(self) -> bool:
+        """Whether its output is its input, and it remembers nothing."""
+        return self.trace.results == ("x",)
+
     def run(self, x: np.ndarray, states: States) -> np.ndarray:
         """One step of a batch; ``states`` holds what is remembered, and the next states after."""
         return self.values(x, states)[self.trace.results[0]].reshape(len(x), -1)

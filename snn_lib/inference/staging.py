@@ -149,9 +149,9 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             if len(layer.before) == 3:
                 parts, window = parts[..., None, None], ((1, 1), (0, 0), (1, 1), 1)
                 weights = kinds.Convolution(name, layer.before, layer.after, parts, bias, *window)
-            (rows, _), order = _stages_of(weights, order)
+            sums, order = _stages_of(weights, order)
             total = over_time("running_sum", name, layer.after)
-            return [gate, rows, _cell(total, order)], order
+            return [gate, *sums, _cell(total, order)], order
     raise NotImplementedError(f"there is no case for {type(layer).__name__}")
 
 

@@ -16,8 +16,10 @@ from benchmarks.host_c import CC, SANITIZED, Compiled
 from snn_lib import (
     AdaptiveNeuron,
     Cell,
+    Delay,
     IIRSynapse,
     LowPassSynapse,
+    PerStep,
     ResonantSynapse,
     ResonateAndFireNeuron,
     Sequential,
@@ -172,13 +174,40 @@ def test_sums_of_products_of_potentials_overflow_for_no_number_of_inputs(tmp_pat
     assert (output[1, 0, :3] > 0).all()
 
 
-def test_weights_are_scaled_for_the_least_error_and_weights_of_one_size_are_exact():
+def padded_ones():
+    """Maps of ones with zeros around, under weights whose sum is zero."""
+    ones, edges = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3, padding=1)
+    nn.init.zeros_(ones.weight)
+    nn.init.ones_(ones.bias)
+    edges.weight.data = 0.7 * torch.arange(-4, 5).sign().float().view(1, 1, 3, 3)
+    return Sequential(PerStep(ones), PerStep(edges), LowPassSynapse((1, 1, 1), 3.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("model", "features"),
+    [
+        (Sequential(Delay(3, torch.tensor([0.5, 1.3, 2.0]), 3)), (3,)),
+        (Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 12)), (3,)),
+        (padded_ones(), (1, 4, 4)),
+    ],
+    ids=["past inputs", "one unit", "padding"],
+)
+def test_no_input_overflows(model, features, tmp_path):
+    made = quantise(model, 0.1 * torch.randn(20, 10, *features), shape=features)
+    x = np.random.default_rng(0).choice(made.staged.input_limits, (20, 1, *features))
+    output = written(made, tmp_path, SANITIZED).run(x)
+    np.testing.assert_array_equal(output, made.run(x).reshape(output.shape))
+
+
+def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_exact():
     model = Sequential(nn.Linear(400, 3, bias=False))
     weight = model[0].weight.data.normal_()
-    weight[0], weight[1] = 0.7 * weight[0].sign() * (torch.rand(400) > 0.5), 0.0
+    multiples = torch.randint(-3, 4, (400,))
+    weight[0], weight[1] = 0.7 * multiples, 0.0
     rows = quantise(model, torch.ones(1, 1, 400), 4).staged.stages[0]
     made, exact = rows.weights[0].T, weight.numpy()
-    np.testing.assert_array_equal(made[0], np.sign(exact[0]))
+    np.testing.assert_array_equal(made[0], multiples)
     np.testing.assert_array_equal(made[1], 0)
     scale = (exact[2] @ made[2]) / (made[2] @ made[2])
     largest = abs(exact[2]).max() / 7
