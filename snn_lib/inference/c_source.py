@@ -684,9 +684,11 @@ def _needed(stages: Iterable[Stage]) -> list[Stage]:
     for stage in stages:
         if isinstance(stage, Step) and stage.hands_on:
             continue
-        if isinstance(stage, Gather) and needed and isinstance(needed[-1], Gather):
-            stage = Gather(needed.pop().index[stage.index])
-        needed.append(stage)
+        before = needed[-1] if needed else None
+        if isinstance(stage, Gather) and isinstance(before, Gather):
+            needed[-1] = Gather(before.index[stage.index])
+        else:
+            needed.append(stage)
     return needed
 
 
