@@ -258,6 +258,24 @@ def test_a_spike_count_stands_still_at_its_limit():
     assert made.saturated > 0
 
 
+class Clock(Cell):
+    """Adds to its input how many steps have been."""
+
+    states = ("steps",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        steps = state[0] + 1.0
+        return x + steps, (steps,)
+
+
+def test_a_whole_number_is_exact_far_beyond_what_the_samples_reach():
+    made = quantise(Sequential(Clock(2)), torch.randn(20, 5, 2))
+    x = torch.zeros(500, 1, 2)
+    outputs = made.run(made.integers(x.numpy())[:, :1])
+    np.testing.assert_array_equal(outputs[:, 0, 0] * made.output_scale, np.arange(1, 501))
+
+
 @needs_compiler
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_leading_class_is_known_however_long_a_stream_is(sign, tmp_path):
