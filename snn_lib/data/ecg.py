@@ -50,9 +50,12 @@ def load_ecg(folder: Path, part: str) -> tuple[Tensor, Tensor]:
             {"x", "y"} <= content.keys(),
             f"{path} has no arrays x and y: is it one of QTDB's files?",
         )
-        x, waves = (as_numbers(content[name], name) for name in ("x", "y"))
+        x, waves = (as_numbers(content[name], f"{path}: {name}") for name in ("x", "y"))
     require(
-        x.dim() == 3 and x.shape[2] == 4 and waves.shape == (*x.shape[:2], len(WAVES)),
+        x.dim() == 3
+        and x.shape[2] == 4
+        and waves.shape == (*x.shape[:2], len(WAVES))
+        and len(x) > 0,
         f"{path}: x has shape {tuple(x.shape)} and y {tuple(waves.shape)}, expected (sequences, T, "
         f"4) and (sequences, T, {len(WAVES)})",
     )
@@ -74,7 +77,8 @@ def recordings(labels: Tensor) -> Tensor:
     Args:
         labels: as :func:`load_ecg` returns them.
     """
-    last, first = labels[:-1, STRIDE:], labels[1:, : labels.shape[1] - STRIDE]
+    last = labels[:-1, STRIDE:]
+    first = labels[1:, : last.shape[1]]
     same = ((last == first) & (last >= 0)).float().mean(1) > 0.2  # nan if nothing overlaps
     return F.pad((~same).cumsum(0), (1, 0))
 
@@ -83,8 +87,12 @@ def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
     """Draws this share of the recordings; returns which sequences are theirs, bool.
 
     No heart is then both trained on and validated on.
+
+    Raises:
+        InputError: all sequences are of one recording.
     """
     numbers = recordings(labels)
     count = int(numbers[-1]) + 1
+    require(count > 1, "all sequences are of one recording, so none can be held out")
     _, drawn = split_indices(count, max(1, round(share * count)), seed)
     return torch.isin(numbers, drawn)

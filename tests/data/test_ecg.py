@@ -58,8 +58,16 @@ def test_whole_recordings_are_held_out_and_others_by_another_seed():
     assert len(drawn) > 3
 
 
-def test_short_sequences_that_do_not_overlap_are_recordings_of_their_own():
-    assert recordings(torch.zeros(5, 40).long()).tolist() == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize("steps", [40, 900, 1000])
+def test_short_sequences_that_do_not_overlap_are_recordings_of_their_own(steps):
+    assert recordings(torch.zeros(5, steps).long()).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_single_recording_cannot_be_divided():
+    labels, _ = sequences_of([3])
+    assert refusal(hold_out, labels, 0.1, 2) == (
+        "all sequences are of one recording, so none can be held out"
+    )
 
 
 def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
@@ -72,6 +80,8 @@ def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
     [
         ({"x": np.zeros((3, 9, 2)), "y": np.zeros((3, 9, 6))}, "x has shape (3, 9, 2) and y (3, 9"),
         ({"x": np.zeros((3, 9, 4)), "y": np.zeros((3, 8, 6))}, "and y (3, 8, 6), expected (seq"),
+        ({"x": np.zeros((0, 9, 4)), "y": np.zeros((0, 9, 6))}, "x has shape (0, 9, 4) and y (0"),
+        ({"x": np.array(["ab"]), "y": np.zeros((3, 9, 6))}, "QTDB_test.mat: x is array(['ab']"),
         ({"x": np.zeros((3, 9, 4))}, "QTDB_test.mat has no arrays x and y"),
         ({"x": np.full((3, 9, 4), 7), "y": np.zeros((3, 9, 6))}, "expected events of -1, 0 and 1"),
         ({"x": np.zeros((3, 9, 4)), "y": -np.ones((3, 9, 6))}, "and a single 1 in y at each step"),
