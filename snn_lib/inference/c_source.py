@@ -168,6 +168,7 @@ def to_c(
     Raises:
         ValueError: the name does not fit, a step computes what needs the library of mathematics, or
             as :func:`snn_lib.inference.to_onnx`.
+        RunError: as :func:`snn_lib.inference.to_onnx`.
     """
     if isinstance(network, IntegerNetwork):
         read = network.staged

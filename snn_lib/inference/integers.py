@@ -123,8 +123,9 @@ class IntegerNetwork:
         return self._states[SATURATED]
 
     def integers(self, values: np.ndarray) -> np.ndarray:
-        """The integers that stand for values as they were measured."""
-        return np.rint(np.asarray(values) / self.input_scale).astype(np.int64)
+        """The integers that stand for values as they were measured, halves away from zero."""
+        values = np.asarray(values, np.float32) / np.float32(self.input_scale)
+        return np.trunc(values + np.copysign(np.float32(0.5), values)).astype(np.int64)
 
     def step(self, x: np.ndarray) -> np.ndarray:
         """Runs a time step of a batch, int64 ``(B, *before)`` to ``(B, *after)``.

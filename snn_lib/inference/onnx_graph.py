@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import PixelPreparation, Preparation, SeriesPreparation
+from snn_lib.files import write_atomically
 from snn_lib.inference import layers as kinds
 from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import (
@@ -75,6 +76,7 @@ def to_onnx(
         ImportError: the package onnx is not installed.
         ValueError: a layer or the preparation cannot be exported, or as
             :func:`snn_lib.inference.compiled`, with which the layers are compared.
+        RunError: the file cannot be written; what was there before is untouched.
     """
     try:
         import onnx
@@ -125,7 +127,7 @@ def to_onnx(
         metadata["order"] = json.dumps(preparation.order.tolist())
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
+    write_atomically(Path(path), model.SerializeToString())
 
 
 class _Graph:

@@ -1,5 +1,8 @@
 """The integer network: bit for bit its C source, close to the network in floats, and stable."""
 
+import ctypes
+import re
+import subprocess
 from fractions import Fraction
 from math import floor
 
@@ -97,6 +100,28 @@ def test_integer_neurons_fire_when_those_in_floats_do(name, tmp_path):
     assert 0.01 < target.mean() < 0.5
     assert (output * made.output_scale != target).mean() < 0.002
     np.testing.assert_array_equal(output, written(made, tmp_path).run(given))
+
+
+@needs_compiler
+def test_the_lines_of_the_page_make_the_integers_that_python_makes(tmp_path):
+    page = (ROOT / "docs" / "microcontroller.md").read_text()
+    (lines,) = re.findall(r"```c\n(float v = .*?)```", page, re.DOTALL)
+    made = quantise(Sequential(nn.Linear(1, 2)), torch.randint(-20000, 20001, (30, 9, 1)).float())
+    to_c(made, tmp_path / "network.c")
+    source = tmp_path / "lines.c"
+    source.write_text(
+        '#include "network.h"\n'
+        "void convert(const float *values, network_input *x, int count)\n"
+        "{ for (int n = 0; n < count; n++) { const float value = values[n];\n" + lines + "} }\n"
+    )
+    library = source.with_suffix(".so")
+    subprocess.run([CC, "-std=c99", "-shared", "-fPIC", source, "-o", library], check=True)
+    values = np.arange(-20000, 20001, dtype=np.float32) / 2
+    found = np.zeros(len(values), np.int16)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (values, found))
+    ctypes.CDLL(library).convert(*pointers, len(values))
+    assert made.input_scale > 1
+    np.testing.assert_array_equal(found, made.integers(values))
 
 
 def test_halves_are_rounded_up_and_numbers_beyond_the_limit_are_clipped_and_counted():

@@ -1,6 +1,8 @@
 """The ONNX graph, run by ONNX Runtime alone, against PyTorch."""
 
+import errno
 import json
+import os
 import sys
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.preparation import PixelPreparation, RecordingPreparation, SeriesPreparation
+from snn_lib.errors import RunError
 from snn_lib.inference import to_onnx
 from snn_lib.readout import READOUTS, Mean
 
@@ -133,6 +136,20 @@ def test_a_layer_that_only_pytorch_runs_is_refused_and_nothing_is_written(tmp_pa
     with pytest.raises(ValueError, match=r"1 \(GRU\)"):
         to_onnx(Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), path)
     assert not path.exists()
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(monkeypatch, tmp_path):
+    path = tmp_path / "network.onnx"
+    to_onnx(Sequential(nn.Linear(4, 4)), path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"network\.onnx: No space left"):
+        to_onnx(Sequential(nn.Linear(4, 5)), path)
+    assert path.read_bytes() == before
 
 
 def test_without_the_package_onnx_one_line_says_what_to_install(monkeypatch, tmp_path):
