@@ -92,6 +92,7 @@ def fire_from_the_start(
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
                 parameter.mul_(factor)
+        torch.clear_autocast_cache()  # which holds the weights as they were
         scaled.add(name)
         ran.clear()
         return (), {**call, "x": call["x"] * factor}
@@ -219,6 +220,7 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
         scale = scale_of_logits(fit.leave_one_out, classes.cpu())
     layer.weight.copy_(scale * fit.weight)
     layer.bias.copy_(scale * fit.bias)
+    torch.clear_autocast_cache()  # which holds the weights as they were
     return scale * fit.leave_one_out
 
 
@@ -350,4 +352,5 @@ def _unchanged_on_error(layers: Iterable[nn.Module]) -> Iterator[None]:
     except BaseException:
         for parameter, value in before:
             parameter.copy_(value)
+        torch.clear_autocast_cache()
         raise

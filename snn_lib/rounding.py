@@ -55,6 +55,7 @@ def round_weights(model: nn.Module, bits: int) -> dict[Tensor, Tensor]:
             near = scale * integers
             error, size = ((one**2).sum(1, keepdim=True) for one in (near - rows, rows))
             weight.copy_(rows.where(error <= EXACT * size, near).view_as(weight))
+    torch.clear_autocast_cache()  # which holds the weights as they were
     return kept
 
 
@@ -71,3 +72,4 @@ def rounded_weights(model: nn.Module, bits: int) -> Iterator[None]:
         with torch.no_grad():
             for weight, own in kept.items():
                 weight.copy_(own)
+        torch.clear_autocast_cache()

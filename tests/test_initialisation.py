@@ -58,6 +58,18 @@ def test_a_deep_network_fires_at_the_rate_in_every_layer(rate, bias):
     assert all(one == pytest.approx(rate, rel=0.4) for one in rates(model, spikes()))
 
 
+def test_an_autocast_that_has_run_the_network_sees_the_scaled_weights():
+    model, x = deep(), spikes()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+        found = list(fire_from_the_start(model, x, 0.1).values())
+        seen = rates(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert seen == rates(model, x)
+    torch.testing.assert_close(seen, found)
+    assert all(0.08 < one < 0.13 for one in found)
+
+
 def test_padding_does_not_count_in_first_rates():
     model, lengths = deep(), torch.arange(10, 58, 3)
     x = torch.cat([spikes(), torch.zeros(200, 16, 30)])
@@ -239,6 +251,16 @@ def test_features_that_differ_by_rounding_alone_get_no_weight():
     x[:, 0] = 0.3 + 1e-8 * torch.randn(30, dtype=torch.float64)
     weight, *_ = ridge_regression(x, torch.randn(30, 2, dtype=torch.float64))
     assert weight[:, 0].norm() < 1e-3 * weight[:, 1:].norm()
+
+
+def test_an_autocast_that_has_run_the_last_layer_sees_its_new_weights():
+    layer, features = nn.Linear(3, 2), torch.randn(40, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(features)
+        fit_readout(layer, features, (features[:, 0] > 0).long())
+        seen = layer(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(seen, layer(features))
 
 
 def test_the_last_layer_answers_from_the_start():

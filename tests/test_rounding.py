@@ -51,3 +51,14 @@ def test_weights_are_as_before_behind_the_context_even_if_it_fails():
                 raise error
         for name, values in model.state_dict().items():
             assert torch.equal(values, own[name])
+
+
+def test_an_autocast_that_has_run_the_network_sees_rounded_weights_inside_alone():
+    layer, x = nn.Linear(6, 5), torch.randn(9, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        with rounded_weights(layer, 2):
+            inside, rounded = layer(x), copy.deepcopy(layer)
+        assert torch.equal(inside, rounded(x))
+        assert torch.equal(layer(x), before)
+    assert not torch.equal(inside, before)
