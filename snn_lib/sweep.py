@@ -13,8 +13,9 @@ import time
 import warnings
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -239,7 +240,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
 
     task = copy(space.task)  # trials share nothing that one of them prepares
     has, task.has = task.has, lambda split: split != "test" and has(split)
-    name = trial.user_attrs.get("run", f"trial_{trial.number:04}")  # a killed one has it already
+    name = trial.user_attrs.get("run") or _new_name(trial.number, folder)  # if killed, it has one
     trial.set_user_attr("run", name)
 
     def end_early(why: object) -> NoReturn:
@@ -268,8 +269,6 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     config.runs_path, config.name = str(folder), name
     last = max(folder.glob(f"{name}/*/last"), default=None)
     checkpoint = None if last is None else load_checkpoint(last)
-    if checkpoint and _without_local(checkpoint["config"]) != _without_local(asdict(config)):
-        checkpoint = None  # it is of an earlier study of this name
     try:
         experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
@@ -280,6 +279,13 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         if not out_of_memory(error):
             raise
         end_early("out of memory")
+
+
+def _new_name(number: int, folder: Path) -> str:
+    """The name of a trial, which none of an earlier study in the same folder has had."""
+    name = f"trial_{number:04}"
+    names = chain([name], (f"{name}_{study}" for study in count(2)))
+    return next(name for name in names if not (folder / name).exists())
 
 
 def _without_local(config: dict[str, Any]) -> dict[str, Any]:

@@ -178,6 +178,14 @@ def test_a_trial_returns_the_score_and_leaves_the_test_data_alone(script, tmp_pa
     assert yaml.safe_load(found.read_text())["hyperparameters"]["tau_m"] == 7.5
 
 
+def test_a_trial_of_a_new_study_takes_nothing_from_one_before(script, tmp_path):
+    setting, value = ["hyperparameters.tau_m=4..16"], {"hyperparameters.tau_m": 7.5}
+    assert run(script, tmp_path, setting, **value) == -2.5
+    script.write_text(SCRIPT.replace("tau_m - 5)", "tau_m - 6)"))
+    assert run(script, tmp_path, setting, **value) == -1.5
+    assert sorted(path.name for path in tmp_path.glob("trial*")) == ["trial_0007", "trial_0007_2"]
+
+
 def test_a_trial_is_judged_by_its_best_epoch(script, tmp_path):
     contrary = SCRIPT.replace('"test": (x, y)', '"validation": (x, 1 - y), "test": (x, y)')
     contrary = contrary.replace("if __name__", "x[::2] -= 1\nif __name__")  # which is easy to learn

@@ -122,7 +122,8 @@ class Cell(Constrained):
 
     Raises:
         ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
-            converted to a lower precision; a coefficient has no value; or a shape is wrong.
+            converted to a lower precision; a coefficient has no value; ``train_decay`` is given
+            but there are no ``decays``; or a shape is wrong.
         TypeError: the surrogate has no ``derivative``, or a coefficient is no number.
     """
 
@@ -153,6 +154,12 @@ class Cell(Constrained):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Registers a new step by the name of its class."""
         super().__init_subclass__(**kwargs)
+        for attribute in ("states", "coefficients", "decays"):
+            names = getattr(cls, attribute)
+            if isinstance(names, str):  # or each of its letters would be a name
+                raise TypeError(
+                    f"{cls.__name__}.{attribute} is {names!r}, expected a tuple: ({names!r},)"
+                )
         for name in set(cls.decays).difference(cls.coefficients):
             raise ValueError(f"{cls.__name__}.decays names {name!r}, which is no coefficient")
         if "step" in vars(cls):
@@ -176,6 +183,8 @@ class Cell(Constrained):
         check_surrogate(surrogate)
         if isinstance(train, str):  # or each of its letters would be a name
             raise TypeError(f"train is {train!r}, expected the names in a list: [{train!r}]")
+        if train_decay and not self.decays:
+            raise ValueError(f"train_decay has no effect: {type(self).__name__} names no decays")
         self.shape, self.surrogate, self.dropout = feature_shape(shape), surrogate, dropout
         for name in {*values, *train} ^ set(self.coefficients):
             expected = ", ".join(self.coefficients)

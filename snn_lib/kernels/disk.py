@@ -33,4 +33,5 @@ def write(name: str, content: bytes) -> Path | None:
 
 def _folders() -> Iterator[Path]:
     yield Path(__file__).parent / "__pycache__"
-    yield Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "snn_lib"
+    with suppress(RuntimeError):  # there is no home
+        yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_lib"

@@ -103,6 +103,11 @@ class Part:
                 "of the output and of the states after the step"
             )
         output, after = returned
+        if not isinstance(after, (tuple, list)):
+            raise ValueError(
+                f"the step of {self.kind.name} returns its states as {type(after).__name__}, "
+                "expected a tuple, such as (state,) for a single one"
+            )
         rows = (group if isinstance(group, (tuple, list)) else [group] for group in after)
         return output, list(chain.from_iterable(rows))
 

@@ -374,6 +374,16 @@ class NoStates(Cell):
         return fire(x)
 
 
+class NoComma(Cell):
+    """Its step returns its only state without a tuple."""
+
+    states = ("membrane",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return fire(state[0] + x), state[0] + x
+
+
 X = torch.zeros(4, 2, 3)
 REFUSED = [  # what is built or run, and the words
     (lambda: SoftReset(3, decay=0.5), "gains has no value or is unknown: .* decay, gains"),
@@ -385,6 +395,10 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
     (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
     (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),
+    (lambda: NoComma(3)(X), r"NoComma returns its states as Tensor, .* such as \(state,\) for a"),
+    (lambda: NoComma(3, train_decay=True), "train_decay has no effect: NoComma names no decays"),
+    (lambda: type("One", (Cell,), {"states": "v"}), r"One.states is 'v', expected .* \('v',\)"),
+    (lambda: type("One", (Cell,), {"coefficients": "d"}), "One.coefficients is 'd', expected"),
     (lambda: type("Misspelt", (Cell,), {"decays": ("decya",)}), "decays names 'decya', which is"),
     (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"decay has shape \(3,\), .*\(4, 2, 5\)"),
     (lambda: soft_reset(3)(X[:, 0]), r"x has shape \(4, 3\)"),

@@ -229,6 +229,20 @@ def test_a_kernel_is_compiled_once_for_each_source_and_compiler(compiled, tmp_pa
     assert compiled == ["one", "other", "one"]
 
 
+@pytest.mark.parametrize("cache", [None, ""])
+def test_without_a_home_kernels_are_kept_beside_the_library_alone(cache, monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if cache is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert [folder.name for folder in disk._folders()] == ["__pycache__"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert list(disk._folders())[1:] == [tmp_path / "snn_lib"]
+
+
 def test_several_threads_may_write_the_same_kernel_at_once(compiled, tmp_path):
     start = threading.Barrier(8)
 
