@@ -82,20 +82,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = 
     return _linear(x, weight, bias, known) if may_skip_zeros() else F.linear(x, weight, bias)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = True) -> Tensor:
+def _linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, known: bool = True
+) -> Tensor:
     """As :func:`linear`, where modes do not count."""
     casts = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if casts else weight.dtype
-    tensors = [tensor for tensor in (x, weight, bias) if tensor is not None]
+    tensors = [tensor for tensor in (input, weight, bias) if tensor is not None]
     if (
         _are_plain(tensors)
         and (known or dtype == torch.float32)
         and (casts or all(tensor.dtype == dtype for tensor in tensors))
-        and decide(lambda: _have_kernels(x, weight, bias, dtype))
+        and decide(lambda: _have_kernels(input, weight, bias, dtype))
     ):
-        output, _ = torch.ops.snn.weigh(x.flatten(0, -2), weight.to(dtype), bias)
-        return output.unflatten(0, x.shape[:-1])
-    return F.linear(x, weight, bias)
+        output, _ = torch.ops.snn.weigh(input.flatten(0, -2), weight.to(dtype), bias)
+        return output.unflatten(0, input.shape[:-1])
+    return F.linear(input, weight, bias)
 
 
 def _are_plain(tensors: list[Tensor]) -> bool:
@@ -190,7 +192,7 @@ _weigh.register_autograd(_differentiate, setup_context=_remember)
 # Convolutions
 
 
-def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """Convolves maps of which most is known to be zero, as PyTorch's function ``conv2d``.
 
     There are kernels for the CPU, in float32, for maps whose channels lie last in memory and for
@@ -199,17 +201,17 @@ def _conv2d(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """
     pads = (padding, padding) if isinstance(padding, int) else padding
     if (
-        _are_plain([tensor for tensor in (x, weight, bias) if tensor is not None])
+        _are_plain([tensor for tensor in (input, weight, bias) if tensor is not None])
         and not torch.is_autocast_enabled("cpu")
         and stride in (1, (1, 1))
         and dilation in (1, (1, 1))
         and groups == 1
         and len(pads) == 2  # a word such as "same" is longer
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and decide(lambda: _have_convolutions(x, weight, bias, pads))
+        and input.is_contiguous(memory_format=torch.channels_last)
+        and decide(lambda: _have_convolutions(input, weight, bias, pads))
     ):
-        return torch.ops.snn.convolve(x, weight, bias, pads, True)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return torch.ops.snn.convolve(input, weight, bias, pads, True)
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _have_convolutions(

@@ -272,10 +272,17 @@ def current(steps=STEPS):
 
 
 class Own(nn.Linear):
-    """A layer whose own forward changes the weights."""
+    """A layer whose own forward changes the weights, and calls PyTorch by keywords."""
 
     def forward(self, x):
-        return F.linear(x, 2 * self.weight, bias=self.bias)
+        return F.linear(input=x, weight=2 * self.weight, bias=self.bias)
+
+
+class OwnMaps(nn.Conv2d):
+    """The same as a convolution."""
+
+    def forward(self, x):
+        return F.conv2d(input=x, weight=2 * self.weight, bias=self.bias)
 
 
 def pruned():
@@ -611,8 +618,9 @@ def image_current(steps=STEPS):
     [
         (PerStep(nn.Conv2d(CHANNELS, MAPS, 3)),),
         (PerStep(nn.MaxPool2d(2)), PerStep(nn.Conv2d(CHANNELS, MAPS, 3, padding=1, bias=False))),
+        (PerStep(OwnMaps(CHANNELS, MAPS, 3)),),
     ],
-    ids=["neurons", "pooled"],
+    ids=["neurons", "pooled", "of one's own"],
 )
 def test_convolutions_of_spikes_leave_out_zeros_and_give_pytorch_s_result(modules, calls):
     model, x = image_network(*modules), image_current()

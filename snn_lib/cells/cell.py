@@ -152,7 +152,7 @@ class Cell(Constrained):
         raise NotImplementedError
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Registers a new step by the name of its class."""
+        """Registers a new step, by the name of its class."""
         super().__init_subclass__(**kwargs)
         for attribute in ("states", "coefficients", "decays"):
             names = getattr(cls, attribute)
@@ -164,8 +164,8 @@ class Cell(Constrained):
             raise ValueError(f"{cls.__name__}.decays names {name!r}, which is no coefficient")
         if "step" in vars(cls):
             own = cls.__module__.startswith("snn_lib.")
-            cls.kind = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
-            register(Kind(cls.kind, cls.step, cls.states, cls.coefficients))
+            name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
+            cls.kind = register(Kind(name, cls.step, cls.states, cls.coefficients))
 
     def __init__(
         self,

@@ -12,9 +12,9 @@ import copy
 import inspect
 import keyword
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, count
 from operator import index
 from typing import Any, NamedTuple
 
@@ -41,20 +41,13 @@ class Kind:
 
 
 _kinds: dict[str, Kind] = {}
-_forget: list[Callable[[], None]] = []
 
 
-def remember(function: Callable) -> Callable:
-    """As ``functools.cache``, but only until a kind of cell is defined anew."""
-    remembering = cache(function)
-    _forget.append(remembering.cache_clear)
-    return remembering
+def register(kind: Kind) -> str:
+    """Makes a kind of cell known, and returns the name that keys give it.
 
-
-def register(kind: Kind) -> None:
-    """Makes a kind of cell known by its name.
-
-    One that is defined anew, as in a notebook, takes the place of the one before.
+    The second of a name, such as one that is defined anew in a notebook, gets a number behind it:
+    layers of the first keep their own step.
 
     Raises:
         ValueError: the step reads what surrounds it, which a compiled step would never see change.
@@ -64,10 +57,10 @@ def register(kind: Kind) -> None:
             f"the step of {kind.name} reads variables of the function around it, which a compiled "
             "step would not see change: make them coefficients"
         )
-    if kind.name in _kinds:
-        for forget in _forget:
-            forget()
-    _kinds[kind.name] = kind
+    names = chain([kind.name], (f"{kind.name}#{number}" for number in count(2)))
+    named = (replace(kind, name=name) for name in names)
+    # setdefault finds and takes a name in one step, since threads may define cells at once
+    return next(one.name for one in named if _kinds.setdefault(one.name, one) is one)
 
 
 def key_of(name: str, states: Orders, coefficients: Orders) -> str:
@@ -197,7 +190,7 @@ class Program:
         return trace(run, names)
 
 
-@remember
+@cache
 def program(key: str) -> Program:
     """The program of a key.
 
@@ -308,7 +301,7 @@ class Adjoint:
         self.again = made.forward.only(made.forward.results[1:])
 
 
-adjoint_of = remember(Adjoint)  # the same object whenever the same is asked for
+adjoint_of = cache(Adjoint)  # the same object whenever the same is asked for
 
 
 def _products(trace: Trace, value: Value, negative: bool = False) -> Iterator[Product]:

@@ -363,6 +363,36 @@ def test_a_state_dict_holds_the_coefficients_and_copies_and_pickles_run_alike(ce
     torch.testing.assert_close(cell(x), expected, **EXACT)
 
 
+def mine(after):
+    """A class of its own, which has the name of all that are made here."""
+    scope = {"Cell": Cell, "__name__": __name__}
+    exec(
+        "class Mine(Cell):\n"
+        "    states = ('membrane',)\n"
+        "    @staticmethod\n"
+        "    def step(x, state, coefficients, fire):\n"
+        "        membrane = state[0] + x\n"
+        "        spikes = fire(membrane)\n"
+        f"        return spikes, ({after},)\n",
+        scope,
+    )
+    return scope["Mine"]
+
+
+def test_a_layer_keeps_its_step_where_another_cell_of_its_name_is_defined():
+    x = torch.rand(30, 2, 3, requires_grad=True)
+    first = mine("membrane - spikes")(3)
+    output, (last,) = first(x)
+    (gradient,) = torch.autograd.grad(last.sum(), x, retain_graph=True)
+    second = mine("membrane * (1 - spikes)")(3)
+    assert not torch.equal(second(x)[0], output)
+    assert torch.equal(first(x)[0], output)
+    assert torch.equal(torch.autograd.grad(last.sum(), x)[0], gradient)
+    for layer in (first, second):
+        stream = compiled(Sequential(layer), (3,))
+        assert np.array_equal(stream.run(x.detach()[:, 0].numpy()), layer(x)[0].detach()[:, 0])
+
+
 # Refusals
 
 

@@ -85,15 +85,17 @@ def test_a_step_that_returns_other_states_than_it_has_is_refused():
 
 
 @pytest.mark.parametrize("name", ["eager", "cpu"])
-def test_a_cell_that_is_defined_anew_takes_the_place_of_the_one_before(name):
+def test_cells_of_one_name_keep_a_step_each(name):
     backend, x = importlib.import_module(f"snn_lib.kernels.{name}"), torch.ones(1, 1, 1)
-    for factor in (2.0, 3.0):
+    factors = {}
+    for factor in (2.0, 3.0, 4.0):
         scope = {}
         exec(f"def step(x, state, coefficients, fire): return {factor} * x, ()", scope)
-        register(Kind("Anew", scope["step"], (), ()))
-        assert backend.forward(Inputs("Anew[;]", x, x[:0, 0]))[0].item() == factor
-        made = program("Anew[;]")
-        assert [line.arguments for line in made.forward.lines] == [("x", factor)]
+        factors[register(Kind(f"Anew {name}", scope["step"], (), ()))] = factor
+    assert list(factors) == [f"Anew {name}", f"Anew {name}#2", f"Anew {name}#3"]
+    for kind, factor in factors.items():
+        assert backend.forward(Inputs(f"{kind}[;]", x, x[:0, 0]))[0].item() == factor
+        assert [line.arguments for line in program(f"{kind}[;]").forward.lines] == [("x", factor)]
 
 
 def test_two_neighbours_compute_what_they_compute_one_after_the_other():

@@ -6,6 +6,7 @@ written once. The cut depends on the shape alone, so results do not depend on th
 """
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import compress
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from snn_lib.kernels.cpu.source import (
     forward_source,
 )
 from snn_lib.kernels.inputs import BLOCK, Inputs
-from snn_lib.kernels.program import Adjoint, remember
+from snn_lib.kernels.program import Adjoint
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 TILE = 512  # elements of a tile at one time step, whose state stays in the innermost cache
@@ -58,12 +59,12 @@ def tiles_of(shape: torch.Size) -> Tiles:
     return Tiles(rows, columns, groups, items, openmp.threads_for(items, shape.numel()))
 
 
-@remember
+@cache
 def _forward(variant: Variant) -> Kernel:
     return kernel(forward_source(variant))
 
 
-@remember
+@cache
 def _backward(variant: Variant, adjoint: Adjoint) -> Kernel:
     return kernel(backward_source(variant, adjoint))
 

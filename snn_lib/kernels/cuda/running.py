@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from snn_lib.kernels.cuda.launching import launch, tile_shape, with_strides
 from snn_lib.kernels.cuda.source import backward_source, forward_source
 from snn_lib.kernels.disk import read, write
 from snn_lib.kernels.inputs import BLOCK, Inputs
-from snn_lib.kernels.program import Adjoint, program, remember
+from snn_lib.kernels.program import Adjoint, program
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,12 +66,12 @@ def _given(inputs: Inputs) -> tuple:
     )
 
 
-@remember
+@cache
 def _forward(key: str) -> Callable:
     return _kernel(forward_source(program(key)))
 
 
-@remember
+@cache
 def _backward(adjoint: Adjoint) -> Callable:
     return _kernel(backward_source(adjoint))
 
