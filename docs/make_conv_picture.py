@@ -23,6 +23,7 @@ from snn_lib.inspection import plotting
 from snn_lib.inspection.monitor import Monitor, as_numpy
 from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
+from snn_lib.training.command_line import exit_with
 from snn_lib.training.config import config_from_dict
 from snn_lib.training.experiment import Experiment
 
@@ -98,7 +99,7 @@ def draw(experiment: Experiment, image: Tensor, spikes: Tensor) -> plt.Figure:
     return figure
 
 
-def main() -> None:
+def main() -> int:
     """Draws and saves."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,7 +114,8 @@ def main() -> None:
     figure = draw(experiment, *seen_and_fired(experiment, chosen.digit))
     figure.savefig(chosen.output, dpi=100, facecolor=PAPER)
     print(f"wrote {chosen.output}, {chosen.output.stat().st_size / 1024:.0f} KiB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(Path(__file__).name, main)

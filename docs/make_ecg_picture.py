@@ -31,6 +31,7 @@ from snn_lib.inspection.plotting import (
     SKY,
     VERMILION,
 )
+from snn_lib.training.command_line import exit_with
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER, INK = "#ffffff", "#444444"  # opaque, to be read on a dark page as well
@@ -55,7 +56,7 @@ def draw(x: Tensor, labels: np.ndarray, answers: np.ndarray) -> plt.Figure:
     return figure
 
 
-def main() -> None:
+def main() -> int:
     """Runs the network, draws and saves."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,14 +68,20 @@ def main() -> None:
     default = ROOT / "docs" / "pictures" / "ecg.png"
     parser.add_argument("--output", type=Path, default=default)
     chosen = parser.parse_args()
-    x, labels = (part[chosen.number] for part in load_ecg(chosen.dataset_path, "test"))
-    stream = compiled(snn_lib.load(chosen.checkpoint))
+    network, parts = snn_lib.load(chosen.checkpoint), load_ecg(chosen.dataset_path, "test")
+    stream = compiled(network)
+    if (stream.before, stream.after) != ((4,), (len(WAVES),)):
+        parser.error(f"{chosen.checkpoint} is no network of ecg.py")
+    if not 0 <= chosen.number < len(parts[0]):
+        parser.error(f"--number is {chosen.number}, expected 0 to {len(parts[0]) - 1}")
+    x, labels = (part[chosen.number] for part in parts)
     labels, answers = labels.numpy(), np.array([stream.step(step).argmax() for step in x.numpy()])
     known = labels >= 0
     print(f"{100 * (answers == labels)[known].mean():.2f} % of {known.sum():,} labelled steps")
     draw(x, labels, answers).savefig(chosen.output, dpi=100, facecolor=PAPER)
     print(f"wrote {chosen.output}, {chosen.output.stat().st_size / 1024:.0f} KiB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(Path(__file__).name, main)

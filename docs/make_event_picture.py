@@ -26,11 +26,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of snn_lib
 import snn_lib
 from snn_lib.data.events import Events
+from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS
 from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
 from snn_lib.inference import compiled
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
 from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.command_line import exit_with
 from snn_lib.training.loading import TrainedNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +109,7 @@ def draw(steps: list[Step], width: float, label: int | None) -> plt.Figure:
     return figure
 
 
-def main() -> None:
+def main() -> int:
     """Plays, prints, draws and saves."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,13 +125,21 @@ def main() -> None:
     chosen = parser.parse_args()
 
     network, config = snn_lib.load(chosen.checkpoint), load_checkpoint(chosen.checkpoint)["config"]
-    if (network.preparation.bins, network.preparation.order) != ("time", "forward"):
+    preparation = network.preparation
+    if not isinstance(preparation, RecordingPreparation):
+        parser.error(f"{chosen.checkpoint} is no network of event_vision.py")
+    if (preparation.bins, preparation.order) != ("time", "forward"):
         parser.error("only a network of bins of time that run forward can follow a stream")
+    if chosen.speed <= 0:
+        parser.error(f"--speed is {chosen.speed}, expected a positive number")
     kind, path = SETS[config["dataset"]], chosen.recording
     if path is None:
         count, camera = chosen.number + 1, CameraSettings(**config["camera"])
-        path = simulated_recordings(camera, chosen.dataset_path, False, count)[-1]
-    width, label = network.preparation.duration / network.preparation.length, kind.label(path)
+        paths = simulated_recordings(camera, chosen.dataset_path, False, max(count, 0))
+        if not 0 < count <= len(paths):
+            parser.error(f"--number is {chosen.number}, expected that of a test recording, from 0")
+        path = paths[-1]
+    width, label = preparation.duration / preparation.length, kind.label(path)
 
     steps = []
     for step in live(network, kind.read(path), chosen.speed):
@@ -143,7 +153,8 @@ def main() -> None:
     figure = draw(steps, width, int(label) if label.isdecimal() else None)
     figure.savefig(chosen.output, dpi=100, facecolor=PAPER)
     print(f"wrote {chosen.output}, {chosen.output.stat().st_size / 1024:.0f} KiB")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    exit_with(Path(__file__).name, main)

@@ -62,6 +62,8 @@ def main() -> int:
     except ImportError:
         raise InputError("a sweep needs the package optuna: pip install optuna") from None
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    # A trial that goes on reports the epoch before it once more.
+    warnings.filterwarnings("ignore", "The reported value is ignored")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     signal.signal(signal.SIGINT, kill)
     sys.path.insert(0, str(options.script.resolve().parent))  # as if Python ran the script

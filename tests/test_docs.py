@@ -22,6 +22,14 @@ from snn_lib.training.checkpoints import save_checkpoint
 WITH_CODE = [page for page in PAGES if page.parent != ROOT and blocks(page, "python")]
 
 
+def run_as_script(monkeypatch, script, *arguments, code=0):
+    """Runs a script of this folder with a command line, and expects its exit code."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(script, run_name="__main__")
+    assert ended.value.code == code
+
+
 def anchors(page):
     """The names of a page's headings in links."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
@@ -86,8 +94,7 @@ def test_the_convolutional_network_s_picture_is_drawn_of_any_checkpoint(
     save_checkpoint(checkpoint, {"snn_state_dict": weights, "config": asdict(config)})
     script = str(ROOT / "docs" / "make_conv_picture.py")
     arguments = ["--checkpoint", checkpoint, "--output", picture, "--digit", 7]
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    runpy.run_path(script, run_name="__main__")
+    run_as_script(monkeypatch, script, *arguments)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -128,8 +135,7 @@ def test_a_recording_is_played_step_by_step_as_it_was_recorded_and_drawn(
     torch.testing.assert_close(said, spikes[:, 0].cumsum(0).softmax(1))
 
     arguments = ["--checkpoint", checkpoint, "--recording", recording, "--output", picture]
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    runpy.run_path(script, run_name="__main__")
+    run_as_script(monkeypatch, script, *arguments)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (
         len(re.findall(r"ms: [\d-], \d+ % sure, said [\d.]+ ms later", capsys.readouterr().out))
@@ -157,10 +163,33 @@ def test_an_electrocardiogram_is_drawn_with_its_labels_and_a_network_s_answers(
 
     script = str(ROOT / "docs" / "make_ecg_picture.py")
     paths = ["--checkpoint", checkpoint, "--dataset_path", tmp_path, "--output", picture]
-    monkeypatch.setattr(sys, "argv", [script, *map(str, paths), "--number", "3"])
-    runpy.run_path(script, run_name="__main__")
+    run_as_script(monkeypatch, script, *paths, "--number", 3)
     assert picture.read_bytes().startswith(b"\x89PNG")
     (names,), _ = snn_lib.load(checkpoint, ecg.SNN).classify(x[3:4])
     right = [int(name) == label for name, label in zip(names, labels[3], strict=True) if label >= 0]
     said = f"{100 * sum(right) / len(right):.2f} % of {len(right)} labelled steps"
     assert said in capsys.readouterr().out
+    run_as_script(monkeypatch, script, *paths, "--number", len(x), code=2)
+    assert f"--number is {len(x)}, expected 0 to {len(x) - 1}" in capsys.readouterr().err
+    paths[1] = ROOT / "checkpoint" / "pretrained_snn_mlp_1"
+    run_as_script(monkeypatch, script, *paths, code=2)
+    assert "pretrained_snn_mlp_1 is no network of ecg.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--number", -1), "--number is -1, expected that of a test recording, from 0"),
+        (("--speed", 0), "--speed is 0.0, expected a positive number"),
+        (("--checkpoint", "checkpoint/pretrained_ecg"), "pretrained_ecg is no network of event_vi"),
+        (("--checkpoint", "checkpoint/none"), "there is no file checkpoint/none"),
+    ],
+)
+def test_a_recording_that_cannot_be_played_is_refused_in_a_line(
+    arguments, words, monkeypatch, capsys
+):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(ROOT)
+    script = str(ROOT / "docs" / "make_event_picture.py")
+    run_as_script(monkeypatch, script, *arguments, code=2)
+    assert words in capsys.readouterr().err.splitlines()[-1]

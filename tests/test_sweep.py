@@ -163,6 +163,7 @@ def test_two_processes_share_a_study_and_a_killed_trial_goes_on_elsewhere(study)
     resumed = sweep(*arguments, "checkpoint_minutes=7", "--trials", len(before))
     assert resumed.code == 0
     assert f"resumed from {folder / killed}" in resumed.out
+    assert "reported" not in resumed.err
     before[killed]["checkpoint_minutes"] = 7  # which machines may set as they like
     assert runs(folder) == before
     assert epochs(folder / killed) == list(range(1, 11))

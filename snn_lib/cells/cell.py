@@ -18,6 +18,7 @@ ONNX graph, and the count of its arithmetic:
     layer = LeakyNeuron(50, decay=0.9)  # output, state = layer(x), with x (T, B, 50)
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -124,7 +125,8 @@ class Cell(Constrained):
         ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
             converted to a lower precision; a coefficient has no value; ``train_decay`` is given
             but there are no ``decays``; or a shape is wrong.
-        TypeError: the surrogate has no ``derivative``, or a coefficient is no number.
+        TypeError: the surrogate has no ``derivative``, a coefficient is no number, or the class has
+            no ``step``.
     """
 
     takes_expanded = True
@@ -162,7 +164,10 @@ class Cell(Constrained):
                 )
         for name in set(cls.decays).difference(cls.coefficients):
             raise ValueError(f"{cls.__name__}.decays names {name!r}, which is no coefficient")
-        if "step" in vars(cls):
+        above = next(base for base in cls.__mro__[1:] if issubclass(base, Cell))
+        if cls.step is not above.step:
+            if not isinstance(inspect.getattr_static(cls, "step"), staticmethod):
+                raise TypeError(f"{cls.__name__}.step is a method: write @staticmethod above it")
             own = cls.__module__.startswith("snn_lib.")
             name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
             cls.kind = register(Kind(name, cls.step, cls.states, cls.coefficients))
@@ -178,6 +183,8 @@ class Cell(Constrained):
         **values: "PerChannel | Sequence[PerChannel]",
     ) -> None:
         super().__init__()
+        if type(self).step is Cell.step:
+            raise TypeError(f"{type(self).__name__} has no step")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is {dropout}, expected a probability in [0, 1)")
         check_surrogate(surrogate)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -77,14 +78,18 @@ def quantise(
         shape: as in :func:`snn_lib.inference.compiled`.
 
     Raises:
-        ValueError: the number of bits is another one, a step computes what integers cannot, no
-            stable filter is near enough, or as :func:`snn_lib.inference.to_c`.
+        ValueError: the number of bits is another one, ``x`` is not finite, a step computes what
+            integers cannot, no stable filter is near enough, or as
+            :func:`snn_lib.inference.to_c`.
+        TypeError: the number of bits is no integer.
     """
-    if weight_bits not in WEIGHT_BITS:
+    if index(weight_bits) not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8, 4 or 2")
     read, raw = read_stages(network, shape), raw_steps(preparation_of(network), x)
     if raw.ndim < 2 or raw.shape[2:] != read.before or raw.size == 0:
         raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
+    if not np.isfinite(raw).all():
+        raise ValueError("x has values that are not finite")
     return IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
 
 
@@ -117,6 +122,7 @@ class IntegerNetwork:
     def reset(self) -> None:
         """Sets all states to zero, for new sequences."""
         self._states: States = {SATURATED: 0}
+        self._sequences = 0  # of the steps since then
 
     @property
     def saturated(self) -> int:  # noqa: D102 (an attribute of the class)
@@ -131,7 +137,8 @@ class IntegerNetwork:
         """Runs a time step of a batch, int64 ``(B, *before)`` to ``(B, *after)``.
 
         Raises:
-            ValueError: ``x`` has another shape or values that do not fit.
+            ValueError: ``x`` has another shape, values that do not fit, or not as many sequences as
+                the steps before it.
             TypeError: ``x`` does not hold integers.
         """
         return self._step(x)[0]
@@ -142,7 +149,8 @@ class IntegerNetwork:
         Raises:
             ValueError, TypeError: as :meth:`step`.
         """
-        return np.stack([self.step(now) for now in x])
+        outputs = [self.step(now) for now in x]
+        return np.stack(outputs) if outputs else np.zeros((*np.shape(x)[:2], *self.after), np.int64)
 
     def classify(self, samples: Any) -> tuple[list[str], np.ndarray]:
         """The name of each sample's class, and the answers of all classes, int64 ``(B, classes)``.
@@ -183,8 +191,12 @@ class IntegerNetwork:
             raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
         if x.shape[1:] != self.before:
             raise ValueError(f"a step has the shape {x.shape[1:]}, expected {self.before}")
+        if len(x) == 0 or self._sequences not in (0, len(x)):
+            before = f" after steps of {self._sequences}" * (self._sequences > 0)
+            raise ValueError(f"a step has {len(x)} sequences{before}: call reset() for new ones")
         if x.size and not (low <= x.min() and x.max() <= high):
             raise ValueError(f"the input has values outside {low} to {high}")
+        self._sequences = len(x)
         x = x.reshape(len(x), -1).astype(np.int64)
         for stage in self.staged.stages:
             x = stage.run(x, self._states)

@@ -346,7 +346,7 @@ def raw_steps(preparation: Preparation | None, x: np.ndarray | Tensor) -> np.nda
 
     That is what an exported network takes. Both are ``(T, B, *features)``.
     """
-    x = np.asarray(x, np.float64)
+    x = x.detach().cpu().double().numpy() if isinstance(x, Tensor) else np.asarray(x, np.float64)
     match preparation:
         case DigitPreparation(encoding="constant", max_rate=rate):
             return x / rate

@@ -54,6 +54,9 @@ LOCAL_KEYS = (
     "tensorboard",
 )
 EXPORTS = {".onnx": to_onnx, ".c": to_c}
+STOPPING = b"""stopping after this batch, or after the test if the last epoch is done; once more \
+stops at once
+"""
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 
@@ -224,8 +227,8 @@ class StopSignals:
     """Handles Ctrl-C and SIGTERM from now on.
 
     While the model trains, the first signal asks for a stop after the current batch, and the second
-    stops at once. Before the first batch is done there is nothing to save, so the first signal
-    stops at once.
+    stops at once. After the last batch the run ends by itself, with its test. Before the first
+    batch is done there is nothing to save, so the first signal stops at once.
     """
 
     def __init__(self) -> None:
@@ -246,7 +249,7 @@ class StopSignals:
             raise KeyboardInterrupt(number)
         if not self.received:
             # Not by print, because the signal may have interrupted a print.
-            os.write(2, b"stopping after this batch; once more stops at once\n")
+            os.write(2, STOPPING)
         self.received.append(number)
 
 

@@ -404,6 +404,23 @@ class NoStates(Cell):
         return fire(x)
 
 
+def leak(x, state, coefficients, fire):
+    """Half of what was remembered, and the input."""
+    level = 0.5 * state[0] + x
+    return level, (level,)
+
+
+def test_a_step_may_come_from_a_class_that_is_no_cell():
+    step = type("Leaky", (), {"step": staticmethod(leak)})
+    made, x = type("Mixed", (step, Cell), {"states": ("level",)})(3), torch.randn(9, 2, 3)
+    output, (last,) = made(x)
+    expected = [x[0]]
+    for now in x[1:]:
+        expected.append(0.5 * expected[-1] + now)
+    torch.testing.assert_close(output, torch.stack(expected))
+    assert torch.equal(last, output[-1])
+
+
 class NoComma(Cell):
     """Its step returns its only state without a tuple."""
 
@@ -425,6 +442,8 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
     (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
     (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),
+    (lambda: type("Stepless", (Cell,), {})(3), "Stepless has no step"),
+    (lambda: type("Method", (Cell,), {"step": leak}), "Method.step is a method: write @static"),
     (lambda: NoComma(3)(X), r"NoComma returns its states as Tensor, .* such as \(state,\) for a"),
     (lambda: NoComma(3, train_decay=True), "train_decay has no effect: NoComma names no decays"),
     (lambda: type("One", (Cell,), {"states": "v"}), r"One.states is 'v', expected .* \('v',\)"),

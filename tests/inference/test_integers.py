@@ -374,6 +374,13 @@ class Dividing(Cell):
         return x / (1 + level.abs()), (decay * level + x,)
 
 
+def after_two_sequences(run):
+    """Runs an integer network whose first step has had two sequences."""
+    made = quantise(LINEAR, X)
+    made.step(np.zeros((2, 4), int))
+    return run(made)
+
+
 LINEAR, X = Sequential(nn.Linear(4, 2)), torch.ones(5, 2, 4)
 REFUSED = [  # what is quantised or run, and the words
     *((lambda x=x: quantise(LINEAR, x), r"x has the shape .*, expected \(T, B, \*\(4,\)\)")
@@ -384,6 +391,12 @@ REFUSED = [  # what is quantised or run, and the words
     (lambda: quantise(LINEAR, X).step(np.full((1, 4), 2)), "values outside 0 to 1"),
     (lambda: quantise(LINEAR, X).step(np.zeros((1, 3), int)), r"shape \(3,\), expected \(4,\)"),
     (lambda: quantise(LINEAR, X).step(np.zeros((1, 4))), "float64, expected integers"),
+    (lambda: quantise(LINEAR, X, weight_bits=8.0), "'float' object cannot be interpreted"),
+    (lambda: quantise(LINEAR, X * torch.nan), "x has values that are not finite"),
+    (lambda: quantise(LINEAR, X / 0), "x has values that are not finite"),
+    (lambda: quantise(LINEAR, X).step(np.zeros((0, 4), int)), "a step has 0 sequences: call res"),
+    *((lambda n=n: after_two_sequences(lambda made: made.step(np.zeros((n, 4), int))),
+       f"a step has {n} sequences after steps of 2: call reset") for n in (1, 3)),
     (lambda: quantise(LINEAR, X).classify(X), "the readout is not known"),
 ]  # fmt: skip
 
@@ -393,6 +406,15 @@ def test_networks_and_inputs_that_integers_cannot_compute_are_refused_in_one_lin
     with pytest.raises((ValueError, TypeError), match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_no_steps_and_a_reset_change_nothing():
+    made = quantise(LINEAR, X.bfloat16().requires_grad_())
+    assert made.run(np.zeros((0, 3, 4), int)).shape == (0, 3, 2)
+    two, one = np.ones((5, 2, 4), int), np.ones((5, 1, 4), int)
+    expected = made.run(two)
+    made.reset()
+    np.testing.assert_array_equal(made.run(one), expected[:, :1])
 
 
 def test_the_integer_network_names_the_classes_of_the_compiled_network():
