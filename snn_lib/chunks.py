@@ -67,7 +67,8 @@ class Chunked(StatefulModule):
         TypeError: the module takes no state or does not return ``(output, state)``.
         RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
             the chunks of another; or when the backward pass runs a chunk again, the parameters,
-            buffers, ``x`` or the state have changed.
+            buffers, ``x`` or the state have changed, or the module is in another mode. Whatever
+            else the module reads, such as the probability of dropout, must be as it was, too.
     """
 
     def __init__(self, module: nn.Module, steps: int) -> None:
@@ -125,12 +126,13 @@ class Chunked(StatefulModule):
         self, chunk: Chunk, x: Any, state: Any, padding: dict[str, Tensor]
     ) -> tuple[Tensor, Any]:
         given, before = list(map(version, tensors_in((x, state)))), self._versions()
+        given += [part.training for part in self.modules()]
         if chunk.runs and (
             chunk.given != given or any(before.get(key) != v for key, v in chunk.read.items())
         ):
             raise RuntimeError(
                 "Chunked runs each chunk again in the backward pass, and finds parameters, "
-                "buffers, x or a state changed since the forward pass"
+                "buffers, x or a state changed since the forward pass, or train() or eval() called"
             )
         with chunk.run():
             result = self.module(x, state, **padding)

@@ -34,9 +34,10 @@ def fire_from_the_start(
     The model runs twice, in evaluation mode. In the first run, the ``nn.Linear`` or convolution
     that ran last before each layer of neurons is scaled. A bisection finds the factor with which
     the neurons fire at the rate. The weights and the bias are multiplied by it, and the run goes on
-    with the scaled current. Weights that come back (:class:`snn_lib.Recurrent`) stay as they are.
-    The second run measures the rates. They are close to the one asked for,
-    unless something between weights and neurons undoes the scale, such as a normalisation.
+    with the scaled current. Weights that come back (:class:`snn_lib.Recurrent`) stay as they are,
+    and what comes back counts. The second run measures the rates. They are close to the one asked
+    for, unless something between weights and neurons undoes the scale, such as a normalisation, or
+    so much comes back that the neurons fire at another rate or not at all.
 
     Args:
         model: any module that contains neurons of this package. Each layer of neurons needs a
@@ -72,7 +73,7 @@ def fire_from_the_start(
         ran.append(layer)
 
     def scale(
-        name: str, neuron: Cell, args: tuple, kwargs: dict[str, Any]
+        name: str, neuron: Cell | Recurrent, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict[str, Any]]:
         if name in scaled:
             raise ValueError(
@@ -101,17 +102,16 @@ def fire_from_the_start(
         rates[name] = _mean_rate(output[0], lengths)
 
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
-    coming_back = {
-        part for m in model.modules() if isinstance(m, Recurrent) for part in m.weights.modules()
-    }
+    recurrent = [m for m in model.modules() if isinstance(m, Recurrent)]
+    parts = {part for m in recurrent for child in m.children() for part in child.modules()}
 
     def is_before(module: nn.Module) -> bool:
-        return is_weighted(module) and module not in coming_back
+        return is_weighted(module) and module not in parts
 
     with _evaluation(model), _unchanged_on_error(layers):
         with observe_layers(model, is_before, remember), ExitStack() as hooks:
             for name, neuron in model.named_modules():
-                if is_spiking(neuron):
+                if (is_spiking(neuron) or neuron in recurrent) and neuron not in parts:
                     hook = neuron.register_forward_pre_hook(partial(scale, name), with_kwargs=True)
                     hooks.enter_context(hook)
             model(x)
@@ -305,13 +305,18 @@ def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> float:
     return ((fired * own).sum() / own.sum()).item()
 
 
-def _factor(neuron: Cell, current: Tensor, rate: float, name: str, lengths: Tensor | None) -> float:
+def _factor(
+    neuron: Cell | Recurrent, current: Tensor, rate: float, name: str, lengths: Tensor | None
+) -> float:
     """The factor by which a current has to be multiplied for a mean firing rate."""
     if not current.isfinite().all():
         raise ValueError(f"the current of layer {name} is not finite on this batch")
 
     def rate_with(factor: float) -> float:
-        spikes, _ = run_cells([neuron.call(current)], current * factor)
+        if isinstance(neuron, Recurrent):
+            spikes, _ = neuron.forward(current * factor)  # without its hooks, one of which calls
+        else:
+            spikes, _ = run_cells([neuron.call(current)], current * factor)
         return _mean_rate(spikes, lengths)
 
     high = 1.0

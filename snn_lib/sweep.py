@@ -32,6 +32,7 @@ from snn_lib.training.config import (
     idle_settings,
     keys_of,
     merge_config,
+    read_override,
     refuse_file_without_effect,
     refuse_without_effect,
 )
@@ -65,7 +66,8 @@ def main() -> int:
     # A trial that goes on reports the epoch before it once more.
     warnings.filterwarnings("ignore", "The reported value is ignored")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    signal.signal(signal.SIGINT, kill)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, kill)
     sys.path.insert(0, str(options.script.resolve().parent))  # as if Python ran the script
     require(options.trials > 0, f"--trials is {options.trials}, expected at least 1")
     space = SearchSpace(options.script, options.config_file, options.settings)
@@ -77,7 +79,7 @@ def main() -> int:
     study = open_study(folder, options.storage, space.whole)
     while True:
         if study.best_trials:
-            save_best(study.best_trial, space.base, folder / "best.yaml")
+            save_best(study.best_trial, space, folder / "best.yaml")
         ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
         if len(ended) >= options.trials:
             return 0 if study.best_trials else 1
@@ -93,10 +95,12 @@ def kill(number: int, frame: Any) -> None:
     signal.raise_signal(number)
 
 
-def save_best(trial: Any, base: Path | None, path: Path) -> None:
+def save_best(trial: Any, space: "SearchSpace", path: Path) -> None:
     """Writes the settings of a trial as a YAML file that ``--config_file`` takes."""
-    above = {} if base is None else {"base": os.path.relpath(base, path.parent)}
-    values = OmegaConf.merge(above, OmegaConf.from_dotlist(trial.user_attrs["settings"]))
+    above = {} if space.base is None else {"base": os.path.relpath(space.base, path.parent)}
+    schema = type(space.config)
+    settings = (read_override(schema, one) for one in trial.user_attrs["settings"])
+    values = OmegaConf.merge(above, *settings)
     title = f"{trial.user_attrs['run']} of {path.parent.name}, score {trial.value:.6g}"
     write_atomically(path, f"# {title}\n{OmegaConf.to_yaml(values)}".encode())
     say(f"best so far: {title}; settings in {path}")
@@ -124,8 +128,8 @@ class SearchSpace:
     """
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
-        self.script, self.base = script, chosen_file(script, config_file)
         self.build_model, self.task, self.initialise = arguments_of_main(script)
+        self.script, self.base = script, chosen_file(script, config_file)
         schema = self.task.config_class
         self.merged = partial(merge_config, schema, self.base, script=script)
         self.choices: dict[str, Sequence[Any]] = {}  # of a range, a tuple of its ends
@@ -133,7 +137,7 @@ class SearchSpace:
         for setting in settings:
             key, sign, text = setting.partition("=")
             require(sign != "", f"{setting!r}: expected key=low..high, key=a,b,c or key=value")
-            (key,) = keys_of([f"{key}=0"])  # a[b] is a.b
+            (key,) = keys_of(schema, [f"{key}=0"])  # a[b] is a.b
             given[key] = text
             ends = re.fullmatch(rf"{NUMBER}\.\.{NUMBER}", text)
             if key in NOT_SEARCHED:

@@ -16,7 +16,6 @@ MiniRocket reads its random features in the same way (Dempster, Schmidt, Webb, K
 and aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -159,10 +158,8 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         stem = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
-        # Quoted, because YAML reads 0123 as a number and cuts at a #.
-        given = {"dataset": arguments[0], "name": stem[:100] or "time_series"}
-        quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in given.items()}
-        arguments[:1] = ["--train", *(f"{key}={value}" for key, value in quoted.items())]
+        given = f"dataset={arguments[0]}", f"name={stem[:100] or 'time_series'}"
+        arguments[:1] = ["--train", *given]
     elif not any(argument.startswith("-") for argument in arguments):
-        arguments[:0] = ["--train", "dataset=''"]  # which is refused unless data is named after it
+        arguments[:0] = ["--train", "dataset="]  # which is refused unless data is named after it
     main(__file__, build_model, TimeSeries(), initialise, arguments)

@@ -331,11 +331,18 @@ def refill_the_state(network, x, state):
     state["layers"][0][0].zero_()
 
 
+def leave_training(network, x, state):
+    network.eval()
+
+
 @pytest.mark.parametrize(
     "change",
-    [change_a_weight, change_a_buffer, replace_a_buffer, refill_the_input, refill_the_state],
+    [
+        *(change_a_weight, change_a_buffer, replace_a_buffer, refill_the_input, refill_the_state),
+        leave_training,
+    ],
 )
-def test_weights_buffers_inputs_and_states_that_have_changed_since_the_forward_pass_are_refused(
+def test_weights_buffers_inputs_states_and_modes_that_have_changed_are_refused(
     change,
 ):
     class Pair(nn.Module):

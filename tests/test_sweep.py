@@ -14,6 +14,7 @@ from running import ONE_THREAD, ROOT, run_script
 from sweeping import SCRIPT, start_sweep, sweep
 
 from snn_lib.sweep import STOPPED, save_best
+from snn_lib.tasks.digits import DigitConfig
 
 pytest.importorskip("optuna")
 
@@ -104,6 +105,13 @@ def test_wrong_input_is_one_line(study, others, message):
     assert message in refused.err
 
 
+@pytest.mark.parametrize("name", ["", ".", "none.py"])
+def test_a_script_that_is_none_is_refused(name):
+    refused = sweep(name, "seed=1,2")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert refused.err.startswith("sweep: there is no script ")
+
+
 def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = sweep(*study[0])
@@ -114,23 +122,25 @@ def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):
 
 
 def test_the_best_settings_name_a_base_in_a_folder_of_any_name(tmp_path):
-    attributes = {"settings": ["seed=3"], "run": "trial_0000"}
+    attributes = {"settings": ["seed=3", "first_weights=a #1"], "run": "trial_0000"}
     trial = SimpleNamespace(value=1.0, user_attrs=attributes)
-    save_best(trial, tmp_path / "exp #1" / "mine.yaml", tmp_path / "best.yaml")
+    space = SimpleNamespace(base=tmp_path / "exp #1" / "mine.yaml", config=DigitConfig(name="a"))
+    save_best(trial, space, tmp_path / "best.yaml")
     written = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    assert written == {"base": "exp #1/mine.yaml", "seed": 3}
+    assert written == {"base": "exp #1/mine.yaml", "seed": 3, "first_weights": "a #1"}
     assert "# trial_0000 of " in (tmp_path / "best.yaml").read_text()
 
 
-def test_ctrl_c_ends_a_sweep_with_a_line_and_its_trial_is_left_running(study):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_with_a_line_and_its_trial_is_left_running(study, number):
     arguments, folder = study
     arguments[2] = "hyperparameters.epoch=1000"
     command = [sys.executable, "-m", "snn_lib.sweep", *map(str, arguments)]
     with Popen(command, cwd=ROOT, env=ONE_THREAD, stderr=PIPE, stdout=DEVNULL, text=True) as sweep:
         wait_for(lambda: epochs(folder / "trial_0000"))
-        sweep.send_signal(signal.SIGINT)
+        sweep.send_signal(number)
         _, said = sweep.communicate(timeout=60)
-    assert (sweep.returncode, said) == (-signal.SIGINT, STOPPED.decode())
+    assert (sweep.returncode, said) == (-number, STOPPED.decode())
     assert said.count("\n") == 1
     with sqlite3.connect(folder / "study.db") as database:
         assert database.execute("select state from trials").fetchall() == [("RUNNING",)]

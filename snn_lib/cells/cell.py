@@ -162,6 +162,9 @@ class Cell(Constrained):
                 raise TypeError(
                     f"{cls.__name__}.{attribute} is {names!r}, expected a tuple: ({names!r},)"
                 )
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{cls.__name__}.{attribute} names {name!r} twice")
         for name in set(cls.decays).difference(cls.coefficients):
             raise ValueError(f"{cls.__name__}.decays names {name!r}, which is no coefficient")
         above = next(base for base in cls.__mro__[1:] if issubclass(base, Cell))
@@ -280,7 +283,7 @@ class Cell(Constrained):
             is what the threshold compares with 1. R[t], already subtracted in V[t], is the state
             ``reset``, and zero if the cell has none.
         """
-        spikes, potential, states = record_cell(self.call(x, state), x)
+        spikes, potential, states = record_cell(self.call(x, state, drops=False), x)
         reset = states.get("reset")
         return spikes, potential, torch.zeros_like(potential) if reset is None else reset
 

@@ -30,7 +30,8 @@ class Recurrent(StatefulModule):
 
     Args:
         weights: from what comes back to the neurons' current, ``(1, B, *shape)`` to the same shape.
-        neuron: a :class:`Cell` that spikes.
+        neuron: a :class:`Cell` that spikes. Its hooks see the current of all steps; what they
+            change does not come back.
         synapse: a :class:`Cell` that filters the spikes before the weights, if there is one. Hooks
             do not see it.
 
@@ -42,7 +43,8 @@ class Recurrent(StatefulModule):
         - returns the spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
-        TypeError: ``neuron`` is no cell that spikes, or ``synapse`` none that does not.
+        TypeError: ``neuron`` is no cell that spikes, ``synapse`` none that does not, or one of them
+            has a ``forward`` of its own.
         ValueError: a shape is wrong.
     """
 
@@ -55,6 +57,10 @@ class Recurrent(StatefulModule):
             raise TypeError(f"neuron is {neuron!r}, expected a cell that spikes")
         if synapse is not None and not (isinstance(synapse, Cell) and not synapse.spikes):
             raise TypeError(f"synapse is {synapse!r}, expected a cell that does not spike")
+        for name, part in (("neuron", neuron), ("synapse", synapse)):
+            own = Cell.forward if part is None else getattr(part.forward, "__func__", None)
+            if own is not Cell.forward:
+                raise TypeError(f"{name} has a forward of its own, which would not be called")
         self.weights, self.neuron, self.synapse = weights, neuron, synapse
 
     def forward(

@@ -101,8 +101,8 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     for layer in read_layers:
         if isinstance(layer, Rearrangement):
             raise ValueError(
-                f"{layer.name} rearranges features between layers, which only PyTorch can: put it "
-                "before the first layer that computes"
+                f"layer {layer.name} rearranges features between layers, which only PyTorch can: "
+                "put it before the first layer that computes"
             )
     layers = tuple(fold_normalisations(read_layers))
     if all(isinstance(layer, Flattening) for layer in layers):

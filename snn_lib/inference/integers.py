@@ -620,7 +620,7 @@ class _Lowering:
         given = [self._given(value) for value in line.arguments]
         if operation == "div":
             if not isinstance(given[1], _Affine) or given[1].gain is not None:
-                raise ValueError(f"{name} divides by what changes, which integers cannot")
+                raise ValueError(f"layer {name} divides by what changes, which integers cannot")
             operation, given[1] = "mul", _Affine(1 / given[1].offset)
         known = [value for value in given if isinstance(value, _Affine)]
         if len(known) == len(given) and (linear := _affine(operation, known)):
@@ -648,7 +648,7 @@ class _Lowering:
                 numbers = self._aligned(*given) if operation in COMPARISONS else made
                 values = tuple(number.value for number in numbers)
                 return self._line(operation, values, 0, 0, 1, is_condition=True)
-        raise ValueError(f"{name} computes {operation}, which integers cannot")
+        raise ValueError(f"layer {name} computes {operation}, which integers cannot")
 
     def _sum(self, operation: str, a: _Number, b: _Number) -> _Number:
         """A sum, a difference, or the larger or smaller of two numbers of the same unit."""

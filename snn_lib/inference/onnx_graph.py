@@ -87,8 +87,8 @@ def to_onnx(
     for layer, (x, y) in zip(description.layers, description.run, strict=False):
         if isinstance(layer, kinds.MaxPooling) and np.isneginf(y).any() > np.isneginf(x).any():
             raise ValueError(
-                f"{layer.name} has windows that hold nothing of the map, whose largest value ONNX "
-                "does not define: set another size, dilation or padding"
+                f"layer {layer.name} has windows that hold nothing of the map, whose largest value "
+                "ONNX does not define: set another size, dilation or padding"
             )
     preparation = preparation_of(network)
     graph = _Graph(description, preparation)

@@ -125,8 +125,8 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             windows = _windows(layer, size)
             if largest and not (windows.places >= 0).any(1).all():
                 raise ValueError(
-                    f"{name} has windows that hold nothing of the map, whose largest value C does "
-                    "not have: set another size, dilation or padding"
+                    f"layer {name} has windows that hold nothing of the map, whose largest value "
+                    "C does not have: set another size, dilation or padding"
                 )
             stages: list[Stage] = [Pool(name, windows, largest)]
             after = channels_last_order(layer.after)
@@ -137,8 +137,8 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             return [_cell(layer, order)], order
         case kinds.Recurrence():
             raise ValueError(
-                f"{name} is given its own spikes, which C and integers cannot: run it by compiled, "
-                "or export it by to_onnx"
+                f"layer {name} is given its own spikes, which C and integers cannot: run it by "
+                "compiled, or export it by to_onnx"
             )
         case kinds.Snapshot(steps=steps):
             channels, copies = layer.after[0], len(steps)
@@ -190,14 +190,17 @@ def _reduced(
     """A step without products by 0 and 1, and without states that nothing reads.
 
     Raises:
-        ValueError: it computes what C has only in a library.
+        ValueError: it computes what C has only in a library, or with a number that is not finite.
     """
     for line in lines.lines:
         if line.operation not in FUNCTIONS:
             raise ValueError(
-                f"{name} computes {line.operation}, for which C needs its library of mathematics: "
-                "it cannot be exported"
+                f"layer {name} computes {line.operation}, for which C needs its library of "
+                "mathematics: it cannot be exported"
             )
+        for value in line.arguments:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"layer {name} computes with {value}, which C has no number for")
     known = {"dropout_scale": 1.0}
     for key, row in coefficients.items():
         if not row.any() or (row == 1).all():

@@ -10,13 +10,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from snn_lib.kernels.inputs import Inputs
+from snn_lib.kernels.inputs import BLOCK, Inputs
 from snn_lib.kernels.program import Fire, fire_with, surrogate_of
 from snn_lib.surrogate import Surrogate
 
 
-def run(inputs: Inputs, surrogate: Surrogate | None = None) -> tuple[Tensor, Tensor]:
+def run(
+    inputs: Inputs, surrogate: Surrogate | None = None, firsts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Runs a program over all steps, with the surrogate that is named if none is given.
+
+    Args:
+        inputs: the program, and what it runs with.
+        surrogate: of the threshold's gradient.
+        firsts: room for the first states of all blocks but the first, ``(blocks, S, B, N)``.
 
     Returns:
         The output, ``(T, B, N)``, and the state ``(S, B, N)`` after the last step.
@@ -28,6 +35,8 @@ def run(inputs: Inputs, surrogate: Surrogate | None = None) -> tuple[Tensor, Ten
     for t, (output, rows) in enumerate(steps_of(inputs, fire_with(surrogate))):
         # one that only depends on coefficients is the same in all rows
         outputs.append(output.expand(lanes))
+        if firsts is not None and rows and (t + 1) % BLOCK == 0:
+            firsts[(t + 1) // BLOCK - 1] = torch.stack([row.expand(lanes) for row in rows])
         if lengths is not None:
             reached = (t < lengths)[:, None]
             rows = [torch.where(reached, row, old) for row, old in zip(rows, ends, strict=True)]
@@ -49,9 +58,11 @@ def steps_of(inputs: Inputs, fire: Fire) -> Iterator[tuple[Tensor, list[Tensor]]
 
 
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the last state, and what the backward pass is given, which needs nothing."""
+    """The output, the last state, and the first states of blocks, for another's backward pass."""
+    *_, kept = inputs.new_results()
+    firsts = kept[:-2].view(inputs.blocks, *inputs.first.shape) if inputs.blocks else None
     with torch.no_grad():
-        return *run(inputs), inputs.new_results()[2]
+        return *run(inputs, firsts=firsts), kept
 
 
 def backward(

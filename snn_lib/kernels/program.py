@@ -226,6 +226,7 @@ def _names(groups: Any, taken: Sequence[str] = ("x", "dropout_scale")) -> list[s
     found: list[str] = []
     for names, orders in groups:
         for name, order in zip(names, orders, strict=True):
+            name = f"own{name}" if name.startswith("_") else name  # as lines of a trace do
             for row in [name] if order is None else [f"{name}_{row}" for row in range(order)]:
                 while keyword.iskeyword(row) or row in found or row in taken:
                     row += "_"

@@ -180,7 +180,7 @@ def _run(
     require(
         not options.train
         or not config.test_checkpoint_path
-        or "test_checkpoint_path" not in keys_of(options.overrides),
+        or "test_checkpoint_path" not in keys_of(task.config_class, options.overrides),
         "test_checkpoint_path has no effect with --train, which tests the network that it trains",
     )
 
@@ -384,5 +384,10 @@ def _explain(
         doc += f"; {why}" if why not in ("", above) else ""
         yield f"  {f'{name}={shown}':<50} {doc}".rstrip()
     for value, name, why in nested:
-        yield f"\n{value.__doc__.splitlines()[0]}{why and f' (this {why})'}"
+        written = (  # dataclass writes one that begins with its name
+            kind.__doc__
+            for kind in type(value).__mro__
+            if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(")
+        )
+        yield f"\n{next(written).splitlines()[0]}{why and f' (this {why})'}"
         yield from _explain(value, idle, f"{name}.", why)

@@ -10,12 +10,13 @@ import dataclasses
 import difflib
 import functools
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -123,7 +124,7 @@ def refuse_without_effect(
         InputError: a setting has an effect in none of the configurations.
     """
     unmet = idle_settings(*merged, unread=unread)
-    for key in keys_of(overrides):
+    for key in keys_of(get_type(merged[0]), overrides):
         if key in unmet and (trained is None or not _same(key, merged[0], trained)):
             raise InputError(f"{key} {unmet[key]}")
 
@@ -168,9 +169,32 @@ def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) 
     return unmet
 
 
-def keys_of(overrides: Sequence[str]) -> list[str]:
+def keys_of(schema: type, overrides: Sequence[str]) -> list[str]:
     """The dotted keys that overrides set, however they are written: ``a.b=1``, ``a[b]=1``."""
-    return [key for key, _ in _leaves(OmegaConf.from_dotlist(list(overrides)))]
+    return [key for one in overrides for key, _ in _leaves(read_override(schema, one))]
+
+
+def read_override(schema: type, override: str) -> DictConfig:
+    """What ``key=value`` sets. A text is what is typed, and any other value is YAML, as in quotes.
+
+    Raises:
+        InputError: it is none.
+    """
+    key, sign, value = override.partition("=")
+    require(bool(key and sign), f"{override!r} is not an override, expected key=value")
+    ((dotted, _),) = _leaves(OmegaConf.from_dotlist([f"{key}=0"]))
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if not value or (not quoted and _is_text(schema, dotted.split("."))):
+        value = json.dumps(value, ensure_ascii=False)
+    return OmegaConf.from_dotlist([f"{key}={value}"])
+
+
+def _is_text(schema: Any, key: Sequence[str]) -> bool:
+    """Whether a setting is declared as text."""
+    for part in key:
+        known = get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
+        schema = known.get(part)
+    return schema is str
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,8 +230,8 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     )
     with reading(path):
         content = OmegaConf.load(path)
-        base = content.pop("base", None) if isinstance(content, DictConfig) else None
-    if base is None:
+        base = content.pop("base", False) if isinstance(content, DictConfig) else False
+    if base is False:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
     below = _found(path.parent / base, path.parent)
@@ -220,9 +244,7 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
     for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
         with _naming(schema, source):
             if isinstance(content, str):
-                key, sign, value = content.partition("=")
-                require(bool(key and sign), f"{content!r} is not an override, expected key=value")
-                content = OmegaConf.from_dotlist([content if value else f"{key}=''"])
+                content = read_override(schema, content)
             config = OmegaConf.merge(config, content)
             for key, value in _leaves(content):  # OmegaConf would pass over it
                 require(value != "???", f"{source}: {key} is ???, expected a value")

@@ -22,8 +22,9 @@ BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches{postfix}"
 
 def say(line: str) -> None:
     """Prints a line, above the progress bar if there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    if sys.stdout is not None:  # it may have been closed
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def introduction(model: nn.Module, config: Any, device: torch.device, world: int) -> str:

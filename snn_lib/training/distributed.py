@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from snn_lib.errors import InputError, one_line
 from snn_lib.tasks.base import read_sums
 
 
@@ -16,12 +17,22 @@ def is_launched() -> bool:
 
 
 def start() -> None:
-    """Joins the group of processes that ``torchrun`` has started, if it started this one."""
+    """Joins the group of processes that ``torchrun`` has started, if it started this one.
+
+    Raises:
+        InputError: something else has set RANK.
+    """
     if is_launched():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local < torch.cuda.device_count():
             torch.cuda.set_device(local)
-        dist.init_process_group()  # gloo for tensors on the CPU, NCCL for those on a GPU
+        try:
+            dist.init_process_group()  # gloo for tensors on the CPU, NCCL for those on a GPU
+        except ValueError as error:  # torchrun sets all that it needs
+            raise InputError(
+                "RANK says that this is one of several processes: start them by torchrun, or unset "
+                f"RANK ({one_line(error)})"
+            ) from None
 
 
 def rank_and_world() -> tuple[int, int]:

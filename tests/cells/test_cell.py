@@ -442,6 +442,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
     (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
     (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),
+    (lambda: type("Twice", (Cell,), {"states": ("a", "a")}), "Twice.states names 'a' twice"),
     (lambda: type("Stepless", (Cell,), {})(3), "Stepless has no step"),
     (lambda: type("Method", (Cell,), {"step": leak}), "Method.step is a method: write @static"),
     (lambda: NoComma(3)(X), r"NoComma returns its states as Tensor, .* such as \(state,\) for a"),

@@ -209,6 +209,15 @@ def test_first_weights_the_monitor_and_firing_rates_know_its_neurons():
     assert activity.spike_counts["1.neuron"] == spikes.sum()
 
 
+@pytest.mark.parametrize("mean", [-0.3, 0.0, 0.05])
+def test_first_weights_count_on_what_comes_back(mean):
+    recurrent = Recurrent(nn.Linear(50, 50), SpikingNeuron(50, 5.0))
+    nn.init.normal_(recurrent.weights.weight, mean, 0.2)
+    x = (torch.rand(60, 16, 20) < 0.1).float()
+    rates = fire_from_the_start(Sequential(nn.Linear(20, 50), recurrent), x, rate=0.05)
+    assert rates["1.neuron"] == pytest.approx(0.05, rel=0.05)
+
+
 def test_spikes_and_states_keep_float32_under_autocast_and_in_bfloat16():
     layer, x = build(9, synapse=True, dtype=torch.float32), torch.randn(9, 2, 9)
     with torch.autocast("cpu", torch.bfloat16):
@@ -263,7 +272,15 @@ NEURON, SYNAPSE, WEIGHTS = SpikingNeuron(3, 4.0), LowPassSynapse(3, 4.0), nn.Lin
 X = torch.zeros(5, 2, 3)
 
 
+class Silent(LowPassSynapse):
+    """A synapse that nothing leaves."""
+
+    def forward(self, x, state=None, lengths=None):
+        return 0 * x, state
+
+
 REFUSED = [  # what is built or run, and the words
+    (lambda: Recurrent(WEIGHTS, NEURON, Silent(3, 4.0)), "synapse has a forward of its own, which"),
     (lambda: Recurrent(WEIGHTS, SYNAPSE), r"neuron is .*, expected a cell that spikes"),
     (lambda: Recurrent(WEIGHTS, NEURON, NEURON), "synapse is .*, expected a cell that does not sp"),
     (lambda: Recurrent(nn.Linear(4, 4), NEURON)(X), "the weights have shape"),

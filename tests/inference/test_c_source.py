@@ -1,5 +1,6 @@
 """The C source of a network, compiled on this machine, against PyTorch."""
 
+import math
 import re
 
 import numpy as np
@@ -145,9 +146,18 @@ class Curved(Cell):
         return torch.tanh(x + level), (level + x,)
 
 
+class Unbounded(Cell):
+    """A limit that nothing reaches."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return torch.where(x > math.inf, 0.0, x), ()
+
+
 REFUSED = [  # the network, the name of the file, and the words
     (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
     (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
+    (Sequential(Unbounded(4)), "network.c", "0 computes with inf, which C has no number for"),
     (coming_back()[0], "network.c", "1 is given its own spikes, which C and integers cannot"),
     (Sequential(nn.Linear(4, 4)), "network.h", "network.h: expected a name in C with"),
     (Sequential(nn.Linear(4, 4)), "my-net.c", "my-net.c: expected a name in C with"),

@@ -1,5 +1,7 @@
 """What the monitor records of synapses and neurons, against their equations step by step."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from definitions import traces_by_hand
@@ -151,6 +153,21 @@ def test_recording_changes_no_output_gradient_or_state_dict(model, x):
     assert not any(module._forward_hooks for module in model.modules())
     assert not recorded.membrane.requires_grad
     assert not monitor["0"].psp.requires_grad
+
+
+@pytest.mark.parametrize("steps", [7, 30])
+def test_recording_does_not_change_dropout(steps):
+    layers = nn.Linear(6, 64), SpikingNeuron(64, 3.0, dropout=0.5), nn.Linear(64, 64)
+    model = Sequential(*layers, SpikingNeuron(64, 3.0, dropout=0.5), nn.Linear(64, 1))
+    for weights in (model[0].weight, model[2].weight):
+        weights.data *= 5
+    chunked, x, found = Chunked(model, steps), torch.randn(30, 4, 6), []
+    for context in (nullcontext(), Monitor(model)):
+        torch.manual_seed(1)
+        with context:
+            output, _ = chunked(x)
+        found.append([output, *torch.autograd.grad(output.sum(), model.parameters())])
+    assert all(map(torch.equal, *found))
 
 
 def test_hooks_are_gone_after_an_error(model):

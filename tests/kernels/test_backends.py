@@ -6,8 +6,9 @@ from contextlib import ExitStack
 import pytest
 import torch
 from claimed_device import ClaimedDevice
+from torch import nn
 
-from snn_lib import kernels, use_backend
+from snn_lib import LowPassSynapse, Recurrent, Sequential, SpikingNeuron, kernels, use_backend
 from snn_lib.functional import iir_filter
 from snn_lib.kernels import backend_for, choose_backend, eager
 from snn_lib.kernels.check import FILTER, NEURON, Draw, filter_key, make_case
@@ -35,6 +36,25 @@ def llvmlite():
 
 # --------------------------------------------------------------------------------------------------
 # The choice
+
+
+@pytest.mark.parametrize("steps", [31, 64, 100])
+@pytest.mark.parametrize("ways", [("eager", "cpu"), ("cpu", "eager")])
+def test_the_backward_pass_may_run_on_another_backend(steps, ways, llvmlite):
+    model = Sequential(
+        SpikingNeuron(6, 3.0, membrane_filter=True),
+        Recurrent(nn.Linear(6, 6), SpikingNeuron(6, 3.0)),
+        LowPassSynapse(6, 4.0),
+    ).double()
+    x = 2 * torch.randn(steps, 3, 6, dtype=torch.float64, requires_grad=True)
+    lengths, found = torch.tensor([steps, steps - 7, 0]), []
+    for forward, backward in (ways, (ways[1], ways[1])):
+        with use_backend(forward):
+            output, _ = model(x, lengths=lengths)
+        with use_backend(backward):
+            loss = output.cos().sum()
+            found.append(torch.autograd.grad(loss, [x, *model.parameters()]))
+    torch.testing.assert_close(*found)
 
 
 def test_each_device_is_served_by_its_fastest_backend(llvmlite):

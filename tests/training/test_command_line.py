@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -16,11 +17,11 @@ import torch
 from running import SCRIPT, TINY, load, refused, run, shell, the_run, tiny, train
 from torch import nn
 
-from snn_lib.settings import list_settings
-from snn_lib.tasks.digits import DigitClassification, DigitConfig
+from snn_lib.settings import list_settings, section, setting
+from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint
-from snn_lib.training.command_line import _resume_command, settings_of
+from snn_lib.training.command_line import _explain, _resume_command, settings_of
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
@@ -107,6 +108,20 @@ def test_help_explains_every_setting():
     assert "hidden spikes dropped in training (at least 0 and below 1)\n" in finished.out
     for option in ("--train", "--test", "--config_file", "--resume", "key=value", "exit codes"):
         assert option in finished.out
+
+
+def test_help_heads_settings_without_a_docstring_as_those_that_they_derive_from():
+    @dataclasses.dataclass
+    class Own(DigitHyperparameters):
+        more: int = setting(3, "what is added")
+
+    @dataclasses.dataclass
+    class OwnConfig(DigitConfig):
+        hyperparameters: Own = section(Own)
+
+    lines = list(_explain(OwnConfig(), {}))
+    assert f"\n{DigitHyperparameters.__doc__.splitlines()[0]}" in lines
+    assert not any("Own(" in line for line in lines)
 
 
 def test_help_shows_values_of_the_file_and_of_overrides_and_what_has_no_effect(tmp_path):
@@ -274,6 +289,12 @@ def test_an_error_in_the_user_s_own_code_keeps_its_traceback(tmp_path):
 def test_a_user_sees_nothing_but_the_line_and_the_exit_code():
     finished = shell(sys.executable, SCRIPT, "--train", "--test", *TINY)
     assert (finished.code, finished.out, finished.err) == (2, "", f"snn_mlp_1.py: {CHOOSE}\n")
+
+
+def test_a_run_without_standard_output_goes_on(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--train", *tiny(tmp_path)]
+    closed = shell("sh", "-c", f"{shlex.join(command)} >&-")
+    assert (closed.code, closed.out, closed.err) == (0, "", "")
 
 
 def test_a_resumed_run_takes_its_machine_from_here_and_the_rest_from_its_checkpoint():

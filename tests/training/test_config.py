@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import json
 import shlex
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from snn_lib.training.config import (
     check_config,
     chosen_file,
     config_from_dict,
+    keys_of,
     load_config,
     merge_config,
     refuse_without_effect,
@@ -71,6 +73,23 @@ def test_defaults_are_not_shared_between_configurations():
     one, other = DigitConfig(), DigitConfig()
     one.optimizer.Adam.betas[0] = 0.5
     assert other.optimizer.Adam.betas[0] == 0.9
+
+
+@pytest.mark.parametrize(
+    "text", ["0123", "a #1", "yes", "~", "1e-3", "2026_11", "a: b", '"', "it's", "é", "[a, b]"]
+)
+def test_a_text_is_taken_as_it_is_typed(yaml_file, text):
+    overrides = [f"dataset_path={text}", "transform[elastic][alpha]=1e-1"]
+    config = load_config(DigitConfig, yaml_file, overrides)
+    assert (config.dataset_path, config.transform.elastic.alpha) == (text, 0.1)
+    quoted = load_config(DigitConfig, yaml_file, [f"dataset_path={json.dumps(text)}"])
+    assert quoted.dataset_path == config.dataset_path
+    assert keys_of(DigitConfig, overrides) == ["dataset_path", "transform.elastic.alpha"]
+
+
+def test_a_base_without_a_name_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base:\nseed: 3\n")
+    assert "mine.yaml: base is None, expected the name of a YAML" in refusal(tmp_path / "mine.yaml")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,13 @@ def start(folder, world, *arguments, prepare=None):
     return [Process(folder, *arguments, environment=one, prepare=prepare) for one in own]
 
 
+def test_a_rank_without_the_rest_is_refused_in_a_line(tmp_path):
+    refused = Process(tmp_path, "--train", *tiny(tmp_path), environment={"RANK": "0"}).wait()
+    assert refused.code == 2
+    assert "RANK says that this is one of several processes: start them by torchrun" in refused.err
+    assert refused.err.count("\n") == 1
+
+
 def finish(processes):
     finished = [process.wait() for process in processes]
     assert [each.code for each in finished] == [0] * len(processes), finished
