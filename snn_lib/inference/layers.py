@@ -252,8 +252,8 @@ def fold_normalisations(layers: Iterable[Layer]) -> list[Layer]:
             weights = folded.pop() if folded else None
             if not isinstance(weights, (Weights, Convolution)):
                 raise ValueError(
-                    f"{layer.name} normalises what comes from no layer of weights: put it right "
-                    "after an nn.Linear or nn.Conv2d"
+                    f"layer {layer.name} normalises what comes from no layer of weights: put it "
+                    "right after an nn.Linear or nn.Conv2d"
                 )
             scale = layer.scale.reshape(-1, *[1] * (weights.weight.ndim - 1))
             bias = layer.scale * weights.bias + layer.shift

@@ -72,7 +72,7 @@ class Louder(nn.Conv2d):
 
 def test_a_layer_that_computes_something_else_than_its_kind_is_refused():
     model, features = maps(Louder(2, 3, 3))
-    with pytest.raises(ValueError, match=r"^1\.module computes something else in PyTorch"):
+    with pytest.raises(ValueError, match=r"^layer 1\.module computes something else in PyTorch"):
         compiled(model.eval(), features)
 
 
