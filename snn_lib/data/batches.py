@@ -91,10 +91,12 @@ class Split:
         parts, share = order.split(self.batch_size), slice(self.rank, None, self.world)
 
         def make(number: int) -> Batch | InputError:
-            try:
-                return self.make_batch(parts[number], share, epoch, number)
-            except InputError as error:
-                return error  # not raised: a DataLoader would turn it into a traceback's text
+            # A sample is the same in training and in evaluation, whose modes are for the network.
+            with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+                try:
+                    return self.make_batch(parts[number], share, epoch, number)
+                except InputError as error:
+                    return error  # not raised: a DataLoader would turn it into a traceback's text
 
         numbers = range(start, len(self))
         made = _from_workers(make, numbers, self.workers) if self.workers else map(make, numbers)

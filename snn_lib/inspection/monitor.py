@@ -49,7 +49,8 @@ class Monitor:
     Attributes:
         records: the :class:`SynapseRecord` or :class:`NeuronRecord` of each layer in its last run,
             without gradient. They remain after the context. A run in chunks of
-            :class:`snn_lib.Chunked` is one run.
+            :class:`snn_lib.Chunked` is one run, unless the module inside is compiled: then the last
+            chunk is what remains.
 
     Raises:
         ValueError: there is no synapse or neuron layer of that name; or, at the end of the context,

@@ -165,3 +165,17 @@ def test_training_and_validation_cover_all_samples_as_the_seed_says():
     assert torch.equal(training, again[0])
     assert torch.equal(validation, again[1])
     assert not torch.equal(validation, split_indices(100, 30, seed=2)[1])
+
+
+def test_samples_are_computed_alike_whatever_mode_the_network_runs_in():
+    weights, raw = torch.randn(30, 30, requires_grad=True), torch.randn(50, 30)
+
+    def make_batch(numbers, share, epoch, number):
+        values = raw[numbers] @ weights
+        (gradient,) = torch.autograd.grad(values.square().sum(), weights)
+        return Batch(values.detach(), gradient.sum(0))
+
+    split = Split(50, 16, make_batch)
+    expected = list(split.batches())
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert_same(split.batches(), expected)
