@@ -19,7 +19,8 @@ class Activity:
 
     Attributes:
         neurons: the names of the layers.
-        spike_counts: the number of spikes of each layer, by its name.
+        spike_counts: the number of spikes of each layer that are passed on, by its name. In
+            training, those that dropout takes are not.
         elements: the neurons of each layer times the steps of all sequences.
     """
 
