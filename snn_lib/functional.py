@@ -392,7 +392,7 @@ def record_cell(call: Call, x: Tensor) -> Recording:
 
     Args:
         call: the cell; its dropout is left out.
-        x: ``(T, B, *features)``, at least one step.
+        x: ``(T, B, *features)``.
 
     Raises:
         ValueError, TypeError: as :func:`run_cells`; also if the cell does not spike.
@@ -405,18 +405,20 @@ def record_cell(call: Call, x: Tensor) -> Recording:
         fired.append((potential, fire(potential)))
         return fired[-1][1]
 
+    if not any(inputs.program.spikes):
+        raise ValueError(f"{call.kind} does not spike, so it has no potential")
     outputs, potentials, states = [], [], [inputs.first]
     for output, rows in steps_of(inputs, watched):
         outputs.append(output)
         potentials += [potential for potential, spikes in fired if spikes is output]
         states.append(torch.stack(rows))
         fired.clear()
-    if not potentials:
-        raise ValueError(f"{call.kind} does not spike, so it has no potential")
+    spikes, potential = (torch.stack(of) if of else inputs.x for of in (outputs, potentials))
+    before = torch.stack(states)[:-1]
     return Recording(
-        unfold(torch.stack(outputs), features, last),
-        unfold(torch.stack(potentials), features, last),
-        _states_of([call], torch.stack(states[:-1]), features, last, dim=1)[0],
+        unfold(spikes, features, last),
+        unfold(potential, features, last),
+        _states_of([call], before, features, last, dim=1)[0],
     )
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 WEIGHT_BITS = 2, 4, 8
-SHARES = [k / 50 for k in range(25, 51)]  # of the largest weight that may be the largest integer
+# By the largest integer, the least part of the largest weight that it may stand for. The fewer
+# integers there are, the more large weights it pays to cut off.
+LEAST_SHARES = {1: 5, 7: 25, 127: 25}  # of 50
 EXACT = 1e-12  # square error, as a part of the squares, that is but the rounding of floats
 
 
@@ -29,7 +31,8 @@ def integer_weights(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     largest = sizes.amax(-1, keepdim=True)
     smallest = sizes.where(sizes > 0, torch.inf).amin(-1, keepdim=True)
     scale, least = torch.ones_like(largest), torch.full_like(largest, torch.inf)
-    for candidate in (smallest, *(share * largest / most for share in SHARES)):
+    shares = (share / 50 for share in range(LEAST_SHARES[most], 51))
+    for candidate in (smallest, *(share * largest / most for share in shares)):
         candidate = candidate.where(largest > 0, 1.0)
         integers = (weights / candidate).round_().clamp_(-most, most)
         error = (weights - candidate * integers).square_().sum(-1, keepdim=True)

@@ -158,8 +158,10 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         stem = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
-        given = f"dataset={arguments[0]}", f"name={stem[:100] or 'time_series'}"
-        arguments[:1] = ["--train", *given]
+        given = [f"name={stem[:100] or 'time_series'}"]  # by which the trained network is found
+        if "--export" not in arguments:
+            given = [f"dataset={arguments[0]}", *given, *["--train"] * ("--test" not in arguments)]
+        arguments[:1] = given
     elif not any(argument.startswith("-") for argument in arguments):
         arguments[:0] = ["--train", "dataset="]  # which is refused unless data is named after it
     main(__file__, build_model, TimeSeries(), initialise, arguments)

@@ -10,7 +10,7 @@ from leaving_pytorch import network, spikes
 from torch import nn
 
 from snn_lib.inference import quantise
-from snn_lib.rounding import rounded_weights
+from snn_lib.rounding import integer_weights, rounded_weights
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -27,6 +27,19 @@ def test_training_computes_with_the_rounded_weights_of_the_integer_network(name,
         output = made.run(made.integers(x.numpy())) * made.output_scale
         assert np.std(output - target) < 1e-3 * np.std(target)
     assert np.std(target - exact) > {8: 1e-3, 4: 0.02, 2: 0.2}[bits] * np.std(exact)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("inputs", [30, 500, 4000])
+def test_no_other_scale_has_a_much_smaller_error(bits, inputs):
+    weights, most = torch.randn(50, inputs), (1 << (bits - 1)) - 1
+    integers, scale = integer_weights(weights, bits)
+    found = (weights - scale * integers).square().sum(1)
+    for share in torch.linspace(0.02, 1.0, 99):
+        other = share * weights.abs().amax(1, keepdim=True) / most
+        rounded = other * (weights / other).round().clamp(-most, most)
+        error = (weights - rounded).square().sum(1)
+        assert found.sum() < 1.02 * error.sum() + 1e-3 * weights.square().sum() / most
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -123,8 +123,8 @@ class Cell(Constrained):
 
     Raises:
         ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
-            converted to a lower precision; a coefficient has no value; ``train_decay`` is given
-            but there are no ``decays``; or a shape is wrong.
+            converted to a lower precision, or is trained and above 1 - 1e-3; a coefficient has no
+            value; ``train_decay`` is given but there are no ``decays``; or a shape is wrong.
         TypeError: the surrogate has no ``derivative``, a coefficient is no number, or the class has
             no ``step``.
     """
@@ -206,6 +206,11 @@ class Cell(Constrained):
                 check_decaying(first.double())  # none that rounds to 1
             channels = torch.empty(first.shape).copy_(first)  # on the default device
             if name in train or (train_decay and name in self.decays and first.any()):
+                if name in self.decays and (first > 1.0 - MARGIN).any():
+                    raise ValueError(
+                        f"{name} is trained, and {first.max():.6g}: expected at most {1 - MARGIN}, "
+                        "a time constant of 999 steps"
+                    )
                 self.register_parameter(name, nn.Parameter(channels))
                 self._kept_decaying += [name] if name in self.decays else []
             else:

@@ -8,6 +8,7 @@ After :class:`snn_lib.Repeat`, each input has several.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,9 +83,14 @@ class Delay(Constrained):
 
     def effective_coefficients(self) -> dict[str, Tensor]:
         """The delays that the layer computes with: the nearest ones in [0, ``longest``]."""
-        if not isinstance(self.steps, nn.Parameter):
-            return {"steps": self.steps}
         return {"steps": straight_through(self.steps, lambda d: d.clamp(0.0, self.longest))}
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        loaded = state_dict.get(f"{prefix}steps")
+        if isinstance(loaded, Tensor) and not loaded.is_meta and (loaded > self.longest).any():
+            found = f"{prefix}steps: a delay is {loaded.max():g}, beyond longest={self.longest}"
+            others[-1].append(found)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor] | None = None, lengths: Tensor | None = None

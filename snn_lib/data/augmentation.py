@@ -26,7 +26,11 @@ def draw_uniform(low: float, high: float, generator: torch.Generator, *shape: in
 
 @dataclass
 class RandomResizedCropSettings(Settings):
-    """Crop of a random share of the area and a random aspect ratio, resized to the full image."""
+    """Crop of a random share of the area and a random aspect ratio, resized to the full image.
+
+    What is longer than a side of the image is cut, so crops may be smaller than the share, and
+    nearer to a square than the ratio.
+    """
 
     scale: list[float] = setting(
         [0.85, 1.0], "lowest and highest share of the area", above=0, at_most=1, length=2

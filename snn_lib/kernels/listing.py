@@ -41,12 +41,13 @@ def listing(cells: str) -> str:
 
 
 def _with_orders(name: str) -> str:
-    if name == FILTER.partition("[")[0]:
-        return FILTER
     if "[" in name:
         return name
-    if "." in name:
-        importlib.import_module(name.rpartition(".")[0])
+    module, _, cell = name.rpartition(".")
+    found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
+    name = getattr(found, "kind", name)  # a class may have the step of another, as synapses do
+    if name == FILTER.partition("[")[0]:
+        return FILTER
     kind = kind_of(name)
     return key_of(name, (None,) * len(kind.states), (None,) * len(kind.coefficients))
 

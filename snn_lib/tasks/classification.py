@@ -94,7 +94,7 @@ class Classification(Task):
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Mean loss and accuracy."""
-        count = sums[self.mean_over]
+        count = max(sums[self.mean_over], 1)  # augmentation may leave an epoch without labels
         return {"loss": sums["loss"] / count, "accuracy": sums["correct"] / count}
 
     def score(self, metrics: dict[str, float]) -> tuple[float, ...]:

@@ -226,6 +226,19 @@ REFUSED = [  # what is built or run, and the words
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_delays_of_a_file_that_are_longer_than_the_layer_allows_are_refused(train):
+    long, short = Delay(3, 12.0, 20, train=train), Delay(3, 0.0, 5, train=train)
+    with pytest.raises(RuntimeError, match="steps: a delay is 12, beyond longest=5"):
+        short.load_state_dict(long.state_dict())
+
+
+def test_a_delay_that_is_set_beyond_the_longest_is_the_longest():
+    x, delay = torch.randn(9, 2, 3), Delay(3, 0.0, 5, train=False)
+    delay.steps.fill_(12.0)
+    assert torch.equal(delay(x)[0], Delay(3, 5.0, 5)(x)[0])
+
+
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_bad_delays_and_inputs_are_refused(call, words):
     with pytest.raises(ValueError, match=words):

@@ -120,6 +120,7 @@ def test_print_shows_the_time_constants_that_were_loaded(decays, shown):
 REFUSED = [  # what is built or run, and the words
     *((lambda t=t: SpikingNeuron(3, t), f"tau_m is {t}") for t in (0.0, -1.0, math.nan)),
     (lambda: SpikingNeuron(3, 1e9), r"a time constant is too long, .*: in torch\.float32"),
+    (lambda: SpikingNeuron(3, 5e3, train_decay=True), "reset_decay is trained, and 0.9998: expect"),
     *((lambda p=p: SpikingNeuron(3, 4.0, dropout=p), rf"dropout is {p}.*\[0, 1\)")
       for p in (-0.1, 1.0, 2.0, math.nan)),
     (lambda: SpikingNeuron(3, 4.0, surrogate="gaussian"), "'gaussian', expected an object with d"),

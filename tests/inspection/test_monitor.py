@@ -170,6 +170,13 @@ def test_recording_does_not_change_dropout(steps):
     assert all(map(torch.equal, *found))
 
 
+def test_a_run_of_no_steps_is_recorded_as_none(model, x):
+    with Monitor(model) as monitor:
+        model(x[:0])
+    for trace in vars(monitor["2"]).values():
+        assert trace.shape == (0, x.shape[1], 5)
+
+
 def test_hooks_are_gone_after_an_error(model):
     with pytest.raises(ValueError, match="shape"), Monitor(model):
         model(torch.rand(4, 2, 7))

@@ -21,6 +21,11 @@ def test_a_step_and_its_adjoint_are_written_with_the_cells_own_names():
     assert " = exp(" in adjoint
 
 
+@pytest.mark.parametrize("cell", ["LowPassSynapse", "snn_lib.ResonantSynapse"])
+def test_a_synapse_has_the_step_of_all_filters(cell):
+    assert listing(cell) == listing("IIRSynapse")
+
+
 OWN = """
 from snn_lib.kernels.program import Kind, register
 def step(x, state, coefficients, fire):

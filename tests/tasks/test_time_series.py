@@ -280,7 +280,10 @@ def test_the_installed_command_trains_tests_and_loads(mine, tmp_path, monkeypatc
     Path("0123.npz").rename("my #2.npz")  # where YAML would take the end for a comment
     found = accuracy_of("my #2.npz", "hyperparameters.neurons=64", "device=cpu")
     assert found > 60  # chance is 33
-    assert accuracy_of("--test", "name=my__2", 'dataset="my #2.npz"') == found
+    assert accuracy_of("my #2.npz", "--test", "device=cpu") == found
+    command = sys.executable, "-m", "snn_lib.time_series", "my #2.npz", "--export", "mine.c"
+    assert shell(*command, cwd=tmp_path).code == 0
+    assert Path("mine.c").exists()
     (best,) = tmp_path.glob("runs/my__2/*/best")
     names, scores = snn_lib.load(best).classify([mine["x_test"][0]])
     assert names[0] in {"0", "1", "2"}
