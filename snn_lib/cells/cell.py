@@ -327,7 +327,7 @@ class Cell(Constrained):
         back inside.
         """
         return {
-            name: straight_through(getattr(self, name), lambda a: a.clamp(0.0, 1.0 - MARGIN))
+            name: straight_through(getattr(self, name), _decaying)
             if name in self._kept_decaying
             else getattr(self, name)
             for name in self.coefficients
@@ -374,6 +374,11 @@ def first_values(
     exact = torch.empty(shape, dtype=torch.float64, device="cpu")
     exact[...] = per_channel(value, shape, name)
     return exact.to(torch.get_default_dtype())
+
+
+def _decaying(decay: Tensor) -> Tensor:
+    """The nearest decays in [0, 1 - 1e-3], or further from 1 where the dtype has none so near."""
+    return decay.clamp(0.0, 1.0 - max(MARGIN, torch.finfo(decay.dtype).eps))
 
 
 def is_spiking(module: nn.Module) -> bool:

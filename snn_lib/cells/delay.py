@@ -125,6 +125,7 @@ class Delay(Constrained):
 
         An undefined delay begins anywhere. Its parts, and so its output, are undefined.
         """
+        delays = delays.clamp(max=self.longest)  # which low precision may have rounded up
         whole = delays.detach().nan_to_num().floor().clamp(0, self.longest - 1)
         part = delays - whole
         return self.longest - 1 - whole.long(), torch.stack([part, 1 - part])

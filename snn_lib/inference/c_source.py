@@ -17,7 +17,7 @@ from torch import nn
 
 import snn_lib
 from snn_lib.files import write_atomically
-from snn_lib.inference.integers import NEAR_LIMIT, STATE_BITS, IntegerNetwork, StagedIntegers
+from snn_lib.inference.integers import FAR_BEHIND, NEAR_LIMIT, IntegerNetwork, StagedIntegers
 from snn_lib.inference.stages import Gather, Pool, Rows, Stage, Step, Windows
 from snn_lib.inference.staging import StagedNetwork, read_stages
 from snn_lib.kernels.trace import Line
@@ -64,7 +64,8 @@ static inline int32_t rounded({name}_state *state, int64_t value, int shift, int
 }}
 """
 SHIFT_SUMS = """
-/* Only the differences of the sums count: when one nears its limit, all lose the largest. */
+/* Only the differences of the sums count: when one nears its limit, all lose the largest. One that
+   is far behind stays there, which changes no class. */
 static inline void shift_sums({name}_state *state)
 {{
     int32_t largest = state->answer_sum[0], near = 0;
@@ -73,8 +74,10 @@ static inline void shift_sums({name}_state *state)
         largest = sum > largest ? sum : largest;
         near |= sum >= {limit} || sum <= -{limit};
     }}
-    for (int32_t n = 0; near && n < {big}_OUTPUTS; n++)
-        state->answer_sum[n] = rounded(state, (int64_t)state->answer_sum[n] - largest, 0, {bits});
+    for (int32_t n = 0; near && n < {big}_OUTPUTS; n++) {{
+        const int64_t behind = (int64_t)state->answer_sum[n] - largest;
+        state->answer_sum[n] = behind < {least} ? {least} : (int32_t)behind;
+    }}
 }}
 """
 # A word holds several weights, each plus half its range. Their sums grow in halves of words. What a
@@ -400,10 +403,9 @@ class _Source:
             steps = []
         self._loop(steps, values, math.prod(self.staged.after), self._end)
         if isinstance(self.staged, StagedIntegers) and self.staged.answers_are_sums:
-            self.helpers["rounded"] = ROUNDED.format(name=self.name)
             names = {"name": self.name, "big": self.name.upper()}
             self.helpers["shift_sums"] = SHIFT_SUMS.format(
-                **names, limit=NEAR_LIMIT, bits=STATE_BITS
+                **names, limit=NEAR_LIMIT, least=FAR_BEHIND
             )
             self._line("shift_sums(state);")
 

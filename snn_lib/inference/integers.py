@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.description import preparation_of
-from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step, rounded
+from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
@@ -28,11 +28,13 @@ from snn_lib.rounding import WEIGHT_BITS, integer_weights
 STATE_BITS = 31  # so that the sum of two fits 32
 COEFFICIENT_BITS = INPUT_BITS = 16
 GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
+LEAST_STEPS = 100  # of its unit, which the input has to reach
 HEADROOM = 4.0  # times what the samples reach
 SMALL = 1e-3  # a state at which no neuron fires
 NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
 NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
+FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
 
 @dataclass(frozen=True)
@@ -208,11 +210,14 @@ class IntegerNetwork:
         return x.reshape(len(x), *self.after), answer
 
     def _shifted(self, name: str) -> np.ndarray:
-        """The sums of the classes, of which only the differences count, away from the limit."""
+        """The sums of the classes, of which only the differences count, away from the limit.
+
+        One that is far behind stays there, which changes no class.
+        """
         sums = self._states[name]
         largest = sums.max(-1, keepdims=True)
         near = (abs(sums) >= NEAR_LIMIT).any(-1, keepdims=True)
-        return rounded(np.where(near, sums - largest, sums), 0, STATE_BITS, self._states)
+        return np.where(near, np.maximum(sums - largest, FAR_BEHIND), sums)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -335,10 +340,15 @@ def _input_of(x: np.ndarray) -> tuple[str, _Values]:
         return "uint8_t", _Values(1.0, 0, 1)
     for scale in (1.0, 1 / 255):  # numbers of events, and pixels
         whole = x / scale
-        if abs(whole - np.rint(whole)).max() < 1e-3 and whole.min() > -0.5 and whole.max() < 255.5:
+        nearest = np.rint(whole)
+        near = abs(whole - nearest).max() < 1e-3 and nearest.any()  # what is small is near to 0
+        if near and nearest.min() >= 0 and nearest.max() <= 255:
             return "uint8_t", _Values(scale, 0, 255)
-    limit = 1 << (INPUT_BITS - 1)
-    return "int16_t", _Values(2.0 ** -_fraction(abs(x).max(), INPUT_BITS), -limit, limit - 1)
+    limit, largest = 1 << (INPUT_BITS - 1), abs(x).max()
+    unit = 2.0 ** -_fraction(largest, INPUT_BITS)
+    if largest < LEAST_STEPS * unit:
+        raise ValueError(f"x lies within {largest:g} of 0, which is too little: scale the input up")
+    return "int16_t", _Values(unit, -limit, limit - 1)
 
 
 def _without_rests(stage: Stage) -> Stage:

@@ -233,6 +233,12 @@ def test_delays_of_a_file_that_are_longer_than_the_layer_allows_are_refused(trai
         short.load_state_dict(long.state_dict())
 
 
+def test_a_delay_that_low_precision_rounds_up_is_the_longest():
+    x, delay = torch.randn(400, 1, 1), Delay(1, 303.0, 303).bfloat16()
+    expected = torch.cat([torch.zeros(303, 1, 1), x.bfloat16()[:97]])
+    assert torch.equal(delay(x.bfloat16())[0].float(), expected)
+
+
 def test_a_delay_that_is_set_beyond_the_longest_is_the_longest():
     x, delay = torch.randn(9, 2, 3), Delay(3, 0.0, 5, train=False)
     delay.steps.fill_(12.0)

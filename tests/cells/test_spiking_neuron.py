@@ -117,6 +117,15 @@ def test_print_shows_the_time_constants_that_were_loaded(decays, shown):
     assert "tau_m=unknown" in str(neuron.to("meta"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_trained_decays_stay_below_1_in_every_precision(dtype):
+    neuron = SpikingNeuron(3, 4.0, membrane_filter=True, train_decay=True).to(dtype)
+    for decay in (neuron.reset_decay, neuron.membrane_decay):
+        decay.data.fill_(1.7)
+    for decay in (neuron.effective_coefficients()[name].double() for name in neuron.decays):
+        assert 0.99 < decay.min() <= decay.max() < 0.9991
+
+
 REFUSED = [  # what is built or run, and the words
     *((lambda t=t: SpikingNeuron(3, t), f"tau_m is {t}") for t in (0.0, -1.0, math.nan)),
     (lambda: SpikingNeuron(3, 1e9), r"a time constant is too long, .*: in torch\.float32"),
