@@ -186,6 +186,23 @@ def test_a_trial_of_a_new_study_takes_nothing_from_one_before(script, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("trial*")) == ["trial_0007", "trial_0007_2"]
 
 
+def test_a_text_of_a_script_with_annotations_as_words_is_taken_as_it_is_typed(script, tmp_path):
+    own = """
+import dataclasses
+from snn_lib.tasks import ClassificationConfig
+
+@dataclasses.dataclass
+class Config(ClassificationConfig):
+    kind: str = "one"
+
+
+class Known("""
+    text = "from __future__ import annotations\n" + SCRIPT.replace("\nclass Known(", own)
+    script.write_text(text.replace('"mean")', '"mean", config_class=Config)'))
+    space = SearchSpace(script, None, ["kind=0123", "hyperparameters.tau_m=4..16"])
+    assert space.config.kind == "0123"
+
+
 def test_a_trial_is_judged_by_its_best_epoch(script, tmp_path):
     contrary = SCRIPT.replace('"test": (x, y)', '"validation": (x, 1 - y), "test": (x, y)')
     contrary = contrary.replace("if __name__", "x[::2] -= 1\nif __name__")  # which is easy to learn

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -184,17 +184,19 @@ def read_override(schema: type, override: str) -> DictConfig:
     require(bool(key and sign), f"{override!r} is not an override, expected key=value")
     ((dotted, _),) = _leaves(OmegaConf.from_dotlist([f"{key}=0"]))
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if not value or (not quoted and _is_text(schema, dotted.split("."))):
+    if not value or (not quoted and _is_text(schema(), *dotted.split("."))):
         value = json.dumps(value, ensure_ascii=False)
     return OmegaConf.from_dotlist([f"{key}={value}"])
 
 
-def _is_text(schema: Any, key: Sequence[str]) -> bool:
+def _is_text(section: Any, *key: str) -> bool:
     """Whether a setting is declared as text."""
-    for part in key:
-        known = get_type_hints(schema) if dataclasses.is_dataclass(schema) else {}
-        schema = known.get(part)
-    return schema is str
+    *above, last = key
+    for part in above:
+        section = getattr(section, part, None)
+    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    # as a word in a script that begins with from __future__ import annotations
+    return any(entry.name == last and entry.type in (str, "str") for entry in fields)
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
