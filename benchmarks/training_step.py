@@ -172,7 +172,7 @@ def chart(path: Path, tables: list[list[dict]]) -> None:
         axes.set_yticks(range(len(shown)), names)
         axes.set_ylim(-0.7, len(shown) - 0.3)
         axes.axvline(1, color="black", linewidth=1)
-        axes.set_title(lines[0]["network"], fontsize=10)
+        axes.set_title(lines[0]["network"], fontsize=10, loc="right")  # there is room on the left
         axes.grid(axis="x", alpha=0.3)
         axes.set_xscale("log")
         axes.tick_params(labelbottom=True)
