@@ -207,7 +207,12 @@ class _Graph:
         lines, states = made.forward.without({**known, "dropout_scale": 1.0}).live(made.states)
         values: dict[str, Any] = {"x": x, **coefficients}
         values |= {name: self._state(f"{layer.name}.{name}", layer.before) for name in states}
-        output, *after = self._lines(lines, values)
+        results = zip(lines.results, self._lines(lines, values), strict=True)
+        output, *after = (
+            # what reads neither is the same in all sequences, and has no dimension for them
+            value if lines.only([result]).reads("x", *states) else self._for_each(value, x)
+            for result, value in results
+        )
         for name, value in zip(states, after, strict=True):
             self._next(f"{layer.name}.{name}", value)
         return output
@@ -310,6 +315,10 @@ class _Graph:
     def _reshape(self, x: str, before: Shape, after: Shape) -> str:
         same = tuple(before) == tuple(after)
         return x if same else self._node("Reshape", x, np.array([-1, *after]))
+
+    def _for_each(self, value: Any, x: str) -> str:
+        """A value of the shape of x."""
+        return self._node("Expand", value, self._node("Shape", x))
 
     def _state(self, name: str, features: Shape) -> str:
         self.states[name] = features

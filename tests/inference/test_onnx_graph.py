@@ -21,10 +21,10 @@ from leaving_pytorch import (
 from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
-from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import Cell, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.preparation import PixelPreparation, RecordingPreparation, SeriesPreparation
 from snn_lib.errors import RunError
-from snn_lib.inference import to_onnx
+from snn_lib.inference import compiled, to_onnx
 from snn_lib.readout import READOUTS, Mean
 
 onnx = pytest.importorskip("onnx")
@@ -112,6 +112,40 @@ def test_a_sum_that_overflows_is_infinite_from_then_on_as_in_pytorch(tmp_path):
     x = np.float32([3e38, 3e38, 1, 1])[:, None, None]
     output = run(session(tmp_path / "network.onnx"), x)
     np.testing.assert_array_equal(output, [[[x[0, 0, 0]]], *[[[np.inf]]] * 3])
+
+
+class Forgetting(Cell):
+    """What is remembered is a number or a coefficient; so is one of two outputs."""
+
+    states = ("level", "other")
+    coefficients = ("own",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return torch.where(state[0] > 0.5, state[1] + x, x), (x * 0 + 1, 2 * coefficients[0])
+
+
+class Constant(Cell):
+    """Its output is its coefficient."""
+
+    coefficients = ("own",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return 2 * coefficients[0], ()
+
+
+@pytest.mark.parametrize("kind", [Forgetting, Constant])
+def test_what_is_the_same_in_all_sequences_has_their_shape(kind, tmp_path):
+    model = Sequential(nn.Linear(3, 4), kind(4, own=torch.randn(4)), nn.Linear(4, 2))
+    x = torch.randn(6, 5, 3)
+    to_onnx(model, tmp_path / "network.onnx")
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    output = run(session(tmp_path / "network.onnx"), x.numpy())
+    np.testing.assert_allclose(output, target, atol=1e-5)
+    stream = compiled(model)
+    np.testing.assert_allclose(stream.run(x[:, 0].numpy()), target[:, 0], atol=1e-5)
 
 
 def test_inputs_outputs_classes_and_the_step_are_named_in_the_file(tmp_path):
