@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from snn_lib.cells import Cell, Recurrent, is_spiking
 from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
-from snn_lib.functional import run_cells
 from snn_lib.observing import bind_call, observe, observe_layers
 from snn_lib.readout import Mean, within
 
@@ -313,10 +312,7 @@ def _factor(
         raise ValueError(f"the current of layer {name} is not finite on this batch")
 
     def rate_with(factor: float) -> float:
-        if isinstance(neuron, Recurrent):
-            spikes, _ = neuron.forward(current * factor)  # without its hooks, one of which calls
-        else:
-            spikes, _ = run_cells([neuron.call(current)], current * factor)
+        spikes, _ = neuron.forward(current * factor)  # without its hooks, one of which asks
         return _mean_rate(spikes, lengths)
 
     high = 1.0

@@ -58,8 +58,7 @@ class Recurrent(StatefulModule):
         if synapse is not None and not (isinstance(synapse, Cell) and not synapse.spikes):
             raise TypeError(f"synapse is {synapse!r}, expected a cell that does not spike")
         for name, part in (("neuron", neuron), ("synapse", synapse)):
-            own = Cell.forward if part is None else getattr(part.forward, "__func__", None)
-            if own is not Cell.forward:
+            if part is not None and getattr(part.forward, "__func__", None) is not Cell.forward:
                 raise TypeError(f"{name} has a forward of its own, which would not be called")
         self.weights, self.neuron, self.synapse = weights, neuron, synapse
 

@@ -378,9 +378,6 @@ def _recurrence(module: Recurrent, name: str, before: Shape, after: Shape) -> li
         raise ValueError(f"its weights are {type(weights).__name__}, expected nn.Linear")
     if len(before) != 1:
         raise ValueError("it weighs only the last dimension: put nn.Flatten(2) before it")
-    for part, cell in (("neuron", module.neuron), ("synapse", module.synapse)):
-        if cell is not None and type(cell).forward is not Cell.forward:
-            raise ValueError(f"its {part} has a forward of its own, which only PyTorch can run")
     neuron, synapse = _cell_layer(module.neuron, f"{name}.neuron", before, after), None
     if module.synapse is not None:
         synapse = _cell_layer(module.synapse, f"{name}.synapse", before, after)
