@@ -52,10 +52,11 @@ def fire_from_the_start(
     Raises:
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
-            layer's current is not finite, or hardly ever positive; no ``nn.Linear`` or convolution
-            runs before the neurons; its weights are computed from others, by a parametrisation or
-            pruning; ``torch.compile`` runs the model without telling; or neurons run several times
-            in one run, for example in chunks. All weights then stay as they were.
+            layer's current is not finite, or hardly ever positive; its neurons fire more often
+            without one; no ``nn.Linear`` or convolution runs before the neurons; its weights are
+            computed from others, by a parametrisation or pruning; ``torch.compile`` runs the model
+            without telling; or neurons run several times in one run, for example in chunks. All
+            weights then stay as they were.
     """
     for tensor in tensors_in(x):
         if tensor.is_complex():
@@ -318,6 +319,11 @@ def _factor(
     high = 1.0
     while rate_with(high) >= rate:
         high /= 2.0
+        if high < 1 / LARGEST_FACTOR:
+            raise ValueError(
+                f"layer {name} cannot be made to fire at {rate}: it fires more often without any "
+                "current"
+            )
     while rate_with(high) < rate:
         high *= 2.0
         if high > LARGEST_FACTOR:

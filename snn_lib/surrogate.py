@@ -4,7 +4,8 @@ The forward pass of a neuron is a step, S = 1 if V > 1 else 0, whose derivative 
 everywhere. Training replaces it, in the backward pass only, by a smooth bump around the threshold.
 
 A surrogate of your own is any object with a method ``derivative``. If it has parameters, they are
-not trained: no gradient flows into the shape of the bump.
+not trained: no gradient flows into the shape of the bump. Numbers that change in training have to
+be attributes of the object or of its class.
 
     class Window:
         def derivative(self, membrane):

@@ -12,6 +12,7 @@ from snn_lib import (
     DualExponentialSynapse,
     LowPassSynapse,
     PerStep,
+    Recurrent,
     Sequential,
     SpikingNeuron,
     answer_from_the_start,
@@ -180,6 +181,13 @@ def fire(model=None, x=None, rate=0.1, lengths=None):
     fire_from_the_start(model or deep(), spikes() if x is None else x, rate, lengths)
 
 
+def kept_alive():
+    """Neurons whose own bias makes them fire at every step."""
+    back = nn.Linear(30, 30)
+    nn.init.constant_(back.bias, 9.0)
+    return Sequential(nn.Linear(30, 30), Recurrent(back, SpikingNeuron(30, 4.0)))
+
+
 NEURONS_TWICE = Sequential(nn.Linear(30, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0))
 REFUSED = [  # what is asked for, and the words
     (lambda: fire(x=torch.zeros(0, 2, 30)), r"x has shape \(0, 2, 30\), expected steps and"),
@@ -193,6 +201,7 @@ REFUSED = [  # what is asked for, and the words
       for rate in (0.0, 1.0, -1.0)),
     (lambda: fire(deep(bias=False), torch.zeros(5, 2, 30), 0.05),
      r"layer 2 cannot be made to fire at 0\.05"),
+    (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires more often w"),
     (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
      r"no nn\.Linear or convolution runs before .* layer 0"),
     (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution runs before .* layer 2"),

@@ -106,7 +106,12 @@ class Sorted:
         )
 
 
-COMPILED = [OfAClass, Slotted, Named, Whole, Wider]
+class WholeOfAClass:
+    width = 1
+    derivative = Triangle.derivative
+
+
+COMPILED = [OfAClass, Slotted, Named, Whole, WholeOfAClass, Wider]
 PLAIN = [OfATensor, Sorted]
 
 
@@ -123,7 +128,7 @@ def test_a_surrogate_of_ones_own_gives_its_own_gradient(kind, compiling):
     torch.testing.assert_close(gradients(run, inputs), gradients(definition, inputs), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", [Triangle, OfAClass, Slotted, Whole])
+@pytest.mark.parametrize("kind", [Triangle, OfAClass, Slotted, Whole, WholeOfAClass])
 @pytest.mark.parametrize("compiling", [False, True])
 def test_an_attribute_that_changes_between_two_calls_takes_effect(kind, compiling, monkeypatch):
     inputs, surrogate = neuron_inputs(), kind()
@@ -133,12 +138,12 @@ def test_an_attribute_that_changes_between_two_calls_takes_effect(kind, compilin
         run = torch.compile(run, backend="aot_eager")
     gradients(run, inputs)
     name, _ = name_of(surrogate)
-    monkeypatch.setattr(
-        kind if kind is OfAClass else surrogate, "width", 2 if kind is Whole else 0.3
-    )
+    whole = kind in (Whole, WholeOfAClass)
+    holder = kind if kind in (OfAClass, WholeOfAClass) else surrogate
+    monkeypatch.setattr(holder, "width", 2 if whole else 0.3)
     definition = partial(neuron_by_hand, derivative=surrogate.derivative)
     torch.testing.assert_close(gradients(run, inputs), gradients(definition, inputs), **CLOSE)
-    assert (name_of(surrogate)[0] == name) == (kind is not Whole)  # the same kernel
+    assert (name_of(surrogate)[0] == name) == (not whole)  # the same kernel
 
 
 def test_a_surrogate_is_not_asked_where_no_gradient_is_needed():

@@ -417,7 +417,7 @@ def _shared_names(kind: type) -> list[str]:
         name
         for part in reversed(kind.__mro__)
         for name, value in vars(part).items()
-        if type(value) is float or inspect.ismemberdescriptor(value)
+        if isinstance(value, (int, float)) or inspect.ismemberdescriptor(value)
     ]
 
 
