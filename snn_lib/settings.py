@@ -78,11 +78,13 @@ class Needs:
     Attributes:
         key: the other setting, with its section. A configuration without it has what is needed.
         values: the values; if none are named, any but 0, false and nothing.
+        never: the value which it must not have, if there is one; any other one is right.
         instead: the setting that counts otherwise; ``{}`` stands for the other setting's value.
     """
 
     key: str
     values: tuple[Any, ...] = ()
+    never: Any = None
     instead: str = ""
 
     def met_by(self, config: Any) -> bool:
@@ -91,6 +93,8 @@ class Needs:
             value = attrgetter(self.key)(config)
         except AttributeError:
             return True
+        if self.never is not None:
+            return value != self.never
         return value in self.values if self.values else bool(value)
 
 

@@ -123,8 +123,8 @@ class Cell(Constrained):
 
     Raises:
         ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
-            converted to a lower precision, or is trained and above 1 - 1e-3; a coefficient has no
-            value; ``train_decay`` is given but there are no ``decays``; or a shape is wrong.
+            converted to a lower precision, or is trained and outside [0, 1 - 1e-3]; a coefficient
+            has no value; ``train_decay`` is given but there are no ``decays``; or a shape is wrong.
         TypeError: the surrogate has no ``derivative``, a coefficient is no number, or the class has
             no ``step``.
     """
@@ -206,11 +206,8 @@ class Cell(Constrained):
                 check_decaying(first.double())  # none that rounds to 1
             channels = torch.empty(first.shape).copy_(first)  # on the default device
             if name in train or (train_decay and name in self.decays and first.any()):
-                if name in self.decays and (first > 1.0 - MARGIN).any():
-                    raise ValueError(
-                        f"{name} is trained, and {first.max():.6g}: expected at most {1 - MARGIN}, "
-                        "a time constant of 999 steps"
-                    )
+                for words in _refusal(name, first) if name in self.decays else ():
+                    raise ValueError(words)
                 self.register_parameter(name, nn.Parameter(channels))
                 self._kept_decaying += [name] if name in self.decays else []
             else:
@@ -349,6 +346,10 @@ class Cell(Constrained):
             loaded = state_dict.get(prefix + name)
             if isinstance(loaded, Tensor) and loaded.numel() == own.numel():
                 refuse_rounding(own, loaded.view(own.shape), prefix + name, others[-1])
+        for name in self._kept_decaying:
+            loaded = state_dict.get(prefix + name)
+            if isinstance(loaded, Tensor) and not loaded.is_meta:
+                others[-1].extend(_refusal(prefix + name, loaded))
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cell":
         for own in self.must_decay_when_rounded().values():
@@ -379,6 +380,13 @@ def first_values(
 def _decaying(decay: Tensor) -> Tensor:
     """The nearest decays in [0, 1 - 1e-3], or further from 1 where the dtype has none so near."""
     return decay.clamp(0.0, 1.0 - max(MARGIN, torch.finfo(decay.dtype).eps))
+
+
+def _refusal(name: str, decay: Tensor) -> list[str]:
+    """What is wrong with decays that are to be trained: none, or one message."""
+    outside = decay[(decay < 0.0) | (decay > _decaying(decay))]
+    expected = f"expected a decay in [0, {1 - MARGIN}], a time constant of at most 999 steps"
+    return [f"{name} is trained, and {wrong:.6g}: {expected}" for wrong in outside[:1]]
 
 
 def is_spiking(module: nn.Module) -> bool:

@@ -88,9 +88,10 @@ class Delay(Constrained):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *others: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *others)
         loaded = state_dict.get(f"{prefix}steps")
-        if isinstance(loaded, Tensor) and not loaded.is_meta and (loaded > self.longest).any():
-            found = f"{prefix}steps: a delay is {loaded.max():g}, beyond longest={self.longest}"
-            others[-1].append(found)
+        if isinstance(loaded, Tensor) and not loaded.is_meta:
+            for wrong in loaded[(loaded < 0) | (loaded > self.longest)][:1]:
+                found = f"{prefix}steps is {wrong:g}, expected a delay in [0, {self.longest}]"
+                others[-1].append(found)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor] | None = None, lengths: Tensor | None = None

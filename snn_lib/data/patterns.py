@@ -95,7 +95,12 @@ class Damage(Settings):
         at_least=0,
     )
     rows_removed: int = setting(
-        40, "number of spike trains that are silenced as rows", MODIFIED, CUT, at_least=0
+        40,
+        "number of spike trains that are silenced as rows",
+        MODIFIED,
+        CUT,
+        Needs("damage.block_probability", never=1),
+        at_least=0,
     )
     noise_probability: float = setting(
         0.005, "probability of a noise spike in a cell", at_least=0, at_most=1

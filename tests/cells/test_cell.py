@@ -439,6 +439,8 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Odd(3, decay=torch.ones(2)), r"decay has the shape \(2,\), expected \(3,\)"),
     (lambda: soft_reset(3, dropout=1.0), r"dropout is 1.0, expected a probability in \[0, 1\)"),
     (lambda: SoftReset(3, decay=1.0, gains=[1.0, 1.0]), "does not decay"),
+    (lambda: SoftReset(3, decay=-0.5, gains=[1.0, 1.0], train_decay=True),
+     r"decay is trained, and -0\.5: expected a decay in \[0, 0\.999\]"),
     (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
     (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
     (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),

@@ -126,6 +126,16 @@ def test_trained_decays_stay_below_1_in_every_precision(dtype):
         assert 0.99 < decay.min() <= decay.max() < 0.9991
 
 
+def test_a_loaded_decay_that_training_would_move_is_refused():
+    slow, trained = SpikingNeuron(3, 5e3), SpikingNeuron(3, 5.0, train_decay=True)
+    with pytest.raises(RuntimeError, match=r"reset_decay is trained, and 0\.9998: expected a"):
+        trained.load_state_dict(slow.state_dict())
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        at_the_edge = SpikingNeuron(3, 4.0, train_decay=True).to(dtype)
+        at_the_edge.reset_decay.data.fill_(2.0)
+        trained.load_state_dict(at_the_edge.state_dict())  # what training saves
+
+
 REFUSED = [  # what is built or run, and the words
     *((lambda t=t: SpikingNeuron(3, t), f"tau_m is {t}") for t in (0.0, -1.0, math.nan)),
     (lambda: SpikingNeuron(3, 1e9), r"a time constant is too long, .*: in torch\.float32"),

@@ -396,6 +396,13 @@ def test_settings_that_do_not_fit_the_patterns_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("share", "setting"), [(0, "block_size"), (1, "rows_removed")])
+def test_a_size_of_parts_that_are_never_removed_is_refused(share, setting, tmp_path, pattern_file):
+    overrides = f"damage.block_probability={share}", f"damage.{setting}=5"
+    message = refused("--train", *arguments(tmp_path, pattern_file, *overrides))
+    assert message == f"damage.{setting} has no effect with damage.block_probability={share:.1f}"
+
+
 def test_patterns_of_which_the_delay_leaves_nothing_are_refused(tmp_path):
     array = np.zeros((2, TRAINS, STEPS), np.uint8)
     array[0, :, 0] = array[1, :, -1] = 1  # the second one spikes too late

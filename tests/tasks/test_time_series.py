@@ -235,6 +235,28 @@ def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tm
     assert re.search(r"[\d,]+ spikes and [\d,]+ synaptic operations per sequence", tested.out)
 
 
+@pytest.mark.parametrize(
+    ("change", "meaning"),
+    [
+        ({"x": lambda x: 1000 * x}, "the values"),
+        (dict.fromkeys(["y", "y_test"], lambda y: np.array(["d", "b", "c"])[y]), "its classes"),
+        ({"x_test": lambda x: x + 1}, None),  # the network is tested on whatever is there
+    ],
+)
+def test_a_network_is_tested_and_resumed_on_the_data_that_it_has_learned_from(
+    mine, tmp_path, change, meaning
+):
+    script(tmp_path, "--train", f"dataset={tmp_path}/mine.npz", "hyperparameters.epoch=1")
+    np.savez(
+        tmp_path / "mine.npz", **mine | {part: new(mine[part]) for part, new in change.items()}
+    )
+    for command in (["--test", "test_checkpoint_path=''"], ["--train", "--resume"]):
+        finished = script(tmp_path, *command)
+        if meaning:
+            assert f"was trained on other data, in which {meaning} differ: give" in finished.err
+        assert finished.code == (2 if meaning else 0)
+
+
 def test_each_training_sequence_is_validated_by_a_fit_without_it(tmp_path):
     x = np.random.default_rng(1).normal(size=(45, STEPS, 3))  # which says nothing of the classes
     np.savez(tmp_path / "mine.npz", x=x, y=np.arange(45) % 3)
