@@ -30,7 +30,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from snn_lib import FastSigmoid, Gaussian, use_backend
+from snn_lib import FastSigmoid, Gaussian, SpikingNeuron, use_backend
 from snn_lib.functional import Call, iir_filter, neuron_traces, run_cells, spiking_neuron
 from snn_lib.kernels import operator as kernels_operator
 
@@ -470,6 +470,29 @@ def test_second_derivatives_are_those_of_the_definitions(function, definition, m
 
     hessian, again = torch.func.hessian(loss), torch.func.jacrev(torch.func.jacrev(loss))
     torch.testing.assert_close(hessian(inputs[0]), again(inputs[0]), **CLOSE)
+
+
+def test_a_gradient_that_is_differentiated_counts_an_input_in_a_state_once():
+    x, neuron = torch.randn(5, 2, 3, requires_grad=True), SpikingNeuron(3, 4.0)
+
+    def slope(again):
+        given = 2.0 * x
+        spikes, _ = neuron(given, (given.mean(0), given[0]))
+        return torch.autograd.grad((spikes * spikes.cos()).sum(), x, create_graph=again)[0]
+
+    torch.testing.assert_close(slope(True), slope(False))
+
+
+def test_a_gradient_through_no_steps_can_be_differentiated():
+    neuron = SpikingNeuron(3, 4.0, train_decay=True)
+    _, state = neuron(torch.zeros(0, 2, 3))
+    spikes, _ = neuron(2 * torch.rand(9, 2, 3), state)
+    slopes = [
+        torch.autograd.grad(spikes.sum(), neuron.reset_decay, create_graph=again)[0]
+        for again in (True, False)
+    ]
+    torch.testing.assert_close(*slopes)
+    assert slopes[0].any()
 
 
 # What PyTorch sees: one node

@@ -5,7 +5,7 @@ PyTorch differentiates it in every way that it can: backward and forward, twice,
 give the same spikes bit for bit. As a backend it serves any device.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -80,6 +80,36 @@ def backward(
         if name in found:
             result.copy_(found[name])
     return results
+
+
+def differentiate(
+    function: Callable[..., Sequence[Tensor]],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    arriving: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of a function in plain PyTorch, which have derivatives themselves.
+
+    Args:
+        function: of all tensors.
+        tensors: the tensors. One of them may come from another, as a state from the weights of the
+            steps before; its gradient is not followed so far.
+        needs: which tensors' gradients are needed; the others are ``None``.
+        arriving: the gradients of the function's results.
+    """
+    given = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    pairs = zip(function(*given), arriving, strict=True)
+    pairs = [(result, gradient) for result, gradient in pairs if result.requires_grad]
+    wanted = [tensor for tensor, need in zip(given, needs, strict=True) if need]
+    found = torch.autograd.grad(
+        [result for result, _ in pairs],
+        wanted,
+        [gradient for _, gradient in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
+    following = iter(found)
+    return [next(following) if need else None for need in needs]
 
 
 def dropout_scale(shape: Sequence[int], dtype: torch.dtype, dropout: float, seed: Tensor) -> Tensor:

@@ -123,27 +123,18 @@ def _differentiate(ctx: Any, grad_output: Tensor | None, grad_last: Tensor | Non
     grad_last = inputs.rest if grad_last is None else grad_last
     needs = need_x, need_coefficients, _ = ctx.needs_input_grad[1:4]
     if torch.is_grad_enabled():  # somebody differentiates the gradient
-        found = _derivatives(inputs, needs, grad_output, grad_last)
+
+        def run_plainly(x: Tensor, coefficients: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+            return eager.run(inputs._replace(x=x, coefficients=coefficients, state=first))
+
+        tensors = inputs.x, inputs.coefficients, inputs.first
+        found = eager.differentiate(run_plainly, tensors, needs, (grad_output, grad_last))
     else:
         inputs = inputs._replace(needed=[need and need_coefficients for need in inputs.needed])
         gradients = grad_output, grad_last, checkpoints
         found = torch.ops.snn.run_backward(*gradients, need_x, *inputs)
     found = [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
     return None, *found, *[None] * (len(inputs) - 4)
-
-
-def _derivatives(
-    inputs: Inputs, needs: tuple[bool, bool, bool], *gradients: Tensor
-) -> list[Tensor | None]:
-    """Gradients of plain PyTorch, which have derivatives themselves."""
-    pairs = zip(eager.run(inputs), gradients, strict=True)
-    results, gradients = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
-    tensors = inputs.x, inputs.coefficients, inputs.first
-    wanted = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-    found = iter(
-        torch.autograd.grad(results, wanted, gradients, create_graph=True, allow_unused=True)
-    )
-    return [next(found) if need else None for need in needs]
 
 
 _run.register_autograd(_differentiate, setup_context=_remember)

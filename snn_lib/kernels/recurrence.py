@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from snn_lib.kernels import backend_for
+from snn_lib.kernels import backend_for, eager
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import SCHEMA, has_kernels
 from snn_lib.kernels.program import fire_with, name_of, surrogate_of
@@ -229,32 +229,23 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
     rest = zeros, zeros, inputs.rest
     arriving = [zero if own is None else own for own, zero in zip(gradients, rest, strict=False)]
     if torch.is_grad_enabled():  # somebody differentiates the gradient
-        return _derivatives(inputs, weight, fed, needs, arriving)
-    found = torch.ops.snn.recur_backward(
-        *arriving, currents, outputs, kept, needs[0], weight, fed, *inputs
-    )
-    by_place: dict[int, Tensor] = dict(zip(PLACES, found, strict=True))
+        surrogate = surrogate_of(inputs.surrogate, inputs.numbers)
+
+        def run_by_hand(
+            weight: Tensor, fed: Tensor, x: Tensor, coefficients: Tensor, state: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            given = inputs._replace(x=x, coefficients=coefficients, state=state)
+            return run_plainly(given, surrogate, lambda spikes: F.linear(spikes, weight), fed)
+
+        tensors = weight, fed, inputs.x, inputs.coefficients, inputs.state
+        wanted = [needs[place] for place in PLACES]
+        found = eager.differentiate(run_by_hand, tensors, wanted, arriving)
+    else:
+        found = torch.ops.snn.recur_backward(
+            *arriving, currents, outputs, kept, needs[0], weight, fed, *inputs
+        )
+    by_place: dict[int, Tensor | None] = dict(zip(PLACES, found, strict=True))
     return tuple(by_place.get(place) if need else None for place, need in enumerate(needs))
-
-
-def _derivatives(
-    inputs: Inputs, weight: Tensor, fed: Tensor, needs: tuple, arriving: list[Tensor]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of plain PyTorch, which have derivatives themselves."""
-    surrogate = surrogate_of(inputs.surrogate, inputs.numbers)
-    results = run_plainly(inputs, surrogate, lambda spikes: F.linear(spikes, weight), fed)
-    tensors: tuple[Any, ...] = weight, fed, inputs.x, inputs.coefficients, inputs.state
-    wanted = {place: tensor for place, tensor in zip(PLACES, tensors, strict=True) if needs[place]}
-    pairs = [pair for pair in zip(results, arriving, strict=True) if pair[0].requires_grad]
-    found = torch.autograd.grad(
-        [result for result, _ in pairs],
-        list(wanted.values()),
-        [gradient for _, gradient in pairs],
-        create_graph=True,
-        allow_unused=True,
-    )
-    by_place = dict(zip(wanted, found, strict=True))
-    return tuple(by_place.get(place) for place in range(len(needs)))
 
 
 _recur.register_autograd(_differentiate, setup_context=_remember)

@@ -140,6 +140,16 @@ def test_second_derivatives_are_those_of_a_loop_over_the_steps():
     torch.testing.assert_close(slopes(run), slopes(by_hand))
 
 
+def test_a_gradient_that_is_differentiated_counts_weights_in_a_state_once():
+    layer, x = build(6), 2 * torch.randn(10, 2, 6, dtype=DOUBLE)
+    _, state = layer(x[:5])
+    spikes, _ = layer(x[5:], state)
+    loss, weights = (spikes * spikes.cos()).sum(), layer.weights.weight
+    slopes = [torch.autograd.grad(loss, weights, create_graph=again)[0] for again in (True, False)]
+    torch.testing.assert_close(*slopes)
+    assert slopes[0].any()
+
+
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("synapse", [False, True])
 def test_chunks_and_lengths_change_nothing(synapse):
