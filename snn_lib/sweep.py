@@ -5,6 +5,7 @@
 docs/sweeps.md tells more.
 """
 
+import math
 import os
 import re
 import signal
@@ -278,13 +279,16 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     try:
         experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
-        return score_of(experiment.train(checkpoint)["best"], task)[0]
+        score = score_of(experiment.train(checkpoint)["best"], task)[0]
     except (RunError, SettingsError, BusyError) as error:
         end_early(error)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         end_early("out of memory")
+    if math.isnan(score):
+        end_early("its score is not a number")
+    return score
 
 
 def _new_name(number: int, folder: Path) -> str:

@@ -219,6 +219,7 @@ def test_a_trial_is_judged_by_its_best_epoch(script, tmp_path):
 
 STATELESS = "return Sequential(", "return nn.Sequential("
 LARGE = "return -abs", "raise torch.OutOfMemoryError('all of it')  # ("
+UNDEFINED = "return -abs", "return float('nan')  # ("
 PENALTY = "hyperparameters.rate_penalty=0,1", "hyperparameters.target_rate=0,0.1"
 NESTEROV = "optimizer.optimizer_choice=SGD", "optimizer.SGD.nesterov=true"
 
@@ -237,6 +238,7 @@ NESTEROV = "optimizer.optimizer_choice=SGD", "optimizer.SGD.nesterov=true"
         ),
         ((*NESTEROV, "optimizer.SGD.momentum=0,1"), ("0",), None, "PyTorch refuses the options of"),
         (("seed=1,3",), ("3",), LARGE, "out of memory"),
+        (("seed=1,3",), ("3",), UNDEFINED, "its score is not a number"),
     ],
 )
 def test_settings_with_which_nothing_can_be_trained_end_a_trial_early(
