@@ -381,11 +381,14 @@ def test_an_epoch_whose_score_is_undefined_is_not_the_best(tmp_path):
     class Undefined(DigitClassification):
         def metrics(self, sums):
             metrics = super().metrics(sums)
-            self.called = getattr(self, "called", 0) + 1
-            return metrics if self.called > 2 else dict.fromkeys(metrics, math.nan)
+            first = trial.state is not None and trial.progress.epoch == 0
+            return dict.fromkeys(metrics, math.nan) if first else metrics
 
-    finished = experiment(small(tmp_path), task=Undefined()).train()
-    assert finished["best"]["epoch"] > 1
+    trial = experiment(small(tmp_path), task=Undefined())
+    best = trial.train()["best"]
+    _, first, *_ = (trial.run.path / "metrics.csv").read_text().splitlines()
+    assert "nan" in first
+    assert best["epoch"] > 1
 
 
 def test_an_average_of_a_model_that_cannot_be_copied_is_refused(tmp_path):
