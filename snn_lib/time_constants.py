@@ -106,6 +106,20 @@ def peak_scale(tau_m: float, tau_s: float) -> float:
     return eta ** (eta / (eta - 1)) / (eta - 1)
 
 
+def cycles_per_step(frequency: PerChannel, shape: tuple[int, ...]) -> Tensor:
+    """The frequency of each channel's oscillation, float64 ``(*shape)`` or ``()``.
+
+    Raises:
+        ValueError: one lies outside [0, 0.5], or as :func:`per_channel`.
+        TypeError: as there.
+    """
+    given = per_channel(frequency, shape, "frequency")
+    cycles = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    for wrong in cycles[~((cycles >= 0) & (cycles <= 0.5))]:  # nan too
+        raise ValueError(f"frequency is {wrong}, expected cycles per step in [0, 0.5]")
+    return cycles
+
+
 def _check_order(tau_m: float | Tensor, tau_s: float | Tensor) -> None:
     right = (tau_s > 0) & (tau_s < tau_m) & (tau_m < math.inf)
     wrong = ~torch.as_tensor(right, device="cpu")  # nan too

@@ -98,6 +98,23 @@ class OfATensor:
     derivative = Triangle.derivative
 
 
+class Held:
+    """What holds its number in another object, as all layers may share one."""
+
+    def __init__(self):
+        self.schedule = OfAClass()
+
+    @property
+    def width(self):
+        return self.schedule.width
+
+    @width.setter
+    def width(self, value):
+        self.schedule.width = value
+
+    derivative = Triangle.derivative
+
+
 class Sorted:
     def derivative(self, membrane):
         order = membrane.argsort(-1)
@@ -112,7 +129,7 @@ class WholeOfAClass:
 
 
 COMPILED = [OfAClass, Slotted, Named, Whole, WholeOfAClass, Wider]
-PLAIN = [OfATensor, Sorted]
+PLAIN = [OfATensor, Held, Sorted]
 
 
 @pytest.mark.parametrize("kind", COMPILED + PLAIN)
@@ -128,7 +145,7 @@ def test_a_surrogate_of_ones_own_gives_its_own_gradient(kind, compiling):
     torch.testing.assert_close(gradients(run, inputs), gradients(definition, inputs), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", [Triangle, OfAClass, Slotted, Whole, WholeOfAClass])
+@pytest.mark.parametrize("kind", [Triangle, OfAClass, Slotted, Whole, WholeOfAClass, Held])
 @pytest.mark.parametrize("compiling", [False, True])
 def test_an_attribute_that_changes_between_two_calls_takes_effect(kind, compiling, monkeypatch):
     inputs, surrogate = neuron_inputs(), kind()

@@ -14,11 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from snn_lib.cells.cell import Cell
 from snn_lib.containers import feature_shape
-from snn_lib.time_constants import PerChannel, decay_of, per_channel
+from snn_lib.time_constants import PerChannel, cycles_per_step, decay_of, per_channel
 
 
 class ResonateAndFireNeuron(Cell):
@@ -27,7 +25,7 @@ class ResonateAndFireNeuron(Cell):
     Args:
         shape: as in :class:`snn_lib.Cell`, and so are ``options``, such as ``train_decay=True``.
         tau_m: the time constant of the membrane's decay, in steps.
-        frequency: of its oscillation, in cycles per step.
+        frequency: of its oscillation, in cycles per step, 0 to 0.5.
         tau_reset: the time constant of the reset, in steps; ``tau_m`` if ``None``.
         reset_strength: v_reset, by how much a spike lowers the next input.
 
@@ -35,7 +33,8 @@ class ResonateAndFireNeuron(Cell):
         As in :class:`snn_lib.Cell`; the state is ``(current, membrane, reset)``, X, Y and R.
 
     Raises:
-        ValueError: a time constant is not positive or too long, or as :class:`snn_lib.Cell`.
+        ValueError: a time constant is not positive or too long, the frequency lies outside
+            [0, 0.5], or as :class:`snn_lib.Cell`.
     """
 
     states = ("current", "membrane", "reset")
@@ -67,7 +66,7 @@ class ResonateAndFireNeuron(Cell):
         reset_decay = decay
         if tau_reset is not None:
             reset_decay = decay_of(per_channel(tau_reset, channels, "tau_reset"), "tau_reset")
-        angle = 2 * math.pi * torch.as_tensor(per_channel(frequency, channels, "frequency"))
+        angle = 2 * math.pi * cycles_per_step(frequency, channels)
         super().__init__(
             shape,
             **options,

@@ -34,7 +34,7 @@ from snn_lib.stability import (
     stabilise,
     warn_if_learning_unstable,
 )
-from snn_lib.time_constants import PerChannel, decay_of, decays_of, per_channel
+from snn_lib.time_constants import PerChannel, cycles_per_step, decay_of, decays_of, per_channel
 
 CONSTRAINTS = ("none", "stable")
 
@@ -301,11 +301,8 @@ class ResonantSynapse(IIRSynapse):
     ) -> None:
         channels = feature_shape(shape)
         r = decay_of(per_channel(tau, channels, "tau"))
-        cycles = per_channel(frequency, channels, "frequency")
-        cycles = torch.as_tensor(cycles, dtype=torch.float64, device="cpu")
-        for wrong in cycles[~((cycles >= 0) & (cycles <= 0.5))]:  # nan too
-            raise ValueError(f"frequency is {wrong}, expected cycles per step in [0, 0.5]")
-        alpha = round_decaying(2 * r * torch.cos(2 * math.pi * cycles), -(r**2))
+        angle = 2 * math.pi * cycles_per_step(frequency, channels)
+        alpha = round_decaying(2 * r * angle.cos(), -(r**2))
         beta, train = (_gain_of_unit_energy(*alpha),), (train_coefficients, train_coefficients)
         super().__init__(shape, alpha, beta, *train, constraint, margin)
 

@@ -7,7 +7,7 @@ import importlib
 import re
 from collections.abc import Sequence
 
-from snn_lib.kernels.check import FILTER
+from snn_lib.kernels.check import filter_key
 from snn_lib.kernels.program import key_of, kind_of, program
 from snn_lib.kernels.trace import SIGNS, Trace, Value
 
@@ -17,7 +17,8 @@ def listing(cells: str) -> str:
 
     Args:
         cells: a program's key. A name without orders is a cell whose states and coefficients have
-            a single row each, or a filter of second order; ``module.Class`` is one of a user's own.
+            a single row each, or a filter: of first order for ``LowPassSynapse``, else of second.
+            ``module.Class`` is one of a user's own.
 
     Raises:
         ValueError: there is no such cell.
@@ -46,8 +47,8 @@ def _with_orders(name: str) -> str:
     module, _, cell = name.rpartition(".")
     found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
     name = getattr(found, "kind", name)  # a class may have the step of another, as synapses do
-    if name == FILTER.partition("[")[0]:
-        return FILTER
+    if name == "IIRSynapse":
+        return filter_key(1 if cell == "LowPassSynapse" else 2, 0)
     kind = kind_of(name)
     return key_of(name, (None,) * len(kind.states), (None,) * len(kind.coefficients))
 

@@ -163,6 +163,9 @@ class Program:
     def has_kernels(self, surrogate: str = "") -> bool:
         """Whether kernels can compute it, and its gradients with a surrogate, if one is named.
 
+        A surrogate may hold what shows no change from outside, such as an object with a number. No
+        kernel then has its gradient.
+
         Raises:
             ValueError: the step does what not even plain PyTorch may do.
         """
@@ -170,8 +173,10 @@ class Program:
             self.forward  # noqa: B018 (a property that is computed once)
         except UnknownOperationError:
             return False
+        if not surrogate:
+            return True
         try:
-            return not surrogate or bool(self.adjoint(surrogate))
+            return _is_plain(_attributes(_surrogates[surrogate])) and bool(self.adjoint(surrogate))
         except ValueError:  # a surrogate may read tensors, and its course may depend on values
             return False
 
@@ -423,3 +428,12 @@ def _shared_names(kind: type) -> list[str]:
 
 def _numbers(surrogate: Surrogate) -> dict[str, float]:
     return {name: value for name, value in _attributes(surrogate).items() if type(value) is float}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a number or a text, or a container of these, which ``repr`` tells all."""
+    if type(value) in (tuple, list, set, frozenset):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, chain(value, value.values())))
+    return value is None or isinstance(value, (int, float, str))

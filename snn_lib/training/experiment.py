@@ -289,7 +289,8 @@ class Experiment:
     def _training_loss(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The loss of this process's share of a batch, the penalty on firing rates, and the sums.
 
-        The loss is weighted so that the mean over all processes is that of the batch.
+        The loss is weighted so that the mean over all processes is that of the batch, but for the
+        penalty, which each computes on its share.
         """
         settings, penalised = self.settings, self.settings.rate_penalty > 0
         with collect_spikes(self.model) if penalised else contextlib.nullcontext({}) as spikes:

@@ -62,6 +62,8 @@ def test_the_reset_decays_as_the_membrane_unless_it_has_a_time_constant_of_its_o
         ((0.0, 0.1), "tau_m is 0"),
         ((4.0, 0.1, -1.0), "tau_reset is -1"),
         ((4.0, torch.zeros(2)), "frequency has the shape"),
+        ((4.0, 20.0), r"frequency is 20\.0, expected cycles per step in \[0, 0\.5\]"),
+        ((4.0, -0.1), r"frequency is -0\.1, expected cycles"),
     ],
 )
 def test_bad_time_constants_and_frequencies_are_refused(settings, words):

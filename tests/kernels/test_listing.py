@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from snn_lib import DualExponentialSynapse, LowPassSynapse, ResonantSynapse
 from snn_lib.kernels.listing import listing
 
 
@@ -21,9 +22,12 @@ def test_a_step_and_its_adjoint_are_written_with_the_cells_own_names():
     assert " = exp(" in adjoint
 
 
-@pytest.mark.parametrize("cell", ["LowPassSynapse", "snn_lib.ResonantSynapse"])
-def test_a_synapse_has_the_step_of_all_filters(cell):
-    assert listing(cell) == listing("IIRSynapse")
+@pytest.mark.parametrize(
+    "synapse",
+    [LowPassSynapse(3, 4.0), DualExponentialSynapse(3, 4.0, 2.0), ResonantSynapse(3, 4.0, 0.1)],
+)
+def test_a_synapse_is_shown_with_as_many_rows_as_it_has(synapse):
+    assert listing(type(synapse).__name__) == listing(synapse.key)
 
 
 OWN = """
