@@ -63,6 +63,8 @@ def build_network(
     copies = -(-settings.filters // preparation.inputs)
     filters, steps = copies * preparation.inputs, preparation.steps
     shortest, longest = settings.shortest_memory, settings.longest_memory * steps
+    # Filters that no gradient changes are stable. The constraint would move the slowest ones.
+    constraint = settings.constraint if settings.epoch else "none"
     return Sequential(
         Repeat(copies),
         ResonantSynapse(
@@ -70,7 +72,7 @@ def build_network(
             log_spaced(shortest, max(longest, 2 * shortest)),
             log_spaced(min(settings.fewest_cycles / steps, 0.25), 0.25),
             train_coefficients=settings.train_coefficients,
-            constraint=settings.constraint,
+            constraint=constraint,
             margin=1e-5,  # the slowest filters are near the edge of the stable set
         ),
         nn.Linear(filters, settings.neurons),
@@ -86,7 +88,7 @@ def build_network(
             settings.neurons,
             log_spaced(1 / steps, steps),
             train_coefficients=settings.train_coefficients,
-            constraint=settings.constraint,
+            constraint=constraint,
             margin=1e-5,
             unit_energy=True,
         ),

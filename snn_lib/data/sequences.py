@@ -77,7 +77,7 @@ class SequenceDataset(Dataset):
                 steps = len(self.x[number])
                 require(
                     type(length) is int and 0 < length <= steps,
-                    f"length {number} is {length}, expected 1 to {steps}",
+                    f"length {number} is {length}, expected a whole number from 1 to {steps}",
                 )
 
     def __len__(self) -> int:

@@ -32,6 +32,7 @@ from snn_lib.training.config import (
     idle_settings,
     keys_of,
     merge_config,
+    passed_over,
     refuse_file_without_effect,
     refuse_without_effect,
 )
@@ -192,11 +193,17 @@ def _run(
     if checkpoint is None:
         refuse_without_effect(options.overrides, merged)
     else:
-        trained = settings_of(checkpoint, config, [])
+        of_file, trained = config, settings_of(checkpoint, config, [])
         config = settings_of(checkpoint, config, options.overrides)
         unread = _unread(options, config, checkpoint)
         merged = OmegaConf.structured(config)
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
+        instead = passed_over(yaml_file, of_file, config, unread) if options.config_file else ()
+        if instead and distributed.rank_and_world()[0] == 0:
+            say(
+                f"{yaml_file.name} differs from {checkpoint.path}, whose settings count: "
+                f"{' '.join(instead)}; to change one, give it on the command line"
+            )
     if options.export and checkpoint is not None:
         network = trained_network(checkpoint, build_model, task.config_class)
         try:

@@ -159,6 +159,26 @@ def refuse_file_without_effect(
                 require(_same(key, alone, usual), f"{path}: {key} {idle[key]}")
 
 
+def passed_over(
+    yaml_path: Path, config: Any, used: Any, unread: Mapping[str, str] | None = None
+) -> list[str]:
+    """The settings that count instead of those that a YAML file or its bases name.
+
+    Args:
+        yaml_path: the file.
+        config: the configuration with it.
+        used: the configuration that is used, that of a trained network.
+        unread: see :func:`snn_lib.settings.without_effect`.
+
+    Returns:
+        ``key=value`` of ``used``, for each that has an effect and differs.
+    """
+    idle = idle_settings(OmegaConf.structured(used), unread=unread)
+    named = {key: None for _, content in _files(yaml_path) for key, _ in _leaves(content)}
+    differ = (key for key in named if key not in idle and not _same(key, config, used))
+    return [f"{key}={attrgetter(key)(used)}" for key in differ]
+
+
 def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, str]:
     """As :func:`without_effect`, but for what a setting that counts takes its value from."""
     unmet = without_effect(get_type(merged[0])(), *merged, unread=unread)

@@ -137,8 +137,14 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ({"x": X[:0], "y": Y[:0]}, "train data: there are no sequences"),
         ({"x": X, "y": Y, "lengths": np.array([1, 2])}, "lengths has shape (2,), expected (6,)"),
         ({"x": X, "y": Y, "lengths": np.full((6, 1), 5)}, "lengths has shape (6, 1)"),
-        ({"x": X, "y": Y, "lengths": np.full(6, 5.0)}, "length 0 is 5.0, expected 1 to 5"),
-        ({"x": X, "y": Y, "lengths": np.full(6, 6)}, "length 0 is 6, expected 1 to 5"),
+        (
+            {"x": X, "y": Y, "lengths": np.full(6, 5.0)},
+            "length 0 is 5.0, expected a whole number from",
+        ),
+        (
+            {"x": X, "y": Y, "lengths": np.full(6, 6)},
+            "length 0 is 6, expected a whole number from",
+        ),
         ({"x": X[:, :0], "y": Y}, "train: sequence 0 has shape (0, 2), expected"),
         ({"x": X[..., :0], "y": Y}, "train: sequence 0 has shape (5, 0), expected"),
         ({"x": X * np.inf, "y": Y}, INFINITE),

@@ -23,6 +23,7 @@ from snn_lib.tasks.time_series import (
     TimeSeriesHyperparameters,
     prepare_series,
 )
+from snn_lib.time_series import build_network
 from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
@@ -192,6 +193,15 @@ def test_the_sample_for_first_weights_is_from_all_over_the_training_sequences(
     for part in range(4):  # each quarter of the set has its share
         inside = sum(part * 45 <= 4 * number < (part + 1) * 45 for number in numbers)
         assert abs(inside - len(numbers) / 4) < 1.5
+
+
+def test_the_slowest_filters_of_a_long_series_are_as_drawn():
+    settings = TimeSeriesHyperparameters(length=8192)
+    preparation = prepare_series([torch.randn(8192, 1, dtype=torch.float64)], settings)
+    torch.manual_seed(0)
+    filters = build_network(settings, preparation, 2)[1]
+    periods = 2 * torch.pi / filters.poles().angle().abs()
+    assert periods.max() == pytest.approx(8192, rel=0.2)  # one cycle in the series
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

@@ -358,6 +358,23 @@ def test_settings_of_a_trained_network_may_be_typed_again(tmp_path):
     assert run("--train", "--resume", *typed).code == 0
 
 
+def test_a_file_that_a_trained_network_differs_from_is_told(trained, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"base: {SCRIPT.with_suffix('.yaml')}\nmnist_config: {{test_size: 50}}\n"
+        "hyperparameters: {weight_bits: 2, dropout: 0.5, length: 7}"
+    )
+    there = f"runs_path={trained}/runs", EMPTY, f"dataset_path={SCRIPT.parent / 'dataset'}"
+    finished = run("--test", "--config_file", path, *there, "hyperparameters.length=7")
+    first, *_ = finished.out.splitlines()
+    best = the_run(trained) / "best"
+    assert first.startswith(f"own.yaml differs from {best}, whose settings count: ")
+    changed = re.search("count: (.*?);", first)[1].split()
+    assert {"mnist_config.test_size=100", "hyperparameters.weight_bits=0"} <= {*changed}
+    assert not [one for one in changed if re.search("dropout|length|path|device", one)]
+    assert "differs from" not in run("--test", *there).out
+
+
 def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_path):
     best, there = the_run(trained) / "best", f"runs_path={trained}/runs"
     for action in (["--test"], ["--export", tmp_path / "network.onnx"]):
