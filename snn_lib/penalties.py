@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import is_spiking
+from snn_lib.cells import Recurrent, is_spiking
 from snn_lib.containers import is_weighted
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
@@ -142,12 +142,19 @@ def hidden_layers(model: nn.Module) -> dict[str, int]:
     They are in the model's order, by name. The spikes of the last layer are the answer, unless a
     layer of weights weighs them.
     """
-    hidden, waiting = {}, []
+    reached: dict[str, int] = {}
+    fed_back: dict[nn.Module, str] = {}  # by the weights in a Recurrent, the layer of its neurons
+    waiting: list[str] = []
     for name, module in model.named_modules():
-        if is_spiking(module):
+        if isinstance(module, Recurrent):
+            neurons = f"{name}.neuron".removeprefix(".")
+            fed_back |= dict.fromkeys(module.weights.modules(), neurons)
+        elif is_spiking(module):
             waiting.append(name)
+            reached.setdefault(name, 0)
         elif is_weighted(module):
-            reached = module.weight[:, 0].numel() // getattr(module, "groups", 1)
-            hidden |= dict.fromkeys(waiting, reached)
-            waiting = []
-    return hidden
+            weights = module.weight[:, 0].numel() // getattr(module, "groups", 1)
+            before = [fed_back[module]] if module in fed_back else waiting
+            reached |= {layer: reached.get(layer, 0) + weights for layer in before}
+            waiting = waiting if module in fed_back else []
+    return {name: weights for name, weights in reached.items() if weights}

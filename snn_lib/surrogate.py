@@ -32,7 +32,7 @@ class Surrogate(Protocol):
 
 def check_surrogate(surrogate: Surrogate) -> None:
     """Raises a TypeError for what is no surrogate gradient."""
-    if not callable(getattr(surrogate, "derivative", None)):
+    if isinstance(surrogate, type) or not callable(getattr(surrogate, "derivative", None)):
         raise TypeError(f"surrogate is {surrogate!r}, expected an object with derivative(membrane)")
 
 

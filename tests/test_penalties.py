@@ -5,7 +5,7 @@ import torch
 from small_networks import Operators, in_parts
 from torch import nn
 
-from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import Chunked, LowPassSynapse, Recurrent, Sequential, SpikingNeuron
 from snn_lib.penalties import collect_spikes, hidden_layers, network_penalty, rate_penalty
 
 
@@ -196,6 +196,15 @@ def test_hidden_layers_are_those_whose_spikes_reach_weights():
     assert hidden_layers(nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))) == {}
     maps = nn.Sequential(SpikingNeuron((4, 1, 1), 4.0), nn.Conv2d(4, 6, 3, groups=2))
     assert hidden_layers(maps) == {"0": 3 * 3 * 3}
+
+
+def test_spikes_that_come_back_reach_the_weights_of_their_own_layer():
+    recurrent = Recurrent(nn.Linear(3, 3), SpikingNeuron(3, 4.0))
+    assert hidden_layers(recurrent) == {"neuron": 3}
+    model = network().append(LowPassSynapse(3, 4.0)).append(recurrent)  # the answer
+    assert hidden_layers(model) == {"1": 3, "6.neuron": 3}
+    model.append(nn.Linear(3, 2))
+    assert hidden_layers(model) == {"1": 3, "4": 2, "6.neuron": 3 + 2}
 
 
 def penalty_by_hand(spikes, lengths, share):

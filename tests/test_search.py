@@ -44,6 +44,13 @@ def test_ranges_are_searched_between_their_ends_and_wide_ones_on_a_logarithmic_s
     assert sum(decades) / len(decades) == pytest.approx(-3, abs=0.3)
 
 
+@pytest.mark.parametrize(("high", "logarithmic"), [("9.9", False), ("10", True)])
+def test_the_scale_of_a_range_that_is_ten_times_as_wide_is_logarithmic(script, high, logarithmic):
+    trial = optuna.create_study().ask()
+    SearchSpace(script, None, [f"hyperparameters.tau_m=1..{high}"]).draw(trial)
+    assert trial.distributions["hyperparameters.tau_m"].log == logarithmic
+
+
 def test_draws_stay_in_a_range_that_is_narrow(script):
     rows = drawn(script, "hyperparameters.tau_m=123456.1..123456.9", trials=20)
     taus = {float(row["hyperparameters.tau_m"]) for row in rows}
@@ -260,8 +267,12 @@ def test_wrong_data_end_the_sweep_and_not_only_a_trial(script, tmp_path):
         run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 5.0})
 
 
-def test_a_trial_that_is_worse_than_the_median_ends_after_its_first_epoch(script, tmp_path, capsys):
-    space = SearchSpace(script, None, ["hyperparameters.tau_m=4..9", "hyperparameters.epoch=3"])
+@pytest.mark.parametrize("batch", [16, 90])  # several batches, and all sequences in one
+def test_a_trial_that_is_worse_than_the_median_ends_after_its_first_epoch(
+    script, tmp_path, capsys, batch
+):
+    fixed = "hyperparameters.epoch=3", f"hyperparameters.batch_size={batch}"
+    space = SearchSpace(script, None, ["hyperparameters.tau_m=4..9", *fixed])
     study = optuna.create_study(direction="maximize")
     for score in (-1.0, -1.0, -1.5, -2.0, -2.0):
         before = dict.fromkeys(range(1, 4), score)

@@ -74,6 +74,7 @@ class IIRSynapse(Cell):
             or a shape is wrong. The synapses below also raise it, when they are built or converted
             to a lower precision, if a time constant is so long that its filter no longer decays
             once it is rounded.
+        TypeError: ``alpha`` or ``beta`` is a number and no list, or as :class:`snn_lib.Cell`.
     """
 
     states = ("past_output", "past_input")
@@ -100,6 +101,9 @@ class IIRSynapse(Cell):
         constraint: str = "none",
         margin: float | None = None,
     ) -> None:
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if isinstance(value, (int, float, str)):
+                raise TypeError(f"{name} is {value!r}, expected a list with a number for each lag")
         if len(beta) == 0:
             raise ValueError("beta is empty, expected at least beta_0")
         if constraint not in CONSTRAINTS:

@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity, download_url
 
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.files import read_file, write_atomically
 
 CLASSES = 10
@@ -61,9 +62,12 @@ def _content(raw: Path, name: str) -> tuple[bytes, bool]:
             f"{archive} is corrupt: restore it with 'git checkout {archive}', or move it away to "
             "have it downloaded",
         )
-        if not path.exists():
-            write_atomically(path, gzip.decompress(archive.read_bytes()))
-    content = read_file(path)
+    if path.exists():
+        content = read_file(path)
+    else:
+        content = gzip.decompress(archive.read_bytes())
+        with suppress(RunError):  # where it can be written, the next run need not unpack it
+            write_atomically(path, content)
     own = zlib.crc32(content) == CHECKSUMS[name]
     require(
         own or not archive.exists(),

@@ -110,8 +110,8 @@ def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
         )
         require(
             y.ndim == 1 and y.dtype.kind in "biuSU",
-            f"{path}: y{suffix} has shape {y.shape} in {y.dtype}, expected the number or name of a "
-            "class for each sequence; for labels at every step, see docs/data.md",
+            f"{path}: y{suffix} has shape {y.shape} in {y.dtype}, expected a whole number or the "
+            "name of a class for each sequence; for labels at every step, see docs/data.md",
         )
         y = np.char.decode(y, "utf-8", "backslashreplace") if y.dtype.kind == "S" else y
         x = x[..., None] if x.ndim == 2 else x

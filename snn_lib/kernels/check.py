@@ -205,7 +205,7 @@ def make_case(
     """A case of stable filters, and of neurons with currents around the threshold.
 
     In bfloat16, that is the dtype of the input, and of an output that is no spikes. ``ends``
-    gives each sequence a length of its own.
+    gives each sequence a length of its own, from none to more than there are steps.
     """
     made, (steps, batch, channels) = program(key), shape
     rows = [
@@ -219,7 +219,7 @@ def make_case(
         (1.0 + draw(*shape, layout=layout)).to(draw.rounded),
         torch.stack(rows),
         draw(*states),
-        torch.arange(batch, device=draw.device) * (steps + 1) // batch if ends else None,
+        torch.linspace(0, steps + 2, batch, device=draw.device).long() if ends else None,
         *name_of(surrogate),
         dropout,
         torch.tensor(SEED, device=draw.device) if dropout else None,

@@ -188,10 +188,8 @@ class Association(Task):
 
         A table and a plot go to the folder of all runs of this name.
         """
-        rows = self.sweep(model)
-        folder = self.config.runs_folder
-        write_sweep(rows, folder, vars(self.config.damage))
-        release = Damage()
+        swept, release = self.sweep(model), Damage()
+        rows = [*swept]
         if min(self.patterns.shape[0], self.patterns.shape[2]) >= release.block_size:
             rows.append({"damage": "damage of the 2020 release", **self.measure(model, release)})
         words = {
@@ -205,6 +203,8 @@ class Association(Task):
             strength = f" {row['strength']:g}" if "strength" in row else ""
             shares = (f"{text} {100 * row[key]:.1f} %" for key, text in words.items() if key in row)
             yield f"{row['damage']}{strength}: {', '.join(shares)}"
+        folder = self.config.runs_folder
+        write_sweep(swept, folder, vars(self.config.damage))
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
 
     def sweep(self, model: nn.Module, samples: int = SAMPLES_PER_PATTERN) -> list[dict[str, Any]]:

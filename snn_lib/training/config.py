@@ -151,12 +151,17 @@ def refuse_file_without_effect(
         return
     schema = get_type(merged[0])
     *bases, (path, content) = files = _files(Path(yaml_path))
-    alone, usual = (_merged(schema, parts, []) for parts in (files, _files(own) if own else bases))
+    usual = _files(own) if own else bases
     with _naming(schema, path):
-        idle = idle_settings(alone, *merged)
-        for key, value in _leaves(content):
-            if key in idle and "${" not in str(value):
-                require(_same(key, alone, usual), f"{path}: {key} {idle[key]}")
+        idle = idle_settings(alone := _merged(schema, files, []), *merged)
+        values = {key: value for key, value in _leaves(content) if "${" not in str(value)}
+        counting = OmegaConf.create()  # from which idle ones may take their values
+        for key in values.keys() - idle.keys():
+            OmegaConf.update(counting, key, values[key])
+        expected = [_merged(schema, [*usual, *more], []) for more in ([], [(path, counting)])]
+        for key in (key for key in values if key in idle):
+            repeats = any(_same(key, alone, one) for one in expected)
+            require(repeats, f"{path}: {key} {idle[key]}")
 
 
 def passed_over(

@@ -160,6 +160,8 @@ def test_chunks_and_lengths_change_nothing(synapse):
     (slope,) = gradients(lambda x: parts(layer(x, lengths=lengths)[1]), [x])
     assert not slope[5:, 1].any()
     assert not slope[:, 2].any()
+    (whole,) = gradients(lambda x: parts(layer(x)[1]), [x])
+    torch.testing.assert_close(slope[:, [0, 3]], whole[:, [0, 3]])  # T, and more than T
     (expected,) = gradients(lambda x: parts(layer(x[:5], lengths=lengths)[1]), [x])
     torch.testing.assert_close(slope[:, 1], expected[:, 1])
 

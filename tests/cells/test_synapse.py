@@ -620,6 +620,8 @@ REFUSED = [  # what is built or run, and the words
     *((lambda m=m, s=s: DualExponentialSynapse(3, m, s), f"tau_m is {m} and tau_s {s}")
       for m, s in ((1.0, 1.0), (1.0, 4.0), (4.0, 0.0), (4.0, -1.0), (-1.0, -4.0), (0.0, 0.0))),
     *((lambda t=t: LowPassSynapse(3, t), f"tau is {t}") for t in (0.0, -1.0, math.nan)),
+    (lambda: IIRSynapse(3, 0.5, [1.0]), r"alpha is 0\.5, expected a list with a number for each"),
+    (lambda: IIRSynapse(3, [], 1), "beta is 1, expected a list"),
     *((lambda f=f: ResonantSynapse(3, 4.0, f), rf"frequency is {f}.*\[0, 0\.5\]")
       for f in (-0.1, 0.6, math.nan)),
     (lambda: ResonantSynapse(3, 4.0, torch.tensor([0.1, 0.6, 0.2])), r"frequency is 0\.6"),
@@ -648,7 +650,7 @@ REFUSED = [  # what is built or run, and the words
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_bad_settings_and_inputs_are_refused(call, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, TypeError), match=words):
         call()
 
 

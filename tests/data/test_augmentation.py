@@ -115,17 +115,24 @@ def test_rotations_turn_about_the_centre_by_up_to_the_largest_angle():
 
 
 def test_crops_have_the_asked_area_and_ratio_and_lie_inside_the_image():
-    maps = affine_maps(grids(400, transform(scale=(0.3, 0.6), ratio=(0.75, 4 / 3))))
+    maps = affine_maps(grids(400, transform(scale=(0.3, 0.6), ratio=(0.7, 1.1))))
     np.testing.assert_allclose(maps[:, 0, 1], 0.0, atol=1e-5)
     np.testing.assert_allclose(maps[:, 1, 0], 0.0, atol=1e-5)
     width, height = maps[:, 0, 0], maps[:, 1, 1]
-    for values, low, high in ((width * height, 0.3, 0.6), (width / height, 0.75, 4 / 3)):
+    for values, low, high in ((width * height, 0.3, 0.6), (width / height, 0.7, 1.1)):
         assert values.min() >= low - 1e-4
         assert values.max() <= high + 1e-4
         assert values.max() - values.min() > 0.9 * (high - low)
     shift = maps[:, :, 2]
     assert (np.abs(shift) <= 1 - np.stack([width, height], 1) + 1e-5).all()
     assert np.abs(np.corrcoef(shift.T)[0, 1]) < 0.2  # across and down are drawn apart
+
+
+def test_crops_that_are_longer_than_the_image_end_at_its_edge():
+    maps = affine_maps(grids(400, transform(scale=(0.8, 1.0), ratio=(0.5, 2.0))))
+    sides = np.stack([maps[:, 0, 0], maps[:, 1, 1]], 1)
+    assert sides.max() == pytest.approx(1.0)
+    assert (np.abs(maps[:, :, 2]) <= 1 - sides + 1e-5).all()
 
 
 def test_two_rounds_turn_further_than_one():

@@ -11,7 +11,9 @@ from recorded import served
 from running import ROOT
 from torchvision.datasets import MNIST
 
+from snn_lib.data import mnist
 from snn_lib.data.mnist import load_mnist
+from snn_lib.errors import RunError
 
 RAW = ROOT / "dataset" / "MNIST" / "raw"
 IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -55,6 +57,16 @@ def test_images_and_labels_are_those_of_the_archives(raw, unpacked):
         assert {path.name for path in raw.glob("*-ubyte*")} == {
             name + ending for name in (IMAGES, LABELS) for ending in ("", ".gz")
         }
+
+
+def test_archives_are_read_where_nothing_can_be_written(raw, monkeypatch):
+    def refuse(path, content):
+        raise RunError(f"cannot write {path}")
+
+    link_archives(raw, IMAGES, LABELS)
+    monkeypatch.setattr(mnist, "write_atomically", refuse)
+    assert len(load_mnist(raw.parent.parent, train=False)[1]) == 10_000
+    assert not list(raw.glob("*-ubyte"))
 
 
 def test_a_corrupt_archive_is_named_and_left_alone(raw, no_network):

@@ -215,6 +215,7 @@ def test_noise_at_extreme_probabilities(patterns, probability):
     damaged = damaged_by(patterns, labels, damage, seeded())
     expected = patterns[:, labels].mean().item() * (1 - probability) + probability
     assert damaged.mean().item() == pytest.approx(expected, abs=0.01)
+    assert damaged.all() == (probability == 1.0)  # the first cell and the last, too
 
 
 def test_samples_that_are_not_modified_have_noise_too():

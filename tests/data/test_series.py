@@ -132,7 +132,10 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ({"x": X[0, 0], "y": Y}, "x has shape (2,)"),
         ({"x": Y, "y": Y}, "in <U4, expected numbers"),
         ({"x": X, "y": Y[:4]}, "train data: 6 sequences have 4 targets"),
-        ({"x": X, "y": Y[:, None]}, "y has shape (6, 1) in <U4, expected the number or name of a"),
+        (
+            {"x": X, "y": Y[:, None]},
+            "y has shape (6, 1) in <U4, expected a whole number or the",
+        ),
         ({"x": X, "y": np.arange(6) / 2}, "y has shape (6,) in float64"),
         ({"x": X[:0], "y": Y[:0]}, "train data: there are no sequences"),
         ({"x": X, "y": Y, "lengths": np.array([1, 2])}, "lengths has shape (2,), expected (6,)"),

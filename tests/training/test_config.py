@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import refusing
+from omegaconf import OmegaConf
 from running import ROOT
 
 from snn_lib.errors import InputError
@@ -479,6 +480,14 @@ def test_a_file_may_keep_the_options_of_what_it_does_not_choose(script, old, new
     load_config(DigitConfig, mine, [], script)
     script.with_suffix(".yaml").write_text(text)
     load_config(DigitConfig, script.with_suffix(".yaml"), [], script)
+
+
+def test_all_settings_of_a_run_may_be_a_file(script):
+    """In which the idle learning rate is that of the schedule, and not that of the own file."""
+    faster, own = ["scheduler.OneCycleLR.max_lr=0.01"], script.with_suffix(".yaml")
+    config = load_config(DigitConfig, own, faster, script)
+    OmegaConf.save(OmegaConf.structured(config), script.with_name("config.yaml"))
+    assert load_config(DigitConfig, script.with_name("config.yaml"), [], script) == config
 
 
 def test_a_variant_may_choose_otherwise_than_its_base(script):

@@ -209,6 +209,15 @@ def test_training_learns_and_reports_its_best_epoch(tmp_path):
     assert load(the_run(tmp_path) / "best")["epoch"] == best
 
 
+def test_the_log_has_the_learning_rate_that_an_epoch_has_ended_with(tmp_path):
+    schedule = "scheduler.scheduler_choice=MultiStepLR", "scheduler.MultiStepLR.milestones=[2]"
+    trial = experiment(small(tmp_path, *schedule, "optimizer.AdamW.lr=0.01"))
+    trial.train()
+    with open(trial.run.path / "metrics.csv", newline="") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([0.01, 0.01, 0.001])
+
+
 def test_checkpoint_and_log_record_what_decides_the_numbers(tmp_path):
     experiment(small(tmp_path, "seed=11", "hyperparameters.epoch=1")).train()
     for which in ("last", "best"):
