@@ -101,6 +101,18 @@ class Needs:
 TRAINING = Needs("hyperparameters.epoch")
 FIRST_VALUE = Needs("first_weights", ("",))  # weights and coefficients are loaded otherwise
 NEVER = Needs("name", ("",))  # a run always has a name
+# These settings are not taken from a checkpoint, because they say where and how a script runs on
+# this machine.
+LOCAL_KEYS = (
+    "device",
+    "backend",
+    "data_workers",
+    "dataset_path",
+    "test_checkpoint_path",
+    "checkpoint_minutes",
+    "runs_path",
+    "tensorboard",
+)
 
 
 def setting(default: Any, doc: str, *needs: Needs, **bounds: Any) -> Any:
@@ -454,7 +466,7 @@ def without_effect(
         By dotted key, the reason in words that follow the key.
     """
     found, configs, unread = {}, configs or (schema,), unread or {}
-    for key, needs in _needs_of(schema):
+    for key, needs in needs_of(schema):
         unmet = [need for need in needs if not any(map(need.met_by, configs))]
         why = [unread[one] for one in (key, *(need.key for need in needs)) if one in unread]
         if NEVER in unmet:
@@ -470,10 +482,10 @@ def without_effect(
     return found
 
 
-def _needs_of(config: Any, prefix: str = "", above: tuple[Needs, ...] = ()) -> Iterator[Any]:
+def needs_of(config: Any, prefix: str = "", above: tuple[Needs, ...] = ()) -> Iterator[Any]:
     """All dotted keys of a configuration, with what they and their sections need."""
     for entry in dataclasses.fields(config):
         needs, value = above + entry.metadata.get("needs", ()), getattr(config, entry.name)
         yield prefix + entry.name, needs
         if dataclasses.is_dataclass(value):
-            yield from _needs_of(value, f"{prefix}{entry.name}.", needs)
+            yield from needs_of(value, f"{prefix}{entry.name}.", needs)

@@ -24,9 +24,9 @@ from omegaconf import OmegaConf
 
 from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_line, require
 from snn_lib.files import write_atomically
-from snn_lib.settings import list_settings
+from snn_lib.settings import LOCAL_KEYS, list_settings
 from snn_lib.training.checkpoints import load_checkpoint
-from snn_lib.training.command_line import LOCAL_KEYS, Parser, exit_with
+from snn_lib.training.command_line import Parser, exit_with
 from snn_lib.training.config import (
     check_config,
     chosen_file,

@@ -19,11 +19,10 @@ import snn_lib.tasks.digits
 from snn_lib import SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError
 from snn_lib.penalties import hidden_layers
-from snn_lib.settings import list_settings, without_effect
+from snn_lib.settings import LOCAL_KEYS, list_settings, without_effect
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.training.building import build
 from snn_lib.training.checkpoints import load_checkpoint
-from snn_lib.training.command_line import LOCAL_KEYS
 from snn_lib.training.config import config_from_dict, load_config
 from snn_lib.training.loading import arguments_of_main
 

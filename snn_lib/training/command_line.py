@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_c, to_onnx
-from snn_lib.settings import ExperimentConfig, list_settings
+from snn_lib.settings import LOCAL_KEYS, ExperimentConfig, list_settings
 from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.building import BuildModel
@@ -42,18 +42,6 @@ from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.loading import GIVEN, trained_network
 from snn_lib.training.run_folder import newest
 
-# These settings are not taken from a checkpoint, because they say where and how a script runs on
-# this machine.
-LOCAL_KEYS = (
-    "device",
-    "backend",
-    "data_workers",
-    "dataset_path",
-    "test_checkpoint_path",
-    "checkpoint_minutes",
-    "runs_path",
-    "tensorboard",
-)
 EXPORTS = {".onnx": to_onnx, ".c": to_c}
 STOPPING = b"""stopping after this batch, or after the test if the last epoch is done; once more \
 stops at once

@@ -9,7 +9,8 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
+from functools import reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from snn_lib.cells import Constrained, parameter_groups
 from snn_lib.errors import InputError, SettingsError, one_line, require
 from snn_lib.rounding import rounded_weights
-from snn_lib.settings import OptimizerChoice, SchedulerChoice
+from snn_lib.settings import LOCAL_KEYS, TRAINING, OptimizerChoice, SchedulerChoice, needs_of
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed
 from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
@@ -197,13 +198,14 @@ class TrainingState:
         rank, _ = distributed.rank_and_world()
         with fitting(path):
             progress = progress_of(checkpoint, task)
-            theirs = fixed_settings(checkpoint["config"], progress.batches, progress.batch)
-        ours = fixed_settings(dataclasses.asdict(self.config), batches, progress.batch)
+            theirs = self._fixed_settings(checkpoint["config"], progress.batches, progress.batch)
+        ours = self._fixed_settings(dataclasses.asdict(self.config), batches, progress.batch)
         for what, value in ours.items():
             require(
                 theirs.get(what, value) == value,
                 f"{what} cannot change when {path} is resumed, because its training so far depends "
-                "on it: keep it, or start a new run",
+                "on it, or the validation by which its best epoch is chosen: keep it, or start a "
+                "new run",
             )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -218,6 +220,32 @@ class TrainingState:
         steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
         for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
             self.scheduler.step()  # the scheduler's state is the number of its steps
+
+    def _fixed_settings(self, config: dict[str, Any], batches: int, batch: int) -> dict[str, Any]:
+        """What cannot change when a run is resumed, and its value in a configuration.
+
+        An epoch has ``batches`` batches. When the run stopped, ``batch`` of them were finished.
+        """
+        optimizer, scheduler = config["optimizer"], config["scheduler"]
+        choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
+        scale, settings = optimizer["coefficient_lr_scale"], config["hyperparameters"]
+        fixed = {
+            "the optimizer with its options": (choice, optimizer[choice], scale),
+            "the scheduler with its options": (plan, scheduler.get(plan)),
+            "hyperparameters.train_coefficients": settings["train_coefficients"],
+            # which weights are evaluated: theirs, or their average
+            "hyperparameters.weight_averaging": settings["weight_averaging"] > 0,
+        }
+        if plan == "OneCycleLR":  # it plans the whole run
+            fixed["hyperparameters.epoch"] = settings["epoch"]
+        if plan in ("OneCycleLR", "CyclicLR") or batch:  # the scheduler counts batches
+            size = settings["batch_size"]
+            fixed["hyperparameters.batch_size or the number of samples"] = batches, size
+        for key in decisive_settings(self.config):
+            *sections, name = key.split(".")
+            section = reduce(lambda outer, inner: outer.get(inner, {}), sections, config)
+            fixed |= {key: section[name]} if name in section else {}  # not of an earlier version
+        return fixed
 
     def _restore_state(self, checkpoint: Checkpoint) -> None:
         """Restores optimiser, average and random generators."""
@@ -431,35 +459,21 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)
 
 
-def fixed_settings(config: dict[str, Any], batches: int, batch: int) -> dict[str, Any]:
-    """What cannot change when a run is resumed, and its value.
+def decisive_settings(config: Any) -> Iterator[str]:
+    """The keys of the settings that decide what the validation says of a network.
 
-    An epoch has ``batches`` batches. When the run stopped, ``batch`` of them were finished.
+    They are those that act without training, and those that decide which samples are held out. The
+    number of steps that run at once, and that of sequences, change no more than the rounding.
     """
-    optimizer, scheduler = config["optimizer"], config["scheduler"]
-    choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
-    scale = optimizer["coefficient_lr_scale"]
-    fixed = {
-        "the optimizer with its options": (choice, optimizer[choice], scale),
-        "the scheduler with its options": (plan, scheduler.get(plan)),
-        "first_weights": config.get("first_weights", ""),
-        "hyperparameters.train_coefficients": config["hyperparameters"]["train_coefficients"],
-        **_of_the_data(config),
-    }
-    if plan == "OneCycleLR":  # it plans the whole run
-        fixed["hyperparameters.epoch"] = config["hyperparameters"]["epoch"]
-    if plan in ("OneCycleLR", "CyclicLR") or batch:  # the scheduler counts batches
-        size = config["hyperparameters"]["batch_size"]
-        fixed["hyperparameters.batch_size or the number of samples"] = batches, size
-    return fixed
-
-
-def _of_the_data(config: dict[str, Any], prefix: str = "") -> Row:
-    """The settings that decide which samples are held out, by which the best epoch is chosen."""
-    names, found = ("seed", "dataset", "validation_size", "training_size"), {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= _of_the_data(value, f"{prefix}{key}.")
-        elif key in names:
-            found[prefix + key] = value
-    return found
+    for key, needs in needs_of(config):
+        name = key.rpartition(".")[2]
+        decides = TRAINING not in needs or name in ("training_size", "validation_size")
+        of_others = name.startswith("test_") or key in ("name", *LOCAL_KEYS)
+        of_the_run = key.removeprefix("hyperparameters.") in ("epoch", "batch_size", "chunk")
+        if (
+            decides
+            and not of_others
+            and not of_the_run
+            and not is_dataclass(attrgetter(key)(config))
+        ):
+            yield key

@@ -733,7 +733,10 @@ def averaged(tmp_path_factory):
         ("scheduler.OneCycleLR.max_lr=0.5", "the scheduler with its options cannot change when"),
         ("optimizer.optimizer_choice=SGD", "the optimizer with its options cannot change when"),
         ("scheduler.scheduler_choice=none", "the scheduler with its options cannot change when"),
-        (AVERAGING, "cannot be resumed with this configuration"),
+        (AVERAGING, "hyperparameters.weight_averaging cannot change when"),
+        ("hyperparameters.weight_bits=2", "hyperparameters.weight_bits cannot change when"),
+        ("hyperparameters.length=7", "hyperparameters.length cannot change when"),
+        ("mnist_config.max_rate=0.5", "mnist_config.max_rate cannot change when"),
     ],
 )
 def test_settings_that_cannot_change_on_resuming_are_refused(trained, override, message):
