@@ -62,6 +62,10 @@ class ECGHyperparameters(OneTimeConstant, ResonantFilters, LabelSmoothing, Hyper
         0.1, "spikes per step that the first weights give", FIRST_VALUE, above=0, below=1
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_order("shortest_trace", "longest_trace")
+
 
 @dataclass
 class ECGConfig(SequenceConfig):

@@ -7,6 +7,7 @@ spikes are jittered, with noise among them, by a fixed seed; the pretrained netw
 step.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import snn_lib
 from snn_lib.data.patterns import Damage, damage_patterns, delay_spikes, load_patterns
 from snn_lib.inspection import plotting
 from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.command_line import exit_with
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "associative_memory_checkpoint" / "pretrained_associative_memory"
@@ -44,7 +46,18 @@ def damaged_and_answered() -> tuple[Tensor, Tensor, Tensor]:
     return spikes, answered, delay_spikes(removed, delay)
 
 
-if __name__ == "__main__":
-    target = ROOT / "docs" / "pictures" / "associative_memory.gif"
+def main() -> int:
+    """Draws and saves."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = ROOT / "docs" / "pictures" / "associative_memory.gif"
+    parser.add_argument("--output", type=Path, default=default)
+    target = parser.parse_args().output
     target.write_bytes(plotting.completion(*damaged_and_answered()))
-    print(f"wrote {target.relative_to(ROOT)}, {target.stat().st_size / 1024:.0f} KiB")
+    print(f"wrote {target}, {target.stat().st_size / 1024:.0f} KiB")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(Path(__file__).name, main)

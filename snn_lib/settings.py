@@ -153,6 +153,12 @@ class Settings:
             allowed = entry.metadata.get("range", Range())
             allowed.check(entry.name, getattr(self, entry.name))
 
+    def require_order(self, first: str, last: str) -> None:
+        """Refuses a first setting that is larger than the last one."""
+        low, high = getattr(self, first), getattr(self, last)
+        message = f"{first} is {low} and {last} {high}, expected the smaller one first"
+        require(low <= high, message)
+
 
 RATE_IS_KEPT = Needs(
     "scheduler.scheduler_choice",
@@ -397,13 +403,8 @@ class ResonantFilters(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for first, last in (
-            ("shortest_memory", "longest_memory"),
-            ("lowest_frequency", "highest_frequency"),
-        ):
-            low, high = getattr(self, first), getattr(self, last)
-            message = f"{first} is {low} and {last} {high}, expected the smaller one first"
-            require(low <= high, message)
+        self.require_order("shortest_memory", "longest_memory")
+        self.require_order("lowest_frequency", "highest_frequency")
 
 
 @dataclass

@@ -563,6 +563,17 @@ def test_gradients_of_products_and_convolutions_have_derivatives(functions, make
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * other.abs().max().item())
 
 
+def test_several_gradients_of_products_may_be_computed_at_once():
+    x, weight = spikes(9, INPUTS).requires_grad_(), torch.randn(OUTPUTS, INPUTS, requires_grad=True)
+    output, directions = linear(x, weight), torch.randn(3, 9, OUTPUTS)
+    found = torch.autograd.grad(
+        output, (x, weight), directions, is_grads_batched=True, retain_graph=True
+    )
+    for number, direction in enumerate(directions):
+        alone = torch.autograd.grad(output, (x, weight), direction, retain_graph=True)
+        torch.testing.assert_close([one[number] for one in found], [*alone])
+
+
 def test_the_operators_of_convolutions_pass_pytorch_s_checks():
     x, weight = maps(3, CHANNELS, 4, 4), torch.randn(MAPS, CHANNELS, 3, 3, requires_grad=True)
     bias = torch.randn(MAPS, requires_grad=True)

@@ -119,7 +119,7 @@ SENSELESS = [
     (TimeSeriesHyperparameters, {"lowest_rate": 0.0}, "lowest_rate is 0.0, expected above 0"),
     (TimeSeriesHyperparameters, {"train_bias": False}, "train_bias is False, but the neurons'"),
     (TimeSeriesHyperparameters, {"highest_rate": 1.0}, "expected above 0 and below 1"),
-    (TimeSeriesHyperparameters, {"lowest_rate": 0.9, "highest_rate": 0.1}, "the lowest first"),
+    (TimeSeriesHyperparameters, {"lowest_rate": 0.9, "highest_rate": 0.1}, "the smaller one first"),
 ]
 
 

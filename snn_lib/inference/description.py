@@ -127,11 +127,16 @@ def readout_of(network: nn.Module) -> str | None:
     """The readout that makes a class of a network's outputs so far, by its name if it has one.
 
     If the network answers at every step, that is the ``last`` output.
+
+    Raises:
+        ValueError: there is none of this name.
     """
     name = getattr(network, "readout", None)  # or another module of the user's
-    if name == EVERY_STEP and getattr(network, "logit_scale", 1.0) is not None:
-        return "last"
-    return name if name in READOUTS else None
+    if name == EVERY_STEP:
+        return None if getattr(network, "logit_scale", 1.0) is None else "last"
+    if isinstance(name, str) and name not in READOUTS:
+        raise ValueError(f"readout is {name!r}, expected one of {', '.join(READOUTS)}")
+    return name if isinstance(name, str) else None
 
 
 @torch.no_grad()
@@ -164,6 +169,11 @@ def _run(
     output = result[0] if isinstance(result, tuple) else result
     if [tuple(map(id, pair)) for pair in handed] != [(id(x), id(output))]:
         raise ValueError(f"{type(network).__name__} does more than its Sequential: {REMEDY}")
+    if len(pairs) != len(read_layers):
+        raise ValueError(
+            "a layer is also a part of another one, such as a Recurrent: give each layer parts of "
+            "its own"
+        )
     return pairs
 
 

@@ -70,7 +70,8 @@ class Monitor:
 
     def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
         if layer not in self.records:
-            raise KeyError(f"nothing is recorded of {layer!r}, only of {', '.join(self.records)}")
+            known = ", ".join(map(repr, self.records))
+            raise KeyError(f"nothing is recorded of {layer!r}, only of {known}")
         return self.records[layer]
 
     def __enter__(self) -> "Monitor":

@@ -158,7 +158,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     """The output of a model that returns it alone or together with a state.
 
     Raises:
-        InputError: the model does not take sequences of these features.
+        InputError: the model does not take sequences of these features, or returns no tensor.
     """
     try:
         result = model(x)
@@ -169,7 +169,12 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
             f"the model does not take batches (T, B, *features) of shape {tuple(x.shape)}: "
             f"{one_line(error)}"
         ) from error
-    return result[0] if isinstance(result, tuple) else result
+    output = result[0] if isinstance(result, tuple) else result
+    require(
+        isinstance(output, Tensor),
+        f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
+    )
+    return output
 
 
 def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -108,11 +108,7 @@ class TimeSeriesHyperparameters(OneTimeConstant, LabelSmoothing, Hyperparameters
         require(
             self.train_bias, "train_bias is False, but the neurons' thresholds are their biases"
         )
-        require(
-            self.lowest_rate <= self.highest_rate,
-            f"lowest_rate is {self.lowest_rate} and highest_rate {self.highest_rate}, expected the "
-            "lowest first",
-        )
+        self.require_order("lowest_rate", "highest_rate")
 
 
 @dataclass

@@ -13,8 +13,9 @@ from snn_lib.training.checkpoints import learned, not_finite
 
 PATIENCE = 25  # batches between two checks on a device other than the CPU
 REMEDY = (
-    "Start again with a lower learning rate, or resume with optimizer.gradient_clipping=1 or "
-    "hyperparameters.constraint=stable: the last checkpoint is from before this happened"
+    "Start again with a lower learning rate, optimizer.gradient_clipping=1 or "
+    "hyperparameters.constraint=stable. If the run has a last checkpoint, that is from before this "
+    "happened and can be resumed with the last two"
 )
 
 

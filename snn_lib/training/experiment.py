@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
+from snn_lib.data.batches import batch_seed
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
@@ -82,10 +83,11 @@ class Experiment:
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
-        torch.manual_seed(self.config.seed)  # the same data and first weights in every process
-        task.setup(self.config, self.device)
+        with batch_seed(self.config.seed, 0, 0):  # the same data in every process and every run
+            torch.manual_seed(self.config.seed)
+            task.setup(self.config, self.device)
         self.set_up_with = task.config
-        torch.manual_seed(self.config.seed)
+        torch.manual_seed(self.config.seed)  # and the same first weights, whatever the data drew
         self.build_model = build_model
         self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks

@@ -154,7 +154,10 @@ class Unbounded(Cell):
         return torch.where(x > math.inf, 0.0, x), ()
 
 
+MISSPELT = Sequential(nn.Linear(4, 4))
+MISSPELT.readout = "Mean"
 REFUSED = [  # the network, the name of the file, and the words
+    (MISSPELT, "network.c", "readout is 'Mean', expected one of count, mean, last"),
     (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
     (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
     (Sequential(Unbounded(4)), "network.c", "0 computes with inf, which C has no number for"),

@@ -12,6 +12,7 @@ from snn_lib import (
     Chunked,
     LowPassSynapse,
     PerStep,
+    Recurrent,
     Repeat,
     Sequential,
     SpikingNeuron,
@@ -42,6 +43,7 @@ def in_maps(layer):
     return Sequential(LowPassSynapse((2, 6, 6), 3.0), PerStep(layer))
 
 
+SHARED = nn.Linear(4, 4)
 REFUSED = [  # the network, and the words
     (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), r"1 \(GRU\) runs only in PyTorch"),
     (Sequential(nn.Linear(4, 4), nn.ReLU()), r"1 \(ReLU\) runs only in PyTorch"),
@@ -71,6 +73,7 @@ REFUSED = [  # the network, and the words
     (Sequential(nn.Linear(4, 4), Snapshots([1, 2**24])), r"1 \(Snapshots\).*than 2\^24 steps"),
     (Sequential(nn.Linear(4, 4)).bfloat16(), "0.weight is torch.bfloat16"),
     (Sequential(SpikingNeuron(4, 3.0)).half(), "0.reset_decay is torch.float16"),
+    (Sequential(SHARED, Recurrent(SHARED, SpikingNeuron(4, 3.0))), "is also a part of another one"),
 ]  # fmt: skip
 
 

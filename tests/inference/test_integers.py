@@ -140,6 +140,14 @@ def test_the_lines_of_the_page_make_the_integers_that_python_makes(tmp_path):
     np.testing.assert_array_equal(found, made.integers(values))
 
 
+@pytest.mark.parametrize("levels", [255, 1])
+def test_pixels_and_small_counts_are_bytes(levels):
+    x = torch.randint(0, 256, (5, 2, 4)) / levels
+    made = quantise(LINEAR, x)
+    assert made.staged.input_kind == "uint8_t"
+    assert made.input_scale == pytest.approx(1 / levels)
+
+
 def test_halves_are_rounded_up_and_numbers_beyond_the_limit_are_clipped_and_counted():
     for shift in (0, 1, 4, 12):
         values = np.arange(-(2 << shift) - 40, (2 << shift) + 40) * 3

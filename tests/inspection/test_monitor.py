@@ -120,6 +120,8 @@ def test_only_the_layers_that_are_named_are_recorded(model, x):
     with Monitor(model, ["3", "2"]) as monitor:
         model(x)
     assert set(monitor.records) == {"2", "3"}
+    with pytest.raises(KeyError, match="nothing is recorded of 2, only of '2', '3'"):
+        monitor[2]
 
 
 @pytest.mark.parametrize("name", ["1", "7", ""])

@@ -471,9 +471,15 @@ def test_shapes_that_do_not_fit_the_model_are_refused(task, model, message):
     assert message in refusal(task.loss, model, next(task.batches("train")))
 
 
+class Named(nn.Linear):
+    def forward(self, x):
+        return {"out": super().forward(x)}
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
+        (Named(4, 3), "the model returns a dict, expected its output, or (output, state)"),
         (Sequential(*network(), batch_first=True), "the model has batch_first"),
         (nn.Sequential(nn.Identity(), nn.GRU(4, 3, batch_first=True)), "in its part 1, has batch"),
         (network().requires_grad_(False), "the model has no parameter that is trained"),
@@ -483,6 +489,24 @@ def test_a_model_that_cannot_be_trained_is_refused(tmp_path, model, message):
     task, config = SequenceClassification({"train": sequences()}), ClassificationConfig()
     config.runs_path, config.hyperparameters.batch_size = str(tmp_path), 8
     assert message in refusal(lambda: Experiment(lambda config: model, task, config).train())
+
+
+@pytest.mark.parametrize(
+    "draw", [torch.rand, np.random.rand, lambda n: [random.random() for _ in range(n)]]
+)
+def test_a_function_of_the_data_draws_the_same_in_every_run(draw):
+    """And whatever it draws, the first weights are the same."""
+    counts, drawn, models = [2, 1, 1], [], []
+
+    def data(config):
+        drawn.append([float(one) for one in draw(3 * counts.pop())])
+        return {"train": sequences()}
+
+    while counts:
+        models.append(Experiment(network, SequenceClassification(data, "mean")).model)
+    assert drawn[0] == drawn[1] == drawn[2][:3]
+    for first, _, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(first, other)
 
 
 @pytest.mark.parametrize("config", [None, ExperimentConfig(device="cpu")])
