@@ -348,7 +348,7 @@ class Cell(Constrained):
                 refuse_rounding(own, loaded.view(own.shape), prefix + name, others[-1])
         for name in self._kept_decaying:
             loaded = state_dict.get(prefix + name)
-            if isinstance(loaded, Tensor) and not loaded.is_meta:
+            if isinstance(loaded, Tensor) and loaded.is_floating_point() and not loaded.is_meta:
                 others[-1].extend(_refusal(prefix + name, loaded))
 
     def _apply(self, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> "Cell":

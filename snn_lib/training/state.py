@@ -463,17 +463,13 @@ def decisive_settings(config: Any) -> Iterator[str]:
     """The keys of the settings that decide what the validation says of a network.
 
     They are those that act without training, and those that decide which samples are held out. The
-    number of steps that run at once, and that of sequences, change no more than the rounding.
+    numbers of steps and of sequences that run at once change no more than the rounding.
     """
+    own = (f"hyperparameters.{name}" for name in ("epoch", "batch_size", "chunk"))
+    left_out = {"name", *LOCAL_KEYS, *own}
     for key, needs in needs_of(config):
         name = key.rpartition(".")[2]
-        decides = TRAINING not in needs or name in ("training_size", "validation_size")
-        of_others = name.startswith("test_") or key in ("name", *LOCAL_KEYS)
-        of_the_run = key.removeprefix("hyperparameters.") in ("epoch", "batch_size", "chunk")
-        if (
-            decides
-            and not of_others
-            and not of_the_run
-            and not is_dataclass(attrgetter(key)(config))
-        ):
+        if key in left_out or name.startswith("test_") or is_dataclass(attrgetter(key)(config)):
+            continue
+        if TRAINING not in needs or name in ("training_size", "validation_size"):
             yield key
