@@ -6,6 +6,7 @@ give the same spikes bit for bit. As a backend it serves any device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ def differentiate(
         needs: which tensors' gradients are needed; the others are ``None``.
         arriving: the gradients of the function's results.
     """
-    given = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    given: list[Any] = [None if one is None else one.view_as(one) for one in tensors]
     pairs = zip(function(*given), arriving, strict=True)
     pairs = [(result, gradient) for result, gradient in pairs if result.requires_grad]
     wanted = [tensor for tensor, need in zip(given, needs, strict=True) if need]

@@ -186,10 +186,11 @@ def _run(
         unread = _unread(options, config, checkpoint)
         merged = OmegaConf.structured(config)
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
-        instead = passed_over(yaml_file, of_file, config, unread) if options.config_file else ()
+        chosen = yaml_file if options.config_file else None
+        instead = passed_over(chosen, of_file, config, unread) if chosen else ()
         if instead and distributed.rank_and_world()[0] == 0:
             say(
-                f"{yaml_file.name} differs from {checkpoint.path}, whose settings count: "
+                f"{options.config_file.name} differs from {checkpoint.path}, whose settings count: "
                 f"{' '.join(instead)}; to change one, give it on the command line"
             )
     if options.export and checkpoint is not None:

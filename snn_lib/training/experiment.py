@@ -478,8 +478,8 @@ def _differ(ours: Any, theirs: Any) -> bool:
         case [_, *_], [_, *_]:
             return ours != theirs
         case Tensor(), Tensor() if ours.shape == theirs.shape:
-            rounding = {"rtol": 1e-5, "atol": 1e-9 * float(ours.abs().max())}
-            return not torch.allclose(ours.double(), theirs.double(), **rounding)
+            rounding = 1e-9 * float(ours.abs().max())
+            return not torch.allclose(ours.double(), theirs.double(), rtol=1e-5, atol=rounding)
         case Tensor(), Tensor():
             return True
     return False
