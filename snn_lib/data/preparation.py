@@ -5,7 +5,7 @@ mean of the training sequences. A task prepares its batches with it, and a check
 so that :func:`snn_lib.load` needs no training data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -119,6 +119,20 @@ class SeriesPreparation(Preparation):
     def example(self) -> Tensor:
         """See :class:`Preparation`."""
         return torch.zeros(1, 1, *self.mean.shape)
+
+    def agrees_with(self, saved: Mapping[str, Any]) -> bool:
+        """Whether a saved preparation has the same mean and deviation, but for rounding.
+
+        Args:
+            saved: as :meth:`to_dict` makes it.
+        """
+        mean, deviation = saved.get("mean"), saved.get("deviation")
+        if not isinstance(mean, Tensor) or not isinstance(deviation, Tensor):
+            return False
+        if not mean.shape == deviation.shape == self.mean.shape:
+            return False
+        apart = torch.maximum((mean - self.mean).abs(), (deviation - self.deviation).abs())
+        return bool((apart <= 1e-6 * self.deviation + 1e-12 * self.mean.abs()).all())
 
     @property
     def inputs(self) -> int:

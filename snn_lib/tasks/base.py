@@ -123,6 +123,15 @@ class Task:
             "classes": [str(name) for name in self.classes],  # NumPy's names, too
         }
 
+    def check_data(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuses to test or resume a network that has learned from data of another meaning.
+
+        A task overrides it if its classes or its preparation follow from the data.
+
+        Raises:
+            InputError: the data is not that of the checkpoint.
+        """
+
     def has(self, split: str) -> bool:
         """Whether there is data for a split; every task has training and validation data."""
         return True

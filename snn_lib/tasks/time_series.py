@@ -6,10 +6,10 @@ is the mean of its output over the steps of the sequence.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -159,6 +159,21 @@ class TimeSeries(SequenceClassification):
             part: ([self.preparation.shorten(sequence) for sequence in x], y)
             for part, (x, y) in parts.items()
         }
+
+    def check_data(self, checkpoint: Mapping[str, Any]) -> None:
+        """See :class:`snn_lib.tasks.base.Task`; earlier versions wrote no classes."""
+        names, preparation = checkpoint.get("classes"), checkpoint.get("preparation")
+        same = {
+            "classes": names in (None, [], self.classes),
+            "mean and deviation": not isinstance(preparation, dict)
+            or self.preparation.agrees_with(preparation),
+        }
+        for what, agrees in same.items():
+            require(
+                agrees,
+                f"{self.config.dataset} has other {what} than the data that the network has "
+                "learned from: give it that, or run the network on this by snn_lib.load",
+            )
 
     def sample(self) -> NetworkInput:
         """Training sequences from all over the set, as they are."""

@@ -129,7 +129,7 @@ class Experiment:
         )
         self.has_first_weights = False
         if checkpoint is not None:
-            self._check_data(checkpoint)
+            self.task.check_data(checkpoint)
         if self.settings.epoch == 0:
             return self._fit(checkpoint)
         self._begin(checkpoint)
@@ -227,15 +227,6 @@ class Experiment:
             "this task has been set up for something else since, so it has other data and "
             "settings: give each Experiment a task of its own",
         )
-
-    def _check_data(self, checkpoint: Checkpoint) -> None:
-        """Raises an error if the data at hand is not what the checkpoint's network learned from."""
-        for name, meaning in (("classes", "its classes"), ("preparation", "the values")):
-            require(
-                not _differ(self.task.usage().get(name), checkpoint.get(name)),
-                f"{checkpoint.path} was trained on other data, in which {meaning} differ: give it "
-                "that data, or run its network on any other with snn_lib.load",
-            )
 
     def _train_epoch(self) -> bool:
         """Trains on the remaining batches of an epoch.
@@ -410,7 +401,7 @@ class Experiment:
         self._check_task()
         if checkpoint is None:
             checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
-        self._check_data(checkpoint)
+        self.task.check_data(checkpoint)
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
         self.state = None  # a training that was stopped has an average of other weights
@@ -465,21 +456,3 @@ class Experiment:
             return {key: plain_number(value) for key, value in metrics.items()}
         except TypeError as error:
             raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
-
-
-def _differ(ours: Any, theirs: Any) -> bool:
-    """Whether two parts of ``Task.usage`` differ in what is found in data: names and tensors.
-
-    Earlier versions did not write all of it, and a file may hold anything. Numbers are settings.
-    """
-    match ours, theirs:
-        case dict(), dict():
-            return any(_differ(value, theirs.get(name)) for name, value in ours.items())
-        case [_, *_], [_, *_]:
-            return ours != theirs
-        case Tensor(), Tensor() if ours.shape == theirs.shape:
-            rounding = 1e-9 * float(ours.abs().max())
-            return not torch.allclose(ours.double(), theirs.double(), rtol=1e-5, atol=rounding)
-        case Tensor(), Tensor():
-            return True
-    return False

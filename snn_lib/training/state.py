@@ -469,7 +469,8 @@ def decisive_settings(config: Any) -> Iterator[str]:
     left_out = {"name", *LOCAL_KEYS, *own}
     for key, needs in needs_of(config):
         name = key.rpartition(".")[2]
-        if key in left_out or name.startswith("test_") or is_dataclass(attrgetter(key)(config)):
+        of_others = key in left_out or name.startswith("test_") or name.endswith("path")
+        if of_others or is_dataclass(attrgetter(key)(config)):
             continue
-        if TRAINING not in needs or name in ("training_size", "validation_size"):
+        if TRAINING not in needs or name.startswith(("training_", "validation_")):
             yield key

@@ -12,9 +12,16 @@ from torch.optim import SGD, lr_scheduler
 
 from snn_lib import LowPassSynapse, Sequential
 from snn_lib.tasks import SequenceClassification
+from snn_lib.tasks.association import AssociationConfig
 from snn_lib.tasks.digits import DigitConfig
+from snn_lib.tasks.event_vision import EventConfig
 from snn_lib.training import Experiment
-from snn_lib.training.state import get_optimizer, get_scheduler, steps_every_batch
+from snn_lib.training.state import (
+    decisive_settings,
+    get_optimizer,
+    get_scheduler,
+    steps_every_batch,
+)
 
 STEPS = 40
 OPTIONS = {
@@ -182,3 +189,27 @@ def test_the_best_epoch_is_that_of_the_validation_and_not_of_the_training(tmp_pa
     assert best_of("train") == 4
     assert best_of("validation") == 1
     assert load(experiment.run.best)["epoch"] == finished["best"]["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "decisive", "others"),
+    [
+        (
+            EventConfig(),
+            {"seed", "dataset", "events.order", "events.validation_size", "camera.noise"},
+            {"name", "device", "dataset_path", "events.path", "events.test_size", "events"},
+        ),
+        (
+            AssociationConfig(),
+            {"pattern_config.validation_samples", "damage.varied", "hyperparameters.weight_bits"},
+            {"pattern_config.test_samples", "hyperparameters.dropout", "optimizer.AdamW.lr"},
+        ),
+    ],
+)
+def test_what_decides_the_validation_is_neither_where_nor_how_a_network_is_trained(
+    config, decisive, others
+):
+    found = {*decisive_settings(config)}
+    assert decisive <= found
+    assert not others & found
+    assert not found & {f"hyperparameters.{name}" for name in ("epoch", "batch_size", "chunk")}
