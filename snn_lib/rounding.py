@@ -54,6 +54,8 @@ def round_weights(model: nn.Module, bits: int) -> dict[Tensor, Tensor]:
     with torch.no_grad():
         for weight, own in kept.items():
             rows = own.flatten(1)
+            if rows.dtype == torch.float16:  # in which squares of small weights are 0
+                rows = rows.float()
             integers, scale = integer_weights(rows, bits)
             near = scale * integers
             error, size = ((one**2).sum(1, keepdim=True) for one in (near - rows, rows))

@@ -180,7 +180,7 @@ class SearchSpace:
         if isinstance(choices, list):
             return trial.suggest_categorical(key, choices)
         low, high = choices
-        logarithmic = 0 < 10 * low <= high
+        logarithmic = 0 < 10 * low <= high * (1 + 1e-9)  # 10 * 3e-5 is a little above 3e-4
         if isinstance(low, int):
             return trial.suggest_int(key, low, high, log=logarithmic)
         return trial.suggest_float(key, low, high, log=logarithmic)

@@ -25,13 +25,17 @@ def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float |
     float64 on the CPU, where first values are computed.
 
     Raises:
-        ValueError: the tensor has another shape; the message calls the argument ``name``.
+        ValueError: the tensor has another shape, or no values; the message calls the argument
+            ``name``.
         TypeError: it is nothing of these.
     """
     if callable(value):
-        value = value(shape)
+        with torch.device("cpu"):  # also where layers are built without values
+            value = value(shape)
     if isinstance(value, (int, float)):
-        return value
+        return float(value)  # a number of NumPy, too
+    if isinstance(value, Tensor) and value.is_meta:
+        raise ValueError(f"{name} is a tensor without values: make it outside of the meta device")
     try:
         value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError):

@@ -44,11 +44,14 @@ def test_ranges_are_searched_between_their_ends_and_wide_ones_on_a_logarithmic_s
     assert sum(decades) / len(decades) == pytest.approx(-3, abs=0.3)
 
 
-@pytest.mark.parametrize(("high", "logarithmic"), [("9.9", False), ("10", True)])
-def test_the_scale_of_a_range_that_is_ten_times_as_wide_is_logarithmic(script, high, logarithmic):
+@pytest.mark.parametrize(
+    ("ends", "logarithmic"), [("1..9.9", False), ("1..10", True), ("3e-5..3e-4", True)]
+)
+def test_the_scale_of_a_range_that_is_ten_times_as_wide_is_logarithmic(script, ends, logarithmic):
     trial = optuna.create_study().ask()
-    SearchSpace(script, None, [f"hyperparameters.tau_m=1..{high}"]).draw(trial)
-    assert trial.distributions["hyperparameters.tau_m"].log == logarithmic
+    space = SearchSpace(script, None, [f"optimizer.Adam.lr={ends}"])
+    space.draw(trial)
+    assert trial.distributions["optimizer.Adam.lr"].log == logarithmic
 
 
 def test_draws_stay_in_a_range_that_is_narrow(script):

@@ -64,6 +64,7 @@ REFUSED = [  # what is computed, and the words
     (lambda: decays_of(torch.tensor([9.0, 3.0]), 5.0), r"tau_m is 3\.0 and tau_s 5\.0, expected"),
     *((lambda value=value: per_channel(value, (2, 3), "tau"), r"expected \(2, 3\) or a number")
       for value in (torch.ones(3), np.ones((3, 2)), lambda shape: torch.ones(6))),
+    (lambda: per_channel(torch.ones(3, device="meta"), (3,), "tau"), "tau is a tensor without val"),
     *((lambda ends=ends: log_spaced(*ends), "low is {} and high {}, expected 0 < l".format(*ends))
       for ends in ((0, 1), (-1, 1), (2, 1), (NAN, 1), (1, NAN), (1, INF))),
 ]  # fmt: skip
@@ -73,3 +74,12 @@ REFUSED = [  # what is computed, and the words
 def test_bad_time_constants_shapes_and_ranges_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_numbers_of_numpy_go_with_tensors_and_functions_with_a_device():
+    taus = np.array([4.0, 6.0, 9.0])
+    slow, fast = per_channel(taus, (3,), "tau_m"), per_channel(taus.min() / 4, (3,), "tau_s")
+    for found, tau in zip(decays_of(slow, fast), (taus, 1.0), strict=True):
+        np.testing.assert_allclose(found, np.exp(-1 / tau))
+    with torch.device("meta"):
+        assert per_channel(lambda shape: torch.full(shape, 2.0), (3,), "tau").tolist() == [2.0] * 3

@@ -238,8 +238,8 @@ def augment_sequences(
 ) -> Batch:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 
-    Cutting and stretching are one interpolation between neighbours in time. Then each channel is
-    scaled or silenced, and gets noise. All positions of a feature map share their channel's factor.
+    Stretching interpolates between neighbours in time. Then each channel is scaled or silenced, and
+    gets noise. All positions of a feature map share their channel's factor.
 
     Args:
         given: the batch; x is ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``, and
@@ -260,8 +260,9 @@ def augment_sequences(
     def uniform(low: float, high: float) -> Tensor:
         return draw_uniform(low, high, generator, batch)
 
-    window = lengths * uniform(settings.crop, 1.0)
-    start = uniform(0.0, 1.0) * (lengths - window)
+    # Whole steps, so that a window that is not stretched is what it was.
+    window = (lengths * uniform(settings.crop, 1.0)).ceil()
+    start = (uniform(0.0, 1.0) * (lengths - window + 1)).floor()
     factor = uniform(-math.log(settings.stretch), math.log(settings.stretch)).exp()
     new_lengths = (window * factor).round().long().clamp(min=1)
     where = lengths, start, window, new_lengths

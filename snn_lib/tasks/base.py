@@ -124,13 +124,18 @@ class Task:
         }
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
-        """Refuses to test or resume a network that has learned from data of another meaning.
+        """Refuses to test or resume a network whose output or input had another meaning.
 
-        A task overrides it if its classes or its preparation follow from the data.
+        A task adds to it what it finds in its data, such as the names of classes.
 
         Raises:
-            InputError: the data is not that of the checkpoint.
+            InputError: the readout, or the data, is not that of the checkpoint.
         """
+        ours, theirs = self.readout_name, checkpoint.get("readout")
+        require(
+            None in (ours, theirs) or ours == theirs,
+            f"the network was trained with the readout {theirs!r}, and the task has {ours!r}",
+        )
 
     def has(self, split: str) -> bool:
         """Whether there is data for a split; every task has training and validation data."""

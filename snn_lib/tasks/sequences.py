@@ -367,7 +367,7 @@ def find_readout(readout: str | Readout | None) -> Readout | None:
     """A readout by its name, or as it is.
 
     Raises:
-        ValueError: there is none of that name, or it has parameters.
+        ValueError: there is none of that name, it has parameters, or it is no function.
     """
     if not isinstance(readout, str):
         if isinstance(readout, nn.Module) and any(True for _ in readout.parameters()):
@@ -375,6 +375,8 @@ def find_readout(readout: str | Readout | None) -> Readout | None:
                 f"readout {type(readout).__name__} has parameters, which only the model's are "
                 "trained: put what has to learn into the model"
             )
+        if readout is not None and (isinstance(readout, type) or not callable(readout)):
+            raise ValueError(f"readout is {readout!r}, expected a function, a module or a name")
         return readout
     if readout not in READOUTS:
         raise ValueError(f"readout is {readout!r}, expected one of {', '.join(READOUTS)}")

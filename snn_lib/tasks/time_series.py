@@ -162,6 +162,7 @@ class TimeSeries(SequenceClassification):
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """See :class:`snn_lib.tasks.base.Task`; earlier versions wrote no classes."""
+        super().check_data(checkpoint)
         names, preparation = checkpoint.get("classes"), checkpoint.get("preparation")
         same = {
             "classes": names in (None, [], self.classes),

@@ -187,11 +187,12 @@ def _run(
         merged = OmegaConf.structured(config)
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
         chosen = yaml_file if options.config_file else None
-        instead = passed_over(chosen, of_file, config, unread) if chosen else ()
+        idle = unread if options.test else None
+        instead = passed_over(chosen, of_file, config, idle) if chosen else ()
         if instead and distributed.rank_and_world()[0] == 0:
             say(
                 f"{options.config_file.name} differs from {checkpoint.path}, whose settings count: "
-                f"{' '.join(instead)}; to change one, give it on the command line"
+                f"{' '.join(instead)}"
             )
     if options.export and checkpoint is not None:
         network = trained_network(checkpoint, build_model, task.config_class)

@@ -167,7 +167,7 @@ def refuse_file_without_effect(
 def passed_over(
     yaml_path: Path, config: Any, used: Any, unread: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The settings that count instead of those that a YAML file or its bases name.
+    """The settings that count instead of those that a YAML file names; its bases do not count.
 
     Args:
         yaml_path: the file.
@@ -179,9 +179,9 @@ def passed_over(
         ``key=value`` of ``used``, for each that has an effect and differs.
     """
     idle = idle_settings(OmegaConf.structured(used), unread=unread)
-    named = {key: None for _, content in _files(yaml_path) for key, _ in _leaves(content)}
-    differ = (key for key in named if key not in idle and not _same(key, config, used))
-    return [f"{key}={attrgetter(key)(used)}" for key in differ]
+    *_, (_, content) = _files(yaml_path)
+    named = (key for key, _ in _leaves(content) if key not in idle)
+    return [f"{key}={attrgetter(key)(used)}" for key in named if not _same(key, config, used)]
 
 
 def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -15,7 +15,7 @@ PATIENCE = 25  # batches between two checks on a device other than the CPU
 REMEDY = (
     "Start again with a lower learning rate, optimizer.gradient_clipping=1 or "
     "hyperparameters.constraint=stable. If the run has a last checkpoint, that is from before this "
-    "happened and can be resumed with the last two"
+    "happened: resume it with optimizer.gradient_clipping=1, or give it as first_weights"
 )
 
 

@@ -21,7 +21,12 @@ from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
-from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
+from snn_lib.training.checkpoints import (
+    STATISTICS,
+    Checkpoint,
+    load_checkpoint,
+    load_weights,
+)
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
 from snn_lib.training.run_folder import (
@@ -91,6 +96,13 @@ class Experiment:
         self.build_model = build_model
         self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
+        chunk = self.settings.chunk
+        normalises = any(name.endswith(STATISTICS) for name, _ in self.model.named_buffers())
+        require(
+            not (chunk and normalises),
+            f"hyperparameters.chunk is {chunk}, but a layer normalises over all steps",
+            SettingsError,
+        )
         require(
             not self.settings.rate_penalty or bool(hidden_layers(self.model)),
             f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
@@ -189,12 +201,13 @@ class Experiment:
         torch.manual_seed(self.config.seed + self.rank)  # each process draws its own dropout
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
-        self.state = TrainingState(self.model, self.config, self.device, len(batches))
+        held_out = self.task.split("validation")
+        self.state = TrainingState(self.model, self.config, self.device, batches, held_out)
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
-        held_out = self.task.split("validation").count
-        self.say(f"{batches.count:,} {self.task.unit} to train on, {held_out:,} to validate on")
+        train, validated = f"{batches.count:,} {self.task.unit}", f"{held_out.count:,}"
+        self.say(f"{train} to train on, {validated} to validate on")
         if checkpoint is None:
             self.run = begin_run(self.config, self._made_by())
         else:

@@ -10,6 +10,7 @@ names ``build_model``, which makes the layers, and the class of the settings.
 import importlib
 import runpy
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +31,7 @@ from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weigh
 from snn_lib.training.config import config_from_dict
 
 LIBRARY = Path(__file__).parents[1]
+IMPORTING = threading.RLock()  # all threads have the same modules
 
 
 def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNetwork":
@@ -299,28 +301,30 @@ def importing_from(folder: Path) -> Iterator[set[str]]:
     """A context in which a folder's modules are imported, as by a script that lies there.
 
     Modules from elsewhere that have their names, such as another project's ``model.py``, are back
-    afterwards. The context gives the names of the folder's modules.
+    afterwards. The context gives the names of the folder's modules. Other threads wait for its end.
     """
-    own = {path.stem for path in folder.glob("*.py")}
-    own |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    own -= {"__main__", "snn_lib"}
+    with IMPORTING:
+        own = {path.stem for path in folder.glob("*.py")}
+        own |= {path.parent.name for path in folder.glob("*/__init__.py")}
+        own -= {"__main__", "snn_lib"}
 
-    def loaded() -> dict[str, ModuleType]:
-        return {name: one for name, one in sys.modules.items() if name.partition(".")[0] in own}
+        def loaded() -> dict[str, ModuleType]:
+            modules = sys.modules.items()
+            return {name: one for name, one in modules if name.partition(".")[0] in own}
 
-    before = loaded()
-    for name, module in before.items():
-        file = getattr(module, "__file__", None)
-        if file is None or not Path(file).resolve().is_relative_to(folder):
-            del sys.modules[name]
-    sys.path.insert(0, str(folder))
-    try:
-        yield own
-    finally:
-        sys.path.remove(str(folder))
-        for name in loaded():
-            del sys.modules[name]
-        sys.modules.update(before)
+        before = loaded()
+        for name, module in before.items():
+            file = getattr(module, "__file__", None)
+            if file is None or not Path(file).resolve().is_relative_to(folder):
+                del sys.modules[name]
+        sys.path.insert(0, str(folder))
+        try:
+            yield own
+        finally:
+            sys.path.remove(str(folder))
+            for name in loaded():
+                del sys.modules[name]
+            sys.modules.update(before)
 
 
 def find_script(checkpoint: Checkpoint) -> Path:

@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.cells import Constrained, parameter_groups
+from snn_lib.data.batches import Split
 from snn_lib.errors import InputError, SettingsError, one_line, require
 from snn_lib.rounding import rounded_weights
 from snn_lib.settings import LOCAL_KEYS, TRAINING, OptimizerChoice, SchedulerChoice, needs_of
@@ -41,6 +42,8 @@ class Progress:
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch
     batches: int = 0  # batches of an epoch
+    samples: int = 0  # samples to train on; 0 in files of earlier versions
+    held_out: int = 0  # samples to validate on
     sums: dict[str, float] = field(default_factory=dict)  # over the finished batches
     seconds: float = 0.0  # time that the finished batches took
     data_seconds: float = 0.0  # the part of it that was spent waiting for data
@@ -91,7 +94,11 @@ class Progress:
 
 
 class TrainingState:
-    """Model, optimiser, schedule, average and progress of a run with so many ``batches`` an epoch.
+    """Model, optimiser, schedule, average and progress of a run.
+
+    Args:
+        model, config, device: the experiment's.
+        train, validation: the task's splits.
 
     Raises:
         SettingsError: PyTorch refuses the options of optimiser or scheduler, or the model, which
@@ -100,10 +107,12 @@ class TrainingState:
 
     scheduler: LRScheduler | Any  # or None
 
-    def __init__(self, model: nn.Module, config: Any, device: torch.device, batches: int) -> None:
+    def __init__(
+        self, model: nn.Module, config: Any, device: torch.device, train: Split, validation: Split
+    ) -> None:
         self.model, self.config, self.device = model, config, device
-        self.progress = Progress(batches=batches)
-        self.total_batches = config.hyperparameters.epoch * batches
+        self.progress = Progress(batches=len(train), samples=train.count, held_out=validation.count)
+        self.total_batches = config.hyperparameters.epoch * len(train)
         try:
             section = config.optimizer
             learning_rate = getattr(section, section.optimizer_choice).lr
@@ -194,12 +203,13 @@ class TrainingState:
             f"{path} is a finished model without the state of its training: resume from the "
             f"checkpoint named last, or start a new run with first_weights={path}",
         )
-        batches = self.progress.batches
         rank, _ = distributed.rank_and_world()
         with fitting(path):
             progress = progress_of(checkpoint, task)
-            theirs = self._fixed_settings(checkpoint["config"], progress.batches, progress.batch)
-        ours = self._fixed_settings(dataclasses.asdict(self.config), batches, progress.batch)
+            theirs = self._fixed_settings(checkpoint["config"], progress)
+        counted = {key: getattr(self.progress, key) for key in ("batches", "samples", "held_out")}
+        now = dataclasses.replace(progress, **counted)
+        ours = self._fixed_settings(dataclasses.asdict(self.config), now)
         for what, value in ours.items():
             require(
                 theirs.get(what, value) == value,
@@ -215,17 +225,16 @@ class TrainingState:
             self._restore_state(checkpoint)
         if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0)
-        self.progress = dataclasses.replace(progress, batches=batches)
+        self.progress = dataclasses.replace(progress, **counted)
         every_batch = steps_every_batch(self.scheduler)
-        steps = progress.epoch * batches + progress.batch if every_batch else progress.epoch
+        steps = progress.epoch
+        if every_batch:
+            steps = steps * counted["batches"] + progress.batch
         for _ in range(min(steps, self.total_batches) if self.scheduler else 0):
             self.scheduler.step()  # the scheduler's state is the number of its steps
 
-    def _fixed_settings(self, config: dict[str, Any], batches: int, batch: int) -> dict[str, Any]:
-        """What cannot change when a run is resumed, and its value in a configuration.
-
-        An epoch has ``batches`` batches. When the run stopped, ``batch`` of them were finished.
-        """
+    def _fixed_settings(self, config: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """What cannot change when a run is resumed, and its value in a configuration."""
         optimizer, scheduler = config["optimizer"], config["scheduler"]
         choice, plan = optimizer["optimizer_choice"], scheduler["scheduler_choice"]
         scale, settings = optimizer["coefficient_lr_scale"], config["hyperparameters"]
@@ -233,18 +242,22 @@ class TrainingState:
             "the optimizer with its options": (choice, optimizer[choice], scale),
             "the scheduler with its options": (plan, scheduler.get(plan)),
             "hyperparameters.train_coefficients": settings["train_coefficients"],
+            # which moves filters even when they are loaded
+            "hyperparameters.constraint": settings["constraint"],
             # which weights are evaluated: theirs, or their average
             "hyperparameters.weight_averaging": settings["weight_averaging"] > 0,
         }
         if plan == "OneCycleLR":  # it plans the whole run
             fixed["hyperparameters.epoch"] = settings["epoch"]
-        if plan in ("OneCycleLR", "CyclicLR") or batch:  # the scheduler counts batches
-            size = settings["batch_size"]
-            fixed["hyperparameters.batch_size or the number of samples"] = batches, size
+        if plan in ("OneCycleLR", "CyclicLR") or progress.batch:  # the scheduler counts batches
+            batches = progress.batches, settings["batch_size"]
+            fixed["hyperparameters.batch_size or the number of samples"] = batches
         for key in decisive_settings(self.config):
             *sections, name = key.split(".")
             section = reduce(lambda outer, inner: outer.get(inner, {}), sections, config)
             fixed |= {key: section[name]} if name in section else {}  # not of an earlier version
+        if progress.samples:  # of more, other ones would be held out
+            fixed["the number of samples"] = progress.samples, progress.held_out
         return fixed
 
     def _restore_state(self, checkpoint: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
 from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch
 from snn_lib.errors import RunError
+from snn_lib.readout import LeakyIntegrator, Mean
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import (
     ClassificationConfig,
@@ -33,6 +34,7 @@ from snn_lib.tasks import (
 from snn_lib.tasks.base import add_sums, read_sums
 from snn_lib.tasks.sequences import labels_of
 from snn_lib.training import Experiment
+from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.loading import load
 from snn_lib.training.state import rng_state
 
@@ -469,6 +471,26 @@ NOT_TAKEN = "the model does not take batches (T, B, *features) of shape (5, 8, 3
 def test_shapes_that_do_not_fit_the_model_are_refused(task, model, message):
     prepared(task)
     assert message in refusal(task.loss, model, next(task.batches("train")))
+
+
+@pytest.mark.parametrize("readout", [Mean, LeakyIntegrator, ("mean",), 3])
+def test_a_readout_that_is_no_function_is_refused(readout):
+    with pytest.raises(ValueError, match="expected a function, a module or a name"):
+        SequenceClassification({"train": sequences()}, readout)
+
+
+def test_a_network_is_tested_with_the_readout_that_it_was_trained_with(tmp_path):
+    config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    data = {"train": sequences(), "test": sequences(seed=1)}
+    trial = Experiment(network, SequenceClassification(data, "mean"), config)
+    trial.train()
+    checkpoint = load_checkpoint(trial.run.best)
+    other = Experiment(network, SequenceClassification(data, "last"), config)
+    message = refusal(other.test, checkpoint)
+    assert message == "the network was trained with the readout 'mean', and the task has 'last'"
+    own = Experiment(network, SequenceClassification(data, lambda y, lengths: y.sum(0)), config)
+    assert own.test(checkpoint)  # of a function nothing is known
 
 
 class Named(nn.Linear):

@@ -32,7 +32,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 import snn_mlp_1
-from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
+from snn_lib import DualExponentialSynapse, PerStep, Sequential, SpikingNeuron
+from snn_lib.data.batches import Split
 from snn_lib.errors import InputError, RunError
 from snn_lib.kernels import eager
 from snn_lib.penalties import collect_spikes, rate_penalty
@@ -67,6 +68,7 @@ def _one_thread():
 
 AVERAGING = "hyperparameters.weight_averaging=0.9"
 BITS = "hyperparameters.weight_bits=2"
+FOUR = Split(256, 64, lambda *_: None)  # batches
 
 
 def small(folder, *overrides):
@@ -302,7 +304,7 @@ def test_filters_of_the_average_are_pulled_back_to_the_stable_set_before_they_ar
     settings = small(tmp_path, AVERAGING)
     config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), settings)
     model = SmallSNN(config)
-    state = TrainingState(model, config, torch.device("cpu"), 4)
+    state = TrainingState(model, config, torch.device("cpu"), FOUR, FOUR)
     state.step()  # the first weights replace what the average began with
     averaged = state.average.module.layers[0]
     averaged.alpha.data[0] = 1.9
@@ -508,7 +510,8 @@ def test_on_resuming_the_sums_of_all_processes_go_on_in_the_first(tmp_path, monk
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 2))
         trial = experiment(small(tmp_path))
-        trial.state = TrainingState(trial.model, trial.config, trial.device, 4)
+        held_out = trial.task.split("validation")
+        trial.state = TrainingState(trial.model, trial.config, trial.device, FOUR, held_out)
         trial.state.restore(load_checkpoint(last), trial.task)
         assert (trial.progress.sums["samples"] > 0) is (rank == 0)
         assert trial.progress.batch == 2
@@ -737,6 +740,7 @@ def averaged(tmp_path_factory):
         ("hyperparameters.weight_bits=2", "hyperparameters.weight_bits cannot change when"),
         ("hyperparameters.length=7", "hyperparameters.length cannot change when"),
         ("mnist_config.max_rate=0.5", "mnist_config.max_rate cannot change when"),
+        ("hyperparameters.constraint=none", "hyperparameters.constraint cannot change when"),
     ],
 )
 def test_settings_that_cannot_change_on_resuming_are_refused(trained, override, message):
@@ -753,6 +757,26 @@ def test_the_batch_size_cannot_change_in_the_middle_of_an_epoch(tmp_path):
     as_many = "hyperparameters.batch_size=65"  # as many batches an epoch
     message = refused("--train", "--resume", *settings, as_many, model=SmallSNN)
     assert "batch_size or the number of samples cannot change when" in message
+
+
+def test_a_run_is_resumed_with_as_many_samples(tmp_path):
+    """Of more, or of fewer, others would be held out."""
+
+    def trial(count, epochs):
+        x, y = torch.rand(count, 5, 784), torch.arange(count) % 10
+        config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), settings)
+        config.hyperparameters.epoch = epochs
+        task = SequenceClassification({"train": (x, y)}, "mean", config_class=DigitConfig)
+        return Experiment(SmallSNN, task, config)
+
+    settings = small(tmp_path, "scheduler.scheduler_choice=none", "hyperparameters.batch_size=9")
+    first = trial(100, 1)
+    first.train()
+    last = load_checkpoint(first.run.last)
+    message = refusal(lambda: trial(110, 2).train(last))
+    assert "the number of samples cannot change when" in message
+    del last["progress"]["samples"], last["progress"]["held_out"]  # as earlier versions wrote it
+    assert trial(100, 2).train(last)["best"]
 
 
 def test_a_run_whose_metrics_grow_can_be_resumed(tmp_path):
@@ -921,6 +945,14 @@ def test_gradients_too_large_only_together_are_traced_to_the_largest_one(tmp_pat
     assert finished.code == 1
     assert "the gradient's norm inf (the largest is " in finished.err
     assert "in the gradient of layers." in finished.err
+
+
+def test_chunks_of_a_network_that_normalises_over_all_steps_are_refused(tmp_path):
+    def normalised(config):
+        return Sequential(PerStep(nn.BatchNorm1d(784)), nn.Linear(784, 10))
+
+    message = refused("--train", *small(tmp_path, "hyperparameters.chunk=2"), model=normalised)
+    assert message == "hyperparameters.chunk is 2, but a layer normalises over all steps"
 
 
 @pytest.mark.parametrize(
