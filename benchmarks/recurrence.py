@@ -10,13 +10,16 @@ a GPU those of the clock.
 
 import argparse
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of snn_lib
 from snn_lib import Recurrent, Sequential, SpikingNeuron, fire_from_the_start
 
 SIZES = [(300, 64, 128), (784, 64, 128), (300, 64, 512)]  # steps, sequences, units

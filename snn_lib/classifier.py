@@ -63,7 +63,8 @@ class SpikingEstimator(BaseCollectionEstimator):
             tenths, and so on. At each of these moments a stream answers by the layer for it, and
             between them it keeps its answer.
         random_state: seed or generator of the filters' and the neurons' weights.
-        n_jobs: threads of PyTorch that ``fit`` and ``predict`` use; -1 for all processors.
+        n_jobs: threads of PyTorch that ``fit`` and ``predict`` use; -1 for all processors. It is a
+            number of the whole process, so Python's own threads should fit one after the other.
         verbose: whether ``fit`` shows a bar.
 
     Attributes:

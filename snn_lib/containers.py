@@ -138,8 +138,9 @@ class Sequential(StatefulModule):
 
     Raises:
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
-            such attribute; the state has not one entry for each module; or a module raises one, to
-            which the module's name is added.
+            such attribute; the state has not one entry for each module; a state is given, and a
+            plain module holds layers that have one; or a module raises one, to which the module's
+            name is added.
     """
 
     _modules: dict[str, nn.Module]  # of which nn.Module says that some may be None
@@ -225,6 +226,13 @@ class Sequential(StatefulModule):
             raise ValueError(
                 f"state has {len(states)} entries, expected one for each of {len(self)} modules"
             )
+        for name, module in self._modules.items() if state is not None else ():
+            if (part := part_with_memory(module)) is not None and part is not module:
+                raise ValueError(
+                    f"layer {name}: {type(module).__name__} holds a {type(part).__name__}, whose "
+                    "state is lost between two calls: derive it from snn_lib.StatefulModule, and "
+                    "return that state"
+                )
         return states
 
     def _outputs(
@@ -284,6 +292,12 @@ class Sequential(StatefulModule):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return "batch_first=True" if self.batch_first else ""
+
+
+def part_with_memory(module: nn.Module) -> nn.Module | None:
+    """The module itself if it has a state, or else the first part of it that has one."""
+    stateful = (part for part in module.modules() if isinstance(part, (StatefulModule, nn.RNNBase)))
+    return next(stateful, None)
 
 
 def _weighs(module: nn.Module | None) -> bool:
@@ -368,12 +382,11 @@ class PerStep(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        for part in module.modules():
-            if isinstance(part, (StatefulModule, nn.RNNBase)):
-                raise ValueError(
-                    f"{type(part).__name__} knows the time axis, which PerStep hides: give it to "
-                    "snn_lib.Sequential beside PerStep, not inside"
-                )
+        if (part := part_with_memory(module)) is not None:
+            raise ValueError(
+                f"{type(part).__name__} knows the time axis, which PerStep hides: give it to "
+                "snn_lib.Sequential beside PerStep, not inside"
+            )
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:

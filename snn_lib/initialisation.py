@@ -149,9 +149,11 @@ def answer_from_the_start(
         ``(samples, outputs)`` on the CPU.
 
     Raises:
-        ValueError: the layer runs several times for a batch, for example in chunks, or not at all;
-            or as :func:`fit_readout`.
+        ValueError: the layer is no ``nn.Linear``, is not given all steps, or runs several times for
+            a batch, for example in chunks, or not at all; or as :func:`fit_readout`.
     """
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"the last layer is a {type(layer).__name__}, expected an nn.Linear")
     inputs: list[Tensor] = []
     features, targets = [], []
 
@@ -166,6 +168,11 @@ def answer_from_the_start(
                 raise ValueError(
                     f"the last layer runs {len(inputs)} times for a batch, expected once: give the "
                     "network that runs all steps at once"
+                )
+            if inputs[0].dim() != 3:
+                raise ValueError(
+                    f"the last layer is given the shape {tuple(inputs[0].shape)}, expected all "
+                    "steps, (T, B, inputs)"
                 )
             features.append(Mean()(inputs[0], lengths))
             targets.append(y)

@@ -78,8 +78,14 @@ def network_penalty(
         target, limit, lengths: as in :func:`rate_penalty`.
         by_cost: whether the distance from the target counts less for a layer whose spikes make
             fewer operations at the weights.
+
+    Raises:
+        ValueError: the network has no hidden layer, see :func:`hidden_layers`; or as
+            :func:`rate_penalty`.
     """
     reached = hidden_layers(model)
+    if not reached:
+        raise ValueError(f"{type(model).__name__} has no hidden layer of neurons to be penalised")
     hidden = {name: spikes[name] for name in reached if name in spikes and spikes[name].shape[1]}
     costs = {name: reached[name] * layer[0, 0].numel() for name, layer in hidden.items()}
     total = 0.0
@@ -139,8 +145,9 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
 def hidden_layers(model: nn.Module) -> dict[str, int]:
     """The layers of neurons that have weights after them: how many of these a spike reaches.
 
-    They are in the model's order, by name. The spikes of the last layer are the answer, unless a
-    layer of weights weighs them.
+    They are in the model's order, by name, so a model has to define its layers in the order in
+    which they run. The spikes of the last layer are the answer, unless a layer of weights weighs
+    them.
     """
     reached: dict[str, int] = {}
     fed_back: dict[nn.Module, str] = {}  # by the weights in a Recurrent, the layer of its neurons

@@ -151,7 +151,10 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             allowed = entry.metadata.get("range", Range())
-            allowed.check(entry.name, getattr(self, entry.name))
+            value = getattr(self, entry.name)
+            allowed.check(entry.name, value)
+            home = entry.name.endswith("path") and str(value).startswith("~/")
+            require(not home, f"{entry.name} is {value}: write out the path of the home folder")
 
     def require_order(self, first: str, last: str) -> None:
         """Refuses a first setting that is larger than the last one."""

@@ -365,6 +365,24 @@ class Holder(nn.Module):
         return self.part(x, state)
 
 
+class Residual(nn.Module):
+    """A plain module that drops the state of the layers that it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Sequential(nn.Linear(4, 4), SpikingNeuron(4, TAU_M))
+
+    def forward(self, x):
+        return x + self.body(x)[0]
+
+
+def in_chunks(module, container=None):
+    """A module in a network, which runs over a whole sequence, but not in chunks."""
+    network, x = Sequential(module, nn.Linear(4, 3)), torch.rand(6, 2, 4)
+    _, state = network(x)
+    return network(x, state) if container is None else container(network, 3)(x)
+
+
 def run(state=None, lengths=None):
     return two_layers()(spike_trains(), state, lengths)
 
@@ -377,6 +395,8 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Sequential(nn.GRU(3, 4))(torch.rand(3, 2, 3), lengths=torch.tensor([2, 3])),
      r"nn\.GRU takes no lengths"),
     (lambda: Votes(0), "classes is 0, expected a whole number"),
+    (lambda: in_chunks(Residual()), "layer 0: Residual holds a Sequential, whose state is lost"),
+    (lambda: in_chunks(Residual(), Chunked), "layer 0: Residual holds a Sequential, whose state"),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),

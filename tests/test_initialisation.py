@@ -351,6 +351,11 @@ def test_a_last_layer_that_answers_no_batches_or_runs_several_times_is_refused()
         answer_from_the_start(model, model[-2], [])
     with pytest.raises(ValueError, match=r"runs \d times for a batch, expected once"):
         answer_from_the_start(Chunked(model, 15), model[-2], [(x, torch.zeros(16), None)])
+    with pytest.raises(ValueError, match="the last layer is a SpikingNeuron, expected an nn"):
+        answer_from_the_start(model, model[-1], [(x, torch.zeros(16), None)])
+    per_step = Sequential(PerStep(model[-2]))
+    with pytest.raises(ValueError, match=r"is given the shape \(\d+, 30\), expected all steps"):
+        answer_from_the_start(per_step, model[-2], [(x, torch.zeros(16), None)])
 
 
 def test_classes_may_be_whole_numbers_of_any_dtype():

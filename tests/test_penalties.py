@@ -235,3 +235,9 @@ def test_a_network_is_penalised_for_its_hidden_layers_own_steps(lengths, by_cost
     ]
     assert min(expected) > 0.1
     assert found.item() == pytest.approx(sum(expected), rel=1e-5)
+
+
+def test_a_network_without_hidden_layers_is_not_penalised_in_silence():
+    model = nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))
+    with pytest.raises(ValueError, match="Sequential has no hidden layer of neurons"):
+        network_penalty(model, {}, 0.1)

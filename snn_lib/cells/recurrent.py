@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells.cell import Cell
-from snn_lib.containers import Output, StatefulModule, last_steps
+from snn_lib.containers import Output, StatefulModule, last_steps, part_with_memory
 from snn_lib.functional import run_recurrent
 
 
@@ -43,8 +43,8 @@ class Recurrent(StatefulModule):
         - returns the spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
-        TypeError: ``neuron`` is no cell that spikes, ``synapse`` none that does not, or one of them
-            has a ``forward`` of its own.
+        TypeError: ``neuron`` is no cell that spikes, ``synapse`` none that does not, one of them
+            has a ``forward`` of its own, or a part of the weights has a state.
         ValueError: a shape is wrong.
     """
 
@@ -57,6 +57,10 @@ class Recurrent(StatefulModule):
             raise TypeError(f"neuron is {neuron!r}, expected a cell that spikes")
         if synapse is not None and not (isinstance(synapse, Cell) and not synapse.spikes):
             raise TypeError(f"synapse is {synapse!r}, expected a cell that does not spike")
+        if (part := part_with_memory(weights)) is not None:
+            raise TypeError(
+                f"weights hold a {type(part).__name__}, expected a module without state"
+            )
         for name, part in (("neuron", neuron), ("synapse", synapse)):
             if part is not None and getattr(part.forward, "__func__", None) is not Cell.forward:
                 raise TypeError(f"{name} has a forward of its own, which would not be called")

@@ -55,9 +55,12 @@ class Monitor:
     Raises:
         ValueError: there is no synapse or neuron layer of that name; or, at the end of the context,
             nothing was seen of a layer because ``torch.compile`` runs it.
+        TypeError: the names are a single text.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
+        if isinstance(layers, str):  # or each of its letters would be a name
+            raise TypeError(f"layers is {layers!r}, expected the names in a list: [{layers!r}]")
         known = [name for name, module in model.named_modules() if is_cell(module)]
         for name in layers or ():
             if name not in known:

@@ -88,7 +88,7 @@ class CountedNetwork(Sequential):
         name, chain = chain_of(model)
         parts = list(layers_of(chain, name))
         for name, layer, _ in parts:
-            _refuse_other_weights(name, layer)
+            _refuse_uncounted(name, layer)
         super().__init__(*(_alone(layer, around) for _, layer, around in parts))
         self.parts = [(name, layer) for name, layer, _ in parts]
         inner = {part for _, layer in self.parts for part in layer.modules()}
@@ -201,8 +201,8 @@ def _alone(layer: nn.Module, around: Sequence[nn.Module]) -> nn.Module:
     return layer
 
 
-def _refuse_other_weights(name: str, layer: nn.Module) -> None:
-    """Raises an error if a layer has weights that nothing here counts, as far as one can tell.
+def _refuse_uncounted(name: str, layer: nn.Module) -> None:
+    """Raises an error if a layer holds what nothing here counts, as far as one can tell.
 
     A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
     scale of each channel, such as ``(C, 1, 1)``.
@@ -215,6 +215,12 @@ def _refuse_other_weights(name: str, layer: nn.Module) -> None:
             what = "an nn." if kind.__module__.startswith("torch.nn.modules.") else "a "
             raise ValueError(
                 f"layer {name} is {what}{kind.__name__}, whose weights have no count here"
+            )
+    for part in layer.modules():
+        if isinstance(part, (Cell, Delay)):
+            raise ValueError(
+                f"layer {name} is a {type(layer).__name__}, in which a {type(part).__name__} has "
+                "no count: put it into the Sequential itself"
             )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import chain, count
+from numbers import Number
 from operator import index
 from typing import Any, NamedTuple
 
@@ -436,4 +437,4 @@ def _is_plain(value: Any) -> bool:
         return all(map(_is_plain, value))
     if type(value) is dict:
         return all(map(_is_plain, chain(value, value.values())))
-    return value is None or isinstance(value, (int, float, str))
+    return value is None or isinstance(value, (Number, str))  # also of NumPy

@@ -12,7 +12,7 @@ changes neither the loss nor the metrics, unless the model averages over all ste
 batch normalisation does in training, reads time backwards, or returns another number of steps.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +211,8 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
+        if isinstance(classes, (str, Set, Mapping)):  # which have no order, or letters
+            raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
         self.mean_over = "labels" if self.readout is None else "samples"

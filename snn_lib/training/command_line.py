@@ -281,6 +281,9 @@ def _unread(
         unread["name"] = f"has no effect with --resume {path}: the run goes on in its folder"
     if options.test:
         unread["hyperparameters.epoch"] = "has no effect with --test, which does not train"
+        unread["seed"] = (
+            f"has to be that of {path} with --test, since the parts of the data may follow from it"
+        )
     if options.export:
         why = f"has no effect with --export, which writes the network of {path} as it was trained"
         unread = {key: why for key, _ in list_settings(config)}

@@ -294,6 +294,7 @@ class Silent(LowPassSynapse):
 REFUSED = [  # what is built or run, and the words
     (lambda: Recurrent(WEIGHTS, NEURON, Silent(3, 4.0)), "synapse has a forward of its own, which"),
     (lambda: Recurrent(WEIGHTS, SYNAPSE), r"neuron is .*, expected a cell that spikes"),
+    (lambda: Recurrent(Sequential(WEIGHTS), NEURON), "weights hold a Sequential, expected a mod"),
     (lambda: Recurrent(WEIGHTS, NEURON, NEURON), "synapse is .*, expected a cell that does not sp"),
     (lambda: Recurrent(nn.Linear(4, 4), NEURON)(X), "the weights have shape"),
     (lambda: Recurrent(WEIGHTS, NEURON)(X, (torch.zeros(2, 4), None, None)), "state fed has shape"),

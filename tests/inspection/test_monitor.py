@@ -135,6 +135,11 @@ def test_names_of_other_layers_are_refused(model, name):
         monitor[name]
 
 
+def test_a_text_is_no_list_of_names(model):
+    with pytest.raises(TypeError, match=r"layers is '3', expected the names in a list: \['3'\]"):
+        Monitor(model, "3")
+
+
 def test_recording_changes_no_output_gradient_or_state_dict(model, x):
     before, _ = model(x)
     keys = list(model.state_dict())

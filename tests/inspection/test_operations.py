@@ -308,6 +308,20 @@ REFUSED = [  # the layer behind another one, and the words
 ]
 
 
+class Holding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = SpikingNeuron(3, 4.0)
+
+    def forward(self, x):
+        return self.part(x)[0]
+
+
+def test_neurons_in_a_plain_module_are_refused():
+    with pytest.raises(ValueError, match="layer 1 is a Holding, in which a SpikingNeuron has no c"):
+        CountedNetwork(Sequential(nn.Linear(3, 3), Holding()))
+
+
 @pytest.mark.parametrize(("layer", "words"), REFUSED)
 def test_weights_of_another_kind_are_refused(layer, words):
     with pytest.raises(ValueError, match=f"^layer {words}, whose weights have no count here"):

@@ -3,6 +3,7 @@
 import importlib
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,6 +151,18 @@ def test_a_program_says_whether_kernels_can_compute_it():
     assert not program(f"{unknown}[;]").has_kernels()
     with pytest.raises(ValueError, match="course depends on values"):
         program(f"{refused}[;]").has_kernels()
+
+
+@pytest.mark.parametrize("held", [0.4, np.float32(0.4), np.int64(1), [0.4, (1, "a")], None, {}])
+def test_a_surrogate_that_holds_plain_values_has_kernels(held):
+    class Holding(FastSigmoid):
+        pass
+
+    surrogate = Holding(0.3)
+    object.__setattr__(surrogate, "held", held)
+    assert program(NEURON).has_kernels(name_of(surrogate)[0])
+    object.__setattr__(surrogate, "held", [object()])
+    assert not program(NEURON).has_kernels(name_of(surrogate)[0])
 
 
 def test_surrogates_are_known_by_name_and_numbers():

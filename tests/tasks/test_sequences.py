@@ -473,6 +473,12 @@ def test_shapes_that_do_not_fit_the_model_are_refused(task, model, message):
     assert message in refusal(task.loss, model, next(task.batches("train")))
 
 
+@pytest.mark.parametrize("names", [{"b", "a"}, {"b": 1, "a": 0}, "ab"])
+def test_names_of_classes_have_an_order(names):
+    with pytest.raises(ValueError, match="expected their names in a list, by number"):
+        SequenceClassification({"train": sequences()}, classes=names)
+
+
 @pytest.mark.parametrize("readout", [Mean, LeakyIntegrator, ("mean",), 3])
 def test_a_readout_that_is_no_function_is_refused(readout):
     with pytest.raises(ValueError, match="expected a function, a module or a name"):

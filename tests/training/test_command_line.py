@@ -385,6 +385,8 @@ def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_pat
         assert f"{trained}/runs/mine/*/best" in refused(*action, "name=mine", EMPTY, there)
     message = refused("--export", tmp_path / "network.onnx", EMPTY, there, "device=cpu", "seed=5")
     assert message.startswith("seed has no effect with --export, which writes the network of ")
+    message = refused("--test", f"test_checkpoint_path={best}", "seed=5")
+    assert message.startswith(f"seed has to be that of {best} with --test, since the parts of the")
     renamed = tmp_path / "renamed" / best.parent.name
     shutil.copytree(best.parent, renamed)
     few = "mnist_config.test_size=100", f"dataset_path={SCRIPT.parent / 'dataset'}"
