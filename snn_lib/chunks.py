@@ -64,7 +64,8 @@ class Chunked(StatefulModule):
         ValueError: ``steps`` is not a positive number, the sequences of ``x`` differ in length, the
             module reads time both ways, or a part of it has ``batch_first`` and the module itself
             has no such attribute.
-        TypeError: the module takes no state or does not return ``(output, state)``.
+        TypeError: the module takes no state, does not return ``(output, state)``, or its output is
+            no tensor.
         RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
             the chunks of another; or when the backward pass runs a chunk again, the parameters,
             buffers, ``x`` or the state have changed, or the module is in another mode. Whatever
@@ -144,6 +145,11 @@ class Chunked(StatefulModule):
             raise TypeError(
                 f"{type(self.module).__name__} returned {type(result).__name__}, expected "
                 "(output, state) to go on from in the next chunk"
+            )
+        if not isinstance(result[0], Tensor):
+            raise TypeError(
+                f"the output of {type(self.module).__name__} is a {type(result[0]).__name__}, "
+                "expected a tensor, which can be joined along time"
             )
         return result
 

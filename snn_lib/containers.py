@@ -23,6 +23,10 @@ from snn_lib.recomputing import decide
 
 Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMALISATIONS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
 
 
 def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:
@@ -138,9 +142,9 @@ class Sequential(StatefulModule):
 
     Raises:
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
-            such attribute; the state has not one entry for each module; a state is given, and a
-            plain module holds layers that have one; or a module raises one, to which the module's
-            name is added.
+            such attribute; it normalises channels, which ``PerStep`` shows it; the state has not
+            one entry for each module; a state is given, and a part of a plain module would need
+            one; or a module raises one, to which the module's name is added.
     """
 
     _modules: dict[str, nn.Module]  # of which nn.Module says that some may be None
@@ -164,6 +168,11 @@ class Sequential(StatefulModule):
                 f"{type(module).__name__} has batch_first, but Sequential hands (T, B, *) to its "
                 "modules: build it without, and give batch_first to the outermost Sequential; or "
                 "give it an attribute batch_first = False if it takes (T, B, *)"
+            )
+        if isinstance(module, NORMALISATIONS):
+            raise ValueError(
+                f"{type(module).__name__} takes (N, C, *), and would normalise the sequences of a "
+                "batch instead of the channels: put it into a PerStep"
             )
         super().add_module(name, module)
 
@@ -227,11 +236,11 @@ class Sequential(StatefulModule):
                 f"state has {len(states)} entries, expected one for each of {len(self)} modules"
             )
         for name, module in self._modules.items() if state is not None else ():
-            if (part := part_with_memory(module)) is not None and part is not module:
+            if (part := _part_that_forgets(module)) is not None:
                 raise ValueError(
-                    f"layer {name}: {type(module).__name__} holds a {type(part).__name__}, whose "
-                    "state is lost between two calls: derive it from snn_lib.StatefulModule, and "
-                    "return that state"
+                    f"layer {name}: the {type(part).__name__} in this {type(module).__name__} begins "
+                    "anew with each call: derive the module from snn_lib.StatefulModule, or run "
+                    "whole sequences"
                 )
         return states
 
@@ -292,6 +301,14 @@ class Sequential(StatefulModule):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return "batch_first=True" if self.batch_first else ""
+
+
+def _part_that_forgets(module: nn.Module) -> nn.Module | None:
+    """A part that reads other steps, of a plain module, which is handed no state."""
+    if isinstance(module, (StatefulModule, nn.RNNBase, PerStep)):
+        return None
+    attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
+    return part_with_memory(module) or next(attention, None)
 
 
 def part_with_memory(module: nn.Module) -> nn.Module | None:

@@ -36,7 +36,8 @@ def fire_from_the_start(
     with the scaled current. Weights that come back (:class:`snn_lib.Recurrent`) stay as they are,
     and what comes back counts. The second run measures the rates. They are close to the one asked
     for, unless something between weights and neurons undoes the scale, such as a normalisation, or
-    so much comes back that the neurons fire at another rate or not at all.
+    adds to the current, such as the shortcut of a residual block, or so much comes back that the
+    neurons fire at another rate or not at all.
 
     Args:
         model: any module that contains neurons of this package. Each layer of neurons needs a

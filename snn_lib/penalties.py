@@ -131,7 +131,8 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
     """Collects the spikes of every layer of neurons by name, with gradients, as the model runs.
 
     A layer that is called with a state continues a sequence in chunks. A layer that is called
-    without one begins a new sequence, which replaces the one before.
+    without one begins a new sequence, which replaces the one before. So of a layer that a network
+    runs several times the last run counts, and each needs a layer of its own to be penalised.
     """
     spikes = CollectedSpikes()
 

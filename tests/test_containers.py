@@ -383,6 +383,12 @@ def in_chunks(module, container=None):
     return network(x, state) if container is None else container(network, 3)(x)
 
 
+def test_attention_within_a_step_runs_in_chunks():
+    tokens = PerStep(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True))
+    network, x = Sequential(tokens), torch.rand(6, 2, 5, 4)
+    torch.testing.assert_close(Chunked(network, 3)(x)[0], network(x)[0])
+
+
 def run(state=None, lengths=None):
     return two_layers()(spike_trains(), state, lengths)
 
@@ -395,8 +401,12 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Sequential(nn.GRU(3, 4))(torch.rand(3, 2, 3), lengths=torch.tensor([2, 3])),
      r"nn\.GRU takes no lengths"),
     (lambda: Votes(0), "classes is 0, expected a whole number"),
-    (lambda: in_chunks(Residual()), "layer 0: Residual holds a Sequential, whose state is lost"),
-    (lambda: in_chunks(Residual(), Chunked), "layer 0: Residual holds a Sequential, whose state"),
+    (lambda: in_chunks(Residual()), "layer 0: the Sequential in this Residual begins anew with"),
+    (lambda: in_chunks(Residual(), Chunked), "layer 0: the Sequential in this Residual begins a"),
+    (lambda: in_chunks(nn.TransformerEncoderLayer(4, 2, 8)),
+     "layer 0: the MultiheadAttention in this TransformerEncoderLayer begins anew"),
+    *((lambda layer=layer: Sequential(layer), "put it into a PerStep")
+      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3))),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),

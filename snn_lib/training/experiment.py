@@ -372,7 +372,7 @@ class Experiment:
     def _conclude(self, best: Row, title: str, times: str = "") -> Row:
         """Tests the best epoch, and prints what was found."""
         distributed.barrier()  # the first process may still be writing it
-        load_weights(self.model, load_checkpoint(self.run.best))
+        load_weights(self.model.eval(), load_checkpoint(self.run.best))
         self.state = None  # from now on the model itself is evaluated
         test = self.evaluate("test")[0] if self.task.has("test") else None
         found = f"validation {describe(split_of(best, 'validation'))}"
