@@ -237,10 +237,10 @@ class Sequential(StatefulModule):
             )
         for name, module in self._modules.items() if state is not None else ():
             if (part := _part_that_forgets(module)) is not None:
+                kind, whole = type(part).__name__, type(module).__name__
                 raise ValueError(
-                    f"layer {name}: the {type(part).__name__} in this {type(module).__name__} begins "
-                    "anew with each call: derive the module from snn_lib.StatefulModule, or run "
-                    "whole sequences"
+                    f"layer {name}: the {kind} in this {whole} begins anew with each call: derive "
+                    "the module from snn_lib.StatefulModule, or run whole sequences"
                 )
         return states
 

@@ -146,9 +146,9 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
 def hidden_layers(model: nn.Module) -> dict[str, int]:
     """The layers of neurons that have weights after them: how many of these a spike reaches.
 
-    They are in the model's order, by name, so a model has to define its layers in the order in
-    which they run. The spikes of the last layer are the answer, unless a layer of weights weighs
-    them.
+    They are in the model's order, by name. What is defined next is taken for what receives the
+    spikes, as in a chain. Of branches and of several heads that need not be so. The spikes of the
+    last layer are the answer, unless a layer of weights weighs them.
     """
     reached: dict[str, int] = {}
     fed_back: dict[nn.Module, str] = {}  # by the weights in a Recurrent, the layer of its neurons

@@ -499,6 +499,16 @@ def test_a_network_is_tested_with_the_readout_that_it_was_trained_with(tmp_path)
     assert own.test(checkpoint)  # of a function nothing is known
 
 
+def test_a_trained_model_is_handed_over_in_evaluation_mode(tmp_path):
+    """Also if its average was evaluated, and there is no test."""
+    config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+    settings = config.hyperparameters
+    settings.epoch, settings.batch_size, settings.weight_averaging = 1, 8, 0.5
+    trial = Experiment(network, SequenceClassification({"train": sequences()}, "mean"), config)
+    trial.train()
+    assert not any(module.training for module in trial.model.modules())
+
+
 class Named(nn.Linear):
     def forward(self, x):
         return {"out": super().forward(x)}
