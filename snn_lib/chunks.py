@@ -5,6 +5,7 @@ backward pass it runs each chunk once more, as ``torch.utils.checkpoint`` does.
 """
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_lib.containers import (
     Output,
+    Sequential,
     StatefulModule,
     batch_first_part,
     tensors_in,
@@ -31,8 +33,9 @@ class Chunked(StatefulModule):
 
     In training only the states between the chunks are kept. The backward pass runs every chunk once
     more, beginning with the last one. No gradient is cut off, as :func:`snn_lib.detach` does: the
-    gradients are those of the whole run, and so are the spikes and the dropout of
-    :class:`snn_lib.SpikingNeuron`, bit for bit if the matrix products of a chunk are.
+    gradients are those of the whole run, and so are the spikes and the dropout of a
+    :class:`snn_lib.SpikingNeuron` that runs once in a chunk, bit for bit if the matrix products of
+    a chunk are.
 
     The whole input and the whole output stay in memory. If that is too much, let the module return
     less than a value for every step, the loss of a chunk for example: what it returns for the
@@ -62,8 +65,9 @@ class Chunked(StatefulModule):
 
     Raises:
         ValueError: ``steps`` is not a positive number, the sequences of ``x`` differ in length, the
-            module reads time both ways, or a part of it has ``batch_first`` and the module itself
-            has no such attribute.
+            module reads time both ways, a part of it has ``batch_first`` and the module itself has
+            no such attribute, or a plain module in a :class:`snn_lib.Sequential` holds what has a
+            state.
         TypeError: the module takes no state, does not return ``(output, state)``, or its output is
             no tensor.
         RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
@@ -135,7 +139,7 @@ class Chunked(StatefulModule):
                 "Chunked runs each chunk again in the backward pass, and finds parameters, "
                 "buffers, x or a state changed since the forward pass, or train() or eval() called"
             )
-        with chunk.run():
+        with chunk.run(), _casting_anew(tensors_in(x)[0].device.type):
             result = self.module(x, state, **padding)
         if chunk.runs == 1:
             # What the module itself changes as it runs is no change that somebody else made.
@@ -168,6 +172,16 @@ class Chunked(StatefulModule):
         return f"steps={self.steps}"
 
 
+def _casting_anew(device: str) -> AbstractContextManager[Any]:
+    """The context in which autocast keeps no weights that it has cast.
+
+    All chunks would share them, and their gradients would be added up in the low precision.
+    """
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
+
+
 def _check_module(module: nn.Module) -> None:
     """Refuses a module that cannot run in chunks."""
     name = type(module).__name__
@@ -181,6 +195,8 @@ def _check_module(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.RNNBase) and part.bidirectional:
             raise ValueError(f"{part} reads time both ways, which no chunk can")
+        if isinstance(part, Sequential):
+            part.refuse_parts_that_forget()
     if not hasattr(module, "batch_first") and batch_first_part(module) is not None:
         raise ValueError(
             f"{name} has a part with batch_first: give {name} an attribute batch_first that says "

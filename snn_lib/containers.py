@@ -23,9 +23,10 @@ from snn_lib.recomputing import decide
 
 Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMALISATIONS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 NORMALISATIONS = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    *BATCH_NORMALISATIONS,
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
 )
 
 
@@ -224,7 +225,7 @@ class Sequential(StatefulModule):
         """Runs the modules and returns every module's output, for a loss on hidden spikes, say.
 
         Returns:
-            The list of the modules' outputs, and the new state.
+            The list of the modules' outputs, ``(B, T, *)`` with ``batch_first``, and the new state.
         """
         states = self._states(state)
         return list(self._outputs(x, states, lengths)), tuple(states)
@@ -235,14 +236,19 @@ class Sequential(StatefulModule):
             raise ValueError(
                 f"state has {len(states)} entries, expected one for each of {len(self)} modules"
             )
-        for name, module in self._modules.items() if state is not None else ():
+        if state is not None:
+            self.refuse_parts_that_forget()
+        return states
+
+    def refuse_parts_that_forget(self) -> None:
+        """Raises a ValueError if a plain module holds what would need a state of its own."""
+        for name, module in self._modules.items():
             if (part := _part_that_forgets(module)) is not None:
                 kind, whole = type(part).__name__, type(module).__name__
                 raise ValueError(
                     f"layer {name}: the {kind} in this {whole} begins anew with each call: derive "
                     "the module from snn_lib.StatefulModule, or run whole sequences"
                 )
-        return states
 
     def _outputs(
         self, x: Tensor, states: list[Any], lengths: Tensor | None, joining: bool = False
@@ -307,8 +313,9 @@ def _part_that_forgets(module: nn.Module) -> nn.Module | None:
     """A part that reads other steps, of a plain module, which is handed no state."""
     if isinstance(module, (StatefulModule, nn.RNNBase, PerStep)):
         return None
-    attention = (part for part in module.modules() if isinstance(part, nn.MultiheadAttention))
-    return part_with_memory(module) or next(attention, None)
+    kinds = StatefulModule, nn.RNNBase, nn.MultiheadAttention
+    parts = (part for part in module.modules() if isinstance(part, kinds))
+    return next((part for part in parts if not isinstance(part, Sequential)), None)
 
 
 def part_with_memory(module: nn.Module) -> nn.Module | None:

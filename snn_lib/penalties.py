@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Recurrent, is_spiking
+from snn_lib.cells import Constrained, Recurrent, is_spiking
 from snn_lib.containers import is_weighted
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
@@ -154,15 +154,30 @@ def hidden_layers(model: nn.Module) -> dict[str, int]:
     fed_back: dict[nn.Module, str] = {}  # by the weights in a Recurrent, the layer of its neurons
     waiting: list[str] = []
     for name, module in model.named_modules():
+        weights = _weights_reached(module)
         if isinstance(module, Recurrent):
-            neurons = f"{name}.neuron".removeprefix(".")
-            fed_back |= dict.fromkeys(module.weights.modules(), neurons)
+            parts = [part for part in module.weights.modules() if _weights_reached(part)]
+            fed_back |= dict.fromkeys(parts, "")
+            fed_back |= dict.fromkeys(parts[:1], f"{name}.neuron".removeprefix("."))
         elif is_spiking(module):
             waiting.append(name)
             reached.setdefault(name, 0)
-        elif is_weighted(module):
-            weights = module.weight[:, 0].numel() // getattr(module, "groups", 1)
-            before = [fed_back[module]] if module in fed_back else waiting
-            reached |= {layer: reached.get(layer, 0) + weights for layer in before}
-            waiting = waiting if module in fed_back else []
+        elif module in fed_back:
+            if layer := fed_back[module]:
+                reached[layer] = reached.get(layer, 0) + weights
+        elif weights:
+            reached |= {layer: reached[layer] + weights for layer in waiting}
+            waiting = []
     return {name: weights for name, weights in reached.items() if weights}
+
+
+def _weights_reached(module: nn.Module) -> int:
+    """How many of a module's own weights an input reaches; 0 if it has none."""
+    own = module.weight if is_weighted(module) else None
+    if own is None and not isinstance(module, Constrained):
+        own = next((p for p in module.parameters(recurse=False) if p.dim() > 1), None)
+    if own is None:
+        return 0
+    if getattr(module, "transposed", False):
+        return own[0].numel()
+    return own[:, 0].numel() // getattr(module, "groups", 1)

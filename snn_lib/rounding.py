@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 WEIGHT_BITS = 2, 4, 8
+ROUNDED = nn.Linear, nn.Conv2d
 # By the largest integer, the least part of the largest weight that it may stand for. The fewer
 # integers there are, the more large weights it pays to cut off.
 LEAST_SHARES = {1: 5, 7: 25, 127: 25}  # of 50
@@ -49,7 +50,7 @@ def round_weights(model: nn.Module, bits: int) -> dict[Tensor, Tensor]:
     Returns:
         What each weight was before.
     """
-    layers = [one for one in model.modules() if isinstance(one, (nn.Linear, nn.Conv2d))]
+    layers = [one for one in model.modules() if isinstance(one, ROUNDED)]
     kept = {layer.weight: layer.weight.detach().clone() for layer in layers if bits}
     with torch.no_grad():
         for weight, own in kept.items():

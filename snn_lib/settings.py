@@ -151,10 +151,7 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             allowed = entry.metadata.get("range", Range())
-            value = getattr(self, entry.name)
-            allowed.check(entry.name, value)
-            home = entry.name.endswith("path") and str(value).startswith("~/")
-            require(not home, f"{entry.name} is {value}: write out the path of the home folder")
+            allowed.check(entry.name, getattr(self, entry.name))
 
     def require_order(self, first: str, last: str) -> None:
         """Refuses a first setting that is larger than the last one."""
@@ -442,7 +439,7 @@ class ExperimentConfig(Settings):
     @property
     def runs_folder(self) -> Path:
         """The folder of all runs of this name."""
-        return Path(self.runs_path) / self.name
+        return Path(self.runs_path).expanduser() / self.name
 
 
 def list_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from torch import nn
 
 from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
 from snn_lib.chunks import Chunked
-from snn_lib.containers import Sequential, detach
+from snn_lib.containers import Sequential, StatefulModule, detach
 from snn_lib.recomputing import current_chunk, is_recomputing
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -395,3 +395,27 @@ class Stateless(nn.Linear):
 
     def forward(self, x, state=None):
         return super().forward(x)
+
+
+def test_gradients_of_weights_in_low_precision_are_added_up_in_that_of_the_weights():
+    network, x = Sequential(nn.Linear(6, 20), nn.Linear(20, 3)), torch.randn(4000, 4, 6)
+
+    def slopes(model, enabled=True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            model(x)[0].float().square().mean().backward()
+        found = [parameter.grad.clone() for parameter in network.parameters()]
+        network.zero_grad()
+        return found
+
+    exact, whole = slopes(network, enabled=False), slopes(network)
+    for one, other, own in zip(exact, whole, slopes(Chunked(network, 20)), strict=True):
+        assert (own - one).norm() < 2 * (other - one).norm() + 1e-3 * one.norm()
+
+
+def test_an_output_that_is_no_tensor_is_refused():
+    class Heads(StatefulModule):
+        def forward(self, x, state=None):
+            return (x, x), state
+
+    with pytest.raises(TypeError, match="the output of Heads is a tuple, expected a tensor"):
+        Chunked(Heads(), 2)(torch.rand(4, 2, 3))

@@ -383,10 +383,19 @@ def in_chunks(module, container=None):
     return network(x, state) if container is None else container(network, 3)(x)
 
 
-def test_attention_within_a_step_runs_in_chunks():
-    tokens = PerStep(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True))
-    network, x = Sequential(tokens), torch.rand(6, 2, 5, 4)
-    torch.testing.assert_close(Chunked(network, 3)(x)[0], network(x)[0])
+class Block(Residual):
+    """One whose parts need no state."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Sequential(nn.Linear(4, 4), nn.ReLU())
+
+
+def test_what_needs_no_state_runs_in_chunks():
+    tokens = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    for part, x in ((PerStep(tokens), torch.rand(6, 2, 5, 4)), (Block(), torch.rand(6, 2, 4))):
+        network = Sequential(part)
+        torch.testing.assert_close(Chunked(network, 3)(x)[0], network(x)[0])
 
 
 def run(state=None, lengths=None):
@@ -401,8 +410,8 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Sequential(nn.GRU(3, 4))(torch.rand(3, 2, 3), lengths=torch.tensor([2, 3])),
      r"nn\.GRU takes no lengths"),
     (lambda: Votes(0), "classes is 0, expected a whole number"),
-    (lambda: in_chunks(Residual()), "layer 0: the Sequential in this Residual begins anew with"),
-    (lambda: in_chunks(Residual(), Chunked), "layer 0: the Sequential in this Residual begins a"),
+    (lambda: in_chunks(Residual()), "layer 0: the SpikingNeuron in this Residual begins anew"),
+    (lambda: in_chunks(Residual(), Chunked), "layer 0: the SpikingNeuron in this Residual beg"),
     (lambda: in_chunks(nn.TransformerEncoderLayer(4, 2, 8)),
      "layer 0: the MultiheadAttention in this TransformerEncoderLayer begins anew"),
     *((lambda layer=layer: Sequential(layer), "put it into a PerStep")

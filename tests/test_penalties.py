@@ -5,7 +5,7 @@ import torch
 from small_networks import Operators, in_parts
 from torch import nn
 
-from snn_lib import Chunked, LowPassSynapse, Recurrent, Sequential, SpikingNeuron
+from snn_lib import Chunked, LowPassSynapse, PerStep, Recurrent, Sequential, SpikingNeuron
 from snn_lib.penalties import collect_spikes, hidden_layers, network_penalty, rate_penalty
 
 
@@ -205,6 +205,17 @@ def test_spikes_that_come_back_reach_the_weights_of_their_own_layer():
     assert hidden_layers(model) == {"1": 3, "6.neuron": 3}
     model.append(nn.Linear(3, 2))
     assert hidden_layers(model) == {"1": 3, "4": 2, "6.neuron": 3 + 2}
+    low_rank = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 6))
+    assert hidden_layers(Recurrent(low_rank, SpikingNeuron(6, 4.0))) == {"neuron": 3}
+
+
+@pytest.mark.parametrize(
+    ("head", "reached"),
+    [(PerStep(nn.ConvTranspose2d(6, 4, 3, groups=2)), 2 * 3 * 3), (nn.GRU(6, 5), 15)],
+)
+def test_weights_of_every_kind_make_a_layer_hidden(head, reached):
+    shape = 6 if isinstance(head, nn.GRU) else (6, 1, 1)
+    assert hidden_layers(Sequential(SpikingNeuron(shape, 4.0), head)) == {"0": reached}
 
 
 def penalty_by_hand(spikes, lengths, share):

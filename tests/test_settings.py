@@ -137,7 +137,6 @@ class Inner(Settings):
     share: float = setting(0.5, "a share", above=0, at_most=1)
     pair: list[int] = setting([1, 2], "two", at_least=1, length=2)
     free: float = 3.0
-    own_path: str = setting("data", "where it is")
 
     def __post_init__(self):
         super().__post_init__()
@@ -158,7 +157,6 @@ class Outer(ExperimentConfig):
         ({"pair": [0, 1]}, "pair is [0, 1], expected 2 numbers, each at least 1"),
         ({"pair": [2, 1]}, "pair is [2, 1], expected the lowest first"),
         ({"free": math.inf}, "free is inf, expected finite numbers"),
-        ({"own_path": "~/data"}, "own_path is ~/data: write out the path of the home folder"),
         ({"pair": [1, 10**30]}, f"and whole ones up to {LARGEST:,}"),
     ],
 )

@@ -171,6 +171,14 @@ class Cell(Constrained):
         if cls.step is not above.step:
             if not isinstance(inspect.getattr_static(cls, "step"), staticmethod):
                 raise TypeError(f"{cls.__name__}.step is a method: write @staticmethod above it")
+            signature = inspect.signature(cls.step)
+            try:
+                signature.bind(*range(4))
+            except TypeError:
+                raise TypeError(
+                    f"{cls.__name__}.step{signature}: expected four arguments, x, state, "
+                    "coefficients and fire"
+                ) from None
             own = cls.__module__.startswith("snn_lib.")
             name = cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
             cls.kind = register(Kind(name, cls.step, cls.states, cls.coefficients))
@@ -383,8 +391,12 @@ def _decaying(decay: Tensor) -> Tensor:
 
 
 def _refusal(name: str, decay: Tensor) -> list[str]:
-    """What is wrong with decays that are to be trained: none, or one message."""
-    outside = decay[(decay < 0.0) | (decay > _decaying(decay))]
+    """What is wrong with decays that are to be trained: none, or one message.
+
+    They may be as much beyond the edge as their dtype has rounded it.
+    """
+    rounded = 1.0 - MARGIN + torch.finfo(decay.dtype).eps / 2
+    outside = decay[~((decay >= 0.0) & (decay < 1.0) & (decay <= rounded))]  # nan too
     expected = f"expected a decay in [0, {1 - MARGIN}], a time constant of at most 999 steps"
     return [f"{name} is trained, and {wrong:.6g}: {expected}" for wrong in outside[:1]]
 

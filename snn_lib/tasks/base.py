@@ -43,6 +43,8 @@ class Task:
         readout_name: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``,
             or ``snn_lib.readout.EVERY_STEP``, or ``None`` if it has no name.
         logit_scale: factor that makes the answer a logit, or ``None`` if it is not about classes.
+        held_out: whether the validation samples are taken from the training samples, and no part of
+            their own.
         rank, world: this process's number, and the number of processes; 0 and 1 until
             :meth:`share`.
     """
@@ -54,6 +56,7 @@ class Task:
     classes: Sequence[str] = ()
     readout_name: str | None = None
     logit_scale: float | None = 1.0
+    held_out = True
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class

@@ -12,7 +12,7 @@ changes neither the loss nor the metrics, unless the model averages over all ste
 batch normalisation does in training, reads time backwards, or returns another number of steps.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
 from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
-from snn_lib.errors import InputError, require
+from snn_lib.errors import InputError, SettingsError, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
 from snn_lib.settings import TRAINING, ExperimentConfig, section
@@ -211,7 +211,7 @@ class SequenceClassification(SequenceTask, Classification):
         classes: Sequence[str] = (),
     ) -> None:
         super().__init__(data, readout, config_class=config_class)
-        if isinstance(classes, (str, Set, Mapping)):  # which have no order, or letters
+        if isinstance(classes, (str, set, frozenset, dict)):  # in any order, or letters
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
         self.classes = list(classes)
         self.counts_spikes = isinstance(self.readout, SpikeCount)
@@ -329,6 +329,16 @@ class SequenceRegression(SequenceTask):
 
     mean_over = "elements"
     logit_scale = None
+
+    def setup(self, config: ExperimentConfig, device: torch.device) -> None:
+        """See :class:`SequenceTask`."""
+        changes = getattr(config, "augmentation", AugmentationSettings())
+        require(
+            changes == AugmentationSettings(),
+            "augmentation has no effect: the targets of a regression would have to change as well",
+            SettingsError,
+        )
+        super().setup(config, device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""

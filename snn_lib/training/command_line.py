@@ -189,7 +189,7 @@ def _run(
         chosen = yaml_file if options.config_file else None
         idle = unread if options.test else None
         instead = passed_over(chosen, of_file, config, idle) if chosen else ()
-        if instead and distributed.rank_and_world()[0] == 0:
+        if instead and os.environ.get("RANK", "0") == "0":  # the processes have no group yet
             say(
                 f"{options.config_file.name} differs from {checkpoint.path}, whose settings count: "
                 f"{' '.join(instead)}"

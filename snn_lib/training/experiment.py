@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,22 +11,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
+from snn_lib.containers import BATCH_NORMALISATIONS, tensors_in
 from snn_lib.data.batches import batch_seed
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes, hidden_layers, network_penalty
-from snn_lib.rounding import rounded_weights
+from snn_lib.rounding import ROUNDED, rounded_weights
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
-from snn_lib.training.checkpoints import (
-    STATISTICS,
-    Checkpoint,
-    load_checkpoint,
-    load_weights,
-)
+from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
 from snn_lib.training.run_folder import (
@@ -38,6 +34,9 @@ from snn_lib.training.run_folder import (
     newest,
 )
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
+
+# What draws at random beside the batches, whose epochs are numbered from -2 on.
+DATA, LAYERS, FIRST_WEIGHTS = -3, -4, -5
 
 
 class Stopped(Exception):
@@ -88,25 +87,24 @@ class Experiment:
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
-        with batch_seed(self.config.seed, 0, 0):  # the same data in every process and every run
-            torch.manual_seed(self.config.seed)
+        with self._seeded(DATA):
             task.setup(self.config, self.device)
         self.set_up_with = task.config
-        torch.manual_seed(self.config.seed)  # and the same first weights, whatever the data drew
         self.build_model = build_model
-        self.model = build(build_model, self.config, task).to(self.device)
+        with self._seeded(LAYERS):
+            self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
-        chunk = self.settings.chunk
-        normalises = any(name.endswith(STATISTICS) for name, _ in self.model.named_buffers())
-        require(
-            not (chunk and normalises),
-            f"hyperparameters.chunk is {chunk}, but a layer normalises over all steps",
-            SettingsError,
-        )
         require(
             not self.settings.rate_penalty or bool(hidden_layers(self.model)),
             f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
             "hidden layer of neurons to be penalised",
+            SettingsError,
+        )
+        require(
+            not self.settings.weight_bits
+            or any(isinstance(module, ROUNDED) for module in self.model.modules()),
+            f"hyperparameters.weight_bits is {self.settings.weight_bits}, but the network has no "
+            "nn.Linear and no nn.Conv2d, whose weights it rounds",
             SettingsError,
         )
         self.has_first_weights = True  # until something is loaded or trained
@@ -140,8 +138,6 @@ class Experiment:
             "train from the start, or give train() a last checkpoint to continue from",
         )
         self.has_first_weights = False
-        if checkpoint is not None:
-            self.task.check_data(checkpoint)
         if self.settings.epoch == 0:
             return self._fit(checkpoint)
         self._begin(checkpoint)
@@ -180,6 +176,13 @@ class Experiment:
 
     def _begin(self, checkpoint: Checkpoint | None) -> None:
         """Makes everything ready for the next batch: weights, optimiser and the run's folder."""
+        chunk = self.settings.chunk
+        normalises = any(isinstance(m, BATCH_NORMALISATIONS) for m in self.model.modules())
+        require(
+            not (chunk and normalises),
+            f"hyperparameters.chunk is {chunk}, but a layer normalises over all steps",
+            SettingsError,
+        )
         batches = self.task.split("train")
         require(
             self.settings.batch_size <= batches.count,
@@ -201,12 +204,14 @@ class Experiment:
         torch.manual_seed(self.config.seed + self.rank)  # each process draws its own dropout
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
-        held_out = self.task.split("validation")
-        self.state = TrainingState(self.model, self.config, self.device, batches, held_out)
+        held_out = self.task.split("validation").count
+        samples = batches.count + held_out if self.task.held_out else 0
+        self.state = TrainingState(self.model, self.config, self.device, len(batches), samples)
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
-        train, validated = f"{batches.count:,} {self.task.unit}", f"{held_out.count:,}"
+            self.task.check_data(checkpoint)
+        train, validated = f"{batches.count:,} {self.task.unit}", f"{held_out:,}"
         self.say(f"{train} to train on, {validated} to validate on")
         if checkpoint is None:
             self.run = begin_run(self.config, self._made_by())
@@ -219,8 +224,8 @@ class Experiment:
 
     def _find_first_weights(self) -> dict[str, Any] | None:
         """Calls ``initialise``, on all the data in every process, and returns what it returns."""
-        torch.manual_seed(self.config.seed)
-        with torch.no_grad(), self.backend(), diagnosis.blaming_settings():
+        seeded = self._seeded(FIRST_WEIGHTS)
+        with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_settings():
             return self.initialise(self.model, self.task) if self.initialise else None
 
     def _made_by(self) -> Row:
@@ -395,7 +400,8 @@ class Experiment:
         in_chunks, rounded = self._in_chunks(model), self._rounded(model)
         with rounded, count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.batches(split):
-                activity.begin(batch.lengths, len(batch.x))
+                x, *_ = tensors_in(batch.x)
+                activity.begin(batch.lengths, len(x))
                 add_sums(sums, self._task_loss(in_chunks, batch)[1])
         activity.sum_by(distributed.total)
         return self._metrics(sums), activity
@@ -414,9 +420,9 @@ class Experiment:
         self._check_task()
         if checkpoint is None:
             checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
-        self.task.check_data(checkpoint)
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
+        self.task.check_data(checkpoint)
         self.state = None  # a training that was stopped has an average of other weights
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")
@@ -439,6 +445,16 @@ class Experiment:
         """Prints a line, once however many processes there are."""
         if self.rank == 0:
             display.say(line)
+
+    @contextlib.contextmanager
+    def _seeded(self, what: int) -> Iterator[None]:
+        """A context in which every process and every run draws the same from all generators.
+
+        ``what`` is no number of an epoch, of which batches would draw the same.
+        """
+        with batch_seed(self.config.seed, what, 0):
+            torch.manual_seed(self.config.seed)
+            yield
 
     def autocast(self) -> torch.autocast:
         """The context of ``hyperparameters.precision`` for the matrix products."""

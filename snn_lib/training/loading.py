@@ -41,7 +41,8 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
         path: a checkpoint: ``best`` or ``last`` of a run, or a pretrained model.
         build_model: makes the layers from the configuration, as in the experiment. By default it is
             imported beside the script that wrote the checkpoint, which is looked for in the folders
-            above the checkpoint, the nearest first, and in the current folder.
+            above the checkpoint, the nearest first, and in the current folder. Threads wait for
+            each other meanwhile, so it starts none that load networks.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not

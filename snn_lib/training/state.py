@@ -23,7 +23,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.cells import Constrained, parameter_groups
-from snn_lib.data.batches import Split
 from snn_lib.errors import InputError, SettingsError, one_line, require
 from snn_lib.rounding import rounded_weights
 from snn_lib.settings import LOCAL_KEYS, TRAINING, OptimizerChoice, SchedulerChoice, needs_of
@@ -33,6 +32,7 @@ from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
 
 Row = dict[str, Any]  # the metrics of an epoch
 TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
+SIZES = [f"{part}_{what}" for part in ("training", "validation") for what in ("size", "samples")]
 
 
 @dataclass
@@ -42,8 +42,7 @@ class Progress:
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch
     batches: int = 0  # batches of an epoch
-    samples: int = 0  # samples to train on; 0 in files of earlier versions
-    held_out: int = 0  # samples to validate on
+    samples: int = 0  # samples of which some are held out; 0 if none are, or nobody knows
     sums: dict[str, float] = field(default_factory=dict)  # over the finished batches
     seconds: float = 0.0  # time that the finished batches took
     data_seconds: float = 0.0  # the part of it that was spent waiting for data
@@ -98,7 +97,8 @@ class TrainingState:
 
     Args:
         model, config, device: the experiment's.
-        train, validation: the task's splits.
+        batches: batches of an epoch.
+        samples: the samples of which some are held out; 0 if the validation part is of its own.
 
     Raises:
         SettingsError: PyTorch refuses the options of optimiser or scheduler, or the model, which
@@ -108,11 +108,11 @@ class TrainingState:
     scheduler: LRScheduler | Any  # or None
 
     def __init__(
-        self, model: nn.Module, config: Any, device: torch.device, train: Split, validation: Split
+        self, model: nn.Module, config: Any, device: torch.device, batches: int, samples: int = 0
     ) -> None:
         self.model, self.config, self.device = model, config, device
-        self.progress = Progress(batches=len(train), samples=train.count, held_out=validation.count)
-        self.total_batches = config.hyperparameters.epoch * len(train)
+        self.progress = Progress(batches=batches, samples=samples)
+        self.total_batches = config.hyperparameters.epoch * batches
         try:
             section = config.optimizer
             learning_rate = getattr(section, section.optimizer_choice).lr
@@ -207,7 +207,7 @@ class TrainingState:
         with fitting(path):
             progress = progress_of(checkpoint, task)
             theirs = self._fixed_settings(checkpoint["config"], progress)
-        counted = {key: getattr(self.progress, key) for key in ("batches", "samples", "held_out")}
+        counted = {key: getattr(self.progress, key) for key in ("batches", "samples")}
         now = dataclasses.replace(progress, **counted)
         ours = self._fixed_settings(dataclasses.asdict(self.config), now)
         for what, value in ours.items():
@@ -257,7 +257,7 @@ class TrainingState:
             section = reduce(lambda outer, inner: outer.get(inner, {}), sections, config)
             fixed |= {key: section[name]} if name in section else {}  # not of an earlier version
         if progress.samples:  # of more, other ones would be held out
-            fixed["the number of samples"] = progress.samples, progress.held_out
+            fixed["the number of samples"] = progress.samples
         return fixed
 
     def _restore_state(self, checkpoint: Checkpoint) -> None:
@@ -485,5 +485,5 @@ def decisive_settings(config: Any) -> Iterator[str]:
         of_others = key in left_out or name.startswith("test_") or name.endswith("path")
         if of_others or is_dataclass(attrgetter(key)(config)):
             continue
-        if TRAINING not in needs or name.startswith(("training_", "validation_")):
+        if TRAINING not in needs or name in SIZES:
             yield key

@@ -447,6 +447,8 @@ REFUSED = [  # what is built or run, and the words
     (lambda: type("Twice", (Cell,), {"states": ("a", "a")}), "Twice.states names 'a' twice"),
     (lambda: type("Stepless", (Cell,), {})(3), "Stepless has no step"),
     (lambda: type("Method", (Cell,), {"step": leak}), "Method.step is a method: write @static"),
+    (lambda: type("Fireless", (Cell,), {"step": staticmethod(lambda x, state, coefficients: x)}),
+     r"Fireless.step\(x, state, coefficients\): expected four arguments, x, state"),
     (lambda: NoComma(3)(X), r"NoComma returns its states as Tensor, .* such as \(state,\) for a"),
     (lambda: NoComma(3, train_decay=True), "train_decay has no effect: NoComma names no decays"),
     (lambda: type("One", (Cell,), {"states": "v"}), r"One.states is 'v', expected .* \('v',\)"),

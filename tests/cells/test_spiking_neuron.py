@@ -134,6 +134,8 @@ def test_a_loaded_decay_that_training_would_move_is_refused():
         at_the_edge = SpikingNeuron(3, 4.0, train_decay=True).to(dtype)
         at_the_edge.reset_decay.data.fill_(2.0)
         trained.load_state_dict(at_the_edge.state_dict())  # what training saves
+        slow = SpikingNeuron(3, 200.0, train_decay=True).state_dict()
+        trained.load_state_dict({name: decay.to(dtype) for name, decay in slow.items()})
 
 
 REFUSED = [  # what is built or run, and the words

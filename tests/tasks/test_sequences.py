@@ -509,6 +509,31 @@ def test_a_trained_model_is_handed_over_in_evaluation_mode(tmp_path):
     assert not any(module.training for module in trial.model.modules())
 
 
+def test_layers_that_draw_are_the_same_in_every_run():
+    def wired(config):
+        drawn.append((np.random.rand(), random.random(), torch.rand(()).item()))  # noqa: NPY002
+        return network()
+
+    drawn = []
+    for _ in range(2):
+        Experiment(wired, SequenceClassification({"train": sequences()}, "mean"))
+    assert drawn[0] == drawn[1]
+
+
+def test_augmentation_of_a_regression_is_refused():
+    config = SequenceConfig(augmentation=AugmentationSettings(noise=0.1))
+    task = SequenceRegression({"train": sequences()}, config_class=SequenceConfig)
+    assert "augmentation has no effect" in refusal(task.setup, config, CPU)
+
+
+def test_weight_bits_without_weights_to_round_are_refused():
+    config = ClassificationConfig()
+    config.hyperparameters.weight_bits = 2
+    task = SequenceClassification({"train": sequences()}, "mean")
+    message = refusal(Experiment, lambda config: nn.GRU(CHANNELS, CLASSES), task, config)
+    assert "weight_bits is 2, but the network has no nn.Linear and no nn.Conv2d" in message
+
+
 class Named(nn.Linear):
     def forward(self, x):
         return {"out": super().forward(x)}

@@ -33,7 +33,6 @@ from torch.nn.utils import prune
 
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, PerStep, Sequential, SpikingNeuron
-from snn_lib.data.batches import Split
 from snn_lib.errors import InputError, RunError
 from snn_lib.kernels import eager
 from snn_lib.penalties import collect_spikes, rate_penalty
@@ -68,7 +67,6 @@ def _one_thread():
 
 AVERAGING = "hyperparameters.weight_averaging=0.9"
 BITS = "hyperparameters.weight_bits=2"
-FOUR = Split(256, 64, lambda *_: None)  # batches
 
 
 def small(folder, *overrides):
@@ -304,7 +302,7 @@ def test_filters_of_the_average_are_pulled_back_to_the_stable_set_before_they_ar
     settings = small(tmp_path, AVERAGING)
     config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), settings)
     model = SmallSNN(config)
-    state = TrainingState(model, config, torch.device("cpu"), FOUR, FOUR)
+    state = TrainingState(model, config, torch.device("cpu"), 4)
     state.step()  # the first weights replace what the average began with
     averaged = state.average.module.layers[0]
     averaged.alpha.data[0] = 1.9
@@ -510,8 +508,7 @@ def test_on_resuming_the_sums_of_all_processes_go_on_in_the_first(tmp_path, monk
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 2))
         trial = experiment(small(tmp_path))
-        held_out = trial.task.split("validation")
-        trial.state = TrainingState(trial.model, trial.config, trial.device, FOUR, held_out)
+        trial.state = TrainingState(trial.model, trial.config, trial.device, 4)
         trial.state.restore(load_checkpoint(last), trial.task)
         assert (trial.progress.sums["samples"] > 0) is (rank == 0)
         assert trial.progress.batch == 2
@@ -762,11 +759,12 @@ def test_the_batch_size_cannot_change_in_the_middle_of_an_epoch(tmp_path):
 def test_a_run_is_resumed_with_as_many_samples(tmp_path):
     """Of more, or of fewer, others would be held out."""
 
-    def trial(count, epochs):
+    def trial(count, epochs, **parts):
         x, y = torch.rand(count, 5, 784), torch.arange(count) % 10
         config = load_config(DigitConfig, SCRIPT.with_suffix(".yaml"), settings)
         config.hyperparameters.epoch = epochs
-        task = SequenceClassification({"train": (x, y)}, "mean", config_class=DigitConfig)
+        data = {"train": (x, y), **parts}
+        task = SequenceClassification(data, "mean", config_class=DigitConfig)
         return Experiment(SmallSNN, task, config)
 
     settings = small(tmp_path, "scheduler.scheduler_choice=none", "hyperparameters.batch_size=9")
@@ -775,8 +773,12 @@ def test_a_run_is_resumed_with_as_many_samples(tmp_path):
     last = load_checkpoint(first.run.last)
     message = refusal(lambda: trial(110, 2).train(last))
     assert "the number of samples cannot change when" in message
-    del last["progress"]["samples"], last["progress"]["held_out"]  # as earlier versions wrote it
-    assert trial(100, 2).train(last)["best"]
+    del last["progress"]["samples"]  # as earlier versions wrote it
+    assert trial(110, 2).train(last)["best"]
+    own = {"validation": (torch.rand(9, 5, 784), torch.arange(9))}
+    first = trial(100, 1, **own)
+    first.train()
+    assert trial(110, 2, **own).train(load_checkpoint(first.run.last))["best"]
 
 
 def test_a_run_whose_metrics_grow_can_be_resumed(tmp_path):
@@ -949,7 +951,8 @@ def test_gradients_too_large_only_together_are_traced_to_the_largest_one(tmp_pat
 
 def test_chunks_of_a_network_that_normalises_over_all_steps_are_refused(tmp_path):
     def normalised(config):
-        return Sequential(PerStep(nn.BatchNorm1d(784)), nn.Linear(784, 10))
+        batch = nn.BatchNorm1d(784, track_running_stats=False)
+        return Sequential(PerStep(batch), nn.Linear(784, 10))
 
     message = refused("--train", *small(tmp_path, "hyperparameters.chunk=2"), model=normalised)
     assert message == "hyperparameters.chunk is 2, but a layer normalises over all steps"
