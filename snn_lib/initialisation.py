@@ -324,14 +324,13 @@ def _factor(
         spikes, _ = neuron.forward(current * factor)  # without its hooks, one of which asks
         return _mean_rate(spikes, lengths)
 
+    if rate_with(0.0) >= rate:
+        raise ValueError(
+            f"layer {name} cannot be made to fire at {rate}: it fires as often without any current"
+        )
     high = 1.0
     while rate_with(high) >= rate:
         high /= 2.0
-        if high < 1 / LARGEST_FACTOR:
-            raise ValueError(
-                f"layer {name} cannot be made to fire at {rate}: it fires more often without any "
-                "current"
-            )
     while rate_with(high) < rate:
         high *= 2.0
         if high > LARGEST_FACTOR:

@@ -21,7 +21,7 @@ def per_channel(value: PerChannel, shape: tuple[int, ...], name: str) -> float |
     """Turns an argument of a layer into a number, or a tensor with a number for each channel.
 
     The argument is a number, a tensor of the channels' shape, or a function of this shape that
-    returns one, such as :func:`log_spaced`. A number stays as it is. A tensor is returned in
+    returns one, such as :func:`log_spaced`. A number is returned as a float, and a tensor in
     float64 on the CPU, where first values are computed.
 
     Raises:

@@ -377,10 +377,15 @@ class Residual(nn.Module):
 
 
 def in_chunks(module, container=None):
-    """A module in a network, which runs over a whole sequence, but not in chunks."""
+    """Runs a network that is given a state, or runs in a container's chunks."""
     network, x = Sequential(module, nn.Linear(4, 3)), torch.rand(6, 2, 4)
+    return network(x, (None, None)) if container is None else container(network, 3)(x)
+
+
+def test_a_plain_module_with_neurons_runs_over_a_whole_sequence():
+    network, x = Sequential(Residual(), nn.Linear(4, 3)), torch.rand(6, 2, 4)
     _, state = network(x)
-    return network(x, state) if container is None else container(network, 3)(x)
+    assert state == (None, None)
 
 
 class Block(Residual):

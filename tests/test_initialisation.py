@@ -201,7 +201,7 @@ REFUSED = [  # what is asked for, and the words
       for rate in (0.0, 1.0, -1.0)),
     (lambda: fire(deep(bias=False), torch.zeros(5, 2, 30), 0.05),
      r"layer 2 cannot be made to fire at 0\.05"),
-    (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires more often w"),
+    (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires as often with"),
     (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
      r"no nn\.Linear or convolution runs before .* layer 0"),
     (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution runs before .* layer 2"),

@@ -53,12 +53,9 @@ def test_multiples_of_a_number_stay_the_same_bits(bits):
 
 
 def test_small_weights_in_float16_are_rounded():
-    layer = nn.Linear(784, 5)
-    own = layer.weight.detach()
-    low = copy.deepcopy(layer).half()
-    with rounded_weights(layer, 8), rounded_weights(low, 8):
-        assert not torch.equal(low.weight, own.half())
-        torch.testing.assert_close(low.weight.float(), layer.weight, rtol=0, atol=5e-4)
+    layer = nn.Linear(784, 500).half()
+    with rounded_weights(layer, 8):
+        assert max(len(row.unique()) for row in layer.weight) <= 255
 
 
 def test_weights_are_as_before_behind_the_context_even_if_it_fails():

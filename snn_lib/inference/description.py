@@ -134,9 +134,11 @@ def readout_of(network: nn.Module) -> str | None:
     name = getattr(network, "readout", None)  # or another module of the user's
     if name == EVERY_STEP:
         return None if getattr(network, "logit_scale", 1.0) is None else "last"
-    if isinstance(name, str) and name not in READOUTS:
+    if not isinstance(name, str):
+        return None
+    if name not in READOUTS:
         raise ValueError(f"readout is {name!r}, expected one of {', '.join(READOUTS)}")
-    return name if isinstance(name, str) else None
+    return name
 
 
 @torch.no_grad()

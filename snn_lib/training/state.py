@@ -412,7 +412,7 @@ class MovingAverage(AveragedModel):
 def score_of(row: Row, task: Task) -> tuple[float, ...]:
     """The score of an epoch's validation metrics; a task may give a single number."""
     score = task.score(split_of(row, "validation"))
-    return score if isinstance(score, tuple) else (score,)
+    return tuple(score) if isinstance(score, (tuple, list)) else (score,)
 
 
 def split_of(row: Row, split: str) -> dict[str, float]:

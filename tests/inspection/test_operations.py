@@ -309,17 +309,19 @@ REFUSED = [  # the layer behind another one, and the words
 
 
 class Holding(nn.Module):
-    def __init__(self):
+    def __init__(self, part):
         super().__init__()
-        self.part = SpikingNeuron(3, 4.0)
+        self.part = part
 
     def forward(self, x):
         return self.part(x)[0]
 
 
-def test_neurons_in_a_plain_module_are_refused():
-    with pytest.raises(ValueError, match="layer 1 is a Holding, in which a SpikingNeuron has no c"):
-        CountedNetwork(Sequential(nn.Linear(3, 3), Holding()))
+@pytest.mark.parametrize("part", [SpikingNeuron(3, 4.0), snn_lib.Delay(3, 1.0, 2)])
+def test_neurons_and_delays_in_a_plain_module_are_refused(part):
+    words = f"layer 1 is a Holding, in which a {type(part).__name__} has no count"
+    with pytest.raises(ValueError, match=words):
+        CountedNetwork(Sequential(nn.Linear(3, 3), Holding(part)))
 
 
 @pytest.mark.parametrize(("layer", "words"), REFUSED)

@@ -202,6 +202,7 @@ def test_the_slowest_filters_of_a_long_series_are_as_drawn():
     filters = build_network(settings, preparation, 2)[1]
     periods = 2 * torch.pi / filters.poles().angle().abs()
     assert periods.max() == pytest.approx(8192, rel=0.2)  # one cycle in the series
+    assert torch.equal(filters.effective_alpha(), filters.alpha)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
