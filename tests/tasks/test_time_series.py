@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from refusing import refusal
-from running import ROOT, accuracy, prepared, run, shell
+from running import ROOT, accuracy, prepared, run, run_script, shell
 
 import snn_lib
 import time_series
@@ -308,20 +308,22 @@ def test_weights_that_nothing_would_train_are_refused(mine, tmp_path):
 def test_the_installed_command_trains_tests_and_loads(mine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def accuracy_of(*arguments):
-        done = shell(sys.executable, "-m", "snn_lib.time_series", *arguments, cwd=tmp_path)
+    def accuracy_of(*arguments, run=run_script):
+        done = run("snn_lib/time_series.py", *arguments)
         assert done.err == ""
         return accuracy(done)
+
+    def installed(_, *arguments):
+        return shell(sys.executable, "-m", "snn_lib.time_series", *arguments, cwd=tmp_path)
 
     Path("mine.npz").rename("0123.npz")  # which YAML would take for the number 83
     accuracy_of("0123.npz", "hyperparameters.neurons=8", "device=cpu")
     assert len([*tmp_path.glob("runs/0123/*/best")]) == 1
     Path("0123.npz").rename("my #2.npz")  # where YAML would take the end for a comment
-    found = accuracy_of("my #2.npz", "hyperparameters.neurons=64", "device=cpu")
+    found = accuracy_of("my #2.npz", "hyperparameters.neurons=64", "device=cpu", run=installed)
     assert found > 60  # chance is 33
     assert accuracy_of("my #2.npz", "--test", "device=cpu") == found
-    command = sys.executable, "-m", "snn_lib.time_series", "my #2.npz", "--export", "mine.c"
-    assert shell(*command, cwd=tmp_path).code == 0
+    assert installed("", "my #2.npz", "--export", "mine.c").code == 0
     assert Path("mine.c").exists()
     (best,) = tmp_path.glob("runs/my__2/*/best")
     names, scores = snn_lib.load(best).classify([mine["x_test"][0]])
