@@ -5,7 +5,6 @@ backward pass it runs each chunk once more, as ``torch.utils.checkpoint`` does.
 """
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from snn_lib.containers import (
     tensors_in,
     whole_number,
 )
-from snn_lib.functional import check_tensor, lengths_beside
+from snn_lib.functional import casting_anew, check_tensor, lengths_beside
 from snn_lib.pytorch_private import version
 from snn_lib.recomputing import Chunk, Seed, current_chunk
 
@@ -139,7 +138,7 @@ class Chunked(StatefulModule):
                 "Chunked runs each chunk again in the backward pass, and finds parameters, "
                 "buffers, x or a state changed since the forward pass, or train() or eval() called"
             )
-        with chunk.run(), _casting_anew(tensors_in(x)[0].device.type):
+        with chunk.run(), casting_anew(tensors_in(x)[0].device):
             result = self.module(x, state, **padding)
         if chunk.runs == 1:
             # What the module itself changes as it runs is no change that somebody else made.
@@ -170,16 +169,6 @@ class Chunked(StatefulModule):
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"steps={self.steps}"
-
-
-def _casting_anew(device: str) -> AbstractContextManager[Any]:
-    """The context in which autocast keeps no weights that it has cast.
-
-    All chunks would share them, and their gradients would be added up in the low precision.
-    """
-    if not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 def _check_module(module: nn.Module) -> None:

@@ -14,9 +14,10 @@ Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,8 @@ def run_recurrent(
             return fold(weights(given), 2, last)[0].to(own)
 
         promoted = next(iter(calls[0].coefficients.values()), x).dtype
-        currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
+        with casting_anew(x.device):
+            currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
     states = [tuple(state.values()) for state in _states_of(calls, after, features, last)]
     return unfold(currents, features, last), unfold(outputs, features, last), states
 
@@ -483,6 +485,19 @@ def draw_seed(device: torch.device | str) -> Tensor:
     """
     key = torch.randint(2**63 - 1, (), device=device)
     return torch.stack([key, torch.zeros_like(key)])
+
+
+def casting_anew(device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which autocast keeps no weights that it has cast.
+
+    All steps, or chunks, would share them, and the gradients would be added up in low precision.
+    """
+    kind = device.type
+    if torch.compiler.is_compiling() or not (
+        torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    ):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:

@@ -140,6 +140,20 @@ def test_second_derivatives_are_those_of_a_loop_over_the_steps():
     torch.testing.assert_close(slopes(run), slopes(by_hand))
 
 
+def test_gradients_of_weights_in_low_precision_are_added_up_in_that_of_the_weights():
+    def slopes(enabled):
+        torch.manual_seed(0)
+        back = nn.Conv1d(2, 2, 3, padding=1)
+        layer, x = Recurrent(PerStep(back), SpikingNeuron((2, 5), 4.0)), torch.randn(800, 3, 2, 5)
+        nn.init.zeros_(back.weight)  # so that the spikes are the same
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            layer(x)[0].float().mean().backward()
+        return back.bias.grad
+
+    exact = slopes(False)
+    assert (slopes(True) - exact).norm() < 0.01 * exact.norm()
+
+
 def test_a_gradient_that_is_differentiated_counts_weights_in_a_state_once():
     layer, x = build(6), 2 * torch.randn(10, 2, 6, dtype=DOUBLE)
     _, state = layer(x[:5])
