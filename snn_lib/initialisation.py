@@ -53,7 +53,7 @@ def fire_from_the_start(
     Raises:
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
-            layer's current is not finite, or hardly ever positive; its neurons fire more often
+            layer's current is not finite, or hardly ever positive; its neurons fire as often
             without one; no ``nn.Linear`` or convolution runs before the neurons; its weights are
             computed from others, by a parametrisation or pruning; ``torch.compile`` runs the model
             without telling; or neurons run several times in one run, for example in chunks. All

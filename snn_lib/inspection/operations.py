@@ -207,10 +207,8 @@ def _refuse_uncounted(name: str, layer: nn.Module) -> None:
     A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
     scale of each channel, such as ``(C, 1, 1)``.
     """
-    plain = isinstance(layer, WEIGHTED) and type(layer).forward in (
-        kind.forward for kind in WEIGHTED
-    )
-    if plain or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
+    counted = [kind.forward for kind in WEIGHTED]
+    if type(layer).forward in counted or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
         if parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]]):

@@ -211,8 +211,8 @@ class Experiment:
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
             self.task.check_data(checkpoint)
-        train, validated = f"{batches.count:,} {self.task.unit}", f"{held_out:,}"
-        self.say(f"{train} to train on, {validated} to validate on")
+        unit = self.task.unit
+        self.say(f"{batches.count:,} {unit} to train on, {held_out:,} to validate on")
         if checkpoint is None:
             self.run = begin_run(self.config, self._made_by())
         else:
