@@ -73,8 +73,8 @@ class Delay(Constrained):
         super().__init__()
         self.shape, self.longest = feature_shape(shape), whole_number(longest, "longest")
         first = first_values(per_channel(steps, self.shape, "steps"), self.shape, "steps")
-        for wrong in first[~((first >= 0) & (first <= self.longest))]:  # nan too
-            raise ValueError(f"steps is {wrong:g}, expected a delay in [0, {self.longest}]")
+        for words in self._refusal("steps", first):
+            raise ValueError(words)
         delays = torch.empty(self.shape).copy_(first)  # on the default device
         if train:
             self.steps = nn.Parameter(delays)
@@ -89,9 +89,14 @@ class Delay(Constrained):
         super()._load_from_state_dict(state_dict, prefix, *others)
         loaded = state_dict.get(f"{prefix}steps")
         if isinstance(loaded, Tensor) and not loaded.is_meta:
-            for wrong in loaded[(loaded < 0) | (loaded > self.longest)][:1]:
-                found = f"{prefix}steps is {wrong:g}, expected a delay in [0, {self.longest}]"
-                others[-1].append(found)
+            others[-1].extend(self._refusal(f"{prefix}steps", loaded))
+
+    def _refusal(self, name: str, delays: Tensor) -> list[str]:
+        """What is wrong with delays: none, or one message."""
+        outside = delays[~((delays >= 0) & (delays <= self.longest))]  # nan too
+        return [
+            f"{name} is {wrong:g}, expected a delay in [0, {self.longest}]" for wrong in outside[:1]
+        ]
 
     def forward(
         self, x: Tensor, state: tuple[Tensor] | None = None, lengths: Tensor | None = None

@@ -194,14 +194,20 @@ class Frames:
         if self.bins not in ("time", "count"):
             raise ValueError(f"bins is {self.bins!r}, expected 'time' or 'count'")
 
-    def count_events(self, events: Events, sensor: int) -> np.ndarray:
+    def count_events(
+        self, events: Events, sensor: int, source: Path | str = "the recording"
+    ) -> np.ndarray:
         """Counts darker and brighter events, uint8 ``(T, side, side, 2)``, up to 255.
 
         Args:
-            events: the events of a recording, at least one.
+            events: the events of a recording.
             sensor: pixels of the sensor in each direction.
+            source: what messages call the recording.
+
+        Raises:
+            InputError: as :func:`check_events`.
         """
-        events = Events(*(np.asarray(values).astype(np.int64) for values in events))
+        events = check_events(events, sensor, source)
         time = events.t - events.t[0]
         count = np.searchsorted(time, round(1000 * self.duration))
         if self.bins == "time":

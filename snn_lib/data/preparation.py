@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snn_lib.data.events import Events, Frames, check_events
+from snn_lib.data.events import Events, Frames
 from snn_lib.data.sequences import as_numbers, as_sequences, listed, pad
 from snn_lib.encoding import LatencyLaw, constant, delta, latency, poisson, population
 from snn_lib.errors import require
@@ -285,11 +285,10 @@ class RecordingPreparation(Frames, Preparation):
             "expected a list of recordings, each a snn_lib.data.events.Events",
         )
         require(len(samples) > 0, "there are no recordings")
-        checked = (
-            check_events(events, self.sensor, f"recording {number}")
+        counts = [
+            torch.from_numpy(self.count_events(events, self.sensor, f"recording {number}"))
             for number, events in enumerate(samples)
-        )
-        counts = [torch.from_numpy(self.count_events(one, self.sensor)) for one in checked]
+        ]
         return NetworkInput(self.encode(torch.stack(counts)))
 
     def example(self) -> list[Events]:

@@ -227,7 +227,7 @@ REFUSED = [  # what is built or run, and the words
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("wrong", [12.0, -1.0])
+@pytest.mark.parametrize("wrong", [12.0, -1.0, math.nan])
 def test_delays_of_a_file_that_the_layer_does_not_allow_are_refused(wrong, train):
     delay = Delay(3, 0.0, 5, train=train)
     with pytest.raises(RuntimeError, match=f"steps is {wrong:g}, expected a delay in .0, 5"):

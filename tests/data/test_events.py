@@ -203,6 +203,21 @@ def test_events_in_lists_and_in_any_integers_are_counted_alike(kind):
     assert (found == Frames(7, 0.3).count_events(events, 34)).all()
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ((0, 0, 0.004, 1), "numbers that are not whole"),
+        ((0, 0, 5, -1), "event 1 has the polarity -1"),
+        ((34, 0, 5, 1), r"event 1 is at \(34, 0\)"),
+        ((0, 0, -1, 1), "times run backwards"),
+    ],
+)
+def test_events_that_make_no_sense_are_not_counted(row, words):
+    events = Events(*np.array([(3, 4, 0, 1), row]).T)
+    with pytest.raises(InputError, match=words):
+        Frames(7, 0.3).count_events(events, 34)
+
+
 def test_bins_of_equal_count_have_as_many_events_each():
     found = Frames(7, 500.0, "count").count_events(random_events(700), 34)
     assert found.sum((1, 2, 3)).tolist() == [100] * 7
