@@ -142,8 +142,8 @@ def data(config: ECGConfig) -> dict[str, tuple[Tensor, Tensor]]:
 
 def initialise(model: SNN, task: SequenceClassification) -> None:
     """Scales the weights so that all layers fire."""
-    x = next(task.batches("train")).x
-    fire_from_the_start(model, x, rate=task.config.hyperparameters.first_rate)
+    batch, rate = next(task.batches("train")), task.config.hyperparameters.first_rate
+    fire_from_the_start(model, batch.x, rate, batch.lengths)
 
 
 if __name__ == "__main__":

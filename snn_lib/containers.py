@@ -35,6 +35,15 @@ def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:
     return isinstance(module, WEIGHTED)
 
 
+def holds_weights(parameter: Tensor) -> bool:
+    """Whether a parameter is weights, as far as one can tell.
+
+    It is if it has two dimensions, for inputs and outputs, or more and is not a scale of each
+    channel, such as ``(C, 1, 1)``.
+    """
+    return parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]])
+
+
 class Output(NamedTuple):
     """What a stateful module returns: ``(output, state)``, as ``nn.GRU`` does.
 

@@ -53,13 +53,16 @@ def read_array(path: Path | str) -> np.ndarray:
 
 
 def read_arrays(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz`` file that have one of these names.
+    """The arrays of an ``.npz`` file, which may have these names.
 
     Raises:
-        InputError: there is no such file, it cannot be unpacked, or one of these is no array.
+        InputError: there is no such file, it cannot be unpacked, one of these is no array, or there
+            is an array of another name.
     """
     with reading(path), zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in names if name in archive}
+        for name in archive.files:
+            require(name in names, f"{path}: unknown array {name!r}, expected {', '.join(names)}")
+        arrays = dict(archive)
     for name, array in arrays.items():  # NumPy hands out a file of any other kind as bytes
         require(isinstance(array, np.ndarray), f"{path}: {name} is no array that NumPy has saved")
     return arrays

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Constrained, Recurrent, is_spiking
-from snn_lib.containers import is_weighted
+from snn_lib.containers import holds_weights, is_weighted
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
 from snn_lib.recomputing import Chunk, current_chunk
@@ -174,8 +174,8 @@ def hidden_layers(model: nn.Module) -> dict[str, int]:
 def _weights_reached(module: nn.Module) -> int:
     """How many of a module's own weights an input reaches; 0 if it has none."""
     own = module.weight if is_weighted(module) else None
-    if own is None and not isinstance(module, Constrained):
-        own = next((p for p in module.parameters(recurse=False) if p.dim() > 1), None)
+    if own is None and not isinstance(module, (Constrained, nn.LayerNorm)):
+        own = next(filter(holds_weights, module.parameters(recurse=False)), None)
     if own is None:
         return 0
     if getattr(module, "transposed", False):

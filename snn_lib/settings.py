@@ -439,7 +439,7 @@ class ExperimentConfig(Settings):
     @property
     def runs_folder(self) -> Path:
         """The folder of all runs of this name."""
-        return Path(self.runs_path).expanduser() / self.name
+        return Path(self.runs_path) / self.name
 
 
 def list_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

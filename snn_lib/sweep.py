@@ -76,7 +76,7 @@ def main() -> int:
         any(len({*choices}) > 1 for choices in space.choices.values()),
         "all trials would be the same: give a range, key=low..high, or choices, key=a,b,c",
     )
-    folder = Path(space.config.runs_path).expanduser() / f"sweep_{space.config.name}"
+    folder = Path(space.config.runs_path) / f"sweep_{space.config.name}"
     study = open_study(folder, options.storage, space.whole)
     while True:
         if study.best_trials:

@@ -218,6 +218,19 @@ def test_weights_of_every_kind_make_a_layer_hidden(head, reached):
     assert hidden_layers(Sequential(SpikingNeuron(shape, 4.0), head)) == {"0": reached}
 
 
+class Scale(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(shape))
+
+
+@pytest.mark.parametrize("scale", [Scale(6, 1, 1), PerStep(nn.LayerNorm([6, 5, 5])), Scale(6)])
+def test_a_scale_of_each_channel_is_no_weight(scale):
+    layers = SpikingNeuron((6, 1, 1), 4.0), scale
+    assert hidden_layers(Sequential(*layers)) == {}
+    assert hidden_layers(Sequential(*layers, PerStep(nn.Conv2d(6, 4, 3)))) == {"0": 4 * 9}
+
+
 def penalty_by_hand(spikes, lengths, share):
     """That of a layer off the target 0.1, of which a share counts, and above the limit 0.3."""
     counts = torch.zeros(spikes.shape[2])

@@ -17,6 +17,7 @@ import snn_mlp_1
 import snn_mlp_2
 from snn_lib import SpikingNeuron, fire_from_the_start
 from snn_lib.inspection.operations import CountedNetwork
+from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.sequential_digits import SequentialConfig
 from snn_lib.training.checkpoints import load_checkpoint
@@ -102,6 +103,23 @@ def test_ecg_trains_and_tests_to_the_same_accuracy_both_ways_of_counting(tmp_pat
         assert f"P: {100 * (answers == 'P')[counted & (names == 'P')].mean():.2f} %" in tested.out
         if unlabelled == "ignored":
             assert accuracy(tested) == accuracy(trained)
+
+
+def test_the_first_weights_of_ecg_are_those_of_the_sequences_own_steps():
+    config = ecg.ECGConfig(name="rates")
+    config.augmentation.stretch, config.hyperparameters.batch_size = 2.0, 16
+    x, y = torch.randint(-1, 2, (40, 200, 4)).float(), torch.randint(6, (40, 200))
+    task = SequenceClassification({"train": (x, y)}, None, config_class=ecg.ECGConfig)
+    task.setup(config, torch.device("cpu"))
+    model = ecg.SNN(config).eval()
+    ecg.initialise(model, task)
+    batch = next(task.batches("train"))
+    assert batch.lengths.min() < 0.8 * len(batch.x)  # much of it is padding
+    outputs, _ = model.layerwise(batch.x, lengths=batch.lengths)
+    for layer, output in zip(model, outputs, strict=True):
+        if isinstance(layer, SpikingNeuron):
+            own = [output[:n, number] for number, n in enumerate(batch.lengths)]
+            assert torch.cat(own).mean().item() == pytest.approx(0.1, rel=0.05)
 
 
 def test_ecg_adds_sequences_with_exchanged_leads_to_the_training_data_alone(tmp_path):

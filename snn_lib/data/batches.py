@@ -157,17 +157,27 @@ def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
     When the context ends, they are as they were before. Generators of devices other than the CPU
     are not seeded.
     """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(_mix(seed, epoch, batch))
+    try:
+        with other_seeds(seed, epoch, batch):
+            yield
+    finally:
+        torch.set_rng_state(state)
+
+
+@contextmanager
+def other_seeds(seed: int, epoch: int, batch: int) -> Iterator[None]:
+    """As :func:`batch_seed`, for the generators of NumPy and Python alone."""
     mixed = _mix(seed, epoch, batch)
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    torch.default_generator.manual_seed(mixed)
-    np.random.seed(mixed % 2**32)  # noqa: NPY002 (a data set's own code draws from it)
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    np.random.seed(mixed % 2**32)  # noqa: NPY002 (a user's own code draws from it)
     random.seed(mixed)
     try:
         yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])
 
 
 def _mix(seed: int, epoch: int, batch: int) -> int:

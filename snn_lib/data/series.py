@@ -45,7 +45,7 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
             - the path of an ``.npz`` with the arrays ``x``, ``(samples, T)`` or
               ``(samples, T, channels)``, ``y`` with the number or name of each sample's class, and
               ``lengths`` if ``x`` is padded. The arrays of a test part are ``x_test``, ``y_test``
-              and ``lengths_test``.
+              and, if there are ``lengths``, ``lengths_test``.
         root: the folder of downloaded sets.
         missing: what to do with missing values (nan). ``"refuse"`` raises an error.
             ``"interpolate"`` fills them linearly between their neighbours in time, and with the
@@ -96,6 +96,10 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
 def _npz(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     names = "x", "y", "lengths"
     arrays = read_arrays(path, [name + suffix for suffix in ("", "_test") for name in names])
+    require(
+        "x_test" not in arrays or ("lengths" in arrays) == ("lengths_test" in arrays),
+        f"{path} has lengths of one part alone: expected lengths and lengths_test, or neither",
+    )
     parts = {}
     for part, suffix in (("train", ""), ("test", "_test")):
         missing = [name + suffix for name in ("x", "y") if name + suffix not in arrays]
@@ -145,7 +149,7 @@ def _ts(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
 def _archive_file(name: str, root: Path) -> str:
     """The training file of an archive set, which aeon contains or downloads to ``root``."""
     aeon = _aeon()
-    for folder in os.path.join(os.path.dirname(aeon.__file__), "data"), os.path.expanduser(root):
+    for folder in os.path.join(os.path.dirname(aeon.__file__), "data"), str(root):
         path = os.path.join(folder, name, name)
         # Path's exists would raise an error if a name is too long for the file system.
         if os.path.exists(path + TRAIN) and os.path.exists(path + TEST):

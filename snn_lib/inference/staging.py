@@ -109,7 +109,8 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             return [], order
         case kinds.Weights(weight=weight, bias=bias):
             chosen = weight.argmax(1)
-            if np.array_equal(weight, np.eye(count)[chosen]) and not bias.any():
+            selects = (weight.max(1) == 1).all() and np.count_nonzero(weight) == len(weight)
+            if selects and not bias.any():
                 return _gather(np.argsort(order)[chosen], count), np.arange(len(bias))
             rows = Rows(name, _of_vectors(count, len(bias)), weight.T[order][None])
             return [rows, _biased(name, bias, 1)], np.arange(len(bias))

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from snn_lib.cells import Cell, Delay
 from snn_lib.chain import chain_of, layers_of, refuse_hooks
-from snn_lib.containers import WEIGHTED, Output, PerStep, Sequential, Weighted, weighs_once
+from snn_lib.containers import (
+    WEIGHTED,
+    Output,
+    PerStep,
+    Sequential,
+    Weighted,
+    holds_weights,
+    weighs_once,
+)
 from snn_lib.inspection.activity import Activity
 from snn_lib.pytorch_private import convolve
 from snn_lib.readout import within
@@ -202,16 +210,12 @@ def _alone(layer: nn.Module, around: Sequence[nn.Module]) -> nn.Module:
 
 
 def _refuse_uncounted(name: str, layer: nn.Module) -> None:
-    """Raises an error if a layer holds what nothing here counts, as far as one can tell.
-
-    A parameter is weights if it has two dimensions, for inputs and outputs, or more and is not a
-    scale of each channel, such as ``(C, 1, 1)``.
-    """
+    """Raises an error if a layer holds what nothing here counts, as far as one can tell."""
     counted = [kind.forward for kind in WEIGHTED]
     if type(layer).forward in counted or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
         return
     for parameter in layer.parameters():
-        if parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]]):
+        if holds_weights(parameter):
             kind = type(layer)
             what = "an nn." if kind.__module__.startswith("torch.nn.modules.") else "a "
             raise ValueError(

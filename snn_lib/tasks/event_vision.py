@@ -118,8 +118,9 @@ class EventVision(CountClassification):
     def has(self, split: str) -> bool:
         """See :class:`Task`; a folder of one's own need not have a test part."""
         folder, files = Path(self.config.events.path), SETS[self.config.dataset].files
-        own = bool(self.config.events.path)
-        return split != "test" or not own or any(folder.glob(files.format("Test")))
+        # what is read from a folder that is missing is refused, by its name
+        has_any = any(folder.glob(files.format("Test"))) or not folder.is_dir()
+        return split != "test" or not self.config.events.path or has_any
 
     def make_split(self, split: str) -> Split:
         """The recordings of a split; those of the training split are augmented."""

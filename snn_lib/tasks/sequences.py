@@ -332,9 +332,10 @@ class SequenceRegression(SequenceTask):
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""
-        changes = getattr(config, "augmentation", AugmentationSettings())
+        changes = getattr(config, "augmentation", None)
+        changed = isinstance(changes, AugmentationSettings) and changes != AugmentationSettings()
         require(
-            changes == AugmentationSettings(),
+            not changed or type(self).augment is not SequenceTask.augment,
             "augmentation has no effect: the targets of a regression would have to change as well",
             SettingsError,
         )

@@ -11,6 +11,7 @@ import difflib
 import functools
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -333,17 +334,21 @@ def _section(config: DictConfig, values: Any, prefix: str = "") -> Any:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Returns a value that a checkpoint can hold, and refuses others, such as a path or an enum."""
-    if isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            _plain(part, name)
-        return value
+    """A value that a checkpoint can hold; others, such as a path or an enum, are refused.
+
+    A text that begins with ``~/`` is a path in the home folder.
+    """
+    if isinstance(value, list):
+        return [_plain(part, name) for part in value]
+    if isinstance(value, dict):
+        return {key: _plain(part, name) for key, part in value.items()}
     require(
         type(value) in (bool, int, float, str, bytes, NoneType),
         f"{name} has a {type(value).__name__}, which no checkpoint can hold: expected text, a "
         "number, true or false, or a list",
     )
-    return value
+    in_home = isinstance(value, str) and value.startswith("~/")
+    return os.path.expanduser(value) if in_home else value
 
 
 def _likeness(key: str, known: str) -> float:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import BATCH_NORMALISATIONS, tensors_in
-from snn_lib.data.batches import batch_seed
+from snn_lib.data.batches import batch_seed, other_seeds
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
@@ -36,7 +36,7 @@ from snn_lib.training.run_folder import (
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 # What draws at random beside the batches, whose epochs are numbered from -2 on.
-DATA, LAYERS, FIRST_WEIGHTS = -3, -4, -5
+DATA, LAYERS, FIRST_WEIGHTS, EVALUATION = -3, -4, -5, -6
 
 
 class Stopped(Exception):
@@ -285,7 +285,10 @@ class Experiment:
         """Forward, backward, and a step of the optimiser; returns the batch's sums."""
         state, limit = self.state, self.config.optimizer.gradient_clipping
         state.optimizer.zero_grad(set_to_none=True)
-        with self._rounded(self.model), self.backend():
+        # A loss of the user's own may draw from other generators than PyTorch's, whose state is
+        # kept. The data of this batch is drawn with other numbers.
+        own = self.config.seed + self.rank, self.progress.epoch, -1 - self.progress.batch
+        with self._rounded(self.model), self.backend(), other_seeds(*own):
             with self.autocast():
                 loss, sums = self._training_loss(batch)
             loss.backward()
@@ -398,7 +401,8 @@ class Experiment:
         model.eval()
         sums: dict[str, Any] = {}
         in_chunks, rounded = self._in_chunks(model), self._rounded(model)
-        with rounded, count_activity(model) as activity, self.autocast(), self.backend():
+        seeds = other_seeds(self.config.seed + self.rank, EVALUATION, 0)
+        with rounded, seeds, count_activity(model) as activity, self.autocast(), self.backend():
             for batch in self.task.batches(split):
                 x, *_ = tensors_in(batch.x)
                 activity.begin(batch.lengths, len(x))

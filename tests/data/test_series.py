@@ -103,9 +103,8 @@ def test_a_set_of_the_archive_is_downloaded_once_and_then_read_where_it_is(tmp_p
 
     monkeypatch.setitem(datasets.tsc_datasets.tsc_zenodo, "Mine", 1)
     monkeypatch.setattr(datasets, "load_classification", download)
-    monkeypatch.setenv("HOME", str(tmp_path))
     for _ in range(2):
-        found = load_series("Mine", "~")
+        found = load_series("Mine", tmp_path)
         assert found.parts["train"][0][1].tolist() == [[7, 9], [8, 10]]
         assert found.parts["test"][0][0].tolist() == [[0, 2], [1, 3]]
 
@@ -126,9 +125,15 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
     ("arrays", "message"),
     [
         ({"x": X}, "has no array y"),
-        ({"z": X}, "has no array x and no y"),
+        ({"y_test": X}, "has no array x and no y"),
         ({"x": X, "y": Y, "x_test": X}, "has no array y_test"),
         ({"x": X, "y": Y, "lengths_test": Y}, "has no array x_test and no y_test"),
+        ({"x": X, "y": Y, "length": Y}, "unknown array 'length', expected x, y, lengths, x_test"),
+        (
+            {**TRAIN, "x_test": X, "y_test": Y, "lengths": np.full(6, 3)},
+            "has lengths of one part alone: expected lengths and lengths_test, or neither",
+        ),
+        ({**TRAIN, "x_test": X, "y_test": Y, "lengths_test": np.full(6, 3)}, "of one part alone"),
         ({"x": X[0, 0], "y": Y}, "x has shape (2,)"),
         ({"x": Y, "y": Y}, "in <U4, expected numbers"),
         ({"x": X, "y": Y[:4]}, "train data: 6 sequences have 4 targets"),

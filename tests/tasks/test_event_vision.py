@@ -96,6 +96,15 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     assert "is 20, but there are 20 recordings " in refusal(too_many.split, "train")
 
 
+def test_a_test_part_that_is_missing_is_told_from_a_folder_that_is(files, tmp_path):
+    assert task_of(configured(*files)).has("test")
+    shutil.rmtree(tmp_path / "mine" / "Test")
+    assert not task_of(configured(*files)).has("test")
+    task = task_of(configured(files[0], f"events.path={tmp_path}/mien"))
+    assert task.has("test")
+    assert f"no recordings {tmp_path}/mien/Test" in refusal(task.split, "test")
+
+
 def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated):
     """So that real recordings of these images are new to the network as well."""
     for seed in (2, 3):

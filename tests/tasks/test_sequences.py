@@ -1,13 +1,14 @@
 """Tasks on one's own sequences: each at its own length, from a tensor to a tested model."""
 
+import itertools
 import math
 import os
 import random
 import re
 import signal
 import threading
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch
 from snn_lib.errors import RunError
 from snn_lib.readout import LeakyIntegrator, Mean
-from snn_lib.settings import ExperimentConfig
+from snn_lib.settings import ExperimentConfig, Settings, section, setting
 from snn_lib.tasks import (
     ClassificationConfig,
     SequenceClassification,
@@ -35,6 +36,7 @@ from snn_lib.tasks.base import add_sums, read_sums
 from snn_lib.tasks.sequences import labels_of
 from snn_lib.training import Experiment
 from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.experiment import Stopped
 from snn_lib.training.loading import load
 from snn_lib.training.state import rng_state
 
@@ -524,6 +526,69 @@ def test_augmentation_of_a_regression_is_refused():
     config = SequenceConfig(augmentation=AugmentationSettings(noise=0.1))
     task = SequenceRegression({"train": sequences()}, config_class=SequenceConfig)
     assert "augmentation has no effect" in refusal(task.setup, config, CPU)
+
+
+def test_a_regression_may_augment_in_a_way_of_its_own():
+    @dataclass
+    class Jitter(Settings):
+        noise: float = setting(0.0, "noise", at_least=0)
+
+    @dataclass
+    class Own(ExperimentConfig):
+        augmentation: Jitter = section(Jitter)
+
+    class Jittered(SequenceRegression):
+        def augment(self, batch, generator):
+            noise = torch.randn(batch.x.shape, generator=generator)
+            return batch._replace(x=batch.x + self.config.augmentation.noise * noise)
+
+    configs = (
+        Own(augmentation=Jitter(0.1)),
+        SequenceConfig(augmentation=AugmentationSettings(noise=0.1)),
+    )
+    x = torch.zeros(9, 4, 2)
+    for config in configs:
+        config.hyperparameters.batch_size = 4
+        task = Jittered({"train": (x, torch.zeros(9))}, "mean", config_class=type(config))
+        task.setup(config, CPU)
+        assert next(task.batches("train")).x.std().item() == pytest.approx(0.1, rel=0.3)
+
+
+class Mixed(SequenceClassification):
+    """A loss that draws from the generators of NumPy and Python."""
+
+    def loss(self, model, batch):
+        share = random.random() * np.random.rand()  # noqa: NPY002
+        mixed = batch.x + share * batch.x.flip(1)
+        self.drawn.append((model.training, self.data_drawn, share))
+        return super().loss(model, batch._replace(x=mixed))
+
+    def augment(self, batch, generator):
+        self.data_drawn = random.random() * np.random.rand()  # noqa: NPY002
+        return batch
+
+
+def test_a_loss_that_draws_is_the_same_in_every_run_and_after_a_stop(tmp_path):
+    def trial(stop_after=None, resumed=None):
+        config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+        config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 8
+        task = Mixed({"train": sequences()}, "mean")
+        task.drawn, stops = [], itertools.count(1)
+        made = Experiment(network, task, config, stop_requested=lambda: next(stops) == stop_after)
+        with suppress(Stopped):
+            made.train(resumed)
+        return made, task.drawn
+
+    whole, drawn = trial()
+    training, evaluation = ([one for one in drawn if one[0] is way] for way in (True, False))
+    assert len({share for *_, share in training}) == len(training)
+    assert len({share for *_, share in evaluation}) == len(evaluation) / 2  # each epoch the same
+    assert all(data_drawn != share for _, data_drawn, share in training)
+    stopped, first = trial(stop_after=3)
+    again, others = trial(resumed=load_checkpoint(stopped.run.last, "last"))
+    assert [one[2] for one in first + others] == [one[2] for one in drawn]
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], weight)
 
 
 def test_weight_bits_without_weights_to_round_are_refused():

@@ -88,6 +88,18 @@ def test_a_text_is_taken_as_it_is_typed(yaml_file, text):
     assert keys_of(DigitConfig, overrides) == ["dataset_path", "transform.elastic.alpha"]
 
 
+def test_a_path_may_begin_in_the_home_folder(yaml_file, monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    yaml_file.write_text("dataset_path: ~/data\nmnist_config: {teachers: [~/best, other]}")
+    config = load_config(
+        DigitConfig, yaml_file, ["name=digits", "runs_path=~/r", "test_checkpoint_path=a~/b"]
+    )
+    assert config.dataset_path == "/somewhere/data"
+    assert config.mnist_config.teachers == ["/somewhere/best", "other"]
+    assert config.runs_folder == Path("/somewhere/r/digits")
+    assert config.test_checkpoint_path == "a~/b"
+
+
 def test_a_base_without_a_name_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("base:\nseed: 3\n")
     assert "mine.yaml: base is None, expected the name of a YAML" in refusal(tmp_path / "mine.yaml")
