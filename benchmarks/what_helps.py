@@ -133,6 +133,8 @@ def main() -> None:
     path = chosen.output.with_suffix(".csv")
     rows = earlier_rows(path)
     done = {(row["variant"], int(row["seed"])) for row in rows}
+    if done:
+        print(f"{len(done)} of {len(VARIANTS) * len(SEEDS)} runs are in {path} and not done again")
     with tempfile.TemporaryDirectory() as runs:
         for seed in SEEDS:
             for variant in VARIANTS:

@@ -24,9 +24,11 @@ from snn_lib.recomputing import decide
 Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMALISATIONS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
-NORMALISATIONS = (
+OF_CHANNELS = (  # which lie in the second dimension
     *BATCH_NORMALISATIONS,
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
 
 
@@ -152,7 +154,7 @@ class Sequential(StatefulModule):
 
     Raises:
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
-            such attribute; it normalises channels, which ``PerStep`` shows it; the state has not
+            such attribute; it treats channels, which ``PerStep`` shows it; the state has not
             one entry for each module; a state is given, and a part of a plain module would need
             one; or a module raises one, to which the module's name is added.
     """
@@ -179,10 +181,10 @@ class Sequential(StatefulModule):
                 "modules: build it without, and give batch_first to the outermost Sequential; or "
                 "give it an attribute batch_first = False if it takes (T, B, *)"
             )
-        if isinstance(module, NORMALISATIONS):
+        if isinstance(module, OF_CHANNELS):
             raise ValueError(
-                f"{type(module).__name__} takes (N, C, *), and would normalise the sequences of a "
-                "batch instead of the channels: put it into a PerStep"
+                f"{type(module).__name__} takes (N, C, *), and would take the sequences of a batch "
+                "for its channels: put it into a PerStep"
             )
         super().add_module(name, module)
 
@@ -274,6 +276,8 @@ class Sequential(StatefulModule):
         named, index = list(self._modules.items()), 0
         while index < len(named):
             name, module = named[index]
+            if isinstance(x, tuple) and index == 0:
+                raise ValueError(f"x is a {type(x).__name__}, expected a tensor (T, B, *)")
             if isinstance(x, tuple):
                 raise ValueError(
                     f"layer {name} is given a tuple, expected a tensor: a module that returns "

@@ -161,7 +161,7 @@ if __name__ == "__main__":
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         stem = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
         given = [f"name={stem[:100] or 'time_series'}"]  # by which the trained network is found
-        if "--export" not in arguments:
+        if not any(argument.partition("=")[0] == "--export" for argument in arguments):
             given = [f"dataset={arguments[0]}", *given, *["--train"] * ("--test" not in arguments)]
         arguments[:1] = given
     elif not any(argument.startswith("-") for argument in arguments):

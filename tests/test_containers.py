@@ -420,12 +420,14 @@ REFUSED = [  # what is built or run, and the words
     (lambda: in_chunks(nn.TransformerEncoderLayer(4, 2, 8)),
      "layer 0: the MultiheadAttention in this TransformerEncoderLayer begins anew"),
     *((lambda layer=layer: Sequential(layer), "put it into a PerStep")
-      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3))),
+      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Conv1d(3, 3, 1),
+                    nn.Conv3d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1))),
+    (lambda: Sequential(nn.ReLU())((torch.zeros(2, 3, 4), None)), "x is a tuple, expected a ten"),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),
         nn.Sequential(nn.Conv2d(2, 4, 3), SpikingNeuron((4, 1, 1), TAU_M)),
-        Sequential(nn.Conv2d(2, 4, 3)),
+        Sequential(nn.Linear(2, 4)),
         nn.GRU(2, 3))),
 ]  # fmt: skip
 

@@ -237,6 +237,7 @@ def test_until_clear_answers_as_the_whole_run_and_runs_no_more_steps_than_needed
     output = (torch.rand(T, 3, 5) < 0.4).float()
     output[:3, :, 0] = 1.0
     output[:3, :, 1:] = 0.0  # clear after three steps
+    output[3] = torch.eye(5)[1]  # and no more after four
     model, seen = replayed(output)
     found = until_clear(model, torch.zeros(T, 3, 7), lead, steps)
     for one, other in zip(found, first_lead(output, lead), strict=True):

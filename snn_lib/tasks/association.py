@@ -35,6 +35,7 @@ from snn_lib.settings import (
 )
 from snn_lib.tasks.base import Task, add_sums, output_of, read_sums
 
+EVALUATION_BATCH = 32  # not a setting, since the damage is drawn for a whole batch
 SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage
 FIRST_STEPS = 50  # the network can hardly tell the patterns apart during these
 SWEEPS = -3  # takes the place of the epoch in seeds, like ``tasks.base.EPOCHS``
@@ -148,7 +149,7 @@ class Association(Task):
             "validation": settings.validation_samples,
             "test": settings.test_samples,
         }
-        size = config.hyperparameters.batch_size
+        size = config.hyperparameters.batch_size if split == "train" else EVALUATION_BATCH
         return Split(samples[split] * count, size, make_batch, shuffle=True)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -236,15 +237,15 @@ class Association(Task):
         """
         model.eval()
         sums: dict[str, Any] = {}
-        settings, count = self.config.hyperparameters, self.patterns.shape[1]
+        delay, count = self.config.hyperparameters.delay, self.patterns.shape[1]
         numbers = torch.arange(samples * count) % count
-        for number, labels in enumerate(numbers.split(settings.batch_size)):
+        for number, labels in enumerate(numbers.split(EVALUATION_BATCH)):
             generator = batch_generator(self.config.seed, SWEEPS, number + 1)
             x, removed = damage_patterns(self.patterns, labels, damage, generator)
             labels = labels.to(self.device)
             output, target = output_of(model, x.to(self.device)), self.targets[:, labels]
             difference = self.filter(output - target)[0]
-            part = delay_spikes(removed, settings.delay).to(self.device)
+            part = delay_spikes(removed, delay).to(self.device)
             inside = match_spikes(output * part, target * part)
             late_target = self.filtered_targets[FIRST_STEPS:, labels]
             late = {"loss": difference[FIRST_STEPS:], "power": late_target}

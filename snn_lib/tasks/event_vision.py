@@ -75,7 +75,9 @@ class EventSettings(Settings):
         at_least=1,
     )
     test_size: int = setting(
-        10_000, "most test recordings that are evaluated, taken evenly from all", at_least=1
+        10_000,
+        "most test recordings that are evaluated: of real ones evenly, of simulated ones the first",
+        at_least=1,
     )
 
 
@@ -144,8 +146,9 @@ class EventVision(CountClassification):
 
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
-        frames, _ = self._recordings("train", SAMPLE)
-        return self.preparation.encode(frames.to(self.device))
+        self.split("train")  # which reads it
+        frames, _, chosen = self.parts["train"]
+        return self.preparation.encode(frames[chosen[:SAMPLE]].to(self.device))
 
     def _read(self, split: str) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """Reads a split: frames, labels, and the numbers of the recordings that belong to it.

@@ -200,7 +200,7 @@ class SequenceClassification(SequenceTask, Classification):
     """
 
     config_class = SequenceConfig
-    _labels_seen = False
+    _labels_seen, _highest = False, -1
 
     def __init__(
         self,
@@ -219,8 +219,8 @@ class SequenceClassification(SequenceTask, Classification):
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:
         """See :class:`SequenceTask`."""
+        self._labels_seen, self._highest = False, -1  # of this data
         super().setup(config, device)
-        self._labels_seen = False  # of this data
 
     def logits(self, output: Tensor, batch: Batch) -> Tensor:
         """The answer, ``(B, classes)``, or ``(T, B, classes)`` at every step."""
@@ -238,7 +238,7 @@ class SequenceClassification(SequenceTask, Classification):
         )
         if labels.numel() and (labels.device.type == "cpu" or not self._labels_seen):
             self._labels_seen = True  # on a device only once, as looking waits for the device
-            highest = labels.max().item()
+            highest = max(labels.max().item(), self._highest)
             require(
                 highest < outputs,
                 f"there is a class {highest}, but the network has {outputs} outputs: count classes "
@@ -306,6 +306,7 @@ class SequenceClassification(SequenceTask, Classification):
                 "there is none",
             )
             require(bool((target.long() >= 0).any()), "no step has a label: leave it out")
+            self._highest = max(self._highest, int(target.max()))
             return
         single = target.dim() == 0
         found = f"is {target.item()}" if single else f"has shape {tuple(target.shape)}"
@@ -314,6 +315,7 @@ class SequenceClassification(SequenceTask, Classification):
             f"the target {found} ({kind}), expected the number of a class, an integer from 0 on; "
             "for labels at every step, set readout=None",
         )
+        self._highest = max(self._highest, int(target))
 
 
 class SequenceRegression(SequenceTask):

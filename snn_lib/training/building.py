@@ -9,16 +9,20 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
+from snn_lib.data.batches import batch_seed
 from snn_lib.errors import InputError, require
 from snn_lib.training.diagnosis import blaming_settings
 
 BuildModel = Callable[..., nn.Module]
+LAYERS = -4  # in the place of an epoch's number, for what layers draw at random
 
 
 def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     """The model that ``build_model`` makes of the configuration, or of configuration and task.
 
-    It is given both if it has a second parameter without a default.
+    It is given both if it has a second parameter without a default. What it draws at random, from
+    the generators of PyTorch, NumPy and Python, follows from the seed. So what no checkpoint holds,
+    such as a fixed order of the inputs, is the same wherever the network is built again.
 
     Args:
         build_model: the function, or the class of the model.
@@ -32,7 +36,9 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     if callable(build_model) and not isinstance(build_model, nn.Module):
         parameters = inspect.signature(build_model).parameters.values()
         needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]
-        with blaming_settings():
+        seed = getattr(config, "seed", 0)
+        with blaming_settings(), batch_seed(seed, LAYERS, 0):
+            torch.default_generator.manual_seed(seed)
             model = build_model(config, task) if len(needed) > 1 else build_model(config)
     require(
         isinstance(model, nn.Module),

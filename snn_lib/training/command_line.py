@@ -316,6 +316,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"python -m {module}" if module else f"python {script.name}",
         add_help=False,  # which would end the script before the configuration is read
+        allow_abbrev=False,
         description="Trains a network, or tests or exports a trained one.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
     )

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,8 +35,8 @@ from snn_lib.training.run_folder import (
 )
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
-# What draws at random beside the batches, whose epochs are numbered from -2 on.
-DATA, LAYERS, FIRST_WEIGHTS, EVALUATION = -3, -4, -5, -6
+# What draws at random beside the batches, whose epochs are numbered from -2 on, and the layers.
+DATA, FIRST_WEIGHTS, EVALUATION = -3, -5, -6
 
 
 class Stopped(Exception):
@@ -87,12 +87,11 @@ class Experiment:
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
-        with self._seeded(DATA):
+        with batch_seed(self.config.seed, DATA, 0):
             task.setup(self.config, self.device)
         self.set_up_with = task.config
         self.build_model = build_model
-        with self._seeded(LAYERS):
-            self.model = build(build_model, self.config, task).to(self.device)
+        self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         require(
             not self.settings.rate_penalty or bool(hidden_layers(self.model)),
@@ -224,8 +223,9 @@ class Experiment:
 
     def _find_first_weights(self) -> dict[str, Any] | None:
         """Calls ``initialise``, on all the data in every process, and returns what it returns."""
-        seeded = self._seeded(FIRST_WEIGHTS)
+        seeded = batch_seed(self.config.seed, FIRST_WEIGHTS, 0)
         with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_settings():
+            torch.manual_seed(self.config.seed)
             return self.initialise(self.model, self.task) if self.initialise else None
 
     def _made_by(self) -> Row:
@@ -449,16 +449,6 @@ class Experiment:
         """Prints a line, once however many processes there are."""
         if self.rank == 0:
             display.say(line)
-
-    @contextlib.contextmanager
-    def _seeded(self, what: int) -> Iterator[None]:
-        """A context in which every process and every run draws the same from all generators.
-
-        ``what`` is no number of an epoch, of which batches would draw the same.
-        """
-        with batch_seed(self.config.seed, what, 0):
-            torch.manual_seed(self.config.seed)
-            yield
 
     def autocast(self) -> torch.autocast:
         """The context of ``hyperparameters.precision`` for the matrix products."""

@@ -34,7 +34,9 @@ LIBRARY = Path(__file__).parents[1]
 IMPORTING = threading.RLock()  # all threads have the same modules
 
 
-def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNetwork":
+def load(
+    path: str | Path, build_model: BuildModel | None = None, config_class: type | None = None
+) -> "TrainedNetwork":
     """Loads a trained network onto the CPU, in evaluation mode.
 
     Args:
@@ -43,6 +45,8 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
             imported beside the script that wrote the checkpoint, which is looked for in the folders
             above the checkpoint, the nearest first, and in the current folder. Threads wait for
             each other meanwhile, so it starts none that load networks.
+        config_class: beside ``build_model``, the class of the settings, if that reads more of them
+            than the checkpoint holds, such as properties.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
@@ -55,7 +59,7 @@ def load(path: str | Path, build_model: BuildModel | None = None) -> "TrainedNet
         )
     checkpoint = load_checkpoint(path)
     if build_model is not None:
-        return trained_network(checkpoint, build_model)
+        return trained_network(checkpoint, build_model, config_class)
     script = find_script(checkpoint)
     # The script may seed PyTorch's generator, and build_model may import as well.
     with importing_from(script.resolve().parent) as own, torch.random.fork_rng(devices=[]):
@@ -93,8 +97,7 @@ def trained_network(
         config = _namespace(values)
         if config_class is not None:
             config = config_from_dict(config_class, values, [], origin)
-        with torch.random.fork_rng(devices=[]):  # the first weights are replaced anyway
-            model = build(build_model, config, SimpleNamespace(**usage))
+        model = build(build_model, config, SimpleNamespace(**usage))
     except InputError:
         raise
     except Exception as error:  # the user's code may raise anything

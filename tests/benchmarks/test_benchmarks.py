@@ -273,6 +273,7 @@ def test_what_helps_goes_on_where_it_was_stopped_with_networks_of_one_size(tmp_p
     assert [",".join(row.values()) for row in rows] == [*others[2:], *others[:2]]
     assert all(1_840 <= int(row["parameters"]) <= 1_854 for row in rows)
     assert again.out.count(" % of the steps") == 6
+    assert f"of {len(others)} runs are in {path} and not done again" in again.out
 
 
 def test_the_dense_network_beside_snn_conv_trains_as_it_does(tmp_path):

@@ -198,3 +198,9 @@ def test_sequences_enter_as_they_are():
 )
 def test_samples_that_the_network_was_not_trained_on_are_refused(made, samples, words):
     assert re.search(words, refusal(made, samples))
+
+
+@pytest.mark.parametrize(("bins", "step"), [("time", "2.5 ms"), ("count", "")])
+def test_a_step_of_frames_of_equal_time_lasts_a_part_of_the_duration(bins, step):
+    shared = {"sensor": 34, "values": "clipped", "order": "forward"}
+    assert RecordingPreparation(40, 100.0, bins, **shared).step == step

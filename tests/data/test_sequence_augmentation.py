@@ -63,6 +63,15 @@ def test_each_new_step_has_the_label_of_the_nearest_one():
         assert not between.all()
 
 
+def test_a_single_step_that_is_sped_up_remains_a_step():
+    x, lengths = torch.rand(3, 50, 2), torch.ones(50, dtype=torch.int64)
+    settings = AugmentationSettings(stretch=3.0)
+    batch = Batch(x, torch.zeros(50).long(), lengths)
+    found = augment_sequences(batch, settings, torch.Generator().manual_seed(0))
+    assert found.lengths.min() == 1
+    assert torch.equal(found.x[0], x[0])
+
+
 def test_stretching_slows_time_as_often_as_it_speeds_it_up_by_up_to_the_factor():
     lengths = torch.full((4000,), 100)
     _, new = changed(torch.zeros(100, 4000, 1), lengths, stretch=1.5)

@@ -72,6 +72,17 @@ def assert_same_batches(batches, others):
         assert torch.equal(labels, other_labels)
 
 
+def test_the_size_of_a_batch_decides_on_no_sample_of_validation_and_test(config):
+    config.pattern_config.validation_samples = config.pattern_config.test_samples = 20
+    found = task_of(config)
+    larger = replace(config.hyperparameters, batch_size=40)
+    other = task_of(replace(config, hyperparameters=larger))
+    for split in ("validation", "test"):
+        assert_same_batches(found.batches(split), other.batches(split))
+    cut, model = Damage(block_size=5), _repeat_late(found)
+    assert found.measure(model, cut) == other.measure(model, cut)
+
+
 def test_targets_are_the_patterns_after_the_delay(task, pattern_file):
     patterns = np.load(pattern_file).transpose(2, 0, 1)
     np.testing.assert_array_equal(task.patterns, patterns)

@@ -115,14 +115,24 @@ def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated
         assert task.parts["train"][2].tolist() == list(range(4, 13))
 
 
-def test_the_first_few_recordings_of_a_part_are_of_all_classes(tmp_path, monkeypatch):
+def test_the_first_few_recordings_of_a_part_are_of_all_classes(tmp_path):
     """The files of DVS128 Gesture are named by their class, so that they are in its order."""
     gestures = "dataset=dvs_gesture", f"events.path={gesture_files(tmp_path / 'mine')}"
-    monkeypatch.setattr("snn_lib.tasks.event_vision.SAMPLE", 11)
     task = task_of(configured(*gestures, "events.test_size=11", file="event_vision_gesture"))
     (batch,) = task.batches("test")
     assert sorted(batch.y.tolist()) == list(range(11))
-    assert torch.equal(task.sample(), batch.x)  # both parts have the same recordings here
+
+
+def test_first_weights_see_the_recordings_that_are_trained_on_alone(files):
+    sizes = "events.training_size=9", "hyperparameters.batch_size=9"
+    task = task_of(configured(*files, *sizes, "events.use_augmentation=false"))
+    (training,), (held_out,) = task.batches("train"), task.batches("validation")
+
+    def recordings(x):
+        return {recording.numpy().tobytes() for recording in x.unbind(1)}
+
+    assert recordings(task.sample()) == recordings(training.x)
+    assert not recordings(task.sample()) & recordings(held_out.x)
 
 
 def test_processes_share_a_batch_and_augment_alike(files):

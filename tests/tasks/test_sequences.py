@@ -511,15 +511,69 @@ def test_a_trained_model_is_handed_over_in_evaluation_mode(tmp_path):
     assert not any(module.training for module in trial.model.modules())
 
 
-def test_layers_that_draw_are_the_same_in_every_run():
+def test_layers_that_draw_are_the_same_in_every_run_and_where_they_are_loaded(tmp_path):
     def wired(config):
         drawn.append((np.random.rand(), random.random(), torch.rand(()).item()))  # noqa: NPY002
         return network()
 
     drawn = []
+    config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
     for _ in range(2):
-        Experiment(wired, SequenceClassification({"train": sequences()}, "mean"))
-    assert drawn[0] == drawn[1]
+        trial = Experiment(wired, SequenceClassification({"train": sequences()}, "mean"), config)
+    trial.train()
+    load(trial.run.best, wired)  # with what no checkpoint holds, such as a fixed order
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
+def test_a_network_whose_settings_have_properties_is_loaded_with_their_class(tmp_path):
+    @dataclass
+    class Own(ClassificationConfig):
+        @property
+        def hidden(self):
+            return 5 * self.hyperparameters.batch_size
+
+    def build_model(config):
+        neurons = SpikingNeuron(config.hidden, 4.0)
+        return Sequential(
+            nn.Linear(CHANNELS, config.hidden), neurons, nn.Linear(config.hidden, CLASSES)
+        )
+
+    config = Own(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    trial = Experiment(build_model, SequenceClassification({"train": sequences()}, "mean"), config)
+    trial.train()
+    assert "has no attribute 'hidden'" in refusal(load, trial.run.best, build_model)
+    network = load(trial.run.best, build_model, Own)
+    x = torch.rand(5, 2, CHANNELS)
+    assert torch.equal(network(x)[0], trial.model(x)[0])
+
+
+def test_data_that_is_drawn_has_other_numbers_than_the_layers():
+    """A random network that is to be learned is not the one that learns it."""
+
+    def data(config):
+        teacher, x = network().eval(), torch.rand(20, 9, CHANNELS)
+        return {"train": (x, teacher(x.transpose(0, 1))[0].mean(0).detach())}
+
+    config = SequenceConfig(device="cpu")
+    config.hyperparameters.batch_size = 4
+    made = Experiment(network, SequenceRegression(data, "mean"), config)
+    assert made.evaluate("validation")[0]["error"] > 0.01
+
+
+def test_a_class_of_the_test_part_alone_is_found_before_training(tmp_path):
+    x, y = sequences(8)
+    for readout in ("mean", None):
+        steps = [label.repeat(len(one)) for one, label in zip(x, y, strict=True)]
+        labels = y if readout else steps
+        data = {"train": (x, labels), "test": (x[:1], [labels[0] + CLASSES])}
+        task = SequenceClassification(data, readout)
+        config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+        config.hyperparameters.batch_size = 4
+        trial = Experiment(network, task, config)
+        assert f"there is a class {CLASSES}, but" in refusal(trial.train)
+        assert not [*tmp_path.glob("*/*/last")]
 
 
 def test_augmentation_of_a_regression_is_refused():
