@@ -126,16 +126,17 @@ def classes_of(network: nn.Module) -> Sequence[str]:
 def readout_of(network: nn.Module) -> str | None:
     """The readout that makes a class of a network's outputs so far, by its name if it has one.
 
-    If the network answers at every step, that is the ``last`` output.
+    If the network answers at every step, that is the ``last`` output. A network that predicts
+    numbers has none.
 
     Raises:
         ValueError: there is none of this name.
     """
     name = getattr(network, "readout", None)  # or another module of the user's
-    if name == EVERY_STEP:
-        return None if getattr(network, "logit_scale", 1.0) is None else "last"
-    if not isinstance(name, str):
+    if not isinstance(name, str) or getattr(network, "logit_scale", 1.0) is None:
         return None
+    if name == EVERY_STEP:
+        return "last"
     if name not in READOUTS:
         raise ValueError(f"readout is {name!r}, expected one of {', '.join(READOUTS)}")
     return name

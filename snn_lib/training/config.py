@@ -212,6 +212,10 @@ def read_override(schema: type, override: str) -> DictConfig:
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
     if not value or (not quoted and _is_text(schema(), *dotted.split("."))):
         value = json.dumps(value, ensure_ascii=False)
+    require(
+        re.fullmatch(r"[-+]?0\d+", value) is None,
+        f"override {override!r}: YAML reads a number that begins with 0 as octal, write it without",
+    )
     return OmegaConf.from_dotlist([f"{key}={value}"])
 
 
@@ -243,10 +247,14 @@ def _same(key: str, one: Any, other: Any) -> bool:
 def attributes_of(section: Any) -> Any:
     """All attributes of a configuration as plain values, those that are no settings among them.
 
-    ``dataclasses.asdict`` would leave a misspelt one out, so that nobody is told.
+    ``dataclasses.asdict`` would leave a misspelt one out, so that nobody is told. What the class
+    itself sets beside its settings, as it is made, is left out.
     """
     if dataclasses.is_dataclass(section):
-        return {name: attributes_of(value) for name, value in vars(section).items()}
+        values = vars(section)
+        if others := values.keys() - section.__dataclass_fields__.keys():
+            others &= vars(type(section)()).keys()
+        return {name: attributes_of(one) for name, one in values.items() if name not in others}
     return section.item() if isinstance(section, np.generic) else section
 
 

@@ -309,7 +309,7 @@ def importing_from(folder: Path) -> Iterator[set[str]]:
     """
     with IMPORTING:
         own = {path.stem for path in folder.glob("*.py")}
-        own |= {path.parent.name for path in folder.glob("*/__init__.py")}
+        own |= {path.parent.name for path in folder.glob("*/*.py")}
         own -= {"__main__", "snn_lib"}
 
         def loaded() -> dict[str, ModuleType]:

@@ -67,7 +67,11 @@ def test_the_leading_class_and_its_lead_are_known_at_every_step(readout, tmp_pat
 
 def test_a_network_without_a_known_readout_of_classes_has_no_function_for_them(tmp_path):
     model, _ = with_readout("last")
-    for model.readout, model.logit_scale in ("leaky", 1.0), (EVERY_STEP, None):  # None: numbers
+    for model.readout, model.logit_scale in (
+        ("leaky", 1.0),
+        (EVERY_STEP, None),
+        ("mean", None),
+    ):  # numbers
         to_c(model, tmp_path / "network.c")
         assert "network_class(" not in (tmp_path / "network.h").read_text()
 

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import functools
 import itertools
 import math
@@ -492,6 +493,21 @@ def test_a_configuration_made_in_python_and_its_model_are_checked(build_model, c
 def test_a_configuration_is_no_dict():
     message = refusal(Experiment, SmallSNN, DigitClassification(), {})
     assert message == "config is a dict, expected a DigitConfig"
+
+
+@dataclasses.dataclass
+class Derived(DigitConfig):
+    def __post_init__(self):
+        super().__post_init__()
+        self.twice = 2 * self.seed
+
+
+def test_a_class_of_settings_may_derive_an_attribute():
+    config = Derived(dataset_path=str(SCRIPT.parent / "dataset"), device="cpu", seed=4)
+    found = Experiment(SmallSNN, DigitClassification(), config).config
+    assert found.twice == 8
+    config.twicce = 3
+    assert "unknown key 'twicce'" in refusal(Experiment, SmallSNN, DigitClassification(), config)
 
 
 def test_a_setting_may_be_a_number_of_numpy():

@@ -288,14 +288,14 @@ def written(mine, path, script, build_model=None):
     save_checkpoint(path, {**load_checkpoint(mine[0]), **names})
 
 
-@pytest.mark.parametrize("module", ["labels.py", "labels/__init__.py"])
+@pytest.mark.parametrize("module", ["labels.py", "labels/__init__.py", "labels/net.py"])
 @pytest.mark.parametrize("second", ["two", "one/two"])
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("name", ["rising:marked", None])
 def test_projects_may_have_scripts_and_modules_of_the_same_names(
     mine, tmp_path, monkeypatch, module, second, late, name
 ):
-    imported = module.removesuffix(".py").removesuffix("/__init__")
+    imported = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     line = f"from {imported} import project"
     for project in ("one", second):
         folder = tmp_path / project
