@@ -102,6 +102,8 @@ def trained(name: str, method: str, seed: int, smoke: bool) -> dict:
     config.dataset, config.seed, config.device = name, seed, "cpu"
     config.dataset_path = str(ROOT / "dataset")
     config.hyperparameters.encoding = method.partition(", ")[2] or ENCODINGS[0]
+    if smoke:
+        config.hyperparameters.neurons = 64
     task = Whole()
     if method in RECURRENT:
         count = len(load_series(name, ROOT / "dataset").parts["train"][1])

@@ -19,6 +19,7 @@ from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.layers import (
+    READERS,
     Flattening,
     Layer,
     Normalisation,
@@ -75,7 +76,10 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
         ValueError: only PyTorch can run a layer, the network is no chain of layers, a module has
             hooks or a ``forward`` of its own, the shape is missing or does not fit, or a dtype is
             neither float32 nor float64. The message names the layer.
+        TypeError: the network is no module of PyTorch's.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"the network is a {type(network).__name__}, expected a torch.nn.Module")
     remedy = "remove them, and make pruning permanent by torch.nn.utils.prune.remove"
     refuse_hooks(network, f"which only PyTorch can call: {remedy}")
     for name, module in network.named_modules():
@@ -226,9 +230,9 @@ def _input_shape(inner: nn.Module, name: str) -> Shape:
     if isinstance(inner, nn.Linear):
         return (inner.in_features,)
     shape = getattr(inner, "shape", None)
-    if not shape or 1 in shape[1:]:
+    if type(inner).forward in READERS and (not shape or 1 in shape[1:]):  # others are refused later
         raise ValueError(
             f"{name} ({type(inner).__name__}) takes inputs of several shapes: give the shape of "
             "one step, such as shape=(28, 28)"
         )
-    return tuple(shape)
+    return tuple(shape or ())

@@ -83,8 +83,10 @@ def quantise(
         ValueError: the number of bits is another one, ``x`` is not finite, a step computes what
             integers cannot, no stable filter is near enough, or as
             :func:`snn_lib.inference.to_c`.
-        TypeError: the number of bits is no integer.
+        TypeError: the number of bits is no integer, or ``x`` is a tuple.
     """
+    if isinstance(x, tuple):
+        raise TypeError("x is a tuple, expected an array or a tensor: network.prepare(samples).x")
     if index(weight_bits) not in WEIGHT_BITS:
         raise ValueError(f"weight_bits is {weight_bits}, expected 8, 4 or 2")
     read, raw = read_stages(network, shape), raw_steps(preparation_of(network), x)

@@ -83,8 +83,8 @@ class CountedNetwork(Sequential):
             ``(T, B)``. At padding they are zero.
 
     Shape:
-        As :class:`snn_lib.Sequential`, time first whatever the model's ``batch_first``. The
-        ``lengths`` say what is counted. The layers run all steps, and the state is the last one's.
+        As the model. The ``lengths`` say what is counted. The layers run all steps, and the state
+        is the last one's.
 
     Raises:
         ValueError: the model is no chain, a module around layers has hooks, or a layer has weights
@@ -97,7 +97,8 @@ class CountedNetwork(Sequential):
         parts = list(layers_of(chain, name))
         for name, layer, _ in parts:
             _refuse_uncounted(name, layer)
-        super().__init__(*(_alone(layer, around) for _, layer, around in parts))
+        layers = (_alone(layer, around) for _, layer, around in parts)
+        super().__init__(*layers, batch_first=chain.batch_first)
         self.parts = [(name, layer) for name, layer, _ in parts]
         inner = {part for _, layer in self.parts for part in layer.modules()}
         refuse_hooks(model, "and a count runs its layers without it: remove them", inner)
@@ -111,11 +112,15 @@ class CountedNetwork(Sequential):
     @torch.no_grad()
     def forward(self, x: Tensor, state: Any = None, lengths: Tensor | None = None) -> Output:
         """Runs and counts all time steps; see the class for shapes."""
-        shape, states = x.shape[:2], self._states(state)
+        states = self._states(state)
+        outputs = self._outputs(x, states, None)
+        if self.batch_first:
+            x, outputs = x.transpose(0, 1), (output.transpose(0, 1) for output in outputs)
+        shape = x.shape[:2]
         own = torch.ones(shape, dtype=torch.bool, device=x.device)
         own = own if lengths is None else within(own, lengths)
         costs = torch.zeros(shape, dtype=torch.int64, device=x.device)
-        for number, output in enumerate(self._outputs(x, states, None)):
+        for number, output in enumerate(outputs):
             name, layer = self.parts[number]
             given = x[:1] if weighs_once(self[number], x) else x
             if isinstance(layer, (Cell, Delay, *WEIGHTED)) and x.numel():
@@ -129,7 +134,7 @@ class CountedNetwork(Sequential):
         self.sequences += shape[1] if state is None else 0
         begins = state is None or not self.sequences
         self.per_step = costs if begins else torch.cat([self.per_step, costs])
-        return Output(x, tuple(states))
+        return Output(x.transpose(0, 1) if self.batch_first else x, tuple(states))
 
     def _check(self, name: str, x: Tensor, shape: torch.Size) -> None:
         if x.dim() < 3 or x.shape[1] != shape[1] or len(x) not in (1, shape[0]):

@@ -68,12 +68,16 @@ def main(
         arguments: the command line, by default the process's.
 
     Raises:
-        InputError: the script calls ``main`` when it is imported.
+        InputError: the script calls ``main`` when it is imported, or ``task`` is none.
     """
     caller = sys._getframe(1).f_globals
     require(
         caller.get("__file__") != script or caller.get("__name__") == "__main__",
         f"{script} calls main when it is imported: put the call under if __name__ == '__main__':",
+    )
+    require(
+        isinstance(task, Task),
+        f"main is given a {type(task).__name__}, expected a task: main(__file__, build_model, task)",
     )
     given = GIVEN.get()
     if given is not None:  # arguments_of_main runs this script, to learn what it gives

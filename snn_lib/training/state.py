@@ -118,7 +118,9 @@ class TrainingState:
             learning_rate = getattr(section, section.optimizer_choice).lr
             groups = parameter_groups(model, learning_rate, section.coefficient_lr_scale)
             self.optimizer = get_optimizer(groups, config)
-            self.scheduler = get_scheduler(self.optimizer, config, self.total_batches)
+            self.scheduler = get_scheduler(
+                self.optimizer, config, self.total_batches, learning_rate
+            )
         except (ValueError, TypeError, ArithmeticError) as error:
             raise SettingsError(
                 f"PyTorch refuses the options of optimizer.{config.optimizer.optimizer_choice}"
@@ -330,15 +332,18 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
     return getattr(torch.optim, choice)(params, **fused, **options)
 
 
-def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LRScheduler | None:
+def get_scheduler(
+    optimizer: Optimizer, conf: Any, total_batches: int = 0, lr: float | None = None
+) -> LRScheduler | None:
     """The chosen scheduler, or ``None`` for the choice ``none``.
 
     Args:
         optimizer: the optimiser whose learning rates it changes. Each group keeps the ratio of its
-            learning rate to the first group's, except that all groups have the same eta_min.
+            learning rate to ``lr``, except that all groups have the same eta_min.
         conf: a configuration with ``scheduler.scheduler_choice`` and a section of that name with
             its options.
         total_batches: batches of the whole run, which OneCycleLR needs.
+        lr: the learning rate of the weights, by default that of the first group.
 
     Raises:
         ValueError: the choice is none of ``settings.SchedulerChoice``.
@@ -346,7 +351,8 @@ def get_scheduler(optimizer: Optimizer, conf: Any, total_batches: int = 0) -> LR
     if conf.scheduler.scheduler_choice in (None, "none"):
         return None
     choice, options = _chosen(conf.scheduler, "scheduler_choice", get_args(SchedulerChoice))
-    scales = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    scales = [rate / (rates[0] if lr is None else lr) for rate in rates]
     for bound in ("base_lr", "max_lr"):
         if bound in options:
             options[bound] = [options[bound] * scale for scale in scales]

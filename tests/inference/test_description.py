@@ -85,6 +85,13 @@ def test_layers_that_only_pytorch_runs_are_refused_by_name(network, words):
     assert "\n" not in str(caught.value)
 
 
+def test_what_is_no_module_or_only_pytorch_can_run_is_refused_before_its_shape():
+    with pytest.raises(TypeError, match="the network is a str, expected a torch"):
+        describe("network.onnx")
+    with pytest.raises(ValueError, match=r"0 \(LSTM\) runs only in PyTorch"):
+        describe(Sequential(nn.LSTM(4, 4), nn.Linear(4, 3)))
+
+
 def test_the_shape_of_the_input_has_to_be_given_where_the_first_layer_takes_several():
     network = Sequential(LowPassSynapse((2, 1, 1), 3.0))
     with pytest.raises(ValueError, match=r"0 \(LowPassSynapse\) takes inputs of several shapes"):

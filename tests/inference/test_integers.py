@@ -441,6 +441,8 @@ REFUSED = [  # what is quantised or run, and the words
     *((lambda n=n: after_two_sequences(lambda made: made.step(np.zeros((n, 4), int))),
        f"a step has {n} sequences after steps of 2: call reset") for n in (1, 3)),
     (lambda: quantise(LINEAR, X).classify(X), "the readout is not known"),
+    (lambda: quantise(LINEAR, (X, None)), "x is a tuple, expected an array or a tensor"),
+    (lambda: quantise(quantise(LINEAR, X), X), "the network is a IntegerNetwork, expected a torch"),
 ]  # fmt: skip
 
 

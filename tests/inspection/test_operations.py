@@ -225,6 +225,17 @@ def test_a_sequence_in_chunks_counts_once_and_gives_the_network_s_output(build):
         assert torch.equal(counted.per_step, whole.per_step)
 
 
+def test_a_network_that_takes_the_batch_first_is_counted_as_it_is_run():
+    model, x, lengths = network(), spikes(9, 2, 8), torch.tensor([9, 4])
+    turned = Sequential(*model, batch_first=True)
+    expected, found = CountedNetwork(model), CountedNetwork(turned)
+    expected(x, lengths=lengths)
+    output, _ = found(x.transpose(0, 1), lengths=lengths)
+    assert torch.equal(output, turned(x.transpose(0, 1))[0])
+    assert found.operations() == expected.operations()
+    assert torch.equal(found.per_step, expected.per_step)
+
+
 def test_operations_per_sequence_are_refused_where_every_run_continues_a_state():
     model, x = network(), torch.ones(4, 2, 8)
     counted = CountedNetwork(model)

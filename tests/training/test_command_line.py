@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refusing import refusal
 from running import SCRIPT, TINY, load, refused, run, shell, the_run, tiny, train
 from torch import nn
 
@@ -21,7 +22,7 @@ from snn_lib.settings import list_settings, section, setting
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint
-from snn_lib.training.command_line import _explain, _resume_command, settings_of
+from snn_lib.training.command_line import _explain, _resume_command, main, settings_of
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
@@ -89,6 +90,12 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert message in refused(*tiny(tmp_path), *typed.split())
     assert everything_in(tmp_path) == {}
+
+
+@pytest.mark.parametrize("task", [DigitClassification, lambda config: None])
+def test_main_wants_a_task_and_not_its_class(task):
+    message = refusal(main, "script.py", lambda config: None, task)
+    assert "expected a task: main(__file__, build_model, task)" in message
 
 
 def test_help_explains_every_setting():

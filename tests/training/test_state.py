@@ -104,6 +104,9 @@ def test_learning_rates_are_pytorchs_and_groups_keep_their_ratio(choice):
     assert expected.unique().numel() > 2
     torch.testing.assert_close(measured[:, :1], expected)
     torch.testing.assert_close(measured[:, 1:], expected * 0.2)
+    alone = sgd(0.02)  # of coefficients, without weights
+    measured = rates(alone, get_scheduler(alone, scheduling(choice), STEPS, lr=0.1))
+    torch.testing.assert_close(measured, expected * 0.2)
 
 
 def test_the_rate_of_a_short_run_is_highest_at_its_first_step():
