@@ -30,7 +30,7 @@ class SpikeCount(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
-        output = _at_least_float32(output)
+        output = at_least_float32(output)
         if lengths is not None:  # padding may be undefined
             output = output.masked_fill(~within(output, lengths), 0)
         return output.sum(0)
@@ -44,7 +44,7 @@ class Mean(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
-        output = _at_least_float32(output)
+        output = at_least_float32(output)
         if lengths is None:
             return output.mean(0)
         mask = within(output, lengths)
@@ -89,7 +89,7 @@ class LeakyIntegrator(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
-        output = _at_least_float32(output)[..., None]  # the filter asks for a feature dimension
+        output = at_least_float32(output)[..., None]  # the filter asks for a feature dimension
         decay = output.new_full((1, *output.shape[2:]), self.decay)
         return Last()(iir_filter(output, decay, 1.0 - decay)[0], lengths)[..., 0]
 
@@ -143,7 +143,7 @@ class Snapshots(StatefulModule):
         count = len(self.steps)
         if channels % count:
             raise ValueError(f"got {channels} channels, expected a multiple of the {count} steps")
-        parts = _at_least_float32(x).unflatten(2, (count, -1))
+        parts = at_least_float32(x).unflatten(2, (count, -1))
         shape, features = (batch, count, channels // count, *positions), [1] * (x.dim() - 2)
         if state is None:
             state = parts.new_zeros(shape), x.new_zeros(batch, dtype=torch.int64)
@@ -200,7 +200,7 @@ def first_lead(output: Tensor, lead: float) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: there are no steps, or fewer than two classes; ``lead`` is negative or nan.
     """
-    return _first_lead(_at_least_float32(output).cumsum(0), lead)
+    return _first_lead(at_least_float32(output).cumsum(0), lead)
 
 
 def until_clear(
@@ -227,7 +227,7 @@ def until_clear(
     state, totals, clear = None, [], False
     for part in x.split(steps):
         output, state = model(part, state)
-        output = _at_least_float32(output)
+        output = at_least_float32(output)
         if totals:  # go on adding up
             output = torch.cat([totals[-1][-1:], output])
         totals.append(output.cumsum(0)[-len(part) :])
@@ -277,6 +277,6 @@ def check_lead(lead: float) -> None:
         raise ValueError(f"lead is {lead}, expected a number that is not negative")
 
 
-def _at_least_float32(output: Tensor) -> Tensor:
+def at_least_float32(output: Tensor) -> Tensor:
     """The output in float32 at least: sums over time need more digits than bfloat16 has."""
     return output.to(torch.promote_types(output.dtype, torch.float32))

@@ -118,13 +118,22 @@ class Task:
         return iter(())
 
     def usage(self) -> dict[str, Any]:
-        """What a checkpoint holds beside weights, so that the network can be used without data."""
+        """What a checkpoint holds beside weights, so that the network can be used without data.
+
+        Of a task whose ``encode`` is a user's own it does not hold the preparation, and of one with
+        an ``answer`` or ``logits`` of its own not the readout: they are not all of it.
+        """
+        encodes, *answers = (self._is_of_the_user(name) for name in ("encode", "answer", "logits"))
         return {
-            "preparation": self.preparation and self.preparation.to_dict(),
-            "readout": self.readout_name,
+            "preparation": None if encodes else self.preparation and self.preparation.to_dict(),
+            "readout": None if any(answers) else self.readout_name,
             "logit_scale": self.logit_scale,
             "classes": [str(name) for name in self.classes],  # NumPy's names, too
         }
+
+    def _is_of_the_user(self, name: str) -> bool:
+        method = getattr(type(self), name, None)
+        return method is not None and not method.__module__.startswith("snn_lib.")
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses to test or resume a network whose output or input had another meaning.

@@ -12,7 +12,7 @@ from snn_lib.chunks import Chunked
 from snn_lib.data.batches import Batch
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
-from snn_lib.readout import READOUTS, first_lead, within
+from snn_lib.readout import READOUTS, at_least_float32, first_lead, within
 from snn_lib.settings import TRAINING, ExperimentConfig, Hyperparameters, Settings, section, setting
 from snn_lib.tasks.base import Task, output_of
 
@@ -58,7 +58,7 @@ class Classification(Task):
     def logits(self, output: Tensor, batch: Batch) -> Tensor:
         """The logits ``(B, classes)`` that the network's output for a batch means."""
         readout = READOUTS[self.readout_name]()
-        return readout(output, batch.lengths).float() * self.logit_scale
+        return at_least_float32(readout(output, batch.lengths)) * self.logit_scale
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean cross-entropy, and the sums that :meth:`metrics` needs."""

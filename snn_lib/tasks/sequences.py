@@ -27,7 +27,7 @@ from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, SettingsError, require
 from snn_lib.inspection.activity import Activity
-from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, within
+from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, at_least_float32, within
 from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
@@ -224,7 +224,7 @@ class SequenceClassification(SequenceTask, Classification):
 
     def logits(self, output: Tensor, batch: Batch) -> Tensor:
         """The answer, ``(B, classes)``, or ``(T, B, classes)`` at every step."""
-        logits, labels = self.answer(output, batch).float(), batch.y
+        logits, labels = at_least_float32(self.answer(output, batch)) * self.logit_scale, batch.y
         outputs = logits.shape[-1]
         require(
             len(self.classes) in (0, outputs),
@@ -353,8 +353,8 @@ class SequenceRegression(SequenceTask):
         own = torch.ones((), device=output.device)
         if self.readout is None and batch.lengths is not None:
             own = within(output, batch.lengths)
-        targets = batch.y.float()
-        errors = (output.float() - targets).square() * own
+        targets = at_least_float32(batch.y)
+        errors = (at_least_float32(output) - targets).square() * own
         elements = own.expand_as(errors).sum()
         sums = {
             "samples": batch.x.shape[1],

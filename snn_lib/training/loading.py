@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.preparation import NetworkInput, Preparation, preparation_from
 from snn_lib.errors import InputError, one_line, require
-from snn_lib.readout import EVERY_STEP, READOUTS
+from snn_lib.readout import EVERY_STEP, READOUTS, at_least_float32
 from snn_lib.rounding import WEIGHT_BITS, round_weights
 from snn_lib.tasks.base import output_of
 from snn_lib.training.building import BuildModel, build
@@ -229,9 +229,10 @@ class TrainedNetwork(nn.Module):
         like = next(self.model.parameters(), x)
         output = output_of(self.model, x.to(like.device, like.dtype))
         if readout == EVERY_STEP:
-            answer = output.transpose(0, 1).float()
+            answer = output.transpose(0, 1)
         else:
-            answer = readout(output, None if lengths is None else lengths.to(like.device)).float()
+            answer = readout(output, None if lengths is None else lengths.to(like.device))
+        answer = at_least_float32(answer)
         return answer if self.logit_scale is None else answer * self.logit_scale, lengths
 
     @torch.no_grad()

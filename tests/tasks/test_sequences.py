@@ -549,6 +549,45 @@ def test_a_network_whose_settings_have_properties_is_loaded_with_their_class(tmp
     assert torch.equal(network(x)[0], trial.model(x)[0])
 
 
+class Scaled(SequenceClassification):
+    logit_scale = 3.0
+
+    def encode(self, batch):
+        return batch._replace(x=5 * batch.x - 1)
+
+
+class Turned(SequenceClassification):
+    def logits(self, output, batch):
+        return -super().logits(output, batch)
+
+
+def test_what_a_task_does_in_its_own_way_no_checkpoint_claims_to_know(tmp_path):
+    def trained(kind):
+        config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+        config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+        trial = Experiment(network, kind({"train": sequences()}, "mean"), config)
+        trial.train()
+        return trial, load(trial.run.best, network)
+
+    x, _ = sequences()
+    trial, loaded = trained(Scaled)
+    assert "does not say how to prepare input" in refusal(loaded.answer, x)
+    batch = next(trial.task.batches("validation"))
+    output, _ = trial.model(batch.x)
+    logits = 3.0 * Mean()(output, batch.lengths)
+    torch.testing.assert_close(trial.task.logits(output, batch), logits)
+    assert "does not hold a readout" in refusal(trained(Turned)[1].answer, x)
+
+
+def test_the_loss_is_as_exact_as_the_network():
+    x, y = torch.rand(8, 5, CHANNELS).double(), torch.rand(8, CLASSES).double()
+    task = prepared(SequenceRegression({"train": (x, y)}, "mean", config_class=SequenceConfig))
+    batch, model = next(task.batches("train")), network().double()
+    loss, _ = task.loss(model, batch)
+    expected = (model(batch.x)[0].mean(0) - batch.y).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+
+
 def test_data_that_is_drawn_has_other_numbers_than_the_layers():
     """A random network that is to be learned is not the one that learns it."""
 
