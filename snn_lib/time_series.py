@@ -43,6 +43,7 @@ from snn_lib.training.display import say
 from snn_lib.training.distributed import rank_and_world
 
 CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
+COMMANDS = "--train", "--test"  # which may stand before the file
 NEARBY = 4  # values of a current to either side, between which its threshold may be
 
 
@@ -158,12 +159,14 @@ def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-        stem = re.sub(r"\W", "_", Path(arguments[0]).stem.removesuffix("_TRAIN"))
+    first = next((number for number, word in enumerate(arguments) if word not in COMMANDS), 0)
+    data = "".join(arguments[first : first + 1])
+    if data and not data.startswith("-") and "=" not in data:
+        stem = re.sub(r"\W", "_", Path(data).stem.removesuffix("_TRAIN"))
         given = [f"name={stem[:100] or 'time_series'}"]  # by which the trained network is found
         if not any(argument.partition("=")[0] == "--export" for argument in arguments):
-            given = [f"dataset={arguments[0]}", *given, *["--train"] * ("--test" not in arguments)]
-        arguments[:1] = given
+            given = [f"dataset={data}", *given, *["--train"] * ("--test" not in arguments)]
+        arguments[first : first + 1] = given
     elif not any(argument.startswith("-") for argument in arguments):
         arguments[:0] = ["--train", "dataset="]  # which is refused unless data is named after it
     main(__file__, build_model, TimeSeries(), initialise, arguments)

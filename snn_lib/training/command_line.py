@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -138,11 +139,11 @@ def _run(
     initialise: Callable[[Any, Any], Any] | None,
     arguments: Sequence[str] | None,
 ) -> int:
-    parser = _parser(script)
-    options = parser.parse_intermixed_args(arguments)
-    if "=" in (options.resume or "") and not Path(options.resume).exists():
-        options.overrides.insert(0, options.resume)  # --resume key=value names no checkpoint
-        options.resume = ""
+    parser, typed = _parser(script), list(sys.argv[1:] if arguments is None else arguments)
+    for place, (word, after) in enumerate(pairwise(typed)):
+        if word == "--resume" and "=" in after and not Path(after).exists():
+            typed[place] = "--resume="  # what follows, key=value, names no checkpoint
+    options = parser.parse_intermixed_args(typed)
     yaml_file = chosen_file(script, options.config_file)
     merged = merge_config(task.config_class, yaml_file, options.overrides, script)
     refuse_file_without_effect(yaml_file, script, merged)

@@ -323,7 +323,7 @@ def test_the_installed_command_trains_tests_and_loads(mine, tmp_path, monkeypatc
     Path("0123.npz").rename("my #2.npz")  # where YAML would take the end for a comment
     found = accuracy_of("my #2.npz", "hyperparameters.neurons=64", "device=cpu", run=installed)
     assert found > 60  # chance is 33
-    assert accuracy_of("my #2.npz", "--test", "device=cpu") == found
+    assert accuracy_of("--test", "my #2.npz", "device=cpu") == found
     assert installed("", "my #2.npz", "--export=mine.c").code == 0
     assert Path("mine.c").exists()
     (best,) = tmp_path.glob("runs/my__2/*/best")

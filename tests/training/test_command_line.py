@@ -70,6 +70,7 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--test", "there is no checkpoint"),
         ("--train --resume", "there is no checkpoint"),
         ("--train --resume name=mine", "/runs/mine/*/last: train mine first, or name a checkpoint"),
+        ("--train name=other --resume name=mine", "/runs/mine/*/last: train mine first, or name a"),
         ("--train --resume nowhere", "there is no file nowhere, seen from "),
         ("--train hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
         ("--train hyperparameters.length=long", "could not be converted to Integer"),
