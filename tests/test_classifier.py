@@ -111,6 +111,12 @@ def test_targets_that_float64_cannot_tell_apart_and_a_single_one_are_refused():
     np.testing.assert_array_equal(same.predict(x), 1e13 + 0.5)
 
 
+def test_a_moment_is_the_first_step_at_which_its_share_is_seen():
+    x, y = differing_late()
+    fitted = SpikingClassifier(**SMALL, moments=4, length=101).fit(x, y)
+    assert list(fitted.readouts_) == [26, 51, 76, 101]
+
+
 def test_time_and_channels_in_the_wrong_order_are_warned_of():
     x, y = waves(steps=40)
     with pytest.warns(

@@ -35,6 +35,26 @@ def test_a_neuron_s_current_is_high_in_its_share_of_the_steps(sequences):
     torch.testing.assert_close(current.std((0, 1)), torch.ones(60), rtol=1e-3, atol=0)
 
 
+def test_each_neuron_hears_as_many_filters_as_the_settings_say(sequences):
+    sample = NetworkInput(torch.randn(STEPS, 4, 4), None)
+    weights = drawn(sample, sequences, heard=3)[2].weight
+    assert (weights != 0).sum(1).tolist() == [3] * 60
+    assert len({tuple(row.nonzero().flatten().tolist()) for row in weights}) > 40
+
+
+def test_the_filters_of_short_series_have_different_memories_and_spikes_have_unit_energy():
+    options = TimeSeriesHyperparameters(neurons=60, filters=16)
+    short = list(torch.randn(4, 3, 2, dtype=torch.float64))
+    network = build_network(options, prepare_series(short, options), 2)
+    decays = (-network[1].alpha[1]).sqrt()
+    memories = -1 / decays.double().log()
+    low = options.shortest_memory
+    torch.testing.assert_close(memories.min().item(), low, rtol=1e-3, atol=0)
+    torch.testing.assert_close(memories.max().item(), 2 * low, rtol=1e-3, atol=0)
+    alpha, beta = network[4].alpha[0], network[4].beta[0]
+    torch.testing.assert_close(beta, (1 - alpha.double() ** 2).sqrt().float(), rtol=1e-4, atol=0)
+
+
 def test_no_current_is_so_near_to_its_threshold_that_rounding_decides(sequences):
     sample = NetworkInput(torch.randn(STEPS, 4, 4), None)
     with torch.no_grad():

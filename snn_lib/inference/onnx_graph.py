@@ -62,7 +62,8 @@ def to_onnx(
 
     The file's metadata holds, as texts, what makes a class of the outputs: ``readout``, a name of
     ``snn_lib.readout.READOUTS`` or empty, and ``classes`` and ``step`` as below. It is ``last`` if
-    the network answers at every step, and empty if it predicts numbers. For pixels one by one it also holds ``order``, in JSON.
+    the network answers at every step, and empty if it predicts numbers. For pixels one by one it
+    also holds ``order``, in JSON.
 
     Args:
         network, shape: as in :func:`snn_lib.inference.compiled`.

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from snn_lib.errors import require
 from snn_lib.release_2020.snn_layers import (
     dual_exp_iir_layer,
     first_order_low_pass_layer,
@@ -82,10 +83,15 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
         stable region: those of 2020 may have left it.
 
     Raises:
-        InputError: ``source`` cannot be read or belongs to another model.
+        InputError: ``source`` cannot be read or belongs to another model, or is ``target``.
         RunError: ``target`` cannot be written.
     """
     checkpoint = load_checkpoint(source)
+    require(
+        not (target.exists() and target.samefile(source)),
+        f"{target} is the checkpoint that is read, of which a part is not converted: name another "
+        "file",
+    )
     synapse, sizes = MODELS[model]
     bias = "snn1.neuron_cell.weight.bias" in checkpoint["snn_state_dict"]
     layers = network_2020(synapse, sizes, bias, membrane_filter)

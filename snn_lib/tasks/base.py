@@ -43,8 +43,6 @@ class Task:
         readout_name: what makes the answer of the output: a name of ``snn_lib.readout.READOUTS``,
             or ``snn_lib.readout.EVERY_STEP``, or ``None`` if it has no name.
         logit_scale: factor that makes the answer a logit, or ``None`` if it is not about classes.
-        held_out: whether the validation samples are taken from the training samples, and no part of
-            their own.
         rank, world: this process's number, and the number of processes; 0 and 1 until
             :meth:`share`.
     """
@@ -56,7 +54,6 @@ class Task:
     classes: Sequence[str] = ()
     readout_name: str | None = None
     logit_scale: float | None = 1.0
-    held_out = True
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class
@@ -148,6 +145,14 @@ class Task:
             None in (ours, theirs) or ours == theirs,
             f"the network was trained with the readout {theirs!r}, and the task has {ours!r}",
         )
+
+    def divided(self) -> int:
+        """How many samples are divided into those to train on and those that are held out.
+
+        Of another number, other ones would be held out. It is 0 if nothing is divided, because the
+        validation samples are a part of their own.
+        """
+        return self.split("train").count + self.split("validation").count
 
     def has(self, split: str) -> bool:
         """Whether there is data for a split; every task has training and validation data."""

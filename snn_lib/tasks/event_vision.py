@@ -144,6 +144,11 @@ class EventVision(CountClassification):
         size = config.hyperparameters.batch_size if training else EVALUATION_BATCH
         return Split(len(chosen), size, make_batch, shuffle=training)
 
+    def divided(self) -> int:
+        """See :class:`Task`; all recordings of the folder, however many are trained on."""
+        self.split("train")  # which reads them
+        return len(self.parts["train"][1])
+
     def sample(self) -> Tensor:
         """The network's input from a few training recordings, ``(T, B, side, side, 2)``."""
         self.split("train")  # which reads it

@@ -118,6 +118,10 @@ class SequenceTask(Task):
         """See :class:`Task`; there need not be a ``test`` part."""
         return split in self.parts
 
+    def divided(self) -> int:
+        """See :class:`Task`."""
+        return super().divided() if self.held_out else 0
+
     def fetch(self, part: str, index: int) -> tuple[Tensor, Tensor]:
         """Reads a sample of a part: a sequence ``(T, *features)`` and its target.
 

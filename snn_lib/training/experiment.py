@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,11 +114,11 @@ class Experiment:
         with self.backend():
             self.say(introduction(self.model, self.config, self.device, self.world))
 
-    def train(self, checkpoint: Checkpoint | None = None) -> Row:
+    def train(self, checkpoint: Checkpoint | Path | str | None = None) -> Row:
         """Trains, from the start or from a last checkpoint, and prints a line for each epoch.
 
         Args:
-            checkpoint: a last checkpoint, as ``load_checkpoint`` returns it.
+            checkpoint: a last checkpoint, as ``load_checkpoint`` returns it, or its path.
 
         Returns:
             ``best``, the best epoch's row of metrics, and ``test``, its metrics on the test split,
@@ -131,6 +132,8 @@ class Experiment:
             Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """
         self._check_task()
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint, "last")
         require(
             checkpoint is not None or self.has_first_weights,
             "this experiment's model has been trained or loaded already: make a new Experiment to "
@@ -204,8 +207,8 @@ class Experiment:
         trained = self._in_chunks(self.model)
         self.trained = DistributedDataParallel(trained) if self.world > 1 else trained
         held_out = self.task.split("validation").count
-        samples = batches.count + held_out if self.task.held_out else 0
-        self.state = TrainingState(self.model, self.config, self.device, len(batches), samples)
+        amounts = len(batches), self.task.divided()
+        self.state = TrainingState(self.model, self.config, self.device, *amounts)
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
@@ -410,12 +413,12 @@ class Experiment:
         activity.sum_by(distributed.total)
         return self._metrics(sums), activity
 
-    def test(self, checkpoint: Checkpoint | None = None) -> dict[str, float]:
+    def test(self, checkpoint: Checkpoint | Path | str | None = None) -> dict[str, float]:
         """Evaluates a checkpoint on the test split; prints its metrics and its activity.
 
         Args:
-            checkpoint: as ``load_checkpoint`` returns it, by default the best of this run, or of
-                the newest run of this name.
+            checkpoint: as ``load_checkpoint`` returns it, or its path; by default the best of this
+                run, or of the newest run of this name.
 
         Raises:
             InputError: the checkpoint belongs to another model or to other data, or another
@@ -423,7 +426,9 @@ class Experiment:
         """
         self._check_task()
         if checkpoint is None:
-            checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
+            checkpoint = self.run.best if self.run else newest(self.config, "best")
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint)
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
         self.task.check_data(checkpoint)

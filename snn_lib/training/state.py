@@ -301,7 +301,7 @@ def fitting(path: Path) -> Iterator[None]:
 
 def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
     """How far the run of a last checkpoint has come; it fails if that makes no sense."""
-    values = dict(checkpoint["progress"])
+    values = copy.deepcopy(dict(checkpoint["progress"]))  # which goes on
     values.pop("folder", None)  # earlier versions wrote it
     progress = Progress(**values)
     progress.check()

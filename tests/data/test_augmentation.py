@@ -126,6 +126,9 @@ def test_crops_have_the_asked_area_and_ratio_and_lie_inside_the_image():
     shift = maps[:, :, 2]
     assert (np.abs(shift) <= 1 - np.stack([width, height], 1) + 1e-5).all()
     assert np.abs(np.corrcoef(shift.T)[0, 1]) < 0.2  # across and down are drawn apart
+    share = shift / (1 - np.stack([width, height], 1))  # of the room to either side
+    np.testing.assert_allclose(share.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(share.std(0), 1 / math.sqrt(3), rtol=0.1)
 
 
 def test_crops_that_are_longer_than_the_image_end_at_its_edge():
@@ -151,8 +154,9 @@ def test_elastic_displacements_have_the_asked_strength_and_smoothness(alpha, sig
     )
     pixels = shift.double().numpy() * SIDE / 2
     for direction in range(2):
-        strength = np.sqrt((pixels[..., direction] ** 2).mean((0,)))  # of every place
-        np.testing.assert_allclose(strength, alpha, rtol=0.08)
+        squares = pixels[..., direction] ** 2
+        np.testing.assert_allclose(np.sqrt(squares.mean(0)), alpha, rtol=0.08)  # at every place
+        assert math.sqrt(squares.mean()) == pytest.approx(alpha, rel=0.02)
     assert abs(np.corrcoef(pixels[..., 0].ravel(), pixels[..., 1].ravel())[0, 1]) < 0.02
     # White noise blurred by a Gaussian is correlated over a distance d by exp(-d^2 / (4 sigma^2)).
     middle = pixels[:, 14, 12:16, 0]

@@ -63,6 +63,12 @@ def test_short_sequences_that_do_not_overlap_are_recordings_of_their_own(steps):
     assert recordings(torch.zeros(5, steps).long()).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_the_share_that_is_held_out_is_rounded_to_the_nearest_number_of_recordings():
+    labels, numbers = sequences_of([2] * 9)
+    held_out = hold_out(labels, 0.2, 0)  # 1.8
+    assert len(numbers[held_out].unique()) == 2
+
+
 def test_a_single_recording_cannot_be_divided():
     labels, _ = sequences_of([3])
     assert refusal(hold_out, labels, 0.1, 2) == (

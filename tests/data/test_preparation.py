@@ -1,6 +1,7 @@
 """The way from a user's values to input: that of the task's own batches, and what is refused."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,6 +199,14 @@ def test_sequences_enter_as_they_are():
 )
 def test_samples_that_the_network_was_not_trained_on_are_refused(made, samples, words):
     assert re.search(words, refusal(made, samples))
+
+
+def test_the_fields_of_a_population_reach_two_deviations_to_either_side():
+    made = replace(SERIES, encoding="population", fields=5)
+    values = torch.arange(-2.0, 3.0)[:, None, None].expand(5, 1, 2)
+    fields = made.encode(values).unflatten(2, (2, 5))
+    for number in range(5):  # the field around -2, -1, ...
+        torch.testing.assert_close(fields[number, 0, :, number], torch.ones(2))
 
 
 @pytest.mark.parametrize(("bins", "step"), [("time", "2.5 ms"), ("count", "")])

@@ -85,6 +85,9 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     task = task_of(configured(*files, "events.training_size=9", "events.test_size=3"))
     sizes = {split: task.split(split).count for split in ("train", "validation", "test")}
     assert sizes == {"train": 9, "validation": 4, "test": 3}
+    whole = task_of(configured(*files))
+    assert whole.split("train").count == 16
+    assert torch.equal(task.parts["train"][2], whole.parts["train"][2][:9])
     training, held_out = (set(task.parts[split][2].tolist()) for split in ("train", "validation"))
     assert not training & held_out
     again, other = (task_of(configured(*files, f"seed={seed}")) for seed in (2, 3))
@@ -94,6 +97,11 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     assert set(other.parts["validation"][2].tolist()) != held_out
     too_many = task_of(configured(*files, "events.validation_size=20"))
     assert "is 20, but there are 20 recordings " in refusal(too_many.split, "train")
+
+
+def test_the_recordings_that_are_divided_are_all_of_the_folder(files):
+    sizes = "events.training_size=9", "events.validation_size=4"
+    assert task_of(configured(*files, *sizes)).divided() == 20
 
 
 def test_a_test_part_that_is_missing_is_told_from_a_folder_that_is(files, tmp_path):

@@ -549,6 +549,11 @@ def test_a_network_whose_settings_have_properties_is_loaded_with_their_class(tmp
     assert torch.equal(network(x)[0], trial.model(x)[0])
 
 
+def test_the_share_that_is_held_out_is_rounded():
+    task = prepared(SequenceClassification({"train": sequences(15)}, "mean"))
+    assert [task.split(part).count for part in ("train", "validation")] == [13, 2]
+
+
 class Scaled(SequenceClassification):
     logit_scale = 3.0
 

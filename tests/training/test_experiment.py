@@ -261,6 +261,19 @@ def test_rounded_weights_are_trained_evaluated_and_saved_as_best(tmp_path):
     assert_equal_states(dict(one), dict(other))
 
 
+class Rows(DigitClassification):
+    def report(self, model, activity):
+        yield f"at most {max(len(row.unique()) for row in model.layers[1].weight)} values in a row"
+
+
+def test_the_report_of_a_test_is_of_rounded_weights(tmp_path, capsys):
+    made = experiment(small(tmp_path, "hyperparameters.weight_bits=2"), task=Rows())
+    made.train()
+    last = load_checkpoint(made.run.last)  # of weights that are not rounded
+    made.test(last)
+    assert "at most 3 values in a row" in capsys.readouterr().out
+
+
 def test_gradients_of_rounded_weights_change_the_weights_before_rounding(tmp_path):
     """The first batch's step, of an optimiser that subtracts the gradient."""
     sgd = "optimizer.optimizer_choice=SGD", "optimizer.SGD.lr=0.5", "optimizer.SGD.momentum=0"
@@ -528,6 +541,14 @@ def test_on_resuming_the_sums_of_all_processes_go_on_in_the_first(tmp_path, monk
         trial.state.restore(load_checkpoint(last), trial.task)
         assert (trial.progress.sums["samples"] > 0) is (rank == 0)
         assert trial.progress.batch == 2
+
+
+def test_a_run_is_resumed_and_tested_by_the_path_of_a_checkpoint(tmp_path):
+    first = stopped(small(tmp_path), after=5)
+    again = experiment(small(tmp_path))
+    row = again.train(first.run.last)
+    assert load_checkpoint(again.run.last)["metrics"][-1]["epoch"] == again.settings.epoch
+    assert again.test(str(again.run.best)) == row["test"]
 
 
 def test_the_best_epoch_is_tested_where_no_checkpoint_is_named(tmp_path):

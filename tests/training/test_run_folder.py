@@ -28,6 +28,7 @@ from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.digits import DigitClassification
 from snn_lib.training import run_folder
 from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.experiment import Stopped
 from snn_lib.training.run_folder import RunFolder, environment, new_folder, newest
 
 HISTORY = [{"epoch": 1, "loss": 0.5, "seconds": 1.25}, {"epoch": 2, "loss": 0.25, "seconds": 1.5}]
@@ -104,8 +105,14 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     with opened(tmp_path, ExperimentConfig(tensorboard=True)) as one:
         one.write_metrics(HISTORY[:1])
         one.write_metrics(HISTORY)
+    resumed = RunFolder(tmp_path, ExperimentConfig(tensorboard=True), one.made_by)
+    with resumed:
+        resumed.lock()
+        resumed.open(epochs=2)
+        resumed.write_metrics([*HISTORY, {**HISTORY[0], "epoch": 3}])
     events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+    seen = [(e.step, e.value) for e in events.Scalars("loss")]
+    assert seen == [(1, 0.5), (2, 0.25), (3, 0.5)]
 
 
 def test_tensorboard_that_is_not_installed_is_refused(tmp_path, monkeypatch):
@@ -330,6 +337,19 @@ def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_ref
     with pytest.raises(InputError, match="was continued meanwhile: resume it again"):
         experiment(small(tmp_path, "hyperparameters.dropout=0.25")).train(earlier)
     assert contents(the_run(tmp_path)) == before
+
+
+def test_a_run_that_went_on_within_the_epoch_since_it_was_read_is_refused(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    earlier = load_checkpoint(the_run(tmp_path) / "last")
+    going_on = experiment(small(tmp_path))
+    going_on.stop_requested = lambda: True
+    with pytest.raises(Stopped):
+        going_on.train(earlier)
+    newer = load_checkpoint(the_run(tmp_path) / "last")
+    assert newer["progress"]["epoch"] == earlier["progress"]["epoch"]
+    with pytest.raises(InputError, match="was continued meanwhile: resume it again"):
+        experiment(small(tmp_path)).train(earlier)
 
 
 def test_a_run_whose_resuming_was_refused_can_be_resumed_elsewhere(stopped, tmp_path):
