@@ -426,8 +426,8 @@ class Experiment:
         """
         self._check_task()
         if checkpoint is None:
-            checkpoint = self.run.best if self.run else newest(self.config, "best")
-        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
+        elif not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(checkpoint)
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
