@@ -451,7 +451,12 @@ def parameter_groups(
     Returns:
         The group of the weights, that of the coefficients and that of the delays, each if it has
         parameters.
+
+    Raises:
+        TypeError: the model is no module, such as an iterator of parameters.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
     constrained: dict[bool, dict[int, nn.Parameter]] = {True: {}, False: {}}
     for module in model.modules():
         if isinstance(module, Constrained):

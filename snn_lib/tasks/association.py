@@ -46,6 +46,9 @@ class AssociationHyperparameters(ResonantFilters, Hyperparameters):
     """Hyperparameters of association: the model and its training."""
 
     length: int = setting(300, "time steps of the patterns", at_least=1)
+    batch_size: int = setting(
+        64, "samples in a training batch, over all processes", TRAINING, at_least=1
+    )
     synapse: Literal["dual_exponential", "resonant"] = setting(
         "dual_exponential",
         "all filters with tau_m and tau_s, or resonant ones of many memories",
