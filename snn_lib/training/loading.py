@@ -10,7 +10,6 @@ names ``build_model``, which makes the layers, and the class of the settings.
 import importlib
 import runpy
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,12 +25,11 @@ from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import EVERY_STEP, READOUTS, at_least_float32
 from snn_lib.rounding import WEIGHT_BITS, round_weights
 from snn_lib.tasks.base import output_of
-from snn_lib.training.building import BuildModel, build
+from snn_lib.training.building import BUILDING, BuildModel, build
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 
 LIBRARY = Path(__file__).parents[1]
-IMPORTING = threading.RLock()  # all threads have the same modules
 
 
 def load(
@@ -44,7 +42,7 @@ def load(
         build_model: makes the layers from the configuration, as in the experiment. By default it is
             imported beside the script that wrote the checkpoint, which is looked for in the folders
             above the checkpoint, the nearest first, and in the current folder. Threads wait for
-            each other meanwhile, so it starts none that load networks.
+            each other while it runs, so it starts none that load networks.
         config_class: beside ``build_model``, the class of the settings, if that reads more of them
             than the checkpoint holds, such as properties.
 
@@ -308,7 +306,7 @@ def importing_from(folder: Path) -> Iterator[set[str]]:
     Modules from elsewhere that have their names, such as another project's ``model.py``, are back
     afterwards. The context gives the names of the folder's modules. Other threads wait for its end.
     """
-    with IMPORTING:
+    with BUILDING:
         own = {path.stem for path in folder.glob("*.py")}
         own |= {path.parent.name for path in folder.glob("*/*.py")}
         own -= {"__main__", "snn_lib"}

@@ -488,3 +488,16 @@ def test_a_script_exports_its_network_as_onnx_without_its_data(tmp_path):
     assert done.code == 0, done.err
     assert "is exported to" in done.out
     assert runtime.InferenceSession(str(path)).get_inputs()[0].shape == ["batch", 12]
+
+
+def test_threads_that_build_networks_draw_what_each_of_them_draws_alone(mine):
+    def drawn(config):
+        orders.append([torch.randperm(50).tolist() for _ in range(200)])
+        return build_model(config)
+
+    orders = []
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: snn_lib.load(mine[0], drawn), range(8)))
+    assert all(order == orders[0] for order in orders)
+    assert torch.equal(torch.get_rng_state(), before)
