@@ -1,7 +1,6 @@
 """Builds the model and chooses the device, before an experiment trains."""
 
 import inspect
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,6 @@ from snn_lib.errors import InputError, require
 from snn_lib.training.diagnosis import blaming_settings
 
 BuildModel = Callable[..., nn.Module]
-BUILDING = threading.RLock()  # all threads share their modules and generators
 LAYERS = -4  # in the place of an epoch's number, for what layers draw at random
 
 
@@ -39,7 +37,7 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         parameters = inspect.signature(build_model).parameters.values()
         needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]
         seed = getattr(config, "seed", 0)
-        with BUILDING, blaming_settings(), batch_seed(seed, LAYERS, 0):
+        with blaming_settings(), batch_seed(seed, LAYERS, 0):
             torch.default_generator.manual_seed(seed)
             model = build_model(config, task) if len(needed) > 1 else build_model(config)
     require(

@@ -10,6 +10,7 @@ names ``build_model``, which makes the layers, and the class of the settings.
 import importlib
 import runpy
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,11 +26,12 @@ from snn_lib.errors import InputError, one_line, require
 from snn_lib.readout import EVERY_STEP, READOUTS, at_least_float32
 from snn_lib.rounding import WEIGHT_BITS, round_weights
 from snn_lib.tasks.base import output_of
-from snn_lib.training.building import BUILDING, BuildModel, build
+from snn_lib.training.building import BuildModel, build
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict
 
 LIBRARY = Path(__file__).parents[1]
+LOADING = threading.RLock()  # all threads share their modules and generators
 
 
 def load(
@@ -57,7 +59,8 @@ def load(
         )
     checkpoint = load_checkpoint(path)
     if build_model is not None:
-        return trained_network(checkpoint, build_model, config_class)
+        with LOADING:
+            return trained_network(checkpoint, build_model, config_class)
     script = find_script(checkpoint)
     # The script may seed PyTorch's generator, and build_model may import as well.
     with importing_from(script.resolve().parent) as own, torch.random.fork_rng(devices=[]):
@@ -306,7 +309,7 @@ def importing_from(folder: Path) -> Iterator[set[str]]:
     Modules from elsewhere that have their names, such as another project's ``model.py``, are back
     afterwards. The context gives the names of the folder's modules. Other threads wait for its end.
     """
-    with BUILDING:
+    with LOADING:
         own = {path.stem for path in folder.glob("*.py")}
         own |= {path.parent.name for path in folder.glob("*/*.py")}
         own -= {"__main__", "snn_lib"}
