@@ -40,7 +40,7 @@ def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:
 def holds_weights(parameter: Tensor) -> bool:
     """Whether a parameter is weights, as far as one can tell.
 
-    It is if it has two dimensions, for inputs and outputs, or more and is not a scale of each
+    It is if it has two dimensions, for outputs and inputs, or more and is not a scale of each
     channel, such as ``(C, 1, 1)``.
     """
     return parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]])
@@ -181,7 +181,8 @@ class Sequential(StatefulModule):
                 "modules: build it without, and give batch_first to the outermost Sequential; or "
                 "give it an attribute batch_first = False if it takes (T, B, *)"
             )
-        if isinstance(module, OF_CHANNELS):
+        forward = getattr(type(module), "forward", None)
+        if forward in {kind.forward for kind in OF_CHANNELS}:
             raise ValueError(
                 f"{type(module).__name__} takes (N, C, *), and would take the sequences of a batch "
                 "for its channels: put it into a PerStep"
@@ -269,6 +270,8 @@ class Sequential(StatefulModule):
         With ``joining``, neighbours that run as one yield one output. Nothing here keeps an output
         once the next module has run.
         """
+        if isinstance(x, tuple):
+            raise ValueError(f"x is a {type(x).__name__}, expected a tensor")
         if self.batch_first:
             x = x.transpose(0, 1)
         expanded = False  # whether x may be what a layer that ran once has returned
@@ -276,8 +279,6 @@ class Sequential(StatefulModule):
         named, index = list(self._modules.items()), 0
         while index < len(named):
             name, module = named[index]
-            if isinstance(x, tuple) and index == 0:
-                raise ValueError(f"x is a {type(x).__name__}, expected a tensor (T, B, *)")
             if isinstance(x, tuple):
                 raise ValueError(
                     f"layer {name} is given a tuple, expected a tensor: a module that returns "

@@ -423,6 +423,7 @@ REFUSED = [  # what is built or run, and the words
       for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Conv1d(3, 3, 1),
                     nn.Conv3d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1))),
     (lambda: Sequential(nn.ReLU())((torch.zeros(2, 3, 4), None)), "x is a tuple, expected a ten"),
+    (lambda: Sequential(nn.ReLU(), batch_first=True)((torch.zeros(2, 3), None)), "x is a tuple, ex"),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),
@@ -508,6 +509,17 @@ def test_the_last_module_may_return_anything():
 def test_pytorch_s_sequential_is_refused_with_the_name_of_ours(layer, error, words):
     with pytest.raises(error, match=words):
         nn.Sequential(SpikingNeuron(3, TAU_M), layer)(torch.zeros(4, 2, 3))
+
+
+def test_a_convolution_with_a_forward_of_its_own_may_take_time_first():
+    class Causal(nn.Conv1d):
+        def forward(self, x):
+            padded = nn.functional.pad(x.permute(1, 2, 0), (self.kernel_size[0] - 1, 0))
+            return super().forward(padded).permute(2, 0, 1)
+
+    x = torch.rand(9, 2, 4)
+    model = Sequential(Causal(4, 4, 3))
+    assert torch.equal(model(x)[0], model[0](x))
 
 
 @pytest.mark.parametrize("number", [np.int64(4), torch.tensor(4)])

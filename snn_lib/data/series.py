@@ -149,7 +149,7 @@ def _ts(path: str) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
 def _archive_file(name: str, root: Path) -> str:
     """The training file of an archive set, which aeon contains or downloads to ``root``."""
     aeon = _aeon()
-    for folder in os.path.join(os.path.dirname(aeon.__file__), "data"), str(root):
+    for folder in os.path.join(os.path.dirname(aeon.__file__), "data"), os.path.expanduser(root):
         path = os.path.join(folder, name, name)
         # Path's exists would raise an error if a name is too long for the file system.
         if os.path.exists(path + TRAIN) and os.path.exists(path + TEST):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snn_lib.chain import REMEDY, chain_of, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
-from snn_lib.containers import Sequential
+from snn_lib.containers import PerStep, Sequential
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.layers import (
     READERS,
@@ -229,6 +229,8 @@ def _input_shape(inner: nn.Module, name: str) -> Shape:
         name = f"{name}.{child}".lstrip(".")
     if isinstance(inner, nn.Linear):
         return (inner.in_features,)
+    while isinstance(inner, PerStep):
+        name, inner = f"{name}.module", inner.module
     shape = getattr(inner, "shape", None)
     if type(inner).forward in READERS and (not shape or 1 in shape[1:]):  # others are refused later
         raise ValueError(

@@ -8,6 +8,7 @@ spells, so both compute the same bits.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -29,6 +30,7 @@ STATE_BITS = 31  # so that the sum of two fits 32
 COEFFICIENT_BITS = INPUT_BITS = 16
 GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
 LEAST_STEPS = 100  # of its unit, which the input has to reach
+LARGEST_LOSS = 0.05  # by rounding, of the deviation of an input
 HEADROOM = 4.0  # times what the samples reach
 SMALL = 1e-3  # a state at which no neuron fires
 NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
@@ -84,6 +86,9 @@ def quantise(
             integers cannot, no stable filter is near enough, or as
             :func:`snn_lib.inference.to_c`.
         TypeError: the number of bits is no integer, or ``x`` is a tuple.
+
+    Warns:
+        UserWarning: an input varies so little beside the largest ones that its integers lose it.
     """
     if isinstance(x, tuple):
         raise TypeError("x is a tuple, expected an array or a tensor: network.prepare(samples).x")
@@ -94,7 +99,24 @@ def quantise(
         raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
     if not np.isfinite(raw).all():
         raise ValueError("x has values that are not finite")
-    return IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
+    made = IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
+    _warn_of_coarse_inputs(raw, made.input_scale)
+    return made
+
+
+def _warn_of_coarse_inputs(x: np.ndarray, unit: float) -> None:
+    """Warns if the unit that all inputs share is too large for what varies in one of them."""
+    rows = x.reshape(-1, math.prod(x.shape[2:]))
+    lost = (rows - unit * np.rint(rows / unit)).std(0)
+    varying = rows.std(0)
+    for number in np.flatnonzero(lost > LARGEST_LOSS * varying)[:1]:
+        warnings.warn(
+            f"input {number} varies by {varying[number]:.3g}, and all inputs have the unit "
+            f"{unit:.3g}, which is too large for it: give the inputs similar ranges around 0, and "
+            "train again",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def integer_stages(read: StagedNetwork, x: np.ndarray, weight_bits: int) -> StagedIntegers:

@@ -63,6 +63,8 @@ class Activity:
             ran = self._ran[name, start] % steps
             self._ran[name, start] += len(spikes)
             own = within(own, self._lengths - start - ran)
+        elif given.get("lengths") is not None:
+            own = within(own, given["lengths"])
         self.add(name, spikes, own)
 
     def firing_rates(self) -> dict[str, float]:
@@ -86,6 +88,9 @@ class Activity:
 @contextmanager
 def count_activity(model: nn.Module) -> Iterator[Activity]:
     """The context in which the spikes of ``model`` are counted.
+
+    Padding is not counted if the layers are given the ``lengths``, or if :meth:`Activity.begin`
+    announces them.
 
     with count_activity(model) as activity:
         model(x)

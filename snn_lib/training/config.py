@@ -248,13 +248,18 @@ def attributes_of(section: Any) -> Any:
     """All attributes of a configuration as plain values, those that are no settings among them.
 
     ``dataclasses.asdict`` would leave a misspelt one out, so that nobody is told. What the class
-    itself sets beside its settings, as it is made, is left out.
+    itself derives from its settings is left out.
     """
     if dataclasses.is_dataclass(section):
-        values = vars(section)
+        values, derived = dict(vars(section)), {}
         if others := values.keys() - section.__dataclass_fields__.keys():
-            others &= vars(type(section)()).keys()
-        return {name: attributes_of(one) for name, one in values.items() if name not in others}
+            with contextlib.suppress(InputError):  # which is told where the class is made again
+                derived = vars(dataclasses.replace(section))
+        for name in others:
+            set_by_class = name in derived and repr(derived[name]) == repr(values[name])
+            if set_by_class or hasattr(type(section), name):  # a cached property
+                del values[name]
+        return {name: attributes_of(one) for name, one in values.items()}
     return section.item() if isinstance(section, np.generic) else section
 
 
@@ -355,7 +360,12 @@ def _plain(value: Any, name: str) -> Any:
         f"{name} has a {type(value).__name__}, which no checkpoint can hold: expected text, a "
         "number, true or false, or a list",
     )
-    in_home = isinstance(value, str) and value.startswith("~/")
+    return expand_home(value)
+
+
+def expand_home(value: Any) -> Any:
+    """A value, or the whole path if it is a text that begins in the home folder."""
+    in_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
     return os.path.expanduser(value) if in_home else value
 
 

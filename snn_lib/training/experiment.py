@@ -88,10 +88,12 @@ class Experiment:
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
+        self._seed_devices(self.config.seed + DATA)
         with batch_seed(self.config.seed, DATA, 0):
             task.setup(self.config, self.device)
         self.set_up_with = task.config
         self.build_model = build_model
+        self._seed_devices(self.config.seed)
         self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         require(
@@ -230,6 +232,11 @@ class Experiment:
         with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_settings():
             torch.manual_seed(self.config.seed)
             return self.initialise(self.model, self.task) if self.initialise else None
+
+    def _seed_devices(self, seed: int) -> None:
+        """Seeds PyTorch's generators of all devices but the CPU, whose seeds contexts set."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
 
     def _made_by(self) -> Row:
         """What decides the numbers of a run, and how its network is used."""
@@ -433,6 +440,7 @@ class Experiment:
         load_weights(self.model, checkpoint)
         self.task.check_data(checkpoint)
         self.state = None  # a training that was stopped has an average of other weights
+        torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
         begin = time.perf_counter()
         metrics, activity = self.evaluate("test")
         epoch = checkpoint.get("epoch", "unknown")

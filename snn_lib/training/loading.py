@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,8 +46,8 @@ def load(
             imported beside the script that wrote the checkpoint, which is looked for in the folders
             above the checkpoint, the nearest first, and in the current folder. Threads wait for
             each other while it runs, so it starts none that load networks.
-        config_class: beside ``build_model``, the class of the settings, if that reads more of them
-            than the checkpoint holds, such as properties.
+        config_class: the class of the settings, if ``build_model`` reads more of them than the
+            checkpoint holds, such as properties. By default it is imported, too.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
@@ -66,10 +67,10 @@ def load(
     with importing_from(script.resolve().parent) as own, torch.random.fork_rng(devices=[]):
         try:
             maker = imported(checkpoint.get("build_model"), own)
-            config_class = imported(checkpoint.get("config_class"), own)
+            config_class = config_class or imported(checkpoint.get("config_class"), own)
             if maker is None:  # earlier versions named none
                 maker, task, _ = arguments_of_main(script)
-                config_class = task.config_class
+                config_class = config_class or task.config_class
         except (Exception, SystemExit) as error:  # a user's script may raise anything
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise InputError(f"{script} does not give its build_model: {reason}") from error
@@ -311,7 +312,12 @@ def importing_from(folder: Path) -> Iterator[set[str]]:
     """
     with LOADING:
         own = {path.stem for path in folder.glob("*.py")}
-        own |= {path.parent.name for path in folder.glob("*/*.py")}
+        own |= {path.parent.name for path in folder.glob("*/__init__.py")}
+        # Python imports a folder without __init__.py, unless a package elsewhere has its name.
+        elsewhere = [one for one in sys.path if Path(one).resolve() != folder]
+        for name in {path.parent.name for path in folder.glob("*/*.py")} - own:
+            found = PathFinder.find_spec(name, elsewhere)
+            own |= {name} if found is None or found.origin is None else set()
         own -= {"__main__", "snn_lib"}
 
         def loaded() -> dict[str, ModuleType]:

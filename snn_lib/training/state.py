@@ -29,6 +29,7 @@ from snn_lib.settings import LOCAL_KEYS, TRAINING, OptimizerChoice, SchedulerCho
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed
 from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
+from snn_lib.training.config import expand_home
 
 Row = dict[str, Any]  # the metrics of an epoch
 TIMES = ("seconds", "data_seconds")  # columns of the metrics that differ from run to run
@@ -42,7 +43,7 @@ class Progress:
     epoch: int = 0  # finished epochs
     batch: int = 0  # finished batches of the current epoch
     batches: int = 0  # batches of an epoch
-    samples: int = 0  # samples of which some are held out; 0 if none are, or nobody knows
+    divided: int = 0  # samples of which some are held out; 0 if none are, or nobody knows
     sums: dict[str, float] = field(default_factory=dict)  # over the finished batches
     seconds: float = 0.0  # time that the finished batches took
     data_seconds: float = 0.0  # the part of it that was spent waiting for data
@@ -98,7 +99,7 @@ class TrainingState:
     Args:
         model, config, device: the experiment's.
         batches: batches of an epoch.
-        samples: the samples of which some are held out; 0 if the validation part is of its own.
+        divided: the samples of which some are held out; 0 if the validation part is of its own.
 
     Raises:
         SettingsError: PyTorch refuses the options of optimiser or scheduler, or the model, which
@@ -108,10 +109,10 @@ class TrainingState:
     scheduler: LRScheduler | Any  # or None
 
     def __init__(
-        self, model: nn.Module, config: Any, device: torch.device, batches: int, samples: int = 0
+        self, model: nn.Module, config: Any, device: torch.device, batches: int, divided: int = 0
     ) -> None:
         self.model, self.config, self.device = model, config, device
-        self.progress = Progress(batches=batches, samples=samples)
+        self.progress = Progress(batches=batches, divided=divided)
         self.total_batches = config.hyperparameters.epoch * batches
         try:
             section = config.optimizer
@@ -209,7 +210,7 @@ class TrainingState:
         with fitting(path):
             progress = progress_of(checkpoint, task)
             theirs = self._fixed_settings(checkpoint["config"], progress)
-        counted = {key: getattr(self.progress, key) for key in ("batches", "samples")}
+        counted = {key: getattr(self.progress, key) for key in ("batches", "divided")}
         now = dataclasses.replace(progress, **counted)
         ours = self._fixed_settings(dataclasses.asdict(self.config), now)
         for what, value in ours.items():
@@ -257,9 +258,10 @@ class TrainingState:
         for key in decisive_settings(self.config):
             *sections, name = key.split(".")
             section = reduce(lambda outer, inner: outer.get(inner, {}), sections, config)
-            fixed |= {key: section[name]} if name in section else {}  # not of an earlier version
-        if progress.samples:  # of more, other ones would be held out
-            fixed["the number of samples"] = progress.samples
+            if name in section:  # not of an earlier version, which also kept the ~ of a path
+                fixed[key] = expand_home(section[name])
+        if progress.divided:  # of more, other ones would be held out
+            fixed["the number of samples"] = progress.divided
         return fixed
 
     def _restore_state(self, checkpoint: Checkpoint) -> None:
@@ -302,7 +304,8 @@ def fitting(path: Path) -> Iterator[None]:
 def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
     """How far the run of a last checkpoint has come; it fails if that makes no sense."""
     values = copy.deepcopy(dict(checkpoint["progress"]))  # which goes on
-    values.pop("folder", None)  # earlier versions wrote it
+    for name in ("folder", "samples"):  # earlier versions wrote them
+        values.pop(name, None)
     progress = Progress(**values)
     progress.check()
     # Whole numbers go on as such: with a device's counts, floats would add up in float32.

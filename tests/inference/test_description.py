@@ -92,6 +92,13 @@ def test_what_is_no_module_or_only_pytorch_can_run_is_refused_before_its_shape()
         describe(Sequential(nn.LSTM(4, 4), nn.Linear(4, 3)))
 
 
+def test_a_network_that_begins_with_maps_of_any_size_is_asked_for_the_shape():
+    with pytest.raises(
+        ValueError, match=r"0.module \(Conv2d\) takes inputs of several shapes: give"
+    ):
+        describe(Sequential(PerStep(nn.Conv2d(2, 3, 3)), nn.Flatten(2), nn.Linear(12, 3)))
+
+
 def test_the_shape_of_the_input_has_to_be_given_where_the_first_layer_takes_several():
     network = Sequential(LowPassSynapse((2, 1, 1), 3.0))
     with pytest.raises(ValueError, match=r"0 \(LowPassSynapse\) takes inputs of several shapes"):

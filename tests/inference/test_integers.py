@@ -3,6 +3,7 @@
 import ctypes
 import re
 import subprocess
+import warnings
 from fractions import Fraction
 from math import floor
 
@@ -451,6 +452,20 @@ def test_networks_and_inputs_that_integers_cannot_compute_are_refused_in_one_lin
     with pytest.raises((ValueError, TypeError), match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0.0, 50.0), (5000.0, 50.0), (293.0, 0.02)])
+def test_inputs_that_the_unit_of_all_is_too_coarse_for_are_warned_of(offset, size):
+    x = torch.randn(200, 3, 4)
+    x[..., 2] = offset + size * x[..., 2]
+    small = 2 if size < 1 else 0
+    context = (
+        pytest.warns(UserWarning, match=f"input {small} varies by")
+        if offset
+        else warnings.catch_warnings(action="error")
+    )
+    with context:
+        quantise(LINEAR, x)
 
 
 def test_a_run_of_no_steps_and_a_reset_change_nothing():

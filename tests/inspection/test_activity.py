@@ -65,6 +65,19 @@ def test_a_padded_sequence_may_be_run_in_parts_with_the_state():
     assert 0 < found[0]["1"] < 1
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_the_lengths_of_a_call_are_counted_as_announced_ones_are(chunk):
+    model, x = Sequential(LowPassSynapse(6, 4.0), SpikingNeuron(6, 4.0)), torch.rand(9, 3, 6)
+    run = Chunked(model, chunk) if chunk else model
+    with count_activity(model) as announced:
+        announced.begin(LENGTHS, 9)
+        run(x)
+    with count_activity(model) as given:
+        run(x, lengths=LENGTHS)
+    assert given.firing_rates() == announced.firing_rates()
+    assert given.elements["1"] == 6 * LENGTHS.sum()
+
+
 def test_a_silent_layer_has_rate_zero_and_a_busy_one_rate_one():
     model = Sequential(
         nn.Linear(2, 3), SpikingNeuron(3, 4.0), nn.Linear(3, 2), SpikingNeuron(2, 4.0)

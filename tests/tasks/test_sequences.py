@@ -544,7 +544,7 @@ def test_a_network_whose_settings_have_properties_is_loaded_with_their_class(tmp
     trial = Experiment(build_model, SequenceClassification({"train": sequences()}, "mean"), config)
     trial.train()
     assert "has no attribute 'hidden'" in refusal(load, trial.run.best, build_model)
-    network = load(trial.run.best, build_model, Own)
+    network = load(trial.run.best, build_model, config_class=Own)
     x = torch.rand(5, 2, CHANNELS)
     assert torch.equal(network(x)[0], trial.model(x)[0])
 
@@ -998,3 +998,38 @@ def test_a_script_of_one_s_own_trains_resumes_and_tests(tmp_path, monkeypatch):
     refused = script("--train", "hyperparameters.batch_size=55")
     assert refused.code == 2
     assert "batch_size is 55, there are 54 sequences to train on" in refused.err
+
+
+class NoisyLoss(SequenceClassification):
+    """A loss that draws by PyTorch, in a test too."""
+
+    def loss(self, model, batch):
+        return super().loss(model, batch._replace(x=batch.x + torch.randn_like(batch.x)))
+
+
+def test_a_test_draws_the_same_each_time(tmp_path):
+    config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    data = {"train": sequences(), "test": sequences(seed=1)}
+    trial = Experiment(network, NoisyLoss(data, "mean"), config)
+    trial.train()
+    assert trial.test() == trial.test()
+
+
+def test_devices_are_seeded_before_data_and_layers_draw(monkeypatch):
+    seeds, drawn = [], []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+
+    def data(config):
+        drawn.extend(seeds[-1:])
+        return {"train": sequences()}
+
+    def build_model(config):
+        drawn.extend(seeds[-1:])
+        return network()
+
+    before = torch.get_rng_state()
+    Experiment(build_model, SequenceClassification(data), ClassificationConfig(seed=7))
+    of_data, of_layers = drawn
+    assert of_data != of_layers == 7
+    assert torch.equal(torch.get_rng_state(), before)

@@ -98,6 +98,7 @@ def test_a_path_may_begin_in_the_home_folder(yaml_file, monkeypatch):
     assert config.mnist_config.teachers == ["/somewhere/best", "other"]
     assert config.runs_folder == Path("/somewhere/r/digits")
     assert config.test_checkpoint_path == "a~/b"
+    assert load_config(DigitConfig, None, ["name=digits", "runs_path=~"]).runs_path == "/somewhere"
 
 
 def test_a_base_without_a_name_is_refused(tmp_path):

@@ -514,12 +514,20 @@ class Derived(DigitConfig):
         super().__post_init__()
         self.twice = 2 * self.seed
 
+    @functools.cached_property
+    def later(self):
+        return 3 * self.seed
+
 
 def test_a_class_of_settings_may_derive_an_attribute():
     config = Derived(dataset_path=str(SCRIPT.parent / "dataset"), device="cpu", seed=4)
     found = Experiment(SmallSNN, DigitClassification(), config).config
     assert found.twice == 8
-    config.twicce = 3
+    assert config.later == 12  # read before the experiment is made
+    assert Experiment(SmallSNN, DigitClassification(), config).config.later == 12
+    config.twice = 9
+    assert "unknown key 'twice'" in refusal(Experiment, SmallSNN, DigitClassification(), config)
+    config.twice, config.twicce = 8, 3
     assert "unknown key 'twicce'" in refusal(Experiment, SmallSNN, DigitClassification(), config)
 
 

@@ -30,6 +30,7 @@ from snn_lib.tasks.time_series import TimeSeries
 from snn_lib.training import Experiment
 from snn_lib.training.checkpoints import load_checkpoint, save_checkpoint
 from snn_lib.training.config import config_from_dict
+from snn_lib.training.loading import importing_from
 
 SCRIPT = """\
 import torch
@@ -488,6 +489,21 @@ def test_a_script_exports_its_network_as_onnx_without_its_data(tmp_path):
     assert done.code == 0, done.err
     assert "is exported to" in done.out
     assert runtime.InferenceSession(str(path)).get_inputs()[0].shape == ["batch", 12]
+
+
+def test_an_installed_package_is_not_taken_from_a_folder_of_its_name(mine, tmp_path, monkeypatch):
+    """Nor does Python take it from there, if the folder has no __init__.py."""
+    for folder in ("numpy", "torch"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "notes.py").write_text("")
+    (tmp_path / "rising.py").write_text(SCRIPT + CALL)
+    written(mine, tmp_path / "best", "rising.py")
+    before = sys.modules["numpy"]
+    for _ in range(2):
+        snn_lib.load(tmp_path / "best")
+    assert sys.modules["numpy"] is before
+    with importing_from(tmp_path.resolve()) as own:
+        assert own == {"rising"}
 
 
 def test_threads_that_build_networks_draw_what_each_of_them_draws_alone(mine):

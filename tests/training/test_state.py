@@ -1,6 +1,7 @@
 """What training holds beside the model: optimiser, learning rates, and the best epoch."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from torch import nn
 from torch.optim import SGD, lr_scheduler
 
 from snn_lib import LowPassSynapse, Sequential
+from snn_lib.settings import ExperimentConfig, setting
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.association import AssociationConfig
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.event_vision import EventConfig
 from snn_lib.training import Experiment
 from snn_lib.training.state import (
+    Progress,
+    TrainingState,
     decisive_settings,
     get_optimizer,
     get_scheduler,
@@ -138,6 +142,20 @@ def test_which_schedulers_count_batches(choice, every_batch):
 
 def test_without_a_scheduler_the_learning_rate_stays():
     assert get_scheduler(sgd(0.1), scheduling("none")) is None
+
+
+def test_a_path_that_an_earlier_version_kept_as_it_was_typed_is_the_same(monkeypatch):
+    @dataclasses.dataclass
+    class Own(ExperimentConfig):
+        data_folder: str = setting("", "where my data is")
+
+    monkeypatch.setenv("HOME", "/somewhere")
+    ours = Own(data_folder="/somewhere/data")
+    state = TrainingState(nn.Linear(2, 2), ours, torch.device("cpu"), 3)
+    theirs = dataclasses.asdict(Own(data_folder="~/data"))
+    fixed = [state._fixed_settings(one, Progress()) for one in (theirs, dataclasses.asdict(ours))]
+    assert fixed[0] == fixed[1]
+    assert fixed[0]["data_folder"] == "/somewhere/data"
 
 
 def test_optimiser_and_scheduler_take_a_plain_omegaconf_configuration():
