@@ -29,6 +29,7 @@ OF_CHANNELS = (  # which lie in the second dimension
     *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
 
 
@@ -181,10 +182,9 @@ class Sequential(StatefulModule):
                 "modules: build it without, and give batch_first to the outermost Sequential; or "
                 "give it an attribute batch_first = False if it takes (T, B, *)"
             )
-        forward = getattr(type(module), "forward", None)
-        if forward in {kind.forward for kind in OF_CHANNELS}:
+        if (part := _part_of_channels(module)) is not None:
             raise ValueError(
-                f"{type(module).__name__} takes (N, C, *), and would take the sequences of a batch "
+                f"{type(part).__name__} takes (N, C, *), and would take the sequences of a batch "
                 "for its channels: put it into a PerStep"
             )
         super().add_module(name, module)
@@ -330,6 +330,14 @@ def _part_that_forgets(module: nn.Module) -> nn.Module | None:
     kinds = StatefulModule, nn.RNNBase, nn.MultiheadAttention
     parts = (part for part in module.modules() if isinstance(part, kinds))
     return next((part for part in parts if not isinstance(part, Sequential)), None)
+
+
+def _part_of_channels(module: Any) -> nn.Module | None:
+    """The module itself, or the first part of an ``nn.Sequential``, that treats channels."""
+    forward = getattr(type(module), "forward", None)
+    if forward is nn.Sequential.forward:
+        return next((part for part in map(_part_of_channels, module) if part is not None), None)
+    return module if forward in {kind.forward for kind in OF_CHANNELS} else None
 
 
 def part_with_memory(module: nn.Module) -> nn.Module | None:

@@ -90,7 +90,9 @@ class Experiment:
         self.device = choose_device(self.config.device)
         self._seed_devices(self.config.seed + DATA)
         with batch_seed(self.config.seed, DATA, 0):
+            before = torch.get_rng_state()
             task.setup(self.config, self.device)
+            self.data_drew = not torch.equal(before, torch.get_rng_state())
         self.set_up_with = task.config
         self.build_model = build_model
         self._seed_devices(self.config.seed)
@@ -214,7 +216,7 @@ class Experiment:
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
-            self.task.check_data(checkpoint)
+            self._check_data(checkpoint)
         unit = self.task.unit
         self.say(f"{batches.count:,} {unit} to train on, {held_out:,} to validate on")
         if checkpoint is None:
@@ -230,7 +232,7 @@ class Experiment:
         """Calls ``initialise``, on all the data in every process, and returns what it returns."""
         seeded = batch_seed(self.config.seed, FIRST_WEIGHTS, 0)
         with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_settings():
-            torch.manual_seed(self.config.seed)
+            torch.manual_seed(self.config.seed)  # as in earlier versions, whose numbers repeat
             return self.initialise(self.model, self.task) if self.initialise else None
 
     def _seed_devices(self, seed: int) -> None:
@@ -245,8 +247,19 @@ class Experiment:
             "build_model": name_of(self.build_model, self.script),
             "config_class": name_of(type(self.config), self.script),
             "environment": environment(self.device, self.world),
+            "data_draws": "other numbers than the layers",  # which earlier versions did not see to
             **self.task.usage(),
         }
+
+    def _check_data(self, checkpoint: Checkpoint) -> None:
+        """Refuses other data than a checkpoint's, as far as that can be told."""
+        self.task.check_data(checkpoint)
+        if self.data_drew and "data_draws" not in checkpoint:
+            self.say(
+                f"{checkpoint.path} is of an earlier version: what data() draws by PyTorch may be "
+                "other samples now; with torch.manual_seed(config.seed) at its beginning, it draws "
+                "the former ones"
+            )
 
     def _check_task(self) -> None:
         """Raises an error if the task has been set up anew, by another experiment for example."""
@@ -438,7 +451,7 @@ class Experiment:
             checkpoint = load_checkpoint(checkpoint)
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
-        self.task.check_data(checkpoint)
+        self._check_data(checkpoint)
         self.state = None  # a training that was stopped has an average of other weights
         torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
         begin = time.perf_counter()

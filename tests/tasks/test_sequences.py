@@ -593,7 +593,7 @@ def test_the_loss_is_as_exact_as_the_network():
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
 
 
-def test_data_that_is_drawn_has_other_numbers_than_the_layers():
+def test_data_that_is_drawn_has_other_numbers_than_the_layers(tmp_path, capsys):
     """A random network that is to be learned is not the one that learns it."""
 
     def data(config):
@@ -602,8 +602,17 @@ def test_data_that_is_drawn_has_other_numbers_than_the_layers():
 
     config = SequenceConfig(device="cpu")
     config.hyperparameters.batch_size = 4
+    config.runs_path, config.hyperparameters.epoch = str(tmp_path), 1
     made = Experiment(network, SequenceRegression(data, "mean"), config)
     assert made.evaluate("validation")[0]["error"] > 0.01
+    made.train()
+    last = load_checkpoint(made.run.last)
+    made.task.parts["test"] = made.task.parts["train"]
+    made.test(last)
+    assert "earlier version" not in capsys.readouterr().out
+    del last["data_draws"]
+    made.test(last)
+    assert "what data() draws by PyTorch may be other samples now" in capsys.readouterr().out
 
 
 def test_a_class_of_the_test_part_alone_is_found_before_training(tmp_path):

@@ -77,7 +77,7 @@ def test_defaults_are_not_shared_between_configurations():
 
 
 @pytest.mark.parametrize(
-    "text", ["0123", "a #1", "yes", "~", "1e-3", "2026_11", "a: b", '"', "it's", "é", "[a, b]"]
+    "text", ["0123", "a #1", "yes", "~x", "1e-3", "2026_11", "a: b", '"', "it's", "é", "[a, b]"]
 )
 def test_a_text_is_taken_as_it_is_typed(yaml_file, text):
     overrides = [f"dataset_path={text}", "transform[elastic][alpha]=1e-1"]

@@ -818,7 +818,7 @@ def test_a_run_is_resumed_with_as_many_samples(tmp_path):
     last = load_checkpoint(first.run.last)
     message = refusal(lambda: trial(110, 2).train(last))
     assert "the number of samples cannot change when" in message
-    del last["progress"]["samples"], last["config"]["hyperparameters"]["weight_bits"]  # not yet
+    del last["progress"]["divided"], last["config"]["hyperparameters"]["weight_bits"]  # not yet
     assert trial(110, 2).train(last)["best"]
     own = {"validation": (torch.rand(9, 5, 784), torch.arange(9))}
     first = trial(100, 1, **own)
