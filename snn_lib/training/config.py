@@ -250,7 +250,7 @@ def attributes_of(section: Any) -> Any:
     ``dataclasses.asdict`` would leave a misspelt one out, so that nobody is told. What the class
     itself derives from its settings is left out.
     """
-    if dataclasses.is_dataclass(section):
+    if dataclasses.is_dataclass(section) and not isinstance(section, type):
         values, derived = dict(vars(section)), {}
         if others := values.keys() - section.__dataclass_fields__.keys():
             with contextlib.suppress(InputError):  # which is told where the class is made again
