@@ -493,7 +493,7 @@ def test_a_script_exports_its_network_as_onnx_without_its_data(tmp_path):
 
 def test_an_installed_package_is_not_taken_from_a_folder_of_its_name(mine, tmp_path, monkeypatch):
     """Nor does Python take it from there, if the folder has no __init__.py."""
-    for folder in ("numpy", "torch"):
+    for folder in ("numpy", "yaml"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "notes.py").write_text("")
     (tmp_path / "rising.py").write_text(SCRIPT + CALL)
