@@ -165,6 +165,9 @@ class Cell(Constrained):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{cls.__name__}.{attribute} names {name!r} twice")
+        taken = {*dir(Cell), *inspect.signature(Cell.__init__).parameters, "shape", "training"}
+        for name in taken.intersection(cls.coefficients):
+            raise ValueError(f"{cls.__name__}.coefficients names {name!r}, which every Cell has")
         for name in set(cls.decays).difference(cls.coefficients):
             raise ValueError(f"{cls.__name__}.decays names {name!r}, which is no coefficient")
         above = next(base for base in cls.__mro__[1:] if issubclass(base, Cell))

@@ -510,9 +510,14 @@ class _Lowering:
             numbers["x"] = _Affine(np.zeros((1, 1)), np.atleast_2d(values.unit))
         for name in reversed(step.states):  # past values come oldest first
             low, high = -limit, limit - 1
-            copied = numbers.get(step.trace.results[1 + step.states.index(name)])
+            result = step.trace.results[1 + step.states.index(name)]
+            copied = numbers.get(result)
             if isinstance(copied, _Number):
                 low, high = copied.low, copied.high
+            for line in step.trace.lines:
+                ends = line.arguments[1:]  # a spike, for example, is one of two numbers
+                if line.name == result and line.operation == "where" and all(map(_is_whole, ends)):
+                    low, high = int(min(0, *ends)), int(max(0, *ends))
             numbers[name] = _Number(name, self._fractions[name], low, high)
         for name, row in step.coefficients.items():
             numbers[name] = _Affine(row, name=name)
@@ -719,7 +724,7 @@ class _Lowering:
         made = [value.fraction for value in (a, b) if isinstance(value, _Number)]
         both = all(isinstance(value, _Affine) and value.is_whole for value in (a, b))
         finest = max(made, default=0 if both else STATE_BITS - 2)
-        a, b = self._made(a, finest), self._made(b, finest)
+        a, b = (self._made(value, _fine_enough(value, finest)) for value in (a, b))
         finest = max(a.fraction, b.fraction)
         return self._at(a, finest), self._at(b, finest)
 
@@ -751,6 +756,19 @@ class _Lowering:
         return self._line("round", values, number.fraction - shift, low, high)
 
 
+def _fine_enough(value: _Number | _Affine, fraction: int) -> int:
+    """The unit in which a value is made beside another one, which may be as coarse as a count's.
+
+    A gain that would have fewer than seven bits has nine, and a constant at least 16, if no unit
+    finer than 2^-30 is needed for that.
+    """
+    if isinstance(value, _Number) or value.is_whole:
+        return fraction
+    row, least, most = (value.gain, 7, 9) if value.gain is not None else (value.offset, 16, 16)
+    bits = fraction + math.floor(math.log2(float(abs(row).max()) or 1.0)) + 1
+    return fraction if bits >= least else max(fraction, min(fraction + most - bits, 30))
+
+
 def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
     """The result of an operation on what is linear in x, if it is linear in x."""
     zero = np.zeros((1, 1))
@@ -761,6 +779,8 @@ def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
             return _Affine(a.offset * b.offset, gain)
         case "neg", [a]:
             return _Affine(-a.offset, None if a.gain is None else -a.gain)
+        case "abs", [a] if a.gain is None:
+            return _Affine(abs(a.offset))
         case ("add" | "sub", [a, b]):
             sign = 1.0 if operation == "add" else -1.0
             both = a.gain is None and b.gain is None

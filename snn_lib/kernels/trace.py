@@ -272,6 +272,8 @@ class _Recorder(TorchDispatchMode):
             values = [self.value(argument) for argument in args]
             if name == "where":
                 values[1:] = map(self._number, args[1:])
+            elif not all(isinstance(value, str) for value in values):  # a bool of Python's
+                raise _unknown(name)
             return self._line(name, *values, is_condition=name in LOGIC)
         if name == "clamp":
             low, high = (*args[1:], *[None] * (3 - len(args)))

@@ -27,6 +27,7 @@ from snn_lib import (
 from snn_lib.cells import is_spiking
 from snn_lib.inference import compiled, to_onnx
 from snn_lib.inspection.activity import count_activity
+from snn_lib.kernels import use_backend
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.penalties import collect_spikes
@@ -501,3 +502,31 @@ def test_a_step_with_branches_or_changes_in_place_is_refused_where_it_runs():
     for cell, words in ((If, "course depends on values"), (InPlace, "in place, by add_")):
         with pytest.raises(ValueError, match=f"^layer 0: a step.*{words}"):
             Sequential(cell(3))(x)
+
+
+@pytest.mark.parametrize(
+    "name", ["step", "key", "products", "dropout", "train", "shape", "training"]
+)
+def test_a_coefficient_has_no_name_of_the_cell_s_own(name):
+    with pytest.raises(ValueError, match=f"coefficients names '{name}', which every Cell has"):
+        type("Own", (Cell,), {"coefficients": (name,), "step": staticmethod(lambda *a: a)})
+
+
+class Flagged(Cell):
+    """A bool of Python's in a condition, which no kernel computes."""
+
+    states = ("rest",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        blocked = (state[0] > 0.5) & torch.tensor(True)
+        spikes = fire(torch.where(blocked, 0.0 * x, x))
+        return spikes, (0.5 * state[0] + spikes,)
+
+
+def test_a_condition_with_a_bool_of_python_s_runs_in_plain_pytorch():
+    x = 3 * torch.rand(20, 2, 5)
+    with use_backend("eager"):
+        expected, _ = Flagged(5)(x)
+    assert torch.equal(Flagged(5)(x)[0], expected)
+    assert 0 < expected.mean() < 1

@@ -326,6 +326,82 @@ def test_a_whole_number_is_exact_far_beyond_what_the_samples_reach():
     np.testing.assert_array_equal(outputs[:, 0, 0] * made.output_scale, np.arange(1, 501))
 
 
+class LateReset(Cell):
+    """A spike lowers the potential of the next step."""
+
+    states, coefficients = ("membrane", "before"), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (membrane, before), (decay,) = state, coefficients
+        membrane = decay * membrane + x - before
+        spikes = fire(membrane)
+        return spikes, (membrane, spikes)
+
+
+class Inhibited(Cell):
+    """The last spike holds the next one back, without a memory of the current."""
+
+    states, coefficients = ("before",), ("strength",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        spikes = fire(x - coefficients[0] * state[0])
+        return spikes, (spikes,)
+
+
+class Resting(Cell):
+    """Neurons that rest after a spike, by a counter that is compared with a fraction."""
+
+    states, coefficients = ("rest",), ("period",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (rest,), (period,) = state, coefficients
+        spikes = fire(x * (rest < 0.5).to(x) - 0.1 * torch.abs(torch.full_like(x, -0.1)))
+        return spikes, (torch.where(spikes > 0.5, period, torch.clamp(rest - 1.0, min=0.0)),)
+
+
+class Follower(Cell):
+    """Events of either sign when the input is a whole step away from a level that follows."""
+
+    states, coefficients = ("level",), ("size",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,), (size,) = state, coefficients
+        up, down = (x - level > size).to(x), (level - x > size).to(x)
+        return up - down, (level + size * up - size * down,)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        (LateReset, {"decay": 0.9}),
+        (Inhibited, {"strength": 1.0}),
+        (Inhibited, {"strength": 0.7}),
+        (Inhibited, {"strength": -0.5}),
+        (Resting, {"period": 3.0}),
+        (Follower, {"size": 1.0}),
+    ],
+)
+def test_a_current_beside_whole_numbers_keeps_its_precision(cell, value, tmp_path):
+    x = (torch.rand(40, 60, 8) < 0.3).float()
+    model = Sequential(LowPassSynapse(8, 5.0), nn.Linear(8, 50), cell(50, **value))
+    nn.init.normal_(model[1].weight, std=0.25)
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert 0.02 < (expected != 0).mean() < 0.6
+    assert (found != expected).mean() < 0.15 * (expected != 0).mean()
+    made.reset()
+    given = made.integers(x.numpy()[:, :1])
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(made.run(given).reshape(40, 1, -1), program.run(given))
+
+
 @needs_compiler
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_leading_class_is_known_however_long_a_stream_is(sign, tmp_path):
