@@ -27,9 +27,9 @@ from snn_lib import (
 from snn_lib.cells import is_spiking
 from snn_lib.inference import compiled, to_onnx
 from snn_lib.inspection.activity import count_activity
-from snn_lib.kernels import use_backend
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.inspection.operations import CountedNetwork
+from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
