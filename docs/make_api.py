@@ -108,7 +108,8 @@ def names_for_users() -> set[tuple[str, str]]:
 
 def code_for_users() -> Iterator[str]:
     """The Python code that users read."""
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("examples/*.py")):
+    scripts = [path for path in ROOT.glob("*.py") if has_a_network(path)]
+    for path in (*scripts, *ROOT.glob("examples/*.py")):
         yield path.read_text()
     for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")):
         yield from re.findall(r"^```python\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
@@ -116,6 +117,11 @@ def code_for_users() -> Iterator[str]:
         for cell in json.loads(path.read_text())["cells"]:
             if cell["cell_type"] == "code":
                 yield "".join(cell["source"])
+
+
+def has_a_network(script: Path) -> bool:
+    """Whether a script has a pretrained network, which those of users have not."""
+    return any(ROOT.glob(f"*checkpoint/pretrained_{script.stem}"))
 
 
 def public_names(module: ModuleType) -> Iterator[str]:

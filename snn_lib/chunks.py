@@ -16,6 +16,7 @@ from snn_lib.containers import (
     Sequential,
     StatefulModule,
     batch_first_part,
+    part_with_memory,
     tensors_in,
     whole_number,
 )
@@ -67,8 +68,8 @@ class Chunked(StatefulModule):
             module reads time both ways, a part of it has ``batch_first`` and the module itself has
             no such attribute, or a plain module in a :class:`snn_lib.Sequential` holds what has a
             state.
-        TypeError: the module takes no state, does not return ``(output, state)``, or its output is
-            no tensor.
+        TypeError: the module takes no state, does not return ``(output, state)``, has layers with a
+            state and returns ``None`` for it, or its output is no tensor.
         RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
             the chunks of another; or when the backward pass runs a chunk again, the parameters,
             buffers, ``x`` or the state have changed, or the module is in another mode. Whatever
@@ -117,6 +118,11 @@ class Chunked(StatefulModule):
         for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
+            if number and state is None and (layer := part_with_memory(self.module)) is not None:
+                raise TypeError(
+                    f"{type(self.module).__name__} returned no state, so that its "
+                    f"{type(layer).__name__} would begin anew in each chunk: return the states"
+                )
             padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
             arguments = Chunk(start, count, seeds), part, state, padding
             if torch.is_grad_enabled():

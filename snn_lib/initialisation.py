@@ -78,8 +78,8 @@ def fire_from_the_start(
     ) -> tuple[tuple, dict[str, Any]]:
         if name in scaled:
             raise ValueError(
-                f"the neurons of layer {name} run several times, in chunks or a loop: give the "
-                "network that runs all steps at once"
+                f"the neurons of layer {name} run several times, in chunks, a loop or several "
+                "places: give the network that runs all steps at once, and each place its own"
             )
         if not ran:
             raise ValueError(f"no nn.Linear or convolution runs before the neurons of layer {name}")

@@ -80,12 +80,9 @@ def network_penalty(
             fewer operations at the weights.
 
     Raises:
-        ValueError: the network has no hidden layer, see :func:`hidden_layers`; or as
-            :func:`rate_penalty`.
+        ValueError: as :func:`penalised_layers` and :func:`rate_penalty`.
     """
-    reached = hidden_layers(model)
-    if not reached:
-        raise ValueError(f"{type(model).__name__} has no hidden layer of neurons to be penalised")
+    reached = penalised_layers(model)
     hidden = {name: spikes[name] for name in reached if name in spikes and spikes[name].shape[1]}
     costs = {name: reached[name] * layer[0, 0].numel() for name, layer in hidden.items()}
     total = 0.0
@@ -141,6 +138,24 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
 
     with observe_layers(model, is_spiking, keep):
         yield spikes
+
+
+def penalised_layers(model: nn.Module) -> dict[str, int]:
+    """The :func:`hidden_layers`, for a penalty on each of them.
+
+    Raises:
+        ValueError: there is none, or the same neurons are at several places of the network.
+    """
+    places: dict[nn.Module, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if is_spiking(module) and (other := places.setdefault(module, name)) != name:
+            raise ValueError(
+                f"layers {other} and {name} are the same neurons: give each place its own, so that "
+                "each is penalised"
+            )
+    if not (reached := hidden_layers(model)):
+        raise ValueError(f"{type(model).__name__} has no hidden layer of neurons to be penalised")
+    return reached
 
 
 def hidden_layers(model: nn.Module) -> dict[str, int]:

@@ -159,14 +159,14 @@ def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    first = next((number for number, word in enumerate(arguments) if word not in COMMANDS), 0)
-    data = "".join(arguments[first : first + 1])
+    data = next((word for word in arguments if word not in COMMANDS), "")
     if data and not data.startswith("-") and "=" not in data:
         stem = re.sub(r"\W", "_", Path(data).stem.removesuffix("_TRAIN"))
         given = [f"name={stem[:100] or 'time_series'}"]  # by which the trained network is found
         if not any(argument.partition("=")[0] == "--export" for argument in arguments):
             given = [f"dataset={data}", *given, *["--train"] * ("--test" not in arguments)]
-        arguments[first : first + 1] = given
+        arguments.remove(data)
+        arguments[:0] = given
     elif not any(argument.startswith("-") for argument in arguments):
         arguments[:0] = ["--train", "dataset="]  # which is refused unless data is named after it
     main(__file__, build_model, TimeSeries(), initialise, arguments)

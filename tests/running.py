@@ -32,8 +32,11 @@ tqdm.get_lock()  # of the server too: a process that is killed would leave its o
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "snn_mlp_1.py"
+# Those that have a pretrained network, which scripts of users, who may keep them here, have not.
+SCRIPTS = [s for s in (p.stem for p in ROOT.glob("*.py")) if any(ROOT.glob(f"*checkpoint/*_{s}"))]
 # By name, the scripts' YAML files and the variants.
-YAML = {path.stem: path for path in sorted([*ROOT.glob("*.yaml"), *ROOT.glob("configs/*.yaml")])}
+FILES = [*(ROOT / f"{script}.yaml" for script in SCRIPTS), *ROOT.glob("configs/*.yaml")]
+YAML = {path.stem: path for path in sorted(FILES)}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 TINY = (
     "mnist_config.training_size=256",

@@ -419,3 +419,19 @@ def test_an_output_that_is_no_tensor_is_refused():
 
     with pytest.raises(TypeError, match="the output of Heads is a tuple, expected a tensor"):
         Chunked(Heads(), 2)(torch.rand(4, 2, 3))
+
+
+class Forgetting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.neurons = SpikingNeuron(3, 4.0)
+
+    def forward(self, x, state=None):
+        return self.neurons(x)[0], None
+
+
+def test_a_module_that_returns_no_states_is_refused_at_its_second_chunk():
+    x = torch.rand(6, 2, 3)
+    assert torch.equal(Chunked(Forgetting(), 6)(x)[0], Forgetting()(x)[0])
+    with pytest.raises(TypeError, match="Forgetting returned no state, so that its Spik"):
+        Chunked(Forgetting(), 3)(x)

@@ -420,8 +420,10 @@ REFUSED = [  # what is built or run, and the words
     (lambda: in_chunks(nn.TransformerEncoderLayer(4, 2, 8)),
      "layer 0: the MultiheadAttention in this TransformerEncoderLayer begins anew"),
     *((lambda layer=layer: Sequential(layer), "put it into a PerStep")
-      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Conv1d(3, 3, 1),
-                    nn.Conv3d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1), nn.Dropout1d(),
+      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Dropout1d(),
+                    nn.Dropout3d(), nn.Conv1d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv3d(3, 3, 1),
+                    nn.ConvTranspose1d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1),
+                    nn.ConvTranspose3d(3, 3, 1),
                     nn.Sequential(nn.ReLU(), nn.Sequential(nn.BatchNorm1d(3))))),
     (lambda: Sequential(nn.ReLU())((torch.zeros(2, 3, 4), None)), "x is a tuple, expected a ten"),
     (lambda: Sequential(nn.ReLU(), batch_first=True)((torch.zeros(2, 3), 1)), "x is a tu"),

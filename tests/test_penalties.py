@@ -218,6 +218,15 @@ def test_weights_of_every_kind_make_a_layer_hidden(head, reached):
     assert hidden_layers(Sequential(SpikingNeuron(shape, 4.0), head)) == {"0": reached}
 
 
+def test_neurons_at_two_places_and_networks_without_hidden_ones_are_refused():
+    shared = SpikingNeuron(6, 4.0)
+    model = Sequential(nn.Linear(6, 6), shared, nn.Linear(6, 6), shared, nn.Linear(6, 3))
+    with collect_spikes(model) as spikes:
+        model(torch.rand(5, 2, 6))
+    with pytest.raises(ValueError, match="layers 1 and 3 are the same neurons"):
+        network_penalty(model, spikes, 0.1)
+
+
 class Scale(nn.Module):
     def __init__(self, *shape):
         super().__init__()

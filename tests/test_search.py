@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 import yaml
 from refusing import refusal
-from running import ROOT, YAML
+from running import ROOT, SCRIPTS, YAML
 from sweeping import SCRIPT
 
 from snn_lib.errors import InputError
@@ -147,7 +147,7 @@ def test_a_choice_may_fit_only_one_choice_of_another_setting(script):
     assert SearchSpace(script, None, settings).config.hyperparameters.target_rate == 0.1
 
 
-@pytest.mark.parametrize("name", [path.stem for path in ROOT.glob("*.py")])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_every_experiment_can_be_searched(name):
     settings = ["hyperparameters.tau_m=4..16", "name=mine"]
     space = SearchSpace(ROOT / f"{name}.py", None, settings)

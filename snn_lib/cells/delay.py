@@ -73,8 +73,8 @@ class Delay(Constrained):
         super().__init__()
         self.shape, self.longest = feature_shape(shape), whole_number(longest, "longest")
         first = first_values(per_channel(steps, self.shape, "steps"), self.shape, "steps")
-        for words in self._refusal("steps", first):
-            raise ValueError(words)
+        if refused := self._refusal("steps", first):
+            raise ValueError(*refused)
         delays = torch.empty(self.shape).copy_(first)  # on the default device
         if train:
             self.steps = nn.Parameter(delays)

@@ -117,8 +117,8 @@ class Task:
     def usage(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights, so that the network can be used without data.
 
-        Of a task whose ``encode`` is a user's own it does not hold the preparation, and of one with
-        an ``answer`` or ``logits`` of its own not the readout: they are not all of it.
+        It does not hold the preparation if ``encode`` is a user's own, nor the readout if
+        ``answer`` or ``logits`` is, because these do something that the checkpoint cannot hold.
         """
         encodes, *answers = (self._is_of_the_user(name) for name in ("encode", "answer", "logits"))
         return {
@@ -129,6 +129,7 @@ class Task:
         }
 
     def _is_of_the_user(self, name: str) -> bool:
+        """Whether a method is not the library's, but that of a subclass of a user's."""
         method = getattr(type(self), name, None)
         return method is not None and not method.__module__.startswith("snn_lib.")
 
@@ -149,8 +150,8 @@ class Task:
     def divided(self) -> int:
         """How many samples are divided into those to train on and those that are held out.
 
-        Of another number, other ones would be held out. It is 0 if nothing is divided, because the
-        validation samples are a part of their own.
+        If there were more or fewer, other ones would be held out. It is 0 if nothing is divided,
+        because the validation samples are a part of their own.
         """
         return self.split("train").count + self.split("validation").count
 

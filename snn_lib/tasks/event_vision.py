@@ -76,7 +76,7 @@ class EventSettings(Settings):
     )
     test_size: int = setting(
         10_000,
-        "most test recordings that are evaluated: of real ones evenly, of simulated ones the first",
+        "most test recordings that are evaluated: of real ones evenly, of simulated the first",
         at_least=1,
     )
 
@@ -120,9 +120,9 @@ class EventVision(CountClassification):
     def has(self, split: str) -> bool:
         """See :class:`Task`; a folder of one's own need not have a test part."""
         folder, files = Path(self.config.events.path), SETS[self.config.dataset].files
-        # what is read from a folder that is missing is refused, by its name
-        has_any = any(folder.glob(files.format("Test"))) or not folder.is_dir()
-        return split != "test" or not self.config.events.path or has_any
+        if split != "test" or not self.config.events.path or not folder.is_dir():
+            return True  # a folder that is missing is refused by its name, where it is read
+        return any(folder.glob(files.format("Test")))
 
     def make_split(self, split: str) -> Split:
         """The recordings of a split; those of the training split are augmented."""

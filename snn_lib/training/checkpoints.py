@@ -53,15 +53,18 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load_checkpoint(path: Path | str, which: str = "best") -> Checkpoint:
+def load_checkpoint(path: "Checkpoint | Path | str", which: str = "best") -> Checkpoint:
     """Reads a checkpoint to the CPU, running no code from it (``weights_only``).
 
-    The folder of a run stands for its ``best`` one, or ``last``.
+    The folder of a run stands for its ``best`` one, or ``last``. One that has been read already is
+    returned as it is.
 
     Raises:
         InputError: the file is missing or damaged, holds objects that would run code, or is no
             checkpoint.
     """
+    if isinstance(path, Checkpoint):
+        return path
     path = Path(path)
     if path.is_dir():
         runs = [found.parent for found in sorted(path.glob(f"*/{which}"))]

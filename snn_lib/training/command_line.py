@@ -78,8 +78,7 @@ def main(
     )
     require(
         isinstance(task, Task),
-        f"main is given a {type(task).__name__}, expected a task: "
-        "main(__file__, build_model, task)",
+        f"main is given {task!r}, expected a task: main(__file__, build_model, task)",
     )
     given = GIVEN.get()
     if given is not None:  # arguments_of_main runs this script, to learn what it gives

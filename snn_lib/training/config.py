@@ -214,7 +214,7 @@ def read_override(schema: type, override: str) -> DictConfig:
         value = json.dumps(value, ensure_ascii=False)
     require(
         re.fullmatch(r"[-+]?0\d+", value) is None,
-        f"override {override!r}: YAML reads a number that begins with 0 as octal, write it without",
+        f"override {override!r}: YAML may read a number that begins with 0 as octal: leave it out",
     )
     return OmegaConf.from_dotlist([f"{key}={value}"])
 

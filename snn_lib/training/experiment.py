@@ -17,7 +17,7 @@ from snn_lib.data.batches import batch_seed, other_seeds
 from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
-from snn_lib.penalties import collect_spikes, hidden_layers, network_penalty
+from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
 from snn_lib.rounding import ROUNDED, rounded_weights
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, plain_number
@@ -98,12 +98,11 @@ class Experiment:
         self._seed_devices(self.config.seed)
         self.model = build(build_model, self.config, task).to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
-        require(
-            not self.settings.rate_penalty or bool(hidden_layers(self.model)),
-            f"hyperparameters.rate_penalty is {self.settings.rate_penalty}, but the network has no "
-            "hidden layer of neurons to be penalised",
-            SettingsError,
-        )
+        if self.settings.rate_penalty:
+            try:
+                penalised_layers(self.model)
+            except ValueError as error:
+                raise SettingsError(f"hyperparameters.rate_penalty: {error}") from None
         require(
             not self.settings.weight_bits
             or any(isinstance(module, ROUNDED) for module in self.model.modules()),
@@ -136,7 +135,7 @@ class Experiment:
             Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """
         self._check_task()
-        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        if checkpoint is not None:
             checkpoint = load_checkpoint(checkpoint, "last")
         require(
             checkpoint is not None or self.has_first_weights,
@@ -445,10 +444,8 @@ class Experiment:
                 experiment has the task.
         """
         self._check_task()
-        if checkpoint is None:
-            checkpoint = load_checkpoint(self.run.best if self.run else newest(self.config, "best"))
-        elif not isinstance(checkpoint, Checkpoint):
-            checkpoint = load_checkpoint(checkpoint)
+        best = self.run.best if self.run else None
+        checkpoint = load_checkpoint(checkpoint or best or newest(self.config, "best"))
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
         self._check_data(checkpoint)

@@ -512,6 +512,11 @@ def test_a_coefficient_has_no_name_of_the_cell_s_own(name):
         type("Own", (Cell,), {"coefficients": (name,), "step": staticmethod(lambda *a: a)})
 
 
+def test_parameters_are_divided_of_a_module_alone():
+    with pytest.raises(TypeError, match="model is a generator, expected a torch"):
+        parameter_groups(nn.Linear(2, 2).parameters(), 0.1)
+
+
 class Flagged(Cell):
     """A bool of Python's in a condition, which no kernel computes."""
 

@@ -326,6 +326,16 @@ def test_a_whole_number_is_exact_far_beyond_what_the_samples_reach():
     np.testing.assert_array_equal(outputs[:, 0, 0] * made.output_scale, np.arange(1, 501))
 
 
+def test_weights_on_the_diagonal_alone_are_weighed():
+    model = Sequential(nn.Linear(3, 3, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.diag(torch.tensor([0.5, 2.0, 1.0])))
+    x = torch.rand(9, 2, 3)
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    np.testing.assert_allclose(found, model(x)[0].detach().numpy(), atol=0.02)
+
+
 class LateReset(Cell):
     """A spike lowers the potential of the next step."""
 

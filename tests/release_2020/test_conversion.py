@@ -261,11 +261,15 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     target = tmp_path / "converted"
     broken = tmp_path / "broken"
     broken.write_bytes(source.read_bytes()[:1000])
+    (tmp_path / "link").symlink_to(source)
     for arguments, message in (
         (("convert", source, target, "--model", "snn_mlp_1"), "belongs to another model"),
         (("convert", tmp_path / "none", target, "--model", "snn_mlp_2"), "no file"),
         (("convert", broken, target, "--model", "snn_mlp_2"), "cannot be read"),
-        (("convert", source, source, "--model", "snn_mlp_2"), "is the checkpoint that is read"),
+        (
+            ("convert", source, tmp_path / "link", "--model", "snn_mlp_2"),
+            "is the checkpoint that is read",
+        ),
         (("convert", source, target, "--model", "snn_mlp_3"), "invalid choice"),
         (("convert", source, target), "--model"),
         ((), "COMMAND"),

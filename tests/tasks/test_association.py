@@ -79,6 +79,7 @@ def test_the_size_of_a_batch_decides_on_no_sample_of_validation_and_test(config)
     other = task_of(replace(config, hyperparameters=larger))
     for split in ("validation", "test"):
         assert_same_batches(found.batches(split), other.batches(split))
+        assert len(next(found.batches(split)).y) == 32  # as in the published figures
     cut, model = Damage(block_size=5), _repeat_late(found)
     assert found.measure(model, cut) == other.measure(model, cut)
 

@@ -566,6 +566,11 @@ class Turned(SequenceClassification):
         return -super().logits(output, batch)
 
 
+class Answering(SequenceClassification):
+    def answer(self, output, batch):
+        return -super().answer(output, batch)
+
+
 def test_what_a_task_does_in_its_own_way_no_checkpoint_claims_to_know(tmp_path):
     def trained(kind):
         config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
@@ -581,7 +586,8 @@ def test_what_a_task_does_in_its_own_way_no_checkpoint_claims_to_know(tmp_path):
     output, _ = trial.model(batch.x)
     logits = 3.0 * Mean()(output, batch.lengths)
     torch.testing.assert_close(trial.task.logits(output, batch), logits)
-    assert "does not hold a readout" in refusal(trained(Turned)[1].answer, x)
+    for kind in (Turned, Answering):
+        assert "does not hold a readout" in refusal(trained(kind)[1].answer, x)
 
 
 def test_the_loss_is_as_exact_as_the_network():
@@ -591,6 +597,10 @@ def test_the_loss_is_as_exact_as_the_network():
     loss, _ = task.loss(model, batch)
     expected = (model(batch.x)[0].mean(0) - batch.y).square().mean()
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
+    task = prepared(SequenceClassification({"train": (x, torch.arange(8) % 3)}, "mean"))
+    batch = next(task.batches("train"))
+    output, _ = model(batch.x)
+    torch.testing.assert_close(task.logits(output, batch), output.mean(0), rtol=1e-13, atol=0)
 
 
 def test_data_that_is_drawn_has_other_numbers_than_the_layers(tmp_path, capsys):
@@ -627,6 +637,29 @@ def test_a_class_of_the_test_part_alone_is_found_before_training(tmp_path):
         trial = Experiment(network, task, config)
         assert f"there is a class {CLASSES}, but" in refusal(trial.train)
         assert not [*tmp_path.glob("*/*/last")]
+
+
+def test_layers_and_first_weights_are_those_of_the_seed(tmp_path):
+    drawn = []
+    config = ClassificationConfig(device="cpu", seed=5, runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    task = SequenceClassification({"train": sequences(15)}, "mean")
+    trial = Experiment(network, task, config, lambda model, task: drawn.append(torch.rand(3)))
+    assert task.divided() == 15
+    torch.manual_seed(5)
+    for name, weight in network().state_dict().items():
+        assert torch.equal(trial.model.state_dict()[name], weight)
+    trial.train()
+    torch.manual_seed(5)
+    assert torch.equal(drawn[0], torch.rand(3))
+
+
+def test_a_task_that_is_set_up_anew_knows_the_classes_of_its_data_alone():
+    x, y = sequences(9)
+    task = prepared(SequenceClassification({"train": (x, [label + 4 for label in y])}, "mean"))
+    task.data = {"train": (x, y)}
+    prepared(task)
+    assert task.loss(network(), next(task.batches("train")))
 
 
 def test_augmentation_of_a_regression_is_refused():

@@ -318,7 +318,7 @@ def test_the_installed_command_trains_tests_and_loads(mine, tmp_path, monkeypatc
         return shell(sys.executable, "-m", "snn_lib.time_series", *arguments, cwd=tmp_path)
 
     Path("mine.npz").rename("0123.npz")  # which YAML would take for the number 83
-    accuracy_of("0123.npz", "hyperparameters.neurons=8", "device=cpu")
+    accuracy_of("--train", "0123.npz", "hyperparameters.neurons=8", "device=cpu")
     assert len([*tmp_path.glob("runs/0123/*/best")]) == 1
     Path("0123.npz").rename("my #2.npz")  # where YAML would take the end for a comment
     found = accuracy_of("my #2.npz", "hyperparameters.neurons=64", "device=cpu", run=installed)

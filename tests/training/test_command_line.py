@@ -71,6 +71,8 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--train --resume", "there is no checkpoint"),
         ("--train --resume name=mine", "/runs/mine/*/last: train mine first, or name a checkpoint"),
         ("--train name=other --resume name=mine", "/runs/mine/*/last: train mine first, or name a"),
+        ("--tes", "unrecognized arguments: --tes"),
+        ("--train --resume a=b", "unknown key 'a', did you mean"),
         ("--train --resume nowhere", "there is no file nowhere, seen from "),
         ("--train hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
         ("--train hyperparameters.length=long", "could not be converted to Integer"),

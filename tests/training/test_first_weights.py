@@ -6,7 +6,7 @@ from io import StringIO
 import pytest
 import torch
 from recorded import qtdb_files, some_beats
-from running import ROOT, SmallSNN, load, the_run, tiny, train
+from running import ROOT, SCRIPTS, SmallSNN, load, the_run, tiny, train
 from torch import nn
 
 from snn_lib.errors import InputError
@@ -16,7 +16,6 @@ from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.loading import arguments_of_main
 
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 FEW = {  # settings with which a script's data is read in a moment
     "mnist_config.training_size": 150,
     "mnist_config.validation_size": 20,

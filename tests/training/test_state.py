@@ -18,6 +18,7 @@ from snn_lib.tasks.association import AssociationConfig
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.event_vision import EventConfig
 from snn_lib.training import Experiment
+from snn_lib.training.config import load_config
 from snn_lib.training.state import (
     Progress,
     TrainingState,
@@ -142,6 +143,14 @@ def test_which_schedulers_count_batches(choice, every_batch):
 
 def test_without_a_scheduler_the_learning_rate_stays():
     assert get_scheduler(sgd(0.1), scheduling("none")) is None
+
+
+def test_the_rate_of_filters_alone_is_a_share_of_the_schedule_s():
+    config = load_config(DigitConfig, None, ["name=alone", "scheduler.scheduler_choice=OneCycleLR"])
+    config.optimizer.coefficient_lr_scale = 0.1
+    config.scheduler.OneCycleLR.max_lr, config.scheduler.OneCycleLR.div_factor = 0.5, 1.0
+    state = TrainingState(LowPassSynapse(3, 4.0), config, torch.device("cpu"), 3)
+    assert state.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 def test_a_path_that_an_earlier_version_kept_as_it_was_typed_is_the_same(monkeypatch):
