@@ -565,7 +565,7 @@ class _Lowering:
     def _find_fractions(self) -> dict[str, int]:
         """f of each state: the same for states that take over each other's values.
 
-        A state that takes over the input, or that the input is added to, is no finer than the
+        A state that takes over the input, or a sum of itself and the input, is no finer than the
         input. So what is copied keeps its limits.
         """
         step = self._step
@@ -574,7 +574,8 @@ class _Lowering:
             for line in step.trace.lines:
                 if line.operation in ("add", "sub") and "x" in line.arguments:
                     for name in found.keys() & set(line.arguments):
-                        found[name] = min(found[name], self._values.fraction)
+                        if step.trace.results[1 + step.states.index(name)] == line.name:
+                            found[name] = min(found[name], self._values.fraction)
             found["x"] = self._values.fraction
         for _ in step.states:
             for state, value in zip(step.states, step.trace.results[1:], strict=True):

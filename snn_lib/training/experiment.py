@@ -38,6 +38,7 @@ from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 # What draws at random beside the batches, whose epochs are numbered from -2 on, and the layers.
 DATA, FIRST_WEIGHTS, EVALUATION = -3, -5, -6
+ANOTHER = 1_000_003  # how far the seed of the layers is from that of data which draws
 
 
 class Stopped(Exception):
@@ -88,15 +89,20 @@ class Experiment:
         self.settings = self.config.hyperparameters
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
-        self._seed_devices(self.config.seed + DATA)
-        with batch_seed(self.config.seed, DATA, 0):
+        seed = self.config.seed
+        with batch_seed(seed, DATA, 0):
+            torch.manual_seed(seed)  # of all devices
             before = torch.get_rng_state()
             task.setup(self.config, self.device)
-            self.data_drew = not torch.equal(before, torch.get_rng_state())
+            drew = not torch.equal(before, torch.get_rng_state())
         self.set_up_with = task.config
         self.build_model = build_model
-        self._seed_devices(self.config.seed)
-        self.model = build(build_model, self.config, task).to(self.device)
+        # A random network that makes the data is not the one that learns it.
+        self.layers_seed = seed + ANOTHER * drew
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.layers_seed)  # of all devices, too
+            model = build(build_model, self.config, task, self.layers_seed)
+        self.model = model.to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         if self.settings.rate_penalty:
             try:
@@ -215,7 +221,7 @@ class Experiment:
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
             self.state.restore(checkpoint, self.task)
-            self._check_data(checkpoint)
+            self.task.check_data(checkpoint)
         unit = self.task.unit
         self.say(f"{batches.count:,} {unit} to train on, {held_out:,} to validate on")
         if checkpoint is None:
@@ -234,11 +240,6 @@ class Experiment:
             torch.manual_seed(self.config.seed)  # as in earlier versions, whose numbers repeat
             return self.initialise(self.model, self.task) if self.initialise else None
 
-    def _seed_devices(self, seed: int) -> None:
-        """Seeds PyTorch's generators of all devices but the CPU, whose seeds contexts set."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-
     def _made_by(self) -> Row:
         """What decides the numbers of a run, and how its network is used."""
         return {
@@ -246,19 +247,9 @@ class Experiment:
             "build_model": name_of(self.build_model, self.script),
             "config_class": name_of(type(self.config), self.script),
             "environment": environment(self.device, self.world),
-            "data_draws": "other numbers than the layers",  # which earlier versions did not see to
+            "layers_seed": self.layers_seed,
             **self.task.usage(),
         }
-
-    def _check_data(self, checkpoint: Checkpoint) -> None:
-        """Refuses other data than a checkpoint's, as far as that can be told."""
-        self.task.check_data(checkpoint)
-        if self.data_drew and "data_draws" not in checkpoint:
-            self.say(
-                f"{checkpoint.path} is of an earlier version: what data() draws by PyTorch may be "
-                "other samples now; with torch.manual_seed(config.seed) at its beginning, it draws "
-                "the former ones"
-            )
 
     def _check_task(self) -> None:
         """Raises an error if the task has been set up anew, by another experiment for example."""
@@ -448,7 +439,7 @@ class Experiment:
         checkpoint = load_checkpoint(checkpoint or best or newest(self.config, "best"))
         self.has_first_weights = False
         load_weights(self.model, checkpoint)
-        self._check_data(checkpoint)
+        self.task.check_data(checkpoint)
         self.state = None  # a training that was stopped has an average of other weights
         torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
         begin = time.perf_counter()

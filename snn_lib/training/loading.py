@@ -99,7 +99,8 @@ def trained_network(
         config = _namespace(values)
         if config_class is not None:
             config = config_from_dict(config_class, values, [], origin)
-        model = build(build_model, config, SimpleNamespace(**usage))
+        seed = checkpoint.get("layers_seed", values.get("seed", 0))  # earlier versions had one seed
+        model = build(build_model, config, SimpleNamespace(**usage), seed)
     except InputError:
         raise
     except Exception as error:  # the user's code may raise anything

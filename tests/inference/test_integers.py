@@ -29,6 +29,7 @@ from snn_lib import (
     Sequential,
     SpikingNeuron,
     fire_from_the_start,
+    log_spaced,
 )
 from snn_lib.inference import IntegerNetwork, compiled, quantise, to_c
 from snn_lib.inference.stages import SATURATED, rounded
@@ -324,6 +325,54 @@ def test_a_whole_number_is_exact_far_beyond_what_the_samples_reach():
     x = torch.zeros(500, 1, 2)
     outputs = made.run(made.integers(x.numpy())[:, :1])
     np.testing.assert_array_equal(outputs[:, 0, 0] * made.output_scale, np.arange(1, 501))
+
+
+class MovingAverage(Cell):
+    states, coefficients = ("mean",), ("rate",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        mean = state[0] + coefficients[0] * (x - state[0])
+        return mean, (mean,)
+
+
+class DecayAfter(Cell):
+    states, coefficients = ("trace",), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        trace = coefficients[0] * (state[0] + x)
+        return trace, (trace,)
+
+
+def biased():
+    """Weights whose size is a power of two, and biases that are fractions of it."""
+    model = nn.Linear(8, 8)
+    nn.init.constant_(model.weight, -1.0)
+    model.weight.data.fill_diagonal_(1.0)
+    model.bias.data = torch.linspace(-0.45, 1.4, 8)
+    return Sequential(model, SpikingNeuron(8, 5.0))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Sequential(MovingAverage(8, rate=0.1)),
+        lambda: Sequential(DecayAfter(8, decay=0.9)),
+        lambda: Sequential(ResonateAndFireNeuron(8, log_spaced(5, 50), log_spaced(0.02, 0.25))),
+        biased,
+    ],
+)
+@pytest.mark.parametrize("largest", [1, 3])
+def test_states_and_biases_beside_spikes_and_counts_keep_their_precision(build, largest):
+    model = build()
+    x = (torch.randint(0, 3 * largest, (60, 50, 8)) - 2 * largest + 1).clamp(min=0).float()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert abs(found - expected).mean() < 0.01 * abs(expected).mean()
+    assert abs(expected).mean() > 0.01
 
 
 def test_weights_on_the_diagonal_alone_are_weighed():
