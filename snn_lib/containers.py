@@ -243,6 +243,8 @@ class Sequential(StatefulModule):
         return list(self._outputs(x, states, lengths)), tuple(states)
 
     def _states(self, state: Sequence[Any] | None) -> list[Any]:
+        if isinstance(state, Tensor):
+            raise ValueError("state is a tensor, expected a tuple; lengths are given by their name")
         states = [None] * len(self._modules) if state is None else list(state)
         if len(states) != len(self._modules):
             raise ValueError(
@@ -282,7 +284,8 @@ class Sequential(StatefulModule):
             if isinstance(x, tuple):
                 raise ValueError(
                     f"layer {name} is given a tuple, expected a tensor: a module that returns "
-                    "(output, state) derives from snn_lib.StatefulModule"
+                    "(output, state) derives from snn_lib.StatefulModule, and a chain of such "
+                    "modules is a snn_lib.Sequential"
                 )
             following = named[index + 1][1] if index + 1 < len(named) else None
             if (

@@ -51,7 +51,8 @@ def fire_from_the_start(
         The measured rate of every layer of neurons, by name.
 
     Raises:
-        TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex.
+        TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex; or the
+            rate is no number.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
             layer's current is not finite, or hardly ever positive; its neurons fire as often
             without one; no ``nn.Linear`` or convolution runs before the neurons; its weights are
@@ -59,6 +60,8 @@ def fire_from_the_start(
             without telling; or neurons run several times in one run, for example in chunks. All
             weights then stay as they were.
     """
+    if isinstance(rate, Tensor) and rate.dim():
+        raise TypeError("rate is a tensor, expected a number; lengths are given by their name")
     for tensor in tensors_in(x):
         if tensor.is_complex():
             raise TypeError(f"x is {tensor.dtype}, expected real numbers")

@@ -209,7 +209,7 @@ REFUSED = [  # what is asked for, and the words
      "are computed from others, by a parametrisation or"),
     (lambda: fire(deep_with(prune.identity, "weight")), "are computed from others"),
     (lambda: fire(deep_with(prune.identity, "bias")), "computed from others"),
-    (lambda: fire(Chunked(deep(), 5)), "run several times, in chunks or a loop"),
+    (lambda: fire(Chunked(deep(), 5)), "run several times, in chunks, a loop or several places"),
 ]  # fmt: skip
 
 

@@ -39,6 +39,10 @@ def raster(
         ax, title: the axes to draw on, and their title.
         color: the colour of the dots.
     """
+    if spikes.dim() != 2:
+        raise ValueError(
+            f"spikes have the shape {tuple(spikes.shape)}, expected (T, N): one sample"
+        )
     ax = _axes(ax, (4, 4))
     steps, trains = (max(size, 1) for size in spikes.shape)
     time, train = as_numpy(spikes).nonzero()

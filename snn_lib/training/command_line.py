@@ -191,12 +191,14 @@ def _run(
         unread = _unread(options, config, checkpoint)
         merged = OmegaConf.structured(config)
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
-        chosen = yaml_file if options.config_file else None
+        chosen = yaml_file if options.config_file or options.train else None
         idle = unread if options.test else None
         instead = passed_over(chosen, of_file, config, idle) if chosen else ()
-        if instead and os.environ.get("RANK", "0") == "0":  # the processes have no group yet
+        if (
+            chosen and instead and os.environ.get("RANK", "0") == "0"
+        ):  # the processes have no group yet
             say(
-                f"{options.config_file.name} differs from {checkpoint.path}, whose settings count: "
+                f"{chosen.name} differs from {checkpoint.path}, whose settings count: "
                 f"{' '.join(instead)}"
             )
     if options.export and checkpoint is not None:

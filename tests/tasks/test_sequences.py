@@ -1,5 +1,6 @@
 """Tasks on one's own sequences: each at its own length, from a tensor to a tested model."""
 
+import copy
 import itertools
 import math
 import os
@@ -545,6 +546,9 @@ def test_a_network_whose_settings_have_properties_is_loaded_with_their_class(tmp
     trial.train()
     assert "has no attribute 'hidden'" in refusal(load, trial.run.best, build_model)
     network = load(trial.run.best, build_model, config_class=Own)
+    precise = copy.deepcopy(network).double().answer(sequences()[0])
+    assert precise.dtype == torch.float64
+    torch.testing.assert_close(precise.float(), network.answer(sequences()[0]))
     x = torch.rand(5, 2, CHANNELS)
     assert torch.equal(network(x)[0], trial.model(x)[0])
 
@@ -639,6 +643,20 @@ def test_a_class_of_the_test_part_alone_is_found_before_training(tmp_path):
         trial = Experiment(network, task, config)
         assert f"there is a class {CLASSES}, but" in refusal(trial.train)
         assert not [*tmp_path.glob("*/*/last")]
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.5])
+def test_the_labels_of_padding_are_none(stretch):
+    x, y = sequences(9)
+    labels = [(label + 1).repeat(len(one)).to(torch.uint8) for one, label in zip(x, y, strict=True)]
+    augmentation = AugmentationSettings(stretch=stretch)
+    data = {"train": (x, labels)}
+    task = SequenceClassification(data, None, config_class=SequenceConfig)
+    batch = next(prepared(task, augmentation=augmentation).batches("train"))
+    own = torch.arange(len(batch.x))[:, None] < batch.lengths
+    assert (batch.y[own] >= 1).all()
+    assert (batch.y[~own] == -1).all()
+    assert not own.all()
 
 
 def test_layers_and_first_weights_are_those_of_the_seed(tmp_path):

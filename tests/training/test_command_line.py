@@ -384,6 +384,9 @@ def test_a_file_that_a_trained_network_differs_from_is_told(trained, tmp_path):
     assert "differs from" not in run("--test", *there).out
     written = run("--export", tmp_path / "m.onnx", "--config_file", path, *there)
     assert "hyperparameters.length=6" in written.out.splitlines()[0]
+    copy = shutil.copytree(trained / "runs", tmp_path / "runs")
+    resumed = run("--train", "--resume", f"runs_path={copy}", *there[1:])
+    assert f"{SCRIPT.stem}.yaml differs from {copy}" in resumed.out
 
 
 def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_path):

@@ -100,6 +100,13 @@ def test_a_path_may_begin_in_the_home_folder(yaml_file, monkeypatch):
     assert config.test_checkpoint_path == "a~/b"
     assert load_config(DigitConfig, None, ["name=digits", "runs_path=~"]).runs_path == "/somewhere"
 
+    @dataclasses.dataclass
+    class Own(DigitConfig):
+        folders: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    own = load_config(Own, None, ["name=own", "folders={mine: ~/a}"])
+    assert own.folders == {"mine": "/somewhere/a"}
+
 
 def test_a_base_without_a_name_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("base:\nseed: 3\n")
