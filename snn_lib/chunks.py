@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from snn_lib.cells import Constrained
 from snn_lib.containers import (
     Output,
     Sequential,
     StatefulModule,
     batch_first_part,
-    part_with_memory,
     tensors_in,
     whole_number,
 )
@@ -118,11 +118,12 @@ class Chunked(StatefulModule):
         for number, parts in enumerate(chunks):
             part = parts[0] if isinstance(x, Tensor) else parts
             start, count = number * self.steps, parts[0].shape[time]
-            if number and state is None and (layer := part_with_memory(self.module)) is not None:
-                raise TypeError(
-                    f"{type(self.module).__name__} returned no state, so that its "
-                    f"{type(layer).__name__} would begin anew in each chunk: return the states"
-                )
+            for layer in self.modules() if number and state is None else ():
+                if isinstance(layer, (Constrained, nn.RNNBase)):  # others may have no state
+                    raise TypeError(
+                        f"{type(self.module).__name__} returned no state, so that its "
+                        f"{type(layer).__name__} would begin anew in each chunk: return the states"
+                    )
             padding = {} if lengths is None else {"lengths": (lengths - start).clamp(0, count)}
             arguments = Chunk(start, count, seeds), part, state, padding
             if torch.is_grad_enabled():

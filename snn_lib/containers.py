@@ -47,6 +47,9 @@ def holds_weights(parameter: Tensor) -> bool:
     return parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]])
 
 
+KEEPING_AXES = nn.Linear, nn.Identity, nn.ReLU, nn.Dropout, nn.Sequential
+
+
 class Output(NamedTuple):
     """What a stateful module returns: ``(output, state)``, as ``nn.GRU`` does.
 
@@ -336,10 +339,17 @@ def _part_that_forgets(module: nn.Module) -> nn.Module | None:
 
 
 def _part_of_channels(module: Any) -> nn.Module | None:
-    """The module itself, or the first part of an ``nn.Sequential``, that treats channels."""
+    """The module itself, or a part of an ``nn.Sequential``, that takes ``(N, C, *)``.
+
+    What stands behind parts that may move the axes is not looked at.
+    """
     forward = getattr(type(module), "forward", None)
     if forward is nn.Sequential.forward:
-        return next((part for part in map(_part_of_channels, module) if part is not None), None)
+        for part in module:
+            found = _part_of_channels(part)
+            if found is not None or not isinstance(part, KEEPING_AXES):
+                return found
+        return None
     return module if forward in {kind.forward for kind in OF_CHANNELS} else None
 
 

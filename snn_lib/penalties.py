@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Constrained, Recurrent, is_spiking
-from snn_lib.containers import holds_weights, is_weighted
+from snn_lib.containers import Sequential, holds_weights, is_weighted
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
 from snn_lib.recomputing import Chunk, current_chunk
+
+CHAINS = Sequential, nn.Sequential
 
 
 def rate_penalty(
@@ -144,15 +146,16 @@ def penalised_layers(model: nn.Module) -> dict[str, int]:
     """The :func:`hidden_layers`, for a penalty on each of them.
 
     Raises:
-        ValueError: there is none, or the same neurons are at several places of the network.
+        ValueError: there is none, or the same neurons are at several places of a chain.
     """
-    places: dict[nn.Module, str] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if is_spiking(module) and (other := places.setdefault(module, name)) != name:
-            raise ValueError(
-                f"layers {other} and {name} are the same neurons: give each place its own, so that "
-                "each is penalised"
-            )
+    for name, chain in model.named_modules():
+        places: dict[nn.Module, str] = {}
+        for child, module in chain._modules.items() if isinstance(chain, CHAINS) else ():
+            if is_spiking(module) and (other := places.setdefault(module, child)) != child:
+                raise ValueError(
+                    f"layers {other} and {child} of {name or type(model).__name__} are the same "
+                    "neurons: give each place its own, so that each is penalised"
+                )
     if not (reached := hidden_layers(model)):
         raise ValueError(f"{type(model).__name__} has no hidden layer of neurons to be penalised")
     return reached

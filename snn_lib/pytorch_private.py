@@ -9,14 +9,28 @@ Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its
 """
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+import torch._compile
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils import _pytree
 
+Function = TypeVar("Function", bound=Any)
 # PyTorch's extension module, which is linked with its OpenMP library.
 EXTENSION_PATH = torch._C.__file__
+
+
+# As torch.compiler.disable, but PyTorch's compiler, which takes a second, is imported when the
+# function first runs.
+run_uncompiled = torch._compile._disable_dynamo
+
+
+def assume_constant_result(function: Function) -> Function:
+    """As ``torch.compiler.assume_constant_result``, but PyTorch's compiler is not imported."""
+    function._dynamo_marked_constant = True
+    return function
 
 
 def is_transformed() -> bool:

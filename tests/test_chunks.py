@@ -7,7 +7,7 @@ from torch import nn
 
 from snn_lib.cells import DualExponentialSynapse, SpikingNeuron
 from snn_lib.chunks import Chunked
-from snn_lib.containers import Sequential, StatefulModule, detach
+from snn_lib.containers import Output, Sequential, StatefulModule, detach
 from snn_lib.recomputing import current_chunk, is_recomputing
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -419,6 +419,18 @@ def test_an_output_that_is_no_tensor_is_refused():
 
     with pytest.raises(TypeError, match="the output of Heads is a tuple, expected a tensor"):
         Chunked(Heads(), 2)(torch.rand(4, 2, 3))
+
+
+class Doubling(StatefulModule):
+    """A layer without a state."""
+
+    def forward(self, x, state=None, lengths=None):
+        return Output(2 * x, None)
+
+
+def test_a_layer_without_a_state_runs_in_chunks():
+    x = torch.rand(6, 2, 3)
+    assert torch.equal(Chunked(Doubling(), 3)(x)[0], 2 * x)
 
 
 class Forgetting(nn.Module):

@@ -515,6 +515,20 @@ def test_pytorch_s_sequential_is_refused_with_the_name_of_ours(layer, error, wor
         nn.Sequential(SpikingNeuron(3, TAU_M), layer)(torch.zeros(4, 2, 3))
 
 
+def test_a_block_that_moves_the_axes_itself_is_taken():
+    class Moved(nn.Module):
+        def __init__(self, *order):
+            super().__init__()
+            self.order = order
+
+        def forward(self, x):
+            return x.permute(self.order)
+
+    block = nn.Sequential(Moved(1, 2, 0), nn.Conv1d(4, 4, 3), Moved(2, 0, 1))
+    x = torch.rand(9, 2, 4)
+    assert torch.equal(Sequential(block)(x)[0], block(x))
+
+
 def test_a_convolution_with_a_forward_of_its_own_may_take_time_first():
     class Causal(nn.Conv1d):
         def forward(self, x):

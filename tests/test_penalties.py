@@ -223,8 +223,13 @@ def test_neurons_at_two_places_and_networks_without_hidden_ones_are_refused():
     model = Sequential(nn.Linear(6, 6), shared, nn.Linear(6, 6), shared, nn.Linear(6, 3))
     with collect_spikes(model) as spikes:
         model(torch.rand(5, 2, 6))
-    with pytest.raises(ValueError, match="layers 1 and 3 are the same neurons"):
+    with pytest.raises(ValueError, match="layers 1 and 3 of Sequential are the same"):
         network_penalty(model, spikes, 0.1)
+    model[3] = SpikingNeuron(6, 4.0)
+    model.looked_at = nn.ModuleDict({"hidden": model[1]})  # a second name is no second place
+    with collect_spikes(model[:5]) as spikes:
+        model[:5](torch.rand(5, 2, 6))
+    assert network_penalty(model[:5], spikes, 0.1) >= 0
 
 
 class Scale(nn.Module):

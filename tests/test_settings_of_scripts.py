@@ -217,7 +217,7 @@ def data_of(task, config):
 def learning_of(build_model, initialise, task, config, batch):
     """The loss of a training batch and its gradients, as numbers, and what keeps filters stable."""
     torch.manual_seed(0)
-    model = build(build_model, config, task, config.seed).train()
+    model = build(build_model, config, task).train()
     if initialise is not None:
         with torch.no_grad():
             initialise(model, task)
@@ -299,7 +299,7 @@ def test_a_setting_has_an_effect_on_a_trained_network_or_is_said_to_have_none(na
     """In a test, that is: the settings of the loop and of the machine are left out."""
     build_model, task, initialise, config = small_experiment(name, data)
     task.setup(config, torch.device("cpu"))
-    model = build(build_model, config, task, config.seed)
+    model = build(build_model, config, task)
     if initialise is not None:
         with torch.no_grad():
             initialise(model, task)
@@ -311,7 +311,7 @@ def test_a_setting_has_an_effect_on_a_trained_network_or_is_said_to_have_none(na
         """All batches of the test with their sums, as numbers, or what the weights do not fit."""
         torch.manual_seed(0)
         task.setup(config, torch.device("cpu"))
-        model = build(build_model, config, task, config.seed).eval()
+        model = build(build_model, config, task).eval()
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:

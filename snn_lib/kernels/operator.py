@@ -14,7 +14,12 @@ from torch import Tensor
 from snn_lib.kernels import backend_for, eager
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.program import name_of, program
-from snn_lib.pytorch_private import is_transformed, is_watched
+from snn_lib.pytorch_private import (
+    assume_constant_result,
+    is_transformed,
+    is_watched,
+    run_uncompiled,
+)
 from snn_lib.surrogate import Surrogate
 
 PLAIN = (Tensor, torch.nn.Parameter)  # other subclasses of a tensor may change what operators do
@@ -42,12 +47,12 @@ def run(inputs: Inputs, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     return torch.ops.snn.run(*inputs)[:2]
 
 
-@torch.compiler.disable(reason="a transform, or what no kernel can compute, runs step by step")
+@run_uncompiled  # a transform, or what no kernel can compute, runs step by step
 def _run_plain(inputs: Inputs, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
     return eager.run(inputs, surrogate)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def has_kernels(key: str, surrogate: str) -> bool:
     """Whether kernels can compute a program and its gradients with a surrogate, if one is named."""
     return program(key).has_kernels(surrogate)

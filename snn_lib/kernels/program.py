@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.kernels.trace import Line, Trace, UnknownOperationError, Value, trace
+from snn_lib.pytorch_private import assume_constant_result
 from snn_lib.surrogate import SURROGATES, THRESHOLD, Surrogate, check_surrogate
 
 Fire = Callable[[Tensor], Tensor]
@@ -379,7 +380,7 @@ def name_of(surrogate: Any) -> tuple[str, list[float]]:
     return name, list(numbers.values())
 
 
-@torch.compiler.assume_constant_result  # a compiled function would remember it too late
+@assume_constant_result  # a compiled function would remember it too late
 def _remember(name: str, surrogate: Surrogate) -> None:
     _surrogates.setdefault(name, copy.copy(surrogate))
 
@@ -416,7 +417,7 @@ def _attributes(surrogate: Surrogate) -> dict[str, Any]:
     return shared | getattr(surrogate, "__dict__", {})
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _shared_names(kind: type) -> list[str]:
     """The names of a class's numbers, and of its slots."""
     return [

@@ -22,14 +22,14 @@ from snn_lib.kernels import backend_for, eager
 from snn_lib.kernels.inputs import Inputs
 from snn_lib.kernels.operator import SCHEMA, has_kernels
 from snn_lib.kernels.program import fire_with, name_of, surrogate_of
-from snn_lib.pytorch_private import is_transformed
+from snn_lib.pytorch_private import is_transformed, run_uncompiled
 from snn_lib.surrogate import Surrogate
 
 PLACES = 0, 1, 3, 4, 5  # among the operator's arguments, of those that have gradients
 FEW = 0.5  # the part of all outputs up to which the gradient of the weights skips zeros
 
 
-@torch.compiler.disable(reason="a transform, or what no kernel can compute, runs step by step")
+@run_uncompiled  # a transform, or what no kernel can compute, runs step by step
 def run_plainly(
     inputs: Inputs, surrogate: Surrogate, weigh: Callable[[Tensor], Tensor], fed: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -157,7 +157,7 @@ class SequenceTask(Task):
         """Changes a training batch at random, on the CPU; here it stays as it is."""
         return batch
 
-    def mask(self, batch: Batch) -> Batch:
+    def mark_padding(self, batch: Batch) -> Batch:
         """Marks the targets of the padding as none; here they stay zeros."""
         return batch
 
@@ -174,7 +174,7 @@ class SequenceTask(Task):
             if split == "train":
                 batch = self.augment(batch, batch_generator(seed + self.rank, epoch, number + 1))
             if mine:
-                return self.mask(batch)
+                return self.mark_padding(batch)
             none = slice(0, 0)  # a small last batch has no sample for this process
             y = batch.y[:, none] if self.targets_are_sequences else batch.y[none]
             return Batch(batch.x[:, none], y)
@@ -302,7 +302,7 @@ class SequenceClassification(SequenceTask, Classification):
             return batch
         return augment_sequences(batch, settings, generator)
 
-    def mask(self, batch: Batch) -> Batch:
+    def mark_padding(self, batch: Batch) -> Batch:
         """The labels of the padding are -1, if there is one at every step."""
         return batch if self.readout is not None else batch._replace(y=labels_of(batch))
 

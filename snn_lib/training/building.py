@@ -17,7 +17,7 @@ BuildModel = Callable[..., nn.Module]
 LAYERS = -4  # in the place of an epoch's number, for what layers draw at random
 
 
-def build(build_model: BuildModel, config: Any, task: Any, seed: int) -> nn.Module:
+def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     """The model that ``build_model`` makes of the configuration, or of configuration and task.
 
     It is given both if it has a second parameter without a default. What it draws at random, from
@@ -28,7 +28,6 @@ def build(build_model: BuildModel, config: Any, task: Any, seed: int) -> nn.Modu
         build_model: the function, or the class of the model.
         config: the configuration.
         task: the task, set up, or whatever knows its ``preparation`` and ``classes``.
-        seed: of what it draws.
 
     Raises:
         InputError: it makes no model, or one that does not take time first.
@@ -37,6 +36,7 @@ def build(build_model: BuildModel, config: Any, task: Any, seed: int) -> nn.Modu
     if callable(build_model) and not isinstance(build_model, nn.Module):
         parameters = inspect.signature(build_model).parameters.values()
         needed = [one for one in parameters if one.default is one.empty and one.kind <= 1]
+        seed = getattr(config, "seed", 0)
         with blaming_settings(), batch_seed(seed, LAYERS, 0):
             torch.default_generator.manual_seed(seed)
             model = build_model(config, task) if len(needed) > 1 else build_model(config)

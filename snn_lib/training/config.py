@@ -13,7 +13,8 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
@@ -251,16 +252,19 @@ def attributes_of(section: Any) -> Any:
     itself derives from its settings is left out.
     """
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
-        values, derived = dict(vars(section)), {}
-        if others := values.keys() - section.__dataclass_fields__.keys():
-            with contextlib.suppress(InputError):  # which is told where the class is made again
-                derived = vars(dataclasses.replace(section))
-        for name in others:
-            set_by_class = name in derived and repr(derived[name]) == repr(values[name])
-            if set_by_class or hasattr(type(section), name):  # a cached property
-                del values[name]
-        return {name: attributes_of(one) for name, one in values.items()}
+        values = vars(section)
+        derived = _derived(section, values.keys() - section.__dataclass_fields__.keys())
+        return {name: attributes_of(one) for name, one in values.items() if name not in derived}
     return section.item() if isinstance(section, np.generic) else section
+
+
+def _derived(section: Any, names: Set[str]) -> Set[str]:
+    """Those of these attributes that the class of a section sets or caches by itself."""
+    cached = {n for n in names if isinstance(getattr(type(section), n, None), cached_property)}
+    if names != cached:
+        with contextlib.suppress(InputError):  # which is told where the class is made again
+            return names & (cached | vars(dataclasses.replace(section)).keys())
+    return cached
 
 
 def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]:

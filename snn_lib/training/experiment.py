@@ -38,7 +38,6 @@ from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
 
 # What draws at random beside the batches, whose epochs are numbered from -2 on, and the layers.
 DATA, FIRST_WEIGHTS, EVALUATION = -3, -5, -6
-ANOTHER = 1_000_003  # how far the seed of the layers is from that of data which draws
 
 
 class Stopped(Exception):
@@ -92,16 +91,12 @@ class Experiment:
         seed = self.config.seed
         with batch_seed(seed, DATA, 0):
             torch.manual_seed(seed)  # of all devices
-            before = torch.get_rng_state()
             task.setup(self.config, self.device)
-            drew = not torch.equal(before, torch.get_rng_state())
         self.set_up_with = task.config
         self.build_model = build_model
-        # A random network that makes the data is not the one that learns it.
-        self.layers_seed = seed + ANOTHER * drew
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.layers_seed)  # of all devices, too
-            model = build(build_model, self.config, task, self.layers_seed)
+            torch.manual_seed(seed)  # of all devices, too
+            model = build(build_model, self.config, task)
         self.model = model.to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         if self.settings.rate_penalty:
@@ -247,7 +242,6 @@ class Experiment:
             "build_model": name_of(self.build_model, self.script),
             "config_class": name_of(type(self.config), self.script),
             "environment": environment(self.device, self.world),
-            "layers_seed": self.layers_seed,
             **self.task.usage(),
         }
 

@@ -99,8 +99,7 @@ def trained_network(
         config = _namespace(values)
         if config_class is not None:
             config = config_from_dict(config_class, values, [], origin)
-        seed = checkpoint.get("layers_seed", values.get("seed", 0))  # earlier versions had one seed
-        model = build(build_model, config, SimpleNamespace(**usage), seed)
+        model = build(build_model, config, SimpleNamespace(**usage))
     except InputError:
         raise
     except Exception as error:  # the user's code may raise anything
