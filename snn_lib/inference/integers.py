@@ -712,13 +712,14 @@ class _Lowering:
         """Adds a line, or finds the same one."""
         if max(-low, high) >= 1 << 62:
             raise ValueError(f"{self._step.name} computes numbers that do not fit 64 bits")
-        if (operation, values) not in self._known:
+        same = operation, values, fraction  # 0.8 and 0.2 are the same integers of other units
+        if same not in self._known:
             name = f"_{len(self._lines)}"
             self._lines.append(Line(name, operation, values, is_condition))
             if max(-low - 1, high) >= 1 << 31:
                 self._wide.add(name)
-            self._known[operation, values] = _Number(name, fraction, low, high)
-        return self._known[operation, values]
+            self._known[same] = _Number(name, fraction, low, high)
+        return self._known[same]
 
     def _aligned(self, a: _Number | _Affine, b: _Number | _Affine) -> tuple[_Number, _Number]:
         """Two numbers in the finer unit of the two."""

@@ -345,6 +345,33 @@ class DecayAfter(Cell):
         return trace, (trace,)
 
 
+class Coupled(Cell):
+    """Factors that are the same integers of other units."""
+
+    states = ("v", "w")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        v, w = state
+        return v - w, (0.8 * v + x - w, 0.9 * w + 0.2 * v)
+
+
+class Leaking(Cell):
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return torch.where(x > 0, 0.8 * x, 0.1 * x), ()
+
+
+@pytest.mark.parametrize("cell", [Coupled, Leaking])
+def test_factors_of_the_same_integers_have_units_of_their_own(cell):
+    x = torch.randn(60, 20, 8)
+    model = Sequential(cell(8))
+    expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert np.square(found - expected).mean() < 1e-5 * expected.var()
+
+
 def biased():
     """Weights whose size is a power of two, and biases that are fractions of it."""
     model = nn.Linear(8, 8)
