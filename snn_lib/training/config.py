@@ -368,7 +368,9 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def expand_home(value: Any) -> Any:
-    """A value, or the whole path if it is a text that begins in the home folder."""
+    """A value, or the whole path if it is a text that begins in the home folder; so in a list."""
+    if isinstance(value, list):
+        return [expand_home(one) for one in value]
     in_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
     return os.path.expanduser(value) if in_home else value
 

@@ -157,11 +157,12 @@ def test_a_path_that_an_earlier_version_kept_as_it_was_typed_is_the_same(monkeyp
     @dataclasses.dataclass
     class Own(ExperimentConfig):
         data_folder: str = setting("", "where my data is")
+        folders: list[str] = setting([], "other places")
 
     monkeypatch.setenv("HOME", "/somewhere")
-    ours = Own(data_folder="/somewhere/data")
+    ours = Own(data_folder="/somewhere/data", folders=["/somewhere/a"])
     state = TrainingState(nn.Linear(2, 2), ours, torch.device("cpu"), 3)
-    theirs = dataclasses.asdict(Own(data_folder="~/data"))
+    theirs = dataclasses.asdict(Own(data_folder="~/data", folders=["~/a"]))
     fixed = [state._fixed_settings(one, Progress()) for one in (theirs, dataclasses.asdict(ours))]
     assert fixed[0] == fixed[1]
     assert fixed[0]["data_folder"] == "/somewhere/data"
