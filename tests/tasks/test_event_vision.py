@@ -219,7 +219,8 @@ def test_only_as_many_images_are_recorded_as_are_asked_for(simulated):
 
 @pytest.mark.parametrize("side", [34, 32, 20])
 def test_every_layer_of_the_network_fires_from_the_start(simulated, side):
-    config = configured(f"dataset_path={simulated}", f"events.side={side}")
+    few = "events.training_size=100"  # which are read first
+    config = configured(f"dataset_path={simulated}", f"events.side={side}", few)
     task = EventVision(event_vision.EventConvConfig)
     task.setup(config, CPU)
     torch.manual_seed(0)
