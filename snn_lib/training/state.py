@@ -304,7 +304,7 @@ def fitting(path: Path) -> Iterator[None]:
 def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
     """How far the run of a last checkpoint has come; it fails if that makes no sense."""
     values = copy.deepcopy(dict(checkpoint["progress"]))  # which goes on
-    for name in ("folder", "samples"):  # earlier versions wrote them
+    for name in ("folder", "samples", "held_out"):  # earlier versions wrote them
         values.pop(name, None)
     progress = Progress(**values)
     progress.check()
