@@ -31,6 +31,7 @@ OF_CHANNELS = (  # which lie in the second dimension
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
+KEEPING_AXES = nn.Linear, nn.Identity, nn.ReLU, nn.Dropout, nn.Sequential
 
 
 def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:
@@ -45,9 +46,6 @@ def holds_weights(parameter: Tensor) -> bool:
     channel, such as ``(C, 1, 1)``.
     """
     return parameter.dim() == 2 or parameter.numel() > max([1, *parameter.shape[:2]])
-
-
-KEEPING_AXES = nn.Linear, nn.Identity, nn.ReLU, nn.Dropout, nn.Sequential
 
 
 class Output(NamedTuple):

@@ -193,10 +193,8 @@ def _run(
         refuse_without_effect(options.overrides, merged, unread=unread, trained=trained)
         chosen = yaml_file if options.config_file or options.train else None
         idle = unread if options.test else None
-        instead = passed_over(chosen, of_file, config, idle) if chosen else ()
-        if (
-            chosen and instead and os.environ.get("RANK", "0") == "0"
-        ):  # the processes have no group yet
+        is_first = os.environ.get("RANK", "0") == "0"  # the processes have no group yet
+        if is_first and chosen and (instead := passed_over(chosen, of_file, config, idle)):
             say(
                 f"{chosen.name} differs from {checkpoint.path}, whose settings count: "
                 f"{' '.join(instead)}"

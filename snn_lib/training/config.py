@@ -355,22 +355,24 @@ def _plain(value: Any, name: str) -> Any:
 
     A text that begins with ``~/`` is a path in the home folder.
     """
-    if isinstance(value, list):
-        return [_plain(part, name) for part in value]
-    if isinstance(value, dict):
-        return {key: _plain(part, name) for key, part in value.items()}
-    require(
-        type(value) in (bool, int, float, str, bytes, NoneType),
-        f"{name} has a {type(value).__name__}, which no checkpoint can hold: expected text, a "
-        "number, true or false, or a list",
-    )
+    if isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _plain(part, name)
+    else:
+        require(
+            type(value) in (bool, int, float, str, bytes, NoneType),
+            f"{name} has a {type(value).__name__}, which no checkpoint can hold: expected text, a "
+            "number, true or false, or a list",
+        )
     return expand_home(value)
 
 
 def expand_home(value: Any) -> Any:
-    """A value, or the whole path if it is a text that begins in the home folder; so in a list."""
+    """A value, in which each text that begins in the home folder is the whole path."""
     if isinstance(value, list):
         return [expand_home(one) for one in value]
+    if isinstance(value, dict):
+        return {key: expand_home(one) for key, one in value.items()}
     in_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
     return os.path.expanduser(value) if in_home else value
 
