@@ -462,6 +462,11 @@ class _Number:
     low: int
     high: int
 
+    @property
+    def bits(self) -> int:
+        """Of the largest size, without the sign."""
+        return max(-self.low, self.high).bit_length()
+
 
 @dataclass(frozen=True)
 class _Affine:
@@ -514,10 +519,6 @@ class _Lowering:
             copied = numbers.get(result)
             if isinstance(copied, _Number):
                 low, high = copied.low, copied.high
-            for line in step.trace.lines:
-                ends = line.arguments[1:]  # a spike, for example, is one of two numbers
-                if line.name == result and line.operation == "where" and all(map(_is_whole, ends)):
-                    low, high = int(min(0, *ends)), int(max(0, *ends))
             numbers[name] = _Number(name, self._fractions[name], low, high)
         for name, row in step.coefficients.items():
             numbers[name] = _Affine(row, name=name)
@@ -632,7 +633,7 @@ class _Lowering:
 
     def _narrow(self, value: _Number | _Affine, name: Value) -> _Number | None:
         """A value in 32 bits; None if it is a coefficient."""
-        if isinstance(value, _Affine) and value.gain is None:
+        if _is_constant(value):
             return None
         made = self._made(value, self._fraction(name) + GUARD_BITS)
         if made.low >= -(1 << 31) and made.high < 1 << 31:
@@ -672,9 +673,9 @@ class _Lowering:
                 values = a.value, b.value
                 return self._line("mul", values, a.fraction + b.fraction, min(limits), max(limits))
             case "add" | "sub" | "maximum" | "minimum":
-                return self._sum(operation, *self._aligned(*given))
+                return self._sum(operation, *self._aligned(line, given))
             case "where":
-                condition, a, b = self._made(given[0], 0), *self._aligned(*given[1:])
+                condition, a, b = self._made(given[0], 0), *self._aligned(line, given)
                 values, low, high = (condition.value, a.value, b.value), a.low, a.high
                 return self._line("where", values, a.fraction, min(low, b.low), max(high, b.high))
             case "neg":
@@ -685,7 +686,7 @@ class _Lowering:
                 return self._line("abs", (a.value,), a.fraction, 0, max(-a.low, a.high))
             case _ if operation in COMPARISONS or operation in LOGIC:
                 made = (self._made(value, 0) for value in given)
-                numbers = self._aligned(*given) if operation in COMPARISONS else made
+                numbers = self._aligned(line, given) if operation in COMPARISONS else made
                 values = tuple(number.value for number in numbers)
                 return self._line(operation, values, 0, 0, 1, is_condition=True)
         raise ValueError(f"layer {name} computes {operation}, which integers cannot")
@@ -721,14 +722,31 @@ class _Lowering:
             self._known[same] = _Number(name, fraction, low, high)
         return self._known[same]
 
-    def _aligned(self, a: _Number | _Affine, b: _Number | _Affine) -> tuple[_Number, _Number]:
-        """Two numbers in the finer unit of the two."""
-        made = [value.fraction for value in (a, b) if isinstance(value, _Number)]
-        both = all(isinstance(value, _Affine) and value.is_whole for value in (a, b))
-        finest = max(made, default=0 if both else STATE_BITS - 2)
-        a, b = (self._made(value, _fine_enough(value, finest)) for value in (a, b))
-        finest = max(a.fraction, b.fraction)
-        return self._at(a, finest), self._at(b, finest)
+    def _aligned(self, line: Line, given: Sequence[_Number | _Affine]) -> list[_Number]:
+        """The last two numbers of a line in the finer unit of the two.
+
+        Where they do not fit 64 bits in it, they are rounded to 31 bits before, the finer one
+        first.
+        """
+        pair = [*given[-2:]]
+        made = self._fine_enough(pair)
+        bits = 61 if line.operation in ("add", "sub") else 62
+        for place in sorted((0, 1), key=lambda place: -made[place].fraction):
+            finest = max(number.fraction for number in made)
+            fit = all(number.bits + finest - number.fraction <= bits for number in made)
+            if not (fit or _is_constant(pair[place])):
+                fraction = self._fraction(line.arguments[-2:][place])
+                pair[place] = self._rounded(made[place], fraction)
+                made = self._fine_enough(pair)
+        finest = max(number.fraction for number in made)
+        return [self._at(number, finest) for number in made]
+
+    def _fine_enough(self, pair: Sequence[_Number | _Affine]) -> list[_Number]:
+        """Two numbers, of which those still to be made are as fine as the other one, or finer."""
+        units = [value.fraction for value in pair if isinstance(value, _Number)]
+        both = all(isinstance(value, _Affine) and value.is_whole for value in pair)
+        finest = max(units, default=0 if both else STATE_BITS - 2)
+        return [self._made(value, _fraction_beside(value, finest)) for value in pair]
 
     def _at(self, number: _Number, fraction: int) -> _Number:
         """The number in a unit, if that one is finer."""
@@ -758,7 +776,7 @@ class _Lowering:
         return self._line("round", values, number.fraction - shift, low, high)
 
 
-def _fine_enough(value: _Number | _Affine, fraction: int) -> int:
+def _fraction_beside(value: _Number | _Affine, fraction: int) -> int:
     """The unit in which a value is made beside another one, which may be as coarse as a count's.
 
     A gain that would have fewer than seven bits has nine, and a constant at least 16, if no unit
@@ -843,6 +861,10 @@ def _pole_radius(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarr
     alone.run(np.zeros((count + 1, math.prod(alone.grid))), states)
     after = np.stack([states[f"{step.name}.{state}"] for state in step.states], -1)
     return abs(np.linalg.eigvals((after[1:] - after[0]).transpose(1, 2, 3, 0) / SMALL)).max(-1)
+
+
+def _is_constant(value: _Number | _Affine) -> bool:
+    return isinstance(value, _Affine) and value.gain is None
 
 
 def _is_whole(value: Value) -> bool:

@@ -327,6 +327,24 @@ def test_a_whole_number_is_exact_far_beyond_what_the_samples_reach():
     np.testing.assert_array_equal(outputs[:, 0, 0] * made.output_scale, np.arange(1, 501))
 
 
+class Total(Cell):
+    states = ("total",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        total = state[0] + x
+        return 0.3 * total, (total,)
+
+
+@needs_compiler
+def test_products_of_what_grows_for_ever_do_not_overflow(tmp_path):
+    made = quantise(Sequential(Total(2)), torch.full((240, 1, 2), 255.0))
+    x = np.full((800, 1, 2), 255)
+    output = written(made, tmp_path, SANITIZED).run(x)
+    np.testing.assert_array_equal(output, made.run(x).reshape(output.shape))
+    assert output[-1, 0, 0] * made.output_scale == pytest.approx(0.3 * 800 * 255, rel=1e-4)
+
+
 class MovingAverage(Cell):
     states, coefficients = ("mean",), ("rate",)
 
@@ -436,6 +454,45 @@ class Inhibited(Cell):
         return spikes, (spikes,)
 
 
+class HeldBack(Cell):
+    """The last two spikes hold the next one back; the newest is kept first."""
+
+    states, coefficients = ("membrane", "newest", "before"), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (membrane, newest, before), (decay,) = state, coefficients
+        membrane = decay * membrane + x - 0.3 * newest - 0.2 * before
+        spikes = fire(membrane)
+        return spikes, (membrane, spikes, newest)
+
+
+class Silent(Cell):
+    """Remembers whether it has been silent, as the larger of two numbers of either sign."""
+
+    states, coefficients = ("membrane", "silent"), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (membrane, silent), (decay,) = state, coefficients
+        membrane = decay * membrane + x - 0.3 * (1 - silent)
+        spikes = fire(membrane)
+        return spikes, (membrane, torch.maximum(1 - spikes, -spikes))
+
+
+class Tiring(Cell):
+    """Each spike raises the threshold for ever."""
+
+    states, coefficients = ("membrane", "count"), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (membrane, count), (decay,) = state, coefficients
+        membrane = decay * membrane + x
+        spikes = fire(membrane - 0.1 * count)
+        return spikes, (membrane - spikes, count + spikes)
+
+
 class Resting(Cell):
     """Neurons that rest after a spike, by a counter that is compared with a fraction."""
 
@@ -468,6 +525,9 @@ class Follower(Cell):
         (Inhibited, {"strength": 1.0}),
         (Inhibited, {"strength": 0.7}),
         (Inhibited, {"strength": -0.5}),
+        (HeldBack, {"decay": 0.9}),
+        (Silent, {"decay": 0.9}),
+        (Tiring, {"decay": 0.9}),
         (Resting, {"period": 3.0}),
         (Follower, {"size": 1.0}),
     ],
