@@ -123,6 +123,7 @@ NETWORKS = {
     "same": lambda: convolution(padding="same", dilation=2),
     "same around an even kernel": lambda: maps(nn.Conv2d(2, 4, (2, 4), padding="same", dilation=3)),
     "stride": lambda: convolution(stride=(2, 3), padding=(0, 2)),
+    "one position of a map": lambda: maps(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 6, 1, stride=SIDE)),
     "dilation": lambda: convolution(dilation=(1, 2), padding=2),
     "groups": lambda: convolution(groups=2),
     "depthwise with a stride": lambda: convolution(groups=2, stride=2, dilation=2),

@@ -531,7 +531,7 @@ class _Source:
 
         if self.integers:  # whole words of the last row
             count += -outputs % _sums_at_once(rows.bits)
-        if len(w.places) == w.places.size == groups == 1:
+        if groups == 1 and w.before[:2] == (1, 1) and np.array_equal(w.places, [[0]]):
             there = self._other(values, count)
             self._line("count = 0;")
             self._loop(steps, values, inputs, lambda value: listed("n", value))

@@ -49,11 +49,13 @@ def neuron(draw, shape):
 
 
 def weights(draw, shape):
-    """Often with one output, without a bias, or of numbers that are exact."""
+    """Often with one output, without a bias, or of numbers that are exact; windows of any size."""
     sizes = shape[0], int(draw.choice([1, 1, 3, 12]))
     bias = draw.integers(3) == 0
     flat = len(shape) == 1
-    layer = nn.Linear(*sizes, bias) if flat else nn.Conv2d(*sizes, 3, padding=1, bias=bias)
+    size, stride = (int(number) for number in draw.integers(1, (4, 3)))
+    window = {"stride": stride, "padding": size // 2, "bias": bias}
+    layer = nn.Linear(*sizes, bias) if flat else nn.Conv2d(*sizes, size, **window)
     for parameter in layer.parameters():
         values = draw.choice([0.0, 0.5, -0.5, 1.0], parameter.shape)
         if draw.integers(3):
