@@ -143,13 +143,19 @@ class Settings:
     Messages name a setting without its section, because ``training.config`` adds the section.
 
     Raises:
-        InputError: a value lies outside its range, or does not fit another one.
+        InputError: a value lies outside its range, or does not fit another one, or a field is
+            ``init=False``.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
+            require(
+                entry.init,
+                f"{entry.name} is a field with init=False, which no setting can be: let "
+                "__post_init__ set it, without a field",
+            )
             allowed = entry.metadata.get("range", Range())
             allowed.check(entry.name, getattr(self, entry.name))
 
@@ -241,6 +247,10 @@ class CyclicLRSettings(Settings):
     base_lr: float = setting(1e-5, "lowest learning rate", at_least=0)
     max_lr: float = setting(1e-3, "highest learning rate", above=0)
     step_size_up: int = setting(2000, "batches from the lowest to the highest rate", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_order("base_lr", "max_lr")
 
 
 @dataclass
@@ -435,6 +445,17 @@ class ExperimentConfig(Settings):
             f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
             "files)",
         )
+        schedule, choice = self.scheduler, self.optimizer.optimizer_choice
+        if schedule.scheduler_choice == "CosineAnnealingWarmRestarts":
+            lowest, rate = (
+                schedule.CosineAnnealingWarmRestarts.eta_min,
+                getattr(self.optimizer, choice).lr,
+            )
+            require(
+                lowest <= rate,
+                f"scheduler.CosineAnnealingWarmRestarts.eta_min is {lowest}, expected at most "
+                f"optimizer.{choice}.lr, {rate}",
+            )
 
     @property
     def runs_folder(self) -> Path:

@@ -446,6 +446,8 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
                 values = stage.run(values, states)
             for name, value in {**named, "": values}.items():
                 reach[name] = max(reach.get(name, 0.0), float(np.abs(value).max(initial=0)))
+            if not math.isfinite(sum(reach.values())):
+                raise ValueError("the network's values grow without limit on x: is it stable?")
     return reached
 
 

@@ -108,6 +108,7 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
         case kinds.Flattening():
             return [], order
         case kinds.Weights(weight=weight, bias=bias):
+            _check_finite(name, weight)
             chosen = weight.argmax(1)
             selects = (weight.max(1) == 1).all() and np.count_nonzero(weight) == len(weight)
             if selects and not bias.any():
@@ -115,6 +116,7 @@ def _stages_of(layer: Layer, order: np.ndarray) -> tuple[list[Stage], np.ndarray
             rows = Rows(name, _of_vectors(count, len(bias)), weight.T[order][None])
             return [rows, _biased(name, bias, 1)], np.arange(len(bias))
         case kinds.Convolution(weight=weight, bias=bias, groups=groups):
+            _check_finite(name, weight)
             size = weight.shape[2:]
             maps = _windows(layer, size)
             weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
@@ -202,6 +204,7 @@ def _reduced(
         for value in line.arguments:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"layer {name} computes with {value}, which C has no number for")
+    _check_finite(name, *coefficients.values())
     known = {"dropout_scale": 1.0}
     for key, row in coefficients.items():
         if not row.any() or (row == 1).all():
@@ -213,6 +216,11 @@ def _reduced(
         if lines.reads(key)
     }
     return Step(name, *shape, lines, tuple(live), shared)
+
+
+def _check_finite(name: str, *rows: np.ndarray) -> None:
+    if not all(np.isfinite(row).all() for row in rows):
+        raise ValueError(f"layer {name} has weights or coefficients that are not finite")
 
 
 def _biased(name: str, bias: np.ndarray, positions: int) -> Step:

@@ -30,6 +30,7 @@ from snn_lib.training.config import (
     chosen_file,
     config_from_dict,
     defaults,
+    expand_home,
     idle_settings,
     keys_of,
     merge_config,
@@ -340,7 +341,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
     add(
         "--export",
         "write one time step of the network that --test tests to FILE, for use without PyTorch",
-        type=Path,
+        type=lambda text: Path(expand_home(text)),
         metavar="FILE.onnx|FILE.c",
     )
     add(
@@ -354,6 +355,7 @@ def _parser(script: Path) -> argparse.ArgumentParser:
         "--resume",
         "with --train: continue from this last checkpoint, with the settings that it was trained "
         "with (default: that of the newest run of this name)",
+        type=expand_home,
         nargs="?",
         const="",
         metavar="CHECKPOINT",

@@ -18,9 +18,10 @@ from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from snn_lib.errors import InputError, one_line, require
@@ -51,6 +52,7 @@ def chosen_file(script: Path, path: Path | None) -> Path | None:
 
 def _found(path: Path, folder: Path) -> Path:
     """The path, or if nothing is there, a file of this name among the folder's ``configs``."""
+    path = Path(expand_home(str(path)))
     variant = folder / "configs" / path.name
     return variant if variant.exists() and not path.exists() else path
 
@@ -210,9 +212,13 @@ def read_override(schema: type, override: str) -> DictConfig:
     key, sign, value = override.partition("=")
     require(bool(key and sign), f"{override!r} is not an override, expected key=value")
     ((dotted, _),) = _leaves(OmegaConf.from_dotlist([f"{key}=0"]))
-    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if not value or (not quoted and _is_text(schema(), *dotted.split("."))):
+    kind, quoted = _type_of(schema(), *dotted.split(".")), re.fullmatch("'.*'|\".*\"", value)
+    if not value or (_is_text(kind) and not quoted):
         value = json.dumps(value, ensure_ascii=False)
+    elif any(map(_is_text, get_args(kind))) and value.startswith("["):
+        with _naming(schema, f"override {override!r}"):
+            texts = yaml.load(value, yaml.BaseLoader)
+        value = json.dumps(texts, ensure_ascii=False)
     require(
         re.fullmatch(r"[-+]?0\d+", value) is None,
         f"override {override!r}: YAML may read a number that begins with 0 as octal: leave it out",
@@ -220,14 +226,18 @@ def read_override(schema: type, override: str) -> DictConfig:
     return OmegaConf.from_dotlist([f"{key}={value}"])
 
 
-def _is_text(section: Any, *key: str) -> bool:
-    """Whether a setting is declared as text."""
+def _type_of(section: Any, *key: str) -> Any:
+    """What a setting is declared as; nothing if there is none."""
     *above, last = key
     for part in above:
         section = getattr(section, part, None)
-    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
-    # as a word in a script that begins with from __future__ import annotations
-    return any(entry.name == last and entry.type in (str, "str") for entry in fields)
+    return get_type_hints(type(section)).get(last)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a setting of this type is text, or one of a few texts."""
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return kind is str or (bool(choices) and all(isinstance(one, str) for one in choices))
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -279,7 +289,7 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     if base is False:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
-    below = _found(path.parent / base, path.parent)
+    below = _found(path.parent / expand_home(base), path.parent)
     return [*_files(below, (*variants, path.resolve())), (str(path), content)]
 
 
@@ -331,8 +341,16 @@ def _naming(schema: type, source: str) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=64)  # not all, as each keeps in memory the script that defines it
 def defaults(schema: type) -> DictConfig:
-    """The defaults with their types. Merging copies them, so they can be kept."""
-    return OmegaConf.structured(schema)
+    """The defaults with their types. Merging copies them, so they can be kept.
+
+    A section that fills in some of its fields, from others, does so with the values of a run.
+    """
+    schema()  # if it refuses its own defaults, it says so in one line
+    config = OmegaConf.structured(schema)
+    for entry in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(entry.default_factory):
+            config[entry.name] = defaults(entry.default_factory)
+    return config
 
 
 def _section(config: DictConfig, values: Any, prefix: str = "") -> Any:
@@ -351,18 +369,18 @@ def _section(config: DictConfig, values: Any, prefix: str = "") -> Any:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A value that a checkpoint can hold; others, such as a path or an enum, are refused.
+    """A value of a setting; others, such as a path, an enum or a dictionary, are refused.
 
     A text that begins with ``~/`` is a path in the home folder.
     """
-    if isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
+    if isinstance(value, list):
+        for part in value:
             _plain(part, name)
     else:
         require(
             type(value) in (bool, int, float, str, bytes, NoneType),
-            f"{name} has a {type(value).__name__}, which no checkpoint can hold: expected text, a "
-            "number, true or false, or a list",
+            f"{name} has a {type(value).__name__}, expected text, a number, true or false, a list, "
+            "or a section of its own for several values",
         )
     return expand_home(value)
 

@@ -341,7 +341,6 @@ class Experiment:
         """Evaluates the model, writes checkpoints and metrics, and prints a line."""
         progress = self.progress
         training = self._metrics(progress.sums)
-        learning_rate = self.state.optimizer.param_groups[0]["lr"]
         self.state.end_epoch()
         self.finite_check.check_weights(progress.epoch + 1)
         # The first process writes its own buffers, so all evaluate those.
@@ -357,7 +356,7 @@ class Experiment:
                 self.say(f"warning: epoch {progress.epoch + 1}: {text}")
         row = {
             "epoch": progress.epoch + 1,
-            "learning_rate": learning_rate,
+            "learning_rate": self.state.learning_rate,
             **{f"train_{key}": value for key, value in training.items()},
             **{f"validation_{key}": value for key, value in validation.items()},
             **{f"firing_rate_{name}": rate for name, rate in rates.items()},

@@ -144,6 +144,7 @@ class TrainingState:
 
     def step(self) -> None:
         """Updates the weights, their average and the learning rate after a batch."""
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]  # that of the last step
         self.optimizer.step()
         if self.average is not None:
             # Filters run with stable coefficients, so these are averaged. Writing a checkpoint

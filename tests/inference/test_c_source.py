@@ -11,7 +11,7 @@ from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
 from benchmarks.host_c import CC, SANITIZED, Compiled, Library
-from snn_lib import Cell, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib import Cell, LowPassSynapse, PerStep, Sequential, SpikingNeuron
 from snn_lib.data.preparation import PixelPreparation, SeriesPreparation
 from snn_lib.inference import to_c
 from snn_lib.readout import EVERY_STEP, READOUTS, Mean, SpikeCount
@@ -160,11 +160,24 @@ class Unbounded(Cell):
 
 MISSPELT = Sequential(nn.Linear(4, 4))
 MISSPELT.readout = "Mean"
+
+
+def undefined(place, model):
+    """The network, whose layer has a number that is none."""
+    next(model[place].parameters()).data.view(-1)[0] = torch.nan
+    return model
+
+
 REFUSED = [  # the network, the name of the file, and the words
     (MISSPELT, "network.c", "readout is 'Mean', expected one of count, mean, last"),
     (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
     (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
     (Sequential(Unbounded(4)), "network.c", "0 computes with inf, which C has no number for"),
+    (undefined(0, Sequential(nn.Linear(4, 4))), "network.c", "0 has weights or coefficients that"),
+    (undefined(1, Sequential(nn.Linear(4, 4), LowPassSynapse(4, 3.0))), "network.c",
+     "1 has weights or coefficients that are not finite"),
+    (undefined(1, Sequential(LowPassSynapse((1, 2, 2), 3.0), PerStep(nn.Conv2d(1, 2, 2)))),
+     "network.c", "1.module has weights or coefficients that are not finite"),
     (coming_back()[0], "network.c", "1 is given its own spikes, which C and integers cannot"),
     (Sequential(nn.Linear(4, 4)), "network.h", "network.h: expected a name in C with"),
     (Sequential(nn.Linear(4, 4)), "my-net.c", "my-net.c: expected a name in C with"),

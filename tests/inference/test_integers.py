@@ -660,6 +660,8 @@ REFUSED = [  # what is quantised or run, and the words
     (lambda: quantise(LINEAR, X * 1e-8), "x lies within 1e-08 of 0, which is too little: scale"),
     (lambda: quantise(LINEAR, X * torch.nan), "x has values that are not finite"),
     (lambda: quantise(LINEAR, X / 0), "x has values that are not finite"),
+    (lambda: quantise(Sequential(IIRSynapse(4, [1.9], [1.0])), X.repeat(300, 1, 1)),
+     "values grow without limit on x: is it stable"),
     (lambda: quantise(LINEAR, X).step(np.zeros((0, 4), int)), "a step has 0 sequences: call res"),
     *((lambda n=n: after_two_sequences(lambda made: made.step(np.zeros((n, 4), int))),
        f"a step has {n} sequences after steps of 2: call reset") for n in (1, 3)),

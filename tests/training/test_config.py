@@ -5,6 +5,7 @@ import enum
 import json
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import refusing
@@ -12,7 +13,8 @@ from omegaconf import OmegaConf
 from running import ROOT
 
 from snn_lib.errors import InputError
-from snn_lib.tasks.digits import DigitConfig
+from snn_lib.settings import section
+from snn_lib.tasks.digits import DigitConfig, DigitHyperparameters
 from snn_lib.training.config import (
     check_config,
     chosen_file,
@@ -100,12 +102,72 @@ def test_a_path_may_begin_in_the_home_folder(yaml_file, monkeypatch):
     assert config.test_checkpoint_path == "a~/b"
     assert load_config(DigitConfig, None, ["name=digits", "runs_path=~"]).runs_path == "/somewhere"
 
-    @dataclasses.dataclass
-    class Own(DigitConfig):
-        folders: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    own = load_config(Own, None, ["name=own", "folders={mine: ~/a}"])
-    assert own.folders == {"mine": "/somewhere/a"}
+def test_files_of_settings_may_lie_in_the_home_folder(yaml_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(f"base: ~/{yaml_file.name}\nseed: 5")
+    config = load_config(DigitConfig, chosen_file(ROOT / "snn_mlp_1.py", Path("~/mine.yaml")), [])
+    assert (config.seed, config.hyperparameters.length) == (5, 12)
+
+
+@dataclasses.dataclass
+class Named(DigitConfig):
+    kind: Literal["on", "off", "1e3"] = "off"
+    order: Literal[1, 2] = 1
+    names: list[str] = dataclasses.field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("kind=on", "on"),
+        ("kind='on'", "on"),
+        ("kind=1e3", "1e3"),
+        ("order=2", 2),
+        ("names=[on,1e3,7.0,'a, b','${name}']", ["on", "1e3", "7.0", "a, b", "own"]),
+        ("names=[]", []),
+    ],
+)
+def test_text_with_choices_and_texts_in_a_list_are_taken_as_they_are_typed(override, value):
+    config = load_config(Named, None, ["name=own", override])
+    assert getattr(config, override.split("=")[0]) == value
+
+
+def test_a_list_of_texts_that_does_not_end_is_refused():
+    message = refusing.refusal(load_config, Named, None, ["name=own", "names=[a"])
+    assert message.startswith("override 'names=[a': while parsing a flow sequence")
+
+
+@dataclasses.dataclass
+class Filling(DigitHyperparameters):
+    width: int = 10
+    hidden: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.hidden = self.hidden or 2 * self.width
+
+
+@dataclasses.dataclass
+class FillingConfig(DigitConfig):
+    hyperparameters: Filling = section(Filling)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hidden"),
+    [([], 20), (["hyperparameters.width=12"], 24), (["hyperparameters.hidden=3"], 3)],
+)
+def test_a_section_may_fill_in_a_setting_from_others(overrides, hidden):
+    config = load_config(FillingConfig, None, ["name=own", *overrides])
+    assert config.hyperparameters.hidden == hidden
+
+
+def test_a_field_that_init_does_not_take_is_refused():
+    derived = dataclasses.field(init=False, default=0)
+    own = dataclasses.make_dataclass("Own", [("derived", int, derived)], bases=(DigitConfig,))
+    message = refusing.refusal(load_config, own, None, ["name=own"])
+    assert message.startswith("derived is a field with init=False, which no setting can be")
+    assert "\n" not in message
 
 
 def test_a_base_without_a_name_is_refused(tmp_path):
@@ -285,12 +347,17 @@ class Kind(str, enum.Enum):
 
 @pytest.mark.parametrize(
     ("kind", "value", "name"),
-    [(Path, Path("here"), r"\w*Path"), (Kind, Kind.WIDE, "Kind"), (list[Path], [], r"\w*Path")],
+    [
+        (Path, Path("here"), r"\w*Path"),
+        (Kind, Kind.WIDE, "Kind"),
+        (list[Path], [], r"\w*Path"),
+        (dict[str, int], {"hidden": 3}, "dict"),
+    ],
 )
-def test_a_setting_that_no_checkpoint_can_hold_is_refused(kind, value, name):
+def test_a_setting_that_is_neither_a_value_nor_a_list_is_refused(kind, value, name):
     default = dataclasses.field(default_factory=lambda: value)
     own = dataclasses.make_dataclass("Own", [("own", kind, default)], bases=(DigitConfig,))
-    with pytest.raises(InputError, match=rf"own has a {name}, which no checkpoint can hold"):
+    with pytest.raises(InputError, match=rf"own has a {name}, expected text, a number"):
         load_config(own, None, ["own=[there]"] if value == [] else [])
 
 
@@ -309,8 +376,8 @@ def test_the_documented_command_has_the_constants_of_the_2020_release():
     script, train, *overrides = shlex.split(command)[1:]
     assert (script, train) == ("snn_mlp_1.py", "--train")
     config = load_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides)
-    for section in ("hyperparameters", "mnist_config", "transform"):
-        assert getattr(config, section) == getattr(DigitConfig(), section)
+    for part in ("hyperparameters", "mnist_config", "transform"):
+        assert getattr(config, part) == getattr(DigitConfig(), part)
     assert config.optimizer.Adam == DigitConfig().optimizer.Adam
     assert config.scheduler.MultiStepLR == DigitConfig().scheduler.MultiStepLR
 

@@ -210,13 +210,33 @@ def test_training_learns_and_reports_its_best_epoch(tmp_path):
     assert load(the_run(tmp_path) / "best")["epoch"] == best
 
 
-def test_the_log_has_the_learning_rate_that_an_epoch_has_ended_with(tmp_path):
-    schedule = "scheduler.scheduler_choice=MultiStepLR", "scheduler.MultiStepLR.milestones=[2]"
-    trial = experiment(small(tmp_path, *schedule, "optimizer.AdamW.lr=0.01"))
+@pytest.mark.parametrize(
+    ("choice", "options", "expected"),
+    [
+        ("MultiStepLR", ["MultiStepLR.milestones=[2]"], [0.01, 0.01, 0.001]),
+        ("OneCycleLR", ["OneCycleLR.max_lr=0.01", "OneCycleLR.pct_start=0"], [None, None, 4e-8]),
+        ("CyclicLR", ["CyclicLR.base_lr=0.001", "CyclicLR.max_lr=0.003"], [None, None, None]),
+    ],
+)
+def test_the_log_has_the_learning_rate_that_an_epoch_has_ended_with(
+    choice, options, expected, tmp_path, monkeypatch
+):
+    options = [f"scheduler.{option}" for option in (f"scheduler_choice={choice}", *options)]
+    lr = ["optimizer.AdamW.lr=0.01"] * (choice == "MultiStepLR")
+    trial, used, step = experiment(small(tmp_path, *options, *lr)), [], torch.optim.AdamW.step
+
+    def noted(self, *arguments):
+        used.append((trial.progress.epoch, self.param_groups[0]["lr"]))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     trial.train()
     with open(trial.run.path / "metrics.csv", newline="") as file:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
-    assert rates == pytest.approx([0.01, 0.01, 0.001])
+    assert rates == pytest.approx(list(dict(used).values()), rel=1e-12)
+    assert all(
+        known in (None, pytest.approx(rate)) for rate, known in zip(rates, expected, strict=True)
+    )
 
 
 def test_checkpoint_and_log_record_what_decides_the_numbers(tmp_path):
