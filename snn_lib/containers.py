@@ -31,7 +31,10 @@ OF_CHANNELS = (  # which lie in the second dimension
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
     *(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 )
-KEEPING_AXES = nn.Linear, nn.Identity, nn.ReLU, nn.Dropout, nn.Sequential
+KEEPING_AXES = (
+    *(nn.Linear, nn.Identity, nn.Dropout, nn.AlphaDropout, nn.LayerNorm, nn.RMSNorm, nn.Sequential),
+    *(getattr(nn, name) for name in nn.modules.activation.__all__ if name != "MultiheadAttention"),
+)
 
 
 def is_weighted(module: nn.Module) -> TypeGuard[Weighted]:

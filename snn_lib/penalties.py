@@ -148,17 +148,40 @@ def penalised_layers(model: nn.Module) -> dict[str, int]:
     Raises:
         ValueError: there is none, or the same neurons are at several places of a chain.
     """
-    for name, chain in model.named_modules():
-        places: dict[nn.Module, str] = {}
-        for child, module in chain._modules.items() if isinstance(chain, CHAINS) else ():
-            if is_spiking(module) and (other := places.setdefault(module, child)) != child:
-                raise ValueError(
-                    f"layers {other} and {child} of {name or type(model).__name__} are the same "
-                    "neurons: give each place its own, so that each is penalised"
-                )
+    places: dict[nn.Module, str] = {}
+    for name, module, is_link in _walk(model, set()):
+        fires = is_link and (is_spiking(module) or isinstance(module, Recurrent))
+        if fires and (other := places.setdefault(module, name)) != name:
+            raise ValueError(
+                f"layers {other} and {name} of {type(model).__name__} are the same neurons: give "
+                "each place its own, so that each is penalised"
+            )
     if not (reached := hidden_layers(model)):
         raise ValueError(f"{type(model).__name__} has no hidden layer of neurons to be penalised")
     return reached
+
+
+def _walk(
+    module: nn.Module,
+    seen: set[nn.Module],
+    name: str = "",
+    chain: set[nn.Module] | None = None,
+) -> Iterator[tuple[str, nn.Module, bool]]:
+    """All parts of a module by name, and whether they are links of a chain.
+
+    A part that has several names comes once, but at each of its places within one chain, whose
+    parts so far are in ``chain``.
+    """
+    if module in seen and module not in (chain or ()):
+        return
+    seen.add(module)
+    if chain is not None:
+        chain.add(module)
+    yield name, module, chain is not None
+    inner = (set() if chain is None else chain) if isinstance(module, CHAINS) else None
+    for child, part in module._modules.items():
+        if part is not None:
+            yield from _walk(part, seen, f"{name}.{child}".lstrip("."), inner)
 
 
 def hidden_layers(model: nn.Module) -> dict[str, int]:
@@ -171,8 +194,9 @@ def hidden_layers(model: nn.Module) -> dict[str, int]:
     reached: dict[str, int] = {}
     fed_back: dict[nn.Module, str] = {}  # by the weights in a Recurrent, the layer of its neurons
     waiting: list[str] = []
-    for name, module in model.named_modules():
-        weights = _weights_reached(module)
+    names = {module: name for name, module in model.named_modules()}
+    for _, module, _ in _walk(model, set()):
+        name, weights = names[module], _weights_reached(module)
         if isinstance(module, Recurrent):
             parts = [part for part in module.weights.modules() if _weights_reached(part)]
             fed_back |= dict.fromkeys(parts, "")

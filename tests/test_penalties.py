@@ -225,11 +225,27 @@ def test_neurons_at_two_places_and_networks_without_hidden_ones_are_refused():
         model(torch.rand(5, 2, 6))
     with pytest.raises(ValueError, match="layers 1 and 3 of Sequential are the same"):
         network_penalty(model, spikes, 0.1)
+    within = Sequential(nn.Sequential(model[0], shared), nn.Sequential(model[2], shared), model[4])
+    with pytest.raises(ValueError, match=r"layers 0.1 and 1.1 of Sequential are the same"):
+        network_penalty(within, spikes, 0.1)
+    coming_back = Recurrent(nn.Linear(6, 6), shared)
+    with pytest.raises(ValueError, match="layers 0 and 2 of Sequential are the same"):
+        network_penalty(Sequential(coming_back, model[2], coming_back, model[4]), spikes, 0.1)
     model[3] = SpikingNeuron(6, 4.0)
     model.looked_at = nn.ModuleDict({"hidden": model[1]})  # a second name is no second place
     with collect_spikes(model[:5]) as spikes:
         model[:5](torch.rand(5, 2, 6))
     assert network_penalty(model[:5], spikes, 0.1) >= 0
+
+
+def test_tied_weights_count_at_each_of_their_places_and_other_names_do_not():
+    tied, neurons = nn.Linear(6, 6), [SpikingNeuron(6, 4.0) for _ in range(3)]
+    assert hidden_layers(Sequential(tied, neurons[0], tied, neurons[1])) == {"1": 6}
+    assert hidden_layers(Sequential(tied, neurons[0], tied, neurons[1], tied)) == {"1": 6, "3": 6}
+    model = nn.Module()
+    model.layers = Sequential(nn.Linear(6, 6), neurons[0], tied, neurons[1])
+    model.first, model.begin = model.layers[0], model.layers[:2]
+    assert hidden_layers(model) == {"layers.1": 6}  # not the last, which no weights follow
 
 
 class Scale(nn.Module):

@@ -45,7 +45,13 @@ def load_patterns(path: str | Path) -> Tensor:
 
 
 def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
-    """Delays spikes ``(T, B, N)``: the first ``steps`` become silent, the last ones are lost."""
+    """Delays spikes ``(T, B, N)``: the first ``steps`` become silent, the last ones are lost.
+
+    Raises:
+        ValueError: ``steps`` is negative.
+    """
+    if steps < 0:
+        raise ValueError(f"steps is {steps}, expected at least 0")
     late = torch.zeros_like(spikes)
     late[steps:] = spikes[: len(spikes) - steps]
     return late

@@ -24,9 +24,10 @@ class SynapseRecord:
 class NeuronRecord:
     """Spikes S, membrane potential V and reset R of a neuron layer, each ``(T, B, *features)``.
 
-    S has all spikes of the neurons, also those that dropout removes later. A neuron fires where
-    V[t] > 1. R[t] is already subtracted from V[t]. A
-    spike at t first appears in R[t+1].
+    S has all spikes of the neurons, also those that dropout removes later. V is what is compared
+    with the threshold: a neuron fires where V[t] > 1. R[t] is already subtracted from V[t], and so
+    is A[t] of an ``AdaptiveNeuron``. A spike at t first appears in R[t+1]. R is zero for a cell
+    without a state ``reset``.
     """
 
     spikes: Tensor

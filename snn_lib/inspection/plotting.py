@@ -39,10 +39,7 @@ def raster(
         ax, title: the axes to draw on, and their title.
         color: the colour of the dots.
     """
-    if spikes.dim() != 2:
-        raise ValueError(
-            f"spikes have the shape {tuple(spikes.shape)}, expected (T, N): one sample"
-        )
+    _check_shape(spikes, "(T, N): one sample")
     ax = _axes(ax, (4, 4))
     steps, trains = (max(size, 1) for size in spikes.shape)
     time, train = as_numpy(spikes).nonzero()
@@ -66,6 +63,8 @@ def rasters(samples: Sequence[Tensor], titles: Sequence[str], columns: int = 5) 
     Returns:
         The axes, one for each sample.
     """
+    if len(titles) != len(samples):
+        raise ValueError(f"there are {len(titles)} titles for {len(samples)} samples")
     columns = min(columns, len(samples))
     rows = -(-len(samples) // max(columns, 1))
     same = len({spikes.shape for spikes in samples}) == 1
@@ -134,6 +133,7 @@ def completion(
         raise ValueError(f"given, answered and missing have the shapes {shapes}, expected the same")
     if frames < 1:
         raise ValueError(f"frames is {frames}, expected at least 1")
+    _check_shape(given, "(T, B, N)")
     missing = missing.bool()
     steps, samples, _ = given.shape
     axes = _panels(2, samples, (2.2 * samples, 4.8))
@@ -186,6 +186,8 @@ def membranes(
     Returns:
         The axes, one for each neuron.
     """
+    for trace in (spikes, membrane, reset):
+        _check_shape(trace, "(T, N): one sample")
     axes = _panels(len(neurons), 1, (9, 1.2 + 1.5 * len(neurons)), sharex=True)[:, 0]
     fired, potential, resets = (as_numpy(trace) for trace in (spikes, membrane, reset))
     for ax, neuron in zip(axes, neurons, strict=True):
@@ -349,6 +351,11 @@ def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     ax.set(xlabel="spikes per neuron and time step", ylabel="layer")
     return ax
+
+
+def _check_shape(values: Tensor, expected: str) -> None:
+    if values.dim() != expected.count(",") + 1:
+        raise ValueError(f"there are values of shape {tuple(values.shape)}, expected {expected}")
 
 
 def _axes(given: Axes | None, size: tuple[float, float]) -> Axes:

@@ -224,6 +224,8 @@ class _Recorder(TorchDispatchMode):
         if name == "_local_scalar_dense":
             raise _course_depends_on_values()
         result = function(*args, **kwargs)
+        if name != "_to_copy" and isinstance(result, Tensor) and result.dtype == torch.float64:
+            result = result.float()  # of Python's numbers alone, where those are float64
         if name in CONSTANTS:
             self.name(result, CONSTANTS[name])
             return result

@@ -205,7 +205,8 @@ def _run(
         try:
             EXPORTS[options.export.suffix](network, options.export)
         except (ImportError, ValueError) as error:
-            raise InputError(str(error)) from None
+            done = f"; in Python: export snn_lib.load({str(checkpoint.path)!r})"
+            raise InputError(f"{error}{done if 'shape=' in str(error) else ''}") from None
         say(f"{checkpoint.path} is exported to {options.export}: one time step, with its states")
         return 0
 

@@ -33,6 +33,7 @@ get_type: Callable[..., Any] = OmegaConf.get_type  # a class, since every config
 
 # Settings that checkpoints of earlier versions hold, and the settings that replaced them.
 RETIRED = {"checkpoint_base_path": "runs_path"}
+ALIKE = 1.0  # the least likeness, of 2, of a key that may be meant
 
 
 def own_file(script: Path) -> Path | None:
@@ -285,7 +286,9 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     )
     with reading(path):
         content = OmegaConf.load(path)
-        base = content.pop("base", False) if isinstance(content, DictConfig) else False
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path} is a list, expected lines such as seed: 3")
+    base = content.pop("base", False)
     if base is False:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
@@ -327,8 +330,10 @@ def _naming(schema: type, source: str) -> Iterator[None]:
                 f"{source}: {key!r} is written as one key, but keys are nested: {nested}"
             ) from None
         others = (name for name in known if not key.startswith(f"{name}."))
-        nearest = RETIRED.get(key) or max(others, key=lambda name: _likeness(key, name))
-        raise InputError(f"{source}: unknown key {key!r}, did you mean {nearest!r}?") from None
+        likeness, nearest = max((_likeness(key, name), name) for name in others)
+        nearest = RETIRED.get(key) or (nearest if likeness >= ALIKE else None)
+        hint = f", did you mean {nearest!r}?" if nearest else ": --help lists the settings"
+        raise InputError(f"{source}: unknown key {key!r}{hint}") from None
     except InputError:
         raise
     except Exception as error:  # OmegaConf and PyYAML raise many kinds

@@ -1,7 +1,6 @@
 """The experiment: trains and evaluates any model on any task, and can stop and resume anywhere."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
 from snn_lib.rounding import ROUNDED, rounded_weights
+from snn_lib.settings import ExperimentConfig
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, plain_number
 from snn_lib.training import diagnosis, display, distributed
@@ -78,9 +78,10 @@ class Experiment:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.initialise, self.stop_requested = task, initialise, stop_requested
+        require(isinstance(task, Task), f"task is a {type(task).__name__}, expected a Task")
         config = task.config_class() if config is None else config
         require(
-            dataclasses.is_dataclass(config),
+            isinstance(config, ExperimentConfig),
             f"config is a {type(config).__name__}, expected a {task.config_class.__name__}",
         )
         # A configuration that was made in Python has not been checked yet.

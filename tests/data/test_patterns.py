@@ -91,6 +91,11 @@ def test_delay_shifts_in_time(patterns, steps):
         assert late[t].equal(expected)
 
 
+def test_a_delay_of_fewer_than_no_steps_is_refused(patterns):
+    with pytest.raises(ValueError, match="steps is -3, expected at least 0"):
+        delay_spikes(patterns, -3)
+
+
 # damage
 
 

@@ -133,7 +133,7 @@ def test_products_and_sums_with_zeros_and_ones_are_left_out_of_a_trace():
 
 def test_modes_devices_and_transforms_change_no_trace():
     def step(x, v):
-        return [torch.where(x > v, x, 1.0) * v]
+        return [torch.where(x > v, x, 1.0) * v + torch.where(x > v, 1.5, 1.0) + (x > 0) * 0.5]
 
     expected = trace(step, ["x", "v"])
     torch.set_default_dtype(torch.float64)

@@ -72,7 +72,7 @@ NO_EFFECT = "has no effect with optimizer.optimizer_choice=AdamW"
         ("--train --resume name=mine", "/runs/mine/*/last: train mine first, or name a checkpoint"),
         ("--train name=other --resume name=mine", "/runs/mine/*/last: train mine first, or name a"),
         ("--tes", "unrecognized arguments: --tes"),
-        ("--train --resume a=b", "unknown key 'a', did you mean"),
+        ("--train --resume a=b", "unknown key 'a': --help lists"),
         ("--train --resume nowhere", "there is no file nowhere, seen from "),
         ("--train hyperparameters.droput=0.1", "did you mean 'hyperparameters.dropout'?"),
         ("--train hyperparameters.length=long", "could not be converted to Integer"),

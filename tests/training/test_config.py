@@ -327,7 +327,7 @@ NESTED = "is written as one key, but keys are nested: "
         ("seed: 3\ntransform: {repeat: 4\nname: x", "line 3: did not find expected ',' or '}'"),
         ("a: [", "cannot be read: line 2: "),
         ("just words", "unknown key 'just words'"),
-        ("- a\n- list", "Cannot merge incompatible container types"),
+        ("- a\n- list", "expected lines such as seed: 3"),
         ("a: b: c", "cannot be read: line 1: "),
         ("\0\xff", "cannot be read: "),
         ("[" * 5000, "cannot be read: "),
@@ -339,6 +339,10 @@ def test_a_file_that_makes_no_sense_is_refused_by_its_name(yaml_file, content, m
     said = refusal(yaml_file)
     assert said.startswith(str(yaml_file))
     assert message in said
+
+
+def test_an_unknown_key_like_no_other_is_refused_without_a_guess(yaml_file):
+    assert "unknown key 'gpu': --help lists the settings" in refusal(yaml_file, "gpu=1")
 
 
 class Kind(str, enum.Enum):

@@ -526,6 +526,10 @@ def test_a_configuration_made_in_python_and_its_model_are_checked(build_model, c
 def test_a_configuration_is_no_dict():
     message = refusal(Experiment, SmallSNN, DigitClassification(), {})
     assert message == "config is a dict, expected a DigitConfig"
+    message = refusal(Experiment, SmallSNN, DigitClassification(), DigitConfig)
+    assert message == "config is a type, expected a DigitConfig"
+    message = refusal(Experiment, SmallSNN, DigitClassification)
+    assert message.endswith("expected a Task")
 
 
 @dataclasses.dataclass
