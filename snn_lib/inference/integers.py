@@ -1,4 +1,4 @@
-"""A trained network in integers: weights of 8, 4 or 2 bits, coefficients of 16, and states of 31.
+"""A trained network in integers: weights of 8, 4 or 2 bits, factors of 16 or 24, states of 31.
 
 A number is an integer times its unit, in most cases a power of two: fixed point. How large values
 become is measured on samples, and all have headroom. Products are summed in 64 bits and rounded
@@ -27,14 +27,16 @@ from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 STATE_BITS = 31  # so that the sum of two fits 32
-COEFFICIENT_BITS = INPUT_BITS = 16
+INPUT_BITS = 16
+FACTOR_BITS = 16, 24  # of what states are multiplied by: more where a filter needs them
 GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
 LEAST_STEPS = 100  # of its unit, which the input has to reach
 LARGEST_LOSS = 0.05  # by rounding, of the deviation of an input
 HEADROOM = 4.0  # times what the samples reach
 SMALL = 1e-3  # a state at which no neuron fires
-NEAR = 2  # by how much a rounded coefficient may be moved to keep a filter stable
+NEAR = 2  # by how much a rounded factor may be moved to keep a filter stable
 NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
+LARGEST_SHIFT = 0.1  # of a pole, of its distance from the unit circle
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
@@ -88,7 +90,8 @@ def quantise(
         TypeError: the number of bits is no integer, or ``x`` is a tuple.
 
     Warns:
-        UserWarning: an input varies so little beside the largest ones that its integers lose it.
+        UserWarning: an input varies so little beside the largest ones that its integers lose it, or
+            rounding makes another filter of one.
     """
     if isinstance(x, tuple):
         raise TypeError("x is a tuple, expected an array or a tensor: network.prepare(samples).x")
@@ -337,8 +340,30 @@ class _Quantiser:
         self._stages.append(pool)
 
     def _step(self, step: Step, reach: Mapping[str, float]) -> None:
-        step, self._values = _Lowering(step, self._values, reach).lowered()
-        self._stages.append(step)
+        step, before = _with_named_factors(step), self._values
+        for bits in FACTOR_BITS:
+            made, self._values, shift = _Lowering(step, before, reach, bits).lowered()
+            if shift <= LARGEST_SHIFT:
+                break
+        else:
+            self._refuse_or_warn(step, shift)
+        self._stages.append(made)
+
+    def _refuse_or_warn(self, step: Step, shift: float) -> None:
+        """Says that rounding with the most bits makes another filter."""
+        name = f"layer {step.name} has a filter"
+        if shift == math.inf:
+            raise ValueError(
+                f"{name} that is not stable with {FACTOR_BITS[-1]} bits: give it a shorter time "
+                "constant, or a lower order"
+            )
+        warnings.warn(
+            f"{name} of which {FACTOR_BITS[-1]} bits make another one: they move a pole by "
+            f"{shift:.0%} of its distance from the unit circle. Give it a shorter time constant, "
+            "or make several filters of order 2 of it",
+            UserWarning,
+            stacklevel=6,
+        )
 
     def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
         """Rounds the present values to so many bits, if they may need more."""
@@ -427,6 +452,26 @@ def _behind(first: Step, second: Step) -> Step:
     return replace(second, trace=Trace(tuple(lines), results), coefficients=coefficients)
 
 
+def _with_named_factors(step: Step) -> Step:
+    """The same step; numbers that it multiplies by are coefficients, which can be kept stable."""
+    rows: dict[str, np.ndarray] = {}
+
+    def named(value: Value) -> Value:
+        if not isinstance(value, float) or _is_whole(value):
+            return value
+        rows[str(value)] = np.full((1, 1), value)
+        return str(value)
+
+    lines = (
+        replace(line, arguments=tuple(map(named, line.arguments)))
+        if line.operation == "mul"
+        else line
+        for line in step.trace.lines
+    )
+    trace = replace(step.trace, lines=tuple(lines))
+    return replace(step, trace=trace, coefficients={**step.coefficients, **rows})
+
+
 def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
     """For each stage and for the readout, the largest size of its values, by name; "": the output.
 
@@ -441,6 +486,8 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
             named = {"x": values}
             if isinstance(stage, Step):
                 named = stage.values(values, states)
+                after = zip(stage.states, stage.trace.results[1:], strict=True)
+                named |= {state: named[result] for state, result in after}
                 values = named[stage.trace.results[0]].reshape(len(values), -1)
             else:
                 values = stage.run(values, states)
@@ -489,13 +536,13 @@ class _Affine:
 class _Lowering:
     """Lowers the lines of a step from floats to integers.
 
-    Factors of states have 16 bits, all other coefficients 31. What is added or compared is brought
-    to the finer unit of the two. States and outputs are rounded to 31 bits, and so is a factor that
-    needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
+    Factors of states have so many ``bits``, all other coefficients 31. What is added or compared is
+    brought to the finer unit of the two. States and outputs are rounded to 31 bits, and so is a
+    factor that needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
     """
 
-    def __init__(self, step: Step, values: _Values, reach: Mapping[Any, float]) -> None:
-        self._step, self._values, self._reach = step, values, reach
+    def __init__(self, step: Step, values: _Values, reach: Mapping[Any, float], bits: int) -> None:
+        self._step, self._values, self._reach, self._bits = step, values, reach, bits
         self._lines: list[Line] = []
         self._wide: set[str] = set()
         self._coefficients: dict[str, np.ndarray] = {}
@@ -505,14 +552,14 @@ class _Lowering:
         self._fractions = self._find_fractions()
         self._numbers: dict[Value, _Number | _Affine] = {}
 
-    def lowered(self) -> tuple[Step, _Values]:
-        """The step of integers, and what is known of its output."""
+    def lowered(self) -> tuple[Step, _Values, float]:
+        """The step of integers, what is known of its output, and by how much its poles move."""
         step, numbers, values = self._step, self._numbers, self._values
         limit = 1 << (STATE_BITS - 1)
         if values.fraction is not None:
             numbers["x"] = _Number("x", values.fraction, values.low, values.high)
         elif step.hands_on and np.ndim(values.unit) == 0:
-            return step, values
+            return step, values, 0.0
         else:
             numbers["x"] = _Affine(np.zeros((1, 1)), np.atleast_2d(values.unit))
         for name in reversed(step.states):  # past values come oldest first
@@ -535,14 +582,16 @@ class _Lowering:
             for state, result in zip(step.states, step.trace.results[1:], strict=True)
         ]
         results = tuple(number.value for number in (output, *after))
-        self._coefficients |= _kept_stable(step, self._coefficients, self._units)
+        stable, shift = _kept_stable(step, self._coefficients, self._units)
+        self._coefficients |= stable
         made = replace(
             step,
             trace=Trace(tuple(self._lines), results),
             coefficients=self._coefficients,
             wide=frozenset(self._wide),
         )
-        return made, _Values(2.0**-output.fraction, min(output.low, 0), max(output.high, 0))
+        known = _Values(2.0**-output.fraction, min(output.low, 0), max(output.high, 0))
+        return made, known, shift
 
     # ---------------------------------------------------------------------------------------------
     # Units
@@ -609,7 +658,7 @@ class _Lowering:
         return self._sum("add", made, self._at(offset, made.fraction))
 
     def _factors(self, line: Line, given: Sequence) -> list[_Number]:
-        """The two factors of a product: numbers in 32 bits, coefficients in 16.
+        """The two factors of a product: numbers in 32 bits, coefficients in 16 or 24.
 
         A coefficient is no finer than the product needs.
         """
@@ -619,16 +668,16 @@ class _Lowering:
         known = [number.fraction for number in found if number is not None]
         finest = 30
         if known and self._reach.get(line.name):
-            finest = self._fraction(line.name) + GUARD_BITS + 4 - known[0]
+            finest = self._fraction(line.name) + GUARD_BITS + self._bits - 12 - known[0]
         return [
             number or self._coefficient(value, finest)
             for number, value in zip(found, given, strict=True)
         ]
 
     def _coefficient(self, value: _Affine, finest: int) -> _Number:
-        """A coefficient that states are multiplied by, in 16 bits."""
+        """A coefficient that states are multiplied by."""
         finest = 0 if value.is_whole else finest
-        made = self._row(value.name or "factor", value.offset, finest, COEFFICIENT_BITS)
+        made = self._row(value.name or "factor", value.offset, finest, self._bits, value.name != "")
         if isinstance(made.value, str):
             self._units[made.value] = 2.0**-made.fraction
         return made
@@ -642,12 +691,14 @@ class _Lowering:
             return made
         return self._rounded(made, self._fraction(name))
 
-    def _row(self, name: str, row: np.ndarray, fraction: int, bits: int) -> _Number:
+    def _row(
+        self, name: str, row: np.ndarray, fraction: int, bits: int, keeps_name: bool = False
+    ) -> _Number:
         """A coefficient in integers of so many bits, in this unit or a coarser one."""
         largest = float(abs(row).max()) or 1.0
         fraction = min(fraction, math.floor(math.log2(((1 << (bits - 1)) - 1) / largest)))
         integers = np.rint(row * 2.0**fraction).astype(np.int64)
-        if integers.size == 1:
+        if integers.size == 1 and not keeps_name:
             integer = int(integers[0, 0])
             return _Number(integer, fraction, integer, integer)
         while not np.array_equal(self._coefficients.setdefault(name, integers), integers):
@@ -714,7 +765,7 @@ class _Lowering:
     ) -> _Number:
         """Adds a line, or finds the same one."""
         if max(-low, high) >= 1 << 62:
-            raise ValueError(f"{self._step.name} computes numbers that do not fit 64 bits")
+            raise ValueError(f"layer {self._step.name} computes numbers that do not fit 64 bits")
         same = operation, values, fraction  # 0.8 and 0.2 are the same integers of other units
         if same not in self._known:
             name = f"_{len(self._lines)}"
@@ -762,7 +813,8 @@ class _Lowering:
 
     def _held(self, value: _Number | _Affine, fraction: int) -> _Number:
         """A value as a state of this unit remembers it."""
-        return self._rounded(self._at(self._made(value, fraction), fraction), fraction)
+        guard = 0 if _is_constant(value) else GUARD_BITS
+        return self._rounded(self._at(self._made(value, fraction + guard), fraction), fraction)
 
     def _rounded(self, number: _Number, fraction: int) -> _Number:
         """The number in a coarser unit and in 31 bits."""
@@ -813,46 +865,51 @@ def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
 
 def _kept_stable(
     step: Step, integers: Mapping[str, np.ndarray], units: Mapping[str, float]
-) -> dict[str, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], float]:
     """Integer factors with which all states decay that decay with the step's own.
 
     Rounding may move a pole out of the unit circle. There the nearest integers are taken with which
     it is inside.
 
-    Raises:
-        ValueError: there are none near.
+    Returns:
+        The factors, and by how much they move a pole, of its distance from the unit circle;
+        infinity if there are none near with which all poles are inside.
     """
     found = {name: integers[name] for name in units}
     if not (found and step.states):
-        return found
+        return found, 0.0
 
-    def radius(integers: Mapping[str, np.ndarray]) -> np.ndarray:
+    def poles(integers: Mapping[str, np.ndarray]) -> np.ndarray:
         rounded = {name: integers[name] * units[name] for name in units}
-        return _pole_radius(step, {**step.coefficients, **rounded})
+        return _poles(step, {**step.coefficients, **rounded})
 
-    exact, still = _pole_radius(step, step.coefficients), radius(found)
-    wrong = (exact < 1 - NEXT_TO_1) & (still >= 1 - NEXT_TO_1)
-    if not wrong.any():
-        return found
-    moving = [name for name in units if (radius({**found, name: 0 * found[name]}) != still).any()]
-    ways = product(range(-NEAR, NEAR + 1), repeat=len(moving))
-    for way in sorted(ways, key=lambda way: np.dot(way, way)):
-        moved = {name: found[name] + by for name, by in zip(moving, way, strict=True)}
-        held = wrong & (radius({**found, **moved}) < 1 - NEXT_TO_1)
-        found |= {name: np.where(held, moved[name], found[name]) for name in moving}
-        wrong &= ~held
+    def leave(poles: np.ndarray) -> np.ndarray:
+        return abs(poles).max(-1) >= 1 - NEXT_TO_1
+
+    exact, moved = _poles(step, step.coefficients), poles(found)
+    wrong = ~leave(exact) & leave(moved)
     if wrong.any():
-        raise ValueError(
-            f"{step.name} has a filter that is not stable with {COEFFICIENT_BITS} bits: give it a "
-            "shorter time constant"
-        )
-    return found
+        moving = [
+            name for name in units if (poles({**found, name: 0 * found[name]}) != moved).any()
+        ]
+        ways = product(range(-NEAR, NEAR + 1), repeat=len(moving))
+        for way in sorted(ways, key=lambda way: np.dot(way, way)):
+            tried = {name: found[name] + by for name, by in zip(moving, way, strict=True)}
+            held = wrong & ~leave(poles({**found, **tried}))
+            found |= {name: np.where(held, tried[name], found[name]) for name in moving}
+            wrong &= ~held
+        moved = poles(found)
+    apart = abs(exact[..., None] - moved[..., None, :]).min(-1)
+    inside = 1 - abs(exact)
+    shift = (apart / inside.clip(NEXT_TO_1))[inside > NEXT_TO_1].max(initial=0.0)
+    return found, math.inf if wrong.any() else float(shift)
 
 
-def _pole_radius(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The largest factor by which a step changes small states, of every channel: its pole radius.
+def _poles(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The factors by which a step changes small states, of every channel.
 
-    The shape is that of the coefficients, ``(1, channels)`` or ``(positions, channels)``.
+    The shape is that of the coefficients, ``(1, channels)`` or ``(positions, channels)``, and the
+    number of states.
     """
     positions = max(map(len, coefficients.values()), default=1)
     alone, count = replace(step, positions=positions, coefficients=coefficients), len(step.states)
@@ -862,7 +919,7 @@ def _pole_radius(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarr
     }
     alone.run(np.zeros((count + 1, math.prod(alone.grid))), states)
     after = np.stack([states[f"{step.name}.{state}"] for state in step.states], -1)
-    return abs(np.linalg.eigvals((after[1:] - after[0]).transpose(1, 2, 3, 0) / SMALL)).max(-1)
+    return np.linalg.eigvals((after[1:] - after[0]).transpose(1, 2, 3, 0) / SMALL)
 
 
 def _is_constant(value: _Number | _Affine) -> bool:

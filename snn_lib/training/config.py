@@ -163,7 +163,11 @@ def refuse_file_without_effect(
         counting = OmegaConf.create()  # from which idle ones may take their values
         for key in values.keys() - idle.keys():
             OmegaConf.update(counting, key, values[key])
-        expected = [_merged(schema, [*usual, *more], []) for more in ([], [(path, counting)])]
+        expected = [
+            _merged(schema, [*under, *more], [])
+            for under in ([], usual)
+            for more in ([], [(path, counting)])
+        ]
         for key in (key for key in values if key in idle):
             repeats = any(_same(key, alone, one) for one in expected)
             require(repeats, f"{path}: {key} {idle[key]}")

@@ -21,6 +21,7 @@ from snn_lib import (
     AdaptiveNeuron,
     Cell,
     Delay,
+    DualExponentialSynapse,
     IIRSynapse,
     LowPassSynapse,
     PerStep,
@@ -31,7 +32,7 @@ from snn_lib import (
     fire_from_the_start,
     log_spaced,
 )
-from snn_lib.inference import IntegerNetwork, compiled, quantise, to_c
+from snn_lib.inference import IntegerNetwork, compiled, integers, quantise, to_c
 from snn_lib.inference.stages import SATURATED, rounded
 from snn_lib.readout import EVERY_STEP, Mean, SpikeCount
 
@@ -266,34 +267,90 @@ def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_ex
     assert ((exact[2] - scale * made[2]) ** 2).sum() < 0.9 * ((exact[2] - simple) ** 2).sum()
 
 
-def test_the_slowest_filters_stay_stable():
+@pytest.mark.parametrize("bits", [(16,), (16, 24)])
+def test_the_slowest_filters_stay_stable(bits, monkeypatch):
+    monkeypatch.setattr(integers, "FACTOR_BITS", bits)
+    monkeypatch.setattr(integers, "LARGEST_SHIFT", 1e9)
     taus = torch.tensor([10.0, 800.0, 2000.0, 30000.0])
     model = Sequential(ResonantSynapse(4, taus, torch.tensor([0.2, 1 / 800, 1 / 5000, 1 / 1e4])))
     (step,) = quantise(model, torch.randn(500, 1, 4)).staged.stages
     exact = model[0].alpha.detach().double().numpy()
-    integers = np.stack([step.coefficients[name][0] for name in ("alpha_0", "alpha_1")])
-    assert abs(integers).max() < 2**15
-    unit = 2.0 ** np.rint(np.log2(abs(exact / integers)).mean(1, keepdims=True))
-    alpha_1, alpha_2 = integers * unit
+    made = np.stack([step.coefficients[name][0] for name in ("alpha_0", "alpha_1")])
+    assert abs(made).max() < 2**15
+    unit = 2.0 ** np.rint(np.log2(abs(exact / made)).mean(1, keepdims=True))
+    alpha_1, alpha_2 = made * unit
     assert (abs(alpha_2) < 1).all()
     assert (abs(alpha_1) < 1 - alpha_2).all()
     nearest = np.rint(exact / unit) * unit
     assert not (abs(nearest[0]) < 1 - nearest[1]).all()
-    assert (abs(integers - exact / unit) <= 2.5).all()
+    assert (abs(made - exact / unit) <= 2.5).all()
+
+
+class Leaky(Cell):
+    """A decay that is one of Python's numbers."""
+
+    states = ("level",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        level = 0.99998 * state[0] + x
+        return level, (level,)
+
+
+def of_poles(channels, *poles):
+    """A filter of an even order, with these poles and their conjugates."""
+    alpha = -np.poly([*poles, *np.conj(poles)]).real[1:]
+    synapse = IIRSynapse(channels, alpha.tolist(), [1e-3]).double()
+    synapse.alpha.data = torch.from_numpy(alpha)[:, None].repeat(1, channels)
+    return synapse
+
+
+POLES = [0.95 * np.exp(0.02j), 0.9 * np.exp(0.05j), 0.88 * np.exp(0.08j)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda n: ResonantSynapse(n, 2000.0, 1 / 1000),
+        lambda n: ResonantSynapse(n, 500.0, 1 / 2000),
+        lambda n: DualExponentialSynapse(n, 300.0, 150.0),
+        lambda n: LowPassSynapse(n, 60000.0),
+        lambda n: of_poles(n, *POLES[:2]),
+        Leaky,
+    ],
+)
+def test_filters_with_poles_near_the_unit_circle_are_the_same_in_integers(build, channels):
+    model = Sequential(build(channels)).double()
+    x = (torch.rand(3000, 2, channels) < 0.2).double()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert np.square(found - expected).mean() < 1e-3 * expected.var()
+    assert made.saturated == 0
+
+
+def test_a_filter_that_24_bits_make_another_one_is_told():
+    model, x = Sequential(of_poles(1, *POLES)), torch.randn(600, 2, 1).double()
+    with pytest.warns(UserWarning, match="layer 0 has a filter of which 24 bits make another one"):
+        quantise(model, x)
 
 
 @pytest.mark.parametrize("number", [1, 9])
 def test_trained_filters_that_get_no_more_input_come_to_rest(number):
     """Near zero: rounding keeps a filter with a long memory from falling to it."""
     network_ = snn_lib.load(ROOT / "checkpoint" / "pretrained_sequential_mnist")
-    model = Sequential(network_.model.layers[number])
+    model = Sequential(network_.model.layers[number]).double()
     x = (torch.rand(800, 1, *model[0].shape) < 0.05).double()
-    made = quantise(model.double(), x)
-    start = made.run(made.integers(x.numpy()))
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    start = made.run(made.integers(x.numpy())) * made.output_scale
     made.run(np.zeros((12000, *x.shape[1:]), int))
-    rest = made.run(np.zeros((500, *x.shape[1:]), int))
-    assert abs(start * made.output_scale).max() > 0.5
-    assert abs(rest * made.output_scale).max() < 1e-3
+    rest = made.run(np.zeros((500, *x.shape[1:]), int)) * made.output_scale
+    assert np.square(start - expected).mean() < 1e-4 * expected.var()
+    assert abs(rest).max() < 3e-4 * abs(start).max()
     assert made.saturated == 0
 
 
@@ -420,6 +477,19 @@ def test_states_and_biases_beside_spikes_and_counts_keep_their_precision(build, 
     assert abs(expected).mean() > 0.01
 
 
+@pytest.mark.parametrize(
+    "layer", [Delay(8, 1.5, 4), IIRSynapse(8, [0.6, -0.3], [0.2, 1.0])], ids=["delay", "filter"]
+)
+def test_small_currents_keep_their_precision(layer):
+    model, x = Sequential(nn.Linear(8, 8, bias=False), layer), 1e-4 * torch.randn(60, 10, 8)
+    model[0].weight.data = 0.7 * (torch.rand(8, 8) - 0.5).sign()  # exact with 8 bits
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert np.square(found - expected).mean() < 1e-3 * expected.var()
+
+
 def test_weights_on_the_diagonal_alone_are_weighed():
     model = Sequential(nn.Linear(3, 3, bias=False))
     with torch.no_grad():
@@ -493,6 +563,17 @@ class Tiring(Cell):
         return spikes, (membrane - spikes, count + spikes)
 
 
+class Halving(Cell):
+    """A whole number and a spike, divided by 2, are no whole number."""
+
+    states, coefficients = ("before",), ("strength",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        spikes = fire(x - coefficients[0] * state[0])
+        return spikes, ((state[0] + spikes) / 2,)
+
+
 class Resting(Cell):
     """Neurons that rest after a spike, by a counter that is compared with a fraction."""
 
@@ -528,6 +609,7 @@ class Follower(Cell):
         (HeldBack, {"decay": 0.9}),
         (Silent, {"decay": 0.9}),
         (Tiring, {"decay": 0.9}),
+        (Halving, {"strength": 1.0}),
         (Resting, {"period": 3.0}),
         (Follower, {"size": 1.0}),
     ],
@@ -699,6 +781,13 @@ def test_a_run_of_no_steps_and_a_reset_change_nothing():
     expected = made.run(two)
     made.reset()
     np.testing.assert_array_equal(made.run(one), expected[:, :1])
+
+
+def test_the_last_step_of_the_samples_counts_in_the_fixed_points():
+    x = torch.full((1, 3, 2), 500.0)
+    made = quantise(Sequential(LowPassSynapse(2, 5.0)), x)
+    made.run(made.integers(x.numpy()))
+    assert made.saturated == 0
 
 
 def test_the_integer_network_names_the_classes_of_the_compiled_network():
