@@ -35,6 +35,7 @@ from snn_lib import (
 from snn_lib.inference import IntegerNetwork, compiled, integers, quantise, to_c
 from snn_lib.inference.stages import SATURATED, rounded
 from snn_lib.readout import EVERY_STEP, Mean, SpikeCount
+from snn_lib.rounding import rounded_weights
 
 needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
 
@@ -482,10 +483,9 @@ def test_states_and_biases_beside_spikes_and_counts_keep_their_precision(build, 
 )
 def test_small_currents_keep_their_precision(layer):
     model, x = Sequential(nn.Linear(8, 8, bias=False), layer), 1e-4 * torch.randn(60, 10, 8)
-    model[0].weight.data = 0.7 * (torch.rand(8, 8) - 0.5).sign()  # exact with 8 bits
-    with torch.no_grad():
-        expected = model(x)[0].numpy()
     made = quantise(model, x)
+    with torch.no_grad(), rounded_weights(model, 8):
+        expected = model(x)[0].numpy()
     found = made.run(made.integers(x.numpy())) * made.output_scale
     assert np.square(found - expected).mean() < 1e-3 * expected.var()
 
