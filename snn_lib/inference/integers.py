@@ -28,6 +28,7 @@ from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 STATE_BITS = 31  # so that the sum of two fits 32
 INPUT_BITS = 16
+FINEST = 30  # f of a state's unit 2^-f
 FACTOR_BITS = 16, 24  # of what states are multiplied by: more where a filter needs them
 GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
 LEAST_STEPS = 100  # of its unit, which the input has to reach
@@ -379,8 +380,8 @@ class _Quantiser:
 
 
 def _fraction(reach: float, bits: int) -> int:
-    """f, up to 30, so that ``HEADROOM`` times the reach fits so many bits in units of 2^-f."""
-    return min(bits - 1 - math.ceil(math.log2(HEADROOM * (reach or 1.0))), 30)
+    """f, up to the finest, so that ``HEADROOM`` times the reach fits so many bits in units of 2^-f."""
+    return min(bits - 1 - math.ceil(math.log2(HEADROOM * (reach or 1.0))), FINEST)
 
 
 def _input_of(x: np.ndarray) -> tuple[str, _Values]:
@@ -666,7 +667,7 @@ class _Lowering:
             self._narrow(value, name) for value, name in zip(given, line.arguments, strict=True)
         ]
         known = [number.fraction for number in found if number is not None]
-        finest = 30
+        finest = FINEST
         if known and self._reach.get(line.name):
             finest = self._fraction(line.name) + GUARD_BITS + self._bits - 12 - known[0]
         return [
@@ -833,14 +834,18 @@ class _Lowering:
 def _fraction_beside(value: _Number | _Affine, fraction: int) -> int:
     """The unit in which a value is made beside another one, which may be as coarse as a count's.
 
-    A gain that would have fewer than seven bits has nine, and a constant at least 16, if no unit
-    finer than 2^-30 is needed for that.
+    A gain that would have fewer than seven bits has nine, and a constant at least 16, if that needs
+    no unit that is much finer than the finest of a state.
     """
     if isinstance(value, _Number) or value.is_whole:
         return fraction
     row, least, most = (value.gain, 7, 9) if value.gain is not None else (value.offset, 16, 16)
     bits = fraction + math.floor(math.log2(float(abs(row).max()) or 1.0)) + 1
-    return fraction if bits >= least else max(fraction, min(fraction + most - bits, 30))
+    return (
+        fraction
+        if bits >= least
+        else max(fraction, min(fraction + most - bits, FINEST + GUARD_BITS))
+    )
 
 
 def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
