@@ -53,6 +53,22 @@ def has_stable_poles(alpha: Array) -> Array:
     return distance > doubt
 
 
+def poles_of(alpha: Tensor) -> Tensor:
+    """The poles of each channel's filter, complex, ``(*shape, P)``, on the CPU.
+
+    They are the eigenvalues of the recurrence's companion matrix, and infinite if a coefficient is
+    not finite.
+    """
+    alpha = alpha.detach().cpu().double()
+    order, *shape = alpha.shape
+    finite = alpha.isfinite().all(0)
+    companion = torch.zeros(*shape, order, order, dtype=torch.float64, device="cpu")
+    if order:
+        companion[..., 0, :] = torch.where(finite, alpha, 0.0).movedim(0, -1)
+        companion[..., 1:, :-1] = torch.eye(order - 1, device="cpu")
+    return torch.where(finite[..., None], torch.linalg.eigvals(companion), math.inf)
+
+
 def stabilise(alpha: Tensor, margin: float) -> Tensor:
     """A stable filter close by for each channel; a stable one stays the same, bit for bit.
 
@@ -105,13 +121,27 @@ def stabilise(alpha: Tensor, margin: float) -> Tensor:
     return torch.where(fits(alpha), alpha, scale(factor)[:, 0])
 
 
-def largest_margin(alpha: Tensor) -> float:
+def largest_margin(alpha: Tensor, given: Tensor | None = None) -> float:
     """The largest margin of 1e-3, half of it, and so on, that leaves stable filters as they are.
 
+    Args:
+        alpha: the filters' coefficients, ``(P, *shape)``.
+        given: the same before they were rounded.
+
     Raises:
-        ValueError: a filter is too near the edge of the stable set for any of these margins.
+        ValueError: a filter is too near the edge of the stable set for any of these margins, or its
+            poles are inside, but in a cluster that rounding might move outside.
     """
     inside = has_stable_poles(alpha.double())
+    if (
+        ~inside
+        & (poles_of(alpha if given is None else given).abs() < 1 - MARGIN).all(-1).to(inside.device)
+    ).any():
+        raise ValueError(
+            "the poles of a filter are so close together that rounding might move them out of the "
+            "unit circle: expected several filters of order 2, one after the other, or "
+            'constraint="none"'
+        )
     for margin in MARGINS:
         if torch.equal(stabilise(alpha, margin)[:, inside], alpha[:, inside]):
             return margin
@@ -192,7 +222,8 @@ def warn_if_unstable(alpha: Tensor) -> None:
     ):
         return
     with np.errstate(all="ignore"):
-        if not has_stable_poles(alpha.detach().cpu().double().numpy()).all():
+        unsure = ~has_stable_poles(alpha.detach().cpu().double().numpy())
+        if unsure.any() and (poles_of(alpha).abs() >= 1).any():
             _warn_of_instability()
 
 

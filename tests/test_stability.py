@@ -12,7 +12,7 @@ from filters import MARGIN, filters, from_poles, numpy_poles
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from snn_lib import stability
+from snn_lib import IIRSynapse, stability
 from snn_lib.functional import iir_filter
 from snn_lib.stability import has_stable_poles, stabilise
 
@@ -239,3 +239,21 @@ def test_coefficients_that_are_not_finite_are_not_stable(order, value, form):
         alpha[p, 1] = value
         with np.errstate(all="ignore"):
             assert has_stable_poles(form(alpha)).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_first_filter_whose_poles_lie_in_a_cluster_is_refused(dtype):
+    poles = np.array([0.98 + 0.02j, 0.97 + 0.015j, 0.96 + 0.005j])
+    alpha = (-np.poly([*poles, *poles.conj()]).real[1:]).tolist()
+    torch.set_default_dtype(dtype)
+    try:
+        with pytest.raises(ValueError, match="the poles of a filter are so close together that"):
+            IIRSynapse(2, alpha, [1.0], constraint="stable")
+        free = IIRSynapse(2, alpha, [1.0]).double()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    free.alpha.data = torch.tensor(alpha, dtype=torch.float64)[:, None].repeat(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        free(torch.zeros(1, 1, 2).double())
+    assert free.pole_radius() == pytest.approx(abs(poles).max(), abs=1e-3)

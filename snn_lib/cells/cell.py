@@ -212,7 +212,7 @@ class Cell(Constrained):
             raise ValueError(f"{name} has no value or is unknown: the coefficients are {expected}")
         self._kept_decaying: list[str] = []  # those of the decays that are trained
         for name in self.coefficients:
-            first = first_values(values[name], self.shape, name)
+            first = first_values(values[name], self.shape, name).to(torch.get_default_dtype())
             if name in self.decays:
                 check_decaying(first.double())  # none that rounds to 1
             channels = torch.empty(first.shape).copy_(first)  # on the default device
@@ -377,15 +377,16 @@ class Cell(Constrained):
 def first_values(
     value: "PerChannel | Sequence[PerChannel]", shape: tuple[int, ...], name: str
 ) -> Tensor:
-    """First values of every channel, ``(*shape)`` or ``(rows, *shape)``, on the CPU."""
+    """First values of every channel in float64, ``(*shape)`` or ``(rows, *shape)``, on the CPU."""
     if isinstance(value, str):  # a sequence of texts, without end
         raise TypeError(f"{name} is {value!r}, expected numbers")
     if isinstance(value, Sequence):
         rows = [first_values(row, shape, name) for row in value]
-        return torch.stack(rows) if rows else torch.empty(0, *shape, device="cpu")
+        none = torch.empty(0, *shape, dtype=torch.float64, device="cpu")
+        return torch.stack(rows) if rows else none
     exact = torch.empty(shape, dtype=torch.float64, device="cpu")
     exact[...] = per_channel(value, shape, name)
-    return exact.to(torch.get_default_dtype())
+    return exact
 
 
 def _decaying(decay: Tensor) -> Tensor:

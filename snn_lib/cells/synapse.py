@@ -30,6 +30,7 @@ from snn_lib.stability import (
     MARGINS,
     MAX_ORDER,
     largest_margin,
+    poles_of,
     round_decaying,
     stabilise,
     warn_if_learning_unstable,
@@ -120,7 +121,8 @@ class IIRSynapse(Cell):
         super().__init__(shape, train=train, alpha=list(first), beta=list(beta))
         self.constraint = constraint
         stable = constraint == "stable"
-        self.margin = margin or (largest_margin(first) if stable else MARGIN)
+        rounded = first.to(torch.get_default_dtype())
+        self.margin = margin or (largest_margin(rounded, first) if stable else MARGIN)
         self._margin_follows = margin is None and stable
 
     def state_rows(self) -> dict[str, int | None]:
@@ -164,24 +166,15 @@ class IIRSynapse(Cell):
     def poles(self) -> Tensor:
         """The poles of every channel's filter as it runs, complex, ``(*shape, P)``, on the CPU.
 
-        They are the eigenvalues of the recurrence's companion matrix. The filter is stable if all
-        lie inside the unit circle.
+        The filter is stable if all lie inside the unit circle.
         """
-        order = len(self.alpha)
-        if order == 0:
-            return torch.zeros(*self.shape, 0, dtype=torch.complex128, device="cpu")
-        companion = torch.zeros(*self.shape, order, order, dtype=torch.float64, device="cpu")
-        companion[..., 0, :] = self.effective_alpha().detach().movedim(0, -1).cpu()
-        companion[..., 1:, :-1] = torch.eye(order - 1, device="cpu")
-        return torch.linalg.eigvals(companion)
+        return poles_of(self.effective_alpha())
 
     def pole_radius(self) -> float:
         """The largest magnitude of any channel's pole; if it is below 1, all filters are stable.
 
         Infinite if a coefficient is not finite.
         """
-        if not torch.isfinite(self.effective_alpha()).all():
-            return math.inf
         return self.poles().abs().amax().item() if self.alpha.numel() else 0.0
 
     def extra_repr(self) -> str:

@@ -380,7 +380,7 @@ class _Quantiser:
 
 
 def _fraction(reach: float, bits: int) -> int:
-    """f, up to the finest, so that ``HEADROOM`` times the reach fits so many bits in units of 2^-f."""
+    """f, up to ``FINEST``, so that ``HEADROOM`` times the reach fits so many bits, in 2^-f."""
     return min(bits - 1 - math.ceil(math.log2(HEADROOM * (reach or 1.0))), FINEST)
 
 

@@ -432,13 +432,22 @@ class Coupled(Cell):
         return v - w, (0.8 * v + x - w, 0.9 * w + 0.2 * v)
 
 
+class Copying(Cell):
+    states = ("v", "w")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        v, w = state
+        return v - w, (0.8 * x, 0.2 * x)
+
+
 class Leaking(Cell):
     @staticmethod
     def step(x, state, coefficients, fire):
         return torch.where(x > 0, 0.8 * x, 0.1 * x), ()
 
 
-@pytest.mark.parametrize("cell", [Coupled, Leaking])
+@pytest.mark.parametrize("cell", [Coupled, Copying, Leaking])
 def test_factors_of_the_same_integers_have_units_of_their_own(cell):
     x = torch.randn(60, 20, 8)
     model = Sequential(cell(8))
