@@ -449,12 +449,13 @@ class Leaking(Cell):
 
 @pytest.mark.parametrize("cell", [Coupled, Copying, Leaking])
 def test_factors_of_the_same_integers_have_units_of_their_own(cell):
-    x = torch.randn(60, 20, 8)
-    model = Sequential(cell(8))
-    expected = model(x)[0].numpy()
-    made = quantise(model, x)
-    found = made.run(made.integers(x.numpy())) * made.output_scale
-    assert np.square(found - expected).mean() < 1e-5 * expected.var()
+    x, alone, weighed = torch.randn(60, 20, 8), Sequential(cell(8)), nn.Linear(8, 8, bias=False)
+    weighed.weight.data = 0.7 * (torch.rand(8, 8) - 0.5).sign()  # exact with 8 bits
+    for model in (alone, Sequential(weighed, cell(8))):
+        expected = model(x)[0].detach().numpy()
+        made = quantise(model, x)
+        found = made.run(made.integers(x.numpy())) * made.output_scale
+        assert np.square(found - expected).mean() < 1e-5 * expected.var()
 
 
 def biased():

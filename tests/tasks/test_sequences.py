@@ -744,6 +744,20 @@ def test_a_loss_that_draws_is_the_same_in_every_run_and_after_a_stop(tmp_path):
         assert torch.equal(again.model.state_dict()[name], weight)
 
 
+def test_each_of_several_processes_draws_its_own_numbers_in_a_loss(tmp_path):
+    shares = []
+    for rank in (0, 1):
+        config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+        config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+        task = Mixed({"train": sequences()}, "mean")
+        task.drawn = []
+        trial = Experiment(network, task, config)
+        trial.rank = rank
+        trial.train()
+        shares.append([share for training, _, share in task.drawn if training])
+    assert not set(shares[0]) & set(shares[1])
+
+
 def test_weight_bits_without_weights_to_round_are_refused():
     config = ClassificationConfig()
     config.hyperparameters.weight_bits = 2

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from refusing import refusal
-from running import SCRIPT, TINY, load, refused, run, shell, the_run, tiny, train
+from running import SCRIPT, TINY, SmallSNN, load, refused, run, shell, the_run, tiny, train
 from torch import nn
 
 from snn_lib.settings import list_settings, section, setting
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
-from snn_lib.training import distributed
+from snn_lib.training import command_line, distributed
 from snn_lib.training.checkpoints import Checkpoint
 from snn_lib.training.command_line import _explain, _resume_command, main, settings_of
 from snn_lib.training.config import load_config
@@ -387,6 +387,16 @@ def test_a_file_that_a_trained_network_differs_from_is_told(trained, tmp_path):
     copy = shutil.copytree(trained / "runs", tmp_path / "runs")
     resumed = run("--train", "--resume", f"runs_path={copy}", *there[1:])
     assert f"{SCRIPT.stem}.yaml differs from {copy}" in resumed.out
+
+
+def test_one_of_several_processes_tells_that_a_file_differs(trained, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "StopSignals", lambda: 1 / 0)  # behind what is looked at
+    there = ["--train", "--resume", f"runs_path={trained}/runs", f"dataset_path={trained}"]
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ZeroDivisionError):
+            command_line._run(SCRIPT, SmallSNN, DigitClassification(), None, there)
+        assert ("differs from" in capsys.readouterr().out) == (rank == "0")
 
 
 def test_a_name_is_refused_where_it_does_not_choose_the_network(trained, tmp_path):

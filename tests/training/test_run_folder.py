@@ -250,6 +250,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, task):
         checkpoint["config"]["checkpoint_base_path"] = "checkpoint"
         if which == "last":
             checkpoint["progress"]["folder"] = "runs/x/2026-01-01_00-00-00"
+            checkpoint["progress"] |= {"samples": 100, "held_out": 50}
         torch.save(checkpoint, the_run(tmp_path) / which)
     resumed = train("--resume", *small(tmp_path), model=SmallSNN, task=task())
     assert "after 2 epochs and 1 batches" in resumed.out
