@@ -133,10 +133,8 @@ def largest_margin(alpha: Tensor, given: Tensor | None = None) -> float:
             poles are inside, but in a cluster that rounding might move outside.
     """
     inside = has_stable_poles(alpha.double())
-    if (
-        ~inside
-        & (poles_of(alpha if given is None else given).abs() < 1 - MARGIN).all(-1).to(inside.device)
-    ).any():
+    poles = poles_of(alpha if given is None else given).to(inside.device)
+    if (~inside & (poles.abs() < 1 - MARGIN).all(-1)).any():
         raise ValueError(
             "the poles of a filter are so close together that rounding might move them out of the "
             "unit circle: expected several filters of order 2, one after the other, or "
