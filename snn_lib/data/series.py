@@ -82,8 +82,8 @@ def load_series(dataset: str, root: Path, missing: str = "refuse") -> SeriesSet:
         unknown = set(y.tolist()) - set(names.tolist())
         require(
             not unknown,
-            f"{dataset}: the {part} part has class {min(unknown, default='')}, which the training "
-            "part has not",
+            f"{dataset}: the {part} part has class {min(unknown, default='')!r}, which the "
+            "training part has not",
         )
         name = f"{dataset}, {part}: sequence"
         filled = (_fill_gaps(one, f"{name} {index}", missing) for index, one in enumerate(x))

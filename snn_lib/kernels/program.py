@@ -214,7 +214,7 @@ def kind_of(name: str) -> Kind:
         ValueError: there is none.
     """
     if name not in _kinds:
-        raise ValueError(f"no cell is called {name!r}: import the module that defines it")
+        raise ValueError(f"no cell is called {name!r}: import its module, or name it module.Class")
     return _kinds[name]
 
 

@@ -273,7 +273,8 @@ def imported(name: str | None, own: set[str]) -> Any:
     if name is None:
         return None
     module, _, name = name.partition(":")
-    require(module.partition(".")[0] in own | {"snn_lib"}, f"{module} does not lie beside it")
+    beside = module.partition(".")[0] in own | {"snn_lib"}
+    require(beside, f"{module} does not lie beside it: give load a build_model")
     return getattr(importlib.import_module(module), name)
 
 

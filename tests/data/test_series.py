@@ -160,7 +160,7 @@ def test_missing_values_are_interpolated_by_the_setting_alone(tmp_path):
         ({"x": X, "y": np.ones(6, int)}, "all training sequences are of class 1"),
         (
             {**TRAIN, "x_test": X[:1], "y_test": np.array(["fly"])},
-            "the test part has class fly, wh",
+            "the test part has class 'fly', wh",
         ),
         ({**TRAIN, "x_test": X[:1, :, :1], "y_test": Y[:1]}, "(5, 1), expected (T, 2) as in train"),
         ({"x": np.array([[1], [2, 3]], dtype=object), "y": Y[:2]}, "cannot be read"),

@@ -58,7 +58,7 @@ def test_the_command_finds_a_cell_in_a_file_of_ones_own(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        ("Unheard", "no cell is called 'Unheard': import the module that defines it"),
+        ("Unheard", "no cell is called 'Unheard': import its module, or name it module.Class"),
         ("no_module.Cell", "No module named 'no_module'"),
     ],
 )

@@ -121,7 +121,7 @@ def test_operators_called_directly_check_each_tensor(key, way):
     ("way", "change", "words"),
     [
         (0, {"seed": None}, "dropout without a seed"),
-        (0, {"key": "Unknown[-;-]"}, "no cell is called 'Unknown': import the module that defines"),
+        (0, {"key": "Unknown[-;-]"}, "no cell is called 'Unknown': import its module"),
         (0, {"dtype": torch.float16}, r"the output is in torch\.float16, expected torch\.float64"),
         (1, {"surrogate": "arctan"}, "no surrogate is called 'arctan': expected gaussian, fast"),
     ],

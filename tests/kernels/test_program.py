@@ -67,9 +67,7 @@ def test_a_coefficient_may_have_the_name_of_a_surrogate_s_number():
 
 @pytest.mark.parametrize("key", ["Nothing[-;-]", f"{FILTER}+Nothing[-;-]", "", "__import__('os')"])
 def test_a_key_that_names_no_cell_is_refused(key):
-    with pytest.raises(
-        ValueError, match=r"no cell is called .*: import the module that defines it"
-    ):
+    with pytest.raises(ValueError, match=r"no cell is called .*: import its module, or name it"):
         program(key)
 
 
