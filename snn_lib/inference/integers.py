@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.description import preparation_of
-from snn_lib.inference.stages import SATURATED, Pool, Rows, Stage, States, Step
+from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
-from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
+from snn_lib.kernels.trace import ARITHMETIC, COMPARISONS, LOGIC, Line, Trace, Value
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 STATE_BITS = 31  # so that the sum of two fits 32
@@ -342,6 +342,7 @@ class _Quantiser:
 
     def _step(self, step: Step, reach: Mapping[str, float]) -> None:
         step, before = _with_named_factors(step), self._values
+        reach = {**reach, **{name: abs(row).max() for name, row in step.coefficients.items()}}
         for bits in FACTOR_BITS:
             made, self._values, shift = _Lowering(step, before, reach, bits).lowered()
             if shift <= LARGEST_SHIFT:
@@ -454,23 +455,36 @@ def _behind(first: Step, second: Step) -> Step:
 
 
 def _with_named_factors(step: Step) -> Step:
-    """The same step; numbers that it multiplies by are coefficients, which can be kept stable."""
-    rows: dict[str, np.ndarray] = {}
+    """The same step, in which all factors that never change are coefficients.
 
-    def named(value: Value) -> Value:
-        if not isinstance(value, float) or _is_whole(value):
-            return value
-        rows[str(value)] = np.full((1, 1), value)
-        return str(value)
+    So what a coefficient is computed from, numbers and other coefficients, is computed once, and
+    all factors can be kept stable.
+    """
+    rows = dict(step.coefficients)
+    lines: list[Line] = []
+    names: dict[Value, str] = {}
 
-    lines = (
-        replace(line, arguments=tuple(map(named, line.arguments)))
-        if line.operation == "mul"
-        else line
-        for line in step.trace.lines
-    )
-    trace = replace(step.trace, lines=tuple(lines))
-    return replace(step, trace=trace, coefficients={**step.coefficients, **rows})
+    def constant(name: str, row: np.ndarray) -> str:
+        rows[name] = row
+        return name
+
+    for line in step.trace.lines:
+        values = [names.get(value, value) for value in line.arguments]
+        known = [rows.get(v) if isinstance(v, str) else np.full((1, 1), v) for v in values]
+        if line.operation in {*ARITHMETIC, "abs"} and all(row is not None for row in known):
+            result = FUNCTIONS[line.operation](*known)
+            names[line.name] = constant(f"constant{line.name}", result)
+            continue
+        if line.operation == "div" and known[1] is not None:
+            values[1] = constant(f"1 / {values[1]}", 1 / known[1])
+            line = replace(line, operation="mul")
+        elif line.operation == "mul":
+            values = [
+                constant(str(v), np.full((1, 1), v)) if isinstance(v, float) else v for v in values
+            ]
+        lines.append(replace(line, arguments=tuple(values)))
+    results = tuple(names.get(value, value) for value in step.trace.results)
+    return replace(step, trace=Trace(tuple(lines), results), coefficients=rows)
 
 
 def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
@@ -714,9 +728,7 @@ class _Lowering:
         operation, name = line.operation, self._step.name
         given = [self._given(value) for value in line.arguments]
         if operation == "div":
-            if not isinstance(given[1], _Affine) or given[1].gain is not None:
-                raise ValueError(f"layer {name} divides by what changes, which integers cannot")
-            operation, given[1] = "mul", _Affine(1 / given[1].offset)
+            raise ValueError(f"layer {name} divides by what changes, which integers cannot")
         known = [value for value in given if isinstance(value, _Affine)]
         if len(known) == len(given) and (linear := _affine(operation, known)):
             return linear
@@ -849,22 +861,17 @@ def _fraction_beside(value: _Number | _Affine, fraction: int) -> int:
 
 
 def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
-    """The result of an operation on what is linear in x, if it is linear in x."""
-    zero = np.zeros((1, 1))
-    match operation, given:
-        case "mul", [a, b] if a.gain is None or b.gain is None:
-            a, b = (a, b) if b.gain is None else (b, a)
-            gain = None if a.gain is None else a.gain * b.offset
-            return _Affine(a.offset * b.offset, gain)
-        case "neg", [a]:
-            return _Affine(-a.offset, None if a.gain is None else -a.gain)
-        case "abs", [a] if a.gain is None:
-            return _Affine(abs(a.offset))
-        case ("add" | "sub", [a, b]):
-            sign = 1.0 if operation == "add" else -1.0
-            both = a.gain is None and b.gain is None
-            x, y = (zero if value.gain is None else value.gain for value in (a, b))
-            return _Affine(a.offset + sign * b.offset, None if both else x + sign * y)
+    """The result of an operation on what is linear in x, and on constants, if it is linear in x."""
+    gains = [np.zeros((1, 1)) if value.gain is None else value.gain for value in given]
+    match operation, given, gains:
+        case "mul", [a, b], [x, y] if _is_constant(a) or _is_constant(b):
+            return _Affine(a.offset * b.offset, x * b.offset + y * a.offset)
+        case "neg", [a], [x]:
+            return _Affine(-a.offset, -x)
+        case "add", [a, b], [x, y]:
+            return _Affine(a.offset + b.offset, x + y)
+        case "sub", [a, b], [x, y]:
+            return _Affine(a.offset - b.offset, x - y)
     return None
 
 

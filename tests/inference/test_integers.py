@@ -298,6 +298,28 @@ class Leaky(Cell):
         return level, (level,)
 
 
+class Averaging(Cell):
+    """A decay that is computed from a coefficient."""
+
+    states, coefficients = ("mean",), ("rate",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        mean = (1.0 - coefficients[0]) * state[0] + coefficients[0] * x
+        return mean, (mean,)
+
+
+class Draining(Cell):
+    """A decay by a quotient."""
+
+    states, coefficients = ("level",), ("tau",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        level = state[0] - state[0] / coefficients[0] + x
+        return level, (level,)
+
+
 def of_poles(channels, *poles):
     """A filter of an even order, with these poles and their conjugates."""
     alpha = -np.poly([*poles, *np.conj(poles)]).real[1:]
@@ -319,6 +341,8 @@ POLES = [0.95 * np.exp(0.02j), 0.9 * np.exp(0.05j), 0.88 * np.exp(0.08j)]
         lambda n: LowPassSynapse(n, 60000.0),
         lambda n: of_poles(n, *POLES[:2]),
         Leaky,
+        lambda n: Averaging(n, rate=2e-5),
+        lambda n: Draining(n, tau=5e4),
     ],
 )
 def test_filters_with_poles_near_the_unit_circle_are_the_same_in_integers(build, channels):
