@@ -75,10 +75,15 @@ def convolve(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor
     return layer._conv_forward(x, weight, None)
 
 
+def comes_from_compile(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` returned this module, around the one that it was given."""
+    return "_orig_mod" in module._modules
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether ``torch.compile`` runs the model or a part of it."""
     return any(
-        module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        module._compiled_call_impl is not None or comes_from_compile(module)
         for module in model.modules()
     )
 

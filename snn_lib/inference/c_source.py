@@ -355,7 +355,7 @@ class _Source:
             takes = f"{read.input_kind}, {low} to {high}, times {read.input_scale:g}: {read.takes}"
             gives = f"int32_t, times {read.output_scale:g}"
             arithmetic = [
-                f"integers: weights of {read.weight_bits} bits, coefficients of 16, states of 31.",
+                f"integers: weights of {read.weight_bits} bits, factors of 16 or 24, states of 31.",
                 "What does not fit is held at the limit, and counted in `saturated`.",
             ]
         else:

@@ -30,6 +30,7 @@ from snn_lib.inference.layers import (
     read,
 )
 from snn_lib.kernels import use_backend
+from snn_lib.pytorch_private import comes_from_compile
 from snn_lib.readout import EVERY_STEP, READOUTS
 
 STEPS = 32  # of the run in PyTorch with which a description is compared
@@ -83,6 +84,11 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     remedy = "remove them, and make pruning permanent by torch.nn.utils.prune.remove"
     refuse_hooks(network, f"which only PyTorch can call: {remedy}")
     for name, module in network.named_modules():
+        if comes_from_compile(module):
+            raise ValueError(
+                f"{name or 'the network'} is what torch.compile returned: give the module that it "
+                "was given"
+            )
         if "forward" in vars(module):
             raise ValueError(
                 f"{name or 'the network'} ({type(module).__name__}) has a forward that was set on "

@@ -362,7 +362,7 @@ class _Quantiser:
         warnings.warn(
             f"{name} of which {FACTOR_BITS[-1]} bits make another one: they move a pole by "
             f"{shift:.0%} of its distance from the unit circle. Give it a shorter time constant, "
-            "or make several filters of order 2 of it",
+            "or make several filters of lower order of it, one after the other",
             UserWarning,
             stacklevel=6,
         )
@@ -904,17 +904,27 @@ def _kept_stable(
         moving = [
             name for name in units if (poles({**found, name: 0 * found[name]}) != moved).any()
         ]
-        ways = product(range(-NEAR, NEAR + 1), repeat=len(moving))
-        for way in sorted(ways, key=lambda way: np.dot(way, way)):
+        for way in _small_changes(len(moving)):
             tried = {name: found[name] + by for name, by in zip(moving, way, strict=True)}
             held = wrong & ~leave(poles({**found, **tried}))
             found |= {name: np.where(held, tried[name], found[name]) for name in moving}
             wrong &= ~held
+            if not wrong.any():
+                break
         moved = poles(found)
     apart = abs(exact[..., None] - moved[..., None, :]).min(-1)
     inside = 1 - abs(exact)
     shift = (apart / inside.clip(NEXT_TO_1))[inside > NEXT_TO_1].max(initial=0.0)
     return found, math.inf if wrong.any() else float(shift)
+
+
+def _small_changes(count: int) -> list[tuple[int, ...]]:
+    """What to add to so many integers, the least first; to one of them alone if there are many."""
+    if count > 4:  # of which all combinations would take hours
+        rows = np.eye(count, dtype=int)
+        return [tuple(by * row) for by in (1, -1, 2, -2) for row in rows]
+    changes = product(range(-NEAR, NEAR + 1), repeat=count)
+    return sorted(changes, key=lambda change: np.dot(change, change))
 
 
 def _poles(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -32,6 +32,12 @@ class Backwards(Sequential):
         return super().forward(x.flip(0), state, lengths)
 
 
+def test_what_torch_compile_returned_is_refused():
+    model = torch.compile(Sequential(nn.Linear(2, 3)))
+    with pytest.raises(ValueError, match=r"the network is what torch\.compile returned"):
+        describe(model)
+
+
 def test_a_module_whose_forward_was_replaced_is_refused():
     network = Sequential(nn.Linear(4, 4), LowPassSynapse(4, 3.0))
     network[0].forward = lambda x: 2 * x
