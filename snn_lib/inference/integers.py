@@ -27,6 +27,7 @@ from snn_lib.kernels.trace import ARITHMETIC, COMPARISONS, LOGIC, Line, Trace, V
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 STATE_BITS = 31  # so that the sum of two fits 32
+WIDEST = (1 << 62) - 1  # number that a line may compute
 INPUT_BITS = 16
 FINEST = 30  # f of a state's unit 2^-f
 FACTOR_BITS = 16, 24  # of what states are multiplied by: more where a filter needs them
@@ -777,7 +778,7 @@ class _Lowering:
         is_condition: bool = False,
     ) -> _Number:
         """Adds a line, or finds the same one."""
-        if max(-low, high) >= 1 << 62:
+        if max(-low, high) > WIDEST:
             raise ValueError(f"layer {self._step.name} computes numbers that do not fit 64 bits")
         same = operation, values, fraction  # 0.8 and 0.2 are the same integers of other units
         if same not in self._known:
@@ -815,13 +816,14 @@ class _Lowering:
         return [self._made(value, _fraction_beside(value, finest)) for value in pair]
 
     def _at(self, number: _Number, fraction: int) -> _Number:
-        """The number in a unit, if that one is finer."""
+        """The number in a unit, if that one is finer; a constant beyond what fits is held there."""
         factor = 1 << max(fraction - number.fraction, 0)
         if factor == 1:
             return number
         low, high = factor * number.low, factor * number.high
         if isinstance(number.value, int):
-            return _Number(number.value * factor, fraction, low, high)
+            held = max(-WIDEST, min(factor * number.value, WIDEST))
+            return _Number(held, fraction, held, held)
         return self._line("mul", (number.value, factor), fraction, low, high)
 
     def _held(self, value: _Number | _Affine, fraction: int) -> _Number:

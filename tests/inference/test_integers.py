@@ -817,6 +817,29 @@ def test_a_run_of_no_steps_and_a_reset_change_nothing():
     np.testing.assert_array_equal(made.run(one), expected[:, :1])
 
 
+class Bounded(Cell):
+    """By a number far beyond all others."""
+
+    states = ("level",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        level = torch.clamp(0.9 * state[0] + x, -1e12, 1e12)
+        return torch.where(level > -1e15, level, 0.0), (level,)
+
+
+@needs_compiler
+def test_numbers_far_beyond_all_others_bound_nothing(tmp_path):
+    x = torch.randn(60, 1, 3)
+    made, model = quantise(Sequential(Bounded(3)), x), Sequential(Bounded(3))
+    given = made.integers(x.numpy())
+    output = made.run(given)
+    expected = model(x)[0].numpy()
+    assert np.square(output * made.output_scale - expected).mean() < 1e-5 * expected.var()
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(output.reshape(60, 1, -1), program.run(given))
+
+
 def test_the_last_step_of_the_samples_counts_in_the_fixed_points():
     x = torch.full((1, 3, 2), 500.0)
     made = quantise(Sequential(LowPassSynapse(2, 5.0)), x)
