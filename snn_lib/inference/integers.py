@@ -27,7 +27,6 @@ from snn_lib.kernels.trace import ARITHMETIC, COMPARISONS, LOGIC, Line, Trace, V
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 STATE_BITS = 31  # so that the sum of two fits 32
-WIDEST = (1 << 62) - 1  # number that a line may compute
 INPUT_BITS = 16
 FINEST = 30  # f of a state's unit 2^-f
 FACTOR_BITS = 16, 24  # of what states are multiplied by: more where a filter needs them
@@ -778,7 +777,7 @@ class _Lowering:
         is_condition: bool = False,
     ) -> _Number:
         """Adds a line, or finds the same one."""
-        if max(-low, high) > WIDEST:
+        if max(-low, high) >= 1 << 62:
             raise ValueError(f"layer {self._step.name} computes numbers that do not fit 64 bits")
         same = operation, values, fraction  # 0.8 and 0.2 are the same integers of other units
         if same not in self._known:
@@ -806,7 +805,10 @@ class _Lowering:
                 pair[place] = self._rounded(made[place], fraction)
                 made = self._fine_enough(pair)
         finest = max(number.fraction for number in made)
-        return [self._at(number, finest) for number in made]
+        a, b = (self._at(number, finest) for number in made)
+        if line.operation in {*COMPARISONS, "maximum", "minimum"}:
+            return [_within_reach(a, b), _within_reach(b, a)]
+        return [a, b]
 
     def _fine_enough(self, pair: Sequence[_Number | _Affine]) -> list[_Number]:
         """Two numbers, of which those still to be made are as fine as the other one, or finer."""
@@ -816,14 +818,13 @@ class _Lowering:
         return [self._made(value, _fraction_beside(value, finest)) for value in pair]
 
     def _at(self, number: _Number, fraction: int) -> _Number:
-        """The number in a unit, if that one is finer; a constant beyond what fits is held there."""
+        """The number in a unit, if that one is finer."""
         factor = 1 << max(fraction - number.fraction, 0)
         if factor == 1:
             return number
         low, high = factor * number.low, factor * number.high
         if isinstance(number.value, int):
-            held = max(-WIDEST, min(factor * number.value, WIDEST))
-            return _Number(held, fraction, held, held)
+            return _Number(number.value * factor, fraction, low, high)
         return self._line("mul", (number.value, factor), fraction, low, high)
 
     def _held(self, value: _Number | _Affine, fraction: int) -> _Number:
@@ -843,6 +844,14 @@ class _Lowering:
         low, high = max(low, -limit), min(high, limit - 1)
         values = number.value, shift, bits
         return self._line("round", values, number.fraction - shift, low, high)
+
+
+def _within_reach(number: _Number, other: _Number) -> _Number:
+    """A constant that may be far beyond what it is compared with is just beyond it."""
+    if not isinstance(number.value, int):
+        return number
+    held = min(max(number.value, other.low - 1), other.high + 1)
+    return _Number(held, number.fraction, held, held)
 
 
 def _fraction_beside(value: _Number | _Affine, fraction: int) -> int:
