@@ -121,25 +121,29 @@ def stabilise(alpha: Tensor, margin: float) -> Tensor:
     return torch.where(fits(alpha), alpha, scale(factor)[:, 0])
 
 
-def largest_margin(alpha: Tensor, given: Tensor | None = None) -> float:
-    """The largest margin of 1e-3, half of it, and so on, that leaves stable filters as they are.
+def refuse_clusters(alpha: Tensor, given: Tensor) -> None:
+    """Raises a ValueError if rounding might move the poles of a stable filter outside.
 
     Args:
         alpha: the filters' coefficients, ``(P, *shape)``.
         given: the same before they were rounded.
-
-    Raises:
-        ValueError: a filter is too near the edge of the stable set for any of these margins, or its
-            poles are inside, but in a cluster that rounding might move outside.
     """
-    inside = has_stable_poles(alpha.double())
-    poles = poles_of(alpha if given is None else given).to(inside.device)
-    if (~inside & (poles.abs() < 1 - MARGIN).all(-1)).any():
+    unsure = ~has_stable_poles(alpha.double())
+    if (poles_of(given[:, unsure]).abs() < 1 - MARGIN).all(-1).any():
         raise ValueError(
             "the poles of a filter are so close together that rounding might move them out of the "
-            "unit circle: expected several filters of order 2, one after the other, or "
+            "unit circle: expected several filters of lower order, one after the other, or "
             'constraint="none"'
         )
+
+
+def largest_margin(alpha: Tensor) -> float:
+    """The largest margin of 1e-3, half of it, and so on, that leaves stable filters as they are.
+
+    Raises:
+        ValueError: a filter is too near the edge of the stable set for any of these margins.
+    """
+    inside = has_stable_poles(alpha.double())
     for margin in MARGINS:
         if torch.equal(stabilise(alpha, margin)[:, inside], alpha[:, inside]):
             return margin
@@ -219,10 +223,11 @@ def warn_if_unstable(alpha: Tensor) -> None:
         next(_calls) % CHECKED or (alpha.is_cuda and torch.cuda.is_current_stream_capturing())
     ):
         return
+    exact = alpha.detach().cpu().double()
     with np.errstate(all="ignore"):
-        unsure = ~has_stable_poles(alpha.detach().cpu().double().numpy())
-        if unsure.any() and (poles_of(alpha).abs() >= 1).any():
-            _warn_of_instability()
+        unsure = ~has_stable_poles(exact.numpy())
+    if unsure.any() and (poles_of(exact[:, torch.from_numpy(unsure)]).abs() >= 1).any():
+        _warn_of_instability()
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def test_the_warning_comes_back_after_without_warning():
 def test_coefficients_on_a_device_are_checked_now_and_then(monkeypatch):
     looked = []
     monkeypatch.setattr(
-        stability, "has_stable_poles", lambda alpha: looked.append(alpha) or np.array(True)
+        stability, "has_stable_poles", lambda alpha: looked.append(alpha) or np.array([True])
     )
     with ClaimedDevice() as device:
         alpha = torch.zeros(1, 1, device="cuda")

@@ -31,6 +31,7 @@ from snn_lib.stability import (
     MAX_ORDER,
     largest_margin,
     poles_of,
+    refuse_clusters,
     round_decaying,
     stabilise,
     warn_if_learning_unstable,
@@ -122,7 +123,9 @@ class IIRSynapse(Cell):
         self.constraint = constraint
         stable = constraint == "stable"
         rounded = first.to(torch.get_default_dtype())
-        self.margin = margin or (largest_margin(rounded, first) if stable else MARGIN)
+        if stable:
+            refuse_clusters(rounded, first)
+        self.margin = margin or (largest_margin(rounded) if stable else MARGIN)
         self._margin_follows = margin is None and stable
 
     def state_rows(self) -> dict[str, int | None]:

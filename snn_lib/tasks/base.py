@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -219,11 +219,11 @@ def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
     """The sums as floats, which waits for the device.
 
     Raises:
-        TypeError: a sum is a tensor of several numbers.
+        RunError: a sum is a tensor of several numbers.
     """
     for key, value in sums.items():
         if isinstance(value, Tensor) and value.numel() != 1:
-            raise TypeError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
+            raise RunError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
     return {key: float(value) for key, value in sums.items()}
 
 

@@ -164,6 +164,8 @@ class EventVision(CountClassification):
         if split == "test":
             frames, labels = self._recordings("test", settings.test_size)
             return {"test": (frames, labels, torch.arange(len(labels)))}
+        if settings.path and self.has("test"):  # so that what is missing is told before training
+            recording_files(SETS[self.config.dataset], Path(settings.path), "test")
         held_out = settings.validation_size
         # All files of a real set are read, because they are not in random order.
         simulated = self.config.dataset == "simulated"

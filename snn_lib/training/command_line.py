@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -378,7 +378,7 @@ def _explain(
     If it has no effect, which ``idle`` says, the line says so, unless the reason is that of its
     whole section, ``above``.
     """
-    nested = []
+    nested, kinds = [], get_type_hints(type(section))
     for entry in dataclasses.fields(section):
         value, name = getattr(section, entry.name), f"{prefix}{entry.name}"
         why = idle.get(name, "")
@@ -387,8 +387,8 @@ def _explain(
             continue
         shown = value if isinstance(value, str) else json.dumps(value)
         doc, allowed = entry.metadata.get("doc", ""), str(entry.metadata.get("range", ""))
-        if get_origin(entry.type) is Literal:
-            allowed = ", ".join(get_args(entry.type))
+        if get_origin(kind := kinds[entry.name]) is Literal:
+            allowed = ", ".join(map(str, get_args(kind)))
         doc += f" ({allowed})" if allowed else ""
         doc += f"; {why}" if why not in ("", above) else ""
         yield f"  {f'{name}={shown}':<50} {doc}".rstrip()

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import yaml
@@ -218,9 +218,10 @@ def read_override(schema: type, override: str) -> DictConfig:
     require(bool(key and sign), f"{override!r} is not an override, expected key=value")
     ((dotted, _),) = _leaves(OmegaConf.from_dotlist([f"{key}=0"]))
     kind, quoted = _type_of(schema(), *dotted.split(".")), re.fullmatch("'.*'|\".*\"", value)
-    if not value or (_is_text(kind) and not quoted):
+    absent = value == "null" and NoneType in get_args(kind)
+    if not value or (_is_text(kind) and not (quoted or absent)):
         value = json.dumps(value, ensure_ascii=False)
-    elif any(map(_is_text, get_args(kind))) and value.startswith("["):
+    elif _holds_texts(kind) and value.startswith("["):
         with _naming(schema, f"override {override!r}"):
             texts = yaml.load(value, yaml.BaseLoader)
         value = json.dumps(texts, ensure_ascii=False)
@@ -240,9 +241,18 @@ def _type_of(section: Any, *key: str) -> Any:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether a setting of this type is text, or one of a few texts."""
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
-    return kind is str or (bool(choices) and all(isinstance(one, str) for one in choices))
+    """Whether a setting of this type is text, one of a few texts, or one of these or nothing."""
+    members = get_args(kind)
+    if get_origin(kind) is Literal:
+        return all(isinstance(one, str) for one in members)
+    if get_origin(kind) in (Union, UnionType):
+        return all(one is NoneType or _is_text(one) for one in members)
+    return kind is str
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether a setting of this type may be a list with texts in it."""
+    return any(_is_text(one) or _holds_texts(one) for one in get_args(kind))
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -328,7 +328,12 @@ class Experiment:
 
     def _task_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The task's mean loss of this process's share of a batch, which may be empty, and sums."""
-        loss, sums = self.task.loss(model, batch)
+        returned = self.task.loss(model, batch)
+        require(
+            isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict),
+            f"{type(self.task).__name__}.loss returns no pair of a loss and a dictionary of sums",
+        )
+        loss, sums = returned
         missing = {"samples", self.task.mean_over} - sums.keys()
         require(
             not missing,

@@ -94,7 +94,10 @@ def trained_network(
     """
     values, origin, usage = checkpoint.get("config"), checkpoint.origin, usage_of(checkpoint)
     if not isinstance(values, dict):
-        raise InputError(f"{origin} does not hold the settings of its network")
+        raise InputError(
+            f"{origin} does not hold the settings of its network: build it, and load its weights "
+            "by snn_lib.training.checkpoints.load_weights"
+        )
     try:
         config = _namespace(values)
         if config_class is not None:

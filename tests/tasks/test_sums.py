@@ -6,6 +6,7 @@ import pytest
 import torch
 from claimed_device import ClaimedDevice
 
+from snn_lib.errors import RunError
 from snn_lib.tasks.base import add_sums, plain_number, read_sums
 
 
@@ -32,7 +33,7 @@ def test_adding_sums_up_leaves_a_batch_s_own_tensors_alone():
 
 
 def test_a_sum_that_is_no_number_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"sum 'per_class' has shape \(3,\)"):
+    with pytest.raises(RunError, match=r"sum 'per_class' has shape \(3,\)"):
         read_sums({"per_class": torch.zeros(3)})
 
 

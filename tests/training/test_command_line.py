@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -118,6 +119,16 @@ def test_help_explains_every_setting():
     assert "hidden spikes dropped in training (at least 0 and below 1)\n" in finished.out
     for option in ("--train", "--test", "--config_file", "--resume", "key=value", "exit codes"):
         assert option in finished.out
+
+
+@dataclasses.dataclass
+class Chosen(DigitConfig):
+    size: "Literal[8, 16]" = setting(8, "of a kernel")
+
+
+def test_help_names_choices_that_are_numbers_and_types_that_are_written_as_text():
+    (line,) = (line for line in _explain(Chosen(), {}) if "size=8" in line and "kernel" in line)
+    assert line.endswith("of a kernel (8, 16)")
 
 
 def test_help_heads_settings_without_a_docstring_as_those_that_they_derive_from():

@@ -115,6 +115,8 @@ class Named(DigitConfig):
     kind: Literal["on", "off", "1e3"] = "off"
     order: Literal[1, 2] = 1
     names: list[str] = dataclasses.field(default_factory=list)
+    note: str | None = None
+    pairs: list[list[str]] | None = None
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,9 @@ class Named(DigitConfig):
         ("order=2", 2),
         ("names=[on,1e3,7.0,'a, b','${name}']", ["on", "1e3", "7.0", "a, b", "own"]),
         ("names=[]", []),
+        ("note=on", "on"),
+        ("note=null", None),
+        ("pairs=[[on],[1e3]]", [["on"], ["1e3"]]),
     ],
 )
 def test_text_with_choices_and_texts_in_a_list_are_taken_as_they_are_typed(override, value):
