@@ -129,7 +129,7 @@ def refuse_clusters(alpha: Tensor, given: Tensor) -> None:
         given: the same before they were rounded.
     """
     unsure = ~has_stable_poles(alpha.double())
-    if (poles_of(given[:, unsure]).abs() < 1 - MARGIN).all(-1).any():
+    if (poles_of(given[:, unsure]).abs() < 1 - MARGINS[-1]).all(-1).any():
         raise ValueError(
             "the poles of a filter are so close together that rounding might move them out of the "
             "unit circle: expected several filters of lower order, one after the other, or "

@@ -37,7 +37,8 @@ HEADROOM = 4.0  # times what the samples reach
 SMALL = 1e-3  # a state at which no neuron fires
 NEAR = 2  # by how much a rounded factor may be moved to keep a filter stable
 NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
-LARGEST_SHIFT = 0.1  # of a pole, of its distance from the unit circle
+LARGEST_SHIFT = 0.1  # of a pole by rounding, of its distance from the unit circle
+LARGEST_CHANGE = 0.02  # by rounding, of the response to what lasts
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
@@ -344,25 +345,22 @@ class _Quantiser:
         step, before = _with_named_factors(step), self._values
         reach = {**reach, **{name: abs(row).max() for name, row in step.coefficients.items()}}
         for bits in FACTOR_BITS:
-            made, self._values, shift = _Lowering(step, before, reach, bits).lowered()
-            if shift <= LARGEST_SHIFT:
+            made, self._values, loss = _Lowering(step, before, reach, bits).lowered()
+            if loss <= 1:
                 break
         else:
-            self._refuse_or_warn(step, shift)
+            self._refuse_or_warn(f"layer {step.name}", loss)
         self._stages.append(made)
 
-    def _refuse_or_warn(self, step: Step, shift: float) -> None:
+    def _refuse_or_warn(self, layer: str, loss: float) -> None:
         """Says that rounding with the most bits makes another filter."""
-        name = f"layer {step.name} has a filter"
-        if shift == math.inf:
-            raise ValueError(
-                f"{name} that is not stable with {FACTOR_BITS[-1]} bits: give it a shorter time "
-                "constant, or a lower order"
-            )
+        bits, remedy = FACTOR_BITS[-1], "give it a shorter time constant, or make several filters"
+        remedy += " of lower order of it, one after the other"
+        if loss == math.inf:
+            raise ValueError(f"{layer} has a filter that is not stable with {bits} bits: {remedy}")
         warnings.warn(
-            f"{name} of which {FACTOR_BITS[-1]} bits make another one: they move a pole by "
-            f"{shift:.0%} of its distance from the unit circle. Give it a shorter time constant, "
-            "or make several filters of lower order of it, one after the other",
+            f"{layer} has a filter of which {bits} bits make another one, since its poles lie "
+            f"close together near the unit circle: {remedy}",
             UserWarning,
             stacklevel=6,
         )
@@ -568,7 +566,7 @@ class _Lowering:
         self._numbers: dict[Value, _Number | _Affine] = {}
 
     def lowered(self) -> tuple[Step, _Values, float]:
-        """The step of integers, what is known of its output, and by how much its poles move."""
+        """The step of integers, what is known of its output, and the loss of its filters."""
         step, numbers, values = self._step, self._numbers, self._values
         limit = 1 << (STATE_BITS - 1)
         if values.fraction is not None:
@@ -597,16 +595,16 @@ class _Lowering:
             for state, result in zip(step.states, step.trace.results[1:], strict=True)
         ]
         results = tuple(number.value for number in (output, *after))
-        stable, shift = _kept_stable(step, self._coefficients, self._units)
+        stable, loss = _kept_stable(step, self._coefficients, self._units)
         self._coefficients |= stable
         made = replace(
             step,
-            trace=Trace(tuple(self._lines), results),
+            trace=Trace(tuple(self._lines), results).only(results),
             coefficients=self._coefficients,
             wide=frozenset(self._wide),
         )
         known = _Values(2.0**-output.fraction, min(output.low, 0), max(output.high, 0))
-        return made, known, shift
+        return made, known, loss
 
     # ---------------------------------------------------------------------------------------------
     # Units
@@ -895,7 +893,7 @@ def _kept_stable(
     it is inside.
 
     Returns:
-        The factors, and by how much they move a pole, of its distance from the unit circle;
+        The factors, and how much is lost by them: at most 1 if the filters are the same ones, and
         infinity if there are none near with which all poles are inside.
     """
     found = {name: integers[name] for name in units}
@@ -923,10 +921,12 @@ def _kept_stable(
             if not wrong.any():
                 break
         moved = poles(found)
-    apart = abs(exact[..., None] - moved[..., None, :]).min(-1)
     inside = 1 - abs(exact)
-    shift = (apart / inside.clip(NEXT_TO_1))[inside > NEXT_TO_1].max(initial=0.0)
-    return found, math.inf if wrong.any() else float(shift)
+    shift = abs(exact[..., None] - moved[..., None, :]).min(-1) / inside.clip(NEXT_TO_1)
+    calm = (inside > NEXT_TO_1).all(-1)
+    change = abs((1 - moved[calm]).prod(-1) / (1 - exact[calm]).prod(-1) - 1)
+    losses = shift[inside > NEXT_TO_1] / LARGEST_SHIFT, change / LARGEST_CHANGE
+    return found, math.inf if wrong.any() else max(one.max(initial=0.0) for one in losses)
 
 
 def _small_changes(count: int) -> list[tuple[int, ...]]:

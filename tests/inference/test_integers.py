@@ -272,6 +272,7 @@ def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_ex
 def test_the_slowest_filters_stay_stable(bits, monkeypatch):
     monkeypatch.setattr(integers, "FACTOR_BITS", bits)
     monkeypatch.setattr(integers, "LARGEST_SHIFT", 1e9)
+    monkeypatch.setattr(integers, "LARGEST_CHANGE", 1e9)
     taus = torch.tensor([10.0, 800.0, 2000.0, 30000.0])
     model = Sequential(ResonantSynapse(4, taus, torch.tensor([0.2, 1 / 800, 1 / 5000, 1 / 1e4])))
     (step,) = quantise(model, torch.randn(500, 1, 4)).staged.stages
@@ -340,6 +341,7 @@ POLES = [0.95 * np.exp(0.02j), 0.9 * np.exp(0.05j), 0.88 * np.exp(0.08j)]
         lambda n: DualExponentialSynapse(n, 300.0, 150.0),
         lambda n: LowPassSynapse(n, 60000.0),
         lambda n: of_poles(n, *POLES[:2]),
+        lambda n: of_poles(n, 0.98 * np.exp(0.02j)),  # whose gain 16 bits would change
         Leaky,
         lambda n: Averaging(n, rate=2e-5),
         lambda n: Draining(n, tau=5e4),
@@ -354,6 +356,28 @@ def test_filters_with_poles_near_the_unit_circle_are_the_same_in_integers(build,
     found = made.run(made.integers(x.numpy())) * made.output_scale
     assert np.square(found - expected).mean() < 1e-3 * expected.var()
     assert made.saturated == 0
+
+
+def test_slow_filters_behind_weights_with_a_bias_are_the_same_in_integers():
+    weighed = nn.Linear(3, 3)
+    weighed.weight.data, weighed.bias.data = 0.7 * torch.eye(3), torch.tensor([0.5, -0.2, 0.1])
+    model = Sequential(weighed, LowPassSynapse(3, 60000.0), LowPassSynapse(3, 60000.0)).double()
+    x = (torch.rand(3000, 2, 3) < 0.2).double()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert np.square(found - expected).mean() < 1e-3 * expected.var()
+
+
+def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
+    monkeypatch.setattr(integers, "FACTOR_BITS", (16,))
+    taus = torch.tensor([30000.0, 25.0])
+    (step,) = quantise(Sequential(LowPassSynapse(2, taus)), torch.rand(500, 1, 2)).staged.stages
+    slow, fast = step.coefficients["alpha_0"][0]
+    unit = 2.0 ** -round(np.log2(slow))
+    assert slow == 1 / unit - 1  # the nearest that decays
+    assert fast == round(float(LowPassSynapse(1, 25.0).alpha) / unit)
 
 
 def test_a_filter_that_24_bits_make_another_one_is_told():

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from running import ROOT
 
 from snn_lib.errors import InputError
-from snn_lib.settings import section
+from snn_lib.settings import Settings, section
 from snn_lib.tasks.digits import DigitConfig, DigitHyperparameters
 from snn_lib.training.config import (
     check_config,
@@ -170,9 +170,14 @@ def test_a_section_may_fill_in_a_setting_from_others(overrides, hidden):
 def test_a_field_that_init_does_not_take_is_refused():
     derived = dataclasses.field(init=False, default=0)
     own = dataclasses.make_dataclass("Own", [("derived", int, derived)], bases=(DigitConfig,))
-    message = refusing.refusal(load_config, own, None, ["name=own"])
-    assert message.startswith("derived is a field with init=False, which no setting can be")
-    assert "\n" not in message
+    part = dataclasses.make_dataclass("Part", [("derived", int, derived)], bases=(Settings,))
+    outer = dataclasses.make_dataclass(
+        "Outer", [("part", part, section(part))], bases=(DigitConfig,)
+    )
+    for schema in (own, outer):
+        message = refusing.refusal(load_config, schema, None, ["name=own"])
+        assert message.startswith("derived is a field with init=False, which no setting can be")
+        assert "\n" not in message
 
 
 def test_a_base_without_a_name_is_refused(tmp_path):
