@@ -91,7 +91,8 @@ class AssociationConfig(ExperimentConfig):
     """The configuration of associative_memory."""
 
     dataset_path: str = setting(
-        "dataset/associative_target.npy", "array [patterns, trains, time] of 0 and 1"
+        "dataset/associative_target.npy",
+        "array [patterns, trains, time] of 0 and 1, with as many trains as SIZES in the script says",
     )
     hyperparameters: AssociationHyperparameters = section(AssociationHyperparameters)
     pattern_config: PatternSettings = section(PatternSettings)
