@@ -92,7 +92,7 @@ class AssociationConfig(ExperimentConfig):
 
     dataset_path: str = setting(
         "dataset/associative_target.npy",
-        "array [patterns, trains, time] of 0 and 1, with as many trains as SIZES in the script says",
+        "array [patterns, trains, time] of 0 and 1; SIZES in the script says how many trains",
     )
     hyperparameters: AssociationHyperparameters = section(AssociationHyperparameters)
     pattern_config: PatternSettings = section(PatternSettings)
