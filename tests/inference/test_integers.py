@@ -341,7 +341,7 @@ POLES = [0.95 * np.exp(0.02j), 0.9 * np.exp(0.05j), 0.88 * np.exp(0.08j)]
         lambda n: DualExponentialSynapse(n, 300.0, 150.0),
         lambda n: LowPassSynapse(n, 60000.0),
         lambda n: of_poles(n, *POLES[:2]),
-        lambda n: of_poles(n, 0.986 * np.exp(0.014j)),  # whose gain 16 bits would change
+        lambda n: of_poles(n, 0.99 * np.exp(0.01j)),  # whose gain 16 bits would change
         Leaky,
         lambda n: Averaging(n, rate=2e-5),
         lambda n: Draining(n, tau=5e4),
