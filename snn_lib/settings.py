@@ -237,7 +237,7 @@ class WarmRestartsSettings(Settings):
 
     T_0: int = setting(10, "epochs of the first cycle", at_least=1)
     T_mult: int = setting(1, "factor by which each cycle is longer than the last", at_least=1)
-    eta_min: float = setting(0.0, "lowest learning rate", at_least=0)
+    eta_min: float = setting(0.0, "lowest learning rate, of weights and filters alike", at_least=0)
 
 
 @dataclass
@@ -445,16 +445,15 @@ class ExperimentConfig(Settings):
             f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
             "files)",
         )
-        schedule, choice = self.scheduler, self.optimizer.optimizer_choice
+        schedule, optimizer = self.scheduler, self.optimizer
         if schedule.scheduler_choice == "CosineAnnealingWarmRestarts":
-            lowest, rate = (
-                schedule.CosineAnnealingWarmRestarts.eta_min,
-                getattr(self.optimizer, choice).lr,
-            )
+            lowest = schedule.CosineAnnealingWarmRestarts.eta_min
+            rate = getattr(optimizer, optimizer.optimizer_choice).lr
             require(
-                lowest <= rate,
+                lowest <= rate * min(optimizer.coefficient_lr_scale, 1.0),
                 f"scheduler.CosineAnnealingWarmRestarts.eta_min is {lowest}, expected at most "
-                f"optimizer.{choice}.lr, {rate}",
+                f"optimizer.{optimizer.optimizer_choice}.lr, {rate}, and at most that times "
+                f"optimizer.coefficient_lr_scale, {optimizer.coefficient_lr_scale}",
             )
 
     @property

@@ -175,3 +175,29 @@ def test_a_range_reads_as_words():
     assert str(Range(at_least=0, below=1)) == "at least 0 and below 1"
     assert str(Range(above=0.5, at_most=10_000)) == "above 0.5 and at most 10,000"
     assert str(Range(above=0, length=2)) == "2 numbers, each above 0"
+
+
+RESTARTS = {
+    "scheduler_choice": "CosineAnnealingWarmRestarts",
+    "CosineAnnealingWarmRestarts": {"eta_min": 0.001},
+}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "optimizer", "message"),
+    [
+        ({"CyclicLR": {"base_lr": 0.1, "max_lr": 0.01}}, {}, "base_lr is 0.1 and max_lr 0.01, exp"),
+        (RESTARTS, {}, "eta_min is 0.001, expected at most optimizer.Adam.lr, 0.0001, and at most"),
+        (
+            RESTARTS,
+            {"Adam": {"lr": 0.01}, "coefficient_lr_scale": 0.01},
+            "coefficient_lr_scale, 0.01",
+        ),
+    ],
+)
+def test_the_lowest_rate_is_not_above_the_highest(scheduler, optimizer, message):
+    values = {"scheduler": scheduler, "optimizer": optimizer}
+    assert message in refusal(config_from_dict, ExperimentConfig, values, [])
+    config_from_dict(
+        ExperimentConfig, {"scheduler": RESTARTS, "optimizer": {"Adam": {"lr": 0.1}}}, []
+    )

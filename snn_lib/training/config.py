@@ -362,7 +362,8 @@ def _naming(schema: type, source: str) -> Iterator[None]:
 def defaults(schema: type) -> DictConfig:
     """The defaults with their types. Merging copies them, so they can be kept.
 
-    A section that fills in some of its fields, from others, does so with the values of a run.
+    A section that is given as its class, and fills in some of its fields from others, does so with
+    the values of a run.
     """
     schema()  # if it refuses its own defaults, it says so in one line
     config = OmegaConf.structured(schema)
