@@ -426,7 +426,7 @@ REFUSED = [  # what is built or run, and the words
                     nn.ConvTranspose3d(3, 3, 1),
                     nn.Sequential(nn.ReLU(), nn.Sequential(nn.BatchNorm1d(3))),
                     *(nn.Sequential(part, nn.BatchNorm1d(3))
-                      for part in (nn.GELU(), nn.LayerNorm(3), nn.Softmax(-1))))),
+                      for part in (nn.GELU(), nn.LayerNorm(3), nn.RMSNorm(3), nn.Softmax(-1))))),
     (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), torch.ones(3)), "state is a tensor, ex"),
     (lambda: Sequential(nn.ReLU())((torch.zeros(2, 3, 4), None)), "x is a tuple, expected a ten"),
     (lambda: Sequential(nn.ReLU(), batch_first=True)((torch.zeros(2, 3), 1)), "x is a tu"),

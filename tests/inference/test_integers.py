@@ -338,6 +338,7 @@ POLES = [0.95 * np.exp(0.02j), 0.9 * np.exp(0.05j), 0.88 * np.exp(0.08j)]
     [
         lambda n: ResonantSynapse(n, 2000.0, 1 / 1000),
         lambda n: ResonantSynapse(n, 500.0, 1 / 2000),
+        lambda n: ResonantSynapse(n, 800.0, 1 / 150),  # of which 16 bits would move a pole by 16 %
         lambda n: DualExponentialSynapse(n, 300.0, 150.0),
         lambda n: LowPassSynapse(n, 60000.0),
         lambda n: of_poles(n, *POLES[:2]),
@@ -688,6 +689,19 @@ def test_a_current_beside_whole_numbers_keeps_its_precision(cell, value, tmp_pat
     given = made.integers(x.numpy()[:, :1])
     program = written(made, tmp_path, SANITIZED)
     np.testing.assert_array_equal(made.run(given).reshape(40, 1, -1), program.run(given))
+
+
+def test_a_count_beside_a_current_is_right_far_beyond_what_the_samples_reach():
+    model = Sequential(nn.Linear(8, 20), Tiring(20, decay=0.9))
+    model[0].weight.data, model[0].bias.data = 0.7 * torch.eye(20, 8), torch.linspace(1, 9, 20)
+    made, x = quantise(model, torch.rand(20, 4, 8)), torch.rand(3000, 1, 8)
+    found = made.run(made.integers(x.numpy()))
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    counts, rights = found.sum(0), expected.sum(0)
+    assert rights.max() > 5 * model(x[:20])[0].sum(0).max()
+    np.testing.assert_allclose(counts, rights, rtol=0.02, atol=1)
+    assert made.saturated == 0
 
 
 @needs_compiler

@@ -140,6 +140,8 @@ def test_modes_devices_and_transforms_change_no_trace():
     try:
         with torch.device("meta"), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert trace(step, ["x", "v"]) == expected
+        with pytest.raises(UnknownOperationError, match="_to_copy"):
+            trace(lambda x: [x.double() * 2.0], ["x"])
     finally:
         torch.set_default_dtype(torch.float32)
     torch.func.vmap(lambda x: [x, trace(step, ["x", "v"])][0])(torch.zeros(3))

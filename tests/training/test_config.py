@@ -154,8 +154,24 @@ class Filling(DigitHyperparameters):
 
 
 @dataclasses.dataclass
+class Inner(Settings):
+    size: int = 5
+    twice: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.twice = self.twice or 2 * self.size
+
+
+@dataclasses.dataclass
+class Around(Settings):
+    inner: Inner = section(Inner)
+
+
+@dataclasses.dataclass
 class FillingConfig(DigitConfig):
     hyperparameters: Filling = section(Filling)
+    around: Around = section(Around)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +179,9 @@ class FillingConfig(DigitConfig):
     [([], 20), (["hyperparameters.width=12"], 24), (["hyperparameters.hidden=3"], 3)],
 )
 def test_a_section_may_fill_in_a_setting_from_others(overrides, hidden):
-    config = load_config(FillingConfig, None, ["name=own", *overrides])
+    config = load_config(FillingConfig, None, ["name=own", "around.inner.size=7", *overrides])
     assert config.hyperparameters.hidden == hidden
+    assert config.around.inner.twice == 14
 
 
 def test_a_field_that_init_does_not_take_is_refused():
