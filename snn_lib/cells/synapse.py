@@ -72,10 +72,10 @@ class IIRSynapse(Cell):
 
     Raises:
         ValueError: ``beta`` is empty, the constraint is unknown, the margin is outside [1e-6, 1), a
-            stable filter is too near the edge to be kept, its order is too high to keep it stable,
-            or a shape is wrong. The synapses below also raise it, when they are built or converted
-            to a lower precision, if a time constant is so long that its filter no longer decays
-            once it is rounded.
+            stable filter is too near the edge to be kept, or its poles too close together, its
+            order is too high to keep it stable, or a shape is wrong. The synapses below also raise
+            it, when they are built or converted to a lower precision, if a time constant is so long
+            that its filter no longer decays once it is rounded.
         TypeError: ``alpha`` or ``beta`` is a number and no list, or as :class:`snn_lib.Cell`.
     """
 
