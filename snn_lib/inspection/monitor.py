@@ -110,9 +110,9 @@ def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord
     return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest
 
 
-def as_numpy(tensor: Tensor) -> np.ndarray:
+def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     """A tensor of any device as an array; floating-point numbers become at least float32."""
-    tensor = tensor.detach().cpu()
+    tensor = torch.as_tensor(values).detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     return tensor.numpy()

@@ -1,9 +1,10 @@
 """Pictures of spike trains, neurons, synapses and results, drawn by Matplotlib.
 
 Every function returns the axes it has drawn on. Those are the axes that it was given, or those of a
-new figure. Tensors may be on any device and of any precision. Time runs to the right, in steps, and
-train 0 is at the top, as in a printed array. The colours are those of Okabe and Ito, which
-colour-blind readers can tell apart. If there is nothing to draw, a ``ValueError`` says so.
+new figure. Tensors may be on any device and of any precision; spikes and potentials may be arrays,
+too. Time runs to the right, in steps, and train 0 is at the top, as in a printed array. The colours
+are those of Okabe and Ito, which colour-blind readers can tell apart. If there is nothing to draw,
+a ``ValueError`` says so.
 """
 
 import io
@@ -30,7 +31,10 @@ LEGEND = {"frameon": False, "fontsize": "small"}
 
 
 def raster(
-    spikes: Tensor, ax: Axes | None = None, title: str | None = None, color: str = BLACK
+    spikes: Tensor | np.ndarray,
+    ax: Axes | None = None,
+    title: str | None = None,
+    color: str = BLACK,
 ) -> Axes:
     """A dot for every spike of one sample.
 
@@ -52,7 +56,9 @@ def raster(
     return ax
 
 
-def rasters(samples: Sequence[Tensor], titles: Sequence[str], columns: int = 5) -> np.ndarray:
+def rasters(
+    samples: Sequence[Tensor | np.ndarray], titles: Sequence[str], columns: int = 5
+) -> np.ndarray:
     """Rasters of several samples or layers, in reading order.
 
     Args:
@@ -174,7 +180,10 @@ def completion(
 
 
 def membranes(
-    spikes: Tensor, membrane: Tensor, reset: Tensor, neurons: Sequence[int]
+    spikes: Tensor | np.ndarray,
+    membrane: Tensor | np.ndarray,
+    reset: Tensor | np.ndarray,
+    neurons: Sequence[int],
 ) -> np.ndarray:
     """Membrane potential, reset and spikes of a few neurons over time, one panel each.
 
@@ -353,8 +362,8 @@ def firing_rates(rates: Mapping[str, float], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _check_shape(values: Tensor, expected: str) -> None:
-    if values.dim() != expected.count(",") + 1:
+def _check_shape(values: Tensor | np.ndarray, expected: str) -> None:
+    if values.ndim != expected.count(",") + 1:
         raise ValueError(f"there are values of shape {tuple(values.shape)}, expected {expected}")
 
 

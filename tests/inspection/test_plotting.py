@@ -350,6 +350,12 @@ def test_axes_without_values_are_drawn_empty():
         axes[0].figure.canvas.draw()
 
 
+def test_spikes_and_potentials_may_be_arrays(spikes):
+    ax = plotting.raster(spikes.numpy())
+    assert points(ax.collections[0]) == points_of(spikes)
+    assert len(plotting.membranes(*[spikes.numpy()] * 3, [0])) == 1
+
+
 def test_a_single_raster_takes_a_single_panel(spikes):
     axes = plotting.rasters([spikes], ["a"])
     assert len(axes[0].figure.axes) == 1
