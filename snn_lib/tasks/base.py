@@ -57,6 +57,11 @@ class Task:
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class
+        require(
+            issubclass(self.config_class, ExperimentConfig),
+            f"{self.config_class.__name__} is no class of settings: derive it from "
+            f"{type(self).config_class.__name__}",
+        )
 
     def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data and prepares to run on a device, as if this were the only process.

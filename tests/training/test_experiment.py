@@ -528,6 +528,9 @@ def test_a_configuration_is_no_dict():
     assert message == "config is a dict, expected a DigitConfig"
     message = refusal(Experiment, SmallSNN, DigitClassification(), DigitConfig)
     assert message == "config is a type, expected a DigitConfig"
+    own = dataclasses.make_dataclass("Own", [("seed", int, 0)])
+    message = refusal(DigitClassification, config_class=own)
+    assert message == "Own is no class of settings: derive it from DigitConfig"
     message = refusal(Experiment, SmallSNN, DigitClassification)
     assert message.endswith("expected a Task")
 
