@@ -6,6 +6,7 @@ share. The event says where and when that was, and whether the light has become 
 
 import math
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -206,8 +207,9 @@ class Frames:
 
         Raises:
             InputError: as :func:`check_events`.
+            TypeError: ``sensor`` is no whole number, since only square sensors are known.
         """
-        events = check_events(events, sensor, source)
+        events = check_events(events, index(sensor), source)
         time = events.t - events.t[0]
         count = np.searchsorted(time, round(1000 * self.duration))
         if self.bins == "time":

@@ -296,7 +296,7 @@ def input_of(preparation: Preparation | None) -> tuple[str, Sequence[Callable]]:
         case RecordingPreparation(values="counted", order="forward"):
             return "numbers of events", ()
         case RecordingPreparation(values="clipped", order="forward"):
-            return "numbers of events", [lambda x: (torch.clamp(x, max=1.0),)]
+            return "numbers of events, clipped at 1", [lambda x: (torch.clamp(x, max=1.0),)]
         case DigitPreparation(encoding="constant", max_rate=rate):
             return "pixels from 0 to 1", [lambda x: (x * rate,)] * (rate != 1)
         case DigitPreparation():

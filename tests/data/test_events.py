@@ -218,6 +218,11 @@ def test_events_that_make_no_sense_are_not_counted(row, words):
         Frames(7, 0.3).count_events(events, 34)
 
 
+def test_a_sensor_has_one_size():
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        Frames(7, 0.3).count_events(random_events(70), (34, 34))
+
+
 def test_bins_of_equal_count_have_as_many_events_each():
     found = Frames(7, 500.0, "count").count_events(random_events(700), 34)
     assert found.sum((1, 2, 3)).tolist() == [100] * 7
