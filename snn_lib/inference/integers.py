@@ -23,7 +23,7 @@ from snn_lib.data.preparation import Preparation
 from snn_lib.inference.description import preparation_of
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
-from snn_lib.kernels.trace import ARITHMETIC, COMPARISONS, LOGIC, Line, Trace, Value
+from snn_lib.kernels.trace import COMPARISONS, LOGIC, Line, Trace, Value
 from snn_lib.rounding import WEIGHT_BITS, integer_weights
 
 STATE_BITS = 31  # so that the sum of two fits 32
@@ -469,12 +469,12 @@ def _with_named_factors(step: Step) -> Step:
     for line in step.trace.lines:
         values = [names.get(value, value) for value in line.arguments]
         known = [rows.get(v) if isinstance(v, str) else np.full((1, 1), v) for v in values]
-        if line.operation in {*ARITHMETIC, "abs"} and all(row is not None for row in known):
+        if all(row is not None for row in known):
             result = FUNCTIONS[line.operation](*known)
-            names[line.name] = constant(f"constant{line.name}", result)
+            names[line.name] = constant(f"constant{line.name}", result.astype(float))
             continue
         if line.operation == "div" and known[1] is not None:
-            values[1] = constant(f"1 / {values[1]}", 1 / known[1])
+            values[1] = constant(f"inverse_of_{values[1]}", 1 / known[1])
             line = replace(line, operation="mul")
         elif line.operation == "mul":
             values = [
@@ -559,7 +559,7 @@ class _Lowering:
         self._lines: list[Line] = []
         self._wide: set[str] = set()
         self._coefficients: dict[str, np.ndarray] = {}
-        self._units: dict[str, float] = {}  # what a 1 of a factor of states stands for
+        self._factors_of: dict[str, tuple[str, float]] = {}  # states, and what a 1 stands for
         self._known: dict[tuple, _Number] = {}
         self._whole = self._find_whole()
         self._fractions = self._find_fractions()
@@ -595,7 +595,7 @@ class _Lowering:
             for state, result in zip(step.states, step.trace.results[1:], strict=True)
         ]
         results = tuple(number.value for number in (output, *after))
-        stable, loss = _kept_stable(step, self._coefficients, self._units)
+        stable, loss = _kept_stable(step, self._coefficients, self._factors_of)
         self._coefficients |= stable
         made = replace(
             step,
@@ -692,7 +692,7 @@ class _Lowering:
         finest = 0 if value.is_whole else finest
         made = self._row(value.name or "factor", value.offset, finest, self._bits, value.name != "")
         if isinstance(made.value, str):
-            self._units[made.value] = 2.0**-made.fraction
+            self._factors_of[made.value] = value.name, 2.0**-made.fraction
         return made
 
     def _narrow(self, value: _Number | _Affine, name: Value) -> _Number | None:
@@ -885,23 +885,28 @@ def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
 
 
 def _kept_stable(
-    step: Step, integers: Mapping[str, np.ndarray], units: Mapping[str, float]
+    step: Step, integers: Mapping[str, np.ndarray], factors: Mapping[str, tuple[str, float]]
 ) -> tuple[dict[str, np.ndarray], float]:
     """Integer factors with which all states decay that decay with the step's own.
 
     Rounding may move a pole out of the unit circle. There the nearest integers are taken with which
     it is inside.
 
+    Args:
+        step: in floats.
+        integers: the rounded coefficients, by name.
+        factors: the step's own name of each that is a factor of states, and what a 1 stands for.
+
     Returns:
         The factors, and how much is lost by them: at most 1 if the filters are the same ones, and
         infinity if there are none near with which all poles are inside.
     """
-    found = {name: integers[name] for name in units}
+    found = {name: integers[name] for name in factors}
     if not (found and step.states):
         return found, 0.0
 
     def poles(integers: Mapping[str, np.ndarray]) -> np.ndarray:
-        rounded = {name: integers[name] * units[name] for name in units}
+        rounded = {own: integers[name] * unit for name, (own, unit) in factors.items()}
         return _poles(step, {**step.coefficients, **rounded})
 
     def leave(poles: np.ndarray) -> np.ndarray:
@@ -911,7 +916,7 @@ def _kept_stable(
     wrong = ~leave(exact) & leave(moved)
     if wrong.any():
         moving = [
-            name for name in units if (poles({**found, name: 0 * found[name]}) != moved).any()
+            name for name in factors if (poles({**found, name: 0 * found[name]}) != moved).any()
         ]
         for way in _small_changes(len(moving)):
             tried = {name: found[name] + by for name, by in zip(moving, way, strict=True)}

@@ -112,7 +112,10 @@ def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
     """A tensor of any device as an array; floating-point numbers become at least float32."""
-    tensor = torch.as_tensor(values).detach().cpu()
+    if isinstance(values, np.ndarray):
+        is_float = values.dtype.kind == "f"
+        return values.astype(np.promote_types(values.dtype, np.float32)) if is_float else values
+    tensor = values.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     return tensor.numpy()

@@ -251,8 +251,14 @@ def _is_text(kind: Any) -> bool:
 
 
 def _holds_texts(kind: Any) -> bool:
-    """Whether a setting of this type may be a list with texts in it."""
-    return any(_is_text(one) or _holds_texts(one) for one in get_args(kind))
+    """Whether a setting of this type is a list of texts, or of such lists, or nothing."""
+    members = [one for one in get_args(kind) if one is not NoneType]
+    if get_origin(kind) in (Union, UnionType):
+        return len(members) == 1 and _holds_texts(members[0])
+    (one,) = members if get_origin(kind) is list else (None,)
+    return (_is_text(one) and NoneType not in get_args(one)) or (
+        one is not None and _holds_texts(one)
+    )
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -321,6 +321,37 @@ class Draining(Cell):
         return level, (level,)
 
 
+class Choosing(Cell):
+    """What is compared, chosen and divided is constant; a factor that is compared, too, is one."""
+
+    states, coefficients = ("level",), ("high", "low", "decay", "tau")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        high, low, decay, tau = coefficients
+        factor = torch.where(high > low, torch.minimum(high, low), -high)
+        given = torch.where(state[0] > decay, 0.5 * x, x * factor / tau)
+        level = decay * state[0] + torch.where(high > 2.0, given, -given)
+        return level, (level,)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_a_step_computes_of_coefficients_alone_is_right(channels, tmp_path):
+    high, low = torch.tensor([9.0, 3.0, 0.4])[:channels], torch.tensor([1.0, 2.5, 0.5])[:channels]
+    values = {"decay": 1 - torch.tensor([2e-5, 3e-5, 0.1])[:channels], "tau": 1 + low}
+    model = Sequential(Choosing(channels, high=high, low=low, **values)).double()
+    x = torch.randn(2000, 1, channels).double() + 0.1
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    found = made.run(given)
+    assert np.square(found * made.output_scale - expected).mean() < 1e-3 * expected.var()
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(found.reshape(2000, 1, -1), program.run(given))
+
+
 def of_poles(channels, *poles):
     """A filter of an even order, with these poles and their conjugates."""
     alpha = -np.poly([*poles, *np.conj(poles)]).real[1:]

@@ -351,8 +351,10 @@ def test_axes_without_values_are_drawn_empty():
 
 
 def test_spikes_and_potentials_may_be_arrays(spikes):
-    ax = plotting.raster(spikes.numpy())
-    assert points(ax.collections[0]) == points_of(spikes)
+    reversed_ = np.broadcast_to(spikes.numpy(), spikes.shape)[::-1]  # read-only, from the end
+    for array, expected in ((spikes.numpy(), spikes), (reversed_, spikes.flip(0))):
+        ax = plotting.raster(array)
+        assert points(ax.collections[0]) == points_of(expected)
     assert len(plotting.membranes(*[spikes.numpy()] * 3, [0])) == 1
 
 

@@ -117,6 +117,7 @@ class Named(DigitConfig):
     names: list[str] = dataclasses.field(default_factory=list)
     note: str | None = None
     pairs: list[list[str]] | None = None
+    some: list[str | None] = dataclasses.field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,7 @@ class Named(DigitConfig):
         ("names=[]", []),
         ("note=on", "on"),
         ("note=null", None),
+        ("some=[a,null]", ["a", None]),
         ("pairs=[[on],[1e3]]", [["on"], ["1e3"]]),
     ],
 )
