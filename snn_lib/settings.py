@@ -449,8 +449,10 @@ class ExperimentConfig(Settings):
         if schedule.scheduler_choice == "CosineAnnealingWarmRestarts":
             lowest = schedule.CosineAnnealingWarmRestarts.eta_min
             rate = getattr(optimizer, optimizer.optimizer_choice).lr
+            learn = self.hyperparameters.train_coefficients
+            scale = min(optimizer.coefficient_lr_scale, 1.0) if learn else 1.0
             require(
-                lowest <= rate * min(optimizer.coefficient_lr_scale, 1.0),
+                lowest <= rate * scale * (1 + 1e-9),
                 f"scheduler.CosineAnnealingWarmRestarts.eta_min is {lowest}, expected at most "
                 f"optimizer.{optimizer.optimizer_choice}.lr, {rate}, and at most that times "
                 f"optimizer.coefficient_lr_scale, {optimizer.coefficient_lr_scale}",

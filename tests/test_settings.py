@@ -198,6 +198,8 @@ RESTARTS = {
 def test_the_lowest_rate_is_not_above_the_highest(scheduler, optimizer, message):
     values = {"scheduler": scheduler, "optimizer": optimizer}
     assert message in refusal(config_from_dict, ExperimentConfig, values, [])
-    config_from_dict(
-        ExperimentConfig, {"scheduler": RESTARTS, "optimizer": {"Adam": {"lr": 0.1}}}, []
-    )
+    right = {"Adam": {"lr": 0.1}, "coefficient_lr_scale": 0.01}  # 0.001, but for rounding
+    config_from_dict(ExperimentConfig, {"scheduler": RESTARTS, "optimizer": right}, [])
+    fixed = {"optimizer": {"Adam": {"lr": 0.1}, "coefficient_lr_scale": 0.0}}
+    fixed["hyperparameters"] = {"train_coefficients": False}
+    config_from_dict(ExperimentConfig, {"scheduler": RESTARTS, **fixed}, [])

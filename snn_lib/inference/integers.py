@@ -596,11 +596,12 @@ class _Lowering:
         ]
         results = tuple(number.value for number in (output, *after))
         stable, loss = _kept_stable(step, self._coefficients, self._factors_of)
-        self._coefficients |= stable
+        trace = Trace(tuple(self._lines), results).only(results)
+        rows = {**self._coefficients, **stable}
         made = replace(
             step,
-            trace=Trace(tuple(self._lines), results).only(results),
-            coefficients=self._coefficients,
+            trace=trace,
+            coefficients={name: row for name, row in rows.items() if trace.reads(name)},
             wide=frozenset(self._wide),
         )
         known = _Values(2.0**-output.fraction, min(output.low, 0), max(output.high, 0))
@@ -794,6 +795,10 @@ class _Lowering:
         """
         pair = [*given[-2:]]
         made = self._fine_enough(pair)
+        if line.operation in {*COMPARISONS, "maximum", "minimum"}:
+            others = made[::-1]
+            pair = [_within_reach(line.operation, *two) for two in zip(pair, others, strict=True)]
+            made = self._fine_enough(pair)
         bits = 61 if line.operation in ("add", "sub") else 62
         for place in sorted((0, 1), key=lambda place: -made[place].fraction):
             finest = max(number.fraction for number in made)
@@ -803,10 +808,7 @@ class _Lowering:
                 pair[place] = self._rounded(made[place], fraction)
                 made = self._fine_enough(pair)
         finest = max(number.fraction for number in made)
-        a, b = (self._at(number, finest) for number in made)
-        if line.operation in {*COMPARISONS, "maximum", "minimum"}:
-            return [_within_reach(a, b), _within_reach(b, a)]
-        return [a, b]
+        return [self._at(number, finest) for number in made]
 
     def _fine_enough(self, pair: Sequence[_Number | _Affine]) -> list[_Number]:
         """Two numbers, of which those still to be made are as fine as the other one, or finer."""
@@ -844,12 +846,23 @@ class _Lowering:
         return self._line("round", values, number.fraction - shift, low, high)
 
 
-def _within_reach(number: _Number, other: _Number) -> _Number:
-    """A constant that may be far beyond what it is compared with is just beyond it."""
-    if not isinstance(number.value, int):
-        return number
-    held = min(max(number.value, other.low - 1), other.high + 1)
-    return _Number(held, number.fraction, held, held)
+def _within_reach(operation: str, value: _Number | _Affine, other: _Number) -> _Number | _Affine:
+    """A constant beyond all that it may be compared with is just beyond it, which changes nothing.
+
+    The larger of two numbers may be the constant itself if it is above the other, so it is held
+    from below alone.
+    """
+    if not (isinstance(value, _Affine) and value.gain is None):
+        return value
+    least, most = (
+        (end + by) * 2.0**-other.fraction for end, by in ((other.low, -1), (other.high, 1))
+    )
+    row = value.offset
+    if operation != "minimum":
+        row = row.clip(min=least)
+    if operation != "maximum":
+        row = row.clip(max=most)
+    return replace(value, offset=row)
 
 
 def _fraction_beside(value: _Number | _Affine, fraction: int) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -330,8 +330,13 @@ class Experiment:
         """The task's mean loss of this process's share of a batch, which may be empty, and sums."""
         returned = self.task.loss(model, batch)
         require(
-            isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], dict),
-            f"{type(self.task).__name__}.loss returns no pair of a loss and a dictionary of sums",
+            isinstance(returned, Sequence)
+            and len(returned) == 2
+            and isinstance(returned[0], Tensor)
+            and returned[0].numel() == 1
+            and isinstance(returned[1], Mapping),
+            f"{type(self.task).__name__}.loss returns no pair of a loss, a tensor of one number, "
+            "and a dictionary of sums",
         )
         loss, sums = returned
         missing = {"samples", self.task.mean_over} - sums.keys()

@@ -899,10 +899,39 @@ class Bounded(Cell):
         return torch.where(level > -1e15, level, 0.0), (level,)
 
 
+class Floored(Cell):
+    """By numbers above and below all that they are compared with."""
+
+    states = ("level",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        level = 0.9 * state[0] + x
+        high, low = torch.maximum(level, 90.0 + 0.0 * x), torch.clamp(level, max=-80.0)
+        return torch.where(level > 70.0, x, high) + low * torch.clamp(x, 0.0, 0.5), (level,)
+
+
 @needs_compiler
-def test_numbers_far_beyond_all_others_bound_nothing(tmp_path):
-    x = torch.randn(60, 1, 3)
-    made, model = quantise(Sequential(Bounded(3)), x), Sequential(Bounded(3))
+class Never(Cell):
+    """Bounds and thresholds of which one channel's is never met."""
+
+    states, coefficients = ("level",), ("most", "threshold")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        most, threshold = coefficients
+        level = torch.minimum(0.9 * state[0] + x, most)
+        return torch.where(level > threshold, 1.0, level), (level,)
+
+
+FAR = {"most": torch.tensor([1e9, 0.5, 1e5]), "threshold": torch.tensor([0.3, 1e10, -1e8])}
+
+
+@needs_compiler
+@pytest.mark.parametrize(("cell", "values"), [(Bounded, {}), (Floored, {}), (Never, FAR)])
+def test_numbers_far_beyond_all_others_bound_nothing(cell, values, tmp_path):
+    x, model = torch.randn(60, 1, 3), Sequential(cell(3, **values))
+    made = quantise(model, x)
     given = made.integers(x.numpy())
     output = made.run(given)
     expected = model(x)[0].numpy()

@@ -1,4 +1,4 @@
-"""Chains of layers drawn at random: C in floats against PyTorch, in integers against Python."""
+"""Chains and cells drawn at random: C in floats against PyTorch, in integers against Python."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from torch import nn
 from benchmarks.host_c import CC, SANITIZED, Compiled
 from snn_lib import (
     AdaptiveNeuron,
+    Cell,
     Delay,
     IIRSynapse,
     LowPassSynapse,
@@ -115,3 +116,58 @@ def test_c_agrees_with_python(seed, tmp_path):
     program = Compiled(tmp_path, np.int32, kind, SANITIZED)
     np.testing.assert_array_equal(np.concatenate(expected, 1), program.run(given))
     assert made.saturated == program.saturated
+
+
+FORMS = ["({} + {})", "({} - {})", "({} * {})", "torch.maximum({}, {})", "torch.minimum({}, {})",
+         "torch.abs({})", "torch.where({} > 0.2, {}, {})"]  # fmt: skip
+STEP = """
+def step(x, state, coefficients, fire):
+    v, w = state
+    z = fire(v + 0.5 * x)
+    two, third = torch.full_like(x, 2.0), torch.full_like(x, 0.3)
+    second = {second}
+    v = {decay} * v + torch.clamp({first}, -3.0, 3.0)
+    return v + second, (v, second)
+"""
+
+
+def expression(draw, depth=3):
+    """Python for what is computed of the input, the states, the spikes and numbers."""
+    if depth == 0 or draw.integers(6) == 0:
+        return str(draw.choice(["x", "v", "w", "z", "two", "third"]))
+    form = FORMS[draw.integers(len(FORMS))]
+    return form.format(*(expression(draw, depth - 1) for _ in range(form.count("{}"))))
+
+
+def cell(draw):
+    """A cell with two states, the second of which is bounded, counts or decays."""
+    second = draw.choice(["torch.clamp({}, -20.0, 20.0)", "w + z + 0.0 * {}", "0.7 * w + z * {}"])
+    parts = {"second": second.format(expression(draw)), "first": expression(draw)}
+    made: dict = {"torch": torch}
+    exec(STEP.format(decay=draw.choice([0.9, 0.5, 0.0]), **parts), made)
+    return type("Drawn", (Cell,), {"states": ("v", "w"), "step": staticmethod(made["step"])})
+
+
+@pytest.mark.skipif(CC is None, reason="there is no C compiler")
+@pytest.mark.parametrize("seed", range(16))
+def test_integers_of_random_cells_are_close_to_floats_and_the_bits_of_c(seed, tmp_path):
+    draw = np.random.default_rng(seed)
+    model, x = Sequential(cell(draw)(4)), draw.normal(size=(30, 10, 4)).round(seed % 3)
+    x = torch.from_numpy(x).float()
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    with (
+        torch.no_grad(),
+        use_backend("eager"),
+    ):  # on the integers' own input, as thresholds are near
+        expected = model(made.input_scale * torch.from_numpy(given).float())[0].numpy()
+    found = made.run(given)
+    apart = abs(found * made.output_scale - expected).max(0)  # a spike more or less parts two runs
+    assert (apart < 0.01 * expected.std() + 1e-6).mean() > 0.9
+    made.reset()
+    to_c(made, tmp_path / "network.c")
+    kind = made.staged.input_kind.removesuffix("_t")
+    program = Compiled(tmp_path, np.int32, kind, SANITIZED)
+    np.testing.assert_array_equal(
+        made.run(given[:, :1]).reshape(30, 1, -1), program.run(given[:, :1])
+    )

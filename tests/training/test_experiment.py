@@ -764,14 +764,22 @@ def test_a_task_that_counts_no_samples_is_refused(tmp_path):
     assert message == "Forgetful.loss returns no sum 'samples'"
 
 
-@pytest.mark.parametrize("returns", [lambda loss, sums: loss, lambda loss, sums: (loss, [sums])])
+@pytest.mark.parametrize(
+    "returns",
+    [
+        lambda loss, sums: loss,
+        lambda loss, sums: (loss, [sums]),
+        lambda loss, sums: (loss.expand(3), sums),
+        lambda loss, sums: (loss.item(), sums),
+    ],
+)
 def test_a_loss_without_its_sums_is_refused(tmp_path, returns):
     class Alone(DigitClassification):
         def loss(self, model, batch):
             return returns(*super().loss(model, batch))
 
     message = refused("--train", *small(tmp_path), model=SmallSNN, task=Alone())
-    assert message == "Alone.loss returns no pair of a loss and a dictionary of sums"
+    assert message.startswith("Alone.loss returns no pair of a loss, a tensor of one number, and a")
 
 
 def test_the_folder_of_a_run_is_tested_and_resumed(trained, tmp_path):
