@@ -941,8 +941,10 @@ def _kept_stable(
         moved = poles(found)
     inside = 1 - abs(exact)
     shift = abs(exact[..., None] - moved[..., None, :]).min(-1) / inside.clip(NEXT_TO_1)
-    calm = (inside > NEXT_TO_1).all(-1)
-    change = abs((1 - moved[calm]).prod(-1) / (1 - exact[calm]).prod(-1) - 1)
+    exact, moved = (np.take_along_axis(p, np.argsort(-abs(p)), -1) for p in (exact, moved))
+    decays = abs(exact) < 1 - NEXT_TO_1  # those that do not come first
+    lasting, after = (np.where(decays, 1 - poles, 1.0).prod(-1) for poles in (exact, moved))
+    change = abs(after / lasting - 1)
     losses = shift[inside > NEXT_TO_1] / LARGEST_SHIFT, change / LARGEST_CHANGE
     return found, math.inf if wrong.any() else max(one.max(initial=0.0) for one in losses)
 

@@ -57,11 +57,6 @@ class Task:
 
     def __init__(self, config_class: type[ExperimentConfig] | None = None) -> None:
         self.config_class = config_class or self.config_class
-        require(
-            issubclass(self.config_class, ExperimentConfig),
-            f"{self.config_class.__name__} is no class of settings: derive it from "
-            f"{type(self).config_class.__name__}",
-        )
 
     def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data and prepares to run on a device, as if this were the only process.
@@ -212,6 +207,17 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
         f"the model returns a {type(output).__name__}, expected its output, or (output, state)",
     )
     return output
+
+
+def check_task(task: Any) -> None:
+    """Refuses what is no task, and a task without a class of settings."""
+    require(isinstance(task, Task), f"task is a {type(task).__name__}, expected a Task")
+    kind = task.config_class
+    require(
+        isinstance(kind, type) and issubclass(kind, ExperimentConfig),
+        f"{type(task).__name__} has the config_class {kind!r}, expected a class derived from "
+        "ExperimentConfig",
+    )
 
 
 def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from snn_lib.errors import InputError, RunError, limit_length, require
 from snn_lib.inference import to_c, to_onnx
 from snn_lib.settings import LOCAL_KEYS, ExperimentConfig, list_settings
-from snn_lib.tasks.base import Task
+from snn_lib.tasks.base import Task, check_task
 from snn_lib.training import distributed
 from snn_lib.training.building import BuildModel
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint
@@ -140,6 +140,7 @@ def _run(
     initialise: Callable[[Any, Any], Any] | None,
     arguments: Sequence[str] | None,
 ) -> int:
+    check_task(task)
     parser, typed = _parser(script), list(sys.argv[1:] if arguments is None else arguments)
     for place, (word, after) in enumerate(pairwise(typed)):
         if word == "--resume" and "=" in after and not Path(after).exists():

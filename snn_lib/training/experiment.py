@@ -20,7 +20,7 @@ from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
 from snn_lib.rounding import ROUNDED, rounded_weights
 from snn_lib.settings import ExperimentConfig
 from snn_lib.stability import without_warning
-from snn_lib.tasks.base import Task, add_sums, plain_number
+from snn_lib.tasks.base import Task, add_sums, check_task, plain_number
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -78,7 +78,7 @@ class Experiment:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.initialise, self.stop_requested = task, initialise, stop_requested
-        require(isinstance(task, Task), f"task is a {type(task).__name__}, expected a Task")
+        check_task(task)
         config = task.config_class() if config is None else config
         require(
             isinstance(config, ExperimentConfig),

@@ -402,6 +402,29 @@ def test_slow_filters_behind_weights_with_a_bias_are_the_same_in_integers():
     assert np.square(found - expected).mean() < 1e-3 * expected.var()
 
 
+class Counting(Cell):
+    """A slow filter beside a sum, which does not decay."""
+
+    states, coefficients = ("one", "two", "total"), ("a", "b")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (one, two, total), (a, b) = state, coefficients
+        now = a * one - b * two + x
+        return now, (now, one, total + x)
+
+
+def test_the_gain_of_a_filter_beside_a_sum_is_kept():
+    radius, angle = 0.99, 0.01
+    model = Sequential(Counting(2, a=2 * radius * np.cos(angle), b=radius**2)).double()
+    x = (torch.rand(3000, 2, 2) < 0.2).double()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert np.square(found - expected).mean() < 1e-3 * expected.var()
+
+
 def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
     monkeypatch.setattr(integers, "FACTOR_BITS", (16,))
     taus = torch.tensor([1e5, 25.0])
@@ -523,13 +546,19 @@ class Copying(Cell):
         return v - w, (0.8 * x, 0.2 * x)
 
 
+class Differing(Cell):
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return (0.8 * x - 0.3 * x) - (0.1 - x), ()
+
+
 class Leaking(Cell):
     @staticmethod
     def step(x, state, coefficients, fire):
         return torch.where(x > 0, 0.8 * x, 0.1 * x), ()
 
 
-@pytest.mark.parametrize("cell", [Coupled, Copying, Leaking])
+@pytest.mark.parametrize("cell", [Coupled, Copying, Differing, Leaking])
 def test_factors_of_the_same_integers_have_units_of_their_own(cell):
     x, alone, weighed = torch.randn(60, 20, 8), Sequential(cell(8)), nn.Linear(8, 8, bias=False)
     weighed.weight.data = 0.7 * (torch.rand(8, 8) - 0.5).sign()  # exact with 8 bits

@@ -118,6 +118,7 @@ class Named(DigitConfig):
     note: str | None = None
     pairs: list[list[str]] | None = None
     some: list[str | None] = dataclasses.field(default_factory=list)
+    mixed: int | str = 0
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,7 @@ class Named(DigitConfig):
         ("note=on", "on"),
         ("note=null", None),
         ("some=[a,null]", ["a", None]),
+        ("mixed=3", 3),
         ("pairs=[[on],[1e3]]", [["on"], ["1e3"]]),
     ],
 )

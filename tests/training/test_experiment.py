@@ -529,8 +529,10 @@ def test_a_configuration_is_no_dict():
     message = refusal(Experiment, SmallSNN, DigitClassification(), DigitConfig)
     assert message == "config is a type, expected a DigitConfig"
     own = dataclasses.make_dataclass("Own", [("seed", int, 0)])
-    message = refusal(DigitClassification, config_class=own)
-    assert message == "Own is no class of settings: derive it from DigitConfig"
+    for wrong in (own, DigitConfig()):
+        message = refusal(Experiment, SmallSNN, DigitClassification(config_class=wrong))
+        assert message.startswith("DigitClassification has the config_class ")
+        assert message.endswith("expected a class derived from ExperimentConfig")
     message = refusal(Experiment, SmallSNN, DigitClassification)
     assert message.endswith("expected a Task")
 
