@@ -660,7 +660,8 @@ class _Lowering:
         if isinstance(value, _Number):
             return value
         if value.gain is None:
-            return self._row(value.name or "offset", value.offset, fraction, STATE_BITS)
+            # with a bit more than a state, beyond which it may lie
+            return self._row(value.name or "offset", value.offset, fraction, STATE_BITS + 1)
         gain = self._row("gain", value.gain, fraction, STATE_BITS)
         limits = [
             p * q for p in (gain.low, gain.high) for q in (self._values.low, self._values.high)
@@ -857,7 +858,7 @@ def _within_reach(operation: str, value: _Number | _Affine, other: _Number) -> _
     least, most = (
         (end + by) * 2.0**-other.fraction for end, by in ((other.low, -1), (other.high, 1))
     )
-    row = value.offset
+    row = value.offset.astype(float)  # in float32 a step beyond would be none
     if operation != "minimum":
         row = row.clip(min=least)
     if operation != "maximum":

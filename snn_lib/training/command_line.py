@@ -83,6 +83,7 @@ def main(
     )
     given = GIVEN.get()
     if given is not None:  # arguments_of_main runs this script, to learn what it gives
+        check_task(task)
         defaults(task.config_class)  # annotations that are text name things of this script
         given += build_model, task, initialise
         sys.exit()

@@ -953,6 +953,52 @@ class Never(Cell):
         return torch.where(level > threshold, 1.0, level), (level,)
 
 
+class Counter(Cell):
+    """Counts up to a bound and above a threshold, of which one channel's is never met."""
+
+    states, coefficients = ("total",), ("most", "threshold")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        most, threshold = coefficients
+        total = torch.minimum(state[0] + x, most)
+        return torch.where(total > threshold, total + 100.0, total), (total,)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_thresholds_of_counts_are_exact_beside_one_that_is_never_met(channels, tmp_path):
+    most = torch.tensor([1e9, 25.0, 1e10])[:channels]
+    threshold = torch.tensor([1e10, 5.0, 7.0])[:channels]
+    model = Sequential(Counter(channels, most=most, threshold=threshold))
+    x = torch.randint(0, 2, (60, 1, channels)).float()
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    found = made.run(given)
+    np.testing.assert_array_equal(found * made.output_scale, model(x)[0].detach().numpy())
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(found.reshape(60, 1, -1), program.run(given))
+
+
+class Above(Cell):
+    coefficients = ("threshold",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return torch.where(x >= coefficients[0], 1.0, 0.0), ()
+
+
+def test_a_threshold_that_is_never_met_does_not_fire_at_the_largest_input():
+    model, x = (
+        Sequential(nn.Linear(1, 1, bias=False), Above(1, threshold=1e10)),
+        torch.ones(9, 2, 1),
+    )
+    for weight in torch.linspace(0.5, 12, 20):
+        nn.init.constant_(model[0].weight, weight.item())
+        made = quantise(model, x)
+        assert not made.run(made.integers(x.numpy())).any()
+
+
 FAR = {"most": torch.tensor([1e9, 0.5, 1e5]), "threshold": torch.tensor([0.3, 1e10, -1e8])}
 
 

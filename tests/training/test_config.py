@@ -5,7 +5,7 @@ import enum
 import json
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import List, Literal  # noqa: UP035 (some write it so)
 
 import pytest
 import refusing
@@ -119,6 +119,7 @@ class Named(DigitConfig):
     pairs: list[list[str]] | None = None
     some: list[str | None] = dataclasses.field(default_factory=list)
     mixed: int | str = 0
+    anything: List = dataclasses.field(default_factory=list)  # noqa: UP006 (some write it so)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,7 @@ class Named(DigitConfig):
         ("note=null", None),
         ("some=[a,null]", ["a", None]),
         ("mixed=3", 3),
+        ("anything=[3]", [3]),
         ("pairs=[[on],[1e3]]", [["on"], ["1e3"]]),
     ],
 )
