@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from operator import index
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -853,7 +853,7 @@ def _within_reach(operation: str, value: _Number | _Affine, other: _Number) -> _
     The larger of two numbers may be the constant itself if it is above the other, so it is held
     from below alone.
     """
-    if not (isinstance(value, _Affine) and value.gain is None):
+    if not _is_constant(value):
         return value
     least, most = (
         (end + by) * 2.0**-other.fraction for end, by in ((other.low, -1), (other.high, 1))
@@ -976,7 +976,7 @@ def _poles(step: Step, coefficients: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.linalg.eigvals((after[1:] - after[0]).transpose(1, 2, 3, 0) / SMALL)
 
 
-def _is_constant(value: _Number | _Affine) -> bool:
+def _is_constant(value: _Number | _Affine) -> TypeGuard[_Affine]:
     return isinstance(value, _Affine) and value.gain is None
 
 

@@ -47,6 +47,16 @@ def written(network_, folder, options=("-O2",)):
     return Compiled(folder, np.int32, kind, options)
 
 
+def share_lost(model, x):
+    """The mean squared error of the integer network, of the variance of that in floats."""
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    assert made.saturated == 0
+    return np.square(found - expected).mean() / expected.var()
+
+
 FEW_BITS = "linear", "neurons", "groups"
 
 
@@ -383,12 +393,7 @@ SLOW = [
 def test_filters_with_poles_near_the_unit_circle_are_the_same_in_integers(build, channels):
     model = Sequential(build(channels)).double()
     x = (torch.rand(3000, 2, channels) < 0.2).double()
-    with torch.no_grad():
-        expected = model(x)[0].numpy()
-    made = quantise(model, x)
-    found = made.run(made.integers(x.numpy())) * made.output_scale
-    assert np.square(found - expected).mean() < 1e-3 * expected.var()
-    assert made.saturated == 0
+    assert share_lost(model, x) < 1e-3
 
 
 def test_slow_filters_behind_weights_with_a_bias_are_the_same_in_integers():
@@ -396,11 +401,7 @@ def test_slow_filters_behind_weights_with_a_bias_are_the_same_in_integers():
     weighed.weight.data, weighed.bias.data = 0.7 * torch.eye(3), torch.tensor([0.5, -0.2, 0.1])
     model = Sequential(weighed, DualExponentialSynapse(3, 300.0, 150.0)).double()
     x = (torch.rand(3000, 2, 3) < 0.2).double()
-    with torch.no_grad():
-        expected = model(x)[0].numpy()
-    made = quantise(model, x)
-    found = made.run(made.integers(x.numpy())) * made.output_scale
-    assert np.square(found - expected).mean() < 1e-3 * expected.var()
+    assert share_lost(model, x) < 1e-3
 
 
 class Counting(Cell):
@@ -419,11 +420,7 @@ def test_the_gain_of_a_filter_beside_a_sum_is_kept():
     radius, angle = 0.99, 0.01
     model = Sequential(Counting(2, a=2 * radius * np.cos(angle), b=radius**2)).double()
     x = (torch.rand(3000, 2, 2) < 0.2).double()
-    with torch.no_grad():
-        expected = model(x)[0].numpy()
-    made = quantise(model, x)
-    found = made.run(made.integers(x.numpy())) * made.output_scale
-    assert np.square(found - expected).mean() < 1e-3 * expected.var()
+    assert share_lost(model, x) < 1e-3
 
 
 def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
@@ -564,10 +561,7 @@ def test_factors_of_the_same_integers_have_units_of_their_own(cell):
     x, alone, weighed = torch.randn(60, 20, 8), Sequential(cell(8)), nn.Linear(8, 8, bias=False)
     weighed.weight.data = 0.7 * (torch.rand(8, 8) - 0.5).sign()  # exact with 8 bits
     for model in (alone, Sequential(weighed, cell(8))):
-        expected = model(x)[0].detach().numpy()
-        made = quantise(model, x)
-        found = made.run(made.integers(x.numpy())) * made.output_scale
-        assert np.square(found - expected).mean() < 1e-5 * expected.var()
+        assert share_lost(model, x) < 1e-5
 
 
 def biased():
