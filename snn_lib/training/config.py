@@ -361,6 +361,8 @@ def _naming(schema: type, source: str) -> Iterator[None]:
         where, reason = f" ({key!r})" if key else "", one_line(error)
         if "is not a ListConfig" in reason:
             reason = "expected a list, such as [a, b]"
+        if "is not Optional" in reason:
+            reason = "it has no settings: leave it out"
         raise InputError(f"{source}{where}: {reason}") from None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from snn_lib.errors import InputError, one_line
+from snn_lib.errors import InputError, one_line, require
 from snn_lib.tasks.base import read_sums
 
 
@@ -33,6 +33,18 @@ def start() -> None:
                 "RANK says that this is one of several processes: start them by torchrun, or unset "
                 f"RANK ({one_line(error)})"
             ) from None
+
+
+def check_joined() -> None:
+    """Refuses a process that ``torchrun`` has started and that has not joined the others.
+
+    It would train a whole network of its own, and so would each of them.
+    """
+    require(
+        dist.is_initialized() or not is_launched(),
+        "RANK says that this is one of several processes, but it has not joined the others: give "
+        "the task to snn_lib.training.main, or call snn_lib.training.distributed.start() before",
+    )
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -66,7 +66,8 @@ class Experiment:
         script: the name of the script, which is written into checkpoints.
 
     Raises:
-        InputError: the device does not exist, or the data is missing or corrupt.
+        InputError: the device does not exist, the data is missing or corrupt, or ``torchrun`` has
+            started this process, which has not joined the others.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Experiment:
         # A configuration that was made in Python has not been checked yet.
         self.config = config_from_dict(type(config), attributes_of(config), [])
         self.settings = self.config.hyperparameters
+        distributed.check_joined()
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
         seed = self.config.seed

@@ -243,6 +243,12 @@ def test_a_missing_value_is_refused(yaml_file):
     assert refusal(yaml_file, "hyperparameters.tau_m=4") == f"{yaml_file}: {said}"
 
 
+def test_a_section_without_settings_is_refused_in_words(yaml_file):
+    yaml_file.write_text("seed: 3\nhyperparameters:\n  # epoch: 3\n")
+    said = "('hyperparameters'): it has no settings: leave it out"
+    assert refusal(yaml_file) == f"{yaml_file} {said}"
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from refusing import refusal
 from running import SCRIPT, Process, SmallSNN, experiment, load, metrics_of, shell, the_run, tiny
 from torch import nn
 
@@ -45,6 +46,11 @@ def test_a_rank_without_the_rest_is_refused_in_a_line(tmp_path):
     assert refused.code == 2
     assert "RANK says that this is one of several processes: start them by torchrun" in refused.err
     assert refused.err.count("\n") == 1
+
+
+def test_an_experiment_refuses_a_process_that_has_not_joined_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    assert "RANK says that this is one of several" in refusal(experiment, tiny(tmp_path))
 
 
 def finish(processes):
