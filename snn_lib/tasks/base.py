@@ -162,6 +162,10 @@ class Task:
     def split(self, split: str) -> Split:
         """The samples of a split, which is made at the first call."""
         require(split in EPOCHS, f"split is {split!r}, expected one of {', '.join(EPOCHS)}")
+        require(
+            hasattr(self, "_splits"),
+            f"the {type(self).__name__} has no data yet: an Experiment sets it up",
+        )
         if split not in self._splits:
             self._splits[split] = replace(
                 self.make_split(split),
@@ -236,6 +240,18 @@ def read_sums(sums: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(value, Tensor) and value.numel() != 1:
             raise RunError(f"sum {key!r} has shape {tuple(value.shape)}, expected a single number")
     return {key: float(value) for key, value in sums.items()}
+
+
+def metrics_of(task: Task, sums: dict[str, float]) -> dict[str, int | float]:
+    """The metrics of a task as plain numbers, from sums that are added up.
+
+    Raises:
+        RunError: a metric is no number.
+    """
+    try:
+        return {key: plain_number(value) for key, value in task.metrics(sums).items()}
+    except TypeError as error:
+        raise RunError(f"a metric of {type(task).__name__}: {error}") from None
 
 
 def plain_number(value: Any) -> int | float:

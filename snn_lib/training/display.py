@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from snn_lib.errors import InputError, one_line
 from snn_lib.kernels import choose_backend
-from snn_lib.tasks.base import Task, read_sums
+from snn_lib.tasks.base import Task, metrics_of, read_sums
 from snn_lib.training.state import Progress, Row
 
 BATCHES_PER_DISPLAY = 25
@@ -86,7 +86,8 @@ def show_epoch(
             pace += f"about {duration(batches / per_second)} left"
         if not bar.disable:
             if batch % BATCHES_PER_DISPLAY == 0:  # reading the sums waits for the device
-                metrics = describe(task.metrics(read_sums(progress.sums)))
+                with suppress(ArithmeticError, ValueError):  # too few samples for a metric
+                    metrics = describe(metrics_of(task, read_sums(progress.sums)))
             bar.set_postfix_str(", ".join(filter(None, (metrics, pace))), refresh=False)
             bar.update()
         elif not hidden and progress.seconds - told >= SECONDS_PER_LINE:

@@ -20,7 +20,7 @@ from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
 from snn_lib.rounding import ROUNDED, rounded_weights
 from snn_lib.settings import ExperimentConfig
 from snn_lib.stability import without_warning
-from snn_lib.tasks.base import Task, add_sums, check_task, plain_number
+from snn_lib.tasks.base import Task, add_sums, check_task, metrics_of
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
@@ -494,8 +494,4 @@ class Experiment:
 
     def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
         """The task's metrics from the sums of all processes."""
-        metrics = self.task.metrics(distributed.total(sums))
-        try:
-            return {key: plain_number(value) for key, value in metrics.items()}
-        except TypeError as error:
-            raise RunError(f"a metric of {type(self.task).__name__}: {error}") from None
+        return metrics_of(self.task, distributed.total(sums))

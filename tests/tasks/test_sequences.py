@@ -1045,6 +1045,12 @@ def test_an_experiment_whose_task_another_one_has_taken_is_refused(tmp_path):
     assert message == "split is 'tset', expected one of train, validation, test"
 
 
+def test_a_task_without_an_experiment_says_that_it_has_no_data():
+    task = SequenceClassification({"train": sequences()})
+    said = "the SequenceClassification has no data yet: an Experiment sets it up"
+    assert refusal(task.batches, "train") == said
+
+
 def test_a_script_of_one_s_own_trains_resumes_and_tests(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

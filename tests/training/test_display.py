@@ -18,7 +18,23 @@ def test_losses_have_four_decimals_and_shares_are_per_cent():
     assert describe({"loss": 0.03124, "accuracy": 0.9912}) == "loss 0.0312, accuracy 99.12 %"
 
 
-def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0), compiling=0.0):
+class Precision(Classification):
+    """Divides by the number of alarms, of which there are none in the first 30 batches."""
+
+    def metrics(self, sums):
+        share = torch.tensor(sums["samples"]) / 240
+        return {"precision": 1 / max(0, sums["correct"] - 30), "share": share}
+
+
+def shown(
+    monkeypatch,
+    terminal,
+    batches,
+    hidden=False,
+    resumed=(0, 0.0),
+    compiling=0.0,
+    task=Classification,
+):
     """What is printed while an epoch's batches are trained on, two seconds each.
 
     ``resumed`` is how many of them were done before, and the seconds that this took. The first
@@ -33,7 +49,7 @@ def shown(monkeypatch, terminal, batches, hidden=False, resumed=(0, 0.0), compil
     with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(bar):
         patch.setattr(display, "tqdm", partial(tqdm, file=bar, mininterval=0))
         patch.setattr(display, "say", lambda line: out.write(f"{line}\n"))
-        with show_epoch(progress, Classification(), config, hidden) as advance:
+        with show_epoch(progress, task(), config, hidden) as advance:
             for batch in range(done + 1, batches + 1):
                 progress.batch, progress.seconds = batch, before + compiling + 2.0 * (batch - done)
                 loss = torch.tensor(2.0 * batch)
@@ -54,6 +70,14 @@ def test_a_terminal_shows_a_bar_with_the_metrics_so_far_and_one_rate(monkeypatch
     assert "it/s" not in bar
     assert "batch/s" not in bar
     assert "s/batch" not in bar
+
+
+def test_a_bar_shows_a_metric_as_soon_as_there_are_enough_samples(monkeypatch):
+    for batches in (display.BATCHES_PER_DISPLAY, 2 * display.BATCHES_PER_DISPLAY):
+        _, bar = shown(monkeypatch, True, batches, task=Precision)
+        assert f"{batches}/60 batches" in bar
+        assert ("precision" in bar) is (batches > 30)
+    assert "precision 0.0500, share 0.8333" in bar
 
 
 def test_without_a_terminal_a_line_a_minute_says_how_far_it_has_come(monkeypatch):
