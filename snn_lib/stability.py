@@ -124,12 +124,21 @@ def stabilise(alpha: Tensor, margin: float) -> Tensor:
 def refuse_clusters(alpha: Tensor, given: Tensor) -> None:
     """Raises a ValueError if rounding might move the poles of a stable filter outside.
 
+    In a cluster of P > 2 poles each is known to a multiple of the precision divided by the product
+    of its distances from the others.
+
     Args:
         alpha: the filters' coefficients, ``(P, *shape)``.
         given: the same before they were rounded.
     """
-    unsure = ~has_stable_poles(alpha.double())
-    if (poles_of(given[:, unsure]).abs() < 1 - MARGINS[-1]).all(-1).any():
+    given = given[:, ~has_stable_poles(alpha.double())]
+    poles = poles_of(given)
+    blur = torch.zeros_like(poles.abs())
+    if len(given) > 2:
+        apart = poles[..., None] - poles[..., None, :] + torch.eye(len(given))
+        sizes = len(given) * (1 + given.detach().cpu().double().abs().sum(0)[..., None])
+        blur = sizes * torch.finfo(torch.float64).eps / apart.prod(-1).abs()
+    if (poles.abs() - blur < 1 - MARGINS[-1]).all(-1).any():
         raise ValueError(
             "the poles of a filter are so close together that rounding might move them out of the "
             "unit circle: expected several filters of lower order, one after the other, or "

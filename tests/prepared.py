@@ -15,13 +15,15 @@ from snn_lib.data.preparation import (
     SeriesPreparation,
 )
 
+NAMES = "no", "yes", "perhaps"
+
 
 class Prepared(nn.Module):
     """A network with its preparation, as ``snn_lib.load`` returns it."""
 
     def __init__(self, preparation):
         super().__init__()
-        self.preparation, self.classes, self.readout = preparation, ["no", "yes"], "last"
+        self.preparation, self.classes, self.readout = preparation, list(NAMES), "last"
         inputs = int(np.prod(preparation.features))
         self.layers = Sequential(nn.Flatten(2), nn.Linear(inputs, 3), LowPassSynapse(3, tau=4))
 

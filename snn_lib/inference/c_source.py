@@ -19,7 +19,7 @@ import snn_lib
 from snn_lib.files import write_atomically
 from snn_lib.inference.integers import FAR_BEHIND, NEAR_LIMIT, IntegerNetwork, StagedIntegers
 from snn_lib.inference.stages import Gather, Pool, Rows, Stage, Step, Windows
-from snn_lib.inference.staging import StagedNetwork, read_stages
+from snn_lib.inference.staging import StagedNetwork, check_classes, read_stages
 from snn_lib.kernels.trace import Line
 
 # How C writes the operations of a step. It has no others without the library of mathematics.
@@ -175,7 +175,7 @@ def to_c(
     """
     if isinstance(network, IntegerNetwork):
         read = network.staged
-        classes = read.classes if classes is None else tuple(map(str, classes))
+        classes = check_classes(read.classes if classes is None else classes, read.after)
         write_c(replace(read, classes=classes, step=read.step if step is None else step), path)
     else:
         write_c(read_stages(network, shape, classes, step), path)
@@ -321,8 +321,9 @@ class _Source:
             parts.append(_table(f"const uint16_t {name}_order[{len(read.order)}]", read.order))
         parts += [*self.tables, *self.helpers.values()]
         reset, body = "    memset(state, 0, sizeof *state);", "\n".join(self._lines)
-        unused = "" if "state" in body else "    (void)state;\n"
-        counts = "    int32_t count;\n" if "count" in body else ""
+        used = re.search(r"\bstate(->|[,)])", body)  # names of layers may contain these words
+        unused = "" if used else "    (void)state;\n"
+        counts = "    int32_t count;\n" if re.search("^ *count = 0;", body, re.MULTILINE) else ""
         arguments = f"{name}_state *state, const {name}_input *x, {name}_output *y"
         parts += [
             f"\nvoid {name}_reset({name}_state *state)\n{{\n{reset}\n}}\n",
@@ -355,7 +356,7 @@ class _Source:
             takes = f"{read.input_kind}, {low} to {high}, times {read.input_scale:g}: {read.takes}"
             gives = f"int32_t, times {read.output_scale:g}"
             arithmetic = [
-                f"integers: weights of {read.weight_bits} bits, factors of 16 or 24, states of 31.",
+                f"integers: weights of {read.weight_bits} bits, factors of 24, states of 31.",
                 "What does not fit is held at the limit, and counted in `saturated`.",
             ]
         else:

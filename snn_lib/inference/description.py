@@ -230,13 +230,11 @@ def _dtype_of(network: nn.Module) -> np.dtype:
 
 def _input_shape(inner: nn.Module, name: str) -> Shape:
     """The features that the first layer takes, if it determines them."""
-    while isinstance(inner, (Sequential, nn.Sequential)) and len(inner):
+    while isinstance(inner, (Sequential, nn.Sequential, PerStep)) and any(inner.children()):
         child, inner = next(inner.named_children())
         name = f"{name}.{child}".lstrip(".")
     if isinstance(inner, nn.Linear):
         return (inner.in_features,)
-    while isinstance(inner, PerStep):
-        name, inner = f"{name}.module", inner.module
     shape = getattr(inner, "shape", None)
     if type(inner).forward in READERS and (not shape or 1 in shape[1:]):  # others are refused later
         raise ValueError(

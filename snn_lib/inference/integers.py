@@ -29,7 +29,7 @@ from snn_lib.rounding import WEIGHT_BITS, integer_weights
 STATE_BITS = 31  # so that the sum of two fits 32
 INPUT_BITS = 16
 FINEST = 30  # f of a state's unit 2^-f
-FACTOR_BITS = 16, 24  # of what states are multiplied by: more where a filter needs them
+FACTOR_BITS = 24  # of what states are multiplied by
 GUARD_BITS = 14  # beyond those of its result, of a product that is rounded soon
 LEAST_STEPS = 100  # of its unit, which the input has to reach
 LARGEST_LOSS = 0.05  # by rounding, of the deviation of an input
@@ -39,6 +39,7 @@ NEAR = 2  # by how much a rounded factor may be moved to keep a filter stable
 NEXT_TO_1 = 1e-7  # a pole radius that is not told apart from 1
 LARGEST_SHIFT = 0.1  # of a pole by rounding, of its distance from the unit circle
 LARGEST_CHANGE = 0.02  # by rounding, of the response to what lasts
+SMALL_GAIN = 2.0**-12  # of the largest one
 NEAR_LIMIT = 1 << (STATE_BITS - 2)  # half of what fits: a sum of a class as large is shifted
 FAR_BEHIND = -3 << (STATE_BITS - 3)  # the least sum that is kept: a step more still fits
 
@@ -104,9 +105,8 @@ def quantise(
         raise ValueError(f"x has the shape {raw.shape}, expected (T, B, *{read.before})")
     if not np.isfinite(raw).all():
         raise ValueError("x has values that are not finite")
-    made = IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
-    _warn_of_coarse_inputs(raw, made.input_scale)
-    return made
+    _warn_of_coarse_inputs(raw, float(_input_of(raw)[1].unit))
+    return IntegerNetwork(integer_stages(read, raw, weight_bits), preparation_of(network))
 
 
 def _warn_of_coarse_inputs(x: np.ndarray, unit: float) -> None:
@@ -320,6 +320,8 @@ class _Quantiser:
         by_output = torch.from_numpy(rows.weights.swapaxes(1, 2))
         weights, scale = (x.mT.numpy() for x in integer_weights(by_output, self._bits))
         weights = weights.astype(np.int64)
+        dead = ~weights.any(1, keepdims=True)  # outputs without weights, whose scale says nothing
+        scale = np.where(dead, scale.max(initial=0, where=~dead) or 1.0, scale)
         sums = int(abs(weights).sum(1).max())
         values = self._values
         spikes = values.fraction == 0 and (values.low, values.high) == (0, 1)
@@ -344,25 +346,20 @@ class _Quantiser:
     def _step(self, step: Step, reach: Mapping[str, float]) -> None:
         step, before = _with_named_factors(step), self._values
         reach = {**reach, **{name: abs(row).max() for name, row in step.coefficients.items()}}
-        for bits in FACTOR_BITS:
-            made, self._values, loss = _Lowering(step, before, reach, bits).lowered()
-            if loss <= 1:
-                break
-        else:
-            self._refuse_or_warn(f"layer {step.name}", loss)
+        made, self._values, loss = _Lowering(step, before, reach).lowered()
         self._stages.append(made)
-
-    def _refuse_or_warn(self, layer: str, loss: float) -> None:
-        """Says that rounding with the most bits makes another filter."""
-        bits, remedy = FACTOR_BITS[-1], "give it a shorter time constant, or make several filters"
-        remedy += " of lower order of it, one after the other"
+        if loss <= 1:
+            return
+        layer, bits = f"layer {step.name}", f"{FACTOR_BITS} bits"
+        remedy = "give it a shorter time constant, or make several filters of lower order of it, "
+        remedy += "one after the other"
         if loss == math.inf:
-            raise ValueError(f"{layer} has a filter that is not stable with {bits} bits: {remedy}")
+            raise ValueError(f"{layer} has a filter that is not stable with {bits}: {remedy}")
         warnings.warn(
-            f"{layer} has a filter of which {bits} bits make another one, since its poles lie "
-            f"close together near the unit circle: {remedy}",
+            f"{layer} has a filter of which {bits} make another one, since its poles lie close "
+            f"together near the unit circle: {remedy}",
             UserWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
     def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
@@ -506,8 +503,14 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
                 values = stage.run(values, states)
             for name, value in {**named, "": values}.items():
                 reach[name] = max(reach.get(name, 0.0), float(np.abs(value).max(initial=0)))
-            if not math.isfinite(sum(reach.values())):
+            infinite = {name for name, size in reach.items() if not math.isfinite(size)}
+            if infinite & {"", *(stage.states if isinstance(stage, Step) else ())}:
                 raise ValueError("the network's values grow without limit on x: is it stable?")
+            if infinite:
+                raise ValueError(
+                    f"layer {stage.name} computes numbers that are not finite, such as 1 / 0, "
+                    "which integers cannot, though its output does not depend on them"
+                )
     return reached
 
 
@@ -549,13 +552,13 @@ class _Affine:
 class _Lowering:
     """Lowers the lines of a step from floats to integers.
 
-    Factors of states have so many ``bits``, all other coefficients 31. What is added or compared is
+    Factors of states have 24 bits, all other coefficients 31. What is added or compared is
     brought to the finer unit of the two. States and outputs are rounded to 31 bits, and so is a
     factor that needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
     """
 
-    def __init__(self, step: Step, values: _Values, reach: Mapping[Any, float], bits: int) -> None:
-        self._step, self._values, self._reach, self._bits = step, values, reach, bits
+    def __init__(self, step: Step, values: _Values, reach: Mapping[Any, float]) -> None:
+        self._step, self._values, self._reach = step, values, reach
         self._lines: list[Line] = []
         self._wide: set[str] = set()
         self._coefficients: dict[str, np.ndarray] = {}
@@ -662,6 +665,11 @@ class _Lowering:
         if value.gain is None:
             # with a bit more than a state, beyond which it may lie
             return self._row(value.name or "offset", value.offset, fraction, STATE_BITS + 1)
+        if value.offset.any():
+            # The offset has the same unit, which costs no shift, if the gain keeps enough bits.
+            shared = min(fraction, _finest(value.offset, STATE_BITS))
+            if _finest(value.gain, STATE_BITS) - shared <= STATE_BITS - FACTOR_BITS:
+                fraction = shared
         gain = self._row("gain", value.gain, fraction, STATE_BITS)
         limits = [
             p * q for p in (gain.low, gain.high) for q in (self._values.low, self._values.high)
@@ -673,7 +681,7 @@ class _Lowering:
         return self._sum("add", made, self._at(offset, made.fraction))
 
     def _factors(self, line: Line, given: Sequence) -> list[_Number]:
-        """The two factors of a product: numbers in 32 bits, coefficients in 16 or 24.
+        """The two factors of a product: numbers in 32 bits, coefficients in 24.
 
         A coefficient is no finer than the product needs.
         """
@@ -683,7 +691,7 @@ class _Lowering:
         known = [number.fraction for number in found if number is not None]
         finest = FINEST
         if known and self._reach.get(line.name):
-            finest = self._fraction(line.name) + GUARD_BITS + self._bits - 12 - known[0]
+            finest = self._fraction(line.name) + GUARD_BITS + FACTOR_BITS // 2 - known[0]
         return [
             number or self._coefficient(value, finest)
             for number, value in zip(found, given, strict=True)
@@ -692,7 +700,8 @@ class _Lowering:
     def _coefficient(self, value: _Affine, finest: int) -> _Number:
         """A coefficient that states are multiplied by."""
         finest = 0 if value.is_whole else finest
-        made = self._row(value.name or "factor", value.offset, finest, self._bits, value.name != "")
+        name = value.name or "factor"
+        made = self._row(name, value.offset, finest, FACTOR_BITS, keeps_name=value.name != "")
         if isinstance(made.value, str):
             self._factors_of[made.value] = value.name, 2.0**-made.fraction
         return made
@@ -710,8 +719,7 @@ class _Lowering:
         self, name: str, row: np.ndarray, fraction: int, bits: int, keeps_name: bool = False
     ) -> _Number:
         """A coefficient in integers of so many bits, in this unit or a coarser one."""
-        largest = float(abs(row).max()) or 1.0
-        fraction = min(fraction, math.floor(math.log2(((1 << (bits - 1)) - 1) / largest)))
+        fraction = min(fraction, _finest(row, bits))
         integers = np.rint(row * 2.0**fraction).astype(np.int64)
         if integers.size == 1 and not keeps_name:
             integer = int(integers[0, 0])
@@ -847,6 +855,11 @@ class _Lowering:
         return self._line("round", values, number.fraction - shift, low, high)
 
 
+def _finest(row: np.ndarray, bits: int) -> int:
+    """f of the finest unit 2^-f in which a row fits so many bits."""
+    return math.floor(math.log2(((1 << (bits - 1)) - 1) / (float(abs(row).max()) or 1.0)))
+
+
 def _within_reach(operation: str, value: _Number | _Affine, other: _Number) -> _Number | _Affine:
     """A constant beyond all that it may be compared with is just beyond it, which changes nothing.
 
@@ -869,18 +882,19 @@ def _within_reach(operation: str, value: _Number | _Affine, other: _Number) -> _
 def _fraction_beside(value: _Number | _Affine, fraction: int) -> int:
     """The unit in which a value is made beside another one, which may be as coarse as a count's.
 
-    A gain that would have fewer than seven bits has nine, and a constant at least 16, if that needs
-    no unit that is much finer than the finest of a state.
+    Gains have at least 12 bits, but for those that are small beside the largest, and the largest
+    constant has 16, if that needs no unit that is much finer than the finest of a state.
     """
     if isinstance(value, _Number) or value.is_whole:
         return fraction
-    row, least, most = (value.gain, 7, 9) if value.gain is not None else (value.offset, 16, 16)
-    bits = fraction + math.floor(math.log2(float(abs(row).max()) or 1.0)) + 1
-    return (
-        fraction
-        if bits >= least
-        else max(fraction, min(fraction + most - bits, FINEST + GUARD_BITS))
-    )
+    if value.gain is None:
+        size, bits = float(abs(value.offset).max()), 16
+    else:
+        sizes = abs(value.gain)
+        largest = float(sizes.max())
+        size, bits = float(sizes[sizes > SMALL_GAIN * largest].min(initial=largest)), 12
+    needed = bits - 1 - math.floor(math.log2(size or 1.0))
+    return max(fraction, min(needed, FINEST + GUARD_BITS))
 
 
 def _affine(operation: str, given: Sequence[_Affine]) -> _Affine | None:
@@ -942,9 +956,9 @@ def _kept_stable(
         moved = poles(found)
     inside = 1 - abs(exact)
     shift = abs(exact[..., None] - moved[..., None, :]).min(-1) / inside.clip(NEXT_TO_1)
-    exact, moved = (np.take_along_axis(p, np.argsort(-abs(p)), -1) for p in (exact, moved))
-    decays = abs(exact) < 1 - NEXT_TO_1  # those that do not come first
-    lasting, after = (np.where(decays, 1 - poles, 1.0).prod(-1) for poles in (exact, moved))
+    exact, moved = (np.take_along_axis(p, np.argsort(abs(1 - p)), -1) for p in (exact, moved))
+    rests = abs(1 - exact) > NEXT_TO_1  # unlike a count: those that do not come first
+    lasting, after = (np.where(rests, 1 - poles, 1.0).prod(-1) for poles in (exact, moved))
     change = abs(after / lasting - 1)
     losses = shift[inside > NEXT_TO_1] / LARGEST_SHIFT, change / LARGEST_CHANGE
     return found, math.inf if wrong.any() else max(one.max(initial=0.0) for one in losses)

@@ -72,7 +72,6 @@ def read_stages(
     description = describe(network, shape)
     compare_layers(description)
     preparation = preparation_of(network)
-    classes = classes_of(network) if classes is None else classes
     order = channels_last_order(description.layers[0].before)
     takes, before, stages, values = _prepare(preparation, description.before)
     stages += _gather(description.entry[order], values)
@@ -81,8 +80,6 @@ def read_stages(
         stages += more
     outputs = len(order)
     stages += _gather(np.argsort(order), outputs)
-    if classes and len(classes) != outputs:
-        raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
     return StagedNetwork(
         type(getattr(network, "model", network)).__name__,
         tuple(before),
@@ -92,9 +89,17 @@ def read_stages(
         description.dtype,
         takes,
         getattr(preparation, "step", "") if step is None else step,
-        tuple(map(str, classes)),
+        check_classes(classes_of(network) if classes is None else classes, description.after),
         preparation.order.numpy() if isinstance(preparation, PixelPreparation) else None,
     )
+
+
+def check_classes(classes: Sequence[str], after: Sequence[int]) -> tuple[str, ...]:
+    """The names of the classes as texts: none, or one for each output."""
+    outputs = math.prod(after)
+    if len(classes) not in (0, outputs):
+        raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
+    return tuple(map(str, classes))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -353,6 +353,12 @@ class SequenceRegression(SequenceTask):
             "augmentation has no effect: the targets of a regression would have to change as well",
             SettingsError,
         )
+        require(
+            not getattr(config.hyperparameters, "label_smoothing", 0.0)
+            or type(self).loss is not SequenceRegression.loss,
+            "hyperparameters.label_smoothing has no effect on the targets of a regression",
+            SettingsError,
+        )
         super().setup(config, device)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:

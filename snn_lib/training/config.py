@@ -363,6 +363,8 @@ def _naming(schema: type, source: str) -> Iterator[None]:
             reason = "expected a list, such as [a, b]"
         if "is not Optional" in reason:
             reason = "it has no settings: leave it out"
+        if "is not a subclass of" in reason:
+            reason = "it is a section of settings: set one of them"
         raise InputError(f"{source}{where}: {reason}") from None
 
 

@@ -51,7 +51,8 @@ class Experiment:
         build_model: makes the model from the configuration: ``build_model(config)``, or
             ``build_model(config, task)`` if its layers depend on what the task has read.
         task: the task that the model learns, which no other experiment may have.
-        config: the configuration, by default that of the task with its defaults.
+        config: the configuration, by default that of the task with its defaults. It is copied: what
+            you change in it afterwards has no effect.
         initialise: called as ``initialise(model, task)`` if training starts from scratch and not
             from ``config.first_weights``, to find first weights on the training data. The task
             then gives every process all of the data. The model and the task's batches are on the

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from prepared import PREPARED, SERIES, Prepared
 from torch import nn
 
 from benchmarks.host_c import CC, SANITIZED, Compiled, Library
-from snn_lib import Cell, LowPassSynapse, PerStep, Sequential, SpikingNeuron
+from snn_lib import Cell, IIRSynapse, LowPassSynapse, PerStep, Sequential, SpikingNeuron
 from snn_lib.data.preparation import PixelPreparation, SeriesPreparation
-from snn_lib.inference import to_c
+from snn_lib.inference import quantise, to_c, to_onnx
 from snn_lib.readout import EVERY_STEP, READOUTS, Mean, SpikeCount
 
 pytestmark = pytest.mark.skipif(CC is None, reason="there is no C compiler")
@@ -91,7 +92,7 @@ def test_streams_do_not_see_each_other(tmp_path):
 )
 def test_c_prepares_its_input_as_pytorch_does(preparation, raw, steps, tmp_path):
     model = Prepared(preparation).eval()
-    to_c(model, tmp_path / "network.c", classes=["no", "yes", "perhaps"])
+    to_c(model, tmp_path / "network.c")
     output, *_ = Compiled(tmp_path, np.float32).run(steps(raw).numpy())
     with torch.no_grad():
         target = model(preparation(raw).x.float())[0]
@@ -168,6 +169,13 @@ def undefined(place, model):
     return model
 
 
+def two_names():
+    """A network of three outputs with too few names of classes."""
+    model = Prepared(PREPARED[0][0])
+    model.classes = model.classes[:2]
+    return model
+
+
 REFUSED = [  # the network, the name of the file, and the words
     (MISSPELT, "network.c", "readout is 'Mean', expected one of count, mean, last"),
     (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
@@ -183,7 +191,7 @@ REFUSED = [  # the network, the name of the file, and the words
     (Sequential(nn.Linear(4, 4)), "my-net.c", "my-net.c: expected a name in C with"),
     (Prepared(SeriesPreparation(block=2, encoding="current", **SERIES)), "network.c",
      "needs more than a step"),
-    (Prepared(PREPARED[0][0]), "network.c", "2 names of classes and 3 outputs"),
+    (two_names(), "network.c", "2 names of classes and 3 outputs"),
     (maps(nn.MaxPool2d(1, stride=6, padding=0, dilation=1))[0], "network.c", "give the shape"),
 ]  # fmt: skip
 
@@ -195,6 +203,27 @@ def test_networks_and_names_that_c_cannot_have_are_refused_and_nothing_is_writte
     with pytest.raises(ValueError, match=words):
         to_c(model, tmp_path / path)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_classes_of_an_integer_network_and_of_a_graph_have_a_name_for_each_output(tmp_path):
+    model = Sequential(nn.Linear(4, 3))
+    made, words = quantise(model, torch.ones(5, 2, 4)), "2 names of classes and 3 outputs"
+    for export, given, name in ((to_c, made, "network.c"), (to_onnx, model, "network.onnx")):
+        with pytest.raises(ValueError, match=words):
+            export(given, tmp_path / name, classes=["no", "yes"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_names_of_layers_and_states_are_no_variables(tmp_path):
+    """A compiler that takes warnings as errors would refuse variables that nothing uses."""
+    filters = IIRSynapse(3, [], [torch.tensor([0.5, 0.2, 1.0])])
+    for name, layer in (("counter", LowPassSynapse(3, 5.0)), ("state_gain", filters)):
+        to_c(Sequential(OrderedDict({name: layer})), tmp_path / "network.c")
+        x = np.random.default_rng(0).random((5, 1, 3), np.float32)
+        with torch.no_grad():
+            expected = layer(torch.from_numpy(x))[0]
+        output = Compiled(tmp_path, np.float32).run(x)
+        np.testing.assert_allclose(output, expected, rtol=1e-5)
 
 
 def test_a_step_of_a_user_s_own_is_written_line_by_line(tmp_path):

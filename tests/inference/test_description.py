@@ -98,11 +98,21 @@ def test_what_is_no_module_or_only_pytorch_can_run_is_refused_before_its_shape()
         describe(Sequential(nn.LSTM(4, 4), nn.Linear(4, 3)))
 
 
-def test_a_network_that_begins_with_maps_of_any_size_is_asked_for_the_shape():
-    with pytest.raises(
-        ValueError, match=r"0.module \(Conv2d\) takes inputs of several shapes: give"
-    ):
-        describe(Sequential(PerStep(nn.Conv2d(2, 3, 3)), nn.Flatten(2), nn.Linear(12, 3)))
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (PerStep(nn.Conv2d(2, 3, 3)), "0.module"),
+        (PerStep(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))), "0.module.0"),
+    ],
+)
+def test_a_network_that_begins_with_maps_of_any_size_is_asked_for_the_shape(first, name):
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 (the message is checked below)
+        describe(Sequential(first, nn.Flatten(2), nn.Linear(12, 3)))
+    assert f"{name} (Conv2d) takes inputs of several shapes: give" in str(refused.value)
+
+
+def test_weights_of_each_step_tell_the_shape_of_the_input():
+    assert describe(Sequential(PerStep(nn.Sequential(nn.Linear(5, 3))))).before == (5,)
 
 
 def test_the_shape_of_the_input_has_to_be_given_where_the_first_layer_takes_several():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from leaving_pytorch import NETWORKS, network, spikes, with_readout
-from prepared import PREPARED, Prepared
+from prepared import PREPARED, SERIES, Prepared
 from running import ROOT
 from torch import nn
 
@@ -32,6 +32,7 @@ from snn_lib import (
     fire_from_the_start,
     log_spaced,
 )
+from snn_lib.data.preparation import SeriesPreparation
 from snn_lib.inference import IntegerNetwork, compiled, integers, quantise, to_c
 from snn_lib.inference.stages import SATURATED, rounded
 from snn_lib.readout import EVERY_STEP, Mean, SpikeCount
@@ -278,9 +279,8 @@ def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_ex
     assert ((exact[2] - scale * made[2]) ** 2).sum() < 0.9 * ((exact[2] - simple) ** 2).sum()
 
 
-@pytest.mark.parametrize("bits", [(16,), (16, 24)])
-def test_the_slowest_filters_stay_stable(bits, monkeypatch):
-    monkeypatch.setattr(integers, "FACTOR_BITS", bits)
+def test_the_slowest_filters_stay_stable(monkeypatch):
+    monkeypatch.setattr(integers, "FACTOR_BITS", 16)
     monkeypatch.setattr(integers, "LARGEST_SHIFT", 1e9)
     monkeypatch.setattr(integers, "LARGEST_CHANGE", 1e9)
     taus = torch.tensor([10.0, 800.0, 2000.0, 30000.0])
@@ -370,6 +370,43 @@ def of_poles(channels, *poles):
     return synapse
 
 
+class Held(Cell):
+    """A filter that moves only while input comes, and so not at all where there is none."""
+
+    states, coefficients = ("level",), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,), (decay,) = state, coefficients
+        level = torch.where(x > 0, decay * level + (1 - decay) * x, level)
+        return level, (level,)
+
+
+class Following(Cell):
+    """Rises slowly and falls fast; a small level without input only falls."""
+
+    states, coefficients = ("level",), ("slow", "fast")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,), (slow, fast) = state, coefficients
+        keeps = torch.where(x > level, slow, fast)
+        level = keeps * level + (1 - keeps) * x
+        return level, (level,)
+
+
+class InMillivolts(Cell):
+    """A leaky neuron that rests at -65: without input, its small potentials are above threshold."""
+
+    states, coefficients = ("v",), ("decay",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (v,), (decay,) = state, coefficients
+        v = decay * v + (1 - decay) * -65.0 + x
+        return v, (torch.where(fire(v + 51.0) > 0, -65.0, v),)
+
+
 POLES = [0.95 * np.exp(0.02j), 0.9 * np.exp(0.05j), 0.88 * np.exp(0.08j)]
 
 
@@ -380,9 +417,13 @@ SLOW = [
     lambda n: LowPassSynapse(n, 60000.0),
     lambda n: of_poles(n, *POLES[:2]),
     lambda n: of_poles(n, 0.99 * np.exp(0.01j)),  # whose gain 16 bits would change
+    lambda n: DualExponentialSynapse(n, 300.0, 150.0),
+    lambda n: IIRSynapse(n, [2 * np.cos(2 * np.pi / 1000), -1.0], [1.0]),  # which does not decay
+    lambda n: Held(n, decay=1 - 1e-4),
+    lambda n: Following(n, slow=1 - 1e-4, fast=0.9),
+    lambda n: InMillivolts(n, decay=1 - 1e-4),
     lambda n: Averaging(n, rate=2e-5),
     lambda n: Draining(n, tau=5e4),
-    lambda n: DualExponentialSynapse(n, 300.0, 150.0),
     Leaky,
 ]
 
@@ -394,6 +435,36 @@ def test_filters_with_poles_near_the_unit_circle_are_the_same_in_integers(build,
     model = Sequential(build(channels)).double()
     x = (torch.rand(3000, 2, channels) < 0.2).double()
     assert share_lost(model, x) < 1e-3
+
+
+GAINS = torch.tensor([1.0, 1e-2, 1e-4])
+
+
+@pytest.mark.parametrize("changed", [0.0, 1e-9, 10.0, 100.0])
+def test_an_output_of_large_weights_or_of_none_leaves_the_others_their_bits(changed):
+    """An output that is pruned, say; the weights receive potentials."""
+    model = Sequential(LowPassSynapse(64, 5.0), nn.Linear(64, 40, False), SpikingNeuron(40, 5.0))
+    model[1].weight.data = torch.randint(-127, 128, (40, 64)) / 127 * torch.rand(40, 1)
+    model[1].weight.data[:, 0] = model[1].weight.abs().amax(1)  # which 8 bits hold exactly
+    x = (torch.rand(400, 8, 64) < 0.1).float()
+    with torch.no_grad():
+        model[1].weight[0] *= changed
+        expected = model(x)[0][..., 1:].numpy()
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy()))[..., 1:] * made.output_scale
+    assert made.saturated == 0
+    assert 0.1 < expected.mean() < 0.5
+    assert abs(found - expected).mean() < 2e-3
+
+
+def test_gains_of_channels_that_differ_much_are_right():
+    model = Sequential(LowPassSynapse(3, 5.0), IIRSynapse(3, [0.9], [GAINS])).double()
+    x = (torch.rand(500, 2, 3) < 0.2).double()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    error = np.square(made.run(made.integers(x.numpy())) * made.output_scale - expected)
+    assert (error.mean((0, 1)) < 1e-3 * expected.var((0, 1))).all()
 
 
 def test_slow_filters_behind_weights_with_a_bias_are_the_same_in_integers():
@@ -424,7 +495,7 @@ def test_the_gain_of_a_filter_beside_a_sum_is_kept():
 
 
 def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
-    monkeypatch.setattr(integers, "FACTOR_BITS", (16,))
+    monkeypatch.setattr(integers, "FACTOR_BITS", 16)
     taus = torch.tensor([1e5, 25.0])
     with pytest.warns(UserWarning, match="16 bits make another one"):
         made = quantise(Sequential(LowPassSynapse(2, taus)), torch.rand(500, 1, 2))
@@ -435,8 +506,13 @@ def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
     assert fast == round(LowPassSynapse(1, 25.0).alpha.item() / unit)
 
 
-def test_a_filter_that_24_bits_make_another_one_is_told():
-    model, x = Sequential(of_poles(1, *POLES)), torch.randn(600, 2, 1).double()
+@pytest.mark.parametrize(
+    "filters",
+    [of_poles(1, *POLES), of_poles(1, np.exp(1e-4j))],
+    ids=["close together", "undamped"],
+)
+def test_a_filter_that_24_bits_make_another_one_is_told(filters):
+    model, x = Sequential(filters), torch.randn(600, 2, 1).double()
     with pytest.warns(UserWarning, match="layer 0 has a filter of which 24 bits make another one"):
         quantise(model, x)
 
@@ -818,7 +894,6 @@ def test_runs_of_any_length_continue_one_stream():
 )
 def test_classify_answers_as_c_does_step_by_step(preparation, raw, steps, tmp_path):
     model = Prepared(preparation).eval()
-    model.classes = ["no", "yes", "perhaps"]
     made = quantise(model, preparation(raw).x)
     names, answers = made.classify(raw)
     given = made.integers(steps(raw).numpy())
@@ -831,7 +906,6 @@ def test_classify_answers_as_c_does_step_by_step(preparation, raw, steps, tmp_pa
 
 def test_sequences_of_several_lengths_are_answered_at_their_own_ends():
     model = Prepared(PREPARED[0][0])
-    model.classes = ["no", "yes", "perhaps"]
     long = torch.rand(9, 5)
     made = quantise(model, long[:, None])
     _, answers = made.classify([long, long[:4]])
@@ -901,6 +975,14 @@ def test_inputs_that_the_unit_of_all_is_too_coarse_for_are_warned_of(offset, siz
     )
     with context:
         quantise(LINEAR, x)
+
+
+def test_a_channel_of_a_series_that_lies_far_from_0_is_warned_of():
+    far = torch.tensor([1e9, -1.0], dtype=torch.float64)
+    preparation = SeriesPreparation(block=1, encoding="current", **{**SERIES, "mean": far})
+    x = preparation((far + torch.randn(40, 6, 2)).float()).x
+    with pytest.warns(UserWarning, match="input 1 varies by"):
+        quantise(Prepared(preparation), x)
 
 
 def test_a_run_of_no_steps_and_a_reset_change_nothing():

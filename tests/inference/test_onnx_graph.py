@@ -18,7 +18,7 @@ from leaving_pytorch import (
     spikes,
     with_readout,
 )
-from prepared import PREPARED, SERIES, Prepared
+from prepared import NAMES, PREPARED, SERIES, Prepared
 from torch import nn
 
 from snn_lib import Cell, LowPassSynapse, Sequential, SpikingNeuron
@@ -204,7 +204,7 @@ def test_the_graph_prepares_its_input_as_pytorch_does(preparation, raw, steps, t
         target = model(preparation(raw).x.float())[0]
     np.testing.assert_allclose(output, target, rtol=1e-4, atol=1e-5)
     about = graph.get_modelmeta().custom_metadata_map
-    assert json.loads(about["classes"]) == ["no", "yes"]
+    assert json.loads(about["classes"]) == list(NAMES)
     assert about["step"] == preparation.step
     assert about["readout"] == "last"
     if isinstance(preparation, PixelPreparation):

@@ -681,6 +681,13 @@ def test_augmentation_of_a_regression_is_refused():
     assert "augmentation has no effect" in refusal(task.setup, config, CPU)
 
 
+def test_label_smoothing_of_a_regression_is_refused():
+    config = SequenceConfig()
+    config.hyperparameters.label_smoothing = 0.1
+    task = SequenceRegression({"train": sequences()}, config_class=SequenceConfig)
+    assert "label_smoothing has no effect" in refusal(task.setup, config, CPU)
+
+
 def test_a_regression_may_augment_in_a_way_of_its_own():
     @dataclass
     class Jitter(Settings):

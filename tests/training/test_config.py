@@ -249,6 +249,11 @@ def test_a_section_without_settings_is_refused_in_words(yaml_file):
     assert refusal(yaml_file) == f"{yaml_file} {said}"
 
 
+def test_a_value_for_a_whole_section_is_refused_in_words(yaml_file):
+    said = "override 'optimizer=Adam': it is a section of settings: set one of them"
+    assert refusal(yaml_file, "optimizer=Adam") == said
+
+
 @pytest.mark.parametrize(
     "override",
     [
