@@ -135,7 +135,7 @@ def refuse_clusters(alpha: Tensor, given: Tensor) -> None:
     poles = poles_of(given)
     blur = torch.zeros_like(poles.abs())
     if len(given) > 2:
-        apart = poles[..., None] - poles[..., None, :] + torch.eye(len(given))
+        apart = poles[..., None] - poles[..., None, :] + torch.eye(len(given), device="cpu")
         sizes = len(given) * (1 + given.detach().cpu().double().abs().sum(0)[..., None])
         blur = sizes * torch.finfo(torch.float64).eps / apart.prod(-1).abs()
     if (poles.abs() - blur < 1 - MARGINS[-1]).all(-1).any():

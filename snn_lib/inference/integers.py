@@ -1,4 +1,4 @@
-"""A trained network in integers: weights of 8, 4 or 2 bits, factors of 16 or 24, states of 31.
+"""A trained network in integers: weights of 8, 4 or 2 bits, factors of 24, states of 31.
 
 A number is an integer times its unit, in most cases a power of two: fixed point. How large values
 become is measured on samples, and all have headroom. Products are summed in 64 bits and rounded
@@ -211,9 +211,14 @@ class IntegerNetwork:
 
         For ``count`` and ``mean`` that is the sum of the steps so far. In a long stream, when one
         of them nears its limit, those of all classes lose the largest: their differences stay.
+        Afterwards the network is ready for other sequences, and ``saturated`` is that of these.
         """
         self.reset()
-        return np.stack([self._step(now)[1] for now in x])
+        answers = np.stack([self._step(now)[1] for now in x])
+        saturated = self.saturated
+        self.reset()
+        self._states[SATURATED] = saturated
+        return answers
 
     def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The output of a step, and the answer."""

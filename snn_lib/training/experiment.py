@@ -235,9 +235,16 @@ class Experiment:
     def _find_first_weights(self) -> dict[str, Any] | None:
         """Calls ``initialise``, on all the data in every process, and returns what it returns."""
         seeded = batch_seed(self.config.seed, FIRST_WEIGHTS, 0)
+        trained = [parameter.requires_grad for parameter in self.model.parameters()]
         with seeded, torch.no_grad(), self.backend(), diagnosis.blaming_settings():
             torch.manual_seed(self.config.seed)  # as in earlier versions, whose numbers repeat
-            return self.initialise(self.model, self.task) if self.initialise else None
+            found = self.initialise(self.model, self.task) if self.initialise else None
+        require(
+            trained == [parameter.requires_grad for parameter in self.model.parameters()],
+            "initialise changes which parameters are trained (requires_grad), but is not called "
+            "when a run is resumed: do so in build_model",
+        )
+        return found
 
     def _made_by(self) -> Row:
         """What decides the numbers of a run, and how its network is used."""

@@ -457,6 +457,8 @@ REFUSED = [  # what is built or run, and the words
     (lambda: type("Misspelt", (Cell,), {"decays": ("decya",)}), "decays names 'decya', which is"),
     (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"decay has shape \(3,\), .*\(4, 2, 5\)"),
     (lambda: soft_reset(3)(X[:, 0]), r"x has shape \(4, 3\)"),
+    (lambda: soft_reset((2, 3))(X), r"x has shape \(4, 2, 3\), expected .* shape \(2, 3\)"),
+    (lambda: soft_reset(3)(X[None]), r"x has shape \(1, 4, 2, 3\), expected .* shape \(3,\)"),
     (lambda: soft_reset(3)(X, (X[0],)), r"state has 1 entries, expected 2: \(membrane, trace\)"),
 ]  # fmt: skip
 

@@ -219,6 +219,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Delay(3, 0.0, 0), "longest is 0, expected a whole number of at least 1"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 7)), "steps has shape"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 3)), "x has shape"),
+    (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3, device="meta")), "x is on meta, expected cpu"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3) * 1j), "x is in torch.complex64"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3), (torch.zeros(4, 2, 3),)), "state has shape"),
     (lambda: interpolate(torch.zeros(2, dtype=torch.int64)), "do not fit each other"),

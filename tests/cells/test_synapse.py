@@ -609,6 +609,13 @@ def test_a_stable_filter_of_high_order_is_not_called_unstable():
     assert synapse.pole_radius() == pytest.approx(0.5 ** (1 / 30))
 
 
+@pytest.mark.parametrize("constraint", ["none", "stable"])
+def test_a_filter_of_any_order_is_built_on_the_default_device(constraint):
+    for alpha in ([], [0.5], [0.5, 0.2], [0.5, 0.2, 0.1]):
+        with torch.device("meta"):
+            assert IIRSynapse(3, alpha, [1.0], constraint=constraint).alpha.is_meta
+
+
 def test_poles_are_found_on_the_cpu_whatever_the_default_device():
     synapse = DualExponentialSynapse(3, 4.0, 1.0)
     expected = synapse.poles()

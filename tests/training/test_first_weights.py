@@ -6,6 +6,7 @@ from io import StringIO
 import pytest
 import torch
 from recorded import qtdb_files, some_beats
+from refusing import refusal
 from running import ROOT, SCRIPTS, SmallSNN, load, the_run, tiny, train
 from torch import nn
 
@@ -103,3 +104,14 @@ def test_an_experiment_that_was_trained_or_tested_is_not_trained_from_the_start_
     getattr(again, use)()
     with pytest.raises(InputError, match="has been trained or loaded already: make a new Exp"):
         again.train()
+
+
+def test_what_is_trained_is_decided_where_a_resumed_run_finds_it_again(tmp_path):
+    """``initialise`` is not called when a run is resumed."""
+
+    def freeze(model, task):
+        next(model.parameters()).requires_grad_(False)
+
+    config = load_config(DigitConfig, None, [f"runs_path={tmp_path}", *tiny(tmp_path)])
+    trial = Experiment(SmallSNN, DigitClassification(), config, freeze)
+    assert "initialise changes which parameters are trained" in refusal(trial.train)
