@@ -950,14 +950,20 @@ def test_sequences_of_several_lengths_are_answered_at_their_own_ends():
 def test_after_answers_the_network_is_ready_for_other_sequences():
     model = Prepared(PREPARED[0][0])
     samples = torch.rand(3, 9, 5)
-    made = quantise(model, 0.1 * samples.transpose(0, 1)[:2])
+    made = quantise(model, 0.1 * samples.transpose(0, 1))
     given = made.integers(0.2 * samples.transpose(0, 1).numpy())
     expected = made.run(given)
     made.classify(0.2 * samples)
     np.testing.assert_array_equal(made.run(given), expected)
     made.classify(0.2 * samples)
     assert made.step(given[0, :1]).shape == (1, 3)
-    made.answers(given.clip(*made.staged.input_limits) * 0 + made.staged.input_limits[1])
+
+
+def test_what_has_not_fitted_is_known_after_answers():
+    model = Sequential(IIRSynapse(2, [1.0], [1.0]))
+    model.readout = "last"
+    made = quantise(model, torch.full((3, 1, 2), 0.3))
+    made.answers(made.integers(np.full((90, 1, 2), 0.3)))
     assert made.saturated > 0
 
 
