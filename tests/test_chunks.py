@@ -289,6 +289,8 @@ REFUSED = [  # what is built or run, and the words
      r"bidirectional=True\) reads time both ways"),
     (lambda: Chunked(Stateless(), 4)(spike_trains()),
      r"Stateless returned Tensor, expected \(output, state\)"),
+    (lambda: Chunked(Talkative(), 4)(spike_trains()),
+     r"Talkative returned tuple, expected \(output, state\)"),
     (lambda: Chunked(two_layers(), 4)((spike_trains(), spike_trains(24))), r"\[25, 24\] steps"),
     (lambda: Chunked(two_layers(), 4)(spike_trains().numpy()), "x is a ndarray, expected a tensor"),
     (lambda: Chunked(Chunked(two_layers(), 4), 10)(spike_trains()), "in the chunks of another"),
@@ -387,6 +389,13 @@ def test_a_backward_pass_through_functional_call_is_refused():
         output.sum().backward()
     with torch.no_grad():
         torch.func.functional_call(chunked, others, (x,))
+
+
+class Talkative(nn.Module):
+    """Returns its input beside the output and a state."""
+
+    def forward(self, x, state=None):
+        return 2 * x, state, x
 
 
 class Stateless(nn.Linear):

@@ -44,9 +44,10 @@ def test_rates_keep_their_digits_in_low_precision(dtype, lengths):
 
 def test_padding_does_not_count_in_rates():
     spikes = (torch.rand(7, 3, 5) < 0.4).float()
-    lengths = torch.tensor([7, 2, 4])
-    own = torch.cat([spikes[:length, b] for b, length in enumerate(lengths)])[:, None]
-    torch.testing.assert_close(rate_penalty(spikes, 0.1, 0.3, lengths), rate_penalty(own, 0.1, 0.3))
+    for lengths in ([7, 2, 4], [0, 1, 0]):
+        own = torch.cat([spikes[:length, b] for b, length in enumerate(lengths)])[:, None]
+        found = rate_penalty(spikes, 0.1, 0.3, torch.tensor(lengths))
+        torch.testing.assert_close(found, rate_penalty(own, 0.1, 0.3))
 
 
 def test_lengths_beyond_the_steps_count_as_all_and_of_0_as_no_spikes():

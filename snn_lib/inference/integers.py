@@ -288,7 +288,8 @@ class _Quantiser:
         stages = tuple(_joined([_without_rests(stage) for stage in read.stages]))
         readout = read.readout and tuple(map(_without_rests, read.readout))
         read = replace(read, stages=stages, readout=readout)
-        reached = _reached(read, x)
+        with np.errstate(all="ignore"):  # what is not finite is refused
+            reached = _reached(read, x)
         self._stages: list[Stage] = []
         self._values, self._reach = values, float(abs(x).max(initial=0))
         for number, stage in enumerate(read.stages):
@@ -506,9 +507,9 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
                 values = named[stage.trace.results[0]].reshape(len(values), -1)
             else:
                 values = stage.run(values, states)
-            for name, value in {**named, "": values}.items():
-                reach[name] = max(reach.get(name, 0.0), float(np.abs(value).max(initial=0)))
-            infinite = {name for name, size in reach.items() if not math.isfinite(size)}
+            named[""] = values
+            sizes = {name: float(np.abs(value).max(initial=0)) for name, value in named.items()}
+            infinite = {name for name, size in sizes.items() if not math.isfinite(size)}
             if infinite & {"", *(stage.states if isinstance(stage, Step) else ())}:
                 raise ValueError("the network's values grow without limit on x: is it stable?")
             if infinite:
@@ -516,6 +517,8 @@ def _reached(read: StagedNetwork, x: np.ndarray) -> list[dict[str, float]]:
                     f"layer {stage.name} computes numbers that are not finite, such as 1 / 0, "
                     "which integers cannot, though its output does not depend on them"
                 )
+            for name, size in sizes.items():
+                reach[name] = max(reach.get(name, 0.0), size)
     return reached
 
 

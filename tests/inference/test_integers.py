@@ -1,5 +1,6 @@
 """The integer network: bit for bit its C source, close to the network in floats, and stable."""
 
+import collections
 import ctypes
 import re
 import subprocess
@@ -262,6 +263,16 @@ def test_no_input_overflows(model, features, tmp_path):
     x = np.random.default_rng(0).choice(made.staged.input_limits, (20, 1, *features))
     output = written(made, tmp_path, SANITIZED).run(x)
     np.testing.assert_array_equal(output, made.run(x).reshape(output.shape))
+
+
+def test_a_bias_behind_weights_costs_an_addition_alone():
+    counts = []
+    for bias in (False, True):
+        model = Sequential(nn.Linear(4, 3, bias), LowPassSynapse(3, 5.0))
+        _, step = quantise(model, torch.rand(50, 2, 4).round()).staged.stages
+        counts.append(collections.Counter(line.operation for line in step.trace.lines))
+    assert counts[1] - counts[0] == {"add": 1}
+    assert not counts[0] - counts[1]
 
 
 def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_exact():
@@ -960,7 +971,7 @@ def test_after_answers_the_network_is_ready_for_other_sequences():
 
 
 def test_what_has_not_fitted_is_known_after_answers():
-    model = Sequential(IIRSynapse(2, [1.0], [1.0]))
+    model = Sequential(LowPassSynapse(2, 1e4))
     model.readout = "last"
     made = quantise(model, torch.full((3, 1, 2), 0.3))
     made.answers(made.integers(np.full((90, 1, 2), 0.3)))
@@ -975,6 +986,27 @@ class Dividing(Cell):
     def step(x, state, coefficients, fire):
         (level,), (decay,) = state, coefficients
         return x / (1 + level.abs()), (decay * level + x,)
+
+
+class Guarded(Cell):
+    """A time constant of 0 means that there is none."""
+
+    states, coefficients = ("v",), ("tau",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (v,), (tau,) = state, coefficients
+        v = torch.where(tau > 0, 0.9 * v + x / tau, x)
+        return v, (v,)
+
+
+class Unguarded(Guarded):
+    """The same, where nobody asks whether there is one."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        v = 0.9 * state[0] + x / coefficients[0]
+        return v, (v,)
 
 
 def after_two_sequences(run):
@@ -1001,6 +1033,11 @@ REFUSED = [  # what is quantised or run, and the words
     (lambda: quantise(Sequential(IIRSynapse(4, [1.9], [1.0])), X.repeat(300, 1, 1)),
      "values grow without limit on x: is it stable"),
     (lambda: quantise(LINEAR, X).step(np.zeros((0, 4), int)), "a step has 0 sequences: call res"),
+    *((lambda kind=kind, scale=scale:
+       quantise(Sequential(kind(4, tau=torch.tensor([0.0, 2.0, 3.0, 4.0]))), scale * X), words)
+      for kind, words in ((Guarded, "layer 0 computes numbers that are not finite, such as 1 / 0"),
+                          (Unguarded, "values grow without limit on x"))
+      for scale in (1.0, torch.tensor([0.0, 1.0, 1.0, 1.0]))),
     *((lambda n=n: after_two_sequences(lambda made: made.step(np.zeros((n, 4), int))),
        f"a step has {n} sequences after steps of 2: call reset") for n in (1, 3)),
     (lambda: quantise(LINEAR, X).classify(X), "the readout is not known"),
