@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=50, help="of all processes (default: 50)")
     parser.add_argument("--storage", metavar="URL", help="a database (default: an SQLite file)")
     options = parser.parse_intermixed_args()
+    os.environ.pop("RANK", None)  # each trial has one process, whatever started this one
     try:
         import optuna
     except ImportError:

@@ -26,7 +26,7 @@ from snn_lib.inference.description import (
     readout_of,
 )
 from snn_lib.inference.layers import Layer, Shape
-from snn_lib.inference.staging import check_classes, input_of
+from snn_lib.inference.staging import input_of
 from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS, Trace, Value, trace
 
@@ -69,7 +69,8 @@ def to_onnx(
         network, shape: as in :func:`snn_lib.inference.compiled`.
         path: the file to write, ``.onnx``.
         classes: the names of the classes, by default those of the network. The file's metadata
-            holds them as ``classes``, in JSON.
+            holds them as ``classes``, in JSON. There may be more or fewer than outputs, if a readout
+            of your own makes the classes of them.
         step: what a time step is, such as ``"25 ms"``, by default what the network's preparation
             says. The file's metadata holds it as ``step``.
 
@@ -93,7 +94,7 @@ def to_onnx(
             )
     preparation = preparation_of(network)
     graph = _Graph(description, preparation)
-    classes = check_classes(classes_of(network) if classes is None else classes, description.after)
+    classes = classes_of(network) if classes is None else classes
     step = getattr(preparation, "step", "") if step is None else step
     number = onnx.helper.np_dtype_to_tensor_dtype(description.dtype)
 
@@ -120,7 +121,7 @@ def to_onnx(
         ir_version=IR_VERSION,
     )
     metadata = {
-        "classes": json.dumps(classes),
+        "classes": json.dumps([str(name) for name in classes]),
         "step": step,
         "readout": readout_of(network) or "",
     }

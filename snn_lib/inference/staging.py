@@ -98,7 +98,10 @@ def check_classes(classes: Sequence[str], after: Sequence[int]) -> tuple[str, ..
     """The names of the classes as texts: none, or one for each output."""
     outputs = math.prod(after)
     if len(classes) not in (0, outputs):
-        raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
+        raise ValueError(
+            f"there are {len(classes)} names of classes and {outputs} outputs: give as many, or "
+            "classes=[]"
+        )
     return tuple(map(str, classes))
 
 

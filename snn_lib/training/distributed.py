@@ -22,7 +22,7 @@ def start() -> None:
     Raises:
         InputError: something else has set RANK.
     """
-    if is_launched():
+    if is_launched() and not dist.is_initialized():
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local < torch.cuda.device_count():
             torch.cuda.set_device(local)

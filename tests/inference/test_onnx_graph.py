@@ -148,6 +148,12 @@ def test_what_is_the_same_in_all_sequences_has_their_shape(kind, tmp_path):
     np.testing.assert_allclose(stream.run(x[:, 0].numpy()), target[:, 0], atol=1e-5)
 
 
+def test_a_readout_of_one_s_own_may_make_fewer_classes_than_outputs(tmp_path):
+    to_onnx(Sequential(nn.Linear(4, 6)), tmp_path / "network.onnx", classes=["no", "yes"])
+    about = session(tmp_path / "network.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == ["no", "yes"]
+
+
 def test_inputs_outputs_classes_and_the_step_are_named_in_the_file(tmp_path):
     model = Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 2), SpikingNeuron(2, 3.0))
     path = tmp_path / "network.onnx"

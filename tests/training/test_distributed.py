@@ -53,6 +53,13 @@ def test_an_experiment_refuses_a_process_that_has_not_joined_the_others(tmp_path
     assert "RANK says that this is one of several" in refusal(experiment, tiny(tmp_path))
 
 
+def test_a_process_that_has_joined_the_others_may_join_again(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    distributed.start()
+    distributed.check_joined()
+
+
 def finish(processes):
     finished = [process.wait() for process in processes]
     assert [each.code for each in finished] == [0] * len(processes), finished
