@@ -69,8 +69,8 @@ def to_onnx(
         network, shape: as in :func:`snn_lib.inference.compiled`.
         path: the file to write, ``.onnx``.
         classes: the names of the classes, by default those of the network. The file's metadata
-            holds them as ``classes``, in JSON. There may be more or fewer than outputs, if a readout
-            of your own makes the classes of them.
+            holds them as ``classes``, in JSON. If a readout of your own makes the classes of the
+            outputs, there may be more or fewer of them.
         step: what a time step is, such as ``"25 ms"``, by default what the network's preparation
             says. The file's metadata holds it as ``step``.
 

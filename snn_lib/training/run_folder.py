@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -28,6 +29,8 @@ from snn_lib.tasks.base import Task
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from snn_lib.training.state import TIMES, Row, TrainingState
+
+NAMED_BY_TIME = r"\d{4}(-\d\d){2}_\d\d(-\d\d){2}(_\d+)?"  # see new_folder
 
 
 class RunFolder:
@@ -197,7 +200,11 @@ def newest(config: Any, which: str) -> Path:
     Raises:
         InputError: there is none.
     """
-    found = sorted(config.runs_folder.glob(f"*/{which}"))  # folders are named by the time
+    # Runs name their folders by the time, and users name copies as they like.
+    found = sorted(
+        config.runs_folder.glob(f"*/{which}"),
+        key=lambda path: (re.fullmatch(NAMED_BY_TIME, path.parent.name) is not None, path),
+    )
     require(
         bool(found),
         f"there is no checkpoint {config.runs_folder}/*/{which}: train {config.name} first, or "

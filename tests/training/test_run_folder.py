@@ -148,11 +148,15 @@ def test_the_newest_run_with_a_checkpoint_is_taken(tmp_path):
     for name in ("2026-01-02_00-00-00_002", "2026-01-02_00-00-00", "2026-01-01_09-00-00"):
         (tmp_path / "trial" / name).mkdir(parents=True)
         (tmp_path / "trial" / name / "last").touch()
+    copy = tmp_path / "trial/backup"
+    shutil.copytree(tmp_path / "trial/2026-01-01_09-00-00", copy)
     (tmp_path / "trial/2026-01-03_00-00-00").mkdir()  # failed before its first checkpoint
     (tmp_path / "other/2026-01-04_00-00-00").mkdir(parents=True)
     (tmp_path / "other/2026-01-04_00-00-00/last").touch()
     assert newest(config, "last") == tmp_path / "trial/2026-01-02_00-00-00_002/last"
     assert "trial/*/best: train trial first" in refusal(newest, config, "best")
+    (copy / "best").touch()
+    assert newest(config, "best") == copy / "best"  # there is no other
 
 
 # ---------------------------------------------------------------------------------------------
