@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from snn_lib import (
     answer_from_the_start,
     fire_from_the_start,
 )
-from snn_lib.initialisation import PENALTIES, fit_readout, ridge_regression
+from snn_lib.initialisation import PENALTIES, fit_readout, ridge_regression, scale_of_logits
 from snn_lib.readout import Mean
 
 DEPTH = 5
@@ -130,8 +131,8 @@ def test_convolutions_fire_at_the_rate():
 @pytest.mark.parametrize("membrane_filter", [False, True])
 def test_input_of_any_size_makes_neurons_fire_at_the_rate(scale, membrane_filter):
     model = Sequential(nn.Linear(30, 20, bias=False), SpikingNeuron(20, 8.0, membrane_filter))
-    found = fire_from_the_start(model, scale * spikes(), 0.05)
-    assert found == {"1": pytest.approx(0.05, rel=0.02)}
+    found = fire_from_the_start(model, scale * 3 * torch.rand(100, 10, 30), 0.05)
+    assert found == {"1": pytest.approx(0.05, rel=3e-3)}
 
 
 def test_first_weights_are_found_without_dropout_and_random_numbers():
@@ -297,6 +298,24 @@ def test_the_last_layer_answers_from_the_start():
     torch.testing.assert_close(logits / logits.abs().mean(), signs, atol=0.25, rtol=0)
     one = x[: lengths[5], 5:6]
     torch.testing.assert_close(model(one)[0].mean(0), logits[5:6])
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 100.0])
+def test_logits_have_the_scale_that_makes_the_classes_most_probable(noise):
+    classes = torch.arange(60) % 3
+    predicted = nn.functional.one_hot(classes, 3) + noise * torch.randn(60, 3).double()
+    targets = nn.functional.one_hot(classes, 3) * (1 - 1 / 61) + 1 / 61 / 3
+
+    def surprise(scale):
+        return -((scale * predicted).log_softmax(1) * targets).sum().item()
+
+    best = min(np.logspace(-3, 3, 2000), key=surprise)
+    assert 2**-0.3 < scale_of_logits(predicted, classes) / best < 2**0.3
+
+
+def test_a_single_sample_that_is_right_is_believed_as_if_another_one_were_wrong():
+    scale = scale_of_logits(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0]))
+    assert scale == 1.0  # next to log 3, which gives the class 3/4
 
 
 @pytest.mark.parametrize("clear", [True, False])

@@ -292,6 +292,16 @@ def test_a_network_is_penalised_for_its_hidden_layers_own_steps(lengths, by_cost
     assert found.item() == pytest.approx(sum(expected), rel=1e-5)
 
 
+def test_an_empty_share_of_a_batch_is_not_penalised():
+    """As a process may have, when the last batch does not divide."""
+    model = Sequential(nn.Linear(3, 4), SpikingNeuron(4, 3.0), nn.Linear(4, 2))
+    for sequences in (0, 1):
+        with collect_spikes(model) as spikes:
+            model(torch.rand(1, sequences, 3))
+        penalty = network_penalty(model, spikes, 0.1, by_cost=True)
+        assert penalty == (1.0 if sequences else 0.0)  # no spike in a single step
+
+
 def test_a_network_without_hidden_layers_is_not_penalised_in_silence():
     model = nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))
     with pytest.raises(ValueError, match="Sequential has no hidden layer of neurons"):

@@ -275,7 +275,8 @@ class Cell(Constrained):
         """What the layer is to run with on an input, see :func:`snn_lib.functional.run_cells`."""
         # Else a dimension that is missing or too many would count as the order of a coefficient.
         # What is no sequence at all is refused later.
-        if isinstance(x, Tensor) and x.dim() > 2 and x.dim() - 2 != len(self.shape):
+        is_sequence = isinstance(x, Tensor) and x.dim() > 2
+        if self.coefficients and is_sequence and x.dim() - 2 != len(self.shape):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, expected (T, B, *features) with features of the "
                 f"layer's shape {self.shape}"

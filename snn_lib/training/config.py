@@ -362,9 +362,9 @@ def _naming(schema: type, source: str) -> Iterator[None]:
         if "is not a ListConfig" in reason:
             reason = "expected a list, such as [a, b]"
         if "is not Optional" in reason:
-            reason = "it has no settings: leave it out"
+            reason = "expected a value, or no such line"
         if "is not a subclass of" in reason:
-            reason = "it is a section of settings: set one of them"
+            reason = "a section of settings is given a value: give one to each of its settings"
         raise InputError(f"{source}{where}: {reason}") from None
 
 

@@ -245,12 +245,13 @@ def test_a_missing_value_is_refused(yaml_file):
 
 def test_a_section_without_settings_is_refused_in_words(yaml_file):
     yaml_file.write_text("seed: 3\nhyperparameters:\n  # epoch: 3\n")
-    said = "('hyperparameters'): it has no settings: leave it out"
+    said = "('hyperparameters'): expected a value, or no such line"
     assert refusal(yaml_file) == f"{yaml_file} {said}"
 
 
 def test_a_value_for_a_whole_section_is_refused_in_words(yaml_file):
-    said = "override 'optimizer=Adam': it is a section of settings: set one of them"
+    said = "override 'optimizer=Adam': a section of settings is given a value: give one to each of "
+    said += "its settings"
     assert refusal(yaml_file, "optimizer=Adam") == said
 
 
