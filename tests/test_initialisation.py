@@ -300,10 +300,10 @@ def test_the_last_layer_answers_from_the_start():
     torch.testing.assert_close(model(one)[0].mean(0), logits[5:6])
 
 
-@pytest.mark.parametrize("noise", [0.1, 1.0, 100.0])
-def test_logits_have_the_scale_that_makes_the_classes_most_probable(noise):
+@pytest.mark.parametrize("size", [0.1, 1.0, 100.0])
+def test_logits_have_the_scale_that_makes_the_classes_most_probable(size):
     classes = torch.arange(60) % 3
-    predicted = nn.functional.one_hot(classes, 3) + noise * torch.randn(60, 3).double()
+    predicted = size * (nn.functional.one_hot(classes, 3) + torch.randn(60, 3).double())
     targets = nn.functional.one_hot(classes, 3) * (1 - 1 / 61) + 1 / 61 / 3
 
     def surprise(scale):
