@@ -390,13 +390,14 @@ def _input_of(x: np.ndarray) -> tuple[str, _Values]:
     """The type in C of an input like x, and what its integers are."""
     if np.isin(x, (0, 1)).all():
         return "uint8_t", _Values(1.0, 0, 1)
-    for scale in (1.0, 1 / 255):  # numbers of events, and pixels
-        whole = x / scale
-        nearest = np.rint(whole)
-        near = abs(whole - nearest).max() < 1e-3 and nearest.any()  # what is small is near to 0
-        if near and nearest.min() >= 0 and nearest.max() <= 255:
-            return "uint8_t", _Values(scale, 0, 255)
     limit, largest = 1 << (INPUT_BITS - 1), abs(x).max()
+    # Pixels are never larger. Other whole numbers, such as counts, may be.
+    for scale, kind, low, high in (1 / 255, "uint8_t", 0, 255), (1.0, "int16_t", -limit, limit - 1):
+        nearest = np.rint(x / scale)
+        near = abs(x / scale - nearest).max() < 1e-3 and nearest.any()  # what is small is near to 0
+        reach = nearest if kind == "uint8_t" else HEADROOM * nearest
+        if near and reach.min() >= low and reach.max() <= high:
+            return kind, _Values(scale, low, high)
     unit = 2.0 ** -_fraction(largest, INPUT_BITS)
     if largest < LEAST_STEPS * unit:
         raise ValueError(f"x lies within {largest:g} of 0, which is too little: scale the input up")

@@ -156,12 +156,24 @@ def test_the_lines_of_the_page_make_the_integers_that_python_makes(tmp_path):
     np.testing.assert_array_equal(found, made.integers(values))
 
 
-@pytest.mark.parametrize("levels", [255, 1])
-def test_pixels_and_small_counts_are_bytes(levels):
-    x = torch.randint(0, 256, (5, 2, 4)) / levels
-    made = quantise(LINEAR, x)
+def test_pixels_are_bytes():
+    made = quantise(LINEAR, torch.randint(0, 256, (5, 2, 4)) / 255)
     assert made.staged.input_kind == "uint8_t"
-    assert made.input_scale == pytest.approx(1 / levels)
+    assert made.input_scale == pytest.approx(1 / 255)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (7, 255), (-13, 10), (0, 8000)])
+def test_whole_numbers_have_the_unit_1_and_four_times_as_large_fit(low, high):
+    x = torch.randint(low, high + 1, (50, 2, 4)).float()
+    x[0] = high
+    made = quantise(LINEAR, x)
+    assert made.input_scale == 1.0
+    with torch.no_grad():
+        expected = LINEAR(4 * x)[0].numpy()
+    found = made.run(made.integers(4 * x.numpy())) * made.output_scale
+    assert made.saturated == 0
+    np.testing.assert_allclose(found, expected, atol=0.02 * abs(expected).max())
+    made.run(made.integers(-x.numpy()))
 
 
 def test_halves_are_rounded_up_and_numbers_beyond_the_limit_are_clipped_and_counted():
