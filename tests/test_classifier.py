@@ -18,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from snn_lib.classifier import SpikingClassifier, SpikingRegressor
+from snn_lib.initialisation import fit_readout
 from snn_lib.time_series import draw_weights
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -287,6 +288,37 @@ def test_more_moments_make_a_stream_right_earlier():
         np.testing.assert_allclose(last, classifier.predict_proba(more), atol=1e-3)
     assert right[5, 8] > right[1, 8] + 0.1
     assert right[5, 40] == right[1, 40] > 0.9
+
+
+def outputs_of(estimator, series):
+    """What the hidden neurons of a fitted estimator say at each step of a series, by PyTorch."""
+    x, _ = estimator.preparation_([torch.from_numpy(series.T)])
+    with torch.no_grad():
+        return estimator.network_[:-1](x)[0][:, 0]
+
+
+def test_at_each_moment_a_stream_answers_by_the_layer_for_it():
+    x, y = waves()
+    regressor = SpikingRegressor(**SMALL, moments=5).fit(x, 20.0 + y)
+    stream, hidden = regressor.stream(), outputs_of(regressor, x[0])
+    answers = [stream.step(step) for step in x[0].T]
+    for moment, layer in regressor.readouts_.items():
+        with torch.no_grad():
+            answer = layer(hidden[:moment].mean(0)).item()
+        expected = regressor.mean_ + regressor.deviation_ * answer
+        assert answers[moment - 1] == pytest.approx(expected, abs=1e-3)
+    assert len({round(answers[moment - 1], 2) for moment in regressor.readouts_}) == 5
+
+
+def test_the_last_layer_is_fitted_to_means_over_each_series_own_steps():
+    x, y = waves()
+    lengths = np.random.default_rng(0).integers(15, 41, len(x))
+    ragged = [series[:, :length] for series, length in zip(x, lengths, strict=True)]
+    regressor = SpikingRegressor(**SMALL).fit(ragged, y.astype(float))
+    features = torch.stack([outputs_of(regressor, series).mean(0) for series in ragged])
+    layer, targets = torch.nn.Linear(64, 1), (y - regressor.mean_) / regressor.deviation_
+    fit_readout(layer, features, torch.from_numpy(targets)[:, None])
+    torch.testing.assert_close(layer.weight, regressor.network_[-1].weight, rtol=1e-2, atol=1e-4)
 
 
 def test_a_step_of_one_channel_may_be_a_single_number():

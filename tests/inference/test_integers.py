@@ -287,6 +287,18 @@ def test_a_bias_behind_weights_costs_an_addition_alone():
     assert not counts[0] - counts[1]
 
 
+def test_a_large_bias_leaves_the_other_outputs_their_bits():
+    """The filter before the weights makes potentials, and the one behind them has the bias added."""
+    model = Sequential(LowPassSynapse(8, 5.0), nn.Linear(8, 4), LowPassSynapse(4, 5.0)).double()
+    model[1].bias.data[0] = -1e4
+    x = (torch.rand(400, 4, 8) < 0.2).double()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    made = quantise(model, x)
+    error = np.square(made.run(made.integers(x.numpy())) * made.output_scale - expected)
+    assert (error.mean((0, 1)) < 1e-3 * expected.var((0, 1)))[1:].all()
+
+
 def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_exact():
     model = Sequential(nn.Linear(400, 3, bias=False))
     weight = model[0].weight.data.normal_()

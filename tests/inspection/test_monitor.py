@@ -33,6 +33,15 @@ def x():
     return (torch.rand(30, 3, 6, generator=torch.Generator().manual_seed(1)) < 0.3).float()
 
 
+def test_padding_is_recorded_like_the_rest(model, x):
+    with Monitor(model) as whole:
+        model(x)
+    with Monitor(model) as padded:
+        model(x, lengths=torch.tensor([30, 7, 12]))
+    for name in ("0", "2", "3", "5"):
+        torch.testing.assert_close(vars(padded[name]), vars(whole[name]), rtol=0, atol=0)
+
+
 def neuron_by_definition(neuron, current, membrane, reset):
     """Spikes, membrane potential and reset, step by step."""
     coefficients = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay
