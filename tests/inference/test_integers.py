@@ -288,7 +288,7 @@ def test_a_bias_behind_weights_costs_an_addition_alone():
 
 
 def test_a_large_bias_leaves_the_other_outputs_their_bits():
-    """The filter before the weights makes potentials, and the one behind them has the bias added."""
+    """The weights receive potentials, and the filter behind them the bias."""
     model = Sequential(LowPassSynapse(8, 5.0), nn.Linear(8, 4), LowPassSynapse(4, 5.0)).double()
     model[1].bias.data[0] = -1e4
     x = (torch.rand(400, 4, 8) < 0.2).double()
