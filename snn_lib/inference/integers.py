@@ -631,8 +631,7 @@ class _Lowering:
             whole: set[Value] = {*states, *constant, *["x"] * (self._values.fraction == 0)}
             for line in step.trace.lines:
                 values = line.arguments[line.operation == "where" :]
-                known = all(v in whole or _is_whole(v) for v in values)
-                if line.is_condition or (known and line.operation != "div"):
+                if line.is_condition or all(v in whole or _is_whole(v) for v in values):
                     whole.add(line.name)
             after = zip(step.states, step.trace.results[1:], strict=True)
             still = {state for state, v in after if v in whole or _is_whole(v)} & states
