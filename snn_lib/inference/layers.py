@@ -374,7 +374,7 @@ def _delay(module: Delay, name: str, before: Shape, after: Shape) -> list[Layer]
 
 def _recurrence(module: Recurrent, name: str, before: Shape, after: Shape) -> list[Layer]:
     weights = module.weights
-    if type(weights).forward is not nn.Linear.forward:
+    if not isinstance(weights, nn.Linear) or type(weights).forward is not nn.Linear.forward:
         raise ValueError(f"its weights are {type(weights).__name__}, expected nn.Linear")
     if len(before) != 1:
         raise ValueError("it weighs only the last dimension: put nn.Flatten(2) before it")
