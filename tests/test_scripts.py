@@ -60,7 +60,7 @@ FEW = "mnist_config.test_size"
 @pytest.mark.parametrize(
     ("name", "few", "least"),
     [
-        *((name, f"{FEW}=500", 97) for name in DIGITS),
+        *((name, f"{FEW}=300", 97) for name in DIGITS),
         ("sequential_mnist", f"{FEW}=250", 97),
         ("sequential_mnist_in_order", f"{FEW}=250", 99.7),
         ("time_series", "device=cpu", 95),

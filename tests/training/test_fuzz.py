@@ -2,7 +2,7 @@
 
 Exit code 1 only where the file holds numbers that make training explode.
 
-SNN_FUZZ_CASES sets the number of cases over all tests (default 200), new ones each time then:
+SNN_FUZZ_CASES sets the number of cases over all tests (default 120), new ones each time then:
 
     SNN_FUZZ_CASES=10000 python -m pytest tests/training/test_fuzz.py
 """
@@ -32,7 +32,7 @@ CASES = os.environ.get("SNN_FUZZ_CASES")
 def cases(share):
     """Settings for a test that takes its share of the cases."""
     return settings(
-        max_examples=int(share * int(CASES or 200)),
+        max_examples=int(share * int(CASES or 120)),
         deadline=None,
         derandomize=CASES is None,
         suppress_health_check=list(HealthCheck),
