@@ -166,7 +166,8 @@ def to_c(
         path: the file to write, ``.c``; a file ``.h`` is written beside it. All names that the
             linker sees begin with the file's, which has to be a name in C.
         shape: as in :func:`snn_lib.inference.compiled`; of no use for integers.
-        classes, step: as in :func:`snn_lib.inference.to_onnx`.
+        classes, step: as in :func:`snn_lib.inference.to_onnx`, but with a name for each output, or
+            none. If a readout of your own makes the classes of the outputs, the C source has none.
 
     Raises:
         ValueError: the name does not fit, a step computes what needs the library of mathematics, or

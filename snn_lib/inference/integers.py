@@ -214,11 +214,12 @@ class IntegerNetwork:
         Afterwards the network is ready for other sequences, and ``saturated`` is that of these.
         """
         self.reset()
-        answers = np.stack([self._step(now)[1] for now in x])
-        saturated = self.saturated
-        self.reset()
-        self._states[SATURATED] = saturated
-        return answers
+        try:
+            return np.stack([self._step(now)[1] for now in x])
+        finally:
+            saturated = self.saturated
+            self.reset()
+            self._states[SATURATED] = saturated
 
     def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The output of a step, and the answer."""

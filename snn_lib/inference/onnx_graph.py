@@ -26,7 +26,7 @@ from snn_lib.inference.description import (
     readout_of,
 )
 from snn_lib.inference.layers import Layer, Shape
-from snn_lib.inference.staging import input_of
+from snn_lib.inference.staging import check_classes, input_of
 from snn_lib.kernels.program import program
 from snn_lib.kernels.trace import ARITHMETIC, FUNCTIONS, Trace, Value, trace
 
@@ -95,6 +95,8 @@ def to_onnx(
     preparation = preparation_of(network)
     graph = _Graph(description, preparation)
     classes = classes_of(network) if classes is None else classes
+    if readout_of(network) is not None:
+        check_classes(classes, description.after)
     step = getattr(preparation, "step", "") if step is None else step
     number = onnx.helper.np_dtype_to_tensor_dtype(description.dtype)
 

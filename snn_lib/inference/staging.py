@@ -78,18 +78,24 @@ def read_stages(
     for layer in description.layers:
         more, order = _stages_of(layer, order)
         stages += more
-    outputs = len(order)
+    outputs, readout = len(order), readout_of(network)
     stages += _gather(np.argsort(order), outputs)
+    if classes is None:
+        classes = classes_of(network)
+        if (
+            readout is None and len(classes) != outputs
+        ):  # of which a readout of one's own makes them
+            classes = ()
     return StagedNetwork(
         type(getattr(network, "model", network)).__name__,
         tuple(before),
         description.after,
         tuple(stages),
-        _readout(readout_of(network), outputs),
+        _readout(readout, outputs),
         description.dtype,
         takes,
         getattr(preparation, "step", "") if step is None else step,
-        check_classes(classes_of(network) if classes is None else classes, description.after),
+        check_classes(classes, description.after),
         preparation.order.numpy() if isinstance(preparation, PixelPreparation) else None,
     )
 
@@ -98,10 +104,7 @@ def check_classes(classes: Sequence[str], after: Sequence[int]) -> tuple[str, ..
     """The names of the classes as texts: none, or one for each output."""
     outputs = math.prod(after)
     if len(classes) not in (0, outputs):
-        raise ValueError(
-            f"there are {len(classes)} names of classes and {outputs} outputs: give as many, or "
-            "classes=[]"
-        )
+        raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
     return tuple(map(str, classes))
 
 

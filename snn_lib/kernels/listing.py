@@ -42,10 +42,10 @@ def listing(cells: str) -> str:
 
 
 def _with_orders(name: str) -> str:
+    module, _, cell = name.partition("[")[0].rpartition(".")
+    found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
     if "[" in name:
         return name
-    module, _, cell = name.rpartition(".")
-    found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
     name = getattr(found, "kind", name)  # a class may have the step of another, as synapses do
     if name == "IIRSynapse":
         return filter_key(1 if cell == "LowPassSynapse" else 2, 0)

@@ -212,6 +212,14 @@ def test_the_classes_of_an_integer_network_have_a_name_for_each_output(tmp_path)
     assert not any(tmp_path.iterdir())
 
 
+def test_c_has_no_names_of_classes_that_a_readout_of_one_s_own_makes(tmp_path):
+    model = two_names()
+    model.readout = None  # which is that of what snn_lib.load returns
+    for made in (model, quantise(model, torch.rand(6, 3, 5))):
+        to_c(made, tmp_path / "network.c")
+        assert "classes" not in (tmp_path / "network.h").read_text()
+
+
 def test_names_of_layers_and_states_are_no_variables(tmp_path):
     """A compiler that takes warnings as errors would refuse variables that nothing uses."""
     filters = IIRSynapse(3, [], [torch.tensor([0.5, 0.2, 1.0])])

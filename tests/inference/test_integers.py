@@ -993,6 +993,9 @@ def test_after_answers_the_network_is_ready_for_other_sequences():
     np.testing.assert_array_equal(made.run(given), expected)
     made.classify(0.2 * samples)
     assert made.step(given[0, :1]).shape == (1, 3)
+    with pytest.raises(ValueError, match="values outside"):
+        made.classify(torch.cat([0.2 * samples, 9.0 + samples], 1))
+    np.testing.assert_array_equal(made.run(given), expected)
 
 
 def test_what_has_not_fitted_is_known_after_answers():

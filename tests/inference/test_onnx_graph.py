@@ -149,7 +149,12 @@ def test_what_is_the_same_in_all_sequences_has_their_shape(kind, tmp_path):
 
 
 def test_a_readout_of_one_s_own_may_make_fewer_classes_than_outputs(tmp_path):
-    to_onnx(Sequential(nn.Linear(4, 6)), tmp_path / "network.onnx", classes=["no", "yes"])
+    model, classes = Sequential(nn.Linear(4, 6)), ["no", "yes"]
+    model.readout = "last"
+    with pytest.raises(ValueError, match="2 names of classes and 6 outputs"):
+        to_onnx(model, tmp_path / "network.onnx", classes=classes)
+    model.readout = None
+    to_onnx(model, tmp_path / "network.onnx", classes=classes)
     about = session(tmp_path / "network.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(about["classes"]) == ["no", "yes"]
 

@@ -53,6 +53,8 @@ def test_the_command_finds_a_cell_in_a_file_of_ones_own(tmp_path, monkeypatch, c
     code, out, _ = show("own_cell.Own", monkeypatch, capsys)
     assert code is None
     assert "\n    v' = _0 + x\n" in out
+    (tmp_path / "cell_of_rows.py").write_text(OWN.replace("own_cell", "cell_of_rows"))
+    assert show("cell_of_rows.Own[-;-]", monkeypatch, capsys)[0] is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from omegaconf import OmegaConf
-from running import YAML, shell
+from running import YAML, run_script, shell
 from torch import nn
 
 import associative_memory
@@ -243,7 +243,7 @@ def test_the_command_converts_a_checkpoint_that_the_script_then_tests(tmp_path):
     )
     assert converted.code == 0, converted.err
     shown = shlex.split(converted.out.partition("test it with: python ")[2])
-    tested = shell(sys.executable, *shown, "mnist_config.test_size=20", "device=cpu")
+    tested = run_script(*shown, "mnist_config.test_size=20", "device=cpu")
     assert tested.code == 0, tested.err
     assert "epoch 7: test" in tested.out
 
