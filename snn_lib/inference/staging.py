@@ -82,9 +82,7 @@ def read_stages(
     stages += _gather(np.argsort(order), outputs)
     if classes is None:
         classes = classes_of(network)
-        if (
-            readout is None and len(classes) != outputs
-        ):  # of which a readout of one's own makes them
+        if readout is None and len(classes) != outputs:  # a readout of one's own makes them
             classes = ()
     return StagedNetwork(
         type(getattr(network, "model", network)).__name__,

@@ -323,10 +323,26 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
         with _naming(schema, source):
             if isinstance(content, str):
                 content = read_override(schema, content)
+            _refuse_values_of_sections(config, content, source)
             config = OmegaConf.merge(config, content)
             for key, value in _leaves(content):  # OmegaConf would pass over it
                 require(value != "???", f"{source}: {key} is ???, expected a value")
     return config
+
+
+def _refuse_values_of_sections(config: Any, content: Any, source: str) -> None:
+    """Refuses a section that is given a value, or nothing, in place of its settings."""
+    if OmegaConf.is_config(content):
+        content = OmegaConf.to_container(content)
+    for key, value in content.items():
+        section = config.get(key) if key in config else None
+        if isinstance(section, DictConfig):
+            require(
+                isinstance(value, dict),
+                f"{source}: {key} is {value!r}, expected its settings, such as "
+                f"{next(iter(section))}, or no such line",
+            )
+            _refuse_values_of_sections(section, value, source)
 
 
 def check_config(merged: DictConfig) -> Any:
@@ -361,10 +377,6 @@ def _naming(schema: type, source: str) -> Iterator[None]:
         where, reason = f" ({key!r})" if key else "", one_line(error)
         if "is not a ListConfig" in reason:
             reason = "expected a list, such as [a, b]"
-        if "is not Optional" in reason:
-            reason = "expected a value, or no such line"
-        if "is not a subclass of" in reason:
-            reason = "a section of settings is given a value: give one to each of its settings"
         raise InputError(f"{source}{where}: {reason}") from None
 
 
