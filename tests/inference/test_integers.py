@@ -177,6 +177,12 @@ def test_whole_numbers_have_the_unit_1_and_four_times_as_large_fit(low, high):
     made.run(made.integers(-x.numpy()))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_whole_numbers_of_which_four_times_as_large_need_more_bits_have_a_larger_unit(sign):
+    x = sign * torch.arange(20001.0).view(-1, 1, 1).expand(-1, 1, 4)
+    assert quantise(Sequential(nn.Linear(4, 2)), x).input_scale == 4.0
+
+
 def test_halves_are_rounded_up_and_numbers_beyond_the_limit_are_clipped_and_counted():
     for shift in (0, 1, 4, 12):
         values = np.arange(-(2 << shift) - 40, (2 << shift) + 40) * 3
@@ -1076,7 +1082,10 @@ REFUSED = [  # what is quantised or run, and the words
 
 @pytest.mark.parametrize(("call", "words"), REFUSED)
 def test_networks_and_inputs_that_integers_cannot_compute_are_refused_in_one_line(call, words):
-    with pytest.raises((ValueError, TypeError), match=words) as error:
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises((ValueError, TypeError), match=words) as error,
+    ):
         call()
     assert "\n" not in str(error.value)
 

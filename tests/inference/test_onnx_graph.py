@@ -154,9 +154,13 @@ def test_a_readout_of_one_s_own_may_make_fewer_classes_than_outputs(tmp_path):
     with pytest.raises(ValueError, match="2 names of classes and 6 outputs"):
         to_onnx(model, tmp_path / "network.onnx", classes=classes)
     model.readout = None
-    to_onnx(model, tmp_path / "network.onnx", classes=classes)
+    for names in (classes, np.array(classes)):
+        to_onnx(model, tmp_path / "network.onnx", classes=[*names])
+        about = session(tmp_path / "network.onnx").get_modelmeta().custom_metadata_map
+        assert json.loads(about["classes"]) == classes
+    to_onnx(model, tmp_path / "network.onnx", classes=[7, 8])
     about = session(tmp_path / "network.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(about["classes"]) == ["no", "yes"]
+    assert json.loads(about["classes"]) == ["7", "8"]
 
 
 def test_inputs_outputs_classes_and_the_step_are_named_in_the_file(tmp_path):
