@@ -47,7 +47,7 @@ def test_a_script_trains_and_tests_to_the_same_accuracy(tmp_path, script, overri
     trained = start(script, "--train", *settings)
     assert (trained.code, trained.err) == (0, "")
     assert len(metrics_of(tmp_path)) == 1 + 3
-    tested = start(script, "--test", *settings)
+    tested = run_script(script, "--test", *settings)
     assert accuracy(tested) == accuracy(trained)
     assert accuracy(tested) > 15  # chance is 10
 

@@ -179,7 +179,7 @@ def test_whole_numbers_have_the_unit_1_and_four_times_as_large_fit(low, high):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_whole_numbers_of_which_four_times_as_large_need_more_bits_have_a_larger_unit(sign):
-    x = sign * torch.arange(20001.0).view(-1, 1, 1).expand(-1, 1, 4)
+    x = sign * torch.arange(20001.0).view(1, -1, 1).expand(1, -1, 4)
     assert quantise(Sequential(nn.Linear(4, 2)), x).input_scale == 4.0
 
 
