@@ -255,10 +255,10 @@ def _holds_texts(kind: Any) -> bool:
     members = [one for one in get_args(kind) if one is not NoneType]
     if get_origin(kind) in (Union, UnionType):
         return len(members) == 1 and _holds_texts(members[0])
-    one = members[0] if get_origin(kind) is list and members else None
-    return (_is_text(one) and NoneType not in get_args(one)) or (
-        one is not None and _holds_texts(one)
-    )
+    if get_origin(kind) is not list or not members:
+        return False
+    (one,) = members
+    return (_is_text(one) and NoneType not in get_args(one)) or _holds_texts(one)
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
