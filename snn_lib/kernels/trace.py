@@ -38,6 +38,10 @@ class UnknownOperationError(ValueError):
     """A step calls what no compiled backend can write."""
 
 
+class MistakeError(ValueError):
+    """A step does what not even plain PyTorch may do."""
+
+
 @dataclass(frozen=True)
 class Line:
     """``name = operation(*arguments)``; ``is_condition`` if the value is true or false."""
@@ -134,7 +138,15 @@ def _trace(
     tensors = [torch.full((1,), value, **exact, requires_grad=True).clone() for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
     with recorder:
-        results = function(*tensors)
+        try:
+            results = function(*tensors)
+        except MistakeError:
+            raise
+        except Exception:
+            if recorder.unknown is None:  # what follows it may need more than one channel
+                raise
+        if recorder.unknown is not None:
+            raise recorder.unknown
         for result in results:
             if not isinstance(result, Tensor) or (result.shape, result.dtype) != (
                 *(tensors[0].shape, torch.float32),
@@ -164,8 +176,8 @@ def _unknown(name: str) -> UnknownOperationError:
     return UnknownOperationError(f"a step calls {name}, which no kernel can compute")
 
 
-def _course_depends_on_values() -> ValueError:
-    return ValueError(
+def _course_depends_on_values() -> MistakeError:
+    return MistakeError(
         "a step's course depends on values: expected torch.where instead of if, and no number "
         "read from a tensor"
     )
@@ -195,6 +207,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.lines: list[Line] = []
         self.differentiates = False  # whether autograd calls, and no longer the step
+        self.unknown: UnknownOperationError | None = None  # then it looks for mistakes alone
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []  # so that no later tensor lies in the same place
         for name, tensor in inputs.items():
@@ -224,6 +237,20 @@ class _Recorder(TorchDispatchMode):
         if name == "_local_scalar_dense":
             raise _course_depends_on_values()
         result = function(*args, **kwargs)
+        in_place = name.endswith("_") and not self.differentiates
+        if in_place and (self.unknown is None or args[0].requires_grad):
+            raise MistakeError(f"a step changes a tensor in place, by {name}: expected a new one")
+        if self.unknown is None:
+            try:
+                return self._recorded(name, args, kwargs, result)
+            except UnknownOperationError as error:
+                if self.differentiates:
+                    raise
+                self.unknown = error
+        return result
+
+    def _recorded(self, name: str, args: Sequence[Any], kwargs: dict, result: Any) -> Any:
+        """The result of an operation, of which the value is noted."""
         if name != "_to_copy" and isinstance(result, Tensor) and result.dtype == torch.float64:
             result = result.float()  # of Python's numbers alone, where those are float64
         if name in CONSTANTS:
@@ -235,9 +262,7 @@ class _Recorder(TorchDispatchMode):
         tensors = [argument for argument in args if isinstance(argument, Tensor)]
         if not isinstance(result, Tensor) or result.shape not in {t.shape for t in tensors}:
             raise _unknown(name)  # it is not element by element
-        if name.endswith("_"):
-            if not self.differentiates:
-                raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
+        if name.endswith("_"):  # autograd's own
             name = name.removesuffix("_")
         elif any(tensor.data_ptr() == result.data_ptr() for tensor in tensors):
             if name not in VIEWS:

@@ -282,9 +282,9 @@ def _unread(
     path, option = checkpoint.path, "--resume" if options.train else "--test"
     loaded = f"has no effect with {option}: weights and coefficients are those of {path}"
     unread = {"first_weights": loaded}
-    epochs = config.hyperparameters.epoch
-    if options.train and checkpoint.get("epoch") == epochs:
-        why = f"has no effect with --resume {path}, which has been trained for all {epochs} epochs"
+    done = checkpoint.get("epoch")
+    if options.train and isinstance(done, int) and done >= config.hyperparameters.epoch:
+        why = f"has no effect with --resume {path}, which is trained to its end, epoch {done}"
         unread = {key: why for key, _ in list_settings(config) if key not in LOCAL_KEYS}
     if options.resume:
         unread["name"] = f"has no effect with --resume {path}: the run goes on in its folder"

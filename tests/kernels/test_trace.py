@@ -148,6 +148,13 @@ def test_modes_devices_and_transforms_change_no_trace():
 
 
 OUTSIDE = torch.ones(2)
+
+
+def _put(tensor, place):
+    tensor[place] = 0
+    return tensor
+
+
 UNKNOWN = {  # what runs in plain PyTorch
     "erf": lambda a, b: torch.erf(a),
     "sort": lambda a, b: torch.sort(a).values,
@@ -166,6 +173,8 @@ UNKNOWN = {  # what runs in plain PyTorch
     "mul": lambda a, b: (a.bfloat16() * b.bfloat16()).float(),
     "_to_copy": lambda a, b: a.int() * b,
     "bitwise_xor": lambda a, b: ((a > 0) ^ (b > 0)).float(),
+    "empty_like": lambda a, b: a + torch.empty_like(a).normal_(),  # of a tensor of its own
+    "permute": lambda a, b: a.movedim(0, -1) + torch.stack([b, b]).mean((1, 2)),  # of more axes
 }
 REFUSED = {  # what is a mistake
     "reads a tensor that it is not given": lambda a, b: a * OUTSIDE,
@@ -174,6 +183,11 @@ REFUSED = {  # what is a mistake
     "a step's course depends on values: expected": lambda a, b: a if a > b else b,
     "a step's course depends on values": lambda a, b: a * float(b.detach()),
     "course depends on values": lambda a, b: a * b.tolist()[0],
+    # after what no kernel can compute, too
+    "depends on values: expected torch.where": lambda a, b: a if (a > b).any() else b,
+    "and no number read from a tensor": lambda a, b: a * torch.erf(b).max().item(),
+    "in place, by index_put_": lambda a, b: _put(a + b, a > 0),
+    "in place, by fill_": lambda a, b: _put(a + b, slice(None)),
     "returns what is no tensor": lambda a, b: 1.0,
     "returns what is no tensor of numbers": lambda a, b: a > b,
 }

@@ -111,6 +111,7 @@ def test_a_test_part_that_is_missing_is_told_from_a_folder_that_is(files, tmp_pa
     task = task_of(configured(files[0], f"events.path={tmp_path}/mien"))
     assert task.has("test")
     assert f"no recordings {tmp_path}/mien/Test" in refusal(task.split, "test")
+    assert task_of(configured(files[1], "dataset=simulated")).has("test")  # which reads no folder
 
 
 def test_the_first_simulated_recordings_are_held_out_whatever_the_seed(simulated):
