@@ -9,7 +9,6 @@ state follows from the number of steps.
 """
 
 import io
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from snn_lib.cells import Constrained
 from snn_lib.errors import InputError, require
-from snn_lib.files import reading, write_atomically
+from snn_lib.files import read_file, reading, write_atomically
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
 
@@ -71,14 +70,16 @@ def load_checkpoint(path: "Checkpoint | Path | str", which: str = "best") -> Che
         runs = f", such as {runs[-1]}" if runs else f" that has a {which} checkpoint"
         path = path / which
         require(path.exists(), f"there is no file {path}: expected the folder of a run{runs}")
+    file = io.BytesIO(read_file(path))
     with reading(path):
-        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
-            with zipfile.ZipFile(path) as archive:
+        if zipfile.is_zipfile(file):  # torch.load does not compare the checksums
+            with zipfile.ZipFile(file) as archive:
                 intact = archive.testzip() is None
             require(intact, f"checkpoint {path} is damaged: its checksums do not match")
+        file.seek(0)
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # a file of any other kind can fail in the loader in any way
             raise InputError(
                 f"checkpoint {path} is refused: it is damaged, or holds other objects than tensors "
                 "and built-in types, which could run code"

@@ -120,12 +120,13 @@ def another_archive(_):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda content: b"", ""),
-        (lambda content: content[: len(content) // 100], ""),
-        (lambda content: content[: len(content) // 2], ""),
-        (lambda content: content[:-50], ""),
+        (lambda content: b"", "is refused: it is damaged, or holds"),
+        (lambda content: content[: len(content) // 100], "is refused: it is damaged"),
+        (lambda content: content[: len(content) // 2], "is refused: it is damaged"),
+        (lambda content: content[:-50], "is refused: it is damaged"),
         (flip_a_bit, "is damaged: its checksums do not match"),
-        (another_archive, ""),
+        (another_archive, "is refused: it is damaged"),
+        (lambda content: b"epoch,learning_rate\n1,0.002\n", "is refused: it is damaged"),  # a table
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_its_name(path, damage, words):
