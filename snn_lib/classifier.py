@@ -264,8 +264,9 @@ class Stream:
     Made by the ``stream`` method of an estimator. With ``moments=1`` the answer after step t is
     what the estimator would predict of the first t steps. With more moments the estimator has a
     last layer for each, and from the first moment to the last the answer changes only at moments.
-    Before and after them it changes at every step. From the last step of the longest training
-    series on, it is what the estimator predicts of the whole series.
+    Before and after them it changes at every step. (If series are averaged over blocks, the last
+    moment begins with its block.) From the last step of the longest training series on, it is what
+    the estimator predicts of the whole series.
 
     The probabilities of a class differ from this before the first moment: there they allow for the
     steps to come. They are as sure as suits the beginnings of the training series, and never surer
@@ -323,7 +324,11 @@ class Stream:
         values, steps = np.concatenate([value, (value - last) / self._change]), self._steps + 1
         is_whole = len(waiting) == self._block
         passed = bisect_right(self._moments, steps)
-        answers = passed in (0, len(self._moments)) or self._moments[passed - 1] == steps
+        # Within a block, the first moment's layer answers as before it, and the last one's as the
+        # longest series may end there.
+        answers = passed in (0, len(self._moments)) or (
+            self._moments[passed - 1] == steps and (is_whole or passed == 1)
+        )
         if is_whole:
             output = self._network.step(values)
         elif answers:

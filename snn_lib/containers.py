@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias, TypeGuar
 import torch
 from torch import Tensor, nn
 
-from snn_lib.functional import CHAIN, channels_last, lengths_beside, repeats
+from snn_lib.functional import (
+    CHAIN,
+    channels_last,
+    check_sequence,
+    check_tensor,
+    lengths_beside,
+    repeats,
+)
 from snn_lib.products import SkippingZeros, may_skip_zeros
 from snn_lib.pytorch_private import is_compiled, register_named_tuple
 from snn_lib.recomputing import decide
@@ -276,7 +283,7 @@ class Sequential(StatefulModule):
         With ``joining``, neighbours that run as one yield one output. Nothing here keeps an output
         once the next module has run.
         """
-        if isinstance(x, tuple):
+        if not isinstance(x, Tensor):
             raise ValueError(f"x is a {type(x).__name__}, expected a tensor")
         if self.batch_first:
             x = x.transpose(0, 1)
@@ -451,6 +458,7 @@ class PerStep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the module; see the class for shapes."""
+        check_tensor("x", x)
         if channels_last(x):  # flatten alone would forget it where there is a single channel
             folded = x.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
         else:
@@ -482,6 +490,7 @@ class Repeat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Repeats the channels; see the class for shapes."""
+        check_sequence("x", x)
         if channels_last(x):  # which the copies are to remain
             return torch.cat([x.movedim(2, -1)] * self.copies, -1).movedim(-1, 2)
         return torch.cat([x] * self.copies, 2)
@@ -502,6 +511,7 @@ class ChannelsFirst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Moves the channels; see the class for shapes."""
+        check_sequence("x", x)
         return x.movedim(-1, 2)
 
 
@@ -524,6 +534,7 @@ class Votes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Adds up the votes; see the class for shapes."""
+        check_sequence("x", x)
         return x.unflatten(2, (self.classes, -1)).sum(3)
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ Tensors are time first, ``(T, B, *features)``.
 Source: Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -163,8 +163,7 @@ def _inputs_of(calls: Sequence[Call], x: Tensor, lengths: Tensor | None, name: s
         raise RuntimeError(
             "torch.jit.trace cannot trace a cell: use torch.export.export(model, (x,)) instead"
         )
-    check_tensor(name, x)
-    check_time_first(x.shape, name)
+    check_sequence(name, x)
     inputs, *following = [_fold_call(call, x, name) for call in calls]
     own = inputs.coefficients.dtype
     for other in following:
@@ -220,11 +219,7 @@ def _fold_call(call: Call, x: Tensor, name: str) -> Inputs:
     state = None
     if call.given is not None:
         given = []
-        if len(call.given) != len(call.state):
-            raise ValueError(
-                f"state has {len(call.given)} entries, expected {len(call.state)}: "
-                f"({', '.join(call.state)})"
-            )
+        check_entries(call.given, call.state)
         for (label, count), tensor in zip(call.state.items(), call.given, strict=True):
             expected = shape[1:] if count is None else (count, *shape[1:])
             check_shape(f"state {label}", tensor, expected)
@@ -546,11 +541,13 @@ def over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> 
 # Checks
 
 
-def check_time_first(shape: Sequence[int], name: str) -> None:
-    """Raises a ValueError unless a sequence has the dimensions (T, B, *features)."""
-    if len(shape) < 3:
+def check_sequence(name: str, x: Tensor) -> None:
+    """Raises a TypeError unless this is a tensor, and a ValueError unless (T, B, *features)."""
+    check_tensor(name, x)
+    if x.dim() < 3:
         raise ValueError(
-            f"{name} has shape {tuple(shape)}, expected at least three dimensions (T, B, *features)"
+            f"{name} has shape {tuple(x.shape)}, expected at least three dimensions "
+            "(T, B, *features)"
         )
 
 
@@ -566,6 +563,13 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     check_tensor(name, tensor)
     if tensor.shape != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+
+
+def check_entries(state: Sequence[Tensor], names: Collection[str]) -> None:
+    """Raises a ValueError unless a state is a tuple with an entry for each of these names."""
+    if isinstance(state, Tensor) or len(state) != len(names):
+        found = "is a tensor" if isinstance(state, Tensor) else f"has {len(state)} entries"
+        raise ValueError(f"state {found}, expected {len(names)}: ({', '.join(names)})")
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:

@@ -21,7 +21,7 @@ from snn_lib.containers import (
     lengths_beside,
     whole_number,
 )
-from snn_lib.functional import check_shape, check_time_first, iir_filter
+from snn_lib.functional import check_entries, check_sequence, check_shape, iir_filter
 from snn_lib.time_constants import decay_of
 
 
@@ -138,7 +138,7 @@ class Snapshots(StatefulModule):
         lengths: Tensor | None = None,
     ) -> Output:
         """Takes the parts; see the class for shapes."""
-        check_time_first(x.shape, "x")
+        check_sequence("x", x)
         total, batch, channels, *positions = x.shape
         count = len(self.steps)
         if channels % count:
@@ -147,6 +147,7 @@ class Snapshots(StatefulModule):
         shape, features = (batch, count, channels // count, *positions), [1] * (x.dim() - 2)
         if state is None:
             state = parts.new_zeros(shape), x.new_zeros(batch, dtype=torch.int64)
+        check_entries(state, ["taken", "elapsed"])
         before, elapsed = state
         check_shape("state taken", before, shape)
         check_shape("state elapsed", elapsed, (batch,))

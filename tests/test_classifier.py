@@ -249,6 +249,17 @@ def test_after_the_longest_series_a_stream_says_what_the_classifier_says(moments
         np.testing.assert_allclose(answers[-1].probabilities, expected, atol=1e-3)
 
 
+def test_between_moments_an_answer_stays_while_a_block_is_not_whole():
+    x, y = differing_late()
+    classifier = SpikingClassifier(**SMALL, length=50, moments=4).fit(x, y)
+    stream = classifier.stream()
+    answers = [stream.step(step).probabilities for step in x[0].T]
+    changes = [n + 1 for n in range(1, 101) if (answers[n] != answers[n - 1]).any()]
+    first, *between, _ = (3 * block for block in classifier.readouts_)  # 101 steps in blocks of 3
+    assert [step for step in changes if step > first] == [*between, 100, 101]
+    assert {first - 2, first - 1, first} < {*changes}
+
+
 def test_first_weights_are_found_on_series_from_all_over_the_set(monkeypatch):
     """Where all series of a class come first, on those of both classes."""
     shown = []

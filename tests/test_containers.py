@@ -222,14 +222,23 @@ def test_neurons_side_by_side_vote_for_a_class():
         )
 
 
+@pytest.mark.parametrize("layer", [Repeat(2), ChannelsFirst(), Votes(3)])
+def test_a_sequence_without_its_batch_axis_and_an_array_are_refused(layer):
+    with pytest.raises(ValueError, match=r"layer 0: x has shape \(20, 6\), exp"):
+        Sequential(layer)(torch.rand(20, 6))
+    for kind in (layer, PerStep(nn.Conv1d(2, 2, 1)), Sequential(nn.Linear(6, 2))):
+        with pytest.raises((TypeError, ValueError), match="x is a ndarray, expected a tensor"):
+            kind(torch.rand(20, 1, 6).numpy())
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
 @pytest.mark.parametrize("exact", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layer", [nn.Linear(5, 3), PerStep(nn.Conv1d(4, 2, 3))])
 def test_weights_take_spikes_of_one_byte(layer, exact, dtype):
     model, spikes = Sequential(layer).to(exact), torch.rand(6, 2, 4, 5) < 0.5
     assert torch.equal(model(spikes.to(dtype))[0], model(spikes.to(exact))[0])
-    once = spikes[:1].to(dtype).expand(6, 2, 4, 5)
-    assert torch.equal(model(once)[0], model(once.to(exact))[0])
+    once, exactly = (spikes[:1].to(kind).expand(6, 2, 4, 5) for kind in (dtype, exact))
+    assert torch.equal(model(once)[0], model(exactly)[0])
 
 
 @pytest.mark.parametrize(("steps", "batch"), [(1, 1), (0, 2), (4, 0)])
@@ -504,8 +513,8 @@ def test_the_last_module_may_return_anything():
     [
         (LowPassSynapse(3, TAU_M), TypeError, "chain layers with snn_lib.Sequential"),
         (SpikingNeuron(3, TAU_M), TypeError, "chain layers with snn_lib.Sequential"),
-        (Repeat(2), AttributeError, "chain layers with snn_lib.Sequential"),
-        (PerStep(nn.Identity()), AttributeError, "chain layers with snn_lib.Sequential"),
+        (Repeat(2), TypeError, "chain layers with snn_lib.Sequential"),
+        (PerStep(nn.Identity()), TypeError, "chain layers with snn_lib.Sequential"),
         *(
             (plain, TypeError, r"snn_lib\.Sequential instead of nn\.Sequential")
             for plain in (nn.Linear(3, 4), nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Dropout())

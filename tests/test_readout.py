@@ -282,6 +282,7 @@ REFUSED = [  # what is built or run, and the words
      r"state taken has shape \(4, 3\), expected \(4, 2, 3\)"),
     (lambda: run_snapshots(torch.zeros(T, B, 6), torch.zeros(B, 2, 3), WHOLE[0]),
      r"state elapsed has shape \(\), expected \(4,\)"),
+    (lambda: Snapshots([2, 4])(torch.zeros(T, B, 6), ()), r"has 0 entries, expected 2: \(taken"),
     *((lambda shape=shape: first_lead(torch.zeros(shape), 1.0), "least one step and two classes")
       for shape in ((0, 2, 3), (4, 2, 1), (4, 3))),
     *((lambda lead=lead: first_lead(torch.zeros(4, 2, 3), lead), f"lead is {lead}, expected")

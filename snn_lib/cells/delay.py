@@ -18,9 +18,9 @@ from snn_lib.containers import Output, feature_shape, last_steps, whole_number
 from snn_lib.functional import (
     channels_last,
     check_device,
+    check_entries,
+    check_sequence,
     check_shape,
-    check_tensor,
-    check_time_first,
     fold,
     in_dtype,
     over_positions,
@@ -102,8 +102,7 @@ class Delay(Constrained):
         self, x: Tensor, state: tuple[Tensor] | None = None, lengths: Tensor | None = None
     ) -> Output:
         """Delays all time steps; see the class for shapes."""
-        check_tensor("x", x)
-        check_time_first(x.shape, "x")
+        check_sequence("x", x)
         features, last, delays = (
             x.shape[2:],
             channels_last(x),
@@ -118,6 +117,7 @@ class Delay(Constrained):
         if state is None:
             before = x.new_zeros(self.longest, *x.shape[1:])
         else:
+            check_entries(state, ["past"])
             check_shape("state", state[0], (self.longest, x.shape[1], *features))
             before = fold(in_dtype(state[0], own, "state"), 2, last)
         sequence = torch.cat([before, x])

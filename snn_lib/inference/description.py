@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snn_lib.chain import REMEDY, chain_of, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
-from snn_lib.containers import PerStep, Sequential
+from snn_lib.containers import PerStep, Sequential, feature_shape
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.layers import (
     READERS,
@@ -100,7 +100,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     network = _without_chunks(copy.deepcopy(network)).cpu().eval().requires_grad_(False)
     dtype = _dtype_of(network)
     name, chain = chain_of(network)
-    before = _input_shape(chain, name) if shape is None else tuple(shape)
+    before = _input_shape(chain, name) if shape is None else feature_shape(shape)
     found = list(read(chain, name, before, dtype))
     entry, leading = np.arange(math.prod(before)), 0
     for layer in found:

@@ -6,7 +6,7 @@ and traced like the step of a cell.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +73,9 @@ def read_stages(
     compare_layers(description)
     preparation = preparation_of(network)
     order = channels_last_order(description.layers[0].before)
-    takes, before, stages, values = _prepare(preparation, description.before)
+    names = {layer.name for layer in description.layers}
+    preparing, answering = (_free(name, names) for name in ("input", "answer"))
+    takes, before, stages, values = _prepare(preparation, description.before, preparing)
     stages += _gather(description.entry[order], values)
     for layer in description.layers:
         more, order = _stages_of(layer, order)
@@ -89,13 +91,20 @@ def read_stages(
         tuple(before),
         description.after,
         tuple(stages),
-        _readout(readout, outputs),
+        _readout(readout, outputs, answering),
         description.dtype,
         takes,
         getattr(preparation, "step", "") if step is None else step,
         check_classes(classes, description.after),
         preparation.order.numpy() if isinstance(preparation, PixelPreparation) else None,
     )
+
+
+def _free(name: str, names: Collection[str]) -> str:
+    """This name, or a longer one that no layer has."""
+    while name in names:
+        name += "_"
+    return name
 
 
 def check_classes(classes: Sequence[str], after: Sequence[int]) -> tuple[str, ...]:
@@ -273,16 +282,16 @@ def _mean_of(count: int) -> Callable:
     return lambda x: (x / count,)
 
 
-def _readout(name: str | None, outputs: int) -> tuple[Step, ...] | None:
+def _readout(readout: str | None, outputs: int, name: str) -> tuple[Step, ...] | None:
     """The steps behind the output whose largest result is the class."""
     order = np.arange(outputs)
-    if outputs < 2 or name not in ("count", "mean", "last", "maximum"):
+    if outputs < 2 or readout not in ("count", "mean", "last", "maximum"):
         return None
-    if name == "last":
-        return (_step("answer", lambda x: (x,), order, (outputs,)),)
+    if readout == "last":
+        return (_step(name, lambda x: (x,), order, (outputs,)),)
     # The mean of each class has the same divisor.
-    kind = "running_maximum" if name == "maximum" else "running_sum"
-    return (_cell(over_time(kind, "answer", (outputs,)), order),)
+    kind = "running_maximum" if readout == "maximum" else "running_sum"
+    return (_cell(over_time(kind, name, (outputs,)), order),)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -321,7 +330,7 @@ def input_of(preparation: Preparation | None) -> tuple[str, Sequence[Callable]]:
 
 
 def _prepare(
-    preparation: Preparation | None, features: Shape
+    preparation: Preparation | None, features: Shape, name: str
 ) -> tuple[str, Shape, list[Stage], int]:
     """What a step's values are before they are prepared, their shape, and the stages that do it.
 
@@ -336,14 +345,14 @@ def _prepare(
         channels = len(preparation.mean)
         ones, twice = np.ones(channels), np.tile(np.arange(channels), 2)
         step = _step(
-            *("input", _standardised, np.arange(count), (count,)),
+            *(name, _standardised, np.arange(count), (count,)),
             mean=np.tile(preparation.mean, 2),
             factor=np.tile(1 / preparation.deviation, 2),
             own=np.concatenate([ones, 0 * ones]),
             change=np.concatenate([0 * ones, 1 / preparation.change]),
         )
         return takes, tuple(preparation.mean.shape), [Gather(twice), step], count
-    steps = [_step("input", one, np.arange(count), (count,)) for one in functions]
+    steps = [_step(name, one, np.arange(count), (count,)) for one in functions]
     return takes, features, [*steps], count
 
 

@@ -410,7 +410,7 @@ def surrogate_of(name: str, numbers: Sequence[Any]) -> Surrogate:
 
 
 def _attributes(surrogate: Surrogate) -> dict[str, Any]:
-    """What its derivative may read: its own attributes, and the numbers of its class."""
+    """What its derivative may read: its own attributes, and those of its class."""
     if isinstance(surrogate, tuple):
         return {"items": tuple(surrogate)}
     shared = {name: getattr(surrogate, name) for name in _shared_names(type(surrogate))}
@@ -419,12 +419,16 @@ def _attributes(surrogate: Surrogate) -> dict[str, Any]:
 
 @assume_constant_result
 def _shared_names(kind: type) -> list[str]:
-    """The names of a class's numbers, and of its slots."""
+    """The names of what a class holds beside methods and what Python puts there, and its slots."""
+
+    def is_method(name: str, value: Any) -> bool:
+        return callable(value) or hasattr(value, "__get__") or name.startswith(("__", "_abc_"))
+
     return [
         name
         for part in reversed(kind.__mro__)
         for name, value in vars(part).items()
-        if isinstance(value, (int, float)) or inspect.ismemberdescriptor(value)
+        if inspect.ismemberdescriptor(value) or not is_method(name, value)
     ]
 
 

@@ -150,7 +150,8 @@ class Classification(Task):
             The network with its counts. And, if the network counts spikes: the accuracy if they are
             counted up to each step (a sequence that has ended keeps its answer), and for each of
             the ``leads`` a row with the accuracy, the mean number of steps and of synaptic
-            operations, if each sequence stops when one class has this lead.
+            operations, if each sequence stops when one class has this lead. (There are no rows if
+            its outputs are no whole numbers, of which nobody knows what a lead of 1 means.)
 
         Raises:
             ValueError: the operations cannot be counted, see :class:`CountedNetwork`.
@@ -160,7 +161,7 @@ class Classification(Task):
         means = ("accuracy", "steps", "operations")
         leads = leads if self.counts_spikes else ()
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
-        curves = []
+        curves, are_whole = [], True
         for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
@@ -170,6 +171,7 @@ class Classification(Task):
             if lengths is None:
                 lengths = torch.full((count,), total, device=batch.x.device)
             output = output * within(output, lengths)
+            are_whole = are_whole and torch.equal(output, output.round())
             decisions = output.cumsum(0).argmax(2)  # (T, B)
             curves.append((decisions == batch.y).sum(1))
             cost = counted.per_step.cumsum(0)
@@ -179,6 +181,7 @@ class Classification(Task):
                 row["accuracy"] += (answers == batch.y).sum().item()
                 row["steps"] += steps.sum().item()
                 row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
+        rows = rows if are_whole else []
         rows = [{**row, **{key: row[key] / counted.sequences for key in means}} for row in rows]
         longest = max(map(len, curves), default=0)
         whole = [torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves]

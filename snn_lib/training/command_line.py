@@ -283,7 +283,7 @@ def _unread(
     loaded = f"has no effect with {option}: weights and coefficients are those of {path}"
     unread = {"first_weights": loaded}
     done = checkpoint.get("epoch")
-    if options.train and isinstance(done, int) and done >= config.hyperparameters.epoch:
+    if options.train and isinstance(done, int) and done >= config.hyperparameters.epoch > 0:
         why = f"has no effect with --resume {path}, which is trained to its end, epoch {done}"
         unread = {key: why for key, _ in list_settings(config) if key not in LOCAL_KEYS}
     if options.resume:

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -320,7 +320,7 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
     """The defaults, then parts that each name a source, then overrides."""
     config = defaults(schema)
     for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
-        with _naming(schema, source):
+        with _naming(schema, source, config):
             if isinstance(content, str):
                 content = read_override(schema, content)
             _refuse_values_of_sections(config, content, source)
@@ -353,8 +353,8 @@ def check_config(merged: DictConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(schema: type, source: str) -> Iterator[None]:
-    """Says in one line what is wrong in a source of settings."""
+def _naming(schema: type, source: str, config: DictConfig | None = None) -> Iterator[None]:
+    """Says in one line what is wrong in a source of settings, which changes ``config``."""
     try:
         yield
     except KeyError as error:
@@ -365,8 +365,11 @@ def _naming(schema: type, source: str) -> Iterator[None]:
             raise InputError(
                 f"{source}: {key!r} is written as one key, but keys are nested: {nested}"
             ) from None
+        idle = idle_settings(config) if config else {}
         others = (name for name in known if not key.startswith(f"{name}."))
-        likeness, nearest = max((_likeness(key, name), name) for name in others)
+        likeness, nearest = max(
+            (_likeness(key, name), name) for name in others if not _is_other(name, key, known, idle)
+        )
         nearest = RETIRED.get(key) or (nearest if likeness >= ALIKE else None)
         hint = f", did you mean {nearest!r}?" if nearest else ": --help lists the settings"
         raise InputError(f"{source}: unknown key {key!r}{hint}") from None
@@ -435,6 +438,13 @@ def expand_home(value: Any) -> Any:
         return {key: expand_home(one) for key, one in value.items()}
     in_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
     return os.path.expanduser(value) if in_home else value
+
+
+def _is_other(name: str, key: str, known: Sequence[str], idle: Collection[str]) -> bool:
+    """Whether a setting has no effect, and shares its name with one that may, such as lr."""
+    section, _, own = name.rpartition(".")
+    shared = sum(one.endswith(f".{own}") for one in known) > 1
+    return shared and name in idle and section != key.rpartition(".")[0]
 
 
 def _likeness(key: str, known: str) -> float:

@@ -311,8 +311,10 @@ def test_a_lead_is_rounded_as_in_pytorch():
     nn.init.zeros_(model[0].weight)
     model[0].bias.data[:] = torch.tensor([0.7, 0.0])
     x = torch.zeros(3, 1, 1)
-    answers, steps = first_lead(model(x)[0], 0.7)
-    assert compiled(model).until_clear(x[:, 0].numpy(), 0.7) == (answers[0], steps[0]) == (0, 1)
+    for lead, step in ((0.7, 1), (1.6, 3)):
+        answers, steps = first_lead(model(x)[0], lead)
+        found = compiled(model).until_clear(x[:, 0].numpy(), lead)
+        assert found == (answers[0], steps[0]) == (0, step)
 
 
 def test_until_clear_without_steps_or_classes_and_input_beyond_float32_are_refused():

@@ -120,6 +120,7 @@ def test_the_shape_of_the_input_has_to_be_given_where_the_first_layer_takes_seve
     with pytest.raises(ValueError, match=r"0 \(LowPassSynapse\) takes inputs of several shapes"):
         describe(network)
     assert describe(network, (2, 5, 5)).after == (2, 5, 5)
+    assert describe(Sequential(nn.Linear(4, 3)), 4).before == (4,)  # as layers take it
 
 
 def test_layers_with_hooks_are_refused():

@@ -1226,6 +1226,31 @@ def test_the_last_step_of_the_samples_counts_in_the_fixed_points():
     assert made.saturated == 0
 
 
+class Totals(Cell):
+    """Its states have the names of states of the preparation and of the readout."""
+
+    states = "sum", "before"
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        total, before = state
+        total = 0.9 * total + x - 0.5 * before
+        return total, (total, x)
+
+
+@pytest.mark.parametrize("name", ["input", "answer"])
+def test_a_layer_may_have_the_name_of_a_step_that_is_no_layer(name):
+    preparation = SeriesPreparation(block=1, encoding="current", **SERIES)
+    samples, linear, found = torch.rand(4, 6, 2) * 4, nn.Linear(4, 3), []
+    for own in (name, "totals"):
+        model = Sequential(collections.OrderedDict([("linear", linear), (own, Totals(3))]))
+        model.preparation, model.readout = preparation, "mean"
+        made = quantise(model, preparation(samples)[0])
+        given = made.integers(samples.transpose(0, 1).numpy())
+        found.append((made.run(given), made.answers(given)))
+    np.testing.assert_array_equal(*[np.concatenate(pair) for pair in found])
+
+
 def test_the_integer_network_names_the_classes_of_the_compiled_network():
     _, model = with_readout("last")
     model.readout = "count"

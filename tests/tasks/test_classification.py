@@ -33,6 +33,12 @@ def report(task, model):
     return list(task.report(model, Activity(model)))
 
 
+def test_outputs_that_are_no_spikes_have_no_lead_of_one_spike():
+    task, model, _ = task_and_model("count")
+    *_, early = report(task, model[:2])
+    assert early.startswith("accuracy if the output is read after so many steps: 10: ")
+
+
 def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
     task, model, x = task_and_model("count")
     first, second, early, *stopped = report(task, model)

@@ -228,6 +228,17 @@ def test_an_unknown_key_is_refused_with_the_nearest(yaml_file, override, nearest
     assert f"did you mean {nearest!r}?" in message
 
 
+@pytest.mark.parametrize("choice", ["Adam", "AdamW"])
+def test_the_option_of_another_optimiser_is_not_the_nearest(yaml_file, choice):
+    chosen = f"optimizer.optimizer_choice={choice}"
+    constant = chosen, "scheduler.scheduler_choice=none"
+    assert f"did you mean 'optimizer.{choice}.lr'?" in refusal(yaml_file, *constant, "lr=0.1")
+    planned = chosen, "scheduler.scheduler_choice=OneCycleLR"
+    assert "unknown key 'lr': --help lists" in refusal(yaml_file, *planned, "lr=0.1")
+    meant = refusal(yaml_file, *constant, "optimizer.SGD.lrr=0.1")  # the choice may come next
+    assert "did you mean 'optimizer.SGD.lr'?" in meant
+
+
 @pytest.mark.parametrize("override", ["seed=010", "seed=008", "hyperparameters.tau_m=-012"])
 def test_a_number_that_would_be_octal_is_refused(yaml_file, override):
     assert f"override {override!r}: YAML may read a number that begins" in refusal(
