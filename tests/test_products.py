@@ -34,6 +34,12 @@ CHANNELS, MAPS = 25, 37  # nor is either of these, of convolutions
 STEPS, BATCH = 6, 4
 
 
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch):
+    """A CPU that multiplies tiles of bfloat16 runs the kernels of others here."""
+    monkeypatch.setattr(kernels, "has", lambda feature: False)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """The kernels that were called, and with how many rows."""
@@ -340,6 +346,16 @@ def test_in_bfloat16_an_input_that_comes_from_no_neuron_is_left_to_pytorch(calls
         Sequential(weights)(current())
         assert calls == []
         behind(weights)(current())
+    assert calls == [("weigh", STEPS * BATCH)]
+
+
+def test_a_cpu_that_multiplies_tiles_of_bfloat16_does_so(calls, monkeypatch):
+    monkeypatch.setattr(kernels, "has", lambda feature: feature == "amx-bf16")
+    network = behind(nn.Linear(INPUTS, OUTPUTS))
+    with torch.autocast("cpu", torch.bfloat16):
+        network(current())
+    assert calls == []
+    network(current())
     assert calls == [("weigh", STEPS * BATCH)]
 
 

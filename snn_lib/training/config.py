@@ -353,7 +353,7 @@ def check_config(merged: DictConfig) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(schema: type, source: str, config: DictConfig | None = None) -> Iterator[None]:
+def _naming(schema: type, source: str, config: Any = None) -> Iterator[None]:
     """Says in one line what is wrong in a source of settings, which changes ``config``."""
     try:
         yield

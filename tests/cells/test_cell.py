@@ -152,6 +152,8 @@ def test_a_cell_says_whether_it_spikes_and_how_much_arithmetic_it_takes():
     assert cell.gains.shape == (2, 5, 2)
     # decay, two gains and 0.5; a gain of zero multiplies nothing
     assert cell.products == 4
+    cell.gains.data[1, :4] = 0.0  # but not in all channels
+    assert cell.products == 4
     cell.gains.data[1] = 0.0
     assert cell.products == 3
     assert set(cell.train()(torch.full((9, 4, 5, 2), 9.0))[0].unique().tolist()) <= {0.0, 2.0}

@@ -154,6 +154,9 @@ def test_synapse_kernels_are_impulse_responses(learned):
     shown = {line.get_label(): line.get_ydata() for line in ax.lines}
     expected = np.exp(-(k + 1) / 8) - np.exp(-(k + 1) / 2)
     np.testing.assert_allclose(shown["initial"], expected, rtol=1e-4, atol=1e-5)
+    channels = [line.get_ydata() for line in ax.lines[:20]]
+    np.testing.assert_allclose(shown["learned, median"], np.median(channels, 0))
+    assert not np.allclose(np.mean(channels, 0), np.median(channels, 0), rtol=1e-3)
     assert texts(ax) == ["learned, each channel", "learned, median", "initial"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("time step after a spike", "PSP")
 

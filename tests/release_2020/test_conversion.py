@@ -265,7 +265,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     for arguments, message in (
         (("convert", source, target, "--model", "snn_mlp_1"), "belongs to another model"),
         (("convert", tmp_path / "none", target, "--model", "snn_mlp_2"), "no file"),
-        (("convert", broken, target, "--model", "snn_mlp_2"), "cannot be read"),
+        (("convert", broken, target, "--model", "snn_mlp_2"), "is refused: it is damaged"),
         (
             ("convert", source, tmp_path / "link", "--model", "snn_mlp_2"),
             "is the checkpoint that is read",

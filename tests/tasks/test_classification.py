@@ -10,7 +10,7 @@ from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.classification import describe_energy
 
-LENGTHS = [12, 5, 30, 9, 30]
+LENGTHS = [12, 5, 9, 30, 30]
 
 
 def task_and_model(readout):
@@ -20,7 +20,7 @@ def task_and_model(readout):
         {"train": (x, [0, 1, 2, 0, 1]), "test": (x, [0, 1, 2, 0, 1])}, readout
     )
     config = ExperimentConfig()
-    config.hyperparameters.batch_size = 3  # the batches are padded to 30 steps each
+    config.hyperparameters.batch_size = 3  # the batches are padded, to 12 and to 30 steps
     task.setup(config, torch.device("cpu"))
     model = Sequential(nn.Linear(4, 3), LowPassSynapse(3, 3.0), SpikingNeuron(3, 3.0)).eval()
     with torch.no_grad():  # the first class fires on in the padding, the others do not

@@ -152,11 +152,12 @@ def test_splits_of_the_training_images_do_not_overlap(config):
     validation = torch.cat([x[0] for x, *_ in task.batches("validation")])
     assert (len(training), len(validation)) == (70, 40)
     assert torch.cdist(training, validation).min() > 0
+    config.seed += 1
+    others = torch.cat([x[0] for x, *_ in task_of(config).batches("validation")])
+    assert not torch.equal(others, validation)
 
 
-def test_an_image_is_deformed_otherwise_in_every_batch_and_epoch_and_never_in_evaluation(
-    config, monkeypatch
-):
+def test_an_image_is_deformed_and_drawn_otherwise_in_every_batch_and_epoch(config, monkeypatch):
     """All images are the same one, so that their order changes nothing."""
     images, labels = load_mnist(ROOT / "dataset", train=True)
     alike = images[:1].expand(6, 28, 28), labels[:1].expand(6)
@@ -173,6 +174,10 @@ def test_an_image_is_deformed_otherwise_in_every_batch_and_epoch_and_never_in_ev
             assert (batch.x == original).all()
     options.use_transform = False
     assert all((b.x == original).all() for b in task_of(config).batches("train"))
+    config.hyperparameters.encoding = "poisson"
+    task = task_of(config)
+    spikes = [next(task.batches("train", epoch)).x for epoch in (0, 1)]
+    assert not torch.equal(*spikes)
 
 
 def test_processes_share_a_batch_and_augment_alike(config):

@@ -64,14 +64,14 @@ def test_weights_and_buffers_that_are_not_finite_are_named():
 
 
 def test_silent_saturated_and_unstable_layers_are_named_with_their_numbers():
-    found = dict(troubled_layers({"a": 0.0, "b": 0.5, "c": 0.99}, {"d": 0.9, "e": 1.2, "f": 1.0}))
+    found = dict(troubled_layers({"a": 0.0, "b": 0.9, "c": 0.99}, {"d": 0.9, "e": 1.2, "f": 1.0}))
     assert list(found) == [
         "layer a is silent",
         "layer c fires at almost every step",
         "layer e is unstable",
         "layer f is unstable",
     ]
-    assert "a 0.0000, b 0.5000, c 0.9900" in found["layer a is silent"]
+    assert "a 0.0000, b 0.9000, c 0.9900" in found["layer a is silent"]
     assert "its pole radius is 1.2000" in found["layer e is unstable"]
 
 
