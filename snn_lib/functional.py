@@ -567,8 +567,9 @@ def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 def check_entries(state: Sequence[Tensor], names: Collection[str]) -> None:
     """Raises a ValueError unless a state is a tuple with an entry for each of these names."""
-    if isinstance(state, Tensor) or len(state) != len(names):
-        found = "is a tensor" if isinstance(state, Tensor) else f"has {len(state)} entries"
+    is_tuple = isinstance(state, (tuple, list))
+    if not is_tuple or len(state) != len(names):
+        found = f"has {len(state)} entries" if is_tuple else f"is a {type(state).__name__}"
         raise ValueError(f"state {found}, expected {len(names)}: ({', '.join(names)})")
 
 

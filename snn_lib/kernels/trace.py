@@ -137,7 +137,8 @@ def _trace(
     # The copies are no leaves, which autograd would let nobody change, in its own words.
     tensors = [torch.full((1,), value, **exact, requires_grad=True).clone() for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
-    with recorder:
+    # A step that draws random numbers draws the same ones however often it was traced.
+    with torch.random.fork_rng(devices=[]), recorder:
         try:
             results = function(*tensors)
         except MistakeError:

@@ -223,7 +223,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3) * 1j), "x is in torch.complex64"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3), (torch.zeros(4, 2, 3),)), "state has shape"),
     (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3), ()), r"has 0 entries, expected 1: \(past"),
-    (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3), torch.zeros(5, 2, 3)), "state is a tensor"),
+    (lambda: Delay(3, 1.0, 5)(torch.zeros(4, 2, 3), torch.zeros(5, 2, 3)), "state is a Tensor"),
     (lambda: interpolate(torch.zeros(2, dtype=torch.int64)), "do not fit each other"),
     (lambda: interpolate(torch.zeros(3, dtype=torch.int32)), "do not fit each other"),
 ]  # fmt: skip

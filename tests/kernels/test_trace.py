@@ -199,6 +199,14 @@ def test_operations_that_no_kernel_can_compute_are_named(name):
         trace(lambda a, b: [UNKNOWN[name](a, b)], ["a", "b"])
 
 
+def test_a_step_that_draws_is_traced_without_a_draw():
+    """Else a run that is resumed, and traces its cells anew, would draw other numbers."""
+    before = torch.get_rng_state()
+    with pytest.raises(UnknownOperationError):
+        trace(lambda a, b: [a + torch.rand_like(a) + torch.randn_like(b)], ["a", "b"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("words", REFUSED)
 def test_mistakes_of_a_step_are_refused_in_a_line(words):
     with pytest.raises(ValueError, match=words) as error:
