@@ -122,6 +122,13 @@ class HeldByItsClass(Held):
     schedule = OfAClass()
 
 
+class Scheduled(HeldByItsClass):
+    """As a schedule, the holder may be called; and so may a class that holds settings."""
+
+    class schedule:
+        width = 0.8
+
+
 class Listed:
     """What holds its number in a list of its class."""
 
@@ -152,8 +159,18 @@ class WholeOfAClass:
 
 
 COMPILED = [OfAClass, Slotted, Named, Whole, WholeOfAClass, Wider, Listed]
-PLAIN = [OfATensor, Held, HeldByItsClass, Sorted]
-CHANGED = [Triangle, OfAClass, Slotted, Whole, WholeOfAClass, Held, HeldByItsClass, Listed]
+PLAIN = [OfATensor, Held, HeldByItsClass, Scheduled, Sorted]
+CHANGED = [
+    Triangle,
+    OfAClass,
+    Slotted,
+    Whole,
+    WholeOfAClass,
+    Held,
+    HeldByItsClass,
+    Scheduled,
+    Listed,
+]
 
 
 @pytest.mark.parametrize("kind", COMPILED + PLAIN)

@@ -68,15 +68,15 @@ SHIFT_SUMS = """
    is far behind stays there, which changes no class. */
 static inline void shift_sums({name}_state *state)
 {{
-    int32_t largest = state->answer_sum[0], near = 0;
+    int32_t largest = state->{sums}[0], near = 0;
     for (int32_t n = 0; n < {big}_OUTPUTS; n++) {{
-        const int32_t sum = state->answer_sum[n];
+        const int32_t sum = state->{sums}[n];
         largest = sum > largest ? sum : largest;
         near |= sum >= {limit} || sum <= -{limit};
     }}
     for (int32_t n = 0; near && n < {big}_OUTPUTS; n++) {{
-        const int64_t behind = (int64_t)state->answer_sum[n] - largest;
-        state->answer_sum[n] = behind < {least} ? {least} : (int32_t)behind;
+        const int64_t behind = (int64_t)state->{sums}[n] - largest;
+        state->{sums}[n] = behind < {least} ? {least} : (int32_t)behind;
     }}
 }}
 """
@@ -244,6 +244,7 @@ class _Source:
         self.tables: list[str] = []
         self.helpers: dict[str, str] = {}
         self.states: dict[str, tuple[str, int]] = {}
+        self.places: dict[str, str] = {}  # of states in C, by the names of step and state
         self.room: dict[str, tuple[str, int]] = {}
         self.flash = self.additions = self.products = self.others = 0
         rows = [stage for stage in read.stages if isinstance(stage, Rows)]
@@ -405,7 +406,8 @@ class _Source:
             steps = []
         self._loop(steps, values, math.prod(self.staged.after), self._end)
         if isinstance(self.staged, StagedIntegers) and self.staged.answers_are_sums:
-            names = {"name": self.name, "big": self.name.upper()}
+            sums = [self.places[f"{step.name}.sum"] for step in self.staged.readout or ()]
+            names = {"name": self.name, "big": self.name.upper(), "sums": sums[0]}
             self.helpers["shift_sums"] = SHIFT_SUMS.format(
                 **names, limit=NEAR_LIMIT, least=FAR_BEHIND
             )
@@ -468,6 +470,7 @@ class _Source:
         for state in step.states:
             place = self._unique(_identifier(f"{step.name}.{state}"))
             self.states[place] = self.number, step.positions * step.channels
+            self.places[f"{step.name}.{state}"] = place
             places[state] = f"state->{place}[n]"
             names[state] = self._local(self.number, places[state])
         for line in step.trace.lines:

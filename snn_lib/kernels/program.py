@@ -422,7 +422,8 @@ def _shared_names(kind: type) -> list[str]:
     """The names of what a class holds beside methods and what Python puts there, and its slots."""
 
     def is_method(name: str, value: Any) -> bool:
-        return callable(value) or hasattr(value, "__get__") or name.startswith(("__", "_abc_"))
+        of_python = name.startswith(("__", "_abc_"))
+        return of_python or hasattr(value, "__get__") or inspect.isbuiltin(value)
 
     return [
         name

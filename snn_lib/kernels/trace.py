@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Value = str | float  # a name of a line or an input, or a number
@@ -31,15 +32,15 @@ SIGNS = {
 }
 SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
 VIEWS = ("detach", "alias", "view")  # the same values under another name
+READING = (
+    *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),
+    *(Tensor.item, Tensor.tolist),
+)
 CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "ones": 1.0}
 
 
 class UnknownOperationError(ValueError):
     """A step calls what no compiled backend can write."""
-
-
-class MistakeError(ValueError):
-    """A step does what not even plain PyTorch may do."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +139,8 @@ def _trace(
     tensors = [torch.full((1,), value, **exact, requires_grad=True).clone() for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
     # A step that draws random numbers draws the same ones however often it was traced.
-    with torch.random.fork_rng(devices=[]), recorder:
-        try:
-            results = function(*tensors)
-        except MistakeError:
-            raise
-        except Exception:
-            if recorder.unknown is None:  # what follows it may need more than one channel
-                raise
+    with torch.random.fork_rng(devices=[]), _Reading(), recorder:
+        results = function(*tensors)
         if recorder.unknown is not None:
             raise recorder.unknown
         for result in results:
@@ -177,8 +172,8 @@ def _unknown(name: str) -> UnknownOperationError:
     return UnknownOperationError(f"a step calls {name}, which no kernel can compute")
 
 
-def _course_depends_on_values() -> MistakeError:
-    return MistakeError(
+def _course_depends_on_values() -> ValueError:
+    return ValueError(
         "a step's course depends on values: expected torch.where instead of if, and no number "
         "read from a tensor"
     )
@@ -197,6 +192,17 @@ class _Arrivals(torch.autograd.Function):
         return None, *ctx.gradients
 
 
+class _Reading(TorchFunctionMode):
+    """Refuses what reads numbers from tensors; functions of PyTorch may do so by themselves."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if function in READING:
+            raise _course_depends_on_values()
+        return function(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchDispatchMode):
     """Notes each operation as a line. Tensors are known by where their values lie in memory."""
 
@@ -208,7 +214,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.lines: list[Line] = []
         self.differentiates = False  # whether autograd calls, and no longer the step
-        self.unknown: UnknownOperationError | None = None  # then it looks for mistakes alone
+        self.unknown: UnknownOperationError | None = None  # after which nothing more is noted
         self._values: dict[int, Value] = {}
         self._kept: list[Tensor] = []  # so that no later tensor lies in the same place
         for name, tensor in inputs.items():
@@ -235,12 +241,12 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
-        if name == "_local_scalar_dense":
+        if name == "_local_scalar_dense" and self.unknown is None:
             raise _course_depends_on_values()
         result = function(*args, **kwargs)
         in_place = name.endswith("_") and not self.differentiates
-        if in_place and (self.unknown is None or args[0].requires_grad):
-            raise MistakeError(f"a step changes a tensor in place, by {name}: expected a new one")
+        if in_place and args[0].data_ptr() in self._values:  # which functions of PyTorch leave
+            raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
         if self.unknown is None:
             try:
                 return self._recorded(name, args, kwargs, result)

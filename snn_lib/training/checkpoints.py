@@ -79,6 +79,8 @@ def load_checkpoint(path: "Checkpoint | Path | str", which: str = "best") -> Che
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
         except Exception:  # a file of any other kind can fail in the loader in any way
             raise InputError(
                 f"checkpoint {path} is refused: it is damaged, or holds other objects than tensors "

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from snn_lib.errors import InputError, one_line, require
 from snn_lib.files import reading
@@ -320,7 +321,7 @@ def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[
     """The defaults, then parts that each name a source, then overrides."""
     config = defaults(schema)
     for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
-        with _naming(schema, source, config):
+        with _naming(schema, source, config if isinstance(content, str) else None):
             if isinstance(content, str):
                 content = read_override(schema, content)
             _refuse_values_of_sections(config, content, source)
@@ -354,7 +355,7 @@ def check_config(merged: DictConfig) -> Any:
 
 @contextlib.contextmanager
 def _naming(schema: type, source: str, config: Any = None) -> Iterator[None]:
-    """Says in one line what is wrong in a source of settings, which changes ``config``."""
+    """Says in one line what is wrong in a source of settings, an override of ``config`` perhaps."""
     try:
         yield
     except KeyError as error:
@@ -365,7 +366,9 @@ def _naming(schema: type, source: str, config: Any = None) -> Iterator[None]:
             raise InputError(
                 f"{source}: {key!r} is written as one key, but keys are nested: {nested}"
             ) from None
-        idle = idle_settings(config) if config else {}
+        idle: Mapping[str, str] = {}
+        with contextlib.suppress(OmegaConfBaseException):  # if a value refers to what is not there
+            idle = idle_settings(config) if config else {}
         others = (name for name in known if not key.startswith(f"{name}."))
         likeness, nearest = max(
             (_likeness(key, name), name) for name in others if not _is_other(name, key, known, idle)

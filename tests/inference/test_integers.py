@@ -934,13 +934,26 @@ def test_the_leading_class_is_known_however_long_a_stream_is(sign, tmp_path):
     assert made.saturated == 0
 
 
+class Halved(Cell):
+    """Its state has the name of the state in which answers add up."""
+
+    states = ("sum",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        total = 0.5 * state[0] + x
+        return total, (total,)
+
+
 @needs_compiler
-def test_a_class_that_is_far_behind_is_no_reason_to_distrust_the_others(tmp_path):
-    model = Sequential(nn.Linear(1, 3))
+@pytest.mark.parametrize("name", ["last", "answer"])
+def test_a_class_that_is_far_behind_is_no_reason_to_distrust_the_others(name, tmp_path):
+    layers = [("first", nn.Linear(1, 3)), (name, Halved(3))]
+    model = Sequential(collections.OrderedDict(layers))
     model[0].weight.data = torch.tensor([[0.0], [0.0], [-5.0]])
     model[0].bias.data = torch.tensor([0.3, 0.2995, 0.0])
     model.readout = "mean"
-    made = quantise(model, torch.linspace(-1, 1, 20).view(1, 20, 1))
+    made = quantise(model, torch.linspace(-1, 1, 20).view(1, 20, 1).expand(10, 20, 1))
     x = np.full((3000, 1, 1), made.staged.input_limits[1] // 4)
     program = written(made, tmp_path, SANITIZED)
     _, best, lead = program.run(x)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from snn_lib.kernels.trace import (
     ARITHMETIC,
@@ -157,7 +158,7 @@ def _put(tensor, place):
 
 UNKNOWN = {  # what runs in plain PyTorch
     "erf": lambda a, b: torch.erf(a),
-    "sort": lambda a, b: torch.sort(a).values,
+    "sort": lambda a, b: a - torch.quantile(a, 0.5, dim=-1, keepdim=True),
     "rand_like": lambda a, b: torch.rand_like(a),
     "sum": lambda a, b: a - a.sum(-1, keepdim=True),
     "mean": lambda a, b: a - a.mean(),
@@ -173,8 +174,10 @@ UNKNOWN = {  # what runs in plain PyTorch
     "mul": lambda a, b: (a.bfloat16() * b.bfloat16()).float(),
     "_to_copy": lambda a, b: a.int() * b,
     "bitwise_xor": lambda a, b: ((a > 0) ^ (b > 0)).float(),
-    "empty_like": lambda a, b: a + torch.empty_like(a).normal_(),  # of a tensor of its own
-    "permute": lambda a, b: a.movedim(0, -1) + torch.stack([b, b]).mean((1, 2)),  # of more axes
+    # what changes a tensor of its own, or reads a number within a function of PyTorch's
+    "empty_like": lambda a, b: _put(torch.empty_like(a), slice(None)) * b,
+    "tan": lambda a, b: _put(torch.tan(a), slice(0, 1)) + b,
+    "argmax": lambda a, b: F.one_hot(a.argmax(-1), 1) * b,
 }
 REFUSED = {  # what is a mistake
     "reads a tensor that it is not given": lambda a, b: a * OUTSIDE,
@@ -188,6 +191,7 @@ REFUSED = {  # what is a mistake
     "and no number read from a tensor": lambda a, b: a * torch.erf(b).max().item(),
     "in place, by index_put_": lambda a, b: _put(a + b, a > 0),
     "in place, by fill_": lambda a, b: _put(a + b, slice(None)),
+    "tensor in place, by mul_": lambda a, b: torch.erf(a) + a.detach().mul_(0.0),
     "returns what is no tensor": lambda a, b: 1.0,
     "returns what is no tensor of numbers": lambda a, b: a > b,
 }

@@ -237,6 +237,7 @@ def test_the_option_of_another_optimiser_is_not_the_nearest(yaml_file, choice):
     assert "unknown key 'lr': --help lists" in refusal(yaml_file, *planned, "lr=0.1")
     meant = refusal(yaml_file, *constant, "optimizer.SGD.lrr=0.1")  # the choice may come next
     assert "did you mean 'optimizer.SGD.lr'?" in meant
+    assert "unknown key 'lr'" in refusal(yaml_file, "optimizer.optimizer_choice=${name}", "lr=1")
 
 
 @pytest.mark.parametrize("override", ["seed=010", "seed=008", "hyperparameters.tau_m=-012"])
