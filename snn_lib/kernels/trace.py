@@ -245,7 +245,7 @@ class _Recorder(TorchDispatchMode):
             raise _course_depends_on_values()
         result = function(*args, **kwargs)
         in_place = name.endswith("_") and not self.differentiates
-        if in_place and args[0].data_ptr() in self._values:  # which functions of PyTorch leave
+        if in_place and args[0].data_ptr() in self._values:  # not one of its own
             raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
         if self.unknown is None:
             try:
