@@ -324,8 +324,8 @@ class Stream:
         values, steps = np.concatenate([value, (value - last) / self._change]), self._steps + 1
         is_whole = len(waiting) == self._block
         passed = bisect_right(self._moments, steps)
-        # Within a block, the first moment's layer answers as before it, and the last one's as the
-        # longest series may end there.
+        # Until a block is whole, the answer waits for it, but before the first moment, and in the
+        # last one's block, where the longest series may end.
         answers = passed in (0, len(self._moments)) or (
             self._moments[passed - 1] == steps and (is_whole or passed == 1)
         )

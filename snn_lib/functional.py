@@ -570,7 +570,8 @@ def check_entries(state: Sequence[Tensor], names: Collection[str]) -> None:
     is_tuple = isinstance(state, (tuple, list))
     if not is_tuple or len(state) != len(names):
         found = f"has {len(state)} entries" if is_tuple else f"is a {type(state).__name__}"
-        raise ValueError(f"state {found}, expected {len(names)}: ({', '.join(names)})")
+        number = len(names) if is_tuple else "a tuple"
+        raise ValueError(f"state {found}, expected {number}: ({', '.join(names)})")
 
 
 def check_device(name: str, tensor: Tensor, device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Surrogate gradients: their formulas, by scipy and by hand, and those of one's own in a neuron."""
 
+import abc
 import dataclasses
 from functools import partial
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def test_a_width_that_is_no_positive_number_is_refused(surrogate, width):
 # Surrogates of one's own
 
 
-class OfAClass:
+class OfAClass(abc.ABC):  # noqa: B024 (as some who write protocols do)
     width = 0.8
     derivative = Triangle.derivative
 

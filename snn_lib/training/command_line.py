@@ -284,7 +284,7 @@ def _unread(
     unread = {"first_weights": loaded}
     done = checkpoint.get("epoch")
     if options.train and isinstance(done, int) and done >= config.hyperparameters.epoch > 0:
-        why = f"has no effect with --resume {path}, which is trained to its end, epoch {done}"
+        why = f"has no effect with --resume {path}, which has been trained up to epoch {done}"
         unread = {key: why for key, _ in list_settings(config) if key not in LOCAL_KEYS}
     if options.resume:
         unread["name"] = f"has no effect with --resume {path}: the run goes on in its folder"

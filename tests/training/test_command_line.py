@@ -233,11 +233,11 @@ def test_a_run_that_is_trained_to_its_end_takes_no_other_settings(trained):
     before = everything_in(trained)
     settings = tiny(trained, "hyperparameters.epoch=1")
     message = refused("--train", "--resume", last, *settings, "hyperparameters.dropout=0.3")
-    assert f"dropout has no effect with --resume {last}, which is trained to its end" in message
+    assert f"dropout has no effect with --resume {last}, which has been trained up" in message
     longer = trained / "longer"
     torch.save({**torch.load(last), "epoch": 2}, longer)
     message = refused("--train", "--resume", longer, *settings, "hyperparameters.dropout=0.3")
-    assert "which is trained to its end, epoch 2" in message
+    assert "which has been trained up to epoch 2" in message
     longer.unlink()
     assert everything_in(trained) == before
     assert run("--train", "--resume", last, *settings).code == 0
