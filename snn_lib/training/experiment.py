@@ -364,13 +364,12 @@ class Experiment:
         training = self._metrics(progress.sums)
         self.state.end_epoch()
         self.finite_check.check_weights(progress.epoch + 1)
+        kept = self.state.evaluated_model()
         # The first process writes its own buffers, so all evaluate those.
-        distributed.share_buffers(self.state.evaluated_model())
+        distributed.share_buffers(kept)
         validation, activity = self.evaluate("validation")
         rates = activity.firing_rates()
-        radii = {
-            name: synapse.pole_radius() for name, synapse in diagnosis.synapses(self.model).items()
-        }
+        radii = {name: layer.pole_radius() for name, layer in diagnosis.synapses(kept).items()}
         for key, text in diagnosis.troubled_layers(rates, radii):
             if key not in progress.warned:  # once a run
                 progress.warned.append(key)

@@ -258,6 +258,8 @@ def test_averaged_weights_are_evaluated_saved_as_best_and_used_of_a_last_checkpo
     trial = experiment(small(tmp_path, AVERAGING, "hyperparameters.epoch=1"))
     trial.train()
     last, best = load_checkpoint(trial.run.last), load(trial.run.best)["snn_state_dict"]
+    radius = load(trial.run.best)["metrics"]["pole_radius_layers.0"]
+    assert radius == synapses(trial.model)["layers.0"].pole_radius()  # which has these weights now
     for name, weights in best.items():
         assert torch.equal(weights, last["average_state_dict"][f"module.{name}"])
     assert not torch.equal(best["layers.1.weight"], last["snn_state_dict"]["layers.1.weight"])
