@@ -170,7 +170,7 @@ class Classification(Task):
             lengths = batch.lengths
             if lengths is None:
                 lengths = torch.full((count,), total, device=batch.x.device)
-            output = output * within(output, lengths)
+            output = at_least_float32(output) * within(output, lengths)
             are_whole = are_whole and torch.equal(output, output.round())
             decisions = output.cumsum(0).argmax(2)  # (T, B)
             curves.append((decisions == batch.y).sum(1))
@@ -229,7 +229,7 @@ class CountClassification(Classification):
         loss, sums = self.cross_entropy(model, self.logits(output, batch), batch.y)
         weight = self.config.hyperparameters.early_answers
         if model.training and weight:
-            logits = output.cumsum(0) * self.logit_scale
+            logits = at_least_float32(output).cumsum(0) * self.logit_scale
             targets = batch.y.expand(len(logits), *batch.y.shape)
             early, _ = self.cross_entropy(model, logits.flatten(0, 1), targets.flatten(0, 1))
             loss = loss + weight * early

@@ -1,5 +1,6 @@
 """What ``--test`` reports of a classification of anyone's sequences, padded ones among them."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -75,6 +76,22 @@ def test_sequences_that_count_spikes_are_stopped_early_within_their_own_steps():
         "operations"
         for lead, (correct, steps, operations) in rows.items()
     ]
+
+
+def test_answers_in_bfloat16_add_up_in_float32():
+    x, y = torch.rand(40, 400, 4), torch.arange(40) % 3
+    task = SequenceClassification({"train": (x, y), "test": (x, y)}, "count")
+    config = ExperimentConfig()
+    config.hyperparameters.batch_size = 40
+    task.setup(config, torch.device("cpu"))
+    model = Sequential(nn.Linear(4, 3)).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        _, found, _ = task.stop_early(model)
+        (batch,) = task.batches("test")
+        outputs = model(batch.x)[0]
+    assert outputs.dtype == torch.bfloat16
+    answers = outputs.double().cumsum(0).argmax(2)
+    assert found == pytest.approx((answers == batch.y).double().mean(1).tolist(), abs=1e-6)
 
 
 def test_an_energy_has_digits_however_small_it_is():
