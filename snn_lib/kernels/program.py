@@ -253,8 +253,20 @@ def _try(cell: Part) -> tuple[bool, bool]:
         return [torch.zeros(1) for n in orders for _ in range(1 if n is None else n)]
 
     before = rows(cell.states)
+    named = zip(cell.kind.coefficients, cell.coefficients, strict=True)
+    several = [name for name, order in named if order is not None]
     with torch.no_grad():
-        output, after = cell.step(torch.zeros(1), iter(before), iter(rows(cell.coefficients)), fire)
+        try:
+            coefficients = iter(rows(cell.coefficients))
+            output, after = cell.step(torch.zeros(1), iter(before), coefficients, fire)
+        except TypeError as error:
+            if not several:
+                raise
+            raise TypeError(
+                f"the step of {cell.kind.name}: {error}. It is given {', '.join(several)} as a "
+                "tuple, because a list gives several rows: give one number for each channel as a "
+                "tensor"
+            ) from error
     if len(after) != len(before):
         raise ValueError(
             f"the step of {cell.kind.name} returns {len(after)} rows of states, expected "

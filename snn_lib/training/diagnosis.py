@@ -12,9 +12,10 @@ from snn_lib.errors import RunError, SettingsError, one_line
 from snn_lib.training.checkpoints import learned, not_finite
 
 PATIENCE = 25  # batches between two checks on a device other than the CPU
+STABLE = 'constraint="stable" where the layer is built (hyperparameters.constraint of the scripts)'
 REMEDY = (
     "Start again with a lower learning rate, optimizer.gradient_clipping=1 or "
-    "hyperparameters.constraint=stable. If the run has a last checkpoint, that is from before this "
+    f"{STABLE}. If the run has a last checkpoint, that is from before this "
     "happened: resume it with optimizer.gradient_clipping=1, or give it as first_weights"
 )
 
@@ -152,5 +153,5 @@ def troubled_layers(
             yield (
                 f"layer {name} is unstable",
                 f"a filter of layer {name} is unstable, its pole radius is {radius:.4f}; "
-                "hyperparameters.constraint=stable prevents that",
+                f"{STABLE} prevents that",
             )

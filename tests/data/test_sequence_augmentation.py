@@ -93,10 +93,13 @@ def test_crops_are_windows_of_every_length_and_place():
     spare = 100.0 - new
     roomy = spare > 20
     assert (first / spare)[roomy].mean() == pytest.approx(0.5, abs=0.03)
-    _, shorter = changed(ramp, lengths // torch.tensor([1, 2]).repeat(1000), crop=0.5)
+    found, shorter = changed(ramp, lengths // torch.tensor([1, 2]).repeat(1000), crop=0.5)
     assert 25 <= shorter[1::2].min() <= 26  # half of their own steps
     assert shorter[1::2].max() == 50
     assert shorter[1::2].float().mean() == pytest.approx(38, abs=1)
+    spare = 50.0 - shorter[1::2]
+    places = (found[0, 1::2, 0] / spare)[spare > 10]
+    assert places.mean() == pytest.approx(0.5, abs=0.03)
 
 
 def test_noise_scale_and_silence_have_the_asked_strength_and_end_with_the_sequence():
