@@ -1,5 +1,7 @@
 """The errors that end an experiment, and the line that it then prints."""
 
+import torch
+
 
 class InputError(Exception):
     """The user's input is wrong. The message says what, and how to mend it (exit code 2)."""
@@ -27,6 +29,13 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that PyTorch or Python could not allocate memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error) for words in ("can't allocate memory", "size calculation overflowed")
+    )
 
 
 def limit_length(message: str) -> str:

@@ -22,7 +22,15 @@ from typing import Any, NoReturn
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import BusyError, InputError, RunError, SettingsError, one_line, require
+from snn_lib.errors import (
+    BusyError,
+    InputError,
+    RunError,
+    SettingsError,
+    one_line,
+    out_of_memory,
+    require,
+)
 from snn_lib.files import write_atomically
 from snn_lib.settings import LOCAL_KEYS, list_settings
 from snn_lib.training.checkpoints import load_checkpoint
@@ -37,7 +45,6 @@ from snn_lib.training.config import (
     refuse_file_without_effect,
     refuse_without_effect,
 )
-from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment
 from snn_lib.training.loading import arguments_of_main

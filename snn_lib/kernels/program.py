@@ -259,13 +259,13 @@ def _try(cell: Part) -> tuple[bool, bool]:
         try:
             coefficients = iter(rows(cell.coefficients))
             output, after = cell.step(torch.zeros(1), iter(before), coefficients, fire)
-        except TypeError as error:
+        except (AttributeError, TypeError) as error:
             if not several:
                 raise
             raise TypeError(
-                f"the step of {cell.kind.name}: {error}. It is given {', '.join(several)} as a "
-                "tuple, because a list gives several rows: give one number for each channel as a "
-                "tensor"
+                f"the step of {cell.kind.name}: {error}. A list gives a coefficient several rows, "
+                f"so the step is given {', '.join(several)} as a tuple: if one number for each "
+                "channel is meant, give a tensor"
             ) from error
     if len(after) != len(before):
         raise ValueError(

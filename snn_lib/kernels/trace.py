@@ -34,7 +34,7 @@ SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not":
 VIEWS = ("detach", "alias", "view")  # the same values under another name
 READING = (
     *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),
-    *(Tensor.item, Tensor.tolist),
+    *(Tensor.item, Tensor.tolist, torch.is_nonzero),
 )
 CONSTANTS = {"zeros_like": 0.0, "new_zeros": 0.0, "zeros": 0.0, "ones_like": 1.0, "ones": 1.0}
 
@@ -179,6 +179,12 @@ def _course_depends_on_values() -> ValueError:
     )
 
 
+def _storage(tensor: Any) -> int:
+    """Where the memory of a tensor begins, or of the first of a list: that of its views, too."""
+    first = tensor if isinstance(tensor, Tensor) else tensor[0]
+    return first.untyped_storage().data_ptr()
+
+
 class _Arrivals(torch.autograd.Function):
     """Lets given gradients arrive at the results of a function."""
 
@@ -216,6 +222,7 @@ class _Recorder(TorchDispatchMode):
         self.differentiates = False  # whether autograd calls, and no longer the step
         self.unknown: UnknownOperationError | None = None  # after which nothing more is noted
         self._values: dict[int, Value] = {}
+        self._storages: set[int] = set()  # of what the inputs are, and what is made of them
         self._kept: list[Tensor] = []  # so that no later tensor lies in the same place
         for name, tensor in inputs.items():
             self.name(tensor, name)
@@ -223,6 +230,8 @@ class _Recorder(TorchDispatchMode):
     def name(self, tensor: Tensor, value: Value) -> None:
         """Lets a tensor stand for this value."""
         self._values[tensor.data_ptr()] = value
+        if isinstance(value, str):
+            self._storages.add(_storage(tensor))
         self._kept.append(tensor)
 
     def value(self, tensor: Tensor | float) -> Value:
@@ -245,7 +254,7 @@ class _Recorder(TorchDispatchMode):
             raise _course_depends_on_values()
         result = function(*args, **kwargs)
         in_place = name.endswith("_") and not self.differentiates
-        if in_place and args[0].data_ptr() in self._values:  # not one of its own
+        if in_place and (self.unknown is None or _storage(args[0]) in self._storages):
             raise ValueError(f"a step changes a tensor in place, by {name}: expected a new one")
         if self.unknown is None:
             try:

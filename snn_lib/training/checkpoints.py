@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Constrained
-from snn_lib.errors import InputError, require
+from snn_lib.errors import InputError, out_of_memory, require
 from snn_lib.files import read_file, reading, write_atomically
 
 STATISTICS = "running_mean", "running_var"  # of normalisations
@@ -79,9 +79,9 @@ def load_checkpoint(path: "Checkpoint | Path | str", which: str = "best") -> Che
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except MemoryError:
-            raise
-        except Exception:  # a file of any other kind can fail in the loader in any way
+        except Exception as error:  # a file of any other kind can fail in the loader in any way
+            if out_of_memory(error):
+                raise
             raise InputError(
                 f"checkpoint {path} is refused: it is damaged, or holds other objects than tensors "
                 "and built-in types, which could run code"

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import InputError, RunError, limit_length, require
+from snn_lib.errors import InputError, RunError, limit_length, out_of_memory, require
 from snn_lib.inference import to_c, to_onnx
 from snn_lib.settings import LOCAL_KEYS, ExperimentConfig, list_settings
 from snn_lib.tasks.base import Task, check_task
@@ -38,7 +38,6 @@ from snn_lib.training.config import (
     refuse_file_without_effect,
     refuse_without_effect,
 )
-from snn_lib.training.diagnosis import out_of_memory
 from snn_lib.training.display import say
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.loading import GIVEN, trained_network

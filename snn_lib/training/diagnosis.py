@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import IIRSynapse
-from snn_lib.errors import RunError, SettingsError, one_line
+from snn_lib.errors import RunError, SettingsError, one_line, out_of_memory
 from snn_lib.training.checkpoints import learned, not_finite
 
 PATIENCE = 25  # batches between two checks on a device other than the CPU
@@ -18,13 +18,6 @@ REMEDY = (
     f"{STABLE}. If the run has a last checkpoint, that is from before this "
     "happened: resume it with optimizer.gradient_clipping=1, or give it as first_weights"
 )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that PyTorch or Python could not allocate memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error) for words in ("can't allocate memory", "size calculation overflowed")
-    )
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from snn_lib.cells import Constrained, parameter_groups
-from snn_lib.errors import InputError, SettingsError, one_line, require
+from snn_lib.errors import InputError, SettingsError, one_line, out_of_memory, require
 from snn_lib.rounding import rounded_weights
 from snn_lib.settings import LOCAL_KEYS, TRAINING, OptimizerChoice, SchedulerChoice, needs_of
 from snn_lib.tasks.base import Task
@@ -131,7 +131,7 @@ class TrainingState:
         try:
             self.average = MovingAverage(model, decay) if decay else None
         except Exception as error:  # it is pruned, for example, or holds a lock
-            if diagnosis.out_of_memory(error):
+            if out_of_memory(error):
                 raise
             raise SettingsError(
                 "hyperparameters.weight_averaging needs a copy of the model, which cannot be "

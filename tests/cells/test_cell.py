@@ -445,7 +445,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: SoftReset(3, decay=-0.5, gains=[1.0, 1.0], train_decay=True),
      r"decay is trained, and -0\.5: expected a decay in \[0, 0\.999\]"),
     (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
-    (lambda: Odd(3, decay=[0.1, 0.2, 0.3]), "the step of .*Odd: .* given decay as a tuple"),
+    (lambda: Odd(3, decay=[0.1, 0.2, 0.3]), "the step of .*Odd: .* given decay as a tup"),
     (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
     (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),
     (lambda: type("Twice", (Cell,), {"states": ("a", "a")}), "Twice.states names 'a' twice"),

@@ -177,7 +177,9 @@ UNKNOWN = {  # what runs in plain PyTorch
     # what changes a tensor of its own, or reads a number within a function of PyTorch's
     "empty_like": lambda a, b: _put(torch.empty_like(a), slice(None)) * b,
     "tan": lambda a, b: _put(torch.tan(a), slice(0, 1)) + b,
-    "argmax": lambda a, b: F.one_hot(a.argmax(-1), 1) * b,
+    "argmax": lambda a, b: (
+        torch.zeros_like(a).scatter_(-1, a.argmax(-1, True), 1.0) * F.one_hot(b.argmax(-1), 1)
+    ),
 }
 REFUSED = {  # what is a mistake
     "reads a tensor that it is not given": lambda a, b: a * OUTSIDE,
@@ -192,6 +194,11 @@ REFUSED = {  # what is a mistake
     "in place, by index_put_": lambda a, b: _put(a + b, a > 0),
     "in place, by fill_": lambda a, b: _put(a + b, slice(None)),
     "tensor in place, by mul_": lambda a, b: torch.erf(a) + a.detach().mul_(0.0),
+    "a tensor in place, by zero_": lambda a, b: torch.erf(a) + a[..., 1:].zero_().sum(),
+    "in place, by _foreach_add_": lambda a, b: torch._foreach_add_([a], [b]),
+    "expected torch.where instead of if, and": lambda a, b: (
+        a if torch.is_nonzero(torch.erf(b)) else b
+    ),
     "returns what is no tensor": lambda a, b: 1.0,
     "returns what is no tensor of numbers": lambda a, b: a > b,
 }

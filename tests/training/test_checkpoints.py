@@ -137,6 +137,18 @@ def test_a_damaged_checkpoint_is_refused_by_its_name(path, damage, words):
     assert words in message
 
 
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_a_checkpoint_that_does_not_fit_into_the_memory_is_not_called_damaged(
+    path, error, monkeypatch
+):
+    def load(*args, **kwargs):
+        raise error("can't allocate memory")
+
+    save_checkpoint(path, CHECKPOINT)
+    monkeypatch.setattr(torch, "load", load)
+    assert "cannot be read: can't allocate memory" in refusal(load_checkpoint, path)
+
+
 class Malicious:
     """A pickle that would make a file when it is read."""
 
