@@ -264,9 +264,9 @@ class Stream:
     Made by the ``stream`` method of an estimator. With ``moments=1`` the answer after step t is
     what the estimator would predict of the first t steps. With more moments the estimator has a
     last layer for each, and from the first moment to the last the answer changes only at moments.
-    Before and after them it changes at every step. (If series are averaged over blocks, the last
-    moment begins with its block.) From the last step of the longest training series on, it is what
-    the estimator predicts of the whole series.
+    Before and after them it changes at every step. (If series are averaged over blocks, it
+    changes at every step of the last moment's block, too.) From the last step of the longest
+    training series on, it is what the estimator predicts of the whole series.
 
     The probabilities of a class differ from this before the first moment: there they allow for the
     steps to come. They are as sure as suits the beginnings of the training series, and never surer
@@ -324,8 +324,8 @@ class Stream:
         values, steps = np.concatenate([value, (value - last) / self._change]), self._steps + 1
         is_whole = len(waiting) == self._block
         passed = bisect_right(self._moments, steps)
-        # Until a block is whole, the answer waits for it, but before the first moment, and in the
-        # last one's block, where the longest series may end.
+        # A moment is there once its block is whole. The first one's layer has answered before, and
+        # the last one's answers at once, because the longest series may end in its block.
         answers = passed in (0, len(self._moments)) or (
             self._moments[passed - 1] == steps and (is_whole or passed == 1)
         )

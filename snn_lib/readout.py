@@ -147,7 +147,8 @@ class Snapshots(StatefulModule):
         shape, features = (batch, count, channels // count, *positions), [1] * (x.dim() - 2)
         if state is None:
             state = parts.new_zeros(shape), x.new_zeros(batch, dtype=torch.int64)
-        check_entries(state, ["taken", "elapsed"])
+        else:
+            check_entries(state, ["taken", "elapsed"])
         before, elapsed = state
         check_shape("state taken", before, shape)
         check_shape("state elapsed", elapsed, (batch,))

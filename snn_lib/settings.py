@@ -211,7 +211,7 @@ class OptimizerSettings(Settings):
     SGD: SGDSettings = section(SGDSettings, Needs("optimizer.optimizer_choice", ("SGD",)))
     coefficient_lr_scale: float = setting(
         1.0,
-        "factor on the learning rate of coefficients, those of filters and trained decays",
+        "factor on the learning rate of filters' coefficients and of trained decays",
         Needs("hyperparameters.train_coefficients"),
         at_least=0,
     )

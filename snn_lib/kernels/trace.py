@@ -32,7 +32,7 @@ SIGNS = {
 }
 SAME = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
 VIEWS = ("detach", "alias", "view")  # the same values under another name
-READING = (
+READING = (  # what makes Python's numbers of a tensor
     *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),
     *(Tensor.item, Tensor.tolist, torch.is_nonzero),
 )

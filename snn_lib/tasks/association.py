@@ -60,7 +60,11 @@ class AssociationHyperparameters(ResonantFilters, Hyperparameters):
         above=0,
         at_most=LONGEST_MEMORY,
     )
-    tau_s: float = setting(2.0, "fast time constant of synapse and loss, likewise", above=0)
+    tau_s: float = setting(
+        2.0,
+        "fast time constant of synapse and loss; of the loss alone if weights are loaded",
+        above=0,
+    )
     delay: int = setting(4, "steps by which the target is later than the input", at_least=0)
     weight_gain: float = setting(
         4.0, "first weights' deviation times sqrt(inputs)", FIRST_VALUE, above=0

@@ -117,13 +117,14 @@ class EventVision(CountClassification):
         self.classes = [str(number) for number in range(SETS[config.dataset].classes)]
         self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         # of real recordings of one's own, whose path simulated ones do not read
-        self.folder = "" if config.dataset == "simulated" else config.events.path
+        own = "" if config.dataset == "simulated" else config.events.path
+        self.folder = Path(own) if own else None
 
     def has(self, split: str) -> bool:
         """See :class:`Task`; a folder of one's own need not have a test part."""
-        if split != "test" or not self.folder or not Path(self.folder).is_dir():
+        if split != "test" or not self.folder or not self.folder.is_dir():
             return True  # a folder that is missing is refused by its name, where it is read
-        return any(Path(self.folder).glob(SETS[self.config.dataset].files.format("Test")))
+        return any(self.folder.glob(SETS[self.config.dataset].files.format("Test")))
 
     def make_split(self, split: str) -> Split:
         """The recordings of a split; those of the training split are augmented."""
@@ -166,7 +167,7 @@ class EventVision(CountClassification):
             frames, labels = self._recordings("test", settings.test_size)
             return {"test": (frames, labels, torch.arange(len(labels)))}
         if self.folder and self.has("test"):  # so that what is missing is told before training
-            recording_files(SETS[self.config.dataset], Path(self.folder), "test")
+            recording_files(SETS[self.config.dataset], self.folder, "test")
         held_out = settings.validation_size
         # All files of a real set are read, because they are not in random order.
         simulated = self.config.dataset == "simulated"
@@ -192,7 +193,7 @@ class EventVision(CountClassification):
         if config.dataset == "simulated" and count is not None:
             paths = simulated_recordings(config.camera, root, part == "train", count)
         else:
-            folder = Path(self.folder) if self.folder else download_recordings(kind, root)
+            folder = self.folder or download_recordings(kind, root)
             paths = recording_files(kind, folder, part)
             if count is not None and count < len(paths):  # evenly: they may be in order of classes
                 paths = [paths[number * len(paths) // count] for number in range(count)]

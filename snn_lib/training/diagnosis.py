@@ -12,11 +12,11 @@ from snn_lib.errors import RunError, SettingsError, one_line, out_of_memory
 from snn_lib.training.checkpoints import learned, not_finite
 
 PATIENCE = 25  # batches between two checks on a device other than the CPU
-STABLE = 'constraint="stable" where the layer is built (hyperparameters.constraint of the scripts)'
+STABLE = 'constraint="stable" in the layer (hyperparameters.constraint=stable in our scripts)'
 REMEDY = (
-    "Start again with a lower learning rate, optimizer.gradient_clipping=1 or "
-    f"{STABLE}. If the run has a last checkpoint, that is from before this "
-    "happened: resume it with optimizer.gradient_clipping=1, or give it as first_weights"
+    f"Start again with a lower learning rate, optimizer.gradient_clipping=1 or {STABLE}. If the "
+    "run has a last checkpoint, that is from before this happened: resume it with "
+    "optimizer.gradient_clipping=1, or give it as first_weights"
 )
 
 

@@ -934,26 +934,27 @@ def test_the_leading_class_is_known_however_long_a_stream_is(sign, tmp_path):
     assert made.saturated == 0
 
 
-class Halved(Cell):
-    """Its state has the name of the state in which answers add up."""
+class Totals(Cell):
+    """Its states have the names of states of the preparation and of the readout."""
 
-    states = ("sum",)
+    states = "sum", "before"
 
     @staticmethod
     def step(x, state, coefficients, fire):
-        total = 0.5 * state[0] + x
-        return total, (total,)
+        total, before = state
+        total = 0.9 * total + x - 0.5 * before
+        return total, (total, x)
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", ["last", "answer"])
 def test_a_class_that_is_far_behind_is_no_reason_to_distrust_the_others(name, tmp_path):
-    layers = [("first", nn.Linear(1, 3)), (name, Halved(3))]
+    layers = [("first", nn.Linear(1, 3)), (name, Totals(3))]
     model = Sequential(collections.OrderedDict(layers))
     model[0].weight.data = torch.tensor([[0.0], [0.0], [-5.0]])
     model[0].bias.data = torch.tensor([0.3, 0.2995, 0.0])
     model.readout = "mean"
-    made = quantise(model, torch.linspace(-1, 1, 20).view(1, 20, 1).expand(10, 20, 1))
+    made = quantise(model, torch.linspace(-1, 1, 20).view(1, 20, 1).expand(60, 20, 1))
     x = np.full((3000, 1, 1), made.staged.input_limits[1] // 4)
     program = written(made, tmp_path, SANITIZED)
     _, best, lead = program.run(x)
@@ -1237,18 +1238,6 @@ def test_the_last_step_of_the_samples_counts_in_the_fixed_points():
     made = quantise(Sequential(LowPassSynapse(2, 5.0)), x)
     made.run(made.integers(x.numpy()))
     assert made.saturated == 0
-
-
-class Totals(Cell):
-    """Its states have the names of states of the preparation and of the readout."""
-
-    states = "sum", "before"
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        total, before = state
-        total = 0.9 * total + x - 0.5 * before
-        return total, (total, x)
 
 
 @pytest.mark.parametrize("name", ["input", "answer"])

@@ -158,7 +158,7 @@ def _put(tensor, place):
 
 UNKNOWN = {  # what runs in plain PyTorch
     "erf": lambda a, b: torch.erf(a),
-    "sort": lambda a, b: a - torch.quantile(a, 0.5, dim=-1, keepdim=True),
+    "sort": lambda a, b: torch.sort(a).values - torch.quantile(a, 0.5, dim=-1, keepdim=True),
     "rand_like": lambda a, b: torch.rand_like(a),
     "sum": lambda a, b: a - a.sum(-1, keepdim=True),
     "mean": lambda a, b: a - a.mean(),
