@@ -169,6 +169,7 @@ class Sequential(StatefulModule):
             such attribute; it treats channels, which ``PerStep`` shows it; the state has not
             one entry for each module; a state is given, and a part of a plain module would need
             one; or a module raises one, to which the module's name is added.
+        TypeError: x is no tensor.
     """
 
     _modules: dict[str, nn.Module]  # of which nn.Module says that some may be None
@@ -283,8 +284,7 @@ class Sequential(StatefulModule):
         With ``joining``, neighbours that run as one yield one output. Nothing here keeps an output
         once the next module has run.
         """
-        if not isinstance(x, Tensor):
-            raise ValueError(f"x is a {type(x).__name__}, expected a tensor")
+        check_tensor("x", x)
         if self.batch_first:
             x = x.transpose(0, 1)
         expanded = False  # whether x may be what a layer that ran once has returned
