@@ -42,17 +42,38 @@ def integer_weights(weights: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return (weights / scale).round_().clamp_(-most, most), scale
 
 
+def layers_to_round(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """Every ``nn.Linear`` and ``nn.Conv2d`` of a model: their weights are rounded.
+
+    Raises:
+        ValueError: there is none, or one computes its weight, as pruned and parametrised ones do.
+    """
+    layers = {name: one for name, one in model.named_modules() if isinstance(one, ROUNDED)}
+    if not layers:
+        raise ValueError("the network has no nn.Linear and no nn.Conv2d, whose weights it rounds")
+    for name, layer in layers.items():
+        if "weight" not in layer._parameters:
+            raise ValueError(
+                f"layer {name} computes its weight from other parameters, as pruned layers do: "
+                "only a weight that is a parameter can be rounded"
+            )
+    return list(layers.values())
+
+
 def round_weights(model: nn.Module, bits: int) -> dict[Tensor, Tensor]:
     """Rounds the weights of a model in place, if there are so many bits, not 0.
 
-    They are those of each ``nn.Linear`` and ``nn.Conv2d``, as in integer networks; what was rounded
-    before stays the same.
+    They are those of :func:`layers_to_round`, as in integer networks; what was rounded before stays
+    the same.
 
     Returns:
         What each weight was before.
+
+    Raises:
+        ValueError: see :func:`layers_to_round`.
     """
-    layers = [one for one in model.modules() if isinstance(one, ROUNDED)]
-    kept = {layer.weight: layer.weight.detach().clone() for layer in layers if bits}
+    layers = layers_to_round(model) if bits else []
+    kept = {layer.weight: layer.weight.detach().clone() for layer in layers}
     with torch.no_grad():
         for weight, own in kept.items():
             rows = own.flatten(1)

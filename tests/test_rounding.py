@@ -58,6 +58,17 @@ def test_small_weights_in_float16_are_rounded():
         assert max(len(row.unique()) for row in layer.weight) <= 255
 
 
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_are_computed_are_refused_and_stay(wrap):
+    model = nn.Sequential(wrap(nn.Linear(6, 5))).eval()
+    own = copy.deepcopy(model.state_dict())
+    with rounded_weights(model, 0):
+        pass
+    with pytest.raises(ValueError, match="layer 0 computes"), rounded_weights(model, 8):
+        pass
+    assert all(torch.equal(values, own[name]) for name, values in model.state_dict().items())
+
+
 def test_weights_are_as_before_behind_the_context_even_if_it_fails():
     model = nn.ModuleList([nn.Linear(6, 5), nn.Conv2d(3, 4, 2), nn.Linear(6, 5)])
     model[2].weight = model[0].weight

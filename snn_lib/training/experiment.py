@@ -17,7 +17,7 @@ from snn_lib.errors import RunError, SettingsError, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
-from snn_lib.rounding import ROUNDED, rounded_weights
+from snn_lib.rounding import layers_to_round, rounded_weights
 from snn_lib.settings import ExperimentConfig
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, check_task, metrics_of
@@ -108,13 +108,11 @@ class Experiment:
                 penalised_layers(self.model)
             except ValueError as error:
                 raise SettingsError(f"hyperparameters.rate_penalty: {error}") from None
-        require(
-            not self.settings.weight_bits
-            or any(isinstance(module, ROUNDED) for module in self.model.modules()),
-            f"hyperparameters.weight_bits is {self.settings.weight_bits}, but the network has no "
-            "nn.Linear and no nn.Conv2d, whose weights it rounds",
-            SettingsError,
-        )
+        if bits := self.settings.weight_bits:
+            try:
+                layers_to_round(self.model)
+            except ValueError as error:
+                raise SettingsError(f"hyperparameters.weight_bits is {bits}, but {error}") from None
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | Any = None  # while it trains
         self.run: RunFolder | Any = None  # once it trains

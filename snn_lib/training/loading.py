@@ -110,7 +110,11 @@ def trained_network(
         raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
     load_weights(model, checkpoint)
     bits = getattr(getattr(config, "hyperparameters", None), "weight_bits", 0)
-    round_weights(model, bits if bits in WEIGHT_BITS else 0)  # those of a last checkpoint are not
+    try:
+        # Those of a last checkpoint are not rounded yet.
+        round_weights(model, bits if bits in WEIGHT_BITS else 0)
+    except ValueError as error:
+        raise InputError(f"{origin} has weights of {bits} bits, but {error}") from None
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
 

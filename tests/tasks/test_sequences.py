@@ -18,6 +18,7 @@ from claimed_device import ClaimedDevice
 from refusing import refusal
 from running import run, the_run
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.data import Dataset, Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -771,6 +772,20 @@ def test_weight_bits_without_weights_to_round_are_refused():
     task = SequenceClassification({"train": sequences()}, "mean")
     message = refusal(Experiment, lambda config: nn.GRU(CHANNELS, CLASSES), task, config)
     assert "weight_bits is 2, but the network has no nn.Linear and no nn.Conv2d" in message
+
+
+def test_weight_bits_of_a_pruned_network_are_refused():
+    """Its weights are products that each pass computes anew, so that rounding them did nothing."""
+
+    def pruned(config):
+        return nn.Sequential(prune.random_unstructured(nn.Linear(4, 3), "weight", 0.5))
+
+    config = ClassificationConfig()
+    task = SequenceClassification({"train": sequences()}, "mean")
+    Experiment(pruned, task, config)
+    config.hyperparameters.weight_bits = 2
+    message = refusal(Experiment, pruned, task, config)
+    assert "weight_bits is 2, but layer 0 computes its weight from other parameters" in message
 
 
 class Named(nn.Linear):
