@@ -20,14 +20,7 @@ from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.description import preparation_of
-from snn_lib.inference.lowering import (
-    FACTOR_BITS,
-    HEADROOM,
-    STATE_BITS,
-    Lowering,
-    Values,
-    fraction_of,
-)
+from snn_lib.inference.lowering import HEADROOM, STATE_BITS, Lowering, Values, fraction_of
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
 from snn_lib.inference.staging import StagedNetwork, raw_steps, read_stages
 from snn_lib.kernels.trace import Line, Trace, Value
@@ -328,21 +321,8 @@ class _Quantiser:
     def _step(self, step: Step, reach: Mapping[str, float]) -> None:
         step, before = _with_named_factors(step), self._values
         reach = {**reach, **{name: abs(row).max() for name, row in step.coefficients.items()}}
-        made, self._values, loss = Lowering(step, before, reach).lowered()
+        made, self._values = Lowering(step, before, reach).lowered()
         self._stages.append(made)
-        if loss <= 1:
-            return
-        layer, bits = f"layer {step.name}", f"{FACTOR_BITS} bits"
-        remedy = "give it a shorter time constant, or make several filters of lower order of it, "
-        remedy += "one after the other"
-        if loss == math.inf:
-            raise ValueError(f"{layer} has a filter that is not stable with {bits}: {remedy}")
-        warnings.warn(
-            f"{layer} has a filter of which {bits} make another one, since its poles lie close "
-            f"together near the unit circle: {remedy}",
-            UserWarning,
-            stacklevel=5,
-        )
 
     def _hold(self, name: str, maps: Sequence[int], bits: int) -> None:
         """Rounds the present values to so many bits, if they may need more."""

@@ -5,6 +5,7 @@ values become is measured before, and all have headroom.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -99,14 +100,14 @@ class Lowering:
         self._fractions = self._find_fractions()
         self._numbers: dict[Value, _Number | _Affine] = {}
 
-    def lowered(self) -> tuple[Step, Values, float]:
-        """The step of integers, what is known of its output, and the loss of its filters."""
+    def lowered(self) -> tuple[Step, Values]:
+        """The step of integers, and what is known of its output."""
         step, numbers, values = self._step, self._numbers, self._values
         limit = 1 << (STATE_BITS - 1)
         if values.fraction is not None:
             numbers["x"] = _Number("x", values.fraction, values.low, values.high)
         elif step.hands_on and np.ndim(values.unit) == 0:
-            return step, values, 0.0
+            return step, values
         else:
             numbers["x"] = _Affine(np.zeros((1, 1)), np.atleast_2d(values.unit))
         for name in reversed(step.states):  # past values come oldest first
@@ -130,6 +131,7 @@ class Lowering:
         ]
         results = tuple(number.value for number in (output, *after))
         stable, loss = _kept_stable(step, self._coefficients, self._factors_of)
+        _refuse_or_warn(step.name, loss)
         trace = Trace(tuple(self._lines), results).only(results)
         rows = {**self._coefficients, **stable}
         made = replace(
@@ -139,7 +141,7 @@ class Lowering:
             wide=frozenset(self._wide),
         )
         known = Values(2.0**-output.fraction, min(output.low, 0), max(output.high, 0))
-        return made, known, loss
+        return made, known
 
     # ---------------------------------------------------------------------------------------------
     # Units
@@ -497,6 +499,23 @@ def _kept_stable(
     change = abs(after / lasting - 1)
     losses = shift[inside > NEXT_TO_1] / LARGEST_SHIFT, change / LARGEST_CHANGE
     return found, math.inf if wrong.any() else max(one.max(initial=0.0) for one in losses)
+
+
+def _refuse_or_warn(name: str, loss: float) -> None:
+    """Raises a ValueError or warns where :func:`_kept_stable` says that too much is lost."""
+    if loss <= 1:
+        return
+    layer, bits = f"layer {name}", f"{FACTOR_BITS} bits"
+    remedy = "give it a shorter time constant, or make several filters of lower order of it, "
+    remedy += "one after the other"
+    if loss == math.inf:
+        raise ValueError(f"{layer} has a filter that is not stable with {bits}: {remedy}")
+    warnings.warn(
+        f"{layer} has a filter of which {bits} make another one, since its poles lie close "
+        f"together near the unit circle: {remedy}",
+        UserWarning,
+        stacklevel=7,  # the line that calls quantise
+    )
 
 
 def _small_changes(count: int) -> list[tuple[int, ...]]:

@@ -34,7 +34,7 @@ from snn_lib import (
     log_spaced,
 )
 from snn_lib.data.preparation import SeriesPreparation
-from snn_lib.inference import IntegerNetwork, compiled, integers, quantise, to_c
+from snn_lib.inference import IntegerNetwork, compiled, lowering, quantise, to_c
 from snn_lib.inference.stages import SATURATED, rounded
 from snn_lib.readout import EVERY_STEP, Mean, SpikeCount
 from snn_lib.rounding import rounded_weights
@@ -322,9 +322,9 @@ def test_weights_are_scaled_for_the_least_error_and_multiples_of_one_size_are_ex
 
 
 def test_the_slowest_filters_stay_stable(monkeypatch):
-    monkeypatch.setattr(integers, "FACTOR_BITS", 16)
-    monkeypatch.setattr(integers, "LARGEST_SHIFT", 1e9)
-    monkeypatch.setattr(integers, "LARGEST_CHANGE", 1e9)
+    monkeypatch.setattr(lowering, "FACTOR_BITS", 16)
+    monkeypatch.setattr(lowering, "LARGEST_SHIFT", 1e9)
+    monkeypatch.setattr(lowering, "LARGEST_CHANGE", 1e9)
     taus = torch.tensor([10.0, 800.0, 2000.0, 30000.0])
     model = Sequential(ResonantSynapse(4, taus, torch.tensor([0.2, 1 / 800, 1 / 5000, 1 / 1e4])))
     (step,) = quantise(model, torch.randn(500, 1, 4)).staged.stages
@@ -556,7 +556,7 @@ class Compared(Cell):
 
 
 def test_a_factor_that_is_compared_as_well_is_kept_stable(monkeypatch):
-    monkeypatch.setattr(integers, "FACTOR_BITS", 16)
+    monkeypatch.setattr(lowering, "FACTOR_BITS", 16)
     model = Sequential(Compared(2, decay=1 - torch.tensor([1e-5, 0.1]))).double()
     with pytest.warns(UserWarning, match="16 bits make another one"):
         (step,) = quantise(model, torch.rand(500, 1, 2)).staged.stages
@@ -565,7 +565,7 @@ def test_a_factor_that_is_compared_as_well_is_kept_stable(monkeypatch):
 
 
 def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
-    monkeypatch.setattr(integers, "FACTOR_BITS", 16)
+    monkeypatch.setattr(lowering, "FACTOR_BITS", 16)
     taus = torch.tensor([1e5, 25.0])
     with pytest.warns(UserWarning, match="16 bits make another one"):
         made = quantise(Sequential(LowPassSynapse(2, taus)), torch.rand(500, 1, 2))
