@@ -113,6 +113,12 @@ def test_a_script_that_is_none_is_refused(name):
     assert refused.err.startswith("sweep: there is no script ")
 
 
+def test_a_yaml_file_in_the_place_of_the_script_is_refused_in_a_line():
+    refused = sweep(str(ROOT / "snn_mlp_1.yaml"), "seed=1,2")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert refused.err.endswith("snn_mlp_1.yaml is no script, expected a file that ends in .py\n")
+
+
 def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = sweep(*study[0])

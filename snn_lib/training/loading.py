@@ -295,9 +295,10 @@ def arguments_of_main(script: Path) -> list[Any]:
     A sweep asks for them, and whoever loads a checkpoint that does not name its build_model.
 
     Raises:
-        InputError: the script is not found, or does not call ``main``.
+        InputError: the script is not found, is none of Python's, or does not call ``main``.
     """
     require(script.is_file(), f"there is no script {script}")
+    require(script.suffix == ".py", f"{script} is no script, expected a file that ends in .py")
     given: list[Any] = []
     token = GIVEN.set(given)
     try:
