@@ -3,6 +3,7 @@
 import csv
 import math
 import shlex
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -172,6 +173,24 @@ def test_a_study_that_several_begin_at_once_is_the_same_for_all(tmp_path):
 
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(begin, range(4))) == {1}
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used")
+def test_a_trial_that_is_interrupted_more_than_three_times_is_given_up(tmp_path):
+    study = open_study(tmp_path, None, {"seed": "1..9"})
+    seeds = [study.ask().suggest_int("seed", 1, 9)]
+    while True:
+        with sqlite3.connect(tmp_path / "study.db") as database:  # its process has long been gone
+            database.execute(
+                "INSERT INTO trial_heartbeats (trial_id, heartbeat) "
+                "SELECT trial_id, '2020-01-01' FROM trials WHERE state = 'RUNNING'"
+            )
+        optuna.storages.fail_stale_trials(study)
+        if not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
+            break
+        seeds.append(study.ask().suggest_int("seed", 1, 9))
+    assert seeds == 4 * seeds[:1]
 
 
 def run(script, folder, setting, **values):
