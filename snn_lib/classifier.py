@@ -55,7 +55,7 @@ class SpikingEstimator(BaseCollectionEstimator):
 
     Args:
         neurons: spiking neurons; more of them are a little more accurate, and slower.
-        filters: of all channels together; each channel has at least two.
+        filters: of all channels together, rounded up so that each has the same even number.
         reset_strength: by how much a spike lowers the next potential; 1 is the paper's, 0 none.
         length: most steps; longer series are averaged over blocks of steps.
         moments: how many last layers are fitted for streams. With 10, the first is fitted to the

@@ -18,6 +18,7 @@ and aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from snn_lib.training.display import say
 from snn_lib.training.distributed import rank_and_world
 
 CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
-COMMANDS = "--train", "--test"  # which may stand before the file
+VALUED = "--config_file", "--export", "--resume"  # whose value is the next word
+CHECKPOINTS = "test_checkpoint_path", "--resume"
 NEARBY = 4  # values of a current to either side, between which its threshold may be
 
 
@@ -157,16 +159,32 @@ def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
     return task.cross_entropy(network.eval(), answers, task.training_labels())[1]
 
 
-if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    data = next((word for word in arguments if word not in COMMANDS), "")
-    if data and not data.startswith("-") and "=" not in data:
+def complete(words: Sequence[str]) -> list[str]:
+    """The words of the command as those of an experiment, where the data is a setting.
+
+    The data also names the run, unless a checkpoint is named, whose run has a name.
+    """
+    pairs = list(zip(["", *words], words, strict=False))
+    plain = [(b, word) for b, word in pairs if "=" not in word or Path(word).exists()]
+    plain = [(b, word) for b, word in plain if not word.startswith("-")]
+    data = next((word for before, word in plain if before not in VALUED), None)
+    if data is None:
+        if any(word.startswith("-") for word in words):
+            return [*words]
+        return ["--train", "dataset=", *words]  # which is refused unless data is named after it
+    options = [word.partition("=") for word in words]
+    checkpoints = [value.strip("\"'") for key, _, value in options if key in CHECKPOINTS]
+    checkpoints += [word for before, word in plain if before == "--resume"]
+    given = []
+    if not any(key == "--export" for key, *_ in options):
+        given += [f"dataset={data}", *["--train"] * ("--test" not in words)]
+    if not any(checkpoints):
         stem = re.sub(r"\W", "_", Path(data).stem.removesuffix("_TRAIN"))
-        given = [f"name={stem[:100] or 'time_series'}"]  # by which the trained network is found
-        if not any(argument.partition("=")[0] == "--export" for argument in arguments):
-            given = [f"dataset={data}", *given, *["--train"] * ("--test" not in arguments)]
-        arguments.remove(data)
-        arguments[:0] = given
-    elif not any(argument.startswith("-") for argument in arguments):
-        arguments[:0] = ["--train", "dataset="]  # which is refused unless data is named after it
-    main(__file__, build_model, TimeSeries(), initialise, arguments)
+        given.append(f"name={stem[:100] or 'time_series'}")  # by which the network is found
+    rest = [*words]
+    rest.remove(data)
+    return [*given, *rest]
+
+
+if __name__ == "__main__":
+    main(__file__, build_model, TimeSeries(), initialise, complete(sys.argv[1:]))

@@ -74,6 +74,20 @@ def test_a_sweep_goes_on_until_there_are_as_many_trials_as_asked(study, monkeypa
     assert len(runs(folder)) == 2
 
 
+def test_trials_that_end_early_are_among_those_asked_for(study):
+    arguments, folder = study
+    defined = "return -abs(self.config.hyperparameters.tau_m - 5)"
+    early = "len([*Path(self.config.runs_path).glob('trial_*')]) < 3"
+    undefined = f"return float('nan') if {early} else 1.0"
+    script = SCRIPT.replace(defined, undefined)
+    assert script != SCRIPT
+    arguments[0].write_text("from pathlib import Path\n" + script)
+    done = sweep(*arguments, "--trials", 3)
+    assert done.code == 0
+    assert [done.out.count(f"trial_000{number} ends early") for number in range(3)] == [1, 1, 0]
+    assert len(runs(folder)) == 3
+
+
 def test_a_yaml_file_that_has_changed_does_not_join_the_study(study, tmp_path):
     arguments, _ = study
     (tmp_path / "mine.yaml").write_text("seed: 5\ndevice: cpu\n")

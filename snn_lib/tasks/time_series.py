@@ -65,7 +65,9 @@ class TimeSeriesHyperparameters(OneTimeConstant, LabelSmoothing, Hyperparameters
         above=0,
     )
     neurons: int = setting(2048, "neurons in the hidden layer", at_least=1)
-    filters: int = setting(128, "filters of all inputs; each input has at least one", at_least=1)
+    filters: int = setting(
+        128, "filters in all; each input has the same number, rounded up", at_least=1
+    )
     heard: int = setting(4, "filters that each neuron hears", FIRST_VALUE, at_least=1)
     shortest_memory: float = setting(
         1.0, "steps in which the fastest filter decays", FIRST_VALUE, above=0

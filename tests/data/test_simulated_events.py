@@ -18,6 +18,7 @@ from snn_lib.data.simulated_events import (
     CameraSettings,
     draw_noise,
     draw_thresholds,
+    follow,
     pan_images,
     record,
     simulated_recordings,
@@ -120,6 +121,14 @@ def test_the_thresholds_of_a_camera_are_fixed_and_spread_around_their_mean():
     assert torch.corrcoef(torch.stack([counts.flatten(), draw_thresholds(still)[1].flatten()]))[
         0, 1
     ] < (-0.8)
+
+
+def test_between_two_places_a_path_is_half_a_period_of_a_cosine():
+    path = (0.0, 1.0), (10.0, 3.0), (30.0, 2.0)
+    quarter = 0.5 - 0.5 * math.sqrt(0.5)  # of the way, after a quarter of the time
+    expected = [1.0, 1.0 + 2.0 * quarter, 2.0, 3.0, 3.0 - quarter, 2.5, 2.0 + quarter, 2.0]
+    times = np.array([0.0, 2.5, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0])
+    np.testing.assert_allclose(follow(path, times), expected, rtol=1e-12)
 
 
 def test_the_image_goes_down_and_right_then_up_and_right_then_left():

@@ -1,6 +1,7 @@
 """The integer network: bit for bit its C source, close to the network in floats, and stable."""
 
 import collections
+import contextlib
 import ctypes
 import re
 import subprocess
@@ -590,6 +591,16 @@ def test_a_filter_that_24_bits_make_another_one_is_told(filters):
     model, x = Sequential(filters), torch.randn(600, 2, 1).double()
     with pytest.warns(UserWarning, match="layer 0 has a filter of which 24 bits make another one"):
         quantise(model, x)
+
+
+@pytest.mark.parametrize(("units", "is_told"), [(13.4, True), (30.4, False)])
+def test_a_change_of_two_percent_of_the_response_to_what_lasts_is_told(units, is_told):
+    """0.4 of the unit of a factor: 3.0 and 1.3 % of the distance of the pole from 1."""
+    model = Sequential(IIRSynapse(1, (0.5,), (1.0,))).double()
+    model[0].alpha.data.fill_(1 - units * 2.0**-23)
+    told = pytest.warns(UserWarning, match="24 bits make another one")
+    with told if is_told else contextlib.nullcontext():
+        quantise(model, torch.randn(600, 2, 1).double())
 
 
 @pytest.mark.parametrize("number", [1, 9])

@@ -23,7 +23,7 @@ from snn_lib.tasks.time_series import (
     TimeSeriesHyperparameters,
     prepare_series,
 )
-from snn_lib.time_series import build_network
+from snn_lib.time_series import build_network, complete
 from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
@@ -250,6 +250,7 @@ def test_an_npz_of_one_s_own_is_learned_and_tested_to_the_same_accuracy(mine, tm
     ("change", "what"),
     [
         ({"x": lambda x: 1000 * x}, "mean and deviation"),
+        ({"x": lambda x: x + 1}, "mean and deviation"),
         (dict.fromkeys(["y", "y_test"], lambda y: np.array(["d", "b", "c"])[y]), "classes"),
         # Another order rounds the mean otherwise, and the network is tested on whatever is there.
         ({"x": lambda x: x[::-1], "y": lambda y: y[::-1], "x_test": lambda x: x + 1}, None),
@@ -330,6 +331,42 @@ def test_the_installed_command_trains_tests_and_loads(mine, tmp_path, monkeypatc
     names, scores = snn_lib.load(best).classify([mine["x_test"][0]])
     assert names[0] in {"0", "1", "2"}
     assert scores.shape == (1, 3)
+    Path("my #2.npz").rename("other.npz")  # by whose name there is no run
+    arguments = "--test", f"test_checkpoint_path={best}", "other.npz", "device=cpu"
+    assert accuracy_of(*arguments) == found
+
+
+DATA = "dataset=a_TRAIN.ts"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a_TRAIN.ts", f"{DATA} --train name=a"),
+        ("device=cpu a_TRAIN.ts", f"{DATA} --train name=a device=cpu"),
+        ("--train a_TRAIN.ts --resume", f"{DATA} --train name=a --train --resume"),
+        ("a_TRAIN.ts --resume seed=2", f"{DATA} --train name=a --resume seed=2"),
+        ("a_TRAIN.ts --resume best", f"{DATA} --train --resume best"),
+        ("--train --resume best a_TRAIN.ts", f"{DATA} --train --train --resume best"),
+        ("--resume=best a_TRAIN.ts", f"{DATA} --train --resume=best"),
+        ("--config_file b.yaml a_TRAIN.ts", f"{DATA} --train name=a --config_file b.yaml"),
+        ("a_TRAIN.ts --test", f"{DATA} name=a --test"),
+        ("a_TRAIN.ts test_checkpoint_path=''", f"{DATA} --train name=a test_checkpoint_path=''"),
+        ("--test test_checkpoint_path=best a_TRAIN.ts", f"{DATA} --test test_checkpoint_path=best"),
+        ("--export a.c a_TRAIN.ts", "name=a --export a.c"),
+        ("a_TRAIN.ts --export=a.c", "name=a --export=a.c"),
+        ("day=3/b.npz", "dataset=day=3/b.npz --train name=b"),
+        ("--help", "--help"),
+        ("seed=3", "--train dataset= seed=3"),
+    ],
+)
+def test_the_data_is_found_among_the_words_and_names_a_run_that_has_no_name(
+    words, expected, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("day=3").mkdir()
+    Path("day=3/b.npz").touch()
+    assert complete(words.split()) == expected.split()
 
 
 def test_the_installed_command_without_data_asks_for_data(tmp_path):
