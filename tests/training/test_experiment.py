@@ -820,6 +820,7 @@ def averaged(tmp_path_factory):
         ("hyperparameters.epoch=9", "hyperparameters.epoch cannot change when"),
         ("hyperparameters.batch_size=32", "batch_size or the number of samples cannot change when"),
         ("optimizer.AdamW.eps=0.5", "the optimizer with its options cannot change when"),
+        ("optimizer.coefficient_lr_scale=0.5", "the optimizer with its options cannot change when"),
         ("seed=5", "seed cannot change when"),
         ("first_weights=there", "first_weights has no effect with --resume"),
         ("hyperparameters.train_coefficients=false", "train_coefficients cannot change when"),
