@@ -525,7 +525,7 @@ class Votes(nn.Module):
         ``(T, B, classes * voters)``, the voters of a class side by side, to ``(T, B, classes)``.
 
     Raises:
-        ValueError: ``classes`` is not a whole number of at least 1.
+        ValueError: ``classes`` is not a whole number of at least 1, or does not divide the neurons.
     """
 
     def __init__(self, classes: int) -> None:
@@ -535,6 +535,10 @@ class Votes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Adds up the votes; see the class for shapes."""
         check_sequence("x", x)
+        if x.shape[2] % self.classes:
+            raise ValueError(
+                f"got {x.shape[2]} neurons, expected a multiple of the {self.classes} classes"
+            )
         return x.unflatten(2, (self.classes, -1)).sum(3)
 
     def extra_repr(self) -> str:
