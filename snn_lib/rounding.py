@@ -52,10 +52,11 @@ def layers_to_round(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     if not layers:
         raise ValueError("the network has no nn.Linear and no nn.Conv2d, whose weights it rounds")
     for name, layer in layers.items():
-        if "weight" not in layer._parameters:
+        if "weight" not in {**layer._parameters, **layer._buffers}:
             raise ValueError(
-                f"layer {name} computes its weight from other parameters, as pruned layers do: "
-                "only a weight that is a parameter can be rounded"
+                f"{f'layer {name}' if name else 'the network'} computes its weight from other "
+                "parameters, which rounding does not reach: make the pruning, or the "
+                "parametrisation, permanent first"
             )
     return list(layers.values())
 

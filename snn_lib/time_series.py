@@ -45,7 +45,6 @@ from snn_lib.training.distributed import rank_and_world
 
 CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
 VALUED = "--config_file", "--export", "--resume"  # whose value is the next word
-CHECKPOINTS = "test_checkpoint_path", "--resume"
 NEARBY = 4  # values of a current to either side, between which its threshold may be
 
 
@@ -162,28 +161,28 @@ def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
 def complete(words: Sequence[str]) -> list[str]:
     """The words of the command as those of an experiment, where the data is a setting.
 
-    The data also names the run, unless a checkpoint is named, whose run has a name.
+    The first word that is neither an option nor a setting is the data. It also names the run,
+    unless a checkpoint is named, whose run has a name.
     """
-    pairs = list(zip(["", *words], words, strict=False))
-    plain = [(b, word) for b, word in pairs if "=" not in word or Path(word).exists()]
-    plain = [(b, word) for b, word in plain if not word.startswith("-")]
-    data = next((word for before, word in plain if before not in VALUED), None)
-    if data is None:
+    settings = dict(word.split("=", 1) for word in words if "=" in word)
+    plain = {
+        place: before
+        for place, (before, word) in enumerate(zip(["", *words], words, strict=False))
+        if "=" not in word and not word.startswith("-")
+    }
+    place = next((place for place, before in plain.items() if before not in VALUED), None)
+    if place is None or "dataset" in settings:
         if any(word.startswith("-") for word in words):
             return [*words]
         return ["--train", "dataset=", *words]  # which is refused unless data is named after it
-    options = [word.partition("=") for word in words]
-    checkpoints = [value.strip("\"'") for key, _, value in options if key in CHECKPOINTS]
-    checkpoints += [word for before, word in plain if before == "--resume"]
-    given = []
-    if not any(key == "--export" for key, *_ in options):
+    data, given = words[place], []
+    if "--export" not in {word.partition("=")[0] for word in words}:
         given += [f"dataset={data}", *["--train"] * ("--test" not in words)]
-    if not any(checkpoints):
+    path = settings.get("test_checkpoint_path", "").strip("\"'") or settings.get("--resume")
+    if not path and "--resume" not in plain.values():
         stem = re.sub(r"\W", "_", Path(data).stem.removesuffix("_TRAIN"))
         given.append(f"name={stem[:100] or 'time_series'}")  # by which the network is found
-    rest = [*words]
-    rest.remove(data)
-    return [*given, *rest]
+    return [*given, *words[:place], *words[place + 1 :]]
 
 
 if __name__ == "__main__":

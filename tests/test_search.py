@@ -5,6 +5,7 @@ import math
 import shlex
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from threading import Barrier
 
@@ -180,9 +181,9 @@ def test_a_study_that_several_begin_at_once_is_the_same_for_all(tmp_path):
 def test_a_trial_that_is_interrupted_more_than_three_times_is_given_up(tmp_path):
     study = open_study(tmp_path, None, {"seed": "1..9"})
     seeds = [study.ask().suggest_int("seed", 1, 9)]
-    while True:
-        with sqlite3.connect(tmp_path / "study.db") as database:  # its process has long been gone
-            database.execute(
+    for _ in range(9):
+        with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+            database.execute(  # that its process has long been gone
                 "INSERT INTO trial_heartbeats (trial_id, heartbeat) "
                 "SELECT trial_id, '2020-01-01' FROM trials WHERE state = 'RUNNING'"
             )

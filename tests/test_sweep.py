@@ -127,10 +127,11 @@ def test_a_script_that_is_none_is_refused(name):
     assert refused.err.startswith("sweep: there is no script ")
 
 
-def test_a_yaml_file_in_the_place_of_the_script_is_refused_in_a_line():
-    refused = sweep(str(ROOT / "snn_mlp_1.yaml"), "seed=1,2")
+@pytest.mark.parametrize("name", ["snn_mlp_1.yaml", "README.md", "checkpoint/pretrained_snn_mlp_1"])
+def test_another_file_in_the_place_of_the_script_is_refused_in_a_line(name):
+    refused = sweep(str(ROOT / name), "seed=1,2")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert refused.err.endswith("snn_mlp_1.yaml is no script, expected a file that ends in .py\n")
+    assert f"{name} is no script of Python's: " in refused.err
 
 
 def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):

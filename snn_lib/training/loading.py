@@ -7,6 +7,7 @@ A checkpoint holds the weights, how input is prepared, the readout and the names
 names ``build_model``, which makes the layers, and the class of the settings.
 """
 
+import ast
 import importlib
 import runpy
 import sys
@@ -298,7 +299,10 @@ def arguments_of_main(script: Path) -> list[Any]:
         InputError: the script is not found, is none of Python's, or does not call ``main``.
     """
     require(script.is_file(), f"there is no script {script}")
-    require(script.suffix == ".py", f"{script} is no script, expected a file that ends in .py")
+    try:
+        ast.parse(script.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{script} is no script of Python's: {one_line(error)}") from None
     given: list[Any] = []
     token = GIVEN.set(given)
     try:

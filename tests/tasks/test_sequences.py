@@ -775,7 +775,7 @@ def test_weight_bits_without_weights_to_round_are_refused():
 
 
 def test_weight_bits_of_a_pruned_network_are_refused():
-    """Its weights are products that each pass computes anew, so that rounding them did nothing."""
+    """Each pass computes its weights anew, from others that are not rounded."""
 
     def pruned(config):
         return nn.Sequential(prune.random_unstructured(nn.Linear(4, 3), "weight", 0.5))

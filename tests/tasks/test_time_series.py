@@ -23,7 +23,8 @@ from snn_lib.tasks.time_series import (
     TimeSeriesHyperparameters,
     prepare_series,
 )
-from snn_lib.time_series import build_network, complete
+from snn_lib.time_series import VALUED, build_network, complete
+from snn_lib.training import command_line
 from snn_lib.training.config import load_config
 
 CPU = torch.device("cpu")
@@ -355,18 +356,27 @@ DATA = "dataset=a_TRAIN.ts"
         ("--test test_checkpoint_path=best a_TRAIN.ts", f"{DATA} --test test_checkpoint_path=best"),
         ("--export a.c a_TRAIN.ts", "name=a --export a.c"),
         ("a_TRAIN.ts --export=a.c", "name=a --export=a.c"),
-        ("day=3/b.npz", "dataset=day=3/b.npz --train name=b"),
+        ("a_TRAIN.ts a.npz", f"{DATA} --train name=a a.npz"),  # which is refused
+        ("--config_file c seed=2 c", "dataset=c --train name=c --config_file c seed=2"),
+        ("--help a_TRAIN.ts", f"{DATA} --train name=a --help"),
         ("--help", "--help"),
         ("seed=3", "--train dataset= seed=3"),
+        ("dataset=b best", "--train dataset= dataset=b best"),  # which is refused
+        ("--test dataset=b best", "--test dataset=b best"),
+        (
+            "a_TRAIN.ts test_checkpoint_path=best test_checkpoint_path=",
+            f"{DATA} --train name=a test_checkpoint_path=best test_checkpoint_path=",
+        ),
     ],
 )
-def test_the_data_is_found_among_the_words_and_names_a_run_that_has_no_name(
-    words, expected, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    Path("day=3").mkdir()
-    Path("day=3/b.npz").touch()
+def test_the_data_is_found_among_the_words_and_names_a_run_that_has_no_name(words, expected):
     assert complete(words.split()) == expected.split()
+
+
+def test_options_that_have_a_value_are_known():
+    options = command_line._parser(Path("mine.py"))._actions
+    valued = {one.option_strings[0] for one in options if one.option_strings and one.nargs != 0}
+    assert valued == set(VALUED)
 
 
 def test_the_installed_command_without_data_asks_for_data(tmp_path):
