@@ -27,9 +27,9 @@ def test_poisson_spikes_have_the_asked_rate(rate):
     assert not silence.any()
 
 
-@pytest.mark.parametrize(("rate", "spikes"), [(0.0, 0.0), (-1.0, 0.0), (1.0, 1.0), (3.0, 1.0)])
+@pytest.mark.parametrize(("rate", "spikes"), [(0, 0), (-1, 0), (-1e9, 0), (1, 1), (3, 1), (1e9, 1)])
 def test_rates_of_0_and_1_and_beyond_are_certain(rate, spikes):
-    assert (poisson(torch.full((1000,), rate), 50) == spikes).all()
+    assert (poisson(torch.full((1000,), float(rate)), 50) == spikes).all()
 
 
 def test_poisson_spikes_are_independent_over_time_and_elements():
@@ -88,7 +88,8 @@ def times(spikes):
 
 def test_a_brighter_value_spikes_earlier_and_a_dark_one_never():
     values = torch.tensor([1.3, 1.0, 0.9, 0.6, 0.21, 0.2, 0.0, -1.0])
-    assert times(latency(values, 9, threshold=0.2)).tolist() == [0, 0, 1, 4, 8, -1, -1, -1]
+    assert times(latency(values, 9)).tolist() == [0, 0, 1, 4, 8, -1, -1, -1]
+    assert times(latency(values, 1)).tolist() == [0, 0, 0, 0, 0, -1, -1, -1]
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
@@ -141,6 +142,7 @@ REFUSED = [  # what is encoded, and the words
        f"values are {dtype}, expected probabilities")
       for dtype in (torch.uint8, torch.int64, torch.bool)),
     (lambda: latency(torch.ones(3, dtype=torch.uint8), 5), "are torch.uint8, expected fractions"),
+    (lambda: latency(torch.rand(3), 0), "length is 0, expected at least one step"),
     *((lambda settings=settings: latency(torch.rand(3), 5, **settings), words)
       for settings, words in (
         ({"threshold": -0.1}, "is -0.1, tau 5.0, jitter 0.0, expected 0 <= threshold < 1"),
@@ -177,6 +179,7 @@ def test_a_population_answers_by_a_gaussian_of_the_distance_to_each_centre():
                 assert found == pytest.approx(expected, rel=1e-5)
     half = population(values / 2, centres / 2)  # neighbours at half the distance are as wide apart
     torch.testing.assert_close(half, fields)
+    torch.testing.assert_close(population(values, centres[:2]), fields[..., [0, 1, 5, 6]])
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5])

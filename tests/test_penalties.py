@@ -290,6 +290,9 @@ def test_a_network_is_penalised_for_its_hidden_layers_own_steps(lengths, by_cost
     ]
     assert min(expected) > 0.1
     assert found.item() == pytest.approx(sum(expected), rel=1e-5)
+    alone = network_penalty(model, spikes, limit=0.3, lengths=given)
+    limited = sum(rate_penalty(spikes[name], 0.0, 0.3, given) for name in ("2", "4"))
+    assert alone.item() == pytest.approx(limited.item(), rel=1e-5)
 
 
 def test_an_empty_share_of_a_batch_is_not_penalised():

@@ -146,6 +146,8 @@ def test_pairs_within_any_tolerance_are_those_of_the_definition(tolerance):
 def test_scores_are_precision_recall_and_f1():
     scores = spike_scores({"pairs": 6, "output_spikes": 8, "target_spikes": 12, "samples": 3})
     assert scores == pytest.approx({"precision": 0.75, "recall": 0.5, "f1": 0.6})
+    alone = spike_scores(match_spikes(spikes_at(0, steps=2), spikes_at(1, steps=2)))
+    assert alone == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
 
 
 def test_scores_of_silence_are_zero():
