@@ -177,5 +177,6 @@ def test_samples_are_computed_alike_whatever_mode_the_network_runs_in():
 
     split = Split(50, 16, make_batch)
     expected = list(split.batches())
+    assert torch.equal(expected[0].x, (raw[:16] @ weights).detach())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert_same(split.batches(), expected)
