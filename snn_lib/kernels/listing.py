@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Sequence
 
+from snn_lib.errors import one_line
 from snn_lib.kernels.check import filter_key
 from snn_lib.kernels.program import key_of, kind_of, program
 from snn_lib.kernels.trace import SIGNS, Trace, Value
@@ -21,20 +22,28 @@ def listing(cells: str) -> str:
             ``module.Class`` is one of a user's own.
 
     Raises:
-        ValueError: there is no such cell.
+        ValueError: there is no such cell, or its step does not run with so many rows.
         ImportError: there is no such module.
     """
     key = re.sub(r"[^+~]+", lambda name: _with_orders(name[0].strip()), cells)
-    made, surrogate = program(key), "gaussian"
+    surrogate = "gaussian"
+    try:
+        made = program(key)
+        forward, whole = made.forward, made.adjoint(surrogate)
+    except Exception as error:  # a step that is given more or fewer rows may raise anything
+        raise ValueError(
+            f"{key}: {one_line(error)}; the brackets say how many rows each state and each "
+            "coefficient has, states first"
+        ) from error
     after = ["output", *(f"{name}'" for name in made.states)]
     arriving = {f"_g{number}": f"d_{name}" for number, name in enumerate(after)}
-    gradients = dict(zip(made.inputs(surrogate), made.adjoint(surrogate).results, strict=True))
+    gradients = dict(zip(made.inputs(surrogate), whole.results, strict=True))
     own = ["x", *made.states, *made.coefficients]
-    adjoint = made.adjoint(surrogate).only([gradients[name] for name in own])
+    adjoint = whole.only([gradients[name] for name in own])
     return "\n".join(
         [
             f"A step of {key}, where a prime marks what is after it:",
-            *_lines(made.forward, after, {}),
+            *_lines(forward, after, {}),
             f"Its adjoint, with the surrogate {surrogate!r}, where d_ marks gradients:",
             *_lines(adjoint, [f"d_{name}" for name in own], arriving),
         ]

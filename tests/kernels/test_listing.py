@@ -53,8 +53,41 @@ def test_the_command_finds_a_cell_in_a_file_of_ones_own(tmp_path, monkeypatch, c
     code, out, _ = show("own_cell.Own", monkeypatch, capsys)
     assert code is None
     assert "\n    v' = _0 + x\n" in out
-    (tmp_path / "cell_of_rows.py").write_text(OWN.replace("own_cell", "cell_of_rows"))
-    assert show("cell_of_rows.Own[-;-]", monkeypatch, capsys)[0] is None
+    (tmp_path / "with_orders.py").write_text(OWN.replace("own_cell", "with_orders"))
+    assert show("with_orders.Own[-;-]", monkeypatch, capsys)[0] is None
+
+
+ROWS = """
+from snn_lib.kernels.program import Kind, register
+def step(x, state, coefficients, fire):
+    (v,), (k,) = state, coefficients
+    v = k[0] * v + k[1] * x
+    return fire(v), (v,)
+register(Kind("cell_of_rows.Two", step, ("v",), ("k",)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("brackets", "reason"),
+    [
+        ("", "index 1 is out of bounds for dimension 0 with size 1"),
+        ("[-;1]", "tuple index out of range"),
+        ("[2]", "not enough values to unpack (expected 2, got 1)"),
+        ("[-;two]", "invalid literal for int() with base 10: 'two'"),
+    ],
+)
+def test_rows_of_another_number_are_refused_in_a_line_that_says_what_brackets_are(
+    brackets, reason, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "cell_of_rows.py").write_text(ROWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert show("cell_of_rows.Two[-;2]", monkeypatch, capsys)[0] is None
+    code, _, line = show(f"cell_of_rows.Two{brackets}", monkeypatch, capsys)
+    assert (code, line) == (
+        2,
+        f"cell_of_rows.Two{brackets or '[-;-]'}: {reason}; the brackets say how many rows each "
+        "state and each coefficient has, states first\n",
+    )
 
 
 @pytest.mark.parametrize(
