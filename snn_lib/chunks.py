@@ -24,6 +24,8 @@ from snn_lib.functional import casting_anew, check_tensor, lengths_beside
 from snn_lib.pytorch_private import version
 from snn_lib.recomputing import Chunk, Seed, current_chunk
 
+CUT_TWICE = "a Chunked runs in the chunks of another: let only one cut the time"
+
 
 class Chunked(StatefulModule):
     """Runs a module in chunks of time: exact gradients, in memory that grows far less with T.
@@ -65,9 +67,9 @@ class Chunked(StatefulModule):
 
     Raises:
         ValueError: ``steps`` is not a positive number, the sequences of ``x`` differ in length, the
-            module reads time both ways, a part of it has ``batch_first`` and the module itself has
-            no such attribute, or a plain module in a :class:`snn_lib.Sequential` holds what has a
-            state.
+            module reads time both ways or holds another ``Chunked``, a part of it has
+            ``batch_first`` and the module itself has no such attribute, or a plain module in a
+            :class:`snn_lib.Sequential` holds what has a state.
         TypeError: the module takes no state, does not return ``(output, state)``, has layers with a
             state and returns ``None`` for it, or its output is no tensor.
         RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
@@ -101,7 +103,7 @@ class Chunked(StatefulModule):
                 "Chunked(torch.compile(module), steps)"
             )
         if current_chunk() is not None:
-            raise RuntimeError("a Chunked runs in the chunks of another: let only one cut the time")
+            raise RuntimeError(CUT_TWICE)
         time = int(self.batch_first)
         sequences = x if isinstance(x, tuple) else (x,)
         for sequence in sequences:
@@ -193,6 +195,8 @@ def _check_module(module: nn.Module) -> None:
             raise ValueError(f"{part} reads time both ways, which no chunk can")
         if isinstance(part, Sequential):
             part.refuse_parts_that_forget()
+        if isinstance(part, Chunked):
+            raise ValueError(CUT_TWICE)
     if not hasattr(module, "batch_first") and batch_first_part(module) is not None:
         raise ValueError(
             f"{name} has a part with batch_first: give {name} an attribute batch_first that says "

@@ -61,7 +61,7 @@ def main() -> int:
     """Runs trials until the study has enough of them, and writes the best settings so far."""
     parser = Parser(prog="python -m snn_lib.sweep", description=__doc__ and __doc__.splitlines()[0])
     parser.add_argument("script", type=Path, help="a script that calls snn_lib.training.main")
-    parser.add_argument("settings", nargs="+", help="key=low..high, key=a,b,c or key=value")
+    parser.add_argument("settings", nargs="*", help="key=low..high, key=a,b,c or key=value")
     parser.add_argument("--config_file", type=Path, help="a YAML file other than the script's own")
     parser.add_argument("--trials", type=int, default=50, help="of all processes (default: 50)")
     parser.add_argument("--storage", metavar="URL", help="a database (default: an SQLite file)")
@@ -154,7 +154,7 @@ class SearchSpace:
             else:
                 self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
         merged = []
-        for number in range(max(map(len, self.choices.values()))):
+        for number in range(max(map(len, self.choices.values()), default=0)):
             chosen = [
                 f"{key}={own[min(number, len(own) - 1)]}" for key, own in self.choices.items()
             ]

@@ -127,6 +127,16 @@ def test_a_script_that_is_none_is_refused(name):
     assert refused.err.startswith("sweep: there is no script ")
 
 
+def test_a_script_or_settings_that_are_forgotten_are_asked_for(study):
+    for word, asked in (
+        ("hyperparameters.tau_m=2..4", "there is no script hyperparameters.tau_m=2..4"),
+        (study[0][0], "all trials would be the same: give a range, key=low..high, or choices"),
+    ):
+        refused = sweep(word)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert refused.err.startswith(f"sweep: {asked}")
+
+
 @pytest.mark.parametrize("name", ["snn_mlp_1.yaml", "README.md", "checkpoint/pretrained_snn_mlp_1"])
 def test_another_file_in_the_place_of_the_script_is_refused_in_a_line(name):
     refused = sweep(str(ROOT / name), "seed=1,2")

@@ -52,8 +52,8 @@ class IIRSynapse(Cell):
         train_alpha, train_beta: which of them are parameters; the others are buffers.
         constraint: ``"none"``, or ``"stable"`` to keep all poles inside the unit circle, which is
             possible up to P = 8.
-        margin: how far inside the stable set the filters are kept, in [1e-6, 1). ``None`` takes the
-            largest of 1e-3, half of it, and so on, that leaves stable first filters as they are.
+        margin: how far inside the stable set ``"stable"`` keeps them, in [1e-6, 1). ``None`` takes
+            the largest of 1e-3, half of it, and so on, that leaves stable first filters unchanged.
             If the first filters are random, that margin may differ from start to start. Stable
             filters that ``load_state_dict`` brings make it smaller if they need to, and stay as
             they are too. A number fixes it, and filters nearer to the edge are then moved.

@@ -68,19 +68,23 @@ class TimeSeriesHyperparameters(OneTimeConstant, LabelSmoothing, Hyperparameters
     filters: int = setting(
         128, "filters in all; each input has the same number, rounded up", at_least=1
     )
-    heard: int = setting(4, "filters that each neuron hears", FIRST_VALUE, at_least=1)
+    heard: int = setting(
+        4, "filters that each neuron hears, if there are so many", FIRST_VALUE, at_least=1
+    )
     shortest_memory: float = setting(
         1.0, "steps in which the fastest filter decays", FIRST_VALUE, above=0
     )
     longest_memory: float = setting(
         0.25,
-        "time in which the slowest filter decays, as a share of the longest sequence",
+        "time in which the slowest filter decays, as a share of the longest sequence; at least "
+        "twice that of the fastest",
         FIRST_VALUE,
         above=0,
     )
     fewest_cycles: float = setting(
         1.0,
-        "cycles of the slowest filter's oscillation in the longest sequence",
+        "cycles of the slowest filter's oscillation in the longest sequence; at most one in four "
+        "steps",
         FIRST_VALUE,
         above=0,
     )
