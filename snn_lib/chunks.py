@@ -27,6 +27,10 @@ from snn_lib.recomputing import Chunk, Seed, current_chunk
 CUT_TWICE = "a Chunked runs in the chunks of another: let only one cut the time"
 
 
+class UnfitOutputError(TypeError):
+    """A module returns what no next chunk can go on from, or what cannot be joined along time."""
+
+
 class Chunked(StatefulModule):
     """Runs a module in chunks of time: exact gradients, in memory that grows far less with T.
 
@@ -122,7 +126,7 @@ class Chunked(StatefulModule):
             start, count = number * self.steps, parts[0].shape[time]
             for layer in self.modules() if number and state is None else ():
                 if isinstance(layer, (Constrained, nn.RNNBase)):  # others may have no state
-                    raise TypeError(
+                    raise UnfitOutputError(
                         f"{type(self.module).__name__} returned no state, so that its "
                         f"{type(layer).__name__} would begin anew in each chunk: return the states"
                     )
@@ -154,12 +158,12 @@ class Chunked(StatefulModule):
             unchanged = {key: v for key, v in self._versions().items() if before.get(key) == v}
             chunk.given, chunk.read = given, unchanged
         if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
+            raise UnfitOutputError(
                 f"{type(self.module).__name__} returned {type(result).__name__}, expected "
                 "(output, state) to go on from in the next chunk"
             )
         if not isinstance(result[0], Tensor):
-            raise TypeError(
+            raise UnfitOutputError(
                 f"the output of {type(self.module).__name__} is a {type(result[0]).__name__}, "
                 "expected a tensor, which can be joined along time"
             )

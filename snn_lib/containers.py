@@ -537,7 +537,7 @@ class Votes(nn.Module):
         check_sequence("x", x)
         if x.shape[2] % self.classes:
             raise ValueError(
-                f"got {x.shape[2]} neurons, expected a multiple of the {self.classes} classes"
+                f"got {x.shape[2]} channels, expected a multiple of the {self.classes} classes"
             )
         return x.unflatten(2, (self.classes, -1)).sum(3)
 
@@ -547,23 +547,29 @@ class Votes(nn.Module):
 
 
 def feature_shape(shape: Any) -> tuple[int, ...]:
-    """The shape of a layer's features, from their number or their shape."""
-    with contextlib.suppress(TypeError):
-        return (operator.index(shape),)  # NumPy's whole numbers too
-    return tuple(map(operator.index, shape))
+    """The shape of a layer's features, from their number or their shape.
+
+    Raises:
+        ValueError: a size is not a whole number.
+    """
+    try:
+        sizes = list(shape)
+    except TypeError:
+        sizes = [shape]
+    return tuple(whole_number(size, "shape", 0) for size in sizes)
 
 
-def whole_number(value: Any, name: str) -> int:
-    """A whole number of at least 1, from Python's, NumPy's or PyTorch's.
+def whole_number(value: Any, name: str, least: int = 1) -> int:
+    """A whole number of at least so much, from Python's, NumPy's or PyTorch's.
 
     Raises:
         ValueError: it is none; the message calls it ``name``.
     """
-    number = 0
+    number = least - 1
     with contextlib.suppress(TypeError):
         number = operator.index(value)
-    if number < 1:
-        raise ValueError(f"{name} is {value!r}, expected a whole number of at least 1")
+    if number < least:
+        raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
     return number
 
 

@@ -138,6 +138,7 @@ class SearchSpace:
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
         self.build_model, self.task, self.initialise = arguments_of_main(script)
+        require(len(settings) > 0, "no setting is given: expected key=low..high or key=a,b,c")
         self.script, self.base = script, chosen_file(script, config_file)
         schema = self.task.config_class
         self.merged = partial(merge_config, schema, self.base, script=script)
@@ -154,7 +155,7 @@ class SearchSpace:
             else:
                 self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
         merged = []
-        for number in range(max(map(len, self.choices.values()), default=0)):
+        for number in range(max(map(len, self.choices.values()))):
             chosen = [
                 f"{key}={own[min(number, len(own) - 1)]}" for key, own in self.choices.items()
             ]

@@ -1,7 +1,8 @@
 """The network for time series, and the command that trains it: archive sets, or files of yours.
 
-    python -m snn_lib.time_series mine.npz        # np.savez("mine.npz", x=x, y=y)
+    python -m snn_lib.time_series mine.npz        # trains; np.savez("mine.npz", x=x, y=y)
     python -m snn_lib.time_series GunPoint        # any UCR or UEA set
+    python -m snn_lib.time_series mine.npz --test
 
 Random filters of many time scales remember what has just been and what was long ago. Neurons with
 random weights read them. A neuron fires while what they remember fits its weights, so its firing

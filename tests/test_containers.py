@@ -224,7 +224,7 @@ def test_neurons_side_by_side_vote_for_a_class():
 
 def test_neurons_that_cannot_be_shared_out_among_the_classes_are_refused():
     with pytest.raises(
-        ValueError, match="layer 1: got 10 neurons, expected a multiple of the 3 cl"
+        ValueError, match="layer 1: got 10 channels, expected a multiple of the 3 cl"
     ):
         Sequential(nn.Linear(6, 10), Votes(3))(torch.rand(4, 2, 6))
 

@@ -130,7 +130,7 @@ def test_a_script_that_is_none_is_refused(name):
 def test_a_script_or_settings_that_are_forgotten_are_asked_for(study):
     for word, asked in (
         ("hyperparameters.tau_m=2..4", "there is no script hyperparameters.tau_m=2..4"),
-        (study[0][0], "all trials would be the same: give a range, key=low..high, or choices"),
+        (study[0][0], "no setting is given: expected key=low..high or key=a,b,c"),
     ):
         refused = sweep(word)
         assert (refused.code, refused.err.count("\n")) == (2, 1)

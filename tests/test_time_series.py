@@ -1,5 +1,7 @@
 """The network for time series: its first weights suit the data, and nothing but the data."""
 
+import math
+
 import pytest
 import torch
 
@@ -53,6 +55,14 @@ def test_the_filters_of_short_series_have_different_memories_and_spikes_have_uni
     torch.testing.assert_close(memories.max().item(), 2 * low, rtol=1e-3, atol=0)
     alpha, beta = network[4].alpha[0], network[4].beta[0]
     torch.testing.assert_close(beta, (1 - alpha.double() ** 2).sqrt().float(), rtol=1e-4, atol=0)
+
+
+def test_the_synapses_of_the_neurons_remember_from_nothing_to_the_longest_sequence(sequences):
+    options = TimeSeriesHyperparameters(neurons=60)
+    alpha = build_network(options, prepare_series(sequences, options), 2)[4].alpha[0]
+    logarithms = torch.linspace(-1, 1, 60, dtype=torch.float64) * math.log(STEPS)
+    expected = (-1 / logarithms.exp()).exp()
+    torch.testing.assert_close(alpha.double().sort()[0], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_no_current_is_so_near_to_its_threshold_that_rounding_decides(sequences):

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snn_lib.chunks import UnfitOutputError
 from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
-from snn_lib.errors import InputError, RunError, one_line, require
+from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.settings import ExperimentConfig
 
@@ -194,12 +195,16 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     """The output of a model that returns it alone or together with a state.
 
     Raises:
-        InputError: the model does not take sequences of these features, or returns no tensor.
+        InputError: the model does not take sequences of these features, or returns no tensor, or
+            nothing from which a next chunk could go on.
     """
     try:
         result = model(x)
+    except UnfitOutputError as error:
+        raise SettingsError(f"the model does not run in chunks: {error}") from error
     except (ValueError, RuntimeError) as error:
-        if not any(word in str(error) for word in ("shape", "channels", "dimension")):
+        words = "shape", "channels", "dimension", "(output, state)"
+        if not any(word in str(error) for word in words):
             raise
         raise InputError(
             f"the model does not take batches (T, B, *features) of shape {tuple(x.shape)}: "

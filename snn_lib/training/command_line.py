@@ -86,7 +86,8 @@ def main(
         defaults(task.config_class)  # annotations that are text name things of this script
         given += build_model, task, initialise
         sys.exit()
-    work = partial(_run, Path(script), build_model, task, initialise, arguments)
+    about = caller.get("__doc__")
+    work = partial(_run, Path(script), about, build_model, task, initialise, arguments)
     exit_with(_module_of(script) or Path(script).name, work)
 
 
@@ -135,13 +136,14 @@ class Parser(argparse.ArgumentParser):
 
 def _run(
     script: Path,
+    about: str | None,
     build_model: BuildModel,
     task: Task,
     initialise: Callable[[Any, Any], Any] | None,
     arguments: Sequence[str] | None,
 ) -> int:
     check_task(task)
-    parser, typed = _parser(script), list(sys.argv[1:] if arguments is None else arguments)
+    parser, typed = _parser(script, about), list(sys.argv[1:] if arguments is None else arguments)
     for place, (word, after) in enumerate(pairwise(typed)):
         if word == "--resume" and "=" in after and not Path(after).exists():
             typed[place] = "--resume="  # what follows, key=value, names no checkpoint
@@ -319,13 +321,14 @@ def settings_of(
     return config_from_dict(type(config), {**trained, **local}, overrides, source)
 
 
-def _parser(script: Path) -> argparse.ArgumentParser:
+def _parser(script: Path, about: str | None = None) -> argparse.ArgumentParser:
     module = _module_of(script)
     parser = Parser(
         prog=f"python -m {module}" if module else f"python {script.name}",
         add_help=False,  # which would end the script before the configuration is read
         allow_abbrev=False,
-        description="Trains a network, or tests or exports a trained one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=about or "Trains a network, or tests or exports a trained one.",
         epilog="exit codes: 0 done, 1 the run failed, 2 the input was wrong",
     )
 

@@ -186,6 +186,7 @@ def counted(frames, events, sensor):
         (Frames(5, 300.0, "count", side=20), 34),  # cropped
         (Frames(4, 250.0, merge=4, side=32), 128),
         (Frames(4, 256.0, "count", merge=2, side=34), 128),
+        (Frames(4, 300.0, merge=4, side=8), 34),  # two pixels are left over
     ],
 )
 def test_frames_count_every_event_where_and_when_it_was(frames, sensor):

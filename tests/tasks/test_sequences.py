@@ -22,7 +22,7 @@ from torch.nn.utils import prune
 from torch.utils.data import Dataset, Subset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron
+from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron, StatefulModule, Votes
 from snn_lib.data.augmentation import AugmentationSettings
 from snn_lib.data.batches import Batch
 from snn_lib.errors import RunError
@@ -788,6 +788,16 @@ def test_weight_bits_of_a_pruned_network_are_refused():
     assert "weight_bits is 2, but layer 0 computes its weight from other parameters" in message
 
 
+class Pair(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class OutputAlone(StatefulModule):
+    def forward(self, x, state=None):
+        return x
+
+
 class Named(nn.Linear):
     def forward(self, x):
         return {"out": super().forward(x)}
@@ -800,12 +810,48 @@ class Named(nn.Linear):
         (Sequential(*network(), batch_first=True), "the model has batch_first"),
         (nn.Sequential(nn.Identity(), nn.GRU(4, 3, batch_first=True)), "in its part 1, has batch"),
         (network().requires_grad_(False), "the model has no parameter that is trained"),
+        (Sequential(*network(), Votes(2)), "4): layer 5: got 3 channels, expected a multiple of"),
+        (
+            Sequential(Pair(4, 3), nn.Identity()),
+            "4): layer 1 is given a tuple, expected a ten",
+        ),
+        (
+            Sequential(nn.Linear(4, 3), OutputAlone()),
+            "4): layer 1: OutputAlone returned a Tensor, expected (output",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_trained_is_refused(tmp_path, model, message):
     task, config = SequenceClassification({"train": sequences()}), ClassificationConfig()
     config.runs_path, config.hyperparameters.batch_size = str(tmp_path), 8
     assert message in refusal(lambda: Experiment(lambda config: model, task, config).train())
+
+
+class Alone(nn.Module):
+    """A network of which ``returned`` takes output and state."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.layers, self.returned = network(), returned
+
+    def forward(self, x, state=None):
+        return self.returned(self.layers(x, state))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda pair: pair[0], "Alone returned Tensor, expected (output, state) to go on from"),
+        (lambda pair: (pair[0], None), "Alone returned no state, so that its "),
+        (lambda pair: ({"out": pair[0]}, pair[1]), "the output of Alone is a dict, expected"),
+    ],
+)
+def test_a_model_whose_output_does_not_fit_chunks_is_refused(tmp_path, returned, message):
+    task, config = SequenceClassification({"train": sequences()}, "mean"), ClassificationConfig()
+    config.runs_path, config.hyperparameters.batch_size = str(tmp_path), 8
+    config.hyperparameters.chunk = 2
+    found = refusal(lambda: Experiment(lambda config: Alone(returned), task, config).train())
+    assert found.startswith(f"the model does not run in chunks: {message}")
 
 
 @pytest.mark.parametrize(

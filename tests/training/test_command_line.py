@@ -16,7 +16,19 @@ from typing import Literal
 import pytest
 import torch
 from refusing import refusal
-from running import SCRIPT, TINY, SmallSNN, load, refused, run, shell, the_run, tiny, train
+from running import (
+    SCRIPT,
+    TINY,
+    SmallSNN,
+    load,
+    refused,
+    run,
+    run_script,
+    shell,
+    the_run,
+    tiny,
+    train,
+)
 from torch import nn
 
 from snn_lib.settings import list_settings, section, setting
@@ -100,6 +112,14 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, 
 def test_main_wants_a_task_and_not_its_class(task):
     message = refusal(main, "script.py", lambda config: None, task)
     assert "expected a task: main(__file__, build_model, task)" in message
+
+
+def test_help_begins_with_what_the_script_says_of_itself():
+    said = run_script("snn_lib/time_series.py", "--help").out
+    assert "\n\nThe network for time series, and the command that trains it:" in said
+    assert (
+        '\n    python -m snn_lib.time_series mine.npz        # trains; np.savez("mine.npz",' in said
+    )
 
 
 def test_help_explains_every_setting():
