@@ -431,7 +431,7 @@ def test_one_of_several_processes_tells_that_a_file_differs(trained, monkeypatch
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(ZeroDivisionError):
-            command_line._run(SCRIPT, SmallSNN, DigitClassification(), None, there)
+            command_line._run(SCRIPT, None, SmallSNN, DigitClassification(), None, there)
         assert ("differs from" in capsys.readouterr().out) == (rank == "0")
 
 
