@@ -24,8 +24,6 @@ from snn_lib.functional import casting_anew, check_tensor, lengths_beside
 from snn_lib.pytorch_private import version
 from snn_lib.recomputing import Chunk, Seed, current_chunk
 
-CUT_TWICE = "a Chunked runs in the chunks of another: let only one cut the time"
-
 
 class UnfitOutputError(TypeError):
     """A module returns what no next chunk can go on from, or what cannot be joined along time."""
@@ -107,7 +105,7 @@ class Chunked(StatefulModule):
                 "Chunked(torch.compile(module), steps)"
             )
         if current_chunk() is not None:
-            raise RuntimeError(CUT_TWICE)
+            raise RuntimeError("a Chunked runs in the chunks of another: let only one cut the time")
         time = int(self.batch_first)
         sequences = x if isinstance(x, tuple) else (x,)
         for sequence in sequences:
@@ -200,7 +198,7 @@ def _check_module(module: nn.Module) -> None:
         if isinstance(part, Sequential):
             part.refuse_parts_that_forget()
         if isinstance(part, Chunked):
-            raise ValueError(CUT_TWICE)
+            raise ValueError(f"{name} holds another Chunked: let only one cut the time")
     if not hasattr(module, "batch_first") and batch_first_part(module) is not None:
         raise ValueError(
             f"{name} has a part with batch_first: give {name} an attribute batch_first that says "

@@ -13,8 +13,8 @@ alone learns, by ridge regression: no gradients are needed.
 MiniRocket reads its random features in the same way (Dempster, Schmidt, Webb, KDD 2021, doi
 10.1145/3447548.3467231). Here the features are spiking neurons, which also work step by step.
 
-:class:`snn_lib.classifier.SpikingClassifier` is the same network with the interface of scikit-learn
-and aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
+SpikingClassifier in snn_lib.classifier is the same network with the interface of scikit-learn and
+aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijcai.2020/388.
 """
 
 import re
@@ -162,8 +162,9 @@ def initialise(network: Sequential, task: TimeSeries) -> dict[str, Any]:
 def complete(words: Sequence[str]) -> list[str]:
     """The words of the command as those of an experiment, where the data is a setting.
 
-    The first word that is neither an option nor a setting is the data. It also names the run,
-    unless a checkpoint is named, whose run has a name.
+    The first word that is neither an option nor a setting is the data. (A path with ``=`` is given
+    by ``dataset=``.) It also names the run, unless the words name a checkpoint, whose run has a
+    name.
     """
     settings = dict(word.split("=", 1) for word in words if "=" in word)
     plain = {

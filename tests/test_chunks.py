@@ -293,7 +293,7 @@ REFUSED = [  # what is built or run, and the words
      r"Talkative returned tuple, expected \(output, state\)"),
     (lambda: Chunked(two_layers(), 4)((spike_trains(), spike_trains(24))), r"\[25, 24\] steps"),
     (lambda: Chunked(two_layers(), 4)(spike_trains().numpy()), "x is a ndarray, expected a tensor"),
-    (lambda: Chunked(Chunked(two_layers(), 4), 10), "in the chunks of another"),
+    (lambda: Chunked(Chunked(two_layers(), 4), 10), "Chunked holds another Chunked: let only one"),
     (lambda: Chunked(lambda x, state: Chunked(two_layers(), 4)(x, state), 10)(spike_trains()),
      "in the chunks of another"),
 ]  # fmt: skip

@@ -137,11 +137,25 @@ def test_a_script_or_settings_that_are_forgotten_are_asked_for(study):
         assert refused.err.startswith(f"sweep: {asked}")
 
 
-@pytest.mark.parametrize("name", ["snn_mlp_1.yaml", "README.md", "checkpoint/pretrained_snn_mlp_1"])
-def test_another_file_in_the_place_of_the_script_is_refused_in_a_line(name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("snn_mlp_1.yaml", "is no script, expected a file that ends in .py\n"),
+        ("README.md", "is no script, expected a file that ends in .py\n"),
+        ("checkpoint/pretrained_snn_mlp_1", "cannot be read as Python: "),
+    ],
+)
+def test_another_file_in_the_place_of_the_script_is_refused_in_a_line(name, reason):
     refused = sweep(str(ROOT / name), "seed=1,2")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert f"{name} is no script of Python's: " in refused.err
+    assert f"{name} {reason}" in refused.err
+
+
+def test_a_script_with_a_typing_error_is_refused_by_its_line(tmp_path):
+    (tmp_path / "mine.py").write_text("import torch\nreturn 3\n")
+    refused = sweep(tmp_path / "mine.py", "seed=1,2")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert refused.err.endswith("'return' outside function (mine.py, line 2)\n")
 
 
 def test_without_optuna_a_line_says_what_to_install(study, monkeypatch):

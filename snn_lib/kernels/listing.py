@@ -22,7 +22,7 @@ def listing(cells: str) -> str:
             ``module.Class`` is one of a user's own.
 
     Raises:
-        ValueError: there is no such cell, or its step does not run with so many rows.
+        ValueError: there is no such cell, or no kernel can compute its step with these rows.
         ImportError: there is no such module.
     """
     key = re.sub(r"[^+~]+", lambda name: _with_orders(name[0].strip()), cells)
@@ -30,10 +30,9 @@ def listing(cells: str) -> str:
     try:
         made = program(key)
         forward, whole = made.forward, made.adjoint(surrogate)
-    except Exception as error:  # a step that is given more or fewer rows may raise anything
+    except (ValueError, TypeError, IndexError) as error:  # a step may be given too few rows
         raise ValueError(
-            f"{key}: {one_line(error)}; the brackets say how many rows each state and each "
-            "coefficient has, states first"
+            f"{one_line(error)} (with these rows of each state and coefficient: {key})"
         ) from error
     after = ["output", *(f"{name}'" for name in made.states)]
     arriving = {f"_g{number}": f"d_{name}" for number, name in enumerate(after)}
@@ -54,6 +53,7 @@ def _with_orders(name: str) -> str:
     module, _, cell = name.partition("[")[0].rpartition(".")
     found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
     if "[" in name:
+        kind_of(name.partition("[")[0])
         return name
     name = getattr(found, "kind", name)  # a class may have the step of another, as synapses do
     if name == "IIRSynapse":

@@ -203,8 +203,9 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     except UnfitOutputError as error:
         raise SettingsError(f"the model does not run in chunks: {error}") from error
     except (ValueError, RuntimeError) as error:
-        words = "shape", "channels", "dimension", "(output, state)"
-        if not any(word in str(error) for word in words):
+        if "(output, state)" in str(error):  # which a layer should have returned, or not
+            raise InputError(f"the model does not run: {one_line(error)}") from error
+        if not any(word in str(error) for word in ("shape", "channels", "dimension")):
             raise
         raise InputError(
             f"the model does not take batches (T, B, *features) of shape {tuple(x.shape)}: "

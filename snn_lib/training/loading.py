@@ -7,11 +7,11 @@ A checkpoint holds the weights, how input is prepared, the readout and the names
 names ``build_model``, which makes the layers, and the class of the settings.
 """
 
-import ast
 import importlib
 import runpy
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -299,10 +299,14 @@ def arguments_of_main(script: Path) -> list[Any]:
         InputError: the script is not found, is none of Python's, or does not call ``main``.
     """
     require(script.is_file(), f"there is no script {script}")
+    ending = script.suffix in ("", ".py", ".pyw")  # a flat YAML file would run as annotations
+    require(ending, f"{script} is no script, expected a file that ends in .py")
     try:
-        ast.parse(script.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when it runs
+            compile(script.read_bytes(), str(script), "exec")
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"{script} is no script of Python's: {one_line(error)}") from None
+        raise InputError(f"{script} cannot be read as Python: {one_line(error)}") from None
     given: list[Any] = []
     token = GIVEN.set(given)
     try:

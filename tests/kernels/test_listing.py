@@ -67,33 +67,24 @@ register(Kind("cell_of_rows.Two", step, ("v",), ("k",)))
 """
 
 
-@pytest.mark.parametrize(
-    ("brackets", "reason"),
-    [
-        ("", "index 1 is out of bounds for dimension 0 with size 1"),
-        ("[-;1]", "tuple index out of range"),
-        ("[2]", "not enough values to unpack (expected 2, got 1)"),
-        ("[-;two]", "invalid literal for int() with base 10: 'two'"),
-    ],
-)
-def test_rows_of_another_number_are_refused_in_a_line_that_says_what_brackets_are(
-    brackets, reason, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("brackets", ["", "[-;1]", "[2]", "[-;two]"])
+def test_rows_of_another_number_are_refused_in_a_line_that_says_which_were_taken(
+    brackets, tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "cell_of_rows.py").write_text(ROWS)
     monkeypatch.syspath_prepend(tmp_path)
     assert show("cell_of_rows.Two[-;2]", monkeypatch, capsys)[0] is None
     code, _, line = show(f"cell_of_rows.Two{brackets}", monkeypatch, capsys)
-    assert (code, line) == (
-        2,
-        f"cell_of_rows.Two{brackets or '[-;-]'}: {reason}; the brackets say how many rows each "
-        "state and each coefficient has, states first\n",
-    )
+    assert (code, line.count("\n")) == (2, 1)
+    rows = f"cell_of_rows.Two{brackets or '[-;-]'}"
+    assert line.endswith(f" (with these rows of each state and coefficient: {rows})\n")
 
 
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
         ("Unheard", "no cell is called 'Unheard': import its module, or name it module.Class"),
+        ("Unheard[-;-]", "no cell is called 'Unheard': import its module, or name it module.Class"),
         ("no_module.Cell", "No module named 'no_module'"),
     ],
 )

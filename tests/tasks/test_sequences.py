@@ -813,11 +813,11 @@ class Named(nn.Linear):
         (Sequential(*network(), Votes(2)), "4): layer 5: got 3 channels, expected a multiple of"),
         (
             Sequential(Pair(4, 3), nn.Identity()),
-            "4): layer 1 is given a tuple, expected a ten",
+            "the model does not run: layer 1 is given a tuple, exp",
         ),
         (
             Sequential(nn.Linear(4, 3), OutputAlone()),
-            "4): layer 1: OutputAlone returned a Tensor, expected (output",
+            "the model does not run: layer 1: OutputAlone returned a Tensor",
         ),
     ],
 )
