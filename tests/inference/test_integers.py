@@ -268,15 +268,27 @@ def padded_ones():
     return Sequential(PerStep(ones), PerStep(edges), LowPassSynapse((1, 1, 1), 3.0))
 
 
+class PastSum(Cell):
+    """The sum of the three inputs before this one."""
+
+    states = ("oldest", "older", "last")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        oldest, older, last = state
+        return oldest + older + last, (older, last, x)
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("model", "features"),
     [
+        (Sequential(PastSum(3)), (3,)),
         (Sequential(Delay(3, torch.tensor([0.5, 1.3, 2.0]), 3)), (3,)),
         (Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 12)), (3,)),
         (padded_ones(), (1, 4, 4)),
     ],
-    ids=["past inputs", "one unit", "padding"],
+    ids=["sum of past inputs", "past inputs", "one unit", "padding"],
 )
 def test_no_input_overflows(model, features, tmp_path):
     made = quantise(model, 0.1 * torch.randn(20, 10, *features), shape=features)
@@ -565,12 +577,15 @@ def test_a_factor_that_is_compared_as_well_is_kept_stable(monkeypatch):
     assert [(1 << 14) - 1, round(0.9 * (1 << 14))] in factors
 
 
-def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch):
+@pytest.mark.parametrize("biased", [False, True])
+def test_only_filters_that_would_leave_the_circle_are_moved(monkeypatch, biased):
     monkeypatch.setattr(lowering, "FACTOR_BITS", 16)
-    taus = torch.tensor([1e5, 25.0])
+    taus, weighed = torch.tensor([1e5, 25.0]), nn.Linear(2, 2)
+    weighed.weight.data, weighed.bias.data = torch.eye(2), torch.tensor([0.5, -0.2])
+    model = Sequential(*[weighed] * biased, LowPassSynapse(2, taus))
     with pytest.warns(UserWarning, match="16 bits make another one"):
-        made = quantise(Sequential(LowPassSynapse(2, taus)), torch.rand(500, 1, 2))
-    (step,) = made.staged.stages
+        made = quantise(model, torch.rand(500, 1, 2))
+    *_, step = made.staged.stages
     slow, fast = step.coefficients["alpha_0"][0]
     unit = 2.0 ** -round(np.log2(slow))
     assert slow == 1 / unit - 1  # the nearest that decays
