@@ -20,6 +20,7 @@ aeon. The model follows Fang, Shrestha, Zhao, Qiu, IJCAI 2020, doi 10.24963/ijca
 import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def complete(words: Sequence[str]) -> list[str]:
     settings = dict(word.split("=", 1) for word in words if "=" in word)
     plain = {
         place: before
-        for place, (before, word) in enumerate(zip(["", *words], words, strict=False))
+        for place, (before, word) in enumerate(pairwise(["", *words]))
         if "=" not in word and not word.startswith("-")
     }
     place = next((place for place, before in plain.items() if before not in VALUED), None)

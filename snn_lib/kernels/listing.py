@@ -53,7 +53,7 @@ def _with_orders(name: str) -> str:
     module, _, cell = name.partition("[")[0].rpartition(".")
     found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
     if "[" in name:
-        kind_of(name.partition("[")[0])
+        kind_of(name.partition("[")[0])  # refuses a name that is not known
         return name
     name = getattr(found, "kind", name)  # a class may have the step of another, as synapses do
     if name == "IIRSynapse":

@@ -203,7 +203,7 @@ def output_of(model: nn.Module, x: Tensor) -> Tensor:
     except UnfitOutputError as error:
         raise SettingsError(f"the model does not run in chunks: {error}") from error
     except (ValueError, RuntimeError) as error:
-        if "(output, state)" in str(error):  # which a layer should have returned, or not
+        if "(output, state)" in str(error):  # a layer returned a pair for an output, or no pair
             raise InputError(f"the model does not run: {one_line(error)}") from error
         if not any(word in str(error) for word in ("shape", "channels", "dimension")):
             raise
