@@ -63,8 +63,8 @@ class Call:
     kind: str
     coefficients: dict[str, Tensor]
     state: Mapping[str, int | None]
-    given: State | None = None
-    surrogate: Surrogate = GAUSSIAN
+    given: State | None
+    surrogate: Surrogate
     dropout: float = 0.0
     seed: Tensor | None = None
     dtype: torch.dtype | None = None
@@ -150,7 +150,7 @@ def run_recurrent(
             given = unfold(output[None], features, last).to(promoted)
             return fold(weights(given), 2, last)[0].to(own)
 
-        promoted = next(iter(calls[0].coefficients.values()), x).dtype
+        promoted = [*calls[0].coefficients.values(), x][0].dtype
         with casting_anew(x.device):
             currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
     states = [tuple(state.values()) for state in _states_of(calls, after, features, last)]
@@ -306,7 +306,7 @@ def _filter_call(
     rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
     coefficients = {"alpha": alpha, "beta": beta}
     # The surrogate is named because torch.compile cannot make a default of a dataclass.
-    return Call("IIRSynapse", coefficients, rows, state, surrogate=GAUSSIAN, dtype=dtype)
+    return Call("IIRSynapse", coefficients, rows, state, GAUSSIAN, dtype=dtype)
 
 
 def spiking_neuron(

@@ -152,13 +152,13 @@ def with_lengths(function, lengths):
             alpha, beta, *given = others
             coefficients = {"alpha": alpha, "beta": beta}
             rows = {"past_output": len(alpha), "past_input": len(beta) - 1}
-            call = Call("IIRSynapse", coefficients, rows, tuple(given))
+            call = Call("IIRSynapse", coefficients, rows, tuple(given), Gaussian())
         else:
             *values, membrane, reset = others
             names = "reset_decay", "reset_strength", "membrane_decay"
             coefficients = dict(zip(names, values, strict=True))
             rows = {"membrane": None, "reset": None}
-            call = Call("SpikingNeuron", coefficients, rows, (membrane, reset))
+            call = Call("SpikingNeuron", coefficients, rows, (membrane, reset), Gaussian())
         output, (state,) = run_cells([call], x, lengths)
         return output, *state
 

@@ -291,7 +291,7 @@ class Cell(Constrained):
             self.surrogate,
             dropout,
             dropout_seed(x) if dropout else None,
-            None if self.spikes else autocast_dtype(next(iter(coefficients.values()), x)),
+            None if self.spikes else autocast_dtype([*coefficients.values(), x][0]),
         )
 
     def traces(self, x: Tensor, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:

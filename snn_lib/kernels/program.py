@@ -426,7 +426,7 @@ def _attributes(surrogate: Surrogate) -> dict[str, Any]:
     if isinstance(surrogate, tuple):
         return {"items": tuple(surrogate)}
     shared = {name: getattr(surrogate, name) for name in _shared_names(type(surrogate))}
-    return shared | getattr(surrogate, "__dict__", {})
+    return {**shared, **getattr(surrogate, "__dict__", {})}
 
 
 @assume_constant_result
