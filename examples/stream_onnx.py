@@ -5,7 +5,8 @@
 
 Each line of the input is one time step, a JSON list of its features. For each line it prints the
 class that the network would answer if the stream ended there. The file says how the answer comes
-from the outputs. If it does not, say it after the file's name: count, mean, last or maximum.
+from the outputs. If it does not, say it after the file's name: count, mean, last or maximum. The
+outputs of a network that predicts numbers are no classes: read them yourself.
 """
 
 import json
@@ -31,14 +32,18 @@ metadata = session.get_modelmeta().custom_metadata_map
 classes = json.loads(metadata["classes"])
 name = sys.argv[2] if len(sys.argv) > 2 else metadata["readout"]
 if name not in READOUTS:
-    sys.exit(f"the readout is {name!r}: say count, mean, last or maximum after the file's name")
+    sys.exit(
+        f"the readout is {name!r}: if the network answers with classes, say count, mean, last or "
+        "maximum after the file's name"
+    )
 
 x, *states = session.get_inputs()
-state = {s.name: np.zeros((1, *s.shape[1:]), np.float32) for s in states}
+dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[x.type]
+state = {s.name: np.zeros((1, *s.shape[1:]), dtype) for s in states}
 answer = None
 for number, line in enumerate(sys.stdin, 1):
     try:
-        step = np.array(json.loads(line), np.float32).reshape(1, *x.shape[1:])
+        step = np.array(json.loads(line), dtype).reshape(1, *x.shape[1:])
     except (ValueError, TypeError):
         size = " x ".join(map(str, x.shape[1:]))
         sys.exit(f"line {number} is {line.strip()[:60]!r}, expected a JSON list of {size} numbers")

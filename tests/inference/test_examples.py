@@ -20,9 +20,9 @@ CLASSES = ["a", "b", "c", "d", "e"]
 WITHOUT_SNN_LIB = "import sys; sys.modules['torch'] = sys.modules['snn_lib'] = None; "
 
 
-def exported(folder, readout):
+def exported(folder, readout, dtype=torch.float32):
     """The file of a network, a stream for it as text, and the classes that PyTorch names."""
-    model, x = two_layers()[:-1].eval(), spike_trains(batch=1)
+    model, x = two_layers()[:-1].to(dtype).eval(), spike_trains(batch=1).to(dtype)
     model.readout = readout
     to_onnx(model, folder / "network.onnx", classes=CLASSES)
     with torch.no_grad():
@@ -41,12 +41,14 @@ def printed(command, lines, **options):
     return run.stdout.split()
 
 
-readouts = pytest.mark.parametrize("readout", ["count", "mean", "last", "maximum"])
+KNOWN = ["count", "mean", "last", "maximum"]
+CASES = [*((name, torch.float32) for name in KNOWN), ("mean", torch.float64)]
+each = pytest.mark.parametrize(("readout", "dtype"), CASES)
 
 
-@readouts
-def test_the_python_example_names_the_classes_that_pytorch_names(tmp_path, readout):
-    network, lines, answers = exported(tmp_path, readout)
+@each
+def test_the_python_example_names_the_classes_that_pytorch_names(tmp_path, readout, dtype):
+    network, lines, answers = exported(tmp_path, readout, dtype)
     script = ROOT / "examples" / "stream_onnx.py"
     code = f"{WITHOUT_SNN_LIB} import runpy; runpy.run_path({str(script)!r})"
     found = printed([sys.executable, "-c", code, str(network)], lines, cwd=tmp_path)
@@ -57,7 +59,10 @@ def test_the_python_example_asks_for_a_readout_that_it_does_not_know(tmp_path):
     network, *_ = exported(tmp_path, "leaky")
     refused = shell(sys.executable, "examples/stream_onnx.py", network, input="")
     assert (refused.code, refused.err.count("\n")) == (1, 1)
-    assert "the readout is 'leaky': say count, mean, last or maximum" in refused.err
+    expected = (
+        "the readout is 'leaky': if the network answers with classes, say count, mean, last or "
+    )
+    assert refused.err.startswith(expected)
     assert shell(sys.executable, "examples/stream_onnx.py", network, "last", input="").code == 0
 
 
@@ -71,14 +76,14 @@ def test_the_python_example_refuses_a_step_of_the_wrong_size_in_a_line(tmp_path)
         assert refused.err.startswith(f"line 2 is {wrong!r}, expected a JSON list of ")
 
 
-@readouts
-def test_the_node_example_names_the_classes_that_pytorch_names(tmp_path, readout):
+@each
+def test_the_node_example_names_the_classes_that_pytorch_names(tmp_path, readout, dtype):
     """Where Node.js finds onnxruntime-node, as in a folder that NODE_PATH names."""
     node = shutil.which("node")
     probe = [node or "node", "-e", "require('onnxruntime-node')"]
     if node is None or subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("no onnxruntime-node: npm install onnxruntime-node, and NODE_PATH")
-    network, lines, answers = exported(tmp_path, readout)
+    network, lines, answers = exported(tmp_path, readout, dtype)
     script = ROOT / "examples" / "stream_onnx.js"
     assert printed([node, str(script), str(network), readout], lines) == list(map(str, answers))
 
