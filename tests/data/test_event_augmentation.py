@@ -88,6 +88,21 @@ def test_each_recording_moves_by_values_of_its_own_within_the_limits():
     assert len({(int(r), int(c)) for r, c in found[:, 2:4]}) > 30
 
 
+def test_recordings_turn_either_way_up_to_the_angle():
+    """A pixel at the right edge of the frame is seen to move down and up along a circle."""
+    frames = torch.zeros(400, 1, SIDE, SIDE, 2, dtype=torch.uint8)
+    frames[:, 0, 14:20, 30:34] = 1
+    found = changed(frames, rotation=30.0)[..., 0].float().flatten(1, 2)
+    place = torch.arange(SIDE) - (SIDE - 1) / 2
+    mass = found.sum((1, 2))
+    down = (found.sum(2) @ place) / mass
+    right = (found.sum(1) @ place) / mass
+    angles = torch.atan2(down, right).rad2deg()
+    assert angles.min() == pytest.approx(-30, abs=2)
+    assert angles.max() == pytest.approx(30, abs=2)
+    assert angles.mean() == pytest.approx(0, abs=2)
+
+
 def test_events_are_dropped_one_by_one_up_to_the_share():
     frames = torch.full((300, 2, 20, 20, 2), 5, dtype=torch.uint8)
     left = changed(frames, drop=0.4)

@@ -106,6 +106,9 @@ def test_noise_scale_and_silence_have_the_asked_strength_and_end_with_the_sequen
     lengths = torch.tensor([40] * 500 + [20] * 500)
     ones = torch.ones(40, 1000, 4)
     noisy, _ = changed(ones, lengths, noise=0.3)
+    assert noisy[:20].mean() == pytest.approx(1.0, abs=0.01)
+    alike = (noisy[:20] - 1).flatten(0, 1).T.corrcoef()
+    torch.testing.assert_close(alike, torch.eye(4), atol=0.03, rtol=0)  # each channel has its own
     assert (noisy[:20] - 1).std() == pytest.approx(0.3, rel=0.02)
     assert not noisy[20:, 500:].any()
     scaled, _ = changed(ones, lengths, scale=0.2)

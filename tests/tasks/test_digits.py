@@ -192,6 +192,19 @@ def test_processes_share_a_batch_and_augment_alike(config):
     assert not torch.equal(whole.x, list(task_of(plain).batches("train", 1))[-1].x)
 
 
+def test_processes_draw_other_spikes(config, monkeypatch):
+    """All images are the same one, so that the shares differ by what is drawn alone."""
+    images, labels = load_mnist(ROOT / "dataset", train=True)
+    alike = images[:1].expand(IMAGES, 28, 28), labels[:1].expand(IMAGES)
+    monkeypatch.setattr("snn_lib.tasks.digits.load_mnist", lambda root, train: alike)
+    options = config.mnist_config
+    options.training_size, options.validation_size, options.use_transform = 20, 10, False
+    config.hyperparameters.encoding = "poisson"
+    shares = [next(task_of(config, rank, 2).batches("train", 0)).x for rank in (0, 1)]
+    assert shares[0].shape == shares[1].shape
+    assert not torch.equal(*shares)
+
+
 def test_accuracy_over_time_counts_the_spikes_so_far(config):
     task = task_of(config)
     labels = torch.cat([labels for _, labels, _ in task.batches("test")])
