@@ -4,7 +4,7 @@ An image stands still while the camera looks around in three saccades, along the
 triangle. A pixel sees the logarithm of its light and sends an event where that has changed by the
 pixel's threshold.
 
-The camera resembles that of N-MNIST: its path and the default settings were fitted to 120 real
+The camera resembles that of N-MNIST: its path and the default settings were fitted to real
 recordings, so that the recordings of the same images have the same frames. With it you can try
 everything behind the camera without N-MNIST. docs/event_vision.md says how a network that has seen
 nothing else reads real recordings.

@@ -39,7 +39,7 @@ def interpolate(sequence: Tensor, start: Tensor, parts: Tensor, steps: int) -> T
 
 
 def correlate(gradient: Tensor, sequence: Tensor, start: Tensor) -> Tensor:
-    """As :func:`snn_lib.kernels.delays.correlate`; it adds up in double precision."""
+    """The gradient of ``parts``, of a gradient of the output; it adds up in double precision."""
     steps, batch, channels = gradient.shape
     sums = gradient.new_zeros(batch, 2, channels, dtype=torch.float64)
     made = _correlate(NAMES[sequence.dtype])
