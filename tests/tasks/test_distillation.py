@@ -98,6 +98,20 @@ def test_teachers_that_draw_spikes_draw_others_in_every_epoch():
     assert not torch.equal(first.y, second.y)
 
 
+def test_teachers_that_draw_spikes_draw_others_in_every_process():
+    config = digits(DigitConfig, teachers=[RANDOM], training_size=2, use_transform=False)
+    answers = []
+    for rank in range(2):
+        task = DigitClassification()
+        task.setup(config, torch.device("cpu"))
+        images, labels = task.images["train"]
+        task.images["train"] = images[:1].expand(2, 28, 28), labels[:1].expand(2)
+        task.share(rank, 2)
+        (batch,) = task.batches("train", 0)
+        answers.append(batch.y)
+    assert not torch.equal(*answers)
+
+
 def test_teachers_take_white_that_rounding_made_brighter_than_one():
     teachers = Teachers(PATHS[:1], TEMPERATURE)
     image = torch.ones(1, 28, 28)
