@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import torch
@@ -119,6 +120,7 @@ class ClaimedDevice:
             "cuda.mem_get_info": lambda *_: (2**36, 2**36),
             "cuda.get_device_name": str,
             "cuda.is_current_stream_capturing": lambda: False,
+            "accelerator.current_stream": lambda *_: SimpleNamespace(is_capturing=lambda: False),
             "cuda.manual_seed_all": self._seed,  # which torch.manual_seed calls, and the next
             "mps.manual_seed": self._seed,
             "cuda.get_rng_state": lambda device=None: self._random,

@@ -131,7 +131,9 @@ class Delay(Constrained):
 
         An undefined delay begins anywhere. Its parts, and so its output, are undefined.
         """
-        delays = delays.clamp(max=self.longest)  # which low precision may have rounded up
+        # Low precision may have rounded it up. No clamp, whose gradient at the edge depends on the
+        # version of PyTorch.
+        delays = torch.where(delays > self.longest, float(self.longest), delays)
         whole = delays.detach().nan_to_num().floor().clamp(0, self.longest - 1)
         part = delays - whole
         return self.longest - 1 - whole.long(), torch.stack([part, 1 - part])

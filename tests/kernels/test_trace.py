@@ -191,7 +191,7 @@ REFUSED = {  # what is a mistake
     # after what no kernel can compute, too
     "depends on values: expected torch.where": lambda a, b: a if (a > b).any() else b,
     "and no number read from a tensor": lambda a, b: a * torch.erf(b).max().item(),
-    "in place, by index_put_": lambda a, b: _put(a + b, a > 0),
+    "in place, by (index_put|masked_fill)_": lambda a, b: _put(a + b, a > 0),
     "in place, by fill_": lambda a, b: _put(a + b, slice(None)),
     "tensor in place, by mul_": lambda a, b: torch.erf(a) + a.detach().mul_(0.0),
     "a tensor in place, by zero_": lambda a, b: torch.erf(a) + a[..., 1:].zero_().sum(),
