@@ -208,6 +208,14 @@ def test_c_rounds_clips_and_counts_in_the_same_way(tmp_path):
 
 
 @needs_compiler
+def test_c_rounds_halves_as_python_does(tmp_path):
+    """Halves of odd numbers, which a decay of 1/2 makes at every other step."""
+    made = quantise(Sequential(IIRSynapse(1, (0.5,), (1.0,))), torch.rand(5, 1, 1))
+    x = np.random.default_rng(0).integers(-500, 500, (400, 1, 1))
+    np.testing.assert_array_equal(written(made, tmp_path, SANITIZED).run(x), made.run(x))
+
+
+@needs_compiler
 @pytest.mark.parametrize(("bits", "most", "held"), [(8, 127, 257), (4, 7, 4369), (2, 1, 21845)])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("more", [0, 1])
