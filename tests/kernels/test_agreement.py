@@ -55,6 +55,13 @@ def constant_step(x, state, coefficients, fire):
     return gain, (x * 0.0 + 0.25, gain, one)
 
 
+def rounding_step(x, state, coefficients, fire):
+    """A state that is kept in bfloat16."""
+    (kept,), (gain,) = state, coefficients
+    kept = (gain * kept + x).to(torch.bfloat16).to(x.dtype)
+    return kept * gain, (kept,)
+
+
 @dataclass(frozen=True)
 class Window:
     """A surrogate whose numbers are called as arguments of kernels are."""
@@ -67,6 +74,7 @@ class Window:
 
 
 register(Kind("odd", odd_step, ("slow", "fast"), ("width", "step", "unused")))
+register(Kind("rounding", rounding_step, ("kept",), ("gain",)))
 register(Kind("constant", constant_step, ("one", "two", "three"), ("gain",)))
 CASES = {
     **{f"filter {order}": {"key": filter_key(*order)} for order in [(0, 0), (1, 0), (3, 2)]},
@@ -77,6 +85,7 @@ CASES = {
     "neuron and filter": {"key": f"{NEURON}+{FILTER}", "dropout": 0.3, "ends": True},
     "filter and neuron": {"key": f"{FILTER}+{NEURON}", "surrogate": Triangle()},
     "odd": {"key": "odd[-,-;-,-,-]"},
+    "rounding": {"key": "rounding[-;-]"},
     "constant": {"key": "constant[-,-,-;-]"},
 }
 every_program = pytest.mark.parametrize("options", CASES.values(), ids=CASES)

@@ -38,7 +38,7 @@ def elementary_step(x, state, coefficients, fire):
     a = torch.tanh(a) + torch.sin(x) * torch.cos(b) / (1.0 + torch.exp(-x))
     inside = (a > gain) | ~(b != x)
     b = torch.where(inside & (a <= 0.5), torch.sqrt(1.0 + b * b), torch.log(2.0 + b.abs()))
-    return torch.maximum(a, torch.clamp(b, max=gain)), (a, b)
+    return torch.maximum(a, torch.clamp(b, max=gain)).to(BFLOAT).to(x.dtype), (a, b)
 
 
 register(Kind("elementary", elementary_step, ("a", "b"), ("gain",)))

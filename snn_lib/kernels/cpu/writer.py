@@ -171,9 +171,11 @@ class Writer(ir.IRBuilder):
                 return self.intrinsic("llvm.fabs", a)
             case "sqrt", [a]:
                 return self.intrinsic("llvm.sqrt", a)
-            case "round", [a]:  # to bfloat16
-                bits = self.shl(self.upper_half(a), self.number(16, I32))
-                return self.bitcast(bits, self.vector(FLOAT))
+            case "round", [a]:  # to bfloat16; a double becomes a float first, as in PyTorch
+                single = a if self.type == FLOAT else self.fptrunc(a, self.vector(FLOAT))
+                bits = self.shl(self.upper_half(single), self.number(16, I32))
+                rounded = self.bitcast(bits, self.vector(FLOAT))
+                return rounded if self.type == FLOAT else self.fpext(rounded, self.vector(DOUBLE))
             case "exp", [a] if self.type == FLOAT:
                 return self.exp(a)
             case ("exp" | "log" | "tanh" | "sin" | "cos") as name, [a]:

@@ -105,13 +105,13 @@ def _mix(h):
 
 @triton.jit
 def rounded(a):
-    """A float rounded to bfloat16, on a tie to the even one; its upper 16 bits.
+    """A number rounded to bfloat16, as a float to its upper 16 bits, on a tie to the even one.
 
     Triton's interpreter cuts the lower ones off where it converts.
     """
-    bits = a.to(tl.uint32, bitcast=True)
+    bits = a.to(tl.float32).to(tl.uint32, bitcast=True)
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return tl.where(a == a, upper.to(tl.float32, bitcast=True), a)
+    return tl.where(a == a, upper.to(tl.float32, bitcast=True).to(a.dtype), a)
 
 
 @triton.jit
