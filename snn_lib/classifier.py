@@ -30,7 +30,7 @@ try:
     from aeon.utils.validation import check_n_jobs
     from sklearn.utils import check_random_state
 except ImportError as error:
-    raise ImportError("snn_lib.classifier needs aeon: pip install 'aeon>=1.1'") from error
+    raise ImportError("snn_lib.classifier needs aeon: pip install 'aeon>=1.6'") from error
 from tqdm import tqdm
 
 from snn_lib.containers import whole_number

@@ -1,7 +1,7 @@
 """The private parts of PyTorch that this package uses, in one place.
 
 A new release of PyTorch may change them without notice. If it breaks this package, look here first.
-They were tried with PyTorch 2.8 and 2.13.
+They were tried with PyTorch 2.12, 2.13 and 2.15.
 
 Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
 ``_modules``, as ``nn.Sequential`` does, and ``inference.layers`` reads them. ``Cell`` overrides

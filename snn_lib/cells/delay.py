@@ -131,9 +131,8 @@ class Delay(Constrained):
 
         An undefined delay begins anywhere. Its parts, and so its output, are undefined.
         """
-        # Low precision may have rounded it up. No clamp, whose gradient at the edge depends on the
-        # version of PyTorch.
-        delays = torch.where(delays > self.longest, float(self.longest), delays)
+        # Low precision may have rounded it up. It is to have a gradient there, too.
+        delays = straight_through(delays, lambda d: d.clamp(max=self.longest))
         whole = delays.detach().nan_to_num().floor().clamp(0, self.longest - 1)
         part = delays - whole
         return self.longest - 1 - whole.long(), torch.stack([part, 1 - part])

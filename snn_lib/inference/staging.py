@@ -214,6 +214,8 @@ def _reduced(
         ValueError: it computes what C has only in a library, or with a number that is not finite.
     """
     for line in lines.lines:
+        if line.operation == "round":
+            raise ValueError(f"layer {name} rounds to bfloat16, which C does not have")
         if line.operation not in FUNCTIONS:
             raise ValueError(
                 f"layer {name} computes {line.operation}, for which C needs its library of "

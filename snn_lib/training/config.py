@@ -140,8 +140,8 @@ def refuse_file_without_effect(
 ) -> None:
     """Refuses what a YAML file of the user's own sets although nothing reads it.
 
-    It may repeat what the script's own file says, or the defaults. That file itself, and the bases
-    of a file, may hold the options of what they do not choose.
+    It may repeat what the script's own file says, or the default of what that does not say. That
+    file itself, and the bases of a file, may hold the options of what they do not choose.
 
     Args:
         yaml_path: the file, if there is one.
@@ -164,11 +164,7 @@ def refuse_file_without_effect(
         counting = OmegaConf.create()  # from which idle ones may take their values
         for key in values.keys() - idle.keys():
             OmegaConf.update(counting, key, values[key])
-        expected = [
-            _merged(schema, [*under, *more], [])
-            for under in ([], usual)
-            for more in ([], [(path, counting)])
-        ]
+        expected = [_merged(schema, [*usual, *more], []) for more in ([], [(path, counting)])]
         for key in (key for key in values if key in idle):
             repeats = any(_same(key, alone, one) for one in expected)
             require(repeats, f"{path}: {key} {idle[key]}")

@@ -205,11 +205,10 @@ def newest(config: Any, which: str) -> Path:
         config.runs_folder.glob(f"*/{which}"),
         key=lambda path: (re.fullmatch(NAMED_BY_TIME, path.parent.name) is not None, path),
     )
-    require(
-        bool(found),
-        f"there is no checkpoint {config.runs_folder}/*/{which}: train {config.name} first, or "
-        "name a checkpoint",
-    )
+    remedy = f"train {config.name} first, or name a checkpoint"
+    if any(config.runs_folder.glob("*/best")):
+        remedy = "a run of hyperparameters.epoch=0 has none, since there is nothing to resume"
+    require(bool(found), f"there is no checkpoint {config.runs_folder}/*/{which}: {remedy}")
     return found[-1]
 
 

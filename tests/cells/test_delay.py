@@ -240,7 +240,12 @@ def test_delays_of_a_file_that_the_layer_does_not_allow_are_refused(wrong, train
 def test_a_delay_that_low_precision_rounds_up_is_the_longest():
     x, delay = torch.randn(400, 1, 1), Delay(1, 303.0, 303).bfloat16()
     expected = torch.cat([torch.zeros(303, 1, 1), x.bfloat16()[:97]])
-    assert torch.equal(delay(x.bfloat16())[0].float(), expected)
+    output, _ = delay(x.bfloat16())
+    assert torch.equal(output.float(), expected)
+    output.float().square().sum().backward()
+    exact = Delay(1, 303.0, 303)
+    exact(x.bfloat16().float())[0].square().sum().backward()
+    torch.testing.assert_close(delay.steps.grad.float(), exact.steps.grad, rtol=0.02, atol=0)
 
 
 def test_a_delay_that_is_set_beyond_the_longest_is_the_longest():

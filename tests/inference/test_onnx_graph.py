@@ -24,7 +24,7 @@ from torch import nn
 from snn_lib import Cell, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.preparation import PixelPreparation, RecordingPreparation, SeriesPreparation
 from snn_lib.errors import RunError
-from snn_lib.inference import compiled, to_onnx
+from snn_lib.inference import compiled, to_c, to_onnx
 from snn_lib.readout import READOUTS, Mean
 
 onnx = pytest.importorskip("onnx")
@@ -133,6 +133,31 @@ class Constant(Cell):
     @staticmethod
     def step(x, state, coefficients, fire):
         return 2 * coefficients[0], ()
+
+
+class Rounding(Cell):
+    """Its state is kept in bfloat16."""
+
+    states = ("kept",)
+    coefficients = ("own",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        kept = (coefficients[0] * state[0] + x).to(torch.bfloat16).to(x.dtype)
+        return kept, (kept,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_may_round_to_bfloat16_but_c_does_not(dtype, tmp_path):
+    model = Sequential(Rounding(4, own=torch.rand(4))).to(dtype)
+    x = torch.randn(50, 3, 4, dtype=dtype)
+    to_onnx(model, tmp_path / "network.onnx", [4])
+    with torch.no_grad():
+        target = model(x)[0].numpy()
+    np.testing.assert_array_equal(run(session(tmp_path / "network.onnx"), x.numpy()), target)
+    np.testing.assert_array_equal(compiled(model, [4]).run(x[:, 0].numpy()), target[:, 0])
+    with pytest.raises(ValueError, match="layer 0 rounds to bfloat16, which C does not have"):
+        to_c(model, tmp_path / "network.c", [4])
 
 
 @pytest.mark.parametrize("kind", [Forgetting, Constant])

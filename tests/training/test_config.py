@@ -400,7 +400,7 @@ def test_an_unknown_key_like_no_other_is_refused_without_a_guess(yaml_file):
     assert "unknown key 'gpu': --help lists the settings" in refusal(yaml_file, "gpu=1")
 
 
-class Kind(str, enum.Enum):
+class Kind(enum.StrEnum):
     WIDE = "wide"
 
 

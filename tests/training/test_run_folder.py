@@ -157,6 +157,9 @@ def test_the_newest_run_with_a_checkpoint_is_taken(tmp_path):
     assert "trial/*/best: train trial first" in refusal(newest, config, "best")
     (copy / "best").touch()
     assert newest(config, "best") == copy / "best"  # there is no other
+    for last in tmp_path.glob("trial/*/last"):
+        last.unlink()
+    assert "a run of hyperparameters.epoch=0 has none" in refusal(newest, config, "last")
 
 
 # ---------------------------------------------------------------------------------------------
