@@ -584,6 +584,8 @@ OF_THE_SCHEDULE = "lr: ${scheduler.OneCycleLR.max_lr}"
     ("old", "new", "setting", "override"),
     [
         (OF_THE_SCHEDULE, "lr: 0.1", "optimizer.AdamW.lr", "scheduler.scheduler_choice=none"),
+        # the default, of which the script's own file says something else
+        (OF_THE_SCHEDULE, "lr: 0.0001", "optimizer.AdamW.lr", "scheduler.scheduler_choice=none"),
         (
             "name: snn_mlp_1",
             "latency: {span: 3}",
