@@ -64,7 +64,7 @@ class Call:
     coefficients: dict[str, Tensor]
     state: Mapping[str, int | None]
     given: State | None
-    surrogate: Surrogate
+    surrogate: Surrogate  # no default, which torch.compile cannot make of an object
     dropout: float = 0.0
     seed: Tensor | None = None
     dtype: torch.dtype | None = None
@@ -305,7 +305,6 @@ def _filter_call(
     warn_if_learning_unstable(alpha)
     rows = {"past_output": alpha.shape[0], "past_input": beta.shape[0] - 1}
     coefficients = {"alpha": alpha, "beta": beta}
-    # The surrogate is named because torch.compile cannot make a default of a dataclass.
     return Call("IIRSynapse", coefficients, rows, state, GAUSSIAN, dtype=dtype)
 
 
