@@ -19,6 +19,8 @@ PRETRAINED = ROOT / OmegaConf.load(ROOT / "associative_memory.yaml").test_checkp
 PICTURES = {MEMORY: 8, TUTORIAL: 5, SERIES: 1}  # at least
 LARGEST = {MEMORY: 2 * 2**20, TUTORIAL: 2**20, SERIES: 2**18}  # bytes
 
+FIRST_USE = "first use: compiling for this CPU (some seconds)\n"  # in a fresh clone
+
 every = pytest.mark.parametrize("name", [MEMORY, TUTORIAL, SERIES])
 
 
@@ -81,7 +83,8 @@ def test_every_plotting_cell_shows_one_picture_and_nothing_went_wrong(name, stat
     for number, cell in enumerate(code(notebook), 1):
         assert cell.execution_count == number
         assert len(images(cell)) == draws(cell), cell.source
-        assert printed(cell, "stderr") == ""
+        said = printed(cell, "stderr")
+        assert said == "" or (state is executed and said == FIRST_USE)
         assert all(output.output_type != "error" for output in cell.outputs)
 
 
