@@ -1,11 +1,12 @@
 """The wrong changes in ``mutants`` can be tried at any time."""
 
-import re
+import runpy
 import subprocess
 
 from running import ROOT
 
 PATCHES = sorted((ROOT / "tests/mutants").glob("*.patch"))
+RUN = runpy.run_path(str(ROOT / "tests/mutants/run.py"))
 
 
 def test_every_change_applies_to_the_code():
@@ -17,8 +18,7 @@ def test_every_change_applies_to_the_code():
 def test_the_tests_that_ought_to_notice_a_change_exist():
     missing = []
     for patch in PATCHES:
-        (named,) = re.findall(r"(?m)^tests: (.+)$", patch.read_text())
-        for test in named.split():
+        for test in RUN["tests_of"](patch):
             path, _, name = test.partition("[")[0].partition("::")
             source = (ROOT / path).read_text()
             if name and f"\ndef {name}(" not in source:

@@ -36,8 +36,7 @@ OPERATORS = {name: name.capitalize() for name in (*ARITHMETIC, *FUNCTIONS, "wher
 OPERATORS |= {"maximum": "Max", "minimum": "Min", "gt": "Greater", "ge": "GreaterOrEqual"}
 OPERATORS |= {"lt": "Less", "le": "LessOrEqual", "eq": "Equal"}
 OPERATORS |= {"logical_and": "And", "logical_or": "Or", "logical_not": "Not"}
-# Types of numbers, as ONNX counts them.
-BFLOAT16, NUMBERS = 16, {np.float32: 1, np.float64: 11}
+BFLOAT16 = 16  # as ONNX counts the types of numbers
 OPSET, IR_VERSION = 17, 8  # versions of 2022, which all present runtimes read
 
 
@@ -246,7 +245,7 @@ class _Graph:
             return self._node("Not", self._node("Equal", *inputs))
         if name == "round":  # to bfloat16
             narrow = self._node("Cast", *inputs, to=BFLOAT16)
-            return self._node("Cast", narrow, to=NUMBERS[self._dtype.type])
+            return self._node("CastLike", narrow, *inputs)
         return self._node(OPERATORS[name], *inputs)
 
     def _pool(self, layer: kinds.Pooling, x: str) -> str:
