@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets import MNIST
-from torchvision.datasets.utils import check_integrity, download_url
 
 from snn_lib.errors import InputError, RunError, one_line, require
 from snn_lib.files import read_file, write_atomically
@@ -27,8 +25,9 @@ CHECKSUMS = {  # CRC-32 of the unpacked files
 def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     """Reads MNIST's images ``(N, 28, 28)``, uint8, and labels ``(N,)``, int64.
 
-    It verifies and unpacks the archives under ``root/MNIST/raw``, and downloads them if they are
-    missing. If there are unpacked files alone, they may be those of another set in the same form.
+    It unpacks the archives under ``root/MNIST/raw`` and verifies what they hold, and downloads them
+    if they are missing. If there are unpacked files alone, they may be those of another set in the
+    same form.
 
     Raises:
         InputError: a file is corrupt, or there is neither data nor a network.
@@ -53,27 +52,29 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 def _content(raw: Path, name: str) -> tuple[bytes, bool]:
     """Reads an unpacked file, and whether it is MNIST's; downloads and unpacks what is missing."""
-    path, archive, md5 = raw / name, raw / f"{name}.gz", dict(MNIST.resources)[f"{name}.gz"]
-    if not path.exists() and not archive.exists():
-        _download(archive, md5)
-    if archive.exists():
-        require(
-            check_integrity(str(archive), md5),
-            f"{archive} is corrupt: restore it with 'git checkout {archive}', or move it away to "
-            "have it downloaded",
-        )
+    path, archive = raw / name, raw / f"{name}.gz"
     if path.exists():
         content = read_file(path)
-    else:
-        content = gzip.decompress(archive.read_bytes())
-        with suppress(RunError):  # where it can be written, the next run need not unpack it
-            write_atomically(path, content)
-    own = zlib.crc32(content) == CHECKSUMS[name]
+        own = zlib.crc32(content) == CHECKSUMS[name]
+        require(
+            own or not archive.exists(),
+            f"{path} is not what {archive.name} beside it holds: move it away to have that "
+            "unpacked",
+        )
+        return content, own
+    if not archive.exists():
+        _download(archive)
+    packed, content = read_file(archive), b""
+    with suppress(OSError, EOFError, zlib.error):  # of an archive that is corrupt
+        content = gzip.decompress(packed)
     require(
-        own or not archive.exists(),
-        f"{path} is not what {archive.name} beside it holds: move it away to have that unpacked",
+        zlib.crc32(content) == CHECKSUMS[name],
+        f"{archive} is corrupt: restore it with 'git checkout {archive}', or move it away to "
+        "have it downloaded",
     )
-    return content, own
+    with suppress(RunError):  # where it can be written, the next run need not unpack it
+        write_atomically(path, content)
+    return content, True
 
 
 def _array(path: Path, content: bytes, shape: tuple[int, ...]) -> Tensor:
@@ -86,7 +87,12 @@ def _array(path: Path, content: bytes, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=len(header)).view(shape)
 
 
-def _download(archive: Path, md5: str) -> None:
+def _download(archive: Path) -> None:
+    # Imported here, because it takes longer than all that a script imports beside PyTorch.
+    from torchvision.datasets import MNIST
+    from torchvision.datasets.utils import download_url
+
+    md5 = dict(MNIST.resources)[archive.name]
     for mirror in MNIST.mirrors:
         try:
             return download_url(f"{mirror}{archive.name}", archive.parent, archive.name, md5)

@@ -69,13 +69,20 @@ def test_archives_are_read_where_nothing_can_be_written(raw, monkeypatch):
     assert not list(raw.glob("*-ubyte"))
 
 
-def test_a_corrupt_archive_is_named_and_left_alone(raw, no_network):
+@pytest.mark.parametrize("damage", ["a bit", "the end", "no archive", "another archive"])
+def test_a_corrupt_archive_is_named_and_left_alone(raw, no_network, damage):
     link_archives(raw, IMAGES)
-    content = bytearray((RAW / f"{LABELS}.gz").read_bytes())
-    content[2000] ^= 4
+    archive = (RAW / f"{LABELS}.gz").read_bytes()
+    content = {
+        "a bit": archive[:2000] + bytes([archive[2000] ^ 4]) + archive[2001:],
+        "the end": archive[:-9],
+        "no archive": b"<html>not found</html>",
+        "another archive": (RAW / f"{IMAGES}.gz").read_bytes(),
+    }[damage]
     (raw / f"{LABELS}.gz").write_bytes(content)
     assert f"{LABELS}.gz is corrupt: restore it with 'git checkout" in refusal(raw)
     assert (raw / f"{LABELS}.gz").read_bytes() == content
+    assert not (raw / LABELS).exists()
 
 
 def test_a_missing_archive_without_a_network_is_told(raw, no_network):
