@@ -74,10 +74,11 @@ class Chunked(StatefulModule):
             :class:`snn_lib.Sequential` holds what has a state.
         TypeError: the module takes no state, does not return ``(output, state)``, has layers with a
             state and returns ``None`` for it, or its output is no tensor.
-        RuntimeError: it is compiled, exported or differentiated by ``torch.func.grad``, or runs in
-            the chunks of another; or when the backward pass runs a chunk again, the parameters,
-            buffers, ``x`` or the state have changed, or the module is in another mode. Whatever
-            else the module reads, such as the probability of dropout, must be as it was, too.
+        RuntimeError: it is compiled as one graph, exported or differentiated by
+            ``torch.func.grad``, or runs in the chunks of another; or when the backward pass runs a
+            chunk again, the parameters, buffers, ``x`` or the state have changed, or the module is
+            in another mode. Whatever else the module reads, such as the probability of dropout,
+            must be as it was, too.
     """
 
     def __init__(self, module: nn.Module, steps: int) -> None:

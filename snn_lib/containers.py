@@ -108,8 +108,9 @@ class StatefulModule(nn.Module):
                 return Output((steps[1:] + steps[:-1]) / 2, (last_steps(steps, 1, lengths),))
 
     Attributes:
-        takes_expanded: whether ``x`` may be one step, expanded over time, all of whose steps lie in
-            the same memory. A :class:`Sequential` copies it otherwise.
+        takes_expanded: whether ``x`` may be one step that a :class:`Sequential` has expanded over
+            time, so that all steps lie in the same memory. It is copied otherwise. An input that
+            you expand yourself is given to the first layers as it is.
         spikes: whether the output is spikes, which are mostly zero.
     """
 

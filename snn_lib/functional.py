@@ -90,9 +90,11 @@ def run_cells(
         step, in at least float32.
 
     Raises:
-        ValueError: a shape does not fit the others, coefficients are not floating point, the input
-            or a state is complex, or dropout is outside [0, 1).
-        TypeError: an argument is no tensor.
+        ValueError: a shape, a device, the lengths, the seed or the form of a state does not fit the
+            others, coefficients are not floating point, the input or a state is complex, or dropout
+            is outside [0, 1).
+        TypeError: ``x``, a coefficient or an entry of a state is no tensor, or the surrogate has no
+            ``derivative``.
         RuntimeError: ``torch.jit.trace`` traces it.
     """
     inputs = _inputs_of(calls, x, lengths, name)
@@ -283,9 +285,8 @@ def iir_filter(
         rounded to. The gradient of ``alpha`` is computed from F before it is rounded.
 
     Raises:
-        ValueError: a shape does not fit the others, the coefficients are not floating point, the
-            input or the state is complex, or F cannot be rounded to ``dtype``.
-        TypeError: an argument is no tensor.
+        ValueError: F cannot be rounded to ``dtype``, or as :func:`run_cells`.
+        TypeError: as there.
     """
     call = _filter_call(alpha, beta, state, dtype)
     output, ((past_output, past_input),) = run_cells([call], x)
@@ -351,9 +352,7 @@ def spiking_neuron(
         the last step, in at least float32.
 
     Raises:
-        ValueError: a shape does not fit the others, the coefficients are not floating point, the
-            current or the state is complex, or dropout lies outside [0, 1).
-        TypeError: the surrogate has no ``derivative``, or an argument is no tensor.
+        ValueError, TypeError: as :func:`run_cells`.
     """
     call = _neuron_call(reset_decay, reset_strength, membrane_decay, state, surrogate)
     call.dropout, call.seed = dropout, seed

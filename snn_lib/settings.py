@@ -442,8 +442,8 @@ class ExperimentConfig(Settings):
         super().__post_init__()
         require(
             re.fullmatch(r"\w[\w.+-]{,99}", self.name) is not None,
-            f"name is {self.name!r}, expected at most 100 letters, digits and . _ + - (it names "
-            "files)",
+            f"name is {self.name!r}, expected at most 100 letters, digits and . _ + -, not "
+            "beginning with . + or - (it names files)",
         )
         schedule, optimizer = self.scheduler, self.optimizer
         if schedule.scheduler_choice == "CosineAnnealingWarmRestarts":

@@ -180,7 +180,7 @@ def check_decaying(*alpha: Tensor) -> None:
     if not has_stable_poles(torch.stack(torch.broadcast_tensors(*alpha))).all():
         dtype = torch.get_default_dtype()
         raise ValueError(
-            "a time constant is too long, or a decay is not below 1: "
+            "a time constant is too long, or a decay is not between -1 and 1: "
             f"in {dtype} its filter does not decay"
         )
 
@@ -189,9 +189,10 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
     """Raises a ValueError if a stable filter, ``(P, *shape)``, is not stable in another dtype."""
     before, after = (tensor.cpu().double() for tensor in (alpha, alpha.to(dtype)))
     if (has_stable_poles(before) & ~has_stable_poles(after)).any():
+        remedy = " and use torch.autocast" if dtype.itemsize < torch.float32.itemsize else ""
         raise ValueError(
             f"a filter decays so slowly that, rounded to {dtype}, it does not decay: leave the "
-            'layer in float32 and use torch.autocast, or build a synapse with constraint="stable"'
+            f'layer in {alpha.dtype}{remedy}, or build a synapse with constraint="stable"'
         )
 
 

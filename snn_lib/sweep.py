@@ -249,8 +249,9 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         The best epoch's score, the first number of ``Task.score``.
 
     Raises:
-        TrialPruned: the score after an epoch is below the median of earlier trials, the settings do
-            not fit each other, or the run failed, for example because a loss was not finite.
+        TrialPruned: the best score so far is below the median of other trials' after this epoch,
+            the settings do not fit each other or the data, the score is not a number, or the run
+            failed, for example because a loss was not finite or the memory was too small.
     """
     from optuna import TrialPruned
 

@@ -122,11 +122,12 @@ class Cell(Constrained):
           unless it is spikes.
 
     Raises:
-        ValueError: dropout is outside [0, 1); a decay rounds to 1, here or where the layer is
-            converted to a lower precision, or is trained and outside [0, 1 - 1e-3]; a coefficient
-            has no value; ``train_decay`` is given but there are no ``decays``; or a shape is wrong.
-        TypeError: the surrogate has no ``derivative``, a coefficient is no number, or the class has
-            no ``step``.
+        ValueError: dropout is outside [0, 1); a decay is not between -1 and 1, here or where the
+            layer is converted to a lower precision, or is trained and outside [0, 1 - 1e-3]; a
+            coefficient has no value; ``train_decay`` is given but there are no ``decays``; or a
+            shape is wrong.
+        TypeError: the surrogate has no ``derivative``, a coefficient is no number, ``train`` is a
+            text, or the class has no ``step``.
     """
 
     takes_expanded = True
@@ -303,6 +304,9 @@ class Cell(Constrained):
             S, V and R at every step, each ``(T, B, *shape)``, with gradients and before dropout. V
             is what the threshold compares with 1. R[t], already subtracted in V[t], is the state
             ``reset``, and zero if the cell has none.
+
+        Raises:
+            ValueError: the cell does not spike, or as :func:`snn_lib.functional.run_cells`.
         """
         spikes, potential, states = record_cell(self.call(x, state, drops=False), x)
         reset = states.get("reset")

@@ -50,9 +50,9 @@ class SpikingNeuron(Cell):
 
     Raises:
         ValueError: ``tau_m`` is not positive, or so long that the decay rounds to 1, here or where
-            the layer is converted to a lower precision; dropout is outside [0, 1); or a shape is
-            wrong.
-        TypeError: the surrogate has no ``derivative``.
+            the layer is converted to a lower precision, or is trained and above 1 - 1e-3; dropout
+            is outside [0, 1); or a shape is wrong.
+        TypeError: the surrogate has no ``derivative``, or a coefficient is no number.
     """
 
     states = ("membrane", "reset")

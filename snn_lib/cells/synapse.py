@@ -133,7 +133,7 @@ class IIRSynapse(Cell):
         return {"past_output": self.alpha.shape[0], "past_input": self.beta.shape[0] - 1}
 
     def call(self, x: Tensor, state: FilterState | None = None, drops: bool = True) -> Call:
-        """As :meth:`Cell.call`; the first unstable filter that learns causes a warning."""
+        """As :meth:`Cell.call`; an unstable filter that learns causes a warning, once."""
         if self.constraint == "none":
             warn_if_learning_unstable(self.alpha)
         return super().call(x, state, drops)
@@ -206,7 +206,8 @@ class DualExponentialSynapse(IIRSynapse):
         As in :class:`IIRSynapse`, with P = 2 and Q = 0.
 
     Raises:
-        ValueError: the time constants are not in that order or too long, or a shape is wrong.
+        ValueError: the time constants are not in that order or too long, or as
+            :class:`IIRSynapse`.
     """
 
     def __init__(
@@ -245,7 +246,7 @@ class LowPassSynapse(IIRSynapse):
         As in :class:`IIRSynapse`, with P = 1 and Q = 0.
 
     Raises:
-        ValueError: ``tau`` is not positive or too long, or a shape is wrong.
+        ValueError: ``tau`` is not positive or too long, or as :class:`IIRSynapse`.
     """
 
     def __init__(
@@ -286,8 +287,8 @@ class ResonantSynapse(IIRSynapse):
         As in :class:`IIRSynapse`, with P = 2 and Q = 0.
 
     Raises:
-        ValueError: ``tau`` is not positive or too long, the frequency lies outside [0, 0.5], or a
-            shape is wrong.
+        ValueError: ``tau`` is not positive or too long, the frequency lies outside [0, 0.5], or as
+            :class:`IIRSynapse`.
     """
 
     def __init__(

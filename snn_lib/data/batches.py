@@ -1,9 +1,10 @@
 """A split in batches: their order, their random numbers, and their copying to the device.
 
 The random numbers of a batch come from a generator that is seeded by (seed, epoch, batch). So a run
-that resumes in the middle of an epoch sees the same batches as an undisturbed run, and each of
-several processes draws the same batch and takes its own share of it. All numbers are drawn on the
-CPU, so that a seed gives the same batches on every device.
+that resumes in the middle of an epoch sees the same batches as an undisturbed run. Several
+processes take their shares of the same samples; what a task draws for a share alone follows from
+the process, too. All numbers are drawn on the CPU, so that a seed gives the same batches on every
+device.
 """
 
 import multiprocessing
@@ -57,7 +58,7 @@ class Split:
         batch_size: samples of a batch over all processes. The last batch has those that are left.
         make_batch: a function that makes a batch on the CPU. Its arguments are the numbers of the
             samples ``(B,)``, the slice of them that this process takes, the epoch and the number of
-            the batch. It draws random numbers for the whole batch, by :func:`batch_generator`.
+            the batch. It draws random numbers by :func:`batch_generator`.
         shuffle: whether each epoch has an order of its own.
         seed: the seed of the order.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.

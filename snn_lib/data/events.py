@@ -106,7 +106,7 @@ def read_gesture(path: Path | str) -> Events:
         number = sensible.argmin()
         raise InputError(
             f"{path}: event {number} is {rows[number].tolist()}, expected x and y in whole pixels, "
-            "a polarity of 0 or 1 and a time in milliseconds"
+            "a polarity of -1, 0 or 1 and a time in milliseconds"
         )
     rows[:, 3] *= 1000  # in microseconds
     x, y, p, t = np.rint(rows).astype(np.int64).T
@@ -168,7 +168,8 @@ class Frames:
     """How a recording becomes frames, one for each time step.
 
     Time counts from a recording's first event. Events after the duration or outside of the frame
-    are left out. If the recording is shorter or the sensor smaller, the rest stays empty.
+    are left out. If the sensor is smaller, or the recording shorter and ``bins`` is ``"time"``, the
+    rest stays empty.
 
     Attributes:
         length: number of frames, T.

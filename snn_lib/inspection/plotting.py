@@ -1,10 +1,10 @@
 """Pictures of spike trains, neurons, synapses and results, drawn by Matplotlib.
 
-Every function returns the axes it has drawn on. Those are the axes that it was given, or those of a
-new figure. Tensors may be on any device and of any precision; spikes and potentials may be arrays,
-too. Time runs to the right, in steps, and train 0 is at the top, as in a printed array. The colours
-are those of Okabe and Ito, which colour-blind readers can tell apart. If there is nothing to draw,
-a ``ValueError`` says so.
+A function returns the axes it has drawn on, if it does not say otherwise. Those are the axes that
+it was given, or those of a new figure. Tensors may be on any device and of any precision; spikes
+and potentials may be arrays, too. Time runs to the right, in steps, and train 0 is at the top, as
+in a printed array. The colours are those of Okabe and Ito, which colour-blind readers can tell
+apart.
 """
 
 import io
@@ -124,8 +124,8 @@ def completion(
         given, answered: spikes, ``(T, B, N)``; the samples stand side by side.
         missing: the part of the answer that was missing from the input, bool ``(T, B, N)``; its
             spikes have a colour of their own.
-        frames: the number of pictures, each of which is shown for a tenth of a second; pictures in
-            which nothing changes are left out.
+        frames: the number of pictures, each of which is shown for a tenth of a second, and the last
+            for three; pictures in which nothing changes are left out.
         width: the width in pixels.
 
     Returns:

@@ -18,7 +18,7 @@ from snn_lib.data.patterns import (
     single_damage,
 )
 from snn_lib.data.preparation import SequencePreparation
-from snn_lib.errors import InputError, require
+from snn_lib.errors import SettingsError, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
@@ -127,6 +127,7 @@ class Association(Task):
             steps == settings.length,
             f"{config.dataset_path} has {steps} time steps, hyperparameters.length is "
             f"{settings.length}",
+            SettingsError,
         )
         self.targets = delay_spikes(self.patterns, settings.delay).to(device)
         silent = (self.targets == 0).flatten(2).all(2).all(0)
@@ -134,6 +135,7 @@ class Association(Task):
             not silent.any(),
             f"{config.dataset_path}: pattern {int(silent.int().argmax())} has no spike that "
             f"hyperparameters.delay={settings.delay} leaves within its {steps} steps",
+            SettingsError,
         )
         self.preparation = SequencePreparation([trains])
         self.filter = OutputFilter(settings.tau_m, settings.tau_s, trains).to(device)
@@ -141,7 +143,7 @@ class Association(Task):
         try:  # refuse damage that does not fit the patterns before training
             damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
         except ValueError as error:
-            raise InputError(f"damage: {error}") from None
+            raise SettingsError(f"damage: {error}") from None
 
     def make_split(self, split: str) -> Split:
         """Patterns ``(T, B, N)``, damaged anew in every epoch, and their numbers ``(B,)``."""

@@ -17,7 +17,7 @@ from snn_lib.data.events import NMNIST_SIDE
 from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
-from snn_lib.errors import require
+from snn_lib.errors import SettingsError, require
 from snn_lib.settings import (
     TRAINING,
     ExperimentConfig,
@@ -178,6 +178,7 @@ class EventVision(CountClassification):
             held_out < len(labels),
             f"events.validation_size is {held_out}, but there are {len(labels)} recordings to "
             f"train on and to hold out: set it to {max(len(labels) // 10, 1)}, say",
+            SettingsError,
         )
         if simulated:  # real recordings of the first images then show digits that are new
             validation, training = torch.arange(len(labels)).tensor_split([held_out])

@@ -42,7 +42,7 @@ class SequentialHyperparameters(OneTimeConstant, ResonantFilters, LabelSmoothing
     neurons: int = setting(256, "neurons of each hidden layer", at_least=1)
     moments: int = setting(1, "how often the last layer reads, evenly spread", at_least=1)
     reset_strength: float = setting(
-        1.0, "how much a spike lowers the potential, 0: none", FIRST_VALUE
+        1.0, "how much a spike lowers the potential, 0: none", FIRST_VALUE, at_least=0
     )
 
     def __post_init__(self) -> None:

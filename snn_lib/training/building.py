@@ -30,7 +30,8 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         task: the task, set up, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
-        InputError: it makes no model, or one that does not take time first.
+        InputError: it makes no model, or one that does not take time first or has lazy layers; or
+            as :func:`snn_lib.training.diagnosis.blaming_settings`.
     """
     model: Any = None
     if callable(build_model) and not isinstance(build_model, nn.Module):

@@ -44,9 +44,8 @@ from snn_lib.training.loading import GIVEN, trained_network
 from snn_lib.training.run_folder import newest
 
 EXPORTS = {".onnx": to_onnx, ".c": to_c}
-STOPPING = b"""stopping after this batch, or after the test if the last epoch is done; once more \
-stops at once
-"""
+STOPPING = b"stopping after this batch, or after the test if the last epoch is done"
+ONCE_MORE = b"; once more stops at once"
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 
@@ -106,7 +105,7 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
         code, message = 1, f"the run failed: {error}"
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            remedy = "lower hyperparameters.batch_size or hyperparameters.length"
+            remedy = "set hyperparameters.chunk, or lower hyperparameters.batch_size"
             code, message = 1, f"the run failed: out of memory; {remedy}"
         elif distributed.lost_contact(error):
             code, message = 1, "the run failed: another process ended, or cannot be reached"
@@ -234,8 +233,9 @@ class StopSignals:
     """Handles Ctrl-C and SIGTERM from now on.
 
     While the model trains, the first signal asks for a stop after the current batch, and the second
-    stops at once. After the last batch the run ends by itself, with its test. Before the first
-    batch is done there is nothing to save, so the first signal stops at once.
+    stops at once, but for a process of torchrun. After the last batch the run ends by itself, with
+    its test. Before the first batch is done there is nothing to save, so the first signal stops at
+    once.
     """
 
     def __init__(self) -> None:
@@ -256,7 +256,7 @@ class StopSignals:
             raise KeyboardInterrupt(number)
         if not self.received:
             # Not by print, because the signal may have interrupted a print.
-            os.write(2, STOPPING)
+            os.write(2, STOPPING + (b"" if distributed.is_launched() else ONCE_MORE) + b"\n")
         self.received.append(number)
 
 

@@ -79,8 +79,8 @@ def load_config(
 
     Raises:
         InputError: a file is missing or is no YAML, a key is unknown (the message names the file
-            and the nearest key), a value has a wrong type or lies outside its range, or the file
-            sets what has no effect, neither with its other settings nor with all of these.
+            and a key that is like it), a value has a wrong type or lies outside its range, or the
+            file sets what has no effect, neither with its other settings nor with all of these.
     """
     merged = merge_config(schema, yaml_path, overrides, script)
     refuse_file_without_effect(yaml_path, script, merged)

@@ -67,8 +67,10 @@ class Experiment:
         script: the name of the script, which is written into checkpoints.
 
     Raises:
-        InputError: the device does not exist, the data is missing or corrupt, or ``torchrun`` has
-            started this process, which has not joined the others.
+        InputError: the device or the backend cannot be used, the data is missing or corrupt, a
+            setting is wrong or does not fit the data or the model, ``build_model`` makes none that
+            can be trained, or ``torchrun`` has started this process, which has not joined the
+            others.
     """
 
     def __init__(
@@ -132,8 +134,10 @@ class Experiment:
 
         Raises:
             InputError: the checkpoint or that of ``config.first_weights`` does not fit, the run's
-                folder cannot be written, there is no checkpoint and the model no longer has its
-                first weights, nothing would be trained, or another experiment has the task.
+                folder is in use or cannot be written, a setting does not fit the data or the model,
+                ``initialise`` changes what is trained, there is no checkpoint and the model no
+                longer has its first weights, nothing would be trained, or another experiment has
+                the task.
             RunError: a loss, gradient or weight is not finite, or the disk is full.
             Stopped: ``stop_requested`` returned True; the last checkpoint continues from here.
         """

@@ -48,7 +48,8 @@ def load(
             above the checkpoint, the nearest first, and in the current folder. Threads wait for
             each other while it runs, so it starts none that load networks.
         config_class: the class of the settings, if ``build_model`` reads more of them than the
-            checkpoint holds, such as properties. By default it is imported, too.
+            checkpoint holds, such as properties or newer ones. Without a ``build_model`` it is
+            imported, too.
 
     Raises:
         InputError: the checkpoint is missing, damaged or of another network, its weights are not
@@ -108,6 +109,8 @@ def trained_network(
         raise
     except Exception as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, AttributeError) and config_class is None:
+            reason += "; its settings may need their class: give load the config_class"
         raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
     load_weights(model, checkpoint)
     bits = getattr(getattr(config, "hyperparameters", None), "weight_bits", 0)

@@ -116,7 +116,7 @@ def begin_run(config: Any, made_by: Row) -> RunFolder:
     """Opens a new folder for a run; every process has to call this.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError, RunError: the folder cannot be written, or as :meth:`RunFolder.open`.
     """
     rank, _ = distributed.rank_and_world()
     path = new_folder(config.runs_folder) if rank == 0 else None
@@ -136,6 +136,7 @@ def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by:
         InputError: the checkpoint is not named ``last``, the best epoch's model is not beside it,
             the run is being trained already or was continued meanwhile, or the folder cannot be
             written.
+        RunError: as :meth:`RunFolder.open`.
     """
     progress, path = state.progress, resumed.path.parent
     require(

@@ -454,12 +454,17 @@ def test_a_conversion_that_would_stop_a_filter_from_decaying_is_refused():
     slow = LowPassSynapse(2, torch.tensor([4.0, 1000.0]))
     network = nn.Sequential(nn.Linear(2, 2), slow)
     before = slow.alpha.detach().clone()
-    with pytest.raises(ValueError, match=r"rounded to torch\.bfloat16, it does not decay"):
+    kept = r"torch\.bfloat16, .*: leave the layer in torch\.float32 and use torch\.autocast, or"
+    with pytest.raises(ValueError, match=kept):
         network.bfloat16()
     assert torch.equal(slow.alpha, before)
     slow.half()
     assert slow.pole_radius() < 1
     slow.double().float()
+    slower = LowPassSynapse(2, 5.0).double()
+    nn.init.constant_(slower.alpha, 1 - 1e-9)
+    with pytest.raises(ValueError, match=r"leave the layer in torch\.float64, or build"):
+        slower.float()
     LowPassSynapse(2, 1000.0, constraint="stable").bfloat16()
     LowPassSynapse(2, 1000.0).to("meta").bfloat16()
     unstable = IIRSynapse(2, (torch.tensor([1.5, 0.5]),), (1.0,)).bfloat16()

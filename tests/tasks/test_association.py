@@ -16,6 +16,7 @@ from associative_memory import SNN
 from snn_lib import DualExponentialSynapse, ResonantSynapse
 from snn_lib.data.batches import Batch
 from snn_lib.data.patterns import DAMAGE_KINDS, Damage, single_damage
+from snn_lib.errors import SettingsError
 from snn_lib.tasks.association import Association, AssociationConfig, write_sweep
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import config_from_dict, load_config
@@ -406,6 +407,20 @@ def test_settings_that_do_not_fit_the_patterns_are_refused(
 ):
     assert message in refused("--train", *arguments(tmp_path, pattern_file, override))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [("length", 25), ("delay", 23), ("damage", Damage(block_size=25))]
+)
+def test_what_does_not_fit_the_patterns_ends_a_trial_and_not_the_sweep(config, change, tmp_path):
+    name, value = change
+    setattr(config if name == "damage" else config.hyperparameters, name, value)
+    early = np.zeros((2, TRAINS, STEPS), np.uint8)
+    early[:, :, 2] = 1
+    np.save(tmp_path / "early.npy", early)
+    config.dataset_path = str(tmp_path / "early.npy")
+    with pytest.raises(SettingsError, match=name):
+        task_of(config)
 
 
 @pytest.mark.parametrize(("share", "setting"), [(0, "block_size"), (1, "rows_removed")])

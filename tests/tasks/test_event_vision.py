@@ -17,6 +17,7 @@ import event_vision
 from snn_lib import SpikingNeuron
 from snn_lib.data.events import Events, Frames
 from snn_lib.data.recordings import NMNIST, load_recordings, recording_files
+from snn_lib.errors import SettingsError
 from snn_lib.tasks.event_vision import EventVision
 from snn_lib.training.config import load_config
 
@@ -96,7 +97,8 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     assert set(again.parts["validation"][2].tolist()) == held_out
     assert set(other.parts["validation"][2].tolist()) != held_out
     too_many = task_of(configured(*files, "events.validation_size=20"))
-    assert "is 20, but there are 20 recordings " in refusal(too_many.split, "train")
+    with pytest.raises(SettingsError, match="is 20, but there are 20 recordings "):
+        too_many.split("train")
 
 
 def test_the_recordings_that_are_divided_are_all_of_the_folder(files):

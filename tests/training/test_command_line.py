@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -35,7 +36,13 @@ from snn_lib.settings import list_settings, section, setting
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import command_line, distributed
 from snn_lib.training.checkpoints import Checkpoint
-from snn_lib.training.command_line import _explain, _resume_command, main, settings_of
+from snn_lib.training.command_line import (
+    StopSignals,
+    _explain,
+    _resume_command,
+    main,
+    settings_of,
+)
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
 
@@ -285,6 +292,21 @@ def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
     assert finished.err == "snn_mlp_1.py: stopped at once\n"
 
 
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_process_of_torchrun_promises_no_stop_at_a_second_signal(monkeypatch, capfd, launched):
+    """It gets each signal twice."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    if launched:
+        monkeypatch.setenv("RANK", "0")
+    stop = StopSignals()
+    stop.asked_after_a_batch()
+    stop._receive(signal.SIGINT, None)
+    with nullcontext() if launched else pytest.raises(KeyboardInterrupt):
+        stop._receive(signal.SIGINT, None)
+    assert ("once more stops at once" in capfd.readouterr().err) == (not launched)
+    assert stop.asked_after_a_batch()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("action", ["--train", "--test"])
 def test_a_signal_before_the_first_batch_stops_at_once_with_a_line(
@@ -318,7 +340,7 @@ def test_too_little_memory_is_told_with_what_to_change(tmp_path, monkeypatch, er
     finished = run("--train", *tiny(tmp_path))
     assert finished.code == 1
     assert finished.err.count("\n") == 1
-    assert "out of memory; lower hyperparameters.batch_size" in finished.err
+    assert "out of memory; set hyperparameters.chunk, or lower" in finished.err
 
 
 def test_an_error_in_the_user_s_own_code_keeps_its_traceback(tmp_path):
