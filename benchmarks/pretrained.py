@@ -1,4 +1,4 @@
-"""The pretrained models, ready to be evaluated, in PyTorch and in ONNX Runtime."""
+"""The pretrained models whose data is in the clone, in PyTorch and in ONNX Runtime."""
 
 import argparse
 from collections.abc import Sequence

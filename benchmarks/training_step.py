@@ -3,12 +3,12 @@
     pip install -r requirements-bench.txt
     python benchmarks/training_step.py
 
-Prints one table, all rows of which were measured in the same run, in turns, and saves it as CSV and
-as a chart. The floor is a dense ReLU network of the same matrix products on T * B rows: the SNN's
-trained input filters need the gradient of its first product's input, so the floor computes it as
-well. All rows but one have the allocator's setting that this library makes. In each precision the
-floor has two more rows: one without the input's gradient, and one without that setting. All take an
-AdamW step. The recurrent layers are at home in long sequences, and measured there.
+Prints a table for each network, all rows of which were measured in the same run, in turns, and
+saves them as CSV and as a chart. The floor is a dense ReLU network of the same matrix products on T
+* B rows: the SNN's trained input filters need the gradient of its first product's input, so the
+floor computes it as well. In each precision the floor has two more rows: one without the input's
+gradient, and one without the allocator's setting that this library makes and all other rows have.
+All take an AdamW step. The recurrent layers are at home in long sequences, and measured there.
 
 Columns: ratio to the floor of the same precision, to the float32 floor, and how many times faster
 than the float32 loop; the same for inference; memory at its peak beyond what the process held

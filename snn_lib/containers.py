@@ -143,7 +143,8 @@ class Sequential(StatefulModule):
     An input that was expanded over time is the same at every step. An ``nn.Linear`` or a
     convolution then weighs it once for all steps, and its hooks see one step, ``(1, B, *)``. An
     input that requires a gradient is weighed at every step, because each step has a gradient of its
-    own, and so is every input where ``torch.compile`` or ``torch.func`` is at work.
+    own, and so is every input where ``torch.compile``, ``torch.func``, a profiler or a mode is at
+    work.
 
     An ``nn.Linear`` or a ``PerStep(nn.Conv2d(...))`` after spikes, which may be pooled, leaves out
     what is zero, where there are kernels for that (see :mod:`snn_lib.products`). So does an

@@ -27,7 +27,7 @@ from snn_lib.recomputing import decide
 
 # By the dtype of the weights, the part of all inputs up to which their gradient skips zeros.
 FEW = {torch.float32: 0.5, torch.bfloat16: 0.15}
-# The same for both gradients of a convolution, by the number of images that are looked at.
+# The same for both gradients of a convolution, and how many images are looked at, at least.
 FEW_IN_MAPS, SAMPLE = 0.3, 8
 
 

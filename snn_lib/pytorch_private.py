@@ -3,9 +3,9 @@
 A new release of PyTorch may change them without notice. If it breaks this package, look here first.
 They were tried with PyTorch 2.12, 2.13 and 2.15.
 
-Four private parts of ``nn.Module`` are used elsewhere. ``Sequential`` keeps its modules in
-``_modules``, as ``nn.Sequential`` does, and ``inference.layers`` reads them. ``Cell`` overrides
-``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``.
+Private parts of ``nn.Module`` itself are used elsewhere: ``_modules``, in which ``Sequential``
+keeps its modules as ``nn.Sequential`` does, ``_parameters`` and ``_buffers``, and what layers
+override, ``_save_to_state_dict``, ``_load_from_state_dict`` and ``_apply``.
 """
 
 from collections.abc import Callable

@@ -438,10 +438,8 @@ def straight_through(tensor: Tensor, project: Callable[[Tensor], Tensor]) -> Ten
 def autocast_dtype(coefficient: Tensor) -> torch.dtype | None:
     """The dtype of autocast, if it is at work where a float32 layer lies."""
     device = coefficient.device.type
-    # Some devices, such as meta, have no autocast. PyTorch 2.8 cannot compile the question.
-    if coefficient.dtype != torch.float32 or not (
-        torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    ):
+    # some devices, such as meta, have none
+    if coefficient.dtype != torch.float32 or not torch.amp.is_autocast_available(device):
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 

@@ -112,7 +112,7 @@ class Delay(Constrained):
         own = delays.dtype if delays.dtype in COMPUTE_DTYPES else torch.float32
         dtype = autocast_dtype(delays) or delays.dtype
         channels = over_positions(delays, features, 0)
-        check_shape("steps", channels, features)
+        check_shape(f"steps, for x of shape {tuple(x.shape)},", channels, features)
         x = fold(in_dtype(x, own, "x"), 2, last)
         if state is None:
             before = x.new_zeros(self.longest, *x.shape[1:])

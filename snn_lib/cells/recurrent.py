@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from snn_lib.cells.cell import Cell
 from snn_lib.containers import Output, StatefulModule, last_steps, part_with_memory
-from snn_lib.functional import run_recurrent
+from snn_lib.functional import check_entries, run_recurrent
 
 
 class Recurrent(StatefulModule):
@@ -74,6 +74,8 @@ class Recurrent(StatefulModule):
         The loop finds the current of all steps. The neurons then run on it as a layer of their own,
         with their dropout, their hooks and their state.
         """
+        if state is not None:
+            check_entries(state, ("fed", "neuron", "synapse"))
         fed, before, filtered = state or (None, None, None)
         calls = [self.neuron.call(x, before, drops=False)]
         if self.synapse is not None:

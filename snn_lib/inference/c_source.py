@@ -161,8 +161,9 @@ def to_c(
     ``network_lead`` by how much.
 
     Args:
-        network: a network as :func:`snn_lib.inference.compiled` takes, which is written in floats;
-            or one of :func:`snn_lib.inference.quantise`, in integers.
+        network: what :func:`snn_lib.inference.compiled` takes, without :class:`snn_lib.Recurrent`;
+            it is written in floats. Or what :func:`snn_lib.inference.quantise` returns, in
+            integers.
         path: the file to write, ``.c``; a file ``.h`` is written beside it. All names that the
             linker sees begin with the file's, which has to be a name in C.
         shape: as in :func:`snn_lib.inference.compiled`; of no use for integers.

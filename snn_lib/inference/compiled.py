@@ -42,12 +42,14 @@ def compiled(network: nn.Module, shape: Sequence[int] | None = None) -> "Compile
             :class:`snn_lib.Recurrent`, :class:`snn_lib.Repeat`, readouts,
             :class:`snn_lib.readout.Snapshots`, ``nn.Flatten``, and :class:`snn_lib.PerStep` of
             ``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d`` and, right after weights,
-            ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``.
+            ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``; before all that compute ``nn.Unflatten`` and
+            :class:`snn_lib.ChannelsFirst`. Dropout and ``nn.Identity`` are left out.
         shape: the shape of one step of the input; needed if the first layer does not determine it.
 
     Raises:
         ValueError: a layer cannot be compiled or computes something else, or the shape is missing;
             see :func:`snn_lib.inference.description.describe`.
+        TypeError: the network is no module.
     """
     description = describe(network, shape)
     compare_layers(description)

@@ -69,16 +69,16 @@ def quantise(
         made = quantise(network, network.prepare(samples).x)
 
     Args:
-        network: as :func:`snn_lib.inference.compiled` takes.
+        network: as :func:`snn_lib.inference.compiled` takes, without :class:`snn_lib.Recurrent`.
         x: its input over time ``(T, B, *features)`` for some hundred samples of the training data.
             Fixed points are chosen so that four times what they reach still fits.
         weight_bits: 8, 4 or 2. With 2, a network should have been trained with as many.
         shape: as in :func:`snn_lib.inference.compiled`.
 
     Raises:
-        ValueError: the number of bits is another one, ``x`` is not finite, a step computes what
-            integers cannot, no stable filter is near enough, or as
-            :func:`snn_lib.inference.to_c`.
+        ValueError: the number of bits is another one, ``x`` is not finite, has another shape or is
+            too small, a step computes what integers cannot or grows beyond them, no stable filter
+            is near enough, or as :func:`snn_lib.inference.to_c`.
         TypeError: the number of bits is no integer, or ``x`` is a tuple.
 
     Warns:
@@ -218,8 +218,9 @@ class IntegerNetwork:
         if x.shape[1:] != self.before:
             raise ValueError(f"a step has the shape {x.shape[1:]}, expected {self.before}")
         if len(x) == 0 or self._sequences not in (0, len(x)):
-            before = f" after steps of {self._sequences}" * (self._sequences > 0)
-            raise ValueError(f"a step has {len(x)} sequences{before}: call reset() for new ones")
+            before = f" after steps of {self._sequences}: call reset() for new ones"
+            expected = before if len(x) else ", expected at least one"
+            raise ValueError(f"a step has {len(x)} sequences{expected}")
         if x.size and not (low <= x.min() and x.max() <= high):
             raise ValueError(f"the input has values outside {low} to {high}")
         self._sequences = len(x)

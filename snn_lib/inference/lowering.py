@@ -84,9 +84,10 @@ class _Affine:
 class Lowering:
     """Lowers the lines of a step from floats to integers.
 
-    Factors of states have 24 bits, all other coefficients 31. What is added or compared is
-    brought to the finer unit of the two. States and outputs are rounded to 31 bits, and so is a
-    factor that needs more than 32. What is whole for all time, such as a count, keeps the unit 1.
+    Factors of states have 24 bits, all other coefficients 31, or 32 if they are only added or
+    compared. What is added or compared is brought to the finer unit of the two. States and outputs
+    are rounded to 31 bits, and so is a factor that needs more than 32. What is whole for all time,
+    such as a count, keeps the unit 1.
     """
 
     def __init__(self, step: Step, values: Values, reach: Mapping[Any, float]) -> None:

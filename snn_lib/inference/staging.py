@@ -308,7 +308,7 @@ def input_of(preparation: Preparation | None) -> tuple[str, Sequence[Callable]]:
         which also needs the step before.
 
     Raises:
-        ValueError: the preparation needs more than a step and the one before it.
+        ValueError: no step prepares its input like this.
     """
     match preparation:
         case None | SequencePreparation():
@@ -326,8 +326,8 @@ def input_of(preparation: Preparation | None) -> tuple[str, Sequence[Callable]]:
         case SeriesPreparation(encoding="current", block=1):
             return "values as they were measured", ()
     raise ValueError(
-        f"{type(preparation).__name__} of this network needs more than a step and the one "
-        "before it: export network.model, and prepare its input outside"
+        f"{type(preparation).__name__} of this network, as it is set, is written into no step: "
+        "export network.model, and prepare its input outside"
     )
 
 

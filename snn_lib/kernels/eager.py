@@ -2,7 +2,8 @@
 
 PyTorch differentiates it in every way that it can: backward and forward, twice, under
 ``torch.func``. Products and sums are separate calls, as the step has them, since every backend must
-give the same spikes bit for bit. As a backend it serves any device.
+give the same spikes bit for bit, if the step has no elementary function such as exp. As a backend
+it serves any device.
 """
 
 from collections.abc import Callable, Iterator, Sequence

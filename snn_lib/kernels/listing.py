@@ -55,6 +55,8 @@ def _with_orders(name: str) -> str:
     if "[" in name:
         kind_of(name.partition("[")[0])  # refuses a name that is not known
         return name
+    if found is not None and not hasattr(found, "kind"):
+        raise ValueError(f"{name} has no step to show, expected a cell")
     name = getattr(found, "kind", name)  # a class may have the step of another, as synapses do
     if name == "IIRSynapse":
         return filter_key(1 if cell == "LowPassSynapse" else 2, 0)

@@ -381,7 +381,7 @@ def name_of(surrogate: Any) -> tuple[str, list[float]]:
     Raises:
         TypeError: it has no ``derivative``.
     """
-    if type(surrogate) in tuple(SURROGATES.values()):  # PyTorch 2.8 compiles no other form
+    if type(surrogate) in SURROGATES.values():
         return surrogate.name, [surrogate.width]
     check_surrogate(surrogate)
     numbers = _numbers(surrogate)

@@ -190,7 +190,7 @@ REFUSED = [  # the network, the name of the file, and the words
     (Sequential(nn.Linear(4, 4)), "network.h", "network.h: expected a name in C with"),
     (Sequential(nn.Linear(4, 4)), "my-net.c", "my-net.c: expected a name in C with"),
     (Prepared(SeriesPreparation(block=2, encoding="current", **SERIES)), "network.c",
-     "needs more than a step"),
+     "as it is set, is written into no step"),
     (two_names(), "network.c", "2 names of classes and 3 outputs"),
     (maps(nn.MaxPool2d(1, stride=6, padding=0, dilation=1))[0], "network.c", "give the shape"),
 ]  # fmt: skip

@@ -1114,7 +1114,7 @@ REFUSED = [  # what is quantised or run, and the words
     (lambda: quantise(LINEAR, X / 0), "x has values that are not finite"),
     (lambda: quantise(Sequential(IIRSynapse(4, [1.9], [1.0])), X.repeat(300, 1, 1)),
      "values grow without limit on x: is it stable"),
-    (lambda: quantise(LINEAR, X).step(np.zeros((0, 4), int)), "a step has 0 sequences: call res"),
+    (lambda: quantise(LINEAR, X).step(np.zeros((0, 4), int)), "a step has 0 sequences, expected"),
     *((lambda kind=kind, scale=scale:
        quantise(Sequential(kind(4, tau=torch.tensor([0.0, 2.0, 3.0, 4.0]))), scale * X), words)
       for kind, words in ((Guarded, "layer 0 computes numbers that are not finite, such as 1 / 0"),

@@ -261,5 +261,5 @@ def test_the_graph_prepares_its_input_as_pytorch_does(preparation, raw, steps, t
     ids=["blocks", "population", "summed"],
 )
 def test_a_preparation_that_needs_more_than_a_step_is_refused(preparation, tmp_path):
-    with pytest.raises(ValueError, match="Preparation of this network needs more than a step"):
+    with pytest.raises(ValueError, match="Preparation of this network, as it is set, is"):
         to_onnx(Prepared(preparation), tmp_path / "network.onnx")

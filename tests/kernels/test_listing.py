@@ -83,6 +83,8 @@ def test_rows_of_another_number_are_refused_in_a_line_that_says_which_were_taken
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
+        ("Delay", "Delay has no step to show, expected a cell"),
+        ("snn_lib.Recurrent", "snn_lib.Recurrent has no step to show, expected a cell"),
         ("Unheard", "no cell is called 'Unheard': import its module, or name it module.Class"),
         ("Unheard[-;-]", "no cell is called 'Unheard': import its module, or name it module.Class"),
         ("no_module.Cell", "No module named 'no_module'"),

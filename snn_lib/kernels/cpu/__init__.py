@@ -5,7 +5,8 @@ them on disk. ``running`` cuts sequences into tiles and hands kernels their tens
 threads that share the tiles, and ``allocator`` sets the C library's allocator.
 
 Every element of a result is computed by the operations of the step, in their order, so spikes are
-those of plain PyTorch bit for bit. Results do not depend on the number of threads.
+those of plain PyTorch bit for bit; after elementary functions, such as exp, the last bits may
+differ. Results do not depend on the number of threads.
 
 ``products`` and ``convolutions`` are those of spikes with weights, and ``delays`` and
 ``recurrence`` are no steps of one channel either. Where a backend has no kernels for them,

@@ -27,7 +27,7 @@ from snn_lib.kernels.program import Adjoint
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 TILE = 512  # elements of a tile at one time step, whose state stays in the innermost cache
-TILE_CHANNELS = 1024
+TILE_CHANNELS = 1024  # of a tile that is a single row
 GROUPS = 16  # a batch with this many rows is cut into at least as many groups of rows
 NO_DROPOUT = {"key_low": 0, "key_high": 0, "first": 0, "below": 0, "scale": 1.0}
 

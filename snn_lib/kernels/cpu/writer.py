@@ -3,8 +3,8 @@
 :class:`Writer` writes them, and :class:`Frame` puts a kernel around them.
 
 A value is a vector of ``width`` neighbouring channels, or a single number if the width is 1.
-Multiplications and additions are not fused, except within :meth:`Writer.exp`: fused, they round
-differently from plain PyTorch, and neurons would fire at other times.
+Multiplications and additions of a step are not fused, except within :meth:`Writer.exp`: fused, they
+round differently from plain PyTorch, and neurons would fire at other times.
 """
 
 import math
