@@ -17,7 +17,15 @@ from snn_lib.kernels.cpu.writer import I64
 
 # Numba's memory manager is off. With it, every view of a row would count its references, and
 # threads that count on the same array take longer over that than over the arithmetic.
-OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False}
+#
+# The wrappers by which Python and C call a function take time to compile. ``run`` alone needs one.
+OPTIONS = {
+    "nogil": True,
+    "error_model": "numpy",
+    "_nrt": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 
 # Numba looks a function up in its cache by name and by the state of the function's own file. What
 # the other files of this folder and ``source`` compile into it is not noticed, so their content is
@@ -33,10 +41,11 @@ def jit(function: Callable, **options: object) -> Callable:
     ``options`` are Numba's.
     """
     function.__qualname__ += f"_{VERSION}"
+    options = OPTIONS | options
     try:
-        return njit(cache=True, **OPTIONS, **options)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:  # Numba found no folder for its cache
-        return njit(**OPTIONS, **options)(function)
+        return njit(**options)(function)
 
 
 @intrinsic

@@ -18,6 +18,7 @@ import numpy as np
 from snn_lib.inference.compiling import jit, run_step
 
 BLOCK = 3  # steps
+STEP = np.int64(1)  # not a plain 1, for which Numba would compile all once more
 GROUP = 4  # rows of weights that are added at once
 LINE = 16  # numbers in a line of the cache, at the beginning of which each row begins
 
@@ -215,7 +216,7 @@ def _recur(layer, own, past, table, x, out, numbers, amounts):
     """Runs neurons on x and on what comes back through weights; the state begins with that."""
     count = layer.inputs
     fed = past[:count]
-    _weigh(layer, 1, own, table, fed, out, numbers, amounts)
+    _weigh(layer, STEP, own, table, fed, out, numbers, amounts)
     current = out[:count]
     add(current, x)
     run_step(layer.function, count, own[layer.cells :], past[count:], current, current)
@@ -256,7 +257,7 @@ def _run_layer(layer, steps, coefficients, table, state, values, numbers, amount
         x = values[layer.source + t * layer.source_stride :][: layer.inputs]
         out = values[layer.target + t * layer.target_stride :][: layer.outputs]
         if layer.kind == WEIGHTS:
-            _weigh(layer, 1, own, table, x, out, numbers, amounts)
+            _weigh(layer, STEP, own, table, x, out, numbers, amounts)
         elif layer.kind == LARGEST or layer.kind == AVERAGE:
             _pool(layer, table, x, out)
         elif layer.kind == CELL:
@@ -289,7 +290,7 @@ def _are_finite(x):
     return wrong == 0
 
 
-@jit
+@partial(jit, no_cpython_wrapper=False)  # Python calls it
 def run(layers, coefficients, table, state, values, numbers, amounts, x, total, out, summing, lead):
     """Runs ``total`` steps of ``x`` and changes ``state``.
 
@@ -312,7 +313,7 @@ def run(layers, coefficients, table, state, values, numbers, amounts, x, total, 
     weighs_once = len(x) < total and first.kind == WEIGHTS
     if weighs_once:
         assign(values[: first.inputs], x[0])
-        _run_layer(first, 1, coefficients, table, state, values, numbers, amounts)
+        _run_layer(first, STEP, coefficients, table, state, values, numbers, amounts)
         once = values[first.target :][: first.outputs]
         for t in range(1, BLOCK):
             assign(values[first.target + t * first.target_stride :][: first.outputs], once)
