@@ -451,6 +451,7 @@ class PerStep(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        check_module("module", module)
         if (part := part_with_memory(module)) is not None:
             raise ValueError(
                 f"{type(part).__name__} knows the time axis, which PerStep hides: give it to "
@@ -573,6 +574,12 @@ def whole_number(value: Any, name: str, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} is {value!r}, expected a whole number of at least {least}")
     return number
+
+
+def check_module(name: str, module: nn.Module) -> None:
+    """Raises a TypeError unless this is a module; the message calls it ``name``."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} is a {type(module).__name__}, expected a torch.nn.Module")
 
 
 def batch_first_part(module: nn.Module) -> str | None:

@@ -10,6 +10,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from snn_lib.containers import whole_number
+from snn_lib.functional import check_tensor
+
 LatencyLaw = Literal["linear", "logarithmic"]
 
 
@@ -18,6 +21,7 @@ def constant(values: Tensor, length: int) -> Tensor:
 
     The result is a view that repeats the values without a copy, which the filters can read.
     """
+    _check(values, length)
     return values.expand(length, *values.shape)
 
 
@@ -36,7 +40,7 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
     Raises:
         TypeError: the values are integers, such as grey levels.
     """
-    _check_floating(values, "probabilities")
+    _check(values, length, "probabilities")
     # 16 random bits for each element resolve rates to 1/65536. Drawing them takes a quarter of the
     # time that floats take.
     count = length * values.numel()
@@ -87,11 +91,9 @@ def latency(
         TypeError: the values are integers, such as grey levels.
         ValueError: the law is unknown, or length, threshold, tau or jitter is out of its range.
     """
-    _check_floating(values, "fractions")
+    _check(values, length, "fractions")
     if law not in get_args(LatencyLaw):
         raise ValueError(f"law is {law!r}, expected one of {', '.join(get_args(LatencyLaw))}")
-    if length < 1:
-        raise ValueError(f"length is {length}, expected at least one step")
     if not (0 <= threshold < 1 and tau > 0 and jitter >= 0):
         raise ValueError(
             f"threshold is {threshold}, tau {tau}, jitter {jitter}, expected 0 <= threshold < 1, "
@@ -132,10 +134,15 @@ def population(values: Tensor, centres: Tensor) -> Tensor:
         ``(T, B, channels * fields)``, from 0 to 1. The fields of a channel lie side by side.
 
     Raises:
-        ValueError: there are fewer than two centres.
+        ValueError: there are fewer than two centres, or they are not evenly spaced.
     """
-    if len(centres) < 2:
-        raise ValueError(f"there are {len(centres)} centres, expected two or more")
+    _check(values)
+    check_tensor("centres", centres)
+    if centres.dim() != 1 or len(centres) < 2:
+        raise ValueError(f"centres have shape {tuple(centres.shape)}, expected two or more numbers")
+    gaps = centres.diff()
+    if not (gaps[0] != 0 and ((gaps - gaps[0]).abs() <= 0.01 * gaps[0].abs()).all()):
+        raise ValueError("the centres are not evenly spaced")
     distance = (values[..., None] - centres) / (centres[1] - centres[0])
     return torch.exp(-0.5 * distance.square()).flatten(-2)
 
@@ -159,6 +166,7 @@ def delta(values: Tensor, threshold: float) -> Tensor:
     """
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}, expected > 0")
+    _check(values)
     level, steps = values.new_zeros(values.shape[1:]), []
     for value in values:
         change = ((value - level) / threshold).trunc()
@@ -168,6 +176,9 @@ def delta(values: Tensor, threshold: float) -> Tensor:
     return torch.cat([changes.relu(), (-changes).relu()], -1)
 
 
-def _check_floating(values: Tensor, expected: str) -> None:
-    if not values.is_floating_point():
+def _check(values: Tensor, length: int = 1, expected: str = "") -> None:
+    """Refuses values that are no tensor, or not floating point as ``expected``, and no length."""
+    check_tensor("values", values)
+    whole_number(length, "length")
+    if expected and not values.is_floating_point():
         raise TypeError(f"values are {values.dtype}, expected {expected} in floating point")

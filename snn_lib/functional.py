@@ -528,15 +528,29 @@ def over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> 
     Nothing is copied. Coefficients that do not fit are returned as they are; a check names them.
     """
     own = coefficients.shape[max(leading, 0) :]
-    if own == features or len(own) != len(features) or own[:1] != features[:1]:
-        return coefficients
-    if any(size not in (1, whole) for size, whole in zip(own, features, strict=True)):
+    if own == features or not _fit(own, features):
         return coefficients
     return coefficients.expand(*coefficients.shape[:leading], *features)
 
 
+def _fit(own: Sequence[int], features: Sequence[int]) -> bool:
+    """Whether the features of a layer are those of a sequence; its positions may be 1 for all."""
+    if len(own) != len(features) or own[:1] != features[:1]:
+        return False
+    return all(size in (1, whole) for size, whole in zip(own, features, strict=True))
+
+
 # --------------------------------------------------------------------------------------------------
 # Checks
+
+
+def check_features(x: Tensor, shape: Sequence[int]) -> None:
+    """Raises a ValueError unless ``x``, ``(T, B, *features)``, has the features of a layer."""
+    if not _fit(tuple(shape), x.shape[2:]):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, expected (T, B, *features) with features of the "
+            f"layer's shape {tuple(shape)}"
+        )
 
 
 def check_sequence(name: str, x: Tensor) -> None:
@@ -552,7 +566,7 @@ def check_sequence(name: str, x: Tensor) -> None:
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raises a TypeError unless this is a tensor."""
     if not isinstance(tensor, Tensor):
-        hint = f": {CHAIN}" if hasattr(type(tensor), "_fields") else ""  # an Output has fields
+        hint = f": {CHAIN}" if getattr(tensor, "_fields", ()) == ("output", "state") else ""
         raise TypeError(f"{name} is a {type(tensor).__name__}, expected a tensor{hint}")
 
 

@@ -54,7 +54,7 @@ def fire_from_the_start(
         TypeError: ``x`` is not a tensor but a NumPy array, for example, or it is complex; or the
             rate is no number.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
-            layer's current is not finite, or hardly ever positive; its neurons fire as often
+            layer's current is not finite, or too seldom positive; its neurons fire as often
             without one; no ``nn.Linear`` or convolution runs before the neurons; its weights are
             computed from others, by a parametrisation or pruning; ``torch.compile`` runs the model
             without telling; or neurons run several times in one run, for example in chunks. All
@@ -170,8 +170,8 @@ def answer_from_the_start(
             model(x)
             if len(inputs) != 1:
                 raise ValueError(
-                    f"the last layer runs {len(inputs)} times for a batch, expected once: give the "
-                    "network that runs all steps at once"
+                    f"the last layer runs {len(inputs)} times for a batch, expected once: give a "
+                    "layer of this network, and the network that runs all steps at once"
                 )
             if inputs[0].dim() != 3:
                 raise ValueError(
@@ -200,7 +200,7 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ValueError: the layer has no bias, its weights are computed from others, by a
             parametrisation or pruning, there are fewer than two samples, or the targets have
-            another shape or are no classes of the layer.
+            another shape, are not finite or no classes of the layer.
     """
     if layer.bias is None:
         raise ValueError("the last layer has no bias: build it with one")
@@ -215,6 +215,8 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"targets have shape {tuple(targets.shape)} in {targets.dtype}, expected {expected}"
         )
+    if not (numbers <= bool(targets.isfinite().all())):
+        raise ValueError("the targets are not finite")
     if len(features) < 2:
         raise ValueError(f"the number of samples is {len(features)}, expected two or more")
     scale = 1.0
@@ -338,8 +340,8 @@ def _factor(
         high *= 2.0
         if high > LARGEST_FACTOR:
             raise ValueError(
-                f"layer {name} cannot be made to fire at {rate}: its current is hardly ever "
-                "positive on this batch"
+                f"layer {name} cannot be made to fire at {rate}: on this batch its current is too "
+                "seldom positive for this rate"
             )
     low = high / 2.0  # is too little, and high is enough
     for _ in range(BISECTIONS):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from snn_lib.cells import Constrained, Recurrent, is_spiking
 from snn_lib.containers import Sequential, holds_weights, is_weighted
+from snn_lib.functional import check_tensor
 from snn_lib.observing import observe_layers
 from snn_lib.readout import within
 from snn_lib.recomputing import Chunk, current_chunk
@@ -46,6 +47,7 @@ def rate_penalty(
     for name, rate in (("target", target), ("limit", limit)):
         if not rate >= 0:  # nan too
             raise ValueError(f"{name} is {rate}, expected a rate >= 0")
+    check_tensor("spikes", spikes)
     if spikes.shape[0] * spikes.shape[1] == 0:
         raise ValueError(
             f"spikes have the shape {tuple(spikes.shape)}, expected a step and a sequence"
@@ -82,9 +84,15 @@ def network_penalty(
             fewer operations at the weights.
 
     Raises:
-        ValueError: as :func:`penalised_layers` and :func:`rate_penalty`.
+        ValueError: there are no spikes of a hidden layer, or as :func:`penalised_layers` and
+            :func:`rate_penalty`.
     """
     reached = penalised_layers(model)
+    if not reached.keys() & spikes.keys():
+        raise ValueError(
+            f"no spikes of the hidden layers {', '.join(reached)} are given: collect those of this "
+            "model as it runs, before it is wrapped or compiled"
+        )
     hidden = {name: spikes[name] for name in reached if name in spikes and spikes[name].shape[1]}
     costs = {name: reached[name] * layer[0, 0].numel() for name, layer in hidden.items()}
     total = 0.0

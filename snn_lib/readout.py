@@ -21,7 +21,14 @@ from snn_lib.containers import (
     lengths_beside,
     whole_number,
 )
-from snn_lib.functional import check_entries, check_sequence, check_shape, iir_filter
+from snn_lib.functional import (
+    check_entries,
+    check_sequence,
+    check_shape,
+    check_tensor,
+    iir_filter,
+)
+from snn_lib.stability import round_decaying
 from snn_lib.time_constants import decay_of
 
 
@@ -56,6 +63,7 @@ class Last(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
+        check_tensor("output", output)
         if lengths is None:
             return output[-1]
         return last_steps(output, 1, lengths_beside(output, lengths) - 1)[0]
@@ -66,6 +74,7 @@ class Maximum(nn.Module):
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
+        check_tensor("output", output)
         if lengths is not None:
             output = output.masked_fill(~within(output, lengths), -math.inf)
         return output.amax(0)
@@ -80,12 +89,13 @@ class LeakyIntegrator(nn.Module):
         tau: the time constant, in steps: about how far back the output still counts.
 
     Raises:
-        ValueError: ``tau`` is not positive.
+        ValueError: ``tau`` is not positive, or so long that the membrane does not leak.
     """
 
     def __init__(self, tau: float = 20.0) -> None:
         super().__init__()
         self.tau, self.decay = tau, float(decay_of(tau))
+        round_decaying(self.decay)  # refuses one that rounds to 1
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""
@@ -226,6 +236,7 @@ def until_clear(
     steps = whole_number(steps, "steps")
     if getattr(model, "batch_first", False):
         raise ValueError("the model has batch_first, expected one that takes (T, B, *features)")
+    check_tensor("x", x)
     state, totals, clear = None, [], False
     for part in x.split(steps):
         output, state = model(part, state)
@@ -280,5 +291,10 @@ def check_lead(lead: float) -> None:
 
 
 def at_least_float32(output: Tensor) -> Tensor:
-    """The output in float32 at least: sums over time need more digits than bfloat16 has."""
+    """The output in float32 at least: sums over time need more digits than bfloat16 has.
+
+    Raises:
+        TypeError: it is no tensor.
+    """
+    check_tensor("output", output)
     return output.to(torch.promote_types(output.dtype, torch.float32))

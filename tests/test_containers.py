@@ -143,7 +143,7 @@ def test_an_error_inside_names_the_layer():
     network = Sequential(
         OrderedDict(weights=nn.Linear(3, 2), deeper=Sequential(nn.Identity(), low_pass(5)))
     )
-    with pytest.raises(ValueError, match=r"^layer deeper: layer 1: alpha has shape \(1, 5\), exp"):
+    with pytest.raises(ValueError, match=r"^layer deeper: layer 1: x has shape \(4, 2, 2\), exp"):
         network(torch.rand(4, 2, 3))
 
 

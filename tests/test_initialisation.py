@@ -205,6 +205,7 @@ REFUSED = [  # what is asked for, and the words
     (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires as often with"),
     (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
      r"no nn\.Linear or convolution runs before .* layer 0"),
+    (lambda: fire(rate=0.95), "layer 2 .* fire at 0.95: .* too seldom positive for this rate"),
     (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution runs before .* layer 2"),
     (lambda: fire(deep_with(parametrizations.weight_norm, "weight")),
      "are computed from others, by a parametrisation or"),
@@ -352,6 +353,7 @@ CLASSES = torch.arange(4) % 2
         (nn.Linear(3, 2), torch.rand(4, 1), r"shape \(4, 1\) in torch.float32, expected \(4, 2\)"),
         (nn.Linear(3, 2), torch.rand(4), r"shape \(4,\) in torch.float32, expected \(4, 2\)"),
         (nn.Linear(3, 2), torch.ones(4, 1).int(), r"shape \(4, 1\) in torch.int32, exp.* \(4,\)"),
+        (nn.Linear(3, 1), torch.tensor([[1.0], [torch.nan]]), "the targets are not finite"),
         (nn.Linear(3, 2), torch.tensor([1]), "number of samples is 1, expected two or more"),
         (nn.Linear(3, 2), torch.tensor([0, 1, 2]), "classes from 0 to 2, .* 2 ou"),
         (nn.Linear(3, 2), torch.tensor([-1, 0, 1]), "classes from -1 to 1, .* 2 ou"),
@@ -368,6 +370,8 @@ def test_a_last_layer_that_answers_no_batches_or_runs_several_times_is_refused()
     model, x = deep(), spikes()
     with pytest.raises(ValueError, match="there are no batches"):
         answer_from_the_start(model, model[-2], [])
+    with pytest.raises(ValueError, match="runs 0 times for a batch, expected once: give a layer"):
+        answer_from_the_start(model, nn.Linear(3, 2), [(x, torch.zeros(16), None)])
     with pytest.raises(ValueError, match=r"runs \d times for a batch, expected once"):
         answer_from_the_start(Chunked(model, 15), model[-2], [(x, torch.zeros(16), None)])
     with pytest.raises(ValueError, match="the last layer is a SpikingNeuron, expected an nn"):

@@ -305,6 +305,16 @@ def test_an_empty_share_of_a_batch_is_not_penalised():
         assert penalty == (1.0 if sequences else 0.0)  # no spike in a single step
 
 
+def test_spikes_of_other_names_are_refused():
+    model = Sequential(nn.Linear(3, 4), SpikingNeuron(4, 3.0), nn.Linear(4, 2))
+    with collect_spikes(wrapped := nn.ModuleDict({"net": model})) as spikes:
+        model(torch.rand(5, 2, 3))
+    assert network_penalty(wrapped, spikes, 0.1) > 0
+    for other in (spikes, {}):
+        with pytest.raises(ValueError, match="no spikes of the hidden layers 1 are given: collect"):
+            network_penalty(model, other, 0.1)
+
+
 def test_a_network_without_hidden_layers_is_not_penalised_in_silence():
     model = nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))
     with pytest.raises(ValueError, match="Sequential has no hidden layer of neurons"):

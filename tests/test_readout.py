@@ -1,6 +1,7 @@
 """Readouts against a loop over the samples, each at its own length."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from small_networks import in_parts
 from torch import nn
 
-from snn_lib import Chunked, Sequential
+from snn_lib import Chunked, Output, Sequential
 from snn_lib.containers import tensors_in
 from snn_lib.readout import READOUTS, LeakyIntegrator, Snapshots, first_lead, until_clear
 
@@ -274,6 +275,8 @@ WHOLE = torch.zeros(B, dtype=torch.int64)
 REFUSED = [  # what is built or run, and the words
     *((lambda tau=tau: LeakyIntegrator(tau), "expected a positive number of steps")
       for tau in (0.0, -1.0, math.nan)),
+    *((lambda tau=tau: LeakyIntegrator(tau), "time constant is too long")
+      for tau in (1e9, math.inf)),
     *((lambda steps=steps: Snapshots(steps), r"expected (a )?whole numbers? of at least 1")
       for steps in ([], [0, 1], [1.5], [-1], ["1"])),
     (lambda: run_snapshots(torch.zeros(T, B, 7)), "7 channels, expected a multiple of the 2 steps"),
@@ -300,3 +303,17 @@ REFUSED = [  # what is built or run, and the words
 def test_bad_settings_and_inputs_are_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_arrays_of_a_compiled_network_are_refused_where_tensors_are_asked_for():
+    x = np.zeros((T, B, 3), np.float32)
+    for call in (partial(first_lead, lead=1.0), partial(until_clear, nn.Linear(3, 2), lead=1.0)):
+        with pytest.raises(TypeError, match="is a ndarray, expected a tensor"):
+            call(x)
+
+
+@pytest.mark.parametrize("kind", READOUTS.values())
+def test_what_a_layer_returns_is_no_output(kind):
+    """The last of (output, state) would be the state."""
+    with pytest.raises(TypeError, match=r"output is a Output, expected a tensor: .* = layer"):
+        kind()(Output(torch.zeros(T, B, 3), ()))

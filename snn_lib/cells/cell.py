@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from snn_lib.containers import Output, StatefulModule, feature_shape
-from snn_lib.functional import GAUSSIAN, Call, State, record_cell, run_cells
+from snn_lib.containers import Output, StatefulModule, check_module, feature_shape
+from snn_lib.functional import GAUSSIAN, Call, State, check_features, record_cell, run_cells
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
 from snn_lib.pytorch_private import is_observed, is_transformed, sees_operations
@@ -122,10 +122,10 @@ class Cell(Constrained):
           unless it is spikes.
 
     Raises:
-        ValueError: dropout is outside [0, 1); a decay is not between -1 and 1, here or where the
-            layer is converted to a lower precision, or is trained and outside [0, 1 - 1e-3]; a
-            coefficient has no value; ``train_decay`` is given but there are no ``decays``; or a
-            shape is wrong.
+        ValueError: dropout is outside [0, 1); a coefficient has no value, or none that is finite; a
+            decay is not between -1 and 1, here or where the layer is converted to a lower
+            precision, or is trained and outside [0, 1 - 1e-3]; ``train_decay`` is given but there
+            are no ``decays``; or a shape is wrong.
         TypeError: the surrogate has no ``derivative``, a coefficient is no number, ``train`` is a
             text, or the class has no ``step``.
     """
@@ -214,6 +214,8 @@ class Cell(Constrained):
         self._kept_decaying: list[str] = []  # those of the decays that are trained
         for name in self.coefficients:
             first = first_values(values[name], self.shape, name).to(torch.get_default_dtype())
+            for wrong in first[~first.isfinite()][:1]:
+                raise ValueError(f"{name} is {wrong:g}, expected finite numbers")
             if name in self.decays:
                 check_decaying(first.double())  # none that rounds to 1
             channels = torch.empty(first.shape).copy_(first)  # on the default device
@@ -274,14 +276,9 @@ class Cell(Constrained):
 
     def call(self, x: Tensor, state: State | None = None, drops: bool = True) -> Call:
         """What the layer is to run with on an input, see :func:`snn_lib.functional.run_cells`."""
-        # Else a dimension that is missing or too many would count as the order of a coefficient.
         # What is no sequence at all is refused later.
-        is_sequence = isinstance(x, Tensor) and x.dim() > 2
-        if self.coefficients and is_sequence and x.dim() - 2 != len(self.shape):
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}, expected (T, B, *features) with features of the "
-                f"layer's shape {self.shape}"
-            )
+        if self.coefficients and isinstance(x, Tensor) and x.dim() > 2:
+            check_features(x, self.shape)
         coefficients = self.coefficients_of_call()
         dropout = self.dropout if self.training and self.spikes and drops else 0.0
         return Call(
@@ -468,9 +465,13 @@ def parameter_groups(
 
     Raises:
         TypeError: the model is no module, such as an iterator of parameters.
+        ValueError: a learning rate is negative or nan.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    check_module("model", model)
+    if not (lr >= 0 and coefficient_lr_scale >= 0):  # nan too
+        raise ValueError(
+            f"lr is {lr} and coefficient_lr_scale {coefficient_lr_scale}, expected 0 or more"
+        )
     constrained: dict[bool, dict[int, nn.Parameter]] = {True: {}, False: {}}
     for module in model.modules():
         if isinstance(module, Constrained):

@@ -19,6 +19,7 @@ from snn_lib.functional import (
     channels_last,
     check_device,
     check_entries,
+    check_features,
     check_sequence,
     check_shape,
     fold,
@@ -103,6 +104,7 @@ class Delay(Constrained):
     ) -> Output:
         """Delays all time steps; see the class for shapes."""
         check_sequence("x", x)
+        check_features(x, self.shape)
         features, last, delays = (
             x.shape[2:],
             channels_last(x),
@@ -112,7 +114,6 @@ class Delay(Constrained):
         own = delays.dtype if delays.dtype in COMPUTE_DTYPES else torch.float32
         dtype = autocast_dtype(delays) or delays.dtype
         channels = over_positions(delays, features, 0)
-        check_shape(f"steps, for x of shape {tuple(x.shape)},", channels, features)
         x = fold(in_dtype(x, own, "x"), 2, last)
         if state is None:
             before = x.new_zeros(self.longest, *x.shape[1:])

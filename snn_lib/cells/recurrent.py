@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells.cell import Cell
-from snn_lib.containers import Output, StatefulModule, last_steps, part_with_memory
+from snn_lib.containers import (
+    Output,
+    StatefulModule,
+    check_module,
+    last_steps,
+    part_with_memory,
+)
 from snn_lib.functional import check_entries, run_recurrent
 
 
@@ -43,8 +49,9 @@ class Recurrent(StatefulModule):
         - returns the spikes ``(T, B, *shape)`` and the new state.
 
     Raises:
-        TypeError: ``neuron`` is no cell that spikes, ``synapse`` none that does not, one of them
-            has a ``forward`` of its own, or a part of the weights has a state.
+        TypeError: ``weights`` is no module, ``neuron`` no cell that spikes, ``synapse`` none that
+            does not, one of them has a ``forward`` of its own, or a part of the weights has a
+            state.
         ValueError: a shape is wrong.
     """
 
@@ -53,6 +60,7 @@ class Recurrent(StatefulModule):
 
     def __init__(self, weights: nn.Module, neuron: Cell, synapse: Cell | None = None) -> None:
         super().__init__()
+        check_module("weights", weights)
         if not (isinstance(neuron, Cell) and neuron.spikes):
             raise TypeError(f"neuron is {neuron!r}, expected a cell that spikes")
         if synapse is not None and not (isinstance(synapse, Cell) and not synapse.spikes):

@@ -104,7 +104,7 @@ class IIRSynapse(Cell):
         margin: float | None = None,
     ) -> None:
         for name, value in (("alpha", alpha), ("beta", beta)):
-            if isinstance(value, (int, float, str)):
+            if isinstance(value, str) or not hasattr(value, "__len__"):
                 raise TypeError(f"{name} is {value!r}, expected a list with a number for each lag")
         if len(beta) == 0:
             raise ValueError("beta is empty, expected at least beta_0")

@@ -89,8 +89,9 @@ def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
     No heart is then both trained on and validated on.
 
     Raises:
-        InputError: all sequences are of one recording.
+        InputError: all sequences are of one recording, or the share is none.
     """
+    require(0 < share < 1, f"share is {share}, expected a part of the recordings")
     numbers = recordings(labels)
     count = int(numbers[-1]) + 1
     require(count > 1, "all sequences are of one recording, so none can be held out")

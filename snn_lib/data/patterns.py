@@ -53,7 +53,7 @@ def delay_spikes(spikes: Tensor, steps: int) -> Tensor:
     if steps < 0:
         raise ValueError(f"steps is {steps}, expected at least 0")
     late = torch.zeros_like(spikes)
-    late[steps:] = spikes[: len(spikes) - steps]
+    late[steps:] = spikes[: max(len(spikes) - steps, 0)]
     return late
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snn_lib.chain import REMEDY, chain_of, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
-from snn_lib.containers import PerStep, Sequential, feature_shape
+from snn_lib.containers import PerStep, Sequential, check_module, feature_shape
 from snn_lib.data.preparation import Preparation
 from snn_lib.inference.layers import (
     READERS,
@@ -79,8 +79,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
             neither float32 nor float64. The message names the layer.
         TypeError: the network is no module of PyTorch's.
     """
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"the network is a {type(network).__name__}, expected a torch.nn.Module")
+    check_module("the network", network)
     remedy = "remove them, and make pruning permanent by torch.nn.utils.prune.remove"
     refuse_hooks(network, f"which only PyTorch can call: {remedy}")
     for name, module in network.named_modules():

@@ -110,6 +110,8 @@ def _free(name: str, names: Collection[str]) -> str:
 def check_classes(classes: Sequence[str], after: Sequence[int]) -> tuple[str, ...]:
     """The names of the classes as texts: none, or one for each output."""
     outputs = math.prod(after)
+    if isinstance(classes, str):  # of which each letter would be a name
+        raise ValueError(f"classes is {classes!r}, expected a list of names")
     if len(classes) not in (0, outputs):
         raise ValueError(f"there are {len(classes)} names of classes and {outputs} outputs")
     return tuple(map(str, classes))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from snn_lib.cells import IIRSynapse
-from snn_lib.containers import Output
-from snn_lib.functional import FilterState
+from snn_lib.containers import Output, whole_number
+from snn_lib.functional import FilterState, check_tensor
 from snn_lib.time_constants import decays_of, peak_scale
 
 
@@ -57,6 +57,7 @@ class OutputFilter(IIRSynapse):
         self, x: Tensor, state: FilterState | None = None, lengths: Tensor | None = None
     ) -> Output:
         """Filters all time steps; not rounded under autocast, since distances need all digits."""
+        check_tensor("x", x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x, state, lengths)
 
@@ -74,6 +75,7 @@ def nearest_pattern(output: Tensor, patterns: Tensor) -> Tensor:
     Returns:
         The numbers of the patterns, int64 ``(B,)``.
     """
+    check_tensor("output", output)
     # |o - c|^2 = |o|^2 - 2 o c + |c|^2, and |o|^2 is the same for all patterns
     with torch.autocast(output.device.type, enabled=False):
         overlap = torch.bmm(output, patterns.transpose(1, 2)).sum(0)  # (B, patterns)
@@ -95,7 +97,11 @@ def match_spikes(output: Tensor, target: Tensor, tolerance: int = 2) -> dict[str
     Returns:
         The numbers of ``pairs``, ``output_spikes`` and ``target_spikes``. Their sums over batches
         go to :func:`spike_scores`.
+
+    Raises:
+        ValueError: the tolerance is no whole number of at least 0.
     """
+    tolerance = whole_number(tolerance, "tolerance", least=0)
     output, target = output != 0, target != 0
     output_spikes, target_spikes = output.sum(), target.sum()
     for distance in range(min(tolerance, len(output) - 1) + 1):

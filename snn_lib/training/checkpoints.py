@@ -93,12 +93,14 @@ def load_checkpoint(path: "Checkpoint | Path | str", which: str = "best") -> Che
     return Checkpoint(content, path)
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True) -> None:
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint | Path | str, averaged: bool = True
+) -> None:
     """Puts a checkpoint's weights into the model.
 
     Args:
         model: a model of the same layers.
-        checkpoint: as :func:`load_checkpoint` returns it.
+        checkpoint: as :func:`load_checkpoint` returns it, or its path.
         averaged: take the moving average that a last checkpoint may hold beside the weights. It is
             what the training evaluates and keeps as the best.
 
@@ -106,6 +108,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, averaged: bool = True
         InputError: the checkpoint belongs to another model (the message names what differs), or a
             weight is not finite.
     """
+    checkpoint = load_checkpoint(checkpoint)
     average = checkpoint.get("average_state_dict") if averaged else None
     try:
         weights = checkpoint["snn_state_dict"]

@@ -445,6 +445,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: SoftReset(3, decay=-0.5, gains=[1.0, 1.0], train_decay=True),
      r"decay is trained, and -0\.5: expected a decay in \[0, 0\.999\]"),
     (lambda: Odd(3, decay="fast"), "decay is 'fast', expected numbers"),
+    (lambda: SpikingNeuron(3, 4.0, reset_strength=torch.inf), "strength is inf, expected finite"),
     (lambda: Odd(3, decay=[0.1, 0.2, 0.3]), "the step of .*Odd: .* given decay as a tup"),
     (lambda: Odd(3, decay=0.5, train="decay"), r"train is 'decay', expected .* \['decay'\]"),
     (lambda: NoStates(3)(X), "the step of .*NoStates returns Tensor, expected a tuple of"),
@@ -461,7 +462,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: type("One", (Cell,), {"states": "v"}), r"One.states is 'v', expected .* \('v',\)"),
     (lambda: type("One", (Cell,), {"coefficients": "d"}), "One.coefficients is 'd', expected"),
     (lambda: type("Misspelt", (Cell,), {"decays": ("decya",)}), "decays names 'decya', which is"),
-    (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"decay has shape \(3,\), .*\(4, 2, 5\)"),
+    (lambda: soft_reset(3)(torch.zeros(4, 2, 5)), r"x has shape \(4, 2, 5\), .*shape \(3,\)"),
     (lambda: soft_reset(3)(X[:, 0]), r"x has shape \(4, 3\)"),
     (lambda: soft_reset((2, 3))(X), r"x has shape \(4, 2, 3\), expected .* shape \(2, 3\)"),
     (lambda: soft_reset(3)(X[None]), r"x has shape \(1, 4, 2, 3\), expected .* shape \(3,\)"),
@@ -523,6 +524,9 @@ def test_a_coefficient_has_no_name_of_the_cell_s_own(name):
 def test_parameters_are_divided_of_a_module_alone():
     with pytest.raises(TypeError, match="model is a generator, expected a torch"):
         parameter_groups(nn.Linear(2, 2).parameters(), 0.1)
+    for lr, scale in ((-0.1, 1.0), (0.1, -1.0), (0.1, torch.nan)):
+        with pytest.raises(ValueError, match=f"lr is {lr} and coefficient_lr_scale {scale}, exp"):
+            parameter_groups(nn.Linear(2, 2), lr, scale)
 
 
 class Flagged(Cell):

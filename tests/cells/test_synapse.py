@@ -634,6 +634,8 @@ REFUSED = [  # what is built or run, and the words
     *((lambda t=t: LowPassSynapse(3, t), f"tau is {t}") for t in (0.0, -1.0, math.nan)),
     (lambda: IIRSynapse(3, 0.5, [1.0]), r"alpha is 0\.5, expected a list with a number for each"),
     (lambda: IIRSynapse(3, [], 1), "beta is 1, expected a list"),
+    (lambda: IIRSynapse(3, None, [1.0]), "alpha is None, expected a list"),
+    (lambda: IIRSynapse(3, [0.5, math.nan], [1.0]), "alpha is nan, expected finite numbers"),
     *((lambda f=f: ResonantSynapse(3, 4.0, f), rf"frequency is {f}.*\[0, 0\.5\]")
       for f in (-0.1, 0.6, math.nan)),
     (lambda: ResonantSynapse(3, 4.0, torch.tensor([0.1, 0.6, 0.2])), r"frequency is 0\.6"),
@@ -652,7 +654,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: IIRSynapse(1, ORDER_30, [1.0], **STABLE), "30 cannot be kept stable, expected ord"),
     (lambda: IIRSynapse(3, (0.5,), ()), "beta_0"),
     (lambda: IIRSynapse(3, (0.1, torch.zeros(2)), (1.0,)), r"\(2,\), expected \(3,\) or a number"),
-    (lambda: LowPassSynapse(3, 4.0)(torch.zeros(5, 2, 4)), r"\(1, 3\).*\(5, 2, 4\)"),
+    (lambda: LowPassSynapse(3, 4.0)(torch.zeros(5, 2, 4)), r"x has shape \(5, 2, 4\), .*\(3,\)"),
     (lambda: LowPassSynapse(3, 4.0)(torch.zeros(5, 1, 3), torch.zeros(2, 1, 2, 3).unbind()),
      r"\(1, 2, 3\).*\(1, 1, 3\)"),
     *((lambda n=n: Repeat(n), f"copies is {n}, expected a whole number")

@@ -76,6 +76,14 @@ def test_a_single_recording_cannot_be_divided():
     )
 
 
+@pytest.mark.parametrize("share", [-0.5, 0, 1, 2, float("nan")])
+def test_a_share_that_is_no_part_is_refused(share):
+    labels, _ = sequences_of([2] * 9)
+    assert refusal(hold_out, labels, share, 0) == (
+        f"share is {share}, expected a part of the recordings"
+    )
+
+
 def test_a_missing_file_is_named_with_where_it_comes_from(tmp_path):
     message = f"there is no file {tmp_path}/QTDB_train.mat: set dataset_path to its folder"
     assert refusal(load_ecg, tmp_path, "train").startswith(message)

@@ -82,7 +82,7 @@ def test_other_arrays_are_refused(tmp_path, array, message):
 # delay
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4])
+@pytest.mark.parametrize("steps", [0, 1, 4, STEPS, STEPS + 1, 2 * STEPS])
 def test_delay_shifts_in_time(patterns, steps):
     late = delay_spikes(patterns, steps)
     assert late.shape == patterns.shape

@@ -178,6 +178,8 @@ def test_a_readout_of_one_s_own_may_make_fewer_classes_than_outputs(tmp_path):
     model.readout = "last"
     with pytest.raises(ValueError, match="2 names of classes and 6 outputs"):
         to_onnx(model, tmp_path / "network.onnx", classes=classes)
+    with pytest.raises(ValueError, match="classes is 'abcdef', expected a list of names"):
+        to_onnx(model, tmp_path / "network.onnx", classes="abcdef")
     model.readout = None
     for names in (classes, np.array(classes)):
         to_onnx(model, tmp_path / "network.onnx", classes=[*names])

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,6 +142,18 @@ def test_pairs_within_any_tolerance_are_those_of_the_definition(tolerance):
     assert counts(output, target, tolerance=tolerance) == expected
     assert output.equal(before[0])
     assert target.equal(before[1])
+
+
+@pytest.mark.parametrize("tolerance", [-1, 1.5])
+def test_a_tolerance_that_is_no_number_of_steps_is_refused(tolerance):
+    with pytest.raises(ValueError, match=f"tolerance is {tolerance}, expected a whole number"):
+        match_spikes(torch.ones(5, 2, 2), torch.ones(5, 2, 2), tolerance)
+
+
+@pytest.mark.parametrize("call", [OutputFilter(4.0, 1.0, 3), lambda x: nearest_pattern(x, x)])
+def test_arrays_are_refused(call):
+    with pytest.raises(TypeError, match="is a ndarray, expected a tensor"):
+        call(np.zeros((5, 2, 3), np.float32))
 
 
 def test_scores_are_precision_recall_and_f1():

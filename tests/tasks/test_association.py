@@ -206,6 +206,8 @@ def test_validation_test_and_training_samples_are_damaged_differently(config):
     validation, test = (next(task.batches(s))[0] for s in ("validation", "test"))
     assert not torch.equal(validation, test)
     assert not torch.equal(validation, next(task.batches("train"))[0])
+    for split in ("train", "validation", "test"):
+        assert any((x != task.patterns[:, labels]).any() for x, labels, _ in task.batches(split))
 
 
 def test_processes_share_every_batch(config, task):
@@ -333,9 +335,8 @@ def test_each_configuration_has_its_filters_and_its_pretrained_model(name, kind,
         assert type(synapse) is kind
         assert (len(synapse.alpha[0].unique()) > 100) == spread
     path = ROOT / config.test_checkpoint_path
-    checkpoint = load_checkpoint(path)
-    load_weights(model, checkpoint)
-    own = config_from_dict(AssociationConfig, checkpoint["config"], [])
+    load_weights(model, path)
+    own = config_from_dict(AssociationConfig, load_checkpoint(path)["config"], [])
     assert own.hyperparameters.synapse == config.hyperparameters.synapse
     assert own.hyperparameters.delay == config.hyperparameters.delay
 
