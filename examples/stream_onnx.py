@@ -32,9 +32,10 @@ metadata = session.get_modelmeta().custom_metadata_map
 classes = json.loads(metadata["classes"])
 name = sys.argv[2] if len(sys.argv) > 2 else metadata["readout"]
 if name not in READOUTS:
+    remedy = ": if the network answers with classes, say one of them after the file's name"
     sys.exit(
-        f"the readout is {name!r}: if the network answers with classes, say count, mean, last or "
-        "maximum after the file's name"
+        f"the readout is {name!r}, and this script knows count, mean, last and maximum"
+        f"{remedy * (not name)}"
     )
 
 x, *states = session.get_inputs()

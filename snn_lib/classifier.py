@@ -216,7 +216,8 @@ class SpikingRegressor(SpikingEstimator, BaseRegressor):
     Args and attributes: as in :class:`SpikingEstimator`, and
 
     Attributes:
-        mean_, deviation_: of the training series' numbers. ``fit`` refuses a mean of more than 1e12
+        mean_, deviation_: of the training series' numbers; the deviation of equal ones is their
+            size, or 1. ``fit`` refuses a mean of more than 1e12
             deviations with a ValueError, since float64 could not tell the numbers apart.
     """
 

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from snn_lib.cells import Cell, Recurrent, is_spiking
 from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
 from snn_lib.observing import bind_call, observe, observe_layers
+from snn_lib.pytorch_private import is_compiled
 from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
@@ -85,7 +86,10 @@ def fire_from_the_start(
                 "places: give the network that runs all steps at once, and each place its own"
             )
         if not ran:
-            raise ValueError(f"no nn.Linear or convolution runs before the neurons of layer {name}")
+            _refuse_compiled(model)
+            raise ValueError(
+                f"no nn.Linear or convolution of its own runs before the neurons of layer {name}"
+            )
         layer = ran[-1]
         if not _has_own_weights(layer):
             raise ValueError(
@@ -154,7 +158,8 @@ def answer_from_the_start(
 
     Raises:
         ValueError: the layer is no ``nn.Linear``, is not given all steps, or runs several times for
-            a batch, for example in chunks, or not at all; or as :func:`fit_readout`.
+            a batch, for example in chunks, or not at all; ``torch.compile`` runs the model; there
+            are no batches; or as :func:`fit_readout`.
     """
     if not isinstance(layer, nn.Linear):
         raise ValueError(f"the last layer is a {type(layer).__name__}, expected an nn.Linear")
@@ -168,6 +173,8 @@ def answer_from_the_start(
         for x, y, lengths in batches:
             inputs.clear()
             model(x)
+            if not inputs:
+                _refuse_compiled(model)
             if len(inputs) != 1:
                 raise ValueError(
                     f"the last layer runs {len(inputs)} times for a batch, expected once: give a "
@@ -199,8 +206,8 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         ValueError: the layer has no bias, its weights are computed from others, by a
-            parametrisation or pruning, there are fewer than two samples, or the targets have
-            another shape, are not finite or no classes of the layer.
+            parametrisation or pruning, there are fewer than two samples, a feature or target is
+            not finite, or the targets have another shape or are no classes of the layer.
     """
     if layer.bias is None:
         raise ValueError("the last layer has no bias: build it with one")
@@ -215,8 +222,8 @@ def fit_readout(layer: nn.Linear, features: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"targets have shape {tuple(targets.shape)} in {targets.dtype}, expected {expected}"
         )
-    if not (numbers <= bool(targets.isfinite().all())):
-        raise ValueError("the targets are not finite")
+    if not (features.isfinite().all() and targets.isfinite().all()):
+        raise ValueError("the features or the targets are not finite")
     if len(features) < 2:
         raise ValueError(f"the number of samples is {len(features)}, expected two or more")
     scale = 1.0
@@ -299,6 +306,14 @@ def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
         return cross_entropy(scale * predicted, classes, label_smoothing=smoothing).item()
 
     return min(SCALES, key=surprise)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    if is_compiled(model):
+        raise ValueError(
+            "torch.compile runs the model or a part of it, and shows no layer: give the model "
+            "before it is compiled"
+        )
 
 
 def _has_own_weights(layer: Weighted) -> bool:

@@ -179,7 +179,8 @@ class SearchSpace:
     def draw(self, trial: Any) -> list[str]:
         """Lets a trial of Optuna's choose the settings, and returns them, ``key=value`` each.
 
-        If the upper end of a range is at least ten times the lower one, its logarithm is searched.
+        If the lower end of a range is above 0 and the upper one at least ten times as large, its
+        logarithm is searched.
         """
         return [f"{key}={self._draw(trial, key, own)}" for key, own in self.choices.items()]
 

@@ -2,7 +2,7 @@
 
     python -m snn_lib.time_series mine.npz        # trains; np.savez("mine.npz", x=x, y=y)
     python -m snn_lib.time_series GunPoint        # any UCR or UEA set
-    python -m snn_lib.time_series mine.npz --test
+    python -m snn_lib.time_series mine.npz --test # if it has x_test and y_test, too
 
 Random filters of many time scales remember what has just been and what was long ago. Neurons with
 random weights read them. A neuron fires while what they remember fits its weights, so its firing

@@ -204,9 +204,9 @@ REFUSED = [  # what is asked for, and the words
      r"layer 2 cannot be made to fire at 0\.05"),
     (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires as often with"),
     (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
-     r"no nn\.Linear or convolution runs before .* layer 0"),
+     r"no nn\.Linear or convolution of its own runs .* layer 0"),
     (lambda: fire(rate=0.95), "layer 2 .* fire at 0.95: .* too seldom positive for this rate"),
-    (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution runs before .* layer 2"),
+    (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution of its own runs .* layer 2"),
     (lambda: fire(deep_with(parametrizations.weight_norm, "weight")),
      "are computed from others, by a parametrisation or"),
     (lambda: fire(deep_with(prune.identity, "weight")), "are computed from others"),
@@ -353,7 +353,7 @@ CLASSES = torch.arange(4) % 2
         (nn.Linear(3, 2), torch.rand(4, 1), r"shape \(4, 1\) in torch.float32, expected \(4, 2\)"),
         (nn.Linear(3, 2), torch.rand(4), r"shape \(4,\) in torch.float32, expected \(4, 2\)"),
         (nn.Linear(3, 2), torch.ones(4, 1).int(), r"shape \(4, 1\) in torch.int32, exp.* \(4,\)"),
-        (nn.Linear(3, 1), torch.tensor([[1.0], [torch.nan]]), "the targets are not finite"),
+        (nn.Linear(3, 1), torch.tensor([[1.0], [torch.nan]]), "or the targets are not finite"),
         (nn.Linear(3, 2), torch.tensor([1]), "number of samples is 1, expected two or more"),
         (nn.Linear(3, 2), torch.tensor([0, 1, 2]), "classes from 0 to 2, .* 2 ou"),
         (nn.Linear(3, 2), torch.tensor([-1, 0, 1]), "classes from -1 to 1, .* 2 ou"),
@@ -379,6 +379,16 @@ def test_a_last_layer_that_answers_no_batches_or_runs_several_times_is_refused()
     per_step = Sequential(PerStep(model[-2]))
     with pytest.raises(ValueError, match=r"is given the shape \(\d+, 30\), expected all steps"):
         answer_from_the_start(per_step, model[-2], [(x, torch.zeros(16), None)])
+
+
+def test_a_model_that_has_run_compiled_is_refused_by_its_name():
+    model, x = deep(), spikes()
+    compiled = torch.compile(model, backend="eager")
+    compiled(x)
+    with pytest.raises(ValueError, match=r"torch\.compile runs the model or a part"):
+        fire(compiled)
+    with pytest.raises(ValueError, match=r"torch\.compile runs the model or a part"):
+        answer_from_the_start(compiled, model[-2], [(x, torch.zeros(16), None)])
 
 
 def test_classes_may_be_whole_numbers_of_any_dtype():

@@ -105,7 +105,7 @@ class MNISTSettings(Settings):
 
 @dataclass
 class DigitConfig(ExperimentConfig):
-    """The configuration of snn_mlp_1."""
+    """The configuration of snn_mlp_1, from which those of snn_mlp_2 and snn_conv are derived."""
 
     hyperparameters: DigitHyperparameters = section(DigitHyperparameters)
     mnist_config: MNISTSettings = section(MNISTSettings)
@@ -197,7 +197,7 @@ class Digits(Classification):
 
 
 class DigitClassification(Digits, CountClassification):
-    """The task of snn_mlp_1 and snn_mlp_2."""
+    """The task of snn_mlp_1, snn_mlp_2 and snn_conv."""
 
     config_class = DigitConfig
 

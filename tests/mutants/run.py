@@ -1,7 +1,7 @@
 """Applies wrong changes to the code, one at a time, and says whether the tests notice.
 
     python tests/mutants/run.py                    # all of them
-    python tests/mutants/run.py lost_state sign    # those whose names contain one of these words
+    python tests/mutants/run.py lose_a_state sign  # those whose names contain one of these words
 
 Each ``*.patch`` here is a unified diff with a head: a sentence that says what is then wrong for the
 user, and a line ``tests:`` with the files, or single tests, that ought to fail. They run in a copy
