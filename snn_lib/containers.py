@@ -25,7 +25,7 @@ from snn_lib.functional import (
     repeats,
 )
 from snn_lib.products import SkippingZeros, may_skip_zeros
-from snn_lib.pytorch_private import is_compiled, register_named_tuple
+from snn_lib.pytorch_private import comes_from_compile, is_compiled, register_named_tuple
 from snn_lib.recomputing import decide
 
 Weighted: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -168,9 +168,10 @@ class Sequential(StatefulModule):
 
     Raises:
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
-            such attribute; it treats channels, which ``PerStep`` shows it; the state has not
-            one entry for each module; a state is given, and a part of a plain module would need
-            one; or a module raises one, to which the module's name is added.
+            such attribute; it treats channels, which ``PerStep`` shows it; it has a state, and
+            ``torch.compile`` returned it; the state has not one entry for each module, or one for a
+            plain module; a state is given, and a part of a plain module would need one; or a module
+            raises one, to which the module's name is added.
         TypeError: x is no tensor.
     """
 
@@ -190,6 +191,13 @@ class Sequential(StatefulModule):
 
     def add_module(self, name: str, module: nn.Module) -> None:
         """Adds a module at the end under a name, or replaces the one of that name."""
+        if isinstance(module, nn.Module) and comes_from_compile(module):
+            (inner,) = module.children()
+            if isinstance(inner, (StatefulModule, nn.RNNBase)):
+                raise ValueError(
+                    f"torch.compile returned this {type(inner).__name__}: compile the whole "
+                    "Sequential, or the module in place, by its method compile()"
+                )
         if isinstance(module, nn.Module) and batch_first_part(module) is not None:
             raise ValueError(
                 f"{type(module).__name__} has batch_first, but Sequential hands (T, B, *) to its "
@@ -411,7 +419,7 @@ def _takes_expanded(module: nn.Module | None) -> bool:
 
 
 def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
-    """A module's output and its new state; a plain module leaves the state as it is."""
+    """A module's output and its new state, ``None`` of a plain module."""
     if isinstance(module, StatefulModule):
         padding = {} if lengths is None else {"lengths": lengths}
         result = module(x, state, **padding)
@@ -428,7 +436,9 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
                 "each sequence's own end"
             )
         return module(x, state)
-    return module(x), state
+    if state is not None:
+        raise ValueError(f"{type(module).__name__} has no state, expected None in its place")
+    return module(x), None
 
 
 class PerStep(nn.Module):

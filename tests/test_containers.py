@@ -444,6 +444,8 @@ REFUSED = [  # what is built or run, and the words
                     *(nn.Sequential(part, nn.BatchNorm1d(3))
                       for part in (nn.GELU(), nn.LayerNorm(3), nn.RMSNorm(3), nn.Softmax(-1))))),
     (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), torch.ones(3)), "state is a tensor, ex"),
+    (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), (torch.ones(3),)), "layer 0: ReLU has no"),
+    (lambda: Sequential(torch.compile(nn.GRU(3, 4))), "torch.compile returned this GRU: compile"),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),

@@ -383,8 +383,9 @@ def test_a_last_layer_that_answers_no_batches_or_runs_several_times_is_refused()
 
 def test_a_model_that_has_run_compiled_is_refused_by_its_name():
     model, x = deep(), spikes()
-    compiled = torch.compile(model, backend="eager")
-    compiled(x)
+    compiled = torch.compile(model.eval(), backend="eager")
+    with torch.no_grad():
+        compiled(x)
     with pytest.raises(ValueError, match=r"torch\.compile runs the model or a part"):
         fire(compiled)
     with pytest.raises(ValueError, match=r"torch\.compile runs the model or a part"):

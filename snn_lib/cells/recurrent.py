@@ -85,6 +85,8 @@ class Recurrent(StatefulModule):
         if state is not None:
             check_entries(state, ("fed", "neuron", "synapse"))
         fed, before, filtered = state or (None, None, None)
+        if filtered is not None and self.synapse is None:
+            raise ValueError("a state of the synapse is given, and there is no synapse")
         calls = [self.neuron.call(x, before, drops=False)]
         if self.synapse is not None:
             calls.append(self.synapse.call(x, filtered))

@@ -51,6 +51,8 @@ def listing(cells: str) -> str:
 
 def _with_orders(name: str) -> str:
     module, _, cell = name.partition("[")[0].rpartition(".")
+    if module.startswith("."):
+        raise ValueError(f"{name} is no cell, expected its name, or module.Class")
     found = getattr(importlib.import_module(module or "snn_lib"), cell, None)
     if "[" in name:
         kind_of(name.partition("[")[0])  # refuses a name that is not known

@@ -313,6 +313,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Recurrent(nn.Linear(4, 4), NEURON)(X), "the weights have shape"),
     (lambda: Recurrent(WEIGHTS, NEURON)(X, (torch.zeros(2, 4), None, None)), "state fed has shape"),
     (lambda: Recurrent(WEIGHTS, NEURON)(X, (torch.zeros(2, 5),)), "has 1 entries, expected 3"),
+    (lambda: Recurrent(WEIGHTS, NEURON)(X, (None, None, (torch.zeros(2, 5),))), "is no synapse"),
     (lambda: Recurrent(WEIGHTS, NEURON)(X, torch.zeros(2, 5)), "state is a Tensor, expected"),
 ]  # fmt: skip
 

@@ -83,6 +83,7 @@ def test_rows_of_another_number_are_refused_in_a_line_that_says_which_were_taken
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
+        ("./mine.Cell", "./mine.Cell is no cell, expected its name, or module.Class"),
         ("Delay", "Delay has no step to show, expected a cell"),
         ("snn_lib.Recurrent", "snn_lib.Recurrent has no step to show, expected a cell"),
         ("Unheard", "no cell is called 'Unheard': import its module, or name it module.Class"),
