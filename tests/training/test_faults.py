@@ -18,7 +18,7 @@ import time
 import pytest
 from running import Process, assert_same_weights, load, metrics_of, the_run, tiny
 
-from snn_lib.training.command_line import STOPPING
+from snn_lib.training.command_line import ONCE_MORE, STOPPING
 from snn_lib.training.state import TrainingState
 
 KILLS = int(os.environ.get("SNN_KILLS", "5"))
@@ -109,7 +109,7 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_and_tells_how_to_go_on(
     ask = functools.partial(signal_at_batch, number, 3)  # of 2 an epoch
     stopped = Process(tmp_path, "--train", *settings(tmp_path), prepare=ask).wait()
     assert stopped.code == 128 + number
-    assert stopped.err.encode() == STOPPING
+    assert stopped.err.encode() == STOPPING + ONCE_MORE + b"\n"
     *_, line = stopped.out.splitlines()
     assert line.startswith("stopped; continue with: python snn_mlp_1.py --train --resume ")
     arguments = shlex.split(line.partition("snn_mlp_1.py ")[2])
