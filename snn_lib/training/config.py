@@ -6,6 +6,7 @@ variants of a script's settings lie in the folder ``configs`` beside it.
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import functools
@@ -214,7 +215,7 @@ def read_override(schema: type, override: str) -> DictConfig:
     key, sign, value = override.partition("=")
     require(bool(key and sign), f"{override!r} is not an override, expected key=value")
     ((dotted, _),) = _leaves(OmegaConf.from_dotlist([f"{key}=0"]))
-    kind, quoted = _type_of(schema(), *dotted.split(".")), re.fullmatch("'.*'|\".*\"", value)
+    kind, quoted = _type_of(schema, *dotted.split(".")), re.fullmatch("'.*'|\".*\"", value)
     absent = value == "null" and NoneType in get_args(kind)
     if not value or (_is_text(kind) and not (quoted or absent)):
         value = json.dumps(value, ensure_ascii=False)
@@ -229,12 +230,13 @@ def read_override(schema: type, override: str) -> DictConfig:
     return OmegaConf.from_dotlist([f"{key}={value}"])
 
 
-def _type_of(section: Any, *key: str) -> Any:
+def _type_of(schema: type, *key: str) -> Any:
     """What a setting is declared as; nothing if there is none."""
     *above, last = key
+    section = defaults(schema)
     for part in above:
-        section = getattr(section, part, None)
-    return get_type_hints(type(section)).get(last)
+        section = section.get(part) if isinstance(section, DictConfig) else None
+    return get_type_hints(get_type(section)).get(last) if section is not None else None
 
 
 def _is_text(kind: Any) -> bool:
@@ -315,13 +317,13 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
 
 def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[str]) -> Any:
     """The defaults, then parts that each name a source, then overrides."""
-    config = defaults(schema)
+    config = copy.deepcopy(defaults(schema))
     for source, content in (*parts, *((f"override {one!r}", one) for one in overrides)):
         with _naming(schema, source, config if isinstance(content, str) else None):
             if isinstance(content, str):
                 content = read_override(schema, content)
             _refuse_values_of_sections(config, content, source)
-            config = OmegaConf.merge(config, content)
+            config.merge_with(content)
             for key, value in _leaves(content):  # OmegaConf would pass over it
                 require(value != "???", f"{source}: {key} is ???, expected a value")
     return config
@@ -384,7 +386,7 @@ def _naming(schema: type, source: str, config: Any = None) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=64)  # not all, as each keeps in memory the script that defines it
 def defaults(schema: type) -> DictConfig:
-    """The defaults with their types. Merging copies them, so they can be kept.
+    """The defaults with their types. They are kept: copy them before something is merged.
 
     A section that is given as its class, and fills in some of its fields from others, does so with
     the values of a run.
