@@ -1,5 +1,8 @@
 """The errors that end an experiment, and the line that it then prints."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 
@@ -23,6 +26,15 @@ def require(condition: bool, message: str, error: type[InputError] = InputError)
     """Raises ``error`` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise error(message)
+
+
+@contextlib.contextmanager
+def refusing(words: str, kind: type[InputError] = SettingsError) -> Iterator[None]:
+    """A context in which what a layer refuses becomes a line that begins with these words."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise kind(f"{words}{error}") from None
 
 
 def one_line(error: BaseException) -> str:

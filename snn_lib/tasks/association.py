@@ -18,7 +18,7 @@ from snn_lib.data.patterns import (
     single_damage,
 )
 from snn_lib.data.preparation import SequencePreparation
-from snn_lib.errors import SettingsError, require
+from snn_lib.errors import SettingsError, refusing, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
@@ -140,10 +140,8 @@ class Association(Task):
         self.preparation = SequencePreparation([trains])
         self.filter = OutputFilter(settings.tau_m, settings.tau_s, trains).to(device)
         self.filtered_targets, _ = self.filter(self.targets)
-        try:  # refuse damage that does not fit the patterns before training
+        with refusing("damage: "):  # that does not fit the patterns, before training
             damage_patterns(self.patterns, torch.zeros(1).long(), config.damage, torch.Generator())
-        except ValueError as error:
-            raise SettingsError(f"damage: {error}") from None
 
     def make_split(self, split: str) -> Split:
         """Patterns ``(T, B, N)``, damaged anew in every epoch, and their numbers ``(B,)``."""

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from snn_lib.chunks import Chunked
 from snn_lib.containers import BATCH_NORMALISATIONS, tensors_in
 from snn_lib.data.batches import batch_seed, other_seeds
-from snn_lib.errors import RunError, SettingsError, require
+from snn_lib.errors import RunError, SettingsError, refusing, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
@@ -106,15 +106,11 @@ class Experiment:
         self.model = model.to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         if self.settings.rate_penalty:
-            try:
+            with refusing("hyperparameters.rate_penalty: "):
                 penalised_layers(self.model)
-            except ValueError as error:
-                raise SettingsError(f"hyperparameters.rate_penalty: {error}") from None
         if bits := self.settings.weight_bits:
-            try:
+            with refusing(f"hyperparameters.weight_bits is {bits}, but "):
                 layers_to_round(self.model)
-            except ValueError as error:
-                raise SettingsError(f"hyperparameters.weight_bits is {bits}, but {error}") from None
         self.has_first_weights = True  # until something is loaded or trained
         self.state: TrainingState | Any = None  # while it trains
         self.run: RunFolder | Any = None  # once it trains
@@ -495,11 +491,9 @@ class Experiment:
 
     def _in_chunks(self, model: nn.Module) -> nn.Module:
         """The model as tasks run it: ``hyperparameters.chunk`` time steps at a time."""
-        try:
-            return Chunked(model, self.settings.chunk) if self.settings.chunk else model
-        except (TypeError, ValueError) as error:
-            chunk = self.settings.chunk
-            raise SettingsError(f"hyperparameters.chunk is {chunk}: {error}") from error
+        chunk = self.settings.chunk
+        with refusing(f"hyperparameters.chunk is {chunk}: "):
+            return Chunked(model, chunk) if chunk else model
 
     def _metrics(self, sums: dict[str, Any]) -> dict[str, int | float]:
         """The task's metrics from the sums of all processes."""

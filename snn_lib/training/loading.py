@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import NetworkInput, Preparation, preparation_from
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import InputError, one_line, refusing, require
 from snn_lib.readout import EVERY_STEP, READOUTS, at_least_float32
 from snn_lib.rounding import WEIGHT_BITS, round_weights
 from snn_lib.tasks.base import output_of
@@ -114,11 +114,9 @@ def trained_network(
         raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
     load_weights(model, checkpoint)
     bits = getattr(getattr(config, "hyperparameters", None), "weight_bits", 0)
-    try:
+    with refusing(f"{origin} has weights of {bits} bits, but ", InputError):
         # Those of a last checkpoint are not rounded yet.
         round_weights(model, bits if bits in WEIGHT_BITS else 0)
-    except ValueError as error:
-        raise InputError(f"{origin} has weights of {bits} bits, but {error}") from None
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
 
