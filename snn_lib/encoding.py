@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from snn_lib.containers import whole_number
 from snn_lib.functional import check_tensor
 
 LatencyLaw = Literal["linear", "logarithmic"]
@@ -134,15 +133,12 @@ def population(values: Tensor, centres: Tensor) -> Tensor:
         ``(T, B, channels * fields)``, from 0 to 1. The fields of a channel lie side by side.
 
     Raises:
-        ValueError: there are fewer than two centres, or they are not evenly spaced.
+        ValueError: there are fewer than two centres, or not in a single dimension.
     """
     _check(values)
     check_tensor("centres", centres)
     if centres.dim() != 1 or len(centres) < 2:
         raise ValueError(f"centres have shape {tuple(centres.shape)}, expected two or more numbers")
-    gaps = centres.diff()
-    if not (gaps[0] != 0 and ((gaps - gaps[0]).abs() <= 0.01 * gaps[0].abs()).all()):
-        raise ValueError("the centres are not evenly spaced")
     distance = (values[..., None] - centres) / (centres[1] - centres[0])
     return torch.exp(-0.5 * distance.square()).flatten(-2)
 
@@ -179,6 +175,7 @@ def delta(values: Tensor, threshold: float) -> Tensor:
 def _check(values: Tensor, length: int = 1, expected: str = "") -> None:
     """Refuses values that are no tensor, or not floating point as ``expected``, and no length."""
     check_tensor("values", values)
-    whole_number(length, "length")
+    if not length >= 1:
+        raise ValueError(f"length is {length}, expected at least one step")
     if expected and not values.is_floating_point():
         raise TypeError(f"values are {values.dtype}, expected {expected} in floating point")
