@@ -19,6 +19,10 @@ def constant(values: Tensor, length: int) -> Tensor:
     """The values as a current that is the same at every step: ``(T, B, *features)``.
 
     The result is a view that repeats the values without a copy, which the filters can read.
+
+    Raises:
+        TypeError: the values are no tensor.
+        ValueError: the length is below 1.
     """
     _check(values, length)
     return values.expand(length, *values.shape)
@@ -37,7 +41,8 @@ def poisson(values: Tensor, length: int, generator: torch.Generator | None = Non
         ``(T, B, *features)``, in the dtype of ``values`` and on their device.
 
     Raises:
-        TypeError: the values are integers, such as grey levels.
+        TypeError: the values are no tensor, or integers, such as grey levels.
+        ValueError: the length is below 1.
     """
     _check(values, length, "probabilities")
     # 16 random bits for each element resolve rates to 1/65536. Drawing them takes a quarter of the
@@ -87,7 +92,7 @@ def latency(
         ``(T, B, *features)`` of 0 and 1, in the dtype of ``values`` and on their device.
 
     Raises:
-        TypeError: the values are integers, such as grey levels.
+        TypeError: the values are no tensor, or integers, such as grey levels.
         ValueError: the law is unknown, or length, threshold, tau or jitter is out of its range.
     """
     _check(values, length, "fractions")
@@ -133,6 +138,7 @@ def population(values: Tensor, centres: Tensor) -> Tensor:
         ``(T, B, channels * fields)``, from 0 to 1. The fields of a channel lie side by side.
 
     Raises:
+        TypeError: the values or the centres are no tensor.
         ValueError: there are fewer than two centres, or not in a single dimension.
     """
     _check(values)
@@ -158,6 +164,7 @@ def delta(values: Tensor, threshold: float) -> Tensor:
         ``(T, B, 2 * channels)``, whole numbers, mostly 0: all rises, then all falls.
 
     Raises:
+        TypeError: the values are no tensor.
         ValueError: the threshold is not positive.
     """
     if not threshold > 0:

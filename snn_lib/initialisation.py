@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy, one_hot
 from snn_lib.cells import Cell, Recurrent, is_spiking
 from snn_lib.containers import WEIGHTED, Weighted, is_weighted, tensors_in
 from snn_lib.observing import bind_call, observe, observe_layers
-from snn_lib.pytorch_private import is_compiled
 from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
@@ -86,9 +85,9 @@ def fire_from_the_start(
                 "places: give the network that runs all steps at once, and each place its own"
             )
         if not ran:
-            _refuse_compiled(model)
             raise ValueError(
-                f"no nn.Linear or convolution of its own runs before the neurons of layer {name}"
+                f"no nn.Linear or convolution of its own runs before the neurons of layer {name}, "
+                "or torch.compile runs it unseen"
             )
         layer = ran[-1]
         if not _has_own_weights(layer):
@@ -173,12 +172,11 @@ def answer_from_the_start(
         for x, y, lengths in batches:
             inputs.clear()
             model(x)
-            if not inputs:
-                _refuse_compiled(model)
             if len(inputs) != 1:
                 raise ValueError(
                     f"the last layer runs {len(inputs)} times for a batch, expected once: give a "
-                    "layer of this network, and the network that runs all steps at once"
+                    "layer of this network, and the network that runs all steps at once and is not "
+                    "compiled"
                 )
             if inputs[0].dim() != 3:
                 raise ValueError(
@@ -306,14 +304,6 @@ def scale_of_logits(predicted: Tensor, classes: Tensor) -> float:
         return cross_entropy(scale * predicted, classes, label_smoothing=smoothing).item()
 
     return min(SCALES, key=surprise)
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    if is_compiled(model):
-        raise ValueError(
-            "torch.compile runs the model or a part of it, and shows no layer: give the model "
-            "before it is compiled"
-        )
 
 
 def _has_own_weights(layer: Weighted) -> bool:

@@ -28,7 +28,6 @@ from snn_lib.functional import (
     check_tensor,
     iir_filter,
 )
-from snn_lib.stability import round_decaying
 from snn_lib.time_constants import decay_of
 
 
@@ -89,13 +88,14 @@ class LeakyIntegrator(nn.Module):
         tau: the time constant, in steps: about how far back the output still counts.
 
     Raises:
-        ValueError: ``tau`` is not positive, or so long that the membrane does not leak.
+        ValueError: ``tau`` is not positive, or so long that the membrane does not leak in float32.
     """
 
     def __init__(self, tau: float = 20.0) -> None:
         super().__init__()
         self.tau, self.decay = tau, float(decay_of(tau))
-        round_decaying(self.decay)  # refuses one that rounds to 1
+        if not torch.tensor(self.decay, dtype=torch.float32) < 1:
+            raise ValueError(f"tau is {tau}, so long that the membrane does not leak in float32")
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""

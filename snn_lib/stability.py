@@ -189,7 +189,7 @@ def check_rounding(alpha: Tensor, dtype: torch.dtype) -> None:
     """Raises a ValueError if a stable filter, ``(P, *shape)``, is not stable in another dtype."""
     before, after = (tensor.cpu().double() for tensor in (alpha, alpha.to(dtype)))
     if (has_stable_poles(before) & ~has_stable_poles(after)).any():
-        remedy = " and use torch.autocast" if dtype.itemsize < torch.float32.itemsize else ""
+        remedy = " and use torch.autocast" if alpha.dtype == torch.float32 else ""
         raise ValueError(
             f"a filter decays so slowly that, rounded to {dtype}, it does not decay: leave the "
             f'layer in {alpha.dtype}{remedy}, or build a synapse with constraint="stable"'

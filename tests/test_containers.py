@@ -4,6 +4,7 @@ import dataclasses
 import math
 import weakref
 from collections import OrderedDict, defaultdict
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -25,7 +26,7 @@ from small_networks import (
 from torch import nn
 from torch.nn import functional as F
 
-from snn_lib import IIRSynapse, LowPassSynapse, Repeat
+from snn_lib import IIRSynapse, LowPassSynapse, Recurrent, Repeat
 from snn_lib.cells import SpikingNeuron
 from snn_lib.chunks import Chunked
 from snn_lib.containers import (
@@ -445,7 +446,8 @@ REFUSED = [  # what is built or run, and the words
                       for part in (nn.GELU(), nn.LayerNorm(3), nn.RMSNorm(3), nn.Softmax(-1))))),
     (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), torch.ones(3)), "state is a tensor, ex"),
     (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), (torch.ones(3),)), "layer 0: ReLU has no"),
-    (lambda: Sequential(torch.compile(nn.GRU(3, 4))), "torch.compile returned this GRU: compile"),
+    *((lambda part=part: Sequential(torch.compile(part)), f"returned this {type(part).__name__}: c")
+      for part in (nn.GRU(3, 4), low_pass(3), Sequential(nn.Linear(2, 3)))),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),
@@ -453,6 +455,15 @@ REFUSED = [  # what is built or run, and the words
         Sequential(nn.Linear(2, 4)),
         nn.GRU(2, 3))),
 ]  # fmt: skip
+
+
+def test_other_things_than_modules_and_tensors_are_refused_by_their_names():
+    for build in (PerStep, partial(Recurrent, neuron=SpikingNeuron(3, TAU_M))):
+        with pytest.raises(TypeError, match=r"is a function, expected a torch\.nn\.Module"):
+            build(lambda x: x)
+    packed = nn.utils.rnn.pack_sequence([torch.zeros(4, 3)])
+    with pytest.raises(TypeError, match=r"x is a PackedSequence, expected a tensor$"):
+        low_pass(3)(packed)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

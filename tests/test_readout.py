@@ -11,6 +11,7 @@ from torch import nn
 
 from snn_lib import Chunked, Output, Sequential
 from snn_lib.containers import tensors_in
+from snn_lib.penalties import rate_penalty
 from snn_lib.readout import READOUTS, LeakyIntegrator, Snapshots, first_lead, until_clear
 
 T, B, N = 9, 4, 3
@@ -275,7 +276,7 @@ WHOLE = torch.zeros(B, dtype=torch.int64)
 REFUSED = [  # what is built or run, and the words
     *((lambda tau=tau: LeakyIntegrator(tau), "expected a positive number of steps")
       for tau in (0.0, -1.0, math.nan)),
-    *((lambda tau=tau: LeakyIntegrator(tau), "time constant is too long")
+    *((lambda tau=tau: LeakyIntegrator(tau), "so long that the membrane does not leak in float32")
       for tau in (1e9, math.inf)),
     *((lambda steps=steps: Snapshots(steps), r"expected (a )?whole numbers? of at least 1")
       for steps in ([], [0, 1], [1.5], [-1], ["1"])),
@@ -307,7 +308,8 @@ def test_bad_settings_and_inputs_are_refused(call, words):
 
 def test_arrays_of_a_compiled_network_are_refused_where_tensors_are_asked_for():
     x = np.zeros((T, B, 3), np.float32)
-    for call in (partial(first_lead, lead=1.0), partial(until_clear, nn.Linear(3, 2), lead=1.0)):
+    clear = partial(first_lead, lead=1.0), partial(until_clear, nn.Linear(3, 2), lead=1.0)
+    for call in (*clear, rate_penalty):
         with pytest.raises(TypeError, match="is a ndarray, expected a tensor"):
             call(x)
 

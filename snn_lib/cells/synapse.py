@@ -104,7 +104,8 @@ class IIRSynapse(Cell):
         margin: float | None = None,
     ) -> None:
         for name, value in (("alpha", alpha), ("beta", beta)):
-            if isinstance(value, str) or not hasattr(value, "__len__"):
+            number = not hasattr(value, "__iter__") or getattr(value, "ndim", 1) == 0
+            if number or isinstance(value, str):
                 raise TypeError(f"{name} is {value!r}, expected a list with a number for each lag")
         if len(beta) == 0:
             raise ValueError("beta is empty, expected at least beta_0")

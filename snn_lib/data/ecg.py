@@ -89,7 +89,7 @@ def hold_out(labels: Tensor, share: float, seed: int) -> Tensor:
     No heart is then both trained on and validated on.
 
     Raises:
-        InputError: all sequences are of one recording, or the share is none.
+        InputError: all sequences are of one recording, or the share is not between 0 and 1.
     """
     require(0 < share < 1, f"share is {share}, expected a part of the recordings")
     numbers = recordings(labels)

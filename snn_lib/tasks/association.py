@@ -18,7 +18,7 @@ from snn_lib.data.patterns import (
     single_damage,
 )
 from snn_lib.data.preparation import SequencePreparation
-from snn_lib.errors import SettingsError, refusing, require
+from snn_lib.errors import InputError, SettingsError, refusing, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
@@ -131,11 +131,12 @@ class Association(Task):
         )
         self.targets = delay_spikes(self.patterns, settings.delay).to(device)
         silent = (self.targets == 0).flatten(2).all(2).all(0)
+        number = int(silent.int().argmax())
         require(
             not silent.any(),
-            f"{config.dataset_path}: pattern {int(silent.int().argmax())} has no spike that "
+            f"{config.dataset_path}: pattern {number} has no spike that "
             f"hyperparameters.delay={settings.delay} leaves within its {steps} steps",
-            SettingsError,
+            SettingsError if self.patterns[:, number].any() else InputError,
         )
         self.preparation = SequencePreparation([trains])
         self.filter = OutputFilter(settings.tau_m, settings.tau_s, trains).to(device)

@@ -199,7 +199,7 @@ class Experiment:
             SettingsError,
         )
         if checkpoint is None and self.config.first_weights:
-            load_weights(self.model, load_checkpoint(self.config.first_weights))
+            load_weights(self.model, self.config.first_weights)
         elif checkpoint is None:
             self._find_first_weights()
         require(
@@ -404,7 +404,7 @@ class Experiment:
     def _conclude(self, best: Row, title: str, times: str = "") -> Row:
         """Tests the best epoch, and prints what was found."""
         distributed.barrier()  # the first process may still be writing it
-        load_weights(self.model.eval(), load_checkpoint(self.run.best))
+        load_weights(self.model.eval(), self.run.best)
         self.state = None  # from now on the model itself is evaluated
         test = self.evaluate("test")[0] if self.task.has("test") else None
         found = f"validation {describe(split_of(best, 'validation'))}"

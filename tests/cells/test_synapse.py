@@ -635,6 +635,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: IIRSynapse(3, 0.5, [1.0]), r"alpha is 0\.5, expected a list with a number for each"),
     (lambda: IIRSynapse(3, [], 1), "beta is 1, expected a list"),
     (lambda: IIRSynapse(3, None, [1.0]), "alpha is None, expected a list"),
+    (lambda: IIRSynapse(3, torch.tensor(0.5), [1.0]), r"alpha is tensor.*, expected a list"),
     (lambda: IIRSynapse(3, [0.5, math.nan], [1.0]), "alpha is nan, expected finite numbers"),
     *((lambda f=f: ResonantSynapse(3, 4.0, f), rf"frequency is {f}.*\[0, 0\.5\]")
       for f in (-0.1, 0.6, math.nan)),
