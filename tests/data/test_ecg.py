@@ -20,11 +20,11 @@ def test_events_and_labels_are_those_of_the_file(tmp_path):
         np.testing.assert_array_equal(found, labels)
 
 
-def sequences_of(lengths, seed=0):
+def sequences_of(lengths, seed=0, odd=19):
     """Labels of recordings, cut as the files are: 1,301 steps, each begins 1,000 after the last.
 
-    The first 19 steps of a sequence are of the first class, the next 19 have no label. The end of a
-    recording has none either.
+    The first ``odd`` steps of a sequence are of the first class, as many after them have no label.
+    The end of a recording has none either.
     """
     generator = np.random.default_rng(seed)
     numbers, cut = [], []
@@ -34,14 +34,15 @@ def sequences_of(lengths, seed=0):
         labels[-400:] = -1
         for begin in range(0, 1000 * count, 1000):
             sequence = labels[begin : begin + 1301].copy()
-            sequence[:19], sequence[19:38] = 0, -1
+            sequence[:odd], sequence[odd : 2 * odd] = 0, -1
             cut.append(sequence)
             numbers.append(number)
     return torch.tensor(np.array(cut)), torch.tensor(numbers)
 
 
-def test_sequences_that_overlap_are_found_to_be_of_one_recording():
-    labels, numbers = sequences_of([5, 1, 9, 2, 2, 7])
+@pytest.mark.parametrize("odd", [19, 75])  # the latter leaves half of the overlap alike
+def test_sequences_that_overlap_are_found_to_be_of_one_recording(odd):
+    labels, numbers = sequences_of([5, 1, 9, 2, 2, 7], odd=odd)
     assert torch.equal(recordings(labels), numbers)
 
 

@@ -147,7 +147,7 @@ def assert_shows_responses(ax, synapse, steps):
 
 
 def test_synapse_kernels_are_impulse_responses(learned):
-    initial = DualExponentialSynapse(20, 8.0, 2.0)
+    initial = DualExponentialSynapse(20, torch.linspace(8.0, 16.0, 20), 2.0)
     ax = plotting.synapse_kernels(learned, initial, steps=30)
     assert_shows_responses(ax, learned, steps=30)
     k = np.arange(30)
