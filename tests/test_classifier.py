@@ -249,6 +249,21 @@ def test_after_the_longest_series_a_stream_says_what_the_classifier_says(moments
         np.testing.assert_allclose(answers[-1].probabilities, expected, atol=1e-3)
 
 
+def test_at_the_end_of_short_series_a_stream_is_as_sure_as_the_classifier():
+    """The step before tells nothing yet."""
+    y = np.arange(80) % 2
+    x = np.random.default_rng(0).normal(size=(80, 1, 10))
+    x[:, :, 8:] += y[:, None, None]
+    classifier = SpikingClassifier(**SMALL).fit(x, y)
+    stream, apart = classifier.stream(), []
+    for series, expected in zip(x[:8], classifier.predict_proba(x[:8]), strict=True):
+        stream.reset()
+        *_, before, last = [stream.step(step).probabilities for step in series.T]
+        np.testing.assert_allclose(last, expected, atol=1e-3)
+        apart.append(abs(before - last).max())
+    assert max(apart) > 0.05
+
+
 def test_between_moments_an_answer_stays_while_a_block_is_not_whole():
     x, y = differing_late()
     classifier = SpikingClassifier(**SMALL, length=50, moments=4).fit(x, y)

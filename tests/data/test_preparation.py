@@ -213,3 +213,11 @@ def test_the_fields_of_a_population_reach_two_deviations_to_either_side():
 def test_a_step_of_frames_of_equal_time_lasts_a_part_of_the_duration(bins, step):
     shared = {"sensor": 34, "values": "clipped", "order": "forward"}
     assert RecordingPreparation(40, 100.0, bins, **shared).step == step
+
+
+@pytest.mark.parametrize(("shift", "agrees"), [(0.0, True), (1e-9, True), (1e-4, False)])
+@pytest.mark.parametrize("name", ["mean", "deviation"])
+def test_series_agree_if_mean_and_deviation_do_but_for_rounding(name, shift, agrees):
+    saved = SERIES.to_dict()
+    saved[name] = saved[name] + shift * SERIES.deviation
+    assert SERIES.agrees_with(saved) == agrees

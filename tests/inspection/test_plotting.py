@@ -187,14 +187,15 @@ def test_synapse_kernels_of_feature_maps_are_drawn():
 
 
 def test_poles_are_drawn_with_the_unit_circle(learned):
-    initial = DualExponentialSynapse(20, 8.0, 2.0)
+    initial = DualExponentialSynapse(20, taus := torch.linspace(8.0, 16.0, 20), 2.0)
     ax = plotting.poles(learned, initial)
     shown, start = (np.asarray(collection.get_offsets()) for collection in ax.collections)
     alpha = learned.alpha.detach().double().numpy()
     roots = np.concatenate([np.roots([1, -a1, -a2]) for a1, a2 in alpha.T])
     expected = sorted((round(z.real, 4), round(abs(z.imag), 4)) for z in roots)
     assert sorted((round(x, 4), round(abs(y), 4)) for x, y in shown) == expected
-    np.testing.assert_allclose(np.unique(start[:, 0].round(5)), np.exp([-1 / 2, -1 / 8]), atol=1e-4)
+    expected = np.exp(-1 / np.array([2.0, *taus]))
+    np.testing.assert_allclose(np.unique(start[:, 0].round(5)), expected, atol=1e-4)
     circle = ax.lines[0].get_xydata()
     np.testing.assert_allclose(np.linalg.norm(circle, axis=1), 1.0)
     assert ax.get_aspect() == 1.0
