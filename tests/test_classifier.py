@@ -253,7 +253,7 @@ def test_at_the_end_of_short_series_a_stream_is_as_sure_as_the_classifier():
     """The step before tells nothing yet."""
     y = np.arange(80) % 2
     x = np.random.default_rng(0).normal(size=(80, 1, 10))
-    x[:, :, 8:] += y[:, None, None]
+    x[:, :, 8:] += 3.0 * y[:, None, None]
     classifier = SpikingClassifier(**SMALL).fit(x, y)
     stream, apart = classifier.stream(), []
     for series, expected in zip(x[:8], classifier.predict_proba(x[:8]), strict=True):
