@@ -249,6 +249,20 @@ def test_after_the_longest_series_a_stream_says_what_the_classifier_says(moments
         np.testing.assert_allclose(answers[-1].probabilities, expected, atol=1e-3)
 
 
+def test_before_the_first_of_several_moments_a_stream_is_as_sure_as_it_is_right():
+    y = np.arange(280) % 2
+    x = np.random.default_rng(0).normal(size=(280, 2, 40))
+    x[:, 0] += 2.0 * y[:, None]
+    classifier = SpikingClassifier(**SMALL, moments=4).fit(x[:80], y[:80])
+    stream, sure, right = classifier.stream(), [], []
+    for series, label in zip(x[80:], y[80:], strict=True):
+        stream.reset()
+        _, answer = [stream.step(step) for step in series.T[:2]]
+        sure.append(answer.probabilities.max())
+        right.append(answer.label == label)
+    assert abs(np.mean(sure) - np.mean(right)) < 0.05
+
+
 def test_at_the_end_of_short_series_a_stream_is_as_sure_as_the_classifier():
     """The step before tells nothing yet."""
     y = np.arange(80) % 2

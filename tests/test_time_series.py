@@ -57,6 +57,25 @@ def test_the_filters_of_short_series_have_different_memories_and_spikes_have_uni
     torch.testing.assert_close(beta, (1 - alpha.double() ** 2).sqrt().float(), rtol=1e-4, atol=0)
 
 
+def test_the_filters_oscillate_from_the_fewest_cycles_to_one_in_four_steps(sequences):
+    options = TimeSeriesHyperparameters(neurons=60, filters=16)
+    first, second = build_network(options, prepare_series(sequences, options), 2)[1].alpha.double()
+    cycles = (first / (2 * (-second).sqrt())).arccos() / (2 * math.pi)
+    expected = min(options.fewest_cycles / STEPS, 0.25)
+    torch.testing.assert_close(cycles.min().item(), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(cycles.max().item(), 0.25, rtol=1e-3, atol=0)
+
+
+def test_the_filters_are_equally_loud_on_the_sample(sequences):
+    options = TimeSeriesHyperparameters(neurons=60, filters=16)
+    network = build_network(options, prepare_series(sequences, options), 2)
+    sample = NetworkInput(3.0 * torch.randn(STEPS, 6, 4) + 1.0, None)
+    draw_weights(network, options, sample)
+    with torch.no_grad():
+        loud = network[1](network[0](sample.x))[0].flatten(0, 1).std(0, correction=0)
+    torch.testing.assert_close(loud, torch.ones_like(loud), rtol=1e-4, atol=0)
+
+
 def test_the_synapses_of_the_neurons_remember_from_nothing_to_the_longest_sequence(sequences):
     options = TimeSeriesHyperparameters(neurons=60)
     alpha = build_network(options, prepare_series(sequences, options), 2)[4].alpha[0]

@@ -174,7 +174,8 @@ class Frames:
     Attributes:
         length: number of frames, T.
         duration: milliseconds of the recording that are used.
-        bins: whether all frames take the same ``"time"`` or have the same ``"count"`` of events.
+        bins: whether all frames take the same ``"time"`` or have the same ``"count"`` of events,
+            those outside of the frame included.
         merge: pixels of the sensor, in each direction, that become one pixel of a frame.
         side: pixels of a frame in each direction. Its middle is the middle of the sensor.
 

@@ -34,6 +34,32 @@ def test_c_computes_what_pytorch_computes(name, tmp_path):
     assert made.size == int(said[1].replace(",", ""))
 
 
+def head_of(model, folder, x=None, shape=None):
+    """What the C source says that it takes, and the bytes of its tables."""
+    to_c(model if x is None else quantise(model, x), folder / "network.c", shape)
+    source = (folder / "network.c").read_text()
+    sizes = {"float": 4, "int32_t": 4, "uint32_t": 4, "int16_t": 2, "uint16_t": 2}
+    tables = re.findall(r"^static const (\w+) \w+\[(\d+)\]", source, re.M)
+    flash = re.search(r"flash: +([\d,]+) bytes", source)[1]
+    counts = re.findall(r"(\d+) (?:additions|products)", source)
+    return int(flash), sum(sizes[kind] * int(n) for kind, n in tables), [*map(int, counts)]
+
+
+def test_the_head_states_the_flash_and_the_operations_of_a_step(tmp_path):
+    model = Sequential(nn.Linear(4, 6), SpikingNeuron(6, 4.0), nn.Linear(6, 3)).eval()
+    flash, tables, counts = head_of(model, tmp_path)
+    assert flash == tables == 4 * (4 * 6 + 6 + 6 * 3 + 3)
+    assert counts == [0, 4 * 6 + 6 * 3, 6]  # a neuron multiplies its reset
+    flash, tables, counts = head_of(model, tmp_path, torch.rand(20, 5, 4))
+    assert flash == tables
+    assert counts[:2] == [6 * 3, 4 * 6]  # spikes are added, not multiplied
+    filters = LowPassSynapse((2, 1, 1), 4.0), PerStep(nn.Conv2d(2, 3, 3))
+    maps = Sequential(*filters, SpikingNeuron((3, 1, 1), 4.0)).eval()
+    flash, tables, counts = head_of(maps, tmp_path, shape=(2, 5, 5))
+    assert flash == tables
+    assert counts == [0, 9 * 2 * 3 * 9, 2 * 25 + 3 * 9]  # every position has its filter and neuron
+
+
 @pytest.mark.parametrize("kind", READOUTS)
 def test_a_readout_answers_at_every_step_from_the_steps_so_far(kind, tmp_path):
     model, layers = with_readout(kind)
