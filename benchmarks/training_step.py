@@ -4,8 +4,8 @@
     python benchmarks/training_step.py
 
 Prints a table for each network, all rows of which were measured in the same run, in turns, and
-saves them as CSV and as a chart. The floor is a dense ReLU network of the same matrix products on T
-* B rows: the SNN's trained input filters need the gradient of its first product's input, so the
+saves them as CSV and as a chart. The floor is a dense ReLU network of the same matrix products, on
+T * B rows: the SNN's trained input filters need the gradient of its first product's input, so the
 floor computes it as well. In each precision the floor has two more rows: one without the input's
 gradient, and one without the allocator's setting that this library makes and all other rows have.
 All take an AdamW step. The recurrent layers are at home in long sequences, and measured there.

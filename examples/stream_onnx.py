@@ -32,11 +32,9 @@ metadata = session.get_modelmeta().custom_metadata_map
 classes = json.loads(metadata["classes"])
 name = sys.argv[2] if len(sys.argv) > 2 else metadata["readout"]
 if name not in READOUTS:
+    said = f"the readout is {name!r}, and this script knows count, mean, last and maximum"
     remedy = ": if the network answers with classes, say one of them after the file's name"
-    sys.exit(
-        f"the readout is {name!r}, and this script knows count, mean, last and maximum"
-        f"{remedy * (not name)}"
-    )
+    sys.exit(said if name else said + remedy)
 
 x, *states = session.get_inputs()
 dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[x.type]

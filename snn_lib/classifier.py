@@ -217,8 +217,8 @@ class SpikingRegressor(SpikingEstimator, BaseRegressor):
 
     Attributes:
         mean_, deviation_: of the training series' numbers; the deviation of equal ones is their
-            size, or 1. ``fit`` refuses a mean of more than 1e12
-            deviations with a ValueError, since float64 could not tell the numbers apart.
+            size, or 1. ``fit`` refuses a mean of more than 1e12 deviations with a ValueError, since
+            float64 could not tell the numbers apart.
     """
 
     def _fit(self, X: Any, y: np.ndarray) -> "SpikingRegressor":

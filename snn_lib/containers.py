@@ -109,7 +109,7 @@ class StatefulModule(nn.Module):
 
     Attributes:
         takes_expanded: whether ``x`` may be one step that a :class:`Sequential` has expanded over
-            time, so that all steps lie in the same memory. It is copied otherwise. An input that
+            time, so that all steps lie in the same memory. Otherwise it is copied. An input that
             you expand yourself is given to the first layers as it is.
         spikes: whether the output is spikes, which are mostly zero.
     """

@@ -141,7 +141,7 @@ def population(values: Tensor, centres: Tensor) -> Tensor:
         TypeError: the values or the centres are no tensor.
         ValueError: there are fewer than two centres, or not in a single dimension.
     """
-    _check(values)
+    check_tensor("values", values)
     check_tensor("centres", centres)
     if centres.dim() != 1 or len(centres) < 2:
         raise ValueError(f"centres have shape {tuple(centres.shape)}, expected two or more numbers")
@@ -169,7 +169,7 @@ def delta(values: Tensor, threshold: float) -> Tensor:
     """
     if not threshold > 0:
         raise ValueError(f"threshold is {threshold}, expected > 0")
-    _check(values)
+    check_tensor("values", values)
     level, steps = values.new_zeros(values.shape[1:]), []
     for value in values:
         change = ((value - level) / threshold).trunc()
@@ -179,7 +179,7 @@ def delta(values: Tensor, threshold: float) -> Tensor:
     return torch.cat([changes.relu(), (-changes).relu()], -1)
 
 
-def _check(values: Tensor, length: int = 1, expected: str = "") -> None:
+def _check(values: Tensor, length: int, expected: str = "") -> None:
     """Refuses values that are no tensor, or not floating point as ``expected``, and no length."""
     check_tensor("values", values)
     if not length >= 1:

@@ -209,7 +209,7 @@ def test_outputs_are_the_same_after_saving_loading_and_conversion(
     native = native_network(
         model, *given, f"hyperparameters.membrane_filter={membrane_filter}"
     ).eval()
-    load_weights(native, load_checkpoint(converted))
+    load_weights(native, converted)
     assert torch.equal(native(x.movedim(-1, 0))[0], spikes.movedim(-1, 0))
     assert load_checkpoint(converted)["epoch"] == 7
 
@@ -219,7 +219,7 @@ def test_gradients_are_those_of_the_native_network(tmp_path):
     converted = tmp_path / "converted"
     convert(saved(tmp_path / "of_the_release", network, optimizer, loss), converted, "snn_mlp_1")
     native = native_network("snn_mlp_1").eval()
-    load_weights(native, load_checkpoint(converted))
+    load_weights(native, converted)
     optimizer.zero_grad()
     for spikes, time in ((network(x), -1), (native(x.movedim(-1, 0))[0], 0)):
         nn.functional.cross_entropy(spikes.sum(time), torch.arange(BATCH)).backward()
