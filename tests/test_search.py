@@ -10,13 +10,16 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+import torch
 import yaml
 from refusing import refusal
 from running import ROOT, SCRIPTS, YAML
 from sweeping import SCRIPT
 
+from snn_lib import load
 from snn_lib.errors import InputError
 from snn_lib.sweep import SearchSpace, open_study, run_trial
+from snn_lib.training.checkpoints import load_checkpoint
 
 optuna = pytest.importorskip("optuna")
 
@@ -206,6 +209,23 @@ def test_a_trial_returns_the_score_and_leaves_the_test_data_alone(script, tmp_pa
     assert "test loss" not in capsys.readouterr().out
     (found,) = tmp_path.glob("trial_0007/*/config.yaml")
     assert yaml.safe_load(found.read_text())["hyperparameters"]["tau_m"] == 7.5
+
+
+def test_the_network_of_a_trial_is_loaded_as_that_of_any_run(script, tmp_path):
+    run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 7.5})
+    (best,) = tmp_path.glob("trial_0007/*/best")
+    assert load(best).answer(torch.rand(3, 5, 2)).shape == (3, 2)
+
+
+def test_a_trial_begins_with_the_first_weights_that_the_script_finds(script, tmp_path):
+    own = "def initialise(model, task):\n    nn.init.constant_(model[1].bias, 9.0)\n\n\nif __name__"
+    text = SCRIPT.replace("if __name__", own).replace('"mean"))', '"mean"), initialise)')
+    script.write_text(text)
+    settings = ["hyperparameters.tau_m=4..16", "optimizer.Adam.lr=1e-9"]
+    run(script, tmp_path, settings, **{"hyperparameters.tau_m": 5.0})
+    (best,) = tmp_path.glob("trial_0007/*/best")
+    bias = load_checkpoint(best)["snn_state_dict"]["1.bias"]
+    assert bias.tolist() == pytest.approx([9.0, 9.0])
 
 
 def test_a_trial_of_a_new_study_takes_nothing_from_one_before(script, tmp_path):

@@ -44,13 +44,14 @@ def epochs(run):
 
 def test_the_best_settings_are_a_yaml_file_with_which_the_script_trains(study, tmp_path):
     arguments, folder = study
-    (tmp_path / "mine.yaml").write_text("seed: 5\n")
-    assert sweep(*arguments, "--trials", 3).code == 0
+    for name, seed in (("mine", 6), ("other", 5)):
+        (tmp_path / f"{name}.yaml").write_text(f"seed: {seed}\n")
+    assert sweep(*arguments, "--config_file", tmp_path / "other.yaml", "--trials", 3).code == 0
     taus = {run["hyperparameters"]["tau_m"] for run in runs(folder).values()}
     assert len(taus) == 3
     best = yaml.safe_load((folder / "best.yaml").read_text())
     nearest = min(taus, key=lambda tau: abs(tau - 5))
-    assert best == {"base": "../mine.yaml", "hyperparameters": {"tau_m": nearest, "epoch": 2}}
+    assert best == {"base": "../other.yaml", "hyperparameters": {"tau_m": nearest, "epoch": 2}}
     arguments = "--train", "--config_file", folder / "best.yaml", "device=cpu"
     trained = run_script(tmp_path / "mine.py", *arguments, f"runs_path={tmp_path}")
     assert trained.code == 0, trained.err
