@@ -16,6 +16,7 @@ import snn_conv
 import snn_mlp_1
 import snn_mlp_2
 from snn_lib import SpikingNeuron, fire_from_the_start
+from snn_lib.data.ecg import hold_out
 from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.digits import DigitConfig
@@ -120,6 +121,25 @@ def test_the_first_weights_of_ecg_are_those_of_the_sequences_own_steps():
         if isinstance(layer, SpikingNeuron):
             own = [output[:n, number] for number, n in enumerate(batch.lengths)]
             assert torch.cat(own).mean().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_ecg_learns_of_the_training_file_and_holds_out_recordings_by_the_seed(tmp_path):
+    x, labels = some_beats(count=60)
+    unknown, waves = some_beats(count=20, seed=1)
+    qtdb_files(tmp_path / "test", unknown, waves)
+    qtdb_files(tmp_path, x, labels)
+    (tmp_path / "test" / "QTDB_test.mat").replace(tmp_path / "QTDB_test.mat")
+    held_out = {}
+    for seed in (3, 4):
+        parts = ecg.data(ecg.ECGConfig(name="parts", dataset_path=str(tmp_path), seed=seed))
+        (train, _), (validation, names) = parts["train"], parts["validation"]
+        expected = hold_out(torch.from_numpy(labels), 0.1, seed)
+        assert torch.equal(train, torch.from_numpy(x).float()[~expected])
+        assert torch.equal(validation, torch.from_numpy(x).float()[expected])
+        assert torch.equal(names, torch.from_numpy(labels)[expected])
+        assert torch.equal(parts["test"][0], torch.from_numpy(unknown).float())
+        held_out[seed] = validation
+    assert not torch.equal(held_out[3], held_out[4])
 
 
 def test_ecg_adds_sequences_with_exchanged_leads_to_the_training_data_alone(tmp_path):
