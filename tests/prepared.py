@@ -41,6 +41,15 @@ SERIES = {
 }
 
 
+LATENCIES = DigitPreparation(4, "latency", 0.5, **LATENCY)
+
+
+def frames(recordings):
+    """The numbers of events of each step, ``(T, B, side, side, 2)``."""
+    counted = [Frames(5, 30.0).count_events(one, 34) for one in recordings]
+    return torch.stack([torch.from_numpy(one) for one in counted], 1)
+
+
 # A preparation, samples, and their values step by step as they were measured, ``(T, B, ...)``.
 PREPARED = [
     (SequencePreparation([5]), torch.rand(3, 6, 5), lambda raw: raw.transpose(0, 1)),
@@ -59,11 +68,13 @@ PREPARED = [
         torch.rand(3, 28, 28),
         lambda raw: raw.transpose(0, 1),
     ),
-    (
-        RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="forward"),
-        [some_events(seed, count=300) for seed in range(3)],
-        lambda raw: torch.stack(
-            [torch.from_numpy(Frames(5, 30.0).count_events(one, 34)) for one in raw], 1
-        ),
+    (LATENCIES, torch.rand(3, 28, 28), lambda raw: LATENCIES(raw).x),  # spikes are not prepared
+    *(
+        (
+            RecordingPreparation(5, 30.0, sensor=34, values=values, order="forward"),
+            [some_events(seed, count=9000) for seed in range(3)],
+            frames,
+        )
+        for values in ("clipped", "counted")
     ),
 ]

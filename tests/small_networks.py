@@ -70,6 +70,8 @@ def assert_chunks_and_lengths_change_nothing(layer, x, chunk, lengths):
     torch.testing.assert_close(Chunked(layer, chunk)(x), (whole, last), rtol=0, atol=0)
     padded, ends = layer(x, lengths=lengths)
     assert torch.equal(padded, whole)
+    _, in_chunks = Chunked(layer, chunk)(x, lengths=lengths)
+    torch.testing.assert_close(parts(in_chunks), parts(ends), rtol=0, atol=0)
     for row, length in enumerate(lengths):
         _, alone = layer(x[:length, row : row + 1])
         for end, expected in zip(parts(ends), parts(alone), strict=True):

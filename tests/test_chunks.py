@@ -457,3 +457,9 @@ def test_a_module_that_returns_no_states_is_refused_at_its_second_chunk():
     assert torch.equal(Chunked(Forgetting(), 6)(x)[0], Forgetting()(x)[0])
     with pytest.raises(TypeError, match="Forgetting returned no state, so that its Spik"):
         Chunked(Forgetting(), 3)(x)
+
+
+def test_chunks_of_a_module_in_evaluation_mode_are_in_evaluation_mode():
+    """Else a loop that puts the mode back would train what nobody trained."""
+    for training in (True, False):
+        assert Chunked(two_layers().train(training), 4).training == training

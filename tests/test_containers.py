@@ -437,8 +437,9 @@ REFUSED = [  # what is built or run, and the words
     (lambda: in_chunks(nn.TransformerEncoderLayer(4, 2, 8)),
      "layer 0: the MultiheadAttention in this TransformerEncoderLayer begins anew"),
     *((lambda layer=layer: Sequential(layer), "put it into a PerStep")
-      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.Dropout1d(),
-                    nn.Dropout3d(), nn.Conv1d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv3d(3, 3, 1),
+      for layer in (nn.BatchNorm1d(3), nn.BatchNorm2d(3), nn.GroupNorm(1, 3), nn.InstanceNorm1d(3),
+                    nn.Dropout1d(), nn.Dropout3d(),
+                    nn.Conv1d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv3d(3, 3, 1),
                     nn.ConvTranspose1d(3, 3, 1), nn.ConvTranspose2d(3, 3, 1),
                     nn.ConvTranspose3d(3, 3, 1),
                     nn.Sequential(nn.ReLU(), nn.Sequential(nn.BatchNorm1d(3))),
@@ -630,6 +631,16 @@ def test_layerwise_returns_every_module_s_output_with_its_gradient():
     torch.testing.assert_close(spikes, outputs[2], **EXACT)
     torch.testing.assert_close(membrane, outputs[1] - reset)
     membrane.square().mean().backward()
+
+
+def test_layerwise_begins_with_a_state_and_ends_at_the_lengths_as_a_run_does():
+    network, x = ragged_network(), 2 * torch.rand(9, 3, 6).double()
+    nn.init.normal_(network[1].weight, 0.5)
+    _, state = network(x[:4])
+    expected, end = network(x[4:], state, torch.tensor([5, 0, 3]))
+    outputs, found = network.layerwise(x[4:], state, torch.tensor([5, 0, 3]))
+    torch.testing.assert_close(outputs[-1], expected, **EXACT)
+    torch.testing.assert_close(parts(found), parts(end), **EXACT)
 
 
 @dataclasses.dataclass(frozen=True)

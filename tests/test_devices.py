@@ -19,6 +19,7 @@ from small_networks import in_parts
 from torch import nn
 
 from snn_lib import (
+    Delay,
     DualExponentialSynapse,
     FastSigmoid,
     IIRSynapse,
@@ -397,3 +398,14 @@ def test_data_model_and_task_never_wait_for_the_device(waits_of_a_step):
 
 def test_a_training_step_never_waits_for_the_device(waits_of_a_step):
     assert not waits_of_a_step
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_lengths_may_lie_on_the_cpu(kind):
+    model, x = Sequential(LowPassSynapse(3, 4.0), Delay(3, 1.0, 2)), torch.rand(6, 2, 3)
+    lengths = torch.tensor([6, 2])
+    _, expected = model(x, lengths=lengths)
+    with ClaimedDevice(kind):
+        _, found = model.to(kind)(x.to(kind), lengths=lengths)
+        found = [part.cpu() for part in (*found[0], *found[1])]
+    torch.testing.assert_close(found, [*expected[0], *expected[1]])

@@ -115,6 +115,14 @@ def test_weights_are_scaled_by_one_number_a_layer_and_nothing_else_changes():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_of_several_layers_before_neurons_the_last_is_scaled():
+    model = Sequential(nn.Linear(30, 10), nn.Linear(10, 20), SpikingNeuron(20, 8.0))
+    first = copy.deepcopy(model[0].state_dict())
+    found = fire_from_the_start(model, spikes(), 0.1)
+    assert found == {"2": pytest.approx(0.1, rel=0.05)}
+    torch.testing.assert_close(model[0].state_dict(), first, rtol=0, atol=0)
+
+
 def test_convolutions_fire_at_the_rate():
     model = Sequential(
         PerStep(nn.Conv2d(1, 4, 3)),

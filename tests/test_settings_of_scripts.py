@@ -170,6 +170,34 @@ def test_every_hidden_layer_has_the_dropout_of_the_settings(name):
             assert module.dropout == (0.25 if layer in hidden else 0), layer
 
 
+@pytest.mark.parametrize("name", [name for name in YAML if script_of(name) == name])
+@pytest.mark.parametrize(
+    ("setting", "kinds"), [("train_bias", {"bias"}), ("train_coefficients", {"alpha", "beta"})]
+)
+def test_what_the_settings_do_not_train_is_not_trained_in_any_layer(name, setting, kinds, data):
+    if (name, setting) == ("time_series", "train_bias"):
+        pytest.skip("is refused")
+    build_model, task, _, config = small_experiment(name, data)
+    task.setup(config, torch.device("cpu"))
+    for train in (True, False):
+        model = build(build_model, with_value(config, f"hyperparameters.{setting}", train), task)
+        trained = {
+            key.rpartition(".")[2] for key, value in model.named_parameters() if value.requires_grad
+        }
+        assert bool(kinds & trained) is train
+
+
+@pytest.mark.parametrize("name", [name for name in YAML if script_of(name) == name])
+def test_hidden_spikes_are_dropped_as_the_settings_say_and_those_of_the_output_never(name, data):
+    build_model, task, _, config = small_experiment(name, data)
+    task.setup(config, torch.device("cpu"))
+    model = build(build_model, with_value(config, "hyperparameters.dropout", 0.25), task)
+    neurons = {key: one.dropout for key, one in model.named_modules() if hasattr(one, "dropout")}
+    hidden = hidden_layers(model)
+    assert 0.25 in {neurons[key] for key in hidden}
+    assert not any(dropout for key, dropout in neurons.items() if key not in hidden)
+
+
 def precision_of(name):
     """The precision that a file's head, or that of one of its bases, says the model has."""
     head, _, _ = YAML[name].read_text().partition("\nname:")

@@ -46,6 +46,7 @@ def test_surrogates_are_found_by_name_and_cannot_be_changed():
     assert SURROGATES["gaussian"] is Gaussian
     assert SURROGATES["fast_sigmoid"] is FastSigmoid
     assert Gaussian().width == 0.4  # the paper's
+    assert FastSigmoid().width == 0.1
     with pytest.raises(dataclasses.FrozenInstanceError):
         Gaussian().width = 1.0
 

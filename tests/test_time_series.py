@@ -37,6 +37,18 @@ def test_a_neuron_s_current_is_high_in_its_share_of_the_steps(sequences):
     torch.testing.assert_close(current.std((0, 1)), torch.ones(60), rtol=1e-3, atol=0)
 
 
+def test_thresholds_are_found_on_steps_from_all_over_the_sample(sequences, monkeypatch):
+    """Where only a few are looked at: here the second half is much louder."""
+    monkeypatch.setattr("snn_lib.time_series.CALIBRATION", 76 * STEPS)
+    x = torch.randn(STEPS, 8, 4)
+    x[STEPS // 2 :] *= 10
+    network = drawn(NetworkInput(x, None), sequences)
+    with torch.no_grad():
+        current, _ = network[:3](x)
+    deviation = current.std((0, 1), correction=0)
+    torch.testing.assert_close(deviation, torch.ones(60), rtol=0.5, atol=0)
+
+
 def test_each_neuron_hears_as_many_filters_as_the_settings_say(sequences):
     sample = NetworkInput(torch.randn(STEPS, 4, 4), None)
     weights = drawn(sample, sequences, heard=3)[2].weight

@@ -199,7 +199,8 @@ def test_a_network_with_a_cell_of_one_s_own_trains_in_chunks_and_compiled():
 
 def test_the_coefficients_of_a_cell_are_a_group_of_parameters():
     model = network()
-    _, coefficients = parameter_groups(model, lr=0.03)
+    weights, coefficients = parameter_groups(model, lr=0.03)
+    assert weights["lr"] == coefficients["lr"] == 0.03
     names = {id(p): name for name, p in model.named_parameters()}
     assert [names[id(p)] for p in coefficients["params"]] == ["1.decay", "1.gains", "2.alpha"]
 

@@ -322,3 +322,14 @@ REFUSED = [  # what is built or run, and the words
 def test_parts_and_states_that_do_not_fit_are_refused(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+def test_weights_that_run_step_by_step_may_be_in_low_precision():
+    layer = Recurrent(PerStep(nn.Conv2d(2, 2, 3, padding=1)), SpikingNeuron((2, 1, 1), 4.0))
+    x = torch.randn(9, 3, 2, 4, 4).bfloat16()
+    spikes, (fed, _, _) = layer.bfloat16()(x)
+    assert (spikes.dtype, fed.dtype) == (torch.bfloat16, torch.float32)
+    current = x[1:] + layer.weights(spikes[:-1])
+    first = x[:1] + layer.weights(0 * spikes[:1])
+    expected, _ = layer.neuron(torch.cat([first, current]))
+    assert (expected != spikes).float().mean() < 0.02  # of those at the threshold

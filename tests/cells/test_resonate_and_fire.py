@@ -54,6 +54,7 @@ def test_the_reset_decays_as_the_membrane_unless_it_has_a_time_constant_of_its_o
     same, other = (ResonateAndFireNeuron(2, 9.0, 0.1, tau) for tau in (None, 3.0))
     assert torch.equal(same.reset_decay, same.membrane_decay)
     assert (other.reset_decay < other.membrane_decay).all()
+    assert (same.reset_strength == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,26 @@ def test_varied_damage_spreads_each_strength_evenly_up_to_the_most():
     assert (variance < 3**2).double().mean().item() == pytest.approx(0.5, abs=0.03)
 
 
+def test_varied_noise_is_as_strong_in_small_batches_as_in_large_ones():
+    noise, generator = only(noise_probability=0.2, varied=True), seeded()
+    silent = torch.zeros(STEPS, 1, TRAINS)
+    for size in (1, 3):
+        labels = torch.zeros(size, dtype=torch.int64)
+        share = [damaged_by(silent, labels, noise, generator).mean() for _ in range(1500 // size)]
+        assert torch.stack(share).mean().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_removed_part_holds_no_spike_that_has_moved_into_it():
+    full = torch.ones(STEPS, 1, TRAINS)
+    labels = torch.zeros(50, dtype=torch.int64)
+    damage = only(
+        jitter_probability=1.0, jitter_sigma=4.0, removal_probability=1.0, block_probability=1.0
+    )
+    spikes, removed = damage_patterns(full, labels, damage, seeded())
+    assert removed.sum((0, 2)).tolist() == [100] * 50
+    assert not spikes[removed].any()
+
+
 @pytest.mark.parametrize("kind", DAMAGE_KINDS)
 def test_damage_of_a_single_kind_is_of_that_kind_alone(kind):
     strength = {"block_size": 20, "rows_removed": 20, "jitter_sigma": 2.0}.get(kind, 0.02)

@@ -1,5 +1,6 @@
 """The way from a user's values to input: that of the task's own batches, and what is refused."""
 
+import math
 import re
 from dataclasses import replace
 
@@ -117,6 +118,15 @@ def test_images_become_currents_or_one_spike_a_pixel():
     spikes = DigitPreparation(5, "latency", 1.0, **LATENCY)(images).x
     assert spikes[:, 1, 3].tolist() == [1, 0, 0, 0, 0]
     assert spikes.sum() == 1
+
+
+@pytest.mark.parametrize("tau", [3.0, 8.0])
+def test_a_latency_follows_the_law_and_the_time_constant_of_the_preparation(tau):
+    options = {**LATENCY, "span": 15, "law": "logarithmic", "tau": tau}
+    spikes = DigitPreparation(20, "latency", 1.0, **options)(torch.full((1, 28, 28), 0.5)).x
+    expected = round(tau * math.log(0.5 / (0.5 - 0.2)))
+    assert (spikes.argmax(0) == expected).all()
+    assert (spikes.sum(0) == 1).all()
 
 
 def test_pixels_come_in_order_around_their_mean():

@@ -163,6 +163,40 @@ def test_the_lens_blurs_by_so_many_pixels():
     assert (share * place**2).sum().sqrt().item() == pytest.approx(1.5, rel=0.01)
 
 
+def test_the_image_goes_as_far_as_the_reach_says():
+    dot = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    dot[0, 10, 12] = 255
+    place = torch.arange(34.0)
+
+    def path(reach):
+        ink = 1.0 - torch.cat(list(pan_images(dot, CameraSettings(reach=reach))))
+        ink = ink / ink.sum((1, 2), keepdim=True)
+        return torch.stack([ink.sum(1) @ place - 15, ink.sum(2) @ place - 13])
+
+    usual = path(6.0)
+    for times in (0.5, 2.0, 2.5):
+        torch.testing.assert_close(path(6.0 * times), times * usual, rtol=0, atol=0.02)
+
+
+def test_the_pixels_of_a_recording_rest_as_long_as_the_camera_s_do():
+    for rest, once in ((0.5, False), (400.0, True)):
+        (found,) = recorded(1, refractory=rest, noise=0.0)
+        pixels = {*zip(found.x.tolist(), found.y.tolist(), strict=True)}
+        assert len(pixels) > 100
+        assert (len(pixels) == len(found.x)) is once
+
+
+def test_another_seed_of_the_camera_is_another_camera_with_other_noise(root):
+    thresholds = [draw_thresholds(CameraSettings(seed=seed)) for seed in (0, 1)]
+    assert not torch.equal(*thresholds)
+    noise = [
+        simulated_recordings(CameraSettings(seed=seed, spread=0.0), root, train=True, count=1)
+        for seed in (0, 1)
+    ]
+    times = [read_nmnist(path).t.tolist() for (path,) in noise]
+    assert times[0] != times[1]
+
+
 def test_a_seed_records_the_same_again_and_an_image_alone_as_among_others():
     one, again, other = (recorded(seed=seed, noise=20.0) for seed in (0, 0, 1))
     for first, second, third in zip(one, again, other, strict=True):

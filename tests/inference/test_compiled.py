@@ -1,6 +1,7 @@
 """The compiled network against PyTorch, as a stream, in threads, and with input that is wrong."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,8 +19,15 @@ from leaving_pytorch import (
 )
 from torch import nn
 
-from snn_lib import DualExponentialSynapse, IIRSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.inference import compiled, machine
+from snn_lib import (
+    DualExponentialSynapse,
+    IIRSynapse,
+    LowPassSynapse,
+    PerStep,
+    Sequential,
+    SpikingNeuron,
+)
+from snn_lib.inference import compiled, machine, quantise, to_c, to_onnx
 from snn_lib.readout import READOUTS, LeakyIntegrator, Mean, SpikeCount, first_lead
 
 
@@ -70,10 +78,17 @@ class Louder(nn.Conv2d):
         return 1.5 * super()._conv_forward(*arguments)
 
 
-def test_a_layer_that_computes_something_else_than_its_kind_is_refused():
+def test_a_layer_that_computes_something_else_than_its_kind_is_refused(tmp_path):
     model, features = maps(Louder(2, 3, 3))
-    with pytest.raises(ValueError, match=r"^layer 1\.module computes something else in PyTorch"):
-        compiled(model.eval(), features)
+    for leave in (
+        compiled,
+        lambda *given: to_c(given[0], tmp_path / "network.c", given[1]),
+        lambda *given: quantise(given[0], torch.rand(5, 2, *given[1]), shape=given[1]),
+        lambda *given: to_onnx(given[0], tmp_path / "network.onnx", given[1]),
+    ):
+        with pytest.raises(ValueError, match=r"^layer 1\.module computes something else in PyTor"):
+            leave(model.eval(), features)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_network_with_batch_first_is_compiled():
@@ -191,6 +206,30 @@ def test_until_clear_stops_where_the_lead_is_large_enough(lead):
         # The stream stands where it stopped: it goes on with the steps that it did not run.
         rest = stream.run(sample[steps[n] :])
         np.testing.assert_array_equal(rest, expected(model, x[:, n : n + 1])[steps[n] :])
+
+
+def test_until_clear_names_a_class_of_flattened_maps_by_pytorch_s_number():
+    """In memory, the channels of the maps lie last."""
+    model = Sequential(PerStep(nn.Conv2d(1, 2, 1)), nn.Flatten(2)).eval()
+    x = torch.rand(9, 8, 1, 1, 3)
+    with torch.no_grad():
+        answers, steps = first_lead(model(x)[0], 0.5)
+    assert len(answers.unique()) > 1
+    stream = compiled(model, (1, 1, 3))
+    found = [stream.until_clear(sample.numpy(), 0.5) for sample in x.unbind(1)]
+    assert found == [*zip(answers.tolist(), steps.tolist(), strict=True)]
+
+
+def test_a_copy_through_a_file_finds_the_kernels_of_its_own_process():
+    model, x = digits()
+    stream, sample = compiled(model), x[:, 0].numpy()
+    stream._arrays = copy.copy(stream._arrays)
+    stream._arrays.layers = stream._arrays.layers.copy()
+    addresses = stream._arrays.layers["function"].copy()
+    stream._arrays.layers["function"] = 0  # as those of another process, they lead nowhere
+    again = pickle.loads(pickle.dumps(stream))
+    np.testing.assert_array_equal(again._arrays.layers["function"], addresses)
+    np.testing.assert_array_equal(again.run(sample), expected(model, x[:, :1]))
 
 
 @pytest.mark.parametrize("total", [1, 3, 7])

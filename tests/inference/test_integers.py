@@ -18,7 +18,7 @@ from running import ROOT
 from torch import nn
 
 import snn_lib
-from benchmarks.host_c import CC, SANITIZED, Compiled
+from benchmarks.host_c import CC, SANITIZED, Compiled, Library
 from snn_lib import (
     AdaptiveNeuron,
     Cell,
@@ -1314,3 +1314,41 @@ def test_the_answer_of_a_network_that_answers_at_every_step_is_its_last_one():
     made.reset()
     np.testing.assert_array_equal(all_answers, made.run(made.integers(x.numpy())))
     assert names == [str(number) for number in answers.argmax(1)]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("classes", "step"), [(None, None), (["a", "b", "c"], "25 ms")])
+def test_the_c_source_says_what_the_network_is(classes, step, tmp_path):
+    """The units, the classes, the time step and the bytes of a stream."""
+    model = Prepared(PREPARED[0][0])
+    model.readout, x = "mean", 3 * torch.randn(30, 20, 5)
+    made = quantise(model, x)
+    to_c(made, tmp_path / "network.c", classes=classes, step=step)
+    header, source = ((tmp_path / f"network.{end}").read_text() for end in "hc")
+    found = dict(re.findall(r"#define NETWORK_(\w+)_SCALE (\S+)", header))
+    units = {"INPUT": made.input_scale, "OUTPUT": made.output_scale, "LEAD": made.lead_scale}
+    assert {name: float(unit) for name, unit in found.items()} == units
+    assert len({*units.values()}) == 3
+    assert re.search(r"time step: +(.*)", source)[1] == (step or "as in the training")
+    kind = made.staged.input_kind.removesuffix("_t")
+    assert Library(tmp_path, np.int32, kind).classes(3) == (classes or model.classes)
+    program = Compiled(tmp_path, np.int32, kind)
+    program.run(made.integers(x.numpy()))
+    assert f"RAM:        {program.size:,} bytes for each stream" in source
+
+
+@needs_compiler
+@pytest.mark.parametrize("readout", ["count", "last", "maximum"])
+def test_of_classes_that_are_equal_the_first_one_leads(readout, tmp_path):
+    model = Sequential(nn.Linear(4, 3), SpikingNeuron(3, 4.0))
+    nn.init.ones_(model[0].weight)
+    model[0].bias.data = torch.tensor([-100.0, 0.5, 0.5])
+    model.readout, x = readout, torch.ones(6, 2, 4)
+    made = quantise(model, x)
+    to_c(model, tmp_path / "network.c")
+    _, best, lead = Compiled(tmp_path, np.float32).run(x.numpy())
+    assert (best == 1).any()
+    assert not lead.any()
+    _, found, _ = written(made, tmp_path).run(made.integers(x.numpy()))
+    np.testing.assert_array_equal(best, found)
+    np.testing.assert_array_equal(best, made.answers(made.integers(x.numpy())).argmax(-1))

@@ -229,6 +229,17 @@ def test_a_kernel_is_compiled_once_for_each_source_and_compiler(compiled, tmp_pa
     assert compiled == ["one", "other", "one"]
 
 
+def test_a_kernel_of_another_cpu_is_compiled_anew(compiled, monkeypatch):
+    """As where computers share a home: one may not have the other's instructions."""
+    library._object("one")
+    monkeypatch.setattr(library.llvm, "get_host_cpu_name", lambda: "another")
+    library._object("one")
+    features = SimpleNamespace(flatten=lambda: "+another")
+    monkeypatch.setattr(library.llvm, "get_host_cpu_features", lambda: features)
+    library._object("one")
+    assert compiled == ["one"] * 3
+
+
 @pytest.mark.parametrize("cache", [None, ""])
 def test_without_a_home_kernels_are_kept_beside_the_library_alone(cache, monkeypatch, tmp_path):
     def no_home():

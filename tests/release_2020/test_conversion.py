@@ -248,6 +248,15 @@ def test_the_command_converts_a_checkpoint_that_the_script_then_tests(tmp_path):
     assert "epoch 7: test" in tested.out
 
 
+def test_the_command_for_a_memory_has_the_synapses_and_the_delay_of_2020(tmp_path):
+    source, target = tmp_path / "of_the_release", tmp_path / "converted"
+    torch.save({"snn_state_dict": release_network("associative_memory").state_dict()}, source)
+    _, *words = convert(source, target, "associative_memory")
+    said = run_script(*words, "--help").out
+    assert "hyperparameters.synapse=dual_exponential " in said
+    assert "hyperparameters.delay=4 " in said
+
+
 def command(capsys, *arguments):
     """Exit code and what went to standard error."""
     with pytest.raises(SystemExit) as end:

@@ -404,12 +404,14 @@ def test_output_sizes_of_convolutions_and_pooling_are_pytorch_s(window):
         assert layers.calculate_conv2d_outsize(12, 17, *window[:3]) == conv(x).shape[2:]
 
 
-def test_maxpooling_pools_every_step():
-    layer = layers.maxpooling2d_layer(5, 6, 2, 2, 2, 1, 1, *SIZES)
+@pytest.mark.parametrize(("dilation", "shape"), [(1, (3, 4)), (2, (3, 3))])
+def test_maxpooling_pools_every_step(dilation, shape):
+    layer = layers.maxpooling2d_layer(5, 6, 2, 2, 2, 1, dilation, *SIZES)
     x = torch.rand(BATCH, 2, 5, 6, STEPS)
     pooled = layer(x)
-    assert torch.equal(pooled, per_step(lambda f: nn.functional.max_pool2d(f, 2, 2, 1), x))
-    assert layer.output_shape == pooled.shape[2:4] == (3, 4)
+    by_hand = per_step(lambda f: nn.functional.max_pool2d(f, 2, 2, 1, dilation), x)
+    assert torch.equal(pooled, by_hand)
+    assert layer.output_shape == pooled.shape[2:4] == shape
 
 
 def test_filter_layer_is_the_output_filter():

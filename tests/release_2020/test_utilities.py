@@ -196,7 +196,9 @@ def test_random_transform_changes_half_of_the_images(config):
     assert {image.size for image in images} == {(28, 28)}
     changed = [not np.array_equal(np.array(other), np.array(image)) for other in images]
     assert 30 <= sum(changed) <= 70
-    assert [crop.scale for crop in transform.transforms[::2]] == [(0.3, 0.4)] * 2
+    crops, turns = transform.transforms[::2], transform.transforms[1::2]
+    assert [(crop.scale, crop.ratio) for crop in crops] == [((0.3, 0.4), (0.75, 1.33))] * 2
+    assert [list(turn.degrees) for turn in turns] == [[-15, 15]] * 2
 
 
 def test_no_image_is_changed_with_probability_0():

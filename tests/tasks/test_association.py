@@ -240,6 +240,22 @@ def test_sweep_has_a_row_for_each_kind_and_strength_that_fits(task, monkeypatch)
             assert row["f1"] == row["retrieval"] == 1
 
 
+def test_a_sweep_shows_each_sample_its_own_damage_and_so_many_samples(task, monkeypatch):
+    values = replace(DAMAGE_KINDS["rows_removed"], strengths=(150,))
+    monkeypatch.setattr("snn_lib.tasks.association.DAMAGE_KINDS", {"rows_removed": values})
+    task.patterns, shown = torch.ones_like(task.patterns), []
+
+    def model(x):
+        shown.append(x.any(0))  # which trains are left, (B, trains)
+        return x
+
+    model.eval = lambda: None
+    task.sweep(model, samples=30)
+    together = torch.cat(shown)
+    assert len(together) == 30 * PATTERNS
+    assert len(together.unique(dim=0)) == len(together)
+
+
 def test_sweep_damages_in_one_way_and_as_strongly_as_it_says(task):
     rows = {(r["damage"], r["strength"]): r for r in task.sweep(_repeat_late(task), samples=10)}
     for removed in DAMAGE_KINDS["rows_removed"].strengths:
@@ -321,6 +337,15 @@ def test_the_report_says_what_was_measured(config, tmp_path):
     assert line.endswith(f"recall in the removed part {100 * row['part_recall']:.1f} %")
 
 
+def test_the_picture_of_a_report_marks_the_damage_of_the_settings(task, tmp_path, monkeypatch):
+    marked = []
+    monkeypatch.setattr(
+        "snn_lib.tasks.association.write_sweep", lambda rows, folder, damage: marked.append(damage)
+    )
+    list(task.report(_repeat_late(task), None))
+    assert marked == [vars(task.config.damage)] != [vars(Damage())]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "spread"),
     [
@@ -339,6 +364,13 @@ def test_each_configuration_has_its_filters_and_its_pretrained_model(name, kind,
     own = config_from_dict(AssociationConfig, load_checkpoint(path)["config"], [])
     assert own.hyperparameters.synapse == config.hyperparameters.synapse
     assert own.hyperparameters.delay == config.hyperparameters.delay
+
+
+def test_first_weights_have_the_gain_of_the_settings(config):
+    config.hyperparameters.weight_gain = 3.0
+    for layer in SNN(config).layers[1::3]:
+        gain = layer.weight.std().item() * layer.in_features**0.5
+        assert gain == pytest.approx(3.0, rel=0.02)
 
 
 def arguments(folder, pattern_file, *overrides):

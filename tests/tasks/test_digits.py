@@ -233,6 +233,9 @@ def test_the_report_says_what_was_counted(config):
     )
     assert first.endswith(" a dense network of this size takes 7,840 multiply-accumulates per step")
     assert f"{describe_energy(work)} per image" in second
+    filters, neurons = f"{work.filters:,.0f}", f"{work.neurons:,.0f}"
+    assert filters != neurons
+    assert second.startswith(f"filters and neurons: {filters} and {neurons} multiply-accumulates ")
     _, accuracy, (row, *_) = task.stop_early(model, [1])
     assert f"5: {100 * accuracy[4]:.2f} %" in rest[0]
     assert f"1 spike ahead: {100 * row['accuracy']:.2f} % after {row['steps']:.1f} steps" in rest[1]

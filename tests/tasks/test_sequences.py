@@ -138,6 +138,21 @@ def test_training_goes_in_a_new_order_every_epoch_and_evaluation_in_the_same():
         assert order(task.batches(split)) == list(range(20))
 
 
+def test_training_goes_in_another_order_with_another_seed():
+    data = {"train": (torch.ones(20, 3, 1), torch.arange(20))}
+    parts = {**data, "validation": data["train"]}
+    orders = [
+        torch.cat(
+            [
+                batch.y
+                for batch in prepared(SequenceClassification(parts), seed=seed).batches("train")
+            ]
+        )
+        for seed in (1, 2)
+    ]
+    assert orders[0].tolist() != orders[1].tolist()
+
+
 def test_without_a_validation_part_a_tenth_is_held_out_by_the_seed():
     def labels(task, split):
         data = task.parts[split]

@@ -136,6 +136,13 @@ def test_first_weights_are_signs_for_the_pixels_and_scaled_for_hidden_layers(con
         assert float(scale) == pytest.approx(0.4, rel=0.05)
 
 
+def test_a_filter_s_first_share_of_several_pixels_is_as_large_as_of_one(config):
+    for length in (784, 28):
+        config.hyperparameters.length = length
+        weight = sequential_mnist.SNN(config).layers[0].weight
+        torch.testing.assert_close(weight.square().sum(1), torch.ones(64))
+
+
 def test_without_train_bias_no_bias_is_trained(config):
     config.hyperparameters.train_bias = False
     for name, parameter in sequential_mnist.SNN(config).named_parameters():

@@ -160,6 +160,28 @@ def test_the_network_sees_values_beside_their_changes(mine, tmp_path):
         np.testing.assert_allclose(own[1:, 3:], np.diff(sequence, axis=0) / deviation, atol=1e-5)
 
 
+def test_an_event_of_a_series_is_a_change_by_the_threshold_of_the_settings(mine, tmp_path):
+    plain = next(task_of(configured(tmp_path)).batches("test"))
+    for threshold in (0.5, 2.0):
+        task = task_of(configured(tmp_path, encoding="delta", threshold=threshold))
+        batch = next(task.batches("test"))
+        rises, falls = batch.x.split(3, 2)
+        told = threshold * (rises - falls).cumsum(0)
+        for number, length in enumerate(batch.lengths):
+            apart = (told - plain.x[..., :3])[:length, number].abs()
+            assert threshold / 2 < apart.max() <= threshold * (1 + 1e-4)
+
+
+def test_missing_values_are_filled_if_the_settings_say_so(mine, tmp_path):
+    mine["x"][0, 1, 0] = np.nan
+    np.savez(tmp_path / "mine.npz", **mine)
+    config = configured(tmp_path)
+    assert "missing=interpolate fills them" in refusal(task_of, config)
+    config.missing = "interpolate"
+    before, filled, after = task_of(config).parts["train"][0][0][:3, 0]
+    torch.testing.assert_close(filled, (before + after) / 2)
+
+
 def test_first_weights_see_every_training_sequence_as_it_is(mine, tmp_path):
     config = configured(tmp_path, epoch=1)
     config.augmentation.noise = 1.0

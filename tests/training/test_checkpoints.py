@@ -13,9 +13,11 @@ import torch
 from refusing import refusal
 from torch import nn
 
+from snn_lib import PerStep, Sequential
 from snn_lib.errors import RunError
 from snn_lib.files import write_atomically
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights, save_checkpoint
+from snn_lib.training.state import MovingAverage
 
 CHECKPOINT = {
     "epoch": 3,
@@ -185,6 +187,15 @@ def test_what_is_no_file_is_no_checkpoint(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # whose reading would never end
     assert refusal(load_checkpoint, tmp_path / "pipe") == f"{tmp_path}/pipe is not a file"
     assert f"{tmp_path}/best" in refusal(load_checkpoint, tmp_path)
+
+
+def test_the_average_of_a_model_with_a_part_named_module_is_loaded(path):
+    model = Sequential(PerStep(nn.Linear(3, 2)))
+    average = MovingAverage(model, 0.9)
+    nn.init.constant_(average.module[0].module.weight, 7.0)
+    states = {"snn_state_dict": model.state_dict(), "average_state_dict": average.state_dict()}
+    load_weights(model, Checkpoint(states, path))
+    assert (model[0].module.weight == 7.0).all()
 
 
 OTHER = r"\(written by snn_conv\.py\) belongs to another model: .*"

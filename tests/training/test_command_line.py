@@ -281,6 +281,13 @@ def test_a_module_of_the_library_is_resumed_as_it_was_started(monkeypatch):
     )
 
 
+def test_the_command_that_goes_on_names_the_file_of_the_settings():
+    options = SimpleNamespace(config_file=Path("mine.yaml"), overrides=["seed=3"])
+    command = _resume_command(Path("own.py"), options, Path("runs/own/last"), 1)
+    words = "--train --resume runs/own/last --config_file mine.yaml seed=3"
+    assert command == f"python own.py {words}"
+
+
 def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
     def interrupted(self, batch):
         os.kill(os.getpid(), signal.SIGINT)

@@ -543,6 +543,14 @@ def test_an_override_that_nothing_reads_is_refused_with_the_setting_that_decides
     assert refusing.refusal(refuse_without_effect, overrides, merged) == message
 
 
+@pytest.mark.parametrize("plan", ["none", "MultiStepLR", "CosineAnnealingWarmRestarts"])
+@pytest.mark.parametrize("choice", ["Adam", "AdamW", "SGD"])
+def test_the_learning_rate_counts_where_the_schedule_has_none_of_its_own(choice, plan):
+    overrides = [f"scheduler.scheduler_choice={plan}", f"optimizer.optimizer_choice={choice}"]
+    overrides.append(f"optimizer.{choice}.lr=0.01")
+    refuse_without_effect(overrides, merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides))
+
+
 def test_an_override_may_count_only_with_the_others():
     overrides = ["optimizer.SGD.lr=0.1", "optimizer[optimizer_choice]=SGD"]
     overrides += ["scheduler.scheduler_choice=none", "hyperparameters.encoding=latency"]

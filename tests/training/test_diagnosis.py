@@ -63,6 +63,15 @@ def test_weights_and_buffers_that_are_not_finite_are_named():
         FiniteCheck(model, CPU).check_weights(5)
 
 
+def test_the_widest_filter_and_the_largest_gradient_are_named():
+    model = Sequential(LowPassSynapse(2, 30.0), nn.Linear(2, 2), LowPassSynapse(2, 3.0))
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.full_like(parameter, 1000.0 if name == "1.weight" else 1.0)
+    words = r"the largest is 1000, in the gradient of 1\.weight\); .* 0\.9672, in layer 0\."
+    with pytest.raises(RunError, match=words):
+        FiniteCheck(model, CPU).watch(1, 1, number(0.5), number(math.inf))
+
+
 def test_silent_saturated_and_unstable_layers_are_named_with_their_numbers():
     found = dict(troubled_layers({"a": 0.0, "b": 0.9, "c": 0.99}, {"d": 0.9, "e": 1.2, "f": 1.0}))
     assert list(found) == [

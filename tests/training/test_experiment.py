@@ -41,7 +41,7 @@ from snn_lib.readout import SpikeCount
 from snn_lib.tasks import SequenceClassification, digits
 from snn_lib.tasks.digits import DigitClassification, DigitConfig
 from snn_lib.training import distributed
-from snn_lib.training.building import choose_device
+from snn_lib.training.building import build, choose_device
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.config import load_config
 from snn_lib.training.diagnosis import synapses
@@ -361,13 +361,16 @@ def test_a_penalty_holds_the_hidden_layers_down_and_leaves_the_answer(tmp_path):
     assert all(less < 0.8 * more for less, more in zip(held, free, strict=True))
 
 
-@pytest.mark.parametrize("penalty", [{}, {"target_rate": 0.1}, {"rate_limit": 0.2}])
+@pytest.mark.parametrize(
+    "penalty",
+    [{}, {"target_rate": 0.1}, {"rate_limit": 0.2}, {"target_rate": 0.1, "penalty_by_cost": True}],
+)
 def test_a_step_goes_down_the_loss_and_the_penalty(tmp_path, penalty):
     def build_model(config):
-        neurons = SpikingNeuron(5, 3.0), SpikingNeuron(2, 3.0)
-        model = Sequential(nn.Linear(3, 5), neurons[0], nn.Linear(5, 2), neurons[1])
-        for layer in model[0], model[2]:
-            nn.init.normal_(layer.weight, 0.6, 0.6)
+        model = Sequential()
+        for inputs, neurons in (3, 5), (5, 4), (4, 2):
+            model.append(nn.Linear(inputs, neurons)).append(SpikingNeuron(neurons, 3.0))
+            nn.init.normal_(model[-2].weight, 0.6, 0.6)
         return model
 
     lengths = torch.tensor([2, 6, 4, 5])
@@ -385,7 +388,10 @@ def test_a_step_goes_down_the_loss_and_the_penalty(tmp_path, penalty):
         output, _ = model(x.transpose(0, 1))
     loss = nn.functional.cross_entropy(SpikeCount()(output, lengths), y)
     rates = penalty.get("target_rate", 0.0), penalty.get("rate_limit", 0.0)
-    (loss + 0.5 * rate_penalty(spikes["1"], *rates, lengths)).backward()
+    first, second = (rate_penalty(spikes[layer], *rates, lengths) for layer in ("1", "3"))
+    # All spikes of a step meet 5 * 4 weights behind the first layer, and 4 * 2 behind the second.
+    cost = 4 * 2 / (5 * 4) if penalty.get("penalty_by_cost") else 1.0
+    (loss + 0.5 * (first + cost * second)).backward()
     for after, before in zip(trained.model.parameters(), model.parameters(), strict=True):
         assert before.grad.abs().max() > 0.01
         torch.testing.assert_close(after, before - 0.2 * before.grad)
@@ -493,6 +499,15 @@ class Dense(nn.Module):
 
     def forward(self, x):
         return self.layer(x)
+
+
+def test_a_model_is_given_the_task_only_where_it_asks_for_it():
+    def build_wide(config, width=3, *layers, deep=False, **others):
+        assert not layers
+        return nn.Linear(2, width)
+
+    assert build(build_wide, None, object()).out_features == 3
+    assert build(lambda config, task: nn.Linear(2, task), None, 4).out_features == 4
 
 
 NO_BUILDER = "build_model must be a function that takes the config"

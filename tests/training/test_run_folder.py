@@ -115,6 +115,17 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     assert seen == [(1, 0.5), (2, 0.25), (3, 0.5)]
 
 
+def test_tensorboard_keeps_the_epochs_before_a_run_was_resumed(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = small(tmp_path, "tensorboard=true")
+    running.stopped(settings, after=9)  # in the third epoch
+    train("--resume", *settings, model=SmallSNN)
+    events = EventAccumulator(str(the_run(tmp_path))).Reload()
+    assert {event.step for event in events.Scalars("validation_loss")} == {1, 2, 3}
+
+
 def test_tensorboard_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
     config = ExperimentConfig(tensorboard=True)

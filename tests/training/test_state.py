@@ -196,6 +196,12 @@ def test_an_unknown_choice_is_refused(choose, section, choice, expected):
         choose(given, conf)
 
 
+def test_an_epoch_begins_without_sums_and_times():
+    progress = Progress(batch=3, batches=3, sums={"samples": 9}, seconds=2.0, data_seconds=1.0)
+    progress.finish_epoch({"epoch": 1})
+    assert progress == Progress(epoch=1, batches=3, history=[{"epoch": 1}])
+
+
 def build_model(config):
     return Sequential(LowPassSynapse(2, tau=3), nn.Linear(2, 2))
 
