@@ -95,7 +95,7 @@ def merge_config(
     script: Path | None = None,
 ) -> DictConfig:
     """As :func:`load_config`, before the ranges are checked; ``${key}`` still refers to a key."""
-    parts = [] if yaml_path is None else _files(Path(yaml_path))
+    parts = [] if yaml_path is None else _files(schema, Path(yaml_path))
     if script is not None:
         allowed = re.sub(r"^\W", "_", re.sub(r"[^\w.+-]", "_", script.stem))[:100]
         parts.insert(0, ("the run's name", OmegaConf.create({"name": allowed})))
@@ -157,8 +157,8 @@ def refuse_file_without_effect(
     if yaml_path is None or (own and Path(yaml_path).resolve() == own.resolve()):
         return
     schema = get_type(merged[0])
-    *bases, (path, content) = files = _files(Path(yaml_path))
-    usual = _files(own) if own else bases
+    *bases, (path, content) = files = _files(schema, Path(yaml_path))
+    usual = _files(schema, own) if own else bases
     with _naming(schema, path):
         idle = idle_settings(alone := _merged(schema, files, []), *merged)
         values = {key: value for key, value in _leaves(content) if "${" not in str(value)}
@@ -186,7 +186,7 @@ def passed_over(
         ``key=value`` of ``used``, for each that has an effect and differs.
     """
     idle = idle_settings(OmegaConf.structured(used), unread=unread)
-    *_, (_, content) = _files(yaml_path)
+    *_, (_, content) = _files(type(used), yaml_path)
     named = (key for key, _ in _leaves(content) if key not in idle)
     return [f"{key}={attrgetter(key)(used)}" for key in named if not _same(key, config, used)]
 
@@ -223,11 +223,15 @@ def read_override(schema: type, override: str) -> DictConfig:
         with _naming(schema, f"override {override!r}"):
             texts = yaml.load(value, yaml.BaseLoader)
         value = json.dumps(texts, ensure_ascii=False)
-    require(
-        re.fullmatch(r"[-+]?0\d+", value) is None,
-        f"override {override!r}: YAML may read a number that begins with 0 as octal: leave it out",
-    )
+    _refuse_octal(value, f"override {override!r}")
     return OmegaConf.from_dotlist([f"{key}={value}"])
+
+
+def _refuse_octal(written: str, source: str) -> None:
+    require(
+        re.fullmatch(r"[-+]?0\d+", written) is None,
+        f"{source}: YAML may read a number that begins with 0 as octal: leave it out",
+    )
 
 
 def _type_of(schema: type, *key: str) -> Any:
@@ -297,7 +301,9 @@ def _derived(section: Any, names: Set[str]) -> Set[str]:
     return cached
 
 
-def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]:
+def _files(
+    schema: type, path: Path, variants: tuple[Path, ...] = ()
+) -> list[tuple[str, DictConfig]]:
     """The paths and contents of a YAML file and of its bases, the last base first."""
     require(
         path.resolve() not in variants,
@@ -305,14 +311,33 @@ def _files(path: Path, variants: tuple[Path, ...] = ()) -> list[tuple[str, Any]]
     )
     with reading(path):
         content = OmegaConf.load(path)
+        written = yaml.load(path.read_bytes(), yaml.BaseLoader)  # all values as texts
     if not isinstance(content, DictConfig):
         raise InputError(f"{path} is a list, expected lines such as seed: 3")
+    content = OmegaConf.create(_as_written(schema, OmegaConf.to_container(content), written, path))
     base = content.pop("base", False)
     if base is False:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
     below = _found(path.parent / expand_home(base), path.parent)
-    return [*_files(below, (*variants, path.resolve())), (str(path), content)]
+    return [*_files(schema, below, (*variants, path.resolve())), (str(path), content)]
+
+
+def _as_written(schema: type, value: Any, written: Any, path: Path, *key: str) -> Any:
+    """What a YAML file sets; texts are what is written, though YAML sees a number in 1e-3."""
+    if isinstance(value, dict) and isinstance(written, dict):
+        return {
+            name: _as_written(schema, one, written.get(name, one), path, *key, str(name))
+            for name, one in value.items()
+        }
+    if value is None or not isinstance(written, str | list) or not key:
+        return value
+    kind = _type_of(schema, *key)
+    if _is_text(kind) or _holds_texts(kind):
+        return written
+    if isinstance(value, int):
+        _refuse_octal(str(written), f"{path}: {'.'.join(key)} is {written}")
+    return value
 
 
 def _merged(schema: type, parts: Sequence[tuple[str, Any]], overrides: Sequence[str]) -> Any:

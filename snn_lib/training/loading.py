@@ -360,6 +360,8 @@ def importing_from(folder: Path) -> Iterator[set[str]]:
 def find_script(checkpoint: Checkpoint) -> Path:
     """Finds the script that wrote a checkpoint: in a folder above it, here, or in the library.
 
+    Folders above a link come before those above what it leads to.
+
     Raises:
         InputError: the checkpoint names none, or it is not there.
     """
@@ -368,7 +370,7 @@ def find_script(checkpoint: Checkpoint) -> Path:
         isinstance(name, str) and name == Path(name).name and name.endswith(".py"),
         f"checkpoint {path} does not name the script that wrote it: give load a build_model",
     )
-    above = *path.absolute().parents, *path.resolve().parents  # a link may lead elsewhere
+    above = *path.absolute().parents, *path.resolve().parents
     for folder in (*above, Path.cwd(), LIBRARY):
         if (folder / name).is_file():
             return folder / name

@@ -9,6 +9,7 @@ from typing import List, Literal  # noqa: UP035 (some write it so)
 
 import pytest
 import refusing
+import yaml
 from omegaconf import OmegaConf
 from running import ROOT
 
@@ -90,6 +91,15 @@ def test_a_text_is_taken_as_it_is_typed(yaml_file, text):
     assert keys_of(DigitConfig, overrides) == ["dataset_path", "transform.elastic.alpha"]
 
 
+@pytest.mark.parametrize("text", ["0123", "yes", "1e-3", "2026_11", "1.10", "0x1F", "on"])
+def test_a_text_in_a_file_is_what_is_written(yaml_file, text):
+    yaml_file.write_text(f"name: {text}")
+    config = load_config(DigitConfig, yaml_file, [])
+    assert config.name == text
+    yaml_file.write_text(yaml.safe_dump(dataclasses.asdict(config)))  # as in a run's folder
+    assert load_config(DigitConfig, yaml_file, []) == config
+
+
 def test_a_path_may_begin_in_the_home_folder(yaml_file, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     yaml_file.write_text("dataset_path: ~/data\nmnist_config: {teachers: [~/best, other]}")
@@ -139,9 +149,12 @@ class Named(DigitConfig):
         ("pairs=[[on],[1e3]]", [["on"], ["1e3"]]),
     ],
 )
-def test_text_with_choices_and_texts_in_a_list_are_taken_as_they_are_typed(override, value):
-    config = load_config(Named, None, ["name=own", override])
-    assert getattr(config, override.split("=")[0]) == value
+def test_text_with_choices_and_texts_in_a_list_are_taken_as_they_are_typed(
+    yaml_file, override, value
+):
+    yaml_file.write_text(f"name: own\n{override.replace('=', ': ', 1)}")
+    for given in ((None, ["name=own", override]), (yaml_file, [])):
+        assert getattr(load_config(Named, *given), override.split("=")[0]) == value
 
 
 def test_a_list_of_texts_that_does_not_end_is_refused():
@@ -245,6 +258,18 @@ def test_a_number_that_would_be_octal_is_refused(yaml_file, override):
     assert f"override {override!r}: YAML may read a number that begins" in refusal(
         yaml_file, override
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed: 010", "seed is 010: YAML may read a number that begins with 0 as octal"),
+        ("hyperparameters: {tau_m: -012}", "hyperparameters.tau_m is -012: YAML may read a number"),
+    ],
+)
+def test_an_octal_number_in_a_file_is_refused(yaml_file, line, said):
+    yaml_file.write_text(line)
+    assert refusal(yaml_file).startswith(f"{yaml_file}: {said}")
 
 
 def test_a_missing_value_is_refused(yaml_file):

@@ -318,16 +318,19 @@ def test_projects_may_have_scripts_and_modules_of_the_same_names(
     assert sys.modules[imported].project == "elsewhere"  # whoever has imported it keeps it
 
 
-def test_a_script_above_a_link_to_the_runs_is_found(mine, tmp_path, monkeypatch):
-    (tmp_path / "far").mkdir()
-    written(mine, tmp_path / "far" / "best", "rising.py")
-    for project in ("one", "two"):
+def test_a_script_above_a_link_to_the_runs_comes_before_others(mine, tmp_path, monkeypatch):
+    """Before one where the runs are, and one in the current folder."""
+    for project in ("one", "two", "far"):
         (tmp_path / project).mkdir()
-        (tmp_path / project / "runs").symlink_to(tmp_path / "far")
         script = SCRIPT + MARKED.format(late=f"project = {project!r}")
         (tmp_path / project / "rising.py").write_text(script + "main(__file__, marked, task)\n")
+    runs = tmp_path / "far" / "runs"
+    runs.mkdir()
+    written(mine, runs / "best", "rising.py")
+    (tmp_path / "one" / "runs").symlink_to(runs)
     monkeypatch.chdir(tmp_path / "two")
     assert snn_lib.load("../one/runs/best").model.project == "one"
+    assert snn_lib.load(runs / "best").model.project == "far"
 
 
 def test_a_class_of_settings_may_stand_in_a_script_whose_annotations_are_text(
