@@ -3,6 +3,7 @@
 Whole runs train, stop, resume and test there as a user starts them.
 """
 
+import dataclasses
 import functools
 import itertools
 import signal
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import torch
 from claimed_device import ClaimedDevice
+from recorded import nmnist_files
 from running import ROOT, SmallSNN, assert_same_weights, load, run, the_run, tiny
 from small_networks import in_parts
 from torch import nn
 
+import event_vision
+import time_series
 from snn_lib import (
     Delay,
     DualExponentialSynapse,
@@ -37,10 +41,19 @@ from snn_lib.inspection.monitor import Monitor
 from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.penalties import rate_penalty
 from snn_lib.readout import Snapshots
-from snn_lib.tasks import association, digits
+from snn_lib.tasks import (
+    ClassificationConfig,
+    SequenceClassification,
+    SequenceRegression,
+    association,
+    digits,
+)
 from snn_lib.tasks.association import Association
 from snn_lib.tasks.base import read_sums
 from snn_lib.tasks.digits import DigitClassification
+from snn_lib.tasks.event_vision import EventVision
+from snn_lib.tasks.time_series import TimeSeries, TimeSeriesConfig
+from snn_lib.training import Experiment
 from snn_lib.training.distributed import total
 from snn_lib.training.state import rng_state, set_rng_state
 
@@ -409,3 +422,70 @@ def test_lengths_may_lie_on_the_cpu(kind):
         _, found = model.to(kind)(x.to(kind), lengths=lengths)
         found = [part.cpu() for part in (*found[0], *found[1])]
     torch.testing.assert_close(found, [*expected[0], *expected[1]])
+
+
+def learned_on_both(build_model, task_of, config, initialise=None):
+    """The metrics on the test data after a run on the CPU, and after one on the device."""
+    for device in ("cpu", "cuda"):
+        with ClaimedDevice():
+            there = dataclasses.replace(config, device=device)
+            trial = Experiment(build_model, task_of(), there, initialise)
+            trial.train()
+            yield trial.test()
+
+
+@pytest.mark.parametrize("encoding", ["current", "population", "delta"])
+def test_series_are_learned_on_the_device_as_on_the_cpu(encoding, tmp_path):
+    generator = np.random.default_rng(0)
+    parts = {"x": generator.normal(size=(24, 12, 2)).cumsum(1), "y": np.arange(24) % 3}
+    parts["lengths"] = generator.integers(6, 13, 24)
+    parts |= {f"{name}_test": values for name, values in parts.items()}
+    np.savez(tmp_path / "mine.npz", **parts)
+    config = TimeSeriesConfig(dataset=str(tmp_path / "mine.npz"), runs_path=str(tmp_path))
+    options = config.hyperparameters
+    options.encoding, options.neurons, options.epoch = encoding, 16, 1
+    script = time_series.build_model, TimeSeries, config, time_series.initialise
+    here, there = learned_on_both(*script)
+    assert there == pytest.approx(here, rel=1e-3)
+
+
+class Shifted(nn.Module):
+    """A readout that has a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("shift", torch.ones(2))
+
+    def forward(self, output, lengths=None):
+        return output[0] + self.shift
+
+
+@pytest.mark.parametrize("readout", ["mean", "leaky", None, Shifted()])
+@pytest.mark.parametrize("kind", [SequenceClassification, SequenceRegression])
+def test_sequences_are_learned_on_the_device_as_on_the_cpu(kind, readout, tmp_path):
+    x = [torch.rand(steps, 3) for steps in (6, 4, 5) * 7]
+    y = [one[:, :2] for one in x]
+    if kind is SequenceClassification:
+        y = [(one[:, 0] > 0.5).long() for one in x]
+    data = {"train": (x, y if readout is None else [one[0] for one in y])}
+    config = ClassificationConfig(runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+
+    def build_model(config):
+        return Sequential(LowPassSynapse(3, 4.0), nn.Linear(3, 2))
+
+    parts = {**data, "test": data["train"]}
+    here, there = learned_on_both(build_model, lambda: kind(parts, readout), config)
+    assert there == pytest.approx(here, rel=1e-3)
+
+
+def test_recordings_are_learned_on_the_device_as_on_the_cpu(tmp_path):
+    files = str(nmnist_files(tmp_path / "mine"))
+    config = event_vision.EventConvConfig(dataset="nmnist", runs_path=str(tmp_path))
+    config.events.path, config.events.validation_size = files, 4
+    options = config.hyperparameters
+    options.length, options.epoch, options.batch_size = 3, 1, 8
+    options.channels, options.hidden = [4, 4, 8], 16
+    task = functools.partial(EventVision, event_vision.EventConvConfig)
+    here, there = learned_on_both(event_vision.SNN, task, config, event_vision.initialise)
+    assert there == pytest.approx(here, rel=1e-3)

@@ -1,5 +1,6 @@
 """Files of a user's: what is in them comes back, and what is wrong with them is told in a line."""
 
+import errno
 import os
 import zipfile
 
@@ -8,7 +9,7 @@ import pytest
 import refusing
 
 from snn_lib.errors import InputError
-from snn_lib.files import read_array, read_arrays, read_file
+from snn_lib.files import lock, read_array, read_arrays, read_file
 
 X = np.arange(24.0).reshape(2, 3, 4)
 
@@ -124,3 +125,12 @@ def test_an_encrypted_archive_is_refused(tmp_path):
         content[content.index(mark) + offset] |= 1
     path.write_bytes(content)
     assert "encrypted" in refusal(read_arrays, path, ["x"])
+
+
+def test_files_need_no_lock_where_the_file_system_has_none(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with lock(tmp_path / "lock") as file:
+        assert not file.closed

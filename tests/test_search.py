@@ -18,6 +18,7 @@ from sweeping import SCRIPT
 
 from snn_lib import load
 from snn_lib.errors import InputError
+from snn_lib.files import lock
 from snn_lib.sweep import SearchSpace, open_study, run_trial
 from snn_lib.training.checkpoints import load_checkpoint
 
@@ -302,6 +303,18 @@ def test_settings_with_which_nothing_can_be_trained_end_a_trial_early(
     (line,) = [one for one in capsys.readouterr().out.splitlines() if "ends early" in one]
     assert line.startswith("trial_0007 ends early: ")
     assert message in line
+
+
+def test_a_trial_that_another_process_trains_ends_early_and_not_the_sweep(script, tmp_path, capsys):
+    settings = "hyperparameters.tau_m=4..16", "hyperparameters.epoch=2", "device=cpu"
+    space, value = SearchSpace(script, None, settings), {"hyperparameters.tau_m": 5.0}
+    run_trial(optuna.trial.FixedTrial(value, number=7), space, tmp_path)
+    again = optuna.trial.FixedTrial(value, number=8)
+    again.set_user_attr("run", "trial_0007")
+    (folder,) = tmp_path.glob("trial_0007/*")
+    with lock(folder / "lock"), pytest.raises(optuna.TrialPruned):
+        run_trial(again, space, tmp_path)
+    assert "trial_0007 ends early: the run " in capsys.readouterr().out
 
 
 def test_wrong_data_end_the_sweep_and_not_only_a_trial(script, tmp_path):

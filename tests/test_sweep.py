@@ -75,6 +75,15 @@ def test_a_sweep_goes_on_until_there_are_as_many_trials_as_asked(study, monkeypa
     assert len(runs(folder)) == 2
 
 
+def test_a_script_may_import_what_lies_beside_it_where_it_needs_it(study, tmp_path):
+    arguments, _ = study
+    (tmp_path / "own_outputs.py").write_text("outputs = 2\n")
+    line = "def build_model(config):\n"
+    late = f"{line}    from own_outputs import outputs\n\n"
+    arguments[0].write_text(SCRIPT.replace(line, late))
+    assert sweep(*arguments, "--trials", 1).code == 0
+
+
 def test_trials_that_end_early_are_among_those_asked_for(study):
     arguments, folder = study
     defined = "return -abs(self.config.hyperparameters.tau_m - 5)"

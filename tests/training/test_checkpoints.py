@@ -198,6 +198,15 @@ def test_the_average_of_a_model_with_a_part_named_module_is_loaded(path):
     assert (model[0].module.weight == 7.0).all()
 
 
+def test_a_checkpoint_that_was_written_on_a_gpu_is_read_where_there_is_none(path, monkeypatch):
+    with monkeypatch.context() as there:
+        there.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        save_checkpoint(path, {"snn_state_dict": {"weight": torch.arange(5.0)}})
+    weight = load_checkpoint(path)["snn_state_dict"]["weight"]
+    assert weight.device.type == "cpu"
+    assert weight.tolist() == [0, 1, 2, 3, 4]
+
+
 OTHER = r"\(written by snn_conv\.py\) belongs to another model: .*"
 
 

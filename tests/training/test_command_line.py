@@ -32,6 +32,7 @@ from running import (
 )
 from torch import nn
 
+from snn_lib import Sequential, SpikingNeuron
 from snn_lib.settings import list_settings, section, setting
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import command_line, distributed
@@ -390,6 +391,32 @@ def test_a_run_is_named_as_its_script_where_no_yaml_file_says_otherwise(tmp_path
         help_text = run("--help", script=script).out
         assert ("name=other" if text == "name: other\n" else "name=mine ") in help_text
         assert ("their defaults" in help_text) is (text is None)
+
+
+@dataclasses.dataclass
+class Sized(DigitConfig):
+    @property
+    def hidden(self):
+        return 2 * self.hyperparameters.length
+
+
+def test_a_network_is_exported_with_the_task_s_class_of_settings(tmp_path):
+    def build_model(config):
+        hidden = config.hidden  # which no checkpoint holds
+        return Sequential(nn.Linear(784, hidden), SpikingNeuron(hidden, 4.0), nn.Linear(hidden, 10))
+
+    options = {"model": build_model, "task": DigitClassification(config_class=Sized)}
+    settings = tiny(tmp_path, "hyperparameters.epoch=1")
+    train(*settings, **options)
+    exported = run("--export", tmp_path / "own.c", *settings, **options)
+    assert exported.code == 0, exported.err
+    assert "#define OWN_OUTPUTS 10" in (tmp_path / "own.h").read_text()
+
+
+def test_a_path_with_a_sign_of_equality_is_resumed(tmp_path):
+    settings = tiny(tmp_path / "lr=0.01", "hyperparameters.epoch=1")
+    train(*settings, model=SmallSNN)
+    train("--resume", the_run(tmp_path / "lr=0.01") / "last", *settings, model=SmallSNN)
 
 
 LOADED = ("tau_m=8", "tau_s=2", "membrane_filter=true")

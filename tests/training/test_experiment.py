@@ -34,8 +34,9 @@ from torch.nn.utils import prune
 
 import snn_mlp_1
 from snn_lib import DualExponentialSynapse, PerStep, Sequential, SpikingNeuron
+from snn_lib.data.batches import Batch
 from snn_lib.errors import InputError, RunError
-from snn_lib.kernels import eager
+from snn_lib.kernels import choose_backend, eager
 from snn_lib.penalties import collect_spikes, rate_penalty
 from snn_lib.readout import SpikeCount
 from snn_lib.tasks import SequenceClassification, digits
@@ -662,6 +663,82 @@ def test_the_last_checkpoint_is_written_within_an_epoch_too(tmp_path, monkeypatc
     best = [the_run(tmp_path / name) / "best" for name in ("killed", "whole")]
     assert_same_weights(*best)
     assert metrics_of(tmp_path / "killed") == metrics_of(tmp_path / "whole")
+
+
+def test_all_processes_write_a_checkpoint_when_one_of_them_says_that_it_is_time(
+    tmp_path, monkeypatch
+):
+    """Each has a clock of its own, and the state is gathered from all."""
+    written, write = [], RunFolder.write
+
+    def spy(self, path, content):
+        write(self, path, content)
+        if path.name == "last":
+            written.append((content["progress"]["epoch"], content["progress"]["batch"]))
+
+    monkeypatch.setattr(RunFolder, "write", spy)
+    monkeypatch.setattr(distributed, "any_process", lambda stop, due: (stop, True))
+    experiment(small(tmp_path, "hyperparameters.epoch=1")).train()
+    assert written == [(0, 1), (0, 2), (0, 3), (1, 0)]
+
+
+def test_losses_of_processes_are_weighed_by_what_their_means_are_over(monkeypatch, tmp_path):
+    """Here by labelled steps, of which one process has far fewer."""
+    x, y = torch.rand(8, 6, 3), torch.arange(48).view(8, 6) % 2
+    y[::2, 1:] = -1
+    task = SequenceClassification(dict.fromkeys(["train", "validation"], (x, y)), None)
+    config = task.config_class(device="cpu", runs_path=str(tmp_path))
+    trial = Experiment(lambda config: Sequential(nn.Linear(3, 2)), task, config)
+    whole = Batch(x.transpose(0, 1), y.T)
+    expected, sums = task.loss(trial.model, whole)
+    monkeypatch.setattr(distributed, "add", lambda own: [float(sums["labels"])])
+    trial.trained, trial.world = trial.model, 2
+    shares = [Batch(whole.x[:, rank::2], whole.y[:, rank::2]) for rank in (0, 1)]
+    first, second = (trial._training_loss(share)[0] for share in shares)
+    torch.testing.assert_close((first + second) / 2, expected)  # as gradients are averaged
+
+
+def test_each_process_goes_on_with_random_numbers_of_its_own(tmp_path, monkeypatch):
+    checkpoint = load_checkpoint(stopped(small(tmp_path), after=2).run.last)
+    states = [torch.Generator().manual_seed(seed).get_state() for seed in (1, 2)]
+    checkpoint["rng"] = [{"cpu": state} for state in states]
+    for rank in (0, 1):
+        monkeypatch.setattr(distributed, "rank_and_world", lambda rank=rank: (rank, 2))
+        trial = experiment(small(tmp_path))
+        trial.state = TrainingState(trial.model, trial.config, trial.device, 4)
+        trial.state.restore(checkpoint, trial.task)
+        assert torch.equal(torch.get_rng_state(), states[rank])
+
+
+def test_whatever_runs_the_network_runs_it_on_the_backend_of_the_settings(tmp_path):
+    seen = []
+
+    def watched(config):
+        model = SmallSNN(config)
+        model.layers[1].register_forward_pre_hook(
+            lambda layer, inputs: seen.append(choose_backend(inputs[0].device)[0])
+        )
+        return model
+
+    def initialise(model, task):
+        model(next(task.batches("train")).x)
+
+    settings = small(tmp_path, "hyperparameters.epoch=1", "backend=eager")
+    for action, calls in (("--train", 1 + 4 + 1 + 1), ("--test", 1 + 1)):
+        seen.clear()
+        finished = run(action, *settings, model=watched, initialise=initialise)
+        assert finished.code == 0, finished.err
+        assert seen == ["eager"] * calls
+
+
+def test_a_run_says_how_many_parameters_the_network_has(tmp_path, capsys):
+    experiment(small(tmp_path))
+    count = 3 * 784 + 785 * 20 + 3 * 20 + 21 * 10  # of filters, and of weights and biases
+    assert f"snn_mlp_1: {count:,} parameters on cpu, " in capsys.readouterr().out
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_batch_ends_with_its_test(tmp_path):
+    assert experiment(small(tmp_path), stop_after=12).train()["test"]
 
 
 # ---------------------------------------------------------------------------------------------

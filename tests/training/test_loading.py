@@ -478,6 +478,23 @@ def test_the_settings_of_a_checkpoint_may_be_a_class_of_one_s_own(tmp_path):
     assert set(network.classify(x)[0]) <= {"0", "1"}
 
 
+def test_a_class_of_settings_that_is_given_counts_where_the_script_is_found(tmp_path):
+    @dataclasses.dataclass
+    class Own(ClassificationConfig):
+        @property
+        def outputs(self):
+            return 2
+
+    build = "def build_model(config):\n    return nn.Linear(3, config.outputs)\n"
+    (tmp_path / "own.py").write_text(f"from torch import nn\n\n\n{build}")
+    weights = nn.Linear(3, 2).state_dict()
+    names = {"script": "own.py", "build_model": "own:build_model", "config_class": None}
+    values = dataclasses.asdict(Own())
+    save_checkpoint(tmp_path / "best", {"snn_state_dict": weights, "config": values, **names})
+    assert "its settings may need their class" in refusal(snn_lib.load, tmp_path / "best")
+    assert snn_lib.load(tmp_path / "best", config_class=Own).model.out_features == 2
+
+
 def test_a_script_exports_its_network_as_c_without_its_data(tmp_path):
     command = "time_series.py", f"dataset_path={tmp_path}", "--export"
     done = run_script(*command, tmp_path / "series.c")

@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import shutil
+import subprocess
 import sys
 import time
 
@@ -96,6 +97,15 @@ def test_the_environment_names_what_decides_the_numbers():
 def test_the_environment_names_no_revision_without_git(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert environment(torch.device("cpu"), 1)["revision"] is None
+
+
+def test_the_revision_is_that_of_the_library_wherever_a_run_starts(tmp_path, monkeypatch):
+    here = environment(torch.device("cpu"), 1)["revision"]
+    git = "git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@here"
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    monkeypatch.chdir(tmp_path)
+    assert environment(torch.device("cpu"), 1)["revision"] == here
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path):
