@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 
 from snn_lib.classifier import SpikingClassifier, SpikingRegressor
 from snn_lib.initialisation import fit_readout
+from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.time_series import draw_weights
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -48,6 +49,13 @@ def test_estimators_pass_the_checks_of_aeon(estimator):
     found = check_estimator(estimator(**SMALL))
     assert len(found) > 20
     assert {name: what for name, what in found.items() if what != "PASSED"} == {}
+
+
+@pytest.mark.parametrize("estimator", [SpikingClassifier, SpikingRegressor])
+def test_the_defaults_are_those_of_the_command(estimator):
+    own, recipe = estimator().get_params(), vars(TimeSeriesHyperparameters())
+    assert {"neurons", "filters", "length", "reset_strength"} <= own.keys() & recipe.keys()
+    assert own == {**own, **{key: recipe[key] for key in own.keys() & recipe.keys()}}
 
 
 def test_classes_of_any_kind_are_learned_and_named():

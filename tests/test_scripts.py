@@ -15,8 +15,9 @@ import sequential_mnist
 import snn_conv
 import snn_mlp_1
 import snn_mlp_2
-from snn_lib import SpikingNeuron, fire_from_the_start
+from snn_lib import LowPassSynapse, SpikingNeuron, fire_from_the_start
 from snn_lib.data.ecg import hold_out
+from snn_lib.inspection import plotting
 from snn_lib.inspection.operations import CountedNetwork
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.digits import DigitConfig
@@ -121,6 +122,15 @@ def test_the_first_weights_of_ecg_are_those_of_the_sequences_own_steps():
         if isinstance(layer, SpikingNeuron):
             own = [output[:n, number] for number, n in enumerate(batch.lengths)]
             assert torch.cat(own).mean().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_traces_of_spikes_in_ecg_begin_with_unit_energy():
+    """So that a slow trace is no louder than a fast one."""
+    traces = [one for one in ecg.SNN(ecg.ECGConfig(name="t")) if isinstance(one, LowPassSynapse)]
+    assert len(traces) == 2
+    for trace in traces:
+        response = plotting.impulse_response(trace, 1000)
+        np.testing.assert_allclose(np.square(response).sum(0), 1, rtol=1e-3)
 
 
 def test_ecg_learns_of_the_training_file_and_holds_out_recordings_by_the_seed(tmp_path):
@@ -234,6 +244,15 @@ def test_filters_of_the_convolutional_network_belong_to_maps_or_to_pixels():
     fired, _ = one(x)
     assert 0 < fired.mean() < 1  # from the start
     assert torch.equal(other(x)[0], fired)  # before training all pixels' filters are alike
+
+
+def test_filters_of_pixels_may_stand_behind_the_weights():
+    config = snn_conv.ConvConfig(name="behind")
+    config.hyperparameters.filters, config.hyperparameters.filter_position = "pixel", "behind"
+    model = snn_conv.SNN(config).eval()
+    shapes = [tuple(layer.shape) for layer in model.layers if hasattr(layer, "beta")]
+    assert shapes == [(16, 14, 14), (32, 7, 7), (64, 3, 3), (256,), (100,)]
+    assert model(torch.rand(2, 1, 784))[0].shape == (2, 1, 10)
 
 
 def test_feature_maps_of_the_convolutional_network_keep_their_channels_last():

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import operator
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from recorded import nmnist_files, qtdb_files, some_beats
 from running import ROOT, SCRIPTS, YAML
 
 import snn_lib.data.mnist
-from snn_lib import fire_from_the_start
+from snn_lib import IIRSynapse, SpikingNeuron, fire_from_the_start
 from snn_lib.errors import InputError
 from snn_lib.penalties import hidden_layers
 from snn_lib.settings import LOCAL_KEYS, NEVER, list_settings, needs_of, without_effect
@@ -217,6 +218,29 @@ def test_a_recipe_is_what_its_pretrained_model_was_trained_by(path):
 
     differ = {key for key, value in values(recipe).items() if values(trained)[key] != value}
     assert differ <= OF_NO_CONCERN.get(name, set())
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_a_yaml_file_tests_its_own_pretrained_network_or_else_a_run_of_its_name(name):
+    _, task, _ = arguments_of_main(ROOT / f"{script_of(name)}.py")
+    config = load_config(task.config_class, YAML[name], [])
+    own = [str(path.relative_to(ROOT)) for path in PRETRAINED if path.name == f"pretrained_{name}"]
+    assert [config.test_checkpoint_path] == (own or [""])
+    assert config.name == name
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_layer_has_the_time_constant_and_the_constraint_of_the_settings(name, data):
+    build_model, task, _, config = small_experiment(name, data)
+    config = with_value(config, "hyperparameters.tau_m", 6.5)
+    task.setup(config, torch.device("cpu"))
+    for constraint in ("none", "stable"):
+        other = with_value(config, "hyperparameters.constraint", constraint)
+        layers = [*build(build_model, other, task).modules()]
+        assert {one.constraint for one in layers if isinstance(one, IIRSynapse)} == {constraint}
+        for neurons in (one for one in layers if isinstance(one, SpikingNeuron)):
+            expected = torch.full(neurons.shape, math.exp(-1 / 6.5))
+            torch.testing.assert_close(neurons.reset_decay, expected)
 
 
 def weighted_sum(x):

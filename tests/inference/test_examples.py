@@ -20,11 +20,11 @@ CLASSES = ["a", "b", "c", "d", "e"]
 WITHOUT_SNN_LIB = "import sys; sys.modules['torch'] = sys.modules['snn_lib'] = None; "
 
 
-def exported(folder, readout, dtype=torch.float32):
+def exported(folder, readout, dtype=torch.float32, classes=CLASSES):
     """The file of a network, a stream for it as text, and the classes that PyTorch names."""
     model, x = two_layers()[:-1].to(dtype).eval(), spike_trains(batch=1).to(dtype)
     model.readout = readout
-    to_onnx(model, folder / "network.onnx", classes=CLASSES)
+    to_onnx(model, folder / "network.onnx", classes=classes)
     with torch.no_grad():
         output = model(x)[0]
         answers = [READOUTS[readout]()(output[:end]).argmax().item() for end in range(1, 26)]
@@ -53,6 +53,12 @@ def test_the_python_example_names_the_classes_that_pytorch_names(tmp_path, reado
     code = f"{WITHOUT_SNN_LIB} import runpy; runpy.run_path({str(script)!r})"
     found = printed([sys.executable, "-c", code, str(network)], lines, cwd=tmp_path)
     assert found == [CLASSES[answer] for answer in answers]
+
+
+def test_the_python_example_counts_classes_that_have_no_names(tmp_path):
+    network, lines, answers = exported(tmp_path, "mean", classes=None)
+    found = printed([sys.executable, "examples/stream_onnx.py", str(network)], lines, cwd=ROOT)
+    assert found == list(map(str, answers))
 
 
 def test_the_python_example_asks_for_a_readout_that_it_does_not_know(tmp_path):
@@ -87,19 +93,48 @@ def test_the_node_example_names_the_classes_that_pytorch_names(tmp_path, readout
     assert printed([node, str(script), str(network), readout], lines) == list(map(str, answers))
 
 
+HOST = r"""
+#include <stdio.h>
+#include "start.h"
+void print(const char *text) { fputs(text, stdout); }
+void print_number(uint32_t number) { printf("%u", (unsigned)number); }
+uint32_t ticks(void) { return 0; }
+"""
+
+
+def copied_example(folder):
+    """A copy of the microcontroller's program, and what it reads beside it."""
+    shutil.copytree(ROOT / "examples" / "microcontroller", folder / "examples" / "microcontroller")
+    for name in ("snn_lib", "checkpoint", "dataset", "snn_mlp_1.py"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder / "examples" / "microcontroller"
+
+
+def assert_digits_are_read(printed):
+    read = re.findall(r"a (\d) is read as (\d) after (\d+) steps", printed)
+    assert [(a, b) for a, b, _ in read] == [(digit, digit) for digit in "72104"]
+    assert all(int(steps) <= 4 for _, _, steps in read)
+
+
+def test_the_program_of_the_microcontroller_reads_digits_on_this_machine_too(tmp_path):
+    folder = copied_example(tmp_path)
+    written = shell(sys.executable, folder / "export.py", cwd=folder)
+    assert written.code == 0, written.err
+    (folder / "start.c").write_text(HOST)
+    sources = "main.c", "network.c", "start.c"
+    compiler = shutil.which("cc") or pytest.skip("no C compiler")
+    subprocess.run([compiler, "-std=c99", "-O2", *sources, "-o", "program"], cwd=folder, check=True)
+    assert_digits_are_read(shell(folder / "program").out)
+
+
 def test_the_microcontroller_example_reads_digits(tmp_path):
     """Where there is a compiler for one and QEMU: the example as it stands, in a copy."""
     tools = "make", "arm-none-eabi-gcc", "qemu-system-arm"
     if missing := [tool for tool in tools if shutil.which(tool) is None]:
         pytest.skip(f"no {', '.join(missing)}")
-    folder = tmp_path / "examples" / "microcontroller"
-    shutil.copytree(ROOT / "examples" / "microcontroller", folder)
-    for name in ("snn_lib", "checkpoint", "dataset", "snn_mlp_1.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    folder = copied_example(tmp_path)
     subprocess.run(["make", "clean"], cwd=folder, check=True, capture_output=True)
     command = ["make", "run", f"PYTHON={sys.executable}"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    read = re.findall(r"a (\d) is read as (\d) after (\d+) steps", done.stdout + done.stderr)
-    assert [(a, b) for a, b, _ in read] == [(digit, digit) for digit in "72104"]
-    assert all(int(steps) <= 4 for _, _, steps in read)
+    assert_digits_are_read(done.stdout + done.stderr)

@@ -264,6 +264,17 @@ def command(capsys, *arguments):
     return end.value.code, capsys.readouterr().err
 
 
+def test_the_command_keeps_the_membrane_filter_if_it_is_told_that_there_was_one(tmp_path, capsys):
+    source, target = tmp_path / "of_the_release", tmp_path / "converted"
+    network = release_network("snn_mlp_2", membrane_filter=True)
+    torch.save({"snn_state_dict": network.state_dict()}, source)
+    for given in ([], ["--membrane_filter"]):
+        command(capsys, "convert", source, target, "--model", "snn_mlp_2", *given)
+        decay = load_checkpoint(target)["snn_state_dict"]["layers.2.membrane_decay"]
+        expected = network.snn1.neuron_cell.decay_v if given else torch.zeros(500)
+        assert torch.equal(decay, expected)
+
+
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     network, optimizer, _, loss = trained("snn_mlp_2", steps=1)
     source = saved(tmp_path / "of_the_release", network, optimizer, loss)

@@ -310,7 +310,9 @@ def test_first_coefficients_are_those_of_the_time_constants():
         "axon": {"v_0": v_0, "decay_m": p, "decay_s": q},
         "synapse": {"v_0": v_0, "decay_m": p, "decay_s": q},
         "neuron": {"sigma": 0.4, "reset_decay": p, "reset_v": 1.0, "decay_v": p},
-        "neuron_per_connection": {"reset_v": 0.5},
+        "neuron_per_connection": {"reset_v": 0.5, "reset_decay": p},
+        "neuron_dot_product": {"reset_decay": p, "reset_v": 1.0, "decay_v": p},
+        "conv2d": {"reset_decay": p, "reset_v": 1.0, "decay_v": p},
         "snn": {"v_0": v_0, "decay_m": p, "decay_s": q, "decay_v": p, "reset_decay": p},
     }
     for name, values in expected.items():
@@ -341,6 +343,8 @@ def test_coefficients_and_biases_are_trained_if_asked():
     assert not cell.decay_m.requires_grad
     neurons = layers.neuron_layer(6, 4, *SIZES, 4, False, False)
     assert "neuron_cell.weight.bias" not in neurons.state_dict()
+    maps = layers.conv2d_layer(5, 6, 2, 3, 3, 1, 0, 1, *SIZES, 4, False, False)
+    assert "conv2d_cell.conv.bias" not in maps.state_dict()
 
 
 def test_sequences_are_not_copied_between_layers(monkeypatch):

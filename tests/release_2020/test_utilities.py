@@ -54,20 +54,21 @@ def test_mutation_keeps_spikes_within_the_pattern():
     assert np.array_equal(utilities.mutate_spike_pattern(template, 0, 0), template)
 
 
+@pytest.mark.parametrize("taus", [{}, {"tau_m": 7.2, "tau_s": 1.8}])
 @pytest.mark.parametrize(
     ("filter_type", "normalize"), [("exp", True), ("dual_exp", True), ("dual_exp", False)]
 )
-def test_filters_are_leaky_integrators_and_their_scaled_difference(filter_type, normalize):
+def test_filters_are_leaky_integrators_and_their_scaled_difference(filter_type, normalize, taus):
     trains = np.random.default_rng(0).random((3, 50)) < 0.2
     expected = np.zeros((3, 50))
     m = s = np.zeros(3)
     for t in range(50):
-        m = m * math.exp(-1 / 10) + trains[:, t]
-        s = s * math.exp(-1 / 2.5) + trains[:, t]
+        m = m * math.exp(-1 / taus.get("tau_m", 10)) + trains[:, t]
+        s = s * math.exp(-1 / taus.get("tau_s", 2.5)) + trains[:, t]
         expected[:, t] = m if filter_type == "exp" else m - s
     if filter_type == "dual_exp" and normalize:
         expected *= 4 ** (4 / 3) / 3
-    options = {"filter_type": filter_type, "normalize": normalize}
+    options = {"filter_type": filter_type, "normalize": normalize, **taus}
     found = utilities.filter_spike_multiple(trains, **options)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     one = utilities.filter_spike(trains[1], **options)
@@ -112,8 +113,9 @@ def test_the_data_set_of_patterns_is_batched_and_transformed():
 def test_raster_has_time_along_x(plot):
     spikes = np.zeros((3, 20))
     spikes[2, 15] = 1
-    ax = plot(spikes)
+    ax = plot(spikes, title="mine")
     assert ax.collections[0].get_offsets().tolist() == [[15, 2]]
+    assert ax.get_title() == "mine"
     matplotlib.pyplot.close(ax.figure)
 
 
@@ -199,6 +201,12 @@ def test_random_transform_changes_half_of_the_images(config):
     crops, turns = transform.transforms[::2], transform.transforms[1::2]
     assert [(crop.scale, crop.ratio) for crop in crops] == [((0.3, 0.4), (0.75, 1.33))] * 2
     assert [list(turn.degrees) for turn in turns] == [[-15, 15]] * 2
+
+
+def test_crops_have_the_size_of_the_settings():
+    crop = {"size": 20, **CROP}
+    options = {"probability": 1.0, "RandomResizedCrop": crop, "RandomRotation": {"degrees": 15}}
+    assert get_rand_transform(options)(digits()[0][0][0]).size == (20, 20)
 
 
 def test_no_image_is_changed_with_probability_0():
