@@ -91,6 +91,23 @@ def coming_back(synapse=None):
     return Sequential(nn.Linear(6, 20), recurrent, nn.Linear(20, 7), SpikingNeuron(7, 4.0)), (6,)
 
 
+def moved_delays():
+    """As an optimiser leaves delays out of their range."""
+    delay = Delay(3, 0.0, 2)
+    delay.steps.data = torch.tensor([-0.5, 1.3, 2.6])
+    return Sequential(delay), (3,)
+
+
+def oblong(layer):
+    """Pooling of maps, all of whose heights differ from their widths."""
+    return Sequential(LowPassSynapse((2, 1, 1), 3.0), PerStep(layer)), (2, 5, 8)
+
+
+def flattened(*layers):
+    """Layers behind maps of several positions, whose channels lie last in memory."""
+    return Sequential(PerStep(nn.Conv2d(2, 3, 2)), nn.Flatten(2), *layers), (2, 3, 3)
+
+
 def snapshots_of_maps():
     """Four maps become two, each of which is a sum of two snapshots, before weights."""
     network, features = maps(nn.Conv2d(2, 4, 3))
@@ -134,6 +151,10 @@ NETWORKS = {
         nn.MaxPool2d(2, stride=3, padding=1, dilation=3, ceil_mode=True)
     ),
     "average": lambda: maps(nn.AvgPool2d(3, stride=2, padding=1)),
+    "oblong pooling": lambda: oblong(
+        nn.MaxPool2d((2, 3), (3, 2), (0, 1), dilation=(1, 2), ceil_mode=True)
+    ),
+    "oblong average": lambda: oblong(nn.AvgPool2d((2, 3), (1, 2), (1, 0))),
     "several in a PerStep": lambda: maps(
         nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Dropout2d(), nn.Identity())
     ),
@@ -141,6 +162,7 @@ NETWORKS = {
         Sequential(PerStep(nn.Conv2d(2, 3, 3)), nn.Flatten(2), LowPassSynapse(75, 3.0)),
         (2, SIDE, SIDE),
     ),
+    "flattened and repeated": lambda: flattened(nn.Dropout(), Repeat(2), LowPassSynapse(24, 3.0)),
     "maps at the end": lambda: maps(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
     "rearranged and voting": voting,
     "used twice": shared,
@@ -152,6 +174,7 @@ NETWORKS = {
         Sequential(LowPassSynapse(3, 3.0), Delay(3, 2.0, 3)),
         (3,),
     ),
+    "delays out of their range": moved_delays,
     "delays of maps": lambda: (
         Sequential(Delay((2, 1, 1), torch.tensor([0.4, 2.0]).view(2, 1, 1), 3)),
         (2, SIDE, SIDE),
@@ -172,6 +195,9 @@ NETWORKS = {
 COMING_BACK = {
     "coming back": coming_back,
     "coming back through a synapse": lambda: coming_back(ResonantSynapse(20, 5.0, 0.1)),
+    "coming back behind maps": lambda: flattened(
+        Recurrent(nn.Linear(12, 12), SpikingNeuron(12, torch.arange(1.0, 13.0)))
+    ),
 }
 
 

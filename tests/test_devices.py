@@ -35,6 +35,7 @@ from snn_lib import (
     fire_from_the_start,
     snn_layers,
 )
+from snn_lib.inference import compiled, quantise
 from snn_lib.inspection import plotting
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
@@ -489,3 +490,17 @@ def test_recordings_are_learned_on_the_device_as_on_the_cpu(tmp_path):
     task = functools.partial(EventVision, event_vision.EventConvConfig)
     here, there = learned_on_both(event_vision.SNN, task, config, event_vision.initialise)
     assert there == pytest.approx(here, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_network_on_a_device_leaves_pytorch_as_one_of_the_cpu(kind):
+    model, x = Sequential(nn.Linear(3, 4), LowPassSynapse(4, 4.0)), torch.rand(6, 2, 3)
+    expected = compiled(model).run(x[:, 0].numpy())
+    made = quantise(model, x)
+    exact = made.run(made.integers(x.numpy()))
+    with ClaimedDevice(kind):
+        model.to(kind)
+        np.testing.assert_array_equal(compiled(model).run(x[:, 0].numpy()), expected)
+        made = quantise(model, x.to(kind))
+        np.testing.assert_array_equal(made.run(made.integers(x.numpy())), exact)
+        assert model[0].weight.device.type == kind

@@ -133,7 +133,8 @@ def test_positions_of_a_map_share_the_delay_of_their_channel(last):
         expected, (expected_after,) = rows(x[..., y, z])
         assert torch.equal(output[..., y, z], expected)
         assert torch.equal(after[..., y, z], expected_after)
-    assert torch.equal(maps(x[3:], (maps(x[:3])[1][0],))[0], maps(x)[0][3:])
+    rest = with_channels_last(x[3:]) if last else x[3:]
+    assert torch.equal(maps(rest, (maps(x[:3])[1][0],))[0], maps(x)[0][3:])
 
 
 def test_an_input_that_is_repeated_has_several_delays():

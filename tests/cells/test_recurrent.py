@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from definitions import filter_by_hand, fire, gradients
+from definitions import filter_by_hand, fire, gradients, with_channels_last
 from small_networks import assert_chunks_and_lengths_change_nothing, parts
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -21,6 +21,7 @@ from snn_lib import (
     SpikingNeuron,
     fire_from_the_start,
 )
+from snn_lib.containers import map_tensors
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.kernels.inputs import Inputs
@@ -209,6 +210,24 @@ def test_convolutions_and_weights_with_hooks_run_step_by_step():
     rows.weights.register_forward_hook(lambda *call: seen.append(call))
     assert torch.equal(rows(x[..., 1, 0])[0], spikes[..., 1, 0])
     assert len(seen) == 9
+
+
+def test_maps_in_any_order_of_memory_go_on_from_a_state_and_end_at_their_lengths():
+    cells = SpikingNeuron((2, 1, 1), 4.0), LowPassSynapse((2, 1, 1), 3.0)
+    layer = Recurrent(PerStep(nn.Conv2d(2, 2, 3, padding=1)), *cells).double()
+    x, lengths = 2 * torch.randn(12, 3, 2, 4, 5, dtype=DOUBLE), torch.tensor([9, 0, 4])
+    whole, _ = layer(x)
+    _, before = layer(x[:3])
+
+    def of(state, row):
+        return map_tensors(lambda part: part.narrow(part.dim() - 4, row, 1), state)
+
+    for lay in (torch.Tensor.contiguous, with_channels_last):
+        spikes, ends = layer(lay(x[3:]), before, lengths)
+        assert torch.equal(spikes, whole[3:])
+        for row, length in enumerate(lengths):
+            _, alone = layer(x[3 : 3 + length, row : row + 1], of(before, row))
+            torch.testing.assert_close(parts(of(ends, row)), parts(alone))
 
 
 def test_any_cell_that_spikes_may_be_recurrent():

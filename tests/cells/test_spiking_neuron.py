@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from definitions import Triangle
+from definitions import Triangle, with_channels_last
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -172,3 +172,9 @@ def test_positions_of_a_map_of_any_size_share_a_neuron_s_coefficients(membrane_f
         torch.testing.assert_close(*results, rtol=0.0, atol=0.0)
         traces = [layer.traces(current) for layer in (anywhere, neuron)]
         torch.testing.assert_close(*traces, rtol=0.0, atol=0.0)
+
+
+def test_traces_of_maps_are_the_same_however_the_maps_lie_in_memory():
+    neuron, current = SpikingNeuron((2, 1, 1), 4.0, True), 2 * torch.rand(7, 3, 2, 4, 5)
+    found = neuron.traces(with_channels_last(current))
+    torch.testing.assert_close(found, neuron.traces(current), rtol=0.0, atol=0.0)

@@ -1316,6 +1316,20 @@ def test_the_answer_of_a_network_that_answers_at_every_step_is_its_last_one():
     assert names == [str(number) for number in answers.argmax(1)]
 
 
+def time_step_of(folder):
+    """What the C source says that a time step is."""
+    return re.search(r"time step: +(.*)", (folder / "network.c").read_text())[1]
+
+
+def test_the_c_source_states_the_time_step_of_the_preparation_or_the_one_given(tmp_path):
+    preparation, recordings, _ = PREPARED[-1]
+    model = Prepared(preparation).eval()
+    for given in (model, quantise(model, preparation(recordings).x)):
+        for asked, step in ((None, "6 ms"), ("25 ms", "25 ms")):
+            to_c(given, tmp_path / "network.c", step=asked)
+            assert time_step_of(tmp_path) == step
+
+
 @needs_compiler
 @pytest.mark.parametrize(("classes", "step"), [(None, None), (["a", "b", "c"], "25 ms")])
 def test_the_c_source_says_what_the_network_is(classes, step, tmp_path):
@@ -1329,7 +1343,7 @@ def test_the_c_source_says_what_the_network_is(classes, step, tmp_path):
     units = {"INPUT": made.input_scale, "OUTPUT": made.output_scale, "LEAD": made.lead_scale}
     assert {name: float(unit) for name, unit in found.items()} == units
     assert len({*units.values()}) == 3
-    assert re.search(r"time step: +(.*)", source)[1] == (step or "as in the training")
+    assert time_step_of(tmp_path) == (step or "as in the training")
     kind = made.staged.input_kind.removesuffix("_t")
     assert Library(tmp_path, np.int32, kind).classes(3) == (classes or model.classes)
     program = Compiled(tmp_path, np.int32, kind)
