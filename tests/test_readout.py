@@ -260,12 +260,13 @@ def test_until_clear_runs_until_every_sequence_has_once_been_clear():
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_until_clear_adds_up_low_precision_in_float32(steps):
+def test_low_precision_is_added_up_in_float32_until_it_is_clear(steps):
     output = torch.zeros(500, 2, 2, dtype=torch.bfloat16)
     output[:, 0, 0], output[:, 1, 1] = 0.5, 1.0
     model, _ = replayed(output)
-    answers, taken = until_clear(model, torch.zeros(500, 2, 1), 200.0, steps)
-    assert (answers.tolist(), taken.tolist()) == ([0, 1], [400, 200])
+    found = until_clear(model, torch.zeros(500, 2, 1), 200.0, steps), first_lead(output, 200.0)
+    for answers, taken in found:
+        assert (answers.tolist(), taken.tolist()) == ([0, 1], [400, 200])
 
 
 def run_snapshots(x, taken=None, elapsed=None):

@@ -1,6 +1,7 @@
 """The examples run an exported network without this library and say what PyTorch says."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -91,6 +92,39 @@ def test_the_node_example_names_the_classes_that_pytorch_names(tmp_path, readout
     network, lines, answers = exported(tmp_path, readout, dtype)
     script = ROOT / "examples" / "stream_onnx.js"
     assert printed([node, str(script), str(network), readout], lines) == list(map(str, answers))
+
+
+STUB = """
+exports.Tensor = class {
+  constructor(type, data, dims) {
+    Object.assign(this, { type, data, dims });
+  }
+};
+const of = (name) => ({ name, type: "float32", shape: ["batch", 2, 2] });
+const run = async ({ x, s }) => {
+  const data = x.data.map((value, n) => value - s.data[n] / 2);
+  return { y: { data }, "s.next": new exports.Tensor("float32", data, s.dims) };
+};
+const session = { inputMetadata: [of("x"), of("s")], inputNames: ["x", "s"], run };
+exports.InferenceSession = { create: async () => session };
+"""
+
+
+@pytest.mark.parametrize("readout", KNOWN)
+def test_the_node_example_hands_on_the_state_and_reads_out(tmp_path, readout):
+    """Where there is Node.js, with a network y[t] = x[t] - y[t-1] / 2 in the place of a file."""
+    node = shutil.which("node") or pytest.skip("no Node.js")
+    (tmp_path / "onnxruntime-node.js").write_text(STUB)
+    steps, y, outputs = torch.randn(25, 2, 2), torch.zeros(2, 2), []
+    for x in steps:
+        outputs.append(y := x - y / 2)
+    output = torch.stack(outputs)[:, None].flatten(2)
+    answers = [READOUTS[readout]()(output[:end]).argmax().item() for end in range(1, 26)]
+    lines = "".join(json.dumps(step.tolist()) + "\n" for step in steps)
+    script = ROOT / "examples" / "stream_onnx.js"
+    command = [node, str(script), "network.onnx", readout]
+    found = printed(command, lines, env={**os.environ, "NODE_PATH": str(tmp_path)})
+    assert found == list(map(str, answers))
 
 
 HOST = r"""

@@ -268,8 +268,9 @@ def test_damage_sweeps_have_a_column_for_each_kind():
 
 
 def test_firing_rates_are_bars_with_the_first_layer_at_the_top():
-    ax = plotting.firing_rates({"2": 0.01, "5": 0.03})
-    assert [bar.get_width() for bar in ax.patches] == [0.01, 0.03]
+    ax = plotting.firing_rates({"2": 0.01, "5": 0.0304})
+    assert [bar.get_width() for bar in ax.patches] == [0.01, 0.0304]
+    assert [float(number.get_text()) for number in ax.texts] == [0.01, 0.0304]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["2", "5"]
     assert ax.yaxis.get_inverted()
     assert ax.get_xlabel() == "spikes per neuron and time step"
