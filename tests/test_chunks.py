@@ -153,12 +153,16 @@ def test_a_network_with_batch_first_and_a_last_layer_without_a_state_runs_in_chu
         torch.testing.assert_close(other, one)
 
 
-def test_a_run_in_chunks_ends_with_the_state_at_each_sequence_s_own_end():
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("steps", [3, 5])  # fewer and more than there are sequences
+def test_a_run_in_chunks_ends_with_the_state_at_each_sequence_s_own_end(steps, batch_first):
     network, x = ragged_network(), 2 * torch.rand(9, 4, 6).double()
     nn.init.normal_(network[1].weight, 0.5)
-    lengths = torch.tensor([9, 1, 4, 6])
+    lengths = torch.tensor([9, 1, 5, 6])
     whole, state = network(x, lengths=lengths)
-    output, last = Chunked(network, 3)(x, lengths=lengths)
+    network.batch_first = batch_first
+    output, last = Chunked(network, steps)(x.transpose(0, 1) if batch_first else x, None, lengths)
+    output = output.transpose(0, 1) if batch_first else output
     torch.testing.assert_close(parts(last), parts(state))
     for b, length in enumerate(lengths):
         torch.testing.assert_close(output[:length, b], whole[:length, b], **EXACT)

@@ -117,6 +117,18 @@ def test_joined_cells_give_the_bits_of_cells_run_one_by_one(
     assert found[0].isfinite().all()
 
 
+@pytest.mark.parametrize("rests", [0, 1])
+def test_one_of_two_joined_cells_may_begin_at_rest(rests):
+    model = pair_of()
+    x, states = inputs_of(model)
+    states = tuple(None if number == rests else own for number, own in enumerate(states))
+    with runs() as counts:
+        found = outcome(model, x, states)
+    with one_by_one():
+        assert_same_bits(found, outcome(model, x, states))
+    assert counts == [2]
+
+
 @pytest.mark.parametrize("filter_first", [False, True])
 def test_a_chunk_that_runs_again_is_joined_as_it_was_before(filter_first):
     """Whatever is observed by then: the tensors that are kept must be the same."""

@@ -801,6 +801,15 @@ def test_weights_on_the_diagonal_alone_are_weighed():
     np.testing.assert_allclose(found, model(x)[0].detach().numpy(), atol=0.02)
 
 
+def test_weights_that_hand_on_one_input_each_keep_their_bias():
+    model, x = Sequential(nn.Linear(3, 3)), torch.rand(9, 2, 3)
+    model[0].weight.data = torch.eye(3)[[2, 0, 1]]
+    model[0].bias.data = torch.tensor([0.5, -0.2, 1.0])
+    made = quantise(model, x)
+    found = made.run(made.integers(x.numpy())) * made.output_scale
+    np.testing.assert_allclose(found, model(x)[0].detach().numpy(), atol=0.02)
+
+
 class LateReset(Cell):
     """A spike lowers the potential of the next step."""
 

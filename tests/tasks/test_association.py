@@ -13,7 +13,7 @@ from running import ROOT, YAML, Answer, prepared, run_script
 from scipy import signal
 
 from associative_memory import SNN
-from snn_lib import DualExponentialSynapse, ResonantSynapse
+from snn_lib import DualExponentialSynapse, ResonantSynapse, load
 from snn_lib.data.batches import Batch
 from snn_lib.data.patterns import DAMAGE_KINDS, Damage, single_damage
 from snn_lib.errors import SettingsError
@@ -176,7 +176,7 @@ def test_samples_are_the_patterns_where_nothing_damages_them(config):
         assert torch.equal(x, task.patterns[:, labels])
 
 
-def test_the_batches_of_all_epochs_are_damaged_independently(config):
+def test_the_batches_of_all_epochs_and_seeds_are_damaged_independently(config):
     silenced = replace(
         NO_DAMAGE,
         modify_probability=0.5,
@@ -184,8 +184,10 @@ def test_the_batches_of_all_epochs_are_damaged_independently(config):
         block_probability=0.0,
         rows_removed=TRAINS,
     )
-    task = task_of(replace(config, damage=silenced))
-    shown = [x.any(2).any(0) for epoch in (0, 1) for x, *_ in task.batches("train", epoch)]  # (B,)
+    shown = []
+    for seed, epoch in (2, 0), (2, 1), (3, 0):
+        task = task_of(replace(config, damage=silenced, seed=seed))
+        shown += [x.any(2).any(0) for x, *_ in task.batches("train", epoch)]  # (B,) each
     for one, other in itertools.combinations(shown, 2):
         assert not torch.equal(one, other)
 
@@ -408,6 +410,9 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
     )
     (table,) = (tmp_path / "runs").glob("*/*/metrics.csv")
     (row,) = csv.DictReader(table.read_text().splitlines())
+    network = load(table.parent / "best")
+    x = torch.from_numpy(np.load(pattern_file)).movedim(2, 1).float()  # samples first
+    assert torch.equal(network.prepare(x).x, x.transpose(0, 1))
     assert {f"{split}_{name}" for split in ("train", "validation") for name in metrics} <= set(row)
 
     tested = run_script(SCRIPT.name, "--test", *options)

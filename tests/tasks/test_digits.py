@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 from functools import partial
 
@@ -157,7 +158,9 @@ def test_splits_of_the_training_images_do_not_overlap(config):
     assert not torch.equal(others, validation)
 
 
-def test_an_image_is_deformed_and_drawn_otherwise_in_every_batch_and_epoch(config, monkeypatch):
+def test_an_image_is_deformed_and_drawn_otherwise_in_every_batch_epoch_and_seed(
+    config, monkeypatch
+):
     """All images are the same one, so that their order changes nothing."""
     images, labels = load_mnist(ROOT / "dataset", train=True)
     alike = images[:1].expand(6, 28, 28), labels[:1].expand(6)
@@ -166,8 +169,10 @@ def test_an_image_is_deformed_and_drawn_otherwise_in_every_batch_and_epoch(confi
     options.training_size, options.validation_size, options.test_size = 4, 2, 2
     config.hyperparameters.batch_size, config.transform.probability = 2, 1.0
     task, original = task_of(config), images[0].flatten() / 255.0
-    shown = [x for epoch in (0, 1) for b in task.batches("train", epoch) for x in b.x[0]]
-    assert len(shown) == 8
+    other = task_of(dataclasses.replace(config, seed=config.seed + 1))
+    batches = [b for t in (task, other) for epoch in (0, 1) for b in t.batches("train", epoch)]
+    shown = [x for batch in batches for x in batch.x[0]]
+    assert len(shown) == 16
     assert torch.pdist(torch.stack(shown)).min() > 0.1
     for split in ("validation", "test"):
         for batch in task.batches(split):

@@ -1,5 +1,6 @@
 """Event vision: what the network sees of recordings, and the script on sets of any kind."""
 
+import dataclasses
 import itertools
 import re
 import shutil
@@ -171,19 +172,22 @@ def test_training_recordings_are_augmented_anew_in_every_epoch_and_others_never(
     assert torch.equal(shown("validation", 0), shown("validation", 0, plain))
 
 
-def test_a_recording_is_augmented_otherwise_in_every_batch_and_epoch(files):
+def test_a_recording_is_augmented_otherwise_in_every_batch_epoch_and_seed(files):
     """All recordings are the same one, so that their order changes nothing."""
     task = task_of(configured(*files, "hyperparameters.batch_size=1"))
     task.split("train")
     frames, labels, chosen = task.parts["train"]
-    alike = frames[:1].expand_as(frames), labels, chosen
-    task = task_of(task.config)
-    task.parts["train"] = alike
-    shown = [batch.x for epoch in (0, 1) for batch in task.batches("train", epoch)]
-    assert len(shown) == 2 * len(chosen)
+    alike, shown = (frames[:1].expand_as(frames), labels, chosen), []
+    for seed, epoch in (2, 0), (2, 1), (3, 0):
+        task = task_of(dataclasses.replace(task.config, seed=seed))
+        task.parts["train"] = alike
+        shown += [batch.x for batch in task.batches("train", epoch)]
+    assert len(shown) == 3 * len(chosen)
     different = {tuple(x.flatten().tolist()) for x in shown}
     assert len(different) > len(shown) / 2  # a few may be moved alike
-    assert not torch.equal(shown[0], shown[len(chosen)])
+    first, second, third = shown[:: len(chosen)]
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, third)
 
 
 @pytest.mark.parametrize(
@@ -309,6 +313,14 @@ def test_a_folder_without_a_test_part_is_trained_on_alone(files, tmp_path):
     assert "validation loss" in trained.out
     assert "test loss" not in trained.out
     assert script(tmp_path, "--test", *files).err == "event_vision.py: there is no test data\n"
+
+
+def test_a_test_part_that_lacks_a_class_is_told_before_training(files, tmp_path):
+    shutil.rmtree(tmp_path / "mine" / "Test" / "3")
+    refused = script(tmp_path, "--train", *files)
+    assert refused.code == 2
+    assert f"there are no recordings {tmp_path}/mine/Test/*/*.bin of class 3" in refused.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_gestures_train_in_chunks_of_time_and_test_to_the_same_accuracy(tmp_path):

@@ -36,11 +36,12 @@ from snn_lib.tasks import (
 )
 from snn_lib.tasks.base import add_sums, read_sums
 from snn_lib.tasks.sequences import labels_of
+from snn_lib.tasks.time_series import TimeSeriesConfig
 from snn_lib.training import Experiment
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
 from snn_lib.training.loading import load
-from snn_lib.training.state import rng_state
+from snn_lib.training.state import rng_state, split_of
 
 CPU = torch.device("cpu")
 CHANNELS, CLASSES = 4, 3
@@ -187,18 +188,15 @@ def test_training_sequences_are_augmented_as_the_settings_say_and_others_are_not
         assert batch.x.unique().tolist() == [0, 1]
 
 
-def test_a_sequence_is_augmented_otherwise_in_every_batch_and_epoch():
+def test_a_sequence_is_augmented_otherwise_in_every_batch_epoch_and_seed():
     """All sequences are the same one, so that their order changes nothing."""
     data = torch.ones(16, 6, 2), torch.arange(16) % 2
-    task = prepared(SequenceClassification({"train": data, "validation": data}))
-    task.config.augmentation.noise = 0.1
-    shown = [
-        x
-        for epoch in (3, 4)
-        for batch in task.batches("train", epoch)
-        for x in batch.x.transpose(0, 1)
-    ]
-    assert len(shown) == 32
+    noise, shown = AugmentationSettings(noise=0.1), []
+    for seed, epoch in (2, 3), (2, 4), (3, 3):
+        task = SequenceClassification({"train": data, "validation": data})
+        prepared(task, seed=seed, augmentation=noise)
+        shown += [x for batch in task.batches("train", epoch) for x in batch.x.transpose(0, 1)]
+    assert len(shown) == 48
     assert torch.pdist(torch.stack(shown).flatten(1)).min() > 0.01
 
 
@@ -234,6 +232,8 @@ def test_a_data_set_that_draws_at_random_repeats_and_resumes(workers):
     for one, other in zip(epoch[1:], task.batches("train", 1, 1), strict=True):
         assert torch.equal(one.x, other.x)
     assert not torch.equal(epoch[0].x, next(task.batches("train", 2)).x)
+    other = prepared(SequenceClassification({"train": Noisy()}), seed=7)
+    assert not torch.equal(epoch[0].x, next(other.batches("train", 1)).x)
 
 
 def test_a_data_set_draws_other_numbers_in_every_process():
@@ -702,6 +702,23 @@ def test_label_smoothing_of_a_regression_is_refused():
     config.hyperparameters.label_smoothing = 0.1
     task = SequenceRegression({"train": sequences()}, config_class=SequenceConfig)
     assert "label_smoothing has no effect" in refusal(task.setup, config, CPU)
+
+
+def test_without_epochs_the_network_of_initialise_is_validated_and_tested(tmp_path):
+    def initialise(model, task):
+        nn.init.normal_(model[-1].weight)
+
+    parts = {"train": sequences(), "validation": sequences(9, 1), "test": sequences(9, 2)}
+    task = SequenceClassification(parts, "mean", config_class=TimeSeriesConfig)
+    config = TimeSeriesConfig(device="cpu", runs_path=str(tmp_path))  # it has no epochs
+    trial = Experiment(network, task, config, initialise)
+    found = trial.train()
+    said = {"validation": split_of(found["best"], "validation"), "test": found["test"]}
+    for split, metrics in said.items():
+        sums = {}
+        for batch in task.batches(split):
+            add_sums(sums, task.loss(trial.model, batch)[1])
+        assert metrics == pytest.approx(task.metrics(read_sums(sums)))
 
 
 def test_a_regression_may_augment_in_a_way_of_its_own():

@@ -60,6 +60,17 @@ def test_a_process_that_has_joined_the_others_may_join_again(monkeypatch):
     distributed.check_joined()
 
 
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    done = []
+    monkeypatch.setenv("RANK", "5")  # on the second machine
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda: done.append("joined"))
+    distributed.start()
+    assert done == [1, "joined"]
+
+
 def finish(processes):
     finished = [process.wait() for process in processes]
     assert [each.code for each in finished] == [0] * len(processes), finished

@@ -731,6 +731,25 @@ def test_whatever_runs_the_network_runs_it_on_the_backend_of_the_settings(tmp_pa
         assert seen == ["eager"] * calls
 
 
+def test_whatever_runs_the_network_runs_it_in_chunks_and_in_the_precision(tmp_path):
+    seen = []
+
+    def watched(config):
+        model = SmallSNN(config)
+        model.layers[1].register_forward_hook(
+            lambda layer, inputs, output: seen.append((len(output), output.dtype))
+        )
+        return model
+
+    own = "chunk=4", "precision=bfloat16", "length=6", "epoch=1"
+    settings = small(tmp_path, *(f"hyperparameters.{one}" for one in own))
+    for action, fewest in (("--train", 2 * 4 + 2 + 2), ("--test", 2 + 2)):
+        seen.clear()
+        assert run(action, *settings, model=watched).code == 0
+        assert len(seen) >= fewest
+        assert set(seen) == {(4, torch.bfloat16), (2, torch.bfloat16)}
+
+
 def test_a_run_says_how_many_parameters_the_network_has(tmp_path, capsys):
     experiment(small(tmp_path))
     count = 3 * 784 + 785 * 20 + 3 * 20 + 21 * 10  # of filters, and of weights and biases

@@ -15,6 +15,7 @@ from snn_lib import LowPassSynapse, Sequential
 from snn_lib.settings import ExperimentConfig, setting
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.association import AssociationConfig
+from snn_lib.tasks.base import add_sums, read_sums
 from snn_lib.tasks.digits import DigitConfig
 from snn_lib.tasks.event_vision import EventConfig
 from snn_lib.training import Experiment
@@ -25,6 +26,7 @@ from snn_lib.training.state import (
     decisive_settings,
     get_optimizer,
     get_scheduler,
+    progress_of,
     steps_every_batch,
 )
 
@@ -200,6 +202,14 @@ def test_an_epoch_begins_without_sums_and_times():
     progress = Progress(batch=3, batches=3, sums={"samples": 9}, seconds=2.0, data_seconds=1.0)
     progress.finish_epoch({"epoch": 1})
     assert progress == Progress(epoch=1, batches=3, history=[{"epoch": 1}])
+
+
+def test_counts_of_a_resumed_epoch_are_added_up_exactly():
+    sums = {"samples": 8.0, "loss": 0.5, "correct": 2.0**24 + 1}  # as a checkpoint has them
+    values = {**vars(Progress(batch=3, batches=9)), "sums": sums}
+    progress = progress_of({"progress": values}, SequenceClassification({}))
+    add_sums(progress.sums, {"correct": torch.tensor(2)})
+    assert read_sums(progress.sums)["correct"] == 2**24 + 3
 
 
 def build_model(config):
