@@ -23,11 +23,14 @@ from torch import nn
 import event_vision
 import time_series
 from snn_lib import (
+    Cell,
     Delay,
     DualExponentialSynapse,
     FastSigmoid,
     IIRSynapse,
     LowPassSynapse,
+    PerStep,
+    Recurrent,
     Sequential,
     SpikingNeuron,
     answer_from_the_start,
@@ -107,6 +110,34 @@ def test_layers_run_in_chunks_and_learn_on_the_device(claimed):
         model[6].alpha *= 2
     model[6].project_()
     assert model[6].pole_radius() < 1
+
+
+class Integrator(Cell):
+    """A cell without coefficients."""
+
+    states = ("sum",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        total = state[0] + x
+        return total, (total,)
+
+
+@pytest.mark.usefixtures("claimed")
+@pytest.mark.parametrize(
+    ("weights", "shape"),
+    [(lambda: nn.Linear(4, 4), (4,)), (lambda: PerStep(nn.Conv2d(2, 2, 3, padding=1)), (2, 1, 1))],
+    ids=["rows", "maps"],
+)
+def test_recurrent_layers_and_cells_without_coefficients_run_on_the_device(weights, shape):
+    recurrent = Recurrent(weights(), SpikingNeuron(shape, 4.0), LowPassSynapse(shape, 3.0))
+    model = Sequential(recurrent, Integrator(shape)).to(CUDA)
+    x = 2 * torch.rand(8, 2, *shape[:1], *(3 for _ in shape[1:]), device=CUDA)
+    output, state = model(x, lengths=torch.tensor([8, 5]))
+    again, state = model(x, state)
+    assert is_there((output, again, *state[1], state[0][0], *state[0][1], *state[0][2]))
+    again.square().mean().backward()
+    assert is_there([parameter.grad for parameter in model.parameters()])
 
 
 @pytest.mark.usefixtures("claimed")

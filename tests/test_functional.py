@@ -483,6 +483,19 @@ def test_a_gradient_that_is_differentiated_counts_an_input_in_a_state_once():
     torch.testing.assert_close(slope(True), slope(False))
 
 
+def test_a_gradient_that_is_differentiated_is_that_of_the_same_dropout_and_lengths():
+    neuron = SpikingNeuron(3, 4.0, membrane_filter=True, dropout=0.5)
+    x = (2 * torch.rand(9, 4, 3)).requires_grad_()
+
+    def slope(again):
+        torch.manual_seed(0)
+        spikes, state = neuron(x, lengths=torch.tensor([5, 0, 2, 9]))
+        loss = spikes.square().sum() + sum(part.square().sum() for part in state)
+        return torch.autograd.grad(loss, x, create_graph=again)[0]
+
+    torch.testing.assert_close(slope(True), slope(False))
+
+
 def test_a_gradient_through_no_steps_can_be_differentiated():
     neuron = SpikingNeuron(3, 4.0, train_decay=True)
     _, state = neuron(torch.zeros(0, 2, 3))

@@ -159,6 +159,26 @@ def test_a_cell_says_whether_it_spikes_and_how_much_arithmetic_it_takes():
     assert set(cell.train()(torch.full((9, 4, 5, 2), 9.0))[0].unique().tolist()) <= {0.0, 2.0}
 
 
+class ThreeThresholds(Cell):
+    """Neurons with a trace, which thresholds of its own drive."""
+
+    states, coefficients = ("trace",), ()
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        loud = fire(0.7 * x)
+        spikes = fire(x)
+        return spikes, (0.5 * state[0] + loud + fire(2.0 * x),)
+
+
+def test_the_potential_of_a_cell_with_several_thresholds_is_that_of_its_output():
+    cell, x = ThreeThresholds(3), 2 * torch.rand(9, 2, 3)
+    assert cell.spikes
+    spikes, potential, _ = cell.traces(x)
+    assert torch.equal(potential, x)
+    assert torch.equal(spikes, cell(x)[0])
+
+
 def test_a_state_may_have_rows_and_a_cell_may_lack_coefficients():
     x = torch.randn(6, 2, 3)
     output, (past,) = Leak(3, weights=[1.0, 0.5])(x)

@@ -230,6 +230,26 @@ def test_maps_in_any_order_of_memory_go_on_from_a_state_and_end_at_their_lengths
             torch.testing.assert_close(parts(of(ends, row)), parts(alone))
 
 
+class OthersAlone(nn.Linear):
+    """Weights of one's own, by which no neuron reaches itself."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * (1 - torch.eye(len(self.weight))), self.bias)
+
+
+def test_weights_with_a_forward_of_their_own_and_of_rows_in_several_dimensions_are_called():
+    x = 2 * torch.rand(12, 2, 3, 4)
+    own, plain = OthersAlone(4, 4), nn.Linear(4, 4)
+    nn.init.constant_(own.weight, 1.0)
+    plain.weight.data, plain.bias.data = 1 - torch.eye(4), own.bias.data
+    for weights in (own, plain):
+        rows, _ = Recurrent(weights, SpikingNeuron((3, 4), 4.0))(x)
+        for n in range(3):
+            expected, _ = Recurrent(plain, SpikingNeuron(4, 4.0))(x[:, :, n])
+            assert torch.equal(rows[:, :, n], expected)
+            assert torch.equal(Recurrent(weights, SpikingNeuron(4, 4.0))(x[:, :, n])[0], expected)
+
+
 def test_any_cell_that_spikes_may_be_recurrent():
     neuron = AdaptiveNeuron(3, tau_m=5.0, tau_adaptation=20.0, adaptation_strength=0.1)
     layer = Recurrent(nn.Linear(3, 3), neuron)
@@ -352,3 +372,43 @@ def test_weights_that_run_step_by_step_may_be_in_low_precision():
     first = x[:1] + layer.weights(0 * spikes[:1])
     expected, _ = layer.neuron(torch.cat([first, current]))
     assert (expected != spikes).float().mean() < 0.02  # of those at the threshold
+
+
+def test_any_number_of_threads_gives_the_same_bits(threads):
+    """Of so many elements that several threads share them."""
+    layer, x = build(200, dtype=torch.float32), torch.randn(20, 9, 200)
+    threads(1)
+    expected = layer(x, lengths=torch.arange(12, 21))
+    for count in (2, 3, 7):
+        threads(count)
+        found = layer(x, lengths=torch.arange(12, 21))
+        torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+def test_weights_without_a_bias_learn_where_nothing_else_does():
+    layer = Recurrent(nn.Linear(6, 6, bias=False), SpikingNeuron(6, 4.0)).double()
+    x = 2 * torch.rand(9, 2, 6, dtype=DOUBLE)
+    (found,) = torch.autograd.grad(layer(x)[0].sum(), layer.weights.weight)
+    assert found.any()
+    (expected,) = torch.autograd.grad(layer(x.requires_grad_())[0].sum(), layer.weights.weight)
+    assert torch.equal(found, expected)
+
+
+def test_weights_without_a_bias_take_a_current_of_autocast():
+    """As a layer of weights before them returns it."""
+    layer = Recurrent(nn.Linear(6, 6, bias=False), SpikingNeuron(6, 4.0))
+    x = 2 * torch.rand(9, 2, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes, _ = layer(x.bfloat16())
+    assert torch.equal(spikes, layer(x.bfloat16().float())[0])
+
+
+def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
+    layer, x = build(6), torch.randn(10, 3, 6, dtype=DOUBLE, requires_grad=True)
+
+    def slope(again):
+        _, state = layer(x, lengths=torch.tensor([4, 0, 10]))
+        loss = sum(part.square().sum() for part in parts(state))
+        return torch.autograd.grad(loss, x, create_graph=again)[0]
+
+    torch.testing.assert_close(slope(True), slope(False))

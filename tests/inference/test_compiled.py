@@ -243,6 +243,13 @@ def test_a_step_may_be_broadcast_over_time(total):
     assert network.until_clear(broadcast, 1e6) == network.stream().until_clear(copied, 1e6)
 
 
+def test_a_step_that_a_filter_takes_first_may_be_broadcast_over_time():
+    network = compiled(Sequential(LowPassSynapse(4, 3.0), nn.Linear(4, 3)))
+    step = np.random.default_rng(0).random((1, 4), np.float32)
+    copied, broadcast = step.repeat(8, 0), np.broadcast_to(step, (8, 4))
+    np.testing.assert_array_equal(network.run(broadcast), network.stream().run(copied))
+
+
 def test_weights_of_a_neuron_are_read_in_the_steps_in_which_it_fires_alone():
     model = Sequential(SpikingNeuron(9, 4.0), nn.Linear(9, 3))
     current = np.zeros((3, 9))

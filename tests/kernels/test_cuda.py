@@ -205,6 +205,16 @@ def launches(monkeypatch):
     return launches
 
 
+@pytest.mark.parametrize(("x", "grad", "pairs"), [(70, 71, [2, 1]), (71, 70, [1, 1])])
+def test_the_backward_pass_reads_pairs_only_where_those_of_both_sequences_are_aligned(
+    launches, x, grad, pairs
+):
+    given = case(filter_key(1, 0), BFLOAT, (5, 3, 70))
+    x, grad = (torch.ones(5, 3, row, dtype=BFLOAT)[..., :70] for row in (x, grad))
+    replace(given, inputs=given.inputs._replace(x=x), grad_output=grad).run(cuda)
+    assert [launch.NEIGHBOURS for launch in launches] == pairs
+
+
 def test_kernels_run_on_the_device_of_their_tensors(launches):
     """On PyTorch's current device they would not find them; here a device without memory serves."""
     given = case(PAIR, shape=(5, 3, 70), device="meta", dropout=0.3, ends=True)
