@@ -126,6 +126,18 @@ def test_a_moment_is_the_first_step_at_which_its_share_is_seen():
     assert list(fitted.readouts_) == [26, 51, 76, 101]
 
 
+def test_of_more_moments_than_steps_each_step_is_one():
+    x, y = waves(steps=4)
+    many, each = (SpikingClassifier(**SMALL, moments=count).fit(x, y) for count in (10, 4))
+    assert list(many.readouts_) == [1, 2, 3, 4]
+    assert many.sureness_ == {1: 1.0}  # there is no step before the first moment
+    one, other = many.stream(), each.stream()
+    for step in x[0].T:
+        found, expected = one.step(step).probabilities, other.step(step).probabilities
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(many.predict_proba(x), each.predict_proba(x), atol=1e-6)
+
+
 def test_time_and_channels_in_the_wrong_order_are_warned_of():
     x, y = waves(steps=40)
     with pytest.warns(

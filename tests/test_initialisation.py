@@ -179,6 +179,14 @@ def test_an_error_leaves_the_network_as_it_was(at):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_an_error_leaves_convolutions_as_they_were():
+    model = Sequential(PerStep(nn.Conv2d(1, 4, 3)), SpikingNeuron((4, 6, 6), 4.0), Fails(1))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        fire_from_the_start(model, torch.rand(10, 3, 1, 8, 8), 0.1)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
 def deep_with(parametrise, name):
     """The network, in which something computes the weight or bias of a layer from others."""
     model = deep()

@@ -295,6 +295,17 @@ def test_a_network_is_penalised_for_its_hidden_layers_own_steps(lengths, by_cost
     assert alone.item() == pytest.approx(limited.item(), rel=1e-5)
 
 
+def test_spikes_of_maps_cost_the_weights_of_all_their_positions():
+    model = Sequential(SpikingNeuron((2, 4, 5), 3.0), PerStep(nn.Conv2d(2, 3, 3)))
+    model.append(SpikingNeuron((3, 2, 3), 3.0)).append(nn.Flatten(2)).append(nn.Linear(18, 5))
+    shapes = {"0": (2, 4, 5), "2": (3, 2, 3)}
+    spikes = {name: (torch.rand(6, 3, *s) < 0.4).float() for name, s in shapes.items()}
+    first, second = (rate_penalty(layer, 0.1) for layer in spikes.values())
+    share = (18 * 5) / (2 * 4 * 5 * 3 * 9)  # neurons, and what each spike reaches
+    found = network_penalty(model, spikes, 0.1, by_cost=True)
+    torch.testing.assert_close(found, first + share * second)
+
+
 def test_an_empty_share_of_a_batch_is_not_penalised():
     """As a process may have, when the last batch does not divide."""
     model = Sequential(nn.Linear(3, 4), SpikingNeuron(4, 3.0), nn.Linear(4, 2))

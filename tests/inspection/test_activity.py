@@ -78,6 +78,15 @@ def test_the_lengths_of_a_call_are_counted_as_announced_ones_are(chunk):
     assert given.elements["1"] == 6 * LENGTHS.sum()
 
 
+def test_rates_of_maps_are_means_over_all_their_positions():
+    neurons, x = SpikingNeuron((2, 3, 4), 4.0), 3 * torch.rand(9, 3, 2, 3, 4)
+    with torch.no_grad(), count_activity(nn.Sequential(neurons)) as activity:
+        activity.begin(LENGTHS, 9)
+        spikes, _ = neurons(x)
+    own = torch.cat([spikes[:length, number] for number, length in enumerate(LENGTHS)])
+    assert activity.firing_rates() == {"0": pytest.approx(own.mean().item())}
+
+
 def test_a_silent_layer_has_rate_zero_and_a_busy_one_rate_one():
     model = Sequential(
         nn.Linear(2, 3), SpikingNeuron(3, 4.0), nn.Linear(3, 2), SpikingNeuron(2, 4.0)

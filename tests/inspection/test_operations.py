@@ -186,6 +186,9 @@ def test_footprint_and_connection_sparsity():
         model[0].bias.zero_()
     assert connection_sparsity(model) == pytest.approx(8 / 30)
     assert connection_sparsity(nn.Identity()) == 0.0
+    convolution = nn.Conv2d(2, 3, 2)
+    nn.init.zeros_(convolution.weight[0].data)
+    assert connection_sparsity(model.append(PerStep(convolution))) == pytest.approx(16 / 54)
 
 
 # What a sequence is, and where it ends

@@ -66,6 +66,15 @@ def test_teachers_see_the_image_that_the_network_sees_in_another_order(length):
         torch.testing.assert_close(batch.y, expected, rtol=0, atol=2e-3)  # of rounded pixels
 
 
+def test_a_task_that_is_set_up_anew_has_the_teachers_of_its_settings():
+    task = DigitClassification()
+    for paths, temperature in ((PATHS[:1], 1.0), (PATHS[:1], 4.0), (PATHS, 4.0)):
+        teaching = {"teachers": paths, "teacher_temperature": temperature, "use_transform": False}
+        batch, *_ = batches_of(task, digits(DigitConfig, **teaching))
+        images = batch.x[0].unflatten(1, (28, 28))
+        torch.testing.assert_close(batch.y, softened(images, paths, temperature))
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_evaluation_compares_with_the_labels_and_asks_no_teacher(split):
     plain = batches_of(DigitClassification(), digits(DigitConfig), split)
@@ -95,6 +104,17 @@ def test_teachers_that_draw_spikes_draw_others_in_every_epoch():
     (first,), (second,), (again,) = (list(task.batches("train", epoch)) for epoch in (0, 1, 0))
     assert torch.equal(first.x, second.x)  # of the same image
     assert torch.equal(first.y, again.y)
+    assert not torch.equal(first.y, second.y)
+
+
+def test_teachers_that_draw_spikes_draw_others_in_every_batch():
+    config = digits(DigitConfig, teachers=[RANDOM], training_size=2, use_transform=False)
+    config.hyperparameters.batch_size = 1
+    task = DigitClassification()
+    task.setup(config, torch.device("cpu"))
+    images, labels = task.images["train"]
+    task.images["train"] = images[:1].expand(2, 28, 28), labels[:1].expand(2)
+    first, second = task.batches("train", 0)
     assert not torch.equal(first.y, second.y)
 
 

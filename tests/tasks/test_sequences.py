@@ -291,6 +291,18 @@ def test_processes_share_a_batch_even_if_one_of_them_gets_no_sample():
     assert shares[2].loss(network(), parts[2])[1]["samples"] == 0
 
 
+@pytest.mark.parametrize("kind", [SequenceClassification, SequenceRegression])
+def test_a_process_that_gets_no_sample_has_no_target_of_a_step(kind):
+    x, y = labelled(10)  # 8 + 2, among 3 processes
+    if kind is SequenceRegression:
+        y = [sequence[:, :CLASSES] for sequence in x]
+    data = {"train": (x, y), "validation": (x, y)}
+    task = prepared(kind(data, None), 2, 3)
+    *_, last = task.batches("train")
+    _, sums = task.loss(nn.Linear(CHANNELS, CLASSES), last)
+    assert (sums["samples"], int(sums[task.mean_over])) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -691,6 +703,17 @@ def test_a_task_that_is_set_up_anew_knows_the_classes_of_its_data_alone():
     assert task.loss(network(), next(task.batches("train")))
 
 
+def test_a_task_that_is_set_up_anew_has_the_shapes_and_parts_of_its_data_alone():
+    x, y = torch.rand(12, 5, CHANNELS), torch.arange(12) % CLASSES
+    task = prepared(SequenceClassification({"train": (x, y)}, "mean"))
+    narrow = x[..., :2], y
+    task.data = {"train": narrow, "validation": narrow}
+    prepared(task)
+    assert task.usage()["preparation"]["features"] == [2]
+    assert task.divided() == 0
+    assert torch.equal(next(task.batches("validation")).x, narrow[0][:8].transpose(0, 1))
+
+
 def test_augmentation_of_a_regression_is_refused():
     config = SequenceConfig(augmentation=AugmentationSettings(noise=0.1))
     task = SequenceRegression({"train": sequences()}, config_class=SequenceConfig)
@@ -1059,25 +1082,31 @@ def test_a_script_that_labels_every_step_trains_and_says_how_well_it_knows_each_
     assert max(shares) > 0
 
 
+def test_classes_of_steps_that_have_no_names_are_reported_by_their_numbers():
+    task = prepared(SequenceClassification({"train": labelled(), "test": labelled()}, None))
+    *_, said = task.report(network().eval(), None)
+    assert re.fullmatch(r"accuracy by class: 0: [\d.]+ %, 1: [\d.]+ %, 2: [\d.]+ %", said)
+
+
 # Regression
 
 
 def test_errors_at_every_step_leave_the_padding_out():
     x, _ = sequences()
-    y = [sequence.sum(1, keepdim=True) for sequence in x]
+    y = [sequence[:, :2] for sequence in x]
     task = prepared(SequenceRegression({"train": (x, y)}))
-    model = nn.Linear(CHANNELS, 1)
+    model = nn.Linear(CHANNELS, 2)
     batch = next(task.batches("train"))
     loss, sums = task.loss(model, batch)
     errors = [
-        (model(batch.x[:n, b]) - batch.x[:n, b].sum(1, keepdim=True)).square().flatten()
+        (model(batch.x[:n, b]) - batch.x[:n, b, :2]).square().flatten()
         for b, n in enumerate(batch.lengths.tolist())
     ]
     torch.testing.assert_close(loss, torch.cat(errors).mean())
     values = {key: float(value) for key, value in sums.items()}
     metrics = task.metrics(values)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5)
-    power = sum(batch.x[:n, b].sum(1).square().sum() for b, n in enumerate(batch.lengths.tolist()))
+    power = sum(batch.x[:n, b, :2].square().sum() for b, n in enumerate(batch.lengths.tolist()))
     expected = torch.cat(errors).detach().sum() / power
     assert metrics["error"] == pytest.approx(expected.item(), rel=1e-5)
 

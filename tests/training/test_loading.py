@@ -253,6 +253,10 @@ def test_a_network_answers_in_the_dtype_of_its_weights(mine, dtype):
     lengths = [6, 2, *[4] * 18]
     assert network.answer([steps[:n] for steps, n in zip(x, lengths, strict=True)]).isfinite().all()
     assert seen == [dtype]
+    for network.readout in ("last", "every step"):
+        scores = network.classify(x)[1]
+        assert scores.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(scores.sum(-1), torch.ones_like(scores[..., 0]))
 
 
 def test_a_network_answers_on_the_device_of_its_weights(mine):
