@@ -92,6 +92,8 @@ def test_parts_are_drawn_by_the_seed_and_keep_to_their_sizes(files):
     assert torch.equal(task.parts["train"][2], whole.parts["train"][2][:9])
     training, held_out = (set(task.parts[split][2].tolist()) for split in ("train", "validation"))
     assert not training & held_out
+    in_order = sorted(whole.parts["train"][2].tolist())  # for gestures, by class
+    assert training != set(in_order[:9])
     again, other = (task_of(configured(*files, f"seed={seed}")) for seed in (2, 3))
     for one in (again, other):
         one.split("train")
