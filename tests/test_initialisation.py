@@ -265,6 +265,18 @@ def test_ridge_regression_takes_the_penalty_that_predicts_left_out_samples_best(
     torch.testing.assert_close(found.leave_one_out, leave_one_out[best])
 
 
+def test_ridge_regression_holds_back_as_little_or_as_much_as_the_noise_asks_for():
+    x, noise = torch.randn(200, 20).double(), torch.randn(200, 1).double()
+    exact = x @ torch.randn(20, 1).double()
+
+    def share(y, of):
+        fit = ridge_regression(x, y)
+        return (((x @ fit.weight.T + fit.bias) - of).std() / y.std()).item()
+
+    assert share(exact, of=exact) < 1e-4
+    assert share(noise, of=0.0) < 0.1  # of least squares: 0.32, the root of 20 / 200
+
+
 def test_ridge_regression_keeps_its_digits_with_as_many_features_as_samples():
     x = torch.randn(400, 400)
     y = x[:, :1] + 0.01 * torch.randn(400, 1)

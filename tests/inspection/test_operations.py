@@ -111,9 +111,10 @@ def test_spikes_that_reach_weights_take_additions_alone():
     assert count(model, x.bool()).operations() == counted.operations()
 
 
-def test_a_layer_that_multiplies_in_one_call_is_counted_so_in_all_calls():
+@pytest.mark.parametrize("scales", [(1, 0.5), (0.5, 1)])
+def test_a_layer_that_multiplies_in_one_call_is_counted_so_in_all_calls(scales):
     x = spikes(5, 4, 8)
-    found = count(behind(), x, x * 0.5).operations()
+    found = count(behind(), *(scale * x for scale in scales)).operations()
     assert found.multiply_accumulates == 6 * 2 * x.sum().item() / 8
     assert found.additions > 0
 
