@@ -223,8 +223,9 @@ def test_the_log_has_the_learning_rate_that_an_epoch_has_ended_with(
     choice, options, expected, tmp_path, monkeypatch
 ):
     options = [f"scheduler.{option}" for option in (f"scheduler_choice={choice}", *options)]
-    lr = ["optimizer.AdamW.lr=0.01"] * (choice == "MultiStepLR")
-    trial, used, step = experiment(small(tmp_path, *options, *lr)), [], torch.optim.AdamW.step
+    options += ["optimizer.AdamW.lr=0.01"] * (choice == "MultiStepLR")
+    options += ["optimizer.coefficient_lr_scale=0.5"]  # the filters' rate is another
+    trial, used, step = experiment(small(tmp_path, *options)), [], torch.optim.AdamW.step
 
     def noted(self, *arguments):
         used.append((trial.progress.epoch, self.param_groups[0]["lr"]))
