@@ -5,11 +5,22 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from snn_lib.cells import DualExponentialSynapse, IIRSynapse, LowPassSynapse, SpikingNeuron
+from snn_lib.cells import Cell, DualExponentialSynapse, IIRSynapse, LowPassSynapse, SpikingNeuron
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Sequential
 
 TAU_M, TAU_S = 4.0, 1.0
+
+
+class Integrator(Cell):
+    """Neither coefficients nor spikes: it hands on a membrane that its threshold resets."""
+
+    states = ("membrane",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        membrane = 0.75 * state[0] + x
+        return membrane, (membrane - fire(membrane),)
 
 
 def dual_exponential(channels):

@@ -17,13 +17,12 @@ import torch
 from claimed_device import ClaimedDevice
 from recorded import nmnist_files
 from running import ROOT, SmallSNN, assert_same_weights, load, run, the_run, tiny
-from small_networks import in_parts
+from small_networks import Integrator, in_parts
 from torch import nn
 
 import event_vision
 import time_series
 from snn_lib import (
-    Cell,
     Delay,
     DualExponentialSynapse,
     FastSigmoid,
@@ -110,17 +109,6 @@ def test_layers_run_in_chunks_and_learn_on_the_device(claimed):
         model[6].alpha *= 2
     model[6].project_()
     assert model[6].pole_radius() < 1
-
-
-class Integrator(Cell):
-    """A cell without coefficients."""
-
-    states = ("sum",)
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        total = state[0] + x
-        return total, (total,)
 
 
 @pytest.mark.usefixtures("claimed")

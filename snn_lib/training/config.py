@@ -325,12 +325,13 @@ def _files(
 
 def _as_written(schema: type, value: Any, written: Any, path: Path, *key: str) -> Any:
     """What a YAML file sets; texts are what is written, though YAML sees a number in 1e-3."""
-    if isinstance(value, dict) and isinstance(written, dict):
+    if isinstance(value, dict):
+        texts = written if isinstance(written, dict) else value  # a file may be empty, or a word
         return {
-            name: _as_written(schema, one, written.get(name, one), path, *key, str(name))
+            name: _as_written(schema, one, texts.get(name, one), path, *key, str(name))
             for name, one in value.items()
         }
-    if value is None or not isinstance(written, str | list) or not key:
+    if value is None or isinstance(value, str) or str(value) == written:
         return value
     kind = _type_of(schema, *key)
     if _is_text(kind) or _holds_texts(kind):

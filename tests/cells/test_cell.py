@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from definitions import fire, gradients, stack
-from small_networks import in_parts
+from small_networks import Integrator, in_parts
 from torch import nn
 from torch.func import functional_call
 
@@ -64,17 +64,6 @@ class Leak(Cell):
 
     def state_rows(self):
         return {"past": 2}
-
-
-class Integrator(Cell):
-    """Neither coefficients nor spikes: it hands on a membrane that its threshold resets."""
-
-    states = ("membrane",)
-
-    @staticmethod
-    def step(x, state, coefficients, fire):
-        membrane = 0.75 * state[0] + x
-        return membrane, (membrane - fire(membrane),)
 
 
 class Gate(Cell):
