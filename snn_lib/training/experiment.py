@@ -346,7 +346,7 @@ class Experiment:
             f"{type(self.task).__name__}.loss returns no pair of a loss, a tensor of one number, "
             "and a dictionary of sums",
         )
-        loss, sums = returned
+        loss, sums = returned[0].reshape(()), returned[1]
         missing = {"samples", self.task.mean_over} - sums.keys()
         require(
             not missing,

@@ -898,6 +898,18 @@ def test_a_loss_without_its_sums_is_refused(tmp_path, returns):
     assert message.startswith("Alone.loss returns no pair of a loss, a tensor of one number, and a")
 
 
+def test_a_loss_of_one_number_may_have_dimensions(tmp_path):
+    class Kept(DigitClassification):
+        def loss(self, model, batch):
+            loss, sums = super().loss(model, batch)
+            return loss.reshape(1, 1), sums
+
+    for name, task in (("kept", Kept()), ("plain", DigitClassification())):
+        run("--train", *small(tmp_path / name), model=SmallSNN, task=task)
+    kept, plain = (the_run(tmp_path / name) / "last" for name in ("kept", "plain"))
+    assert_same_weights(kept, plain)
+
+
 def test_the_folder_of_a_run_is_tested_and_resumed(trained, tmp_path):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     folder = the_run(tmp_path)
