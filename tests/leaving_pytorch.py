@@ -163,6 +163,9 @@ NETWORKS = {
         (2, SIDE, SIDE),
     ),
     "flattened and repeated": lambda: flattened(nn.Dropout(), Repeat(2), LowPassSynapse(24, 3.0)),
+    "flattened before filters of their own": lambda: flattened(
+        LowPassSynapse(12, torch.arange(1.0, 13.0)), nn.Linear(12, 3)
+    ),
     "maps at the end": lambda: maps(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2)),
     "rearranged and voting": voting,
     "used twice": shared,

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 from recorded import qtdb_files, some_beats
@@ -228,6 +229,59 @@ def test_archives_compares_every_method_and_goes_on_where_it_stopped(tmp_path, r
     again, printed = run_smoke("archives", tmp_path)
     assert again == rows
     assert "seed 0" not in printed
+
+
+class Given(Exception):
+    """What an experiment would be made of."""
+
+
+def given(function, *arguments, monkeypatch):
+    """The function's settings and first weights, from where it makes its experiment."""
+
+    def stop(build_model, task, config, initialise=None):
+        raise Given(config, initialise)
+
+    monkeypatch.setattr(sys.modules[function.__module__], "Experiment", stop)
+    with pytest.raises(Given) as caught:
+        function(*arguments)
+    return caught.value.args
+
+
+def test_every_row_of_archives_and_what_helps_is_trained_with_its_seed(tmp_path, monkeypatch):
+    import archives
+    import what_helps
+
+    from ecg import initialise
+
+    for seed in (0, 3):
+        for method, encoding in (("SNN-IIR", "current"), ("SNN-IIR, delta", "delta")):
+            row = "GunPoint", method, seed, False
+            config, first = given(archives.trained, *row, monkeypatch=monkeypatch)
+            assert (config.dataset, config.seed) == ("GunPoint", seed)
+            assert config.hyperparameters.encoding == encoding
+            assert first is archives.initialise
+        row = "recurrence", seed, tmp_path, str(tmp_path), 7
+        config, first = given(what_helps.trained, *row, monkeypatch=monkeypatch)
+        assert (config.seed, config.hyperparameters.epoch) == (seed, 7)
+        assert (config.hyperparameters.neurons, first) == ([24], initialise)
+
+
+def test_the_best_epoch_of_archives_is_that_of_the_training_sequences(tmp_path):
+    from archives import Whole
+
+    from snn_lib.tasks.time_series import TimeSeriesConfig
+
+    series, labels = np.random.default_rng(0).normal(size=(30, 5, 2)), [0, 1] * 10
+    parts = {"x": series[:20], "y": labels, "x_test": series[20:], "y_test": labels[:10]}
+    np.savez(tmp_path / "mine.npz", **parts)
+    config = TimeSeriesConfig(dataset=str(tmp_path / "mine.npz"))
+    found = Whole().read(config)
+    assert {part: len(x) for part, (x, _) in found.items()} == {
+        "train": 20,
+        "validation": 20,
+        "test": 10,
+    }
+    assert found["validation"] is found["train"]
 
 
 def test_early_series_compares_a_stream_with_fits_of_beginnings(tmp_path, run_smoke):

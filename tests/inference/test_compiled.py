@@ -261,6 +261,15 @@ def test_weights_of_a_neuron_are_read_in_the_steps_in_which_it_fires_alone():
     assert np.isfinite(others).all()
 
 
+def test_values_that_cancel_each_other_over_a_few_steps_are_weighed():
+    """Such as what a filter of differences makes of a spike: 1, and -1 at the next step."""
+    model = Sequential(IIRSynapse(4, (), (1.0, -1.0)), nn.Linear(4, 3)).eval()
+    x = torch.zeros(6, 1, 4)
+    x[0, 0, :2] = x[4, 0, 2:] = 1.0
+    output = compiled(model).run(x[:, 0].numpy())
+    np.testing.assert_allclose(output, expected(model, x), rtol=1e-6, atol=1e-7)
+
+
 def test_states_that_decay_become_zero_and_no_denormal_numbers():
     stream = compiled(Sequential(LowPassSynapse(3, 2.0), SpikingNeuron(3, 2.0, True)))
     stream.run(np.ones((1, 3)))

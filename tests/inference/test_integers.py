@@ -433,6 +433,27 @@ def of_poles(channels, *poles):
     return synapse
 
 
+def test_slow_filters_of_many_coefficients_stay_stable(monkeypatch):
+    """Of so many that not all changes of all of them can be tried."""
+    monkeypatch.setattr(lowering, "FACTOR_BITS", 16)
+    monkeypatch.setattr(lowering, "LARGEST_SHIFT", 1e9)
+    monkeypatch.setattr(lowering, "LARGEST_CHANGE", 1e9)
+    slow = (1 - 5e-6) * np.exp(1j * np.linspace(0.3, 2.8, 12))
+    synapse = IIRSynapse(12, [0.1] * 6, [1e-3]).double()
+    others = [of_poles(1, pole, 0.6 * np.exp(1j), 0.5 * np.exp(2j)).alpha.data for pole in slow]
+    synapse.alpha.data = torch.cat(others, 1)
+    (step,) = quantise(Sequential(synapse), torch.randn(300, 2, 12).double()).staged.stages
+    exact = synapse.alpha.detach().numpy()
+    made = np.stack([step.coefficients[f"alpha_{place}"][0] for place in range(6)])
+    unit = 2.0 ** np.rint(np.log2(abs(exact / made)).mean(1, keepdims=True))
+    kept, nearest = (
+        np.array([abs(np.roots([1, *-alpha])).max() for alpha in (unit * integers).T])
+        for integers in (made, np.rint(exact / unit))
+    )
+    assert (nearest >= 1).any()
+    assert (kept < 1).all()
+
+
 class Held(Cell):
     """A filter that moves only while input comes, and so not at all where there is none."""
 
@@ -1201,7 +1222,6 @@ class Floored(Cell):
         return torch.where(level > 70.0, x, high) + low * torch.clamp(x, 0.0, 0.5), (level,)
 
 
-@needs_compiler
 class Never(Cell):
     """Bounds and thresholds of which one channel's is never met."""
 
@@ -1239,6 +1259,28 @@ def test_whole_thresholds_of_counts_are_exact_beside_one_that_is_never_met(chann
     np.testing.assert_array_equal(found * made.output_scale, model(x)[0].detach().numpy())
     program = written(made, tmp_path, SANITIZED)
     np.testing.assert_array_equal(found.reshape(60, 1, -1), program.run(given))
+
+
+class Muted(Cell):
+    """Hands on nothing where there is no input, and else a level that may be large."""
+
+    states = ("level",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        level = 0.999 * state[0] + x
+        return torch.where(x < 0.5, 0.0, level), (level,)
+
+
+@needs_compiler
+def test_the_limits_of_a_choice_are_those_of_both_numbers(tmp_path):
+    model, x = Sequential(Muted(3)), torch.randint(0, 3, (200, 1, 3)).float()
+    made = quantise(model, x)
+    given = made.integers(x.numpy())
+    found = made.run(given)
+    np.testing.assert_allclose(found * made.output_scale, model(x)[0].numpy(), rtol=1e-4)
+    program = written(made, tmp_path, SANITIZED)
+    np.testing.assert_array_equal(found.reshape(200, 1, -1), program.run(given))
 
 
 class Above(Cell):

@@ -258,9 +258,17 @@ def test_the_graph_prepares_its_input_as_pytorch_does(preparation, raw, steps, t
     [
         SeriesPreparation(block=2, encoding="current", **SERIES),
         SeriesPreparation(block=1, encoding="population", **SERIES),
-        RecordingPreparation(5, 30.0, sensor=34, values="clipped", order="summed"),
+        SeriesPreparation(block=1, encoding="delta", **SERIES),
+        *(
+            RecordingPreparation(5, 30.0, sensor=34, values=values, order=order)
+            for values in ("clipped", "counted")
+            for order in ("summed", "reversed")
+        ),
     ],
-    ids=["blocks", "population", "summed"],
+    ids=[
+        *("blocks", "population", "changes"),
+        *("mean", "backwards", "mean of counts", "counts backwards"),
+    ],
 )
 def test_a_preparation_that_needs_more_than_a_step_is_refused(preparation, tmp_path):
     with pytest.raises(ValueError, match="Preparation of this network, as it is set, is"):

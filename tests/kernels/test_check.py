@@ -109,6 +109,48 @@ def test_a_gpu_s_tensors_stay_on_it(capsys, monkeypatch):
     assert "Backend cuda on a GPU, Triton" in output
 
 
+@pytest.mark.parametrize("agree", [(True, False), (False, True)])
+def test_all_devices_have_to_agree(agree, monkeypatch):
+    monkeypatch.setattr(
+        check, "compiled_backends", lambda devices: zip(devices, agree, strict=True)
+    )
+    monkeypatch.setattr(check, "print_table", lambda device, agrees: agrees)
+    assert not check.check(["cpu", "cuda"])
+
+
+def test_forward_backward_and_product_are_timed_in_their_own_columns(capsys, monkeypatch):
+    called = []
+
+    class Watch:
+        """Finds out what it is to time."""
+
+        def __init__(self, statement, globals, num_threads):
+            self.call = globals["call"]
+
+        def blocked_autorange(self, min_run_time):
+            called.clear()
+            self.call()
+            milliseconds = {"forward": 1.0, "backward": 2.0}.get(*called or "-", 3.0)
+            return SimpleNamespace(times=[9.0, 1e-3 * milliseconds])
+
+    def watched(name):
+        return lambda *inputs: called.append(name) or getattr(eager, name)(*inputs)
+
+    monkeypatch.setattr(check, "Timer", Watch)
+    monkeypatch.setattr(check, "PROGRAMS", {"neuron": {"key": check.NEURON}})
+    kinds = {name: watched(name) for name in ("forward", "backward")}
+    assert check.print_table(backend(**kinds), "cpu")
+    assert {tuple(line.split()[-4:-1]) for line in lines(capsys)} == {("1.000", "2.000", "3.000")}
+
+
+def test_programs_run_with_the_lengths_the_dropout_and_the_surrogate_that_they_name():
+    for label, options in check.PROGRAMS.items():
+        given = check.make_case(check.Draw(torch.float32, "cpu"), (4, 3, 2), **options).inputs
+        assert (given.lengths is not None) == ("lengths" in label)
+        assert (given.dropout > 0) == (given.seed is not None) == ("dropout" in options)
+        assert ("fast_sigmoid" in label) == (given.surrogate == "fast_sigmoid")
+
+
 def test_backends_that_cannot_serve_are_left_out(monkeypatch, capsys):
     monkeypatch.setattr(check, "BACKENDS", ("eager",))
     assert not check.check(["cpu"])
@@ -134,6 +176,18 @@ def test_the_command_prints_the_backend_and_ends_with_1_where_results_differ(
         assert end.value.code == code
     name, reason = kernels.choose_backend("cpu")
     assert capsys.readouterr().out.splitlines()[0] == f"cpu: {name} ({reason})"
+
+
+def test_the_command_checks_the_gpu_beside_the_cpu(monkeypatch, capsys):
+    checked = []
+    gpu = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: gpu)
+    monkeypatch.setattr(kernels, "choose_backend", lambda device: ("eager", f"of {device}"))
+    monkeypatch.setattr(sys, "argv", ["kernels", "--check"])
+    monkeypatch.setattr(check, "check", lambda devices: checked.extend(devices) or True)
+    runpy.run_module("snn_lib.kernels", run_name="__main__")
+    assert checked == ["cpu", "cuda"]
+    assert capsys.readouterr().out == "cpu: eager (of cpu)\ncuda: eager (of cuda)\n"
 
 
 def test_the_command_says_why_no_backend_serves_a_device(monkeypatch, capsys):

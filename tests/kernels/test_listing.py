@@ -20,6 +20,7 @@ def test_a_step_and_its_adjoint_are_written_with_the_cells_own_names():
     assert "\n    past_output_0' = past_output_1\n    past_output_1' = output\n" in step
     assert "\n    d_membrane = d_x * membrane_decay\n" in adjoint
     assert " = exp(" in adjoint
+    assert "\n    d_past_output_1 = d_past_output_0' + _" in adjoint
 
 
 @pytest.mark.parametrize(

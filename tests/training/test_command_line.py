@@ -289,6 +289,13 @@ def test_the_command_that_goes_on_names_the_file_of_the_settings():
     assert command == f"python own.py {words}"
 
 
+def test_the_command_that_goes_on_finds_the_script_from_where_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = SimpleNamespace(config_file=None, overrides=[])
+    command = _resume_command(tmp_path / "models" / "own.py", options, Path("runs/own/last"), 1)
+    assert command == "python models/own.py --train --resume runs/own/last"
+
+
 def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
     def interrupted(self, batch):
         os.kill(os.getpid(), signal.SIGINT)
