@@ -7,12 +7,13 @@ docs/sweeps.md tells more.
 
 import math
 import os
+import random
 import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from snn_lib.errors import (
     BusyError,
@@ -52,6 +53,7 @@ from snn_lib.training.state import score_of
 
 NOT_SEARCHED = ("name", *LOCAL_KEYS)
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+TRIES = 20  # draws of the other settings, before a choice is refused
 STOPPED = b"""sweep: stopped; the same command continues it; two minutes from now or later it also \
 takes up the trial that was running
 """
@@ -127,13 +129,13 @@ class SearchSpace:
 
     Attributes:
         base: the YAML file, or ``None`` if the script has none.
-        config: the configuration with the upper ends of the ranges and the last choices.
+        config: a configuration that may be drawn, that of the last choices if they are allowed.
         whole: all settings that do not say where and how a machine runs them, as text: the range or
             the choices of one that is searched, and the value of any other.
 
     Raises:
-        InputError: a key is unknown, an end or a choice is not allowed, a range is empty or not one
-            of numbers, or a setting has no effect, whatever is drawn for the others.
+        InputError: a key is unknown, an end or a choice is not allowed, whatever is chosen for the
+            others, a range is empty or not one of numbers, or a setting has no effect in any trial.
     """
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:
@@ -154,15 +156,10 @@ class SearchSpace:
                 self.choices[key] = [text]
             else:
                 self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
-        merged = []
-        for number in range(max(map(len, self.choices.values()))):
-            chosen = [
-                f"{key}={own[min(number, len(own) - 1)]}" for key, own in self.choices.items()
-            ]
-            merged.append(self.merged(chosen))
-            self.config = check_config(merged[-1])
-        refuse_file_without_effect(self.base, script, *merged)
-        refuse_without_effect(chosen, *merged)
+        allowed = self._find_allowed()
+        refuse_file_without_effect(self.base, script, *allowed)
+        refuse_without_effect([f"{key}={own[0]}" for key, own in self.choices.items()], *allowed)
+        self.config = check_config(allowed[-1])
         present = dict(list_settings(self.config))
         for key, ends in self.choices.items():
             if isinstance(ends, tuple):
@@ -175,6 +172,40 @@ class SearchSpace:
             for key, value in _without_local(present).items()
             if not is_dataclass(value)
         }
+
+    def _find_allowed(self) -> list[DictConfig]:
+        """Configurations in which each choice and each end of a range occurs.
+
+        Raises:
+            InputError: one of them is not allowed beside what has the same place among the choices
+                of the other settings, nor beside any of ``TRIES`` draws of them.
+        """
+        allowed: list[DictConfig] = []
+        met: set[tuple[str, str]] = set()
+        wrong: dict[tuple[str, str], InputError] = {}
+        draws = random.Random(0)
+
+        def check(chosen: Mapping[str, str]) -> None:
+            merged = self.merged([f"{key}={value}" for key, value in chosen.items()])
+            try:
+                check_config(merged)
+            except InputError as error:
+                for one in chosen.items():
+                    wrong.setdefault(one, error)
+            else:
+                allowed.append(merged)
+                met.update(chosen.items())
+
+        for place in range(max(map(len, self.choices.values()))):
+            check({key: own[min(place, len(own) - 1)] for key, own in self.choices.items()})
+        for (key, value), error in [*wrong.items()]:
+            for _ in range(min(TRIES, math.prod(map(len, self.choices.values())))):
+                if (key, value) not in met:
+                    others = {name: draws.choice(own) for name, own in self.choices.items()}
+                    check({**others, key: value})
+            if (key, value) not in met:
+                raise error
+        return allowed
 
     def draw(self, trial: Any) -> list[str]:
         """Lets a trial of Optuna's choose the settings, and returns them, ``key=value`` each.

@@ -153,6 +153,30 @@ def test_a_choice_may_fit_only_one_choice_of_another_setting(script):
     assert SearchSpace(script, None, settings).config.hyperparameters.target_rate == 0.1
 
 
+@pytest.mark.parametrize("moments", ["4,16", "16,4"])
+def test_choices_may_come_in_any_order(moments):
+    """28 steps are none of 16 moments, but of 4."""
+    settings = ["hyperparameters.length=28,784", f"hyperparameters.moments={moments}"]
+    space = SearchSpace(ROOT / "sequential_mnist.py", None, settings)
+    hyper = space.config.hyperparameters
+    assert hyper.length % hyper.moments == 0
+    assert space.choices["hyperparameters.moments"] == moments.split(",")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["length=28,784", "moments=4,5"], "moments is 5, expected a divisor of the length, 784"),
+        (["length=784,28", "moments=5,4"], "moments is 5, expected a divisor of the length, 784"),
+        (["tau_m=2..16", "dropout=0,1.5"], "dropout is 1.5, expected at least 0 and below 1"),
+        (["dropout=1.5", "tau_m=2..16"], "dropout is 1.5, expected at least 0 and below 1"),
+    ],
+)
+def test_a_choice_that_no_choice_of_the_others_allows_is_refused(settings, message):
+    given = [f"hyperparameters.{setting}" for setting in settings]
+    assert message in refusal(SearchSpace, ROOT / "sequential_mnist.py", None, given)
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_experiment_can_be_searched(name):
     settings = ["hyperparameters.tau_m=4..16", "name=mine"]
