@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +114,16 @@ class Damage(Settings):
     )
     varied: bool = setting(False, "draw each sample's strengths from 0 to these values")
 
+    def strengths(self) -> dict[str, float]:
+        """The strength of each of ``DAMAGE_KINDS``, 0 if it has no effect."""
+        config = SimpleNamespace(damage=self)
+        return {
+            entry.name: getattr(self, entry.name)
+            * all(need.met_by(config) for need in entry.metadata["needs"])
+            for entry in fields(self)
+            if entry.name in DAMAGE_KINDS
+        }
+
 
 @dataclass(frozen=True)
 class DamageKind:
@@ -190,15 +201,16 @@ def damage_patterns(
         Spikes in the dtype of ``patterns``, and the removed part.
 
     Raises:
-        ValueError: a block or the rows to be removed are larger than a pattern.
+        ValueError: a block or the rows that may be removed are larger than a pattern.
     """
     steps, _, trains = patterns.shape
     size, device = len(labels), patterns.device
-    if damage.block_size > min(steps, trains):
+    strengths = damage.strengths()
+    if strengths["block_size"] > min(steps, trains):
         raise ValueError(
             f"block_size is {damage.block_size}, patterns have {trains} trains of {steps} steps"
         )
-    if damage.rows_removed > trains:
+    if strengths["rows_removed"] > trains:
         raise ValueError(f"rows_removed is {damage.rows_removed}, patterns have {trains} trains")
 
     def happens(probability: float) -> Tensor:  # (B,)

@@ -306,8 +306,9 @@ def damage_sweeps(
     Args:
         rows: what :meth:`snn_lib.tasks.association.Association.sweep` returns, with ``damage``,
             ``strength``, ``error`` and ``retrieval`` in each row.
-        trained: the strength in training for each kind of damage, the largest one if it varied; a
-            line is drawn there.
+        trained: the strength in training for each kind of damage, as
+            :meth:`snn_lib.data.patterns.Damage.strengths` returns it, the largest one if it varied;
+            a line is drawn there.
         others: the rows of another model, which is drawn in grey behind the first.
 
     Returns:

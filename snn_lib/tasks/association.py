@@ -217,7 +217,7 @@ class Association(Task):
             shares = (f"{text} {100 * row[key]:.1f} %" for key, text in words.items() if key in row)
             yield f"{row['damage']}{strength}: {', '.join(shares)}"
         folder = self.config.runs_folder
-        write_sweep(swept, folder, vars(self.config.damage))
+        write_sweep(swept, folder, self.config.damage.strengths())
         yield f"damage sweep in {folder / 'damage_sweep.csv'} and .png"
 
     def sweep(self, model: nn.Module, samples: int = SAMPLES_PER_PATTERN) -> list[dict[str, Any]]:

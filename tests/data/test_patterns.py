@@ -38,6 +38,11 @@ def only(**values):
     )
 
 
+def cutting(**values):
+    """Damage that may cut a block, or rows."""
+    return only(**{"removal_probability": 0.01, "block_probability": 0.5} | values)
+
+
 def damaged_by(*arguments):
     return damage_patterns(*arguments).spikes
 
@@ -272,14 +277,41 @@ def test_jitter_and_removal_are_independent():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda: only(block_size=51), "block_size is 51, patterns have 50 trains of 60 steps"),
-        (lambda: only(rows_removed=51), "rows_removed is 51, patterns have 50 trains"),
+        (lambda: cutting(block_size=51), "block_size is 51, patterns have 50 trains of 60 steps"),
+        (lambda: cutting(rows_removed=51), "rows_removed is 51, patterns have 50 trains"),
         (lambda: single_damage("blocks", 3), f"unknown, choose one of {', '.join(DAMAGE_KINDS)}"),
     ],
 )
 def test_damage_that_is_unknown_or_larger_than_a_pattern_is_refused(patterns, damage, message):
     with pytest.raises(ValueError, match=message):
         damaged_by(patterns, torch.arange(3), damage(), seeded())
+
+
+@pytest.mark.parametrize(
+    ("never", "kinds"),
+    [
+        ({"modify_probability": 0.0}, ["rows_removed", "block_size", "jitter_sigma"]),
+        ({"removal_probability": 0.0}, ["rows_removed", "block_size"]),
+        ({"block_probability": 0.0}, ["block_size"]),
+        ({"block_probability": 1.0}, ["rows_removed"]),
+        ({"jitter_probability": 0.0}, ["jitter_sigma"]),
+    ],
+)
+def test_what_never_happens_has_no_strength_and_may_be_larger_than_a_pattern(
+    patterns, never, kinds
+):
+    large = {"rows_removed": 51, "block_size": 51, "jitter_sigma": 61.0}
+    sizes = {"rows_removed": 6, "block_size": 7, "jitter_sigma": 2.0, "noise_probability": 0.25}
+    usual = Damage(**sizes, varied=True)
+    assert usual.strengths() == sizes
+    damage = replace(usual, **never, **{kind: large[kind] for kind in kinds})
+    assert damage.strengths() == sizes | dict.fromkeys(kinds, 0)
+    labels = torch.arange(100) % 3
+    damaged = damage_patterns(patterns, labels, damage, seeded())
+    for one, same in zip(
+        damaged, damage_patterns(patterns, labels, replace(usual, **never), seeded()), strict=True
+    ):
+        assert one.equal(same)
 
 
 @pytest.mark.parametrize("block", [0.0, 1.0])

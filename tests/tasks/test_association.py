@@ -345,7 +345,7 @@ def test_the_picture_of_a_report_marks_the_damage_of_the_settings(task, tmp_path
         "snn_lib.tasks.association.write_sweep", lambda rows, folder, damage: marked.append(damage)
     )
     list(task.report(_repeat_late(task), None))
-    assert marked == [vars(task.config.damage)] != [vars(Damage())]
+    assert marked == [task.config.damage.strengths()] != [Damage().strengths()]
 
 
 @pytest.mark.parametrize(
@@ -426,6 +426,17 @@ def test_script_trains_and_tests(tmp_path, pattern_file):
     assert {row["damage"] for row in sweep} == set(DAMAGE_KINDS)
     assert f"damage sweep in {folder / 'damage_sweep.csv'} and .png\n" in tested.out
     assert (folder / "damage_sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("never", ["modify", "removal", "block"])
+def test_patterns_may_be_shorter_than_blocks_that_never_happen(tmp_path, never):
+    """The block of the YAML file, whose size has no effect and so cannot be set."""
+    np.save(tmp_path / "short.npy", np.random.default_rng(0).random((4, 300, 30)) < 0.1)
+    settings = arguments(tmp_path, tmp_path / "short.npy", "hyperparameters.length=30")
+    kept = [one for one in settings if not one.startswith("damage.")]
+    assert "damage.block_size=5" in settings
+    trained = run("--train", *kept, f"damage.{never}_probability=0")
+    assert "epoch 1" in trained.out
 
 
 @pytest.mark.parametrize(
