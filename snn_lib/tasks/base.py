@@ -18,6 +18,7 @@ from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
 from snn_lib.inspection.activity import Activity
+from snn_lib.readout import at_least_float32
 from snn_lib.settings import ExperimentConfig
 
 EPOCHS = {"train": 0, "validation": -1, "test": -2}  # by which the splits draw at random
@@ -231,8 +232,16 @@ def check_task(task: Any) -> None:
 
 
 def add_sums(sums: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Adds the sums of one more batch, in place and without waiting for the device."""
+    """Adds the sums of one more batch, in place and without waiting for the device.
+
+    A sum of a small type, such as a loss that autocast leaves in bfloat16, is added up in float32
+    or int64, as it would soon stand still otherwise.
+    """
     for key, value in more.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, Tensor):
+            value = at_least_float32(value) if value.is_floating_point() else value.long()
         sums[key] = sums.get(key, 0) + value  # counts stay integers
 
 

@@ -40,7 +40,7 @@ def sequences_of(lengths, seed=0, odd=19):
     return torch.tensor(np.array(cut)), torch.tensor(numbers)
 
 
-@pytest.mark.parametrize("odd", [19, 75])  # the latter leaves half of the overlap alike
+@pytest.mark.parametrize("odd", [19, 95])  # the latter leaves two fifths of the overlap alike
 def test_sequences_that_overlap_are_found_to_be_of_one_recording(odd):
     labels, numbers = sequences_of([5, 1, 9, 2, 2, 7], odd=odd)
     assert torch.equal(recordings(labels), numbers)

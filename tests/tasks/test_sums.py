@@ -32,6 +32,25 @@ def test_adding_sums_up_leaves_a_batch_s_own_tensors_alone():
     assert read_sums(sums) == {"loss": 1.5}
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.tensor(0.5, dtype=torch.bfloat16), 1000.0),
+        (torch.tensor(0.5, dtype=torch.float16), 1000.0),
+        (torch.tensor(2, dtype=torch.uint8), 4000),
+        (torch.tensor(True), 2000),
+        (np.float16(0.5), 1000.0),
+        (np.uint8(2), 4000),
+        (torch.tensor(1 + 2**-40, dtype=torch.float64), 2000 + 2000 * 2**-40),
+    ],
+)
+def test_sums_of_small_types_do_not_stand_still_or_overflow(value, expected):
+    sums = {}
+    for _ in range(2000):
+        add_sums(sums, {"loss": value})
+    assert read_sums(sums) == {"loss": expected}
+
+
 def test_a_sum_that_is_no_number_is_refused_by_name():
     with pytest.raises(RunError, match=r"sum 'per_class' has shape \(3,\)"):
         read_sums({"per_class": torch.zeros(3)})
