@@ -3,6 +3,7 @@
 ``pytest --hypothesis-profile=nightly`` tries many more, new ones each time.
 """
 
+import gc
 import os
 
 # One process a core runs tests, and sums of one thread are compared with those of another run:
@@ -19,6 +20,12 @@ torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 0.5
 settings.register_profile("ci", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=1000, deadline=None)
 settings.load_profile("ci")
+
+
+def pytest_collection_finish():
+    """Spares Python's garbage collector from going through all that is imported, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import io
 import itertools
 import json
 import os
@@ -310,17 +311,25 @@ def _files(
         f"{path} is a base of itself: {' -> '.join(file.name for file in variants)} -> {path.name}",
     )
     with reading(path):
-        content = OmegaConf.load(path)
-        written = yaml.load(path.read_bytes(), yaml.BaseLoader)  # all values as texts
-    if not isinstance(content, DictConfig):
-        raise InputError(f"{path} is a list, expected lines such as seed: 3")
-    content = OmegaConf.create(_as_written(schema, OmegaConf.to_container(content), written, path))
-    base = content.pop("base", False)
+        text = path.read_text("utf-8")
+    base, content = _content(schema, path, text)
     if base is False:
         return [(str(path), content)]
     require(isinstance(base, str), f"{path}: base is {base!r}, expected the name of a YAML file")
     below = _found(path.parent / expand_home(base), path.parent)
     return [*_files(schema, below, (*variants, path.resolve())), (str(path), content)]
+
+
+@functools.lru_cache(maxsize=16)  # a command needs its files several times
+def _content(schema: type, path: Path, text: str) -> tuple[Any, DictConfig]:
+    """The base that a YAML file names, or False, and what else it sets, which nobody may change."""
+    with reading(path):
+        content = OmegaConf.load(io.StringIO(text))
+        written = yaml.load(text, yaml.BaseLoader)  # all values as texts
+    if not isinstance(content, DictConfig):
+        raise InputError(f"{path} is a list, expected lines such as seed: 3")
+    content = OmegaConf.create(_as_written(schema, OmegaConf.to_container(content), written, path))
+    return content.pop("base", False), content
 
 
 def _as_written(schema: type, value: Any, written: Any, path: Path, *key: str) -> Any:
