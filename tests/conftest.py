@@ -23,7 +23,7 @@ settings.load_profile("ci")
 
 
 def pytest_collection_finish():
-    """Spares Python's garbage collector from going through all that is imported, again and again."""
+    """Python's garbage collector need not look through all that is imported, again and again."""
     gc.collect()
     gc.freeze()
 
