@@ -28,6 +28,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    gc.unfreeze()  # extensions complain at the end of what is left
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
