@@ -311,13 +311,11 @@ class _Recorder(TorchDispatchMode):
             or not all(isinstance(argument, (int, float, NoneType)) for argument in others)
         ):
             raise _unknown(name)
-        if name in LOGIC or name == "where":
-            values = [self.value(argument) for argument in args]
-            if name == "where":
-                values[1:] = map(self._number, args[1:])
-            elif not all(isinstance(value, str) for value in values):  # a bool of Python's
-                raise _unknown(name)
-            return self._line(name, *values, is_condition=name in LOGIC)
+        if name == "where":
+            return self._line(name, self.value(args[0]), *map(self._number, args[1:]))
+        if name in LOGIC:
+            values = [self._condition(name, argument) for argument in args]
+            return self._line(name, *values, is_condition=True)
         if name == "clamp":
             low, high = (*args[1:], *[None] * (3 - len(args)))
             low, high = kwargs.get("min", low), kwargs.get("max", high)
@@ -365,6 +363,13 @@ class _Recorder(TorchDispatchMode):
 
     def _compare(self, name: str, *values: Value) -> str:
         return self._line(name, *values, is_condition=True)
+
+    def _condition(self, name: str, argument: Any) -> str:
+        """The condition of an argument; a number is one where it is not 0."""
+        value = self.value(argument)
+        if not isinstance(value, str):  # a bool of Python's
+            raise _unknown(name)
+        return value if argument.dtype == torch.bool else self._compare("ne", value, 0.0)
 
     def _number(self, argument: Any) -> Value:
         """The value of an argument; 1 or 0 if it is a condition."""

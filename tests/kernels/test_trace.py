@@ -38,6 +38,11 @@ RECORDED = {
     "and": lambda a, b: ((a > 0) & (b > 0)).to(a) * b,
     "or": lambda a, b: torch.logical_or(a > 0, b > 0) * b,
     "not": lambda a, b: torch.where(~(a > 0), a, 0.0),
+    "logic of numbers": lambda a, b: (
+        torch.logical_not(torch.relu(a)) * b
+        + torch.logical_or(torch.relu(a), b > 0).to(a)
+        + torch.logical_and(a, torch.relu(b)) * a
+    ),
     "a condition as a number": lambda a, b: a * (b < 0).float() + 1 - (a >= b).to(a),
     "clamp": lambda a, b: torch.clamp(a, -0.5, 0.5),
     "clamp from below": lambda a, b: a.clamp(min=-0.5),
@@ -65,6 +70,9 @@ def evaluate(found, values):
     known = dict(values)
     for line in found.lines:
         given = [torch.as_tensor(known.get(argument, argument)) for argument in line.arguments]
+        conditions = given[:1] if line.operation == "where" else given
+        if line.operation in {"where", *LOGIC}:  # languages other than PyTorch take no numbers
+            assert all(one.dtype == torch.bool for one in conditions)
         if line.operation == "round":
             known[line.name] = given[0].bfloat16().float()
         else:

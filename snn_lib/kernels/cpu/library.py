@@ -36,8 +36,8 @@ class Kernel(NamedTuple):
 _kept: list[llvm.ExecutionEngine] = []  # the engines own the code that runs
 
 
-@cache
 def _target() -> llvm.TargetMachine:
+    """This machine; each engine owns one, which ends with it."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     return llvm.Target.from_default_triple().create_target_machine(
@@ -75,8 +75,7 @@ def kernel(source: str) -> Kernel:
 
 def _object(source: str) -> bytes:
     """The compiled module, from disk if some process has compiled it before."""
-    machine = _target()
-    on = llvmlite.__version__, machine.triple, llvm.get_host_cpu_name()
+    on = llvmlite.__version__, llvm.get_default_triple(), llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
     name = hashlib.sha256("\n".join([*on, features, source]).encode()).hexdigest()[:32] + SUFFIX
     for _, content in read(name):
