@@ -268,7 +268,7 @@ def augment_sequences(
     where = lengths, start, window, new_lengths
     x = resample(x.flatten(2), *where).unflatten(2, features)
     if labels.dim() == 2:
-        labels = resample(labels[..., None].float(), *where, nearest=True)[..., 0].long()
+        labels = resample(labels[..., None].to(x.dtype), *where, nearest=True)[..., 0].long()
     factors = (torch.randn(channels, generator=generator) * settings.scale).exp()
     kept = torch.rand(channels, generator=generator) >= settings.channel_dropout
     noise = torch.randn(x.shape, generator=generator) * settings.noise

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
-from snn_lib.data.batches import Batch, Split
+from snn_lib.data.batches import Batch, Split, other_seeds
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.readout import at_least_float32
 from snn_lib.settings import ExperimentConfig
 
+MOST_BATCHES = 500_000  # of an epoch; other numbers seed what else is drawn for a batch
 EPOCHS = {"train": 0, "validation": -1, "test": -2}  # by which the splits draw at random
 
 
@@ -119,21 +120,22 @@ class Task:
     def usage(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights, so that the network can be used without data.
 
-        It does not hold the preparation if ``encode`` is a user's own, nor the readout if
+        It does not hold the preparation if that or ``encode`` is a user's own, nor the readout if
         ``answer`` or ``logits`` is, because these do something that the checkpoint cannot hold.
         """
-        encodes, *answers = (self._is_of_the_user(name) for name in ("encode", "answer", "logits"))
+        made, scale = type(self.preparation).__module__, self.logit_scale
+        prepares = made.startswith("snn_lib.") and not self._is_of_the_user("encode")
         return {
-            "preparation": None if encodes else self.preparation and self.preparation.to_dict(),
-            "readout": None if any(answers) else self.readout_name,
-            "logit_scale": self.logit_scale,
+            "preparation": self.preparation.to_dict() if prepares else None,
+            "readout": None if self._is_of_the_user("answer", "logits") else self.readout_name,
+            "logit_scale": None if scale is None else float(scale),  # NumPy's numbers, too
             "classes": [str(name) for name in self.classes],  # NumPy's names, too
         }
 
-    def _is_of_the_user(self, name: str) -> bool:
-        """Whether a method is not the library's, but that of a subclass of a user's."""
-        method = getattr(type(self), name, None)
-        return method is not None and not method.__module__.startswith("snn_lib.")
+    def _is_of_the_user(self, *names: str) -> bool:
+        """Whether one of these methods is not the library's, but that of a user's subclass."""
+        methods = (getattr(type(self), name, None) for name in names)
+        return any(one and not one.__module__.startswith("snn_lib.") for one in methods)
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses to test or resume a network whose output or input had another meaning.
@@ -187,9 +189,20 @@ class Task:
                 they are the same every time.
             start: the number of the first batch.
         """
-        samples = self.split(split)
-        made = samples.batches(EPOCHS[split] if epoch is None else epoch, start)
-        return (self.encode(batch.to(self.device)) for batch in made)
+        samples, epoch = self.split(split), EPOCHS[split] if epoch is None else epoch
+        made = samples.batches(epoch, start)
+        return (self._encoded(batch, epoch, number) for number, batch in enumerate(made, start))
+
+    def _encoded(self, batch: Batch, epoch: int, number: int) -> Batch:
+        """A batch on the device, encoded alike in training and in evaluation.
+
+        What a user's own ``encode`` draws from NumPy's and Python's generators follows from the
+        seed, and is not what the data has drawn.
+        """
+        seeded = other_seeds(self.config.seed + self.rank, epoch, number + MOST_BATCHES)
+        unmixed = torch.autocast(self.device.type, enabled=False)
+        with torch.inference_mode(False), unmixed, seeded:
+            return self.encode(batch.to(self.device))
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Classification(Task):
             f"{describe_energy(work)} per {sample} (45 nm, without memory), the dense network's "
             f"{describe_energy(dense_work)} per step"
         )
-        if not self.counts_spikes:
+        if not accuracy:
             return
         stride = 5 * -(-len(accuracy) // 25)
         early = ", ".join(
@@ -147,7 +147,8 @@ class Classification(Task):
         """Counts operations on the test split, and tests whether the answers are known early.
 
         Returns:
-            The network with its counts. And, if the network counts spikes: the accuracy if they are
+            The network with its counts. And, if the spikes are counted, and not by an ``answer`` or
+            ``logits`` of a user's own: the accuracy if they are
             counted up to each step (a sequence that has ended keeps its answer), and for each of
             the ``leads`` a row with the accuracy, the mean number of steps and of synaptic
             operations, if each sequence stops when one class has this lead. (There are no rows if
@@ -159,13 +160,14 @@ class Classification(Task):
         counted = CountedNetwork(model.eval())
         run = Chunked(counted, model.steps) if isinstance(model, Chunked) else counted
         means = ("accuracy", "steps", "operations")
-        leads = leads if self.counts_spikes else ()
+        counts = self.counts_spikes and not self._is_of_the_user("answer", "logits")
+        leads = leads if counts else ()
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
         curves, are_whole = [], True
         for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
-            if not self.counts_spikes:
+            if not counts:
                 continue
             lengths = batch.lengths
             if lengths is None:

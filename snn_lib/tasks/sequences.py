@@ -201,8 +201,10 @@ class SequenceClassification(SequenceTask, Classification):
             steps count neither in the loss, which is the mean over all others of a batch, nor in
             the accuracy.
         readout: a name of ``snn_lib.readout.READOUTS`` (``count``, ``mean``, ``last``, ``maximum``,
-            ``leaky``), or a function without parameters from ``(output, lengths)`` to
-            ``(B, classes)``. ``None``: the network answers at every step.
+            ``leaky``), or a function or module without parameters from ``(output, lengths)`` to
+            ``(B, classes)``. ``lengths`` is ``None`` if all sequences of a batch have all its
+            steps. A module is put into evaluation mode. ``None``: the network answers at every
+            step.
         config_class: as in :class:`SequenceTask`.
         classes: the names of the classes, by number, for the use of the trained network.
     """
@@ -397,7 +399,7 @@ def labels_of(batch: Batch) -> Tensor:
 
 
 def find_readout(readout: str | Readout | None) -> Readout | None:
-    """A readout by its name, or as it is.
+    """A readout by its name, or as it is; a module is put into evaluation mode.
 
     Raises:
         ValueError: there is none of that name, it has parameters, or it is no function.
@@ -410,7 +412,7 @@ def find_readout(readout: str | Readout | None) -> Readout | None:
             )
         if readout is not None and (isinstance(readout, type) or not callable(readout)):
             raise ValueError(f"readout is {readout!r}, expected a function, a module or a name")
-        return readout
+        return readout.eval() if isinstance(readout, nn.Module) else readout
     if readout not in READOUTS:
         raise ValueError(f"readout is {readout!r}, expected one of {', '.join(READOUTS)}")
     return READOUTS[readout]()

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from itertools import chain
 from typing import Any
 
 import torch
@@ -73,8 +74,10 @@ def add(*values: float) -> list[float]:
 
 
 def total(sums: dict[str, Any]) -> dict[str, float]:
-    """Adds up the sums of all processes."""
-    return dict(zip(sums, add(*read_sums(sums).values()), strict=True))
+    """Adds up the sums of all processes, by name; one may have names that another has not."""
+    read = read_sums(sums)
+    names = dict.fromkeys(chain.from_iterable(gather([*read])))
+    return dict(zip(names, add(*(read.get(name, 0.0) for name in names)), strict=True))
 
 
 def gather(value: Any) -> list[Any]:

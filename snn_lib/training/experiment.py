@@ -330,8 +330,8 @@ class Experiment:
             options = *rates, batch.lengths, settings.penalty_by_cost
             loss = loss + settings.rate_penalty * network_penalty(self.model, spikes, *options)
         if self.world > 1:  # the last batch may not divide equally
-            share = sums[self.task.mean_over]
-            loss = loss * (share * self.world / (distributed.add(float(share))[0] or 1.0))
+            share = float(sums[self.task.mean_over])
+            loss = loss * (share * self.world / (distributed.add(share)[0] or 1.0))
         return loss, sums
 
     def _task_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Any]]:

@@ -236,8 +236,10 @@ class TrainedNetwork(nn.Module):
             f"{self._origin} does not hold a readout: set network.readout to that of the training, "
             "or read network(x) out yourself",
         )
+        if isinstance(readout, nn.Module):
+            readout.eval()  # also one that was set after the network was put into evaluation mode
         x, lengths = self.prepare(samples)
-        like = next(self.model.parameters(), x)
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), x)
         output = output_of(self.model, x.to(like.device, like.dtype))
         if readout == EVERY_STEP:
             answer = output.transpose(0, 1)

@@ -85,9 +85,8 @@ class Progress:
         numbered = [row["epoch"] for row in self.history] == [*range(1, rows + 1)]
         require(self.epoch == rows and numbered, f"{self.epoch} epochs have other rows of metrics")
         require(0 <= self.batch <= self.batches, f"batch is {self.batch} of {self.batches}")
-        for value in self.sums.values():
-            countable = not isinstance(value, int) or abs(value) <= 2**53
-            require(countable and math.isfinite(value), f"a sum is {value}")
+        for value in self.sums.values():  # a loss may be infinite or undefined
+            require(not isinstance(value, int) or abs(value) <= 2**53, f"a sum is {value}")
         amounts = self.seconds, self.data_seconds, self.sums.get("samples", 0)
         positive = all(amount >= 0 for amount in amounts)  # and not nan
         require(positive, "a time or the number of samples is negative")
@@ -310,13 +309,13 @@ def progress_of(checkpoint: Checkpoint, task: Task) -> Progress:
     progress = Progress(**values)
     progress.check()
     # Whole numbers go on as such: with a device's counts, floats would add up in float32.
-    whole = {key: int(value) for key, value in progress.sums.items() if value == value // 1}
+    whole = {key: int(value) for key, value in progress.sums.items() if value % 1 == 0}
     progress.sums |= whole
     if progress.history:
         progress.best_row(task)  # fails on the metrics of another task
     if progress.batch:
         with suppress(ArithmeticError, ValueError):  # samples in few batches, to divide by sums
-            task.metrics(progress.sums)  # fails if a sum is missing
+            task.metrics(dict(progress.sums))  # fails if a sum is missing
     return progress
 
 

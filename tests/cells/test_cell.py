@@ -96,6 +96,12 @@ def soft_reset(shape=5, **options):
     return SoftReset(shape, train=["gains"], train_decay=True, **values, **options)
 
 
+def test_the_names_of_what_is_trained_may_come_one_by_one():
+    gains = [torch.ones(5), torch.ones(5)]
+    cell = SoftReset(5, decay=0.9, gains=gains, train=(name for name in ["gains"]))
+    assert [name for name, _ in cell.named_parameters()] == ["gains"]
+
+
 def network(**options):
     """8-5-3, loud enough to fire."""
     layers = nn.Linear(8, 5), soft_reset(**options), LowPassSynapse(5, 5.0), nn.Linear(5, 3)

@@ -24,7 +24,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron, StatefulModule, Votes
 from snn_lib.data.augmentation import AugmentationSettings
-from snn_lib.data.batches import Batch
+from snn_lib.data.batches import Batch, batch_seed
+from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import RunError
 from snn_lib.readout import LeakyIntegrator, Mean
 from snn_lib.settings import ExperimentConfig, Settings, section, setting
@@ -620,6 +621,162 @@ def test_what_a_task_does_in_its_own_way_no_checkpoint_claims_to_know(tmp_path):
     torch.testing.assert_close(trial.task.logits(output, batch), logits)
     for kind in (Turned, Answering):
         assert "does not hold a readout" in refusal(trained(kind)[1].answer, x)
+
+
+@pytest.mark.parametrize("kind", [Turned, Answering, SequenceClassification])
+def test_early_answers_are_those_of_counted_spikes_alone(kind):
+    task, model = prepared(kind({"train": sequences(), "test": sequences(seed=1)})), network()
+    counted, accuracy, _ = task.stop_early(model)
+    lines = [*task.report(model, None)]
+    early = kind is SequenceClassification
+    assert (len(accuracy) > 0) == early == any("so many steps" in line for line in lines)
+    assert counted.sequences == 40
+
+
+def trained_once(task, folder, model=network, **options):
+    """An experiment after an epoch."""
+    config = task.config_class(device="cpu", runs_path=str(folder))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    for key, value in options.items():
+        setattr(config.hyperparameters, key, value)
+    trial = Experiment(model, task, config)
+    trial.train()
+    return trial
+
+
+@pytest.mark.parametrize("scale", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 2])
+def test_the_scale_of_the_logits_may_be_any_number(scale, tmp_path):
+    task = SequenceClassification({"train": sequences()}, "mean")
+    task.logit_scale = scale
+    assert load(trained_once(task, tmp_path).run.best, network).logit_scale == float(scale)
+
+
+class Doubled(SequencePreparation):
+    def encode(self, x):
+        return 2 * super().encode(x)
+
+
+class Prepared(SequenceClassification):
+    def setup(self, config, device):
+        super().setup(config, device)
+        self.preparation = Doubled(**vars(self.preparation))
+
+
+def test_a_checkpoint_does_not_hold_a_preparation_of_a_user_s_own(tmp_path):
+    task = Prepared({"train": sequences()}, "mean")
+    loaded = load(trained_once(task, tmp_path).run.best, network)
+    assert loaded.preparation is None
+    assert "does not say how to prepare input" in refusal(loaded.answer, sequences()[0])
+
+
+class Moody(nn.Module):
+    """A readout that notes its modes."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = set()
+
+    def forward(self, output, lengths):
+        self.modes.add(self.training)
+        return output.mean(0)
+
+
+def test_a_readout_of_a_user_s_own_is_always_in_evaluation_mode(tmp_path):
+    readout = Moody()
+    trial = trained_once(SequenceClassification({"train": sequences()}, readout), tmp_path)
+    loaded = load(trial.run.best, network)
+    loaded.readout = other = Moody()
+    loaded.answer(sequences()[0])
+    assert readout.modes == other.modes == {False}
+
+
+class Projected(SequenceClassification):
+    """An encoding that computes products and draws at random."""
+
+    def setup(self, config, device):
+        super().setup(config, device)
+        self.types, self.drawn = set(), []
+
+    def encode(self, batch):
+        x = batch.x @ torch.eye(CHANNELS)
+        self.types.add(x.dtype)
+        self.drawn.append((np.random.rand(), random.random()))  # noqa: NPY002
+        return batch._replace(x=x)
+
+
+def test_an_encoding_is_as_exact_in_evaluation_as_in_training_and_draws_by_the_seed(tmp_path):
+    data = {"train": sequences(), "test": sequences(seed=1)}
+    drawn = []
+    for _ in range(2):
+        task = Projected(data, "mean")
+        trial = trained_once(task, tmp_path, precision="bfloat16")
+        drawn.append([*task.drawn])
+        trial.test()
+        assert task.types == {torch.float32}
+    assert drawn[0] == drawn[1]
+    assert len({*drawn[0]}) == len(drawn[0]) > 8  # another number in every batch of every part
+
+
+def test_an_encoding_and_the_data_draw_different_numbers():
+    noisy = Noisy()
+    task = prepared(Projected({"train": noisy, "validation": noisy}, "mean"), seed=3)
+    with batch_seed(3, 0, 0):
+        of_the_data = np.random.rand()  # noqa: NPY002
+    next(task.batches("train", 0))
+    assert task.drawn[0][0] != of_the_data
+
+
+class Weighted(SequenceClassification):
+    mean_over = "weight"
+
+    def loss(self, model, batch):
+        loss, sums = super().loss(model, batch)
+        return loss, {**sums, "weight": torch.tensor([8.0])}
+
+
+def test_what_the_mean_counts_may_be_a_tensor_with_a_dimension(tmp_path, monkeypatch):
+    task = Weighted({"train": sequences()}, "mean")
+    task.mean_over = "weight"
+    trial = trained_once(task, tmp_path)
+    trial.world = 2
+    monkeypatch.setattr("snn_lib.training.distributed.add", lambda *values: [2 * values[0]])
+    loss, _ = trial._training_loss(next(task.batches("train")))
+    assert loss.shape == ()
+
+
+class Ordered(nn.Module):
+    """A network with whole numbers before its weights."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.order = nn.Parameter(torch.tensor([2, 0, 3, 1]), requires_grad=False)
+        self.layers = network()
+
+    def forward(self, x):
+        return self.layers(x[..., self.order])
+
+
+def test_a_network_with_whole_numbers_among_its_parameters_answers_as_it_was_trained(tmp_path):
+    x = torch.rand(20, 6, CHANNELS)
+    task = SequenceClassification({"train": (x, torch.arange(20) % CLASSES)}, "mean")
+    trial = trained_once(task, tmp_path, Ordered)
+    answer = load(trial.run.best, Ordered).answer(x)
+    expected = trial.model.eval()(x.transpose(0, 1))[0].mean(0)
+    torch.testing.assert_close(answer, expected)
+
+
+def test_labels_at_every_step_are_augmented_in_double_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        x, y = torch.rand(8, 9, CHANNELS), torch.arange(72).view(8, 9) % CLASSES
+        task = prepared(SequenceClassification({"train": (x, y)}, readout=None))
+        task.config.augmentation.stretch = 1.5
+        batch = next(task.batches("train"))
+    finally:
+        torch.set_default_dtype(before)
+    assert (batch.x.dtype, batch.y.dtype) == (torch.float64, torch.int64)
+    assert batch.y.shape == batch.x.shape[:2]
 
 
 def test_the_loss_is_as_exact_as_the_network():

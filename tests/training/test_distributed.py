@@ -209,6 +209,20 @@ def test_sums_over_processes_keep_all_digits():
     assert distributed.add(2**24 + 1, 0.1, 2**53 - 1) == [2**24 + 1, 0.1, 2**53 - 1]
 
 
+def test_sums_over_processes_are_added_up_by_name(monkeypatch):
+    """Another process may have met them in another order, and some that this one has not met."""
+    ours, theirs = {"a": torch.tensor(1), "b": 2.0}, {"b": 20.0, "a": 10.0, "c": 5.0}
+    for mine, other, added in ((ours, theirs, (10, 20, 5)), (theirs, ours, (1, 2, 0))):
+        keys = [[*mine], [*other]] if mine is ours else [[*other], [*mine]]
+        monkeypatch.setattr(distributed, "gather", lambda names, keys=keys: keys)
+        monkeypatch.setattr(
+            distributed,
+            "add",
+            lambda *values, added=added: [a + b for a, b in zip(values, added, strict=True)],
+        )
+        assert distributed.total(mine) == {"a": 11.0, "b": 22.0, "c": 5.0}
+
+
 def test_one_process_needs_no_group():
     assert "RANK" not in os.environ
     assert not distributed.is_launched()

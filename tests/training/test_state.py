@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -210,6 +211,20 @@ def test_counts_of_a_resumed_epoch_are_added_up_exactly():
     progress = progress_of({"progress": values}, SequenceClassification({}))
     add_sums(progress.sums, {"correct": torch.tensor(2)})
     assert read_sums(progress.sums)["correct"] == 2**24 + 3
+
+
+class Popping(SequenceClassification):
+    def metrics(self, sums):
+        count = sums.pop("samples")
+        return {"loss": sums.pop("loss") / count, "accuracy": sums.pop("correct") / count}
+
+
+@pytest.mark.parametrize("loss", [0.5, math.inf, -math.inf, math.nan])
+def test_a_resumed_epoch_has_its_sums_whatever_they_are_and_metrics_do_with_them(loss):
+    sums = {"samples": 8.0, "loss": loss, "correct": 2.0}
+    values = {**vars(Progress(batch=3, batches=9)), "sums": sums}
+    found = progress_of({"progress": values}, Popping({})).sums
+    assert found == pytest.approx(sums, nan_ok=True)
 
 
 def build_model(config):
