@@ -96,14 +96,15 @@ def fire_from_the_start(
                 "parametrisation or pruning: scale first, then add it"
             )
         call = bind_call(neuron, args, kwargs)
-        factor = _factor(neuron, call["x"], rate, name, lengths)
+        x, current = next(iter(call.items()))
+        factor = _factor(neuron, current, rate, name, lengths)
         for parameter in (layer.weight, layer.bias):
             if parameter is not None:
                 parameter.mul_(factor)
         torch.clear_autocast_cache()  # which holds the weights as they were
         scaled.add(name)
         ran.clear()
-        return (), {**call, "x": call["x"] * factor}
+        return (), {**call, x: current * factor}
 
     def measure(name: str, neuron: nn.Module, given: dict[str, Any], output: tuple) -> None:
         rates[name] = _mean_rate(output[0], lengths)
@@ -166,7 +167,7 @@ def answer_from_the_start(
     features, targets = [], []
 
     def remember(given: dict[str, Any], output: Tensor) -> None:
-        inputs.append(given["input"])
+        inputs.append(next(iter(given.values())))
 
     with _evaluation(model), observe(layer, remember):
         for x, y, lengths in batches:
@@ -184,7 +185,7 @@ def answer_from_the_start(
                     "steps, (T, B, inputs)"
                 )
             features.append(Mean()(inputs[0], lengths))
-            targets.append(y)
+            targets.append(y.clone())  # a caller may write the next batch into it
     if not features:
         raise ValueError("there are no batches to answer")
     return fit_readout(layer, torch.cat(features), torch.cat(targets))

@@ -107,7 +107,7 @@ class CollectedSpikes(Mapping[str, Tensor]):
     """The spikes of layers, by name. The chunks of a sequence are joined when they are read."""
 
     def __init__(self) -> None:
-        self.chunks: dict[str, list[Tensor]] = {}
+        self.chunks: dict[str, list[tuple[Tensor, int]]] = {}  # and their versions
         self._last: dict[str, Chunk | None] = {}  # that of each layer's last call
 
     def keep(self, name: str, spikes: Tensor, begins: bool) -> None:
@@ -117,20 +117,31 @@ class CollectedSpikes(Mapping[str, Tensor]):
             chunks.clear()
         elif chunk is not None and self._last.get(name) is chunk and len(spikes) == chunk.steps:
             chunks.pop()  # of two runs over a chunk the later counts, as it does without chunks
-        chunks.append(spikes)
+        chunks.append((spikes, _version(spikes)))
         self._last[name] = chunk
 
     def __getitem__(self, name: str) -> Tensor:
         chunks = self.chunks[name]
+        if any(version != _version(spikes) for spikes, version in chunks):
+            raise ValueError(
+                f"a layer changes the spikes of {name} in place: give it inplace=False, so that "
+                "they can be penalised"
+            )
         if len(chunks) > 1:
-            chunks[:] = [torch.cat(chunks)]
-        return chunks[0]
+            whole = torch.cat([spikes for spikes, _ in chunks])
+            chunks[:] = [(whole, _version(whole))]
+        return chunks[0][0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.chunks)
 
     def __len__(self) -> int:
         return len(self.chunks)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager

@@ -288,6 +288,9 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
     from optuna import TrialPruned
 
     task = copy(space.task)  # trials share nothing that one of them prepares
+    for key, value in vars(task).items():
+        if isinstance(value, (list, dict, set)):
+            setattr(task, key, copy(value))
     has, task.has = task.has, lambda split: split != "test" and has(split)
     name = trial.user_attrs.get("run") or _new_name(trial.number, folder)  # if killed, it has one
     trial.set_user_attr("run", name)

@@ -329,6 +329,30 @@ def test_the_last_layer_answers_from_the_start():
     torch.testing.assert_close(model(one)[0].mean(0), logits[5:6])
 
 
+class OwnNeuron(SpikingNeuron):
+    def forward(self, current, state=None, lengths=None):
+        return super().forward(current, state, lengths)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, spikes):
+        return super().forward(spikes)
+
+
+def test_layers_may_name_their_input_as_they_like_and_batches_share_their_memory():
+    x, y = 3 * torch.rand(20, 8, 3), torch.arange(8) % 3
+    found = []
+    for neuron, linear in ((SpikingNeuron, nn.Linear), (OwnNeuron, OwnLinear)):
+        torch.manual_seed(0)
+        model = Sequential(nn.Linear(3, 40), neuron(40, 4.0), linear(40, 3))
+        rates = fire_from_the_start(model, x, 0.1)
+        label = torch.empty(4, dtype=torch.int64)  # of all batches
+        parts = ((x[:, k : k + 4], label.copy_(y[k : k + 4]), None) for k in (0, 4))
+        answer_from_the_start(model, model[2], parts if linear is OwnLinear else [(x, y, None)])
+        found.append((rates, model[2].weight.detach()))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("size", [0.1, 1.0, 100.0])
 def test_logits_have_the_scale_that_makes_the_classes_most_probable(size):
     classes = torch.arange(60) % 3

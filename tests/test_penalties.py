@@ -326,6 +326,17 @@ def test_spikes_of_other_names_are_refused():
             network_penalty(model, other, 0.1)
 
 
+def test_spikes_that_are_changed_in_place_are_refused():
+    model = Sequential(SpikingNeuron(5, 4.0), nn.Dropout(0.5, inplace=True), nn.Linear(5, 2))
+    with collect_spikes(model) as spikes:
+        model(torch.rand(9, 2, 5))
+    with pytest.raises(ValueError, match="changes the spikes of 0 in place: give it inplace=False"):
+        network_penalty(model, spikes, 0.1)
+    with torch.inference_mode(), collect_spikes(model.eval()) as spikes:
+        model(torch.rand(9, 2, 5))
+    assert spikes["0"].shape == (9, 2, 5)
+
+
 def test_a_network_without_hidden_layers_is_not_penalised_in_silence():
     model = nn.Sequential(nn.Linear(3, 2), SpikingNeuron(2, 4.0))
     with pytest.raises(ValueError, match="Sequential has no hidden layer of neurons"):

@@ -228,6 +228,28 @@ def run(script, folder, setting, **values):
     return run_trial(optuna.trial.FixedTrial(values, number=7), space, folder)
 
 
+def test_trials_share_no_container_that_a_task_fills(script, tmp_path):
+    script.write_text(
+        SCRIPT.replace(
+            "    def score(",
+            """    def __init__(self, *data):
+        super().__init__(*data)
+        self.seen = []
+
+    def setup(self, config, device):
+        super().setup(config, device)
+        self.seen.append(config.hyperparameters.tau_m)
+        assert len(self.seen) == 1
+
+    def score(""",
+        )
+    )
+    space = SearchSpace(script, None, ["hyperparameters.tau_m=4,8", "device=cpu"])
+    for number, tau in enumerate(("4", "8")):
+        trial = optuna.trial.FixedTrial({"hyperparameters.tau_m": tau}, number=number)
+        run_trial(trial, space, tmp_path)
+
+
 def test_a_trial_returns_the_score_and_leaves_the_test_data_alone(script, tmp_path, capsys):
     value = {"hyperparameters.tau_m": 7.5}
     assert run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **value) == -2.5

@@ -41,10 +41,10 @@ class Activity:
                 ``None`` if nothing is padded.
             steps: T.
         """
-        self._lengths, self._steps = lengths, steps
-        self._ran: Counter = (
-            Counter()
-        )  # the steps that each layer has run since then, or in a chunk
+        self._lengths = None if lengths is None else lengths.long()  # smaller ones would overflow
+        self._steps = steps
+        # The steps that each layer has run since then, or in a chunk.
+        self._ran: Counter = Counter()
 
     def add(self, name: str, spikes: Tensor, own: Tensor) -> None:
         """Adds the spikes ``(T, B, *)`` at the sequences' own steps, bool ``(T, B)``."""

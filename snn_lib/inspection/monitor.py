@@ -105,9 +105,9 @@ def is_cell(module: nn.Module) -> bool:
 def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
-        return SynapseRecord(result[0].detach())
-    given = {name: value for name, value in given.items() if name != "lengths"}
-    return NeuronRecord(*layer.traces(**given))  # padding is recorded like the rest
+        return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
+    x, *_ = given.values()  # which a user's own forward may call otherwise
+    return NeuronRecord(*layer.traces(x, given.get("state")))  # padding is recorded like the rest
 
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:

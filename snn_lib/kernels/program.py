@@ -11,6 +11,7 @@ chooses among the steps that are registered.
 import copy
 import inspect
 import keyword
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -59,7 +60,8 @@ def register(kind: Kind) -> str:
             f"the step of {kind.name} reads variables of the function around it, which a compiled "
             "step would not see change: make them coefficients"
         )
-    names = chain([kind.name], (f"{kind.name}#{number}" for number in count(2)))
+    own = re.sub(r"[+~;\[\]]", "_", kind.name)  # a file may have a name with signs of a key
+    names = chain([own], (f"{own}#{number}" for number in count(2)))
     named = (replace(kind, name=name) for name in names)
     # setdefault finds and takes a name in one step, since threads may define cells at once
     return next(one.name for one in named if _kinds.setdefault(one.name, one) is one)

@@ -3,6 +3,7 @@
 A script makes the task, and the experiment prepares it with the configuration and the device.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
-from snn_lib.data.batches import Batch, Split, other_seeds
+from snn_lib.data.batches import Batch, Split, batch_seed, other_seeds
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
 from snn_lib.inspection.activity import Activity
-from snn_lib.readout import at_least_float32
+from snn_lib.readout import EVERY_STEP, at_least_float32
 from snn_lib.settings import ExperimentConfig
 
+READERS = {"readout", "answer", "logits", "loss"}  # attributes by which a loss reads the output
+SPLITS = -7  # in the place of an epoch's number, for what a task draws to make a split
 MOST_BATCHES = 500_000  # of an epoch; other numbers seed what else is drawn for a batch
 EPOCHS = {"train": 0, "validation": -1, "test": -2}  # by which the splits draw at random
 
@@ -120,17 +123,30 @@ class Task:
     def usage(self) -> dict[str, Any]:
         """What a checkpoint holds beside weights, so that the network can be used without data.
 
-        It does not hold the preparation if that or ``encode`` is a user's own, nor the readout if
-        ``answer`` or ``logits`` is, because these do something that the checkpoint cannot hold.
+        It holds neither a preparation nor a readout of a user's own. If ``encode`` is a user's own,
+        the preparation serves ``build_model`` alone.
         """
         made, scale = type(self.preparation).__module__, self.logit_scale
-        prepares = made.startswith("snn_lib.") and not self._is_of_the_user("encode")
         return {
-            "preparation": self.preparation.to_dict() if prepares else None,
-            "readout": None if self._is_of_the_user("answer", "logits") else self.readout_name,
+            "preparation": self.preparation.to_dict() if made.startswith("snn_lib.") else None,
+            "prepares": not self._is_of_the_user("encode"),
+            "readout": self.readout_name if self.reads_out() else None,
             "logit_scale": None if scale is None else float(scale),  # NumPy's numbers, too
             "classes": [str(name) for name in self.classes],  # NumPy's names, too
         }
+
+    def reads_out(self) -> bool:
+        """Whether the readout of this name makes the answer, and nothing of a user's own.
+
+        A loss of a user's own may read the output in its own way. It does not if its code has the
+        name of what reads it here, or calls the loss that it replaces.
+        """
+        if self._is_of_the_user("answer", "logits"):
+            return False
+        if self.readout_name == EVERY_STEP or not self._is_of_the_user("loss"):
+            return True
+        code = getattr(inspect.unwrap(type(self).loss), "__code__", None)
+        return code is not None and not READERS.isdisjoint(code.co_names)
 
     def _is_of_the_user(self, *names: str) -> bool:
         """Whether one of these methods is not the library's, but that of a user's subclass."""
@@ -171,8 +187,10 @@ class Task:
             f"the {type(self).__name__} has no data yet: an Experiment sets it up",
         )
         if split not in self._splits:
+            with batch_seed(self.config.seed, SPLITS, EPOCHS[split]):
+                made = self.make_split(split)
             self._splits[split] = replace(
-                self.make_split(split),
+                made,
                 seed=self.config.seed,
                 rank=self.rank,
                 world=self.world,

@@ -147,8 +147,8 @@ class Classification(Task):
         """Counts operations on the test split, and tests whether the answers are known early.
 
         Returns:
-            The network with its counts. And, if the spikes are counted, and not by an ``answer`` or
-            ``logits`` of a user's own: the accuracy if they are
+            The network with its counts. And, if the network counts spikes, and no code of a user's
+            own reads its output: the accuracy if they are
             counted up to each step (a sequence that has ended keeps its answer), and for each of
             the ``leads`` a row with the accuracy, the mean number of steps and of synaptic
             operations, if each sequence stops when one class has this lead. (There are no rows if
@@ -160,7 +160,7 @@ class Classification(Task):
         counted = CountedNetwork(model.eval())
         run = Chunked(counted, model.steps) if isinstance(model, Chunked) else counted
         means = ("accuracy", "steps", "operations")
-        counts = self.counts_spikes and not self._is_of_the_user("answer", "logits")
+        counts = self.counts_spikes and self.reads_out()
         leads = leads if counts else ()
         rows = [{"lead": lead, **dict.fromkeys(means, 0.0)} for lead in leads]
         curves, are_whole = [], True

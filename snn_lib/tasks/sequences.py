@@ -61,6 +61,7 @@ class SequenceTask(Task):
         super().__init__(config_class)
         self.data = data
         self.readout = find_readout(readout)
+        self._given = self.readout
         self.targets_are_sequences = readout is None
         # A checkpoint can hold no readout but one that was given by its name.
         name = EVERY_STEP if readout is None else readout
@@ -152,6 +153,10 @@ class SequenceTask(Task):
     def answer(self, output: Tensor, batch: Batch) -> Tensor:
         """What the readout makes of the model's output, or the output itself."""
         return output if self.readout is None else self.readout(output, batch.lengths)
+
+    def reads_out(self) -> bool:
+        """See :class:`Task`; a subclass may have set another readout since."""
+        return self.readout is self._given and super().reads_out()
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes a training batch at random, on the CPU; here it stays as it is."""

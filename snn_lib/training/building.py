@@ -30,8 +30,9 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         task: the task, set up, or whatever knows its ``preparation`` and ``classes``.
 
     Raises:
-        InputError: it makes no model, or one that does not take time first or has lazy layers; or
-            as :func:`snn_lib.training.diagnosis.blaming_settings`.
+        InputError: it makes no model, or one that does not take time first, has lazy layers, or
+            weights or buffers that are expanded; or as
+            :func:`snn_lib.training.diagnosis.blaming_settings`.
     """
     model: Any = None
     if callable(build_model) and not isinstance(build_model, nn.Module):
@@ -48,6 +49,13 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
     require(
         not any(is_lazy(parameter) for parameter in model.parameters()),
         "build_model returns a lazy layer, such as nn.LazyLinear, whose size is not known yet",
+    )
+    kept = (*model.named_parameters(), *model.named_buffers())
+    expanded = [name for name, one in kept if one.numel() > 1 and 0 in one.stride()]
+    require(
+        not expanded,
+        f"{min(expanded, default='')} of the model is expanded, and no checkpoint can be read into "
+        "it: make it of what clone() returns",
     )
     part = batch_first_part(model)
     require(

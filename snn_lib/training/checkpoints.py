@@ -2,10 +2,11 @@
 
 A finished model holds ``epoch``, ``snn_state_dict`` and ``metrics``. It tells of its origin by
 ``config``, ``environment``, ``script``, ``build_model`` and ``config_class``, and of its use by
-``preparation``, ``readout``, ``logit_scale`` and ``classes``. The last checkpoint of a run also
-holds ``optimizer_state_dict``, ``average_state_dict``, ``margins``, ``rng`` and ``progress``, from
-which training goes on in the middle of an epoch, and ``metrics`` of all epochs. The scheduler's
-state follows from the number of steps.
+``preparation``, ``prepares`` (whether it is all that prepares input), ``readout``, ``logit_scale``
+and ``classes``. The last checkpoint of a run also holds ``optimizer_state_dict``,
+``average_state_dict``, ``margins``, ``rng`` and ``progress``, from which training goes on in the
+middle of an epoch, and ``metrics`` of all epochs. The scheduler's state follows from the number of
+steps.
 """
 
 import io
@@ -50,6 +51,27 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def check_readable(content: Mapping[str, Any]) -> None:
+    """Refuses what can be written to a checkpoint but not be read from it, before a run begins.
+
+    Raises:
+        InputError: a part holds other objects than tensors and built-in types.
+    """
+    for name, part in content.items():
+        buffer = io.BytesIO()
+        try:
+            torch.save(part, buffer)
+            buffer.seek(0)
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except Exception as error:  # any object can fail to be written or read in any way
+            if out_of_memory(error):
+                raise
+            raise InputError(
+                f"checkpoints of this run could not be read: their {name} holds other objects than "
+                "tensors and built-in types, such as an array of NumPy's"
+            ) from None
 
 
 def load_checkpoint(path: "Checkpoint | Path | str", which: str = "best") -> Checkpoint:

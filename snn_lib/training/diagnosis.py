@@ -67,7 +67,8 @@ class FiniteCheck:
         Raises:
             RunError: the batch is not finite, or, on a device other than the CPU, an earlier one.
         """
-        loss, norm = loss.detach().float(), norm.detach().float()
+        here = {"device": self.first_broken.device, "dtype": torch.float32}
+        loss, norm = loss.detach().to(**here), norm.detach().to(**here)
         where = [torch.full_like(loss, number) for number in (epoch, batch)]
         broken = ~torch.isfinite(loss + norm) & (self.first_broken[0] == 0)
         now = torch.stack([*where, loss, norm])

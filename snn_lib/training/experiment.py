@@ -20,10 +20,15 @@ from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
 from snn_lib.rounding import layers_to_round, rounded_weights
 from snn_lib.settings import ExperimentConfig
 from snn_lib.stability import without_warning
-from snn_lib.tasks.base import Task, add_sums, check_task, metrics_of
+from snn_lib.tasks.base import Task, add_sums, check_task, metrics_of, read_sums
 from snn_lib.training import diagnosis, display, distributed
 from snn_lib.training.building import BuildModel, build, choose_device
-from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights
+from snn_lib.training.checkpoints import (
+    Checkpoint,
+    check_readable,
+    load_checkpoint,
+    load_weights,
+)
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
 from snn_lib.training.run_folder import (
@@ -173,7 +178,10 @@ class Experiment:
         )
         sums = self._find_first_weights()
         self.task.share(self.rank, self.world)
-        validation = self._metrics(sums) if sums else self.evaluate("validation")[0]
+        if isinstance(sums, Mapping) and "samples" in sums:  # of all data, in every process
+            validation = metrics_of(self.task, read_sums(sums))
+        else:
+            validation, _ = self.evaluate("validation")
         found = {f"validation_{key}": value for key, value in validation.items()}
         row = {"epoch": 0, **found, **dict.fromkeys(TIMES, 0.0)}
         with begin_run(self.config, self._made_by()) as self.run, self._rounded(self.model):
@@ -246,13 +254,15 @@ class Experiment:
 
     def _made_by(self) -> Row:
         """What decides the numbers of a run, and how its network is used."""
-        return {
+        made_by = {
             "script": self.script,
             "build_model": name_of(self.build_model, self.script),
             "config_class": name_of(type(self.config), self.script),
             "environment": environment(self.device, self.world),
             **self.task.usage(),
         }
+        check_readable({**made_by, "snn_state_dict": self.model.state_dict()})
+        return made_by
 
     def _check_task(self) -> None:
         """Raises an error if the task has been set up anew, by another experiment for example."""
@@ -270,7 +280,6 @@ class Experiment:
         """
         progress, total = self.progress, len(self.task.split("train"))
         batches = self.task.batches("train", progress.epoch, progress.batch)
-        self.trained.train()
         saved, stop = time.monotonic(), False
         with display.show_epoch(progress, self.task, self.config, self.rank > 0) as advance:
             while progress.batch < total:
@@ -300,6 +309,7 @@ class Experiment:
     def _train_batch(self, batch: Any) -> dict[str, Any]:
         """Forward, backward, and a step of the optimiser; returns the batch's sums."""
         state, limit = self.state, self.config.optimizer.gradient_clipping
+        self.trained.train()  # stop_requested may have evaluated it
         state.optimizer.zero_grad(set_to_none=True)
         # A loss of the user's own may draw from other generators than PyTorch's, whose state is
         # kept. The data of this batch is drawn with other numbers.

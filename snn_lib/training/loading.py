@@ -95,6 +95,7 @@ def trained_network(
         InputError: as :func:`load`.
     """
     values, origin, usage = checkpoint.get("config"), checkpoint.origin, usage_of(checkpoint)
+    prepares = usage.pop("prepares")
     if not isinstance(values, dict):
         raise InputError(
             f"{origin} does not hold the settings of its network: build it, and load its weights "
@@ -109,7 +110,9 @@ def trained_network(
         raise
     except Exception as error:  # the user's code may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
-        if isinstance(error, AttributeError) and config_class is None:
+        if isinstance(error, AttributeError) and "NoneType" in reason and not usage["preparation"]:
+            reason += "; the checkpoint does not hold the preparation of its task"
+        elif isinstance(error, AttributeError) and config_class is None:
             reason += "; its settings may need their class: give load the config_class"
         raise InputError(f"the layers of {origin} cannot be built: {reason}") from error
     load_weights(model, checkpoint)
@@ -117,6 +120,7 @@ def trained_network(
     with refusing(f"{origin} has weights of {bits} bits, but ", InputError):
         # Those of a last checkpoint are not rounded yet.
         round_weights(model, bits if bits in WEIGHT_BITS else 0)
+    usage["preparation"] = usage["preparation"] if prepares else None
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
 
@@ -130,16 +134,18 @@ def usage_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     usage = {
         "preparation": checkpoint.get("preparation"),
+        "prepares": checkpoint.get("prepares", True),  # earlier versions did not say
         "readout": checkpoint.get("readout"),
         "logit_scale": checkpoint.get("logit_scale", 1.0),
         "classes": checkpoint.get("classes", []),
     }
-    preparation, readout, scale, classes = usage.values()
+    preparation, prepares, readout, scale, classes = usage.values()
     finite = isinstance(scale, (int, float)) and abs(scale) <= torch.finfo(torch.float32).max
     named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     try:
         if preparation is not None:
             usage["preparation"] = preparation_from(preparation)
+        require(isinstance(prepares, bool), "it does not say whether its preparation is all")
         require(readout in (None, EVERY_STEP, *READOUTS), "its readout is unknown")
         require(scale is None or finite, "its logit_scale is no finite number")
         usage["logit_scale"] = scale and float(scale)  # PyTorch takes no whole number so large
@@ -157,7 +163,8 @@ class TrainedNetwork(nn.Module):
     Args:
         model: the module as it was trained.
         origin: the checkpoint that it comes from, in words.
-        preparation, readout, logit_scale, classes: as :func:`usage_of` returns them.
+        preparation, readout, logit_scale, classes: as :func:`usage_of` returns them; no preparation
+            if the task of the training had an ``encode`` of its own.
 
     Attributes:
         model: the same.

@@ -127,6 +127,14 @@ class TrainingState:
                 f" or scheduler.{config.scheduler.scheduler_choice}: {one_line(error)}"
             ) from None
         decay = config.hyperparameters.weight_averaging
+        for name, parameter in model.named_parameters() if decay else ():
+            coarse = parameter.is_floating_point() and parameter.dtype.itemsize < 4
+            require(
+                not coarse,
+                f"hyperparameters.weight_averaging is {decay}, but {name} is {parameter.dtype}, in "
+                "which an average stands still: build the model in float32",
+                SettingsError,
+            )
         try:
             self.average = MovingAverage(model, decay) if decay else None
         except Exception as error:  # it is pruned, for example, or holds a lock
@@ -272,7 +280,8 @@ class TrainingState:
         state = untrained | checkpoint["optimizer_state_dict"]["state"]
         full = {number: one if state.get(number) else {} for number, one in own["state"].items()}
         check_alike(state, full, "the optimiser")
-        self.optimizer.load_state_dict({**own, "state": state})
+        # A copy, as PyTorch would train in the checkpoint's own tensors.
+        self.optimizer.load_state_dict({**own, "state": copy.deepcopy(state)})
         if self.average is not None:
             average = checkpoint["average_state_dict"]
             check_alike(average, self.average.state_dict(), "the average")
@@ -404,9 +413,13 @@ class MovingAverage(AveragedModel):
         number = int(self.n_averaged)
         # The first set replaces the initial average.
         decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
-        update = get_ema_multi_avg_fn(decay)
-        update(list(self.module.parameters()), list(model.parameters()), self.n_averaged)
+        pairs = [*zip(self.module.parameters(), model.parameters(), strict=True)]
+        numbers = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+        get_ema_multi_avg_fn(decay)(*map(list, zip(*numbers, strict=True)), self.n_averaged)
         with torch.no_grad():
+            for kept, parameter in pairs:
+                if not (kept.is_floating_point() or kept.is_complex()):  # an order or a mask
+                    kept.copy_(parameter)
             buffers = zip(self.module.named_buffers(), model.buffers(), strict=True)
             for (name, kept), buffer in buffers:
                 # The statistics of a normalisation belong to the weights that they were taken with.

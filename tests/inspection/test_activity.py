@@ -53,6 +53,17 @@ def test_firing_rates_count_the_steps_of_each_sequence_and_no_padding(part, chun
     assert activity.elements["twice.2"] == 2 * 2 * 6 * own.sum()
 
 
+def test_lengths_of_small_numbers_do_not_overflow_in_chunks():
+    model, x = Sequential(SpikingNeuron(6, 4.0)), 2 * torch.rand(12, 3, 6)
+    found = []
+    for lengths in (torch.tensor([12, 3, 5]), torch.tensor([12, 3, 5], dtype=torch.uint8)):
+        with torch.no_grad(), count_activity(model) as activity:
+            activity.begin(lengths, 12)
+            Chunked(model, 4)(x)
+        found.append((activity.firing_rates(), activity.elements))
+    assert found[0] == found[1]
+
+
 def test_a_padded_sequence_may_be_run_in_parts_with_the_state():
     model, x = Sequential(LowPassSynapse(6, 4.0), SpikingNeuron(6, 4.0)), torch.rand(9, 3, 6)
     found = []

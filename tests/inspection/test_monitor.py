@@ -42,6 +42,29 @@ def test_padding_is_recorded_like_the_rest(model, x):
         torch.testing.assert_close(vars(padded[name]), vars(whole[name]), rtol=0, atol=0)
 
 
+def test_a_record_is_what_a_layer_has_returned_though_the_next_works_in_place():
+    model, x = Sequential(LowPassSynapse(5, 3.0), nn.ReLU(inplace=True)), torch.randn(9, 2, 5)
+    with Monitor(model) as monitor:
+        model(x)
+    psp, _ = model[0](x)
+    assert psp.min() < 0
+    assert monitor["0"].psp.equal(psp)
+
+
+class Named(SpikingNeuron):
+    def forward(self, current, state=None, lengths=None):
+        return super().forward(current, state, lengths)
+
+
+def test_layers_of_a_user_s_own_may_name_their_input_as_they_like():
+    neuron, x = Named(5, 4.0), 2 * torch.rand(9, 2, 5)
+    plain = SpikingNeuron(5, 4.0)
+    model = Sequential(neuron)
+    with Monitor(model) as monitor:
+        model(x)
+    torch.testing.assert_close(monitor["0"].membrane, plain.traces(x)[1])
+
+
 def neuron_by_definition(neuron, current, membrane, reset):
     """Spikes, membrane potential and reset, step by step."""
     coefficients = neuron.reset_decay, neuron.reset_strength, neuron.membrane_decay

@@ -42,6 +42,15 @@ def test_a_key_names_a_cell_and_its_rows():
     assert (made.spikes, made.fires) == ([True], [True])
 
 
+def test_a_module_s_name_may_have_the_signs_of_a_key():
+    """A script whose file is called so is imported where its network is loaded."""
+    name = register(Kind("lif+a~b[1;2].Mine", decaying, ("v", "scale"), ("decay", "gains")))
+    key = key_of(name, (2, None), (None, 2))
+    both = program(f"{key}+{FILTER}")
+    assert [cell.kind.name for cell in both.cells] == [name, "IIRSynapse"]
+    assert both.cells[0].kind.step is decaying
+
+
 def test_names_that_clash_or_are_python_s_keywords_are_changed():
     made = program(KEY)
     assert made.states == ["x_0", "x_1", "dropout_scale_"]

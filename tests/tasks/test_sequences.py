@@ -10,6 +10,7 @@ import signal
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -649,6 +650,205 @@ def test_the_scale_of_the_logits_may_be_any_number(scale, tmp_path):
     task = SequenceClassification({"train": sequences()}, "mean")
     task.logit_scale = scale
     assert load(trained_once(task, tmp_path).run.best, network).logit_scale == float(scale)
+
+
+@pytest.mark.parametrize("kept", [np.ones(2), np.float64(0.5), Fraction(1, 2)])
+def test_what_no_checkpoint_could_be_read_with_is_refused_before_the_first_epoch(kept, tmp_path):
+    class Keeping(SequenceClassification):
+        def usage(self):
+            return {**super().usage(), "scaler": kept}
+
+    message = refusal(trained_once, Keeping({"train": sequences()}, "mean"), tmp_path)
+    assert message.startswith("checkpoints of this run could not be read: their scaler holds")
+    assert not [*tmp_path.glob("**/last")]
+
+
+def by_features(config, task):
+    """A network whose width is that of the data."""
+    assert task.preparation.features == [CHANNELS]
+    return network()
+
+
+def test_an_encoding_of_a_user_s_own_leaves_the_preparation_to_build_model(tmp_path):
+    trial = trained_once(Scaled({"train": sequences()}, "mean"), tmp_path, by_features)
+    loaded = load(trial.run.best, by_features)
+    assert loaded.preparation is None
+    prepared_elsewhere = Prepared({"train": sequences()}, "mean")
+    trial = trained_once(prepared_elsewhere, tmp_path, by_features)
+    message = refusal(load, trial.run.best, by_features)
+    assert message.endswith("the checkpoint does not hold the preparation of its task")
+
+
+def test_sums_of_first_weights_are_of_all_data_in_every_process(tmp_path, monkeypatch):
+    class Solved(SequenceClassification):
+        config_class = TimeSeriesConfig
+
+        def metrics(self, sums):
+            return {**super().metrics(sums), "tested": sums["samples"]}
+
+    def initialise(model, task):
+        return {"samples": 72, "loss": 36.0, "correct": 60}
+
+    task = Solved({"train": sequences()}, "mean")
+    config = TimeSeriesConfig(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch = 0
+    trial = Experiment(network, task, config, initialise)
+    monkeypatch.setattr(
+        "snn_lib.training.distributed.add", lambda *values: [2 * value for value in values]
+    )
+    best = trial.train()["best"]
+    assert (best["validation_tested"], best["validation_loss"]) == (72, 0.5)
+
+
+def test_a_look_at_the_validation_part_within_an_epoch_leaves_training_as_it_was(tmp_path):
+    modes = []
+
+    class Noting(SequenceClassification):
+        def loss(self, model, batch):
+            modes.append(model.training)
+            return super().loss(model, batch)
+
+    def look():
+        if not looked:
+            looked.append(trial.evaluate("validation"))
+        return False
+
+    looked = []
+    config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
+    trial = Experiment(network, Noting({"train": sequences()}, "mean"), config, None, look)
+    trial.train()
+    assert modes == [True, False, *[True] * 4, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_the_average_of_weights_leaves_whole_numbers_as_they_are(dtype, tmp_path):
+    class Fixed(Ordered):
+        def __init__(self, config=None):
+            super().__init__()
+            self.layers.register_parameter(
+                "fixed", nn.Parameter(torch.tensor([0, 1, 1]).to(dtype), requires_grad=False)
+            )
+
+    trial = trained_once(
+        SequenceClassification({"train": sequences(80)}, "mean"),
+        tmp_path,
+        Fixed,
+        weight_averaging=0.99,
+    )
+    assert trial.model.order.tolist() == [2, 0, 3, 1]
+    assert trial.model.layers.fixed.tolist() == [0, 1, 1]
+
+
+def test_an_average_of_weights_in_bfloat16_is_refused(tmp_path):
+    task = SequenceClassification({"train": sequences()}, "mean")
+    message = refusal(
+        trained_once,
+        task,
+        tmp_path,
+        lambda config: network().bfloat16(),
+        weight_averaging=0.99,
+    )
+    assert "is torch.bfloat16, in which an average stands still" in message
+
+
+def test_expanded_buffers_are_refused_by_name(tmp_path):
+    def expanded(config):
+        model = network()
+        model.register_buffer("scale", torch.ones(1).expand(4))
+        return model
+
+    task = SequenceClassification({"train": sequences()}, "mean")
+    assert refusal(trained_once, task, tmp_path, expanded).startswith("scale of the model is exp")
+
+
+class Simulated(SequenceClassification):
+    """Its samples are drawn where a split is made."""
+
+    def __init__(self):
+        super().__init__({"train": sequences(), "test": sequences()}, "mean")
+        self.drawn = []
+
+    def make_split(self, split):
+        x = torch.rand(40, 6, CHANNELS) + float(np.random.rand())  # noqa: NPY002
+        self.drawn.append((split, x.sum().item()))
+        samples = [(one, torch.tensor(k % CLASSES)) for k, one in enumerate(x)]
+        self.parts = {**self.parts, split: Subset(samples, range(40))}
+        return super().make_split(split)
+
+
+def test_samples_that_a_task_simulates_are_the_same_in_training_test_and_every_process(tmp_path):
+    task, other = Simulated(), Simulated()
+    trial = trained_once(task, tmp_path)
+    task.share(1, 2)
+    task.split("validation")
+    config = task.config_class(device="cpu", runs_path=str(tmp_path))
+    config.hyperparameters.batch_size = 8
+    Experiment(network, other, config).test(trial.run.best)
+    sums = {*task.drawn, *other.drawn}
+    assert len(task.drawn) > 3
+    assert len({split for split, _ in sums}) == len({drawn for _, drawn in sums}) == len(sums) == 3
+
+
+def test_a_checkpoint_that_was_read_once_can_be_resumed_twice(tmp_path):
+    data = {"train": sequences(80)}
+    trial = trained_once(SequenceClassification(data, "mean"), tmp_path)
+    checkpoint, results = load_checkpoint(trial.run.last, "last"), []
+    written = trial.run.last.read_bytes()
+    for _ in range(2):
+        trial.run.last.write_bytes(written)
+        task = SequenceClassification(data, "mean")
+        config = task.config_class(device="cpu", runs_path=str(tmp_path))
+        config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 8
+        again = Experiment(network, task, config, None, lambda: True)  # stopped at once
+        with pytest.raises(Stopped):
+            again.train(checkpoint)
+        results.append(load_checkpoint(again.run.last, "last")["optimizer_state_dict"]["state"])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+class Reading(SequenceClassification):
+    """A loss that reads the output in its own way."""
+
+    def loss(self, model, batch):
+        output, _ = model(batch.x)
+        loss, count = nn.functional.cross_entropy(output[-2], batch.y), len(batch.y)
+        correct = (output[-2].argmax(1) == batch.y).sum()
+        return loss, {"samples": count, "loss": count * loss.detach(), "correct": correct}
+
+
+class Weighing(SequenceClassification):
+    """Losses that read the output by the readout."""
+
+    def loss(self, model, batch):
+        loss, sums = super().loss(model, batch)
+        return 2 * loss, sums
+
+
+class Resetting(SequenceClassification):
+    def __init__(self, *data):
+        super().__init__(*data)
+        self.readout = lambda output, lengths: output[-2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "readout"), [(Reading, None), (Resetting, None), (Weighing, "count")]
+)
+def test_a_checkpoint_names_the_readout_if_nothing_else_reads_the_output(kind, readout, tmp_path):
+    task = kind({"train": sequences(), "test": sequences(seed=1)})
+    trial = trained_once(task, tmp_path)
+    assert load(trial.run.best, network).readout == readout
+    assert (task.stop_early(trial.model)[1] != []) == (readout == "count")
+
+
+def test_what_initialise_returns_is_passed_over_unless_it_is_sums(tmp_path):
+    for returned in (torch.rand(3), {"2": 0.1}, None):
+        config = TimeSeriesConfig(device="cpu", runs_path=str(tmp_path))
+        config.hyperparameters.epoch = 0
+        task = SequenceClassification({"train": sequences()}, "mean", config_class=TimeSeriesConfig)
+        trial = Experiment(network, task, config, lambda model, task, found=returned: found)
+        best = trial.train()["best"]
+        assert best["validation_loss"] == trial.evaluate("validation")[0]["loss"]
 
 
 class Doubled(SequencePreparation):

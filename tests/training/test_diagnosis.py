@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from claimed_device import ClaimedDevice
 from running import SmallSNN, refused, tiny
 from torch import nn
 
@@ -20,6 +21,14 @@ def network(inputs=20, neurons=30):
     return Sequential(
         LowPassSynapse(inputs, 4.0), nn.Linear(inputs, neurons), SpikingNeuron(neurons, 4.0)
     )
+
+
+def test_a_loss_may_lie_on_another_device_than_the_network():
+    with ClaimedDevice():
+        device = torch.device("cuda", 0)
+        check = FiniteCheck(network(), device)
+        check.watch(1, 1, torch.tensor(0.5), torch.tensor(0.1, device=device))
+        assert check.first_broken.device == device
 
 
 def number(value):
