@@ -399,9 +399,10 @@ def _chosen(section: Any, key: str, choices: tuple[str, ...]) -> tuple[str, dict
 class MovingAverage(AveragedModel):
     """An exponential moving average of the weights, which forgets faster at first.
 
-    It averages the running statistics of normalisations as well, and copies all other buffers. The
-    decay of update n is min(decay, (1 + n) / (10 + n)). Unlike PyTorch's own, this class counts
-    updates on the CPU and copies no count to the device, so that no update waits for it.
+    It averages the running statistics of normalisations as well. It copies all other buffers, and
+    parameters that are whole numbers. The decay of update n is min(decay, (1 + n) / (10 + n)).
+    Unlike PyTorch's own, this class counts updates on the CPU and copies no count to the device, so
+    that no update waits for it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
