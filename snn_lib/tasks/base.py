@@ -126,9 +126,11 @@ class Task:
         It holds neither a preparation nor a readout of a user's own. If ``encode`` is a user's own,
         the preparation serves ``build_model`` alone.
         """
-        made, scale = type(self.preparation).__module__, self.logit_scale
+        preparation, scale = self.preparation, self.logit_scale
+        if not type(preparation).__module__.startswith("snn_lib."):
+            preparation = None
         return {
-            "preparation": self.preparation.to_dict() if made.startswith("snn_lib.") else None,
+            "preparation": preparation and preparation.to_dict(),
             "prepares": not self._is_of_the_user("encode"),
             "readout": self.readout_name if self.reads_out() else None,
             "logit_scale": None if scale is None else float(scale),  # NumPy's numbers, too

@@ -414,13 +414,15 @@ class MovingAverage(AveragedModel):
         number = int(self.n_averaged)
         # The first set replaces the initial average.
         decay = min(self.decay, (1 + number) / (10 + number)) if number else 0.0
-        pairs = [*zip(self.module.parameters(), model.parameters(), strict=True)]
-        numbers = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
-        get_ema_multi_avg_fn(decay)(*map(list, zip(*numbers, strict=True)), self.n_averaged)
+        averaged, given = [], []
         with torch.no_grad():
-            for kept, parameter in pairs:
-                if not (kept.is_floating_point() or kept.is_complex()):  # an order or a mask
+            for kept, parameter in zip(self.module.parameters(), model.parameters(), strict=True):
+                if kept.is_floating_point() or kept.is_complex():
+                    averaged.append(kept)
+                    given.append(parameter)
+                else:  # an order or a mask
                     kept.copy_(parameter)
+            get_ema_multi_avg_fn(decay)(averaged, given, self.n_averaged)
             buffers = zip(self.module.named_buffers(), model.buffers(), strict=True)
             for (name, kept), buffer in buffers:
                 # The statistics of a normalisation belong to the weights that they were taken with.
