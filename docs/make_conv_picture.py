@@ -19,6 +19,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # snn_lib and the script
 from snn_conv import SNN, ConvConfig
 from snn_lib.cells import IIRSynapse, SpikingNeuron
+from snn_lib.errors import require
 from snn_lib.inspection import plotting
 from snn_lib.inspection.monitor import Monitor, as_numpy
 from snn_lib.tasks.digits import DigitClassification
@@ -108,8 +109,9 @@ def main() -> int:
     parser.add_argument("--checkpoint", type=Path, default=default, help="of snn_conv.py")
     parser.add_argument("--digit", type=int, default=3, choices=range(10))
     default = ROOT / "docs" / "pictures" / "snn_conv.png"
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--output", type=Path, default=default, help="a .png file")
     chosen = parser.parse_args()
+    require(chosen.output.suffix == ".png", f"--output {chosen.output}: expected a .png file")
     experiment = trained(chosen.checkpoint)
     figure = draw(experiment, *seen_and_fired(experiment, chosen.digit))
     figure.savefig(chosen.output, dpi=100, facecolor=PAPER)

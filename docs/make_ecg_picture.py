@@ -21,6 +21,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of snn_lib
 import snn_lib
 from snn_lib.data.ecg import WAVES, load_ecg
+from snn_lib.errors import require
 from snn_lib.inference import compiled
 from snn_lib.inspection.plotting import (
     BLACK,
@@ -66,8 +67,9 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=2, help="of a test sequence")
     parser.add_argument("--dataset_path", type=Path, default=ROOT / "dataset" / "qtdb")
     default = ROOT / "docs" / "pictures" / "ecg.png"
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--output", type=Path, default=default, help="a .png file")
     chosen = parser.parse_args()
+    require(chosen.output.suffix == ".png", f"--output {chosen.output}: expected a .png file")
     network, parts = snn_lib.load(chosen.checkpoint), load_ecg(chosen.dataset_path, "test")
     stream = compiled(network)
     if (stream.before, stream.after) != ((4,), (len(WAVES),)):

@@ -29,6 +29,7 @@ from snn_lib.data.events import Events
 from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS
 from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
+from snn_lib.errors import require
 from snn_lib.inference import compiled
 from snn_lib.inspection.plotting import BLUE, GREEN, GREY, ORANGE
 from snn_lib.training.checkpoints import load_checkpoint
@@ -121,8 +122,9 @@ def main() -> int:
     parser.add_argument("--dataset_path", type=Path, default=ROOT / "dataset")
     parser.add_argument("--speed", type=float, default=1.0, help="1: as fast as it was recorded")
     default = ROOT / "docs" / "pictures" / "event_vision.png"
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--output", type=Path, default=default, help="a .png file")
     chosen = parser.parse_args()
+    require(chosen.output.suffix == ".png", f"--output {chosen.output}: expected a .png file")
 
     network, config = snn_lib.load(chosen.checkpoint), load_checkpoint(chosen.checkpoint)["config"]
     preparation = network.preparation

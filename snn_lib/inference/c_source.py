@@ -44,6 +44,7 @@ SPELLING = {
     "where": "{} ? {} : {}",
     "round": "rounded(state, {}, {}, {})",
 }
+FLOAT_MAX = float(np.finfo(np.float32).max)
 SIZES = {
     **{"double": 8, "float": 4, "int32_t": 4, "uint32_t": 4},
     **{"uint16_t": 2, "int16_t": 2, "uint8_t": 1},
@@ -483,6 +484,11 @@ class _Source:
 
     def _result_of(self, line: Line, step: Step, names: dict[str, str]) -> str:
         values = [self._value(value, names) for value in line.arguments]
+        for value in line.arguments:
+            if self.number == "float" and isinstance(value, float) and abs(value) > FLOAT_MAX:
+                raise ValueError(
+                    f"layer {step.name} computes with {value}, which C has no number for in float32"
+                )
         wide = line.name in step.wide
         if line.operation == "round":
             self.helpers["rounded"] = ROUNDED.format(name=self.name)

@@ -185,6 +185,14 @@ class Unbounded(Cell):
         return torch.where(x > math.inf, 0.0, x), ()
 
 
+class Distant(Cell):
+    """A limit that float32 does not hold."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return torch.where(x > 1e300, 0.0, x), ()
+
+
 MISSPELT = Sequential(nn.Linear(4, 4))
 MISSPELT.readout = "Mean"
 
@@ -207,6 +215,7 @@ REFUSED = [  # the network, the name of the file, and the words
     (Sequential(nn.Linear(4, 4), nn.GRU(4, 4)), "network.c", r"1 \(GRU\)"),
     (Sequential(nn.Linear(4, 4), Curved(4)), "network.c", "1 computes tanh, for which C needs"),
     (Sequential(Unbounded(4)), "network.c", "0 computes with inf, which C has no number for"),
+    (Sequential(Distant(4)), "network.c", r"0 computes with 1e\+300, which C has no number for"),
     (undefined(0, Sequential(nn.Linear(4, 4))), "network.c", "0 has weights or coefficients that"),
     (undefined(1, Sequential(nn.Linear(4, 4), LowPassSynapse(4, 3.0))), "network.c",
      "1 has weights or coefficients that are not finite"),

@@ -3,7 +3,6 @@
 That their results are those of plain PyTorch is tested in ``test_agreement.py``.
 """
 
-import gc
 import multiprocessing
 import os
 import platform
@@ -211,21 +210,29 @@ def test_a_notebook_says_that_it_compiles_and_a_log_file_does_not(monkeypatch, c
         assert capsys.readouterr().err[:11] == shown
 
 
-def test_an_interrupted_compilation_leaves_later_kernels_alone(monkeypatch):
-    def interrupted(source):
-        raise KeyboardInterrupt
+def test_an_interrupted_compilation_leaves_later_kernels_alone():
+    """In a process of its own, which would end."""
+    run = run_python("""
+import gc
+from snn_lib.kernels.cpu import library
 
-    arguments = "(i64 %thread, i64 %first, i64 %last, ptr %arguments)"
-    source = "\n".join(
-        f"define void @{name}{arguments} {{ ret void }}" for name in ("kernel", "share")
-    )
-    with monkeypatch.context() as patch:
-        patch.setattr(library, "_object", interrupted)
-        for _ in range(3):
-            with pytest.raises(KeyboardInterrupt):
-                library.kernel(source)
-            gc.collect()
-    library.kernel(source).run(0, 0, 1, None)
+def interrupted(source):
+    raise KeyboardInterrupt
+
+arguments = "(i64 %thread, i64 %first, i64 %last, ptr %arguments)"
+names = "kernel", "share"
+source = "\\n".join(f"define void @{name}{arguments} {{ ret void }}" for name in names)
+compile_source, library._object = library._object, interrupted
+for _ in range(3):
+    try:
+        library.kernel(source)
+    except KeyboardInterrupt:
+        gc.collect()
+library._object = compile_source
+library.kernel(source).run(0, 0, 1, None)
+print("ran")
+""")
+    assert (run.returncode, run.stdout) == (0, "ran\n"), run.stderr
 
 
 @pytest.fixture
