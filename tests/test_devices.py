@@ -48,7 +48,6 @@ from snn_lib.tasks import (
     ClassificationConfig,
     SequenceClassification,
     SequenceRegression,
-    association,
     digits,
 )
 from snn_lib.tasks.association import Association
@@ -347,8 +346,6 @@ MEMORY = Association, Memory, memory_settings, ROOT / "associative_memory.py"
 def _small_data():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits, "load_mnist", functools.cache(digits.load_mnist))
-        patch.delitem(association.DAMAGE_KINDS, "block_size")  # larger than the patterns
-        patch.delitem(association.DAMAGE_KINDS, "rows_removed")
         yield
 
 
