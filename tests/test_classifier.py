@@ -87,6 +87,7 @@ def test_numbers_are_predicted_whatever_their_offset_and_scale(offset, scale):
     x, y = waves()
     more, numbers = waves(seed=1)
     plain = SpikingRegressor(**SMALL).fit(x, y / 3)
+    assert (plain.mean_, plain.deviation_) == pytest.approx(((y / 3).mean(), (y / 3).std()))
     assert plain.score(more, numbers / 3) > 0.8
     with np.errstate(invalid="ignore"):  # scikit-learn asks whether 1e45 is a whole number
         other = SpikingRegressor(**SMALL).fit(x, scale * (offset + y / 3))

@@ -53,6 +53,15 @@ def test_firing_rates_count_the_steps_of_each_sequence_and_no_padding(part, chun
     assert activity.elements["twice.2"] == 2 * 2 * 6 * own.sum()
 
 
+def test_spikes_that_dropout_takes_are_not_counted_in_training():
+    model, x = Sequential(SpikingNeuron(50, 4.0, dropout=0.75)), 2 * torch.rand(12, 3, 50)
+    with torch.no_grad(), count_activity(model) as activity:
+        activity.begin(None, 12)
+        output, _ = model(x)
+    assert output.max() == 4
+    assert activity.spike_counts["0"] == (output != 0).sum()
+
+
 def test_lengths_of_small_numbers_do_not_overflow_in_chunks():
     model, x = Sequential(SpikingNeuron(6, 4.0)), 2 * torch.rand(12, 3, 6)
     found = []
