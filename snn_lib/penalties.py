@@ -16,6 +16,7 @@ from snn_lib.cells import Constrained, Recurrent, is_spiking
 from snn_lib.containers import Sequential, holds_weights, is_weighted
 from snn_lib.functional import check_tensor
 from snn_lib.observing import observe_layers
+from snn_lib.pytorch_private import version
 from snn_lib.readout import within
 from snn_lib.recomputing import Chunk, current_chunk
 
@@ -117,19 +118,19 @@ class CollectedSpikes(Mapping[str, Tensor]):
             chunks.clear()
         elif chunk is not None and self._last.get(name) is chunk and len(spikes) == chunk.steps:
             chunks.pop()  # of two runs over a chunk the later counts, as it does without chunks
-        chunks.append((spikes, _version(spikes)))
+        chunks.append((spikes, version(spikes)))
         self._last[name] = chunk
 
     def __getitem__(self, name: str) -> Tensor:
         chunks = self.chunks[name]
-        if any(version != _version(spikes) for spikes, version in chunks):
+        if any(kept != version(spikes) for spikes, kept in chunks):
             raise ValueError(
                 f"a layer changes the spikes of {name} in place: give it inplace=False, so that "
                 "they can be penalised"
             )
         if len(chunks) > 1:
             whole = torch.cat([spikes for spikes, _ in chunks])
-            chunks[:] = [(whole, _version(whole))]
+            chunks[:] = [(whole, version(whole))]
         return chunks[0][0]
 
     def __iter__(self) -> Iterator[str]:
@@ -137,11 +138,6 @@ class CollectedSpikes(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.chunks)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place; inference mode does not count."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager

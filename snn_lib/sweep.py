@@ -129,13 +129,14 @@ class SearchSpace:
 
     Attributes:
         base: the YAML file, or ``None`` if the script has none.
-        config: a configuration that may be drawn, that of the last choices if they are allowed.
+        config: a configuration that may be drawn.
         whole: all settings that do not say where and how a machine runs them, as text: the range or
             the choices of one that is searched, and the value of any other.
 
     Raises:
-        InputError: a key is unknown, an end or a choice is not allowed, whatever is chosen for the
-            others, a range is empty or not one of numbers, or a setting has no effect in any trial.
+        InputError: a key is unknown, an end or a choice is allowed with none of the choices of the
+            others that are tried, a range is empty or not one of numbers, or a setting has no
+            effect in any trial.
     """
 
     def __init__(self, script: Path, config_file: Path | None, settings: Sequence[str]) -> None:

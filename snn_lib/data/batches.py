@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from snn_lib.containers import map_tensors
 from snn_lib.errors import InputError, RunError, require
 
 
@@ -44,7 +43,10 @@ class Batch(NamedTuple):
         if device.type == "cpu":
             return self
 
-        return map_tensors(lambda part: part.pin_memory().to(device, non_blocking=True), self)
+        def copy(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part.pin_memory().to(device, non_blocking=True)
+
+        return Batch._make(map(copy, self))
 
 
 @dataclass

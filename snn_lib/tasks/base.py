@@ -5,6 +5,7 @@ A script makes the task, and the experiment prepares it with the configuration a
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
 from textwrap import shorten
@@ -140,20 +141,25 @@ class Task:
     def reads_out(self) -> bool:
         """Whether the readout of this name makes the answer, and nothing of a user's own.
 
-        A loss of a user's own may read the output in its own way. It does not if its code has the
-        name of what reads it here, or calls the loss that it replaces.
+        A loss of a user's own may read the output in its own way. It does not if its code, or that
+        of the user's methods that it calls, has the name of what reads the output here, or calls
+        the loss that it replaces.
         """
         if self._is_of_the_user("answer", "logits"):
             return False
         if self.readout_name == EVERY_STEP or not self._is_of_the_user("loss"):
             return True
-        code = getattr(inspect.unwrap(type(self).loss), "__code__", None)
-        return code is not None and not READERS.isdisjoint(code.co_names)
+        names, new = set(), names_in(type(self).loss)
+        while new:
+            names |= new
+            called = (name for name in new - {"loss"} if self._is_of_the_user(name))
+            new = set().union(*(names_in(getattr(type(self), name)) for name in called)) - names
+        return not READERS.isdisjoint(names)
 
     def _is_of_the_user(self, *names: str) -> bool:
         """Whether one of these methods is not the library's, but that of a user's subclass."""
-        methods = (getattr(type(self), name, None) for name in names)
-        return any(one and not one.__module__.startswith("snn_lib.") for one in methods)
+        methods = filter(inspect.isfunction, (getattr(type(self), name, None) for name in names))
+        return any(not method.__module__.startswith("snn_lib.") for method in methods)
 
     def check_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Refuses to test or resume a network whose output or input had another meaning.
@@ -219,10 +225,19 @@ class Task:
         What a user's own ``encode`` draws from NumPy's and Python's generators follows from the
         seed, and is not what the data has drawn.
         """
-        seeded = other_seeds(self.config.seed + self.rank, epoch, number + MOST_BATCHES)
+        own, gradients = self._is_of_the_user("encode"), torch.is_grad_enabled()
+        seed = self.config.seed + self.rank
+        seeded = other_seeds(seed, epoch, number + MOST_BATCHES) if own else nullcontext()
         unmixed = torch.autocast(self.device.type, enabled=False)
-        with torch.inference_mode(False), unmixed, seeded:
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients), unmixed, seeded:
             return self.encode(batch.to(self.device))
+
+
+def names_in(code: Any) -> set[str]:
+    """The names of attributes and of globals in the code of a function and of those within it."""
+    code = getattr(inspect.unwrap(code), "__code__", code) if callable(code) else code
+    within = (names_in(part) for part in getattr(code, "co_consts", ()) if inspect.iscode(part))
+    return set(getattr(code, "co_names", ())).union(*within)
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:

@@ -148,11 +148,11 @@ class Classification(Task):
 
         Returns:
             The network with its counts. And, if the network counts spikes, and no code of a user's
-            own reads its output: the accuracy if they are
-            counted up to each step (a sequence that has ended keeps its answer), and for each of
-            the ``leads`` a row with the accuracy, the mean number of steps and of synaptic
-            operations, if each sequence stops when one class has this lead. (There are no rows if
-            its outputs are no whole numbers, of which nobody knows what a lead of 1 means.)
+            own reads its output: the accuracy if they are counted up to each step (a sequence that
+            has ended keeps its answer), and for each of the ``leads`` a row with the accuracy, the
+            mean number of steps and of synaptic operations, if each sequence stops when one class
+            has this lead. (There are no rows if its outputs are no whole numbers, of which nobody
+            knows what a lead of 1 means.)
 
         Raises:
             ValueError: the operations cannot be counted, see :class:`CountedNetwork`.

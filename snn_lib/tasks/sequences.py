@@ -61,11 +61,11 @@ class SequenceTask(Task):
         super().__init__(config_class)
         self.data = data
         self.readout = find_readout(readout)
-        self._given = self.readout
         self.targets_are_sequences = readout is None
         # A checkpoint can hold no readout but one that was given by its name.
         name = EVERY_STEP if readout is None else readout
         self.readout_name = name if isinstance(name, str) else None
+        self._given = self.readout, self.readout_name
 
     def setup(self, config: Any, device: torch.device) -> None:
         """Reads the data; see :class:`Task`."""
@@ -155,8 +155,10 @@ class SequenceTask(Task):
         return output if self.readout is None else self.readout(output, batch.lengths)
 
     def reads_out(self) -> bool:
-        """See :class:`Task`; a subclass may have set another readout since."""
-        return self.readout is self._given and super().reads_out()
+        """See :class:`Task`; a subclass may have set another readout, without its name, since."""
+        readout, name = self._given
+        named = self.readout is readout or self.readout_name != name
+        return named and super().reads_out()
 
     def augment(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Changes a training batch at random, on the CPU; here it stays as it is."""

@@ -51,7 +51,12 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         "build_model returns a lazy layer, such as nn.LazyLinear, whose size is not known yet",
     )
     kept = (*model.named_parameters(), *model.named_buffers())
-    expanded = [name for name, one in kept if one.numel() > 1 and 0 in one.stride()]
+    strided = ((name, one) for name, one in kept if one.layout == torch.strided)
+    expanded = [
+        name
+        for name, one in strided
+        if any(size > 1 and step == 0 for size, step in zip(one.shape, one.stride(), strict=True))
+    ]
     require(
         not expanded,
         f"{min(expanded, default='')} of the model is expanded, and no checkpoint can be read into "

@@ -57,7 +57,7 @@ def check_readable(content: Mapping[str, Any]) -> None:
     """Refuses what can be written to a checkpoint but not be read from it, before a run begins.
 
     Raises:
-        InputError: a part holds other objects than tensors and built-in types.
+        InputError: a part cannot be written, or holds other than tensors and built-in types.
     """
     for name, part in content.items():
         buffer = io.BytesIO()

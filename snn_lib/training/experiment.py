@@ -280,6 +280,7 @@ class Experiment:
         """
         progress, total = self.progress, len(self.task.split("train"))
         batches = self.task.batches("train", progress.epoch, progress.batch)
+        self.trained.train()
         saved, stop = time.monotonic(), False
         with display.show_epoch(progress, self.task, self.config, self.rank > 0) as advance:
             while progress.batch < total:
@@ -309,7 +310,8 @@ class Experiment:
     def _train_batch(self, batch: Any) -> dict[str, Any]:
         """Forward, backward, and a step of the optimiser; returns the batch's sums."""
         state, limit = self.state, self.config.optimizer.gradient_clipping
-        self.trained.train()  # stop_requested may have evaluated it
+        if not self.model.training:  # stop_requested may have evaluated it
+            self.trained.train()
         state.optimizer.zero_grad(set_to_none=True)
         # A loss of the user's own may draw from other generators than PyTorch's, whose state is
         # kept. The data of this batch is drawn with other numbers.
@@ -338,7 +340,9 @@ class Experiment:
         if penalised:
             rates = settings.target_rate, settings.rate_limit
             options = *rates, batch.lengths, settings.penalty_by_cost
-            loss = loss + settings.rate_penalty * network_penalty(self.model, spikes, *options)
+            with refusing("hyperparameters.rate_penalty: "):
+                penalty = network_penalty(self.model, spikes, *options)
+            loss = loss + settings.rate_penalty * penalty
         if self.world > 1:  # the last batch may not divide equally
             share = float(sums[self.task.mean_over])
             loss = loss * (share * self.world / (distributed.add(share)[0] or 1.0))

@@ -130,7 +130,7 @@ class TrainingState:
         for name, parameter in model.named_parameters() if decay else ():
             coarse = parameter.is_floating_point() and parameter.dtype.itemsize < 4
             require(
-                not coarse,
+                not (coarse and parameter.requires_grad),
                 f"hyperparameters.weight_averaging is {decay}, but {name} is {parameter.dtype}, in "
                 "which an average stands still: build the model in float32",
                 SettingsError,

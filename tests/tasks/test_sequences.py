@@ -758,8 +758,18 @@ def test_expanded_buffers_are_refused_by_name(tmp_path):
         model.register_buffer("scale", torch.ones(1).expand(4))
         return model
 
+    def of_numpy(config):
+        model = network()
+        row = torch.from_numpy(np.ones(4)[None])  # whose first stride is 0, which does no harm
+        model.register_buffer("scale", row)
+        model.register_buffer("mask", torch.eye(3).to_sparse())
+        assert 0 in row.stride()
+        return model
+
     task = SequenceClassification({"train": sequences()}, "mean")
     assert refusal(trained_once, task, tmp_path, expanded).startswith("scale of the model is exp")
+    trial = trained_once(SequenceClassification({"train": sequences()}, "mean"), tmp_path, of_numpy)
+    assert load(trial.run.best, of_numpy).model.scale.tolist() == [[1.0] * 4]
 
 
 class Simulated(SequenceClassification):
@@ -825,14 +835,38 @@ class Weighing(SequenceClassification):
         return 2 * loss, sums
 
 
+class Calling(SequenceClassification):
+    """Reads the output in a method and in a function within it."""
+
+    def loss(self, model, batch):
+        return self.of_output(model(batch.x)[0], batch)
+
+    def of_output(self, output, batch):
+        def found():
+            return self.readout(output, batch.lengths)
+
+        sums = {"samples": len(batch.y), "loss": found().detach().sum(), "correct": 0}
+        return found().square().mean(), sums
+
+
 class Resetting(SequenceClassification):
     def __init__(self, *data):
         super().__init__(*data)
         self.readout = lambda output, lengths: output[-2]
 
 
+class Renaming(SequenceClassification):
+    def __init__(self, *data):
+        super().__init__(*data)
+        self.readout, self.readout_name, self.counts_spikes = Mean(), "mean", False
+
+
 @pytest.mark.parametrize(
-    ("kind", "readout"), [(Reading, None), (Resetting, None), (Weighing, "count")]
+    ("kind", "readout"),
+    [
+        *((Reading, None), (Resetting, None)),
+        *((Weighing, "count"), (Calling, "count"), (Renaming, "mean")),
+    ],
 )
 def test_a_checkpoint_names_the_readout_if_nothing_else_reads_the_output(kind, readout, tmp_path):
     task = kind({"train": sequences(), "test": sequences(seed=1)})
@@ -895,11 +929,13 @@ class Projected(SequenceClassification):
 
     def setup(self, config, device):
         super().setup(config, device)
-        self.types, self.drawn = set(), []
+        self.types, self.drawn, self.recorded = set(), [], set()
+        self.filter = nn.Linear(CHANNELS, CHANNELS)
 
     def encode(self, batch):
-        x = batch.x @ torch.eye(CHANNELS)
+        x = batch.x @ self.filter.weight.detach()
         self.types.add(x.dtype)
+        self.recorded.add(self.filter(batch.x).requires_grad)
         self.drawn.append((np.random.rand(), random.random()))  # noqa: NPY002
         return batch._replace(x=x)
 
@@ -913,6 +949,9 @@ def test_an_encoding_is_as_exact_in_evaluation_as_in_training_and_draws_by_the_s
         drawn.append([*task.drawn])
         trial.test()
         assert task.types == {torch.float32}
+        task.recorded.clear()
+        trial.test()
+        assert task.recorded == {False}  # no gradients of what is evaluated
     assert drawn[0] == drawn[1]
     assert len({*drawn[0]}) == len(drawn[0]) > 8  # another number in every batch of every part
 
