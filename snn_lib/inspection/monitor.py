@@ -106,8 +106,9 @@ def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
-    x, *_ = given.values()  # which a user's own forward may call otherwise
-    return NeuronRecord(*layer.traces(x, given.get("state")))  # padding is recorded like the rest
+    (_, x), *rest = given.items()  # whatever a user's own forward calls its input
+    rest = {name: value for name, value in rest if name != "lengths"}
+    return NeuronRecord(*layer.traces(x, **rest))  # padding is recorded like the rest
 
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
