@@ -23,6 +23,13 @@ class Integrator(Cell):
         return membrane, (membrane - fire(membrane),)
 
 
+class RenamedInput(SpikingNeuron):
+    """A neuron of a user's own, whose input has another name."""
+
+    def forward(self, current, state=None, lengths=None):
+        return super().forward(current, state, lengths)
+
+
 def dual_exponential(channels):
     return DualExponentialSynapse(channels, TAU_M, TAU_S)
 

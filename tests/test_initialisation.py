@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from small_networks import RenamedInput
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -329,11 +330,6 @@ def test_the_last_layer_answers_from_the_start():
     torch.testing.assert_close(model(one)[0].mean(0), logits[5:6])
 
 
-class OwnNeuron(SpikingNeuron):
-    def forward(self, current, state=None, lengths=None):
-        return super().forward(current, state, lengths)
-
-
 class OwnLinear(nn.Linear):
     def forward(self, spikes):
         return super().forward(spikes)
@@ -342,7 +338,7 @@ class OwnLinear(nn.Linear):
 def test_layers_may_name_their_input_as_they_like_and_batches_share_their_memory():
     x, y = 3 * torch.rand(20, 8, 3), torch.arange(8) % 3
     found = []
-    for neuron, linear in ((SpikingNeuron, nn.Linear), (OwnNeuron, OwnLinear)):
+    for neuron, linear in ((SpikingNeuron, nn.Linear), (RenamedInput, OwnLinear)):
         torch.manual_seed(0)
         model = Sequential(nn.Linear(3, 40), neuron(40, 4.0), linear(40, 3))
         rates = fire_from_the_start(model, x, 0.1)

@@ -205,7 +205,7 @@ class Cell(Constrained):
         check_surrogate(surrogate)
         if isinstance(train, str):  # or each of its letters would be a name
             raise TypeError(f"train is {train!r}, expected the names in a list: [{train!r}]")
-        train = tuple(train)
+        train = tuple(train)  # it may be an iterator
         if train_decay and not self.decays:
             raise ValueError(f"train_decay has no effect: {type(self).__name__} names no decays")
         self.shape, self.surrogate, self.dropout = feature_shape(shape), surrogate, dropout

@@ -4,7 +4,7 @@ A script makes the task, and the experiment prepares it with the configuration a
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from numbers import Integral, Real
@@ -233,11 +233,14 @@ class Task:
             return self.encode(batch.to(self.device))
 
 
-def names_in(code: Any) -> set[str]:
+def names_in(function: Callable) -> set[str]:
     """The names of attributes and of globals in the code of a function and of those within it."""
-    code = getattr(inspect.unwrap(code), "__code__", code) if callable(code) else code
-    within = (names_in(part) for part in getattr(code, "co_consts", ()) if inspect.iscode(part))
-    return set(getattr(code, "co_names", ())).union(*within)
+    names, parts = set(), [getattr(inspect.unwrap(function), "__code__", None)]
+    while parts:
+        if inspect.iscode(code := parts.pop()):
+            names.update(code.co_names)
+            parts += code.co_consts
+    return names
 
 
 def output_of(model: nn.Module, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
@@ -51,12 +51,7 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         "build_model returns a lazy layer, such as nn.LazyLinear, whose size is not known yet",
     )
     kept = (*model.named_parameters(), *model.named_buffers())
-    strided = ((name, one) for name, one in kept if one.layout == torch.strided)
-    expanded = [
-        name
-        for name, one in strided
-        if any(size > 1 and step == 0 for size, step in zip(one.shape, one.stride(), strict=True))
-    ]
+    expanded = [name for name, tensor in kept if _is_expanded(tensor)]
     require(
         not expanded,
         f"{min(expanded, default='')} of the model is expanded, and no checkpoint can be read into "
@@ -70,6 +65,14 @@ def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:
         "batch_first = False if it takes these",
     )
     return model
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether elements share their memory. NumPy may give a dimension of 1 a stride of 0, too."""
+    if tensor.layout != torch.strided:
+        return False
+    dimensions = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in dimensions)
 
 
 def choose_device(name: str) -> torch.device:

@@ -120,7 +120,8 @@ def trained_network(
     with refusing(f"{origin} has weights of {bits} bits, but ", InputError):
         # Those of a last checkpoint are not rounded yet.
         round_weights(model, bits if bits in WEIGHT_BITS else 0)
-    usage["preparation"] = usage["preparation"] if prepares else None
+    if not prepares:  # it has served build_model
+        usage["preparation"] = None
     return TrainedNetwork(model.cpu(), origin, **usage).eval()
 
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from definitions import traces_by_hand
+from small_networks import RenamedInput
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
@@ -51,15 +52,9 @@ def test_a_record_is_what_a_layer_has_returned_though_the_next_works_in_place():
     assert monitor["0"].psp.equal(psp)
 
 
-class Named(SpikingNeuron):
-    def forward(self, current, state=None, lengths=None):
-        return super().forward(current, state, lengths)
-
-
 def test_layers_of_a_user_s_own_may_name_their_input_as_they_like():
-    neuron, x = Named(5, 4.0), 2 * torch.rand(9, 2, 5)
-    plain = SpikingNeuron(5, 4.0)
-    model = Sequential(neuron)
+    x, plain = 2 * torch.rand(9, 2, 5), SpikingNeuron(5, 4.0)
+    model = Sequential(RenamedInput(5, 4.0))
     with Monitor(model) as monitor:
         model(x)
     torch.testing.assert_close(monitor["0"].membrane, plain.traces(x)[1])

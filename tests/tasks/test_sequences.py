@@ -81,6 +81,21 @@ def prepared(task, rank=0, world=1, **options):
     return task
 
 
+def settings_of(task, folder, **options):
+    """Settings of a run of an epoch, with these hyperparameters."""
+    config = task.config_class(device="cpu", runs_path=str(folder))
+    for key, value in {"epoch": 1, "batch_size": 8, **options}.items():
+        setattr(config.hyperparameters, key, value)
+    return config
+
+
+def trained_once(task, folder, model=network, **options):
+    """An experiment after its training."""
+    trial = Experiment(model, task, settings_of(task, folder, **options))
+    trial.train()
+    return trial
+
+
 class Noisy(Dataset):
     """Draws from every global generator."""
 
@@ -607,10 +622,7 @@ class Answering(SequenceClassification):
 
 def test_what_a_task_does_in_its_own_way_no_checkpoint_claims_to_know(tmp_path):
     def trained(kind):
-        config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
-        config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
-        trial = Experiment(network, kind({"train": sequences()}, "mean"), config)
-        trial.train()
+        trial = trained_once(kind({"train": sequences()}, "mean"), tmp_path)
         return trial, load(trial.run.best, network)
 
     x, _ = sequences()
@@ -632,17 +644,6 @@ def test_early_answers_are_those_of_counted_spikes_alone(kind):
     early = kind is SequenceClassification
     assert (len(accuracy) > 0) == early == any("so many steps" in line for line in lines)
     assert counted.sequences == 40
-
-
-def trained_once(task, folder, model=network, **options):
-    """An experiment after an epoch."""
-    config = task.config_class(device="cpu", runs_path=str(folder))
-    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
-    for key, value in options.items():
-        setattr(config.hyperparameters, key, value)
-    trial = Experiment(model, task, config)
-    trial.train()
-    return trial
 
 
 @pytest.mark.parametrize("scale", [np.float64(0.5), np.float32(0.5), torch.tensor(0.5), 2])
@@ -714,9 +715,8 @@ def test_a_look_at_the_validation_part_within_an_epoch_leaves_training_as_it_was
         return False
 
     looked = []
-    config = ClassificationConfig(device="cpu", runs_path=str(tmp_path))
-    config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
-    trial = Experiment(network, Noting({"train": sequences()}, "mean"), config, None, look)
+    task = Noting({"train": sequences()}, "mean")
+    trial = Experiment(network, task, settings_of(task, tmp_path), None, look)
     trial.train()
     assert modes == [True, False, *[True] * 4, False]
 
@@ -792,9 +792,7 @@ def test_samples_that_a_task_simulates_are_the_same_in_training_test_and_every_p
     trial = trained_once(task, tmp_path)
     task.share(1, 2)
     task.split("validation")
-    config = task.config_class(device="cpu", runs_path=str(tmp_path))
-    config.hyperparameters.batch_size = 8
-    Experiment(network, other, config).test(trial.run.best)
+    Experiment(network, other, settings_of(other, tmp_path)).test(trial.run.best)
     sums = {*task.drawn, *other.drawn}
     assert len(task.drawn) > 3
     assert len({split for split, _ in sums}) == len({drawn for _, drawn in sums}) == len(sums) == 3
@@ -808,8 +806,7 @@ def test_a_checkpoint_that_was_read_once_can_be_resumed_twice(tmp_path):
     for _ in range(2):
         trial.run.last.write_bytes(written)
         task = SequenceClassification(data, "mean")
-        config = task.config_class(device="cpu", runs_path=str(tmp_path))
-        config.hyperparameters.epoch, config.hyperparameters.batch_size = 2, 8
+        config = settings_of(task, tmp_path, epoch=2)
         again = Experiment(network, task, config, None, lambda: True)  # stopped at once
         with pytest.raises(Stopped):
             again.train(checkpoint)
