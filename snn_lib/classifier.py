@@ -222,7 +222,7 @@ class SpikingRegressor(SpikingEstimator, BaseRegressor):
     """
 
     def _fit(self, X: Any, y: np.ndarray) -> "SpikingRegressor":
-        y = np.asarray(y, np.float64)
+        y = _numbers(y)
         if len(y) < 2 or not np.isfinite(y).all():
             raise ValueError(f"y has {len(y)} values, expected finite numbers, and at least two")
         with np.errstate(over="ignore", invalid="ignore"):
@@ -311,7 +311,7 @@ class Stream:
             ValueError: ``x`` has another shape, or is not finite in float32; the stream stays as it
                 is.
         """
-        x = np.atleast_1d(np.asarray(x, np.float64))
+        x = np.atleast_1d(_numbers(x))
         with np.errstate(over="ignore"):
             finite = np.isfinite(x.astype(np.float32)).all()
         if x.shape != self._mean.shape or not finite:
@@ -347,8 +347,13 @@ class Stream:
 
 def _sequences(X: Any) -> list[Tensor]:
     """Aeon's collection as ``(T, channels)`` each."""
-    turned = (np.array(series.T, np.float64) for series in X)
+    turned = (_numbers(series).T for series in X)
     return as_sequences(turned, "series", dtype=torch.float64)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """A user's numbers in float64; those that are masked are nan."""
+    return np.ma.filled(np.ma.array(values, np.float64), np.nan)
 
 
 @contextmanager

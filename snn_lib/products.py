@@ -105,7 +105,8 @@ def _linear(
 def _are_plain(tensors: list[Tensor]) -> bool:
     """Whether the CPU's kernels may read these tensors, and nobody wants to see them doing so."""
     return not (torch.compiler.is_compiling() or is_transformed()) and all(
-        type(tensor) in PLAIN and tensor.device.type == "cpu" for tensor in tensors
+        type(tensor) in PLAIN and tensor.device.type == "cpu" and tensor.layout == torch.strided
+        for tensor in tensors
     )
 
 

@@ -46,7 +46,7 @@ from snn_lib.training.config import (
     refuse_file_without_effect,
     refuse_without_effect,
 )
-from snn_lib.training.display import say
+from snn_lib.training.display import say, say_from_a_handler
 from snn_lib.training.experiment import Experiment
 from snn_lib.training.loading import arguments_of_main
 from snn_lib.training.state import score_of
@@ -55,8 +55,7 @@ NOT_SEARCHED = ("name", *LOCAL_KEYS)
 NUMBER = r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 TRIES = 20  # draws of the other settings, before a choice is refused
 STOPPED = b"""sweep: stopped; the same command continues it; two minutes from now or later it also \
-takes up the trial that was running
-"""
+takes up the trial that was running"""
 
 
 def main() -> int:
@@ -101,7 +100,7 @@ def main() -> int:
 
 def kill(number: int, frame: Any) -> None:
     """Ends this process without Optuna's noticing, so that its trial is run again."""
-    os.write(2, STOPPED)  # not by print, because the signal may have interrupted a print
+    say_from_a_handler(STOPPED)
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
 

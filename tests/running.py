@@ -122,7 +122,6 @@ def _finished(work):
     out, err = io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             work()
@@ -131,8 +130,6 @@ def _finished(work):
         code = end.code
     finally:
         torch.set_num_threads(threads)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     return Finished(code, out.getvalue(), err.getvalue())
 
 

@@ -420,11 +420,17 @@ def changed(x, index, value):
     return x
 
 
+def masked(x, index=()):
+    return np.ma.array(x, mask=changed(np.zeros(x.shape, bool), index, bool(index)))
+
+
 @pytest.mark.parametrize(
     ("series", "labels", "message"),
     [
         (lambda x: changed(x, (0, 0, 0), np.nan), None, "missing values"),
         (lambda x: changed(x, (0, 0, 0), np.inf), None, "series 0 .* infinite .*: step 0"),
+        (lambda x: masked(x, (2, 1, 5)), None, "series 2 .* undefined .*: step 5, channel 1"),
+        (lambda x: [masked(one, (1, 5)) for one in x], None, "series 0 .*: step 5, channel 1"),
         (lambda x: np.full_like(x, 3.7), None, "no training sequence ever changes"),
         (lambda x: 1e300 * x, None, "too large to be squared"),
         (lambda x: x[:1], [0], "at least 2 unique labels, but found 1"),
@@ -446,6 +452,7 @@ def test_wrong_series_are_refused_as_scikit_learn_does(series, labels, message):
         (lambda x: x[:, :1], "number of channels"),
         (lambda x: changed(x, (0, 0, 0), np.nan), "missing values"),
         (lambda x: changed(x, (3, 0, 0), np.inf), "series 3 .* infinite .*: step 0, channel 0"),
+        (lambda x: masked(x, (3, 1, 5)), "series 3 .* undefined .*: step 5, channel 1"),
     ],
 )
 def test_wrong_series_are_refused_after_the_fit(series, message):
@@ -453,6 +460,17 @@ def test_wrong_series_are_refused_after_the_fit(series, message):
     classifier = SpikingClassifier(**SMALL).fit(x, y)
     with pytest.raises(ValueError, match=message):
         classifier.predict(series(x))
+
+
+def test_masked_numbers_are_refused_and_a_mask_of_none_is_no_matter():
+    x, y = waves()
+    fitted = SpikingRegressor(**SMALL).fit(masked(x), masked(y.astype(float)))
+    expected = SpikingRegressor(**SMALL).fit(x, y.astype(float))
+    np.testing.assert_array_equal(fitted.predict(x), expected.predict(masked(x)))
+    with pytest.raises(ValueError, match=r"y has .* values, expected finite numbers"):
+        SpikingRegressor(**SMALL).fit(x, masked(y.astype(float), (1,)))
+    with pytest.raises(ValueError, match=r"a step is \[.*nan\], expected 2 finite numbers"):
+        fitted.stream().step(masked(x[0, :, 0], (1,)))
 
 
 WRONG = {"neurons": 0, "filters": "9", "length": 0, "reset_strength": -1.0, "moments": 1.5}

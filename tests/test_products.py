@@ -247,6 +247,7 @@ OTHERS = {
     "float64": lambda f, x, w: f(x.double(), w.double()),
     "few inputs": lambda f, x, w: f(x[:, :63], w[:, :63]),
     "one column": lambda f, x, w: f(x, w[:1]),
+    "sparse weights": lambda f, x, w: f(x, w.to_sparse_csr()),
     "a tensor's subclass": lambda f, x, w: f(x, w.as_subclass(Marked)),
     "vmap": lambda f, x, w: torch.func.vmap(f, (0, None))(x[:, None], w),
     "jvp": lambda f, x, w: torch.func.jvp(lambda w: f(x, w), (w,), (w,))[1],
@@ -257,6 +258,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("situation", [*OTHERS])
 def test_all_other_products_are_left_to_pytorch(situation, calls):
     x, weight, use = spikes(5, INPUTS), torch.randn(OUTPUTS, INPUTS), OTHERS[situation]

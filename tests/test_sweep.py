@@ -1,6 +1,7 @@
 """Sweeps of the command line: any number of processes on one study, killed and resumed."""
 
 import csv
+import os
 import signal
 import sqlite3
 import sys
@@ -13,7 +14,7 @@ import yaml
 from running import ONE_THREAD, ROOT, run_script
 from sweeping import SCRIPT, start_sweep, sweep
 
-from snn_lib.sweep import STOPPED, save_best
+from snn_lib.sweep import STOPPED, kill, save_best
 from snn_lib.tasks.digits import DigitConfig
 
 pytest.importorskip("optuna")
@@ -196,10 +197,23 @@ def test_a_signal_ends_a_sweep_with_a_line_and_its_trial_is_left_running(study, 
         wait_for(lambda: epochs(folder / "trial_0000"))
         sweep.send_signal(number)
         _, said = sweep.communicate(timeout=60)
-    assert (sweep.returncode, said) == (-number, STOPPED.decode())
+    assert (sweep.returncode, said) == (-number, f"{STOPPED.decode()}\n")
     assert said.count("\n") == 1
     with sqlite3.connect(folder / "study.db") as database:
         assert database.execute("select state from trials").fetchall() == [("RUNNING",)]
+
+
+def test_a_signal_ends_a_sweep_though_nobody_reads_what_it_says(monkeypatch):
+    def refuse(file, line):
+        raise BrokenPipeError
+
+    raised = []
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", refuse)
+        kill(signal.SIGTERM, None)
+    assert raised == [signal.SIGTERM]
 
 
 def wait_for(condition):

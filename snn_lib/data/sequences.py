@@ -9,6 +9,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Sequence, Sized
+from functools import reduce
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -290,9 +291,11 @@ def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: boo
     """Makes a batch of samples ``(sequence, target)``, padded with zeros to the longest.
 
     Sequences are ``(T_i, *features)``. Targets with a value at every step, ``(T_i, *targets)``, are
-    padded too.
+    padded too. Targets of several types get the type that holds the numbers of all.
     """
     targets = [torch.as_tensor(target) for _, target in samples]
+    dtype = reduce(torch.promote_types, (target.dtype for target in targets))
+    targets = [target.to(dtype) for target in targets]
     y = pad_sequence(targets) if targets_are_sequences else torch.stack(targets)
     x, lengths = pad([sequence for sequence, _ in samples])
     return Batch(x, y, lengths)

@@ -161,7 +161,7 @@ class IntegerNetwork:
                 the steps before it.
             TypeError: ``x`` does not hold integers.
         """
-        return self._step(x)[0]
+        return self._step(x)[0].copy()  # what may be a state of the last layer
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Runs sequences, int64 ``(T, B, *before)`` to ``(T, B, *after)``, from the present state.

@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -38,12 +39,13 @@ from snn_lib.training.config import (
     refuse_file_without_effect,
     refuse_without_effect,
 )
-from snn_lib.training.display import say
+from snn_lib.training.display import say, say_from_a_handler
 from snn_lib.training.experiment import Experiment, Stopped
 from snn_lib.training.loading import GIVEN, trained_network
 from snn_lib.training.run_folder import newest
 
 EXPORTS = {".onnx": to_onnx, ".c": to_c}
+STOP = (signal.SIGINT, signal.SIGTERM)
 STOPPING = b"stopping after this batch, or after the test if the last epoch is done"
 ONCE_MORE = b"; once more stops at once"
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
@@ -68,7 +70,8 @@ def main(
         arguments: the command line, by default the process's.
 
     Raises:
-        InputError: the script calls ``main`` when it is imported, or ``task`` is none.
+        InputError: the script calls ``main`` when it is imported or outside of Python's main
+            thread, or ``task`` is none.
     """
     caller = sys._getframe(1).f_globals
     require(
@@ -79,6 +82,10 @@ def main(
         isinstance(task, Task),
         f"main is given {task!r}, expected a task: main(__file__, build_model, task)",
     )
+    require(
+        threading.current_thread() is threading.main_thread(),
+        "main handles Ctrl-C, as only the main thread can: in another one, use Experiment",
+    )
     given = GIVEN.get()
     if given is not None:  # arguments_of_main runs this script, to learn what it gives
         check_task(task)
@@ -87,7 +94,12 @@ def main(
         sys.exit()
     about = caller.get("__doc__")
     work = partial(_run, Path(script), about, build_model, task, initialise, arguments)
-    exit_with(_module_of(script) or Path(script).name, work)
+    handlers = [(number, signal.getsignal(number) or signal.SIG_DFL) for number in STOP]
+    try:
+        exit_with(_module_of(script) or Path(script).name, work)
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
@@ -241,7 +253,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self.training = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP:
             signal.signal(number, self._receive)
 
     def asked_after_a_batch(self) -> bool:
@@ -255,8 +267,7 @@ class StopSignals:
         if again or not self.training:
             raise KeyboardInterrupt(number)
         if not self.received:
-            # Not by print, because the signal may have interrupted a print.
-            os.write(2, STOPPING + (b"" if distributed.is_launched() else ONCE_MORE) + b"\n")
+            say_from_a_handler(STOPPING + (b"" if distributed.is_launched() else ONCE_MORE))
         self.received.append(number)
 
 

@@ -1,5 +1,6 @@
 """What a run prints: lines, metrics as text, and the progress of an epoch."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,15 @@ def say(line: str) -> None:
     if sys.stdout is not None:  # it may have been closed
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+
+def say_from_a_handler(line: bytes) -> None:
+    """Writes a line to standard error, unless nobody reads it any more.
+
+    It does not print, because a signal's handler may have interrupted a print.
+    """
+    with suppress(OSError):  # in cmd 2>&1 | tee log, Ctrl-C ends tee as well
+        os.write(2, line + b"\n")
 
 
 def introduction(model: nn.Module, config: Any, device: torch.device, world: int) -> str:
@@ -69,7 +79,7 @@ def show_epoch(
         bar_format=BAR,
         leave=False,
         dynamic_ncols=True,
-        disable=True if hidden else None,  # None: shown on a terminal only
+        disable=hidden or sys.stderr is None or None,  # None: shown on a terminal only
     )
 
     def advance() -> None:

@@ -108,6 +108,22 @@ def test_targets_at_every_step_are_padded_as_their_sequences():
     assert batch.y.sum(0).tolist() == [3, 5]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("targets", "dtype"),
+    [
+        ((torch.tensor([0, 1, 1]), torch.tensor([0.5, 0.25])), torch.float32),
+        ((torch.tensor([True, False]), torch.tensor([300, -1])), torch.int64),
+        ((torch.tensor([255, 3], dtype=torch.uint8), torch.tensor([-1, 2, 0])), torch.int64),
+    ],
+)
+def test_targets_of_several_types_keep_their_numbers(targets, dtype, order):
+    y = collate([(torch.ones(len(one), 2), one) for one in targets[::order]], True).y
+    assert y.dtype == dtype
+    for column, target in zip(y.T, targets[::order], strict=True):
+        assert column[: len(target)].tolist() == target.tolist()
+
+
 def test_padded_targets_at_every_step_are_cut_as_their_sequences():
     x, y = torch.randn(3, 6, 2), torch.randn(3, 6, 1)
     data = SequenceDataset(x, y, [6, 2, 4], targets_are_sequences=True)

@@ -1199,6 +1199,17 @@ def test_a_run_of_no_steps_and_a_reset_change_nothing():
     np.testing.assert_array_equal(made.run(one), expected[:, :1])
 
 
+def test_what_a_step_returned_may_be_changed():
+    model, x = Sequential(nn.Linear(4, 2), LowPassSynapse(2, 3.0)), np.ones((5, 2, 4), int)
+    made = quantise(model, X)
+    expected = made.run(x)
+    made.reset()
+    for now, right in zip(x, expected, strict=True):
+        output = made.step(now)
+        np.testing.assert_array_equal(output, right)
+        output -= output.max() + 1
+
+
 class Bounded(Cell):
     """By a number far beyond all others."""
 

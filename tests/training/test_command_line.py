@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ from running import (
 from torch import nn
 
 from snn_lib import Sequential, SpikingNeuron
+from snn_lib.errors import InputError
 from snn_lib.settings import list_settings, section, setting
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import command_line, distributed
@@ -307,6 +309,19 @@ def test_a_second_ctrl_c_stops_at_once_with_a_line(tmp_path, monkeypatch):
     assert finished.err == "snn_mlp_1.py: stopped at once\n"
 
 
+def test_after_a_run_signals_do_what_they_did_before(tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert run("--train", *tiny(tmp_path)).code == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_run_in_another_thread_is_refused():
+    with ThreadPoolExecutor(1) as other:
+        refused = other.submit(run, "--help").exception()
+    assert isinstance(refused, InputError)
+    assert "as only the main thread can" in str(refused)
+
+
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_process_of_torchrun_promises_no_stop_at_a_second_signal(monkeypatch, capfd, launched):
     """It gets each signal twice."""
@@ -319,6 +334,21 @@ def test_a_process_of_torchrun_promises_no_stop_at_a_second_signal(monkeypatch, 
     with nullcontext() if launched else pytest.raises(KeyboardInterrupt):
         stop._receive(signal.SIGINT, None)
     assert ("once more stops at once" in capfd.readouterr().err) == (not launched)
+    assert stop.asked_after_a_batch()
+
+
+def test_a_run_stops_after_its_batch_though_nobody_reads_what_it_says(monkeypatch):
+    """As with ``2>&1 | tee log``, where Ctrl-C ends tee as well."""
+
+    def refuse(file, line):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    stop = StopSignals()
+    stop.asked_after_a_batch()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "write", refuse)
+        stop._receive(signal.SIGINT, None)
     assert stop.asked_after_a_batch()
 
 

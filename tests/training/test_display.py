@@ -1,6 +1,7 @@
 """What a run shows: metrics as text, and how far an epoch has come."""
 
 import io
+import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 
@@ -56,6 +57,13 @@ def shown(
                 progress.sums = {"samples": 4 * batch, "loss": loss, "correct": batch}
                 advance()
     return out.getvalue(), bar.getvalue()
+
+
+def test_without_standard_error_there_is_no_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    config = ClassificationConfig()
+    with show_epoch(Progress(batches=2), Classification(), config, hidden=False) as advance:
+        advance()
 
 
 def test_a_terminal_shows_a_bar_with_the_metrics_so_far_and_one_rate(monkeypatch):
