@@ -114,7 +114,7 @@ class SpikingEstimator(BaseCollectionEstimator):
         sizes: dict[str, Any] = {name: whole_number(getattr(self, name), name) for name in SIZES}
         self._n_jobs = check_n_jobs(self.n_jobs)
         seed = check_random_state(self.random_state).randint(2**31)
-        with _refusing(), _threads(self._n_jobs):
+        with _refusing(), _plain(self._n_jobs):
             sequences = _sequences(X)
             options = TimeSeriesHyperparameters(**sizes, reset_strength=self.reset_strength)
             self.preparation_ = prepare_series(sequences, options)
@@ -172,7 +172,7 @@ class SpikingEstimator(BaseCollectionEstimator):
     @torch.inference_mode()
     def _answers(self, X: Any) -> Tensor:
         """The answers to whole series, ``(samples, outputs)``."""
-        with _refusing(), _threads(self._n_jobs):
+        with _refusing(), _plain(self._n_jobs):
             (features,) = self._features(_sequences(X), [None])
             return self.network_[-1](features).double()
 
@@ -366,11 +366,14 @@ def _refusing() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The context in which PyTorch uses so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _plain(threads: int) -> Iterator[None]:
+    """The context in which PyTorch has the defaults of a new process, and so many threads."""
+    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            yield
     finally:
         torch.set_num_threads(before)
+        torch.set_default_dtype(dtype)

@@ -4,6 +4,7 @@ import importlib
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -390,6 +391,40 @@ def test_a_step_of_one_channel_may_be_a_single_number():
     for value in x[0, 0]:
         found = stream.step(value)
     assert found == pytest.approx(regressor.predict(x[:1])[0], abs=1e-3)
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "defaults",
+    [
+        lambda: torch.device("meta"),
+        lambda: torch.autocast("cpu"),
+        lambda: default_dtype(torch.float64),
+        lambda: default_dtype(torch.bfloat16),
+    ],
+    ids=["device", "autocast", "float64", "bfloat16"],
+)
+def test_defaults_of_pytorch_change_nothing(defaults):
+    def answers():
+        classifier = SpikingClassifier(**SMALL, moments=2).fit(x, y)
+        stream = classifier.stream()
+        return classifier.predict_proba(x), [stream.step(now).probabilities for now in x[0].T]
+
+    x, y = waves()
+    expected = answers()
+    with defaults():
+        found = answers()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_stream_refuses_a_step_and_goes_on():

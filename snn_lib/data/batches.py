@@ -29,7 +29,8 @@ class Batch(NamedTuple):
 
     Attributes:
         x: ``(T, B, *features)``, or what the task's preparation makes this of.
-        y: ``(B,)`` labels, ``(B, *targets)``, or a target at every step ``(T, B, *targets)``.
+        y: ``(B,)`` labels, ``(B, *targets)``, or a target at every step ``(T, B, *targets)``. The
+            tasks of this library make labels int64, and numbers to predict PyTorch's default dtype.
         lengths: number of steps of each sequence, int64 ``(B,)``. The steps after them are padding.
             ``None`` if every sequence has T steps.
     """

@@ -33,7 +33,8 @@ class SequenceDataset(Dataset):
 
     Args:
         x: the sequences, samples first: an array or tensor ``(samples, T, *features)``, or a list
-            of ``(T, *features)`` that may differ in T. An array of objects is such a list.
+            of ``(T, *features)`` that may differ in T. A tuple, an array of objects and a column
+            of objects in a table are such lists.
         y: a target for each.
         lengths: number of steps of each sequence. The steps after them are padding.
         targets_are_sequences: whether a target has a value at every step, padded like ``x``.
@@ -45,7 +46,10 @@ class SequenceDataset(Dataset):
     def __init__(
         self, x: Any, y: Any, lengths: Any = None, targets_are_sequences: bool = False
     ) -> None:
-        x, y = (list(values) if _is_row_of_objects(values) else values for values in (x, y))
+        x, y = (
+            list(values) if isinstance(values, tuple) or _is_row_of_objects(values) else values
+            for values in (x, y)
+        )
         self.x = x if isinstance(x, list) else as_numbers(x, "x").detach()
         self.y = y if isinstance(y, list) else as_numbers(y, "y", NAMES).detach()
         self.lengths, self.targets_are_sequences = None, targets_are_sequences
@@ -134,10 +138,9 @@ def read_sample(
     except Exception as error:  # the code of a user's data set may raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{reason}{place_of(error)}") from error
-    require(
-        isinstance(sample, (tuple, list)) and len(sample) == 2,
-        f"it is {type(sample).__name__}, expected (sequence, target)",
-    )
+    parts = len(sample) if isinstance(sample, (tuple, list)) else None
+    found = f"is {type(sample).__name__}" if parts is None else f"has {parts} parts"
+    require(parts == 2, f"it {found}, expected (sequence, target)")
     x, y = as_sequence(sample[0], "the sequence"), as_numbers(sample[1], "the target", NAMES)
     x, y = x.detach(), y.detach()  # a user may have computed them
     if y.is_floating_point():
@@ -249,7 +252,8 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
     if np.ma.is_masked(values):
         require(values.dtype.kind == "f", f"{name} has masked values: fill them first")
         values = values.filled(np.nan)
-    if isinstance(values, np.ndarray):
+    if isinstance(values, (np.ndarray, np.generic)):
+        values = np.asarray(values)
         # PyTorch takes no longer floats, no other order of bytes, none reversed, none in between.
         own = np.float64 if values.dtype.char == "g" else values.dtype.newbyteorder("=")
         with np.errstate(over="ignore"):  # of numbers that no float64 holds
@@ -272,8 +276,8 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
 
 
 def _is_row_of_objects(values: Any) -> bool:
-    """Whether values are an array of Python objects, such as arrays of different lengths."""
-    return isinstance(values, np.ndarray) and values.dtype == object and values.ndim == 1
+    """Whether values are an array, or a column, of objects, such as arrays of several lengths."""
+    return str(getattr(values, "dtype", "")) == "object" and values.ndim == 1
 
 
 def place_of(error: BaseException) -> str:

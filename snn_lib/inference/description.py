@@ -172,7 +172,8 @@ def _run(
     size, number = torch.randn(2, STEPS, 1, *before, **CPU, generator=generator)
     x = (number * size.mul(4).exp2()).to(dtype)
     x = x.transpose(0, 1) if chain.batch_first else x
-    with ExitStack() as hooks, use_backend("eager"):  # which need not be compiled first
+    with ExitStack() as hooks, torch.autocast("cpu", enabled=False):
+        hooks.enter_context(use_backend("eager"))  # which need not be compiled first
         read_layers = [layer for _, layer, _ in layers_of(chain) if is_read(layer)]
         for layer in dict.fromkeys(read_layers):  # one that is used twice has one hook
             hooks.enter_context(layer.register_forward_hook(note))

@@ -243,6 +243,7 @@ def _names(groups: Any, taken: Sequence[str] = ("x", "dropout_scale")) -> list[s
     return found
 
 
+@cache  # so that nothing runs, and is recorded, where a network is first exported or traced
 def _try(cell: Part) -> tuple[bool, bool]:
     """Whether the output of a cell is what its threshold returns, and whether it has one."""
     fired: list[Tensor] = []

@@ -142,13 +142,18 @@ class SequenceTask(Task):
                 f"features are {shapes[0]} and targets {shapes[1]}, expected {self.shapes[0]} and "
                 f"{self.shapes[1]}, as in the sample that was read first",
             )
-            self.check_target(y)
+            y = self.read_target(y)
         except InputError as error:
             raise InputError(f"sample {index} of the {part} data: {error}") from error.__cause__
         return x, y
 
-    def check_target(self, target: Tensor) -> None:
-        """Raises :class:`InputError` if a target is not what the task needs."""
+    def read_target(self, target: Tensor) -> Tensor:
+        """A target in the type that losses take it in.
+
+        Raises:
+            InputError: it is not what the task needs.
+        """
+        return target
 
     def answer(self, output: Tensor, batch: Batch) -> Tensor:
         """What the readout makes of the model's output, or the output itself."""
@@ -315,7 +320,7 @@ class SequenceClassification(SequenceTask, Classification):
         """The labels of the padding are -1, if there is one at every step."""
         return batch if self.readout is not None else batch._replace(y=labels_of(batch))
 
-    def check_target(self, target: Tensor) -> None:
+    def read_target(self, target: Tensor) -> Tensor:
         """See :class:`SequenceTask`."""
         kind, whole = str(target.dtype).removeprefix("torch."), not target.is_floating_point()
         if self.readout is None:
@@ -328,7 +333,7 @@ class SequenceClassification(SequenceTask, Classification):
             )
             require(bool((target.long() >= 0).any()), "no step has a label: leave it out")
             self._highest = max(self._highest, int(target.max()))
-            return
+            return target.long()
         single = target.dim() == 0
         found = f"is {target.item()}" if single else f"has shape {tuple(target.shape)}"
         require(
@@ -337,6 +342,7 @@ class SequenceClassification(SequenceTask, Classification):
             "for labels at every step, set readout=None",
         )
         self._highest = max(self._highest, int(target))
+        return target.long()
 
 
 class SequenceRegression(SequenceTask):
@@ -369,6 +375,10 @@ class SequenceRegression(SequenceTask):
             SettingsError,
         )
         super().setup(config, device)
+
+    def read_target(self, target: Tensor) -> Tensor:
+        """See :class:`SequenceTask`; whole numbers become PyTorch's default precision."""
+        return target.to(torch.get_default_dtype())
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Mean squared error over a sequence's own steps, and sums."""

@@ -72,7 +72,8 @@ class Experiment:
         script: the name of the script, which is written into checkpoints.
 
     Raises:
-        InputError: the device or the backend cannot be used, the data is missing or corrupt, a
+        InputError: the device or the backend cannot be used, PyTorch's default device is another
+            one than the CPU, the data is missing or corrupt, a
             setting is wrong or does not fit the data or the model, ``build_model`` makes none that
             can be trained, or ``torchrun`` has started this process, which has not joined the
             others.
@@ -96,6 +97,11 @@ class Experiment:
         # A configuration that was made in Python has not been checked yet.
         self.config = config_from_dict(type(config), attributes_of(config), [])
         self.settings = self.config.hyperparameters
+        require(
+            torch.get_default_device().type == "cpu",
+            "an experiment takes its device from the setting device: leave PyTorch's default device "
+            "at the CPU",
+        )
         distributed.check_joined()
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)

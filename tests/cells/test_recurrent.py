@@ -403,6 +403,17 @@ def test_weights_without_a_bias_take_a_current_of_autocast():
     assert torch.equal(spikes, layer(x.bfloat16().float())[0])
 
 
+def test_a_layer_is_exported_and_saved_before_it_has_run(tmp_path):
+    class New(LowPassSynapse):
+        """A cell that no test has run, as all are in a new process."""
+
+    layer = Recurrent(nn.Linear(6, 6), SpikingNeuron(6, 4.0), New(6, 3.0)).eval()
+    x = 2 * torch.rand(9, 2, 6)
+    torch.export.save(torch.export.export(layer, (x,)), tmp_path / "layer.pt2")
+    loaded = torch.export.load(tmp_path / "layer.pt2").module()
+    assert torch.equal(loaded(x)[0], layer(x)[0])
+
+
 def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
     layer, x = build(6), torch.randn(10, 3, 6, dtype=DOUBLE, requires_grad=True)
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from claimed_device import ClaimedDevice
@@ -65,6 +66,20 @@ def test_sequences_of_several_lengths_may_be_an_array_of_objects():
     x[:] = [np.ones((3, 2)), np.ones((5, 2))]
     data = SequenceDataset(x, y)
     assert [len(data[index][0]) for index in range(2)] == [3, 5]
+
+
+@pytest.mark.parametrize("listed", [tuple, pd.Series])
+def test_sequences_may_be_a_tuple_or_a_column_of_a_table(listed):
+    x = [np.ones((3, 2)), np.full((5, 2), 4.0)]
+    data = SequenceDataset(listed(x), listed([1, 0]))
+    for index in range(2):
+        sequence, target = read_sample(data, index)
+        assert (sequence.tolist(), target) == (x[index].tolist(), 1 - index)
+
+
+def test_a_target_may_be_a_number_of_numpy_s_of_any_type():
+    for dtype in (np.int8, np.uint64, np.uint16, bool):
+        assert sample_of(np.ones((3, 2)), np.ones(1, dtype)[0])[1] == 1
 
 
 @pytest.mark.filterwarnings("error")
@@ -188,7 +203,6 @@ X = torch.zeros(4, 7, 2)
         ((X,), r"expected \(x, y\), \(x, y, lengths\) or a torch"),
         (X, "the train data is Tensor, expected"),
         (("words", [0]), "x is 'words', expected numbers"),
-        ((((10**30,) * 9,) * 9, [0]), r"x is \(\(10{30}, 10{30}, \.\.\., expected numbers$"),
         ((X, np.array(["a", "b"] * 2)), "y is array.*'a', .* expected numbers; .* classes=names"),
         ((X + 1j, torch.zeros(4)), "x has complex numbers, expected real ones"),
         (TensorDataset(torch.zeros(0, 3, 1)), "the train data set is empty"),
@@ -211,6 +225,7 @@ NAN, HUGE = torch.tensor([[1.0, math.nan]]), np.array([[1e300]])
         (torch.zeros(5, 2), math.inf, "the target has numbers that are infinite or undefined"),
         (torch.zeros(5, 2), "walk", "the target is 'walk', expected numbers; .*classes=names"),
         (torch.zeros(5, 2), None, "the target is None, expected numbers"),
+        (((10**30,) * 9,) * 9, 0, r"the sequence is \(\(10{30}, 10{30}, \.\.\., expected numbers$"),
         ([[1, 2], [3]], 0, r"the sequence is \[\[1, 2\], \[3\]\], expected numbers"),
     ],
 )
@@ -227,6 +242,8 @@ def test_a_target_that_has_other_steps_is_refused(target):
 def test_a_sample_that_is_no_pair_is_refused():
     said = refusal(read_sample, [torch.zeros(5, 2)], 0)
     assert "it is Tensor, expected (sequence, target)" in said
+    said = refusal(read_sample, [(torch.zeros(5, 2), 1, "speaker")], 0)
+    assert "it has 3 parts, expected (sequence, target)" in said
 
 
 class Failing(Dataset):

@@ -354,9 +354,9 @@ def test_leaky_readouts_of_any_time_constant_are_exact_in_float32(tau):
     np.testing.assert_allclose(compiled(model).run(x[:, 0].numpy()), target, rtol=1e-5, atol=1e-9)
 
 
-def test_a_default_device_changes_nothing():
+def test_a_default_device_and_autocast_change_nothing():
     model, x = digits()
-    with torch.device("meta"):
+    with torch.device("meta"), torch.autocast("cpu"):
         network = compiled(model)
     np.testing.assert_array_equal(network.run(x[:, 0].numpy()), expected(model, x[:, :1]))
 

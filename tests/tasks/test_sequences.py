@@ -1335,6 +1335,16 @@ def test_labels_at_every_step_are_refused_without_listing_them():
     assert message.endswith("for labels at every step, set readout=None")
 
 
+@pytest.mark.parametrize("every_step", [False, True])
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, bool, np.float64])
+def test_a_loss_of_one_s_own_gets_labels_as_int64_and_numbers_as_float32(kind, every_step):
+    x, y = np.ones((12, 5, 2)), np.ones((12, 5) if every_step else 12, kind)
+    for task, dtype in (SequenceClassification, torch.int64), (SequenceRegression, torch.float32):
+        if kind is not np.float64 or task is SequenceRegression:
+            made = prepared(task({"train": (x, y)}, readout=None if every_step else "count"))
+            assert next(made.batches("train")).y.dtype == dtype
+
+
 def test_class_labels_may_be_any_integers():
     x = np.random.default_rng(0).random((12, 5, CHANNELS))
     task = prepared(SequenceClassification({"train": (x, np.arange(12, dtype=np.int32) % 3)}))

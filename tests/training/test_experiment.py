@@ -1203,6 +1203,11 @@ def test_a_device_that_is_not_there_is_refused(name):
         choose_device(name)
 
 
+def test_another_default_device_is_refused():
+    with torch.device("meta"), pytest.raises(InputError, match="leave PyTorch's default device"):
+        Experiment(SmallSNN, DigitClassification())
+
+
 def test_the_device_is_chosen_by_itself():
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
