@@ -634,6 +634,17 @@ def test_layerwise_returns_every_module_s_output_with_its_gradient():
     membrane.square().mean().backward()
 
 
+def test_layerwise_hands_out_no_spikes_that_a_layer_has_changed_in_place():
+    x = spike_trains()
+    layers = LowPassSynapse(x.shape[2], 4.0), SpikingNeuron(x.shape[2], 4.0), nn.Dropout(0.5, True)
+    network = Sequential(*layers)
+    with pytest.raises(ValueError, match="changes the output of layer 1 in place"):
+        network.layerwise(x)
+    with torch.inference_mode():
+        outputs, _ = network.layerwise(x)
+    assert torch.equal(outputs[1], Sequential(*layers[:2])(x)[0])
+
+
 def test_layerwise_begins_with_a_state_and_ends_at_the_lengths_as_a_run_does():
     network, x = ragged_network(), 2 * torch.rand(9, 3, 6).double()
     nn.init.normal_(network[1].weight, 0.5)

@@ -261,6 +261,8 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
         forward = min(values.strides, default=0) >= 0
         values = values if forward and values.flags.aligned else values.copy()
     try:
+        if isinstance(values, (list, tuple)) and any(isinstance(one, Tensor) for one in values):
+            values = torch.stack(list(values))
         if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
             values = np.array(values.to_numpy().tolist())
         with warnings.catch_warnings():  # nothing here writes to what a user gives
@@ -313,4 +315,4 @@ def pad(sequences: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """
     lengths = [len(sequence) for sequence in sequences]
     same = len(set(lengths)) == 1
-    return pad_sequence(sequences), None if same else torch.tensor(lengths)
+    return pad_sequence(sequences), None if same else torch.tensor(lengths, device="cpu")

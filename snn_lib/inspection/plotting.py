@@ -116,7 +116,11 @@ def reconstructions(
 
 
 def completion(
-    given: Tensor, answered: Tensor, missing: Tensor, frames: int = 30, width: int = 880
+    given: Tensor | np.ndarray,
+    answered: Tensor | np.ndarray,
+    missing: Tensor | np.ndarray,
+    frames: int = 30,
+    width: int = 880,
 ) -> bytes:
     """A moving picture of what a network is given and of what it answers as time goes on.
 
@@ -134,13 +138,14 @@ def completion(
     Raises:
         ValueError: the shapes differ, or there are no frames.
     """
+    given, answered, missing = map(as_numpy, (given, answered, missing))
     if not given.shape == answered.shape == missing.shape:
-        shapes = ", ".join(str(tuple(spikes.shape)) for spikes in (given, answered, missing))
+        shapes = ", ".join(str(spikes.shape) for spikes in (given, answered, missing))
         raise ValueError(f"given, answered and missing have the shapes {shapes}, expected the same")
     if frames < 1:
         raise ValueError(f"frames is {frames}, expected at least 1")
     _check_shape(given, "(T, B, N)")
-    missing = missing.bool()
+    missing = missing.astype(bool)
     steps, samples, _ = given.shape
     axes = _panels(2, samples, (2.2 * samples, 4.8))
     figure, grown = axes[0, 0].figure, []
@@ -150,7 +155,7 @@ def completion(
         (answered * missing, VERMILION, axes[1]),
     )
     for spikes, color, row in panels:
-        for ax, sample in zip(row, spikes.unbind(1), strict=True):
+        for ax, sample in zip(row, spikes.swapaxes(0, 1), strict=True):
             dots = raster(sample, ax, color=color).collections[-1]
             dots.set(sizes=[2.0])
             grown.append((dots, np.array(dots.get_offsets())))

@@ -99,8 +99,8 @@ class Experiment:
         self.settings = self.config.hyperparameters
         require(
             torch.get_default_device().type == "cpu",
-            "an experiment takes its device from the setting device: leave PyTorch's default device "
-            "at the CPU",
+            "an experiment takes its device from its settings: leave PyTorch's default device at "
+            "the CPU",
         )
         distributed.check_joined()
         self.rank, self.world = distributed.rank_and_world()

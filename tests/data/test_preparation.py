@@ -158,6 +158,13 @@ def test_images_may_be_a_list():
         assert torch.equal(DIGITS(given).x, DIGITS(images).x)
 
 
+def test_samples_are_prepared_on_the_cpu_whatever_the_default_device():
+    sequences = [torch.randn(steps, 3) for steps in (4, 2)]
+    with torch.device("meta"):
+        x, lengths = SequencePreparation([3])(sequences)
+    assert (x.device.type, lengths.tolist()) == ("cpu", [4, 2])
+
+
 def test_sequences_enter_as_they_are():
     x = torch.rand(2, 5, 3)
     assert torch.equal(SEQUENCES(x).x, x.transpose(0, 1))

@@ -77,6 +77,12 @@ def test_sequences_may_be_a_tuple_or_a_column_of_a_table(listed):
         assert (sequence.tolist(), target) == (x[index].tolist(), 1 - index)
 
 
+def test_a_sequence_may_be_a_list_of_tensors():
+    x = torch.rand(3, 2)
+    assert torch.equal(sample_of([*x], 1)[0], x)
+    assert "expected numbers" in refusal(sample_of, [x[0], x[1, :1]], 1)
+
+
 def test_a_target_may_be_a_number_of_numpy_s_of_any_type():
     for dtype in (np.int8, np.uint64, np.uint16, bool):
         assert sample_of(np.ones((3, 2)), np.ones(1, dtype)[0])[1] == 1

@@ -162,6 +162,19 @@ class OnTensors(Around):
         return 2 * output if self.doubles == 2 and isinstance(x, torch.Tensor) else output, state
 
 
+class InHalf(Around):
+    """Computes in another precision than its weights have."""
+
+    def forward(self, x, state=None):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(x, state)
+
+
+def test_a_forward_with_an_autocast_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="InHalf does more than its Sequential"):
+        describe(InHalf(Sequential(nn.Linear(4, 2))))
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_forward_that_does_more_with_tensors_is_refused(batch_first):
     network = OnTensors(Sequential(nn.Linear(4, 2), batch_first=batch_first))

@@ -60,14 +60,16 @@ def test_raster_has_a_dot_for_every_spike_with_train_0_at_the_top(spikes):
     ax.figure.canvas.draw()
 
 
-def test_completion_shows_spikes_at_their_time_and_the_missing_ones_at_the_end():
+@pytest.mark.parametrize("kind", [torch.Tensor, np.asarray])
+def test_completion_shows_spikes_at_their_time_and_the_missing_ones_at_the_end(kind):
     steps, trains = 40, 30
     given = torch.zeros(steps, 2, trains)
     given[5, 0, 3] = 1
     answered, missing = torch.zeros_like(given), torch.zeros_like(given, dtype=torch.bool)
     answered[10:, 1] = 1
     missing[30:] = True
-    gif = Image.open(io.BytesIO(plotting.completion(given, answered, missing, 4, width=400)))
+    spikes = map(kind, (given, answered, missing))
+    gif = Image.open(io.BytesIO(plotting.completion(*spikes, 4, width=400)))
     assert (gif.n_frames, gif.width) == (4, 400)
     assert gif.info["loop"] == 0
     assert not plt.get_fignums()
