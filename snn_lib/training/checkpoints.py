@@ -9,9 +9,11 @@ middle of an epoch, and ``metrics`` of all epochs. The scheduler's state follows
 steps.
 """
 
+import copy
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -128,22 +130,35 @@ def load_weights(
 
     Raises:
         InputError: the checkpoint belongs to another model (the message names what differs), or a
-            weight is not finite.
+            weight is not finite. The model keeps its weights.
     """
     checkpoint = load_checkpoint(checkpoint)
     average = checkpoint.get("average_state_dict") if averaged else None
+    with unchanged_if_refused(model):
+        try:
+            weights = checkpoint["snn_state_dict"]
+            if average is not None:  # the state of an AveragedModel
+                items = average.items()
+                weights = {k.removeprefix("module."): v for k, v in items if k != "n_averaged"}
+            model.load_state_dict(weights)
+        except Exception as error:  # a key or value that is none can fail in the loader in any way
+            lines = str(error).splitlines() or [type(error).__name__]
+            difference = shorten(lines[min(1, len(lines) - 1)], 200)  # the first is a title
+            said = f"{checkpoint.origin} belongs to another model: {difference}"
+            raise InputError(said) from None
+        broken = not_finite(learned(model))
+        require(not broken, f"checkpoint {checkpoint.path} is of no use: {broken} not finite")
+
+
+@contextmanager
+def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
+    """The context in which a refusal leaves a model its weights; PyTorch loads what fits first."""
+    before = copy.deepcopy(model.state_dict())
     try:
-        weights = checkpoint["snn_state_dict"]
-        if average is not None:  # the state of an AveragedModel
-            items = average.items()
-            weights = {k.removeprefix("module."): v for k, v in items if k != "n_averaged"}
-        model.load_state_dict(weights)
-    except Exception as error:  # a key or value that is none can fail in the loader in any way
-        lines = str(error).splitlines() or [type(error).__name__]
-        difference = shorten(lines[min(1, len(lines) - 1)], 200)  # the first is a title
-        raise InputError(f"{checkpoint.origin} belongs to another model: {difference}") from None
-    broken = not_finite(learned(model))
-    require(not broken, f"checkpoint {checkpoint.path} is of no use: {broken} not finite")
+        yield
+    except InputError:
+        model.load_state_dict(before)
+        raise
 
 
 def learned(model: nn.Module) -> dict[str, Tensor]:

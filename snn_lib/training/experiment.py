@@ -468,9 +468,9 @@ class Experiment:
         self._check_task()
         best = self.run.best if self.run else None
         checkpoint = load_checkpoint(checkpoint or best or newest(self.config, "best"))
-        self.has_first_weights = False
-        load_weights(self.model, checkpoint)
         self.task.check_data(checkpoint)
+        load_weights(self.model, checkpoint)
+        self.has_first_weights = False
         self.state = None  # a training that was stopped has an average of other weights
         torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
         begin = time.perf_counter()

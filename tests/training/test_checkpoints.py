@@ -224,9 +224,12 @@ OTHER = r"\(written by snn_conv\.py\) belongs to another model: .*"
 )
 def test_weights_that_are_none_of_the_model_are_refused(path, change, message):
     model = nn.Linear(3, 2)
-    weights = {**model.state_dict(), **change}
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = {key: value + 1 for key, value in before.items()} | change
     weights = {key: value for key, value in weights.items() if value is not None}
     checkpoint = Checkpoint({"snn_state_dict": weights, "script": "snn_conv.py"}, path)
     said = refusal(load_weights, model, checkpoint)
     assert said.startswith(f"checkpoint {path} ")
     assert re.search(message, said)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])

@@ -1192,6 +1192,26 @@ def test_weights_of_another_model_are_refused(trained, use):
     assert "layers." in message
 
 
+@pytest.mark.parametrize("part", ["optimizer_state_dict", "snn_state_dict", "rng"])
+def test_a_checkpoint_that_is_refused_leaves_the_model_as_it_was(averaged, part):
+    trial = experiment(small(averaged, AVERAGING))
+    before = copy.deepcopy(trial.model.state_dict())
+    checkpoint = load_checkpoint(the_run(averaged) / "last")
+    checkpoint[part] = {}
+    with pytest.raises(InputError):
+        trial.train(checkpoint)
+    assert_equal_states(dict(trial.model.state_dict()), dict(before))
+
+
+def test_a_network_of_other_data_is_refused_before_it_is_loaded(averaged):
+    trial = experiment(small(averaged))
+    before = copy.deepcopy(trial.model.state_dict())
+    trial.task.check_data = Mock(side_effect=InputError("another readout"))
+    with pytest.raises(InputError, match="another readout"):
+        trial.test(the_run(averaged) / "best")
+    assert_equal_states(dict(trial.model.state_dict()), dict(before))
+
+
 WITHOUT_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
 
