@@ -48,6 +48,7 @@ for number, line in enumerate(sys.stdin, 1):
         sys.exit(f"line {number} is {line.strip()[:60]!r}, expected a JSON list of {size} numbers")
     output, *following = session.run(None, {x.name: step, **state})
     state = dict(zip(state, following, strict=True))  # the graph returns them in their order
-    answer = output[0] if answer is None else READOUTS[name](answer, output[0])
+    output = output[0].astype(np.float64)  # float32 counts no further than 2^24
+    answer = output if answer is None else READOUTS[name](answer, output)
     best = int(answer.argmax())
     print(classes[best] if classes else best)

@@ -27,7 +27,7 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
     It unpacks the archives under ``root/MNIST/raw`` and verifies what they hold, and downloads them
     if they are missing. If there are unpacked files alone, they may be those of another set in the
-    same form.
+    same form, of which both parts have to be there.
 
     Raises:
         InputError: a file is corrupt, or there is neither data nor a network.
@@ -39,6 +39,13 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
         own_images == own_labels,
         f"only one of {names[0]} and {names[1]} in {raw} is MNIST's: the other is corrupt, or of "
         "another set",
+    )
+    other = raw / f"{'t10k' if train else 'train'}-labels-idx1-ubyte"
+    unpacked = other.exists() and not other.with_name(f"{other.name}.gz").exists()
+    require(
+        own_labels == (not unpacked or zlib.crc32(read_file(other)) == CHECKSUMS[other.name]),
+        f"only one of {names[1]} and {other.name} in {raw} is MNIST's: to train and to test takes "
+        "both parts of one set",
     )
     images = _array(raw / names[0], pixels, (IMAGES[train], 28, 28))
     labels = _array(raw / names[1], numbers, (IMAGES[train],))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -217,6 +218,17 @@ def _maps(
         "kernel": _whole_lines(after[0]),
         "row_stride": _whole_lines(tap_width * after[0]),
     }
+
+
+def measured(x: Any) -> np.ndarray:
+    """Numbers that a user has measured, as an array.
+
+    Raises:
+        ValueError: some of them are masked.
+    """
+    if np.ma.is_masked(x):
+        raise ValueError("the input has masked values: fill them first")
+    return np.asarray(x)
 
 
 def _unless_in_order(numbers: np.ndarray) -> np.ndarray | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
+from snn_lib.inference.arrays import measured
 from snn_lib.inference.description import preparation_of
 from snn_lib.inference.lowering import HEADROOM, STATE_BITS, Lowering, Values, fraction_of
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
@@ -150,18 +151,18 @@ class IntegerNetwork:
 
     def integers(self, values: np.ndarray) -> np.ndarray:
         """The integers that stand for values as they were measured, halves away from zero."""
-        values = np.asarray(values, np.float32) / np.float32(self.input_scale)
+        values = measured(values).astype(np.float32) / np.float32(self.input_scale)
         return np.trunc(values + np.copysign(np.float32(0.5), values)).astype(np.int64)
 
     def step(self, x: np.ndarray) -> np.ndarray:
         """Runs a time step of a batch, int64 ``(B, *before)`` to ``(B, *after)``.
 
         Raises:
-            ValueError: ``x`` has another shape, values that do not fit, or not as many sequences as
-                the steps before it.
+            ValueError: ``x`` has another shape, values that do not fit or are masked, or not as
+                many sequences as the steps before it. The state then stays as it is.
             TypeError: ``x`` does not hold integers.
         """
-        return self._step(x)[0].copy()  # what may be a state of the last layer
+        return self.run(measured(x)[None])[0]
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Runs sequences, int64 ``(T, B, *before)`` to ``(T, B, *after)``, from the present state.
@@ -169,7 +170,7 @@ class IntegerNetwork:
         Raises:
             ValueError, TypeError: as :meth:`step`.
         """
-        outputs = [self.step(now) for now in x]
+        outputs = [self._step(now)[0] for now in self._checked(x)]
         return np.stack(outputs) if outputs else np.zeros((*np.shape(x)[:2], *self.after), np.int64)
 
     def classify(self, samples: Any) -> tuple[list[str], np.ndarray]:
@@ -204,27 +205,31 @@ class IntegerNetwork:
         """
         self.reset()
         try:
-            return np.stack([self._step(now)[1] for now in x])
+            return np.stack([self._step(now)[1] for now in self._checked(x)])
         finally:
             saturated = self.saturated
             self.reset()
             self._states[SATURATED] = saturated
 
-    def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The output of a step, and the answer."""
-        x, (low, high) = np.asarray(x), self.staged.input_limits
+    def _checked(self, x: np.ndarray) -> np.ndarray:
+        """The steps of sequences, each as its stages take it: int64 ``(T, B, features)``."""
+        x, (low, high) = measured(x), self.staged.input_limits
         if x.dtype.kind not in "iub":
             raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
-        if x.shape[1:] != self.before:
-            raise ValueError(f"a step has the shape {x.shape[1:]}, expected {self.before}")
-        if len(x) == 0 or self._sequences not in (0, len(x)):
+        if x.shape[2:] != self.before:
+            raise ValueError(f"a step has the shape {x.shape[2:]}, expected {self.before}")
+        steps, count = x.shape[:2]
+        if count == 0 or self._sequences not in (0, count):
             before = f" after steps of {self._sequences}: call reset() for new ones"
-            expected = before if len(x) else ", expected at least one"
-            raise ValueError(f"a step has {len(x)} sequences{expected}")
+            expected = before if count else ", expected at least one"
+            raise ValueError(f"a step has {count} sequences{expected}")
         if x.size and not (low <= x.min() and x.max() <= high):
             raise ValueError(f"the input has values outside {low} to {high}")
+        return x.reshape(steps, count, math.prod(self.before)).astype(np.int64)
+
+    def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The output of a step, and the answer."""
         self._sequences = len(x)
-        x = x.reshape(len(x), -1).astype(np.int64)
         for stage in self.staged.stages:
             x = stage.run(x, self._states)
         answer = x

@@ -121,6 +121,7 @@ def test_another_data_set_in_the_form_of_mnist_is_read_if_it_makes_sense(raw, un
         (raw / IMAGES).write_bytes(images[:16] + images[:15:-1])
         (raw / LABELS).write_bytes(labels[:8] + labels[:7:-1])
 
+    (raw / "train-labels-idx1-ubyte").write_bytes(b"of the other set, too")
     write()
     expected = np.frombuffer(unpacked[LABELS], np.uint8, offset=8)[::-1]
     assert np.array_equal(load_mnist(raw.parent.parent, train=False)[1].numpy(), expected)
@@ -132,6 +133,18 @@ def test_another_data_set_in_the_form_of_mnist_is_read_if_it_makes_sense(raw, un
     assert f"{IMAGES} does not hold bytes of shape (10000, 28, 28)" in refusal(raw)
     write(images=b"\0\0\x08\x04" + unpacked[IMAGES][4:])
     assert f"{IMAGES} does not hold bytes of shape" in refusal(raw)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_parts_of_two_sets_are_refused(raw, unpacked, own):
+    """They would train on the one and test on the other."""
+    for name in (IMAGES, LABELS):
+        content = unpacked[name]
+        (raw / name).write_bytes(content if own else content[:16] + content[:15:-1])
+    if own:
+        (raw / "train-labels-idx1-ubyte").write_bytes(b"of another set")
+    said = f"only one of {LABELS} and train-labels-idx1-ubyte in {raw} is MNIST's: "
+    assert refusal(raw).startswith(said)
 
 
 def test_a_crash_while_unpacking_leaves_no_half_of_a_file(raw, monkeypatch):

@@ -314,12 +314,18 @@ def test_compiling_leaves_the_network_as_it_was_and_later_changes_of_it_do_not_c
         ([[0.0] * 12, [0.0] * 11], ValueError, "shape"),
         (np.full((4, 12), "a"), TypeError, "cast"),
         (np.zeros((4, 12), complex), TypeError, "cast"),
+        (np.ma.masked_less(np.eye(4, 12), 1), ValueError, "masked values: fill them first"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(value, error, words):
     stream = compiled(digits()[0])
     with pytest.raises(error, match=words):
         stream.run(value)
+
+
+def test_a_step_with_a_masked_value_is_refused():
+    with pytest.raises(ValueError, match="masked values: fill them first"):
+        compiled(digits()[0]).step(np.ma.masked_less(np.eye(1, 12)[0], 1))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

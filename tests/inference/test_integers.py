@@ -1138,6 +1138,9 @@ REFUSED = [  # what is quantised or run, and the words
     (lambda: quantise(LINEAR, X).step(np.full((1, 4), 2)), "values outside 0 to 1"),
     (lambda: quantise(LINEAR, X).step(np.zeros((1, 3), int)), r"shape \(3,\), expected \(4,\)"),
     (lambda: quantise(LINEAR, X).step(np.zeros((1, 4))), "float64, expected integers"),
+    *((lambda call=call: call(np.ma.masked_equal(X.numpy(), 1)), "masked values: fill them first")
+      for call in (lambda x: quantise(LINEAR, x), lambda x: quantise(LINEAR, X).integers(x),
+                   lambda x: quantise(LINEAR, X).step(x[0].astype(int)))),
     (lambda: quantise(LINEAR, X, weight_bits=8.0), "'float' object cannot be interpreted"),
     (lambda: quantise(LINEAR, X * 1e-8), "x lies within 1e-08 of 0, which is too little: scale"),
     (lambda: quantise(LINEAR, X * torch.nan), "x has values that are not finite"),
@@ -1197,6 +1200,17 @@ def test_a_run_of_no_steps_and_a_reset_change_nothing():
     expected = made.run(two)
     made.reset()
     np.testing.assert_array_equal(made.run(one), expected[:, :1])
+
+
+def test_a_block_that_is_refused_changes_no_state():
+    made = quantise(Sequential(nn.Linear(4, 2), LowPassSynapse(2, 3.0)), X)
+    expected = made.run(made.integers(X.numpy()))
+    made.reset()
+    wrong = made.integers(X.numpy())
+    wrong[3] = 7
+    with pytest.raises(ValueError, match="values outside"):
+        made.run(wrong)
+    np.testing.assert_array_equal(made.run(made.integers(X.numpy())), expected)
 
 
 def test_what_a_step_returned_may_be_changed():
