@@ -143,14 +143,25 @@ class Settings:
     Messages name a setting without its section, because ``training.config`` adds the section.
 
     Raises:
-        InputError: a value lies outside its range, or does not fit another one, or a field is
-            ``init=False``.
+        InputError: a value lies outside its range, or does not fit another one, a field is
+            ``init=False``, or a class with settings is no dataclass.
     """
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
+        fields = dataclasses.fields(self)
+        names = {entry.name for entry in fields}
+        for kind in type(self).__mro__:
+            require(
+                "__dataclass_fields__" in vars(kind)
+                or not any(
+                    k in names or isinstance(v, dataclasses.Field) for k, v in vars(kind).items()
+                ),
+                f"{kind.__name__} has settings and is no dataclass, so they would have no effect: "
+                "write @dataclass above it",
+            )
+        for entry in fields:
             require(
                 entry.init,
                 f"{entry.name} is a field with init=False, which no setting can be: let "

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 from refusing import refusal
@@ -164,6 +165,28 @@ def test_a_section_of_one_s_own_is_checked_alone_and_in_a_configuration(values, 
     alone = refusal(Inner, **values)
     assert message in alone
     assert refusal(config_from_dict, Outer, {"inner": values}, []) == f"inner.{alone}"
+
+
+class NewDefault(Inner):
+    share: float = 0.25
+
+
+class NewSetting(Inner):
+    width: int = setting(16, "a width")
+
+
+class NoSetting(Inner):
+    NAMES: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    @property
+    def half(self):
+        return self.share / 2
+
+
+def test_settings_of_a_class_that_is_no_dataclass_are_refused():
+    for kind in (NewDefault, NewSetting, type("Below", (NewSetting,), {})):
+        assert "has settings and is no dataclass, so they would have no effect" in refusal(kind)
+    assert NoSetting(share=0.5).half == 0.25
 
 
 def test_a_value_on_an_included_bound_is_taken():

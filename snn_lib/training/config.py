@@ -287,7 +287,8 @@ def attributes_of(section: Any) -> Any:
     itself derives from its settings is left out.
     """
     if dataclasses.is_dataclass(section) and not isinstance(section, type):
-        values = vars(section)
+        fields = (entry.name for entry in dataclasses.fields(section))
+        values = {name: getattr(section, name) for name in fields} | vars(section)  # or in slots
         derived = _derived(section, values.keys() - section.__dataclass_fields__.keys())
         return {name: attributes_of(one) for name, one in values.items() if name not in derived}
     return section.item() if isinstance(section, np.generic) else section

@@ -17,6 +17,7 @@ from snn_lib.errors import InputError
 from snn_lib.settings import Settings, section
 from snn_lib.tasks.digits import DigitConfig, DigitHyperparameters
 from snn_lib.training.config import (
+    attributes_of,
     check_config,
     chosen_file,
     config_from_dict,
@@ -201,6 +202,25 @@ def test_a_section_may_fill_in_a_setting_from_others(overrides, hidden):
     config = load_config(FillingConfig, None, ["name=own", "around.inner.size=7", *overrides])
     assert config.hyperparameters.hidden == hidden
     assert config.around.inner.twice == 14
+
+
+@dataclasses.dataclass(slots=True)
+class InSlots(DigitHyperparameters):
+    width: int = 16
+
+
+@dataclasses.dataclass(slots=True)
+class SlotsConfig(DigitConfig):
+    hyperparameters: InSlots = section(InSlots)
+
+
+def test_what_is_set_in_python_counts_where_settings_lie_in_slots():
+    config = SlotsConfig(name="own")
+    config.hyperparameters.width, config.hyperparameters.epoch = 64, 1
+    config.hyperparameters.half = 7
+    values = attributes_of(config)
+    assert (values["name"], values["hyperparameters"]["width"]) == ("own", 64)
+    assert (values["hyperparameters"]["epoch"], values["hyperparameters"]["half"]) == (1, 7)
 
 
 def test_a_field_that_init_does_not_take_is_refused():
