@@ -153,11 +153,10 @@ class Settings:
         fields = dataclasses.fields(self)
         names = {entry.name for entry in fields}
         for kind in type(self).__mro__:
+            own = vars(kind)
+            sets = any(k in names or isinstance(v, dataclasses.Field) for k, v in own.items())
             require(
-                "__dataclass_fields__" in vars(kind)
-                or not any(
-                    k in names or isinstance(v, dataclasses.Field) for k, v in vars(kind).items()
-                ),
+                "__dataclass_fields__" in own or not sets,
                 f"{kind.__name__} has settings and is no dataclass, so they would have no effect: "
                 "write @dataclass above it",
             )
