@@ -107,7 +107,10 @@ def kill(number: int, frame: Any) -> None:
 
 def save_best(trial: Any, space: "SearchSpace", path: Path) -> None:
     """Writes the settings of a trial as a YAML file that ``--config_file`` takes."""
-    above = {} if space.base is None else {"base": os.path.relpath(space.base, path.parent)}
+    above = {}
+    if space.base is not None:  # which is seen from where the folder lies, not from a link to it
+        base = space.base.parent.resolve() / space.base.name
+        above = {"base": os.path.relpath(base, path.parent.resolve())}
     schema = type(space.config)
     settings = (read_override(schema, one) for one in trial.user_attrs["settings"])
     values = OmegaConf.merge(above, *settings)

@@ -16,6 +16,7 @@ from sweeping import SCRIPT, start_sweep, sweep
 
 from snn_lib.sweep import STOPPED, kill, save_best
 from snn_lib.tasks.digits import DigitConfig
+from snn_lib.training.config import load_config
 
 pytest.importorskip("optuna")
 
@@ -186,6 +187,16 @@ def test_the_best_settings_name_a_base_in_a_folder_of_any_name(tmp_path):
     written = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert written == {"base": "exp #1/mine.yaml", "seed": 3, "first_weights": "a #1"}
     assert "# trial_0000 of " in (tmp_path / "best.yaml").read_text()
+
+
+def test_the_best_settings_name_their_base_where_runs_is_a_link(tmp_path):
+    base, there, runs = tmp_path / "mine.yaml", tmp_path / "deep" / "er" / "runs", tmp_path / "runs"
+    base.write_text("hyperparameters: {length: 7}\n")
+    there.mkdir(parents=True)
+    runs.symlink_to(there)
+    trial = SimpleNamespace(value=1.0, user_attrs={"settings": ["seed=3"], "run": "trial_0000"})
+    save_best(trial, SimpleNamespace(base=base, config=DigitConfig(name="a")), runs / "best.yaml")
+    assert load_config(DigitConfig, runs / "best.yaml", ["name=b"]).hyperparameters.length == 7
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
