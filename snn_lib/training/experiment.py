@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +106,14 @@ class Experiment:
         self.rank, self.world = distributed.rank_and_world()
         self.device = choose_device(self.config.device)
         seed = self.config.seed
-        with batch_seed(seed, DATA, 0):
-            torch.manual_seed(seed)  # of all devices
-            task.setup(self.config, self.device)
-        self.set_up_with = task.config
-        self.build_model = build_model
-        with torch.random.fork_rng(devices=[]):
+        with self._apart():
+            with batch_seed(seed, DATA, 0):
+                torch.manual_seed(seed)  # of all devices
+                task.setup(self.config, self.device)
             torch.manual_seed(seed)  # of all devices, too
             model = build(build_model, self.config, task)
+        self.set_up_with = task.config
+        self.build_model = build_model
         self.model = model.to(self.device)
         self._in_chunks(self.model)  # refuses a model that cannot run in chunks
         if self.settings.rate_penalty:
@@ -157,8 +157,11 @@ class Experiment:
             "train from the start, or give train() a last checkpoint to continue from",
         )
         self.has_first_weights = False
-        if self.settings.epoch == 0:
-            return self._fit(checkpoint)
+        with self._apart():
+            return self._train(checkpoint) if self.settings.epoch else self._fit(checkpoint)
+
+    def _train(self, checkpoint: Checkpoint | None) -> Row:
+        """Trains the epochs that are left."""
         self._begin(checkpoint)
         with self.run, without_warning():  # _finish_epoch warns of unstable filters
             while self.progress.epoch < self.settings.epoch:
@@ -472,16 +475,17 @@ class Experiment:
         load_weights(self.model, checkpoint)
         self.has_first_weights = False
         self.state = None  # a training that was stopped has an average of other weights
-        torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
         begin = time.perf_counter()
-        metrics, activity = self.evaluate("test")
-        epoch = checkpoint.get("epoch", "unknown")
-        self.say(f"{checkpoint.path}, epoch {epoch}: test {describe(metrics)}")
-        for name, rate in activity.firing_rates().items():
-            self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
-        with self._rounded(self.model), self.autocast(), self.backend():
-            for line in self.task.report(self._in_chunks(self.model), activity):
-                self.say(line)
+        with self._apart():
+            torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
+            metrics, activity = self.evaluate("test")
+            epoch = checkpoint.get("epoch", "unknown")
+            self.say(f"{checkpoint.path}, epoch {epoch}: test {describe(metrics)}")
+            for name, rate in activity.firing_rates().items():
+                self.say(f"layer {name}: {rate:.4f} spikes per neuron and step")
+            with self._rounded(self.model), self.autocast(), self.backend():
+                for line in self.task.report(self._in_chunks(self.model), activity):
+                    self.say(line)
         self.say(f"tested in {time.perf_counter() - begin:.1f} s")
         return metrics
 
@@ -499,6 +503,17 @@ class Experiment:
         """The context of ``hyperparameters.precision`` for the matrix products."""
         enabled = self.settings.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """The context in which no mode of the caller's counts, and that draws for itself."""
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.random.fork_rng(devices=[]),
+        ):
+            yield
 
     def backend(self) -> contextlib.AbstractContextManager[None]:
         """The context of ``backend`` for the kernels."""

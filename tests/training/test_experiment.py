@@ -1223,6 +1223,27 @@ def test_a_device_that_is_not_there_is_refused(name):
         choose_device(name)
 
 
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_modes_around_an_experiment_change_nothing(tmp_path, mode):
+    plain = experiment(small(tmp_path, "name=plain"))
+    plain.train()
+    with mode():
+        around = experiment(small(tmp_path, "name=around"))
+        around.train()
+        around.test()
+    assert_equal_states(dict(around.model.state_dict()), dict(plain.model.state_dict()))
+
+
+def test_an_experiment_leaves_the_draws_of_a_loop_around_it_as_they_are(tmp_path):
+    before = torch.get_rng_state()
+    trial = experiment(small(tmp_path))
+    trial.train()
+    trial.test()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_another_default_device_is_refused():
     with torch.device("meta"), pytest.raises(InputError, match="leave PyTorch's default device"):
         Experiment(SmallSNN, DigitClassification())
