@@ -22,6 +22,10 @@ class RunError(Exception):
     """The run failed although the input was right (exit code 1)."""
 
 
+class WriteError(RunError):
+    """A file cannot be written, whatever the settings are."""
+
+
 def require(condition: bool, message: str, error: type[InputError] = InputError) -> None:
     """Raises ``error`` with ``message`` unless ``condition`` holds."""
     if not condition:

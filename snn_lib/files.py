@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from snn_lib.errors import InputError, RunError, one_line, require
+from snn_lib.errors import InputError, WriteError, one_line, require
 
 try:
     import fcntl
@@ -112,7 +112,7 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
             checksum, which shows whether a power failure has damaged the file.
 
     Raises:
-        RunError: the disk is full or the folder cannot be written.
+        WriteError: the disk is full or the folder cannot be written.
     """
     target = Path(os.path.realpath(path))
     # Not by the number of the process: another thread, or another container, may have the same.
@@ -127,7 +127,7 @@ def write_atomically(path: Path, content: bytes, sync: bool = True) -> None:
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except OSError as error:
-        raise RunError(
+        raise WriteError(
             f"cannot write {path}: {error.strerror}; what was there before is untouched"
         ) from None
     finally:

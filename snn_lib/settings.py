@@ -14,7 +14,7 @@ come before it in the list of bases, so that their defaults count.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -36,7 +36,8 @@ class Range:
     """The finite numbers that a setting may have.
 
     Attributes:
-        at_least, above, at_most, below: the bounds of a number, or of each number in a list.
+        at_least, above, at_most, below: the bounds of a number, or of each number in a list, and in
+            the lists within it.
         length: number of elements of a list; ``None``: any.
     """
 
@@ -48,8 +49,8 @@ class Range:
 
     def check(self, name: str, value: Any) -> None:
         """Raises :class:`InputError` unless the setting of this name may have this value."""
-        values = value if isinstance(value, list) else [value]
-        numbers = [one for one in values if isinstance(one, (int, float))]
+        values = value if isinstance(value, (list, tuple)) else [value]
+        numbers = [one for one in _elements(values) if isinstance(one, (int, float))]
         for one in numbers:
             require(
                 abs(one) <= LARGEST if isinstance(one, int) else math.isfinite(one),
@@ -58,7 +59,7 @@ class Range:
         within = [
             self.at_least <= n <= self.at_most and self.above < n < self.below for n in numbers
         ]
-        right = all(within) and self.length in (None, len(values))
+        right = all(within) and (value is None or self.length in (None, len(values)))
         require(right, f"{name} is {value}, expected {self}")
 
     def __str__(self) -> str:
@@ -68,7 +69,15 @@ class Range:
             for name, bound in bounds.items()
             if math.isfinite(bound)
         )
-        return each if self.length is None else f"{self.length} numbers, each {each}"
+        if self.length is None:
+            return each
+        return f"{self.length} numbers, each {each}" if each else f"{self.length} values"
+
+
+def _elements(values: Iterable[Any]) -> Iterator[Any]:
+    """The elements of lists, and of those within them."""
+    for one in values:
+        yield from _elements(one) if isinstance(one, (list, tuple)) else [one]
 
 
 @dataclass(frozen=True)

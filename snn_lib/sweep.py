@@ -28,6 +28,7 @@ from snn_lib.errors import (
     InputError,
     RunError,
     SettingsError,
+    WriteError,
     one_line,
     out_of_memory,
     require,
@@ -92,7 +93,10 @@ def main() -> int:
             save_best(study.best_trial, space, folder / "best.yaml")
         ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
         if len(ended) >= options.trials:
-            return 0 if study.best_trials else 1
+            if study.best_trials:
+                return 0
+            say(f"none of the {len(ended)} trials has a score: all ended early")
+            return 1
         study.optimize(
             lambda trial: run_trial(trial, space, folder), n_trials=1, gc_after_trial=True
         )
@@ -158,7 +162,7 @@ class SearchSpace:
             if key in NOT_SEARCHED:
                 self.choices[key] = [text]
             else:
-                self.choices[key] = ends.groups() if ends else re.split(r",(?![^[]*\])", text)
+                self.choices[key] = ends.groups() if ends else _choices(text)
         allowed = self._find_allowed()
         refuse_file_without_effect(self.base, script, *allowed)
         refuse_without_effect([f"{key}={own[0]}" for key, own in self.choices.items()], *allowed)
@@ -228,6 +232,24 @@ class SearchSpace:
         if isinstance(low, int):
             return trial.suggest_int(key, low, high, log=logarithmic)
         return trial.suggest_float(key, low, high, log=logarithmic)
+
+
+def _choices(text: str) -> list[str]:
+    """What stands between commas that are neither in a list nor in quotes."""
+    choices, depth, quote = [""], 0, ""
+    for sign in text:
+        before = choices[-1].rstrip()
+        if sign == "," and not (depth or quote):
+            choices.append("")
+            continue
+        choices[-1] += sign
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"" and (not before or before[-1] in "[,"):
+            quote = sign
+        else:
+            depth += (sign == "[") - (sign == "]")
+    return choices
 
 
 def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
@@ -328,6 +350,8 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
         score = score_of(experiment.train(checkpoint)["best"], task)[0]
+    except WriteError:
+        raise
     except (RunError, SettingsError, BusyError) as error:
         end_early(error)
     except (RuntimeError, MemoryError) as error:

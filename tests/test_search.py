@@ -17,9 +17,10 @@ from running import ROOT, SCRIPTS, YAML
 from sweeping import SCRIPT
 
 from snn_lib import load
-from snn_lib.errors import InputError
+from snn_lib.errors import InputError, WriteError
 from snn_lib.files import lock
-from snn_lib.sweep import SearchSpace, open_study, run_trial
+from snn_lib.sweep import SearchSpace, _choices, open_study, run_trial
+from snn_lib.training import checkpoints
 from snn_lib.training.checkpoints import load_checkpoint
 
 optuna = pytest.importorskip("optuna")
@@ -125,6 +126,21 @@ def test_choices_are_separated_by_the_commas_outside_of_lists_and_one_alone_is_f
     rows = drawn(script, f"optimizer.Adam.betas={betas}", "seed=3", "runs_path=../..")
     assert {row["optimizer.Adam.betas"] for row in rows} == {"[0.9,0.99]", "[0.8,0.9]"}
     assert {(row["seed"], row["runs_path"]) for row in rows} == {("3", "../..")}
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("a,b,", ["a", "b", ""]),
+        ("[[1,2],[3]],[[4]]", ["[[1,2],[3]]", "[[4]]"]),
+        ("[[1,2],[3,4]]", ["[[1,2],[3,4]]"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("['a,b', \"c]\"],[d]", ["['a,b', \"c]\"]", "[d]"]),
+        ("it's,that's", ["it's", "that's"]),
+    ],
+)
+def test_choices_may_be_lists_of_lists_and_texts_with_commas(text, choices):
+    assert _choices(text) == choices
 
 
 @pytest.mark.parametrize(
@@ -361,6 +377,15 @@ def test_a_trial_that_another_process_trains_ends_early_and_not_the_sweep(script
     with lock(folder / "lock"), pytest.raises(optuna.TrialPruned):
         run_trial(again, space, tmp_path)
     assert "trial_0007 ends early: the run " in capsys.readouterr().out
+
+
+def test_a_full_disk_ends_the_sweep_and_uses_up_no_trial(script, tmp_path, monkeypatch):
+    def full(path, content, **options):
+        raise WriteError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(checkpoints, "write_atomically", full)
+    with pytest.raises(WriteError, match="No space left"):
+        run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 5.0})
 
 
 def test_wrong_data_end_the_sweep_and_not_only_a_trial(script, tmp_path):

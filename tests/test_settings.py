@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from refusing import refusal
@@ -138,6 +138,8 @@ class Inner(Settings):
     share: float = setting(0.5, "a share", above=0, at_most=1)
     pair: list[int] = setting([1, 2], "two", at_least=1, length=2)
     free: float = 3.0
+    blocks: list[list[float]] = setting([[1.0, 2.0]], "lists", at_least=1)
+    words: Any = setting(None, "none, or two", length=2)
 
     def __post_init__(self):
         super().__post_init__()
@@ -157,6 +159,9 @@ class Outer(ExperimentConfig):
         ({"pair": [1, 2, 3]}, "pair is [1, 2, 3], expected 2 numbers, each at least 1"),
         ({"pair": [0, 1]}, "pair is [0, 1], expected 2 numbers, each at least 1"),
         ({"pair": [2, 1]}, "pair is [2, 1], expected the lowest first"),
+        ({"blocks": [[2.0], [1.0, 0.5]]}, "blocks is [[2.0], [1.0, 0.5]], expected at least 1"),
+        ({"blocks": [[math.nan]]}, "blocks is [[nan]], expected finite numbers"),
+        ({"words": ["a"]}, "words is ['a'], expected 2 values"),
         ({"free": math.inf}, "free is inf, expected finite numbers"),
         ({"pair": [1, 10**30]}, f"and whole ones up to {LARGEST:,}"),
     ],

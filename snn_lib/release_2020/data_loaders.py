@@ -18,12 +18,14 @@ class MNISTDataset(Dataset):
     """The images of MNIST for a ``DataLoader``, as in the authors' 2020 release.
 
     Args:
-        torchvision_mnist: a data set of ``(image, label)``. The images are PIL images, integers
-            from 0 to 255, or floats in [0, 1] as torchvision's ``ToTensor`` makes them.
+        torchvision_mnist: a data set of ``(image, label)``. The images are PIL images, numbers from
+            0 to 255, true and false, or floats in [0, 1] as torchvision's ``ToTensor`` makes them.
+            Floats of which one is negative, as ``Normalize`` makes them, count as they are.
         length: the number of time steps, which is only kept as an attribute.
         max_rate: the value of a white pixel.
         flatten: whether images are ``(784,)`` instead of ``(28, 28)``.
         transform: called with each image before it is scaled, such as :func:`get_rand_transform`.
+            It returns such an image.
 
     Returns (by index):
         The image in [0, max_rate], float32, and its label.
@@ -48,9 +50,15 @@ class MNISTDataset(Dataset):
         if self.transform is not None:
             image = self.transform(image)
         values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
-        white = 1.0 if values.is_floating_point() else 255.0
-        values = values.float() * (self.max_rate / white)
+        values = values.float() * (self.max_rate / _white_of(values))
         return values.flatten() if self.flatten else values, label
+
+
+def _white_of(image: Tensor) -> float:
+    """The value of a white pixel in an image of this type."""
+    if image.is_floating_point():  # transforms of SciPy's and NumPy's return pixels up to 255
+        return 255.0 if image.min() >= 0 and image.max() > 1 else 1.0
+    return 1.0 if image.dtype == torch.bool else 255.0
 
 
 class MNISTDataset_Poisson_Spike(MNISTDataset):

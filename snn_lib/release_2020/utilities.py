@@ -115,7 +115,7 @@ def filter_spike_multiple(
     normalize: bool = True,
 ) -> np.ndarray:
     """As :func:`filter_spike`, for several trains ``(train, time)``; returns the same shape."""
-    trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
+    trains = torch.from_numpy(np.array(spike_trains, np.float32))
     channels = len(trains)
     synapse: IIRSynapse
     if filter_type == "exp":
@@ -148,7 +148,7 @@ def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> 
     """As :func:`gaussian_filter_spike_train`, for any ``(..., time)``; returns the same shape."""
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected a number above 0")
-    trains = torch.as_tensor(np.asarray(spike_trains), dtype=torch.float32)
+    trains = torch.from_numpy(np.array(spike_trains, np.float32))
     reach = math.ceil(4 * sigma)  # beyond it the Gaussian is below 1/2000 of its peak
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     rows = trains.reshape(-1, 1, trains.shape[-1])
@@ -194,7 +194,7 @@ class RandPatternDataset(Dataset):
 
 def plot_raster(spike_mat: ArrayLike, **options: Any) -> Axes:
     """Draws the spikes of ``(train, time)`` as dots, with the options of ``plotting.raster``."""
-    return raster(torch.as_tensor(np.asarray(spike_mat)).T, **options)
+    return raster(np.array(spike_mat).T, **options)
 
 
 plot_raster_dot = plot_raster

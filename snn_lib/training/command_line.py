@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from snn_lib.errors import InputError, RunError, limit_length, out_of_memory, require
 from snn_lib.inference import to_c, to_onnx
-from snn_lib.settings import LOCAL_KEYS, ExperimentConfig, list_settings
+from snn_lib.settings import LOCAL_KEYS, ExperimentConfig, Settings, list_settings
 from snn_lib.tasks.base import Task, check_task
 from snn_lib.training import distributed
 from snn_lib.training.building import BuildModel
@@ -411,7 +411,9 @@ def _explain(
         written = (  # dataclass writes one that begins with its name
             kind.__doc__
             for kind in type(value).__mro__
-            if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(")
+            if kind not in (Settings, object)
+            and kind.__doc__
+            and not kind.__doc__.startswith(f"{kind.__name__}(")
         )
-        yield f"\n{next(written).splitlines()[0]}{why and f' (this {why})'}"
+        yield f"\n{next(written, name).splitlines()[0]}{why and f' (this {why})'}"
         yield from _explain(value, idle, f"{name}.", why)

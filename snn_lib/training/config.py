@@ -195,11 +195,24 @@ def passed_over(
 def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) -> dict[str, str]:
     """As :func:`without_effect`, but for what a setting that counts takes its value from."""
     unmet = without_effect(get_type(merged[0])(), *merged, unread=unread)
-    for key, value in itertools.chain.from_iterable(map(_leaves, merged)):
-        if key not in unmet:
-            for name in re.findall(r"\$\{([\w.]+)\}", str(value)):
-                unmet.pop(name, None)
+    leaves = [*itertools.chain.from_iterable(map(_leaves, merged))]
+    before = None
+    while before != len(unmet):  # one may refer to another that refers to a third
+        before = len(unmet)
+        for key, value in leaves:
+            if key not in unmet:
+                for name in _referred(key, str(value)):
+                    unmet.pop(name, None)
     return unmet
+
+
+def _referred(key: str, value: str) -> Iterator[str]:
+    """The settings that a value refers to, as ``${a.b}``, or ``${..b}`` seen from its own key."""
+    for written in re.findall(r"\$\{\s*(?:oc\.select:\s*)?([\w.\[\]]+)", value):
+        name = re.sub(r"\[(\w+)\]", r".\1", written)
+        dots = len(name) - len(name.lstrip("."))
+        above = key.split(".")[:-dots] if dots else []
+        yield ".".join([*above, name.lstrip(".")])
 
 
 def keys_of(schema: type, overrides: Sequence[str]) -> list[str]:
@@ -330,7 +343,8 @@ def _content(schema: type, path: Path, text: str) -> tuple[Any, DictConfig]:
     if not isinstance(content, DictConfig):
         raise InputError(f"{path} is a list, expected lines such as seed: 3")
     content = OmegaConf.create(_as_written(schema, OmegaConf.to_container(content), written, path))
-    return content.pop("base", False), content
+    with _naming(schema, str(path)):
+        return content.pop("base", False), content
 
 
 def _as_written(schema: type, value: Any, written: Any, path: Path, *key: str) -> Any:
@@ -428,7 +442,8 @@ def defaults(schema: type) -> DictConfig:
     the values of a run.
     """
     schema()  # if it refuses its own defaults, it says so in one line
-    config = OmegaConf.structured(schema)
+    with _naming(schema, f"the defaults of {schema.__name__}"):
+        config = OmegaConf.structured(schema)
     for entry in dataclasses.fields(schema):
         if dataclasses.is_dataclass(entry.default_factory):
             config[entry.name] = defaults(entry.default_factory)

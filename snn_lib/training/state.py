@@ -341,8 +341,8 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
         ValueError: the choice is none of ``settings.OptimizerChoice``.
     """
     choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
-    fused = {} if choice == "SGD" else {"fused": True}
-    return getattr(torch.optim, choice)(params, **fused, **options)
+    fused = {} if choice == "SGD" or "foreach" in options else {"fused": True}
+    return getattr(torch.optim, choice)(params, **{**fused, **options})
 
 
 def get_scheduler(
@@ -374,7 +374,7 @@ def get_scheduler(
         if options["pct_start"] * total_batches == 1:  # a rise of one step: PyTorch divides by 0
             options["pct_start"] = 0.0
     if choice in ("OneCycleLR", "CyclicLR"):
-        options["cycle_momentum"] = False
+        options.setdefault("cycle_momentum", False)
     return getattr(lr_scheduler, choice)(optimizer, **options)
 
 

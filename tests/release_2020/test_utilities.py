@@ -109,6 +109,26 @@ def test_the_data_set_of_patterns_is_batched_and_transformed():
     assert label == 3
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda trains: utilities.filter_spike_multiple(trains),
+        lambda trains: utilities.filter_spike(trains[1]),
+        lambda trains: utilities.gaussian_filter_spike_train(trains[1], 2),
+        lambda trains: utilities.plot_raster(trains).collections[0].get_offsets(),
+    ],
+)
+def test_trains_may_be_reversed_and_read_only(compute):
+    trains = (np.random.default_rng(0).random((3, 50)) < 0.2).astype(np.float32)
+    backwards = trains[:, ::-1]
+    expected = compute(backwards.copy())
+    np.testing.assert_array_equal(compute(backwards), expected)
+    backwards.flags.writeable = False
+    np.testing.assert_array_equal(compute(backwards), expected)
+    matplotlib.pyplot.close("all")
+
+
 @pytest.mark.parametrize("plot", [utilities.plot_raster, utilities.plot_raster_dot])
 def test_raster_has_time_along_x(plot):
     spikes = np.zeros((3, 20))
@@ -157,6 +177,21 @@ def test_digits_are_scaled_to_the_largest_rate():
 def test_digits_as_tensors_are_scaled_alike():
     mnist, values = digits(lambda image: torch.from_numpy(np.array(image)).float()[None] / 255)
     np.testing.assert_allclose(MNISTDataset(mnist, 25)[0][0], values[:1], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64, np.float32])
+def test_a_transform_may_return_pixels_up_to_255_of_any_type(dtype):
+    mnist, values = digits()
+    dataset = MNISTDataset(mnist, 25, transform=lambda image: np.array(image).astype(dtype))
+    np.testing.assert_allclose(dataset[0][0], values[0], atol=1e-6)
+
+
+def test_a_transform_may_return_true_and_false_or_normalised_images():
+    mnist, values = digits()
+    binary = MNISTDataset(mnist, 25, transform=lambda image: np.array(image) > 127)
+    np.testing.assert_array_equal(binary[0][0], values[0] > 127 / 255)
+    normal = MNISTDataset(mnist, 25, transform=lambda image: (np.array(image) / 255 - 0.13) / 0.31)
+    np.testing.assert_allclose(normal[0][0], (values[0] - 0.13) / 0.31, atol=1e-6)
 
 
 def test_digits_as_poisson_spikes():

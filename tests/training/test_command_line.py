@@ -35,7 +35,7 @@ from torch import nn
 
 from snn_lib import Sequential, SpikingNeuron
 from snn_lib.errors import InputError
-from snn_lib.settings import list_settings, section, setting
+from snn_lib.settings import Settings, list_settings, section, setting
 from snn_lib.tasks.digits import DigitClassification, DigitConfig, DigitHyperparameters
 from snn_lib.training import command_line, distributed
 from snn_lib.training.checkpoints import Checkpoint
@@ -167,11 +167,17 @@ def test_help_heads_settings_without_a_docstring_as_those_that_they_derive_from(
         more: int = setting(3, "what is added")
 
     @dataclasses.dataclass
+    class Blocks(Settings):
+        depth: int = setting(2, "how many")
+
+    @dataclasses.dataclass
     class OwnConfig(DigitConfig):
         hyperparameters: Own = section(Own)
+        blocks: Blocks = section(Blocks)
 
     lines = list(_explain(OwnConfig(), {}))
     assert f"\n{DigitHyperparameters.__doc__.splitlines()[0]}" in lines
+    assert "\nblocks" in lines
     assert not any("Own(" in line for line in lines)
 
 

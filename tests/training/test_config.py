@@ -596,6 +596,41 @@ def test_the_learning_rate_counts_where_the_schedule_has_none_of_its_own(choice,
     refuse_without_effect(overrides, merge_config(DigitConfig, ROOT / "snn_mlp_1.yaml", overrides))
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "${optimizer.Adam.lr}",
+        "${..Adam.lr}",
+        "${optimizer[Adam].lr}",
+        "${ optimizer.Adam.lr }",
+        "${oc.select:optimizer.Adam.lr,1}",
+        "${..SGD.lr}",
+    ],
+)
+def test_a_setting_counts_that_another_one_refers_to(reference, yaml_file):
+    overrides = [
+        "name=a", "optimizer.Adam.lr=0.5", f"optimizer.AdamW.lr={reference}",
+        "scheduler.scheduler_choice=none",
+    ]  # fmt: skip
+    if "SGD" in reference:  # by way of another one
+        overrides.append("optimizer.SGD.lr=${..Adam.lr}")
+    merged = merge_config(DigitConfig, yaml_file, overrides)
+    assert check_config(merged).optimizer.AdamW.lr == 0.5
+    refuse_without_effect(overrides, merged)
+
+
+def test_a_default_of_another_type_is_refused_in_a_line():
+    for value, kind in ((1e3, int), (None, float), ("c", Literal["a", "b"])):
+        own = dataclasses.make_dataclass("Own", [("size", kind, value)], bases=(DigitConfig,))
+        message = refusing.refusal(load_config, own, None, ["name=own"])
+        assert message.startswith("the defaults of Own ('size'): ")
+
+
+def test_a_base_that_refers_to_nothing_is_refused_in_a_line(variant):
+    variant.write_text("base: ${nothing}/x.yaml\n")
+    assert "variant.yaml" in refusal(variant)
+
+
 def test_an_override_may_count_only_with_the_others():
     overrides = ["optimizer.SGD.lr=0.1", "optimizer[optimizer_choice]=SGD"]
     overrides += ["scheduler.scheduler_choice=none", "hyperparameters.encoding=latency"]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,25 @@ def test_steps_are_those_of_pytorchs_optimiser_with_these_options(choice, option
             model(x).square().sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"), [({"fused": False}, False), ({"foreach": True}, None)]
+)
+def test_a_configuration_of_2020_may_choose_how_adam_computes(options, fused):
+    options = SimpleNamespace(optimizer_choice="Adam", Adam={"lr": 0.1, **options})
+    made = get_optimizer(nn.Linear(5, 3).parameters(), SimpleNamespace(optimizer=options))
+    assert made.defaults["fused"] is fused
+
+
+def test_a_schedule_of_2020_may_change_the_momentum():
+    plan = {"base_lr": 0.1, "max_lr": 0.2, "cycle_momentum": True, "base_momentum": 0.8}
+    options = SimpleNamespace(scheduler_choice="CyclicLR", CyclicLR=plan)
+    optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1, momentum=0.9)
+    get_scheduler(optimizer, SimpleNamespace(scheduler=options))
+    optimizer.step()
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.9)
+    assert "base_momentum" in optimizer.param_groups[0]
 
 
 @pytest.mark.parametrize("choice", ["Adam", "AdamW"])
