@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_lib.cells import Constrained
+from snn_lib.cells import Constrained, IIRSynapse
 from snn_lib.errors import InputError, out_of_memory, require
 from snn_lib.files import read_file, reading, write_atomically
 
@@ -154,10 +154,13 @@ def load_weights(
 def unchanged_if_refused(model: nn.Module) -> Iterator[None]:
     """The context in which a refusal leaves a model its weights; PyTorch loads what fits first."""
     before = copy.deepcopy(model.state_dict())
+    margins = {layer: layer.margin for layer in model.modules() if isinstance(layer, IIRSynapse)}
     try:
         yield
     except InputError:
         model.load_state_dict(before)
+        for layer, margin in margins.items():  # which slow filters have made smaller
+            layer.margin = margin
         raise
 
 

@@ -13,9 +13,10 @@ import torch
 from refusing import refusal
 from torch import nn
 
-from snn_lib import PerStep, Sequential
+from snn_lib import LowPassSynapse, PerStep, Sequential
 from snn_lib.errors import RunError
 from snn_lib.files import write_atomically
+from snn_lib.stability import MARGIN
 from snn_lib.training.checkpoints import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from snn_lib.training.state import MovingAverage
 
@@ -205,6 +206,13 @@ def test_a_checkpoint_that_was_written_on_a_gpu_is_read_where_there_is_none(path
     weight = load_checkpoint(path)["snn_state_dict"]["weight"]
     assert weight.device.type == "cpu"
     assert weight.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_checkpoint_that_is_refused_leaves_filters_their_margin(path):
+    model, slow = (Sequential(LowPassSynapse(2, tau, constraint="stable")) for tau in (3.0, 3000.0))
+    states = {"snn_state_dict": {**slow.state_dict(), "more": torch.zeros(1)}}
+    refusal(load_weights, model, Checkpoint(states, path))
+    assert model[0].margin == MARGIN
 
 
 OTHER = r"\(written by snn_conv\.py\) belongs to another model: .*"
