@@ -261,10 +261,10 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
         forward = min(values.strides, default=0) >= 0
         values = values if forward and values.flags.aligned else values.copy()
     try:
-        if isinstance(values, (list, tuple)) and any(isinstance(one, Tensor) for one in values):
-            values = torch.stack(list(values))
         if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
             values = np.array(values.to_numpy().tolist())
+        elif isinstance(values, (list, tuple)) and any(isinstance(one, Tensor) for one in values):
+            values = torch.stack(list(values))
         with warnings.catch_warnings():  # nothing here writes to what a user gives
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             tensor = torch.as_tensor(values, device="cpu")
