@@ -604,7 +604,6 @@ def test_the_learning_rate_counts_where_the_schedule_has_none_of_its_own(choice,
         "${optimizer[Adam].lr}",
         "${ optimizer.Adam.lr }",
         "${oc.select:optimizer.Adam.lr,1}",
-        "${..SGD.lr}",
     ],
 )
 def test_a_setting_counts_that_another_one_refers_to(reference, yaml_file):
@@ -612,10 +611,20 @@ def test_a_setting_counts_that_another_one_refers_to(reference, yaml_file):
         "name=a", "optimizer.Adam.lr=0.5", f"optimizer.AdamW.lr={reference}",
         "scheduler.scheduler_choice=none",
     ]  # fmt: skip
-    if "SGD" in reference:  # by way of another one
-        overrides.append("optimizer.SGD.lr=${..Adam.lr}")
     merged = merge_config(DigitConfig, yaml_file, overrides)
     assert check_config(merged).optimizer.AdamW.lr == 0.5
+    refuse_without_effect(overrides, merged)
+
+
+@pytest.mark.parametrize("order", [("Adam", "AdamW", "SGD"), ("SGD", "AdamW", "Adam")])
+def test_a_setting_counts_by_way_of_another_one(order, yaml_file):
+    first, second, third = (f"optimizer.{name}.lr" for name in order)
+    overrides = [
+        "name=a", "scheduler.scheduler_choice=none", f"optimizer.optimizer_choice={order[2]}",
+        f"{first}=0.5", f"{second}=${{{first}}}", f"{third}=${{{second}}}",
+    ]  # fmt: skip
+    merged = merge_config(DigitConfig, yaml_file, overrides)
+    assert getattr(check_config(merged).optimizer, order[2]).lr == 0.5
     refuse_without_effect(overrides, merged)
 
 
