@@ -82,16 +82,16 @@ def main(
         isinstance(task, Task),
         f"main is given {task!r}, expected a task: main(__file__, build_model, task)",
     )
-    require(
-        threading.current_thread() is threading.main_thread(),
-        "main handles Ctrl-C, as only the main thread can: in another one, use Experiment",
-    )
     given = GIVEN.get()
     if given is not None:  # arguments_of_main runs this script, to learn what it gives
         check_task(task)
         defaults(task.config_class)  # annotations that are text name things of this script
         given += build_model, task, initialise
         sys.exit()
+    require(
+        threading.current_thread() is threading.main_thread(),
+        "main handles Ctrl-C, as only the main thread can: in another one, use Experiment",
+    )
     about = caller.get("__doc__")
     work = partial(_run, Path(script), about, build_model, task, initialise, arguments)
     handlers = [(number, signal.getsignal(number) or signal.SIG_DFL) for number in STOP]

@@ -48,6 +48,7 @@ from snn_lib.training.command_line import (
 )
 from snn_lib.training.config import load_config
 from snn_lib.training.experiment import Experiment
+from snn_lib.training.loading import arguments_of_main
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +327,12 @@ def test_a_run_in_another_thread_is_refused():
         refused = other.submit(run, "--help").exception()
     assert isinstance(refused, InputError)
     assert "as only the main thread can" in str(refused)
+
+
+def test_another_thread_may_learn_what_a_script_gives():
+    with ThreadPoolExecutor(1) as other:
+        build_model, _, _ = other.submit(arguments_of_main, SCRIPT).result()
+    assert build_model.__name__ == "SNN"
 
 
 @pytest.mark.parametrize("launched", [False, True])
