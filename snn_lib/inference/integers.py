@@ -212,7 +212,7 @@ class IntegerNetwork:
             self._states[SATURATED] = saturated
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
-        """The steps of sequences, each as its stages take it: int64 ``(T, B, features)``."""
+        """The steps of sequences that fit: ``(T, B, features)``."""
         x, (low, high) = measured(x), self.staged.input_limits
         if x.dtype.kind not in "iub":
             raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
@@ -225,11 +225,11 @@ class IntegerNetwork:
             raise ValueError(f"a step has {count} sequences{expected}")
         if x.size and not (low <= x.min() and x.max() <= high):
             raise ValueError(f"the input has values outside {low} to {high}")
-        return x.reshape(steps, count, math.prod(self.before)).astype(np.int64)
+        return x.reshape(steps, count, math.prod(self.before))
 
     def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The output of a step, and the answer."""
-        self._sequences = len(x)
+        x, self._sequences = x.astype(np.int64), len(x)
         for stage in self.staged.stages:
             x = stage.run(x, self._states)
         answer = x
