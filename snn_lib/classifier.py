@@ -16,7 +16,7 @@ import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -369,10 +369,12 @@ def _refusing() -> Iterator[None]:
 def _plain(threads: int) -> Iterator[None]:
     """The context in which PyTorch has the defaults of a new process, and so many threads."""
     before, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    on_cpu = torch.get_default_device().type == "cpu"  # else a mode that looks at every operation
     torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        here = nullcontext() if on_cpu else torch.device("cpu")
+        with here, torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_num_threads(before)

@@ -12,6 +12,7 @@ come before it in the list of bases, so that their defaults count.
 """
 
 import dataclasses
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -161,11 +162,11 @@ class Settings:
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
         names = {entry.name for entry in fields}
-        for kind in type(self).__mro__:
-            own = vars(kind)
-            sets = any(k in names or isinstance(v, dataclasses.Field) for k, v in own.items())
+        for kind in filter(lambda kind: issubclass(kind, Settings), type(self).__mro__):
+            annotations = inspect.get_annotations(kind).items()
+            sets = any("ClassVar" not in str(annotation) for _, annotation in annotations)
             require(
-                "__dataclass_fields__" in own or not sets,
+                "__dataclass_fields__" in vars(kind) or not (sets or names & vars(kind).keys()),
                 f"{kind.__name__} has settings and is no dataclass, so they would have no effect: "
                 "write @dataclass above it",
             )

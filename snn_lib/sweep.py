@@ -235,9 +235,9 @@ class SearchSpace:
 
 
 def _choices(text: str) -> list[str]:
-    """What stands between commas that are neither in a list nor in quotes."""
+    """What stands between commas that are neither in brackets nor in quotes."""
     choices, depth, quote = [""], 0, ""
-    for sign in text:
+    for place, sign in enumerate(text, 1):
         before = choices[-1].rstrip()
         if sign == "," and not (depth or quote):
             choices.append("")
@@ -245,10 +245,10 @@ def _choices(text: str) -> list[str]:
         choices[-1] += sign
         if quote:
             quote = "" if sign == quote else quote
-        elif sign in "'\"" and (not before or before[-1] in "[,"):
+        elif sign in "'\"" and sign in text[place:] and (not before or before[-1] in "[{,:"):
             quote = sign
         else:
-            depth += (sign == "[") - (sign == "]")
+            depth = max(0, depth + (sign in "[{") - (sign in "]}"))
     return choices
 
 

@@ -137,6 +137,9 @@ def test_choices_are_separated_by_the_commas_outside_of_lists_and_one_alone_is_f
         ("'a,b',c", ["'a,b'", "c"]),
         ("['a,b', \"c]\"],[d]", ["['a,b', \"c]\"]", "[d]"]),
         ("it's,that's", ["it's", "that's"]),
+        ("'tis,b", ["'tis", "b"]),
+        ("a],b", ["a]", "b"]),
+        ("${oc.select:a,b},{a: 1, b: 2}", ["${oc.select:a,b}", "{a: 1, b: 2}"]),
     ],
 )
 def test_choices_may_be_lists_of_lists_and_texts_with_commas(text, choices):

@@ -180,6 +180,19 @@ class NewSetting(Inner):
     width: int = setting(16, "a width")
 
 
+class PlainSetting(Inner):
+    width: int = 16
+
+
+class Mixin:
+    share: float = 0.3
+
+
+@dataclass
+class Mixed(Mixin, Inner):
+    """Its own fields count, not an attribute of the mixin."""
+
+
 class NoSetting(Inner):
     NAMES: ClassVar[tuple[str, ...]] = ("a", "b")
 
@@ -189,9 +202,10 @@ class NoSetting(Inner):
 
 
 def test_settings_of_a_class_that_is_no_dataclass_are_refused():
-    for kind in (NewDefault, NewSetting, type("Below", (NewSetting,), {})):
+    for kind in (NewDefault, NewSetting, PlainSetting, type("Below", (NewSetting,), {})):
         assert "has settings and is no dataclass, so they would have no effect" in refusal(kind)
     assert NoSetting(share=0.5).half == 0.25
+    assert Mixed().share == 0.5
 
 
 def test_a_value_on_an_included_bound_is_taken():

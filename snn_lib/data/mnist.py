@@ -27,7 +27,7 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
     It unpacks the archives under ``root/MNIST/raw`` and verifies what they hold, and downloads them
     if they are missing. If there are unpacked files alone, they may be those of another set in the
-    same form, of which both parts have to be there.
+    same form. Both parts are of one set, and training files come with files to test with.
 
     Raises:
         InputError: a file is corrupt, or there is neither data nor a network.
@@ -41,12 +41,19 @@ def load_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
         "another set",
     )
     other = raw / f"{'t10k' if train else 'train'}-labels-idx1-ubyte"
-    unpacked = other.exists() and not other.with_name(f"{other.name}.gz").exists()
-    require(
-        own_labels == (not unpacked or zlib.crc32(read_file(other)) == CHECKSUMS[other.name]),
-        f"only one of {names[1]} and {other.name} in {raw} is MNIST's: to train and to test takes "
-        "both parts of one set",
-    )
+    packed = other.with_name(f"{other.name}.gz").exists()
+    if packed or other.exists():
+        theirs = packed or zlib.crc32(read_file(other)) == CHECKSUMS[other.name]
+        require(
+            own_labels == theirs,
+            f"only one of {names[1]} and {other.name} in {raw} is MNIST's: to train and to test "
+            "takes both parts of one set",
+        )
+    else:
+        require(
+            own_labels or not train,
+            f"{names[1]} in {raw} is not MNIST's, and there is no {other.name} to test with",
+        )
     images = _array(raw / names[0], pixels, (IMAGES[train], 28, 28))
     labels = _array(raw / names[1], numbers, (IMAGES[train],))
     classes = labels.unique().tolist()

@@ -263,11 +263,9 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
     try:
         if hasattr(values, "to_numpy"):  # a column of a table, whose index would be in the way
             values = np.array(values.to_numpy().tolist())
-        elif isinstance(values, (list, tuple)) and any(isinstance(one, Tensor) for one in values):
-            values = torch.stack(list(values))
         with warnings.catch_warnings():  # nothing here writes to what a user gives
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            tensor = torch.as_tensor(values, device="cpu")
+            tensor = _tensor_of(values)
     except (TypeError, ValueError, RuntimeError):
         shown = shorten(reprlib.repr(values), 100, placeholder=" ...")
         raise InputError(f"{name} is {shown}, expected numbers{remedy}") from None
@@ -275,6 +273,13 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
     dense = tensor.layout == torch.strided and not tensor.is_quantized
     require(dense, f"{name} is sparse or quantised: give to_dense() or dequantize() of it")
     return tensor
+
+
+def _tensor_of(values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values, device="cpu")
+    except ValueError:  # a list of tensors that are more than single numbers
+        return torch.stack([torch.as_tensor(one, device="cpu") for one in values])
 
 
 def _is_row_of_objects(values: Any) -> bool:

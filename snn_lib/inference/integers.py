@@ -9,7 +9,7 @@ NumPy runs and C spells, so both compute the same bits.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import index
 from typing import Any
@@ -162,7 +162,8 @@ class IntegerNetwork:
                 many sequences as the steps before it. The state then stays as it is.
             TypeError: ``x`` does not hold integers.
         """
-        return self.run(measured(x)[None])[0]
+        (now,) = self._steps([x])
+        return self._step(now)[0].copy()  # the output may be a state of the last layer
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Runs sequences, int64 ``(T, B, *before)`` to ``(T, B, *after)``, from the present state.
@@ -170,7 +171,7 @@ class IntegerNetwork:
         Raises:
             ValueError, TypeError: as :meth:`step`.
         """
-        outputs = [self._step(now)[0] for now in self._checked(x)]
+        outputs = [self._step(now)[0] for now in self._steps(x)]
         return np.stack(outputs) if outputs else np.zeros((*np.shape(x)[:2], *self.after), np.int64)
 
     def classify(self, samples: Any) -> tuple[list[str], np.ndarray]:
@@ -205,27 +206,32 @@ class IntegerNetwork:
         """
         self.reset()
         try:
-            return np.stack([self._step(now)[1] for now in self._checked(x)])
+            return np.stack([self._step(now)[1] for now in self._steps(x)])
         finally:
             saturated = self.saturated
             self.reset()
             self._states[SATURATED] = saturated
 
-    def _checked(self, x: np.ndarray) -> np.ndarray:
-        """The steps of sequences that fit: ``(T, B, features)``."""
-        x, (low, high) = measured(x), self.staged.input_limits
-        if x.dtype.kind not in "iub":
-            raise TypeError(f"the input is {x.dtype}, expected integers: call integers(values)")
-        if x.shape[2:] != self.before:
-            raise ValueError(f"a step has the shape {x.shape[2:]}, expected {self.before}")
-        steps, count = x.shape[:2]
-        if count == 0 or self._sequences not in (0, count):
-            before = f" after steps of {self._sequences}: call reset() for new ones"
-            expected = before if count else ", expected at least one"
-            raise ValueError(f"a step has {count} sequences{expected}")
-        if x.size and not (low <= x.min() and x.max() <= high):
-            raise ValueError(f"the input has values outside {low} to {high}")
-        return x.reshape(steps, count, math.prod(self.before))
+    def _steps(self, x: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """The steps of sequences, ``(B, features)`` each, after all of them have been checked."""
+        steps: list[np.ndarray] = []
+        count, (low, high) = self._sequences, self.staged.input_limits
+        for now in map(measured, x):
+            if now.dtype.kind not in "iub":
+                raise TypeError(
+                    f"the input is {now.dtype}, expected integers: call integers(values)"
+                )
+            if now.shape[1:] != self.before:
+                raise ValueError(f"a step has the shape {now.shape[1:]}, expected {self.before}")
+            if len(now) == 0 or count not in (0, len(now)):
+                before = f" after steps of {count}: call reset() for new ones"
+                expected = before if len(now) else ", expected at least one"
+                raise ValueError(f"a step has {len(now)} sequences{expected}")
+            if now.size and not (low <= now.min() and now.max() <= high):
+                raise ValueError(f"the input has values outside {low} to {high}")
+            count = len(now)
+            steps.append(now.reshape(count, -1))
+        return steps
 
     def _step(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The output of a step, and the answer."""

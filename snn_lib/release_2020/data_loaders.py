@@ -57,7 +57,7 @@ class MNISTDataset(Dataset):
 def _white_of(image: Tensor) -> float:
     """The value of a white pixel in an image of this type."""
     if image.is_floating_point():  # transforms of SciPy's and NumPy's return pixels up to 255
-        return 255.0 if image.min() >= 0 and image.max() > 1 else 1.0
+        return 255.0 if image.min() >= 0 and image.max() > 2 else 1.0  # brighter ones reach 2
     return 1.0 if image.dtype == torch.bool else 255.0
 
 

@@ -70,8 +70,7 @@ def main(
         arguments: the command line, by default the process's.
 
     Raises:
-        InputError: the script calls ``main`` when it is imported or outside of Python's main
-            thread, or ``task`` is none.
+        InputError: the script calls ``main`` when it is imported, or ``task`` is none.
     """
     caller = sys._getframe(1).f_globals
     require(
@@ -88,18 +87,9 @@ def main(
         defaults(task.config_class)  # annotations that are text name things of this script
         given += build_model, task, initialise
         sys.exit()
-    require(
-        threading.current_thread() is threading.main_thread(),
-        "main handles Ctrl-C, as only the main thread can: in another one, use Experiment",
-    )
     about = caller.get("__doc__")
     work = partial(_run, Path(script), about, build_model, task, initialise, arguments)
-    handlers = [(number, signal.getsignal(number) or signal.SIG_DFL) for number in STOP]
-    try:
-        exit_with(_module_of(script) or Path(script).name, work)
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
+    exit_with(_module_of(script) or Path(script).name, work)
 
 
 def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
@@ -224,37 +214,52 @@ def _run(
         say(f"{checkpoint.path} is exported to {options.export}: one time step, with its states")
         return 0
 
-    stop = StopSignals()
-    distributed.start()
-    experiment = Experiment(build_model, task, config, initialise, stop.asked_after_a_batch)
-    experiment.script = script.name
-    if options.test:
-        require(task.has("test"), "there is no test data")
-        experiment.test(checkpoint)
-        return 0
-    try:
-        experiment.train(checkpoint)
-    except Stopped:
-        command = _resume_command(script, options, experiment.run.last, experiment.world)
-        experiment.say(f"stopped; continue with: {command}")
-        return 128 + (*stop.received, signal.SIGINT)[0]  # if none, another process was asked
+    with StopSignals() as stop:
+        distributed.start()
+        experiment = Experiment(build_model, task, config, initialise, stop.asked_after_a_batch)
+        experiment.script = script.name
+        if options.test:
+            require(task.has("test"), "there is no test data")
+            experiment.test(checkpoint)
+            return 0
+        try:
+            experiment.train(checkpoint)
+        except Stopped:
+            command = _resume_command(script, options, experiment.run.last, experiment.world)
+            experiment.say(f"stopped; continue with: {command}")
+            return 128 + (*stop.received, signal.SIGINT)[0]  # if none, another process was asked
     return 0
 
 
 class StopSignals:
-    """Handles Ctrl-C and SIGTERM from now on.
+    """The context in which Ctrl-C and SIGTERM stop a run.
 
     While the model trains, the first signal asks for a stop after the current batch, and the second
     stops at once, but for a process of torchrun. After the last batch the run ends by itself, with
     its test. Before the first batch is done there is nothing to save, so the first signal stops at
     once.
+
+    Raises:
+        InputError: this is not Python's main thread.
     """
 
     def __init__(self) -> None:
+        require(
+            threading.current_thread() is threading.main_thread(),
+            "--train and --test handle Ctrl-C, as only Python's main thread can: in another one, "
+            "use Experiment",
+        )
         self.received: list[int] = []
         self.training = False
-        for number in STOP:
-            signal.signal(number, self._receive)
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._receive) for number in STOP}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not distributed.is_launched():  # torchrun sends each signal once more, and ends anyway
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def asked_after_a_batch(self) -> bool:
         """Whether to stop."""

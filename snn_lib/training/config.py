@@ -202,13 +202,14 @@ def idle_settings(*merged: DictConfig, unread: Mapping[str, str] | None = None) 
         for key, value in leaves:
             if key not in unmet:
                 for name in _referred(key, str(value)):
-                    unmet.pop(name, None)
+                    for whole in [one for one in unmet if f"{name}.".startswith(f"{one}.")]:
+                        unmet.pop(whole)
     return unmet
 
 
 def _referred(key: str, value: str) -> Iterator[str]:
     """The settings that a value refers to, as ``${a.b}``, or ``${..b}`` seen from its own key."""
-    for written in re.findall(r"\$\{\s*(?:oc\.select:\s*)?([\w.\[\]]+)", value):
+    for written in re.findall(r"\$\{\s*(?:oc\.select:\s*)?[\"']?([\w.\[\]]+)", value):
         name = re.sub(r"\[(\w+)\]", r".\1", written)
         dots = len(name) - len(name.lstrip("."))
         above = key.split(".")[:-dots] if dots else []

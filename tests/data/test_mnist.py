@@ -121,7 +121,6 @@ def test_another_data_set_in_the_form_of_mnist_is_read_if_it_makes_sense(raw, un
         (raw / IMAGES).write_bytes(images[:16] + images[:15:-1])
         (raw / LABELS).write_bytes(labels[:8] + labels[:7:-1])
 
-    (raw / "train-labels-idx1-ubyte").write_bytes(b"of the other set, too")
     write()
     expected = np.frombuffer(unpacked[LABELS], np.uint8, offset=8)[::-1]
     assert np.array_equal(load_mnist(raw.parent.parent, train=False)[1].numpy(), expected)
@@ -135,16 +134,29 @@ def test_another_data_set_in_the_form_of_mnist_is_read_if_it_makes_sense(raw, un
     assert f"{IMAGES} does not hold bytes of shape" in refusal(raw)
 
 
+@pytest.mark.parametrize("other", ["archive", "unpacked"])
 @pytest.mark.parametrize("own", [False, True])
-def test_the_parts_of_two_sets_are_refused(raw, unpacked, own):
+def test_the_parts_of_two_sets_are_refused(raw, unpacked, own, other):
     """They would train on the one and test on the other."""
     for name in (IMAGES, LABELS):
         content = unpacked[name]
         (raw / name).write_bytes(content if own else content[:16] + content[:15:-1])
-    if own:
+    if other == "archive":
+        link_archives(raw, "train-labels-idx1-ubyte")
+    else:
         (raw / "train-labels-idx1-ubyte").write_bytes(b"of another set")
     said = f"only one of {LABELS} and train-labels-idx1-ubyte in {raw} is MNIST's: "
-    assert refusal(raw).startswith(said)
+    if own == (other == "archive"):
+        load_mnist(raw.parent.parent, train=False)
+    else:
+        assert refusal(raw).startswith(said)
+
+
+def test_training_files_of_another_set_alone_are_refused_before_training(raw):
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (raw / name).write_bytes(b"of another set")
+    said = refusing.refusal(load_mnist, raw.parent.parent, train=True)
+    assert said.endswith(f"is not MNIST's, and there is no {LABELS} to test with")
 
 
 def test_a_crash_while_unpacking_leaves_no_half_of_a_file(raw, monkeypatch):

@@ -80,6 +80,8 @@ def test_sequences_may_be_a_tuple_or_a_column_of_a_table(listed):
 def test_a_sequence_may_be_a_list_of_tensors():
     x = torch.rand(3, 2)
     assert torch.equal(sample_of([*x], 1)[0], x)
+    assert torch.equal(sample_of([x[0], x[1].tolist(), x[2].numpy()], 1)[0], x)
+    assert sample_of(x, [torch.tensor(1.0), 2.0])[1].tolist() == [1, 2]
     assert "expected numbers" in refusal(sample_of, [x[0], x[1, :1]], 1)
 
 

@@ -1202,6 +1202,13 @@ def test_a_run_of_no_steps_and_a_reset_change_nothing():
     np.testing.assert_array_equal(made.run(one), expected[:, :1])
 
 
+def test_the_steps_of_a_run_may_be_a_list_or_come_one_by_one():
+    made, x = quantise(LINEAR, X), np.ones((5, 2, 4), np.uint8)
+    expected = made.run(x)
+    for steps in ([*x], iter(x)):
+        np.testing.assert_array_equal(made.run(steps), expected)
+
+
 def test_a_block_that_is_refused_changes_no_state():
     made = quantise(Sequential(nn.Linear(4, 2), LowPassSynapse(2, 3.0)), X)
     expected = made.run(made.integers(X.numpy()))

@@ -190,6 +190,8 @@ def test_a_transform_may_return_true_and_false_or_normalised_images():
     mnist, values = digits()
     binary = MNISTDataset(mnist, 25, transform=lambda image: np.array(image) > 127)
     np.testing.assert_array_equal(binary[0][0], values[0] > 127 / 255)
+    bright = MNISTDataset(mnist, 25, transform=lambda image: 1.2 * np.array(image) / 255)
+    np.testing.assert_allclose(bright[0][0], 1.2 * values[0], atol=1e-6)
     normal = MNISTDataset(mnist, 25, transform=lambda image: (np.array(image) / 255 - 0.13) / 0.31)
     np.testing.assert_allclose(normal[0][0], (values[0] - 0.13) / 0.31, atol=1e-6)
 

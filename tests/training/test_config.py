@@ -604,6 +604,7 @@ def test_the_learning_rate_counts_where_the_schedule_has_none_of_its_own(choice,
         "${optimizer[Adam].lr}",
         "${ optimizer.Adam.lr }",
         "${oc.select:optimizer.Adam.lr,1}",
+        "${oc.select:'optimizer.Adam.lr',1}",
     ],
 )
 def test_a_setting_counts_that_another_one_refers_to(reference, yaml_file):
@@ -614,6 +615,12 @@ def test_a_setting_counts_that_another_one_refers_to(reference, yaml_file):
     merged = merge_config(DigitConfig, yaml_file, overrides)
     assert check_config(merged).optimizer.AdamW.lr == 0.5
     refuse_without_effect(overrides, merged)
+
+
+def test_a_list_counts_of_which_an_element_is_referred_to(yaml_file):
+    overrides = ["name=a", "scheduler.scheduler_choice=none", "optimizer.Adam.betas=[0.5,0.6]"]
+    overrides.append("optimizer.AdamW.lr=${optimizer.Adam.betas[0]}")
+    refuse_without_effect(overrides, merge_config(DigitConfig, yaml_file, overrides))
 
 
 @pytest.mark.parametrize("order", [("Adam", "AdamW", "SGD"), ("SGD", "AdamW", "Adam")])
