@@ -93,10 +93,9 @@ def main() -> int:
             save_best(study.best_trial, space, folder / "best.yaml")
         ended = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
         if len(ended) >= options.trials:
-            if study.best_trials:
-                return 0
-            say(f"none of the {len(ended)} trials has a score: all ended early")
-            return 1
+            if not study.best_trials:
+                say(f"none of the {len(ended)} trials has a score: all ended early")
+            return 0 if study.best_trials else 1
         study.optimize(
             lambda trial: run_trial(trial, space, folder), n_trials=1, gc_after_trial=True
         )
@@ -311,6 +310,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
             failed, for example because a loss was not finite or the memory was too small.
     """
     from optuna import TrialPruned
+    from optuna.exceptions import StorageInternalError
 
     task = copy(space.task)  # trials share nothing that one of them prepares
     for key, value in vars(task).items():
@@ -350,8 +350,9 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
         score = score_of(experiment.train(checkpoint)["best"], task)[0]
-    except WriteError:
-        raise
+    except (WriteError, StorageInternalError) as error:
+        # Optuna takes no notice of it, so that the trial is run again, from its last checkpoint.
+        sys.exit(f"sweep: {one_line(error.__cause__ or error)}")
     except (RunError, SettingsError, BusyError) as error:
         end_early(error)
     except (RuntimeError, MemoryError) as error:

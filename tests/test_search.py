@@ -387,8 +387,11 @@ def test_a_full_disk_ends_the_sweep_and_uses_up_no_trial(script, tmp_path, monke
         raise WriteError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(checkpoints, "write_atomically", full)
-    with pytest.raises(WriteError, match="No space left"):
-        run(script, tmp_path, ["hyperparameters.tau_m=4..16"], **{"hyperparameters.tau_m": 5.0})
+    settings = "hyperparameters.tau_m=4..16", "hyperparameters.epoch=2", "device=cpu"
+    space, study = SearchSpace(script, None, settings), optuna.create_study()
+    with pytest.raises(SystemExit, match=r"sweep: cannot write .* No space left"):
+        study.optimize(lambda trial: run_trial(trial, space, tmp_path), n_trials=1)
+    assert [trial.state.name for trial in study.trials] == ["RUNNING"]
 
 
 def test_wrong_data_end_the_sweep_and_not_only_a_trial(script, tmp_path):

@@ -220,12 +220,14 @@ def _maps(
     }
 
 
-def measured(x: Any) -> np.ndarray:
-    """Numbers that a user has measured, as an array.
+def unmasked(x: Any) -> np.ndarray:
+    """A user's numbers as an array.
 
     Raises:
         ValueError: some of them are masked.
     """
+    if isinstance(x, (list, tuple)):  # of masked rows, perhaps
+        x = np.ma.array(x)
     if np.ma.is_masked(x):
         raise ValueError("the input has masked values: fill them first")
     return np.asarray(x)

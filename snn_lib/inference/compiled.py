@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from snn_lib.inference import machine
-from snn_lib.inference.arrays import Arrays, aligned_zeros, measured
+from snn_lib.inference.arrays import Arrays, aligned_zeros, unmasked
 from snn_lib.inference.description import Description, describe
 from snn_lib.inference.layers import Flattening
 from snn_lib.readout import check_lead
@@ -116,7 +116,7 @@ class CompiledNetwork:
                 then stays as it is.
             TypeError: ``x`` does not hold real numbers.
         """
-        return self.run(measured(x)[None])[0]
+        return self.run(unmasked(x)[None])[0]
 
     def peek(self, x: np.ndarray) -> np.ndarray:
         """What :meth:`step` would return, without the step: the state stays as it is."""
@@ -172,7 +172,7 @@ class CompiledNetwork:
 
     def _steps(self, x: np.ndarray) -> np.ndarray:
         """A sequence as the compiled function takes it: a fresh array, ``(T or 1, features)``."""
-        x = measured(x)
+        x = unmasked(x)
         if x.shape[1:] != self.before or x.ndim == 0:
             raise ValueError(
                 f"a step of the input has the shape {x.shape[1:]}, expected {self.before}"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.data.preparation import Preparation
-from snn_lib.inference.arrays import measured
+from snn_lib.inference.arrays import unmasked
 from snn_lib.inference.description import preparation_of
 from snn_lib.inference.lowering import HEADROOM, STATE_BITS, Lowering, Values, fraction_of
 from snn_lib.inference.stages import FUNCTIONS, SATURATED, Pool, Rows, Stage, States, Step
@@ -151,7 +151,7 @@ class IntegerNetwork:
 
     def integers(self, values: np.ndarray) -> np.ndarray:
         """The integers that stand for values as they were measured, halves away from zero."""
-        values = measured(values).astype(np.float32) / np.float32(self.input_scale)
+        values = unmasked(values).astype(np.float32) / np.float32(self.input_scale)
         return np.trunc(values + np.copysign(np.float32(0.5), values)).astype(np.int64)
 
     def step(self, x: np.ndarray) -> np.ndarray:
@@ -216,7 +216,7 @@ class IntegerNetwork:
         """The steps of sequences, ``(B, features)`` each, after all of them have been checked."""
         steps: list[np.ndarray] = []
         count, (low, high) = self._sequences, self.staged.input_limits
-        for now in map(measured, x):
+        for now in map(unmasked, x):
             if now.dtype.kind not in "iub":
                 raise TypeError(
                     f"the input is {now.dtype}, expected integers: call integers(values)"

@@ -23,7 +23,7 @@ from snn_lib.data.preparation import (
     SeriesPreparation,
 )
 from snn_lib.inference import layers as kinds
-from snn_lib.inference.arrays import measured
+from snn_lib.inference.arrays import unmasked
 from snn_lib.inference.compiled import compare_layers
 from snn_lib.inference.description import classes_of, describe, preparation_of, readout_of
 from snn_lib.inference.layers import Layer, Shape, channels_last_order, over_time
@@ -381,7 +381,7 @@ def raw_steps(preparation: Preparation | None, x: np.ndarray | Tensor) -> np.nda
 
     That is what an exported network takes. Both are ``(T, B, *features)``.
     """
-    x = x.detach().cpu().double().numpy() if isinstance(x, Tensor) else measured(x).astype(float)
+    x = x.detach().cpu().double().numpy() if isinstance(x, Tensor) else unmasked(x).astype(float)
     match preparation:
         case DigitPreparation(encoding="constant", max_rate=rate):
             return x / rate

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from snn_lib.chunks import Chunked
 from snn_lib.containers import BATCH_NORMALISATIONS, tensors_in
 from snn_lib.data.batches import batch_seed, other_seeds
-from snn_lib.errors import RunError, SettingsError, refusing, require
+from snn_lib.errors import InputError, RunError, SettingsError, refusing, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
@@ -28,6 +28,7 @@ from snn_lib.training.checkpoints import (
     check_readable,
     load_checkpoint,
     load_weights,
+    unchanged_if_refused,
 )
 from snn_lib.training.config import attributes_of, config_from_dict
 from snn_lib.training.display import describe, introduction
@@ -156,13 +157,19 @@ class Experiment:
             "this experiment's model has been trained or loaded already: make a new Experiment to "
             "train from the start, or give train() a last checkpoint to continue from",
         )
-        self.has_first_weights = False
         with self._apart():
             return self._train(checkpoint) if self.settings.epoch else self._fit(checkpoint)
 
     def _train(self, checkpoint: Checkpoint | None) -> Row:
         """Trains the epochs that are left."""
-        self._begin(checkpoint)
+        before = self.state
+        try:
+            with unchanged_if_refused(self.model):
+                self._begin(checkpoint)
+        except InputError:
+            self.state = before  # a new one may average other weights
+            raise
+        self.has_first_weights = False
         with self.run, without_warning():  # _finish_epoch warns of unstable filters
             while self.progress.epoch < self.settings.epoch:
                 stop = self._train_epoch()
@@ -185,6 +192,7 @@ class Experiment:
             "the number of epochs of the whole run",
             SettingsError,
         )
+        self.has_first_weights = False
         sums = self._find_first_weights()
         self.task.share(self.rank, self.world)
         if isinstance(sums, Mapping) and "samples" in sums:  # of all data, in every process
@@ -234,8 +242,8 @@ class Experiment:
         self.state = TrainingState(self.model, self.config, self.device, *amounts)
         self.finite_check = diagnosis.FiniteCheck(self.model, self.device)
         if checkpoint is not None:
-            self.state.restore(checkpoint, self.task)
             self.task.check_data(checkpoint)
+            self.state.restore(checkpoint, self.task)
         unit = self.task.unit
         self.say(f"{batches.count:,} {unit} to train on, {held_out:,} to validate on")
         if checkpoint is None:

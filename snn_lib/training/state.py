@@ -28,7 +28,7 @@ from snn_lib.rounding import rounded_weights
 from snn_lib.settings import LOCAL_KEYS, TRAINING, OptimizerChoice, SchedulerChoice, needs_of
 from snn_lib.tasks.base import Task
 from snn_lib.training import diagnosis, distributed
-from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights, unchanged_if_refused
+from snn_lib.training.checkpoints import STATISTICS, Checkpoint, load_weights
 from snn_lib.training.config import expand_home
 
 Row = dict[str, Any]  # the metrics of an epoch
@@ -230,11 +230,10 @@ class TrainingState:
             )
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        with unchanged_if_refused(self.model):
-            self.optimizer.step()  # makes a state to compare with; the weights are loaded next
-            load_weights(self.model, checkpoint, averaged=False)
-            with fitting(path):
-                self._restore_state(checkpoint)
+        self.optimizer.step()  # makes a state to compare with; the weights are loaded next
+        load_weights(self.model, checkpoint, averaged=False)
+        with fitting(path):
+            self._restore_state(checkpoint)
         if rank:  # the first process continues the sums of all
             progress.sums = dict.fromkeys(progress.sums, 0)
         self.progress = dataclasses.replace(progress, **counted)
@@ -341,7 +340,8 @@ def get_optimizer(params: Iterable[Any], conf: Any) -> Optimizer:
         ValueError: the choice is none of ``settings.OptimizerChoice``.
     """
     choice, options = _chosen(conf.optimizer, "optimizer_choice", get_args(OptimizerChoice))
-    fused = {} if choice == "SGD" or "foreach" in options else {"fused": True}
+    otherwise = choice == "SGD" or options.get("foreach") or options.get("differentiable")
+    fused = {} if otherwise else {"fused": True}
     return getattr(torch.optim, choice)(params, **{**fused, **options})
 
 

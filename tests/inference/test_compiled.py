@@ -315,6 +315,7 @@ def test_compiling_leaves_the_network_as_it_was_and_later_changes_of_it_do_not_c
         (np.full((4, 12), "a"), TypeError, "cast"),
         (np.zeros((4, 12), complex), TypeError, "cast"),
         (np.ma.masked_less(np.eye(4, 12), 1), ValueError, "masked values: fill them first"),
+        ([*np.ma.masked_less(np.eye(4, 12), 1)], ValueError, "masked values: fill them first"),
     ],
 )
 def test_input_that_does_not_fit_is_refused(value, error, words):

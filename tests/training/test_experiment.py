@@ -1192,15 +1192,20 @@ def test_weights_of_another_model_are_refused(trained, use):
     assert "layers." in message
 
 
-@pytest.mark.parametrize("part", ["optimizer_state_dict", "snn_state_dict", "rng"])
+@pytest.mark.parametrize("part", ["optimizer_state_dict", "snn_state_dict", "rng", "data"])
 def test_a_checkpoint_that_is_refused_leaves_the_model_as_it_was(averaged, part):
     trial = experiment(small(averaged, AVERAGING))
-    before = copy.deepcopy(trial.model.state_dict())
+    before, found = copy.deepcopy(trial.model.state_dict()), trial.evaluate("validation")[0]
     checkpoint = load_checkpoint(the_run(averaged) / "last")
-    checkpoint[part] = {}
+    if part == "data":
+        trial.task.check_data = Mock(side_effect=InputError("another readout"))
+    else:
+        checkpoint[part] = {}
     with pytest.raises(InputError):
         trial.train(checkpoint)
     assert_equal_states(dict(trial.model.state_dict()), dict(before))
+    assert trial.evaluate("validation")[0] == found
+    assert trial.has_first_weights
 
 
 def test_a_network_of_other_data_is_refused_before_it_is_loaded(averaged):

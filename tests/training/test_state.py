@@ -86,7 +86,13 @@ def test_steps_are_those_of_pytorchs_optimiser_with_these_options(choice, option
 
 
 @pytest.mark.parametrize(
-    ("options", "fused"), [({"fused": False}, False), ({"foreach": True}, None)]
+    ("options", "fused"),
+    [
+        ({"fused": False}, False),
+        ({"foreach": True}, None),
+        ({"foreach": None}, True),
+        ({"differentiable": True}, None),
+    ],
 )
 def test_a_configuration_of_2020_may_choose_how_adam_computes(options, fused):
     options = SimpleNamespace(optimizer_choice="Adam", Adam={"lr": 0.1, **options})
