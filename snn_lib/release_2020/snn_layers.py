@@ -5,8 +5,9 @@ with time last, ``(B, *features, T)``. These are views of tensors with time firs
 operators of :mod:`snn_lib.functional` compute, so nothing is copied between layers.
 
 Unless a layer says otherwise, it has ``forward(x, states=None) -> (output, states)``, and
-``create_init_states()``, which returns the zeros to start from. ``step_num`` and ``batch_size`` are
-only kept as attributes; the sizes of the input count. Time constants are in steps. A layer's
+``create_init_states()``, which returns the zeros to start from, without a batch dimension: states
+without one are those of every sequence. ``step_num`` and ``batch_size`` are only kept as
+attributes; the sizes of the input count. Time constants are in steps. A layer's
 parameters are in a cell, whose name is part of their state-dict keys.
 
 Source: Fang et al., IJCAI 2020, doi 10.24963/ijcai.2020/388.
@@ -122,14 +123,22 @@ class _Layer(nn.Module):
         return getattr(self, self.cell_name)
 
     def create_init_states(self) -> States:
-        """Zeros for the ``batch_size`` of the constructor."""
+        """Zeros, for any batch."""
         like = next(self.parameters())
-        return tuple(like.new_zeros(self.batch_size, *shape) for shape in self._state_shapes)
+        return tuple(like.new_zeros(shape) for shape in self._state_shapes)
 
     def forward(self, x: Tensor, states: States | None = None) -> tuple[Tensor, States]:
         """Runs all time steps; see the class for shapes."""
+        states = None if states is None else self._for_batch(len(x), states)
         output, states = self._run(x.movedim(-1, 0), states)
         return output.movedim(0, -1), states
+
+    def _for_batch(self, size: int, states: Any) -> Any:
+        """The states of each sequence; those without a batch dimension are those of all."""
+        if isinstance(states, Tensor):
+            return self._for_batch(size, (states,))[0]
+        given = zip(states, self._state_shapes, strict=True)
+        return tuple(s.expand(size, *shape) if s.shape == shape else s for s, shape in given)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         raise NotImplementedError
@@ -224,7 +233,7 @@ class first_order_low_pass_layer(_Layer):
         super().__init__(step_num, batch_size, cell, shape)
 
     def create_init_states(self) -> Tensor:
-        """Zeros for the ``batch_size`` of the constructor."""
+        """Zeros, for any batch."""
         return super().create_init_states()[0]
 
     def _run(self, x: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:

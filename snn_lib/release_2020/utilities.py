@@ -7,12 +7,13 @@ numbers come from PyTorch's generator, which ``torch.manual_seed`` seeds.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset
 
@@ -92,7 +93,7 @@ def filter_spike(
 
     Args:
         spike_train: 0 and 1, ``(time,)``.
-        filter_type: ``"exp"`` for the first-order low pass with ``tau_m``, whose answer to a spike
+        filter_type: ``"exp"`` for the first-order low pass with ``tau_s``, whose answer to a spike
             has the peak 1; or ``"dual_exp"`` for the difference of two low passes.
         normalize: whether the difference is scaled to the peak 1 in continuous time.
 
@@ -119,7 +120,7 @@ def filter_spike_multiple(
     channels = len(trains)
     synapse: IIRSynapse
     if filter_type == "exp":
-        synapse = LowPassSynapse(channels, tau_m)
+        synapse = LowPassSynapse(channels, tau_s)
     elif filter_type == "dual_exp":
         synapse = OutputFilter(tau_m, tau_s, channels, normalize)
     else:
@@ -171,18 +172,22 @@ def float_to_spike_train(value: float, length: int) -> np.ndarray:
 
 
 class RandPatternDataset(Dataset):
-    """Patterns and their labels, as :func:`generate_rand_pattern` makes them.
+    """Patterns and their labels, of ``.npy`` files, or as :func:`generate_rand_pattern` makes them.
 
     If there is a ``transform``, it is called with each pattern.
     """
 
     def __init__(
         self,
-        dataset: Sequence[Any],
-        label: Sequence[Any],
+        dataset_path: str | Path | Sequence[Any],
+        label_path: str | Path | Sequence[Any],
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.dataset, self.label, self.transform = dataset, label, transform
+        self.dataset, self.label, self.transform = dataset_path, label_path, transform
+        if isinstance(dataset_path, (str, Path)):
+            self.dataset = np.load(dataset_path).astype(np.float32)
+        if isinstance(label_path, (str, Path)):
+            self.label = np.load(label_path)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -192,9 +197,17 @@ class RandPatternDataset(Dataset):
         return pattern if self.transform is None else self.transform(pattern), self.label[index]
 
 
-def plot_raster(spike_mat: ArrayLike, **options: Any) -> Axes:
-    """Draws the spikes of ``(train, time)`` as dots, with the options of ``plotting.raster``."""
-    return raster(np.array(spike_mat).T, **options)
+def plot_raster(spike_mat: ArrayLike, **options: Any) -> None:
+    """Draws the spikes of ``(train, time)`` into pyplot's axes, with the options of its ``plot``.
+
+    If a ``label`` is among them, there is a legend.
+    """
+    train, time = np.nonzero(np.asarray(spike_mat))
+    plt.plot(time, train, **{"linestyle": "None", "marker": "|", **options})
+    if "label" in options:
+        plt.legend(loc="upper right")
 
 
-plot_raster_dot = plot_raster
+def plot_raster_dot(spike_mat: ArrayLike) -> None:
+    """Draws the spikes of ``(train, time)`` as dots, in a figure of its own."""
+    raster(np.array(spike_mat).T)

@@ -267,9 +267,8 @@ def test_every_layer_computes_its_equations_step_by_step(name, with_states, trai
     states = None
     if with_states:
         resting = layer.create_init_states()
-        assert {len(state) for state in as_tuple(resting)} == {CONSTRUCTED_BATCH}
         assert all(not state.any() for state in as_tuple(resting))
-        states = tuple(0.5 * torch.rand(BATCH, *s.shape[1:]) for s in as_tuple(resting))
+        states = tuple(0.5 * torch.rand(BATCH, *s.shape) for s in as_tuple(resting))
         states = states[0] if isinstance(resting, torch.Tensor) else states
 
     output, last, gradients = outcome(layer, layer, x, states)
@@ -282,6 +281,18 @@ def test_every_layer_computes_its_equations_step_by_step(name, with_states, trai
     assert len(last) == len(wanted[1])
     for found, expected in zip((*last, *gradients), (*wanted[1], *wanted[2]), strict=True):
         assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_states_without_a_batch_are_those_of_every_sequence(name):
+    layer, x = made(name)
+    resting = layer.create_init_states()
+    assert torch.equal(layer(x, resting)[0], layer(x)[0])
+    alone = tuple(0.5 * torch.rand(s.shape) for s in as_tuple(resting))
+    whole = tuple(s.expand(BATCH, *s.shape) for s in alone)
+    if isinstance(resting, torch.Tensor):
+        (alone,), (whole,) = alone, whole
+    assert torch.equal(layer(x, alone)[0], layer(x, whole)[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -65,7 +65,7 @@ def test_filters_are_leaky_integrators_and_their_scaled_difference(filter_type, 
     for t in range(50):
         m = m * math.exp(-1 / taus.get("tau_m", 10)) + trains[:, t]
         s = s * math.exp(-1 / taus.get("tau_s", 2.5)) + trains[:, t]
-        expected[:, t] = m if filter_type == "exp" else m - s
+        expected[:, t] = s if filter_type == "exp" else m - s
     if filter_type == "dual_exp" and normalize:
         expected *= 4 ** (4 / 3) / 3
     options = {"filter_type": filter_type, "normalize": normalize, **taus}
@@ -109,6 +109,18 @@ def test_the_data_set_of_patterns_is_batched_and_transformed():
     assert label == 3
 
 
+def test_the_data_set_of_patterns_may_be_files(tmp_path):
+    x, _, labels = utilities.generate_rand_pattern(6, 4, 10, 1, 3)
+    np.save(tmp_path / "x.npy", x.astype(int))
+    np.save(tmp_path / "y.npy", labels)
+    files = {"dataset_path": str(tmp_path / "x.npy"), "label_path": tmp_path / "y.npy"}
+    data = utilities.RandPatternDataset(**files)
+    assert len(data) == 6
+    pattern, label = data[3]
+    assert (pattern.dtype, label) == (np.float32, 3)
+    assert np.array_equal(pattern, x[3])
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "compute",
@@ -116,7 +128,6 @@ def test_the_data_set_of_patterns_is_batched_and_transformed():
         lambda trains: utilities.filter_spike_multiple(trains),
         lambda trains: utilities.filter_spike(trains[1]),
         lambda trains: utilities.gaussian_filter_spike_train(trains[1], 2),
-        lambda trains: utilities.plot_raster(trains).collections[0].get_offsets(),
     ],
 )
 def test_trains_may_be_reversed_and_read_only(compute):
@@ -129,14 +140,20 @@ def test_trains_may_be_reversed_and_read_only(compute):
     matplotlib.pyplot.close("all")
 
 
-@pytest.mark.parametrize("plot", [utilities.plot_raster, utilities.plot_raster_dot])
-def test_raster_has_time_along_x(plot):
+def test_rasters_have_time_along_x():
     spikes = np.zeros((3, 20))
     spikes[2, 15] = 1
-    ax = plot(spikes, title="mine")
-    assert ax.collections[0].get_offsets().tolist() == [[15, 2]]
-    assert ax.get_title() == "mine"
-    matplotlib.pyplot.close(ax.figure)
+    figure = matplotlib.pyplot.figure()
+    utilities.plot_raster(spikes[:, ::-1][:, ::-1], label="mine", color="red")
+    utilities.plot_raster(spikes)
+    lines = figure.gca().lines  # one over the other
+    assert [line.get_xydata().tolist() for line in lines] == [[[15, 2]]] * 2
+    assert figure.gca().get_legend().get_texts()[0].get_text() == "mine"
+    utilities.plot_raster_dot(spikes)
+    other = matplotlib.pyplot.gcf()
+    assert other is not figure
+    assert other.gca().collections[0].get_offsets().tolist() == [[15, 2]]
+    matplotlib.pyplot.close("all")
 
 
 REFUSED = [  # what is called, and the words
