@@ -183,11 +183,11 @@ class RandPatternDataset(Dataset):
         label_path: str | Path | Sequence[Any],
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.dataset, self.label, self.transform = dataset_path, label_path, transform
+        self.dataset: Any = dataset_path
         if isinstance(dataset_path, (str, Path)):
             self.dataset = np.load(dataset_path).astype(np.float32)
-        if isinstance(label_path, (str, Path)):
-            self.label = np.load(label_path)
+        self.label: Any = np.load(label_path) if isinstance(label_path, (str, Path)) else label_path
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.dataset)
