@@ -3,13 +3,15 @@
     python -m snn_lib.checkpoints convert IN OUT --model snn_mlp_1
 
 The three networks of that release are chains of synapses ``axon1``, ``axon2``, ... and neurons
-``snn1``, ``snn2``, ... Here they are a ``Sequential`` with a synapse, an ``nn.Linear`` and neurons
-for each pair. OUT can be used for ``--test``, and its weights for work of your own. It does not
-hold the state of the optimiser, which belongs to other tensors.
+``snn1``, ``snn2``, ..., which are called ``dense1``, ``dense2``, ... in the associative memory.
+Here they are a ``Sequential`` with a synapse, an ``nn.Linear`` and neurons for each pair. OUT can
+be used for ``--test``, and its weights for work of your own. It does not hold the state of the
+optimiser, which belongs to other tensors.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +34,8 @@ MODELS = {
     "snn_mlp_2": ("low_pass", (784, 500, 500, 10)),
     "associative_memory": ("dual_exp", (300, 500, 200, 500, 300)),
 }
+# The associative memory's name of neurons, and the low pass as the first version wrote it.
+NAMES = {"dense": "snn", "firsr_order": "first_order"}
 
 
 def network_2020(
@@ -92,6 +96,13 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
         f"{target} is the checkpoint that is read, of which a part is not converted: name another "
         "file",
     )
+    weights = checkpoint.get("snn_state_dict")
+    if isinstance(weights, Mapping):
+        checkpoint["snn_state_dict"] = {
+            reduce(lambda name, pair: name.replace(*pair), NAMES.items(), str(key)): value
+            for key, value in weights.items()
+            if not str(key).startswith("output_filter.")  # which no weights follow
+        }
     synapse, sizes = MODELS[model]
     bias = "snn1.neuron_cell.weight.bias" in checkpoint["snn_state_dict"]
     layers = network_2020(synapse, sizes, bias, membrane_filter)

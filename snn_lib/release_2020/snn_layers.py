@@ -37,6 +37,7 @@ __all__ = [
     "dual_exp_iir_layer",
     "exponential_filter_layer",
     "filter_layer",
+    "firsr_order_low_pass_layer",
     "first_order_low_pass_layer",
     "maxpooling2d_layer",
     "neuron_layer",
@@ -135,10 +136,17 @@ class _Layer(nn.Module):
 
     def _for_batch(self, size: int, states: Any) -> Any:
         """The states of each sequence; those without a batch dimension are those of all."""
-        if isinstance(states, Tensor):
-            return self._for_batch(size, (states,))[0]
-        given = zip(states, self._state_shapes, strict=True)
-        return tuple(s.expand(size, *shape) if s.shape == shape else s for s, shape in given)
+        given = (states,) if isinstance(states, Tensor) else tuple(states)
+        shapes = self._state_shapes
+        if len(given) != len(shapes):
+            raise ValueError(
+                f"{type(self).__name__} is given {len(given)} states, expected {len(shapes)}"
+            )
+        pairs = zip(given, shapes, strict=True)
+        wide = [
+            s.expand(size, *shape) if s.shape in (shape, (1, *shape)) else s for s, shape in pairs
+        ]
+        return wide[0] if len(wide) == 1 else tuple(wide)
 
     def _run(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
         raise NotImplementedError
@@ -238,6 +246,12 @@ class first_order_low_pass_layer(_Layer):
 
     def _run(self, x: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor]:
         return _trace(x, self._cell.alpha_1, states)
+
+
+class firsr_order_low_pass_layer(first_order_low_pass_layer):
+    """The same, by the name that the first version of the release gave it and its parameters."""
+
+    cell_name = "firsr_order_low_pass_cell"
 
 
 class axon_layer(_Layer):

@@ -4,7 +4,6 @@ Arrays are NumPy arrays with time last, ``(pattern, train, time)``. Times are in
 numbers come from PyTorch's generator, which ``torch.manual_seed`` seeds.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from torch.utils.data import Dataset
 from snn_lib.cells import IIRSynapse, LowPassSynapse
 from snn_lib.data.patterns import damage_patterns, single_damage
 from snn_lib.inspection.metrics import OutputFilter
-from snn_lib.inspection.plotting import raster
 
 __all__ = [
     "RandPatternDataset",
@@ -150,7 +148,7 @@ def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> 
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected a number above 0")
     trains = torch.from_numpy(np.array(spike_trains, np.float32))
-    reach = math.ceil(4 * sigma)  # beyond it the Gaussian is below 1/2000 of its peak
+    reach = round(4 * sigma)  # where the Gaussian is below 1/1000 of its peak, as in SciPy
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     rows = trains.reshape(-1, 1, trains.shape[-1])
     smooth = F.conv1d(rows, (kernel / kernel.sum()).view(1, 1, -1), padding=reach)
@@ -167,7 +165,7 @@ def float_to_spike_train(value: float, length: int) -> np.ndarray:
         raise ValueError(f"value is {value}, expected a rate in [0, 1]")
     train = np.zeros(length, dtype=np.float32)
     number = int(value * length)
-    train[np.arange(number) * length // max(number, 1)] = 1.0
+    train[(np.arange(number) * (length / max(number, 1))).astype(int)] = 1.0
     return train
 
 
@@ -209,5 +207,9 @@ def plot_raster(spike_mat: ArrayLike, **options: Any) -> None:
 
 
 def plot_raster_dot(spike_mat: ArrayLike) -> None:
-    """Draws the spikes of ``(train, time)`` as dots, in a figure of its own."""
-    raster(np.array(spike_mat).T)
+    """Draws the spikes of ``(train, time)`` as dots, in a figure of its own; train 0 is below."""
+    trains, steps = np.shape(spike_mat)
+    train, time = np.nonzero(np.asarray(spike_mat))
+    axes = plt.figure().gca()
+    axes.scatter(time, train, s=1.5)
+    axes.set(xlim=(0, steps), ylim=(0, trains))

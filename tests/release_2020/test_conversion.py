@@ -88,13 +88,14 @@ class Memory(nn.Module):
                 sizes[i], sizes[i + 1], STEPS, BATCH, 8, train_bias, membrane_filter
             )
             setattr(self, f"axon{i + 1}", axon)
-            setattr(self, f"snn{i + 1}", snn)
+            setattr(self, f"dense{i + 1}", snn)
+        self.output_filter = filter_layer(300, STEPS, BATCH, 8, 2)  # noqa: F405
 
     def forward(self, inputs):
         spikes = inputs
         for i in range(1, 5):
             psp, _ = getattr(self, f"axon{i}")(spikes)
-            spikes, _ = getattr(self, f"snn{i}")(psp)
+            spikes, _ = getattr(self, f"dense{i}")(psp)
         return spikes
 
 
@@ -255,6 +256,19 @@ def test_the_command_for_a_memory_has_the_synapses_and_the_delay_of_2020(tmp_pat
     said = run_script(*words, "--help").out
     assert "hyperparameters.synapse=dual_exponential " in said
     assert "hyperparameters.delay=4 " in said
+
+
+def test_a_checkpoint_of_the_first_version_is_converted(tmp_path):
+    network = release_network("snn_mlp_2")
+    weights = {
+        key.replace("first_order", "firsr_order"): value
+        for key, value in network.state_dict().items()
+    }
+    source, target = tmp_path / "of_the_release", tmp_path / "converted"
+    torch.save({"snn_state_dict": weights}, source)
+    convert(source, target, "snn_mlp_2")
+    found = load_checkpoint(target)["snn_state_dict"]["layers.0.alpha"]
+    assert torch.equal(found[0], network.axon1.first_order_low_pass_cell.alpha_1)
 
 
 def command(capsys, *arguments):

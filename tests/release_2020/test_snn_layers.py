@@ -293,6 +293,18 @@ def test_states_without_a_batch_are_those_of_every_sequence(name):
     if isinstance(resting, torch.Tensor):
         (alone,), (whole,) = alone, whole
     assert torch.equal(layer(x, alone)[0], layer(x, whole)[0])
+    too_many = (*as_tuple(resting), torch.zeros(3))
+    count = len(too_many)
+    with pytest.raises(ValueError, match=f"is given {count} states, expected {count - 1}"):
+        layer(x, too_many)
+
+
+def test_the_low_pass_has_its_first_name_too():
+    layer = layers.firsr_order_low_pass_layer((4,), STEPS, BATCH, 4, True)
+    assert list(layer.state_dict()) == ["firsr_order_low_pass_cell.alpha_1"]
+    x = torch.rand(BATCH, 4, STEPS)
+    same = layers.first_order_low_pass_layer((4,), STEPS, BATCH, 4, True)
+    assert torch.equal(layer(x)[0], same(x)[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)
