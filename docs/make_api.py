@@ -99,7 +99,10 @@ def names_for_users() -> set[tuple[str, str]]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("snn_lib"):
                 module = importlib.import_module(node.module)
                 for name in (alias.name for alias in node.names if alias.name != "*"):
-                    if isinstance(inner := getattr(module, name), ModuleType):
+                    inner = getattr(module, name, None)
+                    if inner is None:
+                        inner = importlib.import_module(f"{node.module}.{name}")
+                    if isinstance(inner, ModuleType):
                         found |= {(inner.__name__, public) for public in public_names(inner)}
                     elif name not in exported:
                         found.add((node.module, name))
