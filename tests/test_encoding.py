@@ -114,6 +114,9 @@ def test_jitter_moves_the_spikes_by_its_deviation_and_keeps_them_within():
     moved = times(latency(values, 21, 0.2, jitter=2.0)) - 10
     assert moved.double().mean().abs() < 0.05
     assert moved.double().std().item() == pytest.approx(math.sqrt(4 + 1 / 12), rel=0.02)
+    between = times(latency(torch.full((100_000,), 1 - 2.4 * 0.8 / 20), 21, 0.2, jitter=0.3))
+    later = 0.5 * math.erfc((2.5 - 2.4) / 0.3 / math.sqrt(2))  # the noise is on the time, 2.4
+    assert (between == 3).double().mean().item() == pytest.approx(later, abs=0.01)
     early = times(latency(torch.ones(1000), 21, 0.2, jitter=2.0))
     assert early.amin() == 0
     assert early.amax() > 0
