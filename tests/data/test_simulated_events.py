@@ -107,6 +107,7 @@ def test_the_thresholds_of_a_camera_are_fixed_and_spread_around_their_mean():
     camera = CameraSettings(threshold=0.4, spread=0.1)
     found = draw_thresholds(camera)
     assert torch.equal(found, draw_thresholds(camera))
+    assert torch.corrcoef(found.flatten(1))[0, 1].abs() < 0.1  # darker and brighter are two draws
     assert found.mean().item() == pytest.approx(0.4, rel=0.02)
     assert found.std().item() == pytest.approx(0.04, rel=0.1)
     assert torch.equal(draw_thresholds(CameraSettings(spread=0.0)).unique(), torch.tensor([0.2]))
