@@ -148,7 +148,7 @@ def gaussian_filter_spike_train_batch(spike_trains: ArrayLike, sigma: float) -> 
     if not sigma > 0:
         raise ValueError(f"sigma is {sigma}, expected a number above 0")
     trains = torch.from_numpy(np.array(spike_trains, np.float32))
-    reach = round(4 * sigma)  # where the Gaussian is below 1/1000 of its peak, as in SciPy
+    reach = int(4 * sigma + 0.5)  # as in SciPy
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     rows = trains.reshape(-1, 1, trains.shape[-1])
     smooth = F.conv1d(rows, (kernel / kernel.sum()).view(1, 1, -1), padding=reach)

@@ -162,14 +162,13 @@ class Experiment:
 
     def _train(self, checkpoint: Checkpoint | None) -> Row:
         """Trains the epochs that are left."""
-        before = self.state
+        before, self.has_first_weights = (self.state, self.has_first_weights), False
         try:
             with unchanged_if_refused(self.model):
                 self._begin(checkpoint)
         except InputError:
-            self.state = before  # a new one may average other weights
+            self.state, self.has_first_weights = before  # a new state may average other weights
             raise
-        self.has_first_weights = False
         with self.run, without_warning():  # _finish_epoch warns of unstable filters
             while self.progress.epoch < self.settings.epoch:
                 stop = self._train_epoch()
