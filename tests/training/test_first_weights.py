@@ -31,8 +31,10 @@ def before_the_first_batch(build_model, task, initialise, config, rank, world, m
     """As training begins in a process: parameters and buffers, samples, and what dropout draws."""
 
     def stop(*_):
+        drawn.append(torch.randint(2**31, ()).item())
         raise Stopped
 
+    drawn = []
     with monkeypatch.context() as patch, redirect_stdout(StringIO()):
         patch.setattr(distributed, "rank_and_world", lambda: (rank, world))
         patch.setattr(experiment, "DistributedDataParallel", lambda model: model)
@@ -40,9 +42,8 @@ def before_the_first_batch(build_model, task, initialise, config, rank, world, m
         trial = Experiment(build_model, task, config, initialise)
         with pytest.raises(Stopped):
             trial.train()
-    drawn = torch.randint(2**31, ()).item()
     samples = sum(batch.x.shape[1] for batch in task.batches("train"))
-    return trial.model.state_dict(), samples, drawn
+    return trial.model.state_dict(), samples, *drawn
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
