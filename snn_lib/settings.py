@@ -162,9 +162,8 @@ class Settings:
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
         names = {entry.name for entry in fields}
-        for kind in filter(lambda kind: issubclass(kind, Settings), type(self).__mro__):
-            annotations = inspect.get_annotations(kind).items()
-            sets = any("ClassVar" not in str(annotation) for _, annotation in annotations)
+        for kind in (kind for kind in type(self).__mro__ if issubclass(kind, Settings)):
+            sets = any("ClassVar" not in str(one) for one in inspect.get_annotations(kind).values())
             require(
                 "__dataclass_fields__" in vars(kind) or not (sets or names & vars(kind).keys()),
                 f"{kind.__name__} has settings and is no dataclass, so they would have no effect: "

@@ -276,6 +276,7 @@ def as_numbers(values: Any, name: str, remedy: str = "") -> Tensor:
 
 
 def _tensor_of(values: Any) -> Tensor:
+    """An array, or numbers in lists, as a tensor; the lists may hold tensors."""
     try:
         return torch.as_tensor(values, device="cpu")
     except ValueError:  # a list of tensors that are more than single numbers

@@ -10,8 +10,7 @@ optimiser, which belongs to other tensors.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,8 +33,6 @@ MODELS = {
     "snn_mlp_2": ("low_pass", (784, 500, 500, 10)),
     "associative_memory": ("dual_exp", (300, 500, 200, 500, 300)),
 }
-# The associative memory's name of neurons, and the low pass as the first version wrote it.
-NAMES = {"dense": "snn", "firsr_order": "first_order"}
 
 
 def network_2020(
@@ -96,13 +93,12 @@ def convert(source: Path, target: Path, model: str, membrane_filter: bool = Fals
         f"{target} is the checkpoint that is read, of which a part is not converted: name another "
         "file",
     )
-    weights = checkpoint.get("snn_state_dict")
-    if isinstance(weights, Mapping):
-        checkpoint["snn_state_dict"] = {
-            reduce(lambda name, pair: name.replace(*pair), NAMES.items(), str(key)): value
-            for key, value in weights.items()
-            if not str(key).startswith("output_filter.")  # which no weights follow
-        }
+    checkpoint["snn_state_dict"] = {
+        # The associative memory's name of neurons, and the low pass as the first version wrote it.
+        str(key).replace("dense", "snn").replace("firsr_order", "first_order"): value
+        for key, value in checkpoint["snn_state_dict"].items()
+        if not str(key).startswith("output_filter.")  # which no weights follow
+    }
     synapse, sizes = MODELS[model]
     bias = "snn1.neuron_cell.weight.bias" in checkpoint["snn_state_dict"]
     layers = network_2020(synapse, sizes, bias, membrane_filter)

@@ -74,10 +74,9 @@ class Experiment:
 
     Raises:
         InputError: the device or the backend cannot be used, PyTorch's default device is another
-            one than the CPU, the data is missing or corrupt, a
-            setting is wrong or does not fit the data or the model, ``build_model`` makes none that
-            can be trained, or ``torchrun`` has started this process, which has not joined the
-            others.
+            one than the CPU, the data is missing or corrupt, a setting is wrong or does not fit the
+            data or the model, ``build_model`` makes none that can be trained, or ``torchrun`` has
+            started this process, which has not joined the others.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def test_raster_has_a_dot_for_every_spike_with_train_0_at_the_top(spikes):
     ax.figure.canvas.draw()
 
 
-@pytest.mark.parametrize("kind", [torch.Tensor, np.asarray])
+@pytest.mark.parametrize("kind", [torch.as_tensor, np.asarray])
 def test_completion_shows_spikes_at_their_time_and_the_missing_ones_at_the_end(kind):
     steps, trains = 40, 30
     given = torch.zeros(steps, 2, trains)

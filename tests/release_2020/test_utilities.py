@@ -125,7 +125,7 @@ def test_the_data_set_of_patterns_may_be_files(tmp_path):
 @pytest.mark.parametrize(
     "compute",
     [
-        lambda trains: utilities.filter_spike_multiple(trains),
+        utilities.filter_spike_multiple,
         lambda trains: utilities.filter_spike(trains[1]),
         lambda trains: utilities.gaussian_filter_spike_train(trains[1], 2),
     ],
@@ -137,14 +137,13 @@ def test_trains_may_be_reversed_and_read_only(compute):
     np.testing.assert_array_equal(compute(backwards), expected)
     backwards.flags.writeable = False
     np.testing.assert_array_equal(compute(backwards), expected)
-    matplotlib.pyplot.close("all")
 
 
 def test_rasters_have_time_along_x():
     spikes = np.zeros((3, 20))
     spikes[2, 15] = 1
     figure = matplotlib.pyplot.figure()
-    utilities.plot_raster(spikes[:, ::-1][:, ::-1], label="mine", color="red")
+    utilities.plot_raster(spikes, label="mine", color="red")
     utilities.plot_raster(spikes)
     lines = figure.gca().lines  # one over the other
     assert [line.get_xydata().tolist() for line in lines] == [[[15, 2]]] * 2
