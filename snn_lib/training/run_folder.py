@@ -49,6 +49,7 @@ class RunFolder:
         self.path, self.last, self.best = path, path / "last", path / "best"
         self.made_by = {"config": dataclasses.asdict(config), **made_by}
         self._writer = self._lock = None
+        self._shown = 0  # epochs that TensorBoard's writer has
 
     def lock(self) -> None:
         """Locks the folder. From now on nobody else writes there.
@@ -66,18 +67,13 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(error) from None
 
-    def open(self, epochs: int = 0) -> None:
-        """Writes settings and versions, after ``epochs`` finished epochs; the folder is locked.
+    def open(self) -> None:
+        """Writes settings and versions; the folder is locked.
 
         Raises:
             InputError: TensorBoard is not installed.
             RunError: the disk is full or the folder cannot be written.
         """
-        for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote
-            leftover.unlink()
-        for key in ("config", "environment"):
-            content = yaml.safe_dump(self.made_by[key], sort_keys=False)
-            write_atomically(self.path / f"{key}.yaml", content.encode())
         if self.made_by["config"]["tensorboard"]:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -85,7 +81,13 @@ class RunFolder:
                 raise InputError(
                     "tensorboard=true needs a package: pip install tensorboard"
                 ) from None
-            self._writer = SummaryWriter(self.path, purge_step=epochs + 1)
+            # TensorBoard forgets what this folder has, and is given the whole history again.
+            self._writer = SummaryWriter(self.path, purge_step=0)
+        for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote
+            leftover.unlink()
+        for key in ("config", "environment"):
+            content = yaml.safe_dump(self.made_by[key], sort_keys=False)
+            write_atomically(self.path / f"{key}.yaml", content.encode())
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -102,14 +104,16 @@ class RunFolder:
             save_checkpoint(path, {**content, **self.made_by})
 
     def write_metrics(self, history: list[Row]) -> None:
-        """Writes the metrics of all epochs, and those of the last one to TensorBoard."""
+        """Writes the metrics of all epochs, and those that are new to TensorBoard."""
         if self._lock is None:
             return
         write_csv(self.path / "metrics.csv", history)
         if self._writer is not None:
-            for key, value in history[-1].items():
-                self._writer.add_scalar(key, value, history[-1]["epoch"])
+            for row in history[self._shown :]:
+                for key, value in row.items():
+                    self._writer.add_scalar(key, value, row["epoch"])
             self._writer.flush()
+            self._shown = len(history)
 
 
 def begin_run(config: Any, made_by: Row) -> RunFolder:
@@ -158,7 +162,7 @@ def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by:
         at_best = progress.is_at_best_epoch(task)
         if progress.history and not at_best:
             check_best(run.best, progress.best_row(task))
-        run.open(progress.epoch)
+        run.open()
         if at_best:  # the run may have been killed before it had written that
             run.write(run.best, state.best_checkpoint())
         if progress.history:

@@ -118,28 +118,31 @@ def test_tensorboard_events_hold_the_metrics(tmp_path):
     resumed = RunFolder(tmp_path, ExperimentConfig(tensorboard=True), one.made_by)
     with resumed:
         resumed.lock()
-        resumed.open(epochs=2)
+        resumed.open()
         resumed.write_metrics([*HISTORY, {**HISTORY[0], "epoch": 3}])
     events = EventAccumulator(str(tmp_path)).Reload()
     seen = [(e.step, e.value) for e in events.Scalars("loss")]
     assert seen == [(1, 0.5), (2, 0.25), (3, 0.5)]
 
 
-def test_tensorboard_keeps_the_epochs_before_a_run_was_resumed(tmp_path):
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_tensorboard_has_every_epoch_once_after_resuming_too(tmp_path, from_the_start):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    settings = small(tmp_path, "tensorboard=true")
-    running.stopped(settings, after=9)  # in the third epoch
-    train("--resume", *settings, model=SmallSNN)
+    settings = small(tmp_path)
+    shown = [*settings, "tensorboard=true"]
+    running.stopped(shown if from_the_start else settings, after=9)  # in the third epoch
+    train("--resume", *shown, model=SmallSNN)
     events = EventAccumulator(str(the_run(tmp_path))).Reload()
-    assert {event.step for event in events.Scalars("validation_loss")} == {1, 2, 3}
+    assert [event.step for event in events.Scalars("validation_loss")] == [1, 2, 3]
 
 
 def test_tensorboard_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
     config = ExperimentConfig(tensorboard=True)
     assert "pip install tensorboard" in refusal(opened, tmp_path, config)
+    assert not (tmp_path / "config.yaml").exists()
 
 
 # ---------------------------------------------------------------------------------------------
