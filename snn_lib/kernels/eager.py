@@ -64,7 +64,9 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     *_, kept = inputs.new_results()
     firsts = kept[:-2].view(inputs.blocks, *inputs.first.shape) if inputs.blocks else None
     with torch.no_grad():
-        return *run(inputs, firsts=firsts), kept
+        output, last = run(inputs, firsts=firsts)
+    # stack returns a view, into which autograd would let no later module write
+    return output.clone(), last, kept
 
 
 def backward(

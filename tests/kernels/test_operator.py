@@ -90,6 +90,17 @@ def test_the_short_cut_around_the_operator_gives_the_same(function, make, backen
             torch.testing.assert_close(function(*inputs), short, rtol=0.0, atol=0.0)
 
 
+@both
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_a_later_module_may_write_into_the_output(function, make, backend):
+    inputs = make(features=(3, 2, 2), dtype=torch.float32)
+    x = inputs[0].requires_grad_()
+    with use_backend(backend):
+        (grad,) = torch.autograd.grad(function(*inputs)[0].relu().sum(), x)
+        (again,) = torch.autograd.grad(function(*inputs)[0].relu_().sum(), x)
+    torch.testing.assert_close(again, grad, rtol=0.0, atol=0.0)
+
+
 @pytest.mark.parametrize("backend", ["eager", "cpu"])
 def test_a_tensor_with_a_pending_negation_is_read_with_its_sign(backend):
     """PyTorch has the imaginary part of a conjugate so: with the memory of the opposite number."""
