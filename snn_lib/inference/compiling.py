@@ -3,12 +3,14 @@
 :func:`run_step` runs a cell by its kernel of ``snn_lib.kernels.cpu``.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
 
 from numba import njit, types
 from numba.core import event as events
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 from snn_lib.kernels.cpu.library import announce
@@ -35,17 +37,33 @@ _SOURCES += [files("snn_lib.kernels.cpu") / "source.py"]
 VERSION = hashlib.sha256(b"".join(file.read_bytes() for file in _SOURCES)).hexdigest()[:8]
 
 
+class _Cache(FunctionCache):
+    """Numba's files on disk, without which a function is compiled anew."""
+
+    def load_overload(self, *arguments: object) -> object:
+        """Reads a compiled function; if a file is damaged, forgets all that are kept."""
+        try:
+            return super().load_overload(*arguments)
+        except Exception:  # a file may hold anything
+            with contextlib.suppress(OSError):
+                self.flush()
+
+    def save_overload(self, *arguments: object) -> None:
+        """Writes a compiled function, unless the disk is full, for example."""
+        with contextlib.suppress(OSError):
+            super().save_overload(*arguments)
+
+
 def jit(function: Callable, **options: object) -> Callable:
     """Compiles a function with Numba, without the GIL; on disk where a folder can be written.
 
     ``options`` are Numba's.
     """
     function.__qualname__ += f"_{VERSION}"
-    options = OPTIONS | options
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # Numba found no folder for its cache
-        return njit(**options)(function)
+    compiled = njit(**OPTIONS | options)(function)
+    with contextlib.suppress(RuntimeError):  # Numba finds no folder for its cache
+        compiled._cache = _Cache(function)
+    return compiled
 
 
 @intrinsic

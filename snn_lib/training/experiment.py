@@ -435,12 +435,17 @@ class Experiment:
         distributed.barrier()  # the first process may still be writing it
         load_weights(self.model.eval(), self.run.best)
         self.state = None  # from now on the model itself is evaluated
-        test = self.evaluate("test")[0] if self.task.has("test") else None
+        test = self._evaluate_test()[0] if self.task.has("test") else None
         found = f"validation {describe(split_of(best, 'validation'))}"
         found += f"; test {describe(test)}" if test else ""
         where = f"metrics in {self.run.path}, model in {self.run.best}"
         self.say(f"{title}: {found}\n{times}{where}")
         return {"best": best, "test": test}
+
+    def _evaluate_test(self) -> tuple[dict[str, float], Activity]:
+        """Runs the model on the test split; a loss or layers that draw do so alike every time."""
+        torch.manual_seed(self.config.seed + self.rank)
+        return self.evaluate("test")
 
     @torch.inference_mode()
     def evaluate(self, split: str) -> tuple[dict[str, float], Activity]:
@@ -483,8 +488,7 @@ class Experiment:
         self.state = None  # a training that was stopped has an average of other weights
         begin = time.perf_counter()
         with self._apart():
-            torch.manual_seed(self.config.seed + self.rank)  # of a loss or layers that draw
-            metrics, activity = self.evaluate("test")
+            metrics, activity = self._evaluate_test()
             epoch = checkpoint.get("epoch", "unknown")
             self.say(f"{checkpoint.path}, epoch {epoch}: test {describe(metrics)}")
             for name, rate in activity.firing_rates().items():

@@ -1249,6 +1249,18 @@ def test_an_experiment_leaves_the_draws_of_a_loop_around_it_as_they_are(tmp_path
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Draws(DigitClassification):
+    def loss(self, model, batch):
+        loss, sums = super().loss(model, batch)
+        return loss, sums | {"loss": torch.rand(()) * sums["samples"]}
+
+
+def test_a_loss_that_draws_is_the_same_in_every_test_of_a_checkpoint(tmp_path):
+    trial = experiment(small(tmp_path), task=Draws())
+    tested = trial.train()["test"]
+    assert tested == trial.test() == experiment(small(tmp_path), task=Draws()).test()
+
+
 def test_another_default_device_is_refused():
     with torch.device("meta"), pytest.raises(InputError, match="leave PyTorch's default device"):
         Experiment(SmallSNN, DigitClassification())
