@@ -114,7 +114,14 @@ class SeriesPreparation(Preparation):
         """Standardises, shortens, pads and encodes the sequences."""
         sequences = as_sequences(samples, "sample", self.mean.shape, torch.float64)
         x, lengths = pad([self.shorten(sequence) for sequence in sequences])
-        return NetworkInput(self.encode(x), lengths)
+        encoded = self.encode(x)
+        finite = (x.isfinite().all(2) & encoded.isfinite().all(2)).all(0)
+        require(
+            bool(finite.all()),
+            f"sample {int(finite.int().argmin())} has a number that is infinite in float32 once it "
+            "is standardised",
+        )
+        return NetworkInput(encoded, lengths)
 
     def example(self) -> Tensor:
         """See :class:`Preparation`."""

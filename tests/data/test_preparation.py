@@ -182,6 +182,9 @@ def test_sequences_enter_as_they_are():
         (SEQUENCES, [torch.rand(4, 3).where(torch.arange(3) != 1, torch.nan)], "step 0, channel 1"),
         (SEQUENCES, [["a"]], "sample 0 is .*, expected numbers"),
         (SERIES, [np.ones((4, 3))], "expected .T, 2."),
+        (SERIES, [np.ones((4, 2)), np.full((4, 2), 1.7e308)], "sample 1 has a number that is infi"),
+        (replace(SERIES, encoding="delta"), [np.full((4, 2), 1e39)], "sample 0 has a number that"),
+        (SERIES, [np.repeat([[-3e38, 0], [3e38, 0]], 2, axis=0)], "sample 0 has a number that is"),
         (DIGITS, torch.rand(28, 28), r"expected \(samples, 28, 28\)"),
         (
             DIGITS,
