@@ -97,7 +97,10 @@ def main() -> int:
                 say(f"none of the {len(ended)} trials has a score: all ended early")
             return 0 if study.best_trials else 1
         study.optimize(
-            lambda trial: run_trial(trial, space, folder), n_trials=1, gc_after_trial=True
+            lambda trial: run_trial(trial, space, folder),
+            n_trials=1,
+            catch=(BusyError,),  # such a trial does not count
+            gc_after_trial=True,
         )
 
 
@@ -308,9 +311,10 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         TrialPruned: the best score so far is below the median of other trials' after this epoch,
             the settings do not fit each other or the data, the score is not a number, or the run
             failed, for example because a loss was not finite or the memory was too small.
+        BusyError: the process whose trial this was gives signs of life again.
     """
     from optuna import TrialPruned
-    from optuna.exceptions import StorageInternalError
+    from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
     task = copy(space.task)  # trials share nothing that one of them prepares
     for key, value in vars(task).items():
@@ -350,10 +354,19 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
         score = score_of(experiment.train(checkpoint)["best"], task)[0]
+        trial.set_user_attr("run", name)  # fails like report, after which Optuna would not tell why
+    except UpdateFinishedTrialError:
+        sys.exit(
+            "sweep: this process was held up for two minutes or longer, and another one has taken "
+            "its trial over: start it again"
+        )
     except (WriteError, StorageInternalError) as error:
         # Optuna takes no notice of it, so that the trial is run again, from its last checkpoint.
         sys.exit(f"sweep: {one_line(error.__cause__ or error)}")
-    except (RunError, SettingsError, BusyError) as error:
+    except BusyError as error:
+        say(f"{name} is left alone: {error}")
+        raise
+    except (RunError, SettingsError) as error:
         end_early(error)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

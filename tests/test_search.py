@@ -14,7 +14,7 @@ import torch
 import yaml
 from refusing import refusal
 from running import ROOT, SCRIPTS, YAML
-from sweeping import SCRIPT
+from sweeping import SCRIPT, sweep
 
 from snn_lib import load
 from snn_lib.errors import InputError, WriteError
@@ -22,6 +22,7 @@ from snn_lib.files import lock
 from snn_lib.sweep import SearchSpace, _choices, open_study, run_trial
 from snn_lib.training import checkpoints
 from snn_lib.training.checkpoints import load_checkpoint
+from snn_lib.training.experiment import Experiment
 
 optuna = pytest.importorskip("optuna")
 
@@ -370,16 +371,36 @@ def test_settings_with_which_nothing_can_be_trained_end_a_trial_early(
     assert message in line
 
 
-def test_a_trial_that_another_process_trains_ends_early_and_not_the_sweep(script, tmp_path, capsys):
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used")
+def test_a_trial_that_another_process_trains_after_all_does_not_count(script, tmp_path):
     settings = "hyperparameters.tau_m=4..16", "hyperparameters.epoch=2", "device=cpu"
-    space, value = SearchSpace(script, None, settings), {"hyperparameters.tau_m": 5.0}
-    run_trial(optuna.trial.FixedTrial(value, number=7), space, tmp_path)
-    again = optuna.trial.FixedTrial(value, number=8)
-    again.set_user_attr("run", "trial_0007")
-    (folder,) = tmp_path.glob("trial_0007/*")
-    with lock(folder / "lock"), pytest.raises(optuna.TrialPruned):
-        run_trial(again, space, tmp_path)
-    assert "trial_0007 ends early: the run " in capsys.readouterr().out
+    settings += (f"runs_path={tmp_path / 'runs'}",)
+    assert sweep(script, *settings, "--trials", 1).code == 0
+    (folder,) = tmp_path.glob("runs/sweep_mine")
+    study = open_study(folder, None, SearchSpace(script, None, settings).whole)
+    study.enqueue_trial(study.trials[0].params, user_attrs={"run": "trial_0000"})
+    (run,) = folder.glob("trial_0000/*")
+    with lock(run / "lock"):
+        finished = sweep(script, *settings, "--trials", 2)
+    assert finished.code == 0
+    assert "trial_0000 is left alone: the run " in finished.out
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_process_whose_trial_was_taken_over_ends_in_a_line(script, tmp_path, monkeypatch, epochs):
+    study, train = optuna.create_study(), Experiment.train
+
+    def take_over(self, checkpoint):
+        study.tell(0, state=optuna.trial.TrialState.FAIL)
+        return train(self, checkpoint)
+
+    monkeypatch.setattr(Experiment, "train", take_over)
+    settings = "hyperparameters.tau_m=4..16", f"hyperparameters.epoch={epochs}", "device=cpu"
+    space = SearchSpace(script, None, settings)
+    with pytest.raises(SystemExit, match="another one has taken its trial over: start it again"):
+        study.optimize(lambda trial: run_trial(trial, space, tmp_path), n_trials=1)
 
 
 def test_a_full_disk_ends_the_sweep_and_uses_up_no_trial(script, tmp_path, monkeypatch):
