@@ -340,7 +340,9 @@ class Hyperparameters(Settings):
         0.0, "decay of the moving average of the weights, 0: none", TRAINING, at_least=0, below=1
     )
     weight_bits: int = setting(
-        0, "train weights of so few bits, for integer networks: 8, 4 or 2, 0: floats"
+        0,
+        "train nn.Linear and nn.Conv2d with weights of so few bits, for integer networks, which "
+        "have no other weights: 8, 4 or 2, 0: floats",
     )
     chunk: int = setting(0, "time steps run at a time, to save memory, 0: all", at_least=0)
     rate_penalty: float = setting(
