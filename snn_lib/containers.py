@@ -133,12 +133,21 @@ class StatefulModule(nn.Module):
         raise NotImplementedError
 
 
+class Readout(nn.Module):
+    """A module that makes one answer of a whole sequence, such as those in ``snn_lib.readout``.
+
+    ``forward(output, lengths=None)`` takes ``(T, B, *)`` and returns ``(B, *)``. With ``lengths``,
+    int64 ``(B,)``, only the first so many steps of each sequence count.
+    """
+
+
 class Sequential(StatefulModule):
     """Modules one after the other, each of which is given its own state.
 
     Plain modules, such as ``nn.Linear``, ``nn.Flatten(start_dim=2)`` and :class:`PerStep`, are
     given the whole sequence at once, so an ``nn.Linear`` is one matrix product over all time steps.
     Stateful modules are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``.
+    A :class:`Readout`, such as ``snn_lib.readout.Mean``, answers for whole sequences alone.
 
     An input that was expanded over time is the same at every step. An ``nn.Linear`` or a
     convolution then weighs it once for all steps, and its hooks see one step, ``(1, B, *)``. An
@@ -157,7 +166,7 @@ class Sequential(StatefulModule):
     Args:
         modules: the modules, in order.
         batch_first: whether input and output are ``(B, T, *)``. The modules are given
-            ``(T, B, *)``, and states stay as they are.
+            ``(T, B, *)``, and states stay as they are. So does what follows a readout.
 
     Shape:
         - x: ``(T, B, *)``.
@@ -170,8 +179,9 @@ class Sequential(StatefulModule):
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
             such attribute; it treats channels, which ``PerStep`` shows it; it has a state, and
             ``torch.compile`` returned it; the state has not one entry for each module, or one for a
-            plain module; a state is given, and a part of a plain module would need one; or a module
-            raises one, to which the module's name is added.
+            plain module; a state is given, and a readout, or a part of a plain module, would need
+            one; lengths are given, and a readout is a part of a plain module; or a module raises
+            one, to which the module's name is added.
         TypeError: x is no tensor.
     """
 
@@ -281,13 +291,13 @@ class Sequential(StatefulModule):
         return states
 
     def refuse_parts_that_forget(self) -> None:
-        """Raises a ValueError if a plain module holds what would need a state of its own."""
+        """Raises a ValueError if a plain module would need a state, or a part of it would."""
         for name, module in self._modules.items():
             if (part := _part_that_forgets(module)) is not None:
-                kind, whole = type(part).__name__, type(module).__name__
+                derive = "derive the module from snn_lib.StatefulModule, or "
                 raise ValueError(
-                    f"layer {name}: the {kind} in this {whole} begins anew with each call: derive "
-                    "the module from snn_lib.StatefulModule, or run whole sequences"
+                    f"layer {name}: {_within(module, part)} begins anew with each call: "
+                    f"{'' if _answers(module) else derive}run whole sequences"
                 )
 
     def _outputs(
@@ -301,6 +311,7 @@ class Sequential(StatefulModule):
         check_tensor("x", x)
         if self.batch_first:
             x = x.transpose(0, 1)
+        answered = False  # by a readout, so that no time is left
         expanded = False  # whether x may be what a layer that ran once has returned
         spikes = None  # whether x is; nobody knows of the input
         named, index = list(self._modules.items()), 0
@@ -344,7 +355,8 @@ class Sequential(StatefulModule):
                 raise ValueError(f"layer {name} returned a {type(x).__name__}, expected a tensor")
             index += 1
             spikes = _spikes(module, spikes)
-            yield x.transpose(0, 1) if self.batch_first else x
+            answered = answered or _answers(module)
+            yield x.transpose(0, 1) if self.batch_first and not answered else x
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
@@ -355,9 +367,22 @@ def _part_that_forgets(module: nn.Module) -> nn.Module | None:
     """A part that reads other steps, of a plain module, which is handed no state."""
     if isinstance(module, (StatefulModule, nn.RNNBase, PerStep)):
         return None
-    kinds = StatefulModule, nn.RNNBase, nn.MultiheadAttention
+    kinds = StatefulModule, nn.RNNBase, nn.MultiheadAttention, Readout
     parts = (part for part in module.modules() if isinstance(part, kinds))
     return next((part for part in parts if not isinstance(part, Sequential)), None)
+
+
+def _answers(module: nn.Module) -> bool:
+    """Whether a module is a readout, or a chain with one."""
+    if isinstance(module, (Sequential, nn.Sequential)):
+        return any(map(_answers, module))
+    return isinstance(module, Readout)
+
+
+def _within(module: nn.Module, part: nn.Module) -> str:
+    """What an error calls a module or a part of it."""
+    kind, whole = type(part).__name__, type(module).__name__
+    return f"this {kind}" if part is module else f"the {kind} in this {whole}"
 
 
 def _part_of_channels(module: Any) -> nn.Module | None:
@@ -442,6 +467,15 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
         return module(x, state)
     if state is not None:
         raise ValueError(f"{type(module).__name__} has no state, expected None in its place")
+    if lengths is None:
+        return module(x), None
+    if isinstance(module, Readout):
+        return module(x, lengths), None
+    readouts = (part for part in module.modules() if isinstance(part, Readout))
+    if (part := next(readouts, None)) is not None:
+        raise ValueError(
+            f"{_within(module, part)} is handed no lengths: make it a layer of a snn_lib.Sequential"
+        )
     return module(x), None
 
 

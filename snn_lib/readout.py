@@ -2,7 +2,8 @@
 
 Each readout is a module without parameters that takes ``(T, B, *features)`` and returns
 ``(B, *features)``. With ``lengths``, int64 ``(B,)``, only the first so many steps of each sequence
-count and the others are padding. A length beyond T counts as T.
+count and the others are padding. A length beyond T counts as T. As the last layer of a
+:class:`snn_lib.Sequential` a readout is handed the lengths that the network is given.
 
 :class:`Snapshots` is a layer before a readout, with which the last weights see several moments.
 """
@@ -12,10 +13,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snn_lib.containers import (
     Output,
+    Readout,
     StatefulModule,
     last_steps,
     lengths_beside,
@@ -31,7 +33,7 @@ from snn_lib.functional import (
 from snn_lib.time_constants import decay_of
 
 
-class SpikeCount(nn.Module):
+class SpikeCount(Readout):
     """The number of output spikes: the sum over time."""
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -42,7 +44,7 @@ class SpikeCount(nn.Module):
         return output.sum(0)
 
 
-class Mean(nn.Module):
+class Mean(Readout):
     """The mean over time: a firing rate, or the mean of a non-spiking output.
 
     A length of 0 gives 0.
@@ -57,7 +59,7 @@ class Mean(nn.Module):
         return output.masked_fill(~mask, 0).sum(0) / mask.sum(0).clamp(min=1)
 
 
-class Last(nn.Module):
+class Last(Readout):
     """The value at the last step. Every sequence needs at least one step."""
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -68,7 +70,7 @@ class Last(nn.Module):
         return last_steps(output, 1, lengths_beside(output, lengths) - 1)[0]
 
 
-class Maximum(nn.Module):
+class Maximum(Readout):
     """The largest value over time, such as that of a membrane potential."""
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -79,7 +81,7 @@ class Maximum(nn.Module):
         return output.amax(0)
 
 
-class LeakyIntegrator(nn.Module):
+class LeakyIntegrator(Readout):
     """The last value of a membrane that leaks and does not spike, driven by the output.
 
     U[t] = lambda U[t-1] + (1 - lambda) output[t],  lambda = exp(-1 / tau)
@@ -181,7 +183,7 @@ class Snapshots(StatefulModule):
         return f"steps={list(self.steps)}"
 
 
-READOUTS: dict[str, type[nn.Module]] = {
+READOUTS: dict[str, type[Readout]] = {
     "count": SpikeCount,
     "mean": Mean,
     "last": Last,

@@ -9,10 +9,17 @@ import torch
 from small_networks import in_parts
 from torch import nn
 
-from snn_lib import Chunked, Output, Sequential
+from snn_lib import Chunked, LowPassSynapse, Output, Sequential
 from snn_lib.containers import tensors_in
 from snn_lib.penalties import rate_penalty
-from snn_lib.readout import READOUTS, LeakyIntegrator, Snapshots, first_lead, until_clear
+from snn_lib.readout import (
+    READOUTS,
+    LeakyIntegrator,
+    Mean,
+    Snapshots,
+    first_lead,
+    until_clear,
+)
 
 T, B, N = 9, 4, 3
 LENGTHS = torch.tensor([9, 1, 5, 8])
@@ -44,6 +51,32 @@ def test_every_readout_reads_each_sequence_over_its_own_steps(name, features):
     own = torch.stack([DEFINITIONS[name](output[:length, b]) for b, length in enumerate(LENGTHS)])
     torch.testing.assert_close(readout(output, LENGTHS), own)
     torch.testing.assert_close(readout(output, torch.full((B,), T)), whole)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", READOUTS)
+def test_a_readout_that_ends_a_network_answers_as_behind_it(name, batch_first):
+    before = Sequential(nn.Linear(2, N), LowPassSynapse(N, 3.0))
+    x, readout, after = torch.rand(T, B, 2), READOUTS[name](), nn.Linear(N, 5)
+    given = x.transpose(0, 1) if batch_first else x
+    expected = after(readout(before(x)[0], LENGTHS))
+    for layers in ((*before, readout, after), (*before, Sequential(readout, after))):
+        network = Sequential(*layers, batch_first=batch_first)
+        torch.testing.assert_close(network(given, lengths=LENGTHS)[0], expected)
+        torch.testing.assert_close(network.layerwise(given, lengths=LENGTHS)[0][-1], expected)
+        torch.testing.assert_close(network(given)[0], after(readout(before(x)[0])))
+
+
+@pytest.mark.parametrize("kind", [Sequential, nn.Sequential])
+def test_a_readout_in_a_network_is_refused_where_it_would_not_see_the_whole_sequence(kind):
+    network, x = Sequential(nn.Linear(2, N), kind(Mean())), torch.rand(T, B, 2)
+    _, state = network(x)
+    for run in (lambda: network(x, state), lambda: Chunked(network, 3)):
+        with pytest.raises(ValueError, match=r"Mean.* begins anew with each call: run whole seq"):
+            run()
+    within = Sequential(nn.Linear(2, N), nn.Sequential(Mean()))
+    with pytest.raises(ValueError, match="layer 1: the Mean in this Sequential is handed no len"):
+        within(x, lengths=LENGTHS)
 
 
 @pytest.mark.parametrize("name", READOUTS)

@@ -32,7 +32,7 @@ from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
 
-Readout = Callable[[Tensor, Tensor | None], Tensor]  # of an output, and lengths if they differ
+ReadoutFunction = Callable[[Tensor, Tensor | None], Tensor]  # of an output and lengths
 NO_LABEL = -1  # of a step that has none
 VALIDATION_SHARE = 0.1  # of the training part, if there is no validation part
 
@@ -54,7 +54,7 @@ class SequenceTask(Task):
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | Readout | None = None,
+        readout: str | ReadoutFunction | None = None,
         *,
         config_class: type[ExperimentConfig] | None = None,
     ) -> None:
@@ -227,7 +227,7 @@ class SequenceClassification(SequenceTask, Classification):
     def __init__(
         self,
         data: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]],
-        readout: str | Readout | None = "count",
+        readout: str | ReadoutFunction | None = "count",
         *,
         config_class: type[ExperimentConfig] | None = None,
         classes: Sequence[str] = (),
@@ -415,7 +415,7 @@ def labels_of(batch: Batch) -> Tensor:
     return labels.masked_fill(~within(labels, batch.lengths), NO_LABEL)
 
 
-def find_readout(readout: str | Readout | None) -> Readout | None:
+def find_readout(readout: str | ReadoutFunction | None) -> ReadoutFunction | None:
     """A readout by its name, or as it is; a module is put into evaluation mode.
 
     Raises:
