@@ -49,7 +49,7 @@ def build(channels, synapse=False, dtype=DOUBLE, **settings):
     filtered = LowPassSynapse(channels, 3.0) if synapse else None
     layer = Recurrent(nn.Linear(channels, channels), neuron, filtered).to(dtype)
     with torch.no_grad():
-        layer.weights.weight.normal_().mul_(2 / channels**0.5)
+        layer.weights.weight.normal_().mul_(2 / max(channels, 1) ** 0.5)
     return layer
 
 
@@ -75,7 +75,9 @@ def run(layer, x, fed, membrane, reset, past, weight, bias, decay):
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("synapse", [False, True])
-@pytest.mark.parametrize(("steps", "batch", "channels"), [(9, 2, 7), (6, 2, 150), (0, 3, 7)])
+@pytest.mark.parametrize(
+    ("steps", "batch", "channels"), [(9, 2, 7), (6, 2, 150), (0, 3, 7), (4, 2, 0)]
+)
 def test_spikes_states_and_gradients_are_those_of_a_loop_over_the_steps(
     steps, batch, channels, synapse
 ):

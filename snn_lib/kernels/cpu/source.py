@@ -70,7 +70,8 @@ def call_for_one_step(
     for place, name in enumerate(FORWARD_ARGUMENTS):
         w.store(given.get(name, I64(0)), w.gep(room, [I64(place)]))
     kernel = w.inttoptr(function, KERNEL.as_pointer())
-    w.call(kernel, [I64(0), I64(0), I64(1), room])
+    with w.if_then(w.icmp_signed("!=", channels, I64(0))):  # else there is no tile
+        w.call(kernel, [I64(0), I64(0), I64(1), room])
 
 
 def forward_source(variant: Variant) -> str:
