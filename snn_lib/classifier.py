@@ -34,6 +34,7 @@ except ImportError as error:
 from tqdm import tqdm
 
 from snn_lib.containers import whole_number
+from snn_lib.data.batches import default_dtype
 from snn_lib.data.sequences import as_sequences
 from snn_lib.errors import InputError
 from snn_lib.inference import compiled
@@ -308,21 +309,22 @@ class Stream:
             x: ``(channels,)``, or a number if there is one channel.
 
         Raises:
-            ValueError: ``x`` has another shape, or is not finite in float32; the stream stays as it
-                is.
+            ValueError: ``x`` has another shape, or it, or its change, is not finite in float32; the
+                stream stays as it is.
         """
-        x = np.atleast_1d(_numbers(x))
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(x.astype(np.float32)).all()
-        if x.shape != self._mean.shape or not finite:
+        x, steps = np.atleast_1d(_numbers(x)), self._steps + 1
+        fits, values = x.shape == self._mean.shape, np.full(1, np.nan)
+        if fits:
+            waiting = [*self._waiting, (x - self._mean) / self._deviation]
+            with np.errstate(over="ignore", invalid="ignore"):
+                value = np.mean(waiting, 0).astype(np.float32)
+                last = value if self._last is None else self._last
+                values = np.concatenate([value, (value - last) / self._change])
+        if not (fits and np.isfinite(values).all()):
             raise ValueError(
                 f"a step is {x.tolist()}, expected {len(self._mean)} finite numbers, one for each "
-                "channel"
+                "channel, of which float32 holds the size and the change"
             )
-        waiting = [*self._waiting, (x - self._mean) / self._deviation]
-        value = np.mean(waiting, 0).astype(np.float32)
-        last = value if self._last is None else self._last
-        values, steps = np.concatenate([value, (value - last) / self._change]), self._steps + 1
         is_whole = len(waiting) == self._block
         passed = bisect_right(self._moments, steps)
         # A moment is there once its block is whole. The first one's layer has answered before, and
@@ -368,14 +370,12 @@ def _refusing() -> Iterator[None]:
 @contextmanager
 def _plain(threads: int) -> Iterator[None]:
     """The context in which PyTorch has the defaults of a new process, and so many threads."""
-    before, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    before = torch.get_num_threads()
     on_cpu = torch.get_default_device().type == "cpu"  # else a mode that looks at every operation
     torch.set_num_threads(threads)
-    torch.set_default_dtype(torch.float32)
     try:
         here = nullcontext() if on_cpu else torch.device("cpu")
-        with here, torch.autocast("cpu", enabled=False):
+        with here, default_dtype(torch.float32), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_num_threads(before)
-        torch.set_default_dtype(dtype)

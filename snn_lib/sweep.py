@@ -265,11 +265,17 @@ def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
         settings: the attribute ``whole`` of the :class:`SearchSpace`.
 
     Raises:
-        InputError: the database cannot be used, or the study is there and has other settings.
+        InputError: the database cannot be used, or is in memory alone, or the study is there and
+            has other settings.
     """
     import optuna
 
     url = url or f"sqlite:///{folder}/study.db"
+    require(
+        re.fullmatch(r"sqlite(\+\w+)?://(/(:memory:)?)?(\?.*)?", url) is None,
+        f"{url} is a database in memory, which ends with this process: name a file, or leave out "
+        "--storage",
+    )
     retry = optuna.storages.RetryHeartbeatStaleTrialCallback(3, inherit_intermediate_values=True)
     life = {"heartbeat_interval": 30, "grace_period": 120, "heartbeat_stale_trial_callback": retry}
     options = {"study_name": folder.name, "direction": "maximize", "load_if_exists": True}
@@ -280,7 +286,8 @@ def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
             break
         except Exception as error:  # every database fails in its own way
             if not wait:
-                reason = one_line(error)
+                in_general = isinstance(error, optuna.exceptions.StorageInternalError)
+                reason = one_line((in_general and error.__cause__) or error)
                 raise InputError(f"the study cannot be kept in {url}: {reason}") from None
             time.sleep(wait)
     for key, earlier in study.user_attrs.get("whole", settings).items():

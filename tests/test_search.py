@@ -224,6 +224,19 @@ def test_a_study_that_several_begin_at_once_is_the_same_for_all(tmp_path):
         assert set(threads.map(begin, range(4))) == {1}
 
 
+def test_a_study_that_cannot_be_written_is_refused_with_the_database_s_words(tmp_path, monkeypatch):
+    def fail(**options):
+        try:
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+        except sqlite3.OperationalError as error:
+            raise optuna.exceptions.StorageInternalError("invalid data perhaps") from error
+
+    monkeypatch.setattr(optuna, "create_study", fail)
+    monkeypatch.setattr("snn_lib.sweep.time.sleep", lambda seconds: None)
+    message = refusal(open_study, tmp_path / "sweep_mine", None, {"seed": "1..2"})
+    assert message.endswith("study.db: attempt to write a readonly database")
+
+
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used")
 def test_a_trial_that_is_interrupted_more_than_three_times_is_given_up(tmp_path):

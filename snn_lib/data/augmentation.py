@@ -142,7 +142,7 @@ def draw_elastic_shift(count: int, elastic: ElasticSettings, generator: torch.Ge
 
 def warp(images: Tensor, grids: Tensor) -> Tensor:
     """Images ``(B, 28, 28)`` resampled bilinearly at the grids, zero outside."""
-    return F.grid_sample(images[:, None], grids, align_corners=False)[:, 0]
+    return F.grid_sample(images[:, None], grids.to(images.dtype), align_corners=False)[:, 0]
 
 
 # Recordings of event cameras
@@ -180,7 +180,7 @@ def augment_events(
         # Nothing comes from outside of the frame: a pixel without events is put behind the last.
         frames = F.pad(pairs, (0, 1)).gather(2, source).view(torch.uint8).view(frames.shape)
     if settings.drop:
-        kept = 1.0 - draw_uniform(0.0, settings.drop, generator, count)
+        kept = 1.0 - draw_uniform(0.0, settings.drop, generator, count).float()
         counts = frames.flatten().clone()
         some = counts.nonzero()[:, 0]
         shares = kept[some // (counts.numel() // count)]

@@ -182,6 +182,17 @@ def other_seeds(seed: int, epoch: int, batch: int) -> Iterator[None]:
         random.setstate(states[1])
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The context in which PyTorch has this default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _mix(seed: int, epoch: int, batch: int) -> int:
     return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63
 

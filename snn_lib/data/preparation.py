@@ -116,10 +116,11 @@ class SeriesPreparation(Preparation):
         x, lengths = pad([self.shorten(sequence) for sequence in sequences])
         encoded = self.encode(x)
         finite = (x.isfinite().all(2) & encoded.isfinite().all(2)).all(0)
+        largest = sequences[int(finite.int().argmin())].abs().max()
         require(
             bool(finite.all()),
-            f"sample {int(finite.int().argmin())} has a number that is infinite in float32 once it "
-            "is standardised",
+            f"a sample has a number of the size {largest:g}: once it is standardised, float32 does "
+            "not hold it or its change",
         )
         return NetworkInput(encoded, lengths)
 

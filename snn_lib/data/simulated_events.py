@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from snn_lib.data.batches import batch_generator
+from snn_lib.data.batches import batch_generator, default_dtype
 from snn_lib.data.events import NMNIST_SIDE, Events, nmnist_bytes
 from snn_lib.data.mnist import load_mnist
 from snn_lib.errors import require
@@ -86,7 +86,9 @@ def simulated_recordings(camera: CameraSettings, root: Path, train: bool, count:
         own = slice(start, start + BLOCK)
         list_path = folder / f"{part}_{start + 1:05d}.sha256"
         if not is_intact(list_path, names[own]):
-            events = record(images[own], camera, batch_generator(camera.seed, int(train), start))
+            with default_dtype(torch.float32):  # the files are the same whatever a user has set
+                noise = batch_generator(camera.seed, int(train), start)
+                events = record(images[own], camera, noise)
             write_block(list_path, dict(zip(names[own], events, strict=True)))
     return [folder / name for name in names[:count]]
 

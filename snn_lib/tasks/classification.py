@@ -233,6 +233,10 @@ class CountClassification(Classification):
         if model.training and weight:
             logits = at_least_float32(output).cumsum(0) * self.logit_scale
             targets = batch.y.expand(len(logits), *batch.y.shape)
-            early, _ = self.cross_entropy(model, logits.flatten(0, 1), targets.flatten(0, 1))
+            logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
+            if batch.lengths is not None:
+                shown = within(output, batch.lengths).flatten()
+                logits, targets = logits[shown], targets[shown]
+            early, _ = self.cross_entropy(model, logits, targets)
             loss = loss + weight * early
         return loss, sums

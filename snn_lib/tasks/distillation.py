@@ -26,7 +26,7 @@ class Teachers:
             answers say of the classes that are not the most probable one.
 
     Raises:
-        InputError: a checkpoint cannot be loaded, or its network does not answer images.
+        InputError: a checkpoint cannot be loaded, or its network does not name classes of images.
     """
 
     def __init__(self, paths: Sequence[str], temperature: float) -> None:
@@ -45,6 +45,10 @@ class Teachers:
                 shape == (1, CLASSES),
                 f"teacher {path}: the answer to an image has the shape {shape}, expected (1, "
                 f"{CLASSES})",
+            )
+            require(
+                network.logit_scale is not None,
+                f"teacher {path}: it predicts numbers, expected one that names classes",
             )
             self.networks.append(network)
 

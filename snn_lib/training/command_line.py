@@ -48,6 +48,7 @@ EXPORTS = {".onnx": to_onnx, ".c": to_c}
 STOP = (signal.SIGINT, signal.SIGTERM)
 STOPPING = b"stopping after this batch, or after the test if the last epoch is done"
 ONCE_MORE = b"; once more stops at once"
+USED = {"hyperparameters.constraint", "seed"}  # of a file without settings, by --test
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 
@@ -192,6 +193,9 @@ def _run(
         refuse_without_effect(options.overrides, merged)
     else:
         of_file, trained = config, settings_of(checkpoint, config, [])
+        if trained is config:  # of weights alone, of which these settings say how they are used
+            used = [o for o in options.overrides if USED & {*keys_of(task.config_class, [o])}]
+            trained = check_config(merge_config(task.config_class, yaml_file, used, script))
         config = settings_of(checkpoint, config, options.overrides)
         unread = _unread(options, config, checkpoint)
         merged = OmegaConf.structured(config)

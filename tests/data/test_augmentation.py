@@ -16,6 +16,7 @@ from snn_lib.data.augmentation import (
     draw_grids,
     warp,
 )
+from snn_lib.data.batches import default_dtype
 
 SIDE = 28
 
@@ -72,6 +73,12 @@ def test_the_identity_returns_the_images():
     torch.testing.assert_close(warp(x, grids(5, transform())), x, rtol=0, atol=1e-5)
     whole = torch.randint(0, 2, (5, SIDE, SIDE)).float()  # the sharpest images there are
     assert torch.equal(warp(whole, grids(5, transform())).round(), whole)
+
+
+def test_images_stay_in_float32_where_that_is_not_the_default():
+    x = images(5)
+    with default_dtype(torch.float64):
+        assert warp(x, grids(5, transform(elastic=ElasticSettings(1.0)))).dtype == torch.float32
 
 
 def test_images_are_left_alone_with_probability_zero_and_half_of_them_with_one_half():

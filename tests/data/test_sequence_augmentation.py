@@ -93,6 +93,8 @@ def test_crops_are_windows_of_every_length_and_place():
     spare = 100.0 - new
     roomy = spare > 20
     assert (first / spare)[roomy].mean() == pytest.approx(0.5, abs=0.03)
+    _, of_eight = changed(ramp[:8], lengths.clamp(max=8), crop=0.8)
+    assert of_eight.unique().tolist() == [7, 8]  # of 8 steps, 6 would be fewer than 80 %
     found, shorter = changed(ramp, lengths // torch.tensor([1, 2]).repeat(1000), crop=0.5)
     assert 25 <= shorter[1::2].min() <= 26  # half of their own steps
     assert shorter[1::2].max() == 50

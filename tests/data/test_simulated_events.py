@@ -10,7 +10,7 @@ import torch
 from running import ROOT
 
 import snn_lib.data.simulated_events as simulated
-from snn_lib.data.batches import batch_generator
+from snn_lib.data.batches import batch_generator, default_dtype
 from snn_lib.data.events import Frames, read_nmnist
 from snn_lib.data.mnist import load_mnist
 from snn_lib.data.recordings import NMNIST, load_recordings
@@ -211,7 +211,8 @@ def test_a_seed_records_the_same_again_and_an_image_alone_as_among_others():
 
 def test_recordings_lie_as_those_of_n_mnist_and_grow_without_a_change(root):
     camera = CameraSettings()
-    assert len(simulated_recordings(camera, root, train=True, count=3)) == 3
+    with default_dtype(torch.float64):  # which a user may have set
+        assert len(simulated_recordings(camera, root, train=True, count=3)) == 3
     files = simulated_recordings(camera, root, train=True, count=10)
     folder = camera.folder(root)
     assert set(files) == set(folder.glob("Train/*/*.bin"))

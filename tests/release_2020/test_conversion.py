@@ -247,6 +247,10 @@ def test_the_command_converts_a_checkpoint_that_the_script_then_tests(tmp_path):
     tested = run_script(*shown, "mnist_config.test_size=20", "device=cpu")
     assert tested.code == 0, tested.err
     assert "epoch 7: test" in tested.out
+    for idle in ("hyperparameters.tau_m=9", "hyperparameters.dropout=0.5", "optimizer.AdamW.eps=1"):
+        refused = run_script(*shown, idle)
+        assert refused.code == 2
+        assert f"{idle.partition('=')[0]} has no effect with --test" in refused.err
 
 
 def test_the_command_for_a_memory_has_the_synapses_and_the_delay_of_2020(tmp_path):

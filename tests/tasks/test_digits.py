@@ -79,6 +79,24 @@ def test_early_answers_adds_the_mean_loss_of_the_answers_after_each_step(config,
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_early_answers_end_with_each_sequence(config, soft):
+    config.hyperparameters.early_answers = 1.0
+    labels, spikes, lengths = torch.tensor([3, 0]), random_spikes(2), torch.tensor([2, LENGTH])
+    y = nn.functional.one_hot(labels, 10).float() if soft else labels
+    task = task_of(config)
+    loss, _ = task.loss(Answer(spikes).train(), Batch(None, y, lengths))
+    counts = [spikes[: step + 1, b].sum(0) for b, end in enumerate(lengths) for step in range(end)]
+    early = nn.functional.cross_entropy(
+        torch.stack(counts),
+        labels.repeat_interleave(lengths),
+        label_smoothing=task.smoothing(Answer(0)),
+    )
+    at_end = torch.stack([spikes[:end, b].sum(0) for b, end in enumerate(lengths)])
+    last = nn.functional.cross_entropy(at_end, labels, label_smoothing=task.smoothing(Answer(0)))
+    torch.testing.assert_close(loss, last + early)
+
+
 def test_early_answers_add_up_low_precision_in_float32(config):
     config.hyperparameters.early_answers, config.hyperparameters.logit_per_spike = 1.0, 0.1
     batch, spikes = Batch(None, torch.tensor([3, 0])), torch.ones(600, 2, 10)

@@ -187,6 +187,12 @@ def test_a_teacher_of_other_classes_is_refused(monkeypatch):
     assert "an image has the shape (1, 26), expected (1, 10)" in message
 
 
+def test_a_teacher_that_predicts_numbers_is_refused(monkeypatch):
+    network = SimpleNamespace(answer=lambda images: torch.zeros(len(images), 10), logit_scale=None)
+    monkeypatch.setattr(loading, "load", lambda path: network)
+    assert "it predicts numbers, expected one that" in refusal(Teachers, PATHS[:1], TEMPERATURE)
+
+
 def test_a_teacher_that_a_forced_backend_cannot_serve_is_refused():
     pytest.importorskip("triton")
     with use_backend("cuda"), pytest.raises(InputError, match=r"teacher .*backend 'cuda'"):
