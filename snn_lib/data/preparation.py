@@ -114,15 +114,7 @@ class SeriesPreparation(Preparation):
         """Standardises, shortens, pads and encodes the sequences."""
         sequences = as_sequences(samples, "sample", self.mean.shape, torch.float64)
         x, lengths = pad([self.shorten(sequence) for sequence in sequences])
-        encoded = self.encode(x)
-        finite = (x.isfinite().all(2) & encoded.isfinite().all(2)).all(0)
-        largest = sequences[int(finite.int().argmin())].abs().max()
-        require(
-            bool(finite.all()),
-            f"a sample has a number of the size {largest:g}: once it is standardised, float32 does "
-            "not hold it or its change",
-        )
-        return NetworkInput(encoded, lengths)
+        return NetworkInput(self.encode(x), lengths)
 
     def example(self) -> Tensor:
         """See :class:`Preparation`."""
@@ -152,10 +144,22 @@ class SeriesPreparation(Preparation):
         """See :class:`Preparation`."""
         return (self.inputs,)
 
-    def shorten(self, sequence: Tensor) -> Tensor:
-        """Standardises a sequence and averages it over blocks of steps, in float32."""
+    def shorten(self, sequence: Tensor, name: str = "a sample") -> Tensor:
+        """Standardises a sequence and averages it over blocks of steps, in float32.
+
+        Raises:
+            InputError: float32 does not hold a number, or a change, of the result; the message
+                calls the sequence ``name``.
+        """
         blocks = ((sequence - self.mean) / self.deviation).split(self.block)
-        return torch.stack([steps.mean(0) for steps in blocks]).float()
+        x = torch.stack([steps.mean(0) for steps in blocks]).float()
+        changes = x.diff(dim=0) / self.change
+        require(
+            bool(x.isfinite().all() and changes.isfinite().all()),
+            f"{name} has a number of the size {sequence.abs().max():g}: once it is "
+            "standardised, float32 does not hold it or its change",
+        )
+        return x
 
     def encode(self, x: Tensor) -> Tensor:
         """Encodes shortened sequences ``(T, B, channels)``."""

@@ -91,8 +91,10 @@ class SequenceDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         sequence, target = self.x[index], self.y[index]
         if self.lengths is not None:
-            own = slice(self.lengths[index])
-            sequence, target = sequence[own], target[own] if self.targets_are_sequences else target
+            own, sequence_of = slice(self.lengths[index]), self.targets_are_sequences
+            # One that has no steps is refused as it is.
+            sequence_of = sequence_of and getattr(target, "ndim", hasattr(target, "__len__"))
+            sequence, target = sequence[own], target[own] if sequence_of else target
         return sequence, target
 
 

@@ -157,7 +157,15 @@ class SequenceTask(Task):
 
     def answer(self, output: Tensor, batch: Batch) -> Tensor:
         """What the readout makes of the model's output, or the output itself."""
-        return output if self.readout is None else self.readout(output, batch.lengths)
+        if self.readout is None:
+            return output
+        steps = tuple(batch.x.shape[:2])
+        require(
+            batch.lengths is None or output.shape[:2] == steps,
+            f"the network's output has the shape {tuple(output.shape)}, expected {(*steps, '*')}: "
+            "a value at every step, of which the readout makes the answer",
+        )
+        return self.readout(output, batch.lengths)
 
     def reads_out(self) -> bool:
         """See :class:`Task`; a subclass may have set another readout, without its name, since."""

@@ -161,8 +161,9 @@ class TimeSeries(SequenceClassification):
             raise InputError(f"{config.dataset}: {error}") from None
         if settings.epoch == 0:  # the fit leaves each sequence out once, so none is held out
             parts["validation"] = parts["train"]
+        shorten = self.preparation.shorten
         return {
-            part: ([self.preparation.shorten(sequence) for sequence in x], y)
+            part: ([shorten(one, f"sample {k} of the {part} data") for k, one in enumerate(x)], y)
             for part, (x, y) in parts.items()
         }
 

@@ -57,6 +57,20 @@ def test_the_reset_decays_as_the_membrane_unless_it_has_a_time_constant_of_its_o
     assert (same.reset_strength == 1).all()
 
 
+def test_both_of_its_decays_are_trained_and_kept_below_one():
+    neuron = ResonateAndFireNeuron(2, 9.0, 0.1, tau_reset=3.0, train_decay=True)
+    trained = {name for name, one in neuron.named_parameters() if one.requires_grad}
+    assert trained == {"membrane_decay", "reset_decay"}
+    with torch.no_grad():
+        neuron.reset_decay.fill_(1.5)
+        neuron.membrane_decay.fill_(1.5)
+    neuron(torch.zeros(1, 1, 2))
+    assert (neuron.reset_decay < 1).all()
+    assert (neuron.membrane_decay < 1).all()
+    with pytest.raises(ValueError, match="its filter does not decay"):
+        ResonateAndFireNeuron(2, 9.0, 0.1, tau_reset=1e9)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -229,6 +229,11 @@ def test_samples_that_the_network_was_not_trained_on_are_refused(made, samples, 
     assert re.search(words, refusal(made, samples))
 
 
+def test_series_of_other_lengths_do_not_add_a_change_to_the_padding():
+    large, longer = np.full((2, 2), 3e38), np.zeros((8, 2))
+    assert SERIES([large, longer]).lengths.tolist() == [1, 4]
+
+
 def test_the_fields_of_a_population_reach_two_deviations_to_either_side():
     made = replace(SERIES, encoding="population", fields=5)
     values = torch.arange(-2.0, 3.0)[:, None, None].expand(5, 1, 2)

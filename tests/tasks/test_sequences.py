@@ -500,6 +500,7 @@ LINEAR = nn.Linear(CHANNELS, 1)
 OF_THREE = {"train": (torch.rand(12, 5, 3), [0] * 12)}
 OF_STEPS = {"train": (torch.rand(12, 5, CHANNELS), [[0] * 5] * 12)}
 OF_NUMBERS = {"train": (torch.rand(12, 5, CHANNELS), torch.zeros(12))}
+SHORTER = {"train": (torch.rand(12, 5, CHANNELS), [0] * 12, [4, 5] * 6)}
 NOT_TAKEN = "the model does not take batches (T, B, *features) of shape (5, 8, 3): "
 
 
@@ -514,11 +515,24 @@ NOT_TAKEN = "the model does not take batches (T, B, *features) of shape (5, 8, 3
             "the network answers (3, 8), the labels are (5, 8)",
         ),
         (SequenceRegression(OF_NUMBERS, "mean"), LINEAR, "says (8, 1), the targets are (8,)"),
+        (
+            SequenceClassification(SHORTER, "mean"),
+            lambda x: LINEAR(x).mean(0),
+            "the network's output has the shape (8, 1), expected (5, 8, '*'): a value at every st",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_the_model_are_refused(task, model, message):
     prepared(task)
     assert message in refusal(task.loss, model, next(task.batches("train")))
+
+
+@pytest.mark.parametrize("lengths", [[], [[4, 5] * 6]])
+@pytest.mark.parametrize("kind", [SequenceClassification, SequenceRegression])
+@pytest.mark.parametrize("y", [[0] * 12, torch.zeros(12), np.zeros(12)])
+def test_a_target_for_each_sequence_is_refused_where_there_is_one_at_every_step(kind, y, lengths):
+    data = {"train": (torch.rand(12, 5, CHANNELS), y, *lengths)}
+    assert "target shape (), expected a target for each step" in refusal(prepared, kind(data, None))
 
 
 @pytest.mark.parametrize("names", [{"b", "a"}, {"b": 1, "a": 0}, "ab"])
