@@ -185,7 +185,7 @@ def test_sequences_enter_as_they_are():
         (SERIES, [np.ones((4, 2)), np.full((4, 2), 1.7e308)], "a number of the size 1.7e.308: o"),
         (
             replace(SERIES, encoding="population"),
-            [np.full((4, 2), 1e39)],
+            [np.full((1, 2), 1e39)],
             "of the size 1e.39: once",
         ),
         (
