@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from snn_lib.containers import Readout
 from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
 from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
 from snn_lib.data.preparation import SequencePreparation
@@ -159,12 +160,13 @@ class SequenceTask(Task):
         """What the readout makes of the model's output, or the output itself."""
         if self.readout is None:
             return output
-        steps = tuple(batch.x.shape[:2])
-        require(
-            batch.lengths is None or output.shape[:2] == steps,
-            f"the network's output has the shape {tuple(output.shape)}, expected {(*steps, '*')}: "
-            "a value at every step, of which the readout makes the answer",
-        )
+        if isinstance(self.readout, Readout) and batch.lengths is not None:
+            count = batch.x.shape[1]
+            require(
+                output.shape[1:2] == (count,),
+                f"the network's output has the shape {tuple(output.shape)}, expected (T, {count}, "
+                "*): a value at every step, of which the readout makes the answer",
+            )
         return self.readout(output, batch.lengths)
 
     def reads_out(self) -> bool:

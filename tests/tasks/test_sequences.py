@@ -497,6 +497,17 @@ def test_classes_are_checked_again_on_a_device_when_the_data_change():
 
 
 LINEAR = nn.Linear(CHANNELS, 1)
+
+
+class Whole(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
 OF_THREE = {"train": (torch.rand(12, 5, 3), [0] * 12)}
 OF_STEPS = {"train": (torch.rand(12, 5, CHANNELS), [[0] * 5] * 12)}
 OF_NUMBERS = {"train": (torch.rand(12, 5, CHANNELS), torch.zeros(12))}
@@ -518,7 +529,7 @@ NOT_TAKEN = "the model does not take batches (T, B, *features) of shape (5, 8, 3
         (
             SequenceClassification(SHORTER, "mean"),
             lambda x: LINEAR(x).mean(0),
-            "the network's output has the shape (8, 1), expected (5, 8, '*'): a value at every st",
+            "the network's output has the shape (8, 1), expected (T, 8, *): a value at every step",
         ),
     ],
 )
@@ -533,6 +544,23 @@ def test_shapes_that_do_not_fit_the_model_are_refused(task, model, message):
 def test_a_target_for_each_sequence_is_refused_where_there_is_one_at_every_step(kind, y, lengths):
     data = {"train": (torch.rand(12, 5, CHANNELS), y, *lengths)}
     assert "target shape (), expected a target for each step" in refusal(prepared, kind(data, None))
+
+
+def test_networks_of_other_steps_and_readouts_of_one_s_own_take_padded_sequences():
+    weigh = nn.Linear(CHANNELS, CLASSES)
+
+    def first(output, lengths):
+        return output
+
+    for model, readout in (
+        (lambda x: weigh(x)[::2], "mean"),  # it strides over time
+        (lambda x: weigh(x).mean(0), first),  # it answers once
+        (lambda x: weigh(x).transpose(0, 1), lambda output, lengths: output[:, 0]),
+    ):
+        model = Whole(model)
+        task = prepared(SequenceClassification(SHORTER, readout))
+        loss, _ = task.loss(model, next(task.batches("train")))
+        assert loss.isfinite()
 
 
 @pytest.mark.parametrize("names", [{"b", "a"}, {"b": 1, "a": 0}, "ab"])
