@@ -313,18 +313,15 @@ class Stream:
                 stream stays as it is.
         """
         x, steps = np.atleast_1d(_numbers(x)), self._steps + 1
-        fits, values = x.shape == self._mean.shape, np.full(1, np.nan)
-        if fits:
+        if x.shape != self._mean.shape:
+            raise self._refusal(x)
+        with np.errstate(over="ignore", invalid="ignore"):
             waiting = [*self._waiting, (x - self._mean) / self._deviation]
-            with np.errstate(over="ignore", invalid="ignore"):
-                value = np.mean(waiting, 0).astype(np.float32)
-                last = value if self._last is None else self._last
-                values = np.concatenate([value, (value - last) / self._change])
-        if not (fits and np.isfinite(values).all()):
-            raise ValueError(
-                f"a step is {x.tolist()}, expected {len(self._mean)} finite numbers, one for each "
-                "channel, of which float32 holds the size and the change"
-            )
+            value = np.mean(waiting, 0).astype(np.float32)
+            last = value if self._last is None else self._last
+            values = np.concatenate([value, (value - last) / self._change])
+        if not np.isfinite(values).all():
+            raise self._refusal(x)
         is_whole = len(waiting) == self._block
         passed = bisect_right(self._moments, steps)
         # A moment is there once its block is whole. The first one's layer has answered before, and
@@ -345,6 +342,12 @@ class Stream:
             waiting = []
         self._waiting = waiting
         return self._read(self._answer)
+
+    def _refusal(self, x: np.ndarray) -> ValueError:
+        return ValueError(
+            f"a step is {x.tolist()}, expected {len(self._mean)} finite numbers, one for each "
+            "channel, of which float32 holds the size and the change"
+        )
 
 
 def _sequences(X: Any) -> list[Tensor]:

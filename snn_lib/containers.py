@@ -177,11 +177,11 @@ class Sequential(StatefulModule):
 
     Raises:
         ValueError: a module has ``batch_first``, or a part of it has and the module itself has no
-            such attribute; it treats channels, which ``PerStep`` shows it; it has a state, and
-            ``torch.compile`` returned it; the state has not one entry for each module, or one for a
-            plain module; a state is given, and a readout, or a part of a plain module, would need
-            one; lengths are given, and a readout is a part of a plain module; or a module raises
-            one, to which the module's name is added.
+            such attribute; it treats channels, which ``PerStep`` shows it; it has a state or is a
+            readout, and ``torch.compile`` returned it; the state has not one entry for each module,
+            or one for a plain module; a state is given, and a readout, or a part of a plain module,
+            would need one; lengths are given, and a readout is a part of a plain module; or a
+            module raises one, to which the module's name is added.
         TypeError: x is no tensor.
     """
 
@@ -203,7 +203,7 @@ class Sequential(StatefulModule):
         """Adds a module at the end under a name, or replaces the one of that name."""
         if isinstance(module, nn.Module) and comes_from_compile(module):
             (inner,) = module.children()
-            if isinstance(inner, (StatefulModule, nn.RNNBase)):
+            if isinstance(inner, (StatefulModule, nn.RNNBase)) or _answers(inner):
                 raise ValueError(
                     f"torch.compile returned this {type(inner).__name__}: compile the whole "
                     "Sequential, or the module in place, by its method compile()"
@@ -474,7 +474,8 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
     readouts = (part for part in module.modules() if isinstance(part, Readout))
     if (part := next(readouts, None)) is not None:
         raise ValueError(
-            f"{_within(module, part)} is handed no lengths: make it a layer of a snn_lib.Sequential"
+            f"{_within(module, part)} is handed no lengths: make it a layer of a "
+            "snn_lib.Sequential, or derive the module around it from snn_lib.StatefulModule"
         )
     return module(x), None
 

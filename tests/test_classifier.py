@@ -432,7 +432,7 @@ def test_a_stream_refuses_a_step_and_goes_on():
     classifier = SpikingClassifier(**SMALL).fit(x, y)
     stream, undisturbed = classifier.stream(), classifier.stream()
     for step in range(5):
-        for wrong in ([1.0], [np.nan, 1.0], [1e300, 1.0], [3e38, 1.0], [[1.0, 2.0]]):
+        for wrong in ([1.0], [np.nan, 1.0], [1.7e308, 1.0], [3e38, 1.0], [[1.0, 2.0]]):
             with pytest.raises(ValueError, match="expected 2 finite numbers, one for each channel"):
                 stream.step(wrong)
         found = stream.step(x[0, :, step])

@@ -40,6 +40,7 @@ from snn_lib.containers import (
     detach,
     last_steps,
 )
+from snn_lib.readout import Mean
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
@@ -448,7 +449,7 @@ REFUSED = [  # what is built or run, and the words
     (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), torch.ones(3)), "state is a tensor, ex"),
     (lambda: Sequential(nn.ReLU())(torch.zeros(2, 3, 4), (torch.ones(3),)), "layer 0: ReLU has no"),
     *((lambda part=part: Sequential(torch.compile(part)), f"returned this {type(part).__name__}: c")
-      for part in (nn.GRU(3, 4), low_pass(3), Sequential(nn.Linear(2, 3)))),
+      for part in (nn.GRU(3, 4), low_pass(3), Sequential(nn.Linear(2, 3)), Mean())),
     *((lambda module=module: PerStep(module), "knows the time axis, which PerStep hides")
       for module in (
         SpikingNeuron((4, 6, 6), TAU_M),
