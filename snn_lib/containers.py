@@ -475,7 +475,8 @@ def _run(module: nn.Module, x: Tensor, state: Any, lengths: Tensor | None) -> tu
     if (part := next(readouts, None)) is not None:
         raise ValueError(
             f"{_within(module, part)} is handed no lengths: make it a layer of a "
-            "snn_lib.Sequential, or derive the module around it from snn_lib.StatefulModule"
+            "snn_lib.Sequential, or derive the module around it from snn_lib.containers.Readout or "
+            "snn_lib.StatefulModule"
         )
     return module(x), None
 
