@@ -16,6 +16,7 @@ from snn_lib.containers import (
     Output,
     Sequential,
     StatefulModule,
+    answers_once,
     batch_first_part,
     tensors_in,
     whole_number,
@@ -70,8 +71,8 @@ class Chunked(StatefulModule):
     Raises:
         ValueError: ``steps`` is not a positive number, the sequences of ``x`` differ in length, the
             module reads time both ways or holds another ``Chunked``, a part of it has
-            ``batch_first`` and the module itself has no such attribute, or a plain module in a
-            :class:`snn_lib.Sequential` holds what has a state.
+            ``batch_first`` and the module itself has no such attribute, or a
+            :class:`snn_lib.Sequential` has a readout or a plain module that holds what has a state.
         TypeError: the module takes no state, does not return ``(output, state)``, has layers with a
             state and returns ``None`` for it, or its output is no tensor.
         RuntimeError: it is compiled as one graph, exported or differentiated by
@@ -198,6 +199,11 @@ def _check_module(module: nn.Module) -> None:
             raise ValueError(f"{part} reads time both ways, which no chunk can")
         if isinstance(part, Sequential):
             part.refuse_parts_that_forget()
+            if answers_once(part):
+                raise ValueError(
+                    f"{name} has a readout, which would answer once for each chunk: put it behind "
+                    "the Chunked"
+                )
         if isinstance(part, Chunked):
             raise ValueError(f"{name} holds another Chunked: let only one cut the time")
     if not hasattr(module, "batch_first") and batch_first_part(module) is not None:

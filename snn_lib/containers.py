@@ -138,7 +138,13 @@ class Readout(nn.Module):
 
     ``forward(output, lengths=None)`` takes ``(T, B, *)`` and returns ``(B, *)``. With ``lengths``,
     int64 ``(B,)``, only the first so many steps of each sequence count.
+
+    Attributes:
+        reads_all: whether the answer depends on all steps, so that it would be another one if the
+            sequence were handed over in parts.
     """
+
+    reads_all = True
 
 
 class Sequential(StatefulModule):
@@ -203,7 +209,7 @@ class Sequential(StatefulModule):
         """Adds a module at the end under a name, or replaces the one of that name."""
         if isinstance(module, nn.Module) and comes_from_compile(module):
             (inner,) = module.children()
-            if isinstance(inner, (StatefulModule, nn.RNNBase)) or _answers(inner):
+            if isinstance(inner, (StatefulModule, nn.RNNBase)) or answers_once(inner):
                 raise ValueError(
                     f"torch.compile returned this {type(inner).__name__}: compile the whole "
                     "Sequential, or the module in place, by its method compile()"
@@ -269,7 +275,8 @@ class Sequential(StatefulModule):
         """Runs the modules and returns every module's output, for a loss on hidden spikes, say.
 
         Returns:
-            The list of the modules' outputs, ``(B, T, *)`` with ``batch_first``, and the new state.
+            The list of the modules' outputs, ``(B, T, *)`` with ``batch_first`` and ``(B, *)`` from
+            a readout on, and the new state.
         """
         states, outputs = self._states(state), []
         following = [*self._modules.values(), nn.Identity()][1:]
@@ -291,13 +298,13 @@ class Sequential(StatefulModule):
         return states
 
     def refuse_parts_that_forget(self) -> None:
-        """Raises a ValueError if a plain module would need a state, or a part of it would."""
+        """Raises a ValueError if a plain module, or a part of it, reads other steps."""
         for name, module in self._modules.items():
             if (part := _part_that_forgets(module)) is not None:
                 derive = "derive the module from snn_lib.StatefulModule, or "
                 raise ValueError(
                     f"layer {name}: {_within(module, part)} begins anew with each call: "
-                    f"{'' if _answers(module) else derive}run whole sequences"
+                    f"{'' if answers_once(module) else derive}run whole sequences"
                 )
 
     def _outputs(
@@ -355,7 +362,7 @@ class Sequential(StatefulModule):
                 raise ValueError(f"layer {name} returned a {type(x).__name__}, expected a tensor")
             index += 1
             spikes = _spikes(module, spikes)
-            answered = answered or _answers(module)
+            answered = answered or answers_once(module)
             yield x.transpose(0, 1) if self.batch_first and not answered else x
 
     def extra_repr(self) -> str:
@@ -369,13 +376,14 @@ def _part_that_forgets(module: nn.Module) -> nn.Module | None:
         return None
     kinds = StatefulModule, nn.RNNBase, nn.MultiheadAttention, Readout
     parts = (part for part in module.modules() if isinstance(part, kinds))
-    return next((part for part in parts if not isinstance(part, Sequential)), None)
+    reading = (part for part in parts if getattr(part, "reads_all", True))
+    return next((part for part in reading if not isinstance(part, Sequential)), None)
 
 
-def _answers(module: nn.Module) -> bool:
+def answers_once(module: nn.Module) -> bool:
     """Whether a module is a readout, or a chain with one."""
     if isinstance(module, (Sequential, nn.Sequential)):
-        return any(map(_answers, module))
+        return any(map(answers_once, module))
     return isinstance(module, Readout)
 
 

@@ -2,7 +2,7 @@
 
 Each readout is a module without parameters that takes ``(T, B, *features)`` and returns
 ``(B, *features)``. With ``lengths``, int64 ``(B,)``, only the first so many steps of each sequence
-count and the others are padding. A length beyond T counts as T. As the last layer of a
+count and the others are padding. A length beyond T counts as T. As a layer of a
 :class:`snn_lib.Sequential` a readout is handed the lengths that the network is given.
 
 :class:`Snapshots` is a layer before a readout, with which the last weights see several moments.
@@ -61,6 +61,8 @@ class Mean(Readout):
 
 class Last(Readout):
     """The value at the last step. Every sequence needs at least one step."""
+
+    reads_all = False
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Reads out; see the module for shapes."""

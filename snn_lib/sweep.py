@@ -272,7 +272,7 @@ def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
 
     url = url or f"sqlite:///{folder}/study.db"
     require(
-        re.fullmatch(r"sqlite(\+\w+)?://(/(:memory:)?)?(\?.*)?", url) is None,
+        re.match(r"sqlite[^:]*:(///?($|\?)|.*(:memory:|mode=memory))", url) is None,
         f"{url} is a database in memory, which ends with this process: name a file, or leave out "
         "--storage",
     )
@@ -329,20 +329,32 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
             setattr(task, key, copy(value))
     has, task.has = task.has, lambda split: split != "test" and has(split)
     name = trial.user_attrs.get("run") or _new_name(trial.number, folder)  # if killed, it has one
-    trial.set_user_attr("run", name)
+
+    def hold() -> None:
+        """Notes the name of the run, and ends this process if another one has the trial now."""
+        try:
+            trial.set_user_attr("run", name)
+        except UpdateFinishedTrialError:
+            sys.exit(
+                "sweep: this process was held up for two minutes or longer, and another one has "
+                "taken its trial over: start it again"
+            )
 
     def end_early(why: object) -> NoReturn:
+        hold()
         say(f"{name} ends early: {why}")
         raise TrialPruned
 
     def report() -> bool:
         progress = experiment.progress
         if progress.history and progress.batch == 1:  # the first batch after an epoch
+            hold()
             trial.report(score_of(progress.history[-1], task)[0], progress.epoch)
             if trial.should_prune():
                 end_early(f"others were better after epoch {progress.epoch}")
         return False
 
+    hold()
     settings = space.draw(trial)
     try:
         merged = space.merged(settings)
@@ -361,12 +373,6 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         experiment = Experiment(space.build_model, task, config, space.initialise, report)
         experiment.script = space.script.name
         score = score_of(experiment.train(checkpoint)["best"], task)[0]
-        trial.set_user_attr("run", name)  # fails like report, after which Optuna would not tell why
-    except UpdateFinishedTrialError:
-        sys.exit(
-            "sweep: this process was held up for two minutes or longer, and another one has taken "
-            "its trial over: start it again"
-        )
     except (WriteError, StorageInternalError) as error:
         # Optuna takes no notice of it, so that the trial is run again, from its last checkpoint.
         sys.exit(f"sweep: {one_line(error.__cause__ or error)}")
@@ -381,6 +387,7 @@ def run_trial(trial: Any, space: SearchSpace, folder: Path) -> float:
         end_early("out of memory")
     if math.isnan(score):
         end_early("its score is not a number")
+    hold()
     return score
 
 

@@ -14,6 +14,7 @@ from snn_lib.containers import tensors_in
 from snn_lib.penalties import rate_penalty
 from snn_lib.readout import (
     READOUTS,
+    Last,
     LeakyIntegrator,
     Mean,
     Snapshots,
@@ -70,13 +71,33 @@ def test_a_readout_that_ends_a_network_answers_as_behind_it(name, batch_first):
 @pytest.mark.parametrize("kind", [Sequential, nn.Sequential])
 def test_a_readout_in_a_network_is_refused_where_it_would_not_see_the_whole_sequence(kind):
     network, x = Sequential(nn.Linear(2, N), kind(Mean())), torch.rand(T, B, 2)
-    _, state = network(x)
-    for run in (lambda: network(x, state), lambda: Chunked(network, 3)):
-        with pytest.raises(ValueError, match=r"Mean.* begins anew with each call: run whole seq"):
-            run()
+    _, state = Sequential(LowPassSynapse(2, 3.0), *network)(x)
+    with pytest.raises(ValueError, match=r"Mean.* begins anew with each call: run whole seq"):
+        Sequential(LowPassSynapse(2, 3.0), *network)(x, state)
+    with pytest.raises(ValueError, match=r"begins anew|would answer once for each chunk"):
+        Chunked(network, 3)
     within = Sequential(nn.Linear(2, N), nn.Sequential(Mean()))
     with pytest.raises(ValueError, match="layer 1: the Mean in this Sequential is handed no len"):
         within(x, lengths=LENGTHS)
+
+
+def test_a_network_with_a_readout_is_compiled_and_exported_with_its_lengths():
+    network, x = Sequential(nn.Linear(2, N), LowPassSynapse(N, 3.0), Mean()), torch.rand(T, B, 2)
+    expected, _ = network(x, lengths=LENGTHS)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    exported = torch.export.export(network, (x,), {"lengths": LENGTHS}).module()
+    for run in (compiled, exported):
+        torch.testing.assert_close(run(x, lengths=LENGTHS)[0], expected)
+
+
+def test_the_last_step_of_a_network_may_be_read_after_each_part_of_a_sequence():
+    network, x = Sequential(LowPassSynapse(2, 3.0), Last()), torch.rand(T, B, 2)
+    state = None
+    for begin in range(0, T, 3):
+        answer, state = network(x[begin : begin + 3], state)
+        assert torch.equal(answer, network(x[: begin + 3])[0])
+    with pytest.raises(ValueError, match="has a readout, which would answer once for each chunk"):
+        Chunked(network, 3)
 
 
 @pytest.mark.parametrize("name", READOUTS)

@@ -17,7 +17,7 @@ from running import ROOT, SCRIPTS, YAML
 from sweeping import SCRIPT, sweep
 
 from snn_lib import load
-from snn_lib.errors import InputError, WriteError
+from snn_lib.errors import InputError, RunError, WriteError
 from snn_lib.files import lock
 from snn_lib.sweep import SearchSpace, _choices, open_study, run_trial
 from snn_lib.training import checkpoints
@@ -403,12 +403,16 @@ def test_a_trial_that_another_process_trains_after_all_does_not_count(script, tm
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
-def test_a_process_whose_trial_was_taken_over_ends_in_a_line(script, tmp_path, monkeypatch, epochs):
+@pytest.mark.parametrize(("epochs", "fails"), [(1, False), (2, False), (1, True)])
+def test_a_process_whose_trial_was_taken_over_ends_in_a_line(
+    script, tmp_path, monkeypatch, epochs, fails
+):
     study, train = optuna.create_study(), Experiment.train
 
     def take_over(self, checkpoint):
         study.tell(0, state=optuna.trial.TrialState.FAIL)
+        if fails:
+            raise RunError("the loss is not finite")
         return train(self, checkpoint)
 
     monkeypatch.setattr(Experiment, "train", take_over)

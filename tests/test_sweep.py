@@ -122,6 +122,10 @@ def test_a_yaml_file_that_has_changed_does_not_join_the_study(study, tmp_path):
             "sqlite:// is a database in memory, which ends with this proc",
         ),
         (["--storage", "sqlite:///:memory:"], "sqlite:///:memory: is a database in memory"),
+        (
+            ["--storage", "sqlite:///file:x?mode=memory&uri=true"],
+            "&uri=true is a database in memory",
+        ),
         (["--trials", "many"], "invalid int value: 'many'"),
         (["--trials", "0"], "--trials is 0, expected at least 1"),
         (["hyperparameters.tau_m=4"], "all trials would be the same: give a range"),

@@ -91,10 +91,11 @@ class SequenceDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         sequence, target = self.x[index], self.y[index]
         if self.lengths is not None:
-            own, sequence_of = slice(self.lengths[index]), self.targets_are_sequences
-            # One that has no steps is refused as it is.
-            sequence_of = sequence_of and getattr(target, "ndim", hasattr(target, "__len__"))
-            sequence, target = sequence[own], target[own] if sequence_of else target
+            own = slice(self.lengths[index])
+            sequence = sequence[own]
+            # A target without steps is refused where it is read.
+            has_steps = getattr(target, "ndim", 1 if hasattr(target, "__len__") else 0) > 0
+            target = target[own] if self.targets_are_sequences and has_steps else target
         return sequence, target
 
 

@@ -48,7 +48,8 @@ EXPORTS = {".onnx": to_onnx, ".c": to_c}
 STOP = (signal.SIGINT, signal.SIGTERM)
 STOPPING = b"stopping after this batch, or after the test if the last epoch is done"
 ONCE_MORE = b"; once more stops at once"
-USED = {"hyperparameters.constraint", "seed"}  # of a file without settings, by --test
+# By --test, of a file without settings: how its filters are kept stable, and how data are divided.
+USED = {*(f"hyperparameters.{key}" for key in ("constraint", "epoch", "synapse")), "seed"}
 PIPE_CLOSED = 141  # the exit code that a shell reports if a closed pipe ended a process
 
 

@@ -74,20 +74,21 @@ class RunFolder:
             InputError: TensorBoard is not installed.
             RunError: the disk is full or the folder cannot be written.
         """
-        if self.made_by["config"]["tensorboard"]:
+        shown = self.made_by["config"]["tensorboard"]
+        if shown:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise InputError(
                     "tensorboard=true needs a package: pip install tensorboard"
                 ) from None
-            # TensorBoard forgets what this folder has, and is given the whole history again.
-            self._writer = SummaryWriter(self.path, purge_step=0)
         for leftover in self.path.glob("*.tmp"):  # of a process that was killed as it wrote
             leftover.unlink()
         for key in ("config", "environment"):
             content = yaml.safe_dump(self.made_by[key], sort_keys=False)
             write_atomically(self.path / f"{key}.yaml", content.encode())
+        if shown:  # TensorBoard forgets what this folder has, and is given the whole history again
+            self._writer = SummaryWriter(self.path, purge_step=0)
 
     def __enter__(self) -> "RunFolder":
         return self

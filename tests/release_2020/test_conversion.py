@@ -244,7 +244,7 @@ def test_the_command_converts_a_checkpoint_that_the_script_then_tests(tmp_path):
     )
     assert converted.code == 0, converted.err
     shown = shlex.split(converted.out.partition("test it with: python ")[2])
-    tested = run_script(*shown, "mnist_config.test_size=20", "device=cpu")
+    tested = run_script(*shown, "mnist_config.test_size=20", "device=cpu", "seed=5")
     assert tested.code == 0, tested.err
     assert "epoch 7: test" in tested.out
     for idle in ("hyperparameters.tau_m=9", "hyperparameters.dropout=0.5", "optimizer.AdamW.eps=1"):
