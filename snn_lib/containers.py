@@ -153,7 +153,7 @@ class Sequential(StatefulModule):
     Plain modules, such as ``nn.Linear``, ``nn.Flatten(start_dim=2)`` and :class:`PerStep`, are
     given the whole sequence at once, so an ``nn.Linear`` is one matrix product over all time steps.
     Stateful modules are those of this package and PyTorch's ``nn.GRU``, ``nn.LSTM`` and ``nn.RNN``.
-    A :class:`Readout`, such as ``snn_lib.readout.Mean``, answers for whole sequences alone.
+    A :class:`Readout`, such as ``snn_lib.readout.Mean``, answers once for each sequence.
 
     An input that was expanded over time is the same at every step. An ``nn.Linear`` or a
     convolution then weighs it once for all steps, and its hooks see one step, ``(1, B, *)``. An
@@ -172,7 +172,8 @@ class Sequential(StatefulModule):
     Args:
         modules: the modules, in order.
         batch_first: whether input and output are ``(B, T, *)``. The modules are given
-            ``(T, B, *)``, and states stay as they are. So does what follows a readout.
+            ``(T, B, *)``, and states stay as they are. So do the answers of a readout, ``(B, *)``,
+            and what follows it.
 
     Shape:
         - x: ``(T, B, *)``.
