@@ -286,8 +286,9 @@ def open_study(folder: Path, url: str | None, settings: dict[str, str]) -> Any:
             break
         except Exception as error:  # every database fails in its own way
             if not wait:
-                in_general = isinstance(error, optuna.exceptions.StorageInternalError)
-                reason = one_line((in_general and error.__cause__) or error)
+                if isinstance(error, optuna.exceptions.StorageInternalError):
+                    error = error.__cause__ or error  # the database's own words
+                reason = one_line(error)
                 raise InputError(f"the study cannot be kept in {url}: {reason}") from None
             time.sleep(wait)
     for key, earlier in study.user_attrs.get("whole", settings).items():

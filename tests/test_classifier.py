@@ -4,7 +4,6 @@ import importlib
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from snn_lib.classifier import SpikingClassifier, SpikingRegressor
+from snn_lib.data.batches import default_dtype
 from snn_lib.initialisation import fit_readout
 from snn_lib.tasks.time_series import TimeSeriesHyperparameters
 from snn_lib.time_series import draw_weights
@@ -393,16 +393,6 @@ def test_a_step_of_one_channel_may_be_a_single_number():
     assert found == pytest.approx(regressor.predict(x[:1])[0], abs=1e-3)
 
 
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-        assert torch.get_default_dtype() == dtype
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize(
     "defaults",
     [
@@ -422,7 +412,9 @@ def test_defaults_of_pytorch_change_nothing(defaults):
     x, y = waves()
     expected = answers()
     with defaults():
+        dtype = torch.get_default_dtype()
         found = answers()
+        assert torch.get_default_dtype() == dtype
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 

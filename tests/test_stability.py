@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from snn_lib import IIRSynapse, stability
+from snn_lib.data.batches import default_dtype
 from snn_lib.functional import iir_filter
 from snn_lib.stability import has_stable_poles, stabilise
 
@@ -257,12 +258,9 @@ CLUSTERS = [
 @pytest.mark.parametrize("poles", CLUSTERS, ids=len)
 def test_a_first_filter_whose_poles_lie_in_a_cluster_is_refused(dtype, poles):
     alpha = (-np.poly([*poles, *poles.conj()]).real[1:]).tolist()
-    torch.set_default_dtype(dtype)
-    try:
-        with pytest.raises(ValueError, match="the poles of a filter are so close together that"):
-            IIRSynapse(2, alpha, [1.0], constraint="stable")
-    finally:
-        torch.set_default_dtype(torch.float32)
+    message = "the poles of a filter are so close together that"
+    with default_dtype(dtype), pytest.raises(ValueError, match=message):
+        IIRSynapse(2, alpha, [1.0], constraint="stable")
 
 
 def test_a_filter_whose_poles_lie_in_a_cluster_is_not_called_unstable():

@@ -30,6 +30,7 @@ from snn_lib.cells import (
     parameter_groups,
 )
 from snn_lib.containers import Repeat, Sequential
+from snn_lib.data.batches import default_dtype
 from snn_lib.stability import stabilise, without_warning
 from snn_lib.time_constants import log_spaced
 
@@ -49,9 +50,8 @@ def impulse_response(synapse, steps=60):
 @pytest.fixture
 def double_precision():
     """New modules are in float64."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    with default_dtype(torch.float64):
+        yield
 
 
 @pytest.mark.usefixtures("double_precision")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from snn_lib.data.batches import default_dtype
 from snn_lib.kernels.trace import (
     ARITHMETIC,
     COMPARISONS,
@@ -145,14 +146,11 @@ def test_modes_devices_and_transforms_change_no_trace():
         return [torch.where(x > v, x, 1.0) * v + torch.where(x > v, 1.5, 1.0) + (x > 0) * 0.5]
 
     expected = trace(step, ["x", "v"])
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         with torch.device("meta"), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert trace(step, ["x", "v"]) == expected
         with pytest.raises(UnknownOperationError, match="_to_copy"):
             trace(lambda x: [x.double() * 2.0], ["x"])
-    finally:
-        torch.set_default_dtype(torch.float32)
     torch.func.vmap(lambda x: [x, trace(step, ["x", "v"])][0])(torch.zeros(3))
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from claimed_device import ClaimedDevice
 from refusing import refusal
-from running import run, the_run
+from running import Answer, run, the_run
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import Dataset, Subset, get_worker_info
@@ -25,7 +25,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron, StatefulModule, Votes
 from snn_lib.data.augmentation import AugmentationSettings
-from snn_lib.data.batches import Batch, batch_seed
+from snn_lib.data.batches import Batch, batch_seed, default_dtype
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import RunError
 from snn_lib.readout import LeakyIntegrator, Mean
@@ -499,15 +499,6 @@ def test_classes_are_checked_again_on_a_device_when_the_data_change():
 LINEAR = nn.Linear(CHANNELS, 1)
 
 
-class Whole(nn.Module):
-    def __init__(self, run):
-        super().__init__()
-        self.run = run
-
-    def forward(self, x):
-        return self.run(x)
-
-
 OF_THREE = {"train": (torch.rand(12, 5, 3), [0] * 12)}
 OF_STEPS = {"train": (torch.rand(12, 5, CHANNELS), [[0] * 5] * 12)}
 OF_NUMBERS = {"train": (torch.rand(12, 5, CHANNELS), torch.zeros(12))}
@@ -547,19 +538,14 @@ def test_a_target_for_each_sequence_is_refused_where_there_is_one_at_every_step(
 
 
 def test_networks_of_other_steps_and_readouts_of_one_s_own_take_padded_sequences():
-    weigh = nn.Linear(CHANNELS, CLASSES)
-
-    def first(output, lengths):
-        return output
-
-    for model, readout in (
-        (lambda x: weigh(x)[::2], "mean"),  # it strides over time
-        (lambda x: weigh(x).mean(0), first),  # it answers once
-        (lambda x: weigh(x).transpose(0, 1), lambda output, lengths: output[:, 0]),
+    output = torch.rand(5, 8, CLASSES)
+    for answer, readout in (
+        (output[::2], "mean"),  # it strides over time
+        (output.mean(0), lambda output, lengths: output),  # it answers once
+        (output.transpose(0, 1), lambda output, lengths: output[:, 0]),
     ):
-        model = Whole(model)
         task = prepared(SequenceClassification(SHORTER, readout))
-        loss, _ = task.loss(model, next(task.batches("train")))
+        loss, _ = task.loss(Answer(answer), next(task.batches("train")))
         assert loss.isfinite()
 
 
@@ -1044,15 +1030,11 @@ def test_a_network_with_whole_numbers_among_its_parameters_answers_as_it_was_tra
 
 
 def test_labels_at_every_step_are_augmented_in_double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         x, y = torch.rand(8, 9, CHANNELS), torch.arange(72).view(8, 9) % CLASSES
         task = prepared(SequenceClassification({"train": (x, y)}, readout=None))
         task.config.augmentation.stretch = 1.5
         batch = next(task.batches("train"))
-    finally:
-        torch.set_default_dtype(before)
     assert (batch.x.dtype, batch.y.dtype) == (torch.float64, torch.int64)
     assert batch.y.shape == batch.x.shape[:2]
 
