@@ -64,8 +64,8 @@ def layers_to_round(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
 def round_weights(model: nn.Module, bits: int) -> dict[Tensor, Tensor]:
     """Rounds the weights of a model in place, if there are so many bits, not 0.
 
-    They are those of :func:`layers_to_round`, as in integer networks; what was rounded before stays
-    the same.
+    They are those of :func:`layers_to_round`, as in integer networks. What was rounded before stays
+    the same in float32 and float64; in a shorter dtype the products are rounded, too.
 
     Returns:
         What each weight was before.

@@ -68,7 +68,7 @@ def log_spaced(low: float, high: float) -> Callable[[tuple[int, ...]], Tensor]:
         order = torch.randperm(math.prod(shape), device="cpu")
         ends = math.log(low), math.log(high)
         values = torch.linspace(*ends, len(order), dtype=torch.float64, device="cpu").exp()
-        return values[order].view(shape)
+        return values.clamp(low, high)[order].view(shape)  # exp and log are rounded
 
     return draw
 

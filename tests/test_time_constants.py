@@ -53,6 +53,13 @@ def test_log_spaced_values_lie_evenly_on_a_logarithmic_scale_in_another_order_ea
     assert count == 1 or not torch.equal(first, second)
 
 
+def test_log_spaced_values_lie_within_their_ends_though_logarithms_are_rounded():
+    for longest in range(2, 200):
+        values = log_spaced(1 / longest, longest)((9,))
+        assert values.min() >= 1 / longest
+        assert values.max() <= longest
+
+
 NAN, INF = math.nan, math.inf
 PAIRS = (2, 2), (2, 8), (2, 0), (2, -1), (NAN, 2), (2, NAN), (INF, 2)
 REFUSED = [  # what is computed, and the words
