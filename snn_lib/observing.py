@@ -1,6 +1,7 @@
 """Observes the layers of a model while it runs: what each call is given, and what it returns."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -39,6 +40,9 @@ def observe_layers(
     ``report`` takes the name of the layer, the layer, and what :func:`observe` reports. If there
     are ``names``, the layers are those of these names.
 
+    If no layer was called, a warning says so at the end of the context: the model did not run, or
+    what ``torch.compile`` has made of it did.
+
     Raises:
         ValueError: at the end of the context, a layer was silent because a compiled program calls
             no hooks.
@@ -48,10 +52,10 @@ def observe_layers(
         for name, layer in model.named_modules()
         if chosen(layer) and (names is None or name in names)
     }
-    silent = set(layers)
+    silent = dict.fromkeys(layers)
 
     def note(name: str, layer: nn.Module, given: dict[str, Any], result: Any) -> None:
-        silent.discard(name)
+        silent.pop(name, None)
         report(name, layer, given, result)
 
     with ExitStack() as handles:
@@ -62,6 +66,13 @@ def observe_layers(
         raise ValueError(
             f"nothing was seen of layer {', '.join(silent)}, because torch.compile runs the model "
             "or a part of it: observe the model before it is compiled"
+        )
+    if silent and silent.keys() == layers.keys():
+        warnings.warn(
+            f"nothing was seen of layer {', '.join(silent)}: the model did not run, or a program "
+            "that torch.compile made of it before, which calls no hooks",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

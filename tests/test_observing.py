@@ -1,6 +1,7 @@
 """What is reported of the calls of layers."""
 
 import contextlib
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from snn_lib import Chunked, Sequential, SpikingNeuron, answer_from_the_start, fire_from_the_start
 from snn_lib.containers import is_weighted
+from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.observing import observe, observe_layers
 from snn_lib.penalties import collect_spikes
@@ -78,10 +80,15 @@ def test_layers_that_a_compiled_model_runs_unseen_are_refused_by_name(compile_it
             answer_from_the_start(model, layers[0], [(x, torch.zeros(1).long(), None)])
 
 
-def test_layers_beside_a_compiled_part_are_observed():
+def test_a_model_of_which_a_program_ran_elsewhere_is_said_to_be_unseen():
     torch.compiler.reset()
-    model = Sequential(in_eager_mode(nn.Linear(2, 2)), SpikingNeuron(2, 4.0))
-    for _ in range(2):
-        with collect_spikes(model) as spikes:
-            model(torch.ones(3, 1, 2))
-        assert spikes.keys() == {"1"}
+    x, model = torch.ones(3, 1, 2), Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0))
+    program = torch.compile(model, backend="eager")
+    program(x)
+    for observe_it in (collect_spikes, Monitor, count_activity):
+        words = r"nothing was seen of layer 1: .* torch\.compile"
+        with pytest.warns(RuntimeWarning, match=words), observe_it(model):
+            program(x)
+        with warnings.catch_warnings(), observe_it(model):
+            warnings.simplefilter("error")
+            model(x)

@@ -155,11 +155,8 @@ def test_only_the_layers_that_are_named_are_recorded(model, x):
 def test_names_of_other_layers_are_refused(model, name):
     with pytest.raises(ValueError, match=f"no synapse or neuron layer '{name}', choose from '0'"):
         Monitor(model, [name])
-    with (
-        Monitor(model) as monitor,
-        pytest.raises(KeyError, match=f"nothing is recorded of '{name}'"),
-    ):
-        monitor[name]
+    with pytest.raises(KeyError, match=f"nothing is recorded of '{name}'"):
+        Monitor(model)[name]
 
 
 def test_a_text_is_no_list_of_names(model):

@@ -316,7 +316,8 @@ def test_synapses_of_any_precision_are_drawn(learned, dtype):
 
 
 def test_a_monitor_records_nothing_of_a_synapse_that_is_drawn(learned):
-    with Monitor(torch.nn.Sequential(learned)) as monitor:
+    monitor = Monitor(torch.nn.Sequential(learned))
+    with pytest.warns(RuntimeWarning, match="did not run"), monitor:
         plotting.synapse_kernels(learned, learned)
     assert not monitor.records
 
