@@ -322,11 +322,10 @@ class RecordingPreparation(Frames, Preparation):
         x = x.transpose(0, 1)
         if self.values == "clipped":
             x = x.clamp(max=1)
+        x = x.to(torch.get_default_dtype())
         if self.order == "reversed":
-            x = x.flip(0)
-        elif self.order == "summed":
-            x = x.float().mean(0).expand(x.shape)
-        return x
+            return x.flip(0)
+        return x.mean(0).expand(x.shape) if self.order == "summed" else x
 
 
 KINDS: dict[str, Any] = {

@@ -429,6 +429,7 @@ class Experiment:
         """Writes the checkpoint from which the run can be resumed to the same numbers."""
         self.finite_check.check_weights(self.progress.epoch + 1)
         self.run.write(self.run.last, self.state.last_checkpoint())
+        distributed.barrier()  # until then the first process may be writing it
 
     def _conclude(self, best: Row, title: str, times: str = "") -> Row:
         """Tests the best epoch, and prints what was found."""

@@ -138,9 +138,9 @@ def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by:
     Every process has to call this.
 
     Raises:
-        InputError: the checkpoint is not named ``last``, the best epoch's model is not beside it,
-            the run is being trained already or was continued meanwhile, or the folder cannot be
-            written.
+        InputError: the checkpoint is not named ``last``, or not the same for all processes; the
+            best epoch's model is not beside it, the run is being trained already or was continued
+            meanwhile, or the folder cannot be written.
         RunError: as :meth:`RunFolder.open`.
     """
     progress, path = state.progress, resumed.path.parent
@@ -148,6 +148,13 @@ def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by:
         resumed.path.name == "last",
         f"{resumed.path} is not in the folder of its run: a run goes on from the checkpoint named "
         "last",
+    )
+    position = progress.epoch, progress.batch
+    positions = distributed.gather(position)
+    require(
+        len(set(positions)) == 1,
+        f"the processes find other states in {resumed.path}, of these epochs and batches: "
+        f"{positions}; give all the same file",
     )
     run = RunFolder(path, state.config, made_by)
     if distributed.rank_and_world()[0] > 0:
@@ -157,7 +164,7 @@ def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by:
         run.lock()
         found = load_checkpoint(run.last).get("progress", {})
         require(
-            (found.get("epoch"), found.get("batch")) == (progress.epoch, progress.batch),
+            (found.get("epoch"), found.get("batch")) == position,
             f"the run {path} was continued meanwhile: resume it again",
         )
         at_best = progress.is_at_best_epoch(task)

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from snn_lib.tasks.digits import DigitConfig
 from snn_lib.training import distributed
 from snn_lib.training.checkpoints import load_checkpoint, load_weights
 from snn_lib.training.config import load_config
+from snn_lib.training.run_folder import RunFolder
 
 
 def settings(folder, *overrides):
@@ -123,6 +125,29 @@ def test_a_run_is_stopped_together_and_resumed_by_another_number_of_processes(tm
     whole = tmp_path / "whole"
     finish([Process(tmp_path, "--train", *settings(whole, settings_of_both))])
     assert_close_runs(whole, tmp_path)
+
+
+def write_slowly():
+    """Checkpoints take a second longer, and a process that stops does not wait for the others."""
+
+    def write(*arguments):
+        time.sleep(1)
+        plain(*arguments)
+
+    plain, RunFolder.write = RunFolder.write, write
+    distributed.stop = lambda: None
+
+
+def test_no_process_stops_before_the_checkpoint_is_written(tmp_path):
+    more = settings(tmp_path, "hyperparameters.epoch=200")
+    processes = start(tmp_path, 2, "--train", *more, prepare=write_slowly)
+    processes[0].wait_for("epoch 1/")
+    processes[1].send(signal.SIGTERM)
+    processes[1].wait()
+    found = load(the_run(tmp_path) / "last")["progress"]
+    processes[0].wait()
+    expected = load(the_run(tmp_path) / "last")["progress"]
+    assert (found["epoch"], found["batch"]) == (expected["epoch"], expected["batch"])
 
 
 def test_one_process_is_resumed_by_two(tmp_path, alone):

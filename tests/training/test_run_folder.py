@@ -27,7 +27,7 @@ from running import (
 from snn_lib.errors import BusyError, InputError, RunError
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks.digits import DigitClassification
-from snn_lib.training import run_folder
+from snn_lib.training import distributed, run_folder
 from snn_lib.training.checkpoints import load_checkpoint
 from snn_lib.training.experiment import Stopped
 from snn_lib.training.run_folder import RunFolder, environment, new_folder, newest
@@ -369,6 +369,16 @@ def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_ref
     with pytest.raises(InputError, match="was continued meanwhile: resume it again"):
         experiment(small(tmp_path, "hyperparameters.dropout=0.25")).train(earlier)
     assert contents(the_run(tmp_path)) == before
+
+
+def test_processes_that_read_other_checkpoints_are_refused(stopped, tmp_path, monkeypatch):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    last = load_checkpoint(the_run(tmp_path) / "last")
+    own = last["progress"]["epoch"], last["progress"]["batch"]
+    going_on = experiment(small(tmp_path))
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, (own[0], own[1] + 1)])
+    with pytest.raises(InputError, match="the processes find other states in "):
+        going_on.train(last)
 
 
 def test_a_run_that_went_on_within_the_epoch_since_it_was_read_is_refused(stopped, tmp_path):
