@@ -56,9 +56,9 @@ def fire_from_the_start(
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
             layer's current is not finite, or too seldom positive; its neurons fire as often
             without one; no ``nn.Linear`` or convolution runs before the neurons; its weights are
-            computed from others, by a parametrisation or pruning; ``torch.compile`` runs the model
-            without telling; or neurons run several times in one run, for example in chunks. All
-            weights then stay as they were.
+            computed from others, by a parametrisation or pruning, or shared with another layer's
+            neurons; ``torch.compile`` runs the model without telling; or neurons run several times
+            in one run, for example in chunks. All weights then stay as they were.
     """
     if isinstance(rate, Tensor) and rate.dim():
         raise TypeError("rate is a tensor, expected a number; lengths are given by their name")
@@ -72,6 +72,7 @@ def fire_from_the_start(
     rates: dict[str, float] = {}
     ran: list[Weighted] = []  # the layers of weights since the last neurons
     scaled: set[str] = set()  # the layers of neurons whose weights have been scaled
+    changed: set[Tensor] = set()  # the weights and biases that have been
 
     def remember(name: str, layer: Weighted, given: dict[str, Any], output: Tensor) -> None:
         ran.append(layer)
@@ -98,9 +99,15 @@ def fire_from_the_start(
         call = bind_call(neuron, args, kwargs)
         x, current = next(iter(call.items()))
         factor = _factor(neuron, current, rate, name, lengths)
-        for parameter in (layer.weight, layer.bias):
-            if parameter is not None:
-                parameter.mul_(factor)
+        own = {parameter for parameter in (layer.weight, layer.bias) if parameter is not None}
+        if own & changed:
+            raise ValueError(
+                f"the weights before the neurons of layer {name} are also those before others, "
+                "which would fire at another rate: give each its own"
+            )
+        for parameter in own:
+            parameter.mul_(factor)
+        changed.update(own)
         torch.clear_autocast_cache()  # which holds the weights as they were
         scaled.add(name)
         ran.clear()

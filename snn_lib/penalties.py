@@ -95,7 +95,7 @@ def network_penalty(
             "model as it runs, before it is wrapped or compiled"
         )
     hidden = {name: spikes[name] for name in reached if name in spikes and spikes[name].shape[1]}
-    costs = {name: reached[name] * layer[0, 0].numel() for name, layer in hidden.items()}
+    costs = {name: reached[name] * layer.shape[2:].numel() for name, layer in hidden.items()}
     total = 0.0
     for name, layer in hidden.items():
         share = costs[name] / max(costs.values()) if by_cost else 1.0

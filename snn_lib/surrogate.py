@@ -5,7 +5,7 @@ everywhere. Training replaces it, in the backward pass only, by a smooth bump ar
 
 A surrogate of your own is any object with a method ``derivative``. If it has parameters, they are
 not trained: no gradient flows into the shape of the bump. Numbers that change in training have to
-be attributes of the object or of its class.
+be attributes of the object or of its class, and to be read as ``self.width``, say.
 
     class Window:
         def derivative(self, membrane):

@@ -206,6 +206,13 @@ def kept_alive():
     return Sequential(nn.Linear(30, 30), Recurrent(back, SpikingNeuron(30, 4.0)))
 
 
+def tied(name):
+    """Two layers of weights, each before neurons of its own, that share a parameter."""
+    layers = nn.Linear(30, 30), nn.Linear(30, 30)
+    setattr(layers[1], name, getattr(layers[0], name))
+    return Sequential(layers[0], SpikingNeuron(30, 4.0), layers[1], SpikingNeuron(30, 4.0))
+
+
 NEURONS_TWICE = Sequential(nn.Linear(30, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0))
 REFUSED = [  # what is asked for, and the words
     (lambda: fire(x=torch.zeros(0, 2, 30)), r"x has shape \(0, 2, 30\), expected steps and"),
@@ -224,6 +231,8 @@ REFUSED = [  # what is asked for, and the words
      r"no nn\.Linear or convolution of its own runs .* layer 0"),
     (lambda: fire(rate=0.95), "layer 2 .* fire at 0.95: .* too seldom positive for this rate"),
     (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution of its own runs .* layer 2"),
+    *((lambda name=name: fire(tied(name)), "before the neurons of layer 3 are also those before ot")
+      for name in ("weight", "bias")),
     (lambda: fire(deep_with(parametrizations.weight_norm, "weight")),
      "are computed from others, by a parametrisation or"),
     (lambda: fire(deep_with(prune.identity, "weight")), "are computed from others"),

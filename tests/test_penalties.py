@@ -88,6 +88,14 @@ def test_bad_rates_and_spikes_of_no_step_are_refused(shape, settings, words):
         rate_penalty(torch.zeros(shape), **settings)
 
 
+def test_a_network_that_ran_no_step_is_refused():
+    model = network()
+    with collect_spikes(model) as spikes:
+        model(torch.zeros(0, 4, 6))
+    with pytest.raises(ValueError, match="expected a step and a sequence"):
+        network_penalty(model, spikes, 0.1)
+
+
 def test_the_spikes_of_every_layer_are_collected_with_gradients_and_over_chunks():
     model, x = network(), 3 * torch.rand(10, 4, 6)
     with collect_spikes(model) as whole:

@@ -454,13 +454,17 @@ def check_alike(found: Any, own: Any, name: str) -> None:
     """Raises ValueError unless ``found`` has the form of ``own``, and its tensors are finite.
 
     They have the same form if types, keys, lengths of lists and shapes of tensors are the same. A
-    whole number may stand for a float. What is infinite in ``own`` may be so in ``found``.
+    whole number may stand for a float. What is infinite or undefined in ``own`` may be so in
+    ``found``.
     """
     parts: Iterable[Any] = ()
     match own:
         case Tensor():
             alike = isinstance(found, Tensor) and _form(found) == _form(own)
-            alike = alike and bool((torch.isfinite(found) | (found == own.cpu())).all())
+            if alike:
+                own = own.cpu()
+                same = (found == own) | (found.isnan() & own.isnan())
+                alike = bool((torch.isfinite(found) | same).all())
         case dict():
             alike, parts = isinstance(found, dict) and found.keys() == own.keys(), own.items()
         case list():

@@ -469,11 +469,11 @@ def test_a_buffer_that_is_no_statistic_is_copied_into_the_average():
 
 def test_a_model_with_a_mask_is_trained_resumed_and_tested(tmp_path):
     class Masked(SmallSNN):
-        """Has a constant with infinities, as the mask of an attention is."""
+        """Has a constant with infinities, as the mask of an attention is, and what is undefined."""
 
         def __init__(self, config):
             super().__init__(config)
-            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf, torch.nan]))
 
     settings = tiny(tmp_path, AVERAGING, "scheduler.scheduler_choice=none")
     train(*settings, "hyperparameters.epoch=1", model=Masked)
