@@ -152,7 +152,8 @@ def run_recurrent(
             given = unfold(output[None], features, last).to(promoted)
             return fold(weights(given), 2, last)[0].to(own)
 
-        promoted = [*calls[0].coefficients.values(), x][0].dtype
+        like = next(iter(calls[0].coefficients.values()), x)
+        promoted = like.dtype if like.is_floating_point() else own  # bytes may come in
         with casting_anew(x.device):
             currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
     states = [tuple(state.values()) for state in _states_of(calls, after, features, last)]
@@ -406,7 +407,7 @@ def record_cell(call: Call, x: Tensor) -> Recording:
     for output, rows in steps_of(inputs, watched):
         outputs.append(output)
         potentials += [potential for potential, spikes in fired if spikes is output]
-        states.append(torch.stack(rows))
+        states.append(torch.stack(rows) if rows else inputs.first)
         fired.clear()
     spikes, potential = (torch.stack(of) if of else inputs.x for of in (outputs, potentials))
     before = torch.stack(states)[:-1]

@@ -23,6 +23,14 @@ class Integrator(Cell):
         return membrane, (membrane - fire(membrane),)
 
 
+class Threshold(Cell):
+    """A neuron without coefficients and without a memory of its own."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return fire(x), ()
+
+
 class RenamedInput(SpikingNeuron):
     """A neuron of a user's own, whose input has another name."""
 

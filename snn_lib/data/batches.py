@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     """Input sequences and what the network should answer.
 
     Attributes:
-        x: ``(T, B, *features)``, or what the task's preparation makes this of.
+        x: ``(T, B, *features)``, or what the task's preparation makes this of. All steps may lie in
+            the same memory, so a layer must not change its input in place.
         y: ``(B,)`` labels, ``(B, *targets)``, or a target at every step ``(T, B, *targets)``. The
             tasks of this library make labels int64, and numbers to predict PyTorch's default dtype.
         lengths: number of steps of each sequence, int64 ``(B,)``. The steps after them are padding.

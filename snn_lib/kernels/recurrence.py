@@ -51,7 +51,7 @@ def run_plainly(
         currents.append(now + weigh(fed))
         fed, rows = inputs.program.step(currents[-1], None, rows, coefficients, fire)
         outputs.append(fed)
-        ends = _at_end(inputs, t, torch.stack(rows), ends)
+        ends = _at_end(inputs, t, torch.stack(rows), ends) if rows else ends
     if not outputs:
         return inputs.x, inputs.x, ends
     return torch.stack(currents), torch.stack(outputs), ends

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from definitions import filter_by_hand, fire, gradients, with_channels_last
-from small_networks import assert_chunks_and_lengths_change_nothing, parts
+from small_networks import Threshold, assert_chunks_and_lengths_change_nothing, parts
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jvp
@@ -425,3 +425,12 @@ def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
         return torch.autograd.grad(loss, x, create_graph=again)[0]
 
     torch.testing.assert_close(slope(True), slope(False))
+
+
+@pytest.mark.parametrize(
+    "weights", [nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))], ids=["at once", "by steps"]
+)
+def test_neurons_without_coefficients_read_bytes_as_numbers(weights):
+    layer = Recurrent(weights, Threshold(8))
+    x = torch.randint(3, (9, 4, 8), dtype=torch.uint8)
+    assert torch.equal(layer(x).output, layer(x.float()).output)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from definitions import traces_by_hand
-from small_networks import RenamedInput
+from small_networks import RenamedInput, Threshold
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
@@ -97,6 +97,16 @@ def test_under_autocast_spikes_are_where_the_membrane_is_above_the_threshold(mod
         model(x)
     for name in ("2", "5"):
         assert monitor[name].spikes.bool().equal(monitor[name].membrane > 1)
+
+
+def test_a_neuron_without_a_memory_is_recorded():
+    x, model = 2 * torch.rand(9, 2, 5), Sequential(Threshold(5))
+    with Monitor(model) as monitor:
+        model(x)
+    record = monitor["0"]
+    assert record.membrane.equal(x)
+    assert record.spikes.equal((x > 1).float())
+    assert not record.reset.any()
 
 
 @pytest.mark.parametrize("membrane_filter", [False, True])
