@@ -149,6 +149,11 @@ def test_maps_change_as_their_channels_do():
     assert new.min() < 25
 
 
+def test_a_sequence_that_is_stretched_by_less_than_half_a_step_keeps_its_length():
+    _, new = changed(torch.zeros(20, 1000, 1), torch.full((1000,), 20), stretch=1.02)
+    assert new.eq(20).all()
+
+
 def test_a_stretched_window_is_scaled_as_a_whole():
     lengths = torch.full((500,), 60)
     ramp = torch.arange(60.0)[:, None, None].expand(60, 500, 2) + 1
