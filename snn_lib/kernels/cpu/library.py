@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import sys
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import llvmlite
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from snn_lib.kernels.disk import read, write
 
 SUFFIX = ".kernel"
+HOW = Path(__file__).read_text("utf-8")  # among it, the options of the compiler
 
 
 class Kernel(NamedTuple):
@@ -77,7 +79,8 @@ def _object(source: str) -> bytes:
     """The compiled module, from disk if some process has compiled it before."""
     on = llvmlite.__version__, llvm.get_default_triple(), llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
-    name = hashlib.sha256("\n".join([*on, features, source]).encode()).hexdigest()[:32] + SUFFIX
+    made_from = "\n".join([*on, features, HOW, source])
+    name = hashlib.sha256(made_from.encode()).hexdigest()[:32] + SUFFIX
     for _, content in read(name):
         digest, compiled = content[:32], content[32:]
         if hashlib.sha256(compiled).digest() == digest:
