@@ -536,9 +536,11 @@ def over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> 
 
 def _fit(own: Sequence[int], features: Sequence[int]) -> bool:
     """Whether the features of a layer are those of a sequence; its positions may be 1 for all."""
-    if len(own) != len(features) or own[:1] != features[:1]:
+    if len(own) != len(features):
         return False
-    return all(size in (1, whole) for size, whole in zip(own, features, strict=True))
+    # One by one: torch.compile compares no tuples of sizes that may change.
+    pairs = enumerate(zip(own, features, strict=True))
+    return all(size == whole or (place > 0 and size == 1) for place, (size, whole) in pairs)
 
 
 # --------------------------------------------------------------------------------------------------

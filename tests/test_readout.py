@@ -82,6 +82,7 @@ def test_a_readout_in_a_network_is_refused_where_it_would_not_see_the_whole_sequ
 
 
 def test_a_network_with_a_readout_is_compiled_and_exported_with_its_lengths():
+    torch.compiler.reset()
     network, x = Sequential(nn.Linear(2, N), LowPassSynapse(N, 3.0), Mean()), torch.rand(T, B, 2)
     expected, _ = network(x, lengths=LENGTHS)
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
