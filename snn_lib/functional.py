@@ -536,11 +536,10 @@ def over_positions(coefficients: Tensor, features: torch.Size, leading: int) -> 
 
 def _fit(own: Sequence[int], features: Sequence[int]) -> bool:
     """Whether the features of a layer are those of a sequence; its positions may be 1 for all."""
-    if len(own) != len(features):
+    if len(own) != len(features) or own[:1] != features[:1]:
         return False
-    # One by one: torch.compile compares no tuples of sizes that may change.
-    pairs = enumerate(zip(own, features, strict=True))
-    return all(size == whole or (place > 0 and size == 1) for place, (size, whole) in pairs)
+    # One by one, since torch.compile finds no size in a tuple if it may change.
+    return all(size == whole or size == 1 for size, whole in zip(own, features, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------
