@@ -73,9 +73,8 @@ class Classification(Task):
         Targets are labels, ``(B,)``, or the probabilities of all classes, ``(B, classes)``. With
         probabilities, the right answer is the most probable class.
         """
-        soft = targets.dim() == 2
-        targets = targets if soft else targets.long()
-        labels = targets.argmax(1) if soft else targets
+        labels = labels_of(targets)
+        targets = labels if targets.dim() == 1 else targets
         loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing(model))
         return loss, {
             "samples": len(labels),
@@ -147,12 +146,12 @@ class Classification(Task):
         """Counts operations on the test split, and tests whether the answers are known early.
 
         Returns:
-            The network with its counts. And, if the network counts spikes, and no code of a user's
-            own reads its output: the accuracy if they are counted up to each step (a sequence that
-            has ended keeps its answer), and for each of the ``leads`` a row with the accuracy, the
-            mean number of steps and of synaptic operations, if each sequence stops when one class
-            has this lead. (There are no rows if its outputs are no whole numbers, of which nobody
-            knows what a lead of 1 means.)
+            The network with its counts. And, if the network counts spikes, no code of a user's own
+            reads its output, and one class is right: the accuracy if they are counted up to each
+            step (a sequence that has ended keeps its answer), and for each of the ``leads`` a row
+            with the accuracy, the mean number of steps and of synaptic operations, if each sequence
+            stops when one class has this lead. (There are no rows if its outputs are no whole
+            numbers, of which nobody knows what a lead of 1 means.)
 
         Raises:
             ValueError: the operations cannot be counted, see :class:`CountedNetwork`.
@@ -167,28 +166,33 @@ class Classification(Task):
         for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
-            if not counts:
-                continue
-            lengths = batch.lengths
+            if not counts or (batch.y.dim() > 1 and self._is_of_the_user("loss")):
+                continue  # several targets, of which a loss of the user's own knows what they mean
+            labels, lengths = labels_of(batch.y), batch.lengths
             if lengths is None:
                 lengths = torch.full((count,), total, device=batch.x.device)
             output = at_least_float32(output) * within(output, lengths)
             are_whole = are_whole and torch.equal(output, output.round())
             decisions = output.cumsum(0).argmax(2)  # (T, B)
-            curves.append((decisions == batch.y).sum(1))
+            curves.append((decisions == labels).sum(1))
             cost = counted.per_step.cumsum(0)
             for row in rows:
                 answers, steps = first_lead(output, row["lead"])
                 steps = steps.minimum(lengths)
-                row["accuracy"] += (answers == batch.y).sum().item()
+                row["accuracy"] += (answers == labels).sum().item()
                 row["steps"] += steps.sum().item()
                 row["operations"] += cost.gather(0, steps[None] - 1).sum().item()
-        rows = rows if are_whole else []
+        rows = rows if curves and are_whole else []
         rows = [{**row, **{key: row[key] / counted.sequences for key in means}} for row in rows]
         longest = max(map(len, curves), default=0)
         whole = [torch.cat([c, c[-1:].expand(longest - len(c))]) for c in curves]
         correct = torch.stack(whole).sum(0).tolist() if whole else []
         return counted, [n / counted.sequences for n in correct], rows
+
+
+def labels_of(targets: Tensor) -> Tensor:
+    """The right class of each sequence, int64 ``(B,)``: of probabilities the most probable one."""
+    return targets.argmax(1) if targets.dim() == 2 else targets.long()
 
 
 def describe_energy(operations: Operations) -> str:

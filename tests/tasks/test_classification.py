@@ -2,14 +2,18 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.data.batches import Batch, Split
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import SequenceClassification
-from snn_lib.tasks.classification import describe_energy
+from snn_lib.tasks.base import output_of
+from snn_lib.tasks.classification import CountClassification, describe_energy
+from snn_lib.tasks.event_vision import EventConfig
 
 LENGTHS = [12, 5, 9, 30, 30]
 
@@ -92,6 +96,48 @@ def test_answers_in_bfloat16_add_up_in_float32():
     assert outputs.dtype == torch.bfloat16
     answers = outputs.double().cumsum(0).argmax(2)
     assert found == pytest.approx((answers == batch.y).double().mean(1).tolist(), abs=1e-6)
+
+
+class Soft(CountClassification):
+    """The targets are the probabilities of all classes; ``hard`` has the most probable ones."""
+
+    config_class, hard = EventConfig, False
+
+    def make_split(self, split):
+        torch.manual_seed(3)
+        x, probabilities = torch.rand(20, 12, 4), torch.rand(12, 3).softmax(1)
+        y = probabilities.argmax(1) if self.hard else probabilities
+        return Split(12, 5, lambda numbers, share, epoch, number: Batch(x[:, numbers], y[numbers]))
+
+
+class Several(Soft):
+    """Each class is right or wrong."""
+
+    def loss(self, model, batch):
+        logits = self.logits(output_of(model, batch.x), batch)
+        loss = F.binary_cross_entropy_with_logits(logits, batch.y)
+        return loss, {"samples": len(logits), "loss": loss.detach(), "correct": 0.0}
+
+
+def stopped_early(kind, **options):
+    """What a task of a user's own finds of early answers."""
+    task = type(kind.__name__, (kind,), options)()
+    task.setup(task.config_class(), torch.device("cpu"))
+    torch.manual_seed(1)
+    model = Sequential(nn.Linear(4, 3), SpikingNeuron(3, 2.0))
+    with torch.no_grad():
+        model[0].weight.mul_(4)
+    return task.stop_early(model, (1, 2))[1:]
+
+
+def test_the_most_probable_class_is_right_where_targets_are_probabilities():
+    accuracy, rows = stopped_early(Soft)
+    assert (accuracy, rows) == stopped_early(Soft, hard=True)
+    assert len(set(accuracy)) > 1
+
+
+def test_early_answers_about_several_classes_are_not_judged():
+    assert stopped_early(Several) == ([], [])
 
 
 def test_an_energy_has_digits_however_small_it_is():
