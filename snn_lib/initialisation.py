@@ -20,6 +20,7 @@ from snn_lib.readout import Mean, within
 
 BISECTIONS = 20
 LARGEST_FACTOR = 1e12
+SMALLEST_CURRENT = 1e-6  # beside a threshold of 1; float32 rounds less than a tenth of it away
 PENALTIES = [10.0**exponent for exponent in range(-4, 3)]  # per feature
 SCALES = [2.0 ** (exponent / 2) for exponent in range(-16, 17)]  # of logits
 
@@ -55,10 +56,11 @@ def fire_from_the_start(
             rate is no number.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
             layer's current is not finite, or too seldom positive; its neurons fire as often
-            without one; no ``nn.Linear`` or convolution runs before the neurons; its weights are
-            computed from others, by a parametrisation or pruning, or shared with another layer's
-            neurons; ``torch.compile`` runs the model without telling; or neurons run several times
-            in one run, for example in chunks. All weights then stay as they were.
+            without one, or with one however small; no ``nn.Linear`` or convolution runs before the
+            neurons; its weights are computed from others, by a parametrisation or pruning, or
+            shared with another layer's neurons; ``torch.compile`` runs the model without telling;
+            or neurons run several times in one run, for example in chunks. All weights then stay as
+            they were.
     """
     if isinstance(rate, Tensor) and rate.dim():
         raise TypeError("rate is a tensor, expected a number; lengths are given by their name")
@@ -346,9 +348,14 @@ def _factor(
         raise ValueError(
             f"layer {name} cannot be made to fire at {rate}: it fires as often without any current"
         )
-    high = 1.0
+    high, largest = 1.0, current.abs().max().item()
     while rate_with(high) >= rate:
         high /= 2.0
+        if high * largest < SMALLEST_CURRENT:
+            raise ValueError(
+                f"layer {name} cannot be made to fire at {rate}: it fires as often with any "
+                "current, however small"
+            )
     while rate_with(high) < rate:
         high *= 2.0
         if high > LARGEST_FACTOR:

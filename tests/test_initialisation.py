@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from snn_lib import (
+    Cell,
     Chunked,
     DualExponentialSynapse,
     LowPassSynapse,
@@ -213,6 +214,14 @@ def tied(name):
     return Sequential(layers[0], SpikingNeuron(30, 4.0), layers[1], SpikingNeuron(30, 4.0))
 
 
+class Sign(Cell):
+    """Neurons that fire where the current is positive."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return fire(x + 1), ()
+
+
 NEURONS_TWICE = Sequential(nn.Linear(30, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0))
 REFUSED = [  # what is asked for, and the words
     (lambda: fire(x=torch.zeros(0, 2, 30)), r"x has shape \(0, 2, 30\), expected steps and"),
@@ -227,6 +236,7 @@ REFUSED = [  # what is asked for, and the words
     (lambda: fire(deep(bias=False), torch.zeros(5, 2, 30), 0.05),
      r"layer 2 cannot be made to fire at 0\.05"),
     (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires as often with"),
+    (lambda: fire(Sequential(nn.Linear(30, 30), Sign(30))), "with any current, however small"),
     (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
      r"no nn\.Linear or convolution of its own runs .* layer 0"),
     (lambda: fire(rate=0.95), "layer 2 .* fire at 0.95: .* too seldom positive for this rate"),
