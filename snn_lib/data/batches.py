@@ -60,7 +60,9 @@ class Split:
         batch_size: samples of a batch over all processes. The last batch has those that are left.
         make_batch: a function that makes a batch on the CPU. Its arguments are the numbers of the
             samples ``(B,)``, the slice of them that this process takes, the epoch and the number of
-            the batch. It draws random numbers by :func:`batch_generator`.
+            the batch. It may draw from the generators of PyTorch, NumPy and Python, and draws the
+            same for the same batch; in several processes, each draws other numbers, unless it takes
+            them from :func:`batch_generator`.
         shuffle: whether each epoch has an order of its own.
         seed: the seed of the order.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
@@ -95,7 +97,8 @@ class Split:
 
         def make(number: int) -> Batch | InputError:
             # A sample is the same in training and in evaluation, whose modes are for the network.
-            with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+            seeded = batch_seed(self.seed + self.rank, epoch, number)
+            with torch.inference_mode(False), torch.autocast("cpu", enabled=False), seeded:
                 try:
                     return self.make_batch(parts[number], share, epoch, number)
                 except InputError as error:

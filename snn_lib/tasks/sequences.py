@@ -246,7 +246,7 @@ class SequenceClassification(SequenceTask, Classification):
         if isinstance(classes, (str, set, frozenset, dict)):  # in any order, or letters
             raise ValueError(f"classes is {classes!r}, expected their names in a list, by number")
         self.classes = list(classes)
-        self.counts_spikes = isinstance(self.readout, SpikeCount)
+        self.counts_spikes = type(self.readout) is SpikeCount  # what derives from it may not count
         self.mean_over = "labels" if self.readout is None else "samples"
 
     def setup(self, config: ExperimentConfig, device: torch.device) -> None:

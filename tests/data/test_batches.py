@@ -68,6 +68,33 @@ def test_an_epoch_goes_on_from_any_batch(start, workers):
     assert_same(list(shuffled().batches(2))[start:], later)
 
 
+def drawing(**options):
+    """Batches that are drawn from the generators of PyTorch, NumPy and Python."""
+
+    def make_batch(numbers, share, epoch, number):
+        drawn = torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+        return Batch(torch.tensor(drawn), numbers[share])
+
+    return Split(COUNT, 16, make_batch, seed=4, **options)
+
+
+def test_what_a_batch_draws_from_the_global_generators_follows_from_its_number():
+    epochs = [list(drawing().batches(epoch)) for epoch in (0, 1)]
+    values = torch.cat([batch.x for batches in epochs for batch in batches])
+    assert len(values.unique()) == len(values)  # each batch draws for itself
+    torch.rand(5)
+    for workers in (0, 2):
+        assert_same(drawing(workers=workers).batches(1), epochs[1])
+        assert_same(drawing(workers=workers).batches(1, 2), epochs[1][2:])
+    assert not torch.equal(next(drawing(rank=1, world=2).batches()).x, epochs[0][0].x)
+
+
+def test_batches_leave_the_global_generators_as_they_were():
+    before = torch.get_rng_state()
+    list(drawing().batches())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_processes_share_a_batch_and_its_random_numbers():
     world = 3
     shares = [list(shuffled(rank=rank, world=world).batches(1)) for rank in range(world)]

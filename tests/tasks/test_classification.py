@@ -9,6 +9,7 @@ from snn_lib import Chunked, LowPassSynapse, Sequential, SpikingNeuron
 from snn_lib.data.batches import Batch, Split
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork, Operations
+from snn_lib.readout import SpikeCount
 from snn_lib.settings import ExperimentConfig
 from snn_lib.tasks import SequenceClassification
 from snn_lib.tasks.base import output_of
@@ -145,8 +146,14 @@ def test_an_energy_has_digits_however_small_it_is():
         assert describe_energy(Operations(0, count, 0, 0)) == text
 
 
-def test_readouts_other_than_counts_report_operations_alone():
-    task, model, _ = task_and_model("last")
+class CountOfTheEnd(SpikeCount):
+    def forward(self, output, lengths=None):
+        return super().forward(output[3:], lengths - 3)
+
+
+@pytest.mark.parametrize("readout", ["last", CountOfTheEnd()])
+def test_readouts_other_than_counts_report_operations_alone(readout):
+    task, model, _ = task_and_model(readout)
     lines = report(task, model)
     assert len(lines) == 2
     assert "synaptic operations per sequence" in lines[0]
