@@ -48,6 +48,7 @@ from snn_lib.training.distributed import rank_and_world
 CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
 VALUED = "--config_file", "--export", "--resume"  # whose value is the next word
 NEARBY = 4  # values of a current to either side, between which its threshold may be
+ROUNDING = 2e-5  # values of a current of deviation 1 that are nearer than this may be the same
 
 
 def build_network(
@@ -134,12 +135,18 @@ def draw_weights(
     shares = torch.empty(neurons).uniform_(settings.lowest_rate, settings.highest_rate)
     place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
     # In the widest gap nearby: rounding would decide whether a current on the threshold fires.
+    values = (current / deviation).sort(0).values
     nearby = (place + torch.arange(-NEARBY, NEARBY + 1).to(place)[:, None]).clamp(0, len(psp) - 1)
-    values = (current / deviation).sort(0).values.gather(0, nearby)
-    widest = values.diff(dim=0).argmax(0)
-    threshold = values.gather(0, torch.stack([widest, widest + 1])).mean(0)
+    gaps = values.gather(0, nearby).diff(dim=0)
+    widest = gaps.argmax(0)
+    ends = nearby.gather(0, torch.stack([widest, widest + 1]))
+    for neuron in (gaps.amax(0) < ROUNDING).nonzero()[:, 0]:  # as of channels that rest, or steps
+        (apart,) = (values[:, neuron].diff() >= ROUNDING).nonzero(as_tuple=True)
+        if len(apart):
+            nearest = apart[(apart - place[neuron]).abs().argmin()]
+            ends[:, neuron] = torch.stack([nearest, nearest + 1])
     weights.weight.copy_(drawn / deviation[:, None])
-    weights.bias.copy_(1 - threshold)
+    weights.bias.copy_(1 - values.gather(0, ends).mean(0))
 
 
 def build_model(config: TimeSeriesConfig, task: TimeSeries) -> Sequential:

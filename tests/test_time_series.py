@@ -103,6 +103,15 @@ def test_no_current_is_so_near_to_its_threshold_that_rounding_decides(sequences)
     assert (current - 1).abs().min() > 1e-4
 
 
+def test_no_threshold_lies_among_the_values_of_steps_in_which_channels_rest(sequences):
+    x = torch.zeros(STEPS, 4, 4)
+    x[: STEPS // 4] = torch.randn(STEPS // 4, 4, 4)
+    with torch.no_grad():
+        current, _ = drawn(NetworkInput(x, None), sequences)[:3](x)
+    assert (current - 1).abs().min() > 5e-6
+    assert (current > 1).any(0).any(0).all()
+
+
 def test_padding_does_not_matter_to_first_weights(sequences):
     lengths = torch.tensor([STEPS, 20, 150, 90])
     x = torch.randn(STEPS, 4, 4)
