@@ -152,8 +152,8 @@ def run_recurrent(
             given = unfold(output[None], features, last).to(promoted)
             return fold(weights(given), 2, last)[0].to(own)
 
-        like = next(iter(calls[0].coefficients.values()), x)
-        promoted = like.dtype if like.is_floating_point() else own  # bytes may come in
+        parameters = (p for p in weights.parameters() if p.is_floating_point())
+        promoted = getattr(next(parameters, None), "dtype", own)
         with casting_anew(x.device):
             currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
     states = [tuple(state.values()) for state in _states_of(calls, after, features, last)]

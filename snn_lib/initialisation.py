@@ -56,7 +56,7 @@ def fire_from_the_start(
             rate is no number.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
             layer's current is not finite, or too seldom positive; its neurons fire as often
-            without one, or with one however small; no ``nn.Linear`` or convolution runs before the
+            without one, or with the smallest; no ``nn.Linear`` or convolution runs before the
             neurons; its weights are computed from others, by a parametrisation or pruning, or
             shared with another layer's neurons; ``torch.compile`` runs the model without telling;
             or neurons run several times in one run, for example in chunks. All weights then stay as
@@ -74,7 +74,7 @@ def fire_from_the_start(
     rates: dict[str, float] = {}
     ran: list[Weighted] = []  # the layers of weights since the last neurons
     scaled: set[str] = set()  # the layers of neurons whose weights have been scaled
-    changed: set[Tensor] = set()  # the weights and biases that have been
+    taken: set[Tensor] = set()  # the weights and biases of layers that are not to change any more
 
     def remember(name: str, layer: Weighted, given: dict[str, Any], output: Tensor) -> None:
         ran.append(layer)
@@ -98,18 +98,18 @@ def fire_from_the_start(
                 f"the weights before the neurons of layer {name} are computed from others, by a "
                 "parametrisation or pruning: scale first, then add it"
             )
+        own = {parameter for parameter in (layer.weight, layer.bias) if parameter is not None}
+        if own & taken:
+            raise ValueError(
+                f"the weights before the neurons of layer {name} are those of other neurons, too, "
+                "which would fire at another rate: give each its own"
+            )
+        taken.update(own)
         call = bind_call(neuron, args, kwargs)
         x, current = next(iter(call.items()))
         factor = _factor(neuron, current, rate, name, lengths)
-        own = {parameter for parameter in (layer.weight, layer.bias) if parameter is not None}
-        if own & changed:
-            raise ValueError(
-                f"the weights before the neurons of layer {name} are also those before others, "
-                "which would fire at another rate: give each its own"
-            )
         for parameter in own:
             parameter.mul_(factor)
-        changed.update(own)
         torch.clear_autocast_cache()  # which holds the weights as they were
         scaled.add(name)
         ran.clear()
@@ -121,6 +121,7 @@ def fire_from_the_start(
     layers = [m for m in model.modules() if isinstance(m, WEIGHTED)]
     recurrent = [m for m in model.modules() if isinstance(m, Recurrent)]
     parts = {part for m in recurrent for child in m.children() for part in child.modules()}
+    taken.update(parameter for module in recurrent for parameter in module.weights.parameters())
 
     def is_before(module: nn.Module) -> bool:
         return is_weighted(module) and module not in parts
@@ -353,8 +354,8 @@ def _factor(
         high /= 2.0
         if high * largest < SMALLEST_CURRENT:
             raise ValueError(
-                f"layer {name} cannot be made to fire at {rate}: it fires as often with any "
-                "current, however small"
+                f"layer {name} cannot be made to fire at {rate}: it fires as often with "
+                f"currents of {SMALLEST_CURRENT:g}"
             )
     while rate_with(high) < rate:
         high *= 2.0

@@ -40,8 +40,8 @@ def observe_layers(
     ``report`` takes the name of the layer, the layer, and what :func:`observe` reports. If there
     are ``names``, the layers are those of these names.
 
-    If no layer was called, a warning says so at the end of the context: the model did not run, or
-    what ``torch.compile`` has made of it did.
+    If no layer was called, a warning says so at the end of the context: perhaps a program that
+    ``torch.compile`` made of the model before has run in its place.
 
     Raises:
         ValueError: at the end of the context, a layer was silent because a compiled program calls
@@ -67,10 +67,10 @@ def observe_layers(
             f"nothing was seen of layer {', '.join(silent)}, because torch.compile runs the model "
             "or a part of it: observe the model before it is compiled"
         )
-    if silent and silent.keys() == layers.keys():
+    if silent and len(silent) == len(layers):
         warnings.warn(
-            f"nothing was seen of layer {', '.join(silent)}: the model did not run, or a program "
-            "that torch.compile made of it before, which calls no hooks",
+            f"nothing was seen of layer {', '.join(silent)}: if torch.compile has compiled the "
+            "model, observe it before that",
             RuntimeWarning,
             stacklevel=2,
         )

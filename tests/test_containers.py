@@ -705,16 +705,15 @@ def test_an_output_is_saved_and_loaded(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
 @pytest.mark.parametrize(("shape", "features"), [((5,), (5,)), ((5, 1, 1), (5, 3, 3))])
-def test_a_network_is_compiled_once_for_any_numbers_of_steps_sequences_and_features(
-    shape, features
-):
+def test_a_network_is_compiled_once_for_any_numbers_of_steps_and_sequences(shape, features):
     torch.compiler.reset()
     linear = nn.Linear(math.prod(features), 4)
     network = Sequential(LowPassSynapse(shape, 3.0), nn.Flatten(2), linear, SpikingNeuron(4, 2.0))
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=True)
-    for steps, batch in ((9, 4), (6, 3)):
+    for stance, steps, batch in (("default", 9, 4), ("fail_on_recompile", 6, 3)):
         x = torch.rand(steps, batch, *features)
-        torch.testing.assert_close(compiled(x)[0], network(x)[0])
+        with torch.compiler.set_stance(stance):
+            torch.testing.assert_close(compiled(x)[0], network(x)[0])
 
 
 def test_jit_trace_is_refused_in_favour_of_export():

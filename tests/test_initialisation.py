@@ -222,6 +222,27 @@ class Sign(Cell):
         return fire(x + 1), ()
 
 
+class Loud(Cell):
+    """Neurons that fire where the current is above a small threshold."""
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        return fire(1e4 * x), ()
+
+
+def test_neurons_that_small_currents_make_fire_get_small_weights():
+    model = Sequential(nn.Linear(30, 30), Loud(30))
+    rates = fire_from_the_start(model, spikes(), 0.1)
+    assert rates["1"] == pytest.approx(0.1, abs=0.01)
+
+
+def shared_with_what_comes_back():
+    back = nn.Linear(30, 30)
+    layer = nn.Linear(30, 30)
+    layer.weight = back.weight
+    return Sequential(layer, Recurrent(back, SpikingNeuron(30, 4.0)))
+
+
 NEURONS_TWICE = Sequential(nn.Linear(30, 20), SpikingNeuron(20, 4.0), SpikingNeuron(20, 4.0))
 REFUSED = [  # what is asked for, and the words
     (lambda: fire(x=torch.zeros(0, 2, 30)), r"x has shape \(0, 2, 30\), expected steps and"),
@@ -236,13 +257,14 @@ REFUSED = [  # what is asked for, and the words
     (lambda: fire(deep(bias=False), torch.zeros(5, 2, 30), 0.05),
      r"layer 2 cannot be made to fire at 0\.05"),
     (lambda: fire(kept_alive()), "layer 1 cannot be made to fire at 0.1: it fires as often with"),
-    (lambda: fire(Sequential(nn.Linear(30, 30), Sign(30))), "with any current, however small"),
+    (lambda: fire(Sequential(nn.Linear(30, 30), Sign(30))), "as often with currents of 1e-06"),
     (lambda: fire(Sequential(SpikingNeuron(30, 4.0))),
      r"no nn\.Linear or convolution of its own runs .* layer 0"),
     (lambda: fire(rate=0.95), "layer 2 .* fire at 0.95: .* too seldom positive for this rate"),
     (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution of its own runs .* layer 2"),
-    *((lambda name=name: fire(tied(name)), "before the neurons of layer 3 are also those before ot")
+    *((lambda name=name: fire(tied(name)), "before the neurons of layer 3 are those of other ne")
       for name in ("weight", "bias")),
+    (lambda: fire(shared_with_what_comes_back()), "of layer 1 are those of other neurons, too"),
     (lambda: fire(deep_with(parametrizations.weight_norm, "weight")),
      "are computed from others, by a parametrisation or"),
     (lambda: fire(deep_with(prune.identity, "weight")), "are computed from others"),

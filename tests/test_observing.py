@@ -80,6 +80,15 @@ def test_layers_that_a_compiled_model_runs_unseen_are_refused_by_name(compile_it
             answer_from_the_start(model, layers[0], [(x, torch.zeros(1).long(), None)])
 
 
+def test_layers_beside_a_compiled_part_are_observed():
+    torch.compiler.reset()
+    model = Sequential(in_eager_mode(nn.Linear(2, 2)), SpikingNeuron(2, 4.0))
+    for _ in range(2):
+        with collect_spikes(model) as spikes:
+            model(torch.ones(3, 1, 2))
+        assert spikes.keys() == {"1"}
+
+
 def test_a_model_of_which_a_program_ran_elsewhere_is_said_to_be_unseen():
     torch.compiler.reset()
     x, model = torch.ones(3, 1, 2), Sequential(nn.Linear(2, 2), SpikingNeuron(2, 4.0))
@@ -92,3 +101,7 @@ def test_a_model_of_which_a_program_ran_elsewhere_is_said_to_be_unseen():
         with warnings.catch_warnings(), observe_it(model):
             warnings.simplefilter("error")
             model(x)
+    unused = nn.ModuleDict({"used": model, "unused": SpikingNeuron(2, 4.0)})
+    with warnings.catch_warnings(), collect_spikes(unused):
+        warnings.simplefilter("error")
+        model(x)

@@ -53,6 +53,8 @@ class Monitor:
             :class:`snn_lib.Chunked` is one run, unless the module inside is compiled: then the last
             chunk is what remains.
 
+    A warning says at the end of the context if nothing was seen of any layer.
+
     Raises:
         ValueError: there is no synapse or neuron layer of that name; or, at the end of the context,
             nothing was seen of a layer because ``torch.compile`` runs it.

@@ -166,7 +166,7 @@ class Classification(Task):
         for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
-            if not counts or (batch.y.dim() > 1 and self._is_of_the_user("loss")):
+            if not counts or (batch.y.dim() > 1 and self._is_of_the_user("loss", "cross_entropy")):
                 continue  # several targets, of which a loss of the user's own knows what they mean
             labels, lengths = labels_of(batch.y), batch.lengths
             if lengths is None:

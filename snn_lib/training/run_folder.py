@@ -150,11 +150,11 @@ def continue_run(state: TrainingState, task: Task, resumed: Checkpoint, made_by:
         "last",
     )
     position = progress.epoch, progress.batch
-    positions = distributed.gather(position)
+    states = distributed.gather((*position, repr(progress.history)))
     require(
-        len(set(positions)) == 1,
+        len(set(states)) == 1,
         f"the processes find other states in {resumed.path}, of these epochs and batches: "
-        f"{positions}; give all the same file",
+        f"{[state[:2] for state in states]}; give all the same file",
     )
     run = RunFolder(path, state.config, made_by)
     if distributed.rank_and_world()[0] > 0:

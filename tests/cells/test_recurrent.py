@@ -430,7 +430,8 @@ def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
 @pytest.mark.parametrize(
     "weights", [nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8))], ids=["at once", "by steps"]
 )
-def test_neurons_without_coefficients_read_bytes_as_numbers(weights):
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.bfloat16])
+def test_neurons_without_coefficients_read_numbers_of_any_dtype(weights, dtype):
     layer = Recurrent(weights, Threshold(8))
-    x = torch.randint(3, (9, 4, 8), dtype=torch.uint8)
-    assert torch.equal(layer(x).output, layer(x.float()).output)
+    x = torch.randint(3, (9, 4, 8), dtype=dtype)
+    torch.testing.assert_close(layer(x).output, layer(x.float()).output, check_dtype=False)

@@ -114,7 +114,7 @@ def test_a_silent_layer_has_rate_zero_and_a_busy_one_rate_one():
     nn.init.constant_(model[0].weight, 0.0)
     nn.init.constant_(model[0].bias, 0.0)
     nn.init.constant_(model[2].bias, 1000.0)
-    with pytest.warns(RuntimeWarning, match="did not run"), count_activity(model) as activity:
+    with pytest.warns(RuntimeWarning, match="nothing was seen"), count_activity(model) as activity:
         pass
     assert activity.firing_rates() == {}
     assert activity.activity_sparsity() == 1

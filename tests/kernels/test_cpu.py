@@ -255,9 +255,10 @@ def test_a_kernel_is_compiled_once_for_each_source_and_compiler(compiled, tmp_pa
     assert compiled == ["one", "other"]
     monkeypatch.setattr(library.llvmlite, "__version__", "another")
     library._object("one")
-    monkeypatch.setattr(library, "HOW", "with other options")
-    library._object("one")
-    assert compiled == ["one", "other", "one", "one"]
+    for options in (library.OPTIONS, library.TARGET):
+        monkeypatch.setitem(options, "another", True)
+        library._object("one")
+    assert compiled == ["one", "other", "one", "one", "one"]
 
 
 def test_a_kernel_of_another_cpu_is_compiled_anew(compiled, monkeypatch):

@@ -16,6 +16,7 @@ from running import ROOT, YAML, accuracy, prepared, run
 
 import event_vision
 from snn_lib import SpikingNeuron
+from snn_lib.data.batches import default_dtype
 from snn_lib.data.events import Events, Frames
 from snn_lib.data.recordings import NMNIST, load_recordings, recording_files
 from snn_lib.errors import SettingsError
@@ -71,6 +72,8 @@ def test_the_network_sees_whether_there_were_events_or_how_many_time_first(files
     assert torch.equal(clipped.x, (frames > 0).transpose(0, 1).float())
     # Differences of bytes would be bytes, too.
     assert clipped.x.dtype == counted.x.dtype == torch.float32
+    with default_dtype(torch.float64):
+        assert next(task_of(configured(*files)).batches("test")).x.dtype == torch.float64
 
 
 def test_time_runs_backwards_or_is_summed_up_as_the_settings_say(files):

@@ -371,12 +371,18 @@ def test_a_checkpoint_that_another_process_has_replaced_since_it_was_read_is_ref
     assert contents(the_run(tmp_path)) == before
 
 
-def test_processes_that_read_other_checkpoints_are_refused(stopped, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("batches", "history"), [(1, ""), (0, "of another run")])
+def test_processes_that_read_other_checkpoints_are_refused(
+    stopped, tmp_path, monkeypatch, batches, history
+):
+    def gather(found):
+        epoch, batch, past = found
+        return [found, (epoch, batch + batches, past + history)]
+
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     last = load_checkpoint(the_run(tmp_path) / "last")
-    own = last["progress"]["epoch"], last["progress"]["batch"]
     going_on = experiment(small(tmp_path))
-    monkeypatch.setattr(distributed, "gather", lambda value: [value, (own[0], own[1] + 1)])
+    monkeypatch.setattr(distributed, "gather", gather)
     with pytest.raises(InputError, match="the processes find other states in "):
         going_on.train(last)
 

@@ -7,7 +7,6 @@ import ctypes
 import hashlib
 import sys
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import llvmlite
@@ -17,7 +16,8 @@ from tqdm import tqdm
 from snn_lib.kernels.disk import read, write
 
 SUFFIX = ".kernel"
-HOW = Path(__file__).read_text("utf-8")  # among it, the options of the compiler
+OPTIONS = {"speed_level": 3}  # of LLVM's passes
+TARGET = {"opt": 3, "jit": True}
 
 
 class Kernel(NamedTuple):
@@ -45,8 +45,7 @@ def _target() -> llvm.TargetMachine:
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(),
         features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        jit=True,
+        **TARGET,
     )
 
 
@@ -79,7 +78,7 @@ def _object(source: str) -> bytes:
     """The compiled module, from disk if some process has compiled it before."""
     on = llvmlite.__version__, llvm.get_default_triple(), llvm.get_host_cpu_name()
     features = llvm.get_host_cpu_features().flatten()
-    made_from = "\n".join([*on, features, HOW, source])
+    made_from = "\n".join([*on, features, repr((OPTIONS, TARGET)), source])
     name = hashlib.sha256(made_from.encode()).hexdigest()[:32] + SUFFIX
     for _, content in read(name):
         digest, compiled = content[:32], content[32:]
@@ -95,7 +94,7 @@ def _compile(source: str) -> bytes:
     machine = _target()
     module = llvm.parse_assembly(source)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options = llvm.create_pipeline_tuning_options(**OPTIONS)
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return machine.emit_object(module)
