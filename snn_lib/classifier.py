@@ -314,14 +314,20 @@ class Stream:
         """
         x, steps = np.atleast_1d(_numbers(x)), self._steps + 1
         if x.shape != self._mean.shape:
-            raise self._refusal(x)
+            raise ValueError(
+                f"a step has the shape {x.shape}, expected {self._mean.shape}: a number for each "
+                "channel"
+            )
         with np.errstate(over="ignore", invalid="ignore"):
             waiting = [*self._waiting, (x - self._mean) / self._deviation]
             value = np.mean(waiting, 0).astype(np.float32)
             last = value if self._last is None else self._last
             values = np.concatenate([value, (value - last) / self._change])
         if not np.isfinite(values).all():
-            raise self._refusal(x)
+            raise ValueError(
+                f"a step is {x.tolist()}, expected finite numbers, of which float32 holds the size "
+                "and the change"
+            )
         is_whole = len(waiting) == self._block
         passed = bisect_right(self._moments, steps)
         # A moment is there once its block is whole. The first one's layer has answered before, and
@@ -342,12 +348,6 @@ class Stream:
             waiting = []
         self._waiting = waiting
         return self._read(self._answer)
-
-    def _refusal(self, x: np.ndarray) -> ValueError:
-        return ValueError(
-            f"a step is {x.tolist()}, expected {len(self._mean)} finite numbers, one for each "
-            "channel, of which float32 holds the size and the change"
-        )
 
 
 def _sequences(X: Any) -> list[Tensor]:

@@ -73,6 +73,8 @@ class Monitor:
                 )
         self._model, self._layers = model, layers
         self.records: dict[str, SynapseRecord | NeuronRecord] = {}
+        # In chunks, the run of each record, by its seeds, and the step with which it begins.
+        self._begun: dict[str, tuple[Any, int]] = {}
 
     def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
         if layer not in self.records:
@@ -90,11 +92,15 @@ class Monitor:
 
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
         record, chunk = record_of(layer, given, result), current_chunk()
-        if chunk is not None and chunk.start > 0:
-            # If the layer has run in this chunk before, the later call counts, as without chunks.
-            before = (part[: chunk.start] for part in vars(self.records[name]).values())
-            parts = zip(before, vars(record).values(), strict=True)
-            record = type(record)(*map(torch.cat, parts))
+        if chunk is not None:
+            run, first = self._begun.get(name, (None, 0))
+            if run is chunk.seeds:
+                # If the layer has run in this chunk before, the later call counts, as without.
+                before = (part[: chunk.start - first] for part in vars(self.records[name]).values())
+                parts = zip(before, vars(record).values(), strict=True)
+                record = type(record)(*map(torch.cat, parts))
+            else:
+                self._begun[name] = chunk.seeds, chunk.start
         self.records[name] = record
 
 

@@ -184,6 +184,7 @@ def counted(frames, events, sensor):
         (Frames(10, 1000.0), 34),  # longer than the recording
         (Frames(5, 300.0, side=40), 34),  # padded
         (Frames(5, 300.0, "count", side=20), 34),  # cropped
+        (Frames(5, 300.0, side=33), 34),  # by a pixel
         (Frames(4, 250.0, merge=4, side=32), 128),
         (Frames(4, 256.0, "count", merge=2, side=34), 128),
         (Frames(4, 300.0, merge=4, side=8), 34),  # two pixels are left over

@@ -218,6 +218,13 @@ def test_noise_is_a_bernoulli_draw_in_every_cell():
     assert abs(after - probability) < 4 * math.sqrt(probability / damaged.sum())
 
 
+def test_noise_is_not_held_back_where_more_of_it_is_drawn_than_expected():
+    silence, label, generator = torch.zeros(5, 1, 20), torch.zeros(1, dtype=torch.int64), seeded()
+    noise = only(noise_probability=0.005)  # half a spike is expected, and often there are two
+    found = [damaged_by(silence, label, noise, generator).sum().item() for _ in range(2000)]
+    assert sum(found) / len(found) == pytest.approx(0.5, abs=0.06)
+
+
 @pytest.mark.parametrize("probability", [1e-9, 0.5, 1.0])
 def test_noise_at_extreme_probabilities(patterns, probability):
     labels = torch.zeros(20, dtype=torch.int64)

@@ -9,6 +9,7 @@ from small_networks import RenamedInput, Threshold
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
+from snn_lib.containers import StatefulModule
 from snn_lib.inspection.monitor import Monitor, as_numpy
 
 
@@ -142,6 +143,27 @@ def test_the_last_call_of_a_layer_that_is_used_twice_is_recorded_in_chunks_too()
         found = monitor["module.0"].psp
         model(x)
     torch.testing.assert_close(found, whole["0"].psp)
+
+
+class LeftOut(StatefulModule):
+    """One of two layers runs where its input is large, the other where it is small."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.resting = LowPassSynapse(5, 3.0), LowPassSynapse(5, 3.0)
+
+    def forward(self, x, state=None):
+        return (self.layer if x.max() > 1 else self.resting)(x, state)
+
+
+def test_of_a_layer_that_a_chunk_leaves_out_the_others_are_recorded():
+    x, model = torch.rand(9, 2, 5), LeftOut()
+    x[3:] += 1  # the first of three chunks leaves it out
+    with Monitor(model) as monitor:
+        model(x)
+        Chunked(model, 3)(x)
+    state = model.resting(x[:3]).state
+    torch.testing.assert_close(monitor["layer"].psp, model.layer(x[3:], state).output)
 
 
 def test_dropout_does_not_hide_spikes(model, x):

@@ -120,12 +120,12 @@ class Several(Soft):
         return loss, {"samples": len(logits), "loss": loss.detach(), "correct": 0.0}
 
 
-def stopped_early(kind, **options):
-    """What a task of a user's own finds of early answers."""
+def stopped_early(kind, behind=(), **options):
+    """What a task of a user's own finds of early answers, with layers behind the neurons."""
     task = type(kind.__name__, (kind,), options)()
     task.setup(task.config_class(), torch.device("cpu"))
     torch.manual_seed(1)
-    model = Sequential(nn.Linear(4, 3), SpikingNeuron(3, 2.0))
+    model = Sequential(nn.Linear(4, 3), SpikingNeuron(3, 2.0), *behind)
     with torch.no_grad():
         model[0].weight.mul_(4)
     return task.stop_early(model, (1, 2))[1:]
@@ -137,8 +137,37 @@ def test_the_most_probable_class_is_right_where_targets_are_probabilities():
     assert len(set(accuracy)) > 1
 
 
-def test_early_answers_about_several_classes_are_not_judged():
-    assert stopped_early(Several) == ([], [])
+class SeveralByCrossEntropy(Soft):
+    """The same, where each loss of the library's is computed."""
+
+    def cross_entropy(self, model, logits, targets):
+        loss = F.binary_cross_entropy_with_logits(logits, targets)
+        return loss, {"samples": len(logits), "loss": loss.detach(), "correct": 0.0}
+
+
+@pytest.mark.parametrize("kind", [Several, SeveralByCrossEntropy])
+def test_early_answers_about_several_classes_are_not_judged(kind):
+    assert stopped_early(kind) == ([], [])
+
+
+class Halve(nn.Module):
+    def forward(self, x):
+        return x.unflatten(0, (-1, 2)).sum(1)
+
+
+def test_early_answers_of_a_network_that_leaves_out_steps_are_not_judged():
+    assert stopped_early(Soft, behind=[Halve()]) == ([], [])
+
+
+def test_a_lead_of_one_spike_means_nothing_if_any_batch_has_other_outputs():
+    class Half(nn.Module):
+        """Spikes of the first batch, of 5 sequences, count half."""
+
+        def forward(self, x):
+            return x / 2 if x.shape[1] == 5 else x
+
+    accuracy, rows = stopped_early(Soft, behind=[Half()])
+    assert (len(accuracy), rows) == (20, [])
 
 
 def test_an_energy_has_digits_however_small_it_is():
