@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from snn_lib.data.augmentation import TransformSettings, draw_grids, warp
-from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
+from snn_lib.data.batches import Batch, Split, batch_generator, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation, ImagePreparation
 from snn_lib.encoding import LatencyLaw
@@ -185,8 +185,7 @@ class Digits(Classification):
                 x = warp(x, draw_grids(len(numbers), config.transform, generator)[share])
             y = labels[mine]
             if teachers is not None and len(mine):  # a process's share may be empty
-                with batch_seed(config.seed + self.rank, epoch, number):  # some draw spikes
-                    y = teachers(x)
+                y = teachers(x)
             # Each process draws different spikes for its share of a batch. Validation and test
             # images draw from the same numbers.
             generator = batch_generator(config.seed + self.rank + 1, max(epoch, -1), number)
