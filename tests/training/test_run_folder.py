@@ -377,6 +377,7 @@ def test_processes_that_read_other_checkpoints_are_refused(
 ):
     def gather(found):
         epoch, batch, past = found
+        assert past == repr(last["progress"]["history"])
         return [found, (epoch, batch + batches, past + history)]
 
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
