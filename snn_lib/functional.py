@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -152,8 +153,8 @@ def run_recurrent(
             given = unfold(output[None], features, last).to(promoted)
             return fold(weights(given), 2, last)[0].to(own)
 
-        parameters = (p for p in weights.parameters() if p.is_floating_point())
-        promoted = getattr(next(parameters, None), "dtype", own)
+        tensors = chain(calls[0].coefficients.values(), weights.parameters(), weights.buffers())
+        promoted = next((one.dtype for one in tensors if one.is_floating_point()), own)
         with casting_anew(x.device):
             currents, outputs, after = recurrence.run_plainly(inputs, surrogate, weigh, fed)
     states = [tuple(state.values()) for state in _states_of(calls, after, features, last)]

@@ -56,9 +56,9 @@ def fire_from_the_start(
             rate is no number.
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
             layer's current is not finite, or too seldom positive; its neurons fire as often
-            without one, or with the smallest; no ``nn.Linear`` or convolution runs before the
+            without one, or with the smallest one; no ``nn.Linear`` or convolution runs before the
             neurons; its weights are computed from others, by a parametrisation or pruning, or
-            shared with another layer's neurons; ``torch.compile`` runs the model without telling;
+            used at another place, too; ``torch.compile`` runs the model without telling;
             or neurons run several times in one run, for example in chunks. All weights then stay as
             they were.
     """
@@ -101,8 +101,8 @@ def fire_from_the_start(
         own = {parameter for parameter in (layer.weight, layer.bias) if parameter is not None}
         if own & taken:
             raise ValueError(
-                f"the weights before the neurons of layer {name} are those of other neurons, too, "
-                "which would fire at another rate: give each its own"
+                f"the weights before the neurons of layer {name} are used at another place, too, "
+                "which they would change: give each its own"
             )
         taken.update(own)
         call = bind_call(neuron, args, kwargs)

@@ -48,7 +48,7 @@ from snn_lib.training.distributed import rank_and_world
 CALIBRATION = 2**24  # numbers from which the first weights are found, that is 64 MiB
 VALUED = "--config_file", "--export", "--resume"  # whose value is the next word
 NEARBY = 4  # values of a current to either side, between which its threshold may be
-ROUNDING = 2e-5  # values of a current of deviation 1 that are nearer than this may be the same
+ROUNDING = 1e-5  # values of a current of deviation 1 that are nearer than this may be the same
 
 
 def build_network(
@@ -140,11 +140,15 @@ def draw_weights(
     gaps = values.gather(0, nearby).diff(dim=0)
     widest = gaps.argmax(0)
     ends = nearby.gather(0, torch.stack([widest, widest + 1]))
-    for neuron in (gaps.amax(0) < ROUNDING).nonzero()[:, 0]:  # as of channels that rest, or steps
-        (apart,) = (values[:, neuron].diff() >= ROUNDING).nonzero(as_tuple=True)
+    # Where only rounding tells values apart, as of channels that rest, at the end of these values.
+    for neuron in (gaps.amax(0) < ROUNDING).nonzero()[:, 0]:
+        own, at = values[:, neuron], place[neuron]
+        alike = ((own - own[at]).abs() < ROUNDING).sum()
+        (apart,) = (own.diff() >= ROUNDING).nonzero(as_tuple=True)
+        apart = apart[(apart - at).abs() <= alike + len(own) // 100]  # so that its share stays
         if len(apart):
-            nearest = apart[(apart - place[neuron]).abs().argmin()]
-            ends[:, neuron] = torch.stack([nearest, nearest + 1])
+            below = apart[(apart - at).abs().argmin()]
+            ends[:, neuron] = torch.stack([below, below + 1])
     weights.weight.copy_(drawn / deviation[:, None])
     weights.bias.copy_(1 - values.gather(0, ends).mean(0))
 

@@ -262,9 +262,9 @@ REFUSED = [  # what is asked for, and the words
      r"no nn\.Linear or convolution of its own runs .* layer 0"),
     (lambda: fire(rate=0.95), "layer 2 .* fire at 0.95: .* too seldom positive for this rate"),
     (lambda: fire(NEURONS_TWICE), r"no nn\.Linear or convolution of its own runs .* layer 2"),
-    *((lambda name=name: fire(tied(name)), "before the neurons of layer 3 are those of other ne")
+    *((lambda name=name: fire(tied(name)), "before the neurons of layer 3 are used at another pl")
       for name in ("weight", "bias")),
-    (lambda: fire(shared_with_what_comes_back()), "of layer 1 are those of other neurons, too"),
+    (lambda: fire(shared_with_what_comes_back()), "of layer 1 are used at another place, too"),
     (lambda: fire(deep_with(parametrizations.weight_norm, "weight")),
      "are computed from others, by a parametrisation or"),
     (lambda: fire(deep_with(prune.identity, "weight")), "are computed from others"),

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader
 
 from snn_lib.errors import InputError, RunError, require
 
+MADE = -8  # in the place of an epoch's number, for what a batch draws from the global generators
+
 
 class Batch(NamedTuple):
     """Input sequences and what the network should answer.
@@ -64,7 +66,7 @@ class Split:
             same for the same batch; in several processes, each draws other numbers, unless it takes
             them from :func:`batch_generator`.
         shuffle: whether each epoch has an order of its own.
-        seed: the seed of the order.
+        seed: the seed of the order, and of what ``make_batch`` draws.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
         workers: number of processes that make batches ahead of time. With 0 the process makes each
             batch itself when it is asked for.
@@ -97,7 +99,8 @@ class Split:
 
         def make(number: int) -> Batch | InputError:
             # A sample is the same in training and in evaluation, whose modes are for the network.
-            seeded = batch_seed(self.seed + self.rank, epoch, number)
+            # Other numbers than those of batch_generator, which a batch may draw from, too.
+            seeded = batch_seed(_mix(self.seed + self.rank, epoch, number), MADE, 0)
             with torch.inference_mode(False), torch.autocast("cpu", enabled=False), seeded:
                 try:
                     return self.make_batch(parts[number], share, epoch, number)
