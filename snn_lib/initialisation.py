@@ -57,10 +57,9 @@ def fire_from_the_start(
         ValueError: ``x`` is empty, or all its steps are padding; the rate lies outside (0, 1); a
             layer's current is not finite, or too seldom positive; its neurons fire as often
             without one, or with the smallest one; no ``nn.Linear`` or convolution runs before the
-            neurons; its weights are computed from others, by a parametrisation or pruning, or
-            used at another place, too; ``torch.compile`` runs the model without telling;
-            or neurons run several times in one run, for example in chunks. All weights then stay as
-            they were.
+            neurons; its weights are computed from others, by a parametrisation or pruning, or used
+            at another place, too; ``torch.compile`` runs the model without telling; or neurons run
+            several times in one run, for example in chunks. All weights then stay as they were.
     """
     if isinstance(rate, Tensor) and rate.dim():
         raise TypeError("rate is a tensor, expected a number; lengths are given by their name")
@@ -102,7 +101,7 @@ def fire_from_the_start(
         if own & taken:
             raise ValueError(
                 f"the weights before the neurons of layer {name} are used at another place, too, "
-                "which they would change: give each its own"
+                "whose rate would change with them: give each its own"
             )
         taken.update(own)
         call = bind_call(neuron, args, kwargs)

@@ -134,20 +134,20 @@ def draw_weights(
     deviation = divisors(current.std(0, correction=0))
     shares = torch.empty(neurons).uniform_(settings.lowest_rate, settings.highest_rate)
     place = ((1 - shares) * (len(psp) - 1)).long().to(psp.device)
-    # In the widest gap nearby: rounding would decide whether a current on the threshold fires.
+    # Rounding would decide whether a current on the threshold fires. So it lies in the widest gap
+    # nearby or, where nearby values differ by rounding alone, as while channels rest, at their end.
     values = (current / deviation).sort(0).values
     nearby = (place + torch.arange(-NEARBY, NEARBY + 1).to(place)[:, None]).clamp(0, len(psp) - 1)
     gaps = values.gather(0, nearby).diff(dim=0)
     widest = gaps.argmax(0)
     ends = nearby.gather(0, torch.stack([widest, widest + 1]))
-    # Where only rounding tells values apart, as of channels that rest, at the end of these values.
     for neuron in (gaps.amax(0) < ROUNDING).nonzero()[:, 0]:
         own, at = values[:, neuron], place[neuron]
         alike = ((own - own[at]).abs() < ROUNDING).sum()
         (apart,) = (own.diff() >= ROUNDING).nonzero(as_tuple=True)
-        apart = apart[(apart - at).abs() <= alike + len(own) // 100]  # so that its share stays
-        if len(apart):
-            below = apart[(apart - at).abs().argmin()]
+        distance = (apart - at).abs()
+        if len(apart) and distance.min() <= alike + len(own) // 100:  # so that its share stays
+            below = apart[distance.argmin()]
             ends[:, neuron] = torch.stack([below, below + 1])
     weights.weight.copy_(drawn / deviation[:, None])
     weights.bias.copy_(1 - values.gather(0, ends).mean(0))

@@ -95,7 +95,7 @@ class Monitor:
         if chunk is not None:
             run, first = self._begun.get(name, (None, 0))
             if run is chunk.seeds:
-                # If the layer has run in this chunk before, the later call counts, as without.
+                # Of two calls in a chunk the later one counts, as it does without chunks.
                 before = (part[: chunk.start - first] for part in vars(self.records[name]).values())
                 parts = zip(before, vars(record).values(), strict=True)
                 record = type(record)(*map(torch.cat, parts))

@@ -73,7 +73,7 @@ class Classification(Task):
         Targets are labels, ``(B,)``, or the probabilities of all classes, ``(B, classes)``. With
         probabilities, the right answer is the most probable class.
         """
-        labels = labels_of(targets)
+        labels = right_classes(targets)
         targets = labels if targets.dim() == 1 else targets
         loss = F.cross_entropy(logits, targets, label_smoothing=self.smoothing(model))
         return loss, {
@@ -166,11 +166,11 @@ class Classification(Task):
         for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
-            if not counts or len(output) != total:  # whose steps cost nobody knows how much
+            if not counts or len(output) != total:  # an output has no cost of its own
                 continue
             if batch.y.dim() > 1 and self._is_of_the_user("loss", "cross_entropy"):
-                continue  # several targets, of which a loss of the user's own knows what they mean
-            labels, lengths = labels_of(batch.y), batch.lengths
+                continue  # only the user's loss knows which of several classes are right
+            labels, lengths = right_classes(batch.y), batch.lengths
             if lengths is None:
                 lengths = torch.full((count,), total, device=batch.x.device)
             output = at_least_float32(output) * within(output, lengths)
@@ -192,7 +192,7 @@ class Classification(Task):
         return counted, [n / counted.sequences for n in correct], rows
 
 
-def labels_of(targets: Tensor) -> Tensor:
+def right_classes(targets: Tensor) -> Tensor:
     """The right class of each sequence, int64 ``(B,)``: of probabilities the most probable one."""
     return targets.argmax(1) if targets.dim() == 2 else targets.long()
 

@@ -308,7 +308,7 @@ class SequenceClassification(SequenceTask, Classification):
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
-            if batch.y.dim() > 2:  # several labels, of which a loss of the user's own knows more
+            if batch.y.dim() > 2:  # only the user's loss knows which of several classes are right
                 return
             logits, labels = self.logits(output_of(model, batch.x), batch), labels_of(batch)
             classes = logits.shape[2]
