@@ -1,14 +1,12 @@
 """A split in batches: their order, their random numbers, and their copying to the device.
 
-The random numbers of a batch come from a generator that is seeded by (seed, epoch, batch). So a run
-that resumes in the middle of an epoch sees the same batches as an undisturbed run. Several
+The random numbers of a batch follow from seed, epoch and batch (``snn_lib.seeds``). Several
 processes take their shares of the same samples; what a task draws for a share alone follows from
 the process, too. All numbers are drawn on the CPU, so that a seed gives the same batches on every
 device.
 """
 
 import multiprocessing
-import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,14 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from snn_lib.errors import InputError, RunError, require
-
-MADE = -8  # in the place of an epoch's number, for what a batch draws from the global generators
+from snn_lib.seeds import MADE, batch_generator, batch_seed, mix
 
 
 class Batch(NamedTuple):
@@ -64,7 +60,7 @@ class Split:
             samples ``(B,)``, the slice of them that this process takes, the epoch and the number of
             the batch. It may draw from the generators of PyTorch, NumPy and Python, and draws the
             same for the same batch; in several processes, each draws other numbers, unless it takes
-            them from :func:`batch_generator`.
+            them from :func:`snn_lib.seeds.batch_generator`.
         shuffle: whether each epoch has an order of its own.
         seed: the seed of the order, and of what ``make_batch`` draws.
         rank, world: this process takes every ``world``-th sample of a batch, from ``rank`` on.
@@ -100,7 +96,7 @@ class Split:
         def make(number: int) -> Batch | InputError:
             # A sample is the same in training and in evaluation, whose modes are for the network.
             # Other numbers than those of batch_generator, which a batch may draw from, too.
-            seeded = batch_seed(_mix(self.seed + self.rank, epoch, number), MADE, 0)
+            seeded = batch_seed(mix(self.seed + self.rank, epoch, number), MADE, 0)
             with torch.inference_mode(False), torch.autocast("cpu", enabled=False), seeded:
                 try:
                     return self.make_batch(parts[number], share, epoch, number)
@@ -154,41 +150,6 @@ def _leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def batch_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """Makes the generator of a batch, which differs from that of every other batch and epoch."""
-    return torch.Generator().manual_seed(_mix(seed, epoch, batch))
-
-
-@contextmanager
-def batch_seed(seed: int, epoch: int, batch: int) -> Iterator[None]:
-    """Seeds the global generators of PyTorch, NumPy and Python for code that draws from them.
-
-    When the context ends, they are as they were before. Generators of devices other than the CPU
-    are not seeded.
-    """
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(_mix(seed, epoch, batch))
-    try:
-        with other_seeds(seed, epoch, batch):
-            yield
-    finally:
-        torch.set_rng_state(state)
-
-
-@contextmanager
-def other_seeds(seed: int, epoch: int, batch: int) -> Iterator[None]:
-    """As :func:`batch_seed`, for the generators of NumPy and Python alone."""
-    mixed = _mix(seed, epoch, batch)
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
-    np.random.seed(mixed % 2**32)  # noqa: NPY002 (a user's own code draws from it)
-    random.seed(mixed)
-    try:
-        yield
-    finally:
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
-
-
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """The context in which PyTorch has this default dtype."""
@@ -198,10 +159,6 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _mix(seed: int, epoch: int, batch: int) -> int:
-    return ((seed * 1_000_003 + epoch) * 1_000_003 + batch) % 2**63
 
 
 def split_indices(count: int, validation: int, seed: int) -> tuple[Tensor, Tensor]:

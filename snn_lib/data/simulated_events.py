@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from snn_lib.data.batches import batch_generator, default_dtype
+from snn_lib.data.batches import default_dtype
 from snn_lib.data.events import NMNIST_SIDE, Events, nmnist_bytes
 from snn_lib.data.mnist import load_mnist
 from snn_lib.errors import require
 from snn_lib.files import write_atomically
+from snn_lib.seeds import batch_generator
 from snn_lib.settings import Settings, setting
 
 DURATION = 300  # milliseconds

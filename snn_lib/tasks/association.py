@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from snn_lib.data.batches import Batch, Split, batch_generator
+from snn_lib.data.batches import Batch, Split
 from snn_lib.data.patterns import (
     DAMAGE_KINDS,
     Damage,
@@ -22,6 +22,7 @@ from snn_lib.errors import InputError, SettingsError, refusing, require
 from snn_lib.files import write_csv
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.metrics import OutputFilter, match_spikes, nearest_pattern, spike_scores
+from snn_lib.seeds import DATA, batch_generator
 from snn_lib.settings import (
     FIRST_VALUE,
     LONGEST_MEMORY,
@@ -38,7 +39,6 @@ from snn_lib.tasks.base import Task, add_sums, output_of, read_sums
 EVALUATION_BATCH = 32  # not a setting, since the damage is drawn for a whole batch
 SAMPLES_PER_PATTERN = 10  # for each kind and strength of damage
 FIRST_STEPS = 50  # the network can hardly tell the patterns apart during these
-SWEEPS = -3  # takes the place of the epoch in seeds, like ``tasks.base.EPOCHS``
 
 
 @dataclass
@@ -252,7 +252,7 @@ class Association(Task):
         delay, count = self.config.hyperparameters.delay, self.patterns.shape[1]
         numbers = torch.arange(samples * count) % count
         for number, labels in enumerate(numbers.split(EVALUATION_BATCH)):
-            generator = batch_generator(self.config.seed, SWEEPS, number + 1)
+            generator = batch_generator(self.config.seed, DATA, number + 1)
             x, removed = damage_patterns(self.patterns, labels, damage, generator)
             labels = labels.to(self.device)
             output, target = output_of(model, x.to(self.device)), self.targets[:, labels]

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.chunks import UnfitOutputError
-from snn_lib.data.batches import Batch, Split, batch_seed, other_seeds
+from snn_lib.data.batches import Batch, Split
 from snn_lib.data.preparation import Preparation
 from snn_lib.errors import InputError, RunError, SettingsError, one_line, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, at_least_float32
+from snn_lib.seeds import EPOCHS, MOST_BATCHES, SPLITS, batch_seed, other_seeds
 from snn_lib.settings import ExperimentConfig
 
 READERS = {"readout", "answer", "logits", "loss"}  # attributes by which a loss reads the output
-SPLITS = -7  # in the place of an epoch's number, for what a task draws to make a split
-MOST_BATCHES = 500_000  # of an epoch; other numbers seed what else is drawn for a batch
-EPOCHS = {"train": 0, "validation": -1, "test": -2}  # by which the splits draw at random
 
 
 class Task:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from snn_lib.data.augmentation import TransformSettings, draw_grids, warp
-from snn_lib.data.batches import Batch, Split, batch_generator, split_indices
+from snn_lib.data.batches import Batch, Split, split_indices
 from snn_lib.data.mnist import CLASSES, IMAGES, load_mnist
 from snn_lib.data.preparation import PIXELS, DigitPreparation, ImagePreparation
 from snn_lib.encoding import LatencyLaw
 from snn_lib.errors import require
+from snn_lib.seeds import batch_generator
 from snn_lib.settings import (
     TRAINING,
     ExperimentConfig,

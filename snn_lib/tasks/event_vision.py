@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from snn_lib.data.augmentation import EventAugmentationSettings, augment_events
-from snn_lib.data.batches import Batch, Split, batch_generator, split_indices
+from snn_lib.data.batches import Batch, Split, split_indices
 from snn_lib.data.events import NMNIST_SIDE
 from snn_lib.data.preparation import RecordingPreparation
 from snn_lib.data.recordings import SETS, download_recordings, load_recordings, recording_files
 from snn_lib.data.simulated_events import CameraSettings, simulated_recordings
 from snn_lib.errors import SettingsError, require
+from snn_lib.seeds import batch_generator
 from snn_lib.settings import (
     TRAINING,
     ExperimentConfig,

@@ -23,12 +23,13 @@ from torch.utils.data import Dataset, Subset
 
 from snn_lib.containers import Readout
 from snn_lib.data.augmentation import AugmentationSettings, augment_sequences
-from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
+from snn_lib.data.batches import Batch, Split, split_indices
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.data.sequences import SequenceDataset, collate, read_sample, sequence_dataset
 from snn_lib.errors import InputError, SettingsError, require
 from snn_lib.inspection.activity import Activity
 from snn_lib.readout import EVERY_STEP, READOUTS, SpikeCount, at_least_float32, within
+from snn_lib.seeds import DATA, batch_generator, batch_seed
 from snn_lib.settings import TRAINING, ExperimentConfig, section
 from snn_lib.tasks.base import Task, output_of
 from snn_lib.tasks.classification import Classification, ClassificationConfig
@@ -89,7 +90,7 @@ class SequenceTask(Task):
         }
         self.shapes: list[tuple[int, ...]] = []
         self.held_out = False  # whether the validation part was taken from the training part
-        with batch_seed(config.seed, 0, 0):  # a data set may draw at random
+        with batch_seed(config.seed, DATA, 0):  # a data set may draw at random
             for name, part in self.parts.items():  # all of arrays, the first of a data set
                 for index in range(len(part) if isinstance(part, SequenceDataset) else 1):
                     self.fetch(name, index)

@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_lib.containers import batch_first_part
-from snn_lib.data.batches import batch_seed
 from snn_lib.errors import InputError, require
+from snn_lib.seeds import LAYERS, batch_seed
 from snn_lib.training.diagnosis import blaming_settings
 
 BuildModel = Callable[..., nn.Module]
-LAYERS = -4  # in the place of an epoch's number, for what layers draw at random
 
 
 def build(build_model: BuildModel, config: Any, task: Any) -> nn.Module:

@@ -12,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import BATCH_NORMALISATIONS, tensors_in
-from snn_lib.data.batches import batch_seed, other_seeds
 from snn_lib.errors import InputError, RunError, SettingsError, refusing, require
 from snn_lib.inspection.activity import Activity, count_activity
 from snn_lib.kernels import use_backend
 from snn_lib.penalties import collect_spikes, network_penalty, penalised_layers
 from snn_lib.rounding import layers_to_round, rounded_weights
+from snn_lib.seeds import DATA, EVALUATION, FIRST_WEIGHTS, batch_seed, other_seeds
 from snn_lib.settings import ExperimentConfig
 from snn_lib.stability import without_warning
 from snn_lib.tasks.base import Task, add_sums, check_task, metrics_of, read_sums
@@ -41,9 +41,6 @@ from snn_lib.training.run_folder import (
     newest,
 )
 from snn_lib.training.state import TIMES, Progress, Row, TrainingState, split_of
-
-# What draws at random beside the batches, whose epochs are numbered from -2 on, and the layers.
-DATA, FIRST_WEIGHTS, EVALUATION = -3, -5, -6
 
 
 class Stopped(Exception):

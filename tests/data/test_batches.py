@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from snn_lib.data.batches import Batch, Split, batch_generator, batch_seed, split_indices
+from snn_lib.data.batches import Batch, Split, split_indices
 from snn_lib.errors import InputError
+from snn_lib.seeds import batch_generator
 
 COUNT = 50
 
@@ -102,52 +103,6 @@ def test_processes_share_a_batch_and_its_random_numbers():
         for rank, share in enumerate(shares):
             assert torch.equal(share[number].x, whole.x[:, rank::world])
             assert torch.equal(share[number].y, whole.y[rank::world])
-
-
-def test_seeds_epochs_and_batches_have_generators_of_their_own():
-    draws = {
-        torch.rand(1, generator=batch_generator(seed, epoch, batch)).item()
-        for seed in range(3)
-        for epoch in (-1, 0, 1)
-        for batch in range(3)
-    }
-    assert len(draws) == 27
-
-
-def draw():
-    return torch.rand(1).item(), float(np.random.rand()), random.random()  # noqa: NPY002
-
-
-def test_a_seeded_batch_leaves_the_generators_as_they_were():
-    def around(*batch):
-        torch.manual_seed(1)
-        np.random.seed(1)  # noqa: NPY002
-        random.seed(1)
-        inside = None
-        if batch:
-            with batch_seed(*batch):
-                inside = draw()
-        return inside, draw()
-
-    _, untouched = around()
-    first, after = around(3, 1, 2)
-    again, _ = around(3, 1, 2)
-    assert after == untouched
-    assert first == again
-    for other in ((4, 1, 2), (3, 2, 2), (3, 1, 3)):
-        assert all(a != b for a, b in zip(around(*other)[0], first, strict=True))
-
-
-def test_seeding_a_batch_leaves_other_devices_alone(monkeypatch):
-    """They may be in use: the thread that prepares batches is not the one that trains."""
-    touched = []
-    for module in (torch.cuda, torch.mps):
-        for name in ("manual_seed", "manual_seed_all"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, touched.append)
-    with batch_seed(1, 2, 3):
-        torch.rand(1)
-    assert not touched
 
 
 def test_workers_draw_nothing_from_the_generator_of_dropout():

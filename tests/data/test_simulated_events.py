@@ -10,7 +10,7 @@ import torch
 from running import ROOT
 
 import snn_lib.data.simulated_events as simulated
-from snn_lib.data.batches import batch_generator, default_dtype
+from snn_lib.data.batches import default_dtype
 from snn_lib.data.events import Frames, read_nmnist
 from snn_lib.data.mnist import load_mnist
 from snn_lib.data.recordings import NMNIST, load_recordings
@@ -25,6 +25,7 @@ from snn_lib.data.simulated_events import (
     watch,
 )
 from snn_lib.errors import InputError
+from snn_lib.seeds import batch_generator
 
 IMAGES, LABELS = load_mnist(ROOT / "dataset", train=True)
 

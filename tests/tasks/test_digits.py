@@ -10,11 +10,12 @@ from running import ROOT, Answer, prepared
 from torch import nn
 
 from snn_lib import LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.data.batches import Batch, batch_generator
+from snn_lib.data.batches import Batch
 from snn_lib.data.mnist import load_mnist
 from snn_lib.encoding import poisson
 from snn_lib.inspection.activity import Activity
 from snn_lib.inspection.operations import CountedNetwork
+from snn_lib.seeds import batch_generator
 from snn_lib.tasks.classification import describe_energy
 from snn_lib.tasks.digits import (
     DigitClassification,

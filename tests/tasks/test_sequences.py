@@ -26,10 +26,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from snn_lib import DualExponentialSynapse, Sequential, SpikingNeuron, StatefulModule, Votes
 from snn_lib.data.augmentation import AugmentationSettings
-from snn_lib.data.batches import Batch, batch_seed, default_dtype
+from snn_lib.data.batches import Batch, default_dtype
 from snn_lib.data.preparation import SequencePreparation
 from snn_lib.errors import RunError
 from snn_lib.readout import LeakyIntegrator, Mean
+from snn_lib.seeds import batch_seed
 from snn_lib.settings import ExperimentConfig, Settings, section, setting
 from snn_lib.tasks import (
     ClassificationConfig,
