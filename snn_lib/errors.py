@@ -1,9 +1,17 @@
 """The errors that end an experiment, and the line that it then prints."""
 
 import contextlib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
+
+LIBRARIES = f"{Path(__file__).parent}{os.sep}", sysconfig.get_path("stdlib"), "<frozen"
+INSTALLED = {"site-packages", "dist-packages"}  # wherever pip or the system puts packages
+CYTHON = ".pyx", ".pxd", ".pxi"
 
 
 class InputError(Exception):
@@ -45,6 +53,19 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def place_of(error: BaseException) -> str:
+    """Names the innermost line of the user's own code from which an error came."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(LIBRARIES)
+        and not frame.filename.endswith(CYTHON)  # which names no folder
+        and not INSTALLED & {*Path(frame.filename).parts}
+    ]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def out_of_memory(error: BaseException) -> bool:

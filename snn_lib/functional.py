@@ -405,10 +405,12 @@ def record_cell(call: Call, x: Tensor) -> Recording:
     if not any(inputs.program.spikes):
         raise ValueError(f"{call.kind} does not spike, so it has no potential")
     outputs, potentials, states = [], [], [inputs.first]
+    shape = inputs.x.shape[1:]  # of what a step returns, which may be a coefficient
     for output, rows in steps_of(inputs, watched):
-        outputs.append(output)
-        potentials += [potential for potential, spikes in fired if spikes is output]
-        states.append(torch.stack(rows) if rows else inputs.first)
+        outputs.append(output.expand(shape))
+        potentials += [one.expand(shape) for one, spikes in fired if spikes is output]
+        after = [row.expand(shape) for row in rows]
+        states.append(torch.stack(after) if after else inputs.first)
         fired.clear()
     spikes, potential = (torch.stack(of) if of else inputs.x for of in (outputs, potentials))
     before = torch.stack(states)[:-1]

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snn_lib.containers import (
     Output,
     Readout,
     StatefulModule,
+    batch_first_part,
     last_steps,
     lengths_beside,
     whole_number,
@@ -98,7 +99,7 @@ class LeakyIntegrator(Readout):
     def __init__(self, tau: float = 20.0) -> None:
         super().__init__()
         self.tau, self.decay = tau, float(decay_of(tau))
-        if not torch.tensor(self.decay, dtype=torch.float32) < 1:
+        if not torch.tensor(self.decay, dtype=torch.float32, device="cpu") < 1:
             raise ValueError(f"tau is {tau}, so long that the membrane does not leak in float32")
 
     def forward(self, output: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -235,11 +236,14 @@ def until_clear(
 
     Raises:
         ValueError: as :func:`first_lead`, ``steps`` is not a whole number of at least 1, or the
-            model has ``batch_first``.
+            model, or a part of it, has ``batch_first`` and the model no attribute that says False.
     """
     steps = whole_number(steps, "steps")
-    if getattr(model, "batch_first", False):
-        raise ValueError("the model has batch_first, expected one that takes (T, B, *features)")
+    if isinstance(model, nn.Module) and (part := batch_first_part(model)) is not None:
+        raise ValueError(
+            f"the model{part and f', in its part {part},'} has batch_first, expected one that "
+            "takes (T, B, *features), or that has an attribute batch_first = False"
+        )
     check_tensor("x", x)
     state, totals, clear = None, [], False
     for part in x.split(steps):

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from snn_lib.data.sequences import INSTALLED
+from snn_lib.errors import INSTALLED
 
 ROOT = Path(__file__).parent.parent
 META = torch.device("meta")

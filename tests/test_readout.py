@@ -123,6 +123,13 @@ def test_padding_may_be_nan(name):
     assert torch.equal(readout(output, LENGTHS), readout(clean, LENGTHS))
 
 
+@pytest.mark.parametrize("kind", READOUTS.values())
+def test_readouts_are_built_on_any_default_device(kind):
+    with torch.device("meta"):
+        layer = kind()
+    torch.testing.assert_close(layer(torch.ones(T, B, N)), kind()(torch.ones(T, B, N)))
+
+
 @pytest.mark.parametrize("layer", [*(make() for make in READOUTS.values()), Snapshots([2])])
 def test_lengths_may_be_on_the_cpu_wherever_the_sequences_are(layer):
     layer = layer.to("meta")
@@ -353,6 +360,8 @@ REFUSED = [  # what is built or run, and the words
      "steps is 0"),
     (lambda: until_clear(Sequential(nn.Linear(3, 2), batch_first=True), torch.zeros(2, 5, 3), 1.0),
      "the model has batch_first"),
+    (lambda: until_clear(nn.Sequential(Sequential(nn.Linear(3, 2), batch_first=True)), WHOLE, 1.0),
+     "the model, in its part 0, has batch_first"),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from definitions import Triangle, gradients, neuron_by_hand, neuron_inputs, run_neuron
 from scipy.stats import norm
 
+from snn_lib.kernels import use_backend
 from snn_lib.kernels.program import name_of
 from snn_lib.surrogate import SURROGATES, FastSigmoid, Gaussian
 
@@ -160,7 +161,24 @@ class WholeOfAClass:
     derivative = Triangle.derivative
 
 
-COMPILED = [OfAClass, Slotted, Named, Whole, WholeOfAClass, Wider, Listed]
+class OwnList:
+    """What holds its numbers in a list of its own."""
+
+    def __init__(self, width=0.8):
+        self.widths = {"all": [width]}
+
+    @property
+    def width(self):
+        return self.widths["all"][0]
+
+    @width.setter
+    def width(self, value):
+        self.widths["all"][0] = value
+
+    derivative = Triangle.derivative
+
+
+COMPILED = [OfAClass, Slotted, Named, Whole, WholeOfAClass, Wider, Listed, OwnList]
 PLAIN = [OfATensor, Held, HeldByItsClass, Scheduled, Sorted]
 CHANGED = [
     Triangle,
@@ -172,6 +190,7 @@ CHANGED = [
     HeldByItsClass,
     Scheduled,
     Listed,
+    OwnList,
 ]
 
 
@@ -203,8 +222,20 @@ def test_an_attribute_that_changes_between_two_calls_takes_effect(kind, compilin
     monkeypatch.setattr(holder, "width", 2 if whole else 0.3)
     definition = partial(neuron_by_hand, derivative=surrogate.derivative)
     torch.testing.assert_close(gradients(run, inputs), gradients(definition, inputs), **CLOSE)
-    renamed = whole or kind is Listed
+    renamed = whole or kind in (Listed, OwnList)
     assert (name_of(surrogate)[0] == name) == (not renamed)  # the same kernel
+
+
+def test_a_run_that_changed_its_surrogate_s_list_leaves_those_of_later_runs_alone():
+    first, inputs = OwnList(0.87), neuron_inputs()
+    with use_backend("eager"):  # which asks for the derivative every time
+        gradients(partial(run_neuron, surrogate=first), inputs)
+        first.width = 0.3  # in place
+        gradients(partial(run_neuron, surrogate=first), inputs)
+        later = OwnList(0.87)
+        definition = partial(neuron_by_hand, derivative=later.derivative)
+        found = gradients(partial(run_neuron, surrogate=later), inputs)
+    torch.testing.assert_close(found, gradients(definition, inputs), **CLOSE)
 
 
 def test_a_surrogate_is_not_asked_where_no_gradient_is_needed():

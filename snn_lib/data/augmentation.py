@@ -234,7 +234,10 @@ class AugmentationSettings(Settings):
 
 
 def augment_sequences(
-    given: Batch, settings: AugmentationSettings, generator: torch.Generator
+    given: Batch,
+    settings: AugmentationSettings,
+    generator: torch.Generator,
+    targets_are_sequences: bool,
 ) -> Batch:
     """Cuts a window out of each sequence, stretches and scales it, and adds noise.
 
@@ -243,15 +246,16 @@ def augment_sequences(
 
     Args:
         given: the batch; x is ``(T, B, channels)``, or feature maps ``(T, B, channels, H, W)``, and
-            y the labels of the sequences ``(B,)``, or of their steps ``(T, B)``. A new step takes
-            the label of the nearest one.
+            y the targets of the sequences ``(B, *)``, which stay, or of their steps ``(T, B, *)``,
+            of which a new step takes that of the nearest one.
         settings: the strength of each change.
         generator: the source of randomness.
+        targets_are_sequences: whether y has a target for each step.
 
     Returns:
-        The sequences ``(T', B, *features)``, zero behind their ends, with their labels and lengths.
+        The sequences ``(T', B, *features)``, zero behind their ends, with targets and lengths.
     """
-    x, labels, lengths = given
+    x, y, lengths = given
     steps, batch, *features = x.shape
     channels = (batch, features[0], *[1] * (len(features) - 1))
     if lengths is None:
@@ -267,12 +271,13 @@ def augment_sequences(
     new_lengths = (window * factor).round().long().clamp(min=1)
     where = lengths, start, window, new_lengths
     x = resample(x.flatten(2), *where).unflatten(2, features)
-    if labels.dim() == 2:
-        labels = resample(labels[..., None].to(x.dtype), *where, nearest=True)[..., 0].long()
+    if targets_are_sequences:
+        moved = resample(y.reshape(steps, batch, -1), *where, nearest=True)
+        y = moved.unflatten(2, y.shape[2:]) if y.dim() > 2 else moved[..., 0]
     factors = (torch.randn(channels, generator=generator) * settings.scale).exp()
     kept = torch.rand(channels, generator=generator) >= settings.channel_dropout
     noise = torch.randn(x.shape, generator=generator) * settings.noise
-    return Batch((x * factors * kept + noise) * within(x, new_lengths), labels, new_lengths)
+    return Batch((x * factors * kept + noise) * within(x, new_lengths), y, new_lengths)
 
 
 def resample(
@@ -294,7 +299,7 @@ def resample(
         lengths: steps of each sequence, int64 ``(B,)``.
         start, window: beginning and length of each window, in steps, ``(B,)``.
         new_lengths: steps of each new sequence, int64 ``(B,)``.
-        nearest: whether the nearest step is read instead.
+        nearest: whether the nearest step is read instead, of values of any type.
 
     Returns:
         ``(max(new_lengths), B, channels)``, zero behind the end of each sequence.
@@ -304,11 +309,14 @@ def resample(
     place = torch.minimum(place.clamp(min=0), (lengths - 1).to(place.dtype))
     before = place.floor().long()
     share = (place - before)[..., None]
-    share = share.round() if nearest else share
 
     def at(step: Tensor) -> Tensor:
         return x.gather(0, step[..., None].expand(-1, -1, x.shape[2]))
 
-    # Not as a sum of two products, which would round a sequence that is read where it stands.
-    read = torch.lerp(at(before), at(torch.minimum(before + 1, lengths - 1)), share)
+    after = torch.minimum(before + 1, lengths - 1)
+    if nearest:
+        read = at(torch.where(share[..., 0] > 0.5, after, before))
+    else:
+        # Not as a sum of two products, which would round a sequence that is read where it stands.
+        read = torch.lerp(at(before), at(after), share)
     return read * within(read, new_lengths)

@@ -3,14 +3,10 @@
 Every sample is checked when it is read, before the network sees it.
 """
 
-import os
 import reprlib
-import sysconfig
-import traceback
 import warnings
 from collections.abc import Sequence, Sized
 from functools import reduce
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -21,10 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from snn_lib.data.batches import Batch
-from snn_lib.errors import InputError, one_line, require
+from snn_lib.errors import InputError, one_line, place_of, require
 
-LIBRARIES = f"{Path(__file__).parent.parent}{os.sep}", sysconfig.get_path("stdlib"), "<frozen"
-INSTALLED = {"site-packages", "dist-packages"}  # wherever pip or the system puts packages
 NAMES = "; for names of classes: names, y = np.unique(y, return_inverse=True), and classes=names"
 
 
@@ -289,17 +283,6 @@ def _tensor_of(values: Any) -> Tensor:
 def _is_row_of_objects(values: Any) -> bool:
     """Whether values are an array, or a column, of objects, such as arrays of several lengths."""
     return str(getattr(values, "dtype", "")) == "object" and values.ndim == 1
-
-
-def place_of(error: BaseException) -> str:
-    """Names the innermost line of the user's own code from which an error came."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame
-        for frame in frames
-        if not (frame.filename.startswith(LIBRARIES) or INSTALLED & {*Path(frame.filename).parts})
-    ]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor]], targets_are_sequences: bool = False) -> Batch:

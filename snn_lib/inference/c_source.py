@@ -516,7 +516,7 @@ class _Source:
         if not _differs(row):
             return self._literal(row.flat[0])
         kind = "int16_t" if self.integers and abs(row).max() < 2**15 else self.number
-        table = self._add_table(f"{_identifier(step.name)}_{key}", kind, row.ravel())
+        table = self._add_table(_identifier(f"{step.name}.{key}"), kind, row.ravel())
         return f"{table}[{'c' if step.positions > 1 and len(row) == 1 else 'n'}]"
 
     def _rows(self, rows: Rows, steps: list[Step], values: _Values) -> _Values:

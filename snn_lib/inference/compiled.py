@@ -75,8 +75,8 @@ def compare_layers(description: Description) -> None:
         errors = np.subtract(output, y, where=known, out=np.zeros_like(y))
         if (np.abs(errors) > tolerance).any():
             raise ValueError(
-                f"layer {layer.name} computes something else in PyTorch than its kind of layer: it "
-                "can be neither compiled nor exported"
+                f"layer {layer.name} computes something else in PyTorch than its kind of layer, or "
+                "makes last digits large from step to step: it can be neither compiled nor exported"
             )
 
 

@@ -18,6 +18,7 @@ from snn_lib.chain import REMEDY, chain_of, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
 from snn_lib.containers import PerStep, Sequential, check_module, feature_shape
 from snn_lib.data.preparation import Preparation
+from snn_lib.errors import one_line
 from snn_lib.inference.layers import (
     READERS,
     Flattening,
@@ -96,9 +97,13 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     preparation = preparation_of(network)
     if shape is None and preparation is not None:
         shape = preparation.features
-    network = _without_chunks(copy.deepcopy(network)).cpu().eval().requires_grad_(False)
-    dtype = _dtype_of(network)
+    # A module may keep an output with its gradients, which PyTorch refuses to copy.
+    kept = [one for module in network.modules() for one in vars(module).values()]
+    computed = (one for one in kept if isinstance(one, Tensor) and not one.is_leaf)
+    network = _without_chunks(copy.deepcopy(network, {id(one): one.detach() for one in computed}))
+    network = network.cpu().eval().requires_grad_(False)
     name, chain = chain_of(network)
+    dtype = _dtype_of(chain, name)
     before = _input_shape(chain, name) if shape is None else feature_shape(shape)
     found = list(read(chain, name, before, dtype))
     entry, leading = np.arange(math.prod(before)), 0
@@ -178,7 +183,13 @@ def _run(
         for layer in dict.fromkeys(read_layers):  # one that is used twice has one hook
             hooks.enter_context(layer.register_forward_hook(note))
         hooks.enter_context(chain.register_forward_hook(note_chain, with_kwargs=True))
-        result = network(x)
+        try:
+            result = network(x)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(network).__name__} does not run on steps of the shape {before} in "
+                f"{dtype}: {one_line(error)}"
+            ) from None
     output = result[0] if isinstance(result, tuple) else result
     whole = [tuple(map(id, pair)) for pair in handed] == [(id(x), id(output))]
     halved = any(y.dtype.itemsize < 4 for _, y in pairs)  # as by an autocast of its own
@@ -216,10 +227,10 @@ def _without_chunks(network: nn.Module) -> nn.Module:
     return network
 
 
-def _dtype_of(network: nn.Module) -> np.dtype:
-    """The dtype in which the network computes, float32 or float64."""
+def _dtype_of(chain: nn.Module, prefix: str) -> np.dtype:
+    """The dtype in which a chain computes, float32 or float64."""
     found = set()
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    for name, tensor in (*chain.named_parameters(prefix), *chain.named_buffers(prefix)):
         if tensor.is_floating_point() or tensor.is_complex():
             if tensor.dtype not in (torch.float32, torch.float64):
                 raise ValueError(

@@ -19,7 +19,8 @@ from snn_lib.cells import Cell, Delay, IIRSynapse, Recurrent
 from snn_lib.chain import layers_of
 from snn_lib.containers import ChannelsFirst, PerStep, Repeat, Votes
 from snn_lib.errors import one_line
-from snn_lib.kernels.program import Kind, key_of, kind_of, register
+from snn_lib.kernels.program import Kind, key_of, kind_of, program, register
+from snn_lib.kernels.trace import UnknownOperationError
 from snn_lib.readout import (
     READOUTS,
     Last,
@@ -230,6 +231,8 @@ def _read(
         without_time = isinstance(module, tuple(READOUTS.values()))
         after = tuple(output.shape[leading - without_time :])
         return READERS[forward](module, name, before, after)
+    except UnknownOperationError as error:
+        raise ValueError(f"{here} runs only in PyTorch: {error}") from None
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{here} is given the shape {before}: {one_line(error)}") from None
 
@@ -323,9 +326,11 @@ def _flattening(module: nn.Flatten, name: str, before: Shape, after: Shape) -> l
     return [Flattening(name, before, after)]
 
 
-def _rearrangement(
-    module: nn.Unflatten | ChannelsFirst, name: str, before: Shape, after: Shape
-) -> list[Layer]:
+def _unflattening(module: nn.Unflatten, name: str, before: Shape, after: Shape) -> list[Layer]:
+    return [Rearrangement(name, before, after, np.arange(math.prod(before)))]
+
+
+def _rearrangement(module: ChannelsFirst, name: str, before: Shape, after: Shape) -> list[Layer]:
     numbers = torch.arange(math.prod(before), device="cpu").view(1, 1, *before)
     return [Rearrangement(name, before, after, module(numbers).flatten().numpy())]
 
@@ -353,11 +358,13 @@ def _cell(module: Cell, name: str, before: Shape, after: Shape) -> list[Layer]:
 
 
 def _cell_layer(module: Cell, name: str, before: Shape, after: Shape) -> CellLayer:
+    key = module.key
+    _ = program(key).forward  # refuses a step with an operation that only PyTorch has
     rows = [np.empty((0, *before), np.float32)]  # a cell may have no coefficients
     for tensor in module.effective_coefficients().values():
         has_rows = tensor.dim() > len(module.shape)
         rows.append(_over(tensor if has_rows else tensor[None], before))
-    return CellLayer(name, before, after, module.key, np.concatenate(rows))
+    return CellLayer(name, before, after, key, np.concatenate(rows))
 
 
 def _delay(module: Delay, name: str, before: Shape, after: Shape) -> list[Layer]:
@@ -438,7 +445,7 @@ READERS: dict[Callable, Callable[[Any, str, Shape, Shape], list[Layer]]] = {
     nn.AvgPool2d.forward: _average,
     nn.MaxPool2d.forward: _maximum,
     nn.Flatten.forward: _flattening,
-    nn.Unflatten.forward: _rearrangement,
+    nn.Unflatten.forward: _unflattening,
     ChannelsFirst.forward: _rearrangement,
     Repeat.forward: _repetition,
     Votes.forward: _votes,

@@ -1,6 +1,7 @@
 """Records what happens inside a model: PSPs, membrane potentials, resets and spikes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +57,10 @@ class Monitor:
     A warning says at the end of the context if nothing was seen of any layer.
 
     Raises:
-        ValueError: there is no synapse or neuron layer of that name; or, at the end of the context,
-            nothing was seen of a layer because ``torch.compile`` runs it.
+        ValueError: there is no synapse or neuron layer of that name; while the model runs, neurons
+            have a ``forward`` of their own that does not call that of :class:`Cell` once, and no
+            ``traces`` of their own; or, at the end of the context, nothing was seen of a layer
+            because ``torch.compile`` runs it.
         TypeError: the names are a single text.
     """
 
@@ -71,10 +74,12 @@ class Monitor:
                     f"there is no synapse or neuron layer {name!r}, choose from "
                     f"{', '.join(map(repr, known))}"
                 )
-        self._model, self._layers = model, layers
+        self._model, self._layers = model, known if layers is None else layers
         self.records: dict[str, SynapseRecord | NeuronRecord] = {}
         # In chunks, the run of each record, by its seeds, and the step with which it begins.
         self._begun: dict[str, tuple[Any, int]] = {}
+        # What the forward of a user's own neurons gave to that of Cell, in the present call.
+        self._calls: dict[str, list[dict[str, Any]]] = {}
 
     def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
         if layer not in self.records:
@@ -83,14 +88,29 @@ class Monitor:
         return self.records[layer]
 
     def __enter__(self) -> "Monitor":
-        self._observing = observe_layers(self._model, is_cell, self._store, self._layers)
-        self._observing.__enter__()
+        with ExitStack() as contexts:
+            for name in self._layers:
+                layer = self._model.get_submodule(name)
+                if _is_changed(layer):
+                    calls = self._calls.setdefault(name, [])
+                    contexts.enter_context(_noting_calls(layer, calls))
+            observing = observe_layers(self._model, is_cell, self._store, self._layers)
+            contexts.enter_context(observing)
+            self._observing = contexts.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         self._observing.__exit__(*exception)
 
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
+        if name in self._calls:
+            if len(calls := self._calls[name]) != 1:
+                raise ValueError(
+                    f"layer {name!r} ({type(layer).__name__}) has a forward of its own that calls "
+                    f"Cell.forward {len(calls)} times, expected once: give it a traces of its own, "
+                    "too, or leave it out of the layers to record"
+                )
+            given = calls[0]
         record, chunk = record_of(layer, given, result), current_chunk()
         if chunk is not None:
             run, first = self._begun.get(name, (None, 0))
@@ -109,14 +129,42 @@ def is_cell(module: nn.Module) -> bool:
     return isinstance(module, Cell)
 
 
+def _is_changed(cell: Any) -> bool:
+    """Whether neurons have a ``forward`` of a user's own, and the ``traces`` of all cells."""
+    forward, traces = (getattr(one, "__func__", None) for one in (cell.forward, cell.traces))
+    return cell.spikes and forward is not Cell.forward and traces is Cell.traces
+
+
+@contextmanager
+def _noting_calls(cell: Any, calls: list[dict[str, Any]]) -> Iterator[None]:
+    """The context in which what a cell's own ``forward`` gives to that of ``Cell`` is noted."""
+    inner, before = cell.call, vars(cell).get("call")  # that of another monitor
+
+    def call(x: Tensor, state: Any = None, drops: bool = True) -> Any:
+        if drops:  # traces does without
+            calls.append({"x": x, "state": state})
+        return inner(x, state, drops)
+
+    cell.call = call
+    # Others may have run it without its hooks, or again for a backward pass.
+    begun = cell.register_forward_pre_hook(lambda *_: calls.clear())
+    try:
+        yield
+    finally:
+        begun.remove()
+        del cell.call
+        if before is not None:
+            cell.call = before
+
+
 @torch.no_grad()
 def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
-    (_, x), *rest = given.items()  # whatever a user's own forward calls its input
-    rest = {name: value for name, value in rest if name != "lengths"}
-    return NeuronRecord(*layer.traces(x, **rest))  # padding is recorded like the rest
+    # Whatever a user's own forward calls its input and its state.
+    x, *state = (value for name, value in given.items() if name != "lengths")
+    return NeuronRecord(*layer.traces(x, *state))  # padding is recorded like the rest
 
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from snn_lib.containers import (
     weighs_once,
 )
 from snn_lib.inspection.activity import Activity
+from snn_lib.kernels.trace import UnknownOperationError
 from snn_lib.pytorch_private import convolve
 from snn_lib.readout import within
 
@@ -216,6 +217,11 @@ def _alone(layer: nn.Module, around: Sequence[nn.Module]) -> nn.Module:
 
 def _refuse_uncounted(name: str, layer: nn.Module) -> None:
     """Raises an error if a layer holds what nothing here counts, as far as one can tell."""
+    if isinstance(layer, Cell):
+        try:
+            _ = layer.products
+        except UnknownOperationError as error:
+            raise ValueError(f"layer {name} ({type(layer).__name__}): {error}") from None
     counted = [kind.forward for kind in WEIGHTED]
     if type(layer).forward in counted or isinstance(layer, (Cell, Delay, nn.LayerNorm)):
         return

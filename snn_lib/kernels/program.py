@@ -397,7 +397,10 @@ def name_of(surrogate: Any) -> tuple[str, list[float]]:
 
 @assume_constant_result  # a compiled function would remember it too late
 def _remember(name: str, surrogate: Surrogate) -> None:
-    _surrogates.setdefault(name, copy.copy(surrogate))
+    if name not in _surrogates:
+        # A name tells what is in plain lists, so they may not change with those of the user.
+        duplicate = copy.deepcopy if _is_plain(_attributes(surrogate)) else copy.copy
+        _surrogates[name] = duplicate(surrogate)
 
 
 def parameters(surrogate: str) -> list[str]:

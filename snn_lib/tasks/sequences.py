@@ -326,11 +326,15 @@ class SequenceClassification(SequenceTask, Classification):
         settings = getattr(self.config, "augmentation", AugmentationSettings())
         if settings == AugmentationSettings():  # which changes nothing
             return batch
-        return augment_sequences(batch, settings, generator)
+        return augment_sequences(batch, settings, generator, self.targets_are_sequences)
 
     def mark_padding(self, batch: Batch) -> Batch:
-        """The labels of the padding are -1, if there is one at every step."""
-        return batch if self.readout is not None else batch._replace(y=labels_of(batch))
+        """The labels of the padding are -1, if there is one at every step.
+
+        Other targets of a user's own, such as probabilities, are 0 there.
+        """
+        marks = self.targets_are_sequences and not batch.y.is_floating_point()
+        return batch._replace(y=labels_of(batch)) if marks else batch
 
     def read_target(self, target: Tensor) -> Tensor:
         """See :class:`SequenceTask`."""

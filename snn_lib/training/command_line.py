@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
-from snn_lib.errors import InputError, RunError, limit_length, out_of_memory, require
+from snn_lib.errors import InputError, RunError, limit_length, out_of_memory, place_of, require
 from snn_lib.inference import to_c, to_onnx
 from snn_lib.settings import LOCAL_KEYS, ExperimentConfig, Settings, list_settings
 from snn_lib.tasks.base import Task, check_task
@@ -105,8 +105,10 @@ def exit_with(name: str, work: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # the program that reads our output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, message = PIPE_CLOSED, None
-    except (RunError, OSError) as error:
+    except RunError as error:
         code, message = 1, f"the run failed: {error}"
+    except OSError as error:  # of a file of the user's own code, perhaps
+        code, message = 1, f"the run failed: {error}{place_of(error)}"
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             remedy = "set hyperparameters.chunk, or lower hyperparameters.batch_size"

@@ -19,9 +19,9 @@ def batch(channels=3):
 
 def changed(x, lengths=LENGTHS, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.zeros(x.shape[1], dtype=torch.int64)
+    labels = torch.rand(x.shape[1], 12)  # of a sequence, as many as there are steps
     given = Batch(x, labels, lengths)
-    x, same, lengths = augment_sequences(given, AugmentationSettings(**options), generator)
+    x, same, lengths = augment_sequences(given, AugmentationSettings(**options), generator, False)
     assert torch.equal(same, labels)
     return x, lengths
 
@@ -48,17 +48,28 @@ def test_a_window_is_read_as_numpy_interpolates_it():
         assert not found[new:, index].any()
 
 
-def test_each_new_step_has_the_label_of_the_nearest_one():
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.randint(-1, 6, (12, 4)),
+        torch.randint(2**40, (12, 4, 5)),
+        torch.rand(12, 4, 3, 2, dtype=torch.float64),
+        torch.rand(12, 4) < 0.5,
+    ],
+)
+def test_each_new_step_has_the_target_of_the_nearest_one(labels):
     x = torch.arange(12.0)[:, None, None].expand(12, 4, 1)  # which tells what a step has become of
-    labels = torch.randint(-1, 6, (12, 4))
     generator = torch.Generator().manual_seed(0)
     settings = AugmentationSettings(stretch=1.9, crop=0.6)
-    found = augment_sequences(Batch(x, labels, LENGTHS), settings, generator)
+    found = augment_sequences(Batch(x, labels, LENGTHS), settings, generator, True)
+    assert found.y.dtype == labels.dtype
+    assert found.y.shape[2:] == labels.shape[2:]
     assert found.lengths.tolist() != LENGTHS.tolist()
     for index, length in enumerate(found.lengths.tolist()):
         places = found.x[:length, index, 0]
         between = (places - places.floor() - 0.5).abs() < 1e-3  # where either is the nearest
-        same = found.y[:length, index] == labels[places.round().long(), index]
+        expected = labels[places.round().long(), index]
+        same = (found.y[:length, index] == expected).reshape(length, -1).all(1)
         assert (same | between).all()
         assert not between.all()
 
@@ -67,7 +78,7 @@ def test_a_single_step_that_is_sped_up_remains_a_step():
     x, lengths = torch.rand(3, 50, 2), torch.ones(50, dtype=torch.int64)
     settings = AugmentationSettings(stretch=3.0)
     batch = Batch(x, torch.zeros(50).long(), lengths)
-    found = augment_sequences(batch, settings, torch.Generator().manual_seed(0))
+    found = augment_sequences(batch, settings, torch.Generator().manual_seed(0), False)
     assert found.lengths.min() == 1
     assert torch.equal(found.x[0], x[0])
 

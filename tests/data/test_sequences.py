@@ -292,3 +292,10 @@ def test_the_line_of_an_error_is_the_user_s_and_not_that_of_an_installed_package
     monkeypatch.syspath_prepend(folder)
     data = Failing(importlib.import_module("reading_package").read)
     assert refusal(read_sample, data, 7) == f"OSError: no disk ({__file__}, line {data.line})"
+
+
+def test_the_line_of_an_error_is_not_one_of_compiled_python_whose_file_has_no_folder():
+    data = Failing(lambda index: np.random.default_rng(0).integers(5, 1))
+    message = refusal(read_sample, data, 7)
+    line = inspect.currentframe().f_lineno - 2
+    assert message == f"ValueError: low >= high ({__file__}, line {line})"

@@ -267,6 +267,31 @@ def test_names_of_layers_and_states_are_no_variables(tmp_path):
         np.testing.assert_allclose(output, expected, rtol=1e-5)
 
 
+class Oddly(Cell):
+    """Its names are none of C's."""
+
+    states = ("my level",)
+    coefficients = ("decay rate", "größe")
+    decays = ("decay rate",)
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (level,), (decay, gain) = state, coefficients
+        level = decay * level + gain * x
+        return level, (level,)
+
+
+def test_names_of_states_and_coefficients_may_be_no_names_of_c(tmp_path):
+    given = {"decay rate": torch.linspace(0.1, 0.9, 5), "größe": torch.linspace(1, 2, 5)}
+    model, x = Sequential(Oddly(5, **given)), torch.randn(20, 2, 5)
+    to_c(model, tmp_path / "network.c")
+    assert (tmp_path / "network.c").read_text().isascii()
+    with torch.no_grad():
+        expected = model(x)[0].numpy()
+    output = Compiled(tmp_path, np.float32).run(x.numpy())
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_step_of_a_user_s_own_is_written_line_by_line(tmp_path):
     class Rectified(Cell):
         states = ("level",)

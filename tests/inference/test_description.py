@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -198,6 +199,45 @@ def test_a_network_is_described_in_evaluation_mode_and_left_in_training_mode():
     network = Around(Sequential(nn.Linear(4, 2))).train()
     assert describe(network).before == (4,)
     assert network.training
+
+
+class Remembering(Around):
+    """Keeps its last output, which PyTorch does not copy."""
+
+    def forward(self, x, state=None):
+        self.output, state = super().forward(x, state)
+        return self.output, state
+
+
+def test_a_network_that_keeps_an_output_with_its_gradients_is_described():
+    network = Remembering(Sequential(nn.Linear(4, 2)))
+    network(torch.rand(3, 1, 4))
+    before = network.output
+    assert describe(network).before == (4,)
+    assert network.output is before
+    assert before.requires_grad
+
+
+def test_only_the_layers_say_in_which_dtype_a_network_computes():
+    for dtype in (torch.float64, torch.float16):
+        network = Around(Sequential(nn.Linear(4, 2)))
+        network.register_buffer("class_weights", torch.ones(2, dtype=dtype))
+        assert describe(network).dtype == np.float32
+    network.layers[0].weight.data = network.layers[0].weight.half()
+    with pytest.raises(ValueError, match=r"^layers\.0\.weight is torch.float16: expected"):
+        describe(network)
+    network.layers[0].weight.data = network.layers[0].weight.double()
+    with pytest.raises(ValueError, match=r"^Around does not run on steps of the shape \(4,\) in"):
+        describe(network)
+
+
+@pytest.mark.parametrize("per_step", [False, True])
+def test_features_are_unflattened_in_a_sequence_and_in_a_step(per_step):
+    unflatten = nn.Unflatten(1, (1, 6, 6)) if per_step else nn.Unflatten(2, (1, 6, 6))
+    first = PerStep(nn.Sequential(unflatten, nn.Conv2d(1, 2, 3))) if per_step else unflatten
+    found = describe(Sequential(first, nn.Flatten(2), nn.Linear(32 if per_step else 36, 3)), (36,))
+    assert found.entry.tolist() == list(range(36))
+    assert found.layers[0].before == (1, 6, 6)
 
 
 def test_input_that_is_rearranged_before_the_first_layer_is_read_in_its_new_order():

@@ -9,7 +9,8 @@ from small_networks import RenamedInput, Threshold
 from torch import nn
 
 from snn_lib import Chunked, DualExponentialSynapse, LowPassSynapse, Sequential, SpikingNeuron
-from snn_lib.containers import StatefulModule
+from snn_lib.cells import Cell
+from snn_lib.containers import Output, StatefulModule
 from snn_lib.inspection.monitor import Monitor, as_numpy
 
 
@@ -59,6 +60,88 @@ def test_layers_of_a_user_s_own_may_name_their_input_as_they_like():
     with Monitor(model) as monitor:
         model(x)
     torch.testing.assert_close(monitor["0"].membrane, plain.traces(x)[1])
+
+
+class Noisy(SpikingNeuron):
+    """Neurons whose own forward gives them something else than it is given."""
+
+    def forward(self, x, before=None):
+        return super().forward(3 * x + torch.rand_like(x), before)
+
+
+def test_neurons_with_a_forward_of_their_own_are_recorded_as_they_ran(x):
+    model = Sequential(nn.Linear(6, 5), Noisy(5, 4.0))
+    with Monitor(model) as outer, Monitor(model) as monitor:
+        _, state = model(x)
+        spikes, _ = model(x, state)
+    assert spikes.any()
+    for one in (outer, monitor):
+        assert torch.equal(one["1"].spikes, spikes)
+        assert ((one["1"].membrane > 1) == one["1"].spikes.bool()).all()
+    assert "call" not in vars(model[1])
+
+
+def test_neurons_with_a_forward_of_their_own_are_recorded_while_they_train_in_chunks(x):
+    model = Sequential(nn.Linear(6, 5), Noisy(5, 4.0))
+    with Monitor(model) as monitor:
+        for _ in range(2):
+            spikes, _ = Chunked(model, 7)(x)
+            spikes.sum().backward()  # runs each chunk again
+            model[1].forward(x[..., :5])  # without hooks
+    assert torch.equal(monitor["1"].spikes, spikes)
+
+
+class Held(Cell):
+    """A state, and the potential of every other step, are a coefficient."""
+
+    states = ("reset", "level")
+    coefficients = ("jump", "decay")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (reset, level), (jump, decay) = state, coefficients
+        level = decay * level + x
+        return fire(jump), (jump * 1.0, level - reset)
+
+
+def test_what_a_step_returns_of_its_coefficients_is_recorded_of_every_sequence(x):
+    jump = torch.linspace(0.5, 1.5, 6)
+    model = Sequential(Held(6, jump=jump, decay=0.5))
+    with Monitor(model) as monitor:
+        output, _ = model(x)
+    record = monitor["0"]
+    assert torch.equal(record.spikes, output)
+    assert torch.equal(record.membrane, jump.expand_as(x))
+    assert torch.equal(record.reset[1:], jump.expand_as(x)[1:])
+
+
+class Traced(Noisy):
+    def traces(self, x, before=None):
+        return tuple(x.new_full(x.shape, number) for number in range(3))
+
+
+def test_traces_of_a_user_s_own_are_what_is_recorded(x):
+    model = Sequential(nn.Linear(6, 5), Traced(5, 4.0))
+    with Monitor(model) as monitor:
+        _, state = model(x)
+        model(x, state)
+    assert [part.unique().item() for part in vars(monitor["1"]).values()] == [0, 1, 2]
+
+
+class InHalves(SpikingNeuron):
+    def forward(self, x, state=None, lengths=None):
+        first, state = super().forward(x[:5], state)
+        rest, state = super().forward(x[5:], state)
+        return Output(torch.cat([first, rest]), state)
+
+
+def test_neurons_that_run_twice_in_a_forward_of_their_own_are_not_recorded(x):
+    model = Sequential(nn.Linear(6, 5), InHalves(5, 4.0))
+    with (
+        Monitor(model),
+        pytest.raises(ValueError, match=r"layer '1' \(InHalves\) .* calls Cell.forward 2 times"),
+    ):
+        model(x)
 
 
 def neuron_by_definition(neuron, current, membrane, reset):

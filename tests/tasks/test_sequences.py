@@ -1529,9 +1529,6 @@ class SeveralLabels(SequenceClassification):
     def read_target(self, target):
         return target.float()
 
-    def mark_padding(self, batch):
-        return batch
-
     def loss(self, model, batch):
         loss = F.binary_cross_entropy_with_logits(output_of(model, batch.x), batch.y)
         return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
@@ -1542,6 +1539,34 @@ def test_steps_with_several_labels_each_are_reported_without_an_accuracy_by_clas
     several = [F.one_hot(labels.clamp(min=0), CLASSES) for labels in y]
     task = prepared(SeveralLabels({"train": (x, several), "test": (x, several)}, None))
     assert not any("by class" in line for line in task.report(network().eval(), None))
+
+
+def test_several_labels_of_a_step_move_with_it_and_are_zeros_in_the_padding():
+    x = [torch.rand(length, CHANNELS) for length in (9, 14, 20, 17)] * 4
+    y = [(one > 0.5).float() for one in x]
+    task = prepared(SeveralLabels({"train": (x, y)}, None))
+    task.config.augmentation.crop = 0.6
+    for epoch in range(3):
+        for batch in task.batches("train", epoch):
+            assert batch.y.dtype == torch.float32
+            assert len(batch.lengths.unique()) > 2
+            assert torch.equal(batch.y, (batch.x > 0.5).float())  # zeros in the padding, too
+
+
+class Likely(SequenceClassification):
+    """Its targets are probabilities of the classes."""
+
+    def read_target(self, target):
+        return target
+
+
+def test_probabilities_of_classes_stay_as_they_are_whatever_else_is_augmented():
+    x, y = torch.rand(16, 9, CHANNELS), torch.rand(16, CLASSES).softmax(1)
+    task = prepared(Likely({"train": (x, y)}, "mean"))
+    task.config.augmentation.crop, task.config.augmentation.noise = 0.5, 0.1
+    found = torch.cat([batch.y for batch in task.batches("train")])
+    known = [min((one - other).abs().max().item() for other in y) for one in found]
+    assert max(known) == 0
 
 
 # Regression

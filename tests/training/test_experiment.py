@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import shutil
@@ -773,6 +774,17 @@ def test_data_that_end_within_an_epoch_end_the_run(tmp_path):
     finished = run("--train", *small(tmp_path), model=SmallSNN, task=Short())
     assert finished.code == 1
     assert "the run failed: the data ended after 2 of 4 batches" in finished.err
+
+
+def test_a_file_that_the_user_s_code_cannot_read_is_reported_with_the_line(tmp_path):
+    class Missing(DigitClassification):
+        def setup(self, config, device):
+            raise OSError("no such recording")
+
+    line = inspect.getsourcelines(Missing.setup)[1] + 1
+    finished = run("--train", *small(tmp_path), model=SmallSNN, task=Missing())
+    assert finished.code == 1
+    assert finished.err.endswith(f"the run failed: no such recording ({__file__}, line {line})\n")
 
 
 def test_metrics_may_be_numbers_of_numpy(tmp_path):
