@@ -45,7 +45,7 @@ def refusing(words: str, kind: type[InputError] = SettingsError) -> Iterator[Non
     """A context in which what a layer refuses becomes a line that begins with these words."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise kind(f"{words}{error}") from None
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from snn_lib.errors import InputError, one_line
 from snn_lib.kernels import choose_backend
 from snn_lib.tasks.base import Task, metrics_of, read_sums
 from snn_lib.training.state import Progress, Row
@@ -41,14 +40,11 @@ def introduction(model: nn.Module, config: Any, device: torch.device, world: int
     """The line that says what runs and where. Call it in the context of the backend.
 
     Raises:
-        InputError: the backend cannot run on this device.
+        ValueError: the backend cannot run on this device.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     processes = f", {world} processes" if world > 1 else ""
-    try:
-        kernels, why = choose_backend(device)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"backend={config.backend}: {one_line(error)}") from None
+    kernels, why = choose_backend(device)
     return (
         f"{config.name}: {parameters:,} parameters on {device}{processes}, batches of "
         f"{config.hyperparameters.batch_size}, seed {config.seed}, kernels {kernels} ({why})"

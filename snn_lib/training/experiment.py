@@ -123,7 +123,7 @@ class Experiment:
         self.state: TrainingState | Any = None  # while it trains
         self.run: RunFolder | Any = None  # once it trains
         self.script = ""
-        with self.backend():
+        with refusing(f"backend={self.config.backend}: ", InputError), self.backend():
             self.say(introduction(self.model, self.config, self.device, self.world))
 
     def train(self, checkpoint: Checkpoint | Path | str | None = None) -> Row:

@@ -1301,3 +1301,12 @@ def test_the_kernels_are_chosen_and_named(tmp_path, monkeypatch):
 )
 def test_settings_that_neither_data_nor_machine_allow_are_refused(tmp_path, override, message):
     assert message in refused("--train", *small(tmp_path, override), model=SmallSNN)
+
+
+def test_a_backend_whose_package_is_missing_is_refused(tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(f"{name} cannot be imported")
+
+    monkeypatch.setattr("snn_lib.kernels._module", missing)
+    said = refused("--train", *small(tmp_path, "backend=cuda"), model=SmallSNN)
+    assert "backend=cuda: cuda cannot be imported" in said
