@@ -56,7 +56,7 @@ def test_seeding_a_batch_leaves_other_devices_alone(monkeypatch):
 
 
 def test_nothing_draws_the_numbers_of_something_else():
-    batches, fixed = range(50), {seeds.DATA, seeds.LAYERS, seeds.FIRST_WEIGHTS, seeds.EVALUATION}
+    batches, fixed = range(50), [seeds.DATA, seeds.LAYERS, seeds.FIRST_WEIGHTS, seeds.EVALUATION]
     places = [(epoch, 0) for epoch in fixed]
     places += [(seeds.DATA, 1 + batch) for batch in batches]
     places += [(seeds.SPLITS, epoch) for epoch in EPOCHS.values()] + [(seeds.MADE, 0)]
