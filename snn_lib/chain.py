@@ -4,12 +4,15 @@ Whoever counts a network's operations, compiles it or exports it takes its layer
 other, from the :class:`snn_lib.Sequential` that it is or holds.
 """
 
+import copy
 from collections.abc import Container, Iterator
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from snn_lib.chunks import Chunked
 from snn_lib.containers import Output, PerStep, Sequential
+from snn_lib.errors import one_line
 from snn_lib.pytorch_private import forward_hooks
 
 REMEDY = (
@@ -23,12 +26,12 @@ def chain_of(network: nn.Module) -> tuple[str, Sequential]:
     """The :class:`snn_lib.Sequential` that a network is, and its name in the network.
 
     A network may also hold one, or a :class:`snn_lib.Chunked` of one, if its ``forward`` hands its
-    input on and returns the output as they are. To find out, the ``forward`` runs once with
-    an input and an output that nothing can be computed with.
+    input on, without a state, and returns the output as they are. To find out, the ``forward`` of a
+    copy runs once with an input and an output that nothing can be computed with.
 
     Raises:
-        ValueError: there is not one Sequential, or the ``forward`` does more. The message says how
-            to make the network a chain.
+        ValueError: there is not one Sequential, or the ``forward`` does more, or the network cannot
+            be copied. The message says how to make the network a chain.
     """
     if isinstance(network, Chunked):
         return _within("module", network.module)
@@ -75,6 +78,35 @@ def layers_of(
         yield name, module, around
 
 
+def copy_of(network: nn.Module, *shared: nn.Module) -> nn.Module:
+    """A copy of a network, of which these parts are the same.
+
+    An output that a module has kept is copied without its gradients, as PyTorch refuses to.
+
+    Raises:
+        ValueError: the network holds what nobody can copy, such as a file.
+    """
+    kept = [one for module in network.modules() for one in vars(module).values()]
+    outputs = [one for value in kept for one in _tensors(value) if not one.is_leaf]
+    known = {id(one): one.detach().clone() for one in outputs} | {id(one): one for one in shared}
+    try:
+        return copy.deepcopy(network, known)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{type(network).__name__} cannot be copied ({one_line(error)}): give the Sequential "
+            "that it holds"
+        ) from None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, and in lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
+
+
 def refuse_hooks(model: nn.Module, consequence: str, but: Container[nn.Module] = ()) -> None:
     """Raises a ValueError that names the first module with hooks, other than these."""
     for name, module in model.named_modules():
@@ -96,12 +128,13 @@ def _hands_on(network: nn.Module, part: nn.Module) -> bool:
     x, reply, given = object(), Output._make([object(), object()]), []
 
     def forward(x: object, state: object = None, lengths: object = None) -> Output:
-        given.append(x)
+        given.append(x if state is None and lengths is None else None)
         return reply
 
+    tried = copy_of(network, part)  # which may keep what it is given
     part.forward = forward
     try:
-        result = network.forward(x)
+        result = tried.forward(x)
     except Exception:  # whatever a user's forward raises that computes with what is no tensor
         return False
     finally:

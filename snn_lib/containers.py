@@ -279,11 +279,11 @@ class Sequential(StatefulModule):
             The list of the modules' outputs, ``(B, T, *)`` with ``batch_first`` and ``(B, *)`` from
             a readout on, and the new state.
         """
-        states, outputs = self._states(state), []
-        following = [*self._modules.values(), nn.Identity()][1:]
-        for output, module in zip(self._outputs(x, states, lengths), following, strict=True):
-            in_place = any(getattr(part, "inplace", False) for part in module.modules())
-            outputs.append(output.clone() if in_place else output)
+        states, outputs, modules = self._states(state), [], self._modules.values()
+        in_place = [any(getattr(p, "inplace", False) for p in m.modules()) for m in modules]
+        for number, output in enumerate(self._outputs(x, states, lengths)):
+            changes = any(in_place[number + 1 :])  # perhaps a view of this output
+            outputs.append(output.clone() if changes else output)
         return outputs, tuple(states)
 
     def _states(self, state: Sequence[Any] | None) -> list[Any]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -18,13 +19,15 @@ def observe(layer: nn.Module, report: Callable[[dict[str, Any], Any], object]) -
     """Reports each call of a layer, until the handle is removed.
 
     ``report`` takes the arguments of the call, by name and in order, and what the layer returned. A
-    call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again.
+    call that :class:`snn_lib.Chunked` repeats for the backward pass is not reported again, nor is
+    one of a copy of the layer, which has its hooks.
     """
 
-    def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
-        if not is_recomputing():
+    def hook(caller: nn.Module, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
+        if caller is layer and not is_recomputing():
             report(bind_call(layer, args, kwargs), result)
 
+    hook.observed = layer
     return layer.register_forward_hook(hook, with_kwargs=True)
 
 
@@ -74,6 +77,46 @@ def observe_layers(
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+# By a cell, the lists in which its inputs are noted.
+_noted: dict[nn.Module, list[list[dict[str, Any]]]] = {}
+
+
+@contextmanager
+def noting_inputs(cell: nn.Module) -> Iterator[list[dict[str, Any]]]:
+    """The context with a list of what the present call of a cell gives to ``Cell.forward``.
+
+    That is another input than that of the call if a ``forward`` of a user's own changes it.
+    """
+    inputs: list[dict[str, Any]] = []
+
+    def begin(*_: Any) -> None:
+        inputs.clear()
+
+    begin.observed = cell
+    handle = cell.register_forward_pre_hook(begin)
+    _noted.setdefault(cell, []).append(inputs)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+        _noted[cell] = [other for other in _noted[cell] if other is not inputs]
+        if not _noted[cell]:
+            del _noted[cell]
+
+
+def note_input(cell: nn.Module, x: Any, state: Any) -> None:
+    """Notes what the equation of a cell runs on, unless a compiled program runs it."""
+    if not torch.compiler.is_compiling():
+        for inputs in _noted.get(cell, ()):
+            inputs.append({"x": x, "state": state})
+
+
+def state_given(given: dict[str, Any]) -> Any:
+    """The state among the arguments of a layer's call, whatever a user's own forward calls it."""
+    _, *rest = given.items()
+    return next((value for name, value in rest if name != "lengths"), None)
 
 
 def bind_call(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from snn_lib.cells import Constrained, Recurrent, is_spiking
 from snn_lib.containers import Sequential, holds_weights, is_weighted
 from snn_lib.functional import check_tensor
-from snn_lib.observing import observe_layers
+from snn_lib.observing import observe_layers, state_given
 from snn_lib.pytorch_private import version
 from snn_lib.readout import within
 from snn_lib.recomputing import Chunk, current_chunk
@@ -151,7 +151,7 @@ def collect_spikes(model: nn.Module) -> Iterator[CollectedSpikes]:
     spikes = CollectedSpikes()
 
     def keep(name: str, layer: nn.Module, given: dict[str, Any], output: tuple) -> None:
-        spikes.keep(name, output[0], begins=given.get("state") is None)
+        spikes.keep(name, output[0], begins=state_given(given) is None)
 
     with observe_layers(model, is_spiking, keep):
         yield spikes

@@ -89,14 +89,17 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def forward_hooks(module: nn.Module) -> list[Callable]:
-    """The hooks that change or see a module's forward pass, as ``torch.nn.utils.prune`` adds."""
-    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    """The hooks that change or see a module's forward pass, as ``torch.nn.utils.prune`` adds.
+
+    Those that only observe the module of which this one is a copy are none.
+    """
+    hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+    return [hook for hook in hooks if getattr(hook, "observed", module) is module]
 
 
 def is_observed(module: nn.Module) -> bool:
     """Whether a hook sees the module's calls or its gradients, or ``torch.compile`` runs it."""
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    hooks += module._backward_hooks, module._backward_pre_hooks
+    hooks = forward_hooks(module), module._backward_hooks, module._backward_pre_hooks
     compiled = module._compiled_call_impl is not None
     replaced = "forward" in vars(module)
     anywhere = torch.nn.modules.module._has_any_global_hook()

@@ -68,6 +68,8 @@ def test_a_network_may_hold_its_chain_in_chunks():
         lambda layers, x, state: layers(torch.relu(x), state),
         lambda layers, x, state: (x, state),
         lambda layers, x, state: (layers(x, state)[0], layers),
+        lambda layers, x, _: layers(x, (None, None)),
+        lambda layers, x, state: layers(x, state, torch.tensor([2])),
         after(lambda y: y + 1),
         after(lambda y: torch.cat([0 * y[:10], y[10:]])),
         after(lambda y: y.sum(2)),
@@ -80,6 +82,40 @@ def test_a_forward_that_does_more_is_refused_with_the_remedy(run):
         chain_of(network)
     assert "\n" not in str(caught.value)
     assert "forward" not in vars(network.layers)
+
+
+class Keeping(Around):
+    """Keeps the state for the next call, and what it has seen."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.state, self.seen = None, []
+
+    def forward(self, x):
+        output, self.state = self.layers(x, self.state)
+        self.seen.append(output)
+        return output
+
+
+def test_a_network_is_left_as_it_was_whatever_its_forward_keeps():
+    network, x = Keeping(), torch.rand(3, 2, 4)
+    assert chain_of(network)[1] is network.layers
+    assert network.state is None
+    assert network.seen == []
+    network(x)
+    with pytest.raises(ValueError, match=r"Keeping.forward does more than"):
+        chain_of(network)  # from now on it hands on a state
+    network.state = None
+    assert chain_of(network)[1] is network.layers
+    assert torch.equal(network.seen[0], network.layers(x).output)
+    assert len(network.seen) == 1
+
+
+def test_a_network_that_cannot_be_copied_is_refused_in_a_line():
+    network = Keeping()
+    network.file = open(__file__)  # noqa: SIM115 (an open one is what the test is about)
+    with network.file, pytest.raises(ValueError, match=r"Keeping cannot be copied \(cannot pickle"):
+        chain_of(network)
 
 
 class Backwards(Sequential):

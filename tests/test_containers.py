@@ -647,6 +647,17 @@ def test_layerwise_hands_out_no_spikes_that_a_layer_has_changed_in_place():
         assert not torch.equal(outputs[2], expected)
 
 
+def test_layerwise_hands_out_no_output_that_shares_what_a_later_layer_changes_in_place():
+    x, layer = torch.randn(9, 4, 3, 2, 2), LowPassSynapse((3, 2, 2), 3.0)
+    expected, _ = layer(x)
+    rectify = nn.ReLU(inplace=True)
+    for between in ([], [nn.Identity()], [nn.Flatten(2)], [nn.Dropout().eval(), ChannelsFirst()]):
+        for last in (rectify, PerStep(rectify)):
+            outputs, _ = Sequential(layer, *between, last).layerwise(x)
+            assert torch.equal(outputs[0], expected)
+            assert outputs[-1].min() == 0
+
+
 def test_layerwise_begins_with_a_state_and_ends_at_the_lengths_as_a_run_does():
     network, x = ragged_network(), 2 * torch.rand(9, 3, 6).double()
     nn.init.normal_(network[1].weight, 0.5)

@@ -1,6 +1,7 @@
 """What is reported of the calls of layers."""
 
 import contextlib
+import copy
 import warnings
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from snn_lib import Chunked, Sequential, SpikingNeuron, answer_from_the_start, fire_from_the_start
 from snn_lib.containers import is_weighted
+from snn_lib.inference.description import describe
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
 from snn_lib.observing import observe, observe_layers
@@ -45,6 +47,60 @@ def test_chunks_that_run_again_for_the_backward_pass_are_not_reported_again():
     with observe_layers(model, is_weighted, lambda *call: steps.append(len(call[2]["input"]))):
         Chunked(model, 2)(torch.ones(5, 1, 2))[0].sum().backward()
     assert steps == [2, 2, 1]
+
+
+class Noisy(SpikingNeuron):
+    """Neurons of a user's own, whose state has another name."""
+
+    def forward(self, x, before=None, lengths=None):
+        return super().forward(x + torch.rand_like(x), before, lengths)
+
+
+@pytest.mark.parametrize("kind", [SpikingNeuron, Noisy])
+def test_a_copy_is_not_reported_and_is_free_of_what_observes_the_model(kind):
+    model, x = Sequential(nn.Linear(4, 3), kind(3, 4.0)), 3 * torch.rand(9, 2, 4)
+    nn.init.constant_(model[0].weight, 0.3)
+    watching = Monitor(model), count_activity(model), collect_spikes(model)
+    with watching[0] as monitor, watching[1] as activity, watching[2] as spikes:
+        output, _ = model(x)
+        other = copy.deepcopy(model)
+        other(0 * x)
+    other(0 * x)
+    assert torch.equal(monitor["1"].spikes, output)
+    assert torch.equal(spikes["1"], output)
+    assert activity.firing_rates()["1"] == pytest.approx(output.mean().item())
+    with torch.no_grad():
+        other[1].reset_strength.fill_(0.25)
+    torch.manual_seed(1)
+    found, _ = other(x)
+    with Monitor(other) as monitor:
+        torch.manual_seed(1)
+        other(x)
+    assert torch.equal(monitor["1"].spikes, found)
+    assert torch.equal(monitor["1"].reset[1], 0.25 * found[0])
+    if kind is SpikingNeuron:
+        describe(other)
+
+
+def test_monitors_may_end_in_any_order():
+    model, x = Sequential(Noisy(3, 4.0)), torch.rand(9, 2, 3)
+    first, second = Monitor(model), Monitor(model)
+    first.__enter__()
+    second.__enter__()
+    before, _ = model(x)
+    first.__exit__(None, None, None)
+    output, _ = model(x + 1)
+    second.__exit__(None, None, None)
+    assert torch.equal(first["0"].spikes, before)
+    assert torch.equal(second["0"].spikes, output)
+
+
+def test_chunks_of_neurons_whose_state_has_another_name_are_one_sequence():
+    model, x = Sequential(nn.Linear(4, 3), Noisy(3, 4.0)), torch.rand(9, 2, 4)
+    with collect_spikes(model) as spikes:
+        first, state = model(x[:5])
+        rest, _ = model(x[5:], state)
+    assert torch.equal(spikes["1"], torch.cat([first, rest]))
 
 
 def in_eager_mode(module):

@@ -30,6 +30,7 @@ from snn_lib.containers import Output, StatefulModule, check_module, feature_sha
 from snn_lib.functional import GAUSSIAN, Call, State, check_features, record_cell, run_cells
 from snn_lib.kernels import COMPUTE_DTYPES
 from snn_lib.kernels.program import Fire, Kind, key_of, program, register
+from snn_lib.observing import note_input
 from snn_lib.pytorch_private import is_observed, is_transformed, sees_operations
 from snn_lib.recomputing import decide, dropout_seed, is_recomputing
 from snn_lib.stability import MARGIN, check_decaying, check_rounding, refuse_rounding
@@ -166,7 +167,8 @@ class Cell(Constrained):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{cls.__name__}.{attribute} names {name!r} twice")
-        taken = {*dir(Cell), *inspect.signature(Cell.__init__).parameters, "shape", "training"}
+        parameters = inspect.signature(Cell.__init__).parameters
+        taken = {*dir(Cell), *parameters, "shape", "training", "kind"}
         for name in taken.intersection(cls.coefficients):
             raise ValueError(f"{cls.__name__}.coefficients names {name!r}, which every Cell has")
         for name in set(cls.decays).difference(cls.coefficients):
@@ -233,6 +235,7 @@ class Cell(Constrained):
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> Output:
         """Runs all time steps; see the class for shapes."""
+        note_input(self, x, state)
         output, (state,) = run_cells([self.call(x, state)], x, lengths)
         return Output(output, state)
 

@@ -4,7 +4,6 @@
 from its description, and never look at the network itself.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from snn_lib.chain import REMEDY, chain_of, layers_of, refuse_hooks
+from snn_lib.cells import Recurrent
+from snn_lib.chain import REMEDY, chain_of, copy_of, layers_of, refuse_hooks
 from snn_lib.chunks import Chunked
 from snn_lib.containers import PerStep, Sequential, check_module, feature_shape
 from snn_lib.data.preparation import Preparation
@@ -31,6 +31,7 @@ from snn_lib.inference.layers import (
     read,
 )
 from snn_lib.kernels import use_backend
+from snn_lib.observing import bind_call, state_given
 from snn_lib.pytorch_private import comes_from_compile
 from snn_lib.readout import EVERY_STEP, READOUTS
 
@@ -97,11 +98,7 @@ def describe(network: nn.Module, shape: Sequence[int] | None = None) -> Descript
     preparation = preparation_of(network)
     if shape is None and preparation is not None:
         shape = preparation.features
-    # A module may keep an output with its gradients, which PyTorch refuses to copy.
-    kept = [one for module in network.modules() for one in vars(module).values()]
-    computed = (one for one in kept if isinstance(one, Tensor) and not one.is_leaf)
-    network = _without_chunks(copy.deepcopy(network, {id(one): one.detach() for one in computed}))
-    network = network.cpu().eval().requires_grad_(False)
+    network = _without_chunks(copy_of(network)).cpu().eval().requires_grad_(False)
     name, chain = chain_of(network)
     dtype = _dtype_of(chain, name)
     before = _input_shape(chain, name) if shape is None else feature_shape(shape)
@@ -171,7 +168,9 @@ def _run(
         pairs.append((given[0], result[0] if isinstance(result, tuple) else result))
 
     def note_chain(chain: nn.Module, given: tuple, named: dict, result: tuple) -> None:
-        handed.append((given[0] if given else named["x"], result[0]))
+        call = bind_call(chain, given, named)
+        begins = state_given(call) is None
+        handed.append((call["x"] if begins else None, result[0]))
 
     generator = torch.Generator("cpu").manual_seed(0)
     size, number = torch.randn(2, STEPS, 1, *before, **CPU, generator=generator)
@@ -248,6 +247,7 @@ def _input_shape(inner: nn.Module, name: str) -> Shape:
         name = f"{name}.{child}".lstrip(".")
     if isinstance(inner, nn.Linear):
         return (inner.in_features,)
+    inner = inner.neuron if isinstance(inner, Recurrent) else inner
     shape = getattr(inner, "shape", None)
     if type(inner).forward in READERS and (not shape or 1 in shape[1:]):  # others are refused later
         raise ValueError(

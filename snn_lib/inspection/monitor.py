@@ -1,7 +1,7 @@
 """Records what happens inside a model: PSPs, membrane potentials, resets and spikes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_lib.cells import Cell
-from snn_lib.observing import observe_layers
+from snn_lib.observing import noting_inputs, observe_layers, state_given
 from snn_lib.recomputing import current_chunk
 
 
@@ -78,8 +78,8 @@ class Monitor:
         self.records: dict[str, SynapseRecord | NeuronRecord] = {}
         # In chunks, the run of each record, by its seeds, and the step with which it begins.
         self._begun: dict[str, tuple[Any, int]] = {}
-        # What the forward of a user's own neurons gave to that of Cell, in the present call.
-        self._calls: dict[str, list[dict[str, Any]]] = {}
+        # Of neurons with a forward of a user's own, what it gives to that of Cell.
+        self._inputs: dict[str, list[dict[str, Any]]] = {}
 
     def __getitem__(self, layer: str) -> SynapseRecord | NeuronRecord:
         if layer not in self.records:
@@ -92,8 +92,7 @@ class Monitor:
             for name in self._layers:
                 layer = self._model.get_submodule(name)
                 if _is_changed(layer):
-                    calls = self._calls.setdefault(name, [])
-                    contexts.enter_context(_noting_calls(layer, calls))
+                    self._inputs[name] = contexts.enter_context(noting_inputs(layer))
             observing = observe_layers(self._model, is_cell, self._store, self._layers)
             contexts.enter_context(observing)
             self._observing = contexts.pop_all()
@@ -103,14 +102,14 @@ class Monitor:
         self._observing.__exit__(*exception)
 
     def _store(self, name: str, layer: nn.Module, given: dict[str, Any], result: tuple) -> None:
-        if name in self._calls:
-            if len(calls := self._calls[name]) != 1:
+        if name in self._inputs:
+            if len(inputs := self._inputs[name]) != 1:
                 raise ValueError(
                     f"layer {name!r} ({type(layer).__name__}) has a forward of its own that calls "
-                    f"Cell.forward {len(calls)} times, expected once: give it a traces of its own, "
-                    "too, or leave it out of the layers to record"
+                    f"Cell.forward {len(inputs)} times, expected once: give it a traces of its "
+                    "own, too, or leave it out of the layers to record"
                 )
-            given = calls[0]
+            given = inputs[0]
         record, chunk = record_of(layer, given, result), current_chunk()
         if chunk is not None:
             run, first = self._begun.get(name, (None, 0))
@@ -135,36 +134,13 @@ def _is_changed(cell: Any) -> bool:
     return cell.spikes and forward is not Cell.forward and traces is Cell.traces
 
 
-@contextmanager
-def _noting_calls(cell: Any, calls: list[dict[str, Any]]) -> Iterator[None]:
-    """The context in which what a cell's own ``forward`` gives to that of ``Cell`` is noted."""
-    inner, before = cell.call, vars(cell).get("call")  # that of another monitor
-
-    def call(x: Tensor, state: Any = None, drops: bool = True) -> Any:
-        if drops:  # traces does without
-            calls.append({"x": x, "state": state})
-        return inner(x, state, drops)
-
-    cell.call = call
-    # Others may have run it without its hooks, or again for a backward pass.
-    begun = cell.register_forward_pre_hook(lambda *_: calls.clear())
-    try:
-        yield
-    finally:
-        begun.remove()
-        del cell.call
-        if before is not None:
-            cell.call = before
-
-
 @torch.no_grad()
 def record_of(layer: Any, given: dict[str, Any], result: tuple) -> SynapseRecord | NeuronRecord:
     """The record of a call that ``observe`` reports: neurons have ``traces``, synapses a PSP."""
     if not hasattr(layer, "traces") or not getattr(layer, "spikes", True):
         return SynapseRecord(result[0].detach().clone())  # the next layer may work in place
-    # Whatever a user's own forward calls its input and its state.
-    x, *state = (value for name, value in given.items() if name != "lengths")
-    return NeuronRecord(*layer.traces(x, *state))  # padding is recorded like the rest
+    x = next(iter(given.values()))  # whatever a user's own forward calls it
+    return NeuronRecord(*layer.traces(x, state_given(given)))  # padding is recorded like the rest
 
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:

@@ -138,8 +138,10 @@ def _trace(
     # The copies are no leaves, which autograd would let nobody change, in its own words.
     tensors = [torch.full((1,), value, **exact, requires_grad=True).clone() for _ in inputs]
     recorder = _Recorder(dict(zip(inputs, tensors, strict=True)))
-    # A step that draws random numbers draws the same ones however often it was traced.
-    with torch.random.fork_rng(devices=[]), _Reading(), recorder:
+    # A step that draws random numbers draws the same ones however often it was traced. PyTorch's
+    # search for nan, which holds in all threads, would look at values here.
+    unseen = torch.autograd.set_detect_anomaly(False)
+    with torch.random.fork_rng(devices=[]), unseen, _Reading(), recorder:
         results = function(*tensors)
         if recorder.unknown is not None:
             raise recorder.unknown

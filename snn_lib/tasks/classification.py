@@ -166,7 +166,8 @@ class Classification(Task):
         for batch in self.batches("test"):
             total, count = batch.x.shape[:2]
             output, _ = run(batch.x, lengths=batch.lengths)
-            if not counts or len(output) != total:  # an output has no cost of its own
+            # An output has no cost of its own, and a single one has no rival.
+            if not counts or len(output) != total or output.shape[-1] < 2:
                 continue
             if batch.y.dim() > 1 and self._is_of_the_user("loss", "cross_entropy"):
                 continue  # only the user's loss knows which of several classes are right

@@ -309,9 +309,11 @@ class SequenceClassification(SequenceTask, Classification):
         """The share of each class's steps in the test split that are answered right, in words."""
         answered: Any = 0  # (classes, classes): how often each, by label
         for batch in self.batches("test"):
-            if batch.y.dim() > 2:  # only the user's loss knows which of several classes are right
+            output = output_of(model, batch.x)
+            # Only the user's loss knows what several labels, shares, or a single output mean.
+            if batch.y.dim() > 2 or batch.y.is_floating_point() or output.shape[-1] < 2:
                 return
-            logits, labels = self.logits(output_of(model, batch.x), batch), labels_of(batch)
+            logits, labels = self.logits(output, batch), labels_of(batch)
             classes = logits.shape[2]
             pairs = (labels * classes + logits.argmax(2))[labels >= 0]
             answered = answered + pairs.bincount(minlength=classes**2).view(classes, classes)

@@ -266,7 +266,8 @@ class TrainedNetwork(nn.Module):
         their numbers are used.
 
         Raises:
-            InputError: as :meth:`answer`, or the network predicts numbers and not classes.
+            InputError: as :meth:`answer`, or the network predicts numbers and not classes, or has a
+                single output.
         """
         (logits, lengths), every_step = self._answer(samples), self.readout == EVERY_STEP
         require(
@@ -274,6 +275,7 @@ class TrainedNetwork(nn.Module):
             f"{self._origin} predicts numbers, not classes: call answer",
         )
         scores, outputs = logits.softmax(-1), logits.shape[-1]
+        require(outputs > 1, f"{self._origin} has one output, which tells no classes: call answer")
         names = self.classes or [str(number) for number in range(outputs)]
         require(
             len(names) == outputs,

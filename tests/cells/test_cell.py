@@ -532,7 +532,7 @@ def test_a_step_with_branches_or_changes_in_place_is_refused_where_it_runs():
 
 
 @pytest.mark.parametrize(
-    "name", ["step", "key", "products", "dropout", "train", "shape", "training"]
+    "name", ["step", "key", "products", "dropout", "train", "shape", "training", "kind"]
 )
 def test_a_coefficient_has_no_name_of_the_cell_s_own(name):
     with pytest.raises(ValueError, match=f"coefficients names '{name}', which every Cell has"):

@@ -21,6 +21,7 @@ from snn_lib import (
     SpikingNeuron,
     fire_from_the_start,
 )
+from snn_lib.cells import Cell
 from snn_lib.containers import map_tensors
 from snn_lib.inspection.activity import count_activity
 from snn_lib.inspection.monitor import Monitor
@@ -425,6 +426,27 @@ def test_a_gradient_that_is_differentiated_is_that_of_the_same_lengths():
         return torch.autograd.grad(loss, x, create_graph=again)[0]
 
     torch.testing.assert_close(slope(True), slope(False))
+
+
+class Held(Cell):
+    """After a step, one state is a coefficient."""
+
+    states = ("reset", "level")
+    coefficients = ("jump", "decay")
+
+    @staticmethod
+    def step(x, state, coefficients, fire):
+        (reset, level), (jump, decay) = state, coefficients
+        level = decay * level + x
+        return fire(level - reset), (jump * 1.0, level)
+
+
+def test_a_state_that_is_a_coefficient_comes_back_alike_at_once_and_by_steps():
+    weights, x = nn.Linear(8, 8), 2 * torch.rand(9, 4, 8)
+    cell = Held(8, jump=torch.linspace(0.1, 0.5, 8), decay=0.9)
+    expected, (fed, state, _) = Recurrent(weights, cell)(x)
+    found, (fed_again, again, _) = Recurrent(nn.Sequential(weights), cell)(x)
+    torch.testing.assert_close((found, fed_again, again), (expected, fed, state))
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,22 @@ def test_a_network_that_keeps_an_output_with_its_gradients_is_described():
     assert before.requires_grad
 
 
+class Starting(Around):
+    """Begins with a state of its own."""
+
+    def forward(self, x):
+        return self.layers(x, (None, (torch.full((1, 4), 0.5), torch.zeros(1, 4))))
+
+
+def test_a_network_that_begins_with_a_state_of_its_own_is_refused():
+    with pytest.raises(ValueError, match=r"Starting.forward does more than to hand its input"):
+        describe(Starting(Sequential(nn.Linear(4, 4), SpikingNeuron(4, 3.0))))
+
+
+def test_the_neurons_of_a_recurrent_first_layer_say_what_the_input_is():
+    assert describe(Sequential(Recurrent(nn.Linear(4, 4), SpikingNeuron(4, 3.0)))).before == (4,)
+
+
 def test_only_the_layers_say_in_which_dtype_a_network_computes():
     for dtype in (torch.float64, torch.float16):
         network = Around(Sequential(nn.Linear(4, 2)))

@@ -1,5 +1,7 @@
 """What is recorded of a step and of its adjoint, against PyTorch's own results."""
 
+import warnings
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -214,6 +216,18 @@ REFUSED = {  # what is a mistake
 def test_operations_that_no_kernel_can_compute_are_named(name):
     with pytest.raises(UnknownOperationError, match=f"^a step calls {name}, which no kernel can"):
         trace(lambda a, b: [UNKNOWN[name](a, b)], ["a", "b"])
+
+
+def test_pytorch_s_search_for_nan_changes_no_trace():
+    def step(x, y):
+        return [torch.where(x > y, x * y, torch.exp(y))]
+
+    expected = trace(step, ["x", "y"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.autograd.set_detect_anomaly(True):
+            assert repr(trace(step, ["x", "y"])) == repr(expected)
+            assert torch.is_anomaly_enabled()
 
 
 def test_a_step_that_draws_is_traced_without_a_draw():

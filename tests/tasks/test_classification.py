@@ -159,6 +159,15 @@ def test_early_answers_of_a_network_that_leaves_out_steps_are_not_judged():
     assert stopped_early(Soft, behind=[Halve()]) == ([], [])
 
 
+class First(nn.Module):
+    def forward(self, x):
+        return x[..., :1]
+
+
+def test_operations_of_a_network_with_one_output_are_counted_and_its_answers_not_judged():
+    assert stopped_early(Soft, behind=[First()]) == ([], [])
+
+
 def test_a_lead_of_one_spike_means_nothing_if_any_batch_has_other_outputs():
     class Half(nn.Module):
         """Spikes of the first batch, of 5 sequences, count half."""

@@ -1553,6 +1553,27 @@ def test_several_labels_of_a_step_move_with_it_and_are_zeros_in_the_padding():
             assert torch.equal(batch.y, (batch.x > 0.5).float())  # zeros in the padding, too
 
 
+class Event(SequenceClassification):
+    """Whether something happens at a step, or how likely that is."""
+
+    def read_target(self, target):
+        return target
+
+    def loss(self, model, batch):
+        chances = output_of(model, batch.x)[..., 0]
+        loss = F.binary_cross_entropy_with_logits(chances, batch.y.clamp(min=0).float())
+        return loss, {"samples": 1, "labels": 1, "loss": loss.detach(), "correct": 0.0}
+
+
+@pytest.mark.parametrize("targets", [torch.randint(2, (12, 9)), torch.rand(12, 9)])
+def test_an_event_at_a_step_is_reported_without_an_accuracy_by_class(targets):
+    data = torch.rand(12, 9, CHANNELS), targets
+    task = prepared(Event({"train": data, "test": data}, None))
+    for outputs in (1, CLASSES) if targets.is_floating_point() else (1,):
+        model = Sequential(nn.Linear(CHANNELS, outputs)).eval()
+        assert not any("by class" in line for line in task.report(model, None))
+
+
 class Likely(SequenceClassification):
     """Its targets are probabilities of the classes."""
 

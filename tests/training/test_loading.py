@@ -89,11 +89,11 @@ def build_model(config):
     )
 
 
-def train(folder, task):
+def train(folder, task, build=build_model):
     """The path of the best checkpoint of a run of one epoch."""
     config = task.config_class(name="mine", device="cpu", runs_path=str(folder / "runs"))
     config.hyperparameters.epoch, config.hyperparameters.batch_size = 1, 8
-    experiment = Experiment(build_model, task, config)
+    experiment = Experiment(build, task, config)
     experiment.train()
     return experiment.run.best
 
@@ -193,6 +193,21 @@ def test_a_sequence_is_answered_alike_alone_and_beside_a_longer_one(mine):
     for number, length in enumerate((6, 2, 5)):
         alone = network.answer(x[number : number + 1, :length])
         torch.testing.assert_close(together[number], alone[0])
+
+
+def test_one_output_tells_no_classes(tmp_path):
+    class Event(SequenceClassification):
+        def loss(self, model, batch):
+            loss = self.readout(model(batch.x)[0], batch.lengths).mean()
+            return loss, {"samples": batch.x.shape[1], "loss": loss.detach(), "correct": 0}
+
+    def build(config):
+        return Sequential(LowPassSynapse(3, 4.0), nn.Linear(3, 1))
+
+    data = torch.rand(20, 6, 3), torch.randint(2, (20,))
+    network = snn_lib.load(train(tmp_path, Event({"train": data}, "mean"), build), build)
+    assert network.answer(data[0]).shape == (20, 1)
+    assert "has one output, which tells no classes" in refusal(network.classify, data[0])
 
 
 @pytest.mark.parametrize("readout", ["last", None])
