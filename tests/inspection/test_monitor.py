@@ -54,6 +54,13 @@ def test_a_record_is_what_a_layer_has_returned_though_the_next_works_in_place():
     assert monitor["0"].psp.equal(psp)
 
 
+def test_lengths_are_no_state(x):
+    neuron = SpikingNeuron(6, 4.0)
+    with Monitor(neuron) as monitor:
+        neuron(2 * x, lengths=torch.tensor([4, 30, 9]))
+    assert torch.equal(monitor[""].spikes, neuron(2 * x).output)
+
+
 def test_layers_of_a_user_s_own_may_name_their_input_as_they_like():
     x, plain = 2 * torch.rand(9, 2, 5), SpikingNeuron(5, 4.0)
     model = Sequential(RenamedInput(5, 4.0))
